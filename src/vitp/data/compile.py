@@ -1,0 +1,332 @@
+"""Labels → instruction files: what `vitp data compile` does.
+
+The output folder holds
+
+    {train,val,test}.jsonl   instruction records, images relative to the root in mixture.json
+    mixture.json             the training split as a mixture of one set
+    labels/                  the labels themselves, for probes and finetuning (`formats.vitp_labels`)
+    crops/                   the images, where they were cut
+    summary.json             counts, findings, options, licence, content hash
+
+The same labels, options and seed give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vitp import files
+from vitp.data.formats import detect_format, read_labels, vitp_labels
+from vitp.data.formats.crops import cut
+from vitp.data.formats.generated import Chained
+from vitp.data.formats.splits import SPLITS
+from vitp.data.formats.vitp_labels import LabelWriter, Roots
+from vitp.data.labels import LabelledImage, LabelledSet
+from vitp.data.records import InstructionRecord, to_line
+from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
+from vitp.errors import DataError
+from vitp.version import __version__
+
+_FORMAT = "vitp-compiled"
+
+
+@dataclass
+class SplitCounts:
+    """What one split holds.
+
+    Attributes:
+        images: Labelled images.
+        records: Instruction records; fewer than images when there was nothing to ask of some.
+        turns: Questions.
+        tasks: Questions of each task.
+        objects: Objects of each class.
+        scenes: Images of each scene class.
+    """
+
+    images: int = 0
+    records: int = 0
+    turns: int = 0
+    tasks: Counter[str] = field(default_factory=Counter)
+    objects: Counter[str] = field(default_factory=Counter)
+    scenes: Counter[str] = field(default_factory=Counter)
+
+    def count(self, item: LabelledImage, tasks: tuple[str, ...] | None) -> None:
+        """Add one image and the tasks that were asked of it (None: nothing could be asked)."""
+        self.images += 1
+        self.objects.update(label.category for label in item.objects or ())
+        if item.scene is not None:
+            self.scenes[item.scene] += 1
+        if tasks is not None:
+            self.records += 1
+            self.turns += len(tasks)
+            self.tasks.update(tasks)
+
+
+@dataclass(frozen=True)
+class CompileSummary:
+    """What was compiled.
+
+    Attributes:
+        name: Of the set.
+        out: Where it lies.
+        fmt: Format that was read.
+        licence: Of the data.
+        seed: Of splits and questions.
+        splits: Split → counts.
+        findings: Lines about labels that were left out or mended, each with file and row.
+        unasked: Images of which there was nothing to ask.
+        content_hash: SHA-256 over the record and label lines of all splits.
+    """
+
+    name: str
+    out: Path
+    fmt: str
+    licence: str
+    seed: int
+    splits: dict[str, SplitCounts]
+    findings: tuple[str, ...]
+    unasked: int
+    content_hash: str
+
+
+def compile_labels(
+    src: str | Path,
+    fmt: str,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    crop: int | None = None,
+    overlap: int = 0,
+    min_visible: float = 0.4,
+    synthesis: SynthesisConfig | None = None,
+    max_tiles: int | None = None,
+    force: bool = False,
+    **options: Any,
+) -> CompileSummary:
+    """Read labels, ask questions about them, and write records, mixture, labels and summary.
+
+    Args:
+        src: Folder (or file) of the set; the domain for `fmt="scenes"`.
+        fmt: A key of `vitp.data.formats.FORMATS`, or "auto".
+        out: New or empty folder, or with `force` one of an earlier compilation.
+        seed: Of the splits, the questions and, for generated scenes, the scenes.
+        crop: Cut images into crops of this many pixels.
+        overlap: Pixels that neighbouring crops share.
+        min_visible: Objects of which less of the area is in a crop are no labels of it.
+        synthesis: What to ask.
+        max_tiles: Written into the mixture as `max_dynamic_patch`; left to the run by default.
+        force: Replace an earlier compilation, in one step and only when the new one is complete.
+        **options: Of the format, see `vitp.data.formats.read_labels`.
+
+    Raises:
+        DataError: The labels can't be read, there is nothing to ask in the training split, or `out` can't be
+            replaced.
+        ConfigError: An option is unknown or out of range.
+    """
+    out = Path(out).resolve()
+    generated = fmt == "scenes"
+    base = out if generated else _base(Path(src))
+    _check_out(out, base, generated=generated, force=force)
+    if fmt == "auto":
+        fmt = detect_format(Path(src))
+    if fmt != "vitp":  # a compiled set brings its own splits
+        options["seed"] = seed
+    labelled = read_labels(fmt, str(src) if generated else Path(src).resolve(), **options)
+    synthesis = synthesis or SynthesisConfig()
+    cropped = None
+    if crop is not None:
+        cropped = _crop_folder(out, base, crop, overlap)
+        labelled = cut(labelled, crop, overlap, cropped, min_visible)
+        _remove_strangers(
+            cropped, (path for item in labelled.items for path in (item.image, item.second_image))
+        )
+    with files.atomic_dir(out) as temporary:
+        roots = Roots(
+            temporary, cropped or (temporary if generated else base), temporary if generated else base
+        )
+        splits = _write_lines(labelled, roots, seed, synthesis)
+        vitp_labels.write_head(labelled, roots, image_root="crops" if cropped else None)
+        if not splits["train"].records:
+            raise DataError(
+                "there is nothing to ask in the training split",
+                where=str(src),
+                fix="check the splits, the labels and the tasks",
+            )
+        image_root = "crops" if cropped else vitp_labels.relative(roots.images, temporary)
+        _write_mixture(temporary, labelled.name, image_root, splits["train"].records, max_tiles)
+        summary = CompileSummary(
+            name=labelled.name,
+            out=out,
+            fmt=fmt,
+            licence=labelled.licence,
+            seed=seed,
+            splits=splits,
+            findings=labelled.findings,
+            unasked=sum(counts.images - counts.records for counts in splits.values()),
+            content_hash=_content_hash(temporary),
+        )
+        settings = {"crop": crop, "overlap": overlap, "min_visible": min_visible} if crop is not None else {}
+        _write_summary(temporary, summary, {**settings, **options, "synthesis": asdict(synthesis)})
+        if cropped is not None:
+            cropped.rename(temporary / "crops")
+    return summary
+
+
+def _base(src: Path) -> Path:
+    src = src.resolve()
+    return src.parent if src.is_file() else src
+
+
+def _check_out(out: Path, base: Path, *, generated: bool, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError("is a file", where=str(out), fix="name a new folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not _is_ours(out):
+        raise DataError(
+            "isn't empty and doesn't come from an earlier compilation",
+            where=str(out),
+            fix="name a new folder",
+        )
+    if not force:
+        raise DataError(
+            "holds an earlier compilation",
+            where=str(out),
+            fix="name a new folder, or replace it with --force",
+        )
+    if not generated and base.is_relative_to(out):
+        raise DataError("holds the labels that are to be read", where=str(out), fix="name another folder")
+
+
+def _is_ours(out: Path) -> bool:
+    try:
+        return json.loads((out / "summary.json").read_text(encoding="utf-8")).get("format") == _FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
+    """Return the folder in which crops wait until all is complete; an interrupted run finds it again."""
+    key = hashlib.sha256(f"{base}\n{crop}\n{overlap}".encode()).hexdigest()[:12]
+    folder = out.parent / f".{out.name}.crops-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _remove_strangers(folder: Path, wanted: Iterable[str | None]) -> None:
+    """Remove what an interrupted run left of images that are no longer in the set."""
+    names = {Path(path) for path in wanted if path is not None}
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in names:
+            path.unlink()
+
+
+def _training_part(labelled: LabelledSet) -> LabelledSet:
+    # Filtering a generated set would render all of it; its first part is the training split.
+    if isinstance(labelled.items, Chained):
+        return replace(labelled, items=labelled.items.parts[0])
+    return labelled.split("train")
+
+
+def _relative_item(item: LabelledImage, root: Path) -> LabelledImage:
+    second = item.second_image
+    return replace(
+        item,
+        image=vitp_labels.relative(item.image, root),
+        second_image=vitp_labels.relative(second, root) if second is not None else None,
+    )
+
+
+def _write_lines(
+    labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
+) -> dict[str, SplitCounts]:
+    """Write the records and the labels of all images in one pass (a generated scene is rendered once)."""
+    classes = SetClasses.from_set(_training_part(labelled))
+    counts = {split: SplitCounts() for split in SPLITS}
+    records = {split: roots.out / f"{split}.jsonl" for split in SPLITS}
+    with LabelWriter(roots) as writer, _Lines(records) as lines:
+        for item in labelled.items:
+            made = synthesize_with_tasks(
+                _relative_item(item, roots.images), classes, seed=seed, config=config
+            )
+            if made is not None:
+                lines.add(item.split, made[0])
+            counts[item.split].count(item, None if made is None else made[1])
+            writer.add(item)
+    return counts
+
+
+class _Lines:
+    """The record files of the splits, open for writing."""
+
+    def __init__(self, paths: dict[str, Path]) -> None:
+        self._open = {split: path.open("w", encoding="utf-8", newline="\n") for split, path in paths.items()}
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._open.values():
+            file.close()
+
+    def add(self, split: str, record: InstructionRecord) -> None:
+        self._open[split].write(to_line(record) + "\n")
+
+
+def _write_mixture(out: Path, name: str, root: str, length: int, max_tiles: int | None) -> None:
+    entry: dict[str, Any] = {
+        "root": root,
+        "annotation": "train.jsonl",
+        "data_augment": False,
+        "repeat_time": 1,
+        "length": length,
+    }
+    if max_tiles is not None:
+        entry["max_dynamic_patch"] = max_tiles
+    files.write_json(out / "mixture.json", {name: entry})
+
+
+def _content_hash(out: Path) -> str:
+    digest = hashlib.sha256()
+    for folder in (out, out / "labels"):
+        for split in SPLITS:
+            digest.update(files.sha256(folder / f"{split}.jsonl").encode())
+    return digest.hexdigest()
+
+
+def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) -> None:
+    def table(counts: Counter[str]) -> dict[str, int]:
+        return dict(sorted(counts.items()))
+
+    files.write_json(
+        out / "summary.json",
+        {
+            "format": _FORMAT,
+            "vitp": __version__,
+            "name": summary.name,
+            "label_format": summary.fmt,
+            "licence": summary.licence,
+            "seed": summary.seed,
+            "content_hash": summary.content_hash,
+            "unasked": summary.unasked,
+            "splits": {
+                split: {
+                    "images": counts.images,
+                    "records": counts.records,
+                    "turns": counts.turns,
+                    "tasks": table(counts.tasks),
+                    "objects": table(counts.objects),
+                    "scenes": table(counts.scenes),
+                }
+                for split, counts in summary.splits.items()
+            },
+            "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
+            "findings": list(summary.findings),
+        },
+    )

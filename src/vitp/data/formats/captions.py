@@ -1,0 +1,186 @@
+"""Captions: a JSON, JSON Lines or CSV table of image → text, or a text file beside each image."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitp.data.formats.common import ReadOptions, SetBuilder, list_images, read_text, split_folders
+from vitp.data.formats.splits import split_of
+from vitp.data.labels import LabelledSet
+from vitp.errors import DataError
+
+IMAGE_KEYS = ("image", "file_name", "filename", "path", "filepath", "image_path")
+TEXT_KEYS = ("caption", "captions", "text", "sentences", "report", "description")
+_TABLES = (".json", ".jsonl", ".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class _Row:
+    place: str
+    image: str
+    texts: tuple[str, ...]
+    split: str | None
+
+
+def read(
+    root: Path,
+    options: ReadOptions = ReadOptions(),
+    *,
+    table: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> LabelledSet:
+    """Read captions.
+
+    A table holds rows {"image": …, "caption": text or list} (other usual names of the keys are known), an
+    object image → text, or the form {"images": [{"filename", "split", "sentences": [{"raw"}]}]}. Rows of the
+    same image are joined.
+
+    Args:
+        root: The table, or the folder that holds it, or images with `.txt` files of the same stem beside
+            them (one caption a line), also under folders of the splits.
+        options: Name, licence, splits.
+        table: Name of the table in the folder, where there are several.
+        image_column: Key of the image, where it isn't one of the usual.
+        caption_column: Key of the text, likewise.
+
+    Raises:
+        DataError: The table can't be understood.
+    """
+    base = root if root.is_dir() else root.parent
+    builder = SetBuilder(base, options)
+    path = _table(root, table)
+    if path is None:
+        return _read_sidecars(builder, root)
+    image_keys = (image_column,) if image_column else IMAGE_KEYS
+    text_keys = (caption_column,) if caption_column else TEXT_KEYS
+    texts: dict[Path, list[str]] = {}
+    splits: dict[Path, str | None] = {}
+    for row in _rows(path, builder, image_keys, text_keys):
+        image = next((p for p in _places(base, row) if p.is_file()), None)
+        if image is None:
+            builder.note(row.place, f"{row.image} is missing; left out")
+        elif not row.texts:
+            builder.note(row.place, "no caption; left out")
+        else:
+            texts.setdefault(image, []).extend(row.texts)
+            splits[image] = splits.get(image) or row.split
+    for image, captions in texts.items():
+        if (size := builder.size_of(image)) is not None:
+            builder.add(image, size, split=splits[image], captions=tuple(dict.fromkeys(captions)))
+    return builder.build()
+
+
+def tables(root: Path) -> list[Path]:
+    """Return the files in a folder that may be a table of captions."""
+    return sorted(path for path in root.iterdir() if path.suffix.lower() in _TABLES)
+
+
+def _table(root: Path, name: str | None) -> Path | None:
+    if root.is_file():
+        return root
+    if name is not None:
+        return root / name
+    found = tables(root)
+    if len(found) > 1:
+        raise DataError(
+            f"several tables: {', '.join(path.name for path in found)}",
+            where=str(root),
+            fix="name one with the option table",
+        )
+    return found[0] if found else None
+
+
+def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
+    for split, folder in split_folders(root):
+        for image in [p for base in (folder, folder / "images") if base.is_dir() for p in list_images(base)]:
+            path = image.with_suffix(".txt")
+            if not path.is_file():
+                builder.note(builder.place(image), "no text file; image left out")
+                continue
+            captions = _texts(read_text(path).splitlines())
+            if not captions:
+                builder.note(builder.place(path), "empty; image left out")
+            elif (size := builder.size_of(image)) is not None:
+                builder.add(image, size, split=split, captions=captions)
+    return builder.build()
+
+
+def _places(base: Path, row: _Row) -> list[Path]:
+    folders = ["", "images", row.split or ""]
+    return [base / folder / row.image for folder in dict.fromkeys(folders)]
+
+
+def _rows(
+    path: Path, builder: SetBuilder, image_keys: tuple[str, ...], text_keys: tuple[str, ...]
+) -> Iterator[_Row]:
+    for number, row in _raw_rows(path):
+        place = builder.place(path, number)
+        image = _first(row, image_keys) if isinstance(row, dict) else None
+        if not isinstance(image, str) or not image.strip():
+            raise DataError(
+                f"row names no image (looked for {', '.join(image_keys)})",
+                where=place,
+                fix="name the key with the option image_column",
+            )
+        if all(key not in row for key in text_keys):
+            raise DataError(
+                f"row has no caption (looked for {', '.join(text_keys)})",
+                where=place,
+                fix="name the key with the option caption_column",
+            )
+        yield _Row(
+            place, image.strip(), _texts(_first(row, text_keys)), split_of(str(row.get("split") or ""))
+        )
+
+
+def _raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield line or row number and row."""
+    text = read_text(path)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        reader = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        for row in reader:
+            yield reader.line_num, {str(key).strip(): value for key, value in row.items() if key is not None}
+        return
+    if path.suffix.lower() == ".jsonl":
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                yield number, _json(line, path, number)
+        return
+    content = _json(text, path, 1)
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
+        content = content["images"]
+    elif isinstance(content, dict):
+        content = [{"image": name, "caption": value} for name, value in content.items()]
+    if not isinstance(content, list):
+        raise DataError(
+            "is neither a list nor an object", where=str(path), fix='write [{"image": …, "caption": …}]'
+        )
+    yield from enumerate(content, 1)
+
+
+def _json(text: str, path: Path, row: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"is not JSON ({error.msg})", where=f"{path}:{row + error.lineno - 1}", fix="mend the row"
+        ) from error
+
+
+def _first(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((row[key] for key in keys if row.get(key)), None)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return one text, a list of texts or a list of {"raw": text} as texts with single spaces."""
+    values = value if isinstance(value, list | tuple) else [value]
+    texts = (
+        (v.get("raw") or v.get("caption") or v.get("text")) if isinstance(v, dict) else v for v in values
+    )
+    return tuple(" ".join(str(text).split()) for text in texts if text is not None and str(text).strip())

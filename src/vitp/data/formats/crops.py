@@ -1,0 +1,211 @@
+"""Large images → overlapping crops with their labels."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vitp import files
+from vitp.data.formats.geometry import (
+    area,
+    as_flat,
+    as_points,
+    bounds,
+    clip_polygon,
+    min_area_quad,
+)
+from vitp.data.formats.pixel_masks import Window, windowed
+from vitp.data.images import is_scene, load_image
+from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.errors import ConfigError, DataError
+
+JPEG_QUALITY = 95
+_LOSSY = (".jpg", ".jpeg", ".webp")
+
+
+def crop_windows(width: int, height: int, size: int, overlap: int) -> list[Window]:
+    """Return windows of at most `size` pixels that cover the image, row by row.
+
+    The last window of a row or column moves back to end at the border, so that all are of full size; an image
+    that is smaller than `size` in a direction isn't cut in it.
+    """
+    return [
+        (x, y, min(x + size, width), min(y + size, height))
+        for y in _starts(height, size, size - overlap)
+        for x in _starts(width, size, size - overlap)
+    ]
+
+
+def _starts(length: int, size: int, stride: int) -> list[int]:
+    if length <= size:
+        return [0]
+    return [*range(0, length - size, stride), length - size]
+
+
+def cut(
+    labelled_set: LabelledSet, size: int, overlap: int, out_dir: Path, min_visible: float = 0.4
+) -> LabelledSet:
+    """Return the set with every image cut into crops, the crops written under `out_dir`.
+
+    Each crop keeps the split and belongs to its parent's group. Captions and scene classes are about the
+    whole image and stay behind. An interrupted cut continues: crops that are newer than their image are kept.
+
+    Args:
+        labelled_set: Images from files.
+        size: Side of the crops in pixels.
+        overlap: Pixels that neighbours share.
+        out_dir: Where the crops go; PNG, or JPEG where the image was lossy.
+        min_visible: Objects of which less of the area is in a crop are no labels of it.
+
+    Raises:
+        ConfigError: The numbers don't fit.
+        DataError: An image can't be read, or is a generated scene.
+    """
+    if size < 1 or not 0 <= overlap < size:
+        raise ConfigError(
+            f"crops of {size} can't overlap by {overlap}", where="crop", fix="let 0 ≤ overlap < crop"
+        )
+    if not 0 < min_visible <= 1:
+        raise ConfigError(f"min_visible is {min_visible}", where="crop", fix="give a share above 0, up to 1")
+    crops: list[LabelledImage] = []
+    about_whole = lost = 0
+    for item in labelled_set.items:
+        if is_scene(item.image):
+            raise DataError(
+                "generated scenes can't be cut", where=item.id, fix="ask for smaller scenes instead"
+            )
+        windows = crop_windows(item.width, item.height, size, overlap)
+        about_whole += bool(len(windows) > 1 and (item.captions or item.scene))
+        image = _write_crops(item.image, item.id, windows, out_dir)
+        second = None
+        if item.second_image is not None:
+            second = _write_crops(item.second_image, f"{item.id}.later", windows, out_dir)
+        lost += _in_no_crop(item, windows, min_visible)
+        for k, window in enumerate(windows):
+            crop = _crop_item(item, window, min_visible, whole=len(windows) == 1)
+            crops.append(replace(crop, image=str(image[k]), second_image=str(second[k]) if second else None))
+    findings = labelled_set.findings
+    if about_whole:
+        findings += (
+            f"{about_whole} images: captions and scene class are about the whole image; crops have none",
+        )
+    if lost:
+        findings += (f"{lost} objects: less than {min_visible:.0%} of them is in any crop; left out",)
+    return replace(labelled_set, items=crops, findings=findings)
+
+
+def _in_no_crop(item: LabelledImage, windows: Sequence[Window], min_visible: float) -> int:
+    labels = (*(item.objects or ()), *(item.later_objects or ()))
+    return sum(all(crop_object(label, w, min_visible) is None for w in windows) for label in labels)
+
+
+def _write_crops(source: str, name: str, windows: Sequence[Window], out_dir: Path) -> list[Path]:
+    lossy = Path(source).suffix.lower() in _LOSSY
+    paths = [
+        out_dir / f"{name}_{x1}_{y1}_{x2}_{y2}{'.jpg' if lossy else '.png'}" for x1, y1, x2, y2 in windows
+    ]
+    try:
+        changed = Path(source).stat().st_mtime
+    except FileNotFoundError as error:
+        raise DataError("image is missing", where=source, fix="check the path and the root folder") from error
+    if len(windows) == 1 and Path(source).suffix.lower() in (".jpg", ".jpeg"):
+        # Nothing is cut off, so nothing needs to be compressed a second time.
+        if not paths[0].is_file() or paths[0].stat().st_mtime < changed:
+            with files.atomic_path(paths[0]) as temporary:
+                shutil.copyfile(source, temporary)
+        return paths
+    missing = [k for k, p in enumerate(paths) if not p.is_file() or p.stat().st_mtime < changed]
+    if missing:
+        image = load_image(source)
+        for k in missing:
+            with files.atomic_path(paths[k]) as temporary:
+                crop = image.crop(windows[k])
+                if lossy:
+                    crop.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+                else:
+                    crop.save(temporary, format="PNG")
+    return paths
+
+
+def _crop_item(item: LabelledImage, window: Window, min_visible: float, *, whole: bool) -> LabelledImage:
+    x1, y1, x2, y2 = window
+    return replace(
+        item,
+        id=f"{item.id}@{x1},{y1}",
+        width=x2 - x1,
+        height=y2 - y1,
+        group=item.group or item.id,
+        objects=_crop_objects(item.objects, window, min_visible),
+        later_objects=_crop_objects(item.later_objects, window, min_visible),
+        scene=item.scene if whole else None,
+        captions=item.captions if whole else (),
+        semantic=windowed(item.semantic, window) if item.semantic is not None else None,
+        change=windowed(item.change, window) if item.change is not None else None,
+    )
+
+
+def _crop_objects(
+    objects: tuple[ObjectLabel, ...] | None, window: Window, min_visible: float
+) -> tuple[ObjectLabel, ...] | None:
+    if objects is None:
+        return None
+    parts = (crop_object(label, window, min_visible) for label in objects)
+    return tuple(label for label in parts if label is not None)
+
+
+def crop_object(label: ObjectLabel, window: Window, min_visible: float) -> ObjectLabel | None:
+    """Return the label in the pixels of a crop, or None when less than `min_visible` of its area is in it.
+
+    An object inside the window only moves. Otherwise its outline is clipped: the box is the box of what is
+    left, the oriented box the smallest rectangle around what is left.
+
+    Args:
+        label: In pixels of the whole image.
+        window: The crop.
+        min_visible: 0–1.
+    """
+    x1, y1, x2, y2 = window
+    ox1, oy1, ox2, oy2 = label.box
+    if ox2 <= x1 or oy2 <= y1 or ox1 >= x2 or oy1 >= y2:  # most pairs of object and window; spares the arrays
+        return None
+    outlines = [as_points(ring) for ring in (label.polygons or ((label.quad,) if label.quad else ()))]
+    if not outlines or sum(area(ring) for ring in outlines) <= 0:
+        outlines = [_box_points(label.box)]
+    everything = np.concatenate([*outlines, _box_points(label.box)])
+    if (everything >= (x1, y1)).all() and (everything <= (x2, y2)).all():
+        return _moved(label, x1, y1)
+    clipped = [ring for ring in (clip_polygon(ring, window) for ring in outlines) if area(ring) > 0]
+    left = sum(area(ring) for ring in clipped)
+    if left <= 0 or left < min_visible * sum(area(ring) for ring in outlines):
+        return None
+    # Labels need not agree with themselves: the part of the box in the window bounds what the outline says.
+    bx1, by1, bx2, by2 = bounds(np.concatenate(clipped))
+    box = (max(bx1, ox1) - x1, max(by1, oy1) - y1, min(bx2, ox2) - x1, min(by2, oy2) - y1)
+    if box[2] <= box[0] or box[3] <= box[1]:
+        return None
+    quad = None
+    if label.quad is not None:
+        rest = clip_polygon(as_points(label.quad), window)
+        rest = rest if area(rest) > 0 else np.concatenate(clipped)
+        quad = as_flat(min_area_quad(rest) - (x1, y1))
+    polygons = tuple(as_flat(ring - (x1, y1)) for ring in clipped) if label.polygons else ()
+    return replace(label, box=box, quad=quad, polygons=polygons)
+
+
+def _box_points(box: tuple[float, float, float, float]) -> np.ndarray:
+    x1, y1, x2, y2 = box
+    return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], dtype=np.float64)
+
+
+def _moved(label: ObjectLabel, x: int, y: int) -> ObjectLabel:
+    bx1, by1, bx2, by2 = label.box
+    return replace(
+        label,
+        box=(bx1 - x, by1 - y, bx2 - x, by2 - y),
+        quad=as_flat(as_points(label.quad) - (x, y)) if label.quad is not None else None,
+        polygons=tuple(as_flat(as_points(ring) - (x, y)) for ring in label.polygons),
+    )

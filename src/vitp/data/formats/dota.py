@@ -1,0 +1,104 @@
+"""DOTA text: `x1 y1 x2 y2 x3 y3 x4 y4 class [difficult]`, one file an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitp.data.formats.common import (
+    ReadOptions,
+    SetBuilder,
+    comma_list,
+    list_images,
+    paired_folders,
+    read_text,
+)
+from vitp.data.labels import LabelledSet, ObjectLabel
+from vitp.errors import DataError
+
+LABEL_FOLDERS = ("labelTxt", "annfiles", "labels")
+_HEADERS = ("imagesource", "gsd", "acquisition")
+
+
+def read(
+    root: Path,
+    options: ReadOptions = ReadOptions(),
+    *,
+    classes: str | list[str] | None = None,
+    drop_empty: bool = False,
+) -> LabelledSet:
+    """Read a folder of DOTA labels.
+
+    Args:
+        root: Holds `{train,val,valid,test}/{images,labelTxt}`, `{images,labelTxt}/{split}`, `images` and
+            `labelTxt`, or images and text side by side.
+        options: Name, licence, splits.
+        classes: The object classes in order; by default those that occur, sorted.
+        drop_empty: Leave images with an empty label file out; by default they count as labelled, and there
+            is nothing in them. An image without label file is not labelled, and always left out.
+
+    Raises:
+        DataError: A row can't be understood.
+    """
+    builder = SetBuilder(root, options)
+    known = comma_list(classes)
+    seen: set[str] = set()
+    for split, (image_folder, label_folder) in paired_folders(root, (("images",), LABEL_FOLDERS)) or [
+        (None, [root, root])
+    ]:
+        images = list_images(image_folder)
+        for image in images:
+            path = label_folder / f"{image.stem}.txt"
+            if not path.is_file():
+                builder.note(builder.place(image), "no label file; image left out")
+                continue
+            size = builder.size_of(image)
+            if size is None:
+                continue
+            objects = _objects(builder, path, size, known)
+            if objects is None:
+                fate = "left out" if drop_empty else "counted as without objects"
+                builder.note(builder.place(path), f"empty label file; image {fate}")
+                if drop_empty:
+                    continue
+            seen.update(label.category for label in objects or ())
+            builder.add(image, size, split=split, objects=tuple(objects or ()))
+        stems = {image.stem for image in images}
+        for path in sorted(label_folder.glob("*.txt")):
+            if path.stem not in stems and path.name != "classes.txt":
+                builder.note(builder.place(path), "its image is missing; left out")
+    return builder.build(object_classes=known or sorted(seen))
+
+
+def _objects(
+    builder: SetBuilder, path: Path, size: tuple[int, int], known: tuple[str, ...] | None
+) -> list[ObjectLabel] | None:
+    """Return the labels of one file, or None when it holds none at all."""
+    objects: list[ObjectLabel] = []
+    rows = 0
+    for row, line in enumerate(read_text(path).splitlines(), 1):
+        words = line.split()
+        if not words or line.split(":")[0].strip().lower() in _HEADERS:
+            continue
+        rows += 1
+        quad, name, difficult = _parse_row(words, path, row)
+        where = builder.place(path, row)
+        if known is not None and name not in known:
+            builder.note(where, f'unknown class "{name}"; left out')
+            continue
+        label = builder.label(where, name, size, quad=quad, difficult=difficult)
+        if label is not None:
+            objects.append(label)
+    return objects if rows else None
+
+
+def _parse_row(words: list[str], path: Path, row: int) -> tuple[list[float], str, bool]:
+    try:
+        if len(words) not in (9, 10):
+            raise ValueError(f"{len(words)} columns")
+        return [float(word) for word in words[:8]], words[8], len(words) == 10 and int(float(words[9])) > 0
+    except ValueError as error:
+        raise DataError(
+            f"is not a DOTA row ({error})",
+            where=f"{path}:{row}",
+            fix='write "x1 y1 x2 y2 x3 y3 x4 y4 class difficult"',
+        ) from error

@@ -1,0 +1,166 @@
+"""Which value or colour of a mask file is which class: from the user, from a file, or found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from vitp.data.formats.common import read_text
+from vitp.data.labels import IGNORE
+from vitp.errors import ConfigError, DataError
+
+MOST_FOUND_CLASSES = 64
+"""More different values than this are a photograph or a lossy file, not a mask."""
+
+BACKGROUND, IGNORE_NAME = "background", "ignore"
+
+_COLOUR_NAMES = {
+    0xFFFFFF: "white",
+    0xFF0000: "red",
+    0x00FF00: "green",
+    0x0000FF: "blue",
+    0xFFFF00: "yellow",
+    0x00FFFF: "cyan",
+    0xFF00FF: "magenta",
+}
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Names of the semantic classes, and the mask value (0xRRGGBB for colours) → class index pairs."""
+
+    names: tuple[str, ...]
+    values: tuple[tuple[int, int], ...]
+
+
+def from_option(classes: str | Sequence[str] | Mapping[str, str | int], *, colour: bool) -> ClassMap:
+    """Return the map that "name=value,name=value" or {name: value} says.
+
+    A value is an index, a colour name, #rrggbb or r:g:b; one name may stand several times. "ignore" is no
+    class. Black, or index 0, is "background" where it isn't named.
+
+    Args:
+        classes: The option.
+        colour: The masks hold colours, not indices.
+
+    Raises:
+        ConfigError: An entry can't be understood.
+    """
+    if isinstance(classes, Mapping):
+        entries = [(name, str(value)) for name, value in classes.items()]
+    else:
+        words = classes.split(",") if isinstance(classes, str) else list(classes)
+        entries = [
+            (n.strip(), v.strip()) for n, _, v in (word.partition("=") for word in words if word.strip())
+        ]
+    pairs = [(name, _value(name, value, colour)) for name, value in entries]
+    if not pairs:
+        raise ConfigError("names no class", where="classes", fix='write "background=0,forest=white"')
+    if len({value for _, value in pairs}) < len(pairs):
+        raise ConfigError("gives one value to two classes", where="classes", fix="give each value once")
+    if all(value != 0 for _, value in pairs) and BACKGROUND not in dict(pairs):
+        pairs.insert(0, (BACKGROUND, 0))
+    names = tuple(dict.fromkeys(name for name, _ in pairs if name != IGNORE_NAME))
+    return ClassMap(
+        names, tuple((v, IGNORE if name == IGNORE_NAME else names.index(name)) for name, v in pairs)
+    )
+
+
+def _value(name: str, text: str, colour: bool) -> int:
+    fix = 'write "name=index", "name=white", "name=#00ff00" or "name=0:255:0"'
+    if not name or not text:
+        raise ConfigError(f'"{name}={text}" is not a class and its value', where="classes", fix=fix)
+    try:
+        if not colour:
+            # Binary greyscale masks are told in colours, too: white is 255 there.
+            return int(text) if text.lstrip("-").isdigit() else _packed(text) & 0xFF
+        if text == "0":
+            return 0
+        return _packed(text)
+    except ValueError as error:
+        raise ConfigError(
+            f'"{text}" is not a value of {"colour" if colour else "index"} masks', where="classes", fix=fix
+        ) from error
+
+
+def _packed(text: str) -> int:
+    # In CSS, and so for Pillow, "green" is a dark (0, 128, 0); people who draw masks mean (0, 255, 0).
+    for value, name in _COLOUR_NAMES.items():
+        if text.lower() == name:
+            return value
+    if text.count(":") == 2:
+        r, g, b = (int(part) for part in text.split(":"))
+    else:
+        r, g, b = ImageColor.getrgb(text)[:3]
+    return r << 16 | g << 8 | b
+
+
+def from_file(path: Path, *, colour: bool) -> ClassMap:
+    """Return the map in a file of lines `name` (in the order of the indices) or `name=value`.
+
+    Raises:
+        DataError: The file can't be read or names colours no class.
+    """
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if all("=" in line for line in lines):
+        return from_option(lines, colour=colour)
+    if colour:
+        raise DataError(
+            "names no colours, but the masks are coloured",
+            where=str(path),
+            fix='write lines like "forest=white"',
+        )
+    return ClassMap(tuple(lines), tuple((i, i) for i in range(len(lines))))
+
+
+def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: bool) -> ClassMap:
+    """Return a map for the values that occur, when nobody named them.
+
+    Two values with 0 among them are background and foreground. 255 beside several indices, and in palette
+    files, is ignored. Otherwise colours and indices become the names.
+
+    Raises:
+        DataError: There are too many values for a mask.
+    """
+    found = sorted(set(values))
+    if len(found) > MOST_FOUND_CLASSES:
+        raise DataError(
+            f"the masks hold {len(found)} different values, too many for classes",
+            where=str(root),
+            fix="name the classes with the option classes, and use lossless masks",
+        )
+    ignored = [v for v in found if not colour and v == 255 and (palette or len(set(found) | {0}) > 2)]
+    used = [v for v in found if v not in ignored]
+    if set(used) <= {0, max(used, default=0)}:
+        names = [BACKGROUND if v == 0 else "foreground" for v in used]
+    elif colour:
+        names = [BACKGROUND if v == 0 else _COLOUR_NAMES.get(v, f"#{v:06x}") for v in used]
+    else:
+        names = [BACKGROUND if v == 0 else f"class_{v}" for v in used]
+    return ClassMap(
+        tuple(names), tuple((v, i) for i, v in enumerate(used)) + tuple((v, IGNORE) for v in ignored)
+    )
+
+
+def mode_of(path: Path) -> str:
+    """Return the Pillow mode of a mask file ("P", "L", "RGB", …).
+
+    Raises:
+        DataError: It isn't an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.mode
+    except OSError as error:
+        raise DataError(f"is not an image ({error})", where=str(path), fix="remove or replace it") from error
+
+
+def distinct(values_HW: np.ndarray) -> list[int]:
+    """Return the values that occur, sorted."""
+    if values_HW.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(values_HW.reshape(-1), minlength=256)).tolist()
+    return np.unique(values_HW).tolist()

@@ -1,0 +1,179 @@
+"""Masks that stay on disk until they are asked for, and that can be written down as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitp.data.images import load_label_pixels
+from vitp.data.labels import IGNORE
+from vitp.errors import DataError
+
+Window = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in pixels of the whole mask, x2 and y2 exclusive."""
+
+
+@lru_cache(maxsize=2)
+def _pixels(path: str) -> np.ndarray:
+    # The crops of one large mask are mostly read one after the other.
+    pixels = load_label_pixels(path)
+    pixels.setflags(write=False)
+    return pixels
+
+
+def pack_colours(pixels_HWC: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) colours as (H, W) integers 0xRRGGBB."""
+    wide = pixels_HWC.astype(np.int32)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+
+
+def mask_values(pixels: np.ndarray) -> np.ndarray:
+    """Return a mask file's pixels as (H, W) integers: indices as they are, colours as 0xRRGGBB."""
+    return pack_colours(pixels) if pixels.ndim == 3 else pixels
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """Class of each pixel, from a file of indices or colours.
+
+    Attributes:
+        path: Of the mask.
+        values: (value in the file, class index) pairs; colours are 0xRRGGBB. Other values are ignored (255).
+        window: The part that counts; None for all.
+    """
+
+    path: str
+    values: tuple[tuple[int, int], ...]
+    window: Window | None = None
+
+    def __call__(self) -> np.ndarray:
+        """Return the mask (H, W) uint8.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        values_HW = mask_values(_cut(_pixels(self.path), self.window))
+        semantic_HW = np.full(values_HW.shape, IGNORE, np.uint8)
+        for value, index in self.values:
+            semantic_HW[values_HW == value] = index
+        return semantic_HW
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeFile:
+    """Change of each pixel: everything in the file that isn't 0 (or dark, in a file of 0–255).
+
+    Attributes:
+        path: Of the mask.
+        window: The part that counts; None for all.
+    """
+
+    path: str
+    window: Window | None = None
+
+    def __call__(self) -> np.ndarray:
+        """Return the mask (H, W) bool.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        pixels = _pixels(self.path)
+        brightest = pixels if pixels.ndim == 2 else pixels.max(axis=-1)
+        # Files of 0 and 1, of class numbers, and of 0 and 255 softened by resizing all occur.
+        threshold = 127 if brightest.size and brightest.max() >= 128 else 0
+        return _cut(brightest, self.window) > threshold
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSemantic:
+    """Class of each pixel of a generated scene."""
+
+    address: str
+
+    def __call__(self) -> np.ndarray:
+        """Return the mask (H, W) uint8."""
+        from vitp.data.scenes import load_scene
+
+        return load_scene(self.address).semantic_HW.copy()  # the generator's cache is read-only
+
+
+@dataclass(frozen=True, slots=True)
+class SceneChange:
+    """Change between the two dates of a generated pair.
+
+    Attributes:
+        before: Address of the earlier date.
+    """
+
+    before: str
+
+    def __call__(self) -> np.ndarray:
+        """Return the mask (H, W) bool."""
+        from vitp.data.scenes import load_pair
+
+        return load_pair(self.before).change_HW.copy()
+
+
+MaskReader = MaskFile | ChangeFile | SceneSemantic | SceneChange
+
+
+def _cut(pixels: np.ndarray, window: Window | None) -> np.ndarray:
+    if window is None:
+        return pixels
+    x1, y1, x2, y2 = window
+    return pixels[y1:y2, x1:x2]
+
+
+def windowed(mask: Any, window: Window) -> MaskFile | ChangeFile:
+    """Return the mask reader of a part of a file mask.
+
+    Raises:
+        DataError: The mask isn't a file.
+    """
+    if not isinstance(mask, MaskFile | ChangeFile):
+        raise DataError("only masks in files can be cropped", fix="ask for smaller scenes instead of crops")
+    x, y = mask.window[:2] if mask.window else (0, 0)
+    inner = (window[0] + x, window[1] + y, window[2] + x, window[3] + y)
+    if isinstance(mask, MaskFile):
+        return MaskFile(mask.path, mask.values, inner)
+    return ChangeFile(mask.path, inner)
+
+
+def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
+    """Return a mask reader as JSON, its path relative to `root` where it lies in it."""
+    if isinstance(mask, SceneSemantic):
+        return {"scene": mask.address}
+    if isinstance(mask, SceneChange):
+        return {"scene_change": mask.before}
+    path = Path(mask.path)
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    row: dict[str, Any] = {"mask" if isinstance(mask, MaskFile) else "change_mask": name}
+    if isinstance(mask, MaskFile):
+        row["values"] = [list(pair) for pair in mask.values]
+    if mask.window is not None:
+        row["window"] = list(mask.window)
+    return row
+
+
+def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
+    """Return the mask reader that `mask_to_json` wrote down.
+
+    Raises:
+        KeyError, TypeError, ValueError: The JSON isn't of that form.
+    """
+    if "scene" in row:
+        return SceneSemantic(str(row["scene"]))
+    if "scene_change" in row:
+        return SceneChange(str(row["scene_change"]))
+    window: Window | None = None
+    if "window" in row:
+        x1, y1, x2, y2 = (int(value) for value in row["window"])
+        window = (x1, y1, x2, y2)
+    if "change_mask" in row:
+        return ChangeFile(str(root / row["change_mask"]), window)
+    return MaskFile(str(root / row["mask"]), tuple((int(v), int(i)) for v, i in row["values"]), window)

@@ -1,0 +1,49 @@
+"""Run-length masks of COCO: runs of 0 and 1 in turn, column by column, as numbers or as COCO's text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def decode_counts(text: str) -> list[int]:
+    """Return the run lengths in COCO's compressed text.
+
+    Each number is cut into groups of five bits, lowest first, each group one character from "0" on; bit 6
+    says that more follow, and the sign is the top bit of the last group. From the third on, numbers are
+    differences to the run before the last.
+
+    Raises:
+        ValueError: The text ends within a number or holds a foreign character.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"character {character!r} doesn't belong into a run-length text")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("the run-length text ends within a number")
+    return counts
+
+
+def decode(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:
+    """Return the mask (H, W) bool of run lengths.
+
+    Raises:
+        ValueError: The runs don't fill the image exactly.
+    """
+    runs = np.asarray(decode_counts(counts) if isinstance(counts, str) else counts, dtype=np.int64)
+    if (runs < 0).any() or runs.sum() != height * width:
+        raise ValueError(f"the runs cover {int(runs.sum())} pixels of {height * width}")
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T

@@ -1,0 +1,157 @@
+"""Which image goes into train, val and test when the folder's layout doesn't say it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vitp.errors import ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+
+_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "restval": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def split_of(word: str) -> str | None:
+    """Return the split that a folder or column names ("valid" → "val"), or None."""
+    return _ALIASES.get(word.strip().lower())
+
+
+def group_of(stem: str, pattern: re.Pattern[str] | None) -> str:
+    """Return the group in a file's name: the pattern's first bracket or its whole match, "" without one."""
+    if pattern is None or (match := pattern.search(stem)) is None:
+        return ""
+    return match.group(1) if pattern.groups and match.group(1) is not None else match.group(0)
+
+
+def compile_group_regex(text: str | None) -> re.Pattern[str] | None:
+    """Compile the option `group_regex`.
+
+    Raises:
+        ConfigError: It isn't a regular expression.
+    """
+    if not text:
+        return None
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ConfigError(
+            f'"{text}" is not a regular expression ({error})',
+            where="group_regex",
+            fix=r"write one like ^P\d+",
+        ) from error
+
+
+def assign_fractions(groups: Sequence[str], *, val: float, test: float, seed: int) -> list[str]:
+    """Return the split of each image, with all images of a group on one side.
+
+    The largest groups are placed first, each where most images are missing; so the shares are met as nearly
+    as whole groups allow. With as many groups as splits no asked split stays empty.
+
+    Args:
+        groups: Group of each image. "" stands alone.
+        val: Share of the images for validation, 0–1.
+        test: Share of the images for the test, 0–1.
+        seed: Decides which groups.
+
+    Raises:
+        ConfigError: The shares are negative or leave nothing for training.
+    """
+    if min(val, test) < 0 or val + test >= 1:
+        raise ConfigError(
+            f"val={val} and test={test} leave nothing for training",
+            where="split",
+            fix="let val + test be below 1",
+        )
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[f"group {group}" if group else f"image {i}"].append(i)
+
+    def draw(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+    wanted = {"train": 1 - val - test, "val": val, "test": test}
+    missing = {split: share * len(groups) for split, share in wanted.items() if share > 0}
+    chosen: dict[str, list[str]] = {split: [] for split in missing}
+    for name in sorted(members, key=lambda name: (-len(members[name]), draw(name))):
+        split = max(missing, key=lambda split: missing[split])
+        chosen[split].append(name)
+        missing[split] -= len(members[name])
+    if len(members) >= len(chosen):
+        _fill_empty(chosen, members)
+    where = {i: split for split, names in chosen.items() for name in names for i in members[name]}
+    return [where[i] for i in range(len(groups))]
+
+
+def _fill_empty(chosen: dict[str, list[str]], members: Mapping[str, list[int]]) -> None:
+    """Give each empty split the smallest group of the split that has most groups."""
+    for names in chosen.values():
+        if not names:
+            donor = max(chosen, key=lambda other: len(chosen[other]))
+            smallest = min(chosen[donor], key=lambda name: len(members[name]))
+            chosen[donor].remove(smallest)
+            names.append(smallest)
+
+
+def read_split_file(path: Path) -> dict[str, str]:
+    """Return image name → split from JSON `{"train": [names], …}` or lines `name split`.
+
+    Raises:
+        DataError: The file is missing, or a row can't be understood.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"split file can't be read ({error})", where=str(path), fix="check the path"
+        ) from error
+    if path.suffix.lower() == ".json":
+        return _splits_from_json(text, path)
+    found: dict[str, str] = {}
+    for row, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, word = re.sub(r"[,;\t]", " ", line).strip().rpartition(" ")
+        split = split_of(word)
+        if split is None or not name:
+            raise DataError(
+                "row doesn't name an image and its split",
+                where=f"{path}:{row}",
+                fix='write lines like "image_1.png train"',
+            )
+        found[name.strip()] = split
+    return found
+
+
+def _splits_from_json(text: str, path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix="mend the file"
+        ) from error
+    fix = 'write {"train": [names], "val": [names], "test": [names]}'
+    if not isinstance(content, dict):
+        raise DataError("isn't an object", where=str(path), fix=fix)
+    found: dict[str, str] = {}
+    for word, names in content.items():
+        split = split_of(word)
+        if split is None or not isinstance(names, list):
+            raise DataError(f'"{word}" is not a split with a list of names', where=str(path), fix=fix)
+        found.update((str(name), split) for name in names)
+    return found

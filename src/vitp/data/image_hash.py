@@ -1,0 +1,104 @@
+"""Perceptual hashes: finding the same picture again after resizing, recompression or a change of brightness."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from PIL import Image
+
+_THUMBNAIL = 16
+_REDUCED = 512
+_FLAT = 0.25
+"""Grey levels of standard deviation below which a thumbnail has no structure that could be compared."""
+
+SAME_PICTURE = 0.97
+"""Least correlation of two thumbnails whose hashes agree. Neighbouring crops of one texture stay below."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrint:
+    """What is kept of an image to recognise it.
+
+    Attributes:
+        bits: 64-bit difference hash: whether each of 8×8 places is brighter than its left neighbour.
+        thumbnail: (256,) float32, a 16×16 grey thumbnail of zero mean and unit norm; zeros for a flat image.
+        digest: Of the pixels.
+    """
+
+    bits: int
+    thumbnail: np.ndarray
+    digest: bytes
+
+
+def image_print(image: Image.Image) -> ImagePrint:
+    """Return the print of an RGB image."""
+    pixels_HWC = np.asarray(image)
+    grey_HW = _grey(pixels_HWC)
+    steps = cv2.resize(grey_HW, (9, 8), interpolation=cv2.INTER_AREA)
+    bits = int.from_bytes(np.packbits(steps[:, 1:] > steps[:, :-1]).tobytes(), "big")
+    small = cv2.resize(grey_HW, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+    flat = float(small.std()) < _FLAT
+    centred = (small - small.mean()).reshape(-1)
+    thumbnail = np.zeros_like(centred) if flat else centred / np.linalg.norm(centred)
+    digest = hashlib.blake2b(pixels_HWC.tobytes(), digest_size=16)
+    digest.update(repr(pixels_HWC.shape).encode())
+    return ImagePrint(bits, thumbnail, digest.digest())
+
+
+def _grey(pixels_HWC: np.ndarray) -> np.ndarray:
+    """Return (H, W) float32, reduced to 512 pixels a side: dark radar scenes differ by fractions of a level."""
+    grey_HW = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
+    height, width = grey_HW.shape
+    if max(height, width) > _REDUCED:
+        size = (min(width, _REDUCED), min(height, _REDUCED))
+        grey_HW = cv2.resize(grey_HW, size, interpolation=cv2.INTER_AREA)
+    return grey_HW.astype(np.float32)
+
+
+def same_picture(a: ImagePrint, b: ImagePrint, distance: int) -> bool:
+    """Return whether two prints are of one picture.
+
+    Either the pixels are equal, or the hashes differ in at most `distance` bits and the thumbnails agree. Flat
+    images (all black, say) count only when their pixels are equal.
+    """
+    if a.digest == b.digest:
+        return True
+    if (a.bits ^ b.bits).bit_count() > distance:
+        return False
+    return float(a.thumbnail @ b.thumbnail) >= SAME_PICTURE
+
+
+def find_pairs(
+    left: Sequence[ImagePrint], right: Sequence[ImagePrint], distance: int
+) -> Iterator[tuple[int, int]]:
+    """Yield each (i, j) for which left[i] and right[j] are one picture.
+
+    Hashes that differ in at most d bits agree in at least one of d + 1 bands, so only images that share a band
+    are compared. Images of equal pixels share all of them.
+
+    Args:
+        left: Prints of one side.
+        right: Prints of the other.
+        distance: Largest Hamming distance, 0..15.
+    """
+    if not 0 <= distance <= 15:
+        raise ValueError(f"the distance must be 0..15, not {distance}")
+    edges = np.linspace(0, 64, distance + 2).astype(int).tolist()
+    bands = [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
+    buckets: list[dict[int, list[int]]] = [defaultdict(list) for _ in bands]
+    for i, known in enumerate(left):
+        for bucket, (shift, mask) in zip(buckets, bands, strict=True):
+            bucket[known.bits >> shift & mask].append(i)
+    for j, other in enumerate(right):
+        near: set[int] = set()
+        for bucket, (shift, mask) in zip(buckets, bands, strict=True):
+            near.update(bucket.get(other.bits >> shift & mask, ()))
+        for i in sorted(near):
+            if same_picture(left[i], other, distance):
+                yield i, j

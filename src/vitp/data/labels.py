@@ -1,0 +1,102 @@
+"""`LabelledImage`: what every label format is read into. Synthesis, probes and tasks start from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+IGNORE = 255
+"""Value of a semantic mask's pixels that count for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectLabel:
+    """One object in pixels of its image.
+
+    Attributes:
+        category: Class name.
+        box: x1, y1, x2, y2; x right, y down, x2 and y2 exclusive.
+        quad: Corners of the oriented box, x1, y1, …, x4, y4, clockwise in the image.
+        polygons: Outline as one or more rings x1, y1, x2, y2, …
+        difficult: Marked as hard to see by the annotators.
+    """
+
+    category: str
+    box: tuple[float, float, float, float]
+    quad: tuple[float, ...] | None = None
+    polygons: tuple[tuple[float, ...], ...] = ()
+    difficult: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One image, or two dates of one place, with all that is known of it.
+
+    None means "not labelled", an empty tuple means "labelled, and there is none".
+
+    Attributes:
+        id: Unique within the set.
+        image: Path or `scene:` address.
+        width, height: Pixels.
+        split: `train`, `val` or `test`.
+        group: Images of one group must not be split (frames of a video, crops of one scene).
+        objects: Boxes and the like.
+        scene: Class of the whole image.
+        captions: Texts that describe the image.
+        semantic: Reads the class of each pixel: (H, W) uint8, an index into the set's
+            `semantic_classes`, 255 = ignore. A callable, so that masks stay on disk.
+        second_image: The later date of a pair.
+        change: Reads the change mask: (H, W) bool.
+        later_objects: Objects of the second image; `objects`, `scene`, `captions` and `semantic` of a pair are
+            those of the first.
+        change_captions: Texts that describe the change.
+    """
+
+    id: str
+    image: str
+    width: int
+    height: int
+    split: str = "train"
+    group: str = ""
+    objects: tuple[ObjectLabel, ...] | None = None
+    scene: str | None = None
+    captions: tuple[str, ...] = ()
+    semantic: Callable[[], np.ndarray] | None = None
+    second_image: str | None = None
+    change: Callable[[], np.ndarray] | None = None
+    later_objects: tuple[ObjectLabel, ...] | None = None
+    change_captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A labelled data set as read from disk or generated.
+
+    Attributes:
+        name: Of the set.
+        items: Sequence of `LabelledImage`; may be lazy.
+        object_classes: Names of the object classes, in the set's order.
+        scene_classes: Names of the scene classes.
+        semantic_classes: Names of the classes of `semantic`, in the order of its values.
+        licence: As its publisher states it.
+        findings: Lines about labels that were left out or mended while reading, each with file and row.
+    """
+
+    name: str
+    items: Sequence[LabelledImage]
+    object_classes: tuple[str, ...] = ()
+    scene_classes: tuple[str, ...] = ()
+    semantic_classes: tuple[str, ...] = ()
+    licence: str = ""
+    findings: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def split(self, name: str) -> LabelledSet:
+        """Return the items of one split."""
+        from dataclasses import replace
+
+        return replace(self, items=[item for item in self.items if item.split == name])

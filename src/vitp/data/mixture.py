@@ -1,0 +1,207 @@
+"""The mixture: which record comes at which place of the run.
+
+Order is a pure function of (seed, position). Workers and ranks only decide who computes a position, so neither
+their number nor a restart can change the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from vitp.data.permutation import Permutation
+from vitp.data.record_set import RecordSet
+from vitp.data.records import InstructionRecord
+from vitp.errors import CheckpointError, DataError
+
+
+@dataclass(frozen=True)
+class MixtureEntry:
+    """One set of a mixture.
+
+    Attributes:
+        records: The set.
+        rate: How often an epoch takes each record on average: 0.1 a tenth of the set, 5 each one five times.
+        max_tiles: Most tiles an image is cut into; None leaves it to the run.
+        augment: Whether images may be augmented.
+    """
+
+    records: RecordSet
+    rate: float = 1.0
+    max_tiles: int | None = None
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        where = self.records.name
+        if not len(self.records):
+            raise DataError("the set is empty", where=where, fix="remove it from the mixture or fill it")
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise DataError(
+                f"its rate is {self.rate}", where=where, fix="use a rate above 0, or leave the set out"
+            )
+        if self.max_tiles is not None and self.max_tiles < 1:
+            raise DataError(f"its largest tile count is {self.max_tiles}", where=where, fix="use 1 or more")
+        if not self.per_epoch:
+            raise DataError(
+                f"a rate of {self.rate:g} takes none of its {len(self.records)} records",
+                where=where,
+                fix=f"use {1 / len(self.records):.2g} or more, or leave the set out",
+            )
+
+    @property
+    def per_epoch(self) -> int:
+        """Samples that an epoch takes of the set: rate × length, rounded half up."""
+        return math.floor(self.rate * len(self.records) + 0.5)
+
+
+class Location(NamedTuple):
+    """What stands at a position: which set, which of its records, in which epoch."""
+
+    entry: int
+    record: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A record as drawn from the mixture.
+
+    Attributes:
+        record: The record.
+        max_tiles: Most tiles an image of it is cut into; None leaves it to the run.
+        augment: Whether its images may be augmented.
+        entry: Index of its set in the mixture.
+        position: Its place in the run; seed what is random about the sample with it.
+    """
+
+    record: InstructionRecord
+    max_tiles: int | None
+    augment: bool
+    entry: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateRow:
+    """One line of the table of rates.
+
+    Attributes:
+        name: Of the set.
+        size: Records in it.
+        rate: As given.
+        per_epoch: Samples of it in one epoch.
+        share: Part of an epoch, 0..1.
+    """
+
+    name: str
+    size: int
+    rate: float
+    per_epoch: int
+    share: float
+
+
+class Mixture:
+    """An endless, seeded, random-access sequence of samples.
+
+    An epoch takes `entry.per_epoch` samples of each set, shuffled together. Over the epochs each set is gone
+    through pass after pass, every pass in a new order and every record once a pass: at a rate of 0.1 ten
+    epochs show the whole set, at a rate of 2.5 an epoch shows each record two or three times. An epoch that
+    ends one pass and begins the next may hold a record of both.
+
+    `mixture[position]` takes any position from 0 on; `len(mixture)` is the length of an epoch. Iterating
+    continues from `position` and never ends.
+
+    Args:
+        entries: The sets.
+        seed: Of the order.
+
+    Raises:
+        DataError: There is no set, or two have the same name.
+    """
+
+    def __init__(self, entries: Sequence[MixtureEntry], seed: int = 0) -> None:
+        if not entries:
+            raise DataError("the mixture has no sets", fix="name at least one")
+        names = [entry.records.name for entry in entries]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f'two sets are called "{twice}"', where="mixture", fix="rename one")
+        self.entries = tuple(entries)
+        self.seed = seed
+        self.position = 0
+        self._ends = list(accumulate(entry.per_epoch for entry in self.entries))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def locate(self, position: int) -> Location:
+        """Return what stands at a position of the run: a pure function of the seed and the position."""
+        if position < 0:
+            raise IndexError(f"position {position} is before the run's first")
+        epoch, place = divmod(position, len(self))
+        slot = _permutation(len(self), self.seed, "epoch", epoch)[place]
+        number = bisect_right(self._ends, slot)
+        entry = self.entries[number]
+        within = slot - (self._ends[number] - entry.per_epoch)
+        size = len(entry.records)
+        turn, place_in_turn = divmod(epoch * entry.per_epoch + within, size)
+        record = _permutation(size, self.seed, entry.records.name, turn)[place_in_turn]
+        return Location(number, record, epoch)
+
+    def __getitem__(self, position: int) -> Sample:
+        location = self.locate(position)
+        entry = self.entries[location.entry]
+        record = entry.records[location.record]
+        return Sample(record, entry.max_tiles, entry.augment, location.entry, position)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        sample = self[self.position]
+        self.position += 1
+        return sample
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, and the fingerprint of what it is a position in."""
+        return {"position": self.position, "fingerprint": self.fingerprint()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved position.
+
+        Raises:
+            CheckpointError: The state belongs to another mixture, seed or version of the files.
+        """
+        if state["fingerprint"] != self.fingerprint():
+            raise CheckpointError(
+                "the state belongs to another mixture",
+                where="mixture",
+                fix="resume with the same sets, rates, seed and annotation files, or start a new run",
+            )
+        self.position = int(state["position"])
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that decides the samples: sets, rates, tile limits, augmentation, seed."""
+        parts = [
+            [e.records.name, e.records.fingerprint(), e.rate, e.max_tiles, e.augment] for e in self.entries
+        ]
+        return hashlib.sha256(json.dumps([self.seed, parts]).encode()).hexdigest()
+
+    def expected_rates(self) -> list[RateRow]:
+        """Return size, rate, samples an epoch and share of each set."""
+        return [
+            RateRow(e.records.name, len(e.records), e.rate, e.per_epoch, e.per_epoch / len(self))
+            for e in self.entries
+        ]
+
+
+@lru_cache(maxsize=256)
+def _permutation(size: int, seed: int, name: str, turn: int) -> Permutation:
+    return Permutation(size, seed, name, turn)

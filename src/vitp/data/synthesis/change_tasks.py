@@ -1,0 +1,155 @@
+"""Questions about pairs of images of one place: what changed, where, how much."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import cv2
+import numpy as np
+
+from vitp.data.labels import ObjectLabel
+from vitp.data.records import IMAGE_MARK
+from vitp.data.synthesis import phrases
+from vitp.data.synthesis.answers import format_boxes, format_cells
+from vitp.data.synthesis.choosing import ask, draw
+from vitp.data.synthesis.facts import Facts, Question, cell_histogram, is_usable, scale_box
+from vitp.data.synthesis.words import NINTHS, counted
+
+CHANGED_CELL = 0.1
+"""A cell counts as changed from this share of its pixels on."""
+
+NOTHING = "nothing"
+"""The answer where no object came or went."""
+
+
+def change_caption(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for a description of the change, where one is given."""
+    given = [text.strip() for text in facts.item.change_captions if text.strip()]
+    if not given:
+        return None
+    return Question(ask(rng, phrases.CHANGE_CAPTION), draw(rng, given).replace(IMAGE_MARK, "image"))
+
+
+def change(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask whether anything changed at all; as many yes as no over the set."""
+    mask = facts.change
+    if mask is None:
+        return None
+    share = facts.classes.statistics.changed
+    yes = rng.random() < 1 - share  # changed pairs come up with `share`, so this evens the answers out
+    if yes != bool(mask.any()):
+        return None
+    return Question(ask(rng, phrases.CHANGE), "yes" if yes else "no")
+
+
+def change_part(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for a change in one ninth, where some ninths changed and some did not; half of the answers are yes."""
+    mask = facts.change
+    if mask is None or min(mask.shape) < 3:
+        return None
+    counts = cell_histogram(mask.astype(np.uint8), 3)
+    share = counts[:, 1] / counts.sum(1)
+    sides = ([i for i in range(9) if share[i] >= CHANGED_CELL], [i for i in range(9) if share[i] == 0])
+    if not all(sides):
+        return None
+    side = int(rng.integers(2))
+    part = NINTHS[(place := draw(rng, sides[side])) // 3][place % 3]
+    return Question(ask(rng, phrases.CHANGE_PART, part=part), ("yes", "no")[side], part)
+
+
+def changed_boxes(mask_HW: np.ndarray) -> list[tuple[float, float, float, float]]:
+    """Return the boxes of the connected changed regions in fractions of the image, 0..1.
+
+    Gaps of about 1 % of the image are bridged first: a building whose roof is in two pieces is one change.
+    """
+    height, width = mask_HW.shape
+    reach = 2 * (max(height, width) // 100) + 1
+    closed = cv2.morphologyEx(
+        mask_HW.astype(np.uint8), cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_RECT, (reach, reach))
+    )
+    _, _, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
+    return [
+        (x / width, y / height, (x + w) / width, (y + h) / height) for x, y, w, h, _ in stats[1:].tolist()
+    ]
+
+
+def change_boxes(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for the boxes of all changed regions; "none" without change; not asked for more than `max_boxes`."""
+    if facts.change is None:
+        return None
+    found = [scale_box(b, facts.limits.coordinate_range) for b in changed_boxes(facts.change)]
+    if len(found) > facts.limits.max_boxes:
+        return None
+    return Question(ask(rng, phrases.CHANGE_BOXES), format_boxes("change", found))
+
+
+def change_cells(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for the cells of which a tenth or more changed; "none" where nothing did."""
+    n, mask = facts.limits.grid, facts.change
+    if mask is None or min(mask.shape) < n:
+        return None
+    counts = cell_histogram(mask.astype(np.uint8), n)
+    changed = np.flatnonzero(counts[:, 1] >= CHANGED_CELL * counts.sum(1))
+    if not len(changed) and mask.any():
+        return None
+    places = [(int(i) // n + 1, int(i) % n + 1) for i in changed]
+    return Question(ask(rng, phrases.CHANGE_CELLS, n=n), format_cells(places))
+
+
+def change_share(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for the changed share of the pixels in whole percent."""
+    if facts.change is None:
+        return None
+    return Question(ask(rng, phrases.CHANGE_SHARE), f"{round(float(facts.change.mean()) * 100)}%")
+
+
+def _iou(a: ObjectLabel, b: ObjectLabel) -> float:
+    width = min(a.box[2], b.box[2]) - max(a.box[0], b.box[0])
+    height = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1])
+    common = max(width, 0.0) * max(height, 0.0)
+    areas = sum((o.box[2] - o.box[0]) * (o.box[3] - o.box[1]) for o in (a, b))
+    return common / max(areas - common, 1e-9)
+
+
+def only_in_first(first: tuple[ObjectLabel, ...], second: tuple[ObjectLabel, ...]) -> Counter[str]:
+    """Count the objects of the first date, by class, that have no partner of their class at the second.
+
+    Partners are matched one to one, nearest overlap first, from an IoU of 0.3 on.
+    """
+    pairs = sorted(
+        (
+            (_iou(a, b), i, j)
+            for i, a in enumerate(first)
+            for j, b in enumerate(second)
+            if a.category == b.category
+        ),
+        reverse=True,
+    )
+    taken_first: set[int] = set()
+    taken_second: set[int] = set()
+    for overlap, i, j in pairs:
+        if overlap >= 0.3 and i not in taken_first and j not in taken_second:
+            taken_first.add(i)
+            taken_second.add(j)
+    return Counter(o.category for i, o in enumerate(first) if i not in taken_first)
+
+
+def change_objects(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask which objects appeared or disappeared: "two ships, one crane", or "nothing".
+
+    Needs the objects of both dates; pairs with difficult objects are not asked.
+    """
+    item = facts.item
+    if item.objects is None or item.later_objects is None:
+        return None
+    if any(
+        o.difficult or not is_usable(o.box, item.width, item.height)
+        for o in (*item.objects, *item.later_objects)
+    ):
+        return None
+    appeared = bool(rng.integers(2))
+    pair = (item.later_objects, item.objects) if appeared else (item.objects, item.later_objects)
+    found = only_in_first(*pair)
+    answer = ", ".join(counted(number, name) for name, number in sorted(found.items())) or NOTHING
+    wordings = phrases.APPEARED if appeared else phrases.DISAPPEARED
+    return Question(ask(rng, wordings), answer, "appeared" if appeared else "disappeared")

@@ -1,0 +1,190 @@
+"""The classes of a set, and how often they occur: what keeps yes/no answers from being guessable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
+
+NEVER_ASKED = frozenset(
+    {
+        "background",
+        "other",
+        "others",
+        "unknown",
+        "unlabelled",
+        "unlabeled",
+        "void",
+        "ignore",
+        "clutter",
+        "none",
+    }
+)
+"""Semantic classes that mean "anything else": they may stand in grids, but nobody asks for them."""
+
+MIN_SHARE = 0.005
+"""A class without objects counts as present from this share of the pixels on, as absent at none of them."""
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """How often classes are present in a set, alone and together; estimated from a sample of it.
+
+    Attributes:
+        share: Class → share of the images that have it, smoothed, so inside (0, 1).
+        given: Class d → class c → share of the images with d that also have c, smoothed towards `share[c]`.
+        askable: Share of the images with at least one present class, and with at least one absent class.
+        changed: Share of the pairs that changed.
+    """
+
+    share: Mapping[str, float] = field(default_factory=dict)
+    given: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    askable: tuple[float, float] = (1.0, 1.0)
+    changed: float = 0.5
+
+    def expectation(self, name: str, others: Iterable[str]) -> float:
+        """Return how probable a class is to someone who knows which other classes are in the image.
+
+        The mean over the others of P(name | other): no exact inference, but enough to tell a ship in a
+        harbour from a ship in a forest.
+        """
+        known = [self.given[d][name] for d in others if d != name and name in self.given.get(d, {})]
+        return sum(known) / len(known) if known else self.share.get(name, 0.5)
+
+    @property
+    def yes_probability(self) -> float:
+        """How often to draw "yes" so that as many yes as no questions come out over the set.
+
+        An image without any class can't give a yes, one that has them all no no; such draws are skipped, and
+        this makes up for them.
+        """
+        yes, no = self.askable
+        return no / (yes + no) if yes + no > 0 else 0.5
+
+
+@dataclass(frozen=True)
+class SetClasses:
+    """What a set can be asked about.
+
+    Attributes:
+        object_classes, scene_classes, semantic_classes: Names, in the set's order.
+        name: Of the set; becomes the records' source.
+        licence: Of the set.
+        statistics: How often classes occur; without them every class counts as present in half of the images.
+    """
+
+    object_classes: tuple[str, ...] = ()
+    scene_classes: tuple[str, ...] = ()
+    semantic_classes: tuple[str, ...] = ()
+    name: str = ""
+    licence: str = ""
+    statistics: ClassStatistics = field(default_factory=ClassStatistics, compare=False)
+
+    @classmethod
+    def from_set(cls, labelled: LabelledSet, *, sample: int = 256) -> SetClasses:
+        """Take the names from a set and the statistics from `sample` of its items, evenly spaced."""
+        bare = cls(
+            labelled.object_classes,
+            labelled.scene_classes,
+            labelled.semantic_classes,
+            labelled.name,
+            labelled.licence,
+        )
+        count = len(labelled.items)
+        places = np.unique(np.linspace(0, count - 1, min(sample, count)).astype(int)) if count else ()
+        statistics = gather_statistics((labelled.items[int(i)] for i in places), bare)
+        return cls(
+            bare.object_classes,
+            bare.scene_classes,
+            bare.semantic_classes,
+            bare.name,
+            bare.licence,
+            statistics,
+        )
+
+
+def mask_histogram(mask_HW: np.ndarray) -> np.ndarray:
+    """Return the number of pixels of each of the 256 values of a mask."""
+    return np.bincount(np.asarray(mask_HW, np.uint8).ravel(), minlength=256)
+
+
+def is_usable(box: tuple[float, float, float, float], width: int, height: int) -> bool:
+    """Return whether a box, in pixels, has an area inside the image."""
+    x1, y1, x2, y2 = box
+    return min(x2, width) - max(x1, 0.0) > 0 and min(y2, height) - max(y1, 0.0) > 0
+
+
+def class_states(
+    item: LabelledImage, classes: SetClasses, histogram: np.ndarray | None
+) -> dict[str, bool | None]:
+    """Return class name → present (True), absent (False) or not to be told (None).
+
+    Not to be told are classes of which only difficult or unusable objects are labelled, those that cover a few
+    pixels only, and those missing from a mask that leaves more than 5 % of the image open.
+    """
+    states: dict[str, bool | None] = {}
+    if histogram is not None:
+        pixels = max(int(histogram.sum()), 1)
+        nearly_all_labelled = histogram[IGNORE] <= 0.05 * pixels
+        for index, name in enumerate(classes.semantic_classes):
+            if name.casefold() in NEVER_ASKED:
+                continue
+            count = int(histogram[index])
+            if count == 0:
+                states[name] = False if nearly_all_labelled else None
+            else:
+                states[name] = True if count >= MIN_SHARE * pixels else None
+    if item.objects is not None:
+        clear = Counter(
+            o.category for o in item.objects if not o.difficult and is_usable(o.box, item.width, item.height)
+        )
+        unclear = {o.category for o in item.objects}
+        for name in classes.object_classes:
+            if clear[name]:
+                states[name] = True
+            elif name in unclear or states.get(name, False) is not False:
+                states[name] = None
+            else:
+                states[name] = False
+    return states
+
+
+def gather_statistics(items: Iterable[LabelledImage], classes: SetClasses) -> ClassStatistics:
+    """Estimate `ClassStatistics` from images. Pairs count for the share of changed ones only."""
+    present: Counter[str] = Counter()
+    told: Counter[str] = Counter()
+    both: dict[str, Counter[str]] = {}
+    askable = [0, 0]
+    images, changed = 0, []
+    for item in items:
+        if item.second_image is not None:
+            if item.change is not None:
+                changed.append(bool(item.change().any()))
+            continue
+        images += 1
+        histogram = None if item.semantic is None else mask_histogram(item.semantic())
+        states = class_states(item, classes, histogram)
+        here = [name for name, state in states.items() if state]
+        told.update(name for name, state in states.items() if state is not None)
+        present.update(here)
+        for name in here:
+            both.setdefault(name, Counter()).update(here)
+        for side, wanted in enumerate((True, False)):
+            askable[side] += any(state is wanted for state in states.values())
+    share = {name: (present[name] + 0.5) / (told[name] + 1) for name in told}
+    # Four pseudo-images at the class's own share keep pairs that were seen once or twice from deciding.
+    given = {
+        d: {c: (both[d][c] + 4 * share[c]) / (present[d] + 4) for c in share if c != d}
+        for d in both
+        if d in share
+    }
+    return ClassStatistics(
+        share,
+        given,
+        (askable[0] / images, askable[1] / images) if images else (1.0, 1.0),
+        (sum(changed) + 0.5) / (len(changed) + 1) if changed else 0.5,
+    )

@@ -1,0 +1,288 @@
+"""`Facts`: what is known of one image, computed on demand and once, in the units that answers use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from vitp.data.labels import LabelledImage, ObjectLabel
+from vitp.data.records import COORDINATE_RANGE
+from vitp.data.synthesis.classes import NEVER_ASKED, SetClasses, class_states, is_usable, mask_histogram
+from vitp.errors import DataError
+
+BACKGROUND = "background"
+"""Name of a grid cell without object, where only objects are labelled."""
+
+UNKNOWN = "unknown"
+"""Name of a grid cell of which more than half is not labelled."""
+
+OBJECT_CELL_SHARE = 0.25
+"""Where only objects are labelled, an object names the cells that it covers to this share."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the answers may look like.
+
+    Attributes:
+        grid: Cells per row and per column of grid questions.
+        max_boxes: Most boxes in one answer.
+        coordinate_range: Coordinates in text are integers on 0..this.
+        object_share: A grid cell is named after an object class that covers at least this share of it, though
+            land covers more. 1: the plain majority; below it small objects show in the grid.
+        oriented_style: How oriented boxes are written: four corners, or GeoChat's box and angle.
+    """
+
+    grid: int = 6
+    max_boxes: int = 8
+    coordinate_range: int = COORDINATE_RANGE
+    object_share: float = 1.0
+    oriented_style: Literal["quad", "geochat"] = "quad"
+
+
+class Question(NamedTuple):
+    """A question and its answer; `about` is what must not be asked twice of one image."""
+
+    question: str
+    answer: str
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An object in fractions of its image.
+
+    Attributes:
+        label: As it was read.
+        x, y: Centre, 0..1.
+        share: Of the image's area, by the box clipped to the image.
+        box: The clipped box x1, y1, x2, y2, 0..1.
+    """
+
+    label: ObjectLabel
+    x: float
+    y: float
+    share: float
+    box: tuple[float, float, float, float]
+
+    @property
+    def category(self) -> str:
+        """Class name."""
+        return self.label.category
+
+
+def place(label: ObjectLabel, width: int, height: int) -> Placed:
+    """Return an object, clipped to its image, in fractions of it."""
+    x1, x2 = (min(max(v, 0.0), width) / width for v in label.box[::2])
+    y1, y2 = (min(max(v, 0.0), height) / height for v in label.box[1::2])
+    return Placed(label, (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) * (y2 - y1), (x1, y1, x2, y2))
+
+
+def scale_box(box: tuple[float, float, float, float], limit: int) -> tuple[int, int, int, int]:
+    """Return a box of fractions as integers on 0..limit that spans at least one unit both ways."""
+    x1, y1, x2, y2 = (round(v * limit) for v in box)
+    if x1 >= x2:
+        x1, x2 = (x1, x1 + 1) if x1 < limit else (limit - 1, limit)
+    if y1 >= y2:
+        y1, y2 = (y1, y1 + 1) if y1 < limit else (limit - 1, limit)
+    return x1, y1, x2, y2
+
+
+def scale_quad(quad: tuple[float, ...], width: int, height: int, limit: int) -> tuple[int, ...]:
+    """Return an oriented box in pixels as integers on 0..limit, clockwise from its topmost, leftmost corner."""
+    corners = [
+        (
+            min(max(round(quad[i] / width * limit), 0), limit),
+            min(max(round(quad[i + 1] / height * limit), 0), limit),
+        )
+        for i in range(0, 8, 2)
+    ]
+    area = sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(corners, corners[1:] + corners[:1], strict=True))
+    if area < 0:  # y points down, so a positive area is clockwise to the eye
+        corners.reverse()
+    first = min(range(4), key=lambda i: (corners[i][1], corners[i][0]))
+    return tuple(v for corner in corners[first:] + corners[:first] for v in corner)
+
+
+@lru_cache(maxsize=64)
+def _cell_index(height: int, width: int, n: int) -> np.ndarray:
+    rows, columns = np.arange(height) * n // height, np.arange(width) * n // width
+    return (rows[:, None] * n + columns[None, :]).astype(np.int64) * 256
+
+
+def cell_histogram(mask_HW: np.ndarray, n: int) -> np.ndarray:
+    """Return the number of pixels of each value of a mask in each cell of an n×n grid, shape (n·n, 256)."""
+    index = _cell_index(*mask_HW.shape, n) + mask_HW
+    return np.bincount(index.ravel(), minlength=n * n * 256).reshape(n * n, 256)
+
+
+class Facts:
+    """What is known of one image; masks are read at most once.
+
+    Args:
+        item: The image's labels.
+        classes: Of its set.
+        limits: What the answers may look like.
+    """
+
+    def __init__(self, item: LabelledImage, classes: SetClasses, limits: Limits) -> None:
+        self.item, self.classes, self.limits = item, classes, limits
+        # Presence questions so far: (class, there or not). The next ones keep yes and no in balance.
+        self.yes_no_asked: list[tuple[str, bool]] = []
+
+    @cached_property
+    def mask(self) -> np.ndarray | None:
+        """The semantic mask (H, W) uint8, or None."""
+        if self.item.semantic is None:
+            return None
+        mask = np.asarray(self.item.semantic())
+        if mask.ndim != 2 or mask.size == 0:
+            raise DataError(
+                f"the semantic mask has shape {mask.shape}", where=self.item.id, fix="give (H, W)"
+            )
+        return mask.astype(np.uint8, copy=False)
+
+    @cached_property
+    def histogram(self) -> np.ndarray | None:
+        """Pixels of each value of the mask, shape (256,)."""
+        return None if self.mask is None else mask_histogram(self.mask)
+
+    @cached_property
+    def change(self) -> np.ndarray | None:
+        """The change mask (H, W) bool, or None."""
+        return None if self.item.change is None else np.asarray(self.item.change()) > 0
+
+    @cached_property
+    def objects(self) -> tuple[Placed, ...]:
+        """The objects that have an area inside the image, difficult ones included."""
+        width, height = self.item.width, self.item.height
+        labels = self.item.objects or ()
+        return tuple(place(o, width, height) for o in labels if is_usable(o.box, width, height))
+
+    @cached_property
+    def by_class(self) -> dict[str, list[Placed]]:
+        """Class → its objects, for classes all of whose objects are clear: those that can be counted."""
+        found: dict[str, list[Placed]] = {}
+        for placed in self.objects:
+            found.setdefault(placed.category, []).append(placed)
+        for label in self.item.objects or ():
+            if label.difficult or not is_usable(label.box, self.item.width, self.item.height):
+                found.pop(label.category, None)
+        return found
+
+    @cached_property
+    def states(self) -> dict[str, bool | None]:
+        """Class → present, absent or not to be told."""
+        return class_states(self.item, self.classes, self.histogram)
+
+    @cached_property
+    def present(self) -> list[str]:
+        """Classes that are in the image."""
+        return [name for name, state in self.states.items() if state]
+
+    @cached_property
+    def absent(self) -> list[str]:
+        """Classes that are certainly not in the image."""
+        return [name for name, state in self.states.items() if state is False]
+
+    @cached_property
+    def absent_objects(self) -> list[str]:
+        """Object classes that are certainly not in the image."""
+        return [name for name in self.classes.object_classes if self.states.get(name) is False]
+
+    @cached_property
+    def object_names(self) -> frozenset[str]:
+        """The set's object classes."""
+        return frozenset(self.classes.object_classes)
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Semantic class → share of the labelled pixels, 0..1; empty without mask or without labelled pixels."""
+        names = self.classes.semantic_classes
+        if self.histogram is None or not (total := int(self.histogram[: len(names)].sum())):
+            return {}
+        return {name: int(self.histogram[i]) / total for i, name in enumerate(names)}
+
+    @cached_property
+    def grid(self) -> list[list[str]]:
+        """Class name of each cell by row and column; empty where it can't be told for most of the cells."""
+        if self.mask is not None:
+            flat = self._mask_cells()
+        elif self.item.objects is not None:
+            flat = self._object_cells()
+        else:
+            return []
+        n = self.limits.grid
+        if not flat or sum(name == UNKNOWN for name in flat) > n * n // 4:
+            return []
+        return [flat[row * n : row * n + n] for row in range(n)]
+
+    def _mask_cells(self) -> list[str]:
+        assert self.mask is not None
+        n, names = self.limits.grid, self.classes.semantic_classes
+        if min(self.mask.shape) < n or not names:
+            return []
+        histogram = cell_histogram(self.mask, n)
+        known, total = histogram[:, : len(names)], histogram.sum(1)
+        best = known.argmax(1)
+        objects = [i for i, name in enumerate(names) if name in self.object_names]
+        if objects and self.limits.object_share < 1:
+            winner = known[:, objects].argmax(1)
+            covers = known[:, objects].max(1) >= np.maximum(self.limits.object_share * total, 1)
+            best = np.where(covers, np.asarray(objects)[winner], best)
+        unknown = 2 * known.sum(1) < total
+        return [UNKNOWN if u else names[int(b)] for u, b in zip(unknown, best, strict=True)]
+
+    def _object_cells(self) -> list[str]:
+        n, fine = self.limits.grid, 16
+        names = list(dict.fromkeys(p.category for p in self.objects))[:254]
+        canvas = np.full((n * fine, n * fine), 255, np.uint8)
+        width, height = self.item.width, self.item.height
+        ordered = sorted(self.objects, key=lambda p: -p.share)
+        for placed in ordered:  # the smaller object lies on top: it would vanish otherwise
+            if placed.category in names:
+                rings = [np.asarray(r, float).reshape(-1, 2) for r in outline(placed.label)]
+                scaled = [np.round(r * (n * fine * 16 / width, n * fine * 16 / height)) for r in rings]
+                value = names.index(placed.category)
+                cv2.fillPoly(canvas, [s.astype(np.int32) - 8 for s in scaled], value, shift=4)
+        histogram = cell_histogram(canvas, n)[:, : len(names)] if names else np.zeros((n * n, 1), int)
+        enough = histogram.max(1) >= OBJECT_CELL_SHARE * fine * fine
+        cells = [
+            names[int(best)] if ok else BACKGROUND
+            for ok, best in zip(enough, histogram.argmax(1), strict=True)
+        ]
+        for (
+            placed
+        ) in ordered:  # an object too small to fill a quarter of any cell still has its centre in one
+            cell = min(int(placed.y * n), n - 1) * n + min(int(placed.x * n), n - 1)
+            if cells[cell] == BACKGROUND and placed.category in names:
+                cells[cell] = placed.category
+        return cells
+
+    @property
+    def askable_cells(self) -> list[tuple[int, int, str]]:
+        """Row and column from 1, and class, of the cells that a question can be about."""
+        return [
+            (row, column, name)
+            for row, names in enumerate(self.grid, 1)
+            for column, name in enumerate(names, 1)
+            if name != UNKNOWN and (name == BACKGROUND or name.casefold() not in NEVER_ASKED)
+        ]
+
+    def text_box(self, placed: Placed) -> tuple[int, int, int, int]:
+        """Return an object's box as it stands in answers."""
+        return scale_box(placed.box, self.limits.coordinate_range)
+
+
+def outline(label: ObjectLabel) -> list[tuple[float, ...]]:
+    """Return the rings of an object in pixels: its polygons, else its oriented box, else its box."""
+    if label.polygons:
+        return [ring for ring in label.polygons if len(ring) >= 6]
+    if label.quad is not None:
+        return [label.quad]
+    x1, y1, x2, y2 = label.box
+    return [(x1, y1, x2, y1, x2, y2, x1, y2)]

@@ -1,0 +1,95 @@
+"""`LabelledRecords`: a labelled set as a sequence of instruction records, made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+from vitp.data.labels import LabelledSet
+from vitp.data.records import InstructionRecord
+from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
+from vitp.data.synthesis.classes import SetClasses
+from vitp.errors import DataError
+
+ATTEMPTS = 16
+"""Draws before an image counts as having nothing to ask about."""
+
+
+class LabelledRecords(Sequence[InstructionRecord]):
+    """Records of a labelled set, computed on access: generated scenes stream into training without files.
+
+    Args:
+        labelled: The set; every item must have something to ask about.
+        seed: Of the questions.
+        config: What to ask.
+        epoch: Another epoch asks other questions about the same images.
+        classes: Of the set, with statistics; taken from the set when missing. Give those of the training
+            split to a validation split, so that both are balanced alike.
+    """
+
+    def __init__(
+        self,
+        labelled: LabelledSet,
+        *,
+        seed: int,
+        config: SynthesisConfig | None = None,
+        epoch: int = 0,
+        classes: SetClasses | None = None,
+    ) -> None:
+        self.labelled, self.seed, self.epoch = labelled, seed, epoch
+        self.config = config or SynthesisConfig()
+        self.classes = classes or SetClasses.from_set(labelled)
+
+    @property
+    def name(self) -> str:
+        """Name of the set."""
+        return self.labelled.name
+
+    def __len__(self) -> int:
+        return len(self.labelled.items)
+
+    def with_epoch(self, epoch: int) -> LabelledRecords:
+        """Return the same set with other questions."""
+        return LabelledRecords(
+            self.labelled, seed=self.seed, config=self.config, epoch=epoch, classes=self.classes
+        )
+
+    def with_tasks(self, index: int) -> tuple[InstructionRecord, tuple[str, ...]]:
+        """Return a record and the task of each of its turns.
+
+        Raises:
+            DataError: Nothing is known of the image that the tasks could ask.
+        """
+        item = self.labelled.items[index]
+        # With few tasks a balanced draw can come out empty for an image that has something to ask.
+        for attempt in range(ATTEMPTS):
+            made = synthesize_with_tasks(
+                item,
+                self.classes,
+                seed=self.seed + (attempt << 32),
+                config=self.config,
+                epoch=self.epoch,
+            )
+            if made is not None:
+                return made
+        raise DataError(
+            "there is nothing to ask about this image",
+            where=f"{self.name}, {item.id}",
+            fix="leave it out, label it, or switch on more tasks",
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> InstructionRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[InstructionRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> InstructionRecord | list[InstructionRecord]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self.with_tasks(index % len(self))[0]
+
+    def __iter__(self) -> Iterator[InstructionRecord]:
+        return (self[i] for i in range(len(self)))

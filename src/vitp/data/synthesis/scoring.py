@@ -1,0 +1,203 @@
+"""How right an answer is, by task: 0..1."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+from vitp.data.synthesis.answers import (
+    Box,
+    grid_rows,
+    is_none,
+    parse_boxes,
+    parse_cells,
+    parse_count,
+    parse_geochat,
+    parse_quads,
+    parse_yes_no,
+)
+from vitp.errors import ConfigError, did_you_mean
+
+Score = Callable[[str, str], float]
+Shape = TypeVar("Shape")
+
+MATCH_IOU = 0.5
+"""Boxes of one label match from this intersection over union on."""
+
+
+def normalised(text: str) -> str:
+    """Return text without case, outer and doubled blanks and final stop; a hyphen counts as a blank."""
+    return re.sub(r"\s*-\s*|\s+", " ", text).strip().rstrip(".").strip().casefold()
+
+
+def exact(predicted: str, expected: str) -> float:
+    """Return 1 for the same text but for case, blanks and final stop."""
+    return float(normalised(predicted) == normalised(expected))
+
+
+def yes_no(predicted: str, expected: str) -> float:
+    """Return 1 for the same yes or no; an answer that is neither counts 0."""
+    answer = parse_yes_no(predicted)
+    return float(answer is not None and answer == parse_yes_no(expected))
+
+
+def number(predicted: str, expected: str) -> float:
+    """Return 1 for the same number."""
+    answer = parse_count(predicted)
+    return float(answer is not None and answer == parse_count(expected))
+
+
+def _f1(common: float, predicted: float, expected: float) -> float:
+    if predicted == 0 and expected == 0:
+        return 1.0
+    return 2 * common / (predicted + expected)
+
+
+def token_f1(predicted: str, expected: str) -> float:
+    """Return the F1 of the words, each counted as often as it occurs."""
+    words = [Counter(re.findall(r"\w+", text.casefold())) for text in (predicted, expected)]
+    return _f1((words[0] & words[1]).total(), words[0].total(), words[1].total())
+
+
+def list_f1(predicted: str, expected: str) -> float:
+    """Return the F1 of the parts between commas."""
+    parts = [
+        Counter(p for p in map(normalised, re.split(r",|\band\b", text)) if p and not is_none(p))
+        for text in (predicted, expected)
+    ]
+    if not parts[0] and not parts[1]:
+        return float(is_none(predicted))
+    return _f1((parts[0] & parts[1]).total(), parts[0].total(), parts[1].total())
+
+
+def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the intersection over union of two boxes x1, y1, x2, y2."""
+    common = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
+    return common / union if union > 0 else 0.0
+
+
+def quad_iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the intersection over union of the convex hulls of two oriented boxes."""
+    hulls = [cv2.convexHull(np.asarray(q, np.float32).reshape(4, 2)) for q in (a, b)]
+    areas = [cv2.contourArea(hull) for hull in hulls]
+    if min(areas) <= 0:
+        return 0.0
+    common = cv2.intersectConvexConvex(hulls[0], hulls[1])[0]
+    return float(common / (sum(areas) - common))
+
+
+def match_f1(
+    predicted: Sequence[tuple[str, Shape]],
+    expected: Sequence[tuple[str, Shape]],
+    iou: Callable[[Shape, Shape], float],
+) -> float:
+    """Return the F1 of labelled shapes, matched one to one by overlap, best first, from `MATCH_IOU` on."""
+    pairs = sorted(
+        (
+            (iou(p, e), i, j)
+            for i, (label, p) in enumerate(predicted)
+            for j, (name, e) in enumerate(expected)
+            if normalised(label) == normalised(name)
+        ),
+        reverse=True,
+    )
+    used: tuple[set[int], set[int]] = (set(), set())
+    for overlap, i, j in pairs:
+        if overlap >= MATCH_IOU and i not in used[0] and j not in used[1]:
+            used[0].add(i)
+            used[1].add(j)
+    return _f1(len(used[0]), len(predicted), len(expected))
+
+
+def boxes_f1(predicted: str, expected: str) -> float:
+    """Return the F1 of boxes at IoU 0.5; where nothing is expected, only "none" is right."""
+    if is_none(expected):
+        return float(is_none(predicted))
+    return match_f1(parse_boxes(predicted), parse_boxes(expected), box_iou)
+
+
+def turned_corners(box: Box, angle: float) -> tuple[float, ...]:
+    """Return the corners of a box that is turned around its centre by degrees, clockwise in the image."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return tuple(float(v) for v in cv2.boxPoints(((x, y), (box[2] - box[0], box[3] - box[1]), angle)).ravel())
+
+
+def oriented_f1(predicted: str, expected: str) -> float:
+    """Return the F1 of oriented boxes, in either style, at a rotated IoU of 0.5.
+
+    GeoChat's form does not tell the image's shape, so its boxes are turned on the square of the coordinates.
+    """
+    if is_none(expected):
+        return float(is_none(predicted))
+    shapes = []
+    for text in (predicted, expected):
+        found: list[tuple[str, tuple[float, ...]]] = [*parse_quads(text)]
+        found += [(label, turned_corners(box, angle)) for label, box, angle in parse_geochat(text)]
+        shapes.append(found)
+    return match_f1(shapes[0], shapes[1], quad_iou)
+
+
+def cell_accuracy(predicted: str, expected: str) -> float:
+    """Return the share of the expected cells that have the right name; missing cells are wrong."""
+    answer, truth = grid_rows(predicted.casefold()), grid_rows(expected.casefold())
+    cells = [(r, c) for r, row in enumerate(truth) for c in range(len(row))]
+    right = sum(r < len(answer) and c < len(answer[r]) and answer[r][c] == truth[r][c] for r, c in cells)
+    return right / len(cells) if cells else 0.0
+
+
+def cells_f1(predicted: str, expected: str) -> float:
+    """Return the F1 of the listed cells; where nothing is expected, only "none" is right."""
+    if is_none(expected):
+        return float(is_none(predicted))
+    sets = set(parse_cells(predicted)), set(parse_cells(expected))
+    return _f1(len(sets[0] & sets[1]), len(sets[0]), len(sets[1]))
+
+
+SCORES: dict[str, Score] = {
+    "caption": token_f1,
+    "scene": exact,
+    "scene_options": exact,
+    "presence": yes_no,
+    "count": number,
+    "count_compare": exact,
+    "relation": exact,
+    "position": exact,
+    "size": exact,
+    "box": boxes_f1,
+    "boxes": boxes_f1,
+    "oriented": oriented_f1,
+    "region_class": exact,
+    "region_attribute": exact,
+    "grid": cell_accuracy,
+    "grid_row": cell_accuracy,
+    "cells": cells_f1,
+    "cell": exact,
+    "point": exact,
+    "cover": number,
+    "dominant": exact,
+    "change_caption": token_f1,
+    "change": yes_no,
+    "change_part": yes_no,
+    "change_boxes": boxes_f1,
+    "change_cells": cells_f1,
+    "change_share": number,
+    "change_objects": list_f1,
+}
+"""Task → its score."""
+
+
+def score_answer(task: str, predicted: str, expected: str) -> float:
+    """Return how right an answer is, 0..1, in the measure of its task.
+
+    Raises:
+        ConfigError: The task is unknown.
+    """
+    if task not in SCORES:
+        raise ConfigError(f'there is no task "{task}"', where="scoring", fix=did_you_mean(task, SCORES))
+    return SCORES[task](predicted, expected)

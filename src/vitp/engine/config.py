@@ -1,0 +1,94 @@
+"""What a run of the engine can be told, validated once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class OptimConfig(BaseModel):
+    """AdamW and its schedule.
+
+    Attributes:
+        lr: Peak learning rate.
+        betas: Decay of AdamW's first and second moment.
+        eps: Added to AdamW's denominator.
+        weight_decay: Decoupled weight decay; parameters with fewer than two dimensions get none.
+        clip_norm: Largest gradient norm; None: no clipping.
+        warmup_ratio: Share of the steps with a linearly rising rate.
+        warmup_steps: The same as a number of steps; takes precedence.
+        schedule: What follows the warm-up.
+        min_lr_ratio: Share of `lr` that the schedule ends at.
+        lr_scale: Part (as the objective names it) → factor on `lr`.
+        layer_decay: Factor on the rate from one vision block to the one below it; None: the same for all.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    lr: float = Field(2e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float | None = Field(1.0, gt=0)
+    warmup_ratio: float = Field(0.2, ge=0, le=1)
+    warmup_steps: int | None = Field(None, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    lr_scale: dict[str, float] = Field(default_factory=dict)
+    layer_decay: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
+        for part, scale in self.lr_scale.items():
+            if not scale > 0:
+                raise ValueError(f"lr_scale of {part!r} is {scale}, not above 0; freeze the part instead")
+        return self
+
+    def warmup(self, steps: int) -> int:
+        """Return the number of warm-up steps in a run of `steps`."""
+        wanted = round(self.warmup_ratio * steps) if self.warmup_steps is None else self.warmup_steps
+        return min(wanted, steps)
+
+
+class TrainConfig(BaseModel):
+    """Length, precision and bookkeeping of a run.
+
+    Attributes:
+        steps: Optimizer steps.
+        micro_batches: Batches whose gradients are summed in one step, on each rank.
+        precision: `auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in either case.
+        save_every: Steps between checkpoints; None: only at the end. An interrupt saves in either case.
+        keep_last: Checkpoints that are kept.
+        log_every: Steps between rows of `metrics.jsonl`.
+        num_workers: Processes that prepare batches; 0: the training process does.
+        seed: Of dropout and drop path. Batches are the source's affair.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        deterministic: Refuse operations that may differ from run to run.
+        loss_weights: Name → weight in the total loss; overrides the objective's.
+        tensorboard: Write TensorBoard curves.
+        threads: CPU threads of the training process; None: torch's choice.
+        must_train: Parts that must be trainable, checked before the first step. The vision tower is listed
+            by whoever wants it trained.
+        check_at: Step after which the vision tower must have changed; None: soon after the warm-up, at most 50.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(gt=0)
+    micro_batches: int = Field(1, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    save_every: int | None = Field(500, gt=0)
+    keep_last: int = Field(2, gt=0)
+    log_every: int = Field(10, gt=0)
+    num_workers: int = Field(2, ge=0)
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    deterministic: bool = False
+    loss_weights: dict[str, float] = Field(default_factory=dict)
+    tensorboard: bool = True
+    threads: int | None = Field(None, gt=0)
+    must_train: tuple[str, ...] = ()
+    check_at: int | None = Field(None, gt=0)

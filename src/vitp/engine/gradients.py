@@ -1,0 +1,82 @@
+"""How large the gradient is, part by part, without a word to the host until it is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from vitp.objectives.base import ParameterGroup
+
+
+@dataclass(frozen=True)
+class GradientSize:
+    """Sizes of one step's gradient before clipping.
+
+    Attributes:
+        norm: L2 norm over all parameters.
+        share: Part → its share of the squared norm; the shares add up to 1.
+        vision_share: The same for the vision tower.
+    """
+
+    norm: float
+    share: dict[str, float]
+    vision_share: float
+
+
+class Gradients:
+    """The gradients of all trainable parameters.
+
+    Args:
+        groups: The objective's parts.
+        tower: The vision tower.
+    """
+
+    def __init__(self, groups: Sequence[ParameterGroup], tower: nn.Module) -> None:
+        in_tower = {id(parameter) for parameter in tower.parameters()}
+        self._cells: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for group in groups:
+            for parameter in group.parameters.values():
+                if parameter.requires_grad:
+                    cell = (group.name, id(parameter) in in_tower)
+                    self._cells.setdefault(cell, []).append(parameter)
+        self.parameters = [parameter for cell in self._cells.values() for parameter in cell]
+
+    def fill_missing(self) -> None:
+        """Give a zero gradient to parameters that no batch of this step used.
+
+        AdamW would leave them out of the step. DDP, though, turns missing gradients into zeros, and the
+        number of ranks must not change what is learned.
+        """
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def norms(self) -> Tensor:
+        """Return the L2 norm of each cell, for `read`; nothing is synchronised."""
+        return torch.stack(
+            [
+                get_total_norm([p.grad for p in cell if p.grad is not None]).float()
+                for cell in self._cells.values()
+            ]
+        )
+
+    def read(self, norms: Sequence[float]) -> GradientSize:
+        """Return the sizes from the values of `norms`."""
+        squares = [norm * norm for norm in norms]
+        total = sum(squares)
+        share: dict[str, float] = {}
+        vision = 0.0
+        for (part, in_tower), square in zip(self._cells, squares, strict=True):
+            fraction = square / total if total > 0 else 0.0
+            share[part] = share.get(part, 0.0) + fraction
+            vision += fraction if in_tower else 0.0
+        return GradientSize(math.sqrt(total), share, vision)
+
+    def clip(self, max_norm: float, norms: Tensor) -> None:
+        """Scale the gradients down to `max_norm` where the norm over all cells is above it."""
+        clip_grads_with_norm_(self.parameters, max_norm, norms.square().sum().sqrt())

@@ -1,0 +1,72 @@
+"""What the engine tells those who look on, and what a run returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitp.engine.loop import Trainer
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step measured, over all micro-batches and ranks.
+
+    Attributes:
+        step: Optimizer steps done, this one included.
+        loss: Weighted total.
+        losses: Name → mean over its terms, without weight.
+        lr: Learning rate of a part with scale 1.
+        grad_norm: Before clipping.
+        grad_share: Part → share of the squared gradient norm.
+        vision_share: The vision tower's share.
+        work: What the batches amounted to (`samples`, `tokens`, …).
+    """
+
+    step: int
+    loss: float
+    losses: dict[str, float]
+    lr: float
+    grad_norm: float
+    grad_share: dict[str, float]
+    vision_share: float
+    work: dict[str, float] = field(default_factory=dict)
+
+
+class Hook:
+    """Something that looks on: probes, evaluations, exports. Called on every rank.
+
+    Hooks may move the objective to `eval()` and draw random numbers; neither changes the training.
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Called once, with the weights that this process begins with."""
+
+    def on_step_end(self, trainer: Trainer, step: int, metrics: StepMetrics) -> None:
+        """Called after each optimizer step; `step` counts from 1."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Called after the last step, not when the run is interrupted."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves.
+
+    Attributes:
+        step: Optimizer steps done.
+        loss: Of the last step; nan if a resumed run had nothing left to do.
+        checkpoint: The last checkpoint.
+        model: Folder of `Objective.save_pretrained`, None if the objective has no format of its own.
+        evidence: What `evidence.json` holds.
+        elapsed_s: Seconds of training, interruptions left out.
+    """
+
+    step: int
+    loss: float
+    checkpoint: Path
+    model: Path | None
+    evidence: dict[str, Any]
+    elapsed_s: float

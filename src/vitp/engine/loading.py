@@ -1,0 +1,152 @@
+"""Prefetching batches in the order of the steps, from a source without state."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vitp.errors import DataError, VitpError
+from vitp.objectives.base import BatchSource
+
+
+@dataclasses.dataclass
+class _Failure:
+    """A user error on its way out of a worker: raised there, it would arrive wrapped in a traceback."""
+
+    error: VitpError
+
+
+class _StepDataset(Dataset):
+    """Item i is micro-batch `i % micro_batches` of step `start + i // micro_batches`."""
+
+    def __init__(
+        self, source: BatchSource, start: int, steps: int, micro_batches: int, rank: int, world: int
+    ) -> None:
+        self.source, self.start, self.steps, self.micro_batches = source, start, steps, micro_batches
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.micro_batches
+
+    def __getitem__(self, index: int) -> Any:
+        step, micro = divmod(index, self.micro_batches)
+        try:
+            return self.source(self.start + step, micro, self.rank, self.world)
+        except VitpError as error:
+            return _Failure(error)
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM go to the whole process group; the training process decides what
+    # happens, and needs the workers to finish its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    if "cv2" in sys.modules:  # has a thread pool of its own
+        sys.modules["cv2"].setNumThreads(0)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class StepLoader:
+    """Gives all micro-batches of one step after the other.
+
+    Args:
+        source: Place in the run → batch.
+        start: First step.
+        steps: End of the run.
+        micro_batches: Batches a step.
+        rank: This process.
+        world: Number of processes.
+        num_workers: Processes that prepare batches; 0: this one.
+        pin_memory: Put tensors into page-locked memory, for copies to a GPU.
+
+    Attributes:
+        wait_s: Seconds spent waiting for batches, in total.
+    """
+
+    def __init__(
+        self,
+        source: BatchSource,
+        start: int,
+        steps: int,
+        micro_batches: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        dataset = _StepDataset(source, start, steps, micro_batches, rank, world)
+        self.micro_batches = micro_batches
+        self.wait_s = 0.0
+        self._loader: DataLoader = DataLoader(
+            dataset,
+            batch_size=None,
+            shuffle=False,
+            num_workers=min(num_workers, len(dataset)),
+            collate_fn=_as_is,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+        )
+        self._batches: Iterator[Any] | None = None
+
+    def next_step(self) -> list[Any]:
+        """Return the micro-batches of the next step.
+
+        Raises:
+            VitpError: What the source raised, the same in a worker as in this process.
+        """
+        began = time.perf_counter()
+        try:
+            if self._batches is None:
+                self._batches = iter(self._loader)
+            batches = [next(self._batches) for _ in range(self.micro_batches)]
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+                raise DataError(
+                    "a process that prepares batches was killed, most often for lack of memory",
+                    fix="lower num_workers or the batch size, then resume",
+                ) from error
+            raise
+        finally:
+            self.wait_s += time.perf_counter() - began
+        for batch in batches:
+            if isinstance(batch, _Failure):
+                raise batch.error
+        return batches
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._batches = None
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return the batch with its tensors on `device`, copied without waiting where the memory is pinned."""
+    if device.type == "cpu":
+        return batch
+    if hasattr(batch, "to"):
+        return batch.to(device, non_blocking=True) if isinstance(batch, torch.Tensor) else batch.to(device)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        moved = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            # Not `replace`: the batch was validated when it was made, and may be frozen.
+            object.__setattr__(moved, field.name, to_device(getattr(batch, field.name), device))
+        return moved
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch

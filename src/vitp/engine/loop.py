@@ -1,0 +1,419 @@
+"""The training loop: `train → train_step → forward_backward`.
+
+It knows an objective (batch → named loss sums) and a source (place in the run → batch), nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from vitp.engine import checkpoint, distributed
+from vitp.engine.checkpoint import RunState
+from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.evidence import VisionEvidence, summary
+from vitp.engine.gradients import Gradients
+from vitp.engine.hooks import Hook, StepMetrics, TrainResult
+from vitp.engine.loading import StepLoader, to_device
+from vitp.engine.logging import Meter, RunLog, memory_gb
+from vitp.engine.numerics import amp_dtype, autocast, numerics, seed_step
+from vitp.engine.optim import (
+    build_optimizer,
+    check_groups,
+    check_trainable,
+    describe_parts,
+    lr_factor,
+    set_lr,
+)
+from vitp.engine.stopping import Interrupted, StopSignals
+from vitp.errors import ConfigError, VitpError, did_you_mean
+from vitp.files import atomic_dir
+from vitp.objectives.base import BatchSource, Objective
+
+
+@dataclass(frozen=True)
+class _RankReport:
+    """What the ranks tell each other before a step: its size, and whether someone has to stop."""
+
+    counts: dict[str, float]
+    work: dict[str, float]
+    stop: int | None
+    error: VitpError | None
+
+
+class Trainer:
+    """Trains an objective on a source of batches.
+
+    Args:
+        objective: Model and losses. It is moved to the device.
+        source: Place in the run → batch.
+        optim: Optimizer and schedule.
+        train: Length, precision, bookkeeping.
+        run_dir: Gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `start_vision.safetensors`,
+            `evidence.json` and `model/`.
+        hooks: Called in order.
+        console: Where rank 0 prints; None: standard output.
+        resume: Continue from the newest checkpoint in `run_dir`; from step 0 where there is none.
+
+    Attributes:
+        step: Optimizer steps done.
+        evidence: Watches the vision tower; a hook may set `evidence.features`.
+
+    Raises:
+        ConfigError: Parts, precision or device don't fit.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        source: BatchSource,
+        optim: OptimConfig,
+        train: TrainConfig,
+        run_dir: str | Path,
+        *,
+        hooks: Sequence[Hook] = (),
+        console: Console | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.source, self.optim, self.config = source, optim, train
+        self.run_dir, self.hooks, self.resume = Path(run_dir), tuple(hooks), resume
+        self.device = distributed.resolve_device(train.device)
+        distributed.initialize(self.device)
+        self.rank, self.world = distributed.rank(), distributed.world_size()
+        self.objective = objective.to(self.device)
+        groups = objective.parameter_groups()
+        check_groups(objective, groups, optim)
+        self.parts = describe_parts(groups, optim)
+        check_trainable(self.parts, train.must_train)
+        self.optimizer, self._names = build_optimizer(objective, groups, optim)
+        self.gradients = Gradients(groups, objective.vision_tower)
+        self.evidence = VisionEvidence(objective.vision_tower, self.run_dir)
+        self.loss_weights = {**objective.loss_weights, **train.loss_weights}
+        self.step = 0
+        self._console = console or Console()
+        self._amp_dtype = amp_dtype(train.precision, self.device)
+        self._counters: dict[str, float] = {}
+        self._saved_step: int | None = None
+        self._last_loss = math.nan
+        self._log: RunLog | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    # The spine.
+
+    def train(self) -> TrainResult:
+        """Run to the last step, save, and check that the vision tower learned.
+
+        Raises:
+            VitpError: Data, disk, a loss that is not finite, a vision tower that doesn't learn.
+            Interrupted: SIGINT or SIGTERM came; the finished steps are saved.
+        """
+        with numerics(self.config), contextlib.ExitStack() as stack:
+            self._begin(stack)
+            with StopSignals() as self._signals:
+                while self.step < self.config.steps:
+                    batches, report = self._next_batches()
+                    metrics = self.train_step(batches, report.counts, report.work)
+                    self._after_step(metrics)
+                self.save()
+            return self._finish()
+
+    def train_step(
+        self, batches: Sequence[Any], counts: Mapping[str, float], work: Mapping[str, float]
+    ) -> StepMetrics:
+        """Make one optimizer step.
+
+        Args:
+            batches: The micro-batches of this rank.
+            counts: Loss name → terms in the whole step, over all micro-batches and ranks.
+            work: What the whole step amounts to.
+
+        Raises:
+            VitpError: The loss or the gradient is not finite. The weights are as before the step.
+        """
+        seed_step(self.config.seed, self.step, self.rank)
+        lr = set_lr(self.optimizer, self.optim, lr_factor(self.step, self.config.steps, self.optim))
+        last = len(batches) - 1
+        losses_MK = torch.stack(
+            [self.forward_backward(b, counts, sync=i == last) for i, b in enumerate(batches)]
+        )
+        self.gradients.fill_missing()
+        norms = self.gradients.norms()
+        # The one wait for the device in a step: nothing may be applied before it is known to be finite.
+        losses_K = distributed.sum_tensor(losses_MK.sum(0))
+        values = torch.cat([losses_K, norms]).tolist()
+        losses = dict(zip(counts, values, strict=False))
+        if not all(math.isfinite(value) for value in values):
+            self._refuse_step(batches, losses_MK, losses)
+        if self.optim.clip_norm is not None:
+            self.gradients.clip(self.optim.clip_norm, norms)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        size = self.gradients.read(values[len(losses) :])
+        total = sum(self._weight(name) * loss for name, loss in losses.items())
+        return StepMetrics(self.step, total, losses, lr, size.norm, size.share, size.vision_share, dict(work))
+
+    def forward_backward(self, batch: Any, counts: Mapping[str, float], *, sync: bool) -> Tensor:
+        """Add one micro-batch's gradient.
+
+        Args:
+            batch: As the source gave it.
+            counts: Loss name → terms in the whole step.
+            sync: Whether the gradients are averaged over ranks with this batch, the last of the step.
+
+        Returns:
+            (K,) this batch's part of each mean loss, in the order of `counts`, without gradient.
+        """
+        batch = to_device(batch, self.device)
+        hold = contextlib.nullcontext() if sync or self.world == 1 else self._model.no_sync()
+        with hold:
+            with autocast(self.device, self._amp_dtype):
+                sums = self._model(batch)
+            if unknown := sums.keys() - counts.keys():
+                raise ValueError(f"forward returned {sorted(unknown)}, which loss_counts does not count")
+            zero = torch.zeros((), device=self.device)
+            # A name without any term has a sum of 0, which stays 0 rather than 0 / 0.
+            shares = {
+                name: sums[name].float() / (counts[name] or 1.0) if name in sums else zero for name in counts
+            }
+            # DDP averages over ranks, whereas the counts make these parts of a sum.
+            total = sum((self._weight(name) * share for name, share in shares.items()), zero) * self.world
+            if self.world > 1 and sync:
+                total = distributed.touch(total, self.gradients.parameters)
+            if total.requires_grad:
+                total.backward()
+        return torch.stack([share.detach() for share in shares.values()])
+
+    # What hangs on it.
+
+    def _weight(self, name: str) -> float:
+        return self.loss_weights.get(name, 1.0)
+
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        self._load_or_start()
+        self._model: Any = distributed.wrap(self.objective)
+        self._loader = StepLoader(
+            self.source,
+            self.step,
+            self.config.steps,
+            self.config.micro_batches,
+            rank=self.rank,
+            world=self.world,
+            num_workers=self.config.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        stack.callback(self._loader.close)
+        if self.is_main:
+            self._log = RunLog(
+                self.run_dir,
+                self.step,
+                self.config.steps,
+                tensorboard=self.config.tensorboard,
+                console=self._console,
+            )
+            stack.callback(self._log.close)
+            self._log.table(self.parts)
+            for note in self._notes:
+                self._log.say(note)
+        for hook in self.hooks:
+            hook.on_start(self)
+        if self._saved_step is None:
+            self._on_main(self.evidence.begin)
+        self.objective.train()
+        self._meter, self._began = Meter(), time.perf_counter()
+        self._elapsed_before = self._counters.get("seconds", 0.0)
+        self._window: list[float] = []
+        if self._log is not None:
+            self._log.start(self.step)
+
+    def _load_or_start(self) -> None:
+        path = checkpoint.latest(self.run_dir)
+        self._notes: list[str] = []
+        if path is None:
+            if self.resume:
+                self._notes.append(f"nothing to resume in {self.run_dir}, starting at step 0")
+            return
+        if not self.resume:
+            raise VitpError(
+                "already holds a run", where=str(self.run_dir), fix="resume it, or name another folder"
+            )
+        fingerprint = self.source.fingerprint()
+        state = checkpoint.load(path, fingerprint, self.objective, self.optimizer, self._names)
+        if state.step > self.config.steps:
+            raise ConfigError(
+                f"the run has {state.step} steps behind it, more than the {self.config.steps} asked for",
+                where="train.steps",
+                fix=f"ask for at least {state.step}",
+            )
+        self.step = self._saved_step = state.step
+        self._counters = state.counters
+        self.evidence.load_state(state.evidence)
+        self._notes.append(f"resumed {path}")
+        self._notes += checkpoint.changed_settings(state.settings, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        # As JSON, so that they compare with what a checkpoint holds.
+        optim, train = self.optim.model_dump(mode="json"), self.config.model_dump(mode="json")
+        return {"optim": optim, "train": train, "world": self.world}
+
+    def _next_batches(self) -> tuple[list[Any], _RankReport]:
+        """Return this rank's micro-batches of the next step and the sum over ranks of what they hold."""
+        batches: list[Any] = []
+        counts: dict[str, float] = {}
+        work: dict[str, float] = {}
+        error = None
+        try:
+            batches = self._loader.next_step()
+            counts = distributed.sum_dicts(self.objective.loss_counts(batch) for batch in batches)
+            work = distributed.sum_dicts(self.objective.work(batch) for batch in batches)
+        except VitpError as caught:
+            error = caught
+        reports = distributed.gather(_RankReport(counts, work, self._signals.received, error))
+        for report in reports:
+            if report.error is not None:
+                raise error or report.error
+        if stop := next((report.stop for report in reports if report.stop is not None), None):
+            raise Interrupted(stop, self.step, self.save())
+        counts = distributed.sum_dicts(report.counts for report in reports)
+        self._check_loss_names(counts)
+        return batches, _RankReport(counts, distributed.sum_dicts(r.work for r in reports), None, None)
+
+    def _check_loss_names(self, counts: Mapping[str, float]) -> None:
+        known = [*counts, *self.objective.loss_weights]
+        for name in self.config.loss_weights:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"the losses are {', '.join(counts)}"
+                raise ConfigError(f'unknown loss "{name}"', where="train.loss_weights", fix=hint)
+
+    def _after_step(self, metrics: StepMetrics) -> None:
+        self.evidence.add_share(metrics.vision_share)
+        self._last_loss = metrics.loss
+        self._window.append(metrics.loss)
+        self._meter.add(metrics.work)
+        self._counters = distributed.sum_dicts([self._counters, metrics.work])
+        self._counters["seconds"] = self._elapsed_before + time.perf_counter() - self._began
+        self._report(metrics)
+        for hook in self.hooks:
+            hook.on_step_end(self, self.step, metrics)
+        if self.hooks:
+            self.objective.train()
+        warmup = self.optim.warmup(self.config.steps)
+        if self.step == min(self.config.check_at or min(50, warmup + 5), self.config.steps):
+            self._on_main(lambda: self.evidence.check(self.step))
+        if self.config.save_every and self.step % self.config.save_every == 0:
+            self.save()
+
+    def _report(self, metrics: StepMetrics) -> None:
+        if self._log is None:
+            return
+        self._log.advance(self.step)
+        if self.step % self.config.log_every and self.step != self.config.steps:
+            return
+        row = asdict(metrics)
+        del row["work"]
+        row["loss_mean"] = sum(self._window) / len(self._window)
+        row |= self._meter.read(self._loader.wait_s)
+        row |= {"elapsed_s": self._counters["seconds"], "memory_gb": memory_gb(self.device)}
+        self._window = []
+        self._log.row(row)
+
+    def _refuse_step(self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]) -> None:
+        """Throw the gradients away, save the last good state if it is not saved yet, and raise."""
+        self.optimizer.zero_grad()
+        bad_M = ~torch.isfinite(losses_MK).all(1)
+        suspects = [batch for batch, bad in zip(batches, bad_M.tolist(), strict=True) if bad]
+        loss_is_bad = not all(math.isfinite(loss) for loss in losses.values())
+        names = [
+            name
+            for batch in (suspects if loss_is_bad else batches)
+            for name in getattr(batch, "record_names", ()) or ()
+        ]
+        names = [name for of_rank in distributed.gather(names) for name in of_rank]
+        if loss_is_bad:
+            what = ", ".join(f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss))
+            what = f"the loss {what}"
+        else:
+            what = "the gradient is not finite"
+        # Running statistics (batch norm) see a batch before its loss does.
+        state = self.objective.state_dict().values()
+        if all(bool(torch.isfinite(t).all()) for t in state if torch.is_floating_point(t)):
+            kept = f"the state before it is saved in {self.save()}"
+        else:
+            kept = "earlier checkpoints are untouched"
+        listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+        raise VitpError(
+            f"{what} in step {self.step + 1}" + (f", with {listed}" if listed else "") + f"; {kept}",
+            where=str(self.run_dir),
+            fix="look at these records, lower the learning rate or use fp32",
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint of the current step, on rank 0, unless there is one; return its folder.
+
+        Raises:
+            VitpError: The disk is full or can't be written.
+        """
+        if self._saved_step != self.step:
+            state = RunState(
+                self.step,
+                self.source.fingerprint(),
+                self._counters,
+                self.evidence.state(),
+                self._settings(),
+            )
+            self._on_main(
+                lambda: checkpoint.save(
+                    self.run_dir, state, self.objective, self.optimizer, self._names, self.config.keep_last
+                )
+            )
+            self._saved_step = self.step
+        return checkpoint.folder(self.run_dir, self.step)
+
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers that a hook measured to `metrics.jsonl` and TensorBoard; nothing on other ranks than 0."""
+        if self._log is not None:
+            self._log.scalars(step, values)
+
+    def _on_main(self, action: Any) -> Any:
+        """Do something on rank 0; its user errors are raised on every rank."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except VitpError as caught:
+                error = caught
+        distributed.raise_together(error)
+        return result
+
+    def _finish(self) -> TrainResult:
+        for hook in self.hooks:
+            hook.on_end(self)
+        evidence = self._on_main(lambda: self.evidence.finish(self.step)) or {}
+        if self._log is not None:
+            self._log.say(summary(evidence))
+        model = self._on_main(self._save_pretrained)
+        last = checkpoint.folder(self.run_dir, self.step)
+        return TrainResult(
+            self.step, self._last_loss, last, model, evidence, self._counters.get("seconds", 0.0)
+        )
+
+    def _save_pretrained(self) -> Path | None:
+        folder = self.run_dir / "model"
+        if type(self.objective).save_pretrained is Objective.save_pretrained:
+            return None
+        with atomic_dir(folder) as temporary:
+            self.objective.save_pretrained(temporary)
+        return folder

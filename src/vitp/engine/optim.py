@@ -1,0 +1,149 @@
+"""AdamW over the objective's parts, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vitp.engine.config import OptimConfig
+from vitp.engine.layers import layer_scales
+from vitp.errors import ConfigError, did_you_mean
+from vitp.objectives.base import Objective, ParameterGroup
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the table of trainable parts.
+
+    Attributes:
+        name: As the objective names it.
+        parameters: Number of values.
+        trainable: Number of values that require a gradient.
+        lr: Peak learning rate.
+        weight_decay: On parameters of two and more dimensions.
+    """
+
+    name: str
+    parameters: int
+    trainable: int
+    lr: float
+    weight_decay: float
+
+
+def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """Return what the peak learning rate is multiplied by in optimizer step `step` (from 0) of `steps`."""
+    warmup = config.warmup(steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    falling = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * falling
+
+
+def check_groups(objective: Objective, groups: Sequence[ParameterGroup], config: OptimConfig) -> None:
+    """Raise unless the groups hold every parameter exactly once and `config.lr_scale` names known parts.
+
+    Raises:
+        ConfigError: With the names that are missing, double or unknown.
+    """
+    seen: dict[int, str] = {}
+    for group in groups:
+        for name, parameter in group.parameters.items():
+            if id(parameter) in seen:
+                raise ConfigError(f"parameter {name} is in two parts, as {seen[id(parameter)]}, too")
+            seen[id(parameter)] = name
+    missing = [name for name, parameter in objective.named_parameters() if id(parameter) not in seen]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} parameters are in no part: {', '.join(missing[:5])}", where="parameter_groups"
+        )
+    known = {group.name for group in groups}
+    for part in config.lr_scale:
+        if part not in known:
+            hint = did_you_mean(part, known) or f"the parts are {', '.join(sorted(known))}"
+            raise ConfigError(f'unknown part "{part}"', where="optim.lr_scale", fix=hint)
+
+
+def describe_parts(groups: Sequence[ParameterGroup], config: OptimConfig) -> list[Part]:
+    """Return one row for each part name; groups of the same name are added up (their rate is the largest)."""
+    parts: dict[str, Part] = {}
+    for group in groups:
+        old = parts.get(group.name, Part(group.name, 0, 0, 0.0, 0.0))
+        values = list(group.parameters.values())
+        trainable = sum(p.numel() for p in values if p.requires_grad)
+        lr = config.lr * group.lr_scale * config.lr_scale.get(group.name, 1.0) if trainable else 0.0
+        parts[group.name] = Part(
+            group.name,
+            old.parameters + sum(p.numel() for p in values),
+            old.trainable + trainable,
+            max(old.lr, lr),
+            max(old.weight_decay, config.weight_decay if trainable else 0.0),
+        )
+    return list(parts.values())
+
+
+def check_trainable(parts: Sequence[Part], must_train: Sequence[str]) -> None:
+    """Raise unless something trains and each part that is meant to train does.
+
+    Raises:
+        ConfigError: With the part that is frozen or unknown.
+    """
+    by_name = {part.name: part for part in parts}
+    for name in must_train:
+        if name not in by_name:
+            hint = did_you_mean(name, by_name) or f"the parts are {', '.join(by_name)}"
+            raise ConfigError(f'unknown part "{name}"', where="train.must_train", fix=hint)
+        if by_name[name].trainable == 0:
+            raise ConfigError(f'part "{name}" is meant to train but is frozen', fix="unfreeze it")
+    if not any(part.trainable for part in parts):
+        raise ConfigError("nothing is trainable", fix="unfreeze a part")
+
+
+def build_optimizer(
+    objective: Objective, groups: Sequence[ParameterGroup], config: OptimConfig
+) -> tuple[torch.optim.AdamW, list[list[str]]]:
+    """Return AdamW and, parallel to its parameter groups, the names of their parameters.
+
+    Each optimizer group carries its `scale`, the factor on the run's learning rate. Layer decay applies to
+    the vision tower. Frozen parameters are left out.
+    """
+    full_names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    scales: dict[int, float] = {}
+    if config.layer_decay is not None:
+        tower = dict(objective.vision_tower.named_parameters())
+        by_name = layer_scales(tower, config.layer_decay)
+        scales = {id(parameter): by_name[name] for name, parameter in tower.items()}
+
+    buckets: dict[tuple[str, float, float], dict[str, nn.Parameter]] = {}
+    for group in groups:
+        for parameter in group.parameters.values():
+            if not parameter.requires_grad:
+                continue
+            scale = group.lr_scale * config.lr_scale.get(group.name, 1.0) * scales.get(id(parameter), 1.0)
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            buckets.setdefault((group.name, scale, decay), {})[full_names[id(parameter)]] = parameter
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(bucket.values()), "scale": scale, "weight_decay": decay}
+            for (_, scale, decay), bucket in buckets.items()
+        ],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        # Took a step of a micro model on CPU from 20 ms to 3 ms.
+        fused=all(p.device.type in ("cpu", "cuda") for bucket in buckets.values() for p in bucket.values()),
+    )
+    return optimizer, [list(bucket) for bucket in buckets.values()]
+
+
+def set_lr(optimizer: torch.optim.Optimizer, config: OptimConfig, factor: float) -> float:
+    """Set every group's rate to `lr × factor × its scale`; return the rate of scale 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * factor * group["scale"]
+    return config.lr * factor

@@ -1,0 +1,91 @@
+"""Named tensors on disk, and whether they fit a model."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitp.errors import CheckpointError
+
+
+def unique_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's state by name, tied tensors once, under the first of their names.
+
+    Raises:
+        TypeError: The state holds something other than tensors.
+    """
+    seen: set[tuple[int, int, tuple[int, ...]]] = set()
+    state = {}
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"the state of {type(module).__name__} holds {name}, which is no tensor")
+        place = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.shape))
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        state[name] = tensor
+    return state
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        OSError: As any write does; safetensors' own error type says it in text only.
+    """
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        full = "No space left" in str(error) or "os error 28" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
+def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    try:
+        return load_file(path, device=device)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"can't be read ({error})", where=str(path), fix="remove this checkpoint to use the one before it"
+        ) from error
+
+
+def differences(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Return one line for every name or shape in which the two differ; empty when they fit."""
+    lines = [f"{name} is missing" for name in wanted if name not in saved]
+    lines += [f"{name} is not in the model" for name in saved if name not in wanted]
+    lines += [
+        f"{name} is {tuple(saved[name].shape)}, the model's is {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    return lines
+
+
+def load_state(module: nn.Module, saved: Mapping[str, Tensor], where: str) -> None:
+    """Copy `saved` into the module; nothing is copied unless every name and shape fits.
+
+    Raises:
+        CheckpointError: With the names and shapes that differ.
+    """
+    wanted = unique_state(module)
+    if lines := differences(saved, wanted):
+        raise CheckpointError(
+            f"is of another architecture, {len(lines)} tensors differ: {'; '.join(lines[:8])}"
+            + ("; …" if len(lines) > 8 else ""),
+            where=where,
+            fix="resume with the configuration that the run began with",
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(saved[name])

@@ -1,0 +1,49 @@
+"""`Backbone`: images → features at the asked layers, with everything a head has to know attached.
+
+Shapes: B images, C channels, H × W pixels or cells, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module, ABC):
+    """What pretraining, export, probes and every head meet at.
+
+    Attributes:
+        image_size: Height and width in pixels that it was pretrained at.
+        mean, std: Normalisation of RGB values on 0..1.
+        num_layers: Layers that `forward_features` can be asked for.
+        channels: Channels of each layer's features.
+        strides: Pixels a feature cell, for each layer.
+    """
+
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_layers: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @abstractmethod
+    def forward_features(self, image_BCHW: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Return one (B, D, H / stride, W / stride) map for each layer asked for, in that order.
+
+        Args:
+            image_BCHW: Normalised float images (see `normalize`).
+            layers: Layer numbers; negative ones count from the end. The last layer's features are the
+                ones that go to the projector, final norm (if there is one) included.
+        """
+
+    def normalize(self, image_BCHW: Tensor) -> Tensor:
+        """Return uint8 (0..255) or float (0..1) RGB images as normalised float images."""
+        if image_BCHW.dtype == torch.uint8:
+            image_BCHW = image_BCHW.float() / 255
+        mean_C11 = torch.tensor(self.mean, device=image_BCHW.device).view(-1, 1, 1)
+        std_C11 = torch.tensor(self.std, device=image_BCHW.device).view(-1, 1, 1)
+        return (image_BCHW - mean_C11) / std_C11

@@ -1,0 +1,114 @@
+"""The language model: any Hugging Face causal LM, or a small one made from a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from vitp.errors import ConfigError, did_you_mean
+
+
+class LoRAConfig(BaseModel):
+    """Low-rank adaptation of the language model's linear layers; all else of it is frozen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LanguageConfig(BaseModel):
+    """Which causal language model.
+
+    `model_type` and `arguments` are those of the Hugging Face configuration ("qwen2", …). `vocab_size` is
+    set from the tokenizer.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_type: str = "qwen2"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    lora: LoRAConfig | None = None
+
+
+def micro_qwen2(
+    *, width: int = 192, layers: int = 3, heads: int = 6, kv_heads: int = 2, mlp: int = 512
+) -> LanguageConfig:
+    """Return a Qwen2 of a few million parameters at most, embeddings tied."""
+    return LanguageConfig(
+        model_type="qwen2",
+        arguments={
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "intermediate_size": mlp,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+        },
+    )
+
+
+def build_language_model(config: LanguageConfig, *, vocabulary: int) -> PreTrainedModel:
+    """Return the model with random weights in float32, attention by torch's SDPA.
+
+    Raises:
+        ConfigError: transformers knows no such model type, refuses an argument, or the model takes no
+            explicit attention masks.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config.model_type not in CONFIG_MAPPING_NAMES:
+        raise ConfigError(
+            f"transformers knows no model type {config.model_type!r}",
+            where="language.model_type",
+            fix=did_you_mean(config.model_type, CONFIG_MAPPING_NAMES),
+        )
+    arguments = {**config.arguments, "vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None}
+    try:
+        hf_config = AutoConfig.for_model(config.model_type, **arguments)
+        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"transformers can't make a {config.model_type} ({error})", where="language.arguments"
+        ) from error
+    model = model.float()
+    if config.lora is not None:
+        _add_lora(model, config.lora)
+    return model
+
+
+def language_config_of(model_folder: Path) -> LanguageConfig:
+    """Return the configuration of a language model saved by transformers in a local folder."""
+    hf_config = AutoConfig.from_pretrained(model_folder, local_files_only=True)
+    values = hf_config.to_diff_dict()
+    values.pop("vocab_size", None)
+    for noise in ("transformers_version", "architectures", "dtype", "torch_dtype", "model_type"):
+        values.pop(noise, None)
+    return LanguageConfig(model_type=hf_config.model_type, arguments=values)
+
+
+def _add_lora(model: PreTrainedModel, config: LoRAConfig) -> None:
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(
+            "LoRA needs the package peft", where="language.lora", fix='install it with: pip install "vitp[lora]"'
+        ) from error
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    lora = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
+    )
+    try:
+        peft.inject_adapter_in_model(lora, model)
+    except ValueError as error:
+        raise ConfigError(f"LoRA finds no layer to adapt ({error})", where="language.lora.targets") from error

@@ -1,0 +1,148 @@
+"""The vision tower: any timm Vision Transformer behind the `Backbone` contract.
+
+Shapes: B images, H × W pixels, N patch tokens, h × w grid cells, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from vitp.errors import ConfigError, did_you_mean
+from vitp.models.backbone import Backbone
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class VisionConfig(BaseModel):
+    """A Vision Transformer as timm knows it.
+
+    `architecture` is a timm model name, `arguments` what `timm.create_model` gets beside it: with
+    `vit_tiny_patch16_224` and other `embed_dim`, `depth`, `patch_size` any plain ViT can be written.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    architecture: str = "vit_tiny_patch16_224"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    image_size: int = Field(default=96, ge=8, description="Side of a tile in pixels.")
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class VisionTower(Backbone):
+    """A timm ViT without its head.
+
+    Args:
+        config: Architecture, size and normalisation.
+        drop_path: Stochastic depth rate of the last block; earlier blocks get less, linearly.
+
+    Raises:
+        ConfigError: timm has no such ViT, or its patches don't fit the image size.
+    """
+
+    def __init__(self, config: VisionConfig, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.model = _create_vit(config, drop_path)
+        patch_h, patch_w = self.model.patch_embed.patch_size
+        if patch_h != patch_w or config.image_size % patch_h:
+            raise ConfigError(
+                f"patches of {patch_h}×{patch_w} don't cut {config.image_size} px evenly",
+                where="vision.image_size",
+                fix=f"choose a multiple of {patch_h}",
+            )
+        self.patch_size = int(patch_h)
+        self.image_size = (config.image_size, config.image_size)
+        self.mean, self.std = config.mean, config.std
+        self.width: int = self.model.embed_dim
+        self.num_layers = len(self.model.blocks)
+        self.channels = (self.width,) * self.num_layers
+        self.strides = (self.patch_size,) * self.num_layers
+
+    @property
+    def grid(self) -> int:
+        """Cells on a side of a tile at the pretraining size."""
+        return self.image_size[0] // self.patch_size
+
+    def forward_tokens(self, image_BCHW: Tensor) -> Tensor:
+        """Return the patch tokens of the last layer, (B, N, D), row by row; `[CLS]` and registers dropped."""
+        tokens_BND = self.model.forward_features(image_BCHW)
+        return tokens_BND[:, self.model.num_prefix_tokens :]
+
+    def forward_features(self, image_BCHW: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Return feature maps (B, D, h, w) of the asked layers. See `Backbone.forward_features`."""
+        wanted = [layer % self.num_layers for layer in layers]
+        unique = sorted(set(wanted))
+        final_BND, maps = self.model.forward_intermediates(image_BCHW, indices=unique, output_fmt="NCHW")
+        by_layer = dict(zip(unique, maps, strict=True))
+        last = self.num_layers - 1
+        if last in by_layer:
+            # The intermediates come without the final norm, the projector's input has it.
+            final_BND = final_BND[:, self.model.num_prefix_tokens :] if _has_prefix(self.model, final_BND, maps[0]) else final_BND
+            by_layer[last] = final_BND.transpose(1, 2).reshape(by_layer[last].shape)
+        return [by_layer[layer] for layer in wanted]
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the blocks' activations in the backward pass: less memory, about a third more time."""
+        self.model.set_grad_checkpointing(enabled)
+
+    @torch.no_grad()
+    def attention(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
+        """Return softmax attention weights (B, heads, 1 + N, 1 + N) of one layer (rows: queries).
+
+        The fused kernel keeps no weights, so the layer's own query and key projections are applied again
+        to its recorded input.
+        """
+        block = self.model.blocks[layer]
+        seen: list[Tensor] = []
+        handle = block.attn.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        try:
+            self.model.forward_features(image_BCHW)
+        finally:
+            handle.remove()
+        attn, x_BND = block.attn, seen[0]
+        batch, tokens, _ = x_BND.shape
+        qkv = attn.qkv(x_BND).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        query, key = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
+        return ((query * attn.scale) @ key.transpose(-2, -1)).softmax(-1)
+
+
+def _has_prefix(model: VisionTransformer, tokens_BND: Tensor, map_BDhw: Tensor) -> bool:
+    """Whether the tokens still hold `[CLS]` and registers."""
+    return tokens_BND.shape[1] != map_BDhw.shape[2] * map_BDhw.shape[3]
+
+
+def _create_vit(config: VisionConfig, drop_path: float) -> VisionTransformer:
+    try:
+        model = timm.create_model(
+            config.architecture,
+            pretrained=False,
+            num_classes=0,
+            global_pool="",
+            img_size=config.image_size,
+            dynamic_img_size=True,
+            drop_path_rate=drop_path,
+            **config.arguments,
+        )
+    except RuntimeError as error:
+        hint = did_you_mean(config.architecture, timm.list_models("*vit*"))
+        raise ConfigError(
+            f"timm can't make {config.architecture!r} ({error})", where="vision.architecture", fix=hint
+        ) from error
+    except TypeError as error:
+        raise ConfigError(f"timm refuses an argument ({error})", where="vision.arguments") from error
+    if not isinstance(model, VisionTransformer):
+        raise ConfigError(
+            f"{config.architecture} is a {type(model).__name__}, not a plain Vision Transformer",
+            where="vision.architecture",
+            fix="choose one of `timm.list_models('vit_*')`",
+        )
+    return model

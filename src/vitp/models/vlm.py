@@ -1,0 +1,161 @@
+"""The vision-language model that ViTP trains end to end.
+
+Shapes: T tiles, n image tokens a tile, K surviving image tokens, B rows, L tokens a row, S supervised
+tokens, H width of the language model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vitp.errors import ConfigError, DataError
+from vitp.models.language import LanguageConfig, build_language_model
+from vitp.models.projector import Projector, pixel_shuffle
+from vitp.models.vision import VisionConfig, VisionTower
+
+PARTS = ("vision", "projector", "language")
+"""The three parts of the model, as configuration and console name them."""
+
+
+class VLMConfig(BaseModel):
+    """The three parts and how they meet."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vision: VisionConfig = Field(default_factory=VisionConfig)
+    language: LanguageConfig = Field(default_factory=LanguageConfig)
+    shuffle: int = Field(default=2, ge=1, description="Side of the square of patches folded into a token.")
+    template: str = "internvl2_5"
+    drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @property
+    def language_width(self) -> int:
+        """Width of the language model (H)."""
+        width = self.language.arguments.get("hidden_size")
+        if width is None:
+            raise ConfigError("says no hidden_size", where="language.arguments", fix="set it")
+        return int(width)
+
+
+def packed_attention_mask(segments_BL: Tensor, branches_BL: Tensor) -> Tensor:
+    """Return which token may see which: (B, 1, L, L) bool, rows are queries.
+
+    A token sees the tokens before it in its own record that are shared (branch 0) or of its own question.
+    """
+    length = segments_BL.shape[1]
+    same_record = segments_BL[:, :, None] == segments_BL[:, None, :]
+    keys_shared = branches_BL[:, None, :] == 0
+    same_branch = branches_BL[:, :, None] == branches_BL[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
+    return (same_record & (keys_shared | same_branch) & causal)[:, None]
+
+
+class VisionLanguageModel(nn.Module):
+    """Vision tower → pixel shuffle → projector → causal language model.
+
+    Args:
+        config: Sizes of the parts.
+        vocabulary: Tokens of the language model, image tokens included.
+    """
+
+    def __init__(self, config: VLMConfig, *, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTower(config.vision, drop_path=config.drop_path)
+        if self.vision.grid % config.shuffle:
+            raise ConfigError(
+                f"a grid of {self.vision.grid} patches can't be folded by {config.shuffle}",
+                where="model.shuffle",
+                fix="choose a divisor",
+            )
+        self.tokens_per_tile = (self.vision.grid // config.shuffle) ** 2
+        self.projector = Projector(self.vision.width, config.language_width, config.shuffle)
+        self.language = build_language_model(config.language, vocabulary=vocabulary)
+
+    def encode_tiles(self, tiles_TCHW: Tensor) -> Tensor:
+        """Return the image tokens (T, n, H) of uint8 tiles."""
+        patches_TND = self.vision.forward_tokens(self.vision.normalize(tiles_TCHW))
+        return self.projector(pixel_shuffle(patches_TND, self.config.shuffle))
+
+    def embed(
+        self, tiles_TCHW: Tensor, keep_K: Tensor, image_index_K: Tensor, ids_BL: Tensor, names: Sequence[str] = ()
+    ) -> Tensor:
+        """Return the language model's input (B, L, H): text embeddings, image tokens in their places.
+
+        Raises:
+            DataError: Placeholders and surviving image features differ in number.
+        """
+        if keep_K.numel() != image_index_K.numel():
+            raise DataError(
+                f"{image_index_K.numel()} image placeholders but {keep_K.numel()} image features",
+                where=", ".join(names) or "batch",
+            )
+        text_BLH = self.language.get_input_embeddings()(ids_BL)
+        if len(tiles_TCHW) == 0:
+            # The vision tower must take part, or data parallel ranks would wait for its gradients.
+            blank = torch.zeros(1, 3, *self.vision.image_size, dtype=torch.uint8, device=ids_BL.device)
+            return text_BLH + 0.0 * self.encode_tiles(blank).sum()
+        image_MH = self.encode_tiles(tiles_TCHW).flatten(0, 1)
+        rows, length, width = text_BLH.shape
+        flat = text_BLH.reshape(rows * length, width)
+        flat = flat.index_copy(0, image_index_K, image_MH[keep_K].to(flat.dtype))
+        return flat.view(rows, length, width)
+
+    def forward(
+        self,
+        *,
+        tiles_TCHW: Tensor,
+        keep_K: Tensor,
+        image_index_K: Tensor,
+        ids_BL: Tensor,
+        positions_BL: Tensor,
+        segments_BL: Tensor,
+        branches_BL: Tensor,
+        target_index_S: Tensor,
+        names: Sequence[str] = (),
+    ) -> Tensor:
+        """Return the last hidden states (S, H) at the tokens that predict supervised ones.
+
+        The language model computes L tokens a row: dropped image tokens are not among them. See
+        `vitp.data.packing.PackedBatch` for the arguments.
+        """
+        inputs_BLH = self.embed(tiles_TCHW, keep_K, image_index_K, ids_BL, names)
+        hidden_BLH = self.language.get_decoder()(
+            inputs_embeds=inputs_BLH,
+            attention_mask=packed_attention_mask(segments_BL, branches_BL),
+            position_ids=positions_BL,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden_BLH.flatten(0, 1)[target_index_S]
+
+    def logits(self, hidden_SH: Tensor) -> Tensor:
+        """Return the logits (S, V) of hidden states."""
+        return self.language.get_output_embeddings()(hidden_SH)
+
+    @torch.no_grad()
+    def generate(self, tiles_TCHW: Tensor, ids_N: Tensor, image_index_K: Tensor, **options: Any) -> Tensor:
+        """Return the token ids that answer a prompt, (new tokens,).
+
+        Args:
+            tiles_TCHW: uint8 tiles of the prompt's images; all image tokens are used.
+            ids_N: The prompt.
+            image_index_K: Places of the image tokens in it.
+            options: Of transformers' `generate`: `max_new_tokens`, `streamer`, `do_sample`, ….
+        """
+        keep_K = torch.arange(len(tiles_TCHW) * self.tokens_per_tile, device=ids_N.device)
+        inputs = self.embed(tiles_TCHW, keep_K, image_index_K, ids_N[None])
+        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=ids_N.device)
+        return self.language.generate(inputs_embeds=inputs, attention_mask=mask, **options)[0]
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations of ViT and language model in the backward pass."""
+        self.vision.set_gradient_checkpointing(enabled)
+        if enabled:
+            self.language.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.language.gradient_checkpointing_disable()

@@ -1,0 +1,69 @@
+"""Visual Robustness Learning: drop most image tokens before the language model (ViTP, eq. 3–4).
+
+Which tokens survive is a pure function of seed, key and count, so that it is the same on any rank, in any
+worker and after a resume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+
+class VRLConfig(BaseModel):
+    """Ratio of image tokens dropped, and probability that a sample is treated at all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ratio: float = Field(default=0.75, ge=0.0, lt=1.0, description="Share of image tokens dropped (r).")
+    probability: float = Field(default=1.0, ge=0.0, le=1.0, description="Share of samples that drop tokens.")
+    ramp_steps: int = Field(default=0, ge=0, description="Steps over which the ratio grows from 0 to its value.")
+
+
+def count_kept(count: int, ratio: float) -> int:
+    """Return ceil((1 − r) · N), computed so that rounding noise can't add one (eq. 3)."""
+    return min(count, math.ceil(round((1.0 - ratio) * count, 9)))
+
+
+def surviving_tokens(count: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the indices of a uniformly random subset of `count_kept` of `count` tokens, ascending."""
+    kept = rng.choice(count, size=count_kept(count, ratio), replace=False, shuffle=False)
+    return np.sort(kept)
+
+
+class VisualRobustness(nn.Module):
+    """Chooses the surviving image tokens of one sample. In eval mode all survive.
+
+    Args:
+        config: Ratio, probability and ramp.
+        seed: Of the run.
+    """
+
+    def __init__(self, config: VRLConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+
+    def ratio_at(self, step: int) -> float:
+        """Return the share dropped at an optimizer step."""
+        ramp = self.config.ramp_steps
+        return self.config.ratio * min(1.0, (step + 1) / ramp) if ramp else self.config.ratio
+
+    def forward(self, count: int, key: Sequence[int], step: int = 0) -> np.ndarray:
+        """Return the indices that survive out of `count` image tokens, ascending, (K,) int64.
+
+        Args:
+            count: Image tokens of the sample, over all its images and tiles (N).
+            key: Integers that name the sample within the run, such as its position in the order of samples.
+            step: Optimizer step, for the ramp.
+        """
+        ratio = self.ratio_at(step)
+        if not self.training or ratio == 0.0 or count == 0:
+            return np.arange(count)
+        rng = np.random.default_rng([self.seed, 0x56524C, *key])
+        if rng.random() >= self.config.probability:
+            return np.arange(count)
+        return surviving_tokens(count, ratio, rng)

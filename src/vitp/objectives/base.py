@@ -1,0 +1,92 @@
+"""`Objective`: batch → named losses. The engine sees nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate, and what the console calls them.
+
+    Attributes:
+        name: "vision tower", "projector", "language model", "head", …
+        parameters: Name → parameter, trainable or not: frozen ones are listed in the table, too.
+        lr_scale: Multiplies the run's learning rate.
+    """
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+    lr_scale: float = 1.0
+
+
+class Objective(nn.Module, ABC):
+    """A model and its losses behind one call.
+
+    `forward` returns *sums*, `loss_counts` what they are to be divided by; the engine adds the counts over
+    micro-batches and ranks before it divides, so that the gradient does not depend on how a batch was cut.
+
+    Attributes:
+        loss_weights: Name → weight in the total loss. A missing name counts 1.
+    """
+
+    loss_weights: Mapping[str, float] = {}
+
+    @abstractmethod
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """Return name → summed loss (a scalar with gradient)."""
+
+    @abstractmethod
+    def loss_counts(self, batch: Any) -> dict[str, float]:
+        """Return name → number of terms in the sum of `forward`, known before it runs."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return all parameters, once each, in named groups."""
+
+    @property
+    @abstractmethod
+    def vision_tower(self) -> nn.Module:
+        """The module that pretraining is for: it is watched, probed and exported."""
+
+    def work(self, batch: Any) -> dict[str, float]:
+        """Return what the batch amounts to, for the progress line.
+
+        Keys in use: `samples`, `tokens` (that the language model computes), `tiles`, `capacity` (token
+        slots with padding; `tokens / capacity` is the packing efficiency).
+        """
+        return {}
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Write the model in its own format beside a checkpoint, where it has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no format of its own")
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """A pure function from place in the run to batch: no state, so resume and rank count can't change it.
+
+    The batch must be a dataclass, tuple, list or dict of tensors and plain values, or have a
+    `.to(device)` method.
+    """
+
+    def __call__(self, step: int, micro: int, rank: int, world: int) -> Any:
+        """Return the `micro`-th micro-batch of optimizer step `step` for this rank."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that decides the batches; a resumed run must have the same one."""
+        ...
+
+
+@dataclass
+class Losses:
+    """Named losses of one step after normalisation, for logging."""
+
+    total: float
+    named: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,333 @@
+"""Dense supervision: vision tower + head → the class of each pixel, and of what is present in the image.
+
+Shapes: B images, H × W pixels, h × w patches of P × P pixels, N = h·w, D width, C classes, K object classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitp.data.labels import IGNORE
+from vitp.errors import ConfigError
+from vitp.files import write_json
+from vitp.models.vision import VisionTower
+from vitp.objectives.base import Objective, ParameterGroup
+
+UNKNOWN = -1
+"""Value of `presence_BK` where nobody labelled whether the class is there."""
+
+
+@dataclass(frozen=True)
+class DenseBatch:
+    """Images with the class of each pixel.
+
+    Attributes:
+        tiles_BCHW: RGB, uint8.
+        target_BHW: Class of each pixel, uint8; 255 counts for nothing.
+        names: Ids of the images, for messages.
+        presence_BK: 1 where an object class is in the image, 0 where it isn't, -1 where unknown; int8.
+            None: not asked for.
+    """
+
+    tiles_BCHW: Tensor
+    target_BHW: Tensor
+    names: tuple[str, ...]
+    presence_BK: Tensor | None = None
+
+    @property
+    def record_names(self) -> tuple[str, ...]:
+        """What the engine calls the samples when a step goes wrong."""
+        return self.names
+
+    def to(self, device: torch.device | str) -> DenseBatch:
+        """Return the batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> DenseBatch:
+        """Return the batch in page-locked memory, so that copies to a GPU don't wait."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> DenseBatch:
+        return replace(
+            self,
+            tiles_BCHW=change(self.tiles_BCHW),
+            target_BHW=change(self.target_BHW),
+            presence_BK=None if self.presence_BK is None else change(self.presence_BK),
+        )
+
+
+def patch_distribution(target_BHW: Tensor, patch: int, classes: int) -> Tensor:
+    """Return (B, h, w, C): the share of each class among *all* pixels of a patch.
+
+    A patch's shares sum to the share of its pixels that aren't ignored.
+    """
+    batch, height, width = target_BHW.shape
+    rows, columns = height // patch, width // patch
+    cells = torch.arange(batch * rows * columns, device=target_BHW.device).view(batch, rows, columns)
+    cell_BHW = cells.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+    # Ignored pixels go into one more class, which is cut off: a mask would need a copy of every pixel.
+    class_BHW = target_BHW.long().clamp(max=classes)
+    counts = torch.bincount(
+        (cell_BHW * (classes + 1) + class_BHW).flatten(), minlength=cells.numel() * (classes + 1)
+    )
+    return counts.view(batch, rows, columns, classes + 1)[..., :classes].float() / patch**2
+
+
+class LinearHead(nn.Module):
+    """LayerNorm and one linear map: patch tokens (B, N, D) → logits (B, N, C)."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Return logits (B, N, C)."""
+        return self.linear(self.norm(tokens_BND))
+
+
+class ConvHead(nn.Module):
+    """A light decoder: feature maps of one or more layers → logits at a quarter of the patch's stride.
+
+    Each map is normalised and mapped to `hidden` channels, the maps are added, and two blocks of bilinear
+    doubling, 3×3 convolution, group norm and GELU follow. Group norm keeps images independent of each other,
+    so a batch can be cut over micro-batches and ranks.
+    """
+
+    def __init__(self, widths: Sequence[int], classes: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.lateral = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
+                nn.GroupNorm(min(8, hidden), hidden),
+                nn.GELU(),
+            )
+            for _ in range(2)
+        )
+        self.classify = nn.Conv2d(hidden, classes, 1)
+
+    def forward(self, maps_BDhw: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, C, 4h, 4w)."""
+        sides = [
+            lateral(norm(map_BDhw.permute(0, 2, 3, 1)))
+            for map_BDhw, norm, lateral in zip(maps_BDhw, self.norms, self.lateral, strict=True)
+        ]
+        x_BChw = torch.stack(sides).sum(0).permute(0, 3, 1, 2).contiguous()
+        for block in self.blocks:
+            x_BChw = block(F.interpolate(x_BChw, scale_factor=2.0, mode="bilinear", align_corners=False))
+        return self.classify(x_BChw)
+
+
+class DenseObjective(Objective):
+    """Cross-entropy on the class of each pixel, and optionally of each object class's presence.
+
+    With the `linear` head the logits of a patch stand for all its pixels. Its target is the *distribution*
+    of the classes in the patch, not their majority: that is exactly the mean cross-entropy over pixels
+    under logits that are constant in a patch, so small objects that never win a majority still teach.
+    The `conv` head is for finetuning: its logits are scaled up to pixels.
+
+    Losses: `dense` (mean over labelled pixels) and `presence` (binary cross-entropy, mean over known
+    entries). With class weights w the mean is a weighted one: Σ w[y]·loss / Σ w[y].
+
+    Args:
+        tower: The vision tower.
+        classes: Names of the semantic classes; their order is the mask's values. Empty with head `none`.
+        head: `linear` on patch tokens, `conv` on feature maps, `none` for presence only.
+        layers: Layers that the conv head reads.
+        hidden: Channels of the conv head.
+        presence_classes: Names of the object classes to tell the presence of; empty: no such loss.
+        class_weights: One positive weight for each semantic class.
+        label_smoothing: Share of the target that is spread evenly over the classes.
+        loss_weights: Name → weight in the total loss.
+
+    Raises:
+        ConfigError: The options contradict each other.
+    """
+
+    def __init__(
+        self,
+        tower: VisionTower,
+        classes: Sequence[str],
+        *,
+        head: Literal["linear", "conv", "none"] = "linear",
+        layers: Sequence[int] = (-1,),
+        hidden: int = 64,
+        presence_classes: Sequence[str] = (),
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        loss_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(classes, head, presence_classes, class_weights, label_smoothing)
+        self.tower, self.head_kind, self.layers = tower, head, tuple(layers)
+        self.classes, self.presence_classes = tuple(classes), tuple(presence_classes)
+        self.label_smoothing = label_smoothing
+        self.loss_weights = dict(loss_weights or {})
+        self.head: LinearHead | ConvHead | None = None
+        if head == "linear":
+            self.head = LinearHead(tower.width, len(classes))
+        elif head == "conv":
+            self.head = ConvHead([tower.channels[layer] for layer in layers], len(classes), hidden)
+        self.presence_head = LinearHead(tower.width, len(presence_classes)) if presence_classes else None
+        # Counting happens on the CPU before a batch moves, the loss where the model is.
+        weights = torch.ones(len(classes)) if class_weights is None else torch.tensor(list(class_weights))
+        self._counting_weights = weights.float()
+        self.class_weights: Tensor
+        self.register_buffer("class_weights", weights.float(), persistent=False)
+
+    @property
+    def vision_tower(self) -> VisionTower:
+        """The tower; the heads are left behind."""
+        return self.tower
+
+    def forward(self, batch: DenseBatch) -> dict[str, Tensor]:
+        """Return name → summed loss. See `Objective.forward`."""
+        image_BCHW = self.tower.normalize(batch.tiles_BCHW)
+        maps = self.tower.forward_features(image_BCHW, self.layers if self.head_kind == "conv" else (-1,))
+        tokens_BND = maps[-1].flatten(2).transpose(1, 2)
+        losses = {}
+        if isinstance(self.head, LinearHead):
+            losses["dense"] = self._patch_loss(self.head(tokens_BND), batch.target_BHW)
+        elif self.head is not None:
+            logits_BCHW = _to_pixels(self.head(maps), batch.target_BHW.shape[-2:])
+            losses["dense"] = self._pixel_loss(logits_BCHW, batch.target_BHW)
+        if self.presence_head is not None:
+            losses["presence"] = _presence_loss(self.presence_head(tokens_BND.mean(1)), self._presence(batch))
+        return losses
+
+    def _patch_loss(self, logits_BNC: Tensor, target_BHW: Tensor) -> Tensor:
+        share_BhwC = patch_distribution(target_BHW, self.tower.patch_size, len(self.classes))
+        share_BNC = share_BhwC.flatten(1, 2) * self.class_weights
+        nll_BNC = -logits_BNC.float().log_softmax(-1)
+        smooth = self.label_smoothing
+        return (share_BNC * ((1 - smooth) * nll_BNC + smooth * nll_BNC.mean(-1, keepdim=True))).sum()
+
+    def _pixel_loss(self, logits_BCHW: Tensor, target_BHW: Tensor) -> Tensor:
+        target_BHW = target_BHW.long()
+        loss_BHW = F.cross_entropy(
+            logits_BCHW.float(),
+            target_BHW,
+            ignore_index=IGNORE,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return (loss_BHW * self.class_weights[target_BHW.clamp(max=len(self.classes) - 1)]).sum()
+
+    def _presence(self, batch: DenseBatch) -> Tensor:
+        if batch.presence_BK is None:
+            raise ConfigError(
+                "the batch doesn't say which objects are present", fix="make the source with presence=True"
+            )
+        return batch.presence_BK
+
+    def loss_counts(self, batch: DenseBatch) -> dict[str, float]:
+        """Return name → what the sum of `forward` is divided by: (weighted) patches or pixels, entries."""
+        counts = {}
+        if self.head is not None:
+            classes = len(self.classes)
+            pixels_C = torch.bincount(
+                batch.target_BHW.flatten().long().clamp(max=classes), minlength=classes + 1
+            )
+            weighted = float((pixels_C[:classes].cpu() * self._counting_weights).sum())
+            counts["dense"] = weighted / self.tower.patch_size**2 if self.head_kind == "linear" else weighted
+        if self.presence_head is not None:
+            counts["presence"] = float((self._presence(batch) != UNKNOWN).sum())
+        return counts
+
+    @torch.no_grad()
+    def predict(self, tiles_BCHW: Tensor) -> Tensor:
+        """Return logits (B, C, H, W) of each pixel of uint8 or 0..1 images."""
+        if self.head is None:
+            raise ConfigError("this model has no segmentation head")
+        image_BCHW = self.tower.normalize(tiles_BCHW)
+        maps = self.tower.forward_features(image_BCHW, self.layers if self.head_kind == "conv" else (-1,))
+        if isinstance(self.head, LinearHead):
+            logits_BCN = self.head(maps[-1].flatten(2).transpose(1, 2)).transpose(1, 2)
+            logits = logits_BCN.unflatten(2, maps[-1].shape[-2:])
+        else:
+            logits = self.head(maps)
+        return _to_pixels(logits.float(), tiles_BCHW.shape[-2:])
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the vision tower and the heads."""
+        head = {name: value for name, value in self.named_parameters() if not name.startswith("tower.")}
+        tower = {name: value for name, value in self.named_parameters() if name.startswith("tower.")}
+        return [ParameterGroup("vision tower", tower), ParameterGroup("head", head)]
+
+    def work(self, batch: DenseBatch) -> dict[str, float]:
+        """Return the number of images."""
+        images = float(batch.tiles_BCHW.shape[0])
+        return {"samples": images, "tiles": images}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `vision.safetensors`, `head.safetensors` and `dense.json` (what is needed to build both)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        prefix = "tower."
+        tower = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        config = self.tower.config.model_dump(mode="json")
+        save_file(tower, folder / "vision.safetensors", metadata={"vision_config": json.dumps(config)})
+        save_file(
+            {name: value for name, value in state.items() if not name.startswith(prefix)},
+            folder / "head.safetensors",
+        )
+        description = {
+            "vision": config,
+            "head": self.head_kind,
+            "layers": list(self.layers),
+            "hidden": self.head.classify.in_channels if isinstance(self.head, ConvHead) else None,
+            "classes": list(self.classes),
+            "presence_classes": list(self.presence_classes),
+        }
+        write_json(folder / "dense.json", description)
+
+
+def _to_pixels(logits_BChw: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(logits_BChw.float(), size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _presence_loss(logits_BK: Tensor, presence_BK: Tensor) -> Tensor:
+    known_BK = presence_BK != UNKNOWN
+    loss_BK = F.binary_cross_entropy_with_logits(
+        logits_BK.float(), presence_BK.clamp(min=0).float(), reduction="none"
+    )
+    return (loss_BK * known_BK).sum()
+
+
+def _check_options(
+    classes: Sequence[str],
+    head: str,
+    presence_classes: Sequence[str],
+    class_weights: Sequence[float] | None,
+    label_smoothing: float,
+) -> None:
+    if head not in ("linear", "conv", "none"):
+        raise ConfigError(f'there is no head "{head}"', where="head", fix="choose linear, conv or none")
+    if head == "none" and not presence_classes:
+        raise ConfigError("nothing to learn", where="head", fix="give presence_classes or a head")
+    if head != "none" and len(classes) < 2:
+        raise ConfigError(
+            f"{len(classes)} semantic classes can't be told apart", where="classes", fix="give two or more"
+        )
+    if class_weights is not None and (
+        len(class_weights) != len(classes) or min(class_weights, default=0) <= 0
+    ):
+        raise ConfigError(
+            f"{len(class_weights)} class weights for {len(classes)} classes",
+            where="class_weights",
+            fix="give one positive weight for each class",
+        )
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError("is not in 0..1", where="label_smoothing", fix="choose 0.0 to 0.2")

@@ -1,0 +1,138 @@
+"""Visual Instruction Pretraining: next-token loss on the answers, through the language model into the ViT."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vitp.data.chat import ChatTokenizer
+from vitp.data.packing import PackedBatch
+from vitp.errors import ConfigError
+from vitp.models.vlm import PARTS, VisionLanguageModel
+from vitp.objectives.base import Objective, ParameterGroup
+
+GROUP_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model"}
+
+
+class ViTPObjective(Objective):
+    """Negative log-likelihood of the answers (ViTP, eq. 2); all three parts are trainable by default.
+
+    Args:
+        vlm: The model.
+        chat: Its tokenizer, saved beside it.
+        freeze: Parts ("vision", "projector", "language") or patterns of parameter names such as
+            "vision.model.blocks.[0-3].*".
+        lr_scale: Part → factor of the run's learning rate.
+        logit_chunk: Supervised tokens whose logits are in memory at once.
+    """
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        chat: ChatTokenizer,
+        *,
+        freeze: Sequence[str] = (),
+        lr_scale: Mapping[str, float] | None = None,
+        logit_chunk: int = 2048,
+    ) -> None:
+        super().__init__()
+        self.vlm, self.chat, self.logit_chunk = vlm, chat, logit_chunk
+        self.lr_scale = dict(lr_scale or {})
+        for part in self.lr_scale:
+            if part not in PARTS:
+                raise ConfigError(f"unknown part {part!r}", where="lr_scale", fix=f"parts are {', '.join(PARTS)}")
+        freeze_parameters(vlm, freeze)
+
+    @property
+    def vision_tower(self) -> torch.nn.Module:
+        """The ViT that is exported."""
+        return self.vlm.vision
+
+    def forward(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """Return {"language": sum of the negative log-likelihoods of the supervised tokens}."""
+        hidden_SH = self.vlm(
+            tiles_TCHW=batch.tiles_TCHW,
+            keep_K=batch.keep_K,
+            image_index_K=batch.image_index_K,
+            ids_BL=batch.ids_BL,
+            positions_BL=batch.positions_BL,
+            segments_BL=batch.segments_BL,
+            branches_BL=batch.branches_BL,
+            target_index_S=batch.target_index_S,
+            names=batch.record_names,
+        )
+        return {"language": self.negative_log_likelihood(hidden_SH, batch.target_ids_S)}
+
+    def negative_log_likelihood(self, hidden_SH: Tensor, target_ids_S: Tensor) -> Tensor:
+        """Return the summed loss; logits are made for `logit_chunk` tokens at a time and recomputed backward."""
+        if len(hidden_SH) <= self.logit_chunk:
+            return self._chunk_loss(hidden_SH, target_ids_S)
+        total = hidden_SH.new_zeros((), dtype=torch.float32)
+        for hidden, target in zip(
+            hidden_SH.split(self.logit_chunk), target_ids_S.split(self.logit_chunk), strict=True
+        ):
+            total = total + checkpoint(self._chunk_loss, hidden, target, use_reentrant=False)
+        return total
+
+    def _chunk_loss(self, hidden_SH: Tensor, target_ids_S: Tensor) -> Tensor:
+        return F.cross_entropy(self.vlm.logits(hidden_SH).float(), target_ids_S, reduction="sum")
+
+    def loss_counts(self, batch: PackedBatch) -> dict[str, float]:
+        """Return {"language": number of supervised tokens}."""
+        return {"language": float(batch.target_ids_S.numel())}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the three parts."""
+        return [
+            ParameterGroup(
+                GROUP_NAMES[part],
+                {f"vlm.{part}.{name}": p for name, p in getattr(self.vlm, part).named_parameters()},
+                self.lr_scale.get(part, 1.0),
+            )
+            for part in PARTS
+        ]
+
+    def work(self, batch: PackedBatch) -> dict[str, float]:
+        """Return samples, tokens, tiles, questions and token slots of the batch."""
+        return {
+            "samples": len(batch.record_names),
+            "tokens": batch.tokens,
+            "tiles": len(batch.tiles_TCHW),
+            "capacity": batch.ids_BL.numel(),
+            "questions": batch.turns,
+        }
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write model, configuration and tokenizer; `vitp.pretrained.load_vlm` reads them."""
+        from vitp.pretrained import write_vlm
+
+        write_vlm(Path(folder), self.vlm, self.chat)
+
+
+def freeze_parameters(vlm: VisionLanguageModel, patterns: Sequence[str]) -> None:
+    """Set `requires_grad` to False by part or by pattern of names.
+
+    Raises:
+        ConfigError: A pattern fits no parameter, or nothing stays trainable.
+    """
+    names = dict(vlm.named_parameters())
+    for pattern in patterns:
+        fitting = [
+            name for name in names if fnmatch.fnmatchcase(name, f"{pattern}.*" if pattern in PARTS else pattern)
+        ]
+        if not fitting:
+            raise ConfigError(
+                f"{pattern!r} fits no parameter",
+                where="freeze",
+                fix="name a part (vision, projector, language) or a pattern such as vision.model.blocks.0.*",
+            )
+        for name in fitting:
+            names[name].requires_grad_(False)
+    if not any(p.requires_grad for p in names.values()):
+        raise ConfigError("nothing is left to train", where="freeze", fix="freeze less")

@@ -1,0 +1,287 @@
+"""A pretraining run: typed configuration in, run folder out. The parts meet here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import AutoTokenizer
+
+from vitp.config import load_config, save_config
+from vitp.data.chat import ChatTokenizer
+from vitp.data.collate import Collator, InstructionSource, SequenceConfig
+from vitp.data.mixture import Mixture, MixtureEntry
+from vitp.data.readers.jsonl import JsonlRecords
+from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.tokenizer import train_tokenizer
+from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.errors import CheckpointError, ConfigError, VitpError
+from vitp.files import write_json
+from vitp.models.vlm import VisionLanguageModel, VLMConfig
+from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.objectives.vitp import ViTPObjective
+from vitp.pretrained import LoadedVLM, load_vlm
+
+
+class ModelSettings(BaseModel):
+    """Where the model comes from and what of it is trained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    init: str = Field("starter", description='"starter", a run or model folder, or "scratch".')
+    scratch: VLMConfig | None = Field(None, description="Sizes, for init: scratch.")
+    tokenizer: str | None = Field(None, description="Tokenizer folder for scratch; none: trained on the mixture.")
+    vocabulary: int = Field(2048, ge=300, description="Tokens of a trained tokenizer.")
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    freeze: list[str] = Field(default_factory=list, description="Parts or patterns of parameter names.")
+    lr_scale: dict[str, float] = Field(default_factory=dict, description="Part → factor on the learning rate.")
+    gradient_checkpointing: bool = False
+
+
+class DataSettings(BaseModel):
+    """What is learned from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mixture: list[str] = Field(min_length=1, description="Mixture files, compiled folders or JSON Lines files.")
+    rates: list[float] | None = Field(None, description="Factor on the sampling rate, one for each mixture.")
+    global_batch: int = Field(128, ge=1, description="Records an optimizer step, over all ranks.")
+    sequence: SequenceConfig = Field(default_factory=SequenceConfig)
+
+
+class ProbeSettings(BaseModel):
+    """Online probes on a labelled set (a folder made by `vitp data compile`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: str | None = None
+    every: int = Field(500, ge=1)
+    images: int = Field(300, ge=10, description="At most this many training and validation images each.")
+
+
+class PretrainConfig(BaseModel):
+    """A complete pretraining run. The defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    objective: Literal["vitp"] = "vitp"
+    seed: int = Field(0, ge=0)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    data: DataSettings
+    vrl: VRLConfig = Field(default_factory=VRLConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig(steps=8000))
+    probe: ProbeSettings = Field(default_factory=ProbeSettings)
+
+
+@dataclass
+class PretrainRun:
+    """The parts of a run, ready for the engine."""
+
+    config: PretrainConfig
+    objective: ViTPObjective
+    source: InstructionSource
+
+
+def open_mixture(data: DataSettings, seed: int) -> Mixture:
+    """Return the mixture of all files that the settings name.
+
+    Raises:
+        DataError, ConfigError: A file is missing, empty or wrong.
+    """
+    if data.rates is not None and len(data.rates) != len(data.mixture):
+        raise ConfigError(
+            f"{len(data.rates)} rates for {len(data.mixture)} mixtures", where="data.rates", fix="give one each"
+        )
+    entries: list[MixtureEntry] = []
+    for number, name in enumerate(data.mixture):
+        factor = data.rates[number] if data.rates else 1.0
+        for entry in _entries(Path(name)):
+            entries.append(
+                MixtureEntry(entry.records, entry.rate * factor, max_tiles=entry.max_tiles, augment=entry.augment)
+            )
+    return Mixture(entries, seed)
+
+
+def _entries(path: Path) -> list[MixtureEntry]:
+    if path.is_dir():
+        path = path / "mixture.json"
+        if not path.is_file():
+            raise ConfigError(
+                "holds no mixture.json", where=str(path.parent), fix="make it with `vitp data compile`"
+            )
+    if not path.is_file():
+        raise ConfigError("no such file", where=str(path), fix="check data.mixture")
+    if path.suffix == ".jsonl":
+        return [MixtureEntry(JsonlRecords(path, path.parent, path.stem))]
+    return list(read_mixture(path))
+
+
+def build(config: PretrainConfig) -> PretrainRun:
+    """Return model, objective and batches of a configuration.
+
+    Raises:
+        VitpError: Something in the configuration or in the data can't be used.
+    """
+    torch.manual_seed(config.seed)
+    mixture = open_mixture(config.data, config.seed)
+    loaded = _initial_model(config, mixture)
+    loaded.vlm.set_gradient_checkpointing(config.model.gradient_checkpointing)
+    objective = ViTPObjective(
+        loaded.vlm, loaded.chat, freeze=config.model.freeze, lr_scale=config.model.lr_scale
+    )
+    collator = Collator(
+        loaded.chat,
+        tile=loaded.vlm.vision.image_size[0],
+        config=config.data.sequence,
+        drop=VisualRobustness(config.vrl, config.seed).train(),
+    )
+    source = InstructionSource(mixture, collator, config.data.global_batch, config.train.micro_batches)
+    return PretrainRun(config, objective, source)
+
+
+def _initial_model(config: PretrainConfig, mixture: Mixture) -> LoadedVLM:
+    settings = config.model
+    if settings.init != "scratch":
+        return load_vlm(settings.init, drop_path=settings.drop_path)
+    if settings.scratch is None:
+        raise ConfigError("says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
+    vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path})
+    if settings.tokenizer is not None:
+        folder = Path(settings.tokenizer)
+        if not (folder / "tokenizer.json").is_file():
+            raise ConfigError("holds no tokenizer.json", where=str(folder), fix="check model.tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    else:
+        if vlm_config.template != "micro":
+            raise ConfigError(
+                "a tokenizer trained on the mixture goes with the micro template",
+                where="model.scratch.template",
+                fix='set it to "micro", or name a tokenizer folder',
+            )
+        tokenizer = train_tokenizer(corpus_of(mixture), vocabulary=settings.vocabulary)
+    grid = vlm_config.vision.image_size // _patch_size(vlm_config)
+    chat = ChatTokenizer(
+        tokenizer, template=vlm_config.template, tokens_per_tile=(grid // vlm_config.shuffle) ** 2
+    )
+    return LoadedVLM(VisionLanguageModel(vlm_config, vocabulary=len(chat)), chat)
+
+
+def _patch_size(config: VLMConfig) -> int:
+    from vitp.models.vision import VisionTower
+
+    with torch.device("meta"):
+        return VisionTower(config.vision).patch_size
+
+
+def corpus_of(mixture: Mixture, limit: int = 20_000) -> list[str]:
+    """Return the texts of the first records of the mixture's order, for training a tokenizer."""
+    texts: list[str] = []
+    for position in range(min(limit, len(mixture))):
+        for turn in mixture[position].record.turns:
+            texts += [turn.question, turn.answer]
+    return texts
+
+
+def run_pretraining(config: PretrainConfig, run_dir: str | Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train, and leave a run folder with configuration, metrics, checkpoints, evidence and the model.
+
+    Args:
+        config: The run.
+        run_dir: New folder, or the folder to resume.
+        resume: Continue from the last checkpoint of the folder.
+
+    Returns:
+        The summary that `summary.json` holds.
+
+    Raises:
+        VitpError: A wrong configuration, unusable data, a non-finite loss, a full disk.
+    """
+    from vitp.engine.distributed import is_main_process
+    from vitp.engine.loop import Trainer
+
+    run_dir = Path(run_dir)
+    _claim(run_dir, config, resume)
+    run = build(config)
+    if is_main_process():
+        save_config(config, run_dir / "config.yaml")
+        write_json(run_dir / "mixture.json", describe_mixture(run))
+    hooks = [_probe_hook(config, run_dir)] if config.probe.data else []
+    trainer = Trainer(run.objective, run.source, config.optim, config.train, run_dir, hooks=hooks)
+    summary = trainer.train(resume=resume)
+    return summary
+
+
+def _claim(run_dir: Path, config: PretrainConfig, resume: bool) -> None:
+    """Refuse to write over another run."""
+    existing = run_dir / "config.yaml"
+    if resume:
+        if not existing.is_file():
+            raise CheckpointError("holds no run to resume", where=str(run_dir), fix="start it without --resume")
+        before = load_config(PretrainConfig, existing)
+        changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
+        harmless = ("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device")
+        changed = [key for key in changed if key not in harmless]
+        if changed:
+            raise ConfigError(
+                f"differs from the run that is to be resumed: {', '.join(changed[:5])}",
+                where=str(existing),
+                fix="resume with the run's own configuration, or start a new run from its model",
+            )
+    elif existing.is_file() or (run_dir / "checkpoints").is_dir():
+        raise ConfigError(
+            "holds a run already", where=str(run_dir), fix="continue it with --resume, or choose another folder"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def _changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted(before.keys() | after.keys())
+        return [
+            changed
+            for key in keys
+            for changed in _changed_keys(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if before == after else [prefix]
+
+
+def describe_mixture(run: PretrainRun) -> dict[str, Any]:
+    """Return what the card of an export says about the data: sets, sizes, rates, licences, hash."""
+    mixture = run.source.mixture
+    assert isinstance(mixture, Mixture)
+    return {
+        "fingerprint": run.source.fingerprint(),
+        "sets": [
+            {
+                "name": entry.records.name,
+                "records": len(entry.records),
+                "rate": entry.rate,
+                "licence": entry.records[0].licence,
+            }
+            for entry in mixture.entries
+        ],
+    }
+
+
+def _probe_hook(config: PretrainConfig, run_dir: Path) -> Any:
+    from vitp.data.formats.vitp_labels import read as read_labels
+    from vitp.evaluation.online import OnlineProbes
+
+    assert config.probe.data is not None
+    return OnlineProbes(
+        read_labels(Path(config.probe.data)), run_dir, every=config.probe.every, max_images=config.probe.images
+    )
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Return a finished run's `summary.json`."""
+    path = run_dir / "summary.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VitpError("holds no finished run", where=str(run_dir), fix="wait for it or resume it") from error

@@ -1,0 +1,163 @@
+"""Vision-language models on disk: one folder with weights, configuration and tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from vitp.data.chat import ChatTokenizer
+from vitp.errors import CheckpointError
+from vitp.files import atomic_dir, write_json
+from vitp.models.vlm import VisionLanguageModel, VLMConfig
+from vitp.version import __version__
+
+FORMAT = "vitp-vlm-1"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+STARTER = Path(__file__).parent / "assets" / "starter"
+"""The vision-language model that comes with the package."""
+
+
+@dataclass
+class LoadedVLM:
+    """A vision-language model with its tokenizer."""
+
+    vlm: VisionLanguageModel
+    chat: ChatTokenizer
+
+
+def write_vlm(
+    folder: Path, vlm: VisionLanguageModel, chat: ChatTokenizer, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the model into an existing or new folder. Tied weights are written once.
+
+    Use `save_vlm` for a folder that appears only when it is whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights: dict[str, Tensor] = {}
+    seen: dict[int, str] = {}
+    for name, tensor in vlm.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen[tensor.data_ptr()] = name
+        weights[name] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt", "vitp": FORMAT})
+    chat.tokenizer.save_pretrained(folder)
+    config = vlm.config.model_dump()
+    config["drop_path"] = 0.0  # a matter of the run that trains, not of the weights
+    write_json(
+        folder / CONFIG,
+        {"format": FORMAT, "vitp_version": __version__, "vocabulary": vlm.language.config.vocab_size, "model": config},
+    )
+
+
+def save_vlm(folder: Path, vlm: VisionLanguageModel, chat: ChatTokenizer, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write the model into a folder that appears only when it is whole; an older one is replaced."""
+    with atomic_dir(folder) as temporary:
+        write_vlm(temporary, vlm, chat, dtype=dtype)
+
+
+def load_vlm(source: str | Path, *, drop_path: float = 0.0) -> LoadedVLM:
+    """Return the model of a folder, of a run, or the starter that comes with the package ("starter").
+
+    Args:
+        source: "starter", a folder written by `save_vlm`, or a run folder (its `model/` is taken).
+        drop_path: Stochastic depth rate of the vision tower while training.
+
+    Raises:
+        CheckpointError: No model is there, a file is broken, or names and shapes don't fit.
+    """
+    folder = resolve(source)
+    try:
+        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = VLMConfig.model_validate(description["model"])
+    except (ValueError, KeyError, ValidationError) as error:
+        raise CheckpointError(
+            "is no configuration of a vitp model", where=str(folder / CONFIG), fix="export or train it anew"
+        ) from error
+    vlm = VisionLanguageModel(
+        config.model_copy(update={"drop_path": drop_path}), vocabulary=description["vocabulary"]
+    )
+    load_weights(vlm, read_weights(folder / WEIGHTS), where=str(folder / WEIGHTS), tied=tied_names(vlm))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    chat = ChatTokenizer(tokenizer, template=config.template, tokens_per_tile=vlm.tokens_per_tile)
+    return LoadedVLM(vlm.eval(), chat)
+
+
+def resolve(source: str | Path) -> Path:
+    """Return the folder that holds the model named by `source`."""
+    folder = STARTER if str(source) == "starter" else Path(source)
+    for candidate in (folder, folder / "model"):
+        if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
+            return candidate
+    raise CheckpointError(
+        "holds no vision-language model",
+        where=str(folder),
+        fix=f"name a run that has finished, or a folder with {CONFIG} and {WEIGHTS}",
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: The file is missing or broken.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError("is missing", where=str(path)) from error
+    except SafetensorError as error:
+        raise CheckpointError(f"is no whole safetensors file ({error})", where=str(path), fix="copy it again") from error
+
+
+def tied_names(module: nn.Module) -> set[str]:
+    """Return the names under which a tensor appears a second time."""
+    seen: set[int] = set()
+    second: set[str] = set()
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            second.add(name)
+        seen.add(tensor.data_ptr())
+    return second
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], *, where: str, tied: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Load all weights or none, with a report name by name when they don't fit.
+
+    Args:
+        module: To be filled.
+        weights: Name → tensor; converted to the module's types.
+        where: File, for the message.
+        tied: Names that may be missing because another name holds the tensor.
+
+    Raises:
+        CheckpointError: Missing or unexpected names, or other shapes.
+    """
+    own = module.state_dict()
+    missing = [n for n in own if n not in weights and n not in tied]
+    unexpected = [n for n in weights if n not in own]
+    other_shape = [
+        f"{n} {tuple(weights[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own
+        if n in weights and weights[n].shape != own[n].shape
+    ]
+    if missing or unexpected or other_shape:
+        parts = [
+            f"{len(names)} {title} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
+            if names
+        ]
+        raise CheckpointError(
+            f"is of another architecture: {'; '.join(parts)}", where=where, fix="use the configuration it was made with"
+        )
+    module.load_state_dict(weights, strict=False)  # completeness is checked above; tied names may be absent

@@ -1,0 +1,172 @@
+"""Packed equals one by one, shared prefix equals separate sequences, VRL 0 equals no VRL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
+from vitp.data.packing import pack
+from vitp.data.records import InstructionRecord
+from vitp.models.vlm import VisionLanguageModel
+from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.objectives.vitp import ViTPObjective
+
+CHAT = tiny_chat()
+
+
+def objective() -> ViTPObjective:
+    torch.manual_seed(0)
+    return ViTPObjective(VisionLanguageModel(tiny_vlm_config(), vocabulary=len(CHAT)).eval(), CHAT)
+
+
+def batch_of(records: list[InstructionRecord], tiles: list[list[int]], *, ratio=0.0, keys=None, together=True, length=512):
+    vrl = VisualRobustness(VRLConfig(ratio=ratio), seed=3).train()
+    encoded = [CHAT.encode(r, t) for r, t in zip(records, tiles, strict=True)]
+    keys = keys or [int(r.id) for r in records]
+    return pack(
+        encoded,
+        [random_tiles(int(r.id), sum(t)) for r, t in zip(records, tiles, strict=True)],
+        [vrl(int(e.image_N.sum()), (k,)) for e, k in zip(encoded, keys, strict=True)],
+        tokens_per_tile=16,
+        max_length=length,
+        pad_id=CHAT.pad_id,
+        together=together,
+    )
+
+
+def loss_and_gradient(model: ViTPObjective, batches) -> tuple[float, torch.Tensor]:
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = model(batch)["language"]
+        loss.backward()
+        total += float(loss)
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return total, gradient
+
+
+def assert_same(a, b) -> None:
+    assert a[0] == pytest.approx(b[0], rel=1e-4)
+    assert torch.norm(a[1] - b[1]) <= 1e-4 * torch.norm(b[1])
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 4), st.booleans()), min_size=1, max_size=6),
+    ratio=st.sampled_from([0.0, 0.5, 0.75]),
+)
+def test_packed_equals_one_by_one(shapes, ratio):
+    model = objective()
+    records = [make_record(i, images=s[0], turns=s[2], independent=s[3]) for i, s in enumerate(shapes)]
+    tiles = [[s[1]] * s[0] for s in shapes]
+    packed = loss_and_gradient(model, [batch_of(records, tiles, ratio=ratio)])
+    single = loss_and_gradient(
+        model, [batch_of([r], [t], ratio=ratio) for r, t in zip(records, tiles, strict=True)]
+    )
+    assert_same(packed, single)
+
+
+def test_shared_prefix_equals_separate_sequences():
+    model = objective()
+    record = make_record(5, turns=4)
+    prefix = record.prefix
+    separate = [
+        replace(record, turns=(replace(turn, question=turn.question if n == 0 else prefix + turn.question),))
+        for n, turn in enumerate(record.turns)
+    ]
+    shared = loss_and_gradient(model, [batch_of([record], [[2]], ratio=0.75)])
+    apart = loss_and_gradient(model, [batch_of([r], [[2]], ratio=0.75, keys=[5]) for r in separate])
+    assert_same(shared, apart)
+
+
+def test_questions_on_one_image_cost_one_vision_pass():
+    batch = batch_of([make_record(1, turns=8)], [[1]])
+    assert len(batch.tiles_TCHW) == 1
+    assert int((batch.ids_BL == CHAT.image_id).sum()) == 16
+    assert batch.turns == 8
+
+
+def test_changing_one_record_changes_nothing_in_another():
+    model = objective()
+    records = [make_record(i) for i in range(3)]
+
+    def hidden_of(batch):
+        with torch.no_grad():
+            out = model.vlm.language.get_decoder()(
+                inputs_embeds=model.vlm.embed(batch.tiles_TCHW, batch.keep_K, batch.image_index_K, batch.ids_BL),
+                attention_mask=__import__("vitp.models.vlm", fromlist=["x"]).packed_attention_mask(
+                    batch.segments_BL, batch.branches_BL
+                ),
+                position_ids=batch.positions_BL,
+                use_cache=False,
+            ).last_hidden_state
+        return out
+
+    batch = batch_of(records, [[1]] * 3)
+    assert batch.ids_BL.shape[0] == 1, "the three records share a row"
+    before = hidden_of(batch)
+    changed = replace(batch, ids_BL=batch.ids_BL.clone(), tiles_TCHW=batch.tiles_TCHW.clone())
+    text = (batch.segments_BL == 1) & (batch.ids_BL != CHAT.image_id)
+    changed.ids_BL[text] = CHAT.stop_id
+    changed.tiles_TCHW[1] = 255 - changed.tiles_TCHW[1]
+    after = hidden_of(changed)
+    other = (batch.segments_BL == 0) | (batch.segments_BL == 2)
+    assert torch.equal(before[other], after[other])
+    assert not torch.equal(before[batch.segments_BL == 1], after[batch.segments_BL == 1])
+
+
+def test_ratio_zero_equals_no_dropping():
+    model = objective()
+    records = [make_record(i) for i in range(3)]
+    dropped = batch_of(records, [[1]] * 3, ratio=0.0)
+    encoded = [CHAT.encode(r, [1]) for r in records]
+    plain = pack(
+        encoded,
+        [random_tiles(int(r.id), 1) for r in records],
+        [np.arange(16)] * 3,
+        tokens_per_tile=16,
+        max_length=512,
+        pad_id=CHAT.pad_id,
+    )
+    first, second = loss_and_gradient(model, [dropped]), loss_and_gradient(model, [plain])
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+
+
+def test_language_path_against_transformers():
+    """One conversation through our packing equals transformers' own forward with labels."""
+    model = objective()
+    record = make_record(2, turns=3, independent=False)
+    batch = batch_of([record], [[1]])
+    ours = model(batch)["language"]
+    encoded = CHAT.encode(record, [1])
+    inputs = model.vlm.embed(
+        batch.tiles_TCHW, batch.keep_K, torch.from_numpy(np.flatnonzero(encoded.image_N)), torch.from_numpy(encoded.ids_N)[None]
+    )
+    labels = torch.from_numpy(np.where(encoded.supervised_N, encoded.ids_N, -100))[None]
+    theirs = model.vlm.language(inputs_embeds=inputs, labels=labels).loss * int(encoded.supervised_N.sum())
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_sequence_really_is_shorter():
+    records = [make_record(i, turns=1) for i in range(2)]
+    full = batch_of(records, [[4]] * 2, together=False)
+    short = batch_of(records, [[4]] * 2, ratio=0.75, together=False)
+    assert full.tokens - short.tokens == 2 * (64 - 16)
+    kept = short.positions_BL[short.ids_BL == CHAT.image_id]
+    assert len(kept) == 2 * 16
+    assert kept.max() > 16, "survivors keep the positions they had before anything was dropped"
+
+
+def test_chunked_logits_equal_whole():
+    whole = objective()
+    batch = batch_of([make_record(i) for i in range(3)], [[1]] * 3)
+    expected = loss_and_gradient(whole, [batch])
+    whole.logit_chunk = 3
+    assert_same(loss_and_gradient(whole, [batch]), expected)
