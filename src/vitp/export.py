@@ -1,37 +1,356 @@
-"""Vision towers on their own: out of a vision-language model, into timm, transformers and back.
-
-    backbone/
-        model.safetensors         weights under timm's names; the contract in its metadata
-        config.json               what `timm.create_model("local-dir:…")` and transformers' `AutoModel` read
-        vitp_backbone.json        description: contract, digests, provenance
-        test_vectors.safetensors  two images and the features they must give
-        README.md                 model card
-
-Shapes: B images, N patch tokens, D width.
-"""
+"""Vision towers on their own: out of a vision-language model or a run, into timm, transformers and back."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
+import timm
 import torch
 from pydantic import ValidationError
+from rich.markup import escape
+from rich.table import Table
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
+from vitp import export_format as fmt
 from vitp import pretrained
-from vitp.errors import CheckpointError
-from vitp.export_card import BackboneDescription, Provenance, model_card, provenance_of_run
-from vitp.export_verify import Check, VerifyReport
-from vitp.files import atomic_dir, write_json, write_text
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.errors import CheckpointError, VitpError
+from vitp.export_card import MIXTURE_FILE, Provenance, provenance_of_run
+from vitp.files import atomic_dir
+from vitp.models.vision import VisionTower
 from vitp.models.vlm import VLMConfig
-from vitp.version import __version__
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        folder: Where.
+        sha256: Hash of the weights' content.
+        parameters: Number of weights.
+        size: Bytes of all files.
+    """
+
+    folder: Path
+    sha256: str
+    parameters: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of `verify_export`: what was compared, whether it held, and the numbers."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All comparisons of `verify_export`."""
+
+    folder: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison held."""
+        return all(check.passed for check in self.checks)
+
+    def __rich__(self) -> Table:
+        table = Table("check", "", "detail", title=f"verification of {self.folder.name}")
+        for check in self.checks:
+            table.add_row(check.name, "[green]ok" if check.passed else "[red]differs", escape(check.detail))
+        return table
+
+
+def load_backbone(source: str | Path) -> VisionTower:
+    """Return a vision tower in eval mode; the language model beside it isn't read.
+
+    Args:
+        source: An exported folder, a folder with a vision-language model, a run folder (its `model/`), or
+            "starter" for the ViT of the model that comes with the package.
+
+    Raises:
+        CheckpointError: No backbone is there, a file is broken or was changed, names or shapes don't fit.
+    """
+    folder = _resolve(source)
+    return fmt.read_backbone(folder) if (folder / fmt.DESCRIPTION).is_file() else _tower_of_vlm(folder)
+
+
+def random_backbone(like: VisionTower, seed: int) -> VisionTower:
+    """Return an untrained tower of the same architecture: the baseline that learning is measured against."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VisionTower(like.config).eval()
+
+
+def export_backbone(
+    source: str | Path, out: Path, *, extra_card: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> ExportResult:
+    """Write the vision tower of `source` into the folder `out`, which appears only when it is whole.
+
+    Args:
+        source: As `load_backbone`.
+        out: New folder.
+        extra_card: More lines for the model card.
+        overwrite: Replace `out` when it is an older export.
+
+    Raises:
+        CheckpointError: `source` holds no usable backbone.
+        VitpError: `out` exists, or can't be written.
+    """
+    out = Path(out)
+    _check_target(out, overwrite)
+    tower, provenance = load_backbone(source), _provenance(source)
+    with atomic_dir(out) as temporary:
+        description = fmt.write_backbone(
+            temporary, tower, provenance, extra=extra_card, name=out.resolve().name
+        )
+    size = sum(file.stat().st_size for file in out.iterdir())
+    return ExportResult(out, description.sha256, description.parameters, size)
+
+
+def verify_export(
+    folder: str | Path, against: str | Path | None = None, *, tolerance: float = 1e-5
+) -> VerifyReport:
+    """Load an export through vitp and through timm and compare what comes out with what should.
+
+    Checked: all files are there; the normalisation, size and hash that they state agree; hash of the weights;
+    features of the test images through both loaders; with `against`, weights and features of the tower that
+    was exported.
+
+    Args:
+        folder: The export.
+        against: What it was made of, as `load_backbone` takes it.
+        tolerance: Largest difference of a feature, relative to the largest feature when that exceeds 1.
+
+    Raises:
+        CheckpointError: With all that differs. It is not returned, so that nobody can overlook it.
+    """
+    report = inspect_export(folder, against, tolerance=tolerance)
+    failed = [f"{check.name}: {check.detail}" for check in report.checks if not check.passed]
+    if failed:
+        raise CheckpointError("; ".join(failed), where=str(folder), fix="export the backbone anew")
+    return report
+
+
+def inspect_export(
+    folder: str | Path, against: str | Path | None = None, *, tolerance: float = 1e-5
+) -> VerifyReport:
+    """Return the report of `verify_export`, failed comparisons included."""
+    folder = Path(folder)
+    verifier = _Verifier(folder, tolerance)
+    steps: list[tuple[str, Callable[[], str]]] = [
+        ("files", verifier.files),
+        ("contract", verifier.contract),
+        ("weights", verifier.weights),
+        ("features through vitp", verifier.features_through_vitp),
+        ("features through timm", verifier.features_through_timm),
+    ]
+    if against is not None:
+        steps.append(("trained tower", lambda: verifier.trained_tower(load_backbone(against))))
+    checks = []
+    for name, step in steps:
+        try:
+            checks.append(Check(name, True, step()))
+        except VitpError as error:
+            checks.append(Check(name, False, str(error)))
+            if name == "files":
+                break
+    return VerifyReport(folder, tuple(checks))
+
+
+class _Verifier:
+    """The comparisons one by one: each returns its numbers or raises a `VitpError`."""
+
+    def __init__(self, folder: Path, tolerance: float) -> None:
+        self.folder, self.tolerance = folder, tolerance
+
+    def files(self) -> str:
+        missing = [name for name in fmt.FILES if not (self.folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{', '.join(missing)} missing")
+        return f"{len(fmt.FILES)} files"
+
+    def contract(self) -> str:
+        description = fmt.read_description(self.folder)
+        fmt.check_contract(description, self.folder / fmt.WEIGHTS)
+        config = self._timm_config()
+        vision = description.vision
+        wanted = {
+            "mean": list(vision.mean),
+            "std": list(vision.std),
+            "input_size": [3, vision.image_size, vision.image_size],
+        }
+        for key, value in wanted.items():
+            if config.get(key) != value:
+                raise CheckpointError(
+                    f"{fmt.TIMM_CONFIG} says {key} {config.get(key)}, but {fmt.DESCRIPTION} says {value}"
+                )
+        return f"mean {list(vision.mean)}, std {list(vision.std)}, {vision.image_size} px"
+
+    def weights(self) -> str:
+        description = fmt.read_description(self.folder)
+        path = self.folder / fmt.WEIGHTS
+        fmt.check_digests(description, pretrained.read_weights(path), path)
+        return f"sha256 {description.sha256[:16]}…, {len(description.tensors)} tensors"
+
+    def features_through_vitp(self) -> str:
+        tower = self._unchecked_tower()
+        vectors = self._vectors()
+        last_BND, middle_BND = fmt.patch_features(tower, vectors["images"])
+        return self._compare({"last": last_BND, "middle": middle_BND}, vectors)
+
+    @torch.no_grad()
+    def features_through_timm(self) -> str:
+        vectors = self._vectors()
+        try:
+            model = timm.create_model(f"local-dir:{self.folder}", pretrained=True).eval()
+        except (RuntimeError, TypeError, ValueError, KeyError, OSError, SafetensorError) as error:
+            raise CheckpointError(f"timm can't load it ({error})") from error
+        if not isinstance(model, VisionTransformer):
+            raise CheckpointError(f"timm makes a {type(model).__name__} of it")
+        data = timm.data.resolve_model_data_config(model)
+        mean_C11, std_C11 = (torch.tensor(data[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        image_BCHW = (vectors["images"].float() / 255 - mean_C11) / std_C11
+        last_BND = model.forward_features(image_BCHW)[:, model.num_prefix_tokens :]
+        middle = model.forward_intermediates(
+            image_BCHW,
+            indices=[(len(model.blocks) - 1) // 2],
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        # timm's hint names all forms that this can return; these arguments give a list.
+        middle_BND = cast(list[Tensor], middle)[0]
+        return self._compare({"last": last_BND, "middle": middle_BND}, vectors)
+
+    def trained_tower(self, trained: VisionTower) -> str:
+        exported = self._unchecked_tower()
+        if (exported.mean, exported.std) != (trained.mean, trained.std):
+            raise CheckpointError(
+                f"was trained with mean {trained.mean}, std {trained.std}, "
+                f"exported with mean {exported.mean}, std {exported.std}"
+            )
+        ours, theirs = exported.model.state_dict(), trained.model.state_dict()
+        differing = sorted(
+            name
+            for name in ours.keys() | theirs.keys()
+            if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name])
+        )
+        if differing:
+            raise CheckpointError(
+                f"{len(differing)} tensors differ from the trained tower's ({', '.join(differing[:3])}"
+                f"{', …' if len(differing) > 3 else ''})"
+            )
+        vectors = self._vectors()
+        last_BND, middle_BND = fmt.patch_features(trained, vectors["images"])
+        return f"weights equal, {self._compare({'last': last_BND, 'middle': middle_BND}, vectors)}"
+
+    def _unchecked_tower(self) -> VisionTower:
+        """The tower whether or not its digests fit: a wrong hash must not hide what the features say."""
+        path = self.folder / fmt.WEIGHTS
+        tower = VisionTower(fmt.read_description(self.folder).vision)
+        pretrained.load_weights(tower.model, pretrained.read_weights(path), where=str(path))
+        return tower.eval()
+
+    def _vectors(self) -> dict[str, Tensor]:
+        path = self.folder / fmt.TEST_VECTORS
+        vectors = pretrained.read_weights(path)
+        if missing := {"images", "last", "middle"} - vectors.keys():
+            raise CheckpointError(f"{', '.join(sorted(missing))} missing", where=str(path))
+        return vectors
+
+    def _timm_config(self) -> dict[str, Any]:
+        path = self.folder / fmt.TIMM_CONFIG
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))["pretrained_cfg"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError("is no timm configuration", where=str(path)) from error
+
+    def _compare(self, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+        worst = 0.0
+        for name, features_BND in actual.items():
+            wanted_BND = expected[name]
+            if features_BND.shape != wanted_BND.shape:
+                raise CheckpointError(
+                    f"{name} layer gives {tuple(features_BND.shape)} instead of {tuple(wanted_BND.shape)}"
+                )
+            scale = max(1.0, float(wanted_BND.abs().max()))
+            difference = float((features_BND - wanted_BND).abs().max()) / scale
+            # Written so that nan fails, too.
+            if not difference <= self.tolerance:
+                raise CheckpointError(
+                    f"{name} layer is off by {difference:.2e}, more than {self.tolerance:.0e}"
+                )
+            worst = max(worst, difference)
+        return f"largest difference {worst:.1e}"
+
+
+def _resolve(source: str | Path) -> Path:
+    path = Path(source)
+    for candidate in (path, path / "model"):
+        if (candidate / fmt.DESCRIPTION).is_file():
+            return candidate
+    try:
+        return pretrained.resolve(source)
+    except CheckpointError as error:
+        raise CheckpointError(
+            "holds no backbone",
+            where=str(source),
+            fix='name an export, a run that has finished, a model folder or "starter"',
+        ) from error
+
+
+def _tower_of_vlm(folder: Path) -> VisionTower:
+    """The vision part alone: the language model's weights may be many gigabytes."""
+    path = folder / pretrained.CONFIG
+    try:
+        config = VLMConfig.model_validate(json.loads(path.read_text(encoding="utf-8"))["model"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(
+            "is no configuration of a vitp model",
+            where=str(path),
+            fix=f"name a folder that vitp wrote; an export needs its {fmt.DESCRIPTION}",
+        ) from error
+    weights_file = folder / pretrained.WEIGHTS
+    try:
+        with safe_open(weights_file, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith("vision.")]  # noqa: SIM118
+            weights = {name.removeprefix("vision."): file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"is no whole safetensors file ({error})", where=str(weights_file), fix="copy it again"
+        ) from error
+    tower = VisionTower(config.vision)
+    pretrained.load_weights(tower, weights, where=str(weights_file))
+    return tower.eval()
+
+
+def _provenance(source: str | Path) -> Provenance:
+    folder = _resolve(source)
+    if str(source) == "starter":
+        return Provenance(source="the starter model of the vitp package")
+    # A run keeps its model in model/; both ways of naming it mean the same.
+    run = folder.resolve().parent if folder.resolve().name == "model" else folder
+    is_run = any((run / name).is_file() for name in ("config.yaml", "evidence.json", MIXTURE_FILE))
+    if not is_run and (folder / fmt.DESCRIPTION).is_file():
+        return fmt.read_description(folder).provenance
+    return provenance_of_run(run if is_run else folder)
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / fmt.DESCRIPTION).is_file():
+        # Replacing means removing what is there: never a folder that isn't ours.
+        raise VitpError("exists and is no export", where=str(out), fix="choose another folder")
+    if not overwrite:
+        raise VitpError("exists", where=str(out), fix="choose another folder or ask to overwrite it")

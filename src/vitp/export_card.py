@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from vitp.data.mixture import Mixture
 from vitp.errors import CheckpointError
 from vitp.models.vision import VisionConfig
 
-FORMAT = "vitp-backbone-1"
+FORMAT: Literal["vitp-backbone-1"] = "vitp-backbone-1"
 MIXTURE_FILE = "mixture.json"
 _LICENCE_SAMPLES = 256
 
@@ -99,7 +100,9 @@ def describe_mixture(mixture: Mixture) -> MixtureUsed:
         step = max(1, len(entry.records) // _LICENCE_SAMPLES)
         licences = {entry.records[i].licence for i in range(0, len(entry.records), step)} - {""}
         sets.append(
-            DataUsed(name=row.name, records=row.size, rate=row.rate, share=row.share, licences=sorted(licences))
+            DataUsed(
+                name=row.name, records=row.size, rate=row.rate, share=row.share, licences=sorted(licences)
+            )
         )
     return MixtureUsed(sha256=mixture.fingerprint(), sets=sets)
 
@@ -118,8 +121,17 @@ def provenance_of_run(run: Path) -> Provenance:
         steps=evidence.get("step") if evidence else None,
         mixture=mixture,
         evidence=evidence,
-        configuration=configuration if isinstance(configuration, dict) else None,
+        configuration=_without_folders(configuration) if isinstance(configuration, dict) else None,
     )
+
+
+def _without_folders(value: Any) -> Any:
+    """Return configuration values with absolute paths cut down to their last part."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _read(path: Path, parse: Any) -> Any:
@@ -151,8 +163,8 @@ def model_card(description: BackboneDescription, name: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -173,7 +185,10 @@ def _head(d: BackboneDescription, name: str) -> str:
 def _contract(d: BackboneDescription) -> str:
     size = d.vision.image_size
     rows = [
-        ("Input", f"RGB on 0..1, then (x − mean) / std; {size} × {size} px in training, bicubic; other sizes work"),
+        (
+            "Input",
+            f"RGB on 0..1, then (x − mean) / std; {size} × {size} px in training, bicubic; other sizes work",
+        ),
         ("Mean", _numbers(d.vision.mean)),
         ("Std", _numbers(d.vision.std)),
         ("Patch", f"{d.patch_size} px"),

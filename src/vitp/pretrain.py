@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
 from transformers import AutoTokenizer
 
 from vitp.config import load_config, save_config
@@ -18,7 +18,10 @@ from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.data.readers.mixture_file import read_mixture
 from vitp.data.tokenizer import train_tokenizer
+from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.hooks import Hook, TrainResult
+from vitp.engine.loop import Trainer
 from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.files import write_json
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
@@ -187,33 +190,38 @@ def corpus_of(mixture: Mixture, limit: int = 20_000) -> list[str]:
     return texts
 
 
-def run_pretraining(config: PretrainConfig, run_dir: str | Path, *, resume: bool = False) -> dict[str, Any]:
+def run_pretraining(
+    config: PretrainConfig, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
+) -> TrainResult:
     """Train, and leave a run folder with configuration, metrics, checkpoints, evidence and the model.
 
     Args:
         config: The run.
         run_dir: New folder, or the folder to resume.
         resume: Continue from the last checkpoint of the folder.
-
-    Returns:
-        The summary that `summary.json` holds.
+        console: Where progress is printed; standard output by default.
 
     Raises:
         VitpError: A wrong configuration, unusable data, a non-finite loss, a full disk.
     """
-    from vitp.engine.distributed import is_main_process
-    from vitp.engine.loop import Trainer
-
     run_dir = Path(run_dir)
-    _claim(run_dir, config, resume)
+    distributed.initialize(distributed.resolve_device(config.train.device))
+    main, refusal = distributed.rank() == 0, None
+    if main:
+        try:
+            _claim(run_dir, config, resume)
+        except VitpError as error:
+            refusal = error
+    distributed.raise_together(refusal)
     run = build(config)
-    if is_main_process():
+    if main:
         save_config(config, run_dir / "config.yaml")
         write_json(run_dir / "mixture.json", describe_mixture(run))
-    hooks = [_probe_hook(config, run_dir)] if config.probe.data else []
-    trainer = Trainer(run.objective, run.source, config.optim, config.train, run_dir, hooks=hooks)
-    summary = trainer.train(resume=resume)
-    return summary
+    hooks = [_probe_hook(config)] if config.probe.data else []
+    trainer = Trainer(
+        run.objective, run.source, config.optim, config.train, run_dir, hooks=hooks, console=console, resume=resume
+    )
+    return trainer.train()
 
 
 def _claim(run_dir: Path, config: PretrainConfig, resume: bool) -> None:
@@ -268,20 +276,12 @@ def describe_mixture(run: PretrainRun) -> dict[str, Any]:
     }
 
 
-def _probe_hook(config: PretrainConfig, run_dir: Path) -> Any:
+def _probe_hook(config: PretrainConfig) -> Hook:
     from vitp.data.formats.vitp_labels import read as read_labels
     from vitp.evaluation.online import OnlineProbes
 
     assert config.probe.data is not None
     return OnlineProbes(
-        read_labels(Path(config.probe.data)), run_dir, every=config.probe.every, max_images=config.probe.images
+        read_labels(Path(config.probe.data)), config.probe.every, max_images=config.probe.images
     )
 
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Return a finished run's `summary.json`."""
-    path = run_dir / "summary.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VitpError("holds no finished run", where=str(run_dir), fix="wait for it or resume it") from error

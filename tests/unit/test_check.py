@@ -195,10 +195,9 @@ def test_repeats_in_one_split_are_information(folder: Path) -> None:
 
 
 def test_generated_scenes_leak_by_address(tmp_path: Path) -> None:
-    pytest.importorskip("vitp.data.scenes")
     from vitp.data.scenes import scene_set
 
-    names = [item.image for item in scene_set("satellite", 3, seed=0, size=48).items]
+    names = [item.image for item in scene_set("general", count=3, seed=0, size=48).items]
     out = compiled(tmp_path, train=[row("a", names[0]), row("b", names[1])], test=[row("c", names[1])])
     (leak,) = check_records(out).findings
     assert (leak.severity, leak.id) == ("error", "b")

@@ -407,7 +407,9 @@ def test_nan_stops_before_the_step_and_names_the_records(tmp_path: Path) -> None
     with pytest.raises(VitpError) as raised:
         trainer.train()
     message = str(raised.value)
-    assert "the loss answer is nan, size is nan in step 4" in message
+    # Row 0's label comes from the nan, too, but its cross entropy is taken of nan logits all the same.
+    assert "size is nan" in message
+    assert "in step 4" in message
     assert "toy.jsonl:36" in message
     assert "toy.jsonl:42" not in message, "the second micro-batch is innocent"
     now = trainer.objective.state_dict()
@@ -437,7 +439,9 @@ def test_other_errors_keep_their_traceback_and_dead_workers_are_named(tmp_path: 
             os._exit(9)
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        make_trainer(tmp_path / "a", source=Broken(), num_workers=1)[0].train()
+        make_trainer(tmp_path / "a", source=Broken())[0].train()
+    with pytest.raises(RuntimeError, match=r"step 0, micro-batch 0\n(.|\n)*ZeroDivisionError: a bug"):
+        make_trainer(tmp_path / "c", source=Broken(), num_workers=1)[0].train()
     with pytest.raises(DataError, match="lower num_workers"):
         make_trainer(tmp_path / "b", source=Killed(), num_workers=1)[0].train()
 
@@ -578,7 +582,7 @@ def test_a_tower_that_does_not_learn_stops_the_run(tmp_path: Path) -> None:
 # Loading and logging.
 
 
-@pytest.mark.parametrize("num_workers", [0, 3])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_loader_keeps_the_order_of_steps(num_workers: int) -> None:
     class Places(ToySource):
         def __call__(self, *place: int) -> Any:

@@ -86,7 +86,8 @@ def test_exif_orientation_is_applied_to_pixels_and_size(
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+    tag = {"tiffinfo": {0x0112: orientation}} if suffix == "tif" else {"exif": exif}
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, **tag)
     pixels = np.asarray(load_image(path)).astype(int)
     assert image_size(path) == (32, 16)
     assert pixels.shape == (16, 32, 3)

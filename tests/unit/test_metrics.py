@@ -58,6 +58,12 @@ def test_scores_agree_with_torchmetrics(seed: int, classes: int) -> None:
     assert macro_f1(found) == pytest.approx(float(multiclass_f1_score(prediction, target, classes)), abs=1e-6)
 
 
+def test_a_stray_prediction_of_an_absent_class_is_no_class_more() -> None:
+    found = np.array([[8, 1, 1], [0, 10, 0], [0, 0, 0]])
+    assert mean_iou(found) == pytest.approx((8 / 10 + 10 / 11) / 2)
+    assert macro_f1(found) == pytest.approx((16 / 18 + 20 / 21) / 2)
+
+
 def test_values_that_are_no_class_are_refused() -> None:
     with pytest.raises(ValueError, match="not in 0"):
         confusion_matrix(torch.tensor([0, 3]), torch.tensor([0, 1]), 3)

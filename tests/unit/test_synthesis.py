@@ -7,16 +7,16 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.data.scenes import scene_set
 from vitp.data.synthesis import (
     TASKS,
     LabelledRecords,
@@ -28,30 +28,25 @@ from vitp.data.synthesis import (
     synthesize_with_tasks,
 )
 from vitp.data.synthesis.answers import (
-    format_boxes,
     format_cells,
-    format_geochat,
-    format_grid,
-    format_quads,
     grid_rows,
     parse_boxes,
     parse_cells,
     parse_count,
-    parse_geochat,
     parse_grid,
     parse_quads,
     parse_yes_no,
 )
 from vitp.data.synthesis.build import CHANGE_TASKS
-from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits, scale_box, scale_quad
-from vitp.data.synthesis.grounding_tasks import turned_box
-from vitp.data.synthesis.scoring import SCORES, quad_iou, turned_corners
-from vitp.data.synthesis.words import cell_name, counted, plural, spoken, with_article
+from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits, scale_box
+from vitp.data.synthesis.scoring import SCORES
+from vitp.data.synthesis.words import cell_name, plural, spoken
 from vitp.errors import ConfigError, DataError
 
 OBJECTS = ("ship", "crane", "storage_tank", "barge", "buoy")
 # The rates at which the classes occur differ widely: balance must not come from them.
 RATES = (0.9, 0.5, 0.3, 0.1, 0.05)
+COUNT = 400
 LAND = ("water", "quay", "forest", "bare_soil")
 
 
@@ -65,6 +60,12 @@ def rectangle(category: str, x: float, y: float, w: float, h: float, angle: floa
 
 def _constant(array: np.ndarray) -> np.ndarray:
     return array
+
+
+def fraction_box(label: ObjectLabel, size: int) -> tuple[int, int, int, int]:
+    """Return the box that an answer should have."""
+    x1, y1, x2, y2 = (v / size for v in label.box)
+    return scale_box((x1, y1, x2, y2), 1000)
 
 
 def make_image(index: int, *, size: int = 96, pair: bool = False) -> LabelledImage:
@@ -102,13 +103,13 @@ def make_image(index: int, *, size: int = 96, pair: bool = False) -> LabelledIma
 
 @pytest.fixture(scope="module")
 def port() -> LabelledSet:
-    items = [make_image(i) for i in range(700)]
+    items = [make_image(i) for i in range(COUNT)]
     return LabelledSet("port", items, OBJECTS, ("harbour", "oil_terminal", "beach"), LAND + OBJECTS, "CC0")
 
 
 @pytest.fixture(scope="module")
 def pairs() -> LabelledSet:
-    return LabelledSet("pairs", [make_image(i, pair=True) for i in range(700)], OBJECTS, (), LAND + OBJECTS)
+    return LabelledSet("pairs", [make_image(i, pair=True) for i in range(COUNT)], OBJECTS, (), LAND + OBJECTS)
 
 
 def only(*tasks: str, **rest: object) -> SynthesisConfig:
@@ -116,15 +117,18 @@ def only(*tasks: str, **rest: object) -> SynthesisConfig:
     return SynthesisConfig(tasks={t: float(t in tasks) for t in TASKS}, **rest)  # type: ignore[arg-type]
 
 
-def turns_of(labelled: LabelledSet, config: SynthesisConfig, seed: int = 0):
-    """Yield (item, task, question without marks, answer) over a set; its statistics are exact."""
+def turns_of(
+    labelled: LabelledSet, config: SynthesisConfig, *, seeds: int = 1
+) -> Iterator[tuple[LabelledImage, str, str, str]]:
+    """Yield item, task, question without marks, and answer over a set; its statistics are exact."""
     classes = SetClasses.from_set(labelled, sample=len(labelled))
-    for item in labelled.items:
-        made = synthesize_with_tasks(item, classes, seed=seed, config=config)
-        if made is not None:
-            record, tasks = made
-            for task, turn in zip(tasks, record.turns, strict=True):
-                yield item, task, turn.question.removeprefix(record.prefix), turn.answer
+    for seed in range(seeds):
+        for item in labelled.items:
+            made = synthesize_with_tasks(item, classes, seed=seed, config=config)
+            if made is not None:
+                record, tasks = made
+                for task, turn in zip(tasks, record.turns, strict=True):
+                    yield item, task, turn.question.removeprefix(record.prefix), turn.answer
 
 
 def classes_in(text: str) -> str:
@@ -159,35 +163,32 @@ def test_pairs_have_two_marks_and_only_change_questions(pairs: LabelledSet) -> N
 
 
 def test_mask_is_read_once_and_unlabelled_images_give_nothing(port: LabelledSet) -> None:
-    calls = []
+    calls: list[str] = []
     item = port.items[1]
     read = item.semantic
     assert read is not None
-    counting = replace(item, semantic=lambda: calls.append(1) or read())
+
+    def counted_read() -> np.ndarray:
+        calls.append("read")
+        return read()
+
+    everything = SynthesisConfig(questions_per_image=40)
     assert synthesize(
-        counting, SetClasses.from_set(port), seed=0, config=SynthesisConfig(questions_per_image=40)
+        replace(item, semantic=counted_read), SetClasses.from_set(port), seed=0, config=everything
     )
-    assert len(calls) == 1
+    assert calls == ["read"]
     assert synthesize(LabelledImage("x", "x.png", 10, 10), SetClasses.from_set(port), seed=0) is None
 
 
 def test_every_task_is_asked_and_questions_are_short(port: LabelledSet, pairs: LabelledSet) -> None:
     described = [replace(item, change_captions=("A crane is gone.",)) for item in pairs.items[:100]]
-    asked = Counter(
-        task
-        for labelled in (port, replace(pairs, items=described))
-        for _, task, question, _ in turns_of(labelled, SynthesisConfig())
-        if len(re.sub(r"<box>.*</box>", "box", question).split()) <= 15
-    )
-    total = Counter(
-        task
-        for labelled in (port, replace(pairs, items=described))
-        for _, task, _, _ in turns_of(labelled, SynthesisConfig())
-    )
-    assert set(asked) == set(TASKS) == set(SCORES)
-    assert asked == total - Counter(
-        {t: total[t] - asked[t] for t in ("scene_options",)}
-    )  # only a list of options may be longer
+    asked = set()
+    for labelled in (port, replace(pairs, items=described)):
+        for _, task, question, _ in turns_of(labelled, SynthesisConfig()):
+            asked.add(task)
+            words = re.sub(r"<box>.*</box>", "box", question).split()
+            assert len(words) <= 15 or task == "scene_options", question  # a list of options may be longer
+    assert asked == set(TASKS) == set(SCORES)
 
 
 def test_each_task_has_six_wordings(port: LabelledSet) -> None:
@@ -206,7 +207,7 @@ def test_each_task_has_six_wordings(port: LabelledSet) -> None:
 
 def test_counts_presence_and_boxes_agree_with_the_labels(port: LabelledSet) -> None:
     config = only("count", "presence", "boxes", "oriented", questions_per_image=12)
-    checked = Counter()
+    checked: Counter[str] = Counter()
     for item, task, question, answer in turns_of(port, config):
         name = classes_in(question)
         truth = [o for o in item.objects or () if o.category == name]
@@ -225,11 +226,11 @@ def test_counts_presence_and_boxes_agree_with_the_labels(port: LabelledSet) -> N
         else:
             assert answer == "none" if not truth else len(parse_quads(answer)) == len(truth)
         checked[task] += 1
-    assert min(checked[t] for t in ("count", "presence", "boxes", "oriented")) > 300
+    assert min(checked[t] for t in ("count", "presence", "boxes", "oriented")) > 200
 
 
 def test_box_expressions_name_the_right_object(port: LabelledSet) -> None:
-    checked = Counter()
+    checked: Counter[str] = Counter()
     for item, _, question, answer in turns_of(port, only("box", questions_per_image=4)):
         ((label, box),) = parse_boxes(answer)
         truth = [o for o in item.objects or () if spoken(o.category) == label]
@@ -244,7 +245,7 @@ def test_box_expressions_name_the_right_object(port: LabelledSet) -> None:
         }[word]
         if word or len(truth) == 1:
             best = truth[int(np.argmin(keys))]
-            assert box == scale_box(tuple(v / 96 for v in best.box), 1000)  # type: ignore[arg-type]
+            assert box == fraction_box(best, 96)
             checked[word] += 1
     assert min(checked.values()) > 30 and len(checked) == 5
 
@@ -254,9 +255,7 @@ def test_more_objects_than_boxes_are_asked_for_by_number() -> None:
     labelled = LabelledSet("s", [LabelledImage("a", "a.png", 100, 100, objects=objects)], ("ship",))
     ((_, _, question, answer),) = turns_of(labelled, only("boxes", max_boxes=3))
     assert "3" in question
-    assert [box for _, box in parse_boxes(answer)] == [
-        scale_box(tuple(v / 100 for v in o.box), 1000) for o in objects[:3]
-    ]  # type: ignore[arg-type]
+    assert [box for _, box in parse_boxes(answer)] == [fraction_box(o, 100) for o in objects[:3]]
     assert not list(turns_of(labelled, only("oriented", max_boxes=3)))
 
 
@@ -290,7 +289,7 @@ def test_grid_of_objects_only_has_background_and_keeps_small_objects() -> None:
 
 def test_cells_rows_points_and_cover_agree_with_the_mask(port: LabelledSet) -> None:
     classes = SetClasses.from_set(port)
-    checked = Counter()
+    checked: Counter[str] = Counter()
     for item, task, question, answer in turns_of(port, only("cells", "cell", "grid_row", "point", "cover")):
         facts = Facts(item, classes, Limits())
         numbers = [int(v) for v in re.findall(r"\d+", question)]
@@ -311,7 +310,7 @@ def test_cells_rows_points_and_cover_agree_with_the_mask(port: LabelledSet) -> N
             share = 100 * float((facts.mask == (LAND + OBJECTS).index(classes_in(question))).mean())
             assert abs((parse_count(answer) or 0) - share) <= 2.5 + 1e-9
         checked[task] += 1
-    assert min(checked.values()) > 200 and len(checked) == 5
+    assert min(checked.values()) > 120 and len(checked) == 5
 
 
 def test_change_answers(pairs: LabelledSet) -> None:
@@ -325,9 +324,8 @@ def test_change_answers(pairs: LabelledSet) -> None:
     )
     item = replace(item, change=lambda: mask, later_objects=gone)
     got = defaultdict(set)
-    for seed in range(20):
-        for _, task, _, answer in turns_of(replace(pairs, items=[item]), SynthesisConfig(), seed=seed):
-            got[task].add(answer)
+    for _, task, _, answer in turns_of(replace(pairs, items=[item]), SynthesisConfig(), seeds=20):
+        got[task].add(answer)
     assert got["change_boxes"] == {"<ref>change</ref><box>[[167, 0, 500, 167]]</box>"}
     assert got["change_cells"] == {"1,2; 1,3"}
     assert got["change_share"] == {"6%"}
@@ -350,11 +348,11 @@ def test_difficult_objects_are_not_counted_and_leave_presence_open() -> None:
 def test_presence_is_balanced_over_the_set_and_not_told_by_the_class(
     port: LabelledSet, questions: int
 ) -> None:
-    answers, by_class = Counter(), defaultdict(Counter)
-    for seed in range(5):
-        for _, _, question, answer in turns_of(port, only("presence", questions_per_image=questions), seed):
-            answers[answer] += 1
-            by_class[classes_in(question)][answer] += 1
+    answers: Counter[str] = Counter()
+    by_class: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, _, question, answer in turns_of(port, only("presence", questions_per_image=questions), seeds=3):
+        answers[answer] += 1
+        by_class[classes_in(question)][answer] += 1
     assert 0.47 < answers["yes"] / answers.total() < 0.53
     # Guessing by class alone must not pay: the classes are present in 5 % to 90 % of the images.
     guessed = sum(max(c.values()) for c in by_class.values()) / answers.total()
@@ -372,9 +370,8 @@ def test_a_class_that_is_always_there_is_not_asked_for() -> None:
 
 def test_yes_and_no_are_balanced_for_relations_and_change(port: LabelledSet, pairs: LabelledSet) -> None:
     for labelled, task in ((port, "relation"), (pairs, "change"), (pairs, "change_part")):
-        answers = Counter()
-        for seed in range(6):
-            answers.update(a for *_, a in turns_of(labelled, only(task, questions_per_image=1), seed))
+        answers: Counter[str] = Counter()
+        answers.update(a for *_, a in turns_of(labelled, only(task, questions_per_image=1), seeds=3))
         yes = answers["yes"] / (answers["yes"] + answers["no"])
         assert 0.45 < yes < 0.55, (task, answers)
 
@@ -386,136 +383,11 @@ def test_none_is_at_most_about_half_of_grounding(port: LabelledSet) -> None:
 
 
 def test_wording_does_not_tell_the_answer(port: LabelledSet) -> None:
-    table = defaultdict(Counter)
-    for seed in range(4):
-        for _, _, question, answer in turns_of(port, only("presence"), seed):
-            table[question.replace(plural(classes_in(question)), "").split(" any")[0]][answer] += 1
+    table: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, _, question, answer in turns_of(port, only("presence"), seeds=4):
+        table[question.replace(plural(classes_in(question)), "").split(" any")[0]][answer] += 1
     for wording, answers in table.items():
         assert 0.4 < answers["yes"] / answers.total() < 0.6, (wording, answers)
-
-
-# Text forms
-
-label = st.sampled_from(["ship", "storage_tank", "RBC", "tennis court", "véhicule <x>", "a;b,c"])
-number = st.integers(0, 1000)
-
-
-@st.composite
-def boxes(draw: st.DrawFn) -> tuple[int, int, int, int]:
-    x1, y1 = draw(st.integers(0, 999)), draw(st.integers(0, 999))
-    return x1, y1, draw(st.integers(x1 + 1, 1000)), draw(st.integers(y1 + 1, 1000))
-
-
-@given(label, st.lists(boxes(), min_size=1, max_size=8))
-def test_boxes_come_back(name: str, given_boxes: list) -> None:
-    parsed = parse_boxes(format_boxes(name, given_boxes))
-    assert Counter(parsed) == Counter((spoken(name), box) for box in given_boxes)
-    spaced = re.sub(r"([\[\],<>/])", r" \1 ", format_boxes(name, given_boxes))
-    assert parse_boxes(spaced) == parsed  # as a word tokenizer writes it
-
-
-@given(label, st.lists(st.tuples(*[number] * 8), min_size=1, max_size=8))
-def test_quads_come_back(name: str, quads: list) -> None:
-    assert Counter(parse_quads(format_quads(name, quads))) == Counter((spoken(name), q) for q in quads)
-
-
-@given(label, st.lists(st.tuples(boxes(), st.integers(-89, 90)), min_size=1, max_size=8))
-def test_geochat_comes_back(name: str, given_boxes: list) -> None:
-    parsed = parse_geochat(format_geochat(name, given_boxes))
-    assert Counter(parsed) == Counter((spoken(name), box, angle) for box, angle in given_boxes)
-
-
-@given(st.integers(1, 8), st.data())
-def test_grids_and_cells_come_back(n: int, data: st.DataObject) -> None:
-    names = [[data.draw(label) for _ in range(n)] for _ in range(n)]
-    assert parse_grid(format_grid(names), n) == [[cell_name(name) for name in row] for row in names]
-    assert parse_grid(format_grid(names), n + 1) == []
-    cells = data.draw(st.sets(st.tuples(st.integers(1, n), st.integers(1, n)), min_size=1))
-    assert parse_cells(format_cells(cells)) == sorted(cells)
-
-
-FRAGMENTS = st.lists(
-    st.sampled_from(["<ref>", "</ref>", "<box>", "</box>", "<quad>", "[", "]", "[[", ",", "1", "99999", "-", "{", "}",
-                     "|", "<3>", "ship", ";", " ", "yes", "none", "³", "٣", "\n"]),
-    max_size=30,
-).map("".join)  # fmt: skip
-
-
-@settings(max_examples=200)
-@given(st.one_of(st.text(max_size=60), FRAGMENTS))
-def test_nothing_that_a_model_writes_raises(text: str) -> None:
-    assert all(0 <= v <= 1000 for _, box in parse_boxes(text) for v in box)
-    for parse in (parse_quads, parse_geochat, parse_cells, parse_count, parse_yes_no):
-        parse(text)
-    parse_grid(text, 3)
-    for task in TASKS:
-        assert 0 <= score_answer(task, text, "<ref>ship</ref><box>[[1, 2, 30, 40]]</box>") <= 1
-
-
-def test_broken_answers_parse_to_what_is_complete() -> None:
-    assert parse_boxes("<ref>ship</ref><box>[[1, 2, 3, 4], [5, 6, 7") == [("ship", (1, 2, 3, 4))]
-    for text in ("", "ship", "<box>[[1, 2, 3, 4]]</box>", "<ref>s</ref><box>[[3, 2, 1, 4]]</box>",
-                 "<ref>s</ref><box>[[1, 2, 3, 4000]]</box>", "<ref>s</ref><box>[[1, 2, 3]]</box>"):  # fmt: skip
-        assert parse_boxes(text) == []
-    assert [parse_count(t) for t in ("7", "There are twelve.", "35%", "3.5", "none")] == [
-        7,
-        12,
-        35,
-        None,
-        None,
-    ]
-    assert [parse_yes_no(t) for t in ("Yes.", "no", "nothing", "")] == [True, False, None, None]
-
-
-# Geometry
-
-
-@given(st.floats(100, 400), st.floats(100, 300), st.floats(30, 120), st.floats(10, 28), st.floats(-89, 90))
-def test_oriented_forms_describe_the_same_rectangle(
-    x: float, y: float, w: float, h: float, angle: float
-) -> None:
-    quad = rectangle("ship", x, y, w, h, angle).quad
-    assert quad is not None
-    box, turn = turned_box(quad, 500, 500, 1000)
-    assert -90 < turn <= 90
-    assert quad_iou(turned_corners(box, turn), [v * 2 for v in quad]) > 0.85
-    if min(quad) >= 0 and max(quad) <= 500:
-        text = scale_quad(quad, 500, 500, 1000)
-        assert quad_iou(text, [v * 2 for v in quad]) > 0.85
-        assert text[1] == min(text[1::2])
-        mirrored = tuple(v for i in (6, 4, 2, 0) for v in quad[i : i + 2])
-        assert scale_quad(mirrored, 500, 500, 1000) == text  # the order of the corners is mended
-
-
-@given(st.tuples(*[st.floats(0, 1)] * 4))
-def test_scaled_boxes_always_have_an_area(values: tuple[float, float, float, float]) -> None:
-    a, b, c, d = values
-    box = scale_box((min(a, c), min(b, d), max(a, c), max(b, d)), 1000)
-    assert 0 <= box[0] < box[2] <= 1000 and 0 <= box[1] < box[3] <= 1000
-
-
-# Scores
-
-
-@pytest.mark.parametrize(
-    ("task", "predicted", "expected", "score"),
-    [
-        ("presence", "Yes.", "yes", 1), ("presence", "maybe", "no", 0), ("count", "There are 3", "3", 1),
-        ("count", "4", "3", 0), ("scene", "Oil-Terminal.", "oil terminal", 1), ("cover", "35 %", "35%", 1),
-        ("caption", "a ship", "a red ship", 0.8), ("grid", "a b; c", "a b; c d", 0.75),
-        ("grid_row", "a x b", "a b b", 2 / 3), ("cells", "1,1; 2,2", "1,1; 3,3", 0.5), ("cells", "", "none", 0),
-        ("boxes", "none", "none", 1), ("boxes", "<ref>s</ref><box>[[0, 0, 9, 9]]</box>", "none", 0),
-        ("boxes", "<ref>s</ref><box>[[0, 0, 10, 10], [50, 50, 60, 60]]</box>", "<ref>s</ref><box>[[0, 0, 10, 8]]</box>", 2 / 3),
-        ("box", "<ref>t</ref><box>[[0, 0, 10, 10]]</box>", "<ref>s</ref><box>[[0, 0, 10, 10]]</box>", 0),
-        ("box", "<ref>s</ref><box>[[0, 0, 10, 4]]</box>", "<ref>s</ref><box>[[0, 0, 10, 10]]</box>", 0),
-        ("oriented", "<ref>s</ref>{<0><0><10><4>|<90>}", "<ref>s</ref><quad>[[3, -3, 7, -3, 7, 7, 3, 7]]</quad>", 0),
-        ("oriented", "<ref>s</ref>{<10><10><30><20>|<90>}", "<ref>s</ref><quad>[[15, 5, 25, 5, 25, 25, 15, 25]]</quad>", 1),
-        ("change_objects", "one crane, two ships", "two ships, one crane", 1), ("change_objects", "nothing", "nothing", 1),
-        ("change_objects", "", "nothing", 0),
-    ],
-)  # fmt: skip
-def test_scores(task: str, predicted: str, expected: str, score: float) -> None:
-    assert score_answer(task, predicted, expected) == pytest.approx(score)
 
 
 def test_true_answers_score_one(port: LabelledSet, pairs: LabelledSet) -> None:
@@ -534,8 +406,6 @@ def test_configuration_errors_name_the_fix() -> None:
         SynthesisConfig(tasks={"boxes": -1.0})
     with pytest.raises(ConfigError, match="1 to 64"):
         SynthesisConfig(grid=0)
-    with pytest.raises(ConfigError, match="did you mean"):
-        score_answer("captions", "a", "b")
 
 
 def test_grid_always_comes_first_and_coordinates_follow_their_range(port: LabelledSet) -> None:
@@ -547,29 +417,29 @@ def test_grid_always_comes_first_and_coordinates_follow_their_range(port: Labell
             assert all(max(box) <= 100 for _, box in parse_boxes(turn.answer))
 
 
-def test_words() -> None:
-    names = ("storage_tank", "bus", "Platelets", "person", "factory", "class", "aircraft", "RBC", "runway")
-    assert [plural(n) for n in names] == [
-        "storage tanks", "buses", "Platelets", "people", "factories", "classes", "aircraft", "RBCs", "runways",
-    ]  # fmt: skip
-    assert [with_article(n) for n in ("ship", "airport", "RBC", "Platelets")] == [
-        "a ship", "an airport", "an RBC", "Platelets",
-    ]  # fmt: skip
-    assert counted(1, "ship") == "one ship" and counted(31, "bus") == "31 buses"
-
-
 def test_records_of_a_set(port: LabelledSet) -> None:
     records = LabelledRecords(port, seed=3)
-    assert len(records) == 700 and records.name == "port"
-    assert records[5] == LabelledRecords(port, seed=3, classes=records.classes)[5] == records[-695]
+    assert len(records) == COUNT and records.name == "port"
+    assert records[5] == LabelledRecords(port, seed=3, classes=records.classes)[5] == records[5 - COUNT]
     assert records.with_epoch(2)[5].id == "image-5@2"
     assert len({record.id for record in records[:20]}) == 20
     assert records.with_tasks(5)[0] == records[5]
     with pytest.raises(IndexError):
-        records[700]
+        records[COUNT]
     unlabelled = replace(port, items=[LabelledImage("x", "x.png", 9, 9)])
     with pytest.raises(DataError, match="nothing to ask"):
         LabelledRecords(unlabelled, seed=0)[0]
+
+
+def test_generated_scenes_stream_as_records() -> None:
+    scenes = scene_set("general", seed=11, count=24)
+    records = LabelledRecords(scenes, seed=0, config=SynthesisConfig(grid_always=True))
+    for index, record in enumerate(records):
+        item = scenes.items[index]
+        assert record.images == (item.image,) and len(record.turns) == 6
+        assert len(record.regions) == len(item.objects or ())
+        grid = parse_grid(record.turns[0].answer, 6)
+        assert {name for row in grid for name in row} <= {cell_name(n) for n in scenes.semantic_classes}
 
 
 @pytest.mark.realdata

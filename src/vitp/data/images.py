@@ -101,6 +101,8 @@ def _open(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         # Size is checked below against a limit that suits mosaics; the warning would only worry the user.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Broken EXIF doesn't spoil the pixels.
+        warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
         try:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST_IMAGE_PIXELS
             try:
@@ -145,12 +147,12 @@ def _decode(image: Image.Image, path: Path) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation 1–8.
+    """Return the EXIF orientation 1–8 that is still to be applied.
 
-    Asking Pillow for the EXIF of a PNG decodes the whole file, so there only what stands in its head counts;
-    size and pixels agree because both are read through this function.
+    Pillow turns TIFF files upright by itself. Asking it for the EXIF of a PNG decodes the whole file, so there
+    only what stands in its head counts; size and pixels agree because both are read through this function.
     """
-    if image.format == "PNG" and "exif" not in image.info:
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)

@@ -7,11 +7,12 @@ import dataclasses
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vitp.errors import DataError, VitpError
 from vitp.objectives.base import BatchSource
@@ -19,9 +20,14 @@ from vitp.objectives.base import BatchSource
 
 @dataclasses.dataclass
 class _Failure:
-    """A user error on its way out of a worker: raised there, it would arrive wrapped in a traceback."""
+    """An error on its way out of a worker.
 
-    error: VitpError
+    Raised there, a user error would arrive wrapped in a traceback, and DataLoader would take another ten
+    seconds to stop the worker.
+    """
+
+    error: VitpError | None
+    traceback: str = ""
 
 
 class _StepDataset(Dataset):
@@ -42,6 +48,10 @@ class _StepDataset(Dataset):
             return self.source(self.start + step, micro, self.rank, self.world)
         except VitpError as error:
             return _Failure(error)
+        except Exception:
+            if get_worker_info() is None:
+                raise
+            return _Failure(None, f"step {self.start + step}, micro-batch {micro}\n{traceback.format_exc()}")
 
 
 def _start_worker(worker: int) -> None:
@@ -106,6 +116,7 @@ class StepLoader:
 
         Raises:
             VitpError: What the source raised, the same in a worker as in this process.
+            RuntimeError: The source failed with another error in a worker; holds its traceback.
         """
         began = time.perf_counter()
         try:
@@ -123,11 +134,15 @@ class StepLoader:
             self.wait_s += time.perf_counter() - began
         for batch in batches:
             if isinstance(batch, _Failure):
-                raise batch.error
+                raise batch.error or RuntimeError(f"preparing a batch failed in a worker: {batch.traceback}")
         return batches
 
     def close(self) -> None:
         """Stop the workers."""
+        # Without this they run until the iterator is collected, which a traceback in flight can put off.
+        shutdown = getattr(self._batches, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
         self._batches = None
 
 

@@ -48,13 +48,18 @@ def f1_per_class(confusion_CC: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(confusion_CC: np.ndarray) -> float:
-    """Return the mean IoU over the classes that occur in truth or prediction."""
-    return _mean(iou_per_class(confusion_CC))
+    """Return the mean IoU over the classes that occur in the truth.
+
+    A class that the truth lacks is left out even where it is predicted (some libraries count it as 0): else
+    one stray pixel would decide over which classes a backbone's mean goes. The error itself still counts, for
+    the class that was missed there.
+    """
+    return _mean(iou_per_class(confusion_CC)[confusion_CC.sum(1) > 0])
 
 
 def macro_f1(confusion_CC: np.ndarray) -> float:
-    """Return the mean F1 over the classes that occur in truth or prediction."""
-    return _mean(f1_per_class(confusion_CC))
+    """Return the mean F1 over the classes that occur in the truth; see `mean_iou`."""
+    return _mean(f1_per_class(confusion_CC)[confusion_CC.sum(1) > 0])
 
 
 def accuracy(confusion_CC: np.ndarray) -> float:

@@ -66,7 +66,7 @@ def probe_data(
     *,
     view: Literal["whole", "tiles"] = "whole",
     batch_size: int = 32,
-    max_images: int = 2000,
+    max_images: int | Mapping[str, int] = 2000,
 ) -> ProbeData:
     """Run the tower over the splits of a set.
 
@@ -76,22 +76,34 @@ def probe_data(
             held out for it), or one set for each split.
         view: See `features.extract`.
         batch_size: Views a forward pass.
-        max_images: Images of a split at most: a fixed random subset, the same for every backbone.
+        max_images: Images of each split (or of each one by name) at most: a fixed random subset, the same
+            for every backbone.
 
     Raises:
         ConfigError: A split has no images.
     """
-    splits = _splits(labelled_set)
+    splits = splits_of(labelled_set)
     features = {}
     for name, images in splits.items():
-        if len(images) > max_images:
-            chosen = np.random.default_rng(0).permutation(len(images))[:max_images]
-            images = replace(images, items=[images.items[int(index)] for index in np.sort(chosen)])
-        features[name] = extract(tower, images, view=view, batch_size=batch_size)
+        most = max_images if isinstance(max_images, int) else max_images[name]
+        features[name] = extract(tower, subset(images, most), view=view, batch_size=batch_size)
     return ProbeData(**features, device=next(tower.parameters()).device)
 
 
-def _splits(labelled_set: LabelledSet | Mapping[str, LabelledSet]) -> dict[str, LabelledSet]:
+def subset(images: LabelledSet, count: int) -> LabelledSet:
+    """Return `count` random images of a set, always the same ones, or all when there are no more."""
+    if len(images) <= count:
+        return images
+    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:count])
+    return replace(images, items=[images.items[int(index)] for index in chosen])
+
+
+def splits_of(labelled_set: LabelledSet | Mapping[str, LabelledSet]) -> dict[str, LabelledSet]:
+    """Return train, val and test; without val images a fifth of the training groups is held out for it.
+
+    Raises:
+        ConfigError: There are no train or no test images.
+    """
     if isinstance(labelled_set, LabelledSet):
         items: dict[str, list] = {name: [] for name in SPLITS}
         for index in range(len(labelled_set)):

@@ -52,12 +52,12 @@ class StarterPlan:
 
     seed: int = 20
     scenes: int = 400_000
-    dense_steps: int = 1600
+    dense_steps: int = 1000
     dense_batch: int = 64
     dense_size: int = 64
     dense_lr: float = 1e-3
-    align_steps: int = 500
-    joint_steps: int = 1600
+    align_steps: int = 300
+    joint_steps: int = 800
     batch: int = 32
     align_lr: float = 2e-3
     joint_lr: float = 6e-4
@@ -137,7 +137,7 @@ def at_size(weights: dict[str, torch.Tensor], tower: VisionTower) -> dict[str, t
 
 def starter_mixture(plan: StarterPlan) -> Mixture:
     """Return instructions on general scenes, and a small share of before/after pairs."""
-    synthesis = SynthesisConfig(questions_per_image=6, grid=6, grid_always=True)
+    synthesis = SynthesisConfig(questions_per_image=6, grid=6, grid_always=True, object_share=0.25)
     scenes = scene_set("general", seed=plan.seed + 1, count=plan.scenes, size=IMAGE_SIZE, split="train")
     pairs = scene_set("general", seed=plan.seed + 2, count=plan.scenes // 25, size=IMAGE_SIZE, split="train", pairs=True)
     return Mixture(
@@ -149,7 +149,7 @@ def starter_mixture(plan: StarterPlan) -> Mixture:
     )
 
 
-def starter_tokenizer(mixture: Mixture, plan: StarterPlan, texts: int = 6000) -> ChatTokenizer:
+def starter_tokenizer(mixture: Mixture, plan: StarterPlan, texts: int = 600) -> ChatTokenizer:
     """Train the tokenizer on the mixture's texts and on words of the domains that users come with."""
     corpus = [
         text
@@ -158,7 +158,7 @@ def starter_tokenizer(mixture: Mixture, plan: StarterPlan, texts: int = 6000) ->
         for text in (turn.question, turn.answer)
     ]
     port = LabelledRecords(
-        scene_set("port", seed=plan.seed, count=400, size=IMAGE_SIZE, split="train"), seed=plan.seed, config=SynthesisConfig()
+        scene_set("port", seed=plan.seed, count=150, size=IMAGE_SIZE, split="train"), seed=plan.seed, config=SynthesisConfig()
     )
     corpus += [text for i in range(len(port)) for turn in port[i].turns for text in (turn.question, turn.answer)]
     corpus += [f"{word} {word}s the {word}, a {word}" for word in DOMAIN_WORDS for _ in range(40)]

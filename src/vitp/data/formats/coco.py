@@ -19,19 +19,6 @@ from vitp.data.formats.splits import split_of
 from vitp.data.labels import LabelledSet, ObjectLabel
 from vitp.errors import DataError
 
-_IMAGE_FOLDERS = (
-    "",
-    "images",
-    "JPEGImages",
-    "train2017",
-    "val2017",
-    "test2017",
-    "train",
-    "val",
-    "valid",
-    "test",
-)
-
 
 @dataclass
 class _Labels:
@@ -163,13 +150,14 @@ def _read_file(
     labels: dict[Path, _Labels],
 ) -> None:
     paths: dict[Any, Path | None] = {}
+    folders = _image_folders(builder, file)
     for number, row in enumerate(file.content["images"]):
         where = builder.place(file.path, f"images[{number}]")
         try:
             key, name = row["id"], str(row["file_name"])
         except (KeyError, TypeError) as error:
             raise DataError("has no id or file_name", where=where, fix="give both") from error
-        path = paths[key] = _find_image(builder, file, name)
+        path = paths[key] = next((p for p in (folder / name for folder in folders) if p.is_file()), None)
         if path is None:
             builder.note(where, f"{name} is missing; image left out")
         elif path not in sizes and not _take_size(builder, where, path, row, sizes):
@@ -204,15 +192,21 @@ def _take_size(
     return True
 
 
-def _find_image(builder: SetBuilder, file: _File, name: str) -> Path | None:
-    for base in (file.path.parent, builder.root):
-        for folder in _IMAGE_FOLDERS:
-            if (path := base / folder / name).is_file():
-                return path
-        for folder in ("train", "val", "valid", "test", "train2017", "val2017", "test2017"):
-            if (path := base / "images" / folder / name).is_file():
-                return path
-    return None
+def _image_folders(builder: SetBuilder, file: _File) -> list[Path]:
+    """Return where the images of a file may lie, the file's own split first.
+
+    Folders of other splits are left out: two splits may use the same file names for different images.
+    """
+    folders: list[Path] = []
+    for base in dict.fromkeys((file.path.parent, builder.root)):
+        plain = [base, base / "images", base / "JPEGImages"]
+        places = [
+            p for parent in plain[:2] if parent.is_dir() for p in sorted(parent.iterdir()) if p.is_dir()
+        ]
+        named = [(split_of(place.name.rstrip("0123456789")), place) for place in places]
+        own = [place for split, place in named if split and file.split in (None, split)]
+        folders += [*(f for place in own for f in (place, place / "images")), *plain]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def _object(

@@ -79,7 +79,8 @@ class SetBuilder:
         try:
             return image_size(path)
         except DataError as error:
-            self.note(where or self.place(path), f"{self.place(path)}: {error.what}; image left out")
+            named = f"{self.place(path)} " if where else ""
+            self.note(where or self.place(path), f"{named}{error.what}; image left out")
             return None
 
     def label(

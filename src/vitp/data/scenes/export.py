@@ -13,10 +13,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 from xml.etree import ElementTree
 
 import numpy as np
@@ -26,6 +29,35 @@ from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.data.scenes.address import load_scene
 from vitp.errors import ConfigError, DataError, did_you_mean
 from vitp.files import atomic_dir
+
+
+@dataclass(frozen=True)
+class _Chain(Sequence[LabelledImage]):
+    """Several item sequences as one, still rendered one by one while its picture is in the cache."""
+
+    parts: tuple[Sequence[LabelledImage], ...]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __iter__(self) -> Iterator[LabelledImage]:
+        return itertools.chain.from_iterable(self.parts)
+
+    @overload
+    def __getitem__(self, at: int) -> LabelledImage: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[LabelledImage]: ...
+
+    def __getitem__(self, at: int | slice) -> LabelledImage | list[LabelledImage]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(len(self))[at]]
+        at = range(len(self))[at]
+        for part in self.parts:
+            if at < len(part):
+                return part[at]
+            at -= len(part)
+        raise IndexError(at)
 
 
 def _image(address: str | None, item: LabelledImage) -> Image.Image:
@@ -101,7 +133,8 @@ def _yolo_line(label: ObjectLabel, item: LabelledImage, number: int) -> str:
         values += [(x2 - x1) / item.width, (y2 - y1) / item.height]
     else:
         sides = (item.width, item.height) * 4
-        values = [value / side for value, side in zip(label.quad, sides, strict=True)]
+        # The format has no coordinates outside the image; clipping bends quads at the border a little.
+        values = [min(max(value / side, 0.0), 1.0) for value, side in zip(label.quad, sides, strict=True)]
     return " ".join([str(number), *(f"{value:.6f}" for value in values)])
 
 
@@ -212,7 +245,7 @@ def write_scenes(labels: LabelledSet | Sequence[LabelledSet], out: str | Path, *
     first = sets[0]
     whole = LabelledSet(
         first.name,
-        [item for one in sets for item in one.items],
+        _Chain(tuple(one.items for one in sets)),
         first.object_classes,
         first.scene_classes,
         first.semantic_classes,

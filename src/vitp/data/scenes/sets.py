@@ -103,6 +103,7 @@ class SceneSet(Sequence[LabelledImage]):
             captions=(scene.caption,),
             semantic=partial(_semantic, address),
             second_image=str(later) if later else None,
+            later_objects=object_labels(load_scene(later)) if later else None,
             change=partial(_change, address) if later else None,
         )
 

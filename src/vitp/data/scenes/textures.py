@@ -80,9 +80,11 @@ def _filtered(
     angle: float = 0.0,
 ) -> np.ndarray:
     """Return periodic noise: a log-normal band around `wavelength` px, or 1/f^power noise when width is 0."""
-    along = _FX * np.cos(angle) + _FY * np.sin(angle)
-    across = (-_FX * np.sin(angle) + _FY * np.cos(angle)) * stretch
-    radius = np.hypot(along, across)
+    # Single precision throughout: the bank is built at the start of every data worker.
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    along = _FX * cos + _FY * sin
+    across = (_FY * cos - _FX * sin) * np.float32(stretch)
+    radius = np.sqrt(along * along + across * across)
     radius[0, 0] = 1.0
     if width > 0:
         gain = np.exp(-((np.log(radius * wavelength) / width) ** 2))

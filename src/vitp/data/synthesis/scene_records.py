@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import overload
 
 from vitp.data.labels import LabelledSet
-from vitp.data.records import InstructionRecord
+from vitp.data.records import InstructionRecord, to_line
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
 from vitp.errors import DataError
@@ -44,6 +47,13 @@ class LabelledRecords(Sequence[InstructionRecord]):
     def name(self) -> str:
         """Name of the set."""
         return self.labelled.name
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that decides the rows: the set's names and size, the options, some of the rows."""
+        count = len(self)
+        probe = [to_line(self[i]) for i in range(0, count, max(1, count // 4))][:4] if count else []
+        facts = [self.name, count, self.seed, self.epoch, asdict(self.config), probe]
+        return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.labelled.items)

@@ -31,8 +31,8 @@ class Series:
     Attributes:
         name: Shown at the line's end and in the tooltip.
         x, y: Points, by ascending x. Points whose y is not finite are left out.
-        smooth: 0..1, weight of the past in an exponential mean that is drawn over the pale raw line; 0 draws
-            the raw line only. The mean is corrected for its start, so it begins at the first point.
+        smooth: 0..1, share of its weight that a neighbour keeps a place further on, in the mean that is drawn over the
+            pale raw line (see `smoothed`). 0 draws the raw line only.
         colour: Index into the palette; None takes the place in the chart.
     """
 
@@ -107,13 +107,23 @@ class _Line:
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Return the exponential mean of `values`, corrected for its start (the first value is kept)."""
-    mean, total, result = 0.0, 0.0, []
-    for value in values:
-        mean = weight * mean + (1 - weight) * value
-        total = weight * total + (1 - weight)
-        result.append(mean / total)
-    return result
+    """Return the mean of `values` around each place, weighted by `weight ** distance` to both sides.
+
+    Looking to both sides, the curve does not lag behind a falling loss as a running mean does.
+    """
+
+    def tails(items: Sequence[float]) -> list[float]:
+        total, result = 0.0, []
+        for item in items:
+            result.append(total)
+            total = weight * (total + item)
+        return result
+
+    def both(items: Sequence[float]) -> list[float]:
+        before, after = tails(items), tails(items[::-1])[::-1]
+        return [a + item + b for a, item, b in zip(before, items, after, strict=True)]
+
+    return [top / bottom for top, bottom in zip(both(values), both([1.0] * len(values)), strict=True)]
 
 
 def _thin(count: int) -> list[int]:
@@ -171,7 +181,7 @@ class _Plot:
         xs = [x for line in lines for x in line.x] or [0.0, 1.0]
         ys = [y for line in lines for y in line.y] or ([1.0, 10.0] if chart.y_log else [0.0, 1.0])
         low, high = _y_range(min(ys), max(ys), log=chart.y_log, from_zero=chart.from_zero)
-        ticks = log_ticks(low, high) if chart.y_log else linear_ticks(low, high, 4)
+        ticks = log_ticks(low, high) if chart.y_log else linear_ticks(low, high, 5)
         left = 14 + max((text_width(tick_label(t), _TYPE) for t in ticks), default=20)
         right = (
             14 + max((text_width(line.name, _TYPE) for line in lines), default=0) if len(lines) > 1 else 16
@@ -360,7 +370,7 @@ def _draw_bars(chart: BarChart) -> str:
 
     bottom = 6 + row * len(chart.bars)
     parts = []
-    for tick in linear_ticks(low, high, max(2, int(plot // 80))):
+    for tick in linear_ticks(low, high, max(2, int(plot // 62))):
         x = place(tick)
         parts.append(element("line", class_="gridline", x1=x, x2=x, y1=4, y2=bottom))
         parts.append(element("text", class_="tick tx", x=x, y=bottom + 15, text=tick_label(tick)))
@@ -403,8 +413,10 @@ def _draw_bar(
             )
         )
         end = max(end, b)
-    for point in bar.points:
-        parts.append(element("circle", class_="seed", cx=place(point), cy=middle, r=2.8))
+    for turn, point in enumerate(bar.points):
+        # Above one another, so that runs that agree don't hide each other.
+        y = middle + (turn - (len(bar.points) - 1) / 2) * min(4.0, thick / len(bar.points))
+        parts.append(element("circle", class_="seed", cx=place(point), cy=y, r=2.1))
         end = max(end, place(point) + 2)
     parts.append(element("text", class_="value", x=end + 8, y=middle + 4.5, text=chart.shown(bar)))
     return [element("g", *parts, class_="row", data_tip=tip)]

@@ -83,7 +83,7 @@ def comparison_section(
         )
     lower = set(lower_is_better)
     blocks: list[Block] = [_table(scores, keys, ours, lower, scale, digits)]
-    blocks += [_bars(scores, key, scale, digits, percent=percent) for key in keys]
+    blocks += [_bars(scores, key, ours, scale, digits, percent=percent) for key in keys]
     differences = _differences(scores, keys, ours, lower)
     if differences:
         blocks.insert(0, _verdict(differences, ours))
@@ -116,9 +116,10 @@ def _table(
     return Table(columns, rows, note=note, highlight=[list(scores).index(ours)])
 
 
-def _bars(scores: Scores, key: Key, scale: float, digits: int, *, percent: bool) -> BarChart:
+def _bars(scores: Scores, key: Key, ours: str, scale: float, digits: int, *, percent: bool) -> BarChart:
     bars = []
-    for place, (name, found) in enumerate(scores.items()):
+    colours = {name: place for place, name in enumerate([ours, *(n for n in scores if n != ours)])}
+    for name, found in scores.items():
         if key not in found:
             continue
         row = found[key]
@@ -129,7 +130,7 @@ def _bars(scores: Scores, key: Key, scale: float, digits: int, *, percent: bool)
                 row.mean * scale,
                 error=row.std * scale if several else None,
                 points=[value * scale for value in row.values] if several else (),
-                colour=place,
+                colour=colours[name],
             )
         )
     return BarChart(_label(key), bars, digits=digits, x_label="%" if percent else "")
@@ -182,11 +183,26 @@ def _difference_table(differences: Differences, ours: str, scale: float, digits:
     def signed(value: float) -> str:
         return ("+" if value > 0 else "") + number(value * scale, digits)
 
+    labels = [_label(key) for key, _, _ in differences]
     rows: list[list[Cell]] = [
-        [_label(key), name, signed(d.mean), f"{signed(d.low)} to {signed(d.high)}", str(d.n), d.verdict]
-        for key, name, d in differences
+        [
+            "" if labels[place - 1 : place] == [labels[place]] else labels[place],
+            name,
+            d.mean * scale,
+            f"{signed(d.low)} to {signed(d.high)}",
+            d.n,
+            d.verdict,
+        ]
+        for place, (_, name, d) in enumerate(differences)
     ]
-    columns = ["measure", f"{ours} minus", "difference", "95 % interval", "pairs", "verdict"]
+    columns: list[Column | str] = [
+        "measure",
+        f"{ours} minus",
+        Column("difference", digits=digits, signed=True),
+        "95 % interval",
+        "pairs",
+        "verdict",
+    ]
     note = (
         "Paired over seeds, percentile bootstrap. Fewer than three pairs never decide; three to five that agree "
         "speak for these runs, not for all."

@@ -131,9 +131,10 @@ def _overview(run: RunFolder) -> Section:
     if run.evidence is not None:
         change = float(run.evidence["relative_change"])
         share = run.evidence.get("gradient_share")
-        delta = f"{share:.0%} of the squared gradient norm" if isinstance(share, (int, float)) else ""
+        delta = f"{_percent(share)} of the squared gradient norm" if isinstance(share, (int, float)) else ""
         cards.append(Card(_percent(change), "change of the vision tower's weights", delta))
-    for name, points in list(_probe_curves(run.probes).items())[:2]:
+    scores = [(name, points) for name, points in _probe_curves(run.probes).items() if "cka" not in name]
+    for name, points in scores[:2]:  # CKA measures change, not quality
         gain = points[-1][1] - points[0][1]
         delta = f"{gain:+.3f} since step {points[0][0]:,}" if len(points) > 1 else ""
         cards.append(Card(number(points[-1][1], 3), _spoken(name), delta, None if not delta else gain > 0))
@@ -155,7 +156,7 @@ def _percent(share: float) -> str:
 def _training(rows: Sequence[Row]) -> Section:
     losses = _finite(rows, "loss")
     smooth = 0.9 if len(losses) > 40 else 0.0
-    note = "Pale: as logged. Strong: exponential mean." if smooth else ""
+    note = "Pale: as logged. Strong: mean over neighbours." if smooth else ""
     charts: list[Block] = [
         LineChart("Loss", [_series("loss", losses, smooth=smooth)], wide=True, note=note),
     ]
@@ -164,10 +165,13 @@ def _training(rows: Sequence[Row]) -> Section:
         charts.append(
             LineChart("Losses by name", named, wide=True, note="Means over their terms, without weights.")
         )
-    rates = [(name, _finite(rows, f"{name}_per_s")) for name in ("samples", "tokens", "tiles")]
-    for name, points in rates:
+    rates = {name: _finite(rows, f"{name}_per_s") for name in ("samples", "tokens", "tiles")}
+    if rates["tiles"] == rates["samples"]:
+        del rates["tiles"]  # one tile a sample: the same curve
+    for name, points in rates.items():
         if points:
-            charts.append(LineChart(f"Throughput: {name} a second", [_series(name, points)], from_zero=True))
+            series = [_series(name, points, smooth=smooth)]
+            charts.append(LineChart(f"Throughput: {name} a second", series, from_zero=True))
     for key, head in (("lr", "Learning rate"), ("grad_norm", "Gradient norm before clipping")):
         points = _finite(rows, key)
         if points:
@@ -178,7 +182,7 @@ def _training(rows: Sequence[Row]) -> Section:
         title = "Share of the squared gradient norm, by part"
         charts.append(LineChart(title, shares, from_zero=True))
     feeding = [
-        _series(name, points)
+        _series(name, points, smooth=smooth)
         for name, key in (("packing efficiency", "packing"), ("waiting for data", "data_wait"))
         if (points := _finite(rows, key))
     ]
@@ -205,7 +209,7 @@ def _learned(evidence: Mapping[str, Any]) -> Section:
     ]
     share, cka = evidence.get("gradient_share"), evidence.get("cka")
     if isinstance(share, (int, float)):
-        sentences.append(f"It received **{share:.0%}** of the squared gradient norm on average.")
+        sentences.append(f"It received **{_percent(share)}** of the squared gradient norm on average.")
     if isinstance(cka, (int, float)):
         sentences.append(
             f"Its features kept a linear CKA of **{cka:.3f}** with those at the start (1 = the same representation)."
@@ -276,7 +280,7 @@ def _probes(rows: Sequence[Row]) -> Section:
         LineChart(metric.replace("_", " "), [_series(metric, points)]) for metric, points in lone.items()
     ]
     cells: list[list[Cell]] = [
-        [_spoken(name), points[0][1], points[-1][1], f"{points[-1][1] - points[0][1]:+.3f}"]
+        [_spoken(name), points[0][1], points[-1][1], points[-1][1] - points[0][1]]
         for name, points in curves.items()
     ]
     first, last = min(r["step"] for r in rows), max(r["step"] for r in rows)
@@ -284,7 +288,7 @@ def _probes(rows: Sequence[Row]) -> Section:
         "probe",
         Column(f"step {first:,}", digits=3),
         Column(f"step {last:,}", digits=3),
-        "change",
+        Column("change", digits=3, signed=True),
     ]
     lead = "Frozen features of the vision tower, measured while it trains."
     return Section("Probes", [Table(columns, cells), *charts], lead)

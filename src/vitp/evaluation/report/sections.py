@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
 
 import yaml
 from markupsafe import Markup, escape
 
+from vitp.evaluation.report.charts import BarChart, LineChart
 from vitp.evaluation.report.pictures import Picture, data_address, open_picture
 from vitp.evaluation.report.svg import number
 
@@ -39,6 +40,22 @@ class Section:
     def anchor(self) -> str:
         """The title as an address within the page."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "section"
+
+    @property
+    def laid_out(self) -> list[Block]:
+        """The blocks, with a chart that would stand alone in a row of two made wide."""
+        blocks = list(self.blocks)
+        row: list[int] = []
+        for place, block in enumerate([*blocks, None]):
+            if isinstance(block, (LineChart, BarChart)) and not block.wide:
+                row.append(place)
+                continue
+            if len(row) % 2:
+                chart = blocks[row[-1]]
+                assert isinstance(chart, (LineChart, BarChart))
+                blocks[row[-1]] = replace(chart, wide=True)
+            row = []
+        return blocks
 
     @property
     def lead_html(self) -> Markup:
@@ -141,11 +158,13 @@ class Column:
         title: Its head.
         best: Mark the largest ("max") or smallest ("min") number; all that read the same are marked.
         digits: Decimals; None chooses by size.
+        signed: Show a plus before positive numbers.
     """
 
     title: str
     best: Literal["max", "min"] | None = None
     digits: int | None = None
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +227,7 @@ def _shown(cell: Cell, head: Column) -> dict[str, Any]:
     if isinstance(cell, Measure):
         spread = "" if cell.std is None else number(cell.std, head.digits)
         title = "" if cell.n is None else f"{cell.n} run{'s' if cell.n != 1 else ''}"
-    text = number(value, head.digits)
+    text = ("+" if head.signed and value > 0 else "") + number(value, head.digits)
     return {"text": text, "spread": spread, "numeric": True, "best": False, "title": title}
 
 

@@ -80,6 +80,9 @@ def tick_label(value: float) -> str:
 
 def number(value: float, digits: int | None = None) -> str:
     """Return a number for reading: `digits` decimals, or four significant ones, thousands grouped by commas."""
+    if value < 0 and math.isfinite(value):
+        positive = number(-value, digits)
+        return positive if not positive.strip("0.,") else f"−{positive}"
     if not math.isfinite(value):
         return "–"
     if digits is not None:

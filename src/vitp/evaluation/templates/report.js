@@ -23,6 +23,7 @@
 
   // ---- tooltips
   const number = (v) => {
+    if (v < 0) return `−${number(-v)}`;
     const size = Math.abs(v);
     if (v !== 0 && (size < 1e-3 || size >= 1e7)) return v.toExponential(2);
     if (Number.isInteger(v)) return v.toLocaleString("en");
@@ -158,7 +159,6 @@
     const choose = (image) => {
       state.image = image;
       thumbs.forEach((button, k) => button.classList.toggle("on", k === image));
-      if (!thumbs.length) return draw();
       const address = thumbs[image].querySelector("img").src;
       panels.forEach((panel) => { panel.querySelector("img").src = address; });
       return Promise.all(panels.map((panel) => panel.querySelector("img").decode())).then(draw, draw);
@@ -186,7 +186,6 @@
     thumbs.forEach((button, k) => button.addEventListener("click", () => choose(k)));
     [slider, head, smooth].forEach((control) => control && control.addEventListener("input", draw));
     addEventListener("resize", draw);
-    addEventListener("load", draw);
-    draw();
+    choose(0);
   });
 })();

@@ -1,0 +1,5 @@
+"""`python -m vitp`."""
+
+from vitp.cli import main
+
+main()

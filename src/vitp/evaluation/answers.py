@@ -1,0 +1,86 @@
+"""What a vision-language model answers to questions whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vitp.ask import Assistant
+from vitp.data.labels import LabelledSet
+from vitp.data.records import InstructionRecord
+from vitp.data.synthesis import LabelledRecords, SetClasses, SynthesisConfig, score_answer
+
+LONGEST_ANSWER = 160
+"""Tokens; a 6 × 6 grid of long class names needs about that many."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question, its answer and how right it is.
+
+    Attributes:
+        image: Path or address of the first image.
+        question, expected, answer: Texts; the question without image marks.
+        task: Of the question.
+        score: 0..1, see `vitp.data.synthesis.scoring`; None where the task isn't known.
+    """
+
+    image: str
+    question: str
+    expected: str
+    answer: str
+    task: str
+    score: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `samples.json` of a run holds."""
+        return asdict(self)
+
+
+def questions_of(
+    labelled: LabelledSet, count: int, *, seed: int = 0, classes: SetClasses | None = None
+) -> Iterator[tuple[InstructionRecord, str]]:
+    """Yield `count` (record with one question, task) pairs over the images of a set, tasks as they come.
+
+    Args:
+        labelled: Images with labels, of one split.
+        count: Questions.
+        seed: Of the questions.
+        classes: Classes with the statistics of the training split.
+    """
+    records = LabelledRecords(labelled, seed=seed, config=SynthesisConfig(), classes=classes)
+    number = 0
+    for index in range(len(records)):
+        record, tasks = records.with_tasks(index)
+        prefix = record.prefix
+        for place, (turn, task) in enumerate(zip(record.turns, tasks, strict=True)):
+            if (place + index) % 3:  # two or three questions an image: more images, and all tasks
+                continue
+            question = turn.question if turn.question.startswith(prefix) else prefix + turn.question
+            single = type(turn)(question, turn.answer)
+            yield record.with_turns((single,)), task
+            number += 1
+            if number == count:
+                return
+
+
+def ask_all(assistant: Assistant, questions: Iterable[tuple[InstructionRecord, str]]) -> list[Answered]:
+    """Ask greedily, and score by task (an empty task is not scored)."""
+    answered = []
+    for record, task in questions:
+        turn = record.turns[0]
+        answer = assistant.answer(list(record.images), turn.question, max_new_tokens=LONGEST_ANSWER)
+        score = score_answer(task, answer, turn.answer) if task else None
+        shown = turn.question[len(record.prefix) :]
+        answered.append(Answered(record.images[0], shown, turn.answer, answer, task, score))
+    return answered
+
+
+def mean_by_task(answered: Iterable[Answered]) -> dict[str, tuple[float, int]]:
+    """Return task → (mean score, number of questions), in alphabetical order."""
+    scores: dict[str, list[float]] = {}
+    for one in answered:
+        if one.score is not None:
+            scores.setdefault(one.task, []).append(one.score)
+    return {task: (sum(values) / len(values), len(values)) for task, values in sorted(scores.items())}

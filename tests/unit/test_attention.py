@@ -1,0 +1,154 @@
+"""Attention, rollout, distances and pictures against what they must be analytically."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitp.errors import ConfigError
+from vitp.evaluation.attention import (
+    attention,
+    attention_distance,
+    attention_map,
+    attention_rollout,
+    colour_basis,
+    distance_profile,
+    patch_attention,
+    patch_features,
+    pca_rgb,
+    prepare,
+    rollout,
+)
+from vitp.evaluation.attention_figures import compare_attention, compare_features, overlay, side_by_side
+from vitp.models.vision import VisionConfig, VisionTower
+
+
+def tiny_tower(**changes: object) -> VisionTower:
+    torch.manual_seed(0)
+    arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8} | changes
+    return VisionTower(VisionConfig(arguments=arguments, image_size=32))
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def test_rows_sum_to_one_and_reproduce_the_layer(image: Image.Image) -> None:
+    tower = tiny_tower().train()
+    found = attention(tower, image, [0, 1])
+    assert tower.training
+    assert found.shape == (2, 2, 17, 17)
+    assert np.allclose(found.sum(-1), 1, atol=1e-6)
+    # Attention times values, projected, must be what the fused kernel returns.
+    seen: dict[str, torch.Tensor] = {}
+    module = tower.eval().model.blocks[1].attn
+    module.register_forward_hook(lambda _m, args, out: seen.update(x=args[0], out=out))
+    with torch.no_grad():
+        tower.model.forward_features(prepare(tower, image))
+        value = module.qkv(seen["x"]).reshape(17, 3, 2, 16)[:, 2].permute(1, 0, 2)
+        mixed = torch.from_numpy(found[1]) @ value
+        expected = module.proj(mixed.permute(1, 0, 2).reshape(1, 17, 32))
+    assert torch.allclose(seen["out"], expected, atol=1e-5)
+
+
+def test_attention_map_is_one_row(image: Image.Image) -> None:
+    tower = tiny_tower()
+    heads = patch_attention(tower, image, [1], heads=True)[0]
+    assert heads.shape == (2, 16, 16) and (heads.sum(-1) < 1).all()
+    assert np.array_equal(attention_map(tower, image, (2, 3), 1, 0), heads[0, 2 * 4 + 3].reshape(4, 4))
+    assert np.allclose(attention_map(tower, image, (2, 3)), heads.mean(0)[11].reshape(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"patch": (4, 0)}, "grid of 4 × 4"), ({"layer": 2}, "no layer 2"), ({"head": 2}, "no head 2")],
+)
+def test_places_that_are_not_there_are_refused(image: Image.Image, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        attention_map(tiny_tower(), image, **({"patch": (0, 0)} | options))
+
+
+def test_rollout_of_identity_is_identity_and_rows_sum_to_one(image: Image.Image) -> None:
+    assert np.array_equal(rollout(np.stack([np.eye(5)] * 3)), np.eye(5))
+    uniform = np.full((2, 4, 4), 0.25)
+    assert np.allclose(rollout(uniform), 0.25 * np.eye(4) + 0.75 * 0.25)
+    found = attention_rollout(tiny_tower(), image)
+    assert found.shape == (17, 17) and np.allclose(found.sum(-1), 1)
+
+
+def test_rollout_multiplies_later_layers_from_the_left() -> None:
+    first, second = np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [1.0, 0.0]])
+    half = np.eye(2) / 2
+    assert np.allclose(rollout(np.stack([first, second])), (second / 2 + half) @ (first / 2 + half))
+
+
+def test_attention_distance_by_analysis() -> None:
+    assert attention_distance(np.eye(12), (3, 4)) == 0
+    # Uniform attention over n cells in a row: the mean distance of two random ones is (n² − 1) / (3n).
+    assert attention_distance(np.full((6, 6), 1 / 6), (1, 6)) == pytest.approx(35 / 18)
+    # What prefix tokens draw doesn't shorten it.
+    assert attention_distance(np.full((6, 6), 0.01), (1, 6)) == pytest.approx(35 / 18)
+    shifted = np.roll(np.eye(6), 1, axis=1)
+    assert attention_distance(shifted, (1, 6)) == pytest.approx((5 * 1 + 5) / 6)
+    uniform = np.full((16, 16), 1 / 16)
+    pairs = [np.hypot(a // 4 - b // 4, a % 4 - b % 4) for a in range(16) for b in range(16)]
+    assert attention_distance(np.stack([uniform, np.eye(16)]), (4, 4)) == pytest.approx([np.mean(pairs), 0])
+
+
+def test_distance_profile_of_uniform_attention_is_in_pixels(image: Image.Image) -> None:
+    tower = tiny_tower()
+    for block in tower.model.blocks:
+        torch.nn.init.zeros_(block.attn.qkv.weight)
+    pairs = [np.hypot(a // 4 - b // 4, a % 4 - b % 4) for a in range(16) for b in range(16)]
+    found = distance_profile(tower, [image, image])
+    assert found.shape == (2, 2) and np.allclose(found, 8 * np.mean(pairs), rtol=1e-5)
+
+
+def test_colour_basis_finds_the_main_directions() -> None:
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(10, 3)))[0]
+    features = (rng.normal(size=(30, 30, 3)) * [9, 3, 1]) @ axes.T + 5
+    basis = colour_basis([features[:15], features[15:]])
+    assert np.allclose(np.abs(basis.axes_D3.T @ axes), np.eye(3), atol=0.05)
+    assert (basis.axes_D3[np.abs(basis.axes_D3).argmax(0), range(3)] > 0).all()
+    colours = basis.colours(features)
+    assert colours.dtype == np.uint8 and 115 < colours.mean() < 140
+    for channel in range(3):
+        assert 0.01 < (colours[..., channel] == 0).mean() < 0.03
+    with pytest.raises(ConfigError, match="one width"):
+        colour_basis([np.zeros((2, 2, 3)), np.zeros((2, 2, 4))])
+
+
+def test_pictures_of_features_share_their_colours(image: Image.Image) -> None:
+    tower = tiny_tower()
+    first, second = pca_rgb(tower, [image, image.transpose(Image.Transpose.ROTATE_90)])
+    assert first.shape == (4, 4, 3)
+    basis = colour_basis([patch_features(tower, image)])
+    (alone,) = pca_rgb(tower, [image], basis=basis)
+    assert np.array_equal(alone, basis.colours(patch_features(tower, image)))
+    assert not np.array_equal(first, second)
+
+
+def test_overlay_colours_strong_places_only() -> None:
+    grey = Image.new("RGB", (40, 20), (100, 100, 100))
+    values = np.zeros((2, 4))
+    values[0, 3] = 1.0
+    picture = np.asarray(overlay(grey, values, side=80))
+    assert picture.shape == (40, 80, 3)
+    assert (picture[:, :60] == 100).all() and (picture[20:] == 100).all()
+    assert (picture[2:18, 62:78] != 100).any(-1).all()
+    framed = np.asarray(overlay(grey, values, side=80, patch=(1, 0)))
+    assert tuple(framed[20, 0]) == (0, 220, 255) and tuple(framed[39, 19]) == (0, 220, 255)
+
+
+def test_sheets_hold_every_backbone(image: Image.Image) -> None:
+    towers = {"a": tiny_tower(), "b": tiny_tower(patch_size=16)}
+    sheet = compare_attention(towers, image, (0.5, 0.9), side=64)
+    assert sheet.size == (3 * 64 + 2 * 6, 64 + 18)
+    rows = compare_features(towers, [image, image], side=32)
+    assert [row.size for row in rows] == [(3 * 32 + 2 * 6, 32 + 18)] * 2
+    with pytest.raises(ConfigError, match="no pictures"):
+        side_by_side({})

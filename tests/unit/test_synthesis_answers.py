@@ -1,0 +1,178 @@
+"""The text form of answers comes back through the parsers, and scores measure what they say."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitp.data.synthesis import TASKS, score_answer
+from vitp.data.synthesis.answers import (
+    format_boxes,
+    format_cells,
+    format_geochat,
+    format_grid,
+    format_quads,
+    parse_boxes,
+    parse_cells,
+    parse_count,
+    parse_geochat,
+    parse_grid,
+    parse_quads,
+    parse_yes_no,
+)
+from vitp.data.synthesis.facts import scale_box, scale_quad
+from vitp.data.synthesis.grounding_tasks import turned_box
+from vitp.data.synthesis.scoring import quad_iou, turned_corners
+from vitp.data.synthesis.words import cell_name, counted, plural, spoken, with_article
+from vitp.errors import ConfigError
+
+
+def turned_quad(x: float, y: float, w: float, h: float, angle: float) -> tuple[float, ...]:
+    """Return the corners, clockwise, of a rectangle around (x, y)."""
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    corners = [(-w / 2, -h / 2), (w / 2, -h / 2), (w / 2, h / 2), (-w / 2, h / 2)]
+    return tuple(v for a, b in corners for v in (x + a * c - b * s, y + a * s + b * c))
+
+
+# Text forms
+
+label = st.sampled_from(["ship", "storage_tank", "RBC", "tennis court", "véhicule <x>", "a;b,c"])
+number = st.integers(0, 1000)
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    x1, y1 = draw(st.integers(0, 999)), draw(st.integers(0, 999))
+    return x1, y1, draw(st.integers(x1 + 1, 1000)), draw(st.integers(y1 + 1, 1000))
+
+
+@given(label, st.lists(boxes(), min_size=1, max_size=8))
+def test_boxes_come_back(name: str, given_boxes: list) -> None:
+    parsed = parse_boxes(format_boxes(name, given_boxes))
+    assert Counter(parsed) == Counter((spoken(name), box) for box in given_boxes)
+    spaced = re.sub(r"([\[\],<>/])", r" \1 ", format_boxes(name, given_boxes))
+    assert parse_boxes(spaced) == parsed  # as a word tokenizer writes it
+
+
+@given(label, st.lists(st.tuples(*[number] * 8), min_size=1, max_size=8))
+def test_quads_come_back(name: str, quads: list) -> None:
+    assert Counter(parse_quads(format_quads(name, quads))) == Counter((spoken(name), q) for q in quads)
+
+
+@given(label, st.lists(st.tuples(boxes(), st.integers(-89, 90)), min_size=1, max_size=8))
+def test_geochat_comes_back(name: str, given_boxes: list) -> None:
+    parsed = parse_geochat(format_geochat(name, given_boxes))
+    assert Counter(parsed) == Counter((spoken(name), box, angle) for box, angle in given_boxes)
+
+
+@given(st.integers(1, 8), st.data())
+def test_grids_and_cells_come_back(n: int, data: st.DataObject) -> None:
+    names = [[data.draw(label) for _ in range(n)] for _ in range(n)]
+    assert parse_grid(format_grid(names), n) == [[cell_name(name) for name in row] for row in names]
+    assert parse_grid(format_grid(names), n + 1) == []
+    cells = data.draw(st.sets(st.tuples(st.integers(1, n), st.integers(1, n)), min_size=1))
+    assert parse_cells(format_cells(cells)) == sorted(cells)
+
+
+FRAGMENTS = st.lists(
+    st.sampled_from(["<ref>", "</ref>", "<box>", "</box>", "<quad>", "[", "]", "[[", ",", "1", "99999", "-", "{", "}",
+                     "|", "<3>", "ship", ";", " ", "yes", "none", "³", "٣", "\n"]),
+    max_size=30,
+).map("".join)  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(st.one_of(st.text(max_size=60), FRAGMENTS))
+def test_nothing_that_a_model_writes_raises(text: str) -> None:
+    assert all(0 <= v <= 1000 for _, box in parse_boxes(text) for v in box)
+    for parse in (parse_quads, parse_geochat, parse_cells, parse_count, parse_yes_no):
+        parse(text)
+    parse_grid(text, 3)
+    for task in TASKS:
+        assert 0 <= score_answer(task, text, "<ref>ship</ref><box>[[1, 2, 30, 40]]</box>") <= 1
+
+
+def test_broken_answers_parse_to_what_is_complete() -> None:
+    assert parse_boxes("<ref>ship</ref><box>[[1, 2, 3, 4], [5, 6, 7") == [("ship", (1, 2, 3, 4))]
+    for text in ("", "ship", "<box>[[1, 2, 3, 4]]</box>", "<ref>s</ref><box>[[3, 2, 1, 4]]</box>",
+                 "<ref>s</ref><box>[[1, 2, 3, 4000]]</box>", "<ref>s</ref><box>[[1, 2, 3]]</box>"):  # fmt: skip
+        assert parse_boxes(text) == []
+    assert [parse_count(t) for t in ("7", "There are twelve.", "35%", "3.5", "none")] == [
+        7,
+        12,
+        35,
+        None,
+        None,
+    ]
+    assert [parse_yes_no(t) for t in ("Yes.", "no", "nothing", "")] == [True, False, None, None]
+
+
+# Geometry
+
+
+@given(st.floats(100, 400), st.floats(100, 300), st.floats(30, 120), st.floats(10, 28), st.floats(-89, 90))
+def test_oriented_forms_describe_the_same_rectangle(
+    x: float, y: float, w: float, h: float, angle: float
+) -> None:
+    quad = turned_quad(x, y, w, h, angle)
+    box, turn = turned_box(quad, 500, 500, 1000)
+    assert -90 < turn <= 90
+    assert quad_iou(turned_corners(box, turn), [v * 2 for v in quad]) > 0.85
+    if min(quad) >= 0 and max(quad) <= 500:
+        text = scale_quad(quad, 500, 500, 1000)
+        assert quad_iou(text, [v * 2 for v in quad]) > 0.85
+        assert text[1] == min(text[1::2])
+        mirrored = tuple(v for i in (6, 4, 2, 0) for v in quad[i : i + 2])
+        assert scale_quad(mirrored, 500, 500, 1000) == text  # the order of the corners is mended
+
+
+@given(st.tuples(*[st.floats(0, 1)] * 4))
+def test_scaled_boxes_always_have_an_area(values: tuple[float, float, float, float]) -> None:
+    a, b, c, d = values
+    box = scale_box((min(a, c), min(b, d), max(a, c), max(b, d)), 1000)
+    assert 0 <= box[0] < box[2] <= 1000 and 0 <= box[1] < box[3] <= 1000
+
+
+# Scores
+
+
+@pytest.mark.parametrize(
+    ("task", "predicted", "expected", "score"),
+    [
+        ("presence", "Yes.", "yes", 1), ("presence", "maybe", "no", 0), ("count", "There are 3", "3", 1),
+        ("count", "4", "3", 0), ("scene", "Oil-Terminal.", "oil terminal", 1), ("cover", "35 %", "35%", 1),
+        ("caption", "a ship", "a red ship", 0.8), ("grid", "a b; c", "a b; c d", 0.75),
+        ("grid_row", "a x b", "a b b", 2 / 3), ("cells", "1,1; 2,2", "1,1; 3,3", 0.5), ("cells", "", "none", 0),
+        ("boxes", "none", "none", 1), ("boxes", "<ref>s</ref><box>[[0, 0, 9, 9]]</box>", "none", 0),
+        ("boxes", "<ref>s</ref><box>[[0, 0, 10, 10], [50, 50, 60, 60]]</box>", "<ref>s</ref><box>[[0, 0, 10, 8]]</box>", 2 / 3),
+        ("box", "<ref>t</ref><box>[[0, 0, 10, 10]]</box>", "<ref>s</ref><box>[[0, 0, 10, 10]]</box>", 0),
+        ("box", "<ref>s</ref><box>[[0, 0, 10, 4]]</box>", "<ref>s</ref><box>[[0, 0, 10, 10]]</box>", 0),
+        ("oriented", "<ref>s</ref>{<0><0><10><4>|<90>}", "<ref>s</ref><quad>[[3, -3, 7, -3, 7, 7, 3, 7]]</quad>", 0),
+        ("oriented", "<ref>s</ref>{<10><10><30><20>|<90>}", "<ref>s</ref><quad>[[15, 5, 25, 5, 25, 25, 15, 25]]</quad>", 1),
+        ("change_objects", "one crane, two ships", "two ships, one crane", 1), ("change_objects", "nothing", "nothing", 1),
+        ("change_objects", "", "nothing", 0),
+    ],
+)  # fmt: skip
+def test_scores(task: str, predicted: str, expected: str, score: float) -> None:
+    assert score_answer(task, predicted, expected) == pytest.approx(score)
+
+
+def test_unknown_tasks_have_no_score() -> None:
+    with pytest.raises(ConfigError, match="did you mean"):
+        score_answer("captions", "a", "b")
+
+
+def test_words() -> None:
+    names = ("storage_tank", "bus", "Platelets", "person", "factory", "class", "aircraft", "RBC", "runway")
+    assert [plural(n) for n in names] == [
+        "storage tanks", "buses", "Platelets", "people", "factories", "classes", "aircraft", "RBCs", "runways",
+    ]  # fmt: skip
+    assert [with_article(n) for n in ("ship", "airport", "RBC", "Platelets")] == [
+        "a ship", "an airport", "an RBC", "Platelets",
+    ]  # fmt: skip
+    assert counted(1, "ship") == "one ship" and counted(31, "bus") == "31 buses"
