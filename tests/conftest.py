@@ -17,7 +17,13 @@ from vitp.models.language import micro_qwen2
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 
-CORPUS = ["Is there a ship in the image?", "yes", "no", "How many planes are there?", "one two three harbour"] * 20
+CORPUS = [
+    "Is there a ship in the image?",
+    "yes",
+    "no",
+    "How many planes are there?",
+    "one two three harbour",
+] * 20
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +54,9 @@ def tiny_vlm_config(**changes) -> VLMConfig:
 
 
 def tiny_chat(tokens_per_tile: int = 16, template: str = "micro") -> ChatTokenizer:
-    return ChatTokenizer(train_tokenizer(CORPUS, vocabulary=320), template=template, tokens_per_tile=tokens_per_tile)
+    return ChatTokenizer(
+        train_tokenizer(CORPUS, vocabulary=320), template=template, tokens_per_tile=tokens_per_tile
+    )
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +70,9 @@ def vlm(chat) -> VisionLanguageModel:
     return VisionLanguageModel(tiny_vlm_config(), vocabulary=len(chat)).eval()
 
 
-def make_record(number: int, *, images: int = 1, turns: int = 2, independent: bool = True) -> InstructionRecord:
+def make_record(
+    number: int, *, images: int = 1, turns: int = 2, independent: bool = True
+) -> InstructionRecord:
     rng = np.random.default_rng(number)
     marks = "".join("<image>\n" for _ in range(images))
     words = ["ship", "plane", "harbour", "one", "two", "yes", "no", "image"]

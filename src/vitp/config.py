@@ -40,7 +40,11 @@ def load_config(kind: type[Settings], path: str | Path, overrides: Sequence[str]
 
 
 def make_config(
-    kind: type[Settings], values: dict[str, Any], overrides: Sequence[str] = (), *, where: str = "configuration"
+    kind: type[Settings],
+    values: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    where: str = "configuration",
 ) -> Settings:
     """Return settings from plain values and `key.key=value` overrides; see `load_config`."""
     for override in overrides:
@@ -60,7 +64,9 @@ def save_config(settings: BaseModel, path: str | Path) -> None:
 def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"{override!r} is no key=value", where="override", fix="write it like optim.lr=1e-4")
+        raise ConfigError(
+            f"{override!r} is no key=value", where="override", fix="write it like optim.lr=1e-4"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -18,8 +18,12 @@ from vitp.errors import VitpError
 
 def _as_user_error(error: OSError, path: Path) -> VitpError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return VitpError("the disk is full", where=str(path), fix="free some space; nothing that was there is lost")
-    return VitpError(f"can't be written ({error.strerror})", where=str(path), fix="check the path and its permissions")
+        return VitpError(
+            "the disk is full", where=str(path), fix="free some space; nothing that was there is lost"
+        )
+    return VitpError(
+        f"can't be written ({error.strerror})", where=str(path), fix="check the path and its permissions"
+    )
 
 
 @contextlib.contextmanager

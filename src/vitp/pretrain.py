@@ -37,11 +37,15 @@ class ModelSettings(BaseModel):
 
     init: str = Field("starter", description='"starter", a run or model folder, or "scratch".')
     scratch: VLMConfig | None = Field(None, description="Sizes, for init: scratch.")
-    tokenizer: str | None = Field(None, description="Tokenizer folder for scratch; none: trained on the mixture.")
+    tokenizer: str | None = Field(
+        None, description="Tokenizer folder for scratch; none: trained on the mixture."
+    )
     vocabulary: int = Field(2048, ge=300, description="Tokens of a trained tokenizer.")
     drop_path: float = Field(0.1, ge=0, lt=1)
     freeze: list[str] = Field(default_factory=list, description="Parts or patterns of parameter names.")
-    lr_scale: dict[str, float] = Field(default_factory=dict, description="Part → factor on the learning rate.")
+    lr_scale: dict[str, float] = Field(
+        default_factory=dict, description="Part → factor on the learning rate."
+    )
     gradient_checkpointing: bool = False
 
 
@@ -50,7 +54,9 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    mixture: list[str] = Field(min_length=1, description="Mixture files, compiled folders or JSON Lines files.")
+    mixture: list[str] = Field(
+        min_length=1, description="Mixture files, compiled folders or JSON Lines files."
+    )
     rates: list[float] | None = Field(None, description="Factor on the sampling rate, one for each mixture.")
     global_batch: int = Field(128, ge=1, description="Records an optimizer step, over all ranks.")
     sequence: SequenceConfig = Field(default_factory=SequenceConfig)
@@ -98,15 +104,17 @@ def open_mixture(data: DataSettings, seed: int) -> Mixture:
     """
     if data.rates is not None and len(data.rates) != len(data.mixture):
         raise ConfigError(
-            f"{len(data.rates)} rates for {len(data.mixture)} mixtures", where="data.rates", fix="give one each"
+            f"{len(data.rates)} rates for {len(data.mixture)} mixtures",
+            where="data.rates",
+            fix="give one each",
         )
     entries: list[MixtureEntry] = []
     for number, name in enumerate(data.mixture):
         factor = data.rates[number] if data.rates else 1.0
-        for entry in _entries(Path(name)):
-            entries.append(
-                MixtureEntry(entry.records, entry.rate * factor, max_tiles=entry.max_tiles, augment=entry.augment)
-            )
+        entries += [
+            MixtureEntry(entry.records, entry.rate * factor, max_tiles=entry.max_tiles, augment=entry.augment)
+            for entry in _entries(Path(name))
+        ]
     return Mixture(entries, seed)
 
 
@@ -219,7 +227,14 @@ def run_pretraining(
         write_json(run_dir / "mixture.json", describe_mixture(run))
     hooks = [_probe_hook(config)] if config.probe.data else []
     trainer = Trainer(
-        run.objective, run.source, config.optim, config.train, run_dir, hooks=hooks, console=console, resume=resume
+        run.objective,
+        run.source,
+        config.optim,
+        config.train,
+        run_dir,
+        hooks=hooks,
+        console=console,
+        resume=resume,
     )
     return trainer.train()
 
@@ -229,10 +244,18 @@ def _claim(run_dir: Path, config: PretrainConfig, resume: bool) -> None:
     existing = run_dir / "config.yaml"
     if resume:
         if not existing.is_file():
-            raise CheckpointError("holds no run to resume", where=str(run_dir), fix="start it without --resume")
+            raise CheckpointError(
+                "holds no run to resume", where=str(run_dir), fix="start it without --resume"
+            )
         before = load_config(PretrainConfig, existing)
         changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
-        harmless = ("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device")
+        harmless = (
+            "train.num_workers",
+            "train.log_every",
+            "train.save_every",
+            "train.keep_last",
+            "train.device",
+        )
         changed = [key for key in changed if key not in harmless]
         if changed:
             raise ConfigError(
@@ -242,7 +265,9 @@ def _claim(run_dir: Path, config: PretrainConfig, resume: bool) -> None:
             )
     elif existing.is_file() or (run_dir / "checkpoints").is_dir():
         raise ConfigError(
-            "holds a run already", where=str(run_dir), fix="continue it with --resume, or choose another folder"
+            "holds a run already",
+            where=str(run_dir),
+            fix="continue it with --resume, or choose another folder",
         )
     run_dir.mkdir(parents=True, exist_ok=True)
 
@@ -253,7 +278,9 @@ def _changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
         return [
             changed
             for key in keys
-            for changed in _changed_keys(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
+            for changed in _changed_keys(
+                before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key
+            )
         ]
     return [] if before == after else [prefix]
 
@@ -284,4 +311,3 @@ def _probe_hook(config: PretrainConfig) -> Hook:
     return OnlineProbes(
         read_labels(Path(config.probe.data)), config.probe.every, max_images=config.probe.images
     )
-

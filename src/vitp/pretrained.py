@@ -49,18 +49,27 @@ def write_vlm(
         if tensor.data_ptr() in seen and tensor.numel():
             continue
         seen[tensor.data_ptr()] = name
-        weights[name] = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        weights[name] = (
+            tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        )
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt", "vitp": FORMAT})
     chat.tokenizer.save_pretrained(folder)
     config = vlm.config.model_dump()
     config["drop_path"] = 0.0  # a matter of the run that trains, not of the weights
     write_json(
         folder / CONFIG,
-        {"format": FORMAT, "vitp_version": __version__, "vocabulary": vlm.language.config.vocab_size, "model": config},
+        {
+            "format": FORMAT,
+            "vitp_version": __version__,
+            "vocabulary": vlm.language.config.vocab_size,
+            "model": config,
+        },
     )
 
 
-def save_vlm(folder: Path, vlm: VisionLanguageModel, chat: ChatTokenizer, *, dtype: torch.dtype = torch.float32) -> None:
+def save_vlm(
+    folder: Path, vlm: VisionLanguageModel, chat: ChatTokenizer, *, dtype: torch.dtype = torch.float32
+) -> None:
     """Write the model into a folder that appears only when it is whole; an older one is replaced."""
     with atomic_dir(folder) as temporary:
         write_vlm(temporary, vlm, chat, dtype=dtype)
@@ -117,7 +126,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise CheckpointError("is missing", where=str(path)) from error
     except SafetensorError as error:
-        raise CheckpointError(f"is no whole safetensors file ({error})", where=str(path), fix="copy it again") from error
+        raise CheckpointError(
+            f"is no whole safetensors file ({error})", where=str(path), fix="copy it again"
+        ) from error
 
 
 def tied_names(module: nn.Module) -> set[str]:
@@ -131,7 +142,9 @@ def tied_names(module: nn.Module) -> set[str]:
     return second
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor], *, where: str, tied: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def load_weights(
+    module: nn.Module, weights: dict[str, Tensor], *, where: str, tied: set[str] = frozenset()
+) -> None:  # type: ignore[assignment]
     """Load all weights or none, with a report name by name when they don't fit.
 
     Args:
@@ -154,10 +167,16 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], *, where: str, t
     if missing or unexpected or other_shape:
         parts = [
             f"{len(names)} {title} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other_shape))
+            for title, names in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", other_shape),
+            )
             if names
         ]
         raise CheckpointError(
-            f"is of another architecture: {'; '.join(parts)}", where=where, fix="use the configuration it was made with"
+            f"is of another architecture: {'; '.join(parts)}",
+            where=where,
+            fix="use the configuration it was made with",
         )
     module.load_state_dict(weights, strict=False)  # completeness is checked above; tied names may be absent

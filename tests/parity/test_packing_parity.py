@@ -25,7 +25,15 @@ def objective() -> ViTPObjective:
     return ViTPObjective(VisionLanguageModel(tiny_vlm_config(), vocabulary=len(CHAT)).eval(), CHAT)
 
 
-def batch_of(records: list[InstructionRecord], tiles: list[list[int]], *, ratio=0.0, keys=None, together=True, length=512):
+def batch_of(
+    records: list[InstructionRecord],
+    tiles: list[list[int]],
+    *,
+    ratio=0.0,
+    keys=None,
+    together=True,
+    length=512,
+):
     vrl = VisualRobustness(VRLConfig(ratio=ratio), seed=3).train()
     encoded = [CHAT.encode(r, t) for r, t in zip(records, tiles, strict=True)]
     keys = keys or [int(r.id) for r in records]
@@ -58,7 +66,11 @@ def assert_same(a, b) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(
-    shapes=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 4), st.booleans()), min_size=1, max_size=6),
+    shapes=st.lists(
+        st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 4), st.booleans()),
+        min_size=1,
+        max_size=6,
+    ),
     ratio=st.sampled_from([0.0, 0.5, 0.75]),
 )
 def test_packed_equals_one_by_one(shapes, ratio):
@@ -98,15 +110,16 @@ def test_changing_one_record_changes_nothing_in_another():
 
     def hidden_of(batch):
         with torch.no_grad():
-            out = model.vlm.language.get_decoder()(
-                inputs_embeds=model.vlm.embed(batch.tiles_TCHW, batch.keep_K, batch.image_index_K, batch.ids_BL),
+            return model.vlm.language.get_decoder()(
+                inputs_embeds=model.vlm.embed(
+                    batch.tiles_TCHW, batch.keep_K, batch.image_index_K, batch.ids_BL
+                ),
                 attention_mask=__import__("vitp.models.vlm", fromlist=["x"]).packed_attention_mask(
                     batch.segments_BL, batch.branches_BL
                 ),
                 position_ids=batch.positions_BL,
                 use_cache=False,
             ).last_hidden_state
-        return out
 
     batch = batch_of(records, [[1]] * 3)
     assert batch.ids_BL.shape[0] == 1, "the three records share a row"
@@ -147,7 +160,10 @@ def test_language_path_against_transformers():
     ours = model(batch)["language"]
     encoded = CHAT.encode(record, [1])
     inputs = model.vlm.embed(
-        batch.tiles_TCHW, batch.keep_K, torch.from_numpy(np.flatnonzero(encoded.image_N)), torch.from_numpy(encoded.ids_N)[None]
+        batch.tiles_TCHW,
+        batch.keep_K,
+        torch.from_numpy(np.flatnonzero(encoded.image_N)),
+        torch.from_numpy(encoded.ids_N)[None],
     )
     labels = torch.from_numpy(np.where(encoded.supervised_N, encoded.ids_N, -100))[None]
     theirs = model.vlm.language(inputs_embeds=inputs, labels=labels).loss * int(encoded.supervised_N.sum())

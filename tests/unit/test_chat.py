@@ -91,7 +91,9 @@ def test_packing_keeps_every_item_once_and_fits(lengths, capacity):
     rows = first_fit_decreasing(lengths, capacity)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= capacity for row in rows)
-    assert len(rows) <= 2 * -(-sum(lengths) // capacity), "first fit uses at most twice the least number of rows"
+    assert len(rows) <= 2 * -(-sum(lengths) // capacity), (
+        "first fit uses at most twice the least number of rows"
+    )
 
 
 @pytest.mark.parametrize(

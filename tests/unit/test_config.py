@@ -28,7 +28,7 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("vrl.ration=0.5", 'unknown key \'vrl.ration\'; did you mean "ratio"?'),
+        ("vrl.ration=0.5", "unknown key 'vrl.ration'; did you mean \"ratio\"?"),
         ("optim.lr=fast", "optim.lr is 'fast'"),
         ("vrl.ratio=1.5", "vrl.ratio is 1.5"),
         ("train.steps=0", "train.steps is 0"),

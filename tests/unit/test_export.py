@@ -191,7 +191,7 @@ def test_two_exports_are_equal(run, exported, tmp_path):
     assert read_description(third.folder).provenance == read_description(exported).provenance
 
 
-def test_only_the_vit_is_exported(run, exported):
+def test_only_the_vit_is_exported(exported):
     names = set(load_file(exported / "model.safetensors"))
     config = odd_vision()
     plain = timm.create_model(
@@ -227,7 +227,7 @@ def test_metadata_hold_the_contract(exported):
     assert metadata["vitp_version"]
 
 
-def test_load_backbone_takes_all_sources(run, exported, vlm, chat, tmp_path):
+def test_load_backbone_takes_all_sources(run, exported):
     towers = [load_backbone(source) for source in (run, run / "model", exported, str(exported))]
     for tower in towers[1:]:
         assert not tower.training

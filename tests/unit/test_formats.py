@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -271,6 +271,7 @@ def test_caption_rows_that_cannot_be_understood(tmp_path: Path) -> None:
 # --- splits, options, detection
 
 
+@settings(deadline=None)
 @given(
     groups=st.lists(st.sampled_from(["", "a", "b", "c", "d", "e"]), min_size=1, max_size=60),
     val=st.floats(0, 0.4),

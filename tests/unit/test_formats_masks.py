@@ -49,11 +49,13 @@ def _encode(counts: list[int]) -> str:
     return out
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 100_000), max_size=40))
 def test_rle_text_round_trip(counts: list[int]) -> None:
     assert decode_counts(_encode(counts)) == counts
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 12), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_rle_decodes_column_by_column(height: int, width: int, random) -> None:
     mask = np.array([[random.random() < 0.5 for _ in range(width)] for _ in range(height)])
@@ -65,6 +67,7 @@ def test_rle_decodes_column_by_column(height: int, width: int, random) -> None:
     assert np.array_equal(decode(_encode(runs), height, width), mask)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_rle_text_of_any_kind_gives_numbers_or_value_error(string: str) -> None:
     with contextlib.suppress(ValueError):

@@ -17,7 +17,9 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command("compile")
 def compile_command(
-    source: Annotated[str, typer.Argument(help="Folder or file with images and labels; a domain for scenes.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder or file with images and labels; a domain for scenes.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="New folder for records, mixture and labels.")],
     fmt: Annotated[
         str,
@@ -32,12 +34,15 @@ def compile_command(
     grid: Annotated[int, typer.Option(help="Cells on a side of grid questions.")] = 6,
     grid_always: Annotated[bool, typer.Option("--grid-always", help="Ask each image for its grid.")] = False,
     tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="Weight of a task, as in presence=2 or caption=0. Repeatable.")
+        list[str] | None,
+        typer.Option("--task", help="Weight of a task, as in presence=2 or caption=0. Repeatable."),
     ] = None,
     max_tiles: Annotated[int | None, typer.Option(help="Tiles an image, written into the mixture.")] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", help="Option of the format: classes=…, val=0.1, instances=true. Repeatable."),
+        typer.Option(
+            "--option", "-o", help="Option of the format: classes=…, val=0.1, instances=true. Repeatable."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier compilation.")] = False,
 ) -> None:
@@ -84,7 +89,9 @@ def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"{name}={text!r} is no number", where="--task", fix="give a weight such as 2 or 0") from None
+        raise ConfigError(
+            f"{name}={text!r} is no number", where="--task", fix="give a weight such as 2 or 0"
+        ) from None
 
 
 def _plain(text: str) -> Any:
@@ -106,7 +113,11 @@ def _print_summary(summary: Any) -> None:
     for name, counts in summary.splits.items():
         if counts.images:
             table.add_row(
-                name, *(f"{n:,}" for n in (counts.images, counts.records, counts.turns, sum(counts.objects.values())))
+                name,
+                *(
+                    f"{n:,}"
+                    for n in (counts.images, counts.records, counts.turns, sum(counts.objects.values()))
+                ),
             )
     console.print(table)
     tasks: dict[str, int] = {}
@@ -116,7 +127,9 @@ def _print_summary(summary: Any) -> None:
     listed = ", ".join(f"{task} {n:,}" for task, n in sorted(tasks.items(), key=lambda kv: -kv[1]))
     console.print(f"questions by task: {listed}", highlight=False)
     if summary.findings:
-        console.print(f"[yellow]{len(summary.findings)} labels were left out or mended[/] (all in summary.json):")
+        console.print(
+            f"[yellow]{len(summary.findings)} labels were left out or mended[/] (all in summary.json):"
+        )
         for finding in summary.findings[:5]:
             console.print(f"  {finding}", markup=False, highlight=False)
     console.print(f"next: vitp data check {_shown(summary.out)}", highlight=False)
@@ -135,7 +148,9 @@ def check_command(
     against: Annotated[
         Path | None, typer.Option(help="Held-out data that must not share images with it.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help='Counts tokens with this model\'s tokenizer, as "starter".')] = None,
+    model: Annotated[
+        str | None, typer.Option(help='Counts tokens with this model\'s tokenizer, as "starter".')
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens a row may have.")] = 4096,
     max_tiles: Annotated[int, typer.Option(help="Tiles an image where the mixture says nothing.")] = 6,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -154,9 +169,9 @@ def check_command(
         source, against=against, max_tokens=max_length if length_of else None, length_of=length_of
     )
     if as_json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
-        report.print(Console())
+        Console(highlight=False).print(report.render())
     raise typer.Exit(report.exit_code)
 
 
@@ -172,11 +187,19 @@ def show_command(
     """Write a page with images, drawn labels, questions and answers, and histograms."""
     from vitp.data.lengths import RecordLength
     from vitp.data.show import show_records
+    from vitp.data.tiling import count_tiles
     from vitp.pretrained import load_vlm
 
     loaded = load_vlm(model)
-    length = RecordLength(loaded.chat, loaded.vlm.vision.image_size[0], max_tiles)
-    show_records(source, out, count=count, seed=seed, tokenizer_length=length.tokens, tile_count=length.tiles)
+    tile = loaded.vlm.vision.image_size[0]
+    show_records(
+        source,
+        out,
+        count=count,
+        seed=seed,
+        tokenizer_length=RecordLength(loaded.chat, tile, max_tiles).tokens,
+        tile_count=lambda width, height: count_tiles(width, height, tile, max_tiles),
+    )
     print(f"wrote {out}")
 
 
@@ -184,9 +207,7 @@ def show_command(
 def scenes_command(
     domain: Annotated[str, typer.Argument(help="general or port.")],
     out: Annotated[Path, typer.Option("--out", help="New folder.")],
-    layout: Annotated[
-        str, typer.Option(help="masks, coco, yolo, dota, voc, folders or pairs.")
-    ] = "masks",
+    layout: Annotated[str, typer.Option(help="masks, coco, yolo, dota, voc, folders or pairs.")] = "masks",
     count: Annotated[int, typer.Option(min=1, help="Scenes.")] = 200,
     size: Annotated[int, typer.Option(min=32, help="Side in pixels.")] = 96,
     seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
@@ -194,6 +215,14 @@ def scenes_command(
     """Write generated scenes with exact labels in a usual layout."""
     from vitp.data.scenes import scene_set, write_scenes
 
-    labelled = scene_set(domain, seed=seed, count=count, size=size, pairs=layout == "pairs")
-    write_scenes(labelled, out, layout=layout)
-    print(f"wrote {count} scenes to {out}")
+    shares = {"train": 0.7, "val": 0.1, "test": 0.2}
+    counts = {split: round(share * count) for split, share in shares.items()}
+    sets = [
+        scene_set(domain, seed=seed, count=number, size=size, split=split, pairs=layout == "pairs")
+        for split, number in counts.items()
+        if number
+    ]
+    write_scenes(sets, out, layout=layout)
+    print(
+        f"wrote {sum(counts.values())} scenes to {out}: " + ", ".join(f"{n} {s}" for s, n in counts.items())
+    )

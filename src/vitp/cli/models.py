@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 def export(
     source: Annotated[str, typer.Argument(help='Run or model folder, "starter"; with --verify an export.')],
     out: Annotated[Path | None, typer.Option("--out", help="New folder for the backbone.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Check an export against its own test vectors.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check an export against its own test vectors.")
+    ] = False,
     against: Annotated[Path | None, typer.Option(help="With --verify: the run it was made from.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
@@ -42,7 +44,9 @@ def export(
     result = export_backbone(source, out, overwrite=force)
     console.print(f"wrote {result.folder} (sha256 {result.sha256[:12]}…)")
     console.print(verify_export(out))
-    console.print(f'load it: timm.create_model("local-dir:{out}", pretrained=True) or vitp.load_backbone("{out}")')
+    console.print(
+        f'load it: timm.create_model("local-dir:{out}", pretrained=True) or vitp.load_backbone("{out}")'
+    )
 
 
 def ask(
@@ -58,7 +62,11 @@ def ask(
     from vitp.pretrained import load_vlm
 
     if len(arguments) < 2:
-        raise ConfigError("an image or the question is missing", where="vitp ask", fix='write: vitp ask RUN IMAGE "question"')
+        raise ConfigError(
+            "an image or the question is missing",
+            where="vitp ask",
+            fix='write: vitp ask RUN IMAGE "question"',
+        )
     *images, question = arguments
     loaded = load_vlm(model)
     assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles)
@@ -79,9 +87,12 @@ def probe(
     backbone: Annotated[str, typer.Argument(help='Export, run or model folder, "starter" or "random".')],
     data: Annotated[Path, typer.Argument(help="Folder made by `vitp data compile`.")],
     compare: Annotated[
-        list[str] | None, typer.Option("--compare", help="Another backbone under the same probes. Repeatable.")
+        list[str] | None,
+        typer.Option("--compare", help="Another backbone under the same probes. Repeatable."),
     ] = None,
-    labels: Annotated[float | None, typer.Option(help="Labelled images a seed: a number, or a share below 1.")] = None,
+    labels: Annotated[
+        float | None, typer.Option(help="Labelled images a seed: a number, or a share below 1.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the labelled images.")] = 3,
     view: Annotated[str, typer.Option(help="whole: the image resized; tiles: cut into tiles.")] = "whole",
     out: Annotated[Path | None, typer.Option("--out", help="JSON with all values.")] = None,

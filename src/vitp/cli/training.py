@@ -21,16 +21,20 @@ def register(app: typer.Typer) -> None:
 
 def pretrain(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML of the run; none: the defaults with --data, or the run's with --resume.")
+        Path | None,
+        typer.Argument(help="YAML of the run; none: the defaults with --data, or the run's with --resume."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/pretrain"),
     data: Annotated[
         list[str] | None, typer.Option("--data", help="Compiled folder, mixture or JSON Lines. Repeatable.")
     ] = None,
-    init: Annotated[str | None, typer.Option("--init", help='"starter", a model or run folder, or "scratch".')] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help='"starter", a model or run folder, or "scratch".')
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="key.key=value over the configuration. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", "-s", help="key.key=value over the configuration. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
@@ -54,7 +58,9 @@ def pretrain(
     elif data:
         settings = make_config(PretrainConfig, {}, ["train.steps=8000", *overrides], where="command line")
     else:
-        raise ConfigError("nothing to learn from", where="vitp pretrain", fix="name a configuration or --data")
+        raise ConfigError(
+            "nothing to learn from", where="vitp pretrain", fix="name a configuration or --data"
+        )
     result = run_pretraining(settings, out, resume=resume)
     console = Console(highlight=False)
     console.print(f"model: {result.model}")
@@ -75,7 +81,9 @@ def report(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Pretraining seeds.")] = 1,
-    force: Annotated[bool, typer.Option("--force", help="Start anew where an earlier demo left its results.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start anew where an earlier demo left its results.")
+    ] = False,
 ) -> None:
     """Generated port scenes: pretrain, export, probe, finetune, compare, report."""
     from vitp.recipes.demo import DemoPlan, run_demo
@@ -86,7 +94,9 @@ def demo(
 def recipe(
     name: Annotated[str, typer.Argument(help="starter")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs; interrupted, it continues.")],
-    scale: Annotated[float, typer.Option(min=0.0001, help="Factor on the steps; below 1 for a dry run.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option(min=0.0001, help="Factor on the steps; below 1 for a dry run.")
+    ] = 1.0,
 ) -> None:
     """Run a recipe of the package."""
     from vitp.recipes.starter import StarterPlan, train_starter

@@ -85,7 +85,10 @@ class EncodedRecord:
     def take(self, keep_N: np.ndarray) -> EncodedRecord:
         """Return the record with the tokens that the boolean array keeps; positions stay what they were."""
         return EncodedRecord(
-            *(a[keep_N] for a in (self.ids_N, self.positions_N, self.branches_N, self.image_N, self.supervised_N)),
+            *(
+                a[keep_N]
+                for a in (self.ids_N, self.positions_N, self.branches_N, self.image_N, self.supervised_N)
+            ),
             tiles=self.tiles,
             turns=self.turns,
             name=self.name,
@@ -113,7 +116,9 @@ class ChatTokenizer:
         self.template = TEMPLATES[template]
         known = tokenizer.get_vocab()
         missing = [t for t in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT) if t not in known]
-        self.added_tokens = tokenizer.add_special_tokens({"additional_special_tokens": missing}) if missing else 0
+        self.added_tokens = (
+            tokenizer.add_special_tokens({"additional_special_tokens": missing}) if missing else 0
+        )
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
         self.image_start_id: int = tokenizer.convert_tokens_to_ids(IMAGE_START)
         self.image_end_id: int = tokenizer.convert_tokens_to_ids(IMAGE_END)
@@ -154,7 +159,9 @@ class ChatTokenizer:
         ]
         texts.append((self.template.assistant_start, 0, False))
         for ids, (_, branch, supervised) in zip(
-            self.tokenizer([t for t, _, _ in texts], add_special_tokens=False)["input_ids"], texts, strict=True
+            self.tokenizer([t for t, _, _ in texts], add_special_tokens=False)["input_ids"],
+            texts,
+            strict=True,
         ):
             layout.add(ids, branch, supervised)
         return layout.finish(turns=0)
@@ -228,9 +235,7 @@ class _Layout:
             raise DataError(f"a text holds {IMAGE_CONTEXT}", where=self.name, fix="remove it from the text")
         if list(ids) == [chat.image_start_id, chat.image_end_id]:
             if self.images_placed >= len(self.tiles):
-                raise DataError(
-                    f"more {IMAGE_MARK} marks than the {len(self.tiles)} images", where=self.name
-                )
+                raise DataError(f"more {IMAGE_MARK} marks than the {len(self.tiles)} images", where=self.name)
             count = self.tiles[self.images_placed] * chat.tokens_per_tile
             self.images_placed += 1
             self._append([chat.image_start_id], branch, False, False)

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
+from PIL import Image
 
 from vitp.ask import Assistant
 from vitp.config import load_config
@@ -15,6 +14,7 @@ from vitp.data.formats.vitp_labels import read as read_labels
 from vitp.data.images import load_image
 from vitp.data.records import InstructionRecord
 from vitp.evaluation.answers import Answered, ask_all, questions_of
+from vitp.evaluation.attention import patch_attention
 from vitp.evaluation.report import AttentionExplorer, BackboneAttention, Section, write_run_report
 from vitp.files import write_json
 from vitp.models.vision import VisionTower
@@ -27,11 +27,25 @@ SAMPLES_FILE = "samples.json"
 
 
 def report_run(
-    run: str | Path, out: str | Path | None = None, *, samples: int = 12, extra_sections: Sequence[Section] = ()
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    samples: int = 12,
+    lead_sections: Sequence[Section] = (),
+    towers: Mapping[str, VisionTower] | None = None,
+    title: str | None = None,
 ) -> Path:
     """Write the page of a run and return its path.
 
     The questions come from held-out images when the run learned from a compiled folder, else from its mixture.
+
+    Args:
+        run: Folder of a finished run.
+        out: The page; None takes `report.html` in the run's folder.
+        samples: Questions that the model answers.
+        lead_sections: Shown first.
+        towers: Name → tower whose attention is shown; None: the run's, before and after.
+        title: Heading; None takes the folder's name.
 
     Raises:
         VitpError: The folder holds no finished run, or its data is gone.
@@ -43,11 +57,12 @@ def report_run(
     assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=config.data.sequence.max_tiles)
     answered = ask_all(assistant, _questions(config, samples))
     write_json(run / SAMPLES_FILE, [one.to_json() for one in answered])
-    towers = {"after the run": loaded.vlm.vision}
-    if config.model.init != "scratch":
-        towers = {"before the run": load_vlm(config.model.init).vlm.vision, **towers}
+    if towers is None:
+        towers = {"after the run": loaded.vlm.vision}
+        if config.model.init != "scratch":
+            towers = {"before the run": load_vlm(config.model.init).vlm.vision, **towers}
     explorer = attention_explorer(towers, _images_of(answered))
-    return write_run_report(run, out, attention=explorer, extra_sections=extra_sections)
+    return write_run_report(run, out, attention=explorer, lead_sections=lead_sections, title=title)
 
 
 def _questions(config: PretrainConfig, count: int) -> Iterator[tuple[InstructionRecord, str]]:
@@ -85,25 +100,14 @@ def attention_explorer(towers: Mapping[str, VisionTower], images: Sequence[str])
     size = next(iter(towers.values())).image_size
     pictures = [resize(np.asarray(load_image(image)), size) for image in images]
     backbones = [
-        BackboneAttention(name, range(tower.num_layers), (tower.grid, tower.grid), _maps(tower, pictures))
+        BackboneAttention(
+            name,
+            range(tower.num_layers),
+            (tower.grid, tower.grid),
+            [patch_attention(tower, picture, range(tower.num_layers)) for picture in pictures],
+        )
         for name, tower in towers.items()
     ]
-    from PIL import Image
-
     return AttentionExplorer(
         "Self-attention of a patch", [Image.fromarray(picture) for picture in pictures], backbones
     )
-
-
-@torch.no_grad()
-def _maps(tower: VisionTower, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return (layers, N, N) attention of each picture, mean over heads, patches only, rows sum to one."""
-    tower = tower.eval()
-    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    image_BCHW = tower.normalize(batch)
-    prefix = tower.model.num_prefix_tokens
-    layers = []
-    for layer in range(tower.num_layers):
-        weights_BNN = tower.attention(image_BCHW, layer).mean(1)[:, prefix:, prefix:]
-        layers.append(nn.functional.normalize(weights_BNN, p=1, dim=-1))
-    return list(torch.stack(layers, 1).numpy())

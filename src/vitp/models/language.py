@@ -98,7 +98,9 @@ def _add_lora(model: PreTrainedModel, config: LoRAConfig) -> None:
         import peft
     except ImportError as error:
         raise ConfigError(
-            "LoRA needs the package peft", where="language.lora", fix='install it with: pip install "vitp[lora]"'
+            "LoRA needs the package peft",
+            where="language.lora",
+            fix='install it with: pip install "vitp[lora]"',
         ) from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -86,7 +86,11 @@ class VisionTower(Backbone):
         last = self.num_layers - 1
         if last in by_layer:
             # The intermediates come without the final norm, the projector's input has it.
-            final_BND = final_BND[:, self.model.num_prefix_tokens :] if _has_prefix(self.model, final_BND, maps[0]) else final_BND
+            final_BND = (
+                final_BND[:, self.model.num_prefix_tokens :]
+                if _has_prefix(self.model, final_BND, maps[0])
+                else final_BND
+            )
             by_layer[last] = final_BND.transpose(1, 2).reshape(by_layer[last].shape)
         return [by_layer[layer] for layer in wanted]
 

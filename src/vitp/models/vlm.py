@@ -83,7 +83,12 @@ class VisionLanguageModel(nn.Module):
         return self.projector(pixel_shuffle(patches_TND, self.config.shuffle))
 
     def embed(
-        self, tiles_TCHW: Tensor, keep_K: Tensor, image_index_K: Tensor, ids_BL: Tensor, names: Sequence[str] = ()
+        self,
+        tiles_TCHW: Tensor,
+        keep_K: Tensor,
+        image_index_K: Tensor,
+        ids_BL: Tensor,
+        names: Sequence[str] = (),
     ) -> Tensor:
         """Return the language model's input (B, L, H): text embeddings, image tokens in their places.
 

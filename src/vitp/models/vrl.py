@@ -21,7 +21,9 @@ class VRLConfig(BaseModel):
 
     ratio: float = Field(default=0.75, ge=0.0, lt=1.0, description="Share of image tokens dropped (r).")
     probability: float = Field(default=1.0, ge=0.0, le=1.0, description="Share of samples that drop tokens.")
-    ramp_steps: int = Field(default=0, ge=0, description="Steps over which the ratio grows from 0 to its value.")
+    ramp_steps: int = Field(
+        default=0, ge=0, description="Steps over which the ratio grows from 0 to its value."
+    )
 
 
 def count_kept(count: int, ratio: float) -> int:

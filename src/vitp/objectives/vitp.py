@@ -46,7 +46,9 @@ class ViTPObjective(Objective):
         self.lr_scale = dict(lr_scale or {})
         for part in self.lr_scale:
             if part not in PARTS:
-                raise ConfigError(f"unknown part {part!r}", where="lr_scale", fix=f"parts are {', '.join(PARTS)}")
+                raise ConfigError(
+                    f"unknown part {part!r}", where="lr_scale", fix=f"parts are {', '.join(PARTS)}"
+                )
         freeze_parameters(vlm, freeze)
 
     @property
@@ -124,7 +126,9 @@ def freeze_parameters(vlm: VisionLanguageModel, patterns: Sequence[str]) -> None
     names = dict(vlm.named_parameters())
     for pattern in patterns:
         fitting = [
-            name for name in names if fnmatch.fnmatchcase(name, f"{pattern}.*" if pattern in PARTS else pattern)
+            name
+            for name in names
+            if fnmatch.fnmatchcase(name, f"{pattern}.*" if pattern in PARTS else pattern)
         ]
         if not fitting:
             raise ConfigError(

@@ -98,25 +98,38 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) ->
     plan, console, began = plan or DemoPlan(), Console(highlight=False), time.monotonic()
     _claim(out, plan, force)
     stage = _Stages(console)
-    data = stage(1, "scenes of ports and their instructions", out / "data", lambda: _make_data(out / "data", plan))
+    data = stage(
+        1, "scenes of ports and their instructions", out / "data", lambda: _make_data(out / "data", plan)
+    )
     towers: list[Mapping[str, VisionTower]] = []
     for seed in plan.seeds:
         run, backbone = out / f"pretrain-{seed}", out / f"backbone-{seed}"
-        stage(2, f"ViTP from the starter, seed {seed}", run / "model", lambda r=run, s=seed: _pretrain(plan, data, r, s))
+        stage(
+            2,
+            f"ViTP from the starter, seed {seed}",
+            run / "model",
+            lambda r=run, s=seed: _pretrain(plan, data, r, s),
+        )
         stage(3, "export", backbone, lambda b=backbone, r=run: _export(r, b, console))
         starter = load_vlm("starter").vlm.vision
         towers.append(
             {RANDOM: random_backbone(starter, seed=seed), STARTER: starter, VITP: load_backbone(backbone)}
         )
     labelled = read_labels(data)
-    probes = _cached(out / "probes.json", lambda: stage.run(4, "frozen probes", lambda: _probe(towers, labelled, plan)))
+    probes = _cached(
+        out / "probes.json", lambda: stage.run(4, "frozen probes", lambda: _probe(towers, labelled, plan))
+    )
     finetuned = _cached(
         out / "finetune.json",
-        lambda: stage.run(5, "segmentation finetune on few labels", lambda: _finetune(towers, labelled, plan, out)),
+        lambda: stage.run(
+            5, "segmentation finetune on few labels", lambda: _finetune(towers, labelled, plan, out)
+        ),
     )
     from vitp.recipes.demo_page import write_demo_page
 
-    page = stage.run(6, "report", lambda: write_demo_page(out, plan, _tables(probes), _tables(finetuned), towers[0]))
+    page = stage.run(
+        6, "report", lambda: write_demo_page(out, plan, _tables(probes), _tables(finetuned), towers[0])
+    )
     minutes = (time.monotonic() - began) / 60
     console.print(f"\n[bold]done in {minutes:.1f} minutes[/]: open [bold]{page}[/]")
     return page
@@ -148,7 +161,9 @@ def _claim(out: Path, plan: DemoPlan, force: bool) -> None:
     if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) != wanted:
         if not force:
             raise ConfigError(
-                "holds a demo with other settings", where=str(out), fix="choose another --out, or replace it with --force"
+                "holds a demo with other settings",
+                where=str(out),
+                fix="choose another --out, or replace it with --force",
             )
         shutil.rmtree(out)
     elif out.exists() and not mark.is_file() and any(out.iterdir()):
@@ -211,12 +226,19 @@ def _finetune(
             for seed in plan.finetune_seeds:
                 run = out / "finetune" / f"{name.replace(' ', '-')}-{number}-{seed}"
                 result = finetune_segmentation(
-                    by_name[name], labelled, finetune_config(plan, seed), run, console=quiet, resume=run.is_dir()
+                    by_name[name],
+                    labelled,
+                    finetune_config(plan, seed),
+                    run,
+                    console=quiet,
+                    resume=run.is_dir(),
                 )
                 rows["mIoU"].append(result.miou)
                 rows["macro F1"].append(result.macro_f1)
         results[name] = ProbeTable(
-            tuple(ProbeRow("segmentation finetune", metric, tuple(values)) for metric, values in rows.items()),
+            tuple(
+                ProbeRow("segmentation finetune", metric, tuple(values)) for metric, values in rows.items()
+            ),
             f"{plan.finetune_labels} labelled images, {plan.finetune_steps} steps",
         )
     return results
@@ -237,7 +259,11 @@ def finetune_config(plan: DemoPlan, seed: int) -> SegmentationFinetuneConfig:
 def _joined(tables: Sequence[ProbeTable]) -> ProbeTable:
     """Concatenate the values of tables with the same rows."""
     rows = tuple(
-        ProbeRow(row.task, row.metric, tuple(value for table in tables for value in table[row.task, row.metric].values))
+        ProbeRow(
+            row.task,
+            row.metric,
+            tuple(value for table in tables for value in table[row.task, row.metric].values),
+        )
         for row in tables[0].rows
     )
     return ProbeTable(rows, tables[0].note)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.report import Card, Headline, Section, Text, comparison_section
-from vitp.evaluation.run_page import attention_explorer, report_run
+from vitp.evaluation.run_page import report_run
 from vitp.models.vision import VisionTower
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write_demo_page(
         run,
         out / "report.html",
         lead_sections=sections,
-        attention=lambda images: attention_explorer(towers, images),
+        towers=towers,
         title="From labels to a better backbone: generated ports",
     )
 
@@ -71,8 +71,16 @@ def _answer(probes: Mapping[str, ProbeTable], finetuned: Mapping[str, ProbeTable
     chance = probes[RANDOM][DENSE]
     tuned = ("segmentation finetune", "mIoU")
     cards: Sequence[Card] = [
-        Card(f"{100 * after.mean:.1f}", "patch mIoU, frozen, after ViTP", f"{100 * (after.mean - before.mean):+.1f} over the starter"),
-        Card(f"{100 * before.mean:.1f}", "patch mIoU, frozen, starter", f"{100 * (before.mean - chance.mean):+.1f} over random"),
+        Card(
+            f"{100 * after.mean:.1f}",
+            "patch mIoU, frozen, after ViTP",
+            f"{100 * (after.mean - before.mean):+.1f} over the starter",
+        ),
+        Card(
+            f"{100 * before.mean:.1f}",
+            "patch mIoU, frozen, starter",
+            f"{100 * (before.mean - chance.mean):+.1f} over random",
+        ),
         Card(
             f"{100 * finetuned[VITP][tuned].mean:.1f}",
             "mIoU after finetuning, from ViTP",

@@ -56,8 +56,8 @@ class StarterPlan:
     dense_batch: int = 64
     dense_size: int = 64
     dense_lr: float = 1e-3
-    align_steps: int = 300
-    joint_steps: int = 800
+    align_steps: int = 250
+    joint_steps: int = 700
     batch: int = 32
     align_lr: float = 2e-3
     joint_lr: float = 6e-4
@@ -93,7 +93,9 @@ def train_starter(out: Path, plan: StarterPlan | None = None) -> Path:
     """Run the stages that `out` does not hold yet, and return the folder of the finished model."""
     plan = plan or StarterPlan()
     final = out / "starter"
-    tower_weights = _stage(out / "dense", lambda folder, resume: _dense(folder, plan, resume), "tower.safetensors")
+    tower_weights = _stage(
+        out / "dense", lambda folder, resume: _dense(folder, plan, resume), "tower.safetensors"
+    )
     _stage(out / "align", lambda folder, resume: _align(folder, plan, tower_weights, resume), "done")
     _stage(out / "joint", lambda folder, resume: _joint(folder, plan, out / "align", resume), "done")
     loaded = load_vlm(out / "joint")
@@ -139,7 +141,9 @@ def starter_mixture(plan: StarterPlan) -> Mixture:
     """Return instructions on general scenes, and a small share of before/after pairs."""
     synthesis = SynthesisConfig(questions_per_image=6, grid=6, grid_always=True, object_share=0.25)
     scenes = scene_set("general", seed=plan.seed + 1, count=plan.scenes, size=IMAGE_SIZE, split="train")
-    pairs = scene_set("general", seed=plan.seed + 2, count=plan.scenes // 25, size=IMAGE_SIZE, split="train", pairs=True)
+    pairs = scene_set(
+        "general", seed=plan.seed + 2, count=plan.scenes // 25, size=IMAGE_SIZE, split="train", pairs=True
+    )
     return Mixture(
         [
             MixtureEntry(LabelledRecords(scenes, seed=plan.seed, config=synthesis), max_tiles=1),
@@ -158,12 +162,18 @@ def starter_tokenizer(mixture: Mixture, plan: StarterPlan, texts: int = 600) -> 
         for text in (turn.question, turn.answer)
     ]
     port = LabelledRecords(
-        scene_set("port", seed=plan.seed, count=150, size=IMAGE_SIZE, split="train"), seed=plan.seed, config=SynthesisConfig()
+        scene_set("port", seed=plan.seed, count=150, size=IMAGE_SIZE, split="train"),
+        seed=plan.seed,
+        config=SynthesisConfig(),
     )
-    corpus += [text for i in range(len(port)) for turn in port[i].turns for text in (turn.question, turn.answer)]
+    corpus += [
+        text for i in range(len(port)) for turn in port[i].turns for text in (turn.question, turn.answer)
+    ]
     corpus += [f"{word} {word}s the {word}, a {word}" for word in DOMAIN_WORDS for _ in range(40)]
     tokens_per_tile = (IMAGE_SIZE // VIT["patch_size"]) ** 2
-    return ChatTokenizer(train_tokenizer(corpus, vocabulary=2048), template="micro", tokens_per_tile=tokens_per_tile)
+    return ChatTokenizer(
+        train_tokenizer(corpus, vocabulary=2048), template="micro", tokens_per_tile=tokens_per_tile
+    )
 
 
 def _source(mixture: Mixture, chat: ChatTokenizer, plan: StarterPlan, vrl: VRLConfig) -> InstructionSource:

@@ -35,6 +35,7 @@ def write_run_report(
     run_dir: str | Path,
     out: str | Path | None = None,
     *,
+    lead_sections: Sequence[Section] = (),
     extra_sections: Sequence[Section] = (),
     attention: AttentionExplorer | None = None,
     title: str | None = None,
@@ -44,6 +45,7 @@ def write_run_report(
     Args:
         run_dir: Folder of the run. What it lacks is absent from the page, and a line says so.
         out: The page; None takes `report.html` in the run's folder.
+        lead_sections: Shown first of all: the answer that the page is read for.
         extra_sections: Shown after the run's own sections, before the configuration: comparisons and the like.
         attention: Attention maps to explore.
         title: Heading; None takes the folder's name.
@@ -52,7 +54,7 @@ def write_run_report(
         DataError: The folder is no run's, or a file in it is malformed; names the file and the line.
     """
     run = read_run(run_dir)
-    sections = [_overview(run)]
+    sections = [*lead_sections, _overview(run)]
     if run.steps:
         sections.append(_training(run.steps))
     if run.evidence is not None:
