@@ -114,7 +114,7 @@ def export_backbone(
         description = fmt.write_backbone(
             temporary, tower, provenance, extra=extra_card, name=out.resolve().name
         )
-    size = sum(file.stat().st_size for file in out.iterdir())
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return ExportResult(out, description.sha256, description.parameters, size)
 
 

@@ -10,28 +10,22 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from vitp.data.mixture import Mixture
 from vitp.errors import CheckpointError
 from vitp.models.vision import VisionConfig
 
 FORMAT: Literal["vitp-backbone-1"] = "vitp-backbone-1"
 MIXTURE_FILE = "mixture.json"
-_LICENCE_SAMPLES = 256
 
 
 class DataUsed(BaseModel):
-    """One set of a pretraining mixture.
-
-    `licences` are those that its records state; empty means that none is stated.
-    """
+    """One set of a pretraining mixture; an empty licence means that none is stated."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
     records: int
     rate: float = 1.0
-    share: float = Field(ge=0, le=1, description="Part of an epoch.")
-    licences: list[str] = Field(default_factory=list)
+    licence: str = ""
 
 
 class MixtureUsed(BaseModel):
@@ -39,8 +33,12 @@ class MixtureUsed(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    sha256: str
+    fingerprint: str
     sets: list[DataUsed] = Field(default_factory=list)
+
+    def share(self, used: DataUsed) -> float:
+        """Return the part of an epoch that one of the sets makes up, 0..1."""
+        return used.rate * used.records / sum(s.rate * s.records for s in self.sets)
 
 
 class Provenance(BaseModel):
@@ -87,24 +85,6 @@ class BackboneDescription(BaseModel):
             "prefix_tokens": self.prefix_tokens,
             "sha256": self.sha256,
         }
-
-
-def describe_mixture(mixture: Mixture) -> MixtureUsed:
-    """Return name, size, rate, share and licences of each set.
-
-    Licences are collected from up to 256 records of a set, evenly spread: a set with a handful of records
-    under another licence can be missed.
-    """
-    sets = []
-    for row, entry in zip(mixture.expected_rates(), mixture.entries, strict=True):
-        step = max(1, len(entry.records) // _LICENCE_SAMPLES)
-        licences = {entry.records[i].licence for i in range(0, len(entry.records), step)} - {""}
-        sets.append(
-            DataUsed(
-                name=row.name, records=row.size, rate=row.rate, share=row.share, licences=sorted(licences)
-            )
-        )
-    return MixtureUsed(sha256=mixture.fingerprint(), sets=sets)
 
 
 def provenance_of_run(run: Path) -> Provenance:
@@ -248,16 +228,17 @@ def _origin(provenance: Provenance) -> str:
     if provenance.mixture is None:
         lines.append("The source says nothing about its data.")
         return "\n".join(lines)
+    mixture = provenance.mixture
     rows = [
-        (s.name, str(s.records), f"{s.rate:g}", f"{s.share:.1%}", ", ".join(s.licences) or "not stated")
-        for s in provenance.mixture.sets
+        (s.name, str(s.records), f"{s.rate:g}", f"{mixture.share(s):.1%}", s.licence or "not stated")
+        for s in mixture.sets
     ]
     lines += [
         "",
         _table(("Set", "Records", "Rate", "Share", "Licence"), rows),
         "",
-        f"SHA-256 of the mixture: `{provenance.mixture.sha256}`. The licences are those that the records state; "
-        "whether they bind the weights is for you to decide.",
+        f"Fingerprint of the data and their order: `{mixture.fingerprint}`. The licences are those that the "
+        "records state; whether they bind the weights is for you to decide.",
     ]
     return "\n".join(lines)
 

@@ -1,11 +1,11 @@
 """The folder of an exported backbone: what is in it, how it is written and read.
 
     backbone/
-        model.safetensors         weights under timm's names; the contract in its metadata
-        config.json               what `timm.create_model("local-dir:…")` and transformers' `AutoModel` read
-        vitp_backbone.json        description: contract, digests, provenance
-        test_vectors.safetensors  two images and the features they must give
-        README.md                 model card
+        model.safetensors               weights under timm's names; the contract in its metadata
+        config.json                     what `timm.create_model("local-dir:…")` and `AutoModel` read
+        vitp_backbone.json              description: contract, digests, provenance
+        check/test_vectors.safetensors  two images and the features they must give
+        README.md                       model card
 
 Shapes: B images, N patch tokens, D width.
 """
@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitp.engine.weights import save_tensors
 from vitp.errors import CheckpointError
 from vitp.export_card import FORMAT, BackboneDescription, Provenance, model_card
 from vitp.files import write_json, write_text
@@ -36,7 +36,8 @@ from vitp.version import __version__
 WEIGHTS = "model.safetensors"
 TIMM_CONFIG = "config.json"
 DESCRIPTION = "vitp_backbone.json"
-TEST_VECTORS = "test_vectors.safetensors"
+# In a folder of its own: timm 1.0.20 to 1.0.24 fails on two .safetensors files beside each other.
+TEST_VECTORS = "check/test_vectors.safetensors"
 CARD = "README.md"
 FILES = (WEIGHTS, TIMM_CONFIG, DESCRIPTION, TEST_VECTORS, CARD)
 
@@ -61,9 +62,9 @@ def write_backbone(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {n: t.detach().cpu().float().contiguous() for n, t in tower.model.state_dict().items()}
     description = _describe(tower, weights, provenance, dict(extra or {}))
-    save_file(
-        weights,
+    save_tensors(
         folder / WEIGHTS,
+        weights,
         metadata={
             "format": "pt",
             "vitp": FORMAT,
@@ -74,8 +75,9 @@ def write_backbone(
     )
     write_json(folder / TIMM_CONFIG, timm_config(tower))
     write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
-    save_file(
-        make_test_vectors(tower), folder / TEST_VECTORS, metadata={"middle_layer": str(middle_layer(tower))}
+    (folder / TEST_VECTORS).parent.mkdir(exist_ok=True)
+    save_tensors(
+        folder / TEST_VECTORS, make_test_vectors(tower), metadata={"middle_layer": str(middle_layer(tower))}
     )
     write_text(folder / CARD, model_card(description, name or folder.name))
     return description

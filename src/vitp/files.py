@@ -16,7 +16,8 @@ from typing import Any
 from vitp.errors import VitpError
 
 
-def _as_user_error(error: OSError, path: Path) -> VitpError:
+def as_user_error(error: OSError, path: str | Path) -> VitpError:
+    """Return what a failed write means to the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return VitpError(
             "the disk is full", where=str(path), fix="free some space; nothing that was there is lost"
@@ -41,7 +42,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise _as_user_error(error, path) from error
+        raise as_user_error(error, path) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -53,7 +54,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise _as_user_error(error, path) from error
+        raise as_user_error(error, path) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -85,11 +86,12 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
     except OSError as error:
-        raise _as_user_error(error, path) from error
+        raise as_user_error(error, path) from error
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~umask)  # some writers make files that nobody else may read
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
         old = path.with_name(f".{path.name}.old")
@@ -100,7 +102,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _as_user_error(error, path) from error
+        raise as_user_error(error, path) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

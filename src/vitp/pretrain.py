@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from vitp.config import load_config, save_config
 from vitp.data.chat import ChatTokenizer
@@ -27,7 +26,7 @@ from vitp.files import write_json
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.vitp import ViTPObjective
-from vitp.pretrained import LoadedVLM, load_vlm
+from vitp.pretrained import LoadedVLM, load_tokenizer, load_vlm
 
 
 class ModelSettings(BaseModel):
@@ -141,7 +140,8 @@ def build(config: PretrainConfig) -> PretrainRun:
     torch.manual_seed(config.seed)
     mixture = open_mixture(config.data, config.seed)
     loaded = _initial_model(config, mixture)
-    loaded.vlm.set_gradient_checkpointing(config.model.gradient_checkpointing)
+    if config.model.gradient_checkpointing:
+        loaded.vlm.set_gradient_checkpointing(True)
     objective = ViTPObjective(
         loaded.vlm, loaded.chat, freeze=config.model.freeze, lr_scale=config.model.lr_scale
     )
@@ -163,10 +163,7 @@ def _initial_model(config: PretrainConfig, mixture: Mixture) -> LoadedVLM:
         raise ConfigError("says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
     vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path})
     if settings.tokenizer is not None:
-        folder = Path(settings.tokenizer)
-        if not (folder / "tokenizer.json").is_file():
-            raise ConfigError("holds no tokenizer.json", where=str(folder), fix="check model.tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_tokenizer(Path(settings.tokenizer))
     else:
         if vlm_config.template != "micro":
             raise ConfigError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vitp.data.chat import ChatTokenizer
+from vitp.engine.weights import save_tensors
 from vitp.errors import CheckpointError
 from vitp.files import atomic_dir, write_json
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
@@ -52,7 +54,7 @@ def write_vlm(
         weights[name] = (
             tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         )
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt", "vitp": FORMAT})
+    save_tensors(folder / WEIGHTS, weights, {"format": "pt", "vitp": FORMAT})
     chat.tokenizer.save_pretrained(folder)
     config = vlm.config.model_dump()
     config["drop_path"] = 0.0  # a matter of the run that trains, not of the weights
@@ -97,9 +99,25 @@ def load_vlm(source: str | Path, *, drop_path: float = 0.0) -> LoadedVLM:
         config.model_copy(update={"drop_path": drop_path}), vocabulary=description["vocabulary"]
     )
     load_weights(vlm, read_weights(folder / WEIGHTS), where=str(folder / WEIGHTS), tied=tied_names(vlm))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     chat = ChatTokenizer(tokenizer, template=config.template, tokens_per_tile=vlm.tokens_per_tile)
     return LoadedVLM(vlm.eval(), chat)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder; nothing is fetched.
+
+    Raises:
+        CheckpointError: There is none, or its files are broken.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError("holds no tokenizer.json", where=str(folder), fix="copy the folder again")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain `Exception` on a broken file
+        raise CheckpointError(
+            f"holds no tokenizer that can be read ({error})", where=str(folder), fix="copy the folder again"
+        ) from error
 
 
 def resolve(source: str | Path) -> Path:
@@ -143,8 +161,8 @@ def tied_names(module: nn.Module) -> set[str]:
 
 
 def load_weights(
-    module: nn.Module, weights: dict[str, Tensor], *, where: str, tied: set[str] = frozenset()
-) -> None:  # type: ignore[assignment]
+    module: nn.Module, weights: dict[str, Tensor], *, where: str, tied: Collection[str] = ()
+) -> None:
     """Load all weights or none, with a report name by name when they don't fit.
 
     Args:

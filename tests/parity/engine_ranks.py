@@ -87,7 +87,7 @@ def run(folder: Path, name: str, source: ToySource, hook: Hook | None = None, **
 
 def main(folder: Path) -> None:
     """Run every scenario; each rank writes its results."""
-    world = int(os.environ["WORLD_SIZE"])
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     results = {
         "plain": run(folder, "plain", ToySource(rows=24, micro_batches=2 // world), same_weights=False),
         "accumulated": run(folder, "accumulated", ToySource(rows=24, micro_batches=4 // world)),

@@ -12,10 +12,16 @@ from typing import Any
 
 import pytest
 
+from tests.parity import engine_ranks
+
 ROOT = Path(__file__).parents[2]
 
 
+pytestmark = pytest.mark.slow  # two processes that import torch
+
+
 def launch(folder: Path, world: int) -> list[dict[str, Any]]:
+    """Run the scenarios in `world` processes, return what each rank wrote."""
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -52,7 +58,10 @@ def launch(folder: Path, world: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
     folder = tmp_path_factory.mktemp("ranks")
-    return launch(folder / "one", 1)[0], launch(folder / "two", 2), folder
+    (folder / "one").mkdir()
+    engine_ranks.main(folder / "one")
+    one = json.loads((folder / "one" / "rank0.json").read_text())
+    return one, launch(folder / "two", 2), folder
 
 
 def assert_same_weights(a: dict[str, list[float]], b: dict[str, list[float]], relative: float) -> None:

@@ -4,7 +4,9 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,11 +27,12 @@ from vitp.export import (
     random_backbone,
     verify_export,
 )
-from vitp.export_card import Provenance, describe_mixture, provenance_of_run
+from vitp.export_card import Provenance, provenance_of_run
 from vitp.export_format import content_hash, read_description, tensor_digests, write_backbone
 from vitp.files import write_json, write_text
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel
+from vitp.pretrain import describe_mixture
 from vitp.pretrained import save_vlm
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -43,6 +46,12 @@ def odd_vision(**changes) -> VisionConfig:
         "std": STD,
     }
     return VisionConfig(**(values | changes))
+
+
+def described(mixture: Mixture) -> dict:
+    """What a pretraining run writes about its data."""
+    source = SimpleNamespace(mixture=mixture, fingerprint=lambda: "ab" * 32)
+    return describe_mixture(SimpleNamespace(source=source))
 
 
 @pytest.fixture
@@ -59,7 +68,7 @@ def run(tmp_path, chat) -> Path:
         ]
     )
     write_text(folder / "config.yaml", f"steps: 7\ndata: {tmp_path / 'private' / 'mixture.json'}\n")
-    write_json(folder / "mixture.json", describe_mixture(mixture).model_dump())
+    write_json(folder / "mixture.json", described(mixture))
     write_json(
         folder / "evidence.json",
         {
@@ -223,7 +232,7 @@ def test_metadata_hold_the_contract(exported):
     provenance = json.loads(metadata["provenance"])
     assert provenance["source"] == "my_run"
     assert provenance["steps"] == 7
-    assert len(provenance["mixture"]["sha256"]) == 64
+    assert provenance["mixture"]["fingerprint"] == "ab" * 32
     assert metadata["vitp_version"]
 
 
@@ -319,7 +328,7 @@ def test_renamed_and_cut_weights_are_reported_name_by_name(exported):
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "config.json", "vitp_backbone.json", "test_vectors.safetensors", "README.md"],
+    ["model.safetensors", "config.json", "vitp_backbone.json", "check/test_vectors.safetensors", "README.md"],
 )
 def test_missing_files_are_found(exported, name):
     (exported / name).unlink()
@@ -327,7 +336,7 @@ def test_missing_files_are_found(exported, name):
         verify_export(exported)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "test_vectors.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", "check/test_vectors.safetensors"])
 def test_truncated_files_are_found(exported, name):
     path = exported / name
     path.write_bytes(path.read_bytes()[:-100])
@@ -430,7 +439,7 @@ def test_card_tells_data_licences_and_change(exported):
 
 
 def test_exports_tell_no_folders(exported, tmp_path):
-    for file in exported.iterdir():
+    for file in (path for path in exported.rglob("*") if path.is_file()):
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
     assert read_description(exported).provenance.configuration == {"steps": 7, "data": "mixture.json"}
 
@@ -457,13 +466,11 @@ def test_code_of_the_card_runs(exported, monkeypatch):
     assert results[2]["features"].shape == (1, 32, 5, 5)
 
 
-def test_licences_of_a_mixture_are_collected():
-    from dataclasses import replace
-
-    records = [replace(make_record(n), licence="MIT" if n else "CC-BY-4.0") for n in range(3)]
-    used = describe_mixture(Mixture([MixtureEntry(ListRecords(records, "set"))]))
-    assert used.sets[0].licences == ["CC-BY-4.0", "MIT"]
-    assert used.sets[0].share == 1.0
+def test_licences_of_the_sets_reach_the_card(run, tmp_path):
+    records = [replace(make_record(n), licence="CC-BY-4.0") for n in range(3)]
+    write_json(run / "mixture.json", described(Mixture([MixtureEntry(ListRecords(records, "clouds"))])))
+    folder = export_backbone(run, tmp_path / "vit").folder
+    assert "| clouds | 3 | 1 | 100.0% | CC-BY-4.0 |" in (folder / "README.md").read_text()
 
 
 def test_a_broken_file_of_the_run_is_named(run):

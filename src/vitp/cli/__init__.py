@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -11,7 +14,11 @@ from rich.console import Console
 
 from vitp.cli import data, models, training
 from vitp.errors import VitpError
+from vitp.files import as_user_error
 from vitp.version import __version__
+
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system refuses for reasons that the user can remove; any other `OSError` is a fault of the program."""
 
 app = typer.Typer(
     name="vitp",
@@ -44,34 +51,50 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 findings, 2 wrong input, 130 or 143 interrupted."""
+    # By default SIGTERM ends Python without a word, and half-made folders would stay. Training has handlers of its own.
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(arguments))
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    sys.exit(128 + signum)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    import click
-
     try:
         code = app(args=arguments, prog_name="vitp", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except VitpError as error:
         return _fail(str(error))
-    except click.exceptions.Abort:
-        return _fail("interrupted", code=130)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # typer makes one of the other
         return _fail("interrupted; nothing half-written is left", code=130)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: no reason for a stack trace.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        return _fail(str(as_user_error(error, error.filename or "output")))
     except Exception as error:
+        # Of typer's exceptions only the base class is public; all of them have an exit code, as has `Interrupted`.
         code = getattr(error, "exit_code", None)
-        if isinstance(code, int):
-            return _fail(str(error), code=code)
-        raise
+        if not isinstance(code, int):
+            raise
+        message = _usage(error)
+        return _fail(message, code=code) if message else code
+
+
+def _usage(error: Exception) -> str:
+    """Return what typer would say about wrong arguments, in one line; empty when it has printed the help."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return str(error)
+    message, context = format_message(), getattr(error, "ctx", None)
+    if not message or context is None:
+        return message
+    return f"{message.rstrip('.')}; see `{context.command_path} --help`"
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,13 @@ from vitp.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitp.models.vision import VisionTower
+
+
+class View(enum.Enum):
+    """How an image is brought to the tower's size."""
+
+    whole = "whole"
+    tiles = "tiles"
 
 
 def register(app: typer.Typer) -> None:
@@ -94,7 +102,7 @@ def probe(
         float | None, typer.Option(help="Labelled images a seed: a number, or a share below 1.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the labelled images.")] = 3,
-    view: Annotated[str, typer.Option(help="whole: the image resized; tiles: cut into tiles.")] = "whole",
+    view: Annotated[View, typer.Option(help="whole: the image resized; tiles: cut into tiles.")] = View.whole,
     out: Annotated[Path | None, typer.Option("--out", help="JSON with all values.")] = None,
 ) -> None:
     """Score frozen features: kNN, linear classification, dense linear segmentation, presence."""
@@ -102,14 +110,12 @@ def probe(
     from vitp.evaluation.probes import run_probes
     from vitp.files import write_json
 
-    if view not in ("whole", "tiles"):
-        raise ConfigError(f"unknown view {view!r}", where="--view", fix="choose whole or tiles")
     amount = None if labels is None else (labels if labels < 1 else int(labels))
     labelled = read_labels(data)
     console, results = Console(highlight=False), {}
     for name in [backbone, *(compare or [])]:
         table = run_probes(
-            open_backbone(name), labelled, seeds=tuple(range(seeds)), labels_per_seed=amount, view=view
+            open_backbone(name), labelled, seeds=tuple(range(seeds)), labels_per_seed=amount, view=view.value
         )
         console.print(table.to_rich(title=f"{name}: probes of the frozen features on {labelled.name}"))
         results[name] = table.to_json()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from vitp.errors import ConfigError
+from vitp.errors import ConfigError, did_you_mean
 
 
 def register(app: typer.Typer) -> None:
@@ -44,10 +45,10 @@ def pretrain(
 
     overrides = list(override or [])
     if data:
-        overrides.append(f"data.mixture={list(data)}")
+        overrides.append(f"data.mixture={json.dumps(data, ensure_ascii=False)}")
     if init:
-        overrides.append(f"model.init={init}")
-    if steps:
+        overrides.append(f"model.init={json.dumps(init, ensure_ascii=False)}")
+    if steps is not None:
         overrides.append(f"train.steps={steps}")
     if config is None and resume:
         config = out / "config.yaml"
@@ -92,15 +93,27 @@ def demo(
 
 
 def recipe(
-    name: Annotated[str, typer.Argument(help="starter")],
+    name: Annotated[str, typer.Argument(help="starter, starter-card or real-images.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs; interrupted, it continues.")],
     scale: Annotated[
-        float, typer.Option(min=0.0001, help="Factor on the steps; below 1 for a dry run.")
+        float, typer.Option(min=0.0001, help="starter: factor on the steps, below 1 for a dry run.")
     ] = 1.0,
+    seeds: Annotated[int, typer.Option(min=1, help="real-images: pretraining seeds.")] = 1,
 ) -> None:
     """Run a recipe of the package."""
-    from vitp.recipes.starter import StarterPlan, train_starter
+    if name == "starter":
+        from vitp.recipes.starter import StarterPlan, train_starter
 
-    if name != "starter":
-        raise ConfigError(f"unknown recipe {name!r}", fix="recipes are: starter")
-    print(f"wrote {train_starter(out, StarterPlan().scaled(scale))}")
+        print(f"wrote {train_starter(out, StarterPlan().scaled(scale))}")
+    elif name == "starter-card":
+        from vitp.recipes.starter_card import write_card
+
+        print(f"wrote {write_card(out)}")
+    elif name == "real-images":
+        from vitp.recipes.real_images import RealPlan, run_real_images
+
+        print(f"wrote {run_real_images(out, RealPlan(seeds=tuple(range(seeds))))}")
+    else:
+        known = ("starter", "starter-card", "real-images")
+        hint = did_you_mean(name, known) or f"recipes are: {', '.join(known)}"
+        raise ConfigError(f"unknown recipe {name!r}", where="vitp recipe", fix=hint)

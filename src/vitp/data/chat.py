@@ -10,7 +10,7 @@ Shapes: N tokens of the record before anything is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -84,14 +84,13 @@ class EncodedRecord:
 
     def take(self, keep_N: np.ndarray) -> EncodedRecord:
         """Return the record with the tokens that the boolean array keeps; positions stay what they were."""
-        return EncodedRecord(
-            *(
-                a[keep_N]
-                for a in (self.ids_N, self.positions_N, self.branches_N, self.image_N, self.supervised_N)
-            ),
-            tiles=self.tiles,
-            turns=self.turns,
-            name=self.name,
+        return replace(
+            self,
+            ids_N=self.ids_N[keep_N],
+            positions_N=self.positions_N[keep_N],
+            branches_N=self.branches_N[keep_N],
+            image_N=self.image_N[keep_N],
+            supervised_N=self.supervised_N[keep_N],
         )
 
 
@@ -119,11 +118,18 @@ class ChatTokenizer:
         self.added_tokens = (
             tokenizer.add_special_tokens({"additional_special_tokens": missing}) if missing else 0
         )
-        self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
-        self.image_start_id: int = tokenizer.convert_tokens_to_ids(IMAGE_START)
-        self.image_end_id: int = tokenizer.convert_tokens_to_ids(IMAGE_END)
-        self.stop_id: int = tokenizer.convert_tokens_to_ids(self.template.stop)
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_id
+        vocabulary = tokenizer.get_vocab()
+        if self.template.stop not in vocabulary:
+            raise ConfigError(
+                f"the tokenizer doesn't know {self.template.stop}",
+                where=f"template {template}",
+                fix="choose the template that the language model was trained with",
+            )
+        self.image_id, self.stop_id = vocabulary[IMAGE_CONTEXT], vocabulary[self.template.stop]
+        self.image_start_id, self.image_end_id = vocabulary[IMAGE_START], vocabulary[IMAGE_END]
+        self.pad_id: int = (
+            self.stop_id if tokenizer.pad_token is None else vocabulary[str(tokenizer.pad_token)]
+        )
 
     def __len__(self) -> int:
         return len(self.tokenizer)
@@ -169,7 +175,7 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer, markup kept, stop and padding tokens dropped."""
         drop = {self.stop_id, self.pad_id, self.tokenizer.eos_token_id}
-        return self.tokenizer.decode([i for i in ids if i not in drop], skip_special_tokens=False)
+        return str(self.tokenizer.decode([i for i in ids if i not in drop], skip_special_tokens=False))
 
     def _texts(self, record: InstructionRecord) -> list[tuple[str, int, bool]]:
         """(text, branch, supervised) pieces; each piece is tokenized on its own, an image mark is a piece."""

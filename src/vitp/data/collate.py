@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vitp.data.chat import ChatTokenizer, EncodedRecord
 from vitp.data.images import load_image
+from vitp.data.mixture import Mixture, Sample
 from vitp.data.packing import PackedBatch, pack
 from vitp.data.records import InstructionRecord
 from vitp.data.tiling import cut_tiles
@@ -32,14 +32,6 @@ class SequenceConfig(BaseModel):
     max_tiles: int = Field(default=6, ge=1, description="Tiles an image where the mixture says nothing.")
     pack: bool = Field(default=True, description="False: one record a row.")
     max_turns: int | None = Field(default=None, ge=1, description="Questions a record; the rest is left out.")
-
-
-class Sample(Protocol):
-    """What the mixture yields."""
-
-    record: InstructionRecord
-    max_tiles: int | None
-    augment: bool
 
 
 @dataclass
@@ -130,18 +122,6 @@ def jitter(tiles_TCHW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return changed
 
 
-class SampleOrder(Protocol):
-    """Position in the run → sample; see `vitp.data.mixture.Mixture`."""
-
-    def __getitem__(self, position: int) -> Sample:
-        """Return the sample at a position of the endless order."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Return a hash of the data and the order."""
-        ...
-
-
 @dataclass
 class InstructionSource:
     """The batches of a run: step, micro-batch and rank → packed batch, with no state at all.
@@ -150,7 +130,7 @@ class InstructionSource:
     slices of it, so neither workers nor ranks nor a resume change what is learned from.
     """
 
-    mixture: SampleOrder
+    mixture: Mixture
     collator: Collator
     global_batch: int
     micro_batches: int = 1

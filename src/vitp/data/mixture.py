@@ -41,7 +41,8 @@ class MixtureEntry:
     def __post_init__(self) -> None:
         where = self.records.name
         if not len(self.records):
-            raise DataError("the set is empty", where=where, fix="remove it from the mixture or fill it")
+            file = getattr(self.records, "annotation", where)  # sets in memory have none
+            raise DataError("the set is empty", where=str(file), fix="remove it from the mixture or fill it")
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise DataError(
                 f"its rate is {self.rate}", where=where, fix="use a rate above 0, or leave the set out"

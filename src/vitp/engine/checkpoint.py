@@ -65,6 +65,17 @@ def latest(run_dir: str | Path) -> Path | None:
     return next(reversed(checkpoints(run_dir)), None)
 
 
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what a run that was killed had half written; only a run that owns its folder may call this."""
+    for parent in (run_dir, run_dir / "checkpoints"):
+        for pattern in (".*.tmp", ".*.tmp.*", ".*.old"):
+            for path in parent.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
 def _moments(optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]) -> dict[str, Tensor]:
     return {
         f"{moment}:{name}": value

@@ -124,9 +124,9 @@ class StepLoader:
                 self._batches = iter(self._loader)
             batches = [next(self._batches) for _ in range(self.micro_batches)]
         except RuntimeError as error:
-            if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+            if "DataLoader worker" in str(error):
                 raise DataError(
-                    "a process that prepares batches was killed, most often for lack of memory",
+                    f"a process that prepares batches died, most often for lack of memory ({error})",
                     fix="lower num_workers or the batch size, then resume",
                 ) from error
             raise

@@ -241,6 +241,8 @@ class Trainer:
 
     def _load_or_start(self) -> None:
         path = checkpoint.latest(self.run_dir)
+        if self.resume and self.is_main:
+            checkpoint.remove_leftovers(self.run_dir)
         self._notes: list[str] = []
         if path is None:
             if self.resume:

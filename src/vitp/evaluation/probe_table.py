@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,17 @@ class ProbeTable:
         """Return the table that `to_json` made."""
         rows = (ProbeRow(row["task"], row["metric"], tuple(row["values"])) for row in value["rows"])
         return cls(tuple(rows), value.get("note", ""))
+
+    @classmethod
+    def joined(cls, tables: Sequence[ProbeTable]) -> ProbeTable:
+        """Return one table whose rows hold the values of several tables with the same rows, in their order."""
+        rows = tuple(
+            ProbeRow(
+                row.task, row.metric, tuple(v for table in tables for v in table[row.task, row.metric].values)
+            )
+            for row in tables[0].rows
+        )
+        return cls(rows, tables[0].note)
 
     def to_markdown(self) -> str:
         """Return a Markdown table."""

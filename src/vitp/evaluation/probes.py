@@ -147,7 +147,7 @@ def run_probes(
     seeds: Sequence[int] = (0, 1, 2),
     labels_per_seed: int | float | None = None,
     view: Literal["whole", "tiles"] = "whole",
-    max_images: int = 2000,
+    max_images: int | Mapping[str, int] = 2000,
     device: torch.device | str | None = None,
 ) -> ProbeTable:
     """Return the scores of a frozen tower on a set: mean and spread over seeds.
@@ -159,7 +159,7 @@ def run_probes(
         seeds: Each draws its own training images and patches.
         labels_per_seed: Training images of a seed: a number, a share (0..1), or None for all of them.
         view: See `features.extract`.
-        max_images: Images of a split at most.
+        max_images: Images of a split (or of each one by name) at most.
         device: None: where the tower is.
 
     Raises:

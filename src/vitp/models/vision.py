@@ -81,17 +81,15 @@ class VisionTower(Backbone):
         """Return feature maps (B, D, h, w) of the asked layers. See `Backbone.forward_features`."""
         wanted = [layer % self.num_layers for layer in layers]
         unique = sorted(set(wanted))
-        final_BND, maps = self.model.forward_intermediates(image_BCHW, indices=unique, output_fmt="NCHW")
-        by_layer = dict(zip(unique, maps, strict=True))
+        found: Any = self.model.forward_intermediates(image_BCHW, indices=unique, output_fmt="NCHW")
+        final_BND, maps = found
+        by_layer: dict[int, Tensor] = dict(zip(unique, maps, strict=True))
         last = self.num_layers - 1
         if last in by_layer:
             # The intermediates come without the final norm, the projector's input has it.
-            final_BND = (
-                final_BND[:, self.model.num_prefix_tokens :]
-                if _has_prefix(self.model, final_BND, maps[0])
-                else final_BND
-            )
-            by_layer[last] = final_BND.transpose(1, 2).reshape(by_layer[last].shape)
+            shape = by_layer[last].shape
+            patches_BND = final_BND[:, final_BND.shape[1] - shape[2] * shape[3] :]
+            by_layer[last] = patches_BND.transpose(1, 2).reshape(shape)
         return [by_layer[layer] for layer in wanted]
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -105,7 +103,7 @@ class VisionTower(Backbone):
         The fused kernel keeps no weights, so the layer's own query and key projections are applied again
         to its recorded input.
         """
-        block = self.model.blocks[layer]
+        block: Any = self.model.blocks[layer]
         seen: list[Tensor] = []
         handle = block.attn.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
         try:
@@ -117,11 +115,6 @@ class VisionTower(Backbone):
         qkv = attn.qkv(x_BND).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         query, key = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
         return ((query * attn.scale) @ key.transpose(-2, -1)).softmax(-1)
-
-
-def _has_prefix(model: VisionTransformer, tokens_BND: Tensor, map_BDhw: Tensor) -> bool:
-    """Whether the tokens still hold `[CLS]` and registers."""
-    return tokens_BND.shape[1] != map_BDhw.shape[2] * map_BDhw.shape[3]
 
 
 def _create_vit(config: VisionConfig, drop_path: float) -> VisionTransformer:

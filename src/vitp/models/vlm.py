@@ -75,7 +75,7 @@ class VisionLanguageModel(nn.Module):
             )
         self.tokens_per_tile = (self.vision.grid // config.shuffle) ** 2
         self.projector = Projector(self.vision.width, config.language_width, config.shuffle)
-        self.language = build_language_model(config.language, vocabulary=vocabulary)
+        self.language: Any = build_language_model(config.language, vocabulary=vocabulary)
 
     def encode_tiles(self, tiles_TCHW: Tensor) -> Tensor:
         """Return the image tokens (T, n, H) of uint8 tiles."""

@@ -65,7 +65,7 @@ class VisualRobustness(nn.Module):
         ratio = self.ratio_at(step)
         if not self.training or ratio == 0.0 or count == 0:
             return np.arange(count)
-        rng = np.random.default_rng([self.seed, 0x56524C, *key])
+        rng = np.random.default_rng([self.seed, 0x56524C, len(key), *key])
         if rng.random() >= self.config.probability:
             return np.arange(count)
         return surviving_tokens(count, ratio, rng)

@@ -13,10 +13,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitp.data.labels import IGNORE
+from vitp.engine.weights import save_tensors
 from vitp.errors import ConfigError
 from vitp.files import write_json
 from vitp.models.vision import VisionTower
@@ -278,10 +278,10 @@ class DenseObjective(Objective):
         prefix = "tower."
         tower = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
         config = self.tower.config.model_dump(mode="json")
-        save_file(tower, folder / "vision.safetensors", metadata={"vision_config": json.dumps(config)})
-        save_file(
-            {name: value for name, value in state.items() if not name.startswith(prefix)},
+        save_tensors(folder / "vision.safetensors", tower, metadata={"vision_config": json.dumps(config)})
+        save_tensors(
             folder / "head.safetensors",
+            {name: value for name, value in state.items() if not name.startswith(prefix)},
         )
         description = {
             "vision": config,

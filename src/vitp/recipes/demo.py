@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,9 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) ->
             2,
             f"ViTP from the starter, seed {seed}",
             run / "model",
-            lambda r=run, s=seed: _pretrain(plan, data, r, s),
+            partial(_pretrain, plan, data, run, seed),
         )
-        stage(3, "export", backbone, lambda b=backbone, r=run: _export(r, b, console))
+        stage(3, "export", backbone, partial(_export, run, backbone, console))
         starter = load_vlm("starter").vlm.vision
         towers.append(
             {RANDOM: random_backbone(starter, seed=seed), STARTER: starter, VITP: load_backbone(backbone)}
@@ -199,7 +200,7 @@ def _probe(
 ) -> dict[str, ProbeTable]:
     """Return one table an initialisation, its values in the order (pretraining seed, label seed)."""
     return {
-        name: _joined(
+        name: ProbeTable.joined(
             [
                 run_probes(
                     by_name[name],
@@ -254,19 +255,6 @@ def finetune_config(plan: DemoPlan, seed: int) -> SegmentationFinetuneConfig:
         val_every=plan.finetune_steps,
         max_val_images=50,
     )
-
-
-def _joined(tables: Sequence[ProbeTable]) -> ProbeTable:
-    """Concatenate the values of tables with the same rows."""
-    rows = tuple(
-        ProbeRow(
-            row.task,
-            row.metric,
-            tuple(value for table in tables for value in table[row.task, row.metric].values),
-        )
-        for row in tables[0].rows
-    )
-    return ProbeTable(rows, tables[0].note)
 
 
 def _cached(path: Path, make: Callable[[], dict[str, ProbeTable]]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class StarterPlan:
     dense_size: int = 64
     dense_lr: float = 1e-3
     align_steps: int = 250
-    joint_steps: int = 700
+    joint_steps: int = 400
     batch: int = 32
     align_lr: float = 2e-3
     joint_lr: float = 6e-4

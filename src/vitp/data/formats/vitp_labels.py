@@ -142,6 +142,12 @@ def read(root: Path) -> LabelledSet:
 
 def _head(path: Path) -> dict[str, Any]:
     fix = "compile the labels again"
+    if not path.is_file():
+        raise DataError(
+            "holds no compiled labels",
+            where=str(path.parent.parent),
+            fix="make them with `vitp data compile`",
+        )
     try:
         head = json.loads(read_text(path))
     except json.JSONDecodeError as error:

@@ -228,11 +228,11 @@ def write_scenes(labels: LabelledSet | Sequence[LabelledSet], out: str | Path, *
 
     Args:
         labels: One set, or one a split of the same domain.
-        out: Folder that is created; an older one is replaced, once all is written.
+        out: New or empty folder; it appears once all is written.
         layout: Key of `LAYOUT_WRITERS`.
 
     Raises:
-        ConfigError: Unknown layout, no set, or sets of different classes.
+        ConfigError: Unknown layout, no set, sets of different classes, or a folder that is in use.
         DataError: The set lacks what the layout needs.
         VitpError: The folder can't be written.
     """
@@ -242,6 +242,10 @@ def write_scenes(labels: LabelledSet | Sequence[LabelledSet], out: str | Path, *
     sets = [labels] if isinstance(labels, LabelledSet) else list(labels)
     if not sets or any(one.semantic_classes != sets[0].semantic_classes for one in sets):
         raise ConfigError("the sets to write don't share their classes", fix="give sets of one domain")
+    out = Path(out)
+    # What is there is somebody's work, and nothing in it says that we may replace it.
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError("exists and isn't empty", where=str(out), fix="name a new folder")
     first = sets[0]
     whole = LabelledSet(
         first.name,

@@ -1,0 +1,135 @@
+"""The starter's card: what it answers and what its frozen features know, on held-out general scenes.
+
+Command: `vitp recipe starter-card --out DIR` writes `DIR/README.md` and `DIR/card.json` (a few minutes on two cores).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from vitp.ask import Assistant
+from vitp.data.records import InstructionRecord
+from vitp.data.scenes import scene_set
+from vitp.data.synthesis import score_answer
+from vitp.evaluation.answers import LONGEST_ANSWER, ask_all, mean_by_task, questions_of
+from vitp.evaluation.probe_table import ProbeTable
+from vitp.evaluation.probes import run_probes
+from vitp.export import load_backbone, random_backbone
+from vitp.files import write_json, write_text
+from vitp.pretrained import load_vlm
+
+
+@dataclass(frozen=True)
+class CardPlan:
+    """How much is measured. Scenes of the `val` bank: textures and shapes that training never saw."""
+
+    seed: int = 91
+    images: int = 150
+    questions: int = 300
+    probe_images: int = 300
+
+
+def write_card(out: Path, source: str = "starter", plan: CardPlan | None = None) -> Path:
+    """Measure a starter and write its card; return the card's path."""
+    plan = plan or CardPlan()
+    loaded = load_vlm(source)
+    assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=2)
+    scenes = scene_set("general", seed=plan.seed, count=plan.images, size=96, split="val")
+    questions = list(questions_of(scenes, plan.questions))
+    seen = mean_by_task(ask_all(assistant, questions))
+    blind = _blind_scores(assistant, questions)
+    probes = _probes(source, plan)
+    write_json(
+        out / "card.json",
+        {
+            "answers": {
+                task: {"score": s, "blind": blind[task], "questions": n} for task, (s, n) in seen.items()
+            },
+            "probes": {name: table.to_json() for name, table in probes.items()},
+        },
+    )
+    rows = [f"| {task} | {100 * s:.0f} | {100 * blind[task]:.0f} | {n} |" for task, (s, n) in seen.items()]
+    write_text(out / "README.md", CARD.format(answers="\n".join(rows), probes=_probe_rows(probes)))
+    return out / "README.md"
+
+
+def _blind_scores(
+    assistant: Assistant, questions: Sequence[tuple[InstructionRecord, str]]
+) -> dict[str, float]:
+    """Ask the same questions with a grey picture: what the language model guesses without looking."""
+    grey = Image.new("RGB", (96, 96), (110, 110, 110))
+    scores: dict[str, list[float]] = {}
+    for record, task in questions:
+        turn = record.turns[0]
+        answer = assistant.answer([grey] * len(record.images), turn.question, max_new_tokens=LONGEST_ANSWER)
+        scores.setdefault(task, []).append(score_answer(task, answer, turn.answer))
+    return {task: sum(values) / len(values) for task, values in scores.items()}
+
+
+def _probes(source: str, plan: CardPlan) -> dict[str, ProbeTable]:
+    sets = {
+        split: scene_set("general", seed=plan.seed + 1, count=count, size=96, split=bank)
+        for split, count, bank in (
+            ("train", plan.probe_images, "train"),
+            ("val", plan.probe_images // 3, "val"),
+            ("test", plan.probe_images // 2, "test"),
+        )
+    }
+    tower = load_backbone(source)
+    torch.manual_seed(0)
+    return {
+        name: run_probes(t, sets, seeds=(0, 1, 2), labels_per_seed=2 * plan.probe_images // 3)
+        for name, t in (("random", random_backbone(tower, 0)), ("starter", tower))
+    }
+
+
+def _probe_rows(probes: dict[str, ProbeTable]) -> str:
+    lines = []
+    for row in probes["starter"].rows:
+        chance = probes["random"][row.task, row.metric]
+        lines.append(
+            f"| {row.task}, {row.metric} | {100 * chance.mean:.1f} ± {100 * chance.std:.1f} "
+            f"| {100 * row.mean:.1f} ± {100 * row.std:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+CARD = """# Starter
+
+A general vision-language model of micro size, trained from scratch on generated scenes (`general` domain of
+`vitp.data.scenes`, CC0): what `vitp pretrain` continues from by default.
+
+- **Vision tower**: a plain timm ViT, 6 layers, 192 wide, 3 heads, patches of 8, 96 px, 2.7 million parameters.
+- **Projector**: LayerNorm and two linear layers, no pixel shuffle: 144 image tokens.
+- **Language model**: Qwen2 of 3 layers, 192 wide, 1.5 million parameters, byte-level BPE tokenizer of about 1,600 tokens.
+- **Normalisation**: ImageNet mean and standard deviation, RGB.
+- **Storage**: float16, 8.6 MB.
+- **Recipe**: `vitp recipe starter` (`src/vitp/recipes/starter.py`): 64,000 scenes with dense labels at 64 px, 8,000 scenes
+  of instructions with the ViT frozen, 12,800 scenes with everything trained; two CPU cores.
+- **Limits**: it knows eight object and eight land classes of generated scenes, and reads real images only after continued
+  pretraining. It is a place to start from, not an assistant.
+
+## What it answers
+
+Greedy answers on scenes with held-out textures and shapes, scored by task on 0..100 (exact match, F1 of boxes at IoU
+0.5, share of right cells, token F1 for captions). *Blind* is the same model shown a grey picture.
+
+| task | score | blind | questions |
+|---|---|---|---|
+{answers}
+
+## What its frozen features know
+
+Linear probes on 200 labelled scenes, held-out textures, three draws of the labels.
+
+| probe | random weights | starter |
+|---|---|---|
+{probes}
+
+Both tables are written by `vitp recipe starter-card`.
+"""

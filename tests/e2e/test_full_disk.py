@@ -1,0 +1,114 @@
+"""A disk that fills up: one line, and what was saved before stays whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import vitp.engine.weights as weights_module
+from tests.e2e.conftest import done, litter, refused, snapshot, vitp, write_config
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run whose last checkpoint and model are gone: two more steps are to be made."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_00000010")
+    shutil.rmtree(folder / "model")
+    return folder
+
+
+@pytest.mark.parametrize("place", ["fsync", "save"])
+def test_a_run_keeps_its_last_checkpoint(
+    run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    before = snapshot(run / "checkpoints")
+    with monkeypatch.context() as patch:
+        if place == "fsync":
+            sync = os.fsync
+            # The small files of the start go through; the checkpoint doesn't.
+            patch.setattr(
+                os, "fsync", lambda fd: full() if os.fstat(fd).st_size > 100_000 else sync(fd)
+            )  # fmt: skip
+        else:
+            patch.setattr(weights_module, "save_file", full)
+        error = refused("pretrain", "--resume", "--out", run)
+    assert "the disk is full" in error and "free some space" in error
+    assert snapshot(run / "checkpoints") == before and litter(run) == []
+    done("pretrain", "--resume", "--out", run)
+    ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (run, finished))
+    assert all((tensor == theirs[name]).all() for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize("what", ["compile", "scenes", "export", "report", "show"])
+def test_nothing_half_written_appears(
+    finished: Path, scenes: Path, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    commands: dict[str, tuple[object, ...]] = {
+        "compile": ("data", "compile", scenes, "--out", tmp_path / "compiled"),
+        "scenes": ("data", "scenes", "port", "--count", 4, "--size", 32, "--out", tmp_path / "scenes"),
+        "export": ("export", finished, "--out", tmp_path / "backbone"),
+        "report": ("report", finished, "--samples", 1, "--out", tmp_path / "report.html"),
+        "show": (
+            "data", "show", compiled, "--model", finished, "--count", 2, "--out", tmp_path / "data.html",
+        ),
+    }  # fmt: skip
+    monkeypatch.setattr(os, "fsync", full)
+    assert "the disk is full" in refused(*commands[what])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts file systems of some kilobytes, where that is allowed."""
+    mounted = []
+
+    def mount(kilobytes: int) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no file system of its own can be mounted here ({error})")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_run_on_a_real_disk_that_fills_up(
+    compiled: Path, tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    """A checkpoint is 0.9 MB, and a new one is written before an old one goes."""
+    disk = small_disk(1600)
+    config = write_config(tmp_path / "run.yaml", compiled)
+    error = refused("pretrain", config, "--out", disk / "run")
+    assert "the disk is full" in error
+    assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == ["step_00000004"]
+    assert litter(disk) == []
+
+
+def test_an_export_to_a_real_disk_that_is_full(
+    finished: Path, scenes: Path, small_disk: Callable[[int], Path]
+) -> None:
+    disk = small_disk(64)
+    assert "the disk is full" in refused("export", finished, "--out", disk / "backbone")
+    assert "the disk is full" in refused("data", "compile", scenes, "--out", disk / "compiled")
+    assert list(disk.iterdir()) == []
+    assert vitp("export", finished, "--out", disk / "backbone", "--force").code == 2
