@@ -71,6 +71,19 @@ class ProbeSettings(BaseModel):
     images: int = Field(300, ge=10, description="At most this many training and validation images each.")
 
 
+class AlignSettings(BaseModel):
+    """A phase before the run proper in which the vision tower is frozen.
+
+    A language model that doesn't know the domain's words yet sends the ViT noise: the first steps would move it
+    without teaching it anything. In this phase projector and language model learn to read the ViT as it is.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(default=0, ge=0, description="Optimizer steps; 0: no such phase.")
+    lr: float = Field(default=1e-3, gt=0)
+
+
 class PretrainConfig(BaseModel):
     """A complete pretraining run. The defaults are the paper's."""
 
@@ -81,6 +94,7 @@ class PretrainConfig(BaseModel):
     model: ModelSettings = Field(default_factory=ModelSettings)
     data: DataSettings
     vrl: VRLConfig = Field(default_factory=VRLConfig)
+    align: AlignSettings = Field(default_factory=AlignSettings)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=lambda: TrainConfig(steps=8000))
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
@@ -218,9 +232,11 @@ def run_pretraining(
         except VitpError as error:
             refusal = error
     distributed.raise_together(refusal)
-    run = build(config)
     if main:
         save_config(config, run_dir / "config.yaml")
+    started = _align(config, run_dir, console) if config.align.steps else config
+    run = build(started)
+    if main:
         write_json(run_dir / "mixture.json", describe_mixture(run))
     hooks = [_probe_hook(config)] if config.probe.data else []
     trainer = Trainer(
@@ -234,6 +250,27 @@ def run_pretraining(
         resume=resume,
     )
     return trainer.train()
+
+
+def _align(config: PretrainConfig, run_dir: Path, console: Console | None) -> PretrainConfig:
+    """Run the alignment phase in `run_dir/align` unless it is done; return the run that starts from it."""
+    folder = run_dir / "align"
+    if not (folder / "model").is_dir():
+        phase = config.model_copy(
+            update={
+                "model": config.model.model_copy(update={"freeze": [*config.model.freeze, "vision"]}),
+                "optim": config.optim.model_copy(update={"lr": config.align.lr}),
+                "train": config.train.model_copy(
+                    update={"steps": config.align.steps, "must_train": (), "tensorboard": False}
+                ),
+            }
+        )
+        run = build(phase)
+        resume = (folder / "checkpoints").is_dir()
+        Trainer(
+            run.objective, run.source, phase.optim, phase.train, folder, console=console, resume=resume
+        ).train()
+    return config.model_copy(update={"model": config.model.model_copy(update={"init": str(folder)})})
 
 
 def _claim(run_dir: Path, config: PretrainConfig, resume: bool) -> None:

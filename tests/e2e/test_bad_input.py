@@ -342,10 +342,31 @@ def test_an_export_is_not_written_over(finished: Path, tmp_path: Path) -> None:
 # Signals.
 
 
-def interrupt(process: Any, delay: float) -> Any:
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    return finish(process)
+def ctrl_c(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("what", ["compile", "scenes", "export", "report"])
+def test_ctrl_c_in_the_middle_leaves_nothing(
+    finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Each command is stopped after it has written a part of its files."""
+    place, arguments = {
+        "compile": (
+            "vitp.data.compile._content_hash",
+            ("data", "compile", scenes, "--out", tmp_path / "out"),
+        ),
+        "scenes": (
+            "os.fsync",
+            ("data", "scenes", "port", "--count", 4, "--size", 32, "--out", tmp_path / "out"),
+        ),
+        "export": ("vitp.export_format.model_card", ("export", finished, "--out", tmp_path / "out")),
+        "report": ("os.fsync", ("report", finished, "--samples", 1, "--out", tmp_path / "out.html")),
+    }[what]
+    monkeypatch.setattr(place, ctrl_c)
+    result = vitp(*arguments)
+    assert result.code == 130 and result.error == "interrupted; nothing half-written is left"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -388,7 +409,14 @@ def test_an_interrupted_export_leaves_nothing(finished: Path, tmp_path: Path) ->
 def test_ctrl_c_while_a_run_starts_leaves_no_half_run(compiled: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.yaml", compiled)
     process = start("pretrain", config, "--out", tmp_path / "run")
-    time.sleep(1.5)  # in the imports: no handler of ours is there yet
+    deadline = time.monotonic() + 120
+    maps = Path(f"/proc/{process.pid}/maps")
+    if not maps.exists():
+        process.kill()
+        pytest.skip("what a process has loaded can't be seen here")
+    # Amid the imports: no handler of ours is there yet.
+    while "libtorch_cpu" not in maps.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     result = finish(process)
     assert result.code == 130 and "Traceback" not in result.err, result

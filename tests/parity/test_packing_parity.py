@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
 from vitp.data.packing import pack
 from vitp.data.records import InstructionRecord
-from vitp.models.vlm import VisionLanguageModel
+from vitp.models.vlm import VisionLanguageModel, packed_attention_mask
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.vitp import ViTPObjective
 
@@ -106,7 +106,7 @@ def test_questions_on_one_image_cost_one_vision_pass():
 
 def test_changing_one_record_changes_nothing_in_another():
     model = objective()
-    records = [make_record(i) for i in range(3)]
+    records = [make_record(9, images=4, turns=4), *(make_record(i, turns=1) for i in range(3))]
 
     def hidden_of(batch):
         with torch.no_grad():
@@ -114,20 +114,19 @@ def test_changing_one_record_changes_nothing_in_another():
                 inputs_embeds=model.vlm.embed(
                     batch.tiles_TCHW, batch.keep_K, batch.image_index_K, batch.ids_BL
                 ),
-                attention_mask=__import__("vitp.models.vlm", fromlist=["x"]).packed_attention_mask(
-                    batch.segments_BL, batch.branches_BL
-                ),
+                attention_mask=packed_attention_mask(batch.segments_BL, batch.branches_BL),
                 position_ids=batch.positions_BL,
                 use_cache=False,
             ).last_hidden_state
 
-    batch = batch_of(records, [[1]] * 3)
-    assert batch.ids_BL.shape[0] == 1, "the three records share a row"
+    batch = batch_of(records, [[1, 1, 1, 1], [1], [1], [1]])
+    assert set(batch.segments_BL.unique().tolist()) >= {0, 1, 2}, "the three records share a row"
     before = hidden_of(batch)
     changed = replace(batch, ids_BL=batch.ids_BL.clone(), tiles_TCHW=batch.tiles_TCHW.clone())
     text = (batch.segments_BL == 1) & (batch.ids_BL != CHAT.image_id)
     changed.ids_BL[text] = CHAT.stop_id
-    changed.tiles_TCHW[1] = 255 - changed.tiles_TCHW[1]
+    for k in (batch.segments_BL.flatten()[batch.image_index_K] == 1).nonzero().flatten():
+        changed.tiles_TCHW[batch.keep_K[k] // 16] = 255 - batch.tiles_TCHW[batch.keep_K[k] // 16]
     after = hidden_of(changed)
     other = (batch.segments_BL == 0) | (batch.segments_BL == 2)
     assert torch.equal(before[other], after[other])

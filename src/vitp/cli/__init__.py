@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from vitp.cli import data, models, training
 from vitp.errors import VitpError
@@ -19,6 +20,9 @@ from vitp.version import __version__
 
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """What the system refuses for reasons that the user can remove; any other `OSError` is a fault of the program."""
+
+_INTERRUPTED = 128 + signal.SIGINT
+_NOTHING_LEFT = "interrupted; nothing half-written is left"
 
 app = typer.Typer(
     name="vitp",
@@ -64,11 +68,13 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
         code = app(args=arguments, prog_name="vitp", standalone_mode=False)
+        if code == _INTERRUPTED:  # typer may have caught Ctrl-C without a word
+            return _fail(_NOTHING_LEFT, code)
         return code if isinstance(code, int) else 0
     except VitpError as error:
         return _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):  # typer makes one of the other
-        return _fail("interrupted; nothing half-written is left", code=130)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(_NOTHING_LEFT, _INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: no reason for a stack trace.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,6 +105,6 @@ def _usage(error: Exception) -> str:
 
 def _fail(message: str, code: int = 2) -> int:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print("[bold red]error:[/] ", end="")
-    console.print(" ".join(message.split()), markup=False)
+    # One call is one write: the lines of several ranks don't run into each other.
+    console.print(Text.assemble(("error:", "bold red"), " ", " ".join(message.split())))
     return code

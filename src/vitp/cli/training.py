@@ -41,6 +41,7 @@ def pretrain(
 ) -> None:
     """Pretrain a ViT inside a vision-language model on visual instructions (ViTP)."""
     from vitp.config import load_config, make_config
+    from vitp.engine import distributed
     from vitp.pretrain import PretrainConfig, run_pretraining
 
     overrides = list(override or [])
@@ -63,6 +64,8 @@ def pretrain(
             "nothing to learn from", where="vitp pretrain", fix="name a configuration or --data"
         )
     result = run_pretraining(settings, out, resume=resume)
+    if distributed.rank() > 0:
+        return
     console = Console(highlight=False)
     console.print(f"model: {result.model}")
     console.print(f"next: vitp report {out}, vitp export {out} --out BACKBONE")

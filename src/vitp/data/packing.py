@@ -133,7 +133,9 @@ def pack(
         keep_parts.append(survivors + first_token)
         first_token += features
     lengths = [len(record) for record in short]
-    rows = first_fit_decreasing(lengths, max_length) if together else [[i] for i in range(len(short))]
+    # Attention under an explicit mask costs the square of a row's length, so rows are only as long as the longest
+    # record: short records still fill them up, and none computes attention to strangers it may not see.
+    rows = first_fit_decreasing(lengths, max(lengths)) if together else [[i] for i in range(len(short))]
     return _lay_out(records=short, rows=rows, tiles=tiles, keep_parts=keep_parts, pad_id=pad_id)
 
 

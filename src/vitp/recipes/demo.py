@@ -50,7 +50,9 @@ class DemoPlan:
     images: int = 4400
     val_share: float = 0.05
     test_share: float = 0.07
-    steps: int = 120
+    questions: int = 4
+    align_steps: int = 60
+    steps: int = 110
     batch: int = 32
     lr: float = 5e-4
     vrl_ratio: float = 0.75
@@ -75,6 +77,7 @@ def pretrain_config(plan: DemoPlan, data: Path, seed: int) -> PretrainConfig:
                 "sequence": {"max_length": 1024, "max_tiles": 1},
             },
             "vrl": {"ratio": plan.vrl_ratio},
+            "align": {"steps": plan.align_steps, "lr": 1e-3},
             "optim": {"lr": plan.lr, "warmup_ratio": 0.1, "min_lr_ratio": 0.02},
             "train": {
                 "steps": plan.steps,
@@ -84,7 +87,7 @@ def pretrain_config(plan: DemoPlan, data: Path, seed: int) -> PretrainConfig:
                 "save_every": max(1, plan.steps // 3),
                 "must_train": ["vision tower", "projector", "language model"],
             },
-            "probe": {"data": str(data), "every": max(1, plan.steps // 2), "images": 100},
+            "probe": {"data": str(data), "every": plan.steps, "images": 60},
         },
         where="demo",
     )
@@ -126,7 +129,9 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) ->
             5, "segmentation finetune on few labels", lambda: _finetune(towers, labelled, plan, out)
         ),
     )
-    from vitp.recipes.demo_page import write_demo_page
+    from vitp.recipes.demo_page import write_demo_page, write_results
+
+    write_results(out / "results.md", plan, _tables(probes), _tables(finetuned))
 
     page = stage.run(
         6, "report", lambda: write_demo_page(out, plan, _tables(probes), _tables(finetuned), towers[0])
@@ -181,7 +186,9 @@ def _make_data(data: Path, plan: DemoPlan) -> None:
         count=plan.images,
         val=plan.val_share,
         test=plan.test_share,
-        synthesis=SynthesisConfig(questions_per_image=6, grid=6, grid_always=True, object_share=0.25),
+        synthesis=SynthesisConfig(
+            questions_per_image=plan.questions, grid=6, grid_always=True, object_share=0.25
+        ),
         max_tiles=1,
     )
 
@@ -198,51 +205,55 @@ def _export(run: Path, backbone: Path, console: Console) -> None:
 def _probe(
     towers: Sequence[Mapping[str, VisionTower]], labelled: LabelledSet, plan: DemoPlan
 ) -> dict[str, ProbeTable]:
-    """Return one table an initialisation, its values in the order (pretraining seed, label seed)."""
-    return {
-        name: ProbeTable.joined(
-            [
-                run_probes(
-                    by_name[name],
-                    labelled,
-                    seeds=plan.probe_seeds,
-                    labels_per_seed=plan.probe_labels,
-                    max_images=PROBE_IMAGES,
-                )
-                for by_name in towers
-            ]
+    """Return one table an initialisation, its values in the order (pretraining seed, draw of labels)."""
+
+    def one(tower: VisionTower, number: int, name: str) -> ProbeTable:
+        return run_probes(
+            tower,
+            labelled,
+            seeds=plan.probe_seeds,
+            labels_per_seed=plan.probe_labels,
+            max_images=PROBE_IMAGES,
         )
-        for name in (RANDOM, STARTER, VITP)
-    }
+
+    return _for_each(towers, one)
+
+
+def _for_each(
+    towers: Sequence[Mapping[str, VisionTower]], score: Callable[[VisionTower, int, str], ProbeTable]
+) -> dict[str, ProbeTable]:
+    """Score every tower once; the starter is the same for all pretraining seeds, so its values are repeated."""
+    tables: dict[str, list[ProbeTable]] = {RANDOM: [], STARTER: [], VITP: []}
+    for number, by_name in enumerate(towers):
+        for name, found in tables.items():
+            known = name == STARTER and found
+            found.append(found[0] if known else score(by_name[name], number, name))
+    return {name: ProbeTable.joined(found) for name, found in tables.items()}
 
 
 def _finetune(
     towers: Sequence[Mapping[str, VisionTower]], labelled: LabelledSet, plan: DemoPlan, out: Path
 ) -> dict[str, ProbeTable]:
-    results: dict[str, ProbeTable] = {}
-    quiet = Console(quiet=True)
-    for name in (RANDOM, STARTER, VITP):
-        rows: dict[str, list[float]] = {"mIoU": [], "macro F1": []}
-        for number, by_name in enumerate(towers):
-            for seed in plan.finetune_seeds:
-                run = out / "finetune" / f"{name.replace(' ', '-')}-{number}-{seed}"
-                result = finetune_segmentation(
-                    by_name[name],
-                    labelled,
-                    finetune_config(plan, seed),
-                    run,
-                    console=quiet,
-                    resume=run.is_dir(),
-                )
-                rows["mIoU"].append(result.miou)
-                rows["macro F1"].append(result.macro_f1)
-        results[name] = ProbeTable(
-            tuple(
-                ProbeRow("segmentation finetune", metric, tuple(values)) for metric, values in rows.items()
-            ),
+    def one(tower: VisionTower, number: int, name: str) -> ProbeTable:
+        results = []
+        for seed in plan.finetune_seeds:
+            run = out / "finetune" / f"{name.replace(' ', '-')}-{number}-{seed}"
+            config = finetune_config(plan, seed)
+            quiet = Console(quiet=True)
+            results.append(
+                finetune_segmentation(tower, labelled, config, run, console=quiet, resume=run.is_dir())
+            )
+        task, note = (
+            "segmentation finetune",
             f"{plan.finetune_labels} labelled images, {plan.finetune_steps} steps",
         )
-    return results
+        rows = (
+            ProbeRow(task, "mIoU", tuple(result.miou for result in results)),
+            ProbeRow(task, "macro F1", tuple(result.macro_f1 for result in results)),
+        )
+        return ProbeTable(rows, note)
+
+    return _for_each(towers, one)
 
 
 def finetune_config(plan: DemoPlan, seed: int) -> SegmentationFinetuneConfig:

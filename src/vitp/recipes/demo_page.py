@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.report import Card, Headline, Section, Text, comparison_section
 from vitp.evaluation.run_page import report_run
+from vitp.files import write_text
 from vitp.models.vision import VisionTower
 
 if TYPE_CHECKING:
@@ -69,6 +70,23 @@ def write_demo_page(
         towers=towers,
         title="From labels to a better backbone: generated ports",
     )
+
+
+def write_results(
+    path: Path, plan: DemoPlan, probes: Mapping[str, ProbeTable], finetuned: Mapping[str, ProbeTable]
+) -> None:
+    """Write both comparisons as Markdown tables: mean ± standard deviation of the values of all seeds."""
+    names = list(probes)
+    keys = [(probes, (row.task, row.metric)) for row in probes[names[0]].rows]
+    keys += [(finetuned, (row.task, row.metric)) for row in finetuned[names[0]].rows]
+    lines = [f"| measure | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for results, key in keys:
+        cells = [f"{100 * results[n][key].mean:.1f} ± {100 * results[n][key].std:.1f}" for n in names]
+        lines.append(f"| {key[0]}, {key[1]} | {' | '.join(cells)} |")
+    seeds = f"{len(plan.seeds)} pretraining seed(s) × {len(plan.probe_seeds)} draws of {plan.probe_labels} labelled images"
+    tuned = f"{len(plan.finetune_seeds)} draws of {plan.finetune_labels} labelled images, {plan.finetune_steps} steps"
+    lines += ["", f"Probes: {seeds}. Finetune: {len(plan.seeds)} × {tuned}."]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _answer(probes: Mapping[str, ProbeTable], finetuned: Mapping[str, ProbeTable], runs: str) -> Section:
