@@ -37,27 +37,29 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         VitpError: The disk is full or the place can't be written.
     """
     path = Path(path)
+    temporary: Path | None = None  # made inside of the try: an interrupt may come right after it was
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        temporary = Path(name)
         os.close(handle)
-    except OSError as error:
-        raise as_user_error(error, path) from error
-    temporary = Path(name)
-    try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise as_user_error(error, path) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise as_user_error(error, path) from error
         raise
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -79,32 +81,29 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     either.
     """
     path = Path(path)
+    old = path.with_name(f".{path.name}.old")
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-    except OSError as error:
-        raise as_user_error(error, path) from error
-    try:
+        temporary.chmod(0o777 & ~_umask())
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                file.chmod(0o666 & ~umask)  # some writers make files that nobody else may read
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
-        old = path.with_name(f".{path.name}.old")
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         temporary.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise as_user_error(error, path) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():  # stopped between the two renames
+            old.rename(path)
+        if isinstance(error, OSError):
+            raise as_user_error(error, path) from error
         raise
 
 

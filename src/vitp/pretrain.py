@@ -17,7 +17,7 @@ from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.data.readers.mixture_file import read_mixture
 from vitp.data.tokenizer import train_tokenizer
-from vitp.engine import distributed
+from vitp.engine import checkpoint, distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.engine.loop import Trainer
@@ -234,9 +234,19 @@ def run_pretraining(
     distributed.raise_together(refusal)
     if main:
         save_config(config, run_dir / "config.yaml")
+    try:
+        return _train(config, run_dir, resume, console)
+    except VitpError:
+        if main and not any(checkpoint.latest(folder) for folder in (run_dir, run_dir / "align")):
+            # Nothing was trained: the next try, with the mistake mended, may have the folder.
+            (run_dir / "config.yaml").unlink(missing_ok=True)
+        raise
+
+
+def _train(config: PretrainConfig, run_dir: Path, resume: bool, console: Console | None) -> TrainResult:
     started = _align(config, run_dir, console) if config.align.steps else config
     run = build(started)
-    if main:
+    if distributed.rank() == 0:
         write_json(run_dir / "mixture.json", describe_mixture(run))
     hooks = [_probe_hook(config)] if config.probe.data else []
     trainer = Trainer(

@@ -93,8 +93,9 @@ def test_features_stand_where_the_image_changed(tower: VisionTower) -> None:
     changed = image.clone()
     changed[:, :, tower.patch_size :, 3 * tower.patch_size : 4 * tower.patch_size] = 1.0
     handles = [
-        block.attn.register_forward_hook(lambda _module, _args, out: torch.zeros_like(out))
-        for block in tower.model.blocks
+        module.register_forward_hook(lambda _module, _args, out: torch.zeros_like(out))
+        for name, module in tower.model.named_modules()
+        if name.endswith(".attn")
     ]
     try:
         before, after = (tower.forward_features(x)[0] for x in (image, changed))

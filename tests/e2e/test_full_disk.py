@@ -74,7 +74,7 @@ def test_nothing_half_written_appears(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Mounts file systems of some kilobytes, where that is allowed."""
-    mounted = []
+    mounted: list[Path] = []
 
     def mount(kilobytes: int) -> Path:
         folder = tmp_path / f"disk{len(mounted)}"

@@ -14,6 +14,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 
 from tests.e2e.conftest import SIZE, done, environment, finish, litter, read_rows, start, vitp, write_config
 
@@ -121,6 +122,7 @@ def test_export_is_the_trained_tower_through_timm(finished: Path, scenes: Path, 
     assert "wrote" in made.out
     assert " ok " in done("export", out, "--verify", "--against", finished).out
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    assert isinstance(model, VisionTransformer)
     trained = load_file(finished / "model" / "model.safetensors")
     state = model.state_dict()
     assert {f"vision.model.{name}" for name in state} == {n for n in trained if n.startswith("vision.")}

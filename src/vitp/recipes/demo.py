@@ -39,7 +39,7 @@ from vitp.pretrained import load_vlm
 from vitp.tasks.segmentation import SegmentationFinetuneConfig, finetune_segmentation
 
 RANDOM, STARTER, VITP = "random", "starter", "after ViTP"
-PROBE_IMAGES = {"train": 600, "val": 150, "test": 300}
+PROBE_IMAGES = {"train": 400, "val": 120, "test": 210}
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class DemoPlan:
     """Sizes of the demo. The three initialisations always get the same."""
 
     seeds: tuple[int, ...] = (0,)
-    images: int = 4400
-    val_share: float = 0.05
+    images: int = 3000
+    val_share: float = 0.06
     test_share: float = 0.07
     questions: int = 4
-    align_steps: int = 60
-    steps: int = 110
+    align_steps: int = 40
+    steps: int = 90
     batch: int = 32
     lr: float = 5e-4
     vrl_ratio: float = 0.75
     probe_labels: int = 300
     probe_seeds: tuple[int, ...] = (0, 1, 2)
     finetune_labels: int = 60
-    finetune_steps: int = 60
+    finetune_steps: int = 40
     finetune_batch: int = 8
     finetune_seeds: tuple[int, ...] = (0, 1, 2)
 

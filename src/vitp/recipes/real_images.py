@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from vitp.errors import ConfigError
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import run_probes
 from vitp.export import export_backbone, load_backbone, random_backbone, verify_export
-from vitp.files import write_json
+from vitp.files import write_json, write_text
 from vitp.pretrain import PretrainConfig, run_pretraining
 
 
@@ -77,7 +78,8 @@ class RealPlan:
     """Budget of the run."""
 
     seeds: tuple[int, ...] = (0,)
-    steps: int = 200
+    align_steps: int = 50
+    steps: int = 150
     batch: int = 32
     lr: float = 5e-4
     vrl_ratio: float = 0.75
@@ -86,7 +88,7 @@ class RealPlan:
 
 
 def run_real_images(out: Path, plan: RealPlan | None = None) -> Path:
-    """Compile, check, pretrain, export and probe; return the path of `probes.json`.
+    """Compile, check, pretrain, export and probe; return the path of `results.md`.
 
     Raises:
         ConfigError: The images aren't there.
@@ -98,8 +100,20 @@ def run_real_images(out: Path, plan: RealPlan | None = None) -> Path:
     for one in SETS:
         _compile(root / one.folder, one, out / "data" / one.folder, console)
     exports = [_pretrain(out, plan, seed, console) for seed in plan.seeds]
+    results = _probe(out, exports, plan, console)
+    write_json(
+        out / "probes.json", {name: {k: t.to_json() for k, t in by.items()} for name, by in results.items()}
+    )
+    write_text(out / "results.md", _markdown(results))
+    return out / "results.md"
+
+
+def _probe(
+    out: Path, exports: Sequence[Path], plan: RealPlan, console: Console
+) -> dict[str, dict[str, ProbeTable]]:
+    """Return set → initialisation → scores, values in the order (pretraining seed, draw of labels)."""
     starter = load_backbone("starter")
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, ProbeTable]] = {}
     for one in (s for s in SETS if s.probed):
         labelled = read_labels(out / "data" / one.folder)
         tables: dict[str, list[ProbeTable]] = {"random": [], "starter": [], "after ViTP": []}
@@ -119,12 +133,21 @@ def run_real_images(out: Path, plan: RealPlan | None = None) -> Path:
                         max_images=700,
                     )
                 )
-        joined = {name: ProbeTable.joined(found) for name, found in tables.items()}
-        for name, table in joined.items():
+        results[one.folder] = {name: ProbeTable.joined(found) for name, found in tables.items()}
+        for name, table in results[one.folder].items():
             console.print(table.to_rich(title=f"{one.folder}, {name}"))
-        results[one.folder] = {name: table.to_json() for name, table in joined.items()}
-    write_json(out / "probes.json", results)
-    return out / "probes.json"
+    return results
+
+
+def _markdown(results: Mapping[str, Mapping[str, ProbeTable]]) -> str:
+    """Return one table over all sets: mean ± standard deviation over seeds."""
+    lines = ["| set | probe | random | starter | after ViTP |", "|---|---|---:|---:|---:|"]
+    for name, tables in results.items():
+        for row in tables["starter"].rows:
+            cells = [tables[k][row.task, row.metric] for k in ("random", "starter", "after ViTP")]
+            shown = " | ".join(f"{100 * c.mean:.1f} ± {100 * c.std:.1f}" for c in cells)
+            lines.append(f"| {name} | {row.task}, {row.metric} | {shown} |")
+    return "\n".join(lines) + "\n"
 
 
 def _compile(source: Path, one: RealSet, out: Path, console: Console) -> None:
@@ -174,6 +197,7 @@ def pretrain_config(data: Path, plan: RealPlan, seed: int) -> PretrainConfig:
                 "sequence": {"max_length": 1024, "max_tiles": 1},
             },
             "vrl": {"ratio": plan.vrl_ratio},
+            "align": {"steps": plan.align_steps, "lr": 1e-3},
             "optim": {"lr": plan.lr, "warmup_ratio": 0.1, "min_lr_ratio": 0.02},
             "train": {
                 "steps": plan.steps,

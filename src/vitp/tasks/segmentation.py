@@ -192,7 +192,7 @@ def _engine_configs(config: SegmentationFinetuneConfig) -> tuple[OptimConfig, Tr
         seed=config.seed,
         device=config.device,
         threads=config.threads,
-        save_every=max(config.steps // 4, 1),
+        save_every=max(config.steps // 4, 100),  # a short run is sooner repeated than saved
         keep_last=1,
         tensorboard=False,
         must_train=("head",) if config.freeze else ("vision tower", "head"),
