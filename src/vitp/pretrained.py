@@ -54,7 +54,8 @@ def write_vlm(
         weights[name] = (
             tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         )
-    save_tensors(folder / WEIGHTS, weights, {"format": "pt", "vitp": FORMAT})
+    # One key only: safetensors writes several in random order, and equal models should be equal files.
+    save_tensors(folder / WEIGHTS, weights, {"format": "pt"})
     chat.tokenizer.save_pretrained(folder)
     config = vlm.config.model_dump()
     config["drop_path"] = 0.0  # a matter of the run that trains, not of the weights

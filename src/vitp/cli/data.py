@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from vitp.cli.console import make_console
 from vitp.errors import ConfigError, did_you_mean
 
 app = typer.Typer(no_args_is_help=True)
@@ -105,7 +105,7 @@ def _plain(text: str) -> Any:
 
 
 def _print_summary(summary: Any) -> None:
-    console = Console()
+    console = make_console()
     table = Table(title=f"{summary.name} → {_shown(summary.out)}", title_justify="left")
     table.add_column("split")
     for name in ("images", "records", "questions", "objects"):
@@ -171,7 +171,7 @@ def check_command(
     if as_json:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print(report.render())
+        make_console().print(report.render())
     raise typer.Exit(report.exit_code)
 
 

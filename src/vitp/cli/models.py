@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from vitp.cli.console import make_console
 from vitp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def export(
     """Write the ViT with its card, in a form that timm and vitp load."""
     from vitp.export import export_backbone, verify_export
 
-    console = Console(highlight=False)
+    console = make_console()
     if verify:
         console.print(verify_export(Path(source), against=against))
         return
@@ -112,7 +112,7 @@ def probe(
 
     amount = None if labels is None else (labels if labels < 1 else int(labels))
     labelled = read_labels(data)
-    console, results = Console(highlight=False), {}
+    console, results = make_console(), {}
     for name in [backbone, *(compare or [])]:
         table = run_probes(
             open_backbone(name), labelled, seeds=tuple(range(seeds)), labels_per_seed=amount, view=view.value
@@ -143,5 +143,5 @@ def doctor(
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
-        Console(highlight=False).print(found)
+        make_console().print(found)
     raise typer.Exit(found.exit_code)

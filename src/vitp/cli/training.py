@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from vitp.cli.console import make_console
 from vitp.errors import ConfigError, did_you_mean
 
 
@@ -66,7 +66,7 @@ def pretrain(
     result = run_pretraining(settings, out, resume=resume)
     if distributed.rank() > 0:
         return
-    console = Console(highlight=False)
+    console = make_console()
     console.print(f"model: {result.model}")
     console.print(f"next: vitp report {out}, vitp export {out} --out BACKBONE")
 

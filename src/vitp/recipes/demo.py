@@ -87,7 +87,6 @@ def pretrain_config(plan: DemoPlan, data: Path, seed: int) -> PretrainConfig:
                 "save_every": max(1, plan.steps // 3),
                 "must_train": ["vision tower", "projector", "language model"],
             },
-            "probe": {"data": str(data), "every": plan.steps, "images": 60},
         },
         where="demo",
     )

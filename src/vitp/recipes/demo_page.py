@@ -66,6 +66,7 @@ def write_demo_page(
     return report_run(
         run,
         out / "report.html",
+        samples=24,
         lead_sections=sections,
         towers=towers,
         title="From labels to a better backbone: generated ports",

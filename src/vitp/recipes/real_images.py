@@ -78,8 +78,8 @@ class RealPlan:
     """Budget of the run."""
 
     seeds: tuple[int, ...] = (0,)
-    align_steps: int = 50
-    steps: int = 150
+    align_steps: int = 40
+    steps: int = 80
     batch: int = 32
     lr: float = 5e-4
     vrl_ratio: float = 0.75
@@ -130,7 +130,7 @@ def _probe(
                         labelled,
                         seeds=plan.probe_seeds,
                         labels_per_seed=plan.probe_share,
-                        max_images=700,
+                        max_images=400,
                     )
                 )
         results[one.folder] = {name: ProbeTable.joined(found) for name, found in tables.items()}
