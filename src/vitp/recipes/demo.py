@@ -1,4 +1,4 @@
-"""The demo: the whole way on a domain that the starter has not seen, in under ten minutes on two CPU cores.
+"""The demo: the whole way on a domain that the starter has not seen, in about ten minutes on two CPU cores.
 
 Scenes of ports in a thermal and an unusual false colour look, with classes that the starter was never shown. The
 starter's pretraining is continued on instructions made from their labels (ViTP, VRL 0.75); the ViT is exported;
@@ -6,7 +6,7 @@ then three initialisations of the same ViT (random, starter, after ViTP) get the
 short segmentation finetune on few labels. Textures, object variants and layouts of the test split are held out.
 
 Command: `make demo`, or `vitp demo --out demo` (resumable: stages that are done are kept).
-Hardware and time: two CPU cores, under ten minutes; `--seeds 3` for the committed table, about three times that.
+Hardware and time: two CPU cores, about ten minutes; `--seeds 3` for the committed table, about three times that.
 Settings were chosen on the validation split; the test split is looked at in the comparison only.
 """
 
