@@ -7,7 +7,7 @@ short segmentation finetune on few labels. Textures, object variants and layouts
 
 Command: `make demo`, or `vitp demo --out demo` (resumable: stages that are done are kept).
 Hardware and time: two CPU cores, about ten minutes; `--seeds 3` for the committed table, about three times that.
-Settings were chosen on the validation split; the test split is looked at in the comparison only.
+Settings are to be chosen on the validation split; `docs/results.md` says where development did not keep to that.
 """
 
 from __future__ import annotations
