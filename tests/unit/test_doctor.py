@@ -140,7 +140,7 @@ def test_report_is_json_and_a_table(found):
     console = Console(width=160, file=io.StringIO())
     console.print(found)
     text = console.file.getvalue()
-    assert "torchmetrics" in text
+    assert "transformers" in text
     assert "all that is needed is here" in text
     for extra in found.extras:
         assert not extra.missing or extra.command in text
