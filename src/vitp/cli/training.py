@@ -85,6 +85,9 @@ def report(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Pretraining seeds.")] = 1,
+    ceiling: Annotated[
+        int, typer.Option(min=0, help="Steps of a finetune on all labels beside the few; 0: none.")
+    ] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Start anew where an earlier demo left its results.")
     ] = False,
@@ -92,7 +95,7 @@ def demo(
     """Generated port scenes: pretrain, export, probe, finetune, compare, report."""
     from vitp.recipes.demo import DemoPlan, run_demo
 
-    run_demo(out, DemoPlan(seeds=tuple(range(seeds))), force=force)
+    run_demo(out, DemoPlan(seeds=tuple(range(seeds)), ceiling_steps=ceiling), force=force)
 
 
 def recipe(

@@ -21,7 +21,7 @@ from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.weights import load_tensors, save_tensors
 from vitp.errors import ConfigError
 from vitp.evaluation.features import frozen
-from vitp.evaluation.probes import probe_data, probe_features, splits_of, subset
+from vitp.evaluation.probes import development_splits, probe_data, probe_features, subset
 from vitp.files import atomic_path, write_text
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense_source import resize
@@ -54,14 +54,14 @@ class OnlineProbes(Hook):
 
     Scores on 0..1 go to `probes.jsonl` in the run folder (one row a stage: `step`, `probe/task/metric`, …,
     `probe/cka_to_start`) and to the run's curves. The run's own evidence gets the features of the same fixed
-    images.
+    images. Test images are not looked at: curves steer development, so they come from the validation images.
 
     Args:
-        labelled_set: See `probes.probe_data`.
+        labelled_set: See `probes.development_splits`.
         every: Steps between probes; 0: only at the start and the end.
         tasks: See `probes.run_probes`.
         max_images: Images of each split.
-        cka_images: Fixed test images for the CKA between the features now and at the start.
+        cka_images: Fixed validation images for the CKA between the features now and at the start.
         seeds: Of the fitted patches; one keeps a probe short.
 
     Raises:
@@ -81,7 +81,7 @@ class OnlineProbes(Hook):
         if every < 0:
             raise ConfigError("is negative", where="probes.every", fix="choose 0 or more steps")
         self.every, self.tasks, self.seeds, self.max_images = every, tasks, tuple(seeds), max_images
-        self.splits = splits_of(labelled_set)
+        self.splits = development_splits(labelled_set)
         self.cka_images = cka_images
         self.history: list[dict[str, Any]] = []
         self._fixed_BCHW: Tensor | None = None

@@ -121,6 +121,20 @@ def splits_of(labelled_set: LabelledSet | Mapping[str, LabelledSet]) -> dict[str
     return {name: found[name] for name in SPLITS}
 
 
+def development_splits(labelled_set: LabelledSet | Mapping[str, LabelledSet]) -> dict[str, LabelledSet]:
+    """Return splits for scores that settings may be chosen by: the test images are left alone.
+
+    `test` holds the validation images; what the probes choose for themselves, they choose on a fifth of the
+    training groups.
+
+    Raises:
+        ConfigError: There are no train or no test images.
+    """
+    splits = splits_of(labelled_set)
+    train, held = _hold_out(splits["train"])
+    return {"train": train, "val": held, "test": splits["val"]}
+
+
 def _hold_out(train: LabelledSet, share: float = 0.2) -> tuple[LabelledSet, LabelledSet]:
     """Split a fifth of the groups off; images of one group stay together."""
     items = [train.items[index] for index in range(len(train))]

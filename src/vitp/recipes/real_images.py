@@ -21,17 +21,16 @@ from typing import Any
 
 from rich.console import Console
 
-from vitp.config import make_config
 from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read as read_labels
-from vitp.data.synthesis import SynthesisConfig
 from vitp.errors import ConfigError
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import run_probes
 from vitp.export import export_backbone, load_backbone, random_backbone, verify_export
 from vitp.files import write_json, write_text
-from vitp.pretrain import PretrainConfig, run_pretraining
+from vitp.pretrain import run_pretraining
+from vitp.recipes.micro import SYNTHESIS, Budget, continued_from_starter
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,13 @@ class RealSet:
 
 
 SETS = (
-    RealSet("gdit_airport", "dota", 200, 1.0, {"licence": "public domain"}),
+    RealSet("gdit_airport", "dota", 120, 1.0, {"licence": "public domain"}),
     RealSet("bccd", "voc", 240, 1.5, {"licence": "MIT"}),
     RealSet(
         "hrsid_mini",
         "masks",
-        200,
-        4.0,
+        160,
+        2.0,
         {"instances": True, "group_regex": r"P\d+", "val": 0.2, "test": 0.25, "licence": "GPL-3.0"},
     ),
     RealSet("amazon_forest", "masks", 128, 4.0, {"val": 0.2, "test": 0.3, "licence": "CC-BY 4.0"}),
@@ -72,17 +71,15 @@ SETS = (
     ),
 )
 
+BUDGET = Budget(align_steps=240, steps=900)
+
 
 @dataclass(frozen=True)
 class RealPlan:
     """Budget of the run."""
 
     seeds: tuple[int, ...] = (0,)
-    align_steps: int = 40
-    steps: int = 80
-    batch: int = 32
-    lr: float = 5e-4
-    vrl_ratio: float = 0.75
+    budget: Budget = BUDGET
     probe_seeds: tuple[int, ...] = (0, 1, 2)
     probe_share: float = 0.5
 
@@ -158,7 +155,7 @@ def _compile(source: Path, one: RealSet, out: Path, console: Console) -> None:
         one.fmt,
         out,
         crop=one.crop,
-        synthesis=SynthesisConfig(questions_per_image=5, grid=6, grid_always=True, object_share=0.25),
+        synthesis=SYNTHESIS,
         max_tiles=1,
         name=one.folder,
         **one.options,
@@ -174,38 +171,10 @@ def _compile(source: Path, one: RealSet, out: Path, console: Console) -> None:
 def _pretrain(out: Path, plan: RealPlan, seed: int, console: Console) -> Path:
     run, backbone = out / f"pretrain-{seed}", out / f"backbone-{seed}"
     if not (run / "model").is_dir():
-        run_pretraining(
-            pretrain_config(out / "data", plan, seed), run, resume=(run / "config.yaml").is_file()
-        )
+        folders = [out / "data" / one.folder for one in SETS]
+        config = continued_from_starter(folders, plan.budget, seed, rates=[one.rate for one in SETS])
+        run_pretraining(config, run, resume=(run / "config.yaml").is_file())
     if not backbone.is_dir():
         export_backbone(run, backbone)
         console.print(verify_export(backbone, against=run))
     return backbone
-
-
-def pretrain_config(data: Path, plan: RealPlan, seed: int) -> PretrainConfig:
-    """Return the ViTP run over all five sets."""
-    return make_config(
-        PretrainConfig,
-        {
-            "seed": seed,
-            "model": {"init": "starter", "drop_path": 0.0},
-            "data": {
-                "mixture": [str(data / one.folder) for one in SETS],
-                "rates": [one.rate for one in SETS],
-                "global_batch": plan.batch,
-                "sequence": {"max_length": 1024, "max_tiles": 1},
-            },
-            "vrl": {"ratio": plan.vrl_ratio},
-            "align": {"steps": plan.align_steps, "lr": 1e-3},
-            "optim": {"lr": plan.lr, "warmup_ratio": 0.1, "min_lr_ratio": 0.02},
-            "train": {
-                "steps": plan.steps,
-                "num_workers": 1,
-                "seed": seed,
-                "must_train": ["vision tower", "projector", "language model"],
-                "save_every": max(1, plan.steps // 2),
-            },
-        },
-        where="real-images",
-    )

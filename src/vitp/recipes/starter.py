@@ -28,7 +28,7 @@ from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.scenes import DOMAINS, scene_set
-from vitp.data.synthesis import LabelledRecords, SynthesisConfig
+from vitp.data.synthesis import TASKS, LabelledRecords, SynthesisConfig
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
@@ -56,11 +56,11 @@ class StarterPlan:
     dense_batch: int = 64
     dense_size: int = 64
     dense_lr: float = 1e-3
-    align_steps: int = 250
-    joint_steps: int = 400
-    batch: int = 32
-    align_lr: float = 2e-3
-    joint_lr: float = 6e-4
+    align_steps: int = 1200
+    joint_steps: int = 1800
+    batch: int = 8
+    align_lr: float = 1e-3
+    joint_lr: float = 4e-4
     workers: int = 2
     threads: int | None = None
 
@@ -138,16 +138,28 @@ def at_size(weights: dict[str, torch.Tensor], tower: VisionTower) -> dict[str, t
 
 
 def starter_mixture(plan: StarterPlan) -> Mixture:
-    """Return instructions on general scenes, and a small share of before/after pairs."""
-    synthesis = SynthesisConfig(questions_per_image=6, grid=6, grid_always=True, object_share=0.25)
+    """Return questions of all kinds on general scenes, many on single cells, and a few on before/after pairs.
+
+    What is in one cell can't be guessed from the cells before it, as most of a grid's answer can: it is what teaches
+    a language model from scratch to look at a place.
+    """
+    every = SynthesisConfig(questions_per_image=5, grid=6, object_share=0.25)
+    only_cells = SynthesisConfig(
+        questions_per_image=12, grid=6, object_share=0.25, tasks={**dict.fromkeys(TASKS, 0.0), "cell": 1.0}
+    )
     scenes = scene_set("general", seed=plan.seed + 1, count=plan.scenes, size=IMAGE_SIZE, split="train")
+    cells = scene_set("general", seed=plan.seed + 3, count=plan.scenes, size=IMAGE_SIZE, split="train")
     pairs = scene_set(
         "general", seed=plan.seed + 2, count=plan.scenes // 25, size=IMAGE_SIZE, split="train", pairs=True
     )
     return Mixture(
         [
-            MixtureEntry(LabelledRecords(scenes, seed=plan.seed, config=synthesis), max_tiles=1),
-            MixtureEntry(LabelledRecords(pairs, seed=plan.seed, config=synthesis), max_tiles=2),
+            MixtureEntry(LabelledRecords(scenes, seed=plan.seed, config=every), max_tiles=1),
+            MixtureEntry(
+                LabelledRecords(replace(cells, name="cells-general"), seed=plan.seed, config=only_cells),
+                max_tiles=1,
+            ),
+            MixtureEntry(LabelledRecords(pairs, seed=plan.seed, config=every), max_tiles=2),
         ],
         plan.seed,
     )

@@ -179,6 +179,10 @@ def _object_variant(rng: np.random.Generator) -> ObjectVariant:
     )
 
 
+BANK_DRAW: dict[str, tuple[str, ...]] = {"test": ("2",)}
+"""Splits whose bank was drawn anew. Test scenes that development has looked at are no test any more."""
+
+
 @lru_cache(maxsize=8)
 def bank(domain: str, split: str) -> Bank:
     """Return the textures and variants of one domain and split; built once per process.
@@ -193,7 +197,8 @@ def bank(domain: str, split: str) -> Bank:
             fix=did_you_mean(split, SPLITS) or f"use one of {', '.join(SPLITS)}",
         )
     # The split is part of the seed: banks are different draws from one distribution, so they share nothing.
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(name_seed("bank", domain, split))))
+    draw = (domain, split, *BANK_DRAW.get(split, ()))
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(name_seed("bank", *draw))))
     land = {
         name: tuple(_land_variant(spec, k, rng) for k in range(LAND_VARIANTS[split]))
         for name, spec in specs.land.items()

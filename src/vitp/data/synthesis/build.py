@@ -69,7 +69,8 @@ class SynthesisConfig(Limits):
 
     Attributes:
         questions_per_image: Most questions in one record.
-        tasks: Task → weight. Tasks that are not named have weight 1, 0 switches a task off.
+        tasks: Task → weight. Tasks that are not named have weight 1, 0 switches a task off, 6 lets it come up to six
+            times before all others have come once.
         grid_always: Each image that has a grid gets the grid question, as its first.
 
     Raises:
@@ -122,36 +123,48 @@ class SynthesisConfig(Limits):
         return float(self.tasks.get(task, 1.0))
 
 
-def _questions(facts: Facts, config: SynthesisConfig, rng: np.random.Generator) -> list[tuple[str, Question]]:
-    """Draw tasks without replacement, then again those that had something to ask, until there are enough.
+DUPLICATES = 4
+"""Times that a task may come up with a question it has asked already before it is left alone."""
 
-    A task that answers None is not tried a second time: its None may be half of a yes/no balance.
+
+def _questions(facts: Facts, config: SynthesisConfig, rng: np.random.Generator) -> list[tuple[str, Question]]:
+    """Draw tasks in rounds until there are enough questions.
+
+    In a round a task is drawn by its weight, and each draw uses up 1 of it: tasks of weight 1 or less come once a
+    round, one of weight 6 up to six times. A task that answers None is not tried again: its None may be half of a
+    yes/no balance.
     """
     if facts.item.second_image is None:
         names = [name for name in TASKS if name not in CHANGE_TASKS]
     else:
         names = [*CHANGE_TASKS, "caption"]
-    fruitful = [name for name in names if config.weight(name) > 0]
+    # How often each task may still repeat itself; tasks with nothing left to ask are taken out.
+    patience = {name: DUPLICATES for name in names if config.weight(name) > 0}
     asked: list[tuple[str, Question]] = []
     seen: set[tuple[str, str]] = set()
 
-    def attempt(name: str) -> bool:
+    def attempt(name: str) -> None:
         question = TASKS[name](facts, rng)
-        if question is None or (name, question.about) in seen:
-            return False
-        seen.add((name, question.about))
-        asked.append((name, question))
-        return True
+        if question is None:
+            patience.pop(name, None)
+        elif (name, question.about) in seen:
+            patience[name] -= 1
+            if not patience[name]:
+                del patience[name]
+        else:
+            seen.add((name, question.about))
+            asked.append((name, question))
 
     if config.grid_always and facts.item.second_image is None:
         attempt("grid")
-    while fruitful and len(asked) < config.questions_per_image:
-        pool, fruitful = fruitful, []
-        while pool and len(asked) < config.questions_per_image:
-            name = draw_weighted(rng, pool, [config.weight(n) for n in pool])
-            pool.remove(name)
-            if attempt(name):
-                fruitful.append(name)
+    while patience and len(asked) < config.questions_per_image:
+        credit = {name: config.weight(name) for name in patience}
+        while credit and len(asked) < config.questions_per_image:
+            name = draw_weighted(rng, list(credit), list(credit.values()))
+            attempt(name)
+            credit[name] -= 1
+            if credit[name] <= 0 or name not in patience:
+                del credit[name]
     return asked
 
 

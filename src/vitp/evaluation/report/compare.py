@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Protocol
 
 from vitp.errors import ConfigError, did_you_mean
@@ -52,6 +53,7 @@ def comparison_section(
     percent: bool = True,
     lower_is_better: Iterable[Key] = (),
     digits: int = 1,
+    draws_per_seed: int = 1,
 ) -> Section:
     """Return a section that compares backbones on the same tasks.
 
@@ -66,6 +68,8 @@ def comparison_section(
         percent: Scores lie on 0..1 and are shown times 100.
         lower_is_better: (task, metric) of errors and losses.
         digits: Decimals.
+        draws_per_seed: The values of each pretraining seed come together, this many of them, one a draw of labels.
+            Draws of one pretrained backbone aren't independent evidence: verdicts pair the means of these blocks.
 
     Raises:
         ConfigError: `ours` is not among the results, or there is no score at all.
@@ -84,7 +88,7 @@ def comparison_section(
     lower = set(lower_is_better)
     blocks: list[Block] = [_table(scores, keys, ours, lower, scale, digits)]
     blocks += [_bars(scores, key, ours, scale, digits, percent=percent) for key in keys]
-    differences = _differences(scores, keys, ours, lower)
+    differences = _differences(scores, keys, ours, lower, draws_per_seed)
     if differences:
         blocks.insert(0, _verdict(differences, ours))
         blocks.append(_difference_table(differences, ours, scale, digits))
@@ -139,7 +143,9 @@ def _bars(scores: Scores, key: Key, ours: str, scale: float, digits: int, *, per
 Differences = list[tuple[Key, str, PairedDifference]]
 
 
-def _differences(scores: Scores, keys: Sequence[Key], ours: str, lower: set[Key]) -> Differences:
+def _differences(
+    scores: Scores, keys: Sequence[Key], ours: str, lower: set[Key], draws: int
+) -> Differences:
     found: Differences = []
     for key in keys:
         mine = scores[ours].get(key)
@@ -149,9 +155,17 @@ def _differences(scores: Scores, keys: Sequence[Key], ours: str, lower: set[Key]
                 continue
             if not mine.values:
                 continue
-            difference = paired_bootstrap(mine.values, theirs.values, higher_is_better=key not in lower)
+            difference = paired_bootstrap(
+                _block_means(mine.values, draws),
+                _block_means(theirs.values, draws),
+                higher_is_better=key not in lower,
+            )
             found.append((key, name, difference))
     return found
+
+
+def _block_means(values: Sequence[float], size: int) -> list[float]:
+    return [fmean(values[start : start + size]) for start in range(0, len(values), size)]
 
 
 def _verdict(differences: Differences, ours: str) -> Text:

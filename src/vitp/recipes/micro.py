@@ -1,0 +1,80 @@
+"""What the recipes at micro scale share: the questions they ask and the run that continues the starter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitp.config import make_config
+from vitp.data.synthesis import SynthesisConfig
+from vitp.pretrain import PretrainConfig
+
+SYNTHESIS = SynthesisConfig(
+    questions_per_image=8,
+    grid=6,
+    object_share=0.25,
+    tasks={"cell": 4.0, "grid": 0.0, "oriented": 0.0, "boxes": 0.25, "box": 0.25, "caption": 0.25},
+)
+"""Short answers, half of them about a place. Long ones cost a small language model most of its time: in a grid most
+cells can be guessed from the cell before, and coordinates are beyond it."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long the starter's pretraining is continued.
+
+    Small batches: at a few thousand images the number of steps counts for more than the gradient's noise.
+
+    Attributes:
+        align_steps: Steps with the ViT frozen, in which the language model learns the domain's words.
+        steps: Steps with everything trained.
+        batch: Images a step.
+        lr: Peak learning rate of the second phase.
+        vrl_ratio: Image tokens dropped.
+    """
+
+    align_steps: int
+    steps: int
+    batch: int = 8
+    align_lr: float = 1e-3
+    lr: float = 3e-4
+    vrl_ratio: float = 0.75
+
+
+def continued_from_starter(
+    mixture: Sequence[Path], budget: Budget, seed: int, *, rates: Sequence[float] | None = None
+) -> PretrainConfig:
+    """Return a ViTP run from the starter over compiled folders.
+
+    Args:
+        mixture: Compiled folders.
+        budget: Length and rates.
+        seed: Of the run.
+        rates: Sampling rate of each folder.
+    """
+    return make_config(
+        PretrainConfig,
+        {
+            "seed": seed,
+            "model": {"init": "starter", "drop_path": 0.0},
+            "data": {
+                "mixture": [str(folder) for folder in mixture],
+                "rates": None if rates is None else list(rates),
+                "global_batch": budget.batch,
+                "sequence": {"max_length": 1024, "max_tiles": 1},
+            },
+            "vrl": {"ratio": budget.vrl_ratio},
+            "align": {"steps": budget.align_steps, "lr": budget.align_lr},
+            "optim": {"lr": budget.lr, "warmup_ratio": 0.1, "min_lr_ratio": 0.02},
+            "train": {
+                "steps": budget.steps,
+                "num_workers": 1,
+                "seed": seed,
+                "log_every": 20,
+                "save_every": max(1, budget.steps // 3),
+                "must_train": ["vision tower", "projector", "language model"],
+            },
+        },
+        where="micro run",
+    )
