@@ -17,7 +17,14 @@ from vitp.errors import ConfigError
 from vitp.evaluation.features import Features, box_labels, extract, frozen, majority_labels
 from vitp.evaluation.linear import fit_logistic, fit_selected, knn_predict
 from vitp.evaluation.probe_table import ProbeTable
-from vitp.evaluation.probes import ProbeData, draw, label_count, probe_features, run_probes
+from vitp.evaluation.probes import (
+    ProbeData,
+    development_splits,
+    draw,
+    label_count,
+    probe_features,
+    run_probes,
+)
 from vitp.models.vision import VisionConfig, VisionTower
 
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
@@ -291,3 +298,12 @@ def test_frozen_restores_modes_after_an_error() -> None:
         assert not tower.training and not torch.is_grad_enabled()
         raise RuntimeError
     assert tower.training and torch.is_grad_enabled()
+
+
+def test_development_splits_leave_the_test_images_alone(coloured_set: LabelledSet) -> None:
+    splits = development_splits(coloured_set)
+    ids = {name: {item.id for item in images.items} for name, images in splits.items()}
+    of = {name: {item.id for item in coloured_set.items if item.split == name} for name in ("train", "val")}
+    assert ids["test"] == of["val"]
+    assert ids["train"] | ids["val"] == of["train"] and not ids["train"] & ids["val"]
+    assert len(ids["val"]) == 6

@@ -334,6 +334,18 @@ def test_comparison_says_who_wins():
         comparison_section({"ours": [row(1.0)]}, ours="our")
 
 
+def test_draws_of_one_pretrained_backbone_are_no_evidence():
+    def section(draws: int) -> str:
+        rows = {
+            "a": [ProbeRow("patches", "mIoU", (0.2, 0.21, 0.22))],
+            "b": [ProbeRow("patches", "mIoU", (0.5, 0.51, 0.52))],
+        }
+        return unescape(Page("t", [comparison_section(rows, ours="b", draws_per_seed=draws)]).html())
+
+    assert "<strong>b</strong> against <strong>a</strong>: better on 1 of 1" in section(1)
+    assert "<strong>b</strong> against <strong>a</strong>: undecided on 1 of 1" in section(3)
+
+
 def test_comparison_turns_round_for_errors():
     rows = {
         "a": [ProbeRow("boxes", "error", (1.0, 1.1, 1.2))],

@@ -417,6 +417,21 @@ def test_grid_always_comes_first_and_coordinates_follow_their_range(port: Labell
             assert all(max(box) <= 100 for _, box in parse_boxes(turn.answer))
 
 
+def test_a_weight_is_how_often_a_task_comes_in_a_round(port: LabelledSet) -> None:
+    classes = SetClasses.from_set(port)
+    tasks = {**dict.fromkeys(TASKS, 0.0), "cell": 3.0, "dominant": 1.0, "scene": 1.0}
+    config = SynthesisConfig(questions_per_image=5, tasks=tasks)
+    counts = Counter()
+    for item in port.items:
+        made = synthesize_with_tasks(item, classes, seed=3, config=config)
+        assert made is not None
+        asked = Counter(made[1])
+        assert asked["scene"] <= 1 and asked["dominant"] <= 1 and asked["cell"] <= 5
+        assert len({turn.question for turn in made[0].turns}) == len(made[0].turns)
+        counts.update(asked)
+    assert counts["cell"] > 2 * counts["scene"] > 0
+
+
 def test_records_of_a_set(port: LabelledSet) -> None:
     records = LabelledRecords(port, seed=3)
     assert len(records) == COUNT and records.name == "port"
