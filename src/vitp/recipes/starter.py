@@ -56,8 +56,8 @@ class StarterPlan:
     dense_batch: int = 64
     dense_size: int = 64
     dense_lr: float = 1e-3
-    align_steps: int = 1200
-    joint_steps: int = 1800
+    align_steps: int = 1000
+    joint_steps: int = 1000
     batch: int = 8
     align_lr: float = 1e-3
     joint_lr: float = 4e-4
@@ -137,11 +137,15 @@ def at_size(weights: dict[str, torch.Tensor], tower: VisionTower) -> dict[str, t
     return {**weights, name: table}
 
 
-def starter_mixture(plan: StarterPlan) -> Mixture:
+def starter_mixture(plan: StarterPlan, cell_rate: float = 1.0) -> Mixture:
     """Return questions of all kinds on general scenes, many on single cells, and a few on before/after pairs.
 
     What is in one cell can't be guessed from the cells before it, as most of a grid's answer can: it is what teaches
     a language model from scratch to look at a place.
+
+    Args:
+        plan: Seeds and sizes.
+        cell_rate: Images with questions on cells only, for each with questions of all kinds.
     """
     every = SynthesisConfig(questions_per_image=5, grid=6, object_share=0.25)
     only_cells = SynthesisConfig(
@@ -157,6 +161,7 @@ def starter_mixture(plan: StarterPlan) -> Mixture:
             MixtureEntry(LabelledRecords(scenes, seed=plan.seed, config=every), max_tiles=1),
             MixtureEntry(
                 LabelledRecords(replace(cells, name="cells-general"), seed=plan.seed, config=only_cells),
+                rate=cell_rate,
                 max_tiles=1,
             ),
             MixtureEntry(LabelledRecords(pairs, seed=plan.seed, config=every), max_tiles=2),
@@ -199,8 +204,8 @@ def _source(mixture: Mixture, chat: ChatTokenizer, plan: StarterPlan, vrl: VRLCo
 
 
 def _align(folder: Path, plan: StarterPlan, tower_weights: Path, resume: bool) -> None:
-    mixture = starter_mixture(plan)
-    chat = starter_tokenizer(mixture, plan)
+    mixture = starter_mixture(plan, cell_rate=4.0)
+    chat = starter_tokenizer(starter_mixture(plan), plan)
     torch.manual_seed(plan.seed)
     vlm = VisionLanguageModel(vlm_config(), vocabulary=len(chat))
     vlm.vision.load_state_dict(at_size(load_file(tower_weights), vlm.vision))

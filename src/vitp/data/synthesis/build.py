@@ -123,7 +123,7 @@ class SynthesisConfig(Limits):
         return float(self.tasks.get(task, 1.0))
 
 
-DUPLICATES = 4
+DUPLICATES = 8
 """Times that a task may come up with a question it has asked already before it is left alone."""
 
 

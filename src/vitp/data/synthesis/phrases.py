@@ -170,12 +170,12 @@ GRID = (
     "Label a {n} by {n} grid row by row.",
 )
 GRID_ROW = (
-    "Name the cells in row {row} of a {n} by {n} grid.",
-    "What is in row {row} of the {n} by {n} grid?",
-    "Give the classes along row {row} of {n}, in {n} cells.",
-    "Label row {row} of a {n} by {n} grid.",
-    "Read row {row} of the {n} by {n} grid.",
-    "List the {n} cells of row {row} of {n}.",
+    "Of a {n} by {n} grid, name the cells in row {row}.",
+    "In the {n} by {n} grid, what is in row {row}?",
+    "With {n} by {n} cells, give the classes along row {row}.",
+    "Of a {n} by {n} grid, label row {row}.",
+    "Of the {n} by {n} grid, read row {row}.",
+    "{n} by {n} grid: list the cells of row {row}.",
 )
 CELLS = (
     "Which cells of a {n} by {n} grid show {one}?",
@@ -185,13 +185,14 @@ CELLS = (
     "Give row,column of all {one} cells, {n} by {n} grid.",
     "Mark {one} on a {n} by {n} grid.",
 )
+# The place comes last and in one form: a small language model learns to look there several times sooner.
 CELL = (
-    "What is in row {row}, column {column} of a {n} by {n} grid?",
-    "Name cell {row},{column} of a {n} by {n} grid.",
-    "Which class has cell {row},{column} in the {n} by {n} grid?",
-    "On a {n} by {n} grid, what is at row {row}, column {column}?",
-    "Label row {row}, column {column} of {n} by {n} cells.",
-    "Class of cell {row},{column}, {n} by {n} grid?",
+    "In a {n} by {n} grid, what is in row {row}, column {column}?",
+    "On the {n} by {n} grid, name row {row}, column {column}.",
+    "Grid of {n} by {n} cells: which class has row {row}, column {column}?",
+    "With {n} by {n} cells, what is at row {row}, column {column}?",
+    "{n} by {n} grid: label row {row}, column {column}.",
+    "Class on a {n} by {n} grid at row {row}, column {column}?",
 )
 POINT = (
     "What is at ({x}, {y})?",
