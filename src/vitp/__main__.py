@@ -1,5 +1,19 @@
-"""`python -m vitp`."""
+"""`python -m vitp`, and the `vitp` command."""
 
-from vitp.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def run() -> None:
+    """Run the command line and exit; Ctrl-C while it is still being loaded is no reason for a stack trace."""
+    try:
+        from vitp.cli import main
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-written is left", file=sys.stderr)
+        sys.exit(130)
+    main()
+
+
+if __name__ == "__main__":
+    run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PILLOW = threading.RLock()
+"""Held while settings that Pillow keeps for the whole process are ours."""
+
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -104,11 +108,12 @@ def _open(path: Path) -> Image.Image:
         # Broken EXIF doesn't spoil the pixels.
         warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
         try:
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST_IMAGE_PIXELS
-            try:
-                image = Image.open(path)
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
+            with _PILLOW:
+                limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST_IMAGE_PIXELS
+                try:
+                    image = Image.open(path)
+                finally:
+                    Image.MAX_IMAGE_PIXELS = limit
         except FileNotFoundError as error:
             raise DataError(
                 "image is missing", where=str(path), fix="check the path and the root folder"
@@ -135,15 +140,24 @@ def _open(path: Path) -> Image.Image:
 
 def _decode(image: Image.Image, path: Path) -> None:
     # Other libraries set this flag for the whole process, and half an image would then pass as a grey one.
-    tolerated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        with _PILLOW:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+            try:
+                _load(image, path)
+            finally:
+                ImageFile.LOAD_TRUNCATED_IMAGES = True
+    else:
+        _load(image, path)
+
+
+def _load(image: Image.Image, path: Path) -> None:
     try:
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(
             f"image is damaged ({error})", where=str(path), fix="copy it again from its source or remove it"
         ) from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerated
 
 
 def _orientation(image: Image.Image) -> int:

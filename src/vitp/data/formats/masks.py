@@ -72,7 +72,7 @@ def read(
     known = {value for value, _ in class_map.values}
     names = {i: name for i, name in enumerate(class_map.names) if name != BACKGROUND}
     for entry in entries:
-        if unknown := [value for value in entry.values if value not in known]:
+        if unknown := [value for value in entry.values if value not in known and (colour or value != IGNORE)]:
             shown = ", ".join(f"#{v:06x}" if colour else str(v) for v in unknown[:5])
             builder.note(builder.place(entry.mask), f"{len(unknown)} unknown values ({shown}); ignored there")
         mask = MaskFile(str(entry.mask), class_map.values)

@@ -143,9 +143,7 @@ def _bars(scores: Scores, key: Key, ours: str, scale: float, digits: int, *, per
 Differences = list[tuple[Key, str, PairedDifference]]
 
 
-def _differences(
-    scores: Scores, keys: Sequence[Key], ours: str, lower: set[Key], draws: int
-) -> Differences:
+def _differences(scores: Scores, keys: Sequence[Key], ours: str, lower: set[Key], draws: int) -> Differences:
     found: Differences = []
     for key in keys:
         mine = scores[ours].get(key)
