@@ -22,17 +22,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from timm.layers import resample_abs_pos_embed
 
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.scenes import DOMAINS, scene_set
-from vitp.data.synthesis import TASKS, LabelledRecords, SynthesisConfig
+from vitp.data.synthesis import LabelledRecords, SynthesisConfig
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
 from vitp.models.language import micro_qwen2
+from vitp.models.resample import fit_weights
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VisualRobustness, VRLConfig
@@ -56,11 +56,11 @@ class StarterPlan:
     dense_batch: int = 64
     dense_size: int = 64
     dense_lr: float = 1e-3
-    align_steps: int = 1000
-    joint_steps: int = 1000
-    batch: int = 8
-    align_lr: float = 1e-3
-    joint_lr: float = 4e-4
+    align_steps: int = 250
+    joint_steps: int = 400
+    batch: int = 32
+    align_lr: float = 2e-3
+    joint_lr: float = 6e-4
     workers: int = 2
     threads: int | None = None
 
@@ -128,43 +128,17 @@ def _dense(folder: Path, plan: StarterPlan, resume: bool) -> None:
     save_file(tower.state_dict(), folder / "tower.safetensors")
 
 
-def at_size(weights: dict[str, torch.Tensor], tower: VisionTower) -> dict[str, torch.Tensor]:
-    """Return a tower's weights with the position table resampled (bicubic) to another tower's grid."""
-    name = "model.pos_embed"
-    table = resample_abs_pos_embed(
-        weights[name], new_size=[tower.grid, tower.grid], num_prefix_tokens=tower.model.num_prefix_tokens
-    )
-    return {**weights, name: table}
-
-
-def starter_mixture(plan: StarterPlan, cell_rate: float = 1.0) -> Mixture:
-    """Return questions of all kinds on general scenes, many on single cells, and a few on before/after pairs.
-
-    What is in one cell can't be guessed from the cells before it, as most of a grid's answer can: it is what teaches
-    a language model from scratch to look at a place.
-
-    Args:
-        plan: Seeds and sizes.
-        cell_rate: Images with questions on cells only, for each with questions of all kinds.
-    """
-    every = SynthesisConfig(questions_per_image=5, grid=6, object_share=0.25)
-    only_cells = SynthesisConfig(
-        questions_per_image=12, grid=6, object_share=0.25, tasks={**dict.fromkeys(TASKS, 0.0), "cell": 1.0}
-    )
+def starter_mixture(plan: StarterPlan) -> Mixture:
+    """Return instructions on general scenes, and a small share of before/after pairs."""
+    synthesis = SynthesisConfig(questions_per_image=6, grid=6, grid_always=True, object_share=0.25)
     scenes = scene_set("general", seed=plan.seed + 1, count=plan.scenes, size=IMAGE_SIZE, split="train")
-    cells = scene_set("general", seed=plan.seed + 3, count=plan.scenes, size=IMAGE_SIZE, split="train")
     pairs = scene_set(
         "general", seed=plan.seed + 2, count=plan.scenes // 25, size=IMAGE_SIZE, split="train", pairs=True
     )
     return Mixture(
         [
-            MixtureEntry(LabelledRecords(scenes, seed=plan.seed, config=every), max_tiles=1),
-            MixtureEntry(
-                LabelledRecords(replace(cells, name="cells-general"), seed=plan.seed, config=only_cells),
-                rate=cell_rate,
-                max_tiles=1,
-            ),
-            MixtureEntry(LabelledRecords(pairs, seed=plan.seed, config=every), max_tiles=2),
+            MixtureEntry(LabelledRecords(scenes, seed=plan.seed, config=synthesis), max_tiles=1),
+            MixtureEntry(LabelledRecords(pairs, seed=plan.seed, config=synthesis), max_tiles=2),
         ],
         plan.seed,
     )
@@ -204,11 +178,11 @@ def _source(mixture: Mixture, chat: ChatTokenizer, plan: StarterPlan, vrl: VRLCo
 
 
 def _align(folder: Path, plan: StarterPlan, tower_weights: Path, resume: bool) -> None:
-    mixture = starter_mixture(plan, cell_rate=4.0)
-    chat = starter_tokenizer(starter_mixture(plan), plan)
+    mixture = starter_mixture(plan)
+    chat = starter_tokenizer(mixture, plan)
     torch.manual_seed(plan.seed)
     vlm = VisionLanguageModel(vlm_config(), vocabulary=len(chat))
-    vlm.vision.load_state_dict(at_size(load_file(tower_weights), vlm.vision))
+    vlm.vision.load_state_dict(fit_weights(load_file(tower_weights), vlm.vision))
     objective = ViTPObjective(vlm, chat, freeze=["vision"])
     optim = OptimConfig(lr=plan.align_lr, weight_decay=0.01, warmup_ratio=0.05, min_lr_ratio=0.2)
     source = _source(mixture, chat, plan, VRLConfig(ratio=0.0))
