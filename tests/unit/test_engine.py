@@ -22,7 +22,7 @@ from vitp.engine import checkpoint
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.evidence import linear_cka, weight_change
 from vitp.engine.hooks import Hook, StepMetrics
-from vitp.engine.layers import layer_scales, layers_of
+from vitp.engine.layers import layers_of
 from vitp.engine.loading import StepLoader, to_device
 from vitp.engine.logging import Meter, MetricsFile
 from vitp.engine.loop import Trainer
@@ -521,11 +521,6 @@ def test_layer_names_leave_wrappers_out() -> None:
         "encoder.layers.11",
     ]
     assert list(layers_of(["blocks.0.a.weight", "blocks.1.a.weight"]).values()) == ["blocks.0", "blocks.1"]
-
-
-def test_layer_scales_fall_towards_the_patch_embedding() -> None:
-    names = ["cls_token", "patch_embed.proj.weight", "blocks.0.w", "blocks.1.w", "norm.weight"]
-    assert list(layer_scales(names, 0.5).values()) == [0.125, 0.125, 0.25, 0.5, 1.0]
 
 
 def test_evidence_of_a_run(tmp_path: Path) -> None:

@@ -7,18 +7,6 @@ from collections.abc import Iterable
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer|resblocks|stages)\.(\d+)(?:\.|$)")
 _LEAF = ("weight", "bias", "gamma")
-_BEFORE_BLOCKS = (
-    "embed",
-    "cls",
-    "class_token",
-    "register",
-    "reg_token",
-    "pos_",
-    "patch",
-    "stem",
-    "conv1",
-    "norm_pre",
-)
 
 
 def _shared_prefix(names: list[str]) -> str:
@@ -53,22 +41,3 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
             parts.pop()
         layers[name] = ".".join(parts[:2] if parts[0] in ("embeddings", "encoder") else parts[:1])
     return layers
-
-
-def layer_scales(names: Iterable[str], decay: float) -> dict[str, float]:
-    """Return parameter name → `decay ** distance from the top` for layer-wise learning-rate decay.
-
-    With L blocks, block i has the factor `decay ** (L - i)`, what lies below the blocks (patch and position
-    embedding) `decay ** (L + 1)`, and what lies above them 1, as BEiT and MAE finetune.
-    """
-    names = list(names)
-    blocks = {name: int(match[1]) for name in names if (match := _BLOCK.search(name))}
-    depth = max(blocks.values(), default=-1) + 1
-    scales = {}
-    for name in names:
-        if name in blocks:
-            distance = depth - blocks[name]
-        else:
-            distance = depth + 1 if any(word in name for word in _BEFORE_BLOCKS) else 0
-        scales[name] = decay**distance
-    return scales

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from vitp.engine.config import OptimConfig
-from vitp.engine.layers import layer_scales
 from vitp.errors import ConfigError, did_you_mean
 from vitp.objectives.base import Objective, ParameterGroup
 
@@ -112,13 +111,24 @@ def build_optimizer(
 
     Each optimizer group carries its `scale`, the factor on the run's learning rate. Layer decay applies to
     the vision tower. Frozen parameters are left out.
+
+    Raises:
+        ConfigError: Layer decay is asked for, and the vision tower has no layers.
     """
     full_names = {id(parameter): name for name, parameter in objective.named_parameters()}
     scales: dict[int, float] = {}
     if config.layer_decay is not None:
-        tower = dict(objective.vision_tower.named_parameters())
-        by_name = layer_scales(tower, config.layer_decay)
-        scales = {id(parameter): by_name[name] for name, parameter in tower.items()}
+        distances = objective.layer_distances()
+        if not any(distances.values()):
+            raise ConfigError(
+                f"{type(objective.vision_tower).__name__} has no layers that could learn at falling rates",
+                where="optim.layer_decay",
+                fix="leave it out",
+            )
+        scales = {
+            id(parameter): config.layer_decay ** distances[name]
+            for name, parameter in objective.vision_tower.named_parameters()
+        }
 
     buckets: dict[tuple[str, float, float], dict[str, nn.Parameter]] = {}
     for group in groups:

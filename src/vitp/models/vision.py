@@ -5,7 +5,6 @@ Shapes: B images, H × W pixels, N patch tokens, h × w grid cells, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -15,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitp.errors import ConfigError, did_you_mean
-from vitp.models.backbone import Backbone
+from vitp.models.plain_vit import PlainViT
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,7 +36,7 @@ class VisionConfig(BaseModel):
     std: tuple[float, float, float] = IMAGENET_STD
 
 
-class VisionTower(Backbone):
+class VisionTower(PlainViT):
     """A timm ViT without its head.
 
     Args:
@@ -51,7 +50,7 @@ class VisionTower(Backbone):
     def __init__(self, config: VisionConfig, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        self.model = _create_vit(config, drop_path)
+        self.model: VisionTransformer = _create_vit(config, drop_path)
         patch_h, patch_w = self.model.patch_embed.patch_size
         if patch_h != patch_w or config.image_size % patch_h:
             raise ConfigError(
@@ -76,25 +75,6 @@ class VisionTower(Backbone):
         """Return the patch tokens of the last layer, (B, N, D), row by row; `[CLS]` and registers dropped."""
         tokens_BND = self.model.forward_features(image_BCHW)
         return tokens_BND[:, self.model.num_prefix_tokens :]
-
-    def forward_features(self, image_BCHW: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
-        """Return feature maps (B, D, h, w) of the asked layers. See `Backbone.forward_features`."""
-        wanted = [layer % self.num_layers for layer in layers]
-        unique = sorted(set(wanted))
-        found: Any = self.model.forward_intermediates(image_BCHW, indices=unique, output_fmt="NCHW")
-        final_BND, maps = found
-        by_layer: dict[int, Tensor] = dict(zip(unique, maps, strict=True))
-        last = self.num_layers - 1
-        if last in by_layer:
-            # The intermediates come without the final norm, the projector's input has it.
-            shape = by_layer[last].shape
-            patches_BND = final_BND[:, final_BND.shape[1] - shape[2] * shape[3] :]
-            by_layer[last] = patches_BND.transpose(1, 2).reshape(shape)
-        return [by_layer[layer] for layer in wanted]
-
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute the blocks' activations in the backward pass: less memory, about a third more time."""
-        self.model.set_grad_checkpointing(enabled)
 
     @torch.no_grad()
     def attention(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from vitp.models.layer_decay import layer_distances
+
 
 @dataclass(frozen=True)
 class ParameterGroup:
@@ -53,6 +55,13 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def vision_tower(self) -> nn.Module:
         """The module that pretraining is for: it is watched, probed and exported."""
+
+    def layer_distances(self) -> dict[str, int]:
+        """Return name of the vision tower's parameter → layers between it and the tower's top.
+
+        Layer-wise learning-rate decay multiplies the rate by `decay ** distance`.
+        """
+        return layer_distances(self.vision_tower)
 
     def work(self, batch: Any) -> dict[str, float]:
         """Return what the batch amounts to, for the progress line.

@@ -1,0 +1,220 @@
+"""Backbones of timm to compare with: hierarchical networks (ResNet, ConvNeXt, Swin) and ViTs of other pretraining.
+
+Heads get them as any other backbone, through `build_pyramid`: "adapter" or "simple" around a plain ViT (DINO,
+DINOv2, DINOv3, CLIP's and MAE's ViTs), "cnn" around a hierarchical one.
+
+Shapes: B images, H × W pixels, D channels, h × w cells.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from pydantic import BaseModel, ConfigDict, Field
+from timm.models import load_state_dict
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vitp.errors import CheckpointError, ConfigError, did_you_mean
+from vitp.models.backbone import Backbone
+from vitp.models.plain_vit import PlainViT
+from vitp.models.vision import VisionConfig, VisionTower
+
+CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "attn_pool.", "conv_head.", "bn2.")
+"""How the names of what follows the last feature map begin in timm's models."""
+
+
+class TimmConfig(BaseModel):
+    """A model as timm knows it.
+
+    Attributes:
+        architecture: timm's name, with or without the tag of a training (`resnet50.a1_in1k`).
+        arguments: What `timm.create_model` gets beside it.
+        image_size: Side in pixels that it is meant for; None: what timm says.
+        mean, std: Normalisation of RGB values on 0..1; None: what timm says.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    architecture: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    image_size: int | None = Field(default=None, ge=8)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+class TimmStages(Backbone):
+    """The stages of a hierarchical network. Its layers are timm's feature levels, the finest first.
+
+    The last layer's features have passed the final norm, where the architecture has one over maps (Swin).
+
+    Raises:
+        ConfigError: timm has no such model, or it has no stages.
+    """
+
+    def __init__(self, config: TimmConfig, model: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        levels = list(getattr(model, "feature_info", ()))
+        if not hasattr(model, "forward_intermediates") or len(levels) < 2:
+            raise ConfigError(
+                f"{config.architecture} gives no feature maps",
+                where="backbone",
+                fix="choose another architecture",
+            )
+        self.num_layers = len(levels)
+        self.channels = tuple(int(level["num_chs"]) for level in levels)
+        self.strides = tuple(int(level["reduction"]) for level in levels)
+        size = config.image_size or model.pretrained_cfg["input_size"][-1]
+        self.image_size = (size, size)
+        self.mean, self.std = _normalisation(config, model)
+        _drop_classifier(model, self.num_layers)
+
+    def forward_features(self, image_BCHW: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Return feature maps (B, D, h, w) of the asked layers. See `Backbone.forward_features`."""
+        wanted = [layer % self.num_layers for layer in layers]
+        unique = sorted(set(wanted))
+        maps = self.model.forward_intermediates(
+            image_BCHW, indices=unique, output_fmt="NCHW", intermediates_only=True
+        )
+        by_layer = dict(zip(unique, maps, strict=True))
+        last = self.num_layers - 1
+        norm = getattr(self.model, "norm", None)
+        if last in by_layer and isinstance(norm, nn.LayerNorm):
+            by_layer[last] = norm(by_layer[last].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return [by_layer[layer] for layer in wanted]
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass: less memory, more time."""
+        self.model.set_grad_checkpointing(enabled)
+
+
+class RotaryTower(PlainViT):
+    """A plain ViT with rotary positions, as DINOv3 and EVA-02 are: timm's `Eva`, without its head."""
+
+    def __init__(self, config: TimmConfig, model: Eva) -> None:
+        super().__init__()
+        self.config = config
+        self.model: Any = model
+        self.patch_size = int(model.patch_embed.patch_size[0])
+        self.image_size = (int(model.patch_embed.img_size[0]), int(model.patch_embed.img_size[1]))
+        self.mean, self.std = _normalisation(config, model)
+        self.width = int(model.embed_dim)
+        self.num_layers = len(model.blocks)
+        self.channels = (self.width,) * self.num_layers
+        self.strides = (self.patch_size,) * self.num_layers
+        _drop_classifier(model, self.num_layers)
+
+
+def timm_backbone(
+    config: TimmConfig | str, *, drop_path: float = 0.0, weights: str | Path | None = None
+) -> Backbone:
+    """Return a timm model as a backbone: `VisionTower`, `RotaryTower` or `TimmStages`.
+
+    Args:
+        config: The model, or its name.
+        drop_path: Stochastic depth rate, where the architecture has it.
+        weights: File of weights under timm's or the publication's names (timm converts the ones it knows,
+            position tables and patch kernels included); None: random ones. Nothing is downloaded.
+
+    Raises:
+        ConfigError: timm has no such model, refuses an argument, or it gives no feature maps.
+        CheckpointError: The weights are missing, broken or of another architecture.
+    """
+    config = TimmConfig(architecture=config) if isinstance(config, str) else config
+    backbone = _wrap(config, _create(config, drop_path), drop_path)
+    if weights is not None:
+        load_timm_weights(backbone.model, config.architecture, Path(weights))
+    return backbone
+
+
+def _wrap(config: TimmConfig, model: nn.Module, drop_path: float) -> VisionTower | RotaryTower | TimmStages:
+    if isinstance(model, VisionTransformer):
+        mean, std = _normalisation(config, model)
+        size = int(model.patch_embed.img_size[0])
+        vision = VisionConfig(
+            architecture=config.architecture, arguments=config.arguments, image_size=size, mean=mean, std=std
+        )
+        return VisionTower(vision, drop_path=drop_path)
+    if isinstance(model, Eva):
+        return RotaryTower(config, model)
+    return TimmStages(config, model)
+
+
+def _create(config: TimmConfig, drop_path: float) -> nn.Module:
+    name = config.architecture
+    if not timm.is_model(name):
+        raise ConfigError(
+            f'timm has no model "{name}"',
+            where="backbone",
+            fix=did_you_mean(name.split(".")[0], timm.list_models()) or "see timm.list_models()",
+        )
+    arguments: dict[str, Any] = {"num_classes": 0, **_size_arguments(name, config.image_size)}
+    if drop_path:
+        arguments["drop_path_rate"] = drop_path
+    try:
+        return timm.create_model(name, **(arguments | config.arguments))
+    except TypeError as error:
+        raise ConfigError(f"timm refuses an argument ({error})", where="backbone.arguments") from error
+
+
+def _module_of(name: str) -> Any:
+    """Return the Python module of timm that defines the architecture."""
+    return inspect.getmodule(timm.model_entrypoint(name.split(".")[0]))
+
+
+def _size_arguments(name: str, image_size: int | None) -> dict[str, Any]:
+    """Return what makes the model take images of any size."""
+    family = _module_of(name).__name__.rsplit(".", 1)[-1]
+    size = {} if image_size is None else {"img_size": image_size}
+    if family in ("vision_transformer", "deit", "eva"):
+        return {"dynamic_img_size": True, "global_pool": "", **size}
+    if family in ("swin_transformer", "swin_transformer_v2"):
+        return {"strict_img_size": False, **size}
+    return {}
+
+
+def _drop_classifier(model: Any, layers: int) -> None:
+    """Take away what comes after the last feature map: it would never get a gradient."""
+    model.prune_intermediate_layers(layers - 1, prune_norm=False, prune_head=True)
+
+
+def load_timm_weights(model: nn.Module, name: str, path: Path) -> None:
+    """Load a file of weights into a timm model without its classifier.
+
+    `timm.create_model(pretrained=True)` lets missing names pass when there is no classifier; here every
+    parameter of the model must be in the file. The file may hold a classifier more.
+
+    Args:
+        model: To be filled.
+        name: timm's name of the architecture.
+        path: A safetensors or PyTorch file, under timm's names or those of the publication.
+
+    Raises:
+        CheckpointError: The file is missing, broken or of another architecture.
+    """
+    if not path.is_file():
+        raise CheckpointError("is missing", where=str(path))
+    convert = getattr(_module_of(name), "checkpoint_filter_fn", None)
+    try:
+        weights = load_state_dict(str(path))
+        weights = convert(weights, model) if convert is not None else weights
+        weights = {key: tensor for key, tensor in weights.items() if not key.startswith(CLASSIFIERS)}
+        model.load_state_dict(weights, strict=True)
+    except Exception as error:  # torch, pickle, safetensors and timm raise whatever the file makes them raise
+        raise CheckpointError(
+            f"holds no weights of {name} ({error})", where=str(path), fix="name the architecture they are of"
+        ) from error
+
+
+def _normalisation(
+    config: TimmConfig, model: Any
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    known = model.pretrained_cfg
+    return config.mean or tuple(known["mean"]), config.std or tuple(known["std"])
