@@ -40,7 +40,7 @@ from vitp.tasks.segmentation import SegmentationFinetuneConfig, finetune_segment
 
 RANDOM, STARTER, VITP = "random", "starter", "after ViTP"
 FINETUNE = "segmentation finetune"
-BUDGET = Budget(align_steps=120, steps=300)
+BUDGET = Budget(align_steps=160, steps=360)
 PROBE_IMAGES = {"train": 400, "val": 120, "test": 210}
 
 

@@ -71,7 +71,7 @@ SETS = (
     ),
 )
 
-BUDGET = Budget(align_steps=240, steps=900)
+BUDGET = Budget(align_steps=160, steps=600)
 
 
 @dataclass(frozen=True)

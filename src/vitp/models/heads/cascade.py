@@ -1,0 +1,325 @@
+"""Box heads of Faster R-CNN (one stage) and Cascade R-CNN (Cai and Vasconcelos, CVPR 2018; three stages).
+
+A stage scores regions and moves their boxes; the next one learns from the moved boxes with a stricter match.
+torchvision's matcher, sampler, box coder and two-layer head are used throughout.
+
+Shapes: B images, N proposals or objects of an image, R regions of the whole batch, C classes, K = C + 1 with
+the background first, D channels, P × P cells of a region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+
+from vitp.models.heads.fpn import RegionPool
+from vitp.models.heads.rpn import ImageTruth, near
+
+MIN_SIDE = 1e-2
+"""Boxes with a shorter side, in pixels, are no boxes."""
+
+
+class StageSettings(BaseModel):
+    """One stage.
+
+    Attributes:
+        iou: From which overlap on a region holds an object.
+        box_weights: Factors on the differences x, y, width, height: later stages move boxes less.
+        loss_weight: Of the stage's losses in the total.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    iou: float = Field(default=0.5, gt=0, le=1)
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    loss_weight: float = Field(default=1.0, ge=0)
+
+
+FASTER_STAGES = (StageSettings(),)
+CASCADE_STAGES = (
+    StageSettings(),
+    StageSettings(iou=0.6, box_weights=(20.0, 20.0, 10.0, 10.0), loss_weight=0.5),
+    StageSettings(iou=0.7, box_weights=(30.0, 30.0, 15.0, 15.0), loss_weight=0.25),
+)
+
+
+class BoxSettings(BaseModel):
+    """Box head.
+
+    Attributes:
+        kind: `faster`: one stage that moves boxes for each class on its own; `cascade`: three stages that move
+            them whatever the class.
+        stages: Other stages than the kind's. More than one move boxes whatever the class.
+        pool_size, sampling: Cells on a side of a region, points a cell and direction.
+        canonical_size: Side in pixels of regions that are read at stride 16.
+        aligned: See `RegionPool`.
+        hidden: Width of the two layers.
+        samples, positive_share: Regions an image in a stage's loss, and how many of them at most hold objects.
+        smooth_l1_beta: Where the box loss turns from square to linear.
+        score_threshold, nms_iou, detections: What is kept of an image at test: boxes above the score, after
+            suppression within each class, at most so many.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["faster", "cascade"] = "cascade"
+    stages: tuple[StageSettings, ...] | None = Field(default=None, min_length=1)
+    pool_size: int = Field(default=7, gt=0)
+    sampling: int = Field(default=2, gt=0)
+    canonical_size: float = Field(default=224.0, gt=0)
+    aligned: bool = True
+    hidden: int = Field(default=1024, gt=0)
+    samples: int = Field(default=512, gt=0)
+    positive_share: float = Field(default=0.25, gt=0, le=1)
+    smooth_l1_beta: float = Field(default=1.0, gt=0)
+    score_threshold: float = Field(default=0.05, ge=0, lt=1)
+    nms_iou: float = Field(default=0.5, gt=0, le=1)
+    detections: int = Field(default=100, gt=0)
+
+    def all_stages(self) -> tuple[StageSettings, ...]:
+        """The stages in order."""
+        return self.stages or (CASCADE_STAGES if self.kind == "cascade" else FASTER_STAGES)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Regions that a stage learns from, one entry an image.
+
+    Attributes:
+        boxes: (N, 4).
+        labels: (N,) 0 background, 1 … C.
+        matched: (N,) index of the object in the image's truth; means nothing for background.
+        is_truth: (N,) bool: the region is an object's own box, which was added to the proposals.
+    """
+
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    matched: list[Tensor]
+    is_truth: list[Tensor]
+
+    def positives(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return boxes and `matched` of the regions that hold an object."""
+        kept = [labels_N > 0 for labels_N in self.labels]
+        boxes = [boxes_N4[keep_N] for boxes_N4, keep_N in zip(self.boxes, kept, strict=True)]
+        matched = [matched_N[keep_N] for matched_N, keep_N in zip(self.matched, kept, strict=True)]
+        return boxes, matched
+
+
+@dataclass(frozen=True)
+class Found:
+    """Objects found in one image, best first.
+
+    Attributes:
+        boxes_N4: In pixels.
+        scores_N: On 0..1.
+        labels_N: 1 … C.
+    """
+
+    boxes_N4: Tensor
+    scores_N: Tensor
+    labels_N: Tensor
+
+
+class BoxStage(nn.Module):
+    """Regions → scores and moved boxes, and how to learn both.
+
+    Args:
+        channels: D.
+        classes: C.
+        class_agnostic: Whether one move serves all classes.
+        stage: Match and scale.
+        settings: Of the whole head.
+    """
+
+    def __init__(
+        self, channels: int, classes: int, class_agnostic: bool, stage: StageSettings, settings: BoxSettings
+    ) -> None:
+        super().__init__()
+        self.classes, self.class_agnostic, self.iou = classes, class_agnostic, stage.iou
+        self.beta = settings.smooth_l1_beta
+        self.layers = TwoMLPHead(channels * settings.pool_size**2, settings.hidden)
+        self.score = nn.Linear(settings.hidden, classes + 1)
+        self.move = nn.Linear(settings.hidden, 4 if class_agnostic else 4 * (classes + 1))
+        # As Fast R-CNN starts: nearly uniform scores, boxes that stay where the proposals are.
+        nn.init.normal_(self.score.weight, std=0.01)
+        nn.init.normal_(self.move.weight, std=0.001)
+        nn.init.zeros_(self.score.bias)
+        nn.init.zeros_(self.move.bias)
+        self.coder = BoxCoder(stage.box_weights)
+        self.matcher = Matcher(stage.iou, stage.iou)
+        self.sampler = BalancedPositiveNegativeSampler(settings.samples, settings.positive_share)
+
+    def forward(self, regions_RDPP: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (R, K) and moves (R, 4) or (R, K, 4), in float32: boxes are decoded from them."""
+        hidden_RD = self.layers(regions_RDPP)
+        logits_RK, moves = self.score(hidden_RD).float(), self.move(hidden_RD).float()
+        return logits_RK, moves if self.class_agnostic else moves.unflatten(1, (-1, 4))
+
+    @torch.no_grad()
+    def sample(self, proposals: Sequence[Tensor], truths: Sequence[ImageTruth]) -> Samples:
+        """Return regions to learn from: proposals and the objects' own boxes, matched and drawn."""
+        boxes, labels, matched, is_truth = [], [], [], []
+        for proposals_N4, truth in zip(proposals, truths, strict=True):
+            boxes.append(torch.cat([proposals_N4, truth.boxes_N4.to(proposals_N4.dtype)]))
+            labels_N, matched_N = self._match(boxes[-1], truth)
+            labels.append(labels_N)
+            matched.append(matched_N)
+            is_truth.append(torch.arange(len(boxes[-1]), device=labels_N.device) >= len(proposals_N4))
+        chosen = [torch.where((p | n).bool())[0] for p, n in zip(*self.sampler(labels), strict=True)]
+        return Samples(
+            *(
+                [of[c] for of, c in zip(part, chosen, strict=True)]
+                for part in (boxes, labels, matched, is_truth)
+            )
+        )
+
+    def _match(self, boxes_N4: Tensor, truth: ImageTruth) -> tuple[Tensor, Tensor]:
+        """Return (N,) labels, -1 where a box counts for nothing, and (N,) indices of objects."""
+        labels_N = torch.zeros(len(boxes_N4), dtype=torch.int64, device=boxes_N4.device)
+        matched_N = torch.zeros_like(labels_N)
+        if len(truth.boxes_N4) and len(boxes_N4):
+            found_N = self.matcher(box_iou(truth.boxes_N4.to(boxes_N4.dtype), boxes_N4))
+            matched_N = found_N.clamp(min=0)
+            labels_N = torch.where(found_N >= 0, truth.labels_N[matched_N], labels_N)
+        labels_N[(labels_N == 0) & near(boxes_N4, truth.ignored_M4, self.iou)] = -1
+        return labels_N, matched_N
+
+    def losses(
+        self, logits_RK: Tensor, moves: Tensor, samples: Samples, truths: Sequence[ImageTruth]
+    ) -> tuple[Tensor, Tensor]:
+        """Return sums over images of the mean losses over each image's regions: class, box.
+
+        As in Fast R-CNN the box loss is divided by all regions, not by those that hold objects.
+        """
+        weight_R = torch.cat(
+            [labels_N.new_ones(len(labels_N)) / max(len(labels_N), 1) for labels_N in samples.labels]
+        )
+        labels_R = torch.cat(samples.labels)
+        class_loss = (F.cross_entropy(logits_RK, labels_R, reduction="none") * weight_R).sum()
+        kept_R = labels_R > 0
+        boxes, matched = samples.positives()
+        wanted_R4 = torch.cat(
+            [
+                self.coder.encode_single(truth.boxes_N4[matched_N].to(boxes_N4.dtype), boxes_N4)
+                for truth, boxes_N4, matched_N in zip(truths, boxes, matched, strict=True)
+            ]
+        )
+        moves_R4 = moves[kept_R] if self.class_agnostic else moves[kept_R, labels_R[kept_R]]
+        box_loss_R4 = F.smooth_l1_loss(moves_R4, wanted_R4, beta=self.beta, reduction="none")
+        return class_loss, (box_loss_R4.sum(1) * weight_R[kept_R]).sum()
+
+    def moved(self, moves: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Return the moved boxes of each image, clipped to it: (N, 4), or (N, K, 4) where classes differ."""
+        shape = (-1, 4) if self.class_agnostic else (-1, self.classes + 1, 4)
+        moved_R = self.coder.decode_single(moves.flatten(1), torch.cat(list(boxes))).view(shape)
+        parts = moved_R.split([len(boxes_N4) for boxes_N4 in boxes])
+        return [clip_boxes_to_image(part, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+class CascadeHead(nn.Module):
+    """One or more `BoxStage`s on the same levels.
+
+    Args:
+        strides: Of the levels that regions are read from, finest first.
+        channels: D, of the levels.
+        classes: C.
+        settings: Stages and what is kept at test.
+    """
+
+    def __init__(self, strides: Sequence[int], channels: int, classes: int, settings: BoxSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.pool = RegionPool(
+            strides,
+            settings.pool_size,
+            sampling=settings.sampling,
+            canonical_size=settings.canonical_size,
+            aligned=settings.aligned,
+        )
+        stages = settings.all_stages()
+        self.stages = nn.ModuleList(
+            BoxStage(channels, classes, len(stages) > 1, stage, settings) for stage in stages
+        )
+        self.loss_names = tuple(
+            (f"class{end}", f"box{end}")
+            for end in ([""] if len(stages) == 1 else [f"_{number + 1}" for number in range(len(stages))])
+        )
+
+    def loss_weights(self) -> dict[str, float]:
+        """Return name → weight of each stage's losses in the total."""
+        return {
+            name: stage.loss_weight
+            for names, stage in zip(self.loss_names, self.settings.all_stages(), strict=True)
+            for name in names
+        }
+
+    def forward(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], truths: Sequence[ImageTruth]
+    ) -> tuple[dict[str, Tensor], Samples]:
+        """Return name → loss, summed over images, and the last stage's samples.
+
+        Args:
+            maps: Levels, finest first.
+            proposals: (N, 4) of each image.
+            truths: What to learn.
+        """
+        losses: dict[str, Tensor] = {}
+        boxes = [proposals_N4.detach() for proposals_N4 in proposals]
+        for number, stage in enumerate(self.stages):
+            assert isinstance(stage, BoxStage)
+            samples = stage.sample(boxes, truths)
+            logits_RK, moves = stage(self.pool(maps, samples.boxes))
+            pair = stage.losses(logits_RK, moves, samples, truths)
+            losses |= dict(zip(self.loss_names[number], pair, strict=True))
+            if number + 1 < len(self.stages):
+                moved = stage.moved(moves.detach(), samples.boxes, [truth.size for truth in truths])
+                # The objects' own boxes are added anew: moved, they would be far too easy.
+                boxes = [
+                    _real(boxes_N4[~truth_N])
+                    for boxes_N4, truth_N in zip(moved, samples.is_truth, strict=True)
+                ]
+        return losses, samples
+
+    def detect(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[Found]:
+        """Return the objects of each image: the last stage's boxes with the mean of all stages' probabilities.
+
+        Args:
+            maps: Levels, finest first.
+            proposals: (N, 4) of each image.
+            sizes: Height and width of each image without padding.
+        """
+        boxes, scores_RK = list(proposals), torch.zeros(())
+        for stage in self.stages:
+            assert isinstance(stage, BoxStage)
+            logits_RK, moves = stage(self.pool(maps, boxes))
+            scores_RK = scores_RK.to(logits_RK.device) + logits_RK.softmax(-1) / len(self.stages)
+            boxes = stage.moved(moves, boxes, sizes)
+        scores = scores_RK.split([len(boxes_N) for boxes_N in boxes])
+        return [self._keep(boxes_N, scores_NK) for boxes_N, scores_NK in zip(boxes, scores, strict=True)]
+
+    def _keep(self, boxes_N: Tensor, scores_NK: Tensor) -> Found:
+        scores_NC = scores_NK[:, 1:]
+        boxes_NC4 = (
+            boxes_N[:, 1:] if boxes_N.ndim == 3 else boxes_N[:, None].expand(-1, scores_NC.shape[1], 4)
+        )
+        row, column = torch.where(scores_NC > self.settings.score_threshold)
+        boxes_N4, scores_N, labels_N = boxes_NC4[row, column], scores_NC[row, column], column + 1
+        real = remove_small_boxes(boxes_N4, MIN_SIDE)
+        boxes_N4, scores_N, labels_N = boxes_N4[real], scores_N[real], labels_N[real]
+        kept = batched_nms(boxes_N4, scores_N, labels_N, self.settings.nms_iou)[: self.settings.detections]
+        return Found(boxes_N4[kept], scores_N[kept], labels_N[kept])
+
+
+def _real(boxes_N4: Tensor) -> Tensor:
+    return boxes_N4[remove_small_boxes(boxes_N4, MIN_SIDE)]

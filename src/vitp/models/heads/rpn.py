@@ -1,0 +1,193 @@
+"""Region proposal network: torchvision's, with anchors at known strides and objects that are looked away from.
+
+Shapes: B images, A anchors of an image, N objects, M objects to look away from, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import box_iou
+
+
+@dataclass(frozen=True)
+class ImageTruth:
+    """What a detector learns from one image.
+
+    Attributes:
+        boxes_N4: float32 x1, y1, x2, y2 in pixels, none empty.
+        labels_N: int64, 1 … C; 0 is the background.
+        ignored_M4: Boxes of objects that count neither as objects nor as background.
+        size: Height and width of the image without padding.
+        masks_NHW: uint8, or None where only boxes are learned.
+    """
+
+    boxes_N4: Tensor
+    labels_N: Tensor
+    ignored_M4: Tensor
+    size: tuple[int, int]
+    masks_NHW: Tensor | None = None
+
+
+class ProposalSettings(BaseModel):
+    """Region proposals; the defaults are those of Faster R-CNN with FPN.
+
+    Attributes:
+        anchor_scales: Side of the square anchor in strides: 8 gives 32 … 512 px. For objects of 4–40 px take 2.
+        anchor_ratios: Height / width.
+        positive_iou, negative_iou: From where on an anchor is an object, and below which it is background.
+        samples, positive_share: Anchors an image in the loss, and how many of them at most are objects.
+        keep_before: Best anchors a level before suppression, in training and at test.
+        keep: Proposals an image, in training and at test.
+        nms_iou: Of the suppression within a level.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    anchor_scales: tuple[float, ...] = Field(default=(8.0,), min_length=1)
+    anchor_ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
+    positive_iou: float = Field(default=0.7, gt=0, le=1)
+    negative_iou: float = Field(default=0.3, ge=0, le=1)
+    samples: int = Field(default=256, gt=0)
+    positive_share: float = Field(default=0.5, gt=0, le=1)
+    keep_before: tuple[int, int] = (2000, 1000)
+    keep: tuple[int, int] = (2000, 1000)
+    nms_iou: float = Field(default=0.7, gt=0, le=1)
+
+
+class StrideAnchors(AnchorGenerator):
+    """Anchors at given strides in float32.
+
+    torchvision's generator derives strides from the sizes of image and map, which is wrong where a map is
+    rounded up, and takes the map's number type, in which coordinates are off by pixels under bfloat16.
+    """
+
+    def __init__(self, strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]) -> None:
+        sizes: Any = tuple(tuple(stride * scale for scale in scales) for stride in strides)
+        super().__init__(sizes, (tuple(ratios),) * len(strides))
+        self.strides = tuple(strides)
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Return (A, 4) anchors for each image."""
+        device = feature_maps[0].device
+        self.set_cell_anchors(torch.float32, device)
+        grids = [list(feature_map.shape[-2:]) for feature_map in feature_maps]
+        strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
+        anchors_A4 = torch.cat(self.grid_anchors(grids, strides))
+        return [anchors_A4] * len(image_list.image_sizes)
+
+
+class _Float32Head(RPNHead):
+    """Boxes are decoded from these outputs: bfloat16 would round their corners to whole pixels."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [logit.float() for logit in logits], [delta.float() for delta in deltas]
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """Anchors on every level → boxes that may hold an object.
+
+    Beside torchvision's it looks away from ignored objects and from padding, and takes the mean loss over each
+    image's anchors rather than over the batch's, so that a batch can be cut.
+
+    Args:
+        strides: Of the levels, finest first.
+        width: Channels of the levels.
+        settings: Anchors, matching, sampling, suppression.
+    """
+
+    def __init__(self, strides: Sequence[int], width: int, settings: ProposalSettings) -> None:
+        anchors = StrideAnchors(strides, settings.anchor_scales, settings.anchor_ratios)
+        super().__init__(
+            anchors,
+            _Float32Head(width, anchors.num_anchors_per_location()[0]),
+            settings.positive_iou,
+            settings.negative_iou,
+            settings.samples,
+            settings.positive_share,
+            dict(zip(("training", "testing"), settings.keep_before, strict=True)),
+            dict(zip(("training", "testing"), settings.keep, strict=True)),
+            settings.nms_iou,
+        )
+
+    def propose(
+        self,
+        maps_BChw: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        truths: Sequence[ImageTruth] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return (N, 4) proposals for each image, best first, and in training `objectness` and `proposal_box`.
+
+        The losses are sums over images of the mean over the image's sampled anchors.
+
+        Args:
+            maps_BChw: Levels, finest first.
+            sizes: Height and width of each image without padding; proposals are clipped to it.
+            truths: What to learn, in training.
+        """
+        levels = OrderedDict((str(level), map_BChw) for level, map_BChw in enumerate(maps_BChw))
+        images = ImageList(maps_BChw[0], list(sizes))
+        targets: Any = truths and [
+            {"boxes": truth.boxes_N4, "ignored": truth.ignored_M4, "size": torch.tensor(truth.size)}
+            for truth in truths
+        ]
+        boxes, losses = self(images, levels, targets)
+        names = {"loss_objectness": "objectness", "loss_rpn_box_reg": "proposal_box"}
+        return boxes, {names[name]: loss for name, loss in losses.items()}
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each anchor's label (1 object, 0 background, -1 neither) and the box that it is matched to."""
+        labels, matched = super().assign_targets_to_anchors(anchors, targets)
+        for label_A, anchors_A4, target in zip(labels, anchors, targets, strict=True):
+            skip_A = outside(anchors_A4, target["size"]) | near(
+                anchors_A4, target["ignored"], self.proposal_matcher.low_threshold
+            )
+            label_A[skip_A & (label_A == 0)] = -1.0
+        return labels, matched
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Return sums over images of the mean losses over each image's sampled anchors."""
+        positive, negative = (torch.stack(chosen).bool() for chosen in self.fg_bg_sampler(labels))
+        chosen_BA = positive | negative
+        weight_BA = chosen_BA / chosen_BA.sum(1, keepdim=True).clamp(min=1)
+        label_BA = torch.stack(labels)
+        logit_BA = objectness.view(label_BA.shape)
+        objectness_loss = F.binary_cross_entropy_with_logits(
+            logit_BA[chosen_BA], label_BA[chosen_BA], weight_BA[chosen_BA], reduction="sum"
+        )
+        delta_BA4 = pred_bbox_deltas.view(*label_BA.shape, 4)
+        wanted_BA4 = torch.stack(list(regression_targets))
+        box_R4 = F.smooth_l1_loss(delta_BA4[positive], wanted_BA4[positive], beta=1 / 9, reduction="none")
+        return objectness_loss, (box_R4.sum(1) * weight_BA[positive]).sum()
+
+
+def near(boxes_A4: Tensor, ignored_M4: Tensor, iou: float) -> Tensor:
+    """Return (A,) bool: which boxes overlap an ignored object so far that they would be no background."""
+    if not len(ignored_M4) or not len(boxes_A4):
+        return torch.zeros(len(boxes_A4), dtype=torch.bool, device=boxes_A4.device)
+    return box_iou(boxes_A4, ignored_M4).amax(1) >= iou
+
+
+def outside(boxes_A4: Tensor, size: Tensor | tuple[int, int]) -> Tensor:
+    """Return (A,) bool: which boxes have their centre in the padding."""
+    centre_x, centre_y = (boxes_A4[:, 0] + boxes_A4[:, 2]) / 2, (boxes_A4[:, 1] + boxes_A4[:, 3]) / 2
+    return (centre_y >= int(size[0])) | (centre_x >= int(size[1]))

@@ -1,0 +1,166 @@
+"""Object detection: a pyramid over the backbone, a feature pyramid network, Faster or Cascade R-CNN.
+
+Shapes: B images, N objects of an image, H × W pixels, h × w cells, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vitp.errors import ConfigError
+from vitp.evaluation.features import frozen
+from vitp.models.backbone import Backbone
+from vitp.models.heads.cascade import Found
+from vitp.models.heads.fpn import DetectionNeck
+from vitp.models.heads.rcnn import RCNN, DetectorSettings
+from vitp.models.heads.rpn import ImageTruth
+from vitp.models.pyramid import Pyramid
+from vitp.tasks.base import Prediction, Target, TaskBatch, TaskModel
+from vitp.tasks.dense import by_size
+
+MIN_SIDE = 0.5
+"""Objects with a shorter side, in pixels, teach nothing: what is left of them at an edge is noise."""
+
+
+class DetectionModel(TaskModel):
+    """A two-stage detector.
+
+    Losses: `objectness`, `proposal_box`, `class` and `box`; a cascade has `class_1`, `box_1`, … and weights each
+    stage's. All are normalised per image, so their counts are numbers of images.
+
+    Args:
+        pyramid: Backbone with maps at four strides.
+        classes: Names of the object classes.
+        settings: Head; None: Cascade R-CNN.
+    """
+
+    name: ClassVar[str] = "detection"
+    with_masks: ClassVar[bool] = False
+
+    def __init__(
+        self, pyramid: Pyramid, classes: Sequence[str], settings: DetectorSettings | None = None
+    ) -> None:
+        super().__init__(classes)
+        settings = settings or DetectorSettings()
+        self.pyramid = pyramid
+        channels = (pyramid.channels,) * len(pyramid.strides)
+        self.neck = DetectionNeck(channels, pyramid.strides, settings.width)
+        self.head = RCNN(
+            self.neck.strides, settings.width, len(self.classes), settings, masks=self.with_masks
+        )
+        self.loss_weights: Mapping[str, float] = self.head.boxes.loss_weights()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The pyramid's backbone."""
+        return self.pyramid.backbone
+
+    def levels(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Return the levels' maps of uint8 images, finest first."""
+        return self.neck(self.pyramid(self.backbone.normalize(images_BCHW)))
+
+    def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Return name → summed loss. See `TaskModel.forward`."""
+        truths = [
+            image_truth(target, size, with_masks=self.with_masks)
+            for target, size in zip(batch.targets, _sizes(batch), strict=True)
+        ]
+        return self.head(self.levels(batch.images_BCHW), truths)
+
+    def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
+        """Return name → number of images; of `mask` those with an object, as the others have no such loss."""
+        counts = dict.fromkeys(self.head.loss_names(), float(len(batch)))
+        if self.with_masks:
+            counts["mask"] = float(
+                sum(bool(learnable(target, with_masks=True).any()) for target in batch.targets)
+            )
+        return counts
+
+    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
+        """Return boxes, scores and labels of each image; see `TaskModel.predict`.
+
+        Images of one size run together. Others are not padded to each other, so that what is found in an image
+        doesn't depend on its company.
+        """
+        predictions: dict[int, Prediction] = {}
+        with frozen(self):
+            for indices, images_BCHW in by_size(images):
+                size = (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))
+                maps = self.levels(images_BCHW.to(self.device))
+                found, masks = self.head.detect(maps, [size] * len(indices))
+                for at, index in enumerate(indices):
+                    predictions[index] = self._prediction(
+                        found[at], None if masks is None else masks[at], size
+                    )
+        return [predictions[index] for index in range(len(images))]
+
+    def _prediction(self, found: Found, masks_NMM: Tensor | None, size: tuple[int, int]) -> Prediction:
+        return Prediction(
+            boxes_N4=found.boxes_N4.float().cpu(),
+            scores_N=found.scores_N.float().cpu(),
+            labels_N=found.labels_N.cpu() - 1,
+        )
+
+
+def _sizes(batch: TaskBatch) -> list[tuple[int, int]]:
+    return [(int(height), int(width)) for height, width in batch.sizes_B2.tolist()]
+
+
+def target_boxes(target: Target) -> Tensor:
+    """Return (N, 4) boxes: those given, or the hulls of the quads.
+
+    Raises:
+        ConfigError: The target has neither, or no labels.
+    """
+    if target.labels_N is None or (target.boxes_N4 is None and target.quads_N8 is None):
+        raise ConfigError(
+            "an image has no boxes", where="detection", fix="train on a set whose objects are labelled"
+        )
+    if target.boxes_N4 is not None:
+        return target.boxes_N4.float()
+    assert target.quads_N8 is not None
+    corners_N42 = target.quads_N8.float().view(-1, 4, 2)
+    return torch.cat([corners_N42.amin(1), corners_N42.amax(1)], dim=1)
+
+
+def learnable(target: Target, *, with_masks: bool) -> Tensor:
+    """Return (N,) bool: the objects that are learned from; the others are too small, difficult or unseen."""
+    boxes_N4 = target_boxes(target)
+    learn_N = ((boxes_N4[:, 2:] - boxes_N4[:, :2]) >= MIN_SIDE).all(1)
+    if target.difficult_N is not None:
+        learn_N &= ~target.difficult_N
+    if with_masks:
+        if target.masks_NHW is None:
+            raise ConfigError(
+                "an image has no instance masks",
+                where="instance",
+                fix="train on a set with outlines or instance masks, or choose detection",
+            )
+        learn_N &= target.masks_NHW.flatten(1).any(1).bool()
+    return learn_N
+
+
+def image_truth(target: Target, size: tuple[int, int], *, with_masks: bool) -> ImageTruth:
+    """Return what the head learns from one image.
+
+    Args:
+        target: Boxes or quads, labels and, if asked for, masks.
+        size: Height and width without padding.
+        with_masks: Whether masks are learned.
+
+    Raises:
+        ConfigError: Boxes, labels or masks are missing.
+    """
+    boxes_N4, learn_N = target_boxes(target), learnable(target, with_masks=with_masks)
+    assert target.labels_N is not None
+    return ImageTruth(
+        boxes_N4=boxes_N4[learn_N],
+        labels_N=target.labels_N[learn_N] + 1,
+        ignored_M4=boxes_N4[~learn_N],  # an object that isn't learned is no background, either
+        size=size,
+        masks_NHW=target.masks_NHW[learn_N] if with_masks and target.masks_NHW is not None else None,
+    )
