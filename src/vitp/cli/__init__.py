@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vitp.cli import data, models, training
+from vitp.cli import data, models, tasks, training
 from vitp.errors import VitpError
 from vitp.files import as_user_error
 from vitp.version import __version__
@@ -35,6 +35,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data", help="Labels to instructions, checks, pages, generated scenes.")
 training.register(app)
 models.register(app)
+tasks.register(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,356 @@
+"""Random changes of images that take boxes, quads, outlines and masks along.
+
+Objects travel as points (`ObjectLabel`), not as pixels: each geometric step is a change of the pixels and the
+2 × 3 matrix that does the same to points, so that labels stay exact however often an image is changed. Instance
+masks are made once, at the end, by `rasterise`.
+
+Points are in edge coordinates: pixel (column i, row j) covers i … i + 1 and j … j + 1.
+
+Shapes: C channels, H × W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from vitp.data.formats.crops import crop_object
+from vitp.data.formats.geometry import as_flat, as_points, bounds, clockwise
+from vitp.data.labels import IGNORE, ObjectLabel
+
+CROP_TRIES = 10
+"""Random crops that are drawn before one with too much of one class is taken."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, or two dates, with its labels, before they become a `Target`.
+
+    Attributes:
+        image_CHW: uint8 RGB.
+        later_CHW: Second date, of the same size.
+        objects: Labelled objects; None: not labelled.
+        semantic_HW: uint8 class of each pixel (255 = ignore) or change mask (0, 1).
+        classes_K: float32, of the whole image.
+    """
+
+    image_CHW: Tensor
+    later_CHW: Tensor | None = None
+    objects: tuple[ObjectLabel, ...] | None = None
+    semantic_HW: Tensor | None = None
+    classes_K: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return int(self.image_CHW.shape[-2]), int(self.image_CHW.shape[-1])
+
+
+class AugmentSettings(BaseModel):
+    """Random changes. `AugmentSettings.none()` changes nothing.
+
+    Attributes:
+        scale: Smallest and largest factor on the size.
+        crop: Side of the square that is cut out at random, padded where the image is smaller (zeros, and 255 in
+            masks); None: where scale or rotate changed the size, the size from before.
+        max_class_share: Of the labelled pixels in a crop one class may fill at most this share, where ten tries
+            find such a crop.
+        flip: Mirror left-right and top-bottom, each with probability ½.
+        rotate90: Turn by a random multiple of 90°; overhead images have no up.
+        rotate: Turn by a random angle of at most this many degrees, for oriented boxes.
+        photometric: Strength of brightness, contrast, saturation and hue changes; 0: none, 1: as is usual in
+            segmentation (±50 %, hue ±18°). Dates change independently.
+        swap_dates: Probability that the two dates of a pair are swapped.
+        min_visible: Objects of which less of the area is left are dropped.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop: int | None = Field(default=None, ge=8)
+    max_class_share: float = Field(default=0.75, gt=0, le=1)
+    flip: bool = True
+    rotate90: bool = True
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    photometric: float = Field(default=0.25, ge=0, le=1)
+    swap_dates: float = Field(default=0.5, ge=0, le=1)
+    min_visible: float = Field(default=0.3, gt=0, le=1)
+
+    @classmethod
+    def none(cls) -> AugmentSettings:
+        """Return the neutral setting."""
+        return cls(flip=False, rotate90=False, photometric=0.0, swap_dates=0.0)
+
+
+def augment(
+    sample: Sample,
+    settings: AugmentSettings,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int] | None = None,
+) -> Sample:
+    """Return the sample under random changes that `rng` decides.
+
+    Args:
+        sample: Image and labels; not changed.
+        settings: What may happen.
+        rng: Decides.
+        size: Height and width that the image is resized to (before the random scale); None: as it is.
+    """
+    height, width = size or sample.size
+    low, high = settings.scale
+    # Uniform in the logarithm: as much enlarged as reduced.
+    factor = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if low < high else low
+    sample = resize(sample, (max(1, round(height * factor)), max(1, round(width * factor))))
+    if settings.rotate:
+        sample = rotate(sample, float(rng.uniform(-settings.rotate, settings.rotate)))
+    wanted = (height, width) if settings.crop is None else (settings.crop, settings.crop)
+    if settings.crop is not None or settings.rotate or sample.size != wanted:
+        sample = random_crop(sample, wanted, settings, rng)
+    if settings.flip:
+        sample = flip(sample, *(bool(value) for value in rng.random(2) < 0.5))
+    if settings.rotate90:
+        sample = quarter_turns(sample, int(rng.integers(4)))
+    if settings.photometric:
+        later = sample.later_CHW
+        sample = replace(
+            sample,
+            image_CHW=distort(sample.image_CHW, settings.photometric, rng),
+            later_CHW=None if later is None else distort(later, settings.photometric, rng),
+        )
+    if sample.later_CHW is not None and rng.random() < settings.swap_dates:
+        sample = replace(sample, image_CHW=sample.later_CHW, later_CHW=sample.image_CHW)
+    return sample
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Return the sample at `size` (height, width): images antialiased, classes never mixed."""
+    if sample.size == size:
+        return sample
+    height, width = sample.size
+    matrix = np.array([[size[1] / width, 0.0, 0.0], [0.0, size[0] / height, 0.0]])
+    shape = list(size)
+
+    def mask(semantic_HW: Tensor) -> Tensor:
+        return transforms.resize(semantic_HW[None], shape, InterpolationMode.NEAREST_EXACT)[0]
+
+    return _changed(
+        sample,
+        lambda image: transforms.resize(image, shape, InterpolationMode.BILINEAR, antialias=True),
+        mask,
+        matrix,
+    )
+
+
+def rotate(sample: Sample, degrees: float) -> Sample:
+    """Return the sample turned clockwise on a canvas that holds all of it; the rest is black, 255 in masks.
+
+    Boxes become the boxes around what is turned: around the outline where there is one, else around the
+    quad, else around the turned box, which is then too large.
+    """
+    height, width = sample.size
+    angle = np.deg2rad(degrees)
+    cosine, sine = float(np.cos(angle)), float(np.sin(angle))
+    # Half a millionth: 90° must not give a canvas one pixel larger for the sake of a rounded cosine.
+    new_width = int(np.ceil(abs(width * cosine) + abs(height * sine) - 1e-6))
+    new_height = int(np.ceil(abs(width * sine) + abs(height * cosine) - 1e-6))
+    linear = np.array([[cosine, -sine], [sine, cosine]])  # y points down, so this turns clockwise
+    shift = np.array([new_width / 2, new_height / 2]) - linear @ np.array([width / 2, height / 2])
+    # OpenCV counts pixel centres from 0, which lie at ½ in edge coordinates.
+    centres = np.column_stack([linear, shift + linear @ np.array([0.5, 0.5]) - 0.5])
+
+    def warp(pixels: Tensor, flags: int, border: float) -> Tensor:
+        turned = cv2.warpAffine(
+            np.ascontiguousarray(pixels.numpy()),
+            centres,
+            (new_width, new_height),
+            flags=flags,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(border,) * 3,
+        )
+        return torch.from_numpy(turned)
+
+    return _changed(
+        sample,
+        lambda image: warp(image.permute(1, 2, 0), cv2.INTER_LINEAR, 0).permute(2, 0, 1).contiguous(),
+        lambda mask: warp(mask, cv2.INTER_NEAREST, IGNORE),
+        np.column_stack([linear, shift]),
+    )
+
+
+def random_crop(
+    sample: Sample, size: tuple[int, int], settings: AugmentSettings, rng: np.random.Generator
+) -> Sample:
+    """Return a random part of `size` (height, width), padded at the bottom and the right where that is more.
+
+    With a mask the part is drawn anew while one class fills too much of it, at most ten times.
+    """
+    height, width = sample.size
+    for _ in range(CROP_TRIES):
+        y = int(rng.integers(max(height - size[0], 0) + 1))
+        x = int(rng.integers(max(width - size[1], 0) + 1))
+        if sample.semantic_HW is None or settings.max_class_share >= 1:
+            break
+        part_HW = sample.semantic_HW[y : y + size[0], x : x + size[1]]
+        counts_V = torch.bincount(part_HW[part_HW != IGNORE].flatten(), minlength=1)
+        if 0 < int(counts_V.max()) <= settings.max_class_share * int(counts_V.sum()):
+            break
+    return crop(sample, (x, y, x + size[1], y + size[0]), min_visible=settings.min_visible)
+
+
+def crop(sample: Sample, window: tuple[int, int, int, int], *, min_visible: float) -> Sample:
+    """Return a part of the sample.
+
+    Args:
+        sample: The whole.
+        window: x1, y1, x2, y2 in pixels; x2 and y2 may lie outside, where zeros (255 in masks) are put.
+        min_visible: Objects of which less of the area is in the window are dropped.
+    """
+    x1, y1, x2, y2 = window
+
+    def cut(pixels: Tensor, fill: int) -> Tensor:
+        part = pixels[..., y1:y2, x1:x2]
+        missing = (0, x2 - x1 - part.shape[-1], 0, y2 - y1 - part.shape[-2])
+        return F.pad(part, missing, value=fill).contiguous()
+
+    moved = _changed(sample, lambda image: cut(image, 0), lambda mask: cut(mask, IGNORE), None)
+    if sample.objects is None:
+        return moved
+    # What lies in the padding was never photographed: the image's own border cuts objects, too.
+    visible = (x1, y1, min(x2, sample.size[1]), min(y2, sample.size[0]))
+    parts = (crop_object(label, visible, min_visible) for label in sample.objects)
+    return replace(moved, objects=tuple(label for label in parts if label is not None))
+
+
+def flip(sample: Sample, left_right: bool, top_bottom: bool) -> Sample:
+    """Return the sample mirrored."""
+    height, width = sample.size
+    dims = [dim for dim, wanted in ((-1, left_right), (-2, top_bottom)) if wanted]
+    if not dims:
+        return sample
+    matrix = np.array(
+        [
+            [-1.0 if left_right else 1.0, 0.0, width if left_right else 0.0],
+            [0.0, -1.0 if top_bottom else 1.0, height if top_bottom else 0.0],
+        ]
+    )
+    return _changed(sample, lambda image: image.flip(dims), lambda mask: mask.flip(dims), matrix)
+
+
+def quarter_turns(sample: Sample, turns: int) -> Sample:
+    """Return the sample turned clockwise by `turns` × 90°."""
+    for _ in range(turns % 4):
+        matrix = np.array([[0.0, -1.0, sample.size[0]], [1.0, 0.0, 0.0]])
+        sample = _changed(
+            sample,
+            lambda image: torch.rot90(image, -1, (-2, -1)).contiguous(),
+            lambda mask: torch.rot90(mask, -1, (-2, -1)).contiguous(),
+            matrix,
+        )
+    return sample
+
+
+def distort(image_CHW: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    """Return the image under random brightness, contrast, saturation and hue, each with probability ½."""
+    low, high = 1 - strength / 2, 1 + strength / 2
+    steps: Sequence[tuple[Callable[[Tensor, float], Tensor], float, float]] = (
+        (transforms.adjust_brightness, low, high),
+        (transforms.adjust_contrast, low, high),
+        (transforms.adjust_saturation, low, high),
+        (transforms.adjust_hue, -0.05 * strength, 0.05 * strength),
+    )
+    for index in rng.permutation(len(steps)):
+        change, smallest, largest = steps[int(index)]
+        amount = float(rng.uniform(smallest, largest))
+        if rng.random() < 0.5:
+            image_CHW = change(image_CHW, amount)
+    return image_CHW
+
+
+def _changed(
+    sample: Sample,
+    image: Callable[[Tensor], Tensor],
+    mask: Callable[[Tensor], Tensor],
+    matrix: np.ndarray | None,
+) -> Sample:
+    """Return the sample with its pixels changed, and its objects moved by a 2 × 3 matrix where one is given."""
+    objects = sample.objects
+    if matrix is not None and objects is not None:
+        objects = tuple(moved_object(label, matrix) for label in objects)
+    return replace(
+        sample,
+        image_CHW=image(sample.image_CHW),
+        later_CHW=None if sample.later_CHW is None else image(sample.later_CHW),
+        semantic_HW=None if sample.semantic_HW is None else mask(sample.semantic_HW),
+        objects=objects,
+    )
+
+
+def moved_object(label: ObjectLabel, matrix: np.ndarray) -> ObjectLabel:
+    """Return the label under an affine map of points (2 × 3).
+
+    The box stays the same box where axes go to axes; otherwise it is the box around the moved outline.
+    """
+
+    def move(flat: Sequence[float]) -> np.ndarray:
+        return as_points(flat) @ matrix[:, :2].T + matrix[:, 2]
+
+    x1, y1, x2, y2 = label.box
+    box_42 = move((x1, y1, x2, y1, x2, y2, x1, y2))
+    quad_42 = None if label.quad is None else move(label.quad)
+    rings = [move(ring) for ring in label.polygons]
+    linear = np.abs(matrix[:, :2])
+    axes_stay = bool(min(linear[0, 0] + linear[1, 1], linear[0, 1] + linear[1, 0]) == 0)
+    around = box_42
+    if not axes_stay and rings:
+        around = np.concatenate(rings)
+    elif not axes_stay and quad_42 is not None:
+        around = quad_42
+    return replace(
+        label,
+        box=bounds(around),
+        quad=None if quad_42 is None else as_flat(clockwise(quad_42)),
+        polygons=tuple(as_flat(clockwise(ring)) for ring in rings),
+    )
+
+
+def rasterise(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
+    """Return the mask (H, W) uint8 of an outline: the pixels whose centre lies in one of the rings.
+
+    Unlike OpenCV's fill, which also paints every pixel that the border touches, this gives back exactly the
+    mask that an outline along pixel edges was made from.
+    """
+    height, width = size
+    mask_HW = np.zeros(size, bool)
+    for ring in rings:
+        points_N2 = as_points(ring)
+        x1, y1, x2, y2 = bounds(points_N2)
+        left, right = max(int(np.floor(x1)), 0), min(int(np.ceil(x2)), width)
+        top, bottom = max(int(np.floor(y1)), 0), min(int(np.ceil(y2)), height)
+        if right > left and bottom > top:
+            part = _inside(points_N2 - (left, top), bottom - top, right - left)
+            mask_HW[top:bottom, left:right] |= part
+    return mask_HW.astype(np.uint8)
+
+
+def _inside(points_N2: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return (H, W) bool by the even-odd rule: left of a pixel's centre lies an odd number of edges."""
+    start_N2, end_N2 = points_N2, np.roll(points_N2, -1, axis=0)
+    centre_H1 = np.arange(height)[:, None] + 0.5
+    crosses_HN = (start_N2[:, 1] <= centre_H1) != (end_N2[:, 1] <= centre_H1)
+    rows, edges = np.nonzero(crosses_HN)
+    (x1, y1), (x2, y2) = start_N2[edges].T, end_N2[edges].T
+    crossing_x = x1 + (rows + 0.5 - y1) / (y2 - y1) * (x2 - x1)
+    first = np.clip(np.ceil(crossing_x - 0.5), 0, width).astype(np.int64)
+    toggles_HW = np.zeros((height, width + 1), np.int32)
+    np.add.at(toggles_HW, (rows, first), 1)
+    return toggles_HW.cumsum(axis=1)[:, :width] % 2 == 1

@@ -1,0 +1,327 @@
+"""What every downstream task shares: targets, batches, predictions, scores and the model's contract.
+
+Shapes: B images, N objects, H × W pixels, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from vitp.engine.weights import save_tensors, unique_state
+from vitp.errors import ConfigError
+from vitp.files import write_json
+from vitp.models.backbone import Backbone
+from vitp.objectives.base import Objective, ParameterGroup
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+FORMAT = "vitp-task-1"
+
+
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of a dataclass with `change` applied to its tensors."""
+    changed = {
+        f.name: change(tensor) for f in fields(value) if isinstance(tensor := getattr(value, f.name), Tensor)
+    }
+    return replace(value, **changed)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is known of one image. What a task doesn't need, or nobody labelled, is None.
+
+    Attributes:
+        boxes_N4: float32 x1, y1, x2, y2 in pixels of the (augmented) input, right and bottom exclusive.
+        quads_N8: float32 four corners x1, y1, …, x4, y4, clockwise in the image.
+        labels_N: int64, 0 … C − 1; there is no background class.
+        difficult_N: bool; such objects are left out of training and ignored by the metrics.
+        masks_NHW: uint8 instance masks, 0 or 1.
+        semantic_HW: uint8 class of each pixel, 255 = ignore; of pairs 1 where something changed.
+        classes_C: float32 multi-hot (multi-label) or one-hot (single label).
+    """
+
+    boxes_N4: Tensor | None = None
+    quads_N8: Tensor | None = None
+    labels_N: Tensor | None = None
+    difficult_N: Tensor | None = None
+    masks_NHW: Tensor | None = None
+    semantic_HW: Tensor | None = None
+    classes_C: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Target:
+        """Return the target with its tensors on `device`."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Target:
+        """Return the target in page-locked memory."""
+        return _map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Images of one size with their targets.
+
+    Attributes:
+        images_BCHW: uint8 RGB, padded at the bottom and the right with zeros to one size.
+        later_BCHW: The second date of pairs, padded likewise.
+        sizes_B2: int64 height and width of each image before it was padded.
+        targets: One for each image; their masks have the size before padding.
+        record_names: Ids of the images, for messages.
+    """
+
+    images_BCHW: Tensor
+    later_BCHW: Tensor | None
+    sizes_B2: Tensor
+    targets: tuple[Target, ...]
+    record_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.images_BCHW.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> TaskBatch:
+        """Return the batch with its tensors on `device`."""
+        moved = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, targets=tuple(target.to(device, non_blocking) for target in self.targets))
+
+    def pin_memory(self) -> TaskBatch:
+        """Return the batch in page-locked memory, so that copies to a GPU don't wait."""
+        pinned = _map_tensors(self, lambda tensor: tensor.pin_memory())
+        return replace(pinned, targets=tuple(target.pin_memory() for target in self.targets))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image: CPU tensors in pixels of the image that was given; unused fields are None.
+
+    Attributes:
+        boxes_N4: float32 x1, y1, x2, y2.
+        quads_N8: float32 corners, clockwise.
+        scores_N: float32 on 0..1, falling.
+        labels_N: int64, 0 … C − 1.
+        masks_NHW: bool.
+        semantic_HW: uint8; of pairs 1 where something changed.
+        probabilities_C: float32 on 0..1.
+    """
+
+    boxes_N4: Tensor | None = None
+    quads_N8: Tensor | None = None
+    scores_N: Tensor | None = None
+    labels_N: Tensor | None = None
+    masks_NHW: Tensor | None = None
+    semantic_HW: Tensor | None = None
+    probabilities_C: Tensor | None = None
+
+
+def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return (3, H, W) images of any sizes as one batch, padded with zeros, and their sizes.
+
+    Returns:
+        `images_BCHW` of the largest height and width, and `sizes_B2` int64 height and width of each image.
+    """
+    sizes_B2 = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64)
+    height, width = (int(value) for value in sizes_B2.amax(0))
+    padded = [F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
+    return torch.stack(padded), sizes_B2
+
+
+class InputSize(BaseModel):
+    """What size images get before they enter a model; predictions are brought back to the image's own.
+
+    Attributes:
+        mode: `fixed`: a square of `size`; `short` or `long`: that side becomes `size`; `none`: as they are.
+        size: Pixels.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Literal["none", "fixed", "short", "long"] = "none"
+    size: int | None = Field(default=None, ge=8)
+
+    def of(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that an image of this height and width gets.
+
+        Raises:
+            ConfigError: There is no `size` though `mode` needs one.
+        """
+        if self.mode == "none":
+            return height, width
+        if self.size is None:
+            raise ConfigError(f"{self.mode} needs a size", where="resize", fix="set size")
+        if self.mode == "fixed":
+            return self.size, self.size
+        side = min(height, width) if self.mode == "short" else max(height, width)
+        return max(1, round(height * self.size / side)), max(1, round(width * self.size / side))
+
+
+class TestSettings(BaseModel):
+    """How a model is applied to images of any size.
+
+    Attributes:
+        resize: First of all; None: as in training (what a run remembers).
+        window: Side of the square window that slides over larger images; None: the whole image at once.
+        overlap: Share of a window that the next one sees again.
+        scales: Factors that the image is resized by; the results are merged.
+        flip: Also look at the mirrored image.
+        batch_size: Windows or images at once.
+        score_threshold: Objects below it are not drawn or written; scores are computed without it.
+        surface: Also compute the 95th percentile of surface distances (HD95) in segmentation.
+    """
+
+    __test__: ClassVar[bool] = False  # the name is no invitation to pytest
+    model_config = ConfigDict(extra="forbid")
+
+    resize: InputSize | None = None
+    window: int | None = Field(default=None, ge=8)
+    overlap: float = Field(default=0.25, ge=0, lt=1)
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    flip: bool = False
+    batch_size: int = Field(default=8, gt=0)
+    score_threshold: float = Field(default=0.3, ge=0, le=1)
+    surface: bool = False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Numbers of one evaluation.
+
+    Attributes:
+        headline: Name of the value that models are chosen by; larger is better.
+        values: Name → value on 0..1 (unless the name says otherwise); NaN where nothing could be counted.
+        per_class: Class → name → value.
+        images: Number of images.
+    """
+
+    headline: str
+    values: Mapping[str, float]
+    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    images: int = 0
+
+    def __post_init__(self) -> None:
+        if self.headline not in self.values:
+            raise ValueError(f"the headline {self.headline!r} is none of {sorted(self.values)}")
+
+    @property
+    def score(self) -> float:
+        """The headline's value."""
+        return self.values[self.headline]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; NaN, which JSON lacks, becomes None."""
+        return {
+            "headline": self.headline,
+            "values": {name: _finite(value) for name, value in self.values.items()},
+            "per_class": {
+                name: {key: _finite(value) for key, value in row.items()}
+                for name, row in self.per_class.items()
+            },
+            "images": self.images,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+class TaskModel(Objective):
+    """A backbone, a neck and a head. The engine trains it as any objective.
+
+    `forward` takes a `TaskBatch` and returns *sums* of losses; `loss_counts` what they are divided by. Losses
+    that come normalised per image (detection) are returned as mean × B, and counted as B.
+
+    A subclass keeps what lies between the backbone and the head in an attribute called `pyramid` or `neck`.
+
+    Attributes:
+        name: "classification", "segmentation", "detection", "instance", "oriented" or "change".
+        classes: Names of the classes.
+        input_size: What size images get in training, and in use where nothing else is said.
+        description: What it takes to build the same model without weights, as JSON values; whoever builds a
+            model to be saved sets it (see `vitp.tasks.build`).
+    """
+
+    name: ClassVar[str]
+    input_size: InputSize = InputSize()
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__()
+        if not classes:
+            raise ConfigError("no classes to tell apart", where="classes", fix="choose a set with labels")
+        self.classes: tuple[str, ...] = tuple(classes)
+        self.description: dict[str, Any] = {}
+
+    @property
+    @abstractmethod
+    def backbone(self) -> Backbone:
+        """The pretrained part."""
+
+    @property
+    def vision_tower(self) -> Backbone:
+        """The backbone: its change is watched and its layers may learn at falling rates."""
+        return self.backbone
+
+    @abstractmethod
+    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
+        """Return one prediction for each image.
+
+        Args:
+            images: uint8 (3, H, W) each, of any sizes.
+            later: The second dates of pairs, each of the size of its first.
+        """
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return "vision tower", "neck" (where there is one) and "head"."""
+        tower = {id(parameter) for parameter in self.backbone.parameters()}
+        parts: dict[str, dict[str, torch.nn.Parameter]] = {"vision tower": {}, "neck": {}, "head": {}}
+        for name, parameter in self.named_parameters():
+            if id(parameter) in tower:
+                parts["vision tower"][name] = parameter
+            elif name.split(".", 1)[0] in ("pyramid", "neck"):
+                parts["neck"][name] = parameter
+            else:
+                parts["head"][name] = parameter
+        return [ParameterGroup(name, values) for name, values in parts.items() if values]
+
+    def work(self, batch: TaskBatch) -> dict[str, float]:
+        """Return the number of images."""
+        return {"samples": float(len(batch)), "tiles": float(len(batch))}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    def frozen_parts_to_eval(self) -> None:
+        """Keep a frozen backbone's dropout and running statistics still while the rest trains."""
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a backbone without a trainable parameter stays in eval mode."""
+        super().train(mode)
+        self.frozen_parts_to_eval()
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`: all that `vitp.tasks.load_task` needs.
+
+        Raises:
+            ValueError: The model doesn't know how it was built.
+        """
+        if not self.description:
+            raise ValueError("the model has no description, so nobody could load it")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # One key only: safetensors writes several in random order, and equal models should be equal files.
+        save_tensors(folder / WEIGHTS, unique_state(self), {"format": "pt"})
+        head = {"format": FORMAT, "task": self.name, "classes": list(self.classes)}
+        write_json(folder / CONFIG, json.loads(json.dumps({**head, **self.description})))

@@ -1,0 +1,342 @@
+"""Backbone + neck + head → the model of a task, and the table of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from vitp.config import make_config
+from vitp.data.labels import LabelledSet
+from vitp.errors import ConfigError, did_you_mean
+from vitp.evaluation.detection import detection_scores, found_objects, true_objects
+from vitp.evaluation.oriented import found_oriented, oriented_scores, true_oriented
+from vitp.export import load_backbone
+from vitp.models.backbone import Backbone
+from vitp.models.heads.rcnn import DetectorSettings
+from vitp.models.pyramid import Pyramid, build_pyramid, pad_to_multiple
+from vitp.models.resample import KernelMethod, resized_tower
+from vitp.models.timm_backbone import RotaryTower, TimmConfig, TimmStages, timm_backbone
+from vitp.models.vision import VisionConfig, VisionTower
+from vitp.tasks import change, classification, semantic
+from vitp.tasks.base import Scores, TaskModel, TestSettings
+from vitp.tasks.data import LabelKind, LabelReader
+from vitp.tasks.dense import DecoderSettings
+from vitp.tasks.detection import DetectionModel
+from vitp.tasks.instance import InstanceModel
+from vitp.tasks.oriented import OrientedRCNN, OrientedRCNNSettings
+from vitp.tasks.predict import predictions_of
+
+TIMM_PREFIX = "timm:"
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class BackboneSettings(BaseModel):
+    """Where the backbone comes from.
+
+    Attributes:
+        init: "starter" (comes with the package), the folder of an export, a run or a model, "timm:NAME" (any
+            architecture of timm), or "random" (see `vision`).
+        weights: File of weights for "timm:NAME"; None: random ones.
+        arguments: What timm gets beside the name, for "timm:NAME".
+        vision: Architecture of "random"; None: the starter's.
+        image_size: Side of the images that positions are kept for; None: the backbone's own.
+        patch_size: Pixels of a patch, resampled where the ViT was trained with others (the paper: 14 → 16).
+        patch_kernel: How the patch kernel is resampled.
+        drop_path: Stochastic depth rate of the last block.
+        freeze: Train neck and head only.
+        gradient_checkpointing: Recompute activations: less memory, more time.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    init: str = "starter"
+    weights: str | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    vision: VisionConfig | None = None
+    image_size: int | None = Field(default=None, ge=8)
+    patch_size: int | None = Field(default=None, ge=2)
+    patch_kernel: KernelMethod = "bicubic"
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    freeze: bool = False
+    gradient_checkpointing: bool = False
+
+
+class NeckSettings(BaseModel):
+    """What lies between backbone and head.
+
+    Attributes:
+        kind: `adapter` (ViT-Adapter, the paper's; plain ViTs), `simple` (feature pyramid from the last map; any
+            ViT), `cnn` (the stages of a hierarchical network), `none` (the last map alone: a probe), `auto`:
+            `cnn` for hierarchical networks and `simple` for ViTs, with channels that suit the backbone's width.
+        options: Arguments of `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["auto", "adapter", "simple", "cnn", "none"] = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class LastMap(Pyramid):
+    """No pyramid: the backbone's last map at its own stride."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.channels, self.strides = backbone.channels[-1], (backbone.strides[-1],)
+
+    def features(self, image_BCHW: Tensor) -> list[Tensor]:
+        """Return the last map."""
+        return self.backbone.forward_features(pad_to_multiple(image_BCHW, self.strides[0]))
+
+
+def open_backbone(settings: BackboneSettings, seed: int = 0) -> Backbone:
+    """Return the backbone that the settings name, with its weights.
+
+    Args:
+        settings: See `BackboneSettings`.
+        seed: Of random weights.
+
+    Raises:
+        ConfigError: The settings contradict each other, or timm has no such model.
+        CheckpointError: No backbone is there, or a file is broken.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = _open(settings)
+    if settings.gradient_checkpointing:
+        set_checkpointing = getattr(backbone, "set_gradient_checkpointing", None)
+        if set_checkpointing is None:
+            raise ConfigError("this backbone can't", where="backbone.gradient_checkpointing")
+        set_checkpointing(True)
+    return backbone.requires_grad_(not settings.freeze)
+
+
+def _open(settings: BackboneSettings) -> Backbone:
+    name = settings.init
+    if name.startswith(TIMM_PREFIX):
+        config = TimmConfig(
+            architecture=name.removeprefix(TIMM_PREFIX),
+            arguments=settings.arguments,
+            image_size=settings.image_size,
+        )
+        if settings.patch_size is not None:
+            raise ConfigError(
+                "patches of timm models aren't resampled here",
+                where="backbone.patch_size",
+                fix="give patch_size among backbone.arguments; timm resamples the weights",
+            )
+        return timm_backbone(config, drop_path=settings.drop_path, weights=settings.weights)
+    if settings.arguments or settings.weights:
+        raise ConfigError(
+            f'"{name}" takes neither arguments nor weights', where="backbone", fix='use init "timm:NAME"'
+        )
+    if name == "random":
+        tower = VisionTower(settings.vision or load_backbone("starter").config)
+    elif settings.vision is not None:
+        raise ConfigError(f'"{name}" has its own architecture', where="backbone.vision", fix='use "random"')
+    else:
+        tower = load_backbone(name)
+    return resized_tower(
+        tower,
+        patch_size=settings.patch_size,
+        image_size=settings.image_size,
+        drop_path=settings.drop_path,
+        method=settings.patch_kernel,
+    )
+
+
+def describe_backbone(backbone: Backbone) -> dict[str, Any]:
+    """Return as JSON what `empty_backbone` makes the same architecture from."""
+    if isinstance(backbone, VisionTower):
+        return {"kind": "vision", "config": backbone.config.model_dump(mode="json")}
+    if isinstance(backbone, TimmStages | RotaryTower):
+        known = {"mean": list(backbone.mean), "std": list(backbone.std), "image_size": backbone.image_size[0]}
+        return {"kind": "timm", "config": {**backbone.config.model_dump(mode="json"), **known}}
+    raise ConfigError(f"a {type(backbone).__name__} can't be written down", where="backbone")
+
+
+def empty_backbone(description: Mapping[str, Any]) -> Backbone:
+    """Return a backbone of the described architecture, to be filled with weights.
+
+    Raises:
+        ConfigError: The description can't be understood.
+    """
+    if description["kind"] == "vision":
+        return VisionTower(make_config(VisionConfig, dict(description["config"]), where="backbone"))
+    if description["kind"] == "timm":
+        return timm_backbone(make_config(TimmConfig, dict(description["config"]), where="backbone"))
+    raise ConfigError(f'unknown kind "{description["kind"]}"', where="backbone")
+
+
+def build_neck(backbone: Backbone, settings: NeckSettings) -> Pyramid:
+    """Return the pyramid that the settings name around a backbone.
+
+    Raises:
+        ConfigError: The kind doesn't fit the backbone, or an option is unknown.
+    """
+    if settings.kind == "none":
+        if settings.options:
+            raise ConfigError("no neck has no options", where="neck.options", fix="remove them")
+        return LastMap(backbone)
+    if settings.kind == "auto":
+        kind: Literal["adapter", "simple", "cnn"] = "cnn" if len(set(backbone.strides)) > 1 else "simple"
+        # 256, as published, from a width of 512 on; a ViT of 3 M parameters doesn't need a neck of 2 M.
+        channels = min(256, max(32, backbone.channels[-1] // 2))
+        return build_pyramid(backbone, kind, **{"channels": channels, **settings.options})
+    return build_pyramid(backbone, settings.kind, **settings.options)
+
+
+Evaluate = Callable[[Any, LabelledSet, TestSettings], Scores]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One entry of the table of tasks.
+
+    Attributes:
+        build: Backbone, classes, neck, head settings → model.
+        evaluate: Model, labelled images, how to apply the model → scores.
+        labels: Head settings → what the task learns from.
+    """
+
+    build: Callable[[Backbone, Sequence[str], NeckSettings, Mapping[str, Any]], TaskModel]
+    evaluate: Evaluate
+    labels: Callable[[Mapping[str, Any]], LabelKind]
+
+
+def _head(kind: type[Settings], head: Mapping[str, Any]) -> Settings:
+    return make_config(kind, dict(head), where="head")
+
+
+def _classification(
+    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
+) -> TaskModel:
+    if neck.kind not in ("auto", "none"):
+        raise ConfigError("classification has no neck", where="neck.kind", fix='leave it at "auto"')
+    return classification.ClassificationModel(
+        backbone, classes, _head(classification.ClassificationSettings, head)
+    )
+
+
+def _segmentation(
+    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
+) -> TaskModel:
+    return semantic.SegmentationModel(build_neck(backbone, neck), classes, _head(DecoderSettings, head))
+
+
+def _change(
+    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
+) -> TaskModel:
+    return change.ChangeModel(build_neck(backbone, neck), _head(change.ChangeSettings, head))
+
+
+def _detection(
+    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
+) -> TaskModel:
+    return DetectionModel(_levels(backbone, neck), classes, _head(DetectorSettings, head))
+
+
+def _instance(
+    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
+) -> TaskModel:
+    return InstanceModel(_levels(backbone, neck), classes, _head(DetectorSettings, head))
+
+
+def _oriented(
+    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
+) -> TaskModel:
+    return OrientedRCNN(_levels(backbone, neck), classes, _head(OrientedRCNNSettings, head))
+
+
+def _levels(backbone: Backbone, neck: NeckSettings) -> Pyramid:
+    if neck.kind == "none":
+        raise ConfigError(
+            "detectors need maps of several strides", where="neck.kind", fix="choose adapter, simple or cnn"
+        )
+    return build_neck(backbone, neck)
+
+
+def _evaluate_objects(kind: LabelKind) -> Evaluate:
+    def evaluate(model: TaskModel, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        reader = LabelReader(labelled, kind, model.classes)
+        truths, found = [], []
+        for _, sample, prediction in predictions_of(model, reader, settings):
+            truths.append(true_objects(reader.target(sample)))
+            found.append(found_objects(prediction))
+        return detection_scores(truths, found, model.classes, masks=kind == "instances")
+
+    return evaluate
+
+
+def _evaluate_oriented(model: OrientedRCNN, labelled: LabelledSet, settings: TestSettings) -> Scores:
+    reader = LabelReader(labelled, "oriented", model.classes)
+    truths, found = [], []
+    for _, sample, prediction in predictions_of(model, reader, settings):
+        truths.append(true_oriented(reader.target(sample)))
+        found.append(found_oriented(prediction))
+    return oriented_scores(truths, found, model.classes)
+
+
+def _always(kind: LabelKind) -> Callable[[Mapping[str, Any]], LabelKind]:
+    return lambda head: kind
+
+
+TASKS: dict[str, Task] = {
+    "classification": Task(
+        _classification,
+        classification.evaluate,
+        lambda head: _head(classification.ClassificationSettings, head).labels,
+    ),
+    "segmentation": Task(_segmentation, semantic.evaluate, _always("semantic")),
+    "change": Task(_change, change.evaluate, _always("change")),
+    "detection": Task(_detection, _evaluate_objects("objects"), _always("objects")),
+    "instance": Task(_instance, _evaluate_objects("instances"), _always("instances")),
+    "oriented": Task(_oriented, _evaluate_oriented, _always("oriented")),
+}
+"""Name → how a task's model is built and scored, and what it learns from."""
+
+
+def task_of(name: str) -> Task:
+    """Return a task by its name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in TASKS:
+        hint = did_you_mean(name, TASKS) or f"tasks are {', '.join(TASKS)}"
+        raise ConfigError(f"unknown task {name!r}", where="task", fix=hint)
+    return TASKS[name]
+
+
+def build_model(
+    name: str,
+    backbone: Backbone,
+    classes: Sequence[str],
+    neck: NeckSettings | None = None,
+    head: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+) -> TaskModel:
+    """Return a task's model around a backbone; neck and head are random, the same for the same seed.
+
+    Raises:
+        ConfigError: The settings don't fit the task or the backbone.
+    """
+    task, neck, head = task_of(name), neck or NeckSettings(), dict(head or {})
+    # What happened before in this process must not decide the head.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = task.build(backbone, classes, neck, head)
+    model.description = {
+        "backbone": describe_backbone(backbone),
+        "neck": neck.model_dump(mode="json"),
+        "head": head,
+    }
+    return model

@@ -1,0 +1,99 @@
+"""Change detection: what differs between two dates of one place.
+
+Both dates go through the same backbone (Siamese); their maps are put together level by level and decoded as in
+segmentation.
+
+Shapes: B pairs, H × W pixels, C channels, h × w cells.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitp.data.labels import LabelledSet
+from vitp.errors import ConfigError
+from vitp.evaluation.metrics import confusion_matrix
+from vitp.evaluation.segmentation_metrics import change_scores
+from vitp.models.backbone import Backbone
+from vitp.models.pyramid import Pyramid
+from vitp.tasks.base import Scores, TestSettings
+from vitp.tasks.data import CHANGE_CLASSES, LabelReader
+from vitp.tasks.dense import DecoderSettings, DenseModel
+from vitp.tasks.predict import predictions_of
+
+Fusion = Literal["concatenate", "difference", "both"]
+
+
+class ChangeSettings(DecoderSettings):
+    """Decoder, losses and how the dates meet.
+
+    Attributes:
+        fusion: `concatenate` the channels of both dates (the paper's), the absolute `difference`, or `both`.
+    """
+
+    fusion: Fusion = "concatenate"
+
+
+def fuse(before_BChw: Tensor, after_BChw: Tensor, fusion: Fusion) -> Tensor:
+    """Return the maps of two dates as one, with once, twice or three times their channels."""
+    if fusion == "concatenate":
+        return torch.cat([before_BChw, after_BChw], dim=1)
+    difference_BChw = (after_BChw - before_BChw).abs()
+    if fusion == "difference":
+        return difference_BChw
+    return torch.cat([before_BChw, after_BChw, difference_BChw], dim=1)
+
+
+class ChangeModel(DenseModel):
+    """Change detection; see `DenseModel`. Its classes are "unchanged" and "changed".
+
+    Args:
+        pyramid: Backbone with maps; both dates go through it.
+        settings: Decoder, losses and fusion; None: UperNet on concatenated maps.
+    """
+
+    name: ClassVar[str] = "change"
+
+    def __init__(self, pyramid: Pyramid, settings: ChangeSettings | None = None) -> None:
+        settings = settings or ChangeSettings()
+        times = {"concatenate": 2, "difference": 1, "both": 3}[settings.fusion]
+        channels = (times * pyramid.channels,) * len(pyramid.strides)
+        super().__init__(CHANGE_CLASSES, channels, settings)
+        self.pyramid, self.fusion = pyramid, settings.fusion
+
+    @property
+    def backbone(self) -> Backbone:
+        """The pyramid's backbone."""
+        return self.pyramid.backbone
+
+    def maps(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Tensor]:
+        """Return the fused maps of two dates.
+
+        Raises:
+            ConfigError: There is no second date.
+        """
+        if later_BCHW is None:
+            raise ConfigError("needs two dates of each place", where="change", fix="give pairs of images")
+        # One pass over both dates: twice the batch, once the overhead.
+        dates_DCHW = torch.cat([images_BCHW, later_BCHW])
+        levels = self.pyramid(self.backbone.normalize(dates_DCHW))
+        dates = [level.chunk(2) for level in levels]
+        return [fuse(before_BChw, after_BChw, self.fusion) for before_BChw, after_BChw in dates]
+
+
+def evaluate(model: ChangeModel, labelled: LabelledSet, settings: TestSettings) -> Scores:
+    """Return F1, IoU, precision and recall of the change class over all pixels of all pairs.
+
+    Raises:
+        DataError: A label doesn't fit its pair.
+    """
+    reader = LabelReader(labelled, "change", model.classes)
+    confusion_CC = np.zeros((2, 2), np.int64)
+    for _, sample, prediction in predictions_of(model, reader, settings):
+        assert prediction.semantic_HW is not None and sample.semantic_HW is not None
+        confusion_CC += confusion_matrix(prediction.semantic_HW.long(), sample.semantic_HW.long(), 2)
+    return change_scores(confusion_CC, images=len(labelled))

@@ -1,0 +1,205 @@
+"""Classes of whole images: one for each image, or any number of them.
+
+With a frozen backbone this is linear probing, otherwise full finetuning.
+
+Shapes: B images, D width, h × w cells, K classes, N test images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vitp.data.labels import LabelledSet
+from vitp.errors import ConfigError
+from vitp.evaluation.features import frozen
+from vitp.evaluation.metrics import (
+    accuracy,
+    average_precision,
+    confusion_matrix,
+    f1_per_class,
+    macro_f1,
+    mean_average_precision,
+)
+from vitp.models.backbone import Backbone
+from vitp.models.pyramid import pad_to_multiple
+from vitp.tasks.base import Prediction, Scores, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.data import LabelKind, LabelReader
+from vitp.tasks.dense import by_size
+from vitp.tasks.predict import predictions_of
+
+
+class ClassificationSettings(BaseModel):
+    """Head and loss.
+
+    Attributes:
+        multi_label: An image may have several classes or none: which object classes are in it. False: the class
+            of the whole image.
+        dropout: Before the classifier while training.
+        label_smoothing: Share of the target that is spread evenly over the classes (single label only).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    multi_label: bool = False
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def labels(self) -> LabelKind:
+        """What it learns from."""
+        return "presence" if self.multi_label else "scene"
+
+
+class ClassificationModel(TaskModel):
+    """The mean of the backbone's last map, normalised, and a linear classifier.
+
+    Loss: `class`: cross-entropy, mean over images; or binary cross-entropy, mean over images and classes.
+
+    Args:
+        backbone: Any backbone.
+        classes: Names of the classes.
+        settings: Head and loss.
+
+    Raises:
+        ConfigError: A single-label task with one class.
+    """
+
+    name: ClassVar[str] = "classification"
+
+    def __init__(
+        self, backbone: Backbone, classes: Sequence[str], settings: ClassificationSettings | None = None
+    ) -> None:
+        super().__init__(classes)
+        self.settings = settings or ClassificationSettings()
+        if not self.settings.multi_label and len(self.classes) < 2:
+            raise ConfigError(
+                f"one class ({self.classes[0]}) can't be told apart from others",
+                where="classes",
+                fix="choose a set with two or more, or multi_label",
+            )
+        self.tower = backbone
+        width = backbone.channels[-1]
+        classify = nn.Linear(width, len(self.classes))
+        # Small logits: the first loss is log K whatever the features are.
+        nn.init.trunc_normal_(classify.weight, std=0.01)
+        nn.init.zeros_(classify.bias)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Dropout(self.settings.dropout), classify)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone."""
+        return self.tower
+
+    def logits(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
+        """Return (B, K) logits of uint8 images; what was padded doesn't count."""
+        stride = self.tower.strides[-1]
+        padded_BCHW = pad_to_multiple(self.tower.normalize(images_BCHW), stride)
+        (map_BDhw,) = self.tower.forward_features(padded_BCHW)
+        cells_B2 = (sizes_B2.to(map_BDhw.device) / stride).ceil()
+        rows_Bh = torch.arange(map_BDhw.shape[-2], device=map_BDhw.device) < cells_B2[:, :1]
+        columns_Bw = torch.arange(map_BDhw.shape[-1], device=map_BDhw.device) < cells_B2[:, 1:]
+        inside_B1hw = (rows_Bh[:, :, None] & columns_Bw[:, None, :])[:, None]
+        mean_BD = (map_BDhw * inside_B1hw).sum((2, 3)) / inside_B1hw.sum((2, 3))
+        return self.head(mean_BD)
+
+    def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Return the summed loss. See `TaskModel.forward`."""
+        logits_BK = self.logits(batch.images_BCHW, batch.sizes_B2).float()
+        target_BK = torch.stack([_classes(target.classes_C) for target in batch.targets])
+        if self.settings.multi_label:
+            loss = F.binary_cross_entropy_with_logits(logits_BK, target_BK, reduction="sum")
+        else:
+            loss = F.cross_entropy(
+                logits_BK, target_BK, reduction="sum", label_smoothing=self.settings.label_smoothing
+            )
+        return {"class": loss}
+
+    def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
+        """Return the number of images, or of images × classes."""
+        return {"class": float(len(batch) * (len(self.classes) if self.settings.multi_label else 1))}
+
+    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
+        """Return the probability of each class; see `TaskModel.predict`. Images of one size run together."""
+        found: dict[int, Prediction] = {}
+        with frozen(self):
+            for indices, images_BCHW in by_size(images):
+                sizes_B2 = torch.tensor([images_BCHW.shape[-2:]] * len(indices))
+                logits_BK = self.logits(images_BCHW.to(self.device), sizes_B2).float()
+                probability_BK = logits_BK.sigmoid() if self.settings.multi_label else logits_BK.softmax(1)
+                found |= {
+                    index: Prediction(probabilities_C=probability_BK[at].cpu())
+                    for at, index in enumerate(indices)
+                }
+        return [found[index] for index in range(len(images))]
+
+
+def _classes(classes_K: Tensor | None) -> Tensor:
+    assert classes_K is not None
+    return classes_K
+
+
+def evaluate(model: ClassificationModel, labelled: LabelledSet, settings: TestSettings) -> Scores:
+    """Return accuracy and macro-F1 (single label), or mAP and macro-F1 at probability ½ (multi-label).
+
+    Raises:
+        DataError: A label doesn't fit the model's classes.
+    """
+    reader = LabelReader(labelled, model.settings.labels, model.classes)
+    probabilities, truths = [], []
+    for _, sample, prediction in predictions_of(model, reader, settings):
+        probabilities.append(_classes(prediction.probabilities_C))
+        truths.append(_classes(reader.target(sample).classes_C))
+    probability_NK, truth_NK = torch.stack(probabilities), torch.stack(truths)
+    if model.settings.multi_label:
+        return multi_label_scores(probability_NK.numpy(), truth_NK.numpy(), model.classes)
+    return single_label_scores(probability_NK, truth_NK.argmax(1), model.classes)
+
+
+def single_label_scores(probability_NK: Tensor, truth_N: Tensor, classes: Sequence[str]) -> Scores:
+    """Return accuracy, macro-F1 and the accuracy of the first five where there are more than five classes."""
+    confusion_KK = confusion_matrix(probability_NK.argmax(1), truth_N, len(classes), ignore=-1)
+    f1_K, images_K = f1_per_class(confusion_KK), confusion_KK.sum(1)
+    values = {"accuracy": accuracy(confusion_KK), "macro_f1": macro_f1(confusion_KK)}
+    if len(classes) > 5:
+        hit_N = (probability_NK.topk(5, dim=1).indices == truth_N[:, None]).any(1)
+        values["accuracy_top5"] = float(hit_N.float().mean())
+    recall_K = [
+        hit / count if count else math.nan for hit, count in zip(np.diag(confusion_KK), images_K, strict=True)
+    ]
+    rows = {
+        name: {"f1": float(f1_K[k]), "recall": float(recall_K[k]), "images": float(images_K[k])}
+        for k, name in enumerate(classes)
+    }
+    return Scores("accuracy", values, rows, images=len(truth_N))
+
+
+def multi_label_scores(
+    probability_NK: np.ndarray, truth_NK: np.ndarray, classes: Sequence[str], *, threshold: float = 0.5
+) -> Scores:
+    """Return mAP, and macro-F1 of the classes that occur with everything above `threshold` taken as a yes."""
+    guess_NK, truth = probability_NK > threshold, truth_NK > 0.5
+    hit_K = (guess_NK & truth).sum(0)
+    whole_K = guess_NK.sum(0) + truth.sum(0)
+    f1_K = np.divide(2 * hit_K, whole_K, out=np.full(len(classes), np.nan), where=whole_K > 0)
+    occurring = f1_K[truth.any(0)]
+    values = {
+        "map": mean_average_precision(probability_NK, truth.astype(np.int8)),
+        "macro_f1": float(occurring.mean()) if occurring.size else math.nan,
+    }
+    rows = {
+        name: {
+            "ap": average_precision(probability_NK[:, k], truth[:, k]),
+            "f1": float(f1_K[k]),
+            "images": float(truth[:, k].sum()),
+        }
+        for k, name in enumerate(classes)
+    }
+    return Scores("map", values, rows, images=len(truth_NK))

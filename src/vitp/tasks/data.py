@@ -1,0 +1,385 @@
+"""From labelled sets to batches of a task: pure functions of the place in the run.
+
+Shapes: B images, N objects, C classes, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitp.data.formats import read_labels
+from vitp.data.images import load_image
+from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.errors import ConfigError, DataError, did_you_mean
+from vitp.evaluation.probes import draw, label_count, splits_of
+from vitp.objectives.dense_source import read_mask
+from vitp.tasks.augment import AugmentSettings, Sample, augment, rasterise
+from vitp.tasks.base import InputSize, Target, TaskBatch, pad_images
+
+LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
+"""What a task learns from: the class of the image, which object classes are in it, boxes, boxes with masks, quads,
+the class of each pixel, or what changed between two dates."""
+
+CHANGE_CLASSES = ("unchanged", "changed")
+OUTSIDE_TOLERANCE = 1.0
+"""Pixels that a box may reach over the border: annotation tools round."""
+
+
+def open_labelled(path: str | Path, format: str = "auto", **options: Any) -> LabelledSet:
+    """Return the labels of a compiled folder, or of a folder in any format that `vitp data compile` reads.
+
+    Args:
+        path: Folder (or COCO file; or the domain of generated scenes with `format="scenes"`).
+        format: A key of `vitp.data.formats.FORMATS`, or "auto".
+        **options: Of the format.
+
+    Raises:
+        ConfigError: There is no such format or option.
+        DataError: The labels can't be read.
+    """
+    return read_labels(format, path, **options)
+
+
+def classes_of(labelled: LabelledSet, kind: LabelKind) -> tuple[str, ...]:
+    """Return the names of the classes that a kind of labels tells apart.
+
+    Raises:
+        DataError: The set has no such labels.
+    """
+    if kind == "change":
+        return CHANGE_CLASSES
+    by_kind = {"scene": labelled.scene_classes, "semantic": labelled.semantic_classes}
+    classes = by_kind.get(kind, labelled.object_classes)
+    if not classes:
+        raise DataError(
+            f"has no {_LABEL_NAMES[kind]}", where=labelled.name, fix="choose a set or a task that fits"
+        )
+    return classes
+
+
+_LABEL_NAMES: dict[str, str] = {
+    "scene": "classes of whole images",
+    "presence": "objects",
+    "objects": "objects",
+    "instances": "objects with outlines",
+    "oriented": "objects",
+    "semantic": "masks",
+    "change": "pairs with change masks",
+}
+
+
+def is_labelled(item: LabelledImage, kind: LabelKind) -> bool:
+    """Return whether an image has labels of a kind (an empty list of objects is a label, too)."""
+    if kind == "scene":
+        return item.scene is not None
+    if kind == "semantic":
+        return item.semantic is not None
+    if kind == "change":
+        return item.second_image is not None and item.change is not None
+    return item.objects is not None
+
+
+def labelled_only(labelled: LabelledSet, kind: LabelKind) -> LabelledSet:
+    """Return the images that have labels of a kind; how many were left out is a finding.
+
+    Items of a lazy set are made when they are touched, so only its first one is looked at.
+
+    Raises:
+        DataError: No image has such labels.
+    """
+    classes_of(labelled, kind)
+    lazy = not isinstance(labelled.items, list | tuple)
+    probe = [labelled.items[0]] if lazy and len(labelled) else list(labelled.items)
+    kept = [item for item in probe if is_labelled(item, kind)]
+    if not kept:
+        raise DataError(
+            f"none of its {len(labelled)} images has {_LABEL_NAMES[kind]}",
+            where=labelled.name,
+            fix="check the labels' folder, or choose a task that fits",
+        )
+    if lazy or len(kept) == len(probe):
+        return labelled
+    finding = f"{len(probe) - len(kept)} of {len(probe)} images have no {_LABEL_NAMES[kind]}; left out"
+    return replace(labelled, items=kept, findings=(*labelled.findings, finding))
+
+
+def task_splits(labelled: LabelledSet | Mapping[str, LabelledSet], kind: LabelKind) -> dict[str, LabelledSet]:
+    """Return the train, val and test images that have the labels; without val a fifth of train is held out.
+
+    Raises:
+        ConfigError: There are no train or no test images.
+        DataError: A split has no labels of the kind.
+    """
+    try:
+        splits = splits_of(labelled)
+    except ConfigError as error:
+        name = labelled.name if isinstance(labelled, LabelledSet) else "data"
+        raise ConfigError(error.what, where=name, fix=error.fix) from None
+    return {name: labelled_only(part, kind) for name, part in splits.items()}
+
+
+def draw_labels(train: LabelledSet, labels: int | float | None, seed: int) -> LabelledSet:
+    """Return a number or share of the training images: a function of the set and the seed alone.
+
+    Raises:
+        ConfigError: There are not as many.
+    """
+    if labels is None:
+        return train
+    try:
+        count = label_count(len(train), labels)
+    except ConfigError as error:
+        raise ConfigError(error.what, where="data.labels", fix=error.fix) from None
+    scenes = {name: number for number, name in enumerate(train.scene_classes)}
+    items = [train.items[index] for index in range(len(train))]
+    scene_N = torch.tensor([scenes.get(item.scene or "", -1) for item in items])
+    return replace(train, items=[items[index] for index in draw(scene_N, count, seed).tolist()])
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Reads the images of a set with the labels of one kind, in the numbers of a model's classes.
+
+    Attributes:
+        labelled: The set.
+        kind: Which labels.
+        classes: Of the model; the set's by default. Every class of the set must be among them.
+
+    Raises:
+        DataError: The set has other classes.
+    """
+
+    labelled: LabelledSet
+    kind: LabelKind
+    classes: tuple[str, ...] = ()
+    _semantic_V: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        own = classes_of(self.labelled, self.kind)
+        if not self.classes:
+            object.__setattr__(self, "classes", own)
+        for name in own:
+            if name not in self.classes:
+                raise DataError(
+                    f'has the class "{name}", the model has {", ".join(self.classes)}',
+                    where=self.labelled.name,
+                    fix=did_you_mean(name, self.classes) or "evaluate on the classes it was trained for",
+                )
+        table_V = np.full(256, IGNORE, np.uint8)
+        if self.kind in ("semantic", "change"):
+            table_V[: len(own)] = [self.classes.index(name) for name in own]
+        object.__setattr__(self, "_semantic_V", table_V)
+
+    def sample(self, item: LabelledImage) -> Sample:
+        """Return an image with its labels.
+
+        Raises:
+            DataError: A file is missing or damaged, or a label doesn't fit its image or the classes.
+        """
+        image_HWC = np.array(load_image(item.image))
+        size = (image_HWC.shape[0], image_HWC.shape[1])
+        if size != (item.height, item.width):
+            raise DataError(
+                f"is {size[1]}×{size[0]} px, its labels say {item.width}×{item.height}",
+                where=item.image,
+                fix="compile the labels again",
+            )
+        sample = Sample(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous())
+        if self.kind == "semantic":
+            mask_HW = self._semantic_V[read_mask(item, self.labelled, size)]
+            return replace(sample, semantic_HW=torch.from_numpy(mask_HW))
+        if self.kind == "change":
+            return self._pair(sample, item)
+        if self.kind == "scene":
+            return replace(sample, classes_K=self._scene(item))
+        return replace(sample, objects=tuple(self._checked(item, label) for label in item.objects or ()))
+
+    def _pair(self, sample: Sample, item: LabelledImage) -> Sample:
+        assert item.second_image is not None and item.change is not None
+        later_HWC = np.array(load_image(item.second_image))
+        change_HW = item.change()
+        for what, shape in (("later date", later_HWC.shape[:2]), ("change mask", change_HW.shape)):
+            if tuple(shape) != sample.size:
+                raise DataError(
+                    f"its {what} is {shape[1]}×{shape[0]} px, its first date {sample.size[1]}×{sample.size[0]}",
+                    where=f"image {item.id}",
+                    fix="cut both dates and the mask to the same size",
+                )
+        later_CHW = torch.from_numpy(later_HWC).permute(2, 0, 1).contiguous()
+        return replace(sample, later_CHW=later_CHW, semantic_HW=torch.from_numpy(change_HW.astype(np.uint8)))
+
+    def _number(self, name: str, item: LabelledImage) -> int:
+        if name not in self.classes:
+            raise DataError(
+                f'class "{name}" is not in the list of classes ({", ".join(self.classes)})',
+                where=f"image {item.id}",
+                fix=did_you_mean(name, self.classes) or "mend the label or compile the set again",
+            )
+        return self.classes.index(name)
+
+    def _scene(self, item: LabelledImage) -> Tensor:
+        assert item.scene is not None
+        one_hot_K = torch.zeros(len(self.classes))
+        one_hot_K[self._number(item.scene, item)] = 1.0
+        return one_hot_K
+
+    def _checked(self, item: LabelledImage, label: ObjectLabel) -> ObjectLabel:
+        self._number(label.category, item)
+        x1, y1, x2, y2 = label.box
+        slack = OUTSIDE_TOLERANCE
+        inside = x1 >= -slack and y1 >= -slack and x2 <= item.width + slack and y2 <= item.height + slack
+        if not (inside and x1 < x2 and y1 < y2):
+            raise DataError(
+                f"the box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) of a {label.category} "
+                + ("has no area" if inside else f"lies outside the image of {item.width}×{item.height} px"),
+                where=f"image {item.id}",
+                fix="mend the label or compile the set again",
+            )
+        if self.kind == "instances" and not label.polygons:
+            raise DataError(
+                f"a {label.category} has no outline, only a box",
+                where=f"image {item.id}",
+                fix="choose the task detection, or read masks with the option instances=true",
+            )
+        return label
+
+    def target(self, sample: Sample) -> Target:
+        """Return what a model is told of a sample, after augmentation."""
+        if self.kind in ("semantic", "change"):
+            return Target(semantic_HW=sample.semantic_HW)
+        if self.kind == "scene":
+            return Target(classes_C=sample.classes_K)
+        labels = [label for label in sample.objects or () if _has_area(label, sample.size)]
+        numbers_N = torch.tensor([self.classes.index(o.category) for o in labels], dtype=torch.int64)
+        if self.kind == "presence":
+            return Target(classes_C=torch.zeros(len(self.classes)).index_fill_(0, numbers_N, 1.0))
+        boxes_N4 = _numbers([label.box for label in labels], 4)
+        height, width = sample.size
+        boxes_N4 = torch.minimum(boxes_N4.clamp(min=0), torch.tensor([width, height, width, height]).float())
+        target = Target(
+            boxes_N4=boxes_N4,
+            labels_N=numbers_N,
+            difficult_N=torch.tensor([label.difficult for label in labels], dtype=torch.bool),
+        )
+        if self.kind == "oriented":
+            return replace(target, quads_N8=_numbers([label.quad or _corners(label) for label in labels], 8))
+        if self.kind == "instances":
+            masks = [rasterise(label.polygons, sample.size) for label in labels]
+            masks_NHW = np.stack(masks) if masks else np.zeros((0, *sample.size), np.uint8)
+            return replace(target, masks_NHW=torch.from_numpy(masks_NHW))
+        return target
+
+
+def _has_area(label: ObjectLabel, size: tuple[int, int]) -> bool:
+    x1, y1, x2, y2 = label.box
+    return min(x2, size[1]) - max(x1, 0) > 0 and min(y2, size[0]) - max(y1, 0) > 0
+
+
+def _corners(label: ObjectLabel) -> tuple[float, ...]:
+    x1, y1, x2, y2 = label.box
+    return (x1, y1, x2, y1, x2, y2, x1, y2)
+
+
+def _numbers(rows: Sequence[Sequence[float]], columns: int) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, columns)
+
+
+class TaskSource:
+    """Random batches of a labelled set for one task.
+
+    Every epoch sees each image once, in an order of its own. Position `step · batch_size + k` of the run
+    decides image and augmentation, so that a batch doesn't depend on how many micro-batches or ranks share it.
+
+    Args:
+        reader: The training images and how they are read.
+        batch_size: Images of one optimizer step, over all micro-batches and ranks.
+        seed: Of order and augmentation.
+        micro_batches: Parts that a rank cuts its share of a step into.
+        size: What size images get first.
+        augmentation: Random changes.
+
+    Raises:
+        ConfigError: The set is empty.
+        DataError: A label doesn't fit its image (when the image's turn comes).
+    """
+
+    def __init__(
+        self,
+        reader: LabelReader,
+        batch_size: int,
+        seed: int,
+        *,
+        micro_batches: int = 1,
+        size: InputSize | None = None,
+        augmentation: AugmentSettings | None = None,
+    ) -> None:
+        if not len(reader.labelled):
+            raise ConfigError("has no images", where=reader.labelled.name, fix="choose another split or set")
+        self.reader, self.batch_size, self.seed = reader, batch_size, seed
+        self.micro_batches = micro_batches
+        self.size = size or InputSize()
+        self.augmentation = augmentation or AugmentSettings()
+
+    def __call__(self, step: int, micro: int, rank: int, world: int) -> TaskBatch:
+        """Return the `micro`-th micro-batch of step `step` for this rank."""
+        parts = self.micro_batches * world
+        if self.batch_size < parts or micro >= self.micro_batches:
+            raise ConfigError(
+                f"a step of {self.batch_size} images can't be cut into {parts} parts (asked for micro-batch {micro})",
+                where="train.batch_size",
+                fix="give at least one image for each rank and micro-batch",
+            )
+        places = range(micro * world + rank, self.batch_size, parts)
+        return self.collate([self.sample(step * self.batch_size + place) for place in places])
+
+    def sample(self, position: int) -> tuple[str, Sample]:
+        """Return id and augmented sample of a position in the run: a function of the seed and it alone."""
+        items = self.reader.labelled.items
+        epoch, offset = divmod(position, len(items))
+        item = items[int(_order(self.seed, epoch, len(items))[offset])]
+        sample = self.reader.sample(item)
+        rng = np.random.default_rng([self.seed, position, 1])
+        return item.id, augment(sample, self.augmentation, rng, size=self.size.of(*sample.size))
+
+    def collate(self, samples: Sequence[tuple[str, Sample]]) -> TaskBatch:
+        """Return named samples as one batch, padded to the largest of them."""
+        images_BCHW, sizes_B2 = pad_images([sample.image_CHW for _, sample in samples])
+        later = [sample.later_CHW for _, sample in samples if sample.later_CHW is not None]
+        return TaskBatch(
+            images_BCHW,
+            pad_images(later)[0] if later else None,
+            sizes_B2,
+            tuple(self.reader.target(sample) for _, sample in samples),
+            tuple(name for name, _ in samples),
+        )
+
+    def fingerprint(self) -> str:
+        """Return a hash of the set and all options that decide the batches."""
+        labelled = self.reader.labelled
+        # Items of a lazy set are rendered when touched: a few of them stand for all.
+        eager = isinstance(labelled.items, list | tuple)
+        probe = range(len(labelled)) if eager else range(0, len(labelled), max(1, len(labelled) // 8))
+        facts = {
+            "set": labelled.name,
+            "count": len(labelled),
+            # File names, not paths: a set that moved to another disk is still the same set.
+            "items": [(labelled.items[i].id, Path(labelled.items[i].image).name) for i in probe],
+            "labels": [self.reader.kind, self.reader.classes],
+            "options": [self.batch_size, self.seed, self.size.model_dump(), self.augmentation.model_dump()],
+        }
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, 0]).permutation(count)

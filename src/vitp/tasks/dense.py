@@ -1,0 +1,259 @@
+"""What segmentation and change detection share: class of each pixel from the maps of a pyramid.
+
+Shapes: B images, K classes, H × W pixels, h × w cells of the finest map, C channels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vitp.data.labels import IGNORE
+from vitp.errors import ConfigError
+from vitp.evaluation.features import frozen
+from vitp.models.convolution import ConvNorm, NormKind
+from vitp.models.heads.upernet import FCNHead, UperNet, resize_map
+from vitp.tasks.base import Prediction, TaskBatch, TaskModel
+
+MOST_CLASSES = IGNORE
+"""Class maps are 8-bit, and 255 means "ignore"."""
+
+
+class DecoderSettings(BaseModel):
+    """Decoder and losses.
+
+    Attributes:
+        kind: `upernet` (the paper's), `fpn` (adds up the levels: light), `linear` (one 1 × 1 convolution on the
+            coarsest map: a probe).
+        width: Channels of the decoder; the paper has 512, and 1024 for LEVIR-CD.
+        auxiliary: Weight of a small head on the second coarsest map while training; 0: none.
+        dice: Weight of a soft Dice loss beside the cross-entropy; 0: none.
+        class_weights: One positive weight for each class in the cross-entropy; None: all 1.
+        label_smoothing: Share of the target that is spread evenly over the classes.
+        dropout: Share of the channels that is left out before the classifier while training.
+        norm: See `vitp.models.convolution`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["upernet", "fpn", "linear"] = "upernet"
+    width: int = Field(default=128, ge=8)
+    auxiliary: float = Field(default=0.4, ge=0)
+    dice: float = Field(default=0.0, ge=0)
+    class_weights: list[float] | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    norm: NormKind = "group"
+
+
+class LightDecoder(nn.Module):
+    """Adds up all levels at the finest size, one 3 × 3 convolution, a classifier (as semantic FPN, with less).
+
+    Args:
+        channels: Channels of the maps, finest first.
+        width: Channels of the decoder.
+        classes: K.
+        norm: See `vitp.models.convolution`.
+        dropout: Share of the channels that is left out before the classifier while training.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        width: int,
+        classes: int,
+        *,
+        norm: NormKind = "group",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(ConvNorm(each, width, 1, norm=norm) for each in channels)
+        self.fuse = ConvNorm(width, width, 3, norm=norm)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(width, classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K, h, w) at the finest map's size."""
+        size = maps[0].shape[-2:]
+        levels = [
+            resize_map(lateral(level), size) for lateral, level in zip(self.laterals, maps, strict=True)
+        ]
+        return self.classify(self.dropout(self.fuse(torch.stack(levels).sum(0))))
+
+
+class LinearDecoder(nn.Module):
+    """One 1 × 1 convolution on the coarsest map, its channels normalised: what the features alone can tell."""
+
+    def __init__(self, channels: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels[-1])
+        self.classify = nn.Conv2d(channels[-1], classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K, h, w) at the coarsest map's size."""
+        return self.classify(self.norm(maps[-1]))
+
+
+def build_decoder(channels: Sequence[int], classes: int, settings: DecoderSettings) -> nn.Module:
+    """Return the decoder that the settings name: maps (finest first) → logits."""
+    if settings.kind == "linear":
+        return LinearDecoder(channels, classes)
+    kind = UperNet if settings.kind == "upernet" else LightDecoder
+    return kind(channels, settings.width, classes, norm=settings.norm, dropout=settings.dropout)
+
+
+class DenseModel(TaskModel):
+    """Maps of a pyramid → class of each pixel.
+
+    Losses: `pixels` (cross-entropy, mean over labelled pixels, weighted by class), `dice` (1 − soft Dice, mean
+    over the classes of an image, then over images) and `auxiliary` (cross-entropy of the auxiliary head).
+
+    Args:
+        classes: Names, in the order of the map's values.
+        channels: Channels of the maps that the decoder sees, finest first.
+        settings: Decoder and losses.
+
+    Raises:
+        ConfigError: The class weights don't fit the classes.
+    """
+
+    def __init__(self, classes: Sequence[str], channels: Sequence[int], settings: DecoderSettings) -> None:
+        super().__init__(classes)
+        count, weights = len(self.classes), settings.class_weights
+        if not 2 <= count <= MOST_CLASSES:
+            raise ConfigError(
+                f"{count} classes can't be told apart pixel by pixel",
+                where="classes",
+                fix=f"give 2 to {MOST_CLASSES}",
+            )
+        if weights is not None and (len(weights) != count or min(weights) <= 0):
+            raise ConfigError(
+                f"{len(weights)} class weights for {count} classes",
+                where="head.class_weights",
+                fix="give one positive weight for each class",
+            )
+        self.settings = settings
+        self.decoder = build_decoder(channels, count, settings)
+        self.auxiliary_level = max(len(channels) - 2, 0)
+        self.auxiliary: FCNHead | None = None
+        if settings.auxiliary > 0:
+            self.auxiliary = FCNHead(
+                channels[self.auxiliary_level],
+                max(settings.width // 2, 8),
+                count,
+                norm=settings.norm,
+                dropout=settings.dropout,
+            )
+        self.loss_weights = {"pixels": 1.0, "dice": settings.dice, "auxiliary": settings.auxiliary}
+        weights_K = torch.tensor(weights or [1.0] * count)
+        # Counting happens on the CPU before a batch moves, the loss where the model is.
+        self._counting_weights = weights_K
+        self.class_weights: Tensor
+        self.register_buffer("class_weights", weights_K, persistent=False)
+
+    @abstractmethod
+    def maps(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Tensor]:
+        """Return what the decoder sees of uint8 images, finest first."""
+
+    def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Return name → summed loss. See `TaskModel.forward`."""
+        maps = self.maps(batch.images_BCHW, batch.later_BCHW)
+        size = batch.images_BCHW.shape[-2:]
+        target_BHW = stack_targets(batch, size)
+        logits_BKHW = resize_map(self.decoder(maps).float(), size)
+        losses = {"pixels": self._cross_entropy(logits_BKHW, target_BHW)}
+        if self.settings.dice > 0:
+            losses["dice"] = dice_loss(logits_BKHW, target_BHW)
+        if self.auxiliary is not None:
+            auxiliary_BKHW = resize_map(self.auxiliary(maps[self.auxiliary_level]).float(), size)
+            losses["auxiliary"] = self._cross_entropy(auxiliary_BKHW, target_BHW)
+        return losses
+
+    def _cross_entropy(self, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+        loss_BHW = F.cross_entropy(
+            logits_BKHW,
+            target_BHW,
+            ignore_index=IGNORE,
+            reduction="none",
+            label_smoothing=self.settings.label_smoothing,
+        )
+        return (loss_BHW * self.class_weights[target_BHW.clamp(max=len(self.classes) - 1)]).sum()
+
+    def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
+        """Return name → (weighted) labelled pixels, or images with a labelled pixel."""
+        pixels_BK = torch.stack([self._count(target.semantic_HW) for target in batch.targets])
+        weighted = float((pixels_BK * self._counting_weights).sum())
+        counts = {"pixels": weighted}
+        if self.settings.dice > 0:
+            counts["dice"] = float((pixels_BK.sum(1) > 0).sum())
+        if self.auxiliary is not None:
+            counts["auxiliary"] = weighted
+        return counts
+
+    def _count(self, semantic_HW: Tensor | None) -> Tensor:
+        """Return (K,) labelled pixels of each class."""
+        assert semantic_HW is not None
+        return torch.bincount(semantic_HW.flatten(), minlength=IGNORE + 1)[: len(self.classes)].cpu()
+
+    def probabilities(self, images_BCHW: Tensor, later_BCHW: Tensor | None = None) -> Tensor:
+        """Return (B, K, H, W) softmax probabilities, on the model's device, of uint8 images of one size."""
+        with frozen(self):
+            later = None if later_BCHW is None else later_BCHW.to(self.device)
+            logits_BKhw = self.decoder(self.maps(images_BCHW.to(self.device), later)).float()
+            return resize_map(logits_BKhw, images_BCHW.shape[-2:]).softmax(1)
+
+    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
+        """Return the class of each pixel; see `TaskModel.predict`. Images of one size run together."""
+        found: dict[int, Prediction] = {}
+        for indices, images_BCHW in by_size(images):
+            later_BCHW = None if later is None else torch.stack([later[index] for index in indices])
+            classes_BHW = self.probabilities(images_BCHW, later_BCHW).argmax(1).to(torch.uint8).cpu()
+            found |= {
+                index: Prediction(semantic_HW=classes_BHW[at].clone()) for at, index in enumerate(indices)
+            }
+        return [found[index] for index in range(len(images))]
+
+
+def by_size(images: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the numbers and the stack of the images of each size."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(index)
+    for indices in groups.values():
+        yield indices, torch.stack([images[index] for index in indices])
+
+
+def stack_targets(batch: TaskBatch, size: Sequence[int]) -> Tensor:
+    """Return (B, H, W) int64 classes of a batch; what was padded is ignored."""
+    padded = []
+    for target, name in zip(batch.targets, batch.record_names, strict=True):
+        if target.semantic_HW is None:
+            raise ConfigError("has no mask", where=f"image {name}", fix="train on a set with masks")
+        height, width = target.semantic_HW.shape
+        padded.append(F.pad(target.semantic_HW, (0, size[1] - width, 0, size[0] - height), value=IGNORE))
+    return torch.stack(padded).long()
+
+
+def dice_loss(logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
+    """Return Σ over images of 1 − the mean soft Dice of the classes that the image's labels hold.
+
+    Dice of class k is 2 Σ p t / (Σ p + Σ t) over labelled pixels. Classes that an image lacks are left out: they
+    would be right at any probability above 0 (cross-entropy teaches their absence). Images without a labelled
+    pixel give 0.
+    """
+    known_B1HW = (target_BHW != IGNORE)[:, None]
+    truth_BHW = target_BHW.masked_fill(~known_B1HW[:, 0], 0)
+    truth_BKHW = F.one_hot(truth_BHW, logits_BKHW.shape[1]).permute(0, 3, 1, 2) * known_B1HW
+    guess_BKHW = logits_BKHW.softmax(1) * known_B1HW
+    shared_BK = (guess_BKHW * truth_BKHW).sum((2, 3))
+    truth_BK = truth_BKHW.sum((2, 3))
+    dice_BK = 2 * shared_BK / (guess_BKHW.sum((2, 3)) + truth_BK).clamp(min=1e-6)
+    there_BK = truth_BK > 0
+    loss_B = ((1 - dice_BK) * there_BK).sum(1) / there_BK.sum(1).clamp(min=1)
+    return loss_B.sum()

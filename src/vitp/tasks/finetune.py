@@ -1,0 +1,333 @@
+"""A finetuning run: typed configuration in, run folder with model and scores out.
+
+RUN/config.yaml      the configuration
+RUN/metrics.jsonl    losses and validation scores
+RUN/validation.json  the curve on validation images, and the best step
+RUN/evidence.json    how far the backbone moved
+RUN/model/           the model (`vitp.tasks.runs.load_task`)
+RUN/scores.json      the scores on the test images, looked at once, at the end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+
+from vitp.config import load_config, save_config
+from vitp.data.labels import LabelledSet
+from vitp.engine import checkpoint, distributed
+from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.hooks import TrainResult
+from vitp.engine.loop import Trainer
+from vitp.errors import CheckpointError, ConfigError, VitpError
+from vitp.files import atomic_dir, write_json
+from vitp.tasks.augment import AugmentSettings
+from vitp.tasks.base import InputSize, Scores, TaskModel, TestSettings
+from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
+from vitp.tasks.data import (
+    LabelKind,
+    LabelReader,
+    TaskSource,
+    classes_of,
+    draw_labels,
+    open_labelled,
+    task_splits,
+)
+from vitp.tasks.validation import Validation, apply_best
+from vitp.version import __version__
+
+CONFIG_FILE = "config.yaml"
+SCORES_FILE = "scores.json"
+HARMLESS = ("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device")
+"""Settings that a resumed run may change: they don't change what is learned."""
+
+
+class DataSettings(BaseModel):
+    """What is learned from.
+
+    Attributes:
+        root: Folder with images and labels (or a domain of generated scenes, with format "scenes").
+        format: See `vitp data compile`.
+        options: Options of the format, as `{"classes": "forest=white"}`.
+        labels: Training images: a number, a share (0..1), or None for all. Which ones follows from `seed`.
+        resize: What size images get first; None: a square of the backbone's size.
+        crop: Side of random square crops while training; see `AugmentSettings.crop`.
+        max_val_images: Validation images at most, the same ones each time.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    root: str
+    format: str = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
+    labels: int | float | None = None
+    resize: InputSize | None = None
+    crop: int | None = Field(default=None, ge=8)
+    max_val_images: int = Field(default=500, gt=0)
+
+
+class FinetuneTrainConfig(TrainConfig):
+    """Length, precision and bookkeeping of a finetuning; see `TrainConfig`.
+
+    Attributes:
+        batch_size: Images an optimizer step, over all micro-batches and ranks.
+        val_every: Steps between validations; None: only after the last step.
+        choose: Which weights are kept: those of the `last` step, or the `best` on validation images. Test
+            images never choose.
+    """
+
+    steps: int = Field(600, gt=0)
+    num_workers: int = Field(0, ge=0)
+    tensorboard: bool = False
+    batch_size: int = Field(16, gt=0)
+    val_every: int | None = Field(100, gt=0)
+    choose: Literal["last", "best"] = "last"
+
+
+class FinetuneConfig(BaseModel):
+    """A complete finetuning run.
+
+    The defaults suit small ViTs on small images. The published settings are in
+    `docs/finetuning.md`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    seed: int = Field(0, ge=0)
+    backbone: BackboneSettings = Field(default_factory=BackboneSettings)
+    neck: NeckSettings = Field(default_factory=NeckSettings)
+    head: dict[str, Any] = Field(default_factory=dict)
+    data: DataSettings
+    augment: AugmentSettings = Field(default_factory=AugmentSettings)
+    optim: OptimConfig = Field(
+        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.05, warmup_ratio=0.1, layer_decay=0.75)
+    )
+    train: FinetuneTrainConfig = Field(default_factory=lambda: FinetuneTrainConfig())
+    test: TestSettings = Field(default_factory=TestSettings)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a run left.
+
+    Attributes:
+        scores: On the test images.
+        model: Folder of the model.
+        step: Of the weights that were kept.
+        train: What the engine says.
+    """
+
+    scores: Scores
+    model: Path
+    step: int
+    train: TrainResult
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """The parts of a run, ready for the engine."""
+
+    config: FinetuneConfig
+    model: TaskModel
+    source: TaskSource
+    splits: Mapping[str, LabelledSet]
+
+    @property
+    def test(self) -> TestSettings:
+        """How the model is applied, sizes filled in."""
+        return self.config.test.model_copy(
+            update={"resize": self.config.test.resize or self.model.input_size}
+        )
+
+
+def build_run(config: FinetuneConfig) -> FinetuneRun:
+    """Return model and batches of a configuration.
+
+    Raises:
+        VitpError: Something in the configuration, the backbone or the data can't be used.
+    """
+    task = task_of(config.task)
+    kind = task.labels(config.head)
+    labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
+    splits = task_splits(labelled, kind)
+    splits["train"] = draw_labels(splits["train"], config.data.labels, config.seed)
+    backbone = open_backbone(config.backbone, config.seed)
+    model = build_model(
+        config.task, backbone, classes_of(labelled, kind), config.neck, config.head, seed=config.seed
+    )
+    model.input_size = _input_size(config.data.resize, backbone.image_size[0])
+    _describe(model, config, splits)
+    source = TaskSource(
+        LabelReader(splits["train"], kind, model.classes),
+        config.train.batch_size,
+        config.seed,
+        micro_batches=config.train.micro_batches,
+        size=model.input_size,
+        augmentation=_augmentation(config, kind),
+    )
+    return FinetuneRun(config, model, source, splits)
+
+
+def _input_size(wanted: InputSize | None, side: int) -> InputSize:
+    if wanted is None:
+        return InputSize(mode="fixed", size=side)
+    if wanted.mode != "none" and wanted.size is None:
+        return wanted.model_copy(update={"size": side})
+    return wanted
+
+
+def _augmentation(config: FinetuneConfig, kind: LabelKind) -> AugmentSettings:
+    settings = config.augment
+    if config.data.crop is not None:
+        settings = settings.model_copy(update={"crop": config.data.crop})
+    # An image of one class is nothing to be avoided where the whole image has one.
+    if kind in ("semantic", "change"):
+        return settings
+    return settings.model_copy(update={"max_class_share": 1.0})
+
+
+def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, LabelledSet]) -> None:
+    train = splits["train"]
+    model.description |= {
+        "input": model.input_size.model_dump(mode="json"),
+        "test": config.test.model_dump(mode="json"),
+        "card": {
+            "vitp_version": __version__,
+            "backbone": config.backbone.init,
+            "data": train.name,
+            "licence": train.licence,
+            "train_images": len(train),
+            "steps": config.train.steps,
+            "seed": config.seed,
+        },
+    }
+
+
+def run_finetune(
+    config: FinetuneConfig, out: str | Path, *, resume: bool = False, console: Console | None = None
+) -> FinetuneResult:
+    """Finetune, choose the weights, score them once on the test images, and leave a run folder.
+
+    Args:
+        config: The run.
+        out: New folder, or the folder to resume.
+        resume: Continue from the last checkpoint of the folder.
+        console: Where progress is printed; standard output by default.
+
+    Raises:
+        VitpError: A wrong configuration, unusable data, a loss that is not finite, a full disk.
+    """
+    out = Path(out)
+    distributed.initialize(distributed.resolve_device(config.train.device))
+    main, refusal = distributed.rank() == 0, None
+    if main:
+        try:
+            _claim(out, config, resume)
+            save_config(config, out / CONFIG_FILE)
+        except VitpError as error:
+            refusal = error
+    distributed.raise_together(refusal)
+    try:
+        return _train(config, out, resume, console)
+    except VitpError:
+        if main and not checkpoint.latest(out):
+            # Nothing was trained: the next try, with the mistake mended, may have the folder.
+            (out / CONFIG_FILE).unlink(missing_ok=True)
+        raise
+
+
+def _claim(out: Path, config: FinetuneConfig, resume: bool) -> None:
+    """Refuse to write over another run."""
+    existing = out / CONFIG_FILE
+    if not resume:
+        if existing.is_file() or (out / "checkpoints").is_dir():
+            raise ConfigError(
+                "holds a run already",
+                where=str(out),
+                fix="continue it with --resume, or choose another folder",
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        return
+    if not existing.is_file():
+        raise CheckpointError("holds no run to resume", where=str(out), fix="start it without --resume")
+    before = load_config(FinetuneConfig, existing)
+    changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
+    changed = [key for key in changed if key not in HARMLESS]
+    if changed:
+        raise ConfigError(
+            f"differs from the run that is to be resumed: {', '.join(changed[:5])}",
+            where=str(existing),
+            fix="resume with the run's own configuration, or start a new run",
+        )
+
+
+def _changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [prefix]
+    return [
+        changed
+        for key in sorted(before.keys() | after.keys())
+        for changed in _changed_keys(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
+    ]
+
+
+def _train(config: FinetuneConfig, out: Path, resume: bool, console: Console | None) -> FinetuneResult:
+    run = build_run(config)
+    evaluate = task_of(config.task).evaluate
+    validation = Validation(
+        run.splits["val"], evaluate, run.test, config.train.val_every, config.data.max_val_images, out
+    )
+    engine = TrainConfig.model_validate(config.train.model_dump(include=set(TrainConfig.model_fields)))
+    if not engine.must_train:
+        parts = ("head",) if config.backbone.freeze else ("vision tower", "head")
+        engine = engine.model_copy(update={"must_train": parts})
+    trainer = Trainer(
+        run.model,
+        run.source,
+        config.optim,
+        engine.model_copy(update={"seed": config.seed}),
+        out,
+        hooks=(validation,),
+        console=console,
+        resume=resume,
+    )
+    result = trainer.train()
+    return _finish(run, validation, result, out)
+
+
+def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: Path) -> FinetuneResult:
+    """Choose the weights, score them on the test images and write both, on the first rank."""
+    scores, error, step = None, None, result.step
+    if distributed.rank() == 0:
+        try:
+            if run.config.train.choose == "best":
+                step = apply_best(run.model, out)
+            run.model.description["card"] |= {"chosen": run.config.train.choose, "step": step}
+            with atomic_dir(out / "model") as temporary:
+                run.model.save_pretrained(temporary)
+            scores = task_of(run.config.task).evaluate(run.model, run.splits["test"], run.test)
+            write_json(out / SCORES_FILE, _scores_file(run, validation, scores, step))
+        except VitpError as caught:
+            error = caught
+    distributed.raise_together(error)
+    scores = distributed.gather(scores)[0]
+    assert scores is not None
+    return FinetuneResult(scores, out / "model", step, result)
+
+
+def _scores_file(run: FinetuneRun, validation: Validation, scores: Scores, step: int) -> dict[str, Any]:
+    return {
+        "task": run.config.task,
+        "split": "test",
+        **scores.to_json(),
+        "chosen": run.config.train.choose,
+        "step": step,
+        "validation": [list(row) for row in validation.curve],
+        "split_images": {name: len(part) for name, part in run.splits.items()},
+    }

@@ -1,0 +1,157 @@
+"""Oriented detection: a pyramid over the backbone, a feature pyramid network, Oriented R-CNN.
+
+Shapes: B images, N objects of an image, H × W pixels, C classes; 5: a rotated box (see
+`vitp.models.rotated.boxes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from vitp.errors import ConfigError
+from vitp.evaluation.features import frozen
+from vitp.models.backbone import Backbone
+from vitp.models.heads.fpn import DetectionNeck, pad_to_multiple
+from vitp.models.heads.oriented_roi import OrientedBoxHead, OrientedBoxSettings, OrientedFound
+from vitp.models.heads.oriented_rpn import OrientedProposalNetwork, OrientedProposalSettings
+from vitp.models.heads.oriented_targets import OrientedTruth
+from vitp.models.rotated.boxes import boxes_of_hulls, boxes_of_quads, hulls_of, quads_of
+from vitp.tasks.base import Prediction, Target, TaskBatch, TaskModel
+
+if TYPE_CHECKING:
+    from vitp.models.pyramid import Pyramid
+
+MIN_SIDE = 0.5
+"""Objects with a shorter side, in pixels, teach nothing: what is left of them at an edge is noise."""
+
+LOSSES = ("objectness", "proposal_box", "class", "box")
+
+
+class OrientedRCNNSettings(BaseModel):
+    """Oriented R-CNN; the defaults are the paper's, for images of about 1000 px.
+
+    Attributes:
+        width: Channels of the pyramid's levels.
+        proposals: Anchors and region proposals.
+        box: Second stage.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    width: int = Field(default=256, gt=0)
+    proposals: OrientedProposalSettings = Field(default_factory=OrientedProposalSettings)
+    box: OrientedBoxSettings = Field(default_factory=OrientedBoxSettings)
+
+
+class OrientedRCNN(TaskModel):
+    """Oriented R-CNN (Xie et al., ICCV 2021), angles on [-π/2, π/2) with the long edge first ("le90").
+
+    Losses: `objectness`, `proposal_box`, `class`, `box`, normalised per image: their counts are numbers of images.
+
+    Args:
+        pyramid: Backbone with maps at four strides.
+        classes: Names of the object classes.
+        settings: Head; None: the paper's.
+    """
+
+    name: ClassVar[str] = "oriented"
+
+    def __init__(
+        self, pyramid: Pyramid, classes: Sequence[str], settings: OrientedRCNNSettings | None = None
+    ) -> None:
+        super().__init__(classes)
+        settings = settings or OrientedRCNNSettings()
+        self.pyramid = pyramid
+        self.neck = DetectionNeck((pyramid.channels,) * len(pyramid.strides), pyramid.strides, settings.width)
+        self.proposals = OrientedProposalNetwork(self.neck.strides, settings.width, settings.proposals)
+        self.boxes = OrientedBoxHead(self.neck.strides[:-1], settings.width, len(self.classes), settings.box)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The pyramid's backbone."""
+        return self.pyramid.backbone
+
+    def levels(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Return the levels' maps of uint8 images, finest first."""
+        padded_BCHW = pad_to_multiple(images_BCHW, self.pyramid.strides[-1])
+        return self.neck(self.pyramid(self.backbone.normalize(padded_BCHW)))
+
+    def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Return name → summed loss. See `TaskModel.forward`."""
+        sizes = [(int(height), int(width)) for height, width in batch.sizes_B2.tolist()]
+        truths = [oriented_truth(target, size) for target, size in zip(batch.targets, sizes, strict=True)]
+        maps = self.levels(batch.images_BCHW)
+        proposals, losses = self.proposals(maps, sizes, truths)
+        return {**losses, **self.boxes(maps, proposals, truths)}
+
+    def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
+        """Return name → number of images."""
+        return dict.fromkeys(LOSSES, float(len(batch)))
+
+    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
+        """Return quads, the boxes around them, scores and labels of each image; see `TaskModel.predict`.
+
+        Neighbours of one size run together. Others are not padded to each other, so that what is found in an
+        image doesn't depend on its company.
+        """
+        found: list[OrientedFound] = []
+        with frozen(self):
+            for _, neighbours in groupby(images, key=lambda image_CHW: tuple(image_CHW.shape)):
+                images_BCHW = torch.stack(list(neighbours))
+                size = (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))
+                maps = self.levels(images_BCHW.to(self.device))
+                proposals, _ = self.proposals(maps, [size] * len(images_BCHW))
+                found += self.boxes.detect(maps, proposals)
+        return [prediction_of(each) for each in found]
+
+
+def prediction_of(found: OrientedFound) -> Prediction:
+    """Return what was found in one image with labels from 0."""
+    return Prediction(
+        boxes_N4=hulls_of(found.boxes_N5).float().cpu(),
+        quads_N8=quads_of(found.boxes_N5).float().cpu(),
+        scores_N=found.scores_N.float().cpu(),
+        labels_N=found.labels_N.cpu() - 1,
+    )
+
+
+def oriented_boxes(target: Target) -> Tensor:
+    """Return the (N, 5) rotated boxes of a target: the smallest ones around its quads, or its boxes.
+
+    Raises:
+        ConfigError: The target has neither, or no labels.
+    """
+    if target.labels_N is None or (target.boxes_N4 is None and target.quads_N8 is None):
+        raise ConfigError(
+            "an image has no oriented boxes",
+            where="oriented",
+            fix="train on a set whose objects are labelled",
+        )
+    if target.quads_N8 is not None:
+        return boxes_of_quads(target.quads_N8.float())
+    assert target.boxes_N4 is not None
+    return boxes_of_hulls(target.boxes_N4.float())
+
+
+def oriented_truth(target: Target, size: tuple[int, int]) -> OrientedTruth:
+    """Return what the heads learn from one image; difficult and tiny objects are looked away from.
+
+    Args:
+        target: Quads or boxes, and labels.
+        size: Height and width without padding.
+
+    Raises:
+        ConfigError: Boxes or labels are missing.
+    """
+    boxes_N5 = oriented_boxes(target)
+    assert target.labels_N is not None
+    learn_N = (boxes_N5[:, 2:4] >= MIN_SIDE).all(1)
+    if target.difficult_N is not None:
+        learn_N = learn_N & ~target.difficult_N
+    return OrientedTruth(boxes_N5[learn_N], target.labels_N[learn_N] + 1, boxes_N5[~learn_N], size)

@@ -1,0 +1,142 @@
+"""A model applied to images of any size: resized as in training, through windows, merged, in pixels of the image.
+
+Shapes: B images, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitp.data.labels import LabelledImage
+from vitp.errors import ConfigError
+from vitp.tasks.augment import Sample
+from vitp.tasks.base import Prediction, TaskModel, TestSettings
+from vitp.tasks.data import LabelReader
+from vitp.tasks.dense import DenseModel
+from vitp.tasks.windows import View, class_map, merge, views_of
+
+
+def predict_images(
+    model: TaskModel,
+    images: Sequence[Tensor],
+    settings: TestSettings | None = None,
+    later: Sequence[Tensor] | None = None,
+) -> list[Prediction]:
+    """Return what a model says of each image, in pixels of that image.
+
+    Args:
+        model: Any task's.
+        images: uint8 RGB (3, H, W) each, of any sizes.
+        settings: Resizing, windows, scales, mirroring; None: as in training, the whole image at once.
+        later: Second dates of pairs, each of the size of its first.
+
+    Raises:
+        ConfigError: A model of pairs got single images or dates of different sizes.
+        VitpError: Instance masks of a very large image don't fit into memory.
+    """
+    settings = settings or TestSettings()
+    if model.name == "change":
+        _check_pairs(images, later)
+    resize = settings.resize or model.input_size
+    if model.name == "classification":
+        settings = settings.model_copy(update={"window": None})
+    views = [views_of(image.shape[-2], image.shape[-1], settings, resize) for image in images]
+    if isinstance(model, DenseModel):
+        return _class_maps(model, images, later, views, settings.batch_size)
+    looks = [(index, view) for index, of_image in enumerate(views) for view in of_image]
+    found: list[list[tuple[Prediction, View]]] = [[] for _ in images]
+    for start in range(0, len(looks), settings.batch_size):
+        part = looks[start : start + settings.batch_size]
+        for (index, view), prediction in zip(
+            part, model.predict([view.of(images[index]) for index, view in part]), strict=True
+        ):
+            found[index].append((prediction, view))
+    if model.name == "classification":
+        return [_mean_probability([prediction for prediction, _ in of_image]) for of_image in found]
+    return [
+        merge(of_image, (int(image.shape[-2]), int(image.shape[-1])))
+        for of_image, image in zip(found, images, strict=True)
+    ]
+
+
+def _check_pairs(images: Sequence[Tensor], later: Sequence[Tensor] | None) -> None:
+    if later is None or len(later) != len(images):
+        raise ConfigError("needs two dates of each place", where="change", fix="give pairs of images")
+    for before, after in zip(images, later, strict=True):
+        if before.shape != after.shape:
+            raise ConfigError(
+                f"the dates are {before.shape[-1]}×{before.shape[-2]} and {after.shape[-1]}×{after.shape[-2]} px",
+                where="change",
+                fix="cut both dates to the same size",
+            )
+
+
+def _class_maps(
+    model: DenseModel,
+    images: Sequence[Tensor],
+    later: Sequence[Tensor] | None,
+    views: Sequence[Sequence[View]],
+    batch_size: int,
+) -> list[Prediction]:
+    """Return class maps: images that are seen as a whole share batches, others go view by view."""
+    whole: dict[tuple[int, int], list[int]] = {}
+    found: dict[int, Tensor] = {}
+    for index, image in enumerate(images):
+        if len(views[index]) == 1:
+            whole.setdefault(views[index][0].size, []).append(index)
+        else:
+            second = None if later is None else later[index]
+            found[index] = class_map(
+                model.probabilities, image, second, views[index], batch_size, model.device
+            )
+    for indices in whole.values():
+        for start in range(0, len(indices), batch_size):
+            part = indices[start : start + batch_size]
+            seen = torch.stack([views[index][0].of(images[index]) for index in part])
+            second = None if later is None else torch.stack([views[i][0].of(later[i]) for i in part])
+            for index, probability_Khw in zip(part, model.probabilities(seen, second), strict=True):
+                found[index] = _classes_at(probability_Khw, images[index].shape[-2:])
+    return [Prediction(semantic_HW=found[index]) for index in range(len(images))]
+
+
+def _classes_at(probability_Khw: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(probability_Khw.shape[-2:]) != tuple(size):
+        probability_Khw = F.interpolate(
+            probability_Khw[None], size=tuple(size), mode="bilinear", align_corners=False
+        )[0]
+    return probability_Khw.argmax(0).to(torch.uint8).cpu()
+
+
+def _mean_probability(predictions: Sequence[Prediction]) -> Prediction:
+    probabilities = [p.probabilities_C for p in predictions if p.probabilities_C is not None]
+    return replace(predictions[0], probabilities_C=torch.stack(probabilities).mean(0))
+
+
+def predictions_of(
+    model: TaskModel, reader: LabelReader, settings: TestSettings
+) -> Iterator[tuple[LabelledImage, Sample, Prediction]]:
+    """Yield each image of a set with its labels and what the model says of it, in pixels of the image.
+
+    Args:
+        model: Any task's.
+        reader: The images and how their labels are read.
+        settings: How the model is applied.
+
+    Raises:
+        ConfigError: There are no images.
+        DataError: An image or label can't be used.
+    """
+    if not len(reader.labelled):
+        raise ConfigError("has no images", where=reader.labelled.name, fix="choose another split")
+    items = iter(reader.labelled.items)
+    while part := list(islice(items, settings.batch_size)):
+        samples = [reader.sample(item) for item in part]
+        later = [sample.later_CHW for sample in samples if sample.later_CHW is not None]
+        found = predict_images(model, [sample.image_CHW for sample in samples], settings, later or None)
+        yield from zip(part, samples, found, strict=True)

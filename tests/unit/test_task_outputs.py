@@ -1,0 +1,236 @@
+"""Files of predictions, read back by the readers of labels and by independent code."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+from shapely.geometry import shape
+
+from vitp.data.formats import read_labels
+from vitp.data.formats.pixel_masks import ChangeFile
+from vitp.data.formats.rle import decode
+from vitp.data.images import load_label_pixels
+from vitp.tasks.base import Prediction
+from vitp.tasks.outputs import (
+    Named,
+    picture,
+    regions,
+    run_lengths,
+    surest,
+    unique_names,
+    write_change,
+    write_coco,
+    write_dota,
+    write_geojson,
+    write_image,
+    write_mask,
+    write_summary,
+    write_table,
+)
+
+CLASSES = ("ship", "car")
+SIZE = (24, 32)
+
+
+def save_image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def instances() -> Prediction:
+    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
+    masks[0, 2:8, 3:13] = True
+    masks[1, 10:20, 15:30] = True
+    masks[1, 13:16, 20:24] = False
+    return Prediction(
+        boxes_N4=torch.tensor([[3.0, 2, 13, 8], [15, 10, 30, 20]]),
+        scores_N=torch.tensor([0.9, 0.4]),
+        labels_N=torch.tensor([1, 0]),
+        masks_NHW=masks,
+    )
+
+
+def test_coco_is_read_back_as_labels(tmp_path: Path) -> None:
+    image = save_image(tmp_path / "a.png")
+    named = Named("a", str(image), SIZE, instances())
+    write_coco(tmp_path / "predictions.json", [named], CLASSES)
+    labelled = read_labels("coco", tmp_path / "predictions.json", val=0.0)
+    (item,) = labelled.items
+    assert labelled.object_classes == CLASSES and item.objects is not None
+    assert [label.category for label in item.objects] == ["car", "ship"]
+    assert [label.box for label in item.objects] == [(3, 2, 13, 8), (15, 10, 30, 20)]
+    rows = json.loads((tmp_path / "predictions.json").read_text())["annotations"]
+    masks = instances().masks_NHW
+    assert masks is not None
+    for row, mask in zip(rows, masks.numpy(), strict=True):
+        height, width = row["segmentation"]["size"]
+        packed = coco_mask.frPyObjects(row["segmentation"], height, width)
+        assert np.array_equal(coco_mask.decode(packed), mask) and row["area"] == mask.sum()
+        assert np.array_equal(decode(row["segmentation"]["counts"], height, width), mask)
+
+
+@given(seed=st.integers(0, 10_000), height=st.integers(1, 9), width=st.integers(1, 9))
+@settings(max_examples=50, deadline=None)
+def test_run_lengths_are_decoded_to_the_mask(seed: int, height: int, width: int) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    packed = run_lengths(mask)
+    assert np.array_equal(decode(packed["counts"], height, width), mask)
+
+
+def test_dota_text_is_read_back_as_labels(tmp_path: Path) -> None:
+    save_image(tmp_path / "images" / "a.png")
+    quads = torch.tensor([[4.0, 2, 12, 6, 10, 10, 2, 6], [20, 5, 30, 5, 30, 15, 20, 15]])
+    prediction = Prediction(quads_N8=quads, scores_N=torch.tensor([0.9, 0.8]), labels_N=torch.tensor([0, 1]))
+    write_dota(tmp_path / "labelTxt" / "a.txt", Named("a", "a.png", SIZE, prediction), CLASSES)
+    labelled = read_labels("auto", tmp_path, val=0.0)
+    (item,) = labelled.items
+    assert item.objects is not None and [label.category for label in item.objects] == ["ship", "car"]
+    assert [label.quad for label in item.objects] == [tuple(row) for row in quads.tolist()]
+
+
+@pytest.mark.parametrize("kind", ["masks", "quads", "boxes"])
+def test_geojson_has_the_area_of_what_it_shows(tmp_path: Path, kind: str) -> None:
+    prediction = instances()
+    expected = [60.0, 150.0 - 12]
+    if kind == "boxes":
+        prediction = Prediction(prediction.boxes_N4, None, prediction.scores_N, prediction.labels_N)
+        expected = [60.0, 150.0]
+    if kind == "quads":
+        quads = torch.tensor([[4.0, 2, 12, 6, 10, 10, 2, 6], [20, 5, 30, 5, 30, 15, 20, 15]])
+        prediction = Prediction(None, quads, prediction.scores_N, prediction.labels_N)
+        expected = [40.0, 100.0]
+    write_geojson(tmp_path / "a.geojson", Named("a", "a.png", SIZE, prediction), CLASSES)
+    content = json.loads((tmp_path / "a.geojson").read_text())
+    assert content["type"] == "FeatureCollection" and content["image"] == "a.png"
+    features = content["features"]
+    assert [feature["properties"] for feature in features] == [
+        {"class": "car", "score": 0.9},
+        {"class": "ship", "score": 0.4},
+    ]
+    polygons = [shape(feature["geometry"]) for feature in features]
+    assert all(polygon.is_valid for polygon in polygons)
+    assert [polygon.area for polygon in polygons] == pytest.approx(expected, abs=1e-6)
+
+
+def test_geojson_of_class_maps_has_regions_with_holes(tmp_path: Path) -> None:
+    semantic_HW = torch.zeros(SIZE, dtype=torch.uint8)
+    semantic_HW[2:12, 3:23] = 1
+    semantic_HW[5:8, 6:10] = 0
+    semantic_HW[20:22, 28:31] = 1
+    semantic_HW[0, 31] = 1  # too small to be an outline
+    named = Named("a", "a.png", SIZE, Prediction(semantic_HW=semantic_HW))
+    write_geojson(tmp_path / "a.geojson", named, ("background", "water"))
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    areas = sorted(shape(feature["geometry"]).area for feature in features)
+    assert areas == [6.0, 188.0] and {f["properties"]["class"] for f in features} == {"water"}
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_regions_cover_what_they_outline(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = cv2.GaussianBlur(rng.random((30, 40)).astype(np.float32), (0, 0), 2.5) > 0.5
+    total = 0.0
+    for rings in regions(mask, smallest=1):
+        outer, *holes = rings
+        total += cv2.contourArea(outer.astype(np.float32))
+        total -= sum(cv2.contourArea(hole.astype(np.float32)) for hole in holes)
+    # Inner corners are cut by up to half a pixel each.
+    assert total == pytest.approx(mask.sum(), rel=0.12, abs=6)
+
+
+def test_masks_keep_their_numbers_and_show_colours(tmp_path: Path) -> None:
+    semantic_HW = torch.arange(24 * 32, dtype=torch.int64).reshape(24, 32).remainder(5).to(torch.uint8)
+    write_mask(tmp_path / "masks" / "a.png", semantic_HW)
+    assert np.array_equal(load_label_pixels(tmp_path / "masks" / "a.png"), semantic_HW.numpy())
+    with Image.open(tmp_path / "masks" / "a.png") as shown:
+        assert len(np.unique(np.asarray(shown.convert("RGB")).reshape(-1, 3), axis=0)) == 5
+    save_image(tmp_path / "images" / "a.png")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    labelled = read_labels("masks", tmp_path, val=0.0)
+    assert labelled.semantic_classes == tuple("abcde") and labelled.items[0].semantic is not None
+    assert np.array_equal(labelled.items[0].semantic(), semantic_HW.numpy())
+    write_change(tmp_path / "change.png", (semantic_HW == 3).to(torch.uint8))
+    assert np.array_equal(ChangeFile(str(tmp_path / "change.png"))(), (semantic_HW == 3).numpy())
+
+
+def test_tables_name_the_surest_class(tmp_path: Path) -> None:
+    rows = [
+        Named("a", "a.png", SIZE, Prediction(probabilities_C=torch.tensor([0.2, 0.8]))),
+        Named("b", "b, c.png", SIZE, Prediction(probabilities_C=torch.tensor([0.6, 0.4]))),
+    ]
+    write_table(tmp_path / "t.csv", rows, CLASSES)
+    with (tmp_path / "t.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [(row["image"], row["class"], float(row["ship"])) for row in read] == [
+        ("a.png", "car", 0.2),
+        ("b, c.png", "ship", 0.6),
+    ]
+
+
+def test_only_the_surest_objects_are_written() -> None:
+    kept = surest(instances(), 0.5)
+    assert kept.scores_N is not None and kept.masks_NHW is not None and kept.boxes_N4 is not None
+    assert len(kept.scores_N) == len(kept.masks_NHW) == len(kept.boxes_N4) == 1
+    semantic = Prediction(semantic_HW=torch.zeros(2, 2, dtype=torch.uint8))
+    assert surest(semantic, 0.5) is semantic
+
+
+def test_names_are_unique() -> None:
+    assert unique_names(["x/a.png", "y/a.jpg", "b.png", "a.tif"]) == ["a", "a-2", "b", "a-3"]
+
+
+def test_pictures_show_what_was_found() -> None:
+    grey = Image.new("RGB", (32, 24), (100, 100, 100))
+    before = np.asarray(grey).astype(int)
+    drawn = np.asarray(picture(grey, instances(), CLASSES)).astype(int)
+    changed = np.abs(drawn - before).sum(-1) > 0
+    assert changed[3:7, 5:11].all() and not changed[23, 0]
+    semantic_HW = torch.zeros(SIZE, dtype=torch.uint8)
+    semantic_HW[4:8] = 1
+    painted = np.asarray(picture(grey, Prediction(semantic_HW=semantic_HW), ("background", "b"))).astype(int)
+    rows = (np.abs(painted - before).sum(-1) > 0).all(1)
+    assert rows.nonzero()[0].tolist() == [4, 5, 6, 7]
+
+
+def test_each_task_writes_its_files(tmp_path: Path) -> None:
+    image = Image.open(save_image(tmp_path / "a.png"))
+    objects = instances()
+    boxes = Prediction(objects.boxes_N4, None, objects.scores_N, objects.labels_N)
+    quads = Prediction(
+        objects.boxes_N4,
+        torch.tensor([[4.0, 2, 12, 6, 10, 10, 2, 6], [20, 5, 30, 5, 30, 15, 20, 15]]),
+        objects.scores_N,
+        objects.labels_N,
+    )
+    classes = Prediction(probabilities_C=torch.tensor([0.3, 0.7]))
+    pixels = Prediction(semantic_HW=torch.zeros(SIZE, dtype=torch.uint8))
+    expected = {
+        "classification": (classes, {"pictures/a.png", "predictions.csv"}),
+        "segmentation": (pixels, {"pictures/a.png", "masks/a.png", "geojson/a.geojson", "classes.txt"}),
+        "change": (pixels, {"pictures/a.png", "label/a.png", "geojson/a.geojson"}),
+        "detection": (boxes, {"pictures/a.png", "labelTxt/a.txt", "geojson/a.geojson", "predictions.json"}),
+        "instance": (objects, {"pictures/a.png", "labelTxt/a.txt", "geojson/a.geojson", "predictions.json"}),
+        "oriented": (
+            quads,
+            {"pictures/a.png", "labelTxt/a.txt", "geojson/a.geojson", "predictions.json", "Task1.zip"},
+        ),
+    }
+    for task, (prediction, files) in expected.items():
+        named = Named("a", "a.png", SIZE, prediction)
+        write_image(tmp_path / task, task, named, CLASSES, image)
+        write_summary(tmp_path / task, task, [named], CLASSES)
+        written = {str(p.relative_to(tmp_path / task)) for p in (tmp_path / task).rglob("*") if p.is_file()}
+        assert written == files, task

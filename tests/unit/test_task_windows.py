@@ -1,0 +1,280 @@
+"""Windows, scales and mirrors: what is put together again is what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from vitp.errors import ConfigError, VitpError
+from vitp.models.backbone import Backbone
+from vitp.tasks import windows
+from vitp.tasks.base import InputSize, Prediction, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.dense import DecoderSettings, DenseModel
+from vitp.tasks.predict import predict_images
+from vitp.tasks.windows import ClassMap, View, class_map, in_image, merge, views_of
+
+
+def test_views_cover_the_image_and_end_at_its_border() -> None:
+    views = views_of(50, 70, TestSettings(window=32, overlap=0.25), InputSize())
+    seen = torch.zeros(50, 70)
+    for view in views:
+        x1, y1, x2, y2 = view.window
+        assert view.size == (y2 - y1, x2 - x1) == (32, 32)
+        seen[y1:y2, x1:x2] += 1
+    assert bool((seen > 0).all()) and len(views) == 6
+    assert views_of(50, 70, TestSettings(), InputSize()) == [View((0, 0, 70, 50), (50, 70))]
+    assert views_of(50, 70, TestSettings(), InputSize(mode="fixed", size=32)) == [
+        View((0, 0, 70, 50), (32, 32))
+    ]
+
+
+def test_scales_and_mirrors_multiply_the_views() -> None:
+    wanted = TestSettings(window=32, scales=(0.5, 1.0, 2.0), flip=True)
+    views = views_of(64, 64, wanted, InputSize())
+    per_scale = [sum(view.window[2] - view.window[0] == side for view in views) for side in (64, 32, 16)]
+    assert per_scale == [2, 2 * 9, 2 * 25]
+    assert all(view.size == (32, 32) for view in views)
+    assert sum(view.mirrored for view in views) == len(views) // 2
+    tops = [view.window[1] for view in views]
+    assert tops == sorted(tops)
+
+
+def colour_classes(images_BCHW: Tensor, later_BCHW: Tensor | None = None) -> Tensor:
+    """A model without context: the classes of a pixel are its colours."""
+    return (images_BCHW.float() / 255 + 1e-3).softmax(1)
+
+
+@given(
+    height=st.integers(9, 60), width=st.integers(9, 60), window=st.integers(8, 40), overlap=st.sampled_from([0.0, 0.25, 0.6]),
+    flip=st.booleans(), batch=st.integers(1, 5),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_windows_of_a_pixelwise_model_change_nothing(
+    height: int, width: int, window: int, overlap: float, flip: bool, batch: int
+) -> None:
+    rng = np.random.default_rng(height * width)
+    image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+    wanted = TestSettings(window=window, overlap=overlap, flip=flip)
+    views = views_of(height, width, wanted, InputSize())
+    found = class_map(colour_classes, image, None, views, batch, torch.device("cpu"))
+    assert torch.equal(found, colour_classes(image[None])[0].argmax(0).to(torch.uint8))
+
+
+def test_overlapping_maps_are_averaged_as_if_they_were_all_kept() -> None:
+    rng = np.random.default_rng(0)
+    image = torch.zeros(3, 37, 29, dtype=torch.uint8)
+    views = views_of(37, 29, TestSettings(window=16, overlap=0.5, scales=(1.0, 2.0)), InputSize())
+    maps = {view: torch.from_numpy(rng.random((5, *view.size))).float() for view in views}
+    rows = iter(views)
+    found = class_map(
+        lambda images, later: torch.stack([maps[next(rows)] for _ in range(len(images))]),
+        image, None, views, 3, torch.device("cpu"),
+    )  # fmt: skip
+    total = torch.zeros(5, 37, 29)
+    for view in views:
+        x1, y1, x2, y2 = view.window
+        size = (y2 - y1, x2 - x1)
+        total[:, y1:y2, x1:x2] += nn.functional.interpolate(maps[view][None], size, mode="bilinear")[0]
+    assert torch.equal(found, total.argmax(0).to(torch.uint8))
+
+
+def test_only_the_rows_that_can_change_are_kept() -> None:
+    kept = ClassMap(1000, 16, torch.device("cpu"))
+    for top in range(0, 992, 8):
+        kept.finish(top)
+        kept.add(
+            torch.rand(2, 16, 16)[:, : min(16, 1000 - top)], View((0, top, 16, min(top + 16, 1000)), (16, 16))
+        )
+        assert kept._sum_KRW is not None and kept._sum_KRW.shape[1] <= 24
+
+
+def test_objects_of_a_view_move_into_the_image() -> None:
+    view = View((10, 20, 30, 60), (80, 40), mirrored=True)  # enlarged twice
+    prediction = Prediction(
+        boxes_N4=torch.tensor([[0.0, 0.0, 10.0, 20.0]]),
+        quads_N8=torch.tensor([[0.0, 0.0, 10.0, 0.0, 10.0, 20.0, 0.0, 20.0]]),
+        scores_N=torch.tensor([0.5]),
+        labels_N=torch.tensor([1]),
+    )
+    moved = in_image(prediction, view)
+    assert moved.boxes_N4 is not None and moved.boxes_N4.tolist() == [[25.0, 20.0, 30.0, 30.0]]
+    assert moved.quads_N8 is not None
+    x, y = moved.quads_N8.view(4, 2).T
+    assert (float(x.min()), float(y.min()), float(x.max()), float(y.max())) == (25.0, 20.0, 30.0, 30.0)
+    # Still clockwise in the image, y down.
+    assert float((x * y.roll(-1) - y * x.roll(-1)).sum()) > 0
+
+
+def objects(boxes: Sequence[Sequence[float]], scores: Sequence[float], labels: Sequence[int]) -> Prediction:
+    boxes_N4 = torch.tensor(boxes).reshape(-1, 4).float()
+    return Prediction(boxes_N4=boxes_N4, scores_N=torch.tensor(scores), labels_N=torch.tensor(labels).long())
+
+
+def test_an_object_in_two_windows_is_one() -> None:
+    left, right = View((0, 0, 32, 32), (32, 32)), View((16, 0, 48, 32), (32, 32))
+    found = [
+        (objects([[20, 4, 30, 14], [0, 0, 5, 5]], [0.6, 0.9], [0, 1]), left),
+        (objects([[4, 4, 14, 14], [4, 4, 14, 14]], [0.8, 0.3], [0, 1]), right),
+    ]
+    merged = merge(found, (32, 48))
+    assert merged.scores_N is not None and merged.boxes_N4 is not None and merged.labels_N is not None
+    assert merged.scores_N.tolist() == pytest.approx([0.9, 0.8, 0.3])
+    assert merged.boxes_N4[1].tolist() == [20, 4, 30, 14] and merged.labels_N.tolist() == [1, 0, 1]
+    alone = merge(found[:1], (32, 48))
+    assert alone.scores_N is not None and alone.scores_N.tolist() == pytest.approx([0.6, 0.9])
+
+
+def test_masks_are_pasted_where_their_window_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = [View((0, 0, 8, 8), (8, 8)), View((4, 0, 12, 8), (16, 16), mirrored=True)]
+    small, large = torch.zeros(1, 8, 8, dtype=torch.bool), torch.zeros(1, 16, 16, dtype=torch.bool)
+    small[0, 0:2, 0:3] = True
+    large[0, 8:12, 0:4] = True  # mirrored: columns 12 … 16 of 16, so 6 … 8 of 8, so 10 … 12 of the image
+    found = [
+        (Prediction(torch.tensor([[0.0, 0, 3, 2]]), None, torch.tensor([0.9]), torch.tensor([0]), small), views[0]),
+        (Prediction(torch.tensor([[0.0, 8, 4, 12]]), None, torch.tensor([0.8]), torch.tensor([0]), large), views[1]),
+    ]  # fmt: skip
+    merged = merge(found, (8, 12))
+    assert merged.masks_NHW is not None and merged.masks_NHW.shape == (2, 8, 12)
+    assert int(merged.masks_NHW[0].sum()) == 6 and bool(merged.masks_NHW[0, 0:2, 0:3].all())
+    assert int(merged.masks_NHW[1].sum()) == 4 and bool(merged.masks_NHW[1, 4:6, 10:12].all())
+    assert merged.boxes_N4 is not None and merged.boxes_N4[1].tolist() == [10, 4, 12, 6]
+    monkeypatch.setattr(windows, "LARGEST_MASKS", 100)
+    with pytest.raises(VitpError, match="2 masks of 12×8 px don't fit"):
+        merge(found, (8, 12))
+
+
+class Plain(Backbone):
+    """Nothing but what a model asks for."""
+
+    image_size, mean, std = (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    num_layers, channels, strides = 1, (3,), (1,)
+
+    def forward_features(self, image_BCHW: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        return [image_BCHW]
+
+
+class Colours(DenseModel):
+    """Classifies each pixel by its brightest colour."""
+
+    name: ClassVar[str] = "segmentation"
+
+    def __init__(self) -> None:
+        super().__init__(("r", "g", "b"), (3,), DecoderSettings(kind="linear", auxiliary=0))
+        self.decoder = nn.Identity()
+        self.plain = Plain()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.plain
+
+    def maps(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Tensor]:
+        return images_BCHW.float() / 255  # type: ignore[return-value]
+
+
+class Corner(TaskModel):
+    """Finds one box: the pixels above 0."""
+
+    name: ClassVar[str] = "detection"
+
+    def __init__(self) -> None:
+        super().__init__(("bright",))
+        self.plain, self.seen = Plain(), []
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.plain
+
+    def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
+        raise NotImplementedError
+
+    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
+        self.seen += [tuple(image.shape[-2:]) for image in images]
+        found = []
+        for image in images:
+            rows, columns = torch.nonzero(image[0] > 127, as_tuple=True)
+            if len(rows):
+                box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                found.append(objects([[float(v) for v in box]], [0.9], [0]))
+            else:
+                found.append(objects([], [], []))
+        return found
+
+
+@pytest.mark.parametrize("wanted", [{}, {"window": 16}, {"flip": True}, {"window": 24, "overlap": 0.5}])
+def test_class_maps_have_the_size_of_each_image(wanted: dict) -> None:
+    rng = np.random.default_rng(1)
+    images = [
+        torch.from_numpy(rng.integers(0, 256, (3, h, w), dtype=np.uint8))
+        for h, w in ((20, 33), (40, 24), (20, 33))
+    ]
+    found = predict_images(Colours(), images, TestSettings(**wanted))
+    for image, prediction in zip(images, found, strict=True):
+        assert prediction.semantic_HW is not None
+        assert torch.equal(prediction.semantic_HW.long(), image.float().argmax(0))
+    resized = predict_images(Colours(), images, TestSettings(resize=InputSize(mode="fixed", size=16)))
+    assert [tuple(p.semantic_HW.shape) for p in resized] == [(20, 33), (40, 24), (20, 33)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"flip": True},
+        {"scales": (0.5, 1.0, 2.0)},
+        {"resize": InputSize(mode="fixed", size=96)},
+        {"window": 48},
+    ],
+)
+def test_boxes_come_back_in_pixels_of_the_image(wanted: dict) -> None:
+    image = torch.zeros(3, 64, 80, dtype=torch.uint8)
+    image[:, 12:20, 36:44] = 255
+    (found,) = predict_images(Corner(), [image], TestSettings(**wanted))
+    assert found.boxes_N4 is not None and len(found.boxes_N4) == 1
+    assert found.boxes_N4[0].tolist() == pytest.approx([36, 12, 44, 20], abs=1.0)
+
+
+def test_models_remember_their_input_size() -> None:
+    model, image = Corner(), torch.zeros(3, 30, 40, dtype=torch.uint8)
+    model.input_size = InputSize(mode="short", size=60)
+    predict_images(model, [image])
+    predict_images(model, [image], TestSettings(resize=InputSize()))
+    assert model.seen == [(60, 80), (30, 40)]
+
+
+def test_pairs_are_asked_for() -> None:
+    model, image = Colours(), torch.zeros(3, 8, 8, dtype=torch.uint8)
+    model.name = "change"  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="needs two dates"):
+        predict_images(model, [image])
+    with pytest.raises(ConfigError, match="the dates are 8×8 and 8×6 px"):
+        predict_images(model, [image], later=[image[:, :6]])
+
+
+def test_a_part_at_the_edge_of_a_window_gives_way_to_the_whole() -> None:
+    left, right = View((0, 0, 32, 32), (32, 32)), View((16, 0, 48, 32), (32, 32))
+    whole = objects([[2, 4, 30, 14]], [0.5], [0])
+    # The right window sees only columns 16 … 30 of it, and is surer.
+    for part, kept in (
+        (objects([[0, 4, 14, 14]], [0.9], [0]), 1),
+        (objects([[0, 4, 14, 14]], [0.9], [1]), 2),  # another class
+        (objects([[2, 4, 14, 14]], [0.9], [0]), 2),  # not at the edge
+        (objects([[0, 20, 14, 30]], [0.9], [0]), 2),  # elsewhere
+    ):
+        merged = merge([(whole, left), (part, right)], (32, 48))
+        assert merged.scores_N is not None and len(merged.scores_N) == kept
+    # At the image's own border nothing is cut.
+    outer = objects([[14, 4, 32, 14]], [0.9], [0])
+    merged = merge([(objects([[30, 4, 32, 14]], [0.5], [0]), left), (outer, right)], (32, 48))
+    assert merged.boxes_N4 is not None and merged.boxes_N4[0].tolist() == [30, 4, 48, 14]
