@@ -102,6 +102,10 @@ def test_schedule_has_the_cosine_values() -> None:
         0.1 + 0.9 * 0.75
     )
     assert lr_factor(11, 12, config.model_copy(update={"schedule": "constant"})) == 1.0
+    stepped = config.model_copy(update={"schedule": "step"})
+    assert [lr_factor(step, 12, stepped) for step in (7, 8, 10, 11)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+    with pytest.raises(ValueError, match="milestones must rise"):
+        OptimConfig(schedule="step", milestones=(0.9, 0.5))
 
 
 @given(

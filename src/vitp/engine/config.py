@@ -18,8 +18,10 @@ class OptimConfig(BaseModel):
         clip_norm: Largest gradient norm; None: no clipping.
         warmup_ratio: Share of the steps with a linearly rising rate.
         warmup_steps: The same as a number of steps; takes precedence.
-        schedule: What follows the warm-up.
-        min_lr_ratio: Share of `lr` that the schedule ends at.
+        schedule: What follows the warm-up. `step`: the rate falls to `gamma` times itself at each milestone.
+        min_lr_ratio: Share of `lr` that `cosine` and `linear` end at.
+        milestones: Of `step`: shares of all steps, rising. Detection's "12 epochs, step 8, 11" is [8/12, 11/12].
+        gamma: Of `step`.
         lr_scale: Part (as the objective names it) → factor on `lr`.
         layer_decay: Factor on the rate from one vision block to the one below it; None: the same for all.
     """
@@ -33,8 +35,10 @@ class OptimConfig(BaseModel):
     clip_norm: float | None = Field(1.0, gt=0)
     warmup_ratio: float = Field(0.2, ge=0, le=1)
     warmup_steps: int | None = Field(None, ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    milestones: tuple[float, ...] = (8 / 12, 11 / 12)
+    gamma: float = Field(0.1, gt=0, le=1)
     lr_scale: dict[str, float] = Field(default_factory=dict)
     layer_decay: float | None = Field(None, gt=0, le=1)
 
@@ -42,6 +46,8 @@ class OptimConfig(BaseModel):
     def _check(self) -> OptimConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
+        if list(self.milestones) != sorted(self.milestones) or not all(0 < m <= 1 for m in self.milestones):
+            raise ValueError(f"milestones must rise and lie in (0, 1], not {self.milestones}")
         for part, scale in self.lr_scale.items():
             if not scale > 0:
                 raise ValueError(f"lr_scale of {part!r} is {scale}, not above 0; freeze the part instead")

@@ -40,6 +40,8 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
         return (step + 1) / warmup
     if config.schedule == "constant":
         return 1.0
+    if config.schedule == "step":
+        return config.gamma ** sum(step >= round(share * steps) for share in config.milestones)
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     falling = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * falling
