@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vitp.objectives.base import Objective
     from vitp.pretrain import PretrainConfig, run_pretraining
     from vitp.pretrained import load_vlm, save_vlm
+    from vitp.tasks.finetune import run_finetune
+    from vitp.tasks.runs import load_task
 
 _HOMES = {
     "Assistant": "vitp.ask",
@@ -33,7 +35,9 @@ _HOMES = {
     "compile_labels": "vitp.data.compile",
     "export_backbone": "vitp.export",
     "load_backbone": "vitp.export",
+    "load_task": "vitp.tasks.runs",
     "load_vlm": "vitp.pretrained",
+    "run_finetune": "vitp.tasks.finetune",
     "run_pretraining": "vitp.pretrain",
     "run_probes": "vitp.evaluation.probes",
     "save_vlm": "vitp.pretrained",
@@ -52,7 +56,9 @@ __all__ = [
     "compile_labels",
     "export_backbone",
     "load_backbone",
+    "load_task",
     "load_vlm",
+    "run_finetune",
     "run_pretraining",
     "run_probes",
     "save_vlm",
