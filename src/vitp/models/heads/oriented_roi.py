@@ -1,0 +1,170 @@
+"""Oriented boxes from oriented proposals: the second stage of Oriented R-CNN (Xie et al., ICCV 2021).
+
+Shapes: B images, N proposals of an image, R regions of the whole batch, C classes, K = C + 1 with the background
+first, D channels, P × P cells of a region; 5: a rotated box (see `vitp.models.rotated.boxes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+
+from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
+from vitp.models.rotated.coders import EdgeSwapCoder
+from vitp.models.rotated.nms import rotated_nms
+from vitp.models.rotated.roi_align import MultiScaleRotatedRoIAlign
+
+MIN_SIDE = 1e-2
+"""Boxes with a shorter side, in pixels, are no boxes."""
+
+
+class OrientedBoxSettings(BaseModel):
+    """Second stage; the defaults are the paper's.
+
+    Attributes:
+        pool_size, sampling: Cells on a side of a region, points a cell and direction.
+        canonical_size: Side in pixels of regions that are read at stride 16.
+        hidden: Width of the two layers.
+        iou: From which rotated overlap on a proposal holds an object.
+        samples, positive_share: Proposals an image in the loss, and how many of them at most hold objects.
+        scales: What dx, dy, dw, dh and da (radians) are divided by for the network.
+        smooth_l1_beta: Where the box loss turns from square to linear.
+        score_threshold, nms_iou, detections: What is kept of an image at test: boxes above the score, after
+            suppression within each class, at most so many.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    pool_size: int = Field(default=7, gt=0)
+    sampling: int = Field(default=2, gt=0)
+    canonical_size: float = Field(default=224.0, gt=0)
+    hidden: int = Field(default=1024, gt=0)
+    iou: float = Field(default=0.5, gt=0, le=1)
+    samples: int = Field(default=512, gt=0)
+    positive_share: float = Field(default=0.25, gt=0, le=1)
+    scales: tuple[float, float, float, float, float] = (0.1, 0.1, 0.2, 0.2, 0.1)
+    smooth_l1_beta: float = Field(default=1.0, gt=0)
+    score_threshold: float = Field(default=0.05, ge=0, lt=1)
+    nms_iou: float = Field(default=0.1, ge=0, le=1)
+    detections: int = Field(default=2000, gt=0)
+
+
+@dataclass(frozen=True)
+class OrientedFound:
+    """Objects found in one image, best first.
+
+    Attributes:
+        boxes_N5: Rotated boxes in pixels.
+        scores_N: On 0..1.
+        labels_N: 1 … C.
+    """
+
+    boxes_N5: Tensor
+    scores_N: Tensor
+    labels_N: Tensor
+
+
+class OrientedBoxHead(nn.Module):
+    """Oriented proposals → classes, and one move a proposal whatever its class.
+
+    Args:
+        strides: Of the levels that regions are read from, finest first.
+        channels: D, of the levels.
+        classes: C.
+        settings: See `OrientedBoxSettings`.
+    """
+
+    def __init__(
+        self, strides: Sequence[int], channels: int, classes: int, settings: OrientedBoxSettings
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.pool = MultiScaleRotatedRoIAlign(
+            strides, settings.pool_size, settings.sampling, settings.canonical_size
+        )
+        self.layers = TwoMLPHead(channels * settings.pool_size**2, settings.hidden)
+        self.score = nn.Linear(settings.hidden, classes + 1)
+        self.move = nn.Linear(settings.hidden, 5)
+        # As Fast R-CNN starts: nearly uniform scores, boxes that stay where the proposals are.
+        nn.init.normal_(self.score.weight, std=0.01)
+        nn.init.normal_(self.move.weight, std=0.001)
+        nn.init.zeros_(self.score.bias)
+        nn.init.zeros_(self.move.bias)
+        self.coder = EdgeSwapCoder(settings.scales)
+        self.sampler = BalancedPositiveNegativeSampler(settings.samples, settings.positive_share)
+
+    def forward(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], truths: Sequence[OrientedTruth]
+    ) -> dict[str, Tensor]:
+        """Return `class` and `box`: sums over images of the mean losses over each image's sampled proposals.
+
+        As in Fast R-CNN the box loss is divided by all samples, not by those that hold objects.
+
+        Args:
+            maps: Levels, finest first; more than there are strides are left alone.
+            proposals: (N, 5) of each image.
+            truths: What to learn.
+        """
+        samples = [self._match(boxes_N5, truth) for boxes_N5, truth in zip(proposals, truths, strict=True)]
+        chosen = [(p | n).bool() for p, n in zip(*self.sampler([s[1] for s in samples]), strict=True)]
+        boxes = [boxes_N5[take] for (boxes_N5, _, _), take in zip(samples, chosen, strict=True)]
+        labels = [labels_N[take] for (_, labels_N, _), take in zip(samples, chosen, strict=True)]
+        weight_R = torch.cat(
+            [F.normalize(labels_N.new_ones(len(labels_N)).float(), p=1, dim=0) for labels_N in labels]
+        )
+        logits_RK, moves_R5 = self._outputs(maps, boxes)
+        labels_R = torch.cat(labels)
+        class_loss = (F.cross_entropy(logits_RK, labels_R, reduction="none") * weight_R).sum()
+        wanted = [moves_R5.new_zeros(0, 5)]
+        for boxes_N5, labels_N, (_, _, matched_N), take, truth in zip(
+            boxes, labels, samples, chosen, truths, strict=True
+        ):
+            if len(truth.boxes_N5):
+                objects_N5 = truth.boxes_N5[matched_N[take][labels_N > 0]]
+                wanted.append(self.coder.encode(boxes_N5[labels_N > 0], objects_N5))
+        kept_R = labels_R > 0
+        box_R5 = F.smooth_l1_loss(
+            moves_R5[kept_R], torch.cat(wanted), beta=self.settings.smooth_l1_beta, reduction="none"
+        )
+        return {"class": class_loss, "box": (box_R5.sum(1) * weight_R[kept_R]).sum()}
+
+    def _match(self, proposals_N5: Tensor, truth: OrientedTruth) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes to learn from (proposals and the objects' own), their labels and their objects' indices."""
+        boxes_N5 = torch.cat([proposals_N5, truth.boxes_N5.to(proposals_N5.dtype)])
+        return boxes_N5, *match_proposals(boxes_N5, truth, self.settings.iou)
+
+    def _outputs(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits (R, K) and moves (R, 5), in float32: boxes are decoded from them."""
+        image_R1 = torch.cat([torch.full_like(boxes_N5[:, :1], b) for b, boxes_N5 in enumerate(boxes)])
+        rois_R6 = torch.cat([image_R1, torch.cat(list(boxes))], 1)
+        hidden_RD = self.layers(self.pool(maps[: len(self.pool.strides)], rois_R6))
+        return self.score(hidden_RD).float(), self.move(hidden_RD).float()
+
+    @torch.no_grad()
+    def detect(self, maps: Sequence[Tensor], proposals: Sequence[Tensor]) -> list[OrientedFound]:
+        """Return the objects of each image.
+
+        Args:
+            maps: Levels, finest first.
+            proposals: (N, 5) of each image.
+        """
+        logits_RK, moves_R5 = self._outputs(maps, proposals)
+        counts = [len(boxes_N5) for boxes_N5 in proposals]
+        moved_R5 = self.coder.decode(torch.cat(list(proposals)), moves_R5)
+        parts = zip(moved_R5.split(counts), logits_RK.softmax(-1).split(counts), strict=True)
+        return [self._keep(boxes_N5, scores_NK) for boxes_N5, scores_NK in parts]
+
+    def _keep(self, boxes_N5: Tensor, scores_NK: Tensor) -> OrientedFound:
+        scores_NC = scores_NK[:, 1:]
+        real_N1 = (boxes_N5[:, 2:4] >= MIN_SIDE).all(1, keepdim=True)
+        row, column = torch.where((scores_NC > self.settings.score_threshold) & real_N1)
+        boxes_N5, scores_N, labels_N = boxes_N5[row], scores_NC[row, column], column + 1
+        kept = rotated_nms(boxes_N5, scores_N, self.settings.nms_iou, labels_N)[: self.settings.detections]
+        return OrientedFound(boxes_N5[kept], scores_N[kept], labels_N[kept])

@@ -1,0 +1,173 @@
+"""Oriented region proposals: the first stage of Oriented R-CNN (Xie et al., ICCV 2021).
+
+Shapes: B images, h × w cells of a level, A anchors of an image (all levels), a anchors of a cell, N proposals;
+4: x1, y1, x2, y2; 5: a rotated box (see `vitp.models.rotated.boxes`); 6: midpoint offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import batched_nms, box_iou
+
+from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors
+from vitp.models.heads.rpn import ProposalSettings, StrideAnchors, outside
+from vitp.models.rotated.boxes import hulls_of
+from vitp.models.rotated.coders import MidpointOffsetCoder
+
+SMOOTH_L1_BETA = 1 / 9
+MIN_SIDE = 1e-2
+"""Pixels; proposals with a shorter side hold nothing."""
+
+
+class OrientedProposalSettings(ProposalSettings):
+    """Oriented region proposals; see `ProposalSettings`. The defaults are the paper's.
+
+    Attributes:
+        lowest_iou: An object's best anchors count as its own from this overlap on; 0 gives every object one.
+    """
+
+    lowest_iou: float = Field(default=0.3, ge=0, le=1)
+    keep_before: tuple[int, int] = (2000, 2000)
+    keep: tuple[int, int] = (2000, 2000)
+    nms_iou: float = Field(default=0.8, gt=0, le=1)
+
+
+class OrientedProposalNetwork(nn.Module):
+    """Axis-aligned anchors on every level → rotated boxes that may hold an object.
+
+    Args:
+        strides: Of the levels, finest first.
+        width: Channels of the levels.
+        settings: Anchors, matching, sampling, suppression.
+    """
+
+    def __init__(self, strides: Sequence[int], width: int, settings: OrientedProposalSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.anchors = StrideAnchors(strides, settings.anchor_scales, settings.anchor_ratios)
+        count = self.anchors.num_anchors_per_location()[0]
+        self.shared = nn.Conv2d(width, width, 3, padding=1)
+        self.score = nn.Conv2d(width, count, 1)
+        self.move = nn.Conv2d(width, 6 * count, 1)
+        for layer in (self.shared, self.score, self.move):
+            nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        self.coder = MidpointOffsetCoder()
+        self.sampler = BalancedPositiveNegativeSampler(settings.samples, settings.positive_share)
+
+    def forward(
+        self,
+        maps_BChw: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        truths: Sequence[OrientedTruth] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return (N, 5) proposals for each image, best first, and with truths `objectness` and `proposal_box`.
+
+        The losses are sums over images of the mean over the image's sampled anchors.
+
+        Args:
+            maps_BChw: Levels, finest first.
+            sizes: Height and width of each image without padding.
+            truths: What to learn.
+        """
+        logits, moves = self._outputs(maps_BChw)
+        anchors_A4 = self.anchors(ImageList(maps_BChw[0], list(sizes)), list(maps_BChw))[0]
+        per_level = [logit.shape[1] for logit in logits]
+        logit_BA, move_BA6 = torch.cat(logits, 1), torch.cat(moves, 1)
+        proposals = [
+            self._propose(logit_BA[b].detach(), move_BA6[b].detach(), anchors_A4, per_level, size)
+            for b, size in enumerate(sizes)
+        ]
+        losses = {} if truths is None else self._losses(logit_BA, move_BA6, anchors_A4, truths)
+        return proposals, losses
+
+    def _outputs(self, maps_BChw: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return logits (B, h·w·a) and moves (B, h·w·a, 6) of each level, in float32: boxes are decoded from them."""
+        logits, moves = [], []
+        for map_BChw in maps_BChw:
+            shared_BChw = F.relu(self.shared(map_BChw))
+            logits.append(self.score(shared_BChw).permute(0, 2, 3, 1).flatten(1).float())
+            moves.append(
+                self.move(shared_BChw).permute(0, 2, 3, 1).unflatten(3, (-1, 6)).flatten(1, 3).float()
+            )
+        return logits, moves
+
+    @torch.no_grad()
+    def _propose(
+        self,
+        logit_A: Tensor,
+        move_A6: Tensor,
+        anchors_A4: Tensor,
+        per_level: Sequence[int],
+        size: tuple[int, int],
+    ) -> Tensor:
+        """Return the best boxes of one image, at most so many of each level, after suppression by their hulls."""
+        mode = 0 if self.training else 1
+        boxes, logits, levels = [], [], []
+        first = 0
+        for level, logit in enumerate(logit_A.split(list(per_level))):
+            best = first + logit.topk(min(self.settings.keep_before[mode], len(logit))).indices
+            boxes.append(self.coder.decode(anchors_A4[best], move_A6[best]))
+            logits.append(logit_A[best])
+            levels.append(torch.full_like(best, level))
+            first += len(logit)
+        boxes_N5, logit_N, level_N = torch.cat(boxes), torch.cat(logits), torch.cat(levels)
+        hulls_N4 = hulls_of(boxes_N5)
+        real = torch.nonzero((boxes_N5[:, 3] >= MIN_SIDE) & _inside(boxes_N5, size))[:, 0]
+        kept = batched_nms(hulls_N4[real], logit_N[real], level_N[real], self.settings.nms_iou)
+        return boxes_N5[real[kept[: self.settings.keep[mode]]]]
+
+    def _losses(
+        self, logit_BA: Tensor, move_BA6: Tensor, anchors_A4: Tensor, truths: Sequence[OrientedTruth]
+    ) -> dict[str, Tensor]:
+        kinds, wanted = [], [move_BA6.new_zeros(0, 6)]
+        for truth in truths:
+            kind_A, matched_A = self._match(anchors_A4, truth)
+            kinds.append(kind_A)
+            if len(truth.boxes_N5):
+                own = kind_A == 1
+                wanted.append(self.coder.encode(anchors_A4[own], truth.boxes_N5[matched_A[own]]))
+        positive_BA, negative_BA = (torch.stack(chosen).bool() for chosen in self.sampler(kinds))
+        chosen_BA = positive_BA | negative_BA
+        weight_BA = chosen_BA / chosen_BA.sum(1, keepdim=True).clamp(min=1)
+        kind_BA = torch.stack(kinds)
+        objectness = F.binary_cross_entropy_with_logits(
+            logit_BA[chosen_BA], kind_BA[chosen_BA].float(), weight_BA[chosen_BA], reduction="sum"
+        )
+        # Targets were made for all of the objects' anchors; the sampler took some of them.
+        wanted_R6 = torch.cat(wanted)[positive_BA[kind_BA == 1]]
+        box_R6 = F.smooth_l1_loss(move_BA6[positive_BA], wanted_R6, beta=SMOOTH_L1_BETA, reduction="none")
+        return {"objectness": objectness, "proposal_box": (box_R6.sum(1) * weight_BA[positive_BA]).sum()}
+
+    def _match(self, anchors_A4: Tensor, truth: OrientedTruth) -> tuple[Tensor, Tensor]:
+        settings = self.settings
+        kind_A, matched_A = match_anchors(
+            anchors_A4,
+            hulls_of(truth.boxes_N5),
+            positive_iou=settings.positive_iou,
+            negative_iou=settings.negative_iou,
+            lowest_iou=settings.lowest_iou,
+        )
+        skip_A = outside(anchors_A4, truth.size)
+        if len(truth.ignored_M5):
+            overlap_A = torch.cat(
+                [box_iou(part, hulls_of(truth.ignored_M5)).amax(1) for part in anchors_A4.split(2**15)]
+            )
+            skip_A = skip_A | (overlap_A >= settings.negative_iou)
+        kind_A[skip_A & (kind_A == 0)] = -1
+        return kind_A, matched_A
+
+
+def _inside(boxes_N5: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return (N,) bool: which boxes have their centre in the image."""
+    height, width = size
+    cx, cy = boxes_N5[:, 0], boxes_N5[:, 1]
+    return (cx >= 0) & (cx < width) & (cy >= 0) & (cy < height)

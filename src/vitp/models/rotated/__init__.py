@@ -1,0 +1,1 @@
+"""Rotated boxes in plain PyTorch: geometry, exact overlap, suppression and pooling."""
