@@ -171,7 +171,8 @@ def check_command(
     if as_json:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
-        make_console().print(report.render())
+        console = make_console()
+        console.print(report.render(width=console.width))
     raise typer.Exit(report.exit_code)
 
 

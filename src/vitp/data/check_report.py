@@ -103,11 +103,11 @@ class CheckReport:
             "findings": [asdict(finding) for finding in self.findings],
         }
 
-    def render(self, *, most: int = 10) -> RenderableType:
-        """Return tables for the console, with at most `most` findings of each kind."""
+    def render(self, *, most: int = 10, width: int = 80) -> RenderableType:
+        """Return tables for a console of `width` columns, with at most `most` findings of each kind."""
         parts: list[RenderableType] = [self._source_table()]
         if self.findings:
-            parts.append(self._finding_table(most))
+            parts.append(self._finding_table(most, width))
         counts = self.counts()
         verdict = "Some rows can't be used." if self.exit_code else "Every row can be used."
         amounts = ", ".join(
@@ -130,10 +130,12 @@ class CheckReport:
             table.add_row(s.name, s.split, f"{s.rows:,}", Text(f"{s.usable:,}", style=style), f"{s.images:,}")
         return table
 
-    def _finding_table(self, most: int) -> Table:
+    def _finding_table(self, most: int, width: int) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
+        # A place that is broken over two lines can't be copied or searched for: the other columns fold before it does.
+        longest = max(len(finding.where) for finding in self._shown(most))
         for name in ("", "where", "id", "what", "what to do"):
-            table.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold", no_wrap=name == "where" and longest <= 0.6 * width)
         for finding in self._shown(most):
             table.add_row(
                 Text(finding.severity, style=_STYLES[finding.severity]),

@@ -81,7 +81,7 @@ def _class_precision(
     right_D = np.zeros(len(object_D), bool)
     found_objects, firsts = np.unique(object_D, return_index=True)
     right_D[firsts[found_objects >= 0]] = True
-    return _area_under(right_D, to_find, eleven_points)
+    return precision_area(right_D, to_find, eleven_points)
 
 
 def _best_object(boxes_N4: np.ndarray, truth_M4: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +93,14 @@ def _best_object(boxes_N4: np.ndarray, truth_M4: np.ndarray, iou: float) -> tupl
     return best_N, iou_NM[np.arange(len(best_N)), best_N] >= iou
 
 
-def _area_under(right_D: np.ndarray, to_find: int, eleven_points: bool) -> float:
+def precision_area(right_D: np.ndarray, to_find: int, eleven_points: bool) -> float:
+    """Return the average precision of detections of one class, surest first.
+
+    Args:
+        right_D: Whether each is right.
+        to_find: Objects of the class.
+        eleven_points: As Pascal VOC 2007, the mean at 11 points of recall; else the area, as VOC 2012.
+    """
     hits_D = np.cumsum(right_D)
     precision_D = hits_D / np.arange(1, len(right_D) + 1)
     # The precision at a recall is the best one at that recall or beyond.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vitp.errors import ConfigError
+from vitp.evaluation.detection import precision_area
 from vitp.models.rotated.boxes import boxes_of_quads
 from vitp.models.rotated.iou import rotated_iou
 from vitp.tasks.base import Prediction, Scores, Target
@@ -76,7 +77,7 @@ class _Ranking:
         right_D = np.zeros(len(object_D), bool)
         objects, firsts = np.unique(object_D, return_index=True)
         right_D[firsts[objects >= 0]] = True  # later ones are duplicates
-        return _area_under(right_D, self.to_find, eleven_points)
+        return precision_area(right_D, self.to_find, eleven_points)
 
 
 def oriented_average_precision(
@@ -142,18 +143,6 @@ def _ranked(rows: Sequence[tuple[np.ndarray, ...]], to_find: int) -> _Ranking:
 
 def _boxes(quads_N8: np.ndarray) -> torch.Tensor:
     return boxes_of_quads(torch.from_numpy(np.asarray(quads_N8, np.float64).reshape(-1, 8)))
-
-
-def _area_under(right_D: np.ndarray, to_find: int, eleven_points: bool) -> float:
-    hits_D = np.cumsum(right_D)
-    precision_D = hits_D / np.arange(1, len(right_D) + 1)
-    # The precision at a recall is the best one at that recall or beyond.
-    envelope_D = np.maximum.accumulate(precision_D[::-1])[::-1]
-    if eleven_points:
-        # In whole numbers: 3 of 10 is a recall of 0.3, though 3 * 0.1 is a little more.
-        at = np.searchsorted(10 * hits_D, to_find * np.arange(11), side="left")
-        return float(np.append(envelope_D, 0.0)[at].mean())
-    return float(envelope_D[right_D].sum() / to_find)
 
 
 def true_oriented(target: Target) -> TrueOriented:
