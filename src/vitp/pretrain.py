@@ -10,23 +10,23 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from vitp.config import load_config, save_config
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.data.readers.mixture_file import read_mixture
 from vitp.data.tokenizer import train_tokenizer
-from vitp.engine import checkpoint, distributed
+from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.engine.loop import Trainer
-from vitp.errors import CheckpointError, ConfigError, VitpError
+from vitp.errors import ConfigError
 from vitp.files import write_json
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.vitp import ViTPObjective
 from vitp.pretrained import LoadedVLM, load_tokenizer, load_vlm
+from vitp.run_folder import claimed
 
 
 class ModelSettings(BaseModel):
@@ -225,22 +225,8 @@ def run_pretraining(
     """
     run_dir = Path(run_dir)
     distributed.initialize(distributed.resolve_device(config.train.device))
-    main, refusal = distributed.rank() == 0, None
-    if main:
-        try:
-            _claim(run_dir, config, resume)
-        except VitpError as error:
-            refusal = error
-    distributed.raise_together(refusal)
-    if main:
-        save_config(config, run_dir / "config.yaml")
-    try:
+    with claimed(run_dir, config, resume=resume, phases=("align",)):
         return _train(config, run_dir, resume, console)
-    except VitpError:
-        if main and not any(checkpoint.latest(folder) for folder in (run_dir, run_dir / "align")):
-            # Nothing was trained: the next try, with the mistake mended, may have the folder.
-            (run_dir / "config.yaml").unlink(missing_ok=True)
-        raise
 
 
 def _train(config: PretrainConfig, run_dir: Path, resume: bool, console: Console | None) -> TrainResult:
@@ -281,52 +267,6 @@ def _align(config: PretrainConfig, run_dir: Path, console: Console | None) -> Pr
             run.objective, run.source, phase.optim, phase.train, folder, console=console, resume=resume
         ).train()
     return config.model_copy(update={"model": config.model.model_copy(update={"init": str(folder)})})
-
-
-def _claim(run_dir: Path, config: PretrainConfig, resume: bool) -> None:
-    """Refuse to write over another run."""
-    existing = run_dir / "config.yaml"
-    if resume:
-        if not existing.is_file():
-            raise CheckpointError(
-                "holds no run to resume", where=str(run_dir), fix="start it without --resume"
-            )
-        before = load_config(PretrainConfig, existing)
-        changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
-        harmless = (
-            "train.num_workers",
-            "train.log_every",
-            "train.save_every",
-            "train.keep_last",
-            "train.device",
-        )
-        changed = [key for key in changed if key not in harmless]
-        if changed:
-            raise ConfigError(
-                f"differs from the run that is to be resumed: {', '.join(changed[:5])}",
-                where=str(existing),
-                fix="resume with the run's own configuration, or start a new run from its model",
-            )
-    elif existing.is_file() or (run_dir / "checkpoints").is_dir():
-        raise ConfigError(
-            "holds a run already",
-            where=str(run_dir),
-            fix="continue it with --resume, or choose another folder",
-        )
-    run_dir.mkdir(parents=True, exist_ok=True)
-
-
-def _changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = sorted(before.keys() | after.keys())
-        return [
-            changed
-            for key in keys
-            for changed in _changed_keys(
-                before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key
-            )
-        ]
-    return [] if before == after else [prefix]
 
 
 def describe_mixture(run: PretrainRun) -> dict[str, Any]:

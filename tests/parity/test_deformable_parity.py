@@ -96,7 +96,7 @@ def test_values_and_gradients_equal_transformers():
 
 def test_gradients_equal_differences():
     value, locations, weights = random_inputs([(3, 4)], batch=1, queries=2, heads=1, points=2, channels=2)
-    torch.autograd.gradcheck(lambda *tensors: deformable_attention(tensors[0], [(3, 4)], *tensors[1:]), (
+    assert torch.autograd.gradcheck(lambda *tensors: deformable_attention(tensors[0], [(3, 4)], *tensors[1:]), (
         value, locations, weights,
     ))  # fmt: skip
 

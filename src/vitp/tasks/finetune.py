@@ -18,14 +18,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from vitp.config import load_config, save_config
 from vitp.data.labels import LabelledSet
-from vitp.engine import checkpoint, distributed
+from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import TrainResult
 from vitp.engine.loop import Trainer
-from vitp.errors import CheckpointError, ConfigError, VitpError
+from vitp.errors import VitpError
 from vitp.files import atomic_dir, write_json
+from vitp.run_folder import claimed
 from vitp.tasks.augment import AugmentSettings
 from vitp.tasks.base import InputSize, Scores, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -41,10 +41,7 @@ from vitp.tasks.data import (
 from vitp.tasks.validation import Validation, apply_best
 from vitp.version import __version__
 
-CONFIG_FILE = "config.yaml"
 SCORES_FILE = "scores.json"
-HARMLESS = ("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device")
-"""Settings that a resumed run may change: they don't change what is learned."""
 
 
 class DataSettings(BaseModel):
@@ -225,56 +222,8 @@ def run_finetune(
     """
     out = Path(out)
     distributed.initialize(distributed.resolve_device(config.train.device))
-    main, refusal = distributed.rank() == 0, None
-    if main:
-        try:
-            _claim(out, config, resume)
-            save_config(config, out / CONFIG_FILE)
-        except VitpError as error:
-            refusal = error
-    distributed.raise_together(refusal)
-    try:
+    with claimed(out, config, resume=resume):
         return _train(config, out, resume, console)
-    except VitpError:
-        if main and not checkpoint.latest(out):
-            # Nothing was trained: the next try, with the mistake mended, may have the folder.
-            (out / CONFIG_FILE).unlink(missing_ok=True)
-        raise
-
-
-def _claim(out: Path, config: FinetuneConfig, resume: bool) -> None:
-    """Refuse to write over another run."""
-    existing = out / CONFIG_FILE
-    if not resume:
-        if existing.is_file() or (out / "checkpoints").is_dir():
-            raise ConfigError(
-                "holds a run already",
-                where=str(out),
-                fix="continue it with --resume, or choose another folder",
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        return
-    if not existing.is_file():
-        raise CheckpointError("holds no run to resume", where=str(out), fix="start it without --resume")
-    before = load_config(FinetuneConfig, existing)
-    changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
-    changed = [key for key in changed if key not in HARMLESS]
-    if changed:
-        raise ConfigError(
-            f"differs from the run that is to be resumed: {', '.join(changed[:5])}",
-            where=str(existing),
-            fix="resume with the run's own configuration, or start a new run",
-        )
-
-
-def _changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        return [] if before == after else [prefix]
-    return [
-        changed
-        for key in sorted(before.keys() | after.keys())
-        for changed in _changed_keys(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
-    ]
 
 
 def _train(config: FinetuneConfig, out: Path, resume: bool, console: Console | None) -> FinetuneResult:

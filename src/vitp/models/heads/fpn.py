@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from vitp.models.pyramid import pad_to_multiple as pad_to_multiple
-
 CANONICAL_LEVEL = 4
 """log2 of the stride that a region of the canonical size is read from (FPN paper, equation 1)."""
 

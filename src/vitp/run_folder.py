@@ -1,0 +1,85 @@
+"""Whose a run folder is: a new run takes an empty one, a resumed run its own, and a run that never began gives it back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from vitp.config import load_config, save_config
+from vitp.engine import checkpoint, distributed
+from vitp.errors import CheckpointError, ConfigError, VitpError
+
+CONFIG_FILE = "config.yaml"
+HARMLESS = ("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device")
+"""Settings that a resumed run may change: they don't change what is learned."""
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path, config: BaseModel, *, resume: bool, phases: Sequence[str] = ()) -> Iterator[None]:
+    """Write the configuration into a run folder for as long as the block trains there, on all ranks together.
+
+    Args:
+        run_dir: New folder, or the folder to resume.
+        config: Of the run.
+        resume: Whether the folder holds this run already.
+        phases: Folders below that may hold checkpoints of the run, too.
+
+    Raises:
+        CheckpointError: There is nothing to resume.
+        ConfigError: The folder holds another run.
+    """
+    main, refusal = distributed.rank() == 0, None
+    if main:
+        try:
+            _claim(run_dir, config, resume)
+            save_config(config, run_dir / CONFIG_FILE)
+        except VitpError as error:
+            refusal = error
+    distributed.raise_together(refusal)
+    try:
+        yield
+    except VitpError:
+        folders = (run_dir, *(run_dir / phase for phase in phases))
+        if main and not any(checkpoint.latest(folder) for folder in folders):
+            # Nothing was trained: the next try, with the mistake mended, may have the folder.
+            (run_dir / CONFIG_FILE).unlink(missing_ok=True)
+        raise
+
+
+def _claim(run_dir: Path, config: BaseModel, resume: bool) -> None:
+    """Refuse to write over another run."""
+    existing = run_dir / CONFIG_FILE
+    if not resume:
+        if existing.is_file() or (run_dir / "checkpoints").is_dir():
+            raise ConfigError(
+                "holds a run already",
+                where=str(run_dir),
+                fix="continue it with --resume, or choose another folder",
+            )
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return
+    if not existing.is_file():
+        raise CheckpointError("holds no run to resume", where=str(run_dir), fix="start it without --resume")
+    before = load_config(type(config), existing)
+    changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
+    changed = [key for key in changed if key not in HARMLESS]
+    if changed:
+        raise ConfigError(
+            f"differs from the run that is to be resumed: {', '.join(changed[:5])}",
+            where=str(existing),
+            fix="resume with the run's own configuration, or start a new run",
+        )
+
+
+def _changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [prefix]
+    return [
+        changed
+        for key in sorted(before.keys() | after.keys())
+        for changed in _changed_keys(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
+    ]
