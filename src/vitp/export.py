@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import timm
 import torch
@@ -22,8 +22,17 @@ from vitp import pretrained
 from vitp.errors import CheckpointError, VitpError
 from vitp.export_card import MIXTURE_FILE, Provenance, provenance_of_run
 from vitp.files import atomic_dir
+from vitp.models.plain_vit import PlainViT
+from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VLMConfig
+from vitp.weights import hub
+from vitp.weights.checkpoint import EXTRA, Hints, read_config
+from vitp.weights.open import open_tower
+from vitp.weights.tensors import TORCH_SUFFIXES
+
+GRAPH_DESCRIPTION = "vitp_graph.json"
+"""What stands beside an exported graph: its input, its output, and what was compared."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +80,63 @@ class VerifyReport:
         return table
 
 
-def load_backbone(source: str | Path) -> VisionTower:
+@overload
+def load_backbone(
+    source: str | Path,
+    *,
+    heads: int | None = None,
+    image_size: int | None = None,
+    revision: str | None = None,
+) -> VisionTower: ...
+
+
+@overload
+def load_backbone(
+    source: str | Path,
+    *,
+    architecture: str,
+    arguments: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    revision: str | None = None,
+) -> PlainViT: ...
+
+
+def load_backbone(
+    source: str | Path,
+    *,
+    architecture: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    heads: int | None = None,
+    image_size: int | None = None,
+    revision: str | None = None,
+) -> PlainViT:
     """Return a vision tower in eval mode; the language model beside it isn't read.
 
+    Names and shapes must fit; `vitp.weights.open.open_tower` returns the report of names, too.
+
     Args:
-        source: An exported folder, a folder with a vision-language model, a run folder (its `model/`), or
-            "starter" for the ViT of the model that comes with the package.
+        source: An exported folder, a folder with a vision-language model of vitp, a run folder (its `model/`), or
+            "starter" for the ViT of the model that comes with the package. Also what others publish: a folder in
+            InternVL's original layout, transformers' or timm's, a weights file such as a released ViTP backbone, or
+            an id of the hub.
+        architecture: timm's name, for a file under timm's names or those of a publication that timm knows; the
+            tower may then be a rotary one (DINOv3).
+        arguments: What `timm.create_model` gets beside the architecture.
+        heads: Attention heads of an InternViT that comes without a configuration; None: heads of 64 channels.
+        image_size: Side in pixels that the tower is wanted for; positions are resampled. None: as trained.
+        revision: Branch, tag or commit, for the hub.
 
     Raises:
         CheckpointError: No backbone is there, a file is broken or was changed, names or shapes don't fit.
     """
-    folder = _resolve(source)
-    return fmt.read_backbone(folder) if (folder / fmt.DESCRIPTION).is_file() else _tower_of_vlm(folder)
+    folder = None if architecture is not None else own_folder(source)
+    if folder is not None:
+        own = fmt.read_backbone(folder) if (folder / fmt.DESCRIPTION).is_file() else _tower_of_vlm(folder)
+        return own if image_size is None else resized_tower(own, image_size=image_size)
+    if not (_holds_weights(Path(source)) or hub.hub_id(str(source))):
+        raise _nothing(source)
+    hints = Hints(architecture=architecture, arguments=arguments or {}, heads=heads, image_size=image_size)
+    return open_tower(source, hints=hints, revision=revision)[0]
 
 
 def random_backbone(like: VisionTower, seed: int) -> VisionTower:
@@ -108,8 +162,8 @@ def export_backbone(
         VitpError: `out` exists, or can't be written.
     """
     out = Path(out)
-    _check_target(out, overwrite)
-    tower, provenance = load_backbone(source), _provenance(source)
+    check_target(out, overwrite)
+    tower, provenance = load_backbone(source), provenance_of(source)
     with atomic_dir(out) as temporary:
         description = fmt.write_backbone(
             temporary, tower, provenance, extra=extra_card, name=out.resolve().name
@@ -294,19 +348,28 @@ class _Verifier:
         return f"largest difference {worst:.1e}"
 
 
-def _resolve(source: str | Path) -> Path:
+def own_folder(source: str | Path) -> Path | None:
+    """Return the folder in one of vitp's own layouts that a source names, or None."""
+    if str(source) == "starter":
+        return pretrained.STARTER
     path = Path(source)
     for candidate in (path, path / "model"):
-        if (candidate / fmt.DESCRIPTION).is_file():
+        if (candidate / fmt.DESCRIPTION).is_file() or pretrained.is_vitp_model(candidate):
             return candidate
-    try:
-        return pretrained.resolve(source)
-    except CheckpointError as error:
-        raise CheckpointError(
-            "holds no backbone",
-            where=str(source),
-            fix='name an export, a run that has finished, a model folder or "starter"',
-        ) from error
+    return None
+
+
+def _holds_weights(path: Path) -> bool:
+    suffixes = {".safetensors", *TORCH_SUFFIXES}
+    return path.is_file() or (path.is_dir() and any(file.suffix in suffixes for file in path.iterdir()))
+
+
+def _nothing(source: str | Path) -> CheckpointError:
+    return CheckpointError(
+        "holds no backbone",
+        where=str(source),
+        fix='name an export, a run that has finished, a model folder, a weights file, a model of the hub or "starter"',
+    )
 
 
 def _tower_of_vlm(folder: Path) -> VisionTower:
@@ -334,10 +397,13 @@ def _tower_of_vlm(folder: Path) -> VisionTower:
     return tower.eval()
 
 
-def _provenance(source: str | Path) -> Provenance:
-    folder = _resolve(source)
+def provenance_of(source: str | Path) -> Provenance:
+    """Return where the weights of a source come from, as far as the files beside them tell."""
     if str(source) == "starter":
         return Provenance(source="the starter model of the vitp package")
+    folder = own_folder(source)
+    if folder is None:
+        return Provenance(source=str(source) if hub.hub_id(str(source)) else Path(source).resolve().name)
     # A run keeps its model in model/; both ways of naming it mean the same.
     run = folder.resolve().parent if folder.resolve().name == "model" else folder
     is_run = any((run / name).is_file() for name in ("config.yaml", "evidence.json", MIXTURE_FILE))
@@ -346,11 +412,28 @@ def _provenance(source: str | Path) -> Provenance:
     return provenance_of_run(run if is_run else folder)
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
+def check_target(out: Path, overwrite: bool) -> None:
+    """Do nothing when a folder may be written to.
+
+    Raises:
+        VitpError: It exists, and isn't to be overwritten or isn't vitp's.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / fmt.DESCRIPTION).is_file():
+    if not _is_ours(out):
         # Replacing means removing what is there: never a folder that isn't ours.
         raise VitpError("exists and is no export", where=str(out), fix="choose another folder")
     if not overwrite:
-        raise VitpError("exists", where=str(out), fix="choose another folder or ask to overwrite it")
+        raise VitpError(
+            "exists", where=str(out), fix="choose another folder or ask to overwrite it (--force)"
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in (fmt.DESCRIPTION, GRAPH_DESCRIPTION)):
+        return True
+    try:
+        config = read_config(folder) if folder.is_dir() else {}
+    except CheckpointError:
+        return False
+    return EXTRA in config or str(config.get("format", "")).startswith("vitp-vlm")

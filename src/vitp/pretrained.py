@@ -1,4 +1,7 @@
-"""Vision-language models on disk: one folder with weights, configuration and tokenizer."""
+"""Vision-language models on disk: one folder with weights, configuration and tokenizer.
+
+Published models (InternVL in its original layout or transformers') are read through `vitp.weights`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from vitp.data.chat import ChatTokenizer
 from vitp.engine.weights import save_tensors
@@ -20,6 +24,11 @@ from vitp.errors import CheckpointError
 from vitp.files import atomic_dir, write_json
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.version import __version__
+from vitp.weights import hub
+from vitp.weights.checkpoint import Hints, read_config
+from vitp.weights.open import open_vlm, read_tokenizer
+from vitp.weights.report import WeightsReport
+from vitp.weights.tensors import INDEX
 
 FORMAT = "vitp-vlm-1"
 WEIGHTS = "model.safetensors"
@@ -31,10 +40,17 @@ STARTER = Path(__file__).parent / "assets" / "starter"
 
 @dataclass
 class LoadedVLM:
-    """A vision-language model with its tokenizer."""
+    """A vision-language model with its tokenizer.
+
+    Attributes:
+        vlm: In eval mode.
+        chat: Its tokenizer.
+        report: What became of the names of a published model; None for vitp's own, which are always whole.
+    """
 
     vlm: VisionLanguageModel
     chat: ChatTokenizer
+    report: WeightsReport | None = None
 
 
 def write_vlm(
@@ -57,17 +73,14 @@ def write_vlm(
     # One key only: safetensors writes several in random order, and equal models should be equal files.
     save_tensors(folder / WEIGHTS, weights, {"format": "pt"})
     chat.tokenizer.save_pretrained(folder)
-    config = vlm.config.model_dump()
-    config["drop_path"] = 0.0  # a matter of the run that trains, not of the weights
-    write_json(
-        folder / CONFIG,
-        {
-            "format": FORMAT,
-            "vitp_version": __version__,
-            "vocabulary": vlm.language.config.vocab_size,
-            "model": config,
-        },
-    )
+    write_json(folder / CONFIG, describe_vlm(vlm.config, vlm.language.config.vocab_size))
+
+
+def describe_vlm(config: VLMConfig, vocabulary: int) -> dict[str, Any]:
+    """Return the `config.json` of a model with these sizes."""
+    # Drop path is a matter of the run that trains, not of the weights.
+    sizes = config.model_copy(update={"drop_path": 0.0}).model_dump()
+    return {"format": FORMAT, "vitp_version": __version__, "vocabulary": vocabulary, "model": sizes}
 
 
 def save_vlm(
@@ -78,17 +91,42 @@ def save_vlm(
         write_vlm(temporary, vlm, chat, dtype=dtype)
 
 
-def load_vlm(source: str | Path, *, drop_path: float = 0.0) -> LoadedVLM:
-    """Return the model of a folder, of a run, or the starter that comes with the package ("starter").
+def load_vlm(
+    source: str | Path,
+    *,
+    drop_path: float = 0.0,
+    template: str | None = None,
+    image_size: int | None = None,
+    revision: str | None = None,
+) -> LoadedVLM:
+    """Return the model of a folder, of a run, of the hub, or the starter that comes with the package ("starter").
 
     Args:
-        source: "starter", a folder written by `save_vlm`, or a run folder (its `model/` is taken).
+        source: "starter", a folder written by `save_vlm`, a run folder (its `model/` is taken), a folder with an
+            InternVL model (original layout or transformers'), or an id of the hub such as "OpenGVLab/InternVL2_5-1B".
         drop_path: Stochastic depth rate of the vision tower while training.
+        template: Chat template of a published model that names another; None: as it says.
+        image_size: Side of a tile of a published model in pixels, positions resampled; None: as it says.
+        revision: Branch, tag or commit, for the hub.
 
     Raises:
         CheckpointError: No model is there, a file is broken, or names and shapes don't fit.
     """
-    folder = resolve(source)
+    folder = _find(source)
+    if folder is None:
+        if hub.hub_id(str(source)) is None:
+            raise _nothing(source)
+        published: str | Path = source
+    elif is_vitp_model(folder):
+        return _load_own(folder, drop_path)
+    else:
+        published = folder
+    hints = Hints(template=template, image_size=image_size)
+    vlm, chat, report = open_vlm(published, hints=hints, drop_path=drop_path, revision=revision)
+    return LoadedVLM(vlm, chat, report)
+
+
+def _load_own(folder: Path, drop_path: float) -> LoadedVLM:
     try:
         description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config = VLMConfig.model_validate(description["model"])
@@ -111,26 +149,47 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: There is none, or its files are broken.
     """
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError("holds no tokenizer.json", where=str(folder), fix="copy the folder again")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises plain `Exception` on a broken file
-        raise CheckpointError(
-            f"holds no tokenizer that can be read ({error})", where=str(folder), fix="copy the folder again"
-        ) from error
+    return read_tokenizer(folder)
+
+
+def is_vitp_model(folder: Path) -> bool:
+    """Return whether the folder holds a model in vitp's own layout.
+
+    Raises:
+        CheckpointError: Its configuration can't be read.
+    """
+    if not (folder / WEIGHTS).is_file():
+        return False
+    config = read_config(folder)
+    return "model" in config or str(config.get("format", "")).startswith("vitp-vlm")
+
+
+def _find(source: str | Path) -> Path | None:
+    """The local folder with configuration and weights that a source names, or None."""
+    folder = STARTER if str(source) == "starter" else Path(source)
+    for candidate in (folder, folder / "model"):
+        if (candidate / CONFIG).is_file() and any((candidate / name).is_file() for name in (WEIGHTS, INDEX)):
+            return candidate
+    return None
 
 
 def resolve(source: str | Path) -> Path:
-    """Return the folder that holds the model named by `source`."""
-    folder = STARTER if str(source) == "starter" else Path(source)
-    for candidate in (folder, folder / "model"):
-        if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
-            return candidate
-    raise CheckpointError(
+    """Return the folder that holds the model named by `source`.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    folder = _find(source)
+    if folder is None:
+        raise _nothing(source)
+    return folder
+
+
+def _nothing(source: str | Path) -> CheckpointError:
+    return CheckpointError(
         "holds no vision-language model",
-        where=str(folder),
-        fix=f"name a run that has finished, or a folder with {CONFIG} and {WEIGHTS}",
+        where=str(source),
+        fix=f"name a run that has finished, a folder with {CONFIG} and {WEIGHTS}, or a model of the hub",
     )
 
 

@@ -1,4 +1,4 @@
-"""`vitp export`, `vitp ask`, `vitp probe`, `vitp doctor`."""
+"""`vitp export`, `vitp convert`, `vitp swap`, `vitp ask`, `vitp probe`, `vitp doctor`."""
 
 from __future__ import annotations
 
@@ -26,22 +26,60 @@ class View(enum.Enum):
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command("export")(export)
+    app.command("convert")(convert)
+    app.command("swap")(swap)
     app.command("ask")(ask)
     app.command("probe")(probe)
     app.command("doctor")(doctor)
 
 
+class Format(enum.Enum):
+    """What an exported backbone is to be read by."""
+
+    timm = "timm"
+    hf = "hf"
+    internvl = "internvl"
+    onnx = "onnx"
+    torch_export = "torch-export"
+
+
+class To(enum.Enum):
+    """Names and configuration of a converted model."""
+
+    vitp = "vitp"
+    original = "original"
+    hf = "hf"
+    timm = "timm"
+
+
+class Numbers(enum.Enum):
+    """Type of the numbers of a converted model."""
+
+    keep = "keep"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 def export(
-    source: Annotated[str, typer.Argument(help='Run or model folder, "starter"; with --verify an export.')],
+    source: Annotated[
+        str,
+        typer.Argument(help='Run or model folder, weights file, hub id, "starter"; with --verify an export.'),
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="New folder for the backbone.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="Tool chain that is to read it.")] = Format.timm,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the images in pixels; not for timm, which takes any.")
+    ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check an export against its own test vectors.")
+        bool, typer.Option("--verify", help="Check an export for timm against its own test vectors.")
     ] = False,
     against: Annotated[Path | None, typer.Option(help="With --verify: the run it was made from.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
-    """Write the ViT with its card, in a form that timm and vitp load."""
-    from vitp.export import export_backbone, verify_export
+    """Write the ViT for timm, transformers, InternVL's code or another runtime, and compare its features."""
+    from vitp.export import verify_export
+    from vitp.export_targets import LOADS, export_as
 
     console = make_console()
     if verify:
@@ -49,11 +87,82 @@ def export(
         return
     if out is None:
         raise ConfigError("no place to write to", where="vitp export", fix="name it with --out")
-    result = export_backbone(source, out, overwrite=force)
+    result, checks = export_as(source, out, form.value, image_size=image_size, overwrite=force)
     console.print(f"wrote {result.folder} (sha256 {result.sha256[:12]}…)")
-    console.print(verify_export(out))
-    console.print(
-        f'load it: timm.create_model("local-dir:{out}", pretrained=True) or vitp.load_backbone("{out}")'
+    console.print(checks)
+    console.print(f"load it: {LOADS[form.value].format(out=out)}")
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Model folder, weights file, run or hub id, in any layout.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[
+        To, typer.Option("--to", help="original: InternVL's; hf: transformers'; timm: the ViT alone.")
+    ] = To.vitp,
+    dtype: Annotated[Numbers, typer.Option(help="Type of the numbers.")] = Numbers.keep,
+    architecture: Annotated[
+        str | None, typer.Option(help="timm's name of a ViT whose file doesn't tell it.")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads of a ViT without a configuration.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of a tile in pixels; positions are resampled.")
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="Chat template, when the model names another.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
+) -> None:
+    """Write a model or ViT in another layout, and compare weights and outputs before it appears."""
+    from vitp.weights.checkpoint import Hints
+    from vitp.weights.convert import convert as convert_model
+
+    hints = Hints(architecture=architecture, heads=heads, image_size=image_size, template=template)
+    kind = None if dtype is Numbers.keep else dtype.value
+    done = convert_model(source, out, to.value, hints=hints, dtype=kind, overwrite=force)
+    console = make_console()
+    console.print(done.read)
+    console.print(done.checks)
+    console.print(f"wrote {done.folder} ({'whole model' if done.whole else 'vision tower alone'})")
+
+
+def swap(
+    model: Annotated[str, typer.Argument(help='Vision-language model: folder, run, hub id or "starter".')],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    vision: Annotated[str | None, typer.Option(help="Another ViT, as `vitp export` takes it.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Another language model: folder or hub id in transformers' layout.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="With --vision: side of a tile in pixels.")
+    ] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(min=1, help="With --vision: side of the square of patches a token.")
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="Chat template of the new language model.")] = None,
+    keep_projector: Annotated[
+        bool, typer.Option("--keep-projector", help="For a ViT that was trained on from the one before.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the new projector.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier model.")] = False,
+) -> None:
+    """Put another ViT or language model into a vision-language model; align it afterwards."""
+    from vitp.export import check_target, load_backbone
+    from vitp.pretrained import load_vlm, save_vlm
+    from vitp.weights.swap import swap_language, swap_vision
+
+    if vision is None and language is None:
+        raise ConfigError("nothing to swap", where="vitp swap", fix="name --vision or --language")
+    check_target(out, force)
+    loaded = load_vlm(model)
+    if language is not None:
+        loaded = swap_language(loaded, language, template=template, seed=seed)
+    if vision is not None:
+        tower = load_backbone(vision, image_size=image_size)
+        loaded = swap_vision(loaded, tower, shuffle=shuffle, keep_projector=keep_projector, seed=seed)
+    save_vlm(out, loaded.vlm, loaded.chat)
+    made = "kept" if keep_projector and language is None else "new, untrained"
+    make_console().print(
+        f"wrote {out} (projector {made}): align it with `vitp pretrain`, align.steps above 0"
     )
 
 

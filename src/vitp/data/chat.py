@@ -115,8 +115,9 @@ class ChatTokenizer:
         self.template = TEMPLATES[template]
         known = tokenizer.get_vocab()
         missing = [t for t in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT) if t not in known]
+        # False: the special tokens that the tokenizer has stay special.
         self.added_tokens = (
-            tokenizer.add_special_tokens({"additional_special_tokens": missing}) if missing else 0
+            tokenizer.add_special_tokens({"additional_special_tokens": missing}, False) if missing else 0
         )
         vocabulary = tokenizer.get_vocab()
         if self.template.stop not in vocabulary:
