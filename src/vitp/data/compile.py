@@ -24,6 +24,7 @@ from typing import Any
 from vitp import files
 from vitp.data.formats import detect_format, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
+from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
 from vitp.data.formats.splits import SPLITS
 from vitp.data.formats.vitp_labels import LabelWriter, Roots
@@ -104,6 +105,7 @@ def compile_labels(
     crop: int | None = None,
     overlap: int = 0,
     min_visible: float = 0.4,
+    empty: float = 1.0,
     synthesis: SynthesisConfig | None = None,
     max_tiles: int | None = None,
     force: bool = False,
@@ -119,6 +121,8 @@ def compile_labels(
         crop: Cut images into crops of this many pixels.
         overlap: Pixels that neighbouring crops share.
         min_visible: Objects of which less of the area is in a crop are no labels of it.
+        empty: Training images (or crops) without objects at most, as a share of the training images; which ones stay
+            follows from the seed.
         synthesis: What to ask.
         max_tiles: Written into the mixture as `max_dynamic_patch`; left to the run by default.
         force: Replace an earlier compilation, in one step and only when the new one is complete.
@@ -140,9 +144,11 @@ def compile_labels(
     labelled = read_labels(fmt, str(src) if generated else Path(src).resolve(), **options)
     synthesis = synthesis or SynthesisConfig()
     cropped = None
-    if crop is not None:
+    if crop is None:
+        labelled = limit_empty(labelled, empty, seed)
+    else:
         cropped = _crop_folder(out, base, crop, overlap)
-        labelled = cut(labelled, crop, overlap, cropped, min_visible)
+        labelled = limit_empty(cut(labelled, crop, overlap, cropped, min_visible), empty, seed)
         _remove_strangers(
             cropped, (path for item in labelled.items for path in (item.image, item.second_image))
         )
@@ -171,8 +177,11 @@ def compile_labels(
             unasked=sum(counts.images - counts.records for counts in splits.values()),
             content_hash=_content_hash(temporary),
         )
-        settings = {"crop": crop, "overlap": overlap, "min_visible": min_visible} if crop is not None else {}
-        _write_summary(temporary, summary, {**settings, **options, "synthesis": asdict(synthesis)})
+        settings: dict[str, Any] = {}
+        if crop is not None:
+            settings = {"crop": crop, "overlap": overlap, "min_visible": min_visible}
+        settings |= {"empty": empty, **options, "synthesis": asdict(synthesis)}
+        _write_summary(temporary, summary, settings)
         if cropped is not None:
             cropped.rename(temporary / "crops")
     return summary

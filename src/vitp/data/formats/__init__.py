@@ -51,7 +51,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     """Read labels.
 
     Args:
-        fmt: A key of `FORMATS`, or "auto".
+        fmt: A key of `FORMATS`, the name of a published set (`vitp.data.benchmarks`), or "auto".
         root: The set's folder (or file, for tables and single COCO files; or the domain of "scenes").
         **options: Those of the format's `read` and the fields of `ReadOptions`.
 
@@ -83,12 +83,19 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
 
 
 def _reader(fmt: str) -> Callable[..., LabelledSet]:
-    if fmt not in FORMATS:
-        hint = did_you_mean(fmt, FORMATS)
+    if fmt in FORMATS:
+        return FORMATS[fmt]
+    # Published sets are formats of their own; their readers are built from those above.
+    from vitp.data.benchmarks.catalogue import READERS
+
+    if fmt not in READERS:
+        hint = did_you_mean(fmt, [*FORMATS, *READERS])
         raise ConfigError(
-            f'no label format "{fmt}"', where="format", fix=hint or f"known are {', '.join(FORMATS)}"
+            f'no label format "{fmt}"',
+            where="format",
+            fix=hint or f"known are {', '.join(FORMATS)}, and the sets that `vitp data sets` lists",
         )
-    return FORMATS[fmt]
+    return READERS[fmt]
 
 
 def _takes_common(fmt: str) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class _File:
     path: Path
     split: str | None
     content: dict[str, Any]
+    images: Path | None = None
 
 
 def read(root: Path, options: ReadOptions = ReadOptions()) -> LabelledSet:
@@ -66,6 +67,38 @@ def read(root: Path, options: ReadOptions = ReadOptions()) -> LabelledSet:
         objects = tuple(found.objects) if instances else None
         builder.add(path, size, split=splits[path], objects=objects, captions=tuple(found.captions))
     return builder.build(object_classes=dict.fromkeys(categories.values()) if instances else ())
+
+
+def read_files(
+    builder: SetBuilder,
+    entries: Sequence[tuple[Path, str, Path]],
+    on_missing: Callable[[Path], None],
+) -> tuple[str, ...]:
+    """Add the images of COCO files whose place is known.
+
+    Args:
+        builder: Takes the images and findings.
+        entries: Annotation file, split and folder of its images.
+        on_missing: Is told of every image that isn't there.
+
+    Returns:
+        The names of the categories, in the order of the files.
+
+    Raises:
+        DataError: A file isn't COCO JSON, or a row lacks what it must have.
+    """
+    files = [
+        replace(_load(path, builder.root), split=split, images=folder) for path, split, folder in entries
+    ]
+    categories = _categories(files)
+    sizes: dict[Path, tuple[int, int]] = {}
+    splits: dict[Path, str | None] = {}
+    labels: dict[Path, _Labels] = defaultdict(_Labels)
+    for file in files:
+        _read_file(builder, file, categories, sizes, splits, labels, on_missing)
+    for path, size in sizes.items():
+        builder.add(path, size, split=splits[path], objects=tuple(labels[path].objects))
+    return tuple(dict.fromkeys(categories.values()))
 
 
 def annotation_files(root: Path) -> list[Path]:
@@ -148,9 +181,10 @@ def _read_file(
     sizes: dict[Path, tuple[int, int]],
     splits: dict[Path, str | None],
     labels: dict[Path, _Labels],
+    on_missing: Callable[[Path], None] | None = None,
 ) -> None:
     paths: dict[Any, Path | None] = {}
-    folders = _image_folders(builder, file)
+    folders = [file.images] if file.images is not None else _image_folders(builder, file)
     for number, row in enumerate(file.content["images"]):
         where = builder.place(file.path, f"images[{number}]")
         try:
@@ -158,7 +192,9 @@ def _read_file(
         except (KeyError, TypeError) as error:
             raise DataError("has no id or file_name", where=where, fix="give both") from error
         path = paths[key] = next((p for p in (folder / name for folder in folders) if p.is_file()), None)
-        if path is None:
+        if path is None and on_missing is not None:
+            on_missing(folders[0] / name)
+        elif path is None:
             builder.note(where, f"{name} is missing; image left out")
         elif path not in sizes and not _take_size(builder, where, path, row, sizes):
             paths[key] = None

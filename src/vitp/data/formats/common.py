@@ -64,6 +64,11 @@ class SetBuilder:
     _items: list[tuple[LabelledImage, str | None]] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
 
+    @property
+    def count(self) -> int:
+        """Number of images so far."""
+        return len(self._items)
+
     def place(self, path: str | Path, row: int | str | None = None) -> str:
         """Return "file:row" with the file relative to the set's folder."""
         path = Path(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +47,12 @@ def _starts(length: int, size: int, stride: int) -> list[int]:
 
 
 def cut(
-    labelled_set: LabelledSet, size: int, overlap: int, out_dir: Path, min_visible: float = 0.4
+    labelled_set: LabelledSet,
+    size: int,
+    overlap: int,
+    out_dir: Path,
+    min_visible: float = 0.4,
+    progress: Callable[[], None] | None = None,
 ) -> LabelledSet:
     """Return the set with every image cut into crops, the crops written under `out_dir`.
 
@@ -60,6 +65,7 @@ def cut(
         overlap: Pixels that neighbours share.
         out_dir: Where the crops go; PNG, or JPEG where the image was lossy.
         min_visible: Objects of which less of the area is in a crop are no labels of it.
+        progress: Called after each image.
 
     Raises:
         ConfigError: The numbers don't fit.
@@ -88,6 +94,8 @@ def cut(
         for k, window in enumerate(windows):
             crop = _crop_item(item, window, min_visible, whole=len(windows) == 1)
             crops.append(replace(crop, image=str(image[k]), second_image=str(second[k]) if second else None))
+        if progress is not None:
+            progress()
     findings = labelled_set.findings
     if about_whole:
         findings += (

@@ -54,7 +54,7 @@ def read(
             size = builder.size_of(image)
             if size is None:
                 continue
-            objects = _objects(builder, path, size, known)
+            objects = read_objects(builder, path, size, known)
             if objects is None:
                 fate = "left out" if drop_empty else "counted as without objects"
                 builder.note(builder.place(path), f"empty label file; image {fate}")
@@ -69,10 +69,20 @@ def read(
     return builder.build(object_classes=known or sorted(seen))
 
 
-def _objects(
+def read_objects(
     builder: SetBuilder, path: Path, size: tuple[int, int], known: tuple[str, ...] | None
 ) -> list[ObjectLabel] | None:
-    """Return the labels of one file, or None when it holds none at all."""
+    """Return the labels of one file, or None when it holds none at all.
+
+    Args:
+        builder: Takes the findings.
+        path: The label file; header lines (`imagesource:`, `gsd:`) are skipped.
+        size: Width and height of the image.
+        known: The classes; others become findings. None: all.
+
+    Raises:
+        DataError: A row can't be understood.
+    """
     objects: list[ObjectLabel] = []
     rows = 0
     for row, line in enumerate(read_text(path).splitlines(), 1):

@@ -84,20 +84,23 @@ class LabelWriter:
         self._open[item.split].write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def write_head(labelled: LabelledSet, roots: Roots, *, image_root: str | None = None) -> None:
+def write_head(
+    labelled: LabelledSet, roots: Roots, *, image_root: str | None = None, label_root: str | None = None
+) -> None:
     """Write `labels/set.json`.
 
     Args:
         labelled: The set; its items aren't looked at.
         roots: Folders; those inside `roots.out` are recorded relative to it.
         image_root: What to record instead of `roots.images`, when the images are still to be moved.
+        label_root: What to record instead of `roots.labels`, likewise.
     """
     head = {
         "format": "vitp-labels",
         "version": VERSION,
         "name": labelled.name,
         "image_root": image_root or relative(roots.images, roots.out),
-        "label_root": relative(roots.labels, roots.out),
+        "label_root": label_root or relative(roots.labels, roots.out),
         "object_classes": list(labelled.object_classes),
         "scene_classes": list(labelled.scene_classes),
         "semantic_classes": list(labelled.semantic_classes),

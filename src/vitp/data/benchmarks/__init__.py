@@ -1,0 +1,1 @@
+"""The paper's sixteen downstream sets: readers of the published folders, official splits, evaluation protocol."""

@@ -1,0 +1,258 @@
+"""`Benchmark`: what is fixed about a downstream set; `Reading`: reading its published folder, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from vitp.data.formats.common import ReadOptions, SetBuilder
+from vitp.data.labels import LabelledImage, LabelledSet
+from vitp.errors import ConfigError, DataError
+
+Task = Literal["detection", "oriented", "instance", "segmentation", "change"]
+Protocol = Literal["official", "paper"]
+PROTOCOLS: tuple[Protocol, ...] = ("official", "paper")
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A downstream set and how it is evaluated.
+
+    Attributes:
+        name: What the command line and the recipes call it.
+        title: As its authors write it.
+        task: Task of `vitp finetune`.
+        modality: "RGB", "SAR", "RGB pair", "CT", "MRI" or "X-ray".
+        classes: Names, in the order of the published evaluation.
+        published_by: Where to get it, in words.
+        counts: Official split → images (volumes for CT and MRI) that it has.
+        metric: What the paper's table reports.
+        train_on: Official splits that the paper trains on.
+        test_on: Official split that the paper's score is of.
+        test_labels: The labels of the official test split are published; otherwise a server scores.
+        palette: RGB of each class, where the set has one.
+        licence: As its publisher states it; empty where nothing is stated.
+        crop: Side of the crops that `vitp data prepare` makes; None: images are used whole.
+        overlap: Pixels that neighbouring crops share.
+        min_visible: Share of an object that a crop must hold for the object to be a label of it.
+        crop_test: Test images are cut as well, without overlap; otherwise a window slides over them.
+        window: Side of the window at test time; None: the whole image.
+        stride: Pixels between two windows.
+        volumes: Images only exist after `vitp data prepare` has cut the volumes into slices.
+        drop_empty: Training images without objects are left out under the paper's protocol, as the published code does.
+        notes: What else must be known: quirks of the files, disagreements about the numbers.
+    """
+
+    name: str
+    title: str
+    task: Task
+    modality: str
+    classes: tuple[str, ...]
+    published_by: str
+    counts: Mapping[str, int]
+    metric: str
+    train_on: tuple[str, ...] = ("train",)
+    test_on: str = "test"
+    test_labels: bool = True
+    palette: tuple[Colour, ...] = ()
+    licence: str = ""
+    crop: int | None = None
+    overlap: int = 0
+    min_visible: float = 0.4
+    crop_test: bool = False
+    window: int | None = None
+    stride: int | None = None
+    volumes: bool = False
+    drop_empty: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def window_overlap(self) -> float:
+        """Share of a test window that the next one sees again, as `TestSettings.overlap` has it."""
+        if self.window is None or self.stride is None:
+            return 0.0
+        return (self.window - self.stride) / self.window
+
+
+@dataclass
+class Reading:
+    """One reading of a published folder: every missing file is an error that names it, or with `partial` a finding.
+
+    Attributes:
+        facts: Of the set.
+        root: The download.
+        options: Name, licence, splits; the set's own name and licence by default.
+        partial: Go on without what is missing.
+        builder: Collects the images.
+        missing: Files that should be there and aren't, relative to the root.
+    """
+
+    facts: Benchmark
+    root: Path
+    options: ReadOptions
+    partial: bool = False
+    builder: SetBuilder = field(init=False)
+    missing: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.options = replace(
+            self.options,
+            name=self.options.name or self.facts.name,
+            licence=self.options.licence or self.facts.licence,
+        )
+        self.builder = SetBuilder(self.root, self.options)
+
+    def folder(self, *places: str) -> Path:
+        """Return the first of the places (relative to the root) that is a folder with something in it.
+
+        Raises:
+            DataError: None is; the message names the first.
+        """
+        for place in places:
+            path = self.root / place
+            if path.is_dir() and any(path.iterdir()):
+                return path
+        empty = next((place for place in places if (self.root / place).is_dir()), None)
+        if empty is not None:
+            self.refuse(f"the folder {empty}/ is empty")
+        return self.refuse(f"the folder {_shown(places)}/ is missing")
+
+    def file(self, *places: str) -> Path:
+        """Return the first of the places (relative to the root) that is a file.
+
+        Raises:
+            DataError: None is; the message names the first.
+        """
+        for place in places:
+            if (self.root / place).is_file():
+                return self.root / place
+        return self.refuse(f"{_shown(places)} is missing")
+
+    def has(self, path: Path) -> bool:
+        """Return whether a file is there; one that isn't is remembered and spoils `finish`."""
+        if path.is_file():
+            return True
+        self.lacks(path)
+        return False
+
+    def have(self, *paths: Path) -> bool:
+        """Return whether all files are there; each that isn't is remembered."""
+        there = [self.has(path) for path in paths]
+        return all(there)
+
+    def lacks(self, path: Path) -> None:
+        """Remember that a file is missing."""
+        place = self.builder.place(path)
+        if place not in self.missing:
+            self.missing.append(place)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise that the download isn't complete, and say where the set is published.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError(
+            f"{self.facts.title}: {what}",
+            where=str(self.root),
+            fix=f"the set is published by {self.facts.published_by}; docs/datasets.md shows its layout",
+        )
+
+    def finish(
+        self,
+        protocol: Protocol,
+        *,
+        object_classes: Iterable[str] = (),
+        semantic_classes: Iterable[str] = (),
+    ) -> LabelledSet:
+        """Return what was read, under a protocol.
+
+        Raises:
+            DataError: Files are missing; the message names the first.
+            ConfigError: There is no such protocol.
+        """
+        if self.missing and not self.partial:
+            others = len(self.missing) - 1
+            more = f" (and {others:,} other files)" if others else ""
+            self.refuse(f"{self.missing[0]} is missing{more}; partial=true goes on without")
+        for place in self.missing:
+            self.builder.note(place, "is missing; left out")
+        if not self.builder.count:
+            self.refuse("holds no image")
+        built = self.builder.build(object_classes=object_classes, semantic_classes=semantic_classes)
+        return under_protocol(built, self.facts, protocol)
+
+
+def _shown(places: tuple[str, ...]) -> str:
+    return places[0] if len(places) == 1 else f"{places[0]} (or {', '.join(places[1:])})"
+
+
+def under_protocol(labelled: LabelledSet, facts: Benchmark, protocol: str) -> LabelledSet:
+    """Return the set with the splits of a protocol.
+
+    "official" leaves the published splits. "paper" makes `train_on` the training split and `test_on` the test
+    split; official validation images that are trained on or tested on stay visible as `val` a second time, to
+    watch a run with, not to choose weights by.
+
+    Raises:
+        ConfigError: There is no such protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ConfigError(
+            f'no protocol "{protocol}"', where=facts.name, fix=f"choose {' or '.join(PROTOCOLS)}"
+        )
+    if protocol == "official":
+        return labelled
+    items: list[LabelledImage] = []
+    empty = 0
+    for item in labelled.items:
+        if item.split == "val":
+            items.append(item)
+        if item.split in facts.train_on:
+            if facts.drop_empty and item.objects == ():
+                empty += 1
+            else:
+                items.append(replace(item, split="train"))
+        elif item.split == facts.test_on:
+            items.append(replace(item, split="test"))
+    findings = list(labelled.findings)
+    if empty:
+        findings.append(f"{empty:,} training images without objects; left out")
+    if any(item.split == "val" for item in items):
+        if "val" in facts.train_on:
+            findings.append("val: these images are trained on as well; choose no weights by them")
+        elif facts.test_on == "val":
+            findings.append("val: these are the test images, as in the paper; choose no weights by them")
+    return replace(labelled, items=items, findings=tuple(findings))
+
+
+def count_problems(labelled: LabelledSet, facts: Benchmark) -> list[str]:
+    """Return a line for each official split whose number of images isn't the published one."""
+    if facts.volumes:
+        found = {split: _groups(labelled, split) for split in facts.counts}
+    else:
+        found = {split: sum(item.split == split for item in labelled.items) for split in facts.counts}
+    unit = "volumes" if facts.volumes else "images"
+    return [
+        f"{split}: {found[split]:,} {unit}, {count:,} are published"
+        for split, count in facts.counts.items()
+        if found[split] != count
+    ]
+
+
+def _groups(labelled: LabelledSet, split: str) -> int:
+    return len({item.group for item in labelled.items if item.split == split})
+
+
+def option(name: str, value: Any, choices: tuple[str, ...], where: str) -> str:
+    """Return an option's value.
+
+    Raises:
+        ConfigError: It is none of the choices.
+    """
+    if value not in choices:
+        raise ConfigError(f'{name} "{value}"', where=where, fix=f"choose one of {', '.join(choices)}")
+    return str(value)

@@ -1,0 +1,162 @@
+"""DIOR and DIOR-R: 23,463 images of 800 × 800, the same images with upright and with oriented boxes.
+
+ImageSets/Main/{train,val,test}.txt
+JPEGImages-trainval/00001.jpg …      JPEGImages-test/11726.jpg …
+Annotations/Horizontal Bounding Boxes/00001.xml …      Annotations/Oriented Bounding Boxes/00001.xml …
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+from vitp.data.benchmarks.base import Benchmark, Protocol, Reading
+from vitp.data.formats.common import ReadOptions, read_text
+from vitp.data.labels import LabelledSet, ObjectLabel
+from vitp.errors import DataError
+
+CLASSES = (
+    "airplane",
+    "airport",
+    "baseballfield",
+    "basketballcourt",
+    "bridge",
+    "chimney",
+    "expressway-service-area",
+    "expressway-toll-station",
+    "dam",
+    "golffield",
+    "groundtrackfield",
+    "harbor",
+    "overpass",
+    "ship",
+    "stadium",
+    "storagetank",
+    "tenniscourt",
+    "trainstation",
+    "vehicle",
+    "windmill",
+)
+_SPLITS = ("train", "val", "test")
+_CORNERS = tuple(
+    f"{axis}_{corner}"
+    for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
+    for axis in ("x", "y")
+)
+
+DIOR = Benchmark(
+    name="dior",
+    title="DIOR",
+    task="detection",
+    modality="RGB",
+    classes=CLASSES,
+    published_by="Northwestern Polytechnical University (G. Cheng, J. Han), on the DIOR page of its authors",
+    counts={"train": 5862, "val": 5863, "test": 11738},
+    metric="AP50",
+    train_on=("train", "val"),
+    drop_empty=True,
+    notes=(
+        "class names are written in several ways in the XML files (Expressway-Service-area); they are lowered",
+        "trained on train and val, tested on test",
+    ),
+)
+DIOR_R = replace(
+    DIOR,
+    name="dior_r",
+    title="DIOR-R",
+    task="oriented",
+    notes=(*DIOR.notes, "oriented boxes are four named corners (robndbox), not centre and angle"),
+)
+
+
+def read(
+    root: Path,
+    options: ReadOptions = ReadOptions(),
+    *,
+    protocol: Protocol = "official",
+    partial: bool = False,
+) -> LabelledSet:
+    """Read DIOR with its upright boxes.
+
+    Args:
+        root: The download.
+        options: Name, licence, splits.
+        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
+        partial: Go on without files that are missing.
+
+    Raises:
+        DataError: A file is missing, or can't be understood.
+    """
+    return _read(Reading(DIOR, root, options, partial), "Annotations/Horizontal Bounding Boxes", protocol)
+
+
+def read_oriented(
+    root: Path,
+    options: ReadOptions = ReadOptions(),
+    *,
+    protocol: Protocol = "official",
+    partial: bool = False,
+) -> LabelledSet:
+    """Read DIOR-R: the images of DIOR with oriented boxes; arguments as `read`.
+
+    Raises:
+        DataError: A file is missing, or can't be understood.
+    """
+    return _read(Reading(DIOR_R, root, options, partial), "Annotations/Oriented Bounding Boxes", protocol)
+
+
+def _read(reading: Reading, labels: str, protocol: Protocol) -> LabelledSet:
+    # Everything is asked for before anything is read: the first thing that is missing is named at once.
+    lists = {split: reading.file(f"ImageSets/Main/{split}.txt", f"Main/{split}.txt") for split in _SPLITS}
+    label_folder = reading.folder(labels)
+    trainval, test = reading.folder("JPEGImages-trainval"), reading.folder("JPEGImages-test")
+    for split, path in lists.items():
+        folder = test if split == "test" else trainval
+        for stem in read_text(path).split():
+            image, xml = folder / f"{stem}.jpg", label_folder / f"{stem}.xml"
+            if not (reading.has(image) and reading.has(xml)):
+                continue
+            size = reading.builder.size_of(image)
+            if size is not None:
+                objects = _objects(reading, xml, size, reading.facts.task == "oriented")
+                reading.builder.add(image, size, split=split, objects=objects)
+    return reading.finish(protocol, object_classes=CLASSES)
+
+
+def _objects(reading: Reading, path: Path, size: tuple[int, int], oriented: bool) -> tuple[ObjectLabel, ...]:
+    try:
+        tree = ElementTree.fromstring(read_text(path))
+    except ElementTree.ParseError as error:
+        raise DataError(
+            f"is not XML ({error})", where=f"{path}:{error.position[0]}", fix="unpack the file again"
+        ) from error
+    found = []
+    for number, node in enumerate(tree.iter("object"), 1):
+        where = reading.builder.place(path, f"object {number}")
+        name = (node.findtext("name") or "").strip().lower()
+        if name not in CLASSES:
+            reading.builder.note(where, f'unknown class "{name}"; left out')
+            continue
+        box, quad = _shape(node, path, number, oriented)
+        difficult = (node.findtext("difficult") or "0").strip() not in ("", "0")
+        label = reading.builder.label(where, name, size, box=box, quad=quad, difficult=difficult)
+        if label is not None:
+            found.append(label)
+    return tuple(found)
+
+
+def _shape(
+    node: ElementTree.Element, path: Path, number: int, oriented: bool
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return the upright box or the four corners of an object, the other one None."""
+    parent, names = ("robndbox", _CORNERS) if oriented else ("bndbox", ("xmin", "ymin", "xmax", "ymax"))
+    try:
+        values = tuple(float(node.findtext(f"{parent}/{name}") or "") for name in names)
+    except ValueError as error:
+        raise DataError(
+            f"object {number} has no readable {parent}",
+            where=str(path),
+            fix=f"give {', '.join(names)} as numbers, or unpack the file again",
+        ) from error
+    return (None, values) if oriented else (values, None)

@@ -1,0 +1,270 @@
+"""`vitp data prepare NAME`: a download → a folder that recipes train on.
+
+    OUT/labels/          the labels in our own format, with the splits of the protocol
+    OUT/images/          crops or slices, where the set needs them; otherwise the images stay in the download
+    OUT/prepared.json    what was prepared, from where, with which settings and counts
+
+Crops and slices wait beside OUT until all is complete, and an interrupted run continues with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from vitp import files
+from vitp.data.benchmarks.base import Benchmark, Reading, count_problems, under_protocol
+from vitp.data.benchmarks.catalogue import benchmark
+from vitp.data.benchmarks.medical import amos_cases, brats_cases
+from vitp.data.formats import ReadOptions, read_labels, vitp_labels
+from vitp.data.formats.crops import cut
+from vitp.data.formats.splits import SPLITS
+from vitp.data.formats.vitp_labels import LabelWriter, Roots
+from vitp.data.labels import LabelledSet
+from vitp.errors import ConfigError, DataError
+from vitp.version import __version__
+
+FORMAT = "vitp-prepared-1"
+_RECORD = "prepared.json"
+
+
+class Progress(Protocol):
+    """Shows how far a part of the work is: called with a title and a total, it returns what to call for each piece."""
+
+    def __call__(self, title: str, total: int | None) -> Callable[[], None]:
+        """Begin a part of the work."""
+        ...
+
+
+def no_progress(title: str, total: int | None) -> Callable[[], None]:
+    """Show nothing."""
+    return lambda: None
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """How a set is prepared.
+
+    Attributes:
+        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
+        crop: Side of the crops; None: the set's own, 0: no crops.
+        overlap: Pixels that neighbouring crops share; None: the set's own.
+        partial: Go on without files that are missing.
+        options: Of the set's reader.
+    """
+
+    protocol: str = "official"
+    crop: int | None = None
+    overlap: int | None = None
+    partial: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was prepared.
+
+    Attributes:
+        facts: Of the set.
+        out: The folder; None when the download was only checked.
+        splits: Split → images.
+        counts: Lines about official splits that have another number of images than published.
+        findings: Lines about labels that were left out or mended.
+        again: The folder was there already with the same settings.
+    """
+
+    facts: Benchmark
+    out: Path | None
+    splits: dict[str, int]
+    counts: tuple[str, ...]
+    findings: tuple[str, ...]
+    again: bool = False
+
+
+def check(name: str, root: str | Path, settings: PrepareSettings = PrepareSettings()) -> Prepared:
+    """Read a download without writing anything (of volumes: look for every file).
+
+    Raises:
+        DataError: Something is missing; the message names the first thing and who publishes the set.
+        ConfigError: There is no such set or option.
+    """
+    facts, root = benchmark(name), Path(root)
+    if not root.is_dir():
+        raise DataError(
+            "is not a folder",
+            where=str(root),
+            fix=f"download {facts.title}: it is published by {facts.published_by}",
+        )
+    if facts.volumes:
+        return _check_volumes(facts, root, settings)
+    official = _read(facts, root, replace(settings, protocol="official"))
+    return _prepared(facts, None, official, count_problems(official, facts))
+
+
+def _check_volumes(facts: Benchmark, root: Path, settings: PrepareSettings) -> Prepared:
+    reading = Reading(facts, root, ReadOptions(), settings.partial)
+    own = {k: v for k, v in settings.options.items() if k in ("modality", "channels")}
+    cases = amos_cases(reading, **own) if facts.name == "amos2022" else brats_cases(reading, **own)
+    splits = {split: sum((case.split or "train") == split for case in cases) for split in SPLITS}
+    problems = tuple(
+        f"{split}: {splits[split]:,} volumes, {count:,} are published"
+        for split, count in facts.counts.items()
+        if splits[split] != count
+    )
+    return Prepared(
+        facts, None, splits, problems, tuple(f"{place}: is missing; left out" for place in reading.missing)
+    )
+
+
+def prepare(
+    name: str,
+    root: str | Path,
+    out: str | Path,
+    settings: PrepareSettings = PrepareSettings(),
+    *,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Prepared:
+    """Check a download, make crops or slices, and write a folder that `open_labelled` reads.
+
+    Args:
+        name: A key of `BENCHMARKS`.
+        root: The download; it is only read.
+        out: New or empty folder, or one that was prepared before.
+        settings: Protocol, crops, options.
+        force: Replace a folder that was prepared with other settings.
+        progress: Shows how far the work is.
+
+    Raises:
+        DataError: Something is missing or can't be read; the message names the first thing.
+        ConfigError: There is no such set or option, or `out` holds something else.
+    """
+    facts, root, out = benchmark(name), Path(root).resolve(), Path(out).resolve()
+    if not root.is_dir():
+        check(name, root, settings)
+    key = _key(facts, root, settings)
+    if (before := _record(out)) is not None and before["key"] == key:
+        return _from_record(facts, out, before)
+    _check_out(out, root, before is not None and force)
+    work = out.parent / f".{out.name}.images-{key[:12]}"
+    labelled, problems = _labels(facts, root, work, settings, progress)
+    images = _cut(facts, labelled, work, settings, progress)
+    inside = work.is_dir()
+    with files.atomic_dir(out) as temporary:
+        roots = Roots(temporary, work if inside else root, work if facts.volumes else root)
+        with LabelWriter(roots) as writer:
+            for item in images.items:
+                writer.add(item)
+        vitp_labels.write_head(
+            images,
+            roots,
+            image_root="images" if inside else None,
+            label_root="images" if facts.volumes else None,
+        )
+        result = _prepared(facts, out, images, problems)
+        _write_record(temporary / _RECORD, key, root, settings, result)
+        if inside:
+            work.rename(temporary / "images")
+    return result
+
+
+def _labels(
+    facts: Benchmark, root: Path, work: Path, settings: PrepareSettings, progress: Progress
+) -> tuple[LabelledSet, list[str]]:
+    if not facts.volumes:
+        official = _read(facts, root, replace(settings, protocol="official"))
+        problems = count_problems(official, facts)
+        return under_protocol(official, facts, settings.protocol), problems
+    cases = sum(check(facts.name, root, settings).splits.values())
+    work.mkdir(parents=True, exist_ok=True)
+    step = progress(f"{facts.title}: slices", cases)
+    official = _read(facts, root, replace(settings, protocol="official"), slices=str(work), progress=step)
+    return under_protocol(official, facts, settings.protocol), count_problems(official, facts)
+
+
+def _read(facts: Benchmark, root: Path, settings: PrepareSettings, **more: Any) -> LabelledSet:
+    if "progress" in settings.options or "slices" in settings.options:
+        raise ConfigError("is set by vitp data prepare itself", where="option slices", fix="leave it out")
+    options = {**settings.options, **more, "protocol": settings.protocol, "partial": settings.partial}
+    return read_labels(facts.name, root, **options)
+
+
+def _cut(
+    facts: Benchmark, labelled: LabelledSet, work: Path, settings: PrepareSettings, progress: Progress
+) -> LabelledSet:
+    """Return the set with its training and validation images (and where the protocol says so, test images) cut."""
+    size = facts.crop if settings.crop is None else settings.crop
+    if not size or facts.volumes:
+        return labelled
+    overlap = facts.overlap if settings.overlap is None else settings.overlap
+    cropped = [item for item in labelled.items if facts.crop_test or item.split != "test"]
+    whole = [item for item in labelled.items if not (facts.crop_test or item.split != "test")]
+    step = progress(f"{facts.title}: crops of {size} px", len(cropped))
+    crops = cut(replace(labelled, items=cropped), size, overlap, work, facts.min_visible, step)
+    items = list(crops.items)
+    findings = list(crops.findings)
+    if facts.drop_empty and settings.protocol == "paper":
+        full = [item for item in items if item.split != "train" or item.objects]
+        if len(full) < len(items):
+            findings.append(f"{len(items) - len(full):,} training crops without objects; left out")
+        items = full
+    return replace(labelled, items=[*items, *whole], findings=tuple(findings))
+
+
+def _key(facts: Benchmark, root: Path, settings: PrepareSettings) -> str:
+    content = json.dumps([FORMAT, facts.name, str(root), asdict(settings)], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _record(out: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((out / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+
+
+def _from_record(facts: Benchmark, out: Path, record: dict[str, Any]) -> Prepared:
+    return Prepared(
+        facts, out, record["images"], tuple(record["counts"]), tuple(record["findings"]), again=True
+    )
+
+
+def _check_out(out: Path, root: Path, replaceable: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError("is a file", where=str(out), fix="name a new folder with --out")
+    if root == out or root.is_relative_to(out):
+        raise ConfigError("holds the download itself", where=str(out), fix="name another folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not replaceable:
+        ours = _record(out) is not None
+        raise ConfigError(
+            "was prepared with other settings" if ours else "isn't empty",
+            where=str(out),
+            fix="replace it with --force, or name a new folder" if ours else "name a new folder with --out",
+        )
+
+
+def _prepared(facts: Benchmark, out: Path | None, labelled: LabelledSet, problems: list[str]) -> Prepared:
+    splits = {split: sum(item.split == split for item in labelled.items) for split in SPLITS}
+    return Prepared(facts, out, splits, tuple(problems), tuple(labelled.findings))
+
+
+def _write_record(path: Path, key: str, root: Path, settings: PrepareSettings, result: Prepared) -> None:
+    files.write_json(
+        path,
+        {
+            "format": FORMAT,
+            "vitp": __version__,
+            "key": key,
+            "set": result.facts.name,
+            "download": str(root),
+            "settings": json.loads(json.dumps(asdict(settings), default=str)),
+            "images": result.splits,
+            "counts": list(result.counts),
+            "findings": list(result.findings),
+        },
+    )
