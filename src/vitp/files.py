@@ -9,11 +9,14 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vitp.errors import VitpError
+
+_UMASK = threading.Lock()
 
 
 def as_user_error(error: OSError, path: str | Path) -> VitpError:
@@ -57,8 +60,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
+    with _UMASK:  # it can only be read by setting it: two threads at once would leave it at 0
+        umask = os.umask(0)
+        os.umask(umask)
     return umask
 
 

@@ -14,7 +14,11 @@ from vitp.engine import checkpoint, distributed
 from vitp.errors import CheckpointError, ConfigError, VitpError
 
 CONFIG_FILE = "config.yaml"
-HARMLESS = ("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device")
+HARMLESS = (
+    *("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device"),
+    *("train.micro_batches", "train.parallel", "train.shard_size", "train.async_save"),
+    *("data.input.cache_gb", "data.input.cache_folder", "data.balance"),
+)
 """Settings that a resumed run may change: they don't change what is learned."""
 
 

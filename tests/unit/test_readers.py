@@ -268,13 +268,13 @@ def test_index_is_cached_and_follows_the_file(tmp_path: Path, monkeypatch: pytes
     first = JsonlRecords(file, cache_above=1)
     plain = JsonlRecords(file)
     scans: list[Path] = []
-    real = row_index._from_scan
+    real = row_index._scanning
 
-    def counted(path: Path, *others: Any) -> row_index.RowIndex:
+    def counted(path: Path, *others: Any) -> Any:
         scans.append(path)
         return real(path, *others)
 
-    monkeypatch.setattr(row_index, "_from_scan", counted)
+    monkeypatch.setattr(row_index, "_scanning", counted)
     again = JsonlRecords(file, cache_above=1)
     assert not scans
     assert isinstance(again._index.rows, np.memmap)  # type: ignore[union-attr]

@@ -1,14 +1,17 @@
-"""Images from disk or from the scenes generator as 8-bit RGB, or a `DataError` that names the file."""
+"""Images from disk, shards, URLs or the scenes generator as 8-bit RGB, or a `DataError` that names the file."""
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vitp.data.shards.storage import is_member, is_remote, read_address
 from vitp.errors import DataError
 
 SCENE_PREFIX = "scene:"
@@ -42,14 +45,20 @@ def is_scene(address: str | Path) -> bool:
     return str(address).startswith(SCENE_PREFIX)
 
 
-def load_image(address: str | Path) -> Image.Image:
+def load_image(
+    address: str | Path, *, enough: Callable[[int, int], tuple[int, int]] | None = None
+) -> Image.Image:
     """Return the image as 8-bit RGB, upright.
 
     Greyscale of more than 8 bits is stretched between its own 2nd and 98th percentile, transparent pixels
     turn black, EXIF orientation is applied. An address that begins with `scene:` is rendered.
 
     Args:
-        address: Path of a file or address of a generated scene.
+        address: Path of a file, or an address as `vitp.data.shards.storage` has them.
+        enough: Width and height of the image → those that suffice. A JPEG is then decoded at the smallest of
+            1/8, 1/4 and 1/2 of its size that has them in both directions, which is many times faster. Its last
+            column and row may then stand for a part of a pixel. Other images, and those that EXIF turns, come in full
+            size, and so do all with None.
 
     Raises:
         DataError: The file is missing, isn't an image, or is damaged: a truncated file is never used.
@@ -58,10 +67,11 @@ def load_image(address: str | Path) -> Image.Image:
         from vitp.data.scenes import load_scene
 
         return Image.fromarray(load_scene(str(address)).image_HWC)
-    path = Path(address)
-    with _open(path) as image:
+    with _open(address) as image:
         orientation = _orientation(image)
-        _decode(image, path)
+        if enough is not None and image.format == "JPEG" and orientation == 1:
+            image.draft(None, enough(*image.size))
+        _decode(image, address)
         rgb = _as_rgb(image)
     return rgb.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else rgb
 
@@ -77,7 +87,7 @@ def image_size(address: str | Path) -> tuple[int, int]:
 
         size = parse_scene_address(str(address)).size
         return size, size
-    with _open(Path(address)) as image:
+    with _open(address) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
@@ -100,8 +110,9 @@ def load_label_pixels(path: str | Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: str | Path) -> Image.Image:
     """Open a file without decoding it, in words of ours when that fails."""
+    file = io.BytesIO(read_address(str(path))) if is_member(path) or is_remote(path) else Path(path)
     with warnings.catch_warnings():
         # Size is checked below against a limit that suits mosaics; the warning would only worry the user.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -111,7 +122,7 @@ def _open(path: Path) -> Image.Image:
             with _PILLOW:
                 limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST_IMAGE_PIXELS
                 try:
-                    image = Image.open(path)
+                    image = Image.open(file)
                 finally:
                     Image.MAX_IMAGE_PIXELS = limit
         except FileNotFoundError as error:
@@ -138,7 +149,7 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _decode(image: Image.Image, path: Path) -> None:
+def _decode(image: Image.Image, path: str | Path) -> None:
     # Other libraries set this flag for the whole process, and half an image would then pass as a grey one.
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         with _PILLOW:
@@ -151,7 +162,7 @@ def _decode(image: Image.Image, path: Path) -> None:
         _load(image, path)
 
 
-def _load(image: Image.Image, path: Path) -> None:
+def _load(image: Image.Image, path: str | Path) -> None:
     try:
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vitp.data.readers.jsonl import IndexedRecords
 from vitp.data.readers.llava import open_records
 from vitp.data.readers.mixture_file import open_entry, read_mixture_table
+from vitp.data.readers.rows import RowRecords
+from vitp.data.shards.storage import join
 from vitp.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -28,7 +30,7 @@ class Source:
 
     name: str
     split: str
-    records: IndexedRecords
+    records: RowRecords
     rate: float = 1.0
 
 
@@ -70,10 +72,8 @@ def open_sources(path: str | Path) -> tuple[list[Source], list[DataError]]:
     for name, fields in table.items():
         try:
             entry = open_entry(name, fields, path)
-            # The records are opened here as well: an entry only promises a `RecordSet`.
-            root = path.parent / fields["root"] if fields.get("root") else None
-            records = open_records(path.parent / fields["annotation"], root, name)
-            sources.append(Source(name, "train", records, entry.rate))
+            assert isinstance(entry.records, RowRecords)
+            sources.append(Source(name, "train", entry.records, entry.rate))
         except DataError as error:
             errors.append(error)
     return sources, errors
@@ -81,13 +81,16 @@ def open_sources(path: str | Path) -> tuple[list[Source], list[DataError]]:
 
 def _open_folder(folder: Path) -> tuple[list[Source], list[DataError]]:
     errors: list[DataError] = []
-    root: Path | None = None
+    root: str | None = None
+    fields: dict[str, Any] = {}
     if (folder / "mixture.json").is_file():
         try:
             fields = next(iter(read_mixture_table(folder / "mixture.json").values()))
-            root = folder / fields["root"] if fields.get("root") else None
+            root = join(folder, fields["root"]) if fields.get("root") else None
         except DataError as error:
             errors.append(error)
+    if str(fields.get("annotation")).endswith(".tar"):
+        return open_sources(folder / "mixture.json")
     files = [(split, folder / f"{split}.jsonl") for split in SPLITS]
     present = [(split, file) for split, file in files if file.is_file()]
     if not present:

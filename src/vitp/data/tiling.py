@@ -39,16 +39,36 @@ def count_tiles(width: int, height: int, tile: int, max_tiles: int) -> int:
 
 def cut_tiles(image: Image.Image, tile: int, max_tiles: int) -> np.ndarray:
     """Return (tiles, 3, tile, tile) uint8: row by row, and the whole image as the last when there are several."""
-    columns, rows = choose_grid(image.width, image.height, tile, max_tiles)
-    whole = np.asarray(_resized(image, tile * columns, tile * rows))
+    return cut_grid(image, tile, *choose_grid(image.width, image.height, tile, max_tiles))
+
+
+def cut_grid(
+    image: Image.Image,
+    tile: int,
+    columns: int,
+    rows: int,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    """Return (tiles, 3, tile, tile) uint8 of a given grid, as `cut_tiles` does.
+
+    Args:
+        image: The whole image.
+        tile: Side of a tile in pixels.
+        columns: Tiles beside each other.
+        rows: Tiles below each other.
+        box: Part of the image that counts: left, upper, right, lower in pixels and fractions; None: all of it.
+    """
+    whole = np.asarray(_resized(image, tile * columns, tile * rows, box))
     tiles = whole.reshape(rows, tile, columns, tile, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, tile, tile)
     if len(tiles) == 1:
         return np.ascontiguousarray(tiles)
-    thumbnail = np.asarray(_resized(image, tile, tile)).transpose(2, 0, 1)[None]
+    thumbnail = np.asarray(_resized(image, tile, tile, box)).transpose(2, 0, 1)[None]
     return np.concatenate([tiles, thumbnail])
 
 
-def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
-    if image.size == (width, height):
+def _resized(
+    image: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None
+) -> Image.Image:
+    if image.size == (width, height) and box is None:
         return image
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)

@@ -5,7 +5,8 @@
         optimizer.safetensors  AdamW's moments, "<moment>:<parameter>"
         state.json             step, counters, what the run was
 
-There is no random state: the engine derives it from seed, step and rank.
+A sharded run writes `shards/` in place of the two safetensors files (`vitp.engine.shards`); either form can be
+read on any number of processes. There is no random state: the engine derives it from seed, step and rank.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitp.engine.weights import load_state, load_tensors, save_tensors, unique_state
+from vitp.engine import shards
+from vitp.engine.weights import like, load_state, load_tensors, save_tensors, unique_state
 from vitp.errors import CheckpointError
 from vitp.files import atomic_dir, write_json
 
-FORMAT = 1
+FORMAT, SHARDED_FORMAT = 1, 2
 _NAME = re.compile(r"step_(\d{8})")
 
 
@@ -76,55 +78,82 @@ def remove_leftovers(run_dir: Path) -> None:
                     path.unlink(missing_ok=True)
 
 
-def _moments(optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-    return {
-        f"{moment}:{name}": value
-        for group, group_names in zip(optimizer.param_groups, names, strict=True)
-        for parameter, name in zip(group["params"], group_names, strict=True)
-        for moment, value in optimizer.state.get(parameter, {}).items()
-    }
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a checkpoint by name: the model's state, and the optimizer's `<moment>:<parameter>`."""
+
+    model: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]
+    ) -> Tensors:
+        """Return what a model and its optimizer hold; nothing is copied.
+
+        Args:
+            model: The objective.
+            optimizer: Of its parameters.
+            names: Parameter names, parallel to the optimizer's groups.
+        """
+        moments = {
+            f"{moment}:{name}": value
+            for group, group_names in zip(optimizer.param_groups, names, strict=True)
+            for parameter, name in zip(group["params"], group_names, strict=True)
+            for moment, value in optimizer.state.get(parameter, {}).items()
+        }
+        return cls(unique_state(model), moments)
+
+    def copies(self) -> Tensors:
+        """Return copies in main memory, which the next step doesn't change."""
+        model, moments = (
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
+            for part in (self.model, self.moments)
+        )
+        return Tensors(model, moments)
 
 
-def save(
-    run_dir: Path,
-    state: RunState,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    names: Sequence[Sequence[str]],
-    keep_last: int,
-) -> Path:
+def save(run_dir: Path, state: RunState, tensors: Tensors, keep_last: int) -> Path:
     """Write the checkpoint of `state.step`, then remove all but the newest `keep_last`.
-
-    Args:
-        names: Parameter names, parallel to the optimizer's groups.
 
     Raises:
         VitpError: The disk is full or can't be written; older checkpoints are untouched.
     """
     path = folder(run_dir, state.step)
     with atomic_dir(path) as temporary:
-        save_tensors(temporary / "model.safetensors", unique_state(model))
-        save_tensors(temporary / "optimizer.safetensors", _moments(optimizer, names))
-        write_json(
-            temporary / "state.json",
-            {
-                "format": FORMAT,
-                "torch": torch.__version__,
-                "step": state.step,
-                "fingerprint": state.fingerprint,
-                "counters": state.counters,
-                "evidence": state.evidence,
-                "settings": state.settings,
-            },
-        )
+        save_tensors(temporary / "model.safetensors", tensors.model)
+        save_tensors(temporary / "optimizer.safetensors", tensors.moments)
+        write_state(temporary, state, FORMAT)
+    prune(run_dir, keep_last, path)
+    return path
+
+
+def write_state(path: Path, state: RunState, layout: int) -> None:
+    """Write `state.json` into a checkpoint folder of format `layout`."""
+    write_json(
+        path / "state.json",
+        {
+            "format": layout,
+            "torch": torch.__version__,
+            "step": state.step,
+            "fingerprint": state.fingerprint,
+            "counters": state.counters,
+            "evidence": state.evidence,
+            "settings": state.settings,
+        },
+    )
+
+
+def prune(run_dir: Path, keep_last: int, newest: Path) -> None:
+    """Remove all checkpoints of a run but the last `keep_last`, and never `newest`."""
     for old in checkpoints(run_dir)[:-keep_last]:
-        if old == path:
+        if old == newest:
             continue
         # Renamed first, so that a half-removed folder is never taken for a checkpoint.
         hidden = old.with_name(f".{old.name}.old")
+        shutil.rmtree(hidden, ignore_errors=True)
         old.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
-    return path
 
 
 def read_state(path: Path) -> RunState:
@@ -136,9 +165,9 @@ def read_state(path: Path) -> RunState:
     file = path / "state.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
+        if values["format"] not in (FORMAT, SHARDED_FORMAT):
             raise CheckpointError(
-                f"has format {values['format']}, this version reads {FORMAT}",
+                f"has format {values['format']}, this version reads {FORMAT} and {SHARDED_FORMAT}",
                 where=str(path),
                 fix="resume with the version that wrote it",
             )
@@ -177,19 +206,31 @@ def load(
             where=str(path),
             fix="resume with the configuration that the run began with, or start in another folder",
         )
-    weights = load_tensors(path / "model.safetensors")
-    moments = load_tensors(path / "optimizer.safetensors")
+    if shards.is_sharded(path):
+        saved = Tensors(*shards.load(path, model, optimizer, names))
+    else:
+        saved = Tensors(
+            load_tensors(path / "model.safetensors"), load_tensors(path / "optimizer.safetensors")
+        )
     by_parameter: dict[str, dict[str, Tensor]] = {}
-    for key, value in moments.items():
+    for key, value in saved.moments.items():
         moment, _, name = key.partition(":")
         by_parameter.setdefault(name, {})[moment] = value
     _check_moments(path, by_parameter, optimizer, names)
-    load_state(model, weights, where=str(path))
+    load_state(model, saved.model, where=str(path))
     # Indices count parameters over all groups: the form that Optimizer.load_state_dict reads.
-    flat = [name for group_names in names for name in group_names]
+    flat = [
+        (name, parameter)
+        for group, group_names in zip(optimizer.param_groups, names, strict=True)
+        for parameter, name in zip(group["params"], group_names, strict=True)
+    ]
     optimizer.load_state_dict(
         {
-            "state": {i: by_parameter[name] for i, name in enumerate(flat) if name in by_parameter},
+            "state": {
+                i: {moment: like(value, parameter) for moment, value in by_parameter[name].items()}
+                for i, (name, parameter) in enumerate(flat)
+                if name in by_parameter
+            },
             "param_groups": optimizer.state_dict()["param_groups"],
         }
     )
@@ -224,10 +265,15 @@ def _check_moments(
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return one line for each setting that a resumed run has changed, by its dotted name."""
+    """Return one line for each setting that a resumed run has changed, by its dotted name.
+
+    What the version that saved it did not know yet is left out.
+    """
     lines = []
     for name, value in now.items():
-        old = before.get(name)
+        if name not in before:
+            continue
+        old = before[name]
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             lines += changed_settings(old, value, f"{path}{name}.")
         elif old != value:

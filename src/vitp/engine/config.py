@@ -18,6 +18,7 @@ class OptimConfig(BaseModel):
         clip_norm: Largest gradient norm; None: no clipping.
         warmup_ratio: Share of the steps with a linearly rising rate.
         warmup_steps: The same as a number of steps; takes precedence.
+        warmup_start: Share of `lr` that the warm-up rises from.
         schedule: What follows the warm-up. `step`: the rate falls to `gamma` times itself at each milestone.
         min_lr_ratio: Share of `lr` that `cosine` and `linear` end at.
         milestones: Of `step`: shares of all steps, rising. Detection's "12 epochs, step 8, 11" is [8/12, 11/12].
@@ -35,6 +36,7 @@ class OptimConfig(BaseModel):
     clip_norm: float | None = Field(1.0, gt=0)
     warmup_ratio: float = Field(0.2, ge=0, le=1)
     warmup_steps: int | None = Field(None, ge=0)
+    warmup_start: float = Field(0.0, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
     milestones: tuple[float, ...] = (8 / 12, 11 / 12)
@@ -79,6 +81,11 @@ class TrainConfig(BaseModel):
         must_train: Parts that must be trainable, checked before the first step. The vision tower is listed
             by whoever wants it trained.
         check_at: Step after which the vision tower must have changed; None: soon after the warm-up, at most 50.
+        parallel: What several processes share. `ddp`: each holds the whole model. `fsdp`: each holds its part of
+            weights, gradients and moments. `hybrid`: parts within groups of `shard_size` processes, copies
+            between the groups. With one process all three are the same.
+        shard_size: Of `hybrid`: processes that share one copy; None: those of one machine.
+        async_save: Write checkpoints while training goes on, at the price of a copy of the state in memory.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -98,3 +105,6 @@ class TrainConfig(BaseModel):
     threads: int | None = Field(None, gt=0)
     must_train: tuple[str, ...] = ()
     check_at: int | None = Field(None, gt=0)
+    parallel: Literal["ddp", "fsdp", "hybrid"] = "ddp"
+    shard_size: int | None = Field(None, gt=0)
+    async_save: bool = False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from vitp.errors import ConfigError, VitpError
@@ -52,7 +55,17 @@ def initialize(device: torch.device) -> None:
     if dist.is_initialized() or _environment("WORLD_SIZE", 1) < 2:
         return
     # Counts, errors and interrupts go over gloo, so that they never wait for the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    attempt = _environment("TORCHELASTIC_RESTART_COUNT", 0)
+    if attempt and _environment("GROUP_WORLD_SIZE", 1) == 1:
+        # torchrun keeps its store over restarts. Under the same names the new processes would find the addresses of
+        # those that are gone. On several machines the counts may differ, and can't serve as a name.
+        store, own_rank, size = next(rendezvous("env://"))
+        dist.init_process_group(
+            backend, store=dist.PrefixStore(f"restart{attempt}", store), rank=own_rank, world_size=size
+        )
+    else:
+        dist.init_process_group(backend)
     atexit.register(shutdown)
 
 
@@ -60,6 +73,38 @@ def shutdown() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def restarted(marker: Path) -> bool:
+    """Return whether this run was going before its processes were started again.
+
+    torchrun (`--max-restarts`) and Slurm (`--requeue`) start the very same command once more, which is then to
+    continue what the first one began.
+
+    Args:
+        marker: A file that a run writes when it begins, its configuration.
+    """
+    again = any(_environment(name, 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return again and marker.is_file()
+
+
+def local_world_size() -> int:
+    """Return the number of processes on this machine, as torchrun says; all of them where it doesn't."""
+    return _environment("LOCAL_WORLD_SIZE", world_size())
+
+
+@contextlib.contextmanager
+def _in_touch() -> Iterator[None]:
+    """Turn the failure of a collective call into the error that a user can act on."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise VitpError(
+            f"lost touch with another process of the run ({reason})",
+            where=f"rank {rank()}",
+            fix="the output of that process says why it ended; resume from the last checkpoint",
+        ) from error
 
 
 def rank() -> int:
@@ -77,7 +122,8 @@ def gather(value: Value) -> list[Value]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with _in_touch():
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -103,8 +149,17 @@ def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
 def sum_tensor(tensor: Tensor) -> Tensor:
     """Sum a tensor over ranks in place, on its own device, and return it."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        with _in_touch():
+            dist.all_reduce(tensor)
     return tensor
+
+
+def broadcast_state(module: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0, in place."""
+    if world_size() > 1:
+        with _in_touch(), torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor, 0)
 
 
 def raise_together(error: VitpError | None) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from vitp.engine.sharding import local, shard_group
 from vitp.objectives.base import ParameterGroup
 
 
@@ -57,13 +59,19 @@ class Gradients:
                 parameter.grad = torch.zeros_like(parameter)
 
     def norms(self) -> Tensor:
-        """Return the L2 norm of each cell, for `read`; nothing is synchronised."""
-        return torch.stack(
+        """Return the L2 norm of each cell, for `read`; nothing is synchronised with the host."""
+        norms = torch.stack(
             [
-                get_total_norm([p.grad for p in cell if p.grad is not None]).float()
+                get_total_norm([local(p.grad) for p in cell if p.grad is not None]).float()
                 for cell in self._cells.values()
             ]
         )
+        group = shard_group(self.parameters[0])
+        if group is None:
+            return norms
+        squares = norms.square()
+        dist.all_reduce(squares, group=group)
+        return squares.sqrt()
 
     def read(self, norms: Sequence[float]) -> GradientSize:
         """Return the sizes from the values of `norms`."""
@@ -79,4 +87,10 @@ class Gradients:
 
     def clip(self, max_norm: float, norms: Tensor) -> None:
         """Scale the gradients down to `max_norm` where the norm over all cells is above it."""
-        clip_grads_with_norm_(self.parameters, max_norm, norms.square().sum().sqrt())
+        total = norms.square().sum().sqrt()
+        if shard_group(self.parameters[0]) is None:
+            clip_grads_with_norm_(self.parameters, max_norm, total)
+            return
+        # As torch does it, on the parts that this process holds.
+        factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+        torch._foreach_mul_([local(p.grad) for p in self.parameters if p.grad is not None], factor)

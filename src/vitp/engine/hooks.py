@@ -39,7 +39,16 @@ class Hook:
     """Something that looks on: probes, evaluations, exports. Called on every rank.
 
     Hooks may move the objective to `eval()` and draw random numbers; neither changes the training.
+
+    `trainer.objective` has the current weights on rank 0 in `on_start`, in `on_end`, after the last step and
+    after every `every`-th one. Where the model is sharded (`train.parallel`), it has them then only, and changing
+    them there changes nothing.
+
+    Attributes:
+        every: Steps between looks at the weights; None or 0: only at the start and the end.
     """
+
+    every: int | None = 1
 
     def on_start(self, trainer: Trainer) -> None:
         """Called once, with the weights that this process begins with."""

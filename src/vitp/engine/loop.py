@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vitp.engine import checkpoint, distributed
+from vitp.engine import checkpoint, distributed, sharding
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.evidence import VisionEvidence, summary
@@ -34,6 +34,7 @@ from vitp.engine.optim import (
     lr_factor,
     set_lr,
 )
+from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted, StopSignals
 from vitp.errors import ConfigError, VitpError, did_you_mean
 from vitp.files import atomic_dir
@@ -48,6 +49,7 @@ class _RankReport:
     work: dict[str, float]
     stop: int | None
     error: VitpError | None
+    saved: bool
 
 
 class Trainer:
@@ -66,6 +68,8 @@ class Trainer:
 
     Attributes:
         step: Optimizer steps done.
+        objective: The model. Of a sharded one (`train.parallel`) rank 0 has the weights, and only when hooks
+            are told that they may look at them; see `Hook`.
         evidence: Watches the vision tower; a hook may set `evidence.features`.
 
     Raises:
@@ -89,13 +93,18 @@ class Trainer:
         self.device = distributed.resolve_device(train.device)
         distributed.initialize(self.device)
         self.rank, self.world = distributed.rank(), distributed.world_size()
-        self.objective = objective.to(self.device)
-        groups = objective.parameter_groups()
-        check_groups(objective, groups, optim)
+        self.sharded = sharding.is_wanted(train)
+        self.objective = objective
+        self._trained = (
+            sharding.shard(objective, train, self.device) if self.sharded else objective.to(self.device)
+        )
+        groups = self._trained.parameter_groups()
+        check_groups(self._trained, groups, optim)
         self.parts = describe_parts(groups, optim)
         check_trainable(self.parts, train.must_train)
-        self.optimizer, self._names = build_optimizer(objective, groups, optim)
-        self.gradients = Gradients(groups, objective.vision_tower)
+        self.optimizer, self._names = build_optimizer(self._trained, groups, optim)
+        self.gradients = Gradients(groups, self._trained.vision_tower)
+        self._saver = Saver(self.run_dir, train.keep_last, sharded=self.sharded, background=train.async_save)
         self.evidence = VisionEvidence(objective.vision_tower, self.run_dir)
         self.loss_weights = {**objective.loss_weights, **train.loss_weights}
         self.step = 0
@@ -178,8 +187,7 @@ class Trainer:
             (K,) this batch's part of each mean loss, in the order of `counts`, without gradient.
         """
         batch = to_device(batch, self.device)
-        hold = contextlib.nullcontext() if sync or self.world == 1 else self._model.no_sync()
-        with hold:
+        with sharding.held_gradients(self._model, not sync):
             with autocast(self.device, self._amp_dtype):
                 sums = self._model(batch)
             if unknown := sums.keys() - counts.keys():
@@ -189,9 +197,9 @@ class Trainer:
             shares = {
                 name: sums[name].float() / (counts[name] or 1.0) if name in sums else zero for name in counts
             }
-            # DDP averages over ranks, whereas the counts make these parts of a sum.
+            # DDP and FSDP average over ranks, whereas the counts make these parts of a sum.
             total = sum((self._weight(name) * share for name, share in shares.items()), zero) * self.world
-            if self.world > 1 and sync:
+            if self.world > 1 and sync and not self.sharded:
                 total = distributed.touch(total, self.gradients.parameters)
             if total.requires_grad:
                 total.backward()
@@ -199,12 +207,19 @@ class Trainer:
 
     # What hangs on it.
 
+    def _whole(self) -> contextlib.AbstractContextManager[Any]:
+        """Within the context rank 0's `objective` has the current weights. A collective call."""
+        if self.sharded:
+            return sharding.published(self._trained, self.objective, self.device)
+        return contextlib.nullcontext()
+
     def _weight(self, name: str) -> float:
         return self.loss_weights.get(name, 1.0)
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         self._load_or_start()
-        self._model: Any = distributed.wrap(self.objective)
+        self._model: Any = self._trained if self.sharded else distributed.wrap(self.objective)
+        stack.callback(self._saver.close)
         self._loader = StepLoader(
             self.source,
             self.step,
@@ -228,11 +243,12 @@ class Trainer:
             self._log.table(self.parts)
             for note in self._notes:
                 self._log.say(note)
-        for hook in self.hooks:
-            hook.on_start(self)
-        if self._saved_step is None:
-            self._on_main(self.evidence.begin)
-        self.objective.train()
+        with self._whole():
+            for hook in self.hooks:
+                hook.on_start(self)
+            if self._saved_step is None:
+                self._on_main(self.evidence.begin)
+        self._trained.train()
         self._meter, self._began = Meter(), time.perf_counter()
         self._elapsed_before = self._counters.get("seconds", 0.0)
         self._window: list[float] = []
@@ -241,7 +257,7 @@ class Trainer:
 
     def _load_or_start(self) -> None:
         path = checkpoint.latest(self.run_dir)
-        if self.resume and self.is_main:
+        if self.is_main and (self.resume or path is None):
             checkpoint.remove_leftovers(self.run_dir)
         self._notes: list[str] = []
         if path is None:
@@ -253,7 +269,7 @@ class Trainer:
                 "already holds a run", where=str(self.run_dir), fix="resume it, or name another folder"
             )
         fingerprint = self.source.fingerprint()
-        state = checkpoint.load(path, fingerprint, self.objective, self.optimizer, self._names)
+        state = checkpoint.load(path, fingerprint, self._trained, self.optimizer, self._names)
         if state.step > self.config.steps:
             raise ConfigError(
                 f"the run has {state.step} steps behind it, more than the {self.config.steps} asked for",
@@ -283,7 +299,10 @@ class Trainer:
             work = distributed.sum_dicts(self.objective.work(batch) for batch in batches)
         except VitpError as caught:
             error = caught
-        reports = distributed.gather(_RankReport(counts, work, self._signals.received, error))
+        own = _RankReport(counts, work, self._signals.received, error, self._saver.ready)
+        reports = distributed.gather(own)
+        if self._saver.pending and all(report.saved for report in reports):
+            self._saver.finish()
         for report in reports:
             if report.error is not None:
                 raise error or report.error
@@ -291,7 +310,8 @@ class Trainer:
             raise Interrupted(stop, self.step, self.save())
         counts = distributed.sum_dicts(report.counts for report in reports)
         self._check_loss_names(counts)
-        return batches, _RankReport(counts, distributed.sum_dicts(r.work for r in reports), None, None)
+        work = distributed.sum_dicts(report.work for report in reports)
+        return batches, replace(own, counts=counts, work=work)
 
     def _check_loss_names(self, counts: Mapping[str, float]) -> None:
         known = [*counts, *self.objective.loss_weights]
@@ -308,15 +328,19 @@ class Trainer:
         self._counters = distributed.sum_dicts([self._counters, metrics.work])
         self._counters["seconds"] = self._elapsed_before + time.perf_counter() - self._began
         self._report(metrics)
-        for hook in self.hooks:
-            hook.on_step_end(self, self.step, metrics)
-        if self.hooks:
-            self.objective.train()
         warmup = self.optim.warmup(self.config.steps)
-        if self.step == min(self.config.check_at or min(50, warmup + 5), self.config.steps):
-            self._on_main(lambda: self.evidence.check(self.step))
+        check = self.step == min(self.config.check_at or min(50, warmup + 5), self.config.steps)
+        last = self.step == self.config.steps
+        looks = check or any(last or (hook.every and self.step % hook.every == 0) for hook in self.hooks)
+        with self._whole() if looks else contextlib.nullcontext():
+            for hook in self.hooks:
+                hook.on_step_end(self, self.step, metrics)
+            if check:
+                self._on_main(lambda: self.evidence.check(self.step))
+        if self.hooks:
+            self._trained.train()
         if self.config.save_every and self.step % self.config.save_every == 0:
-            self.save()
+            self.save(wait=False)
 
     def _report(self, metrics: StepMetrics) -> None:
         if self._log is None:
@@ -350,8 +374,7 @@ class Trainer:
         else:
             what = "the gradient is not finite"
         # Running statistics (batch norm) see a batch before its loss does.
-        state = self.objective.state_dict().values()
-        if all(bool(torch.isfinite(t).all()) for t in state if torch.is_floating_point(t)):
+        if sharding.all_finite(self._trained):
             kept = f"the state before it is saved in {self.save()}"
         else:
             kept = "earlier checkpoints are untouched"
@@ -362,8 +385,11 @@ class Trainer:
             fix="look at these records, lower the learning rate or use fp32",
         )
 
-    def save(self) -> Path:
-        """Write a checkpoint of the current step, on rank 0, unless there is one; return its folder.
+    def save(self, *, wait: bool = True) -> Path:
+        """Write a checkpoint of the current step, unless there is one; return its folder.
+
+        Args:
+            wait: Whether it is there on return; else, with `train.async_save`, it is written meanwhile.
 
         Raises:
             VitpError: The disk is full or can't be written.
@@ -376,12 +402,10 @@ class Trainer:
                 self.evidence.state(),
                 self._settings(),
             )
-            self._on_main(
-                lambda: checkpoint.save(
-                    self.run_dir, state, self.objective, self.optimizer, self._names, self.config.keep_last
-                )
-            )
+            self._saver.save(state, self._trained, self.optimizer, self._names)
             self._saved_step = self.step
+        if wait:
+            self._saver.finish()
         return checkpoint.folder(self.run_dir, self.step)
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -401,12 +425,13 @@ class Trainer:
         return result
 
     def _finish(self) -> TrainResult:
-        for hook in self.hooks:
-            hook.on_end(self)
-        evidence = self._on_main(lambda: self.evidence.finish(self.step)) or {}
-        if self._log is not None:
-            self._log.say(summary(evidence))
-        model = self._on_main(self._save_pretrained)
+        with self._whole():
+            for hook in self.hooks:
+                hook.on_end(self)
+            evidence = self._on_main(lambda: self.evidence.finish(self.step)) or {}
+            if self._log is not None:
+                self._log.say(summary(evidence))
+            model = self._on_main(self._save_pretrained)
         last = checkpoint.folder(self.run_dir, self.step)
         return TrainResult(
             self.step, self._last_loss, last, model, evidence, self._counters.get("seconds", 0.0)

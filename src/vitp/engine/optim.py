@@ -37,7 +37,7 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     """Return what the peak learning rate is multiplied by in optimizer step `step` (from 0) of `steps`."""
     warmup = config.warmup(steps)
     if step < warmup:
-        return (step + 1) / warmup
+        return config.warmup_start + (1 - config.warmup_start) * ((step + 1) / warmup)
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "step":

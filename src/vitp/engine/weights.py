@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitp.errors import CheckpointError
 
@@ -20,17 +21,33 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
     Raises:
         TypeError: The state holds something other than tensors.
     """
-    seen: set[tuple[int, int, tuple[int, ...]]] = set()
+    seen: set[object] = set()
     state = {}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"the state of {type(module).__name__} holds {name}, which is no tensor")
-        place = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.shape))
+        place = _place(tensor)
         if tensor.numel() and place in seen:
             continue
         seen.add(place)
-        state[name] = tensor
+        state[name] = tensor.detach()
     return state
+
+
+def _place(tensor: Tensor) -> object:
+    """Return what two names of one tensor have in common."""
+    if isinstance(tensor, DTensor):  # the part that this rank holds may be empty, and then has no storage
+        return id(tensor)
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tuple(tensor.shape)
+
+
+def like(value: Tensor, target: Tensor) -> Tensor:
+    """Return a whole tensor in the layout of `target`: this rank's part of it where that is sharded."""
+    if not isinstance(target, DTensor) or isinstance(value, DTensor) or value.shape != target.shape:
+        return value
+    whole = value.to(device=target.device, dtype=target.dtype)
+    # Every rank has the whole tensor, so none has to send it.
+    return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -88,4 +105,4 @@ def load_state(module: nn.Module, saved: Mapping[str, Tensor], where: str) -> No
         )
     with torch.no_grad():
         for name, tensor in wanted.items():
-            tensor.copy_(saved[name])
+            tensor.copy_(like(saved[name], tensor))

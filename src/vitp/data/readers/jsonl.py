@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from vitp.data.readers.index import CACHE_ABOVE, RowIndex, line_index
-from vitp.data.readers.rows import RowPlace, record_from_row
-from vitp.data.records import InstructionRecord
+from vitp.data.readers.rows import RowPlace, RowRecords
+from vitp.data.shards.storage import is_remote
 from vitp.errors import DataError
 
 
-class IndexedRecords:
+class IndexedRecords(RowRecords):
     """Records of one annotation file; only the rows that are asked for are read.
 
     Safe to pickle, to fork and to share between threads: rows are read by position (`pread`), no state moves.
 
     Args:
         annotation: The file.
-        root: Folder that relative image paths start from; the annotation's folder by default.
+        root: Folder or URL that relative image paths start from; the annotation's folder by default.
         name: Of the set; the file's stem by default.
         indexer: Finds the rows of the file.
         cache_above: Files of at least this many bytes get their index cached.
@@ -41,7 +41,7 @@ class IndexedRecords:
         cache_above: int = CACHE_ABOVE,
     ) -> None:
         self.annotation = Path(annotation)
-        self.root = Path(root) if root is not None else self.annotation.parent
+        self.root = _root(root, self.annotation)
         self.name = name or self.annotation.stem
         self._indexer, self._cache_above = indexer, cache_above
         self._file: FileIO | None = None
@@ -55,12 +55,6 @@ class IndexedRecords:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.annotation)!r}, {self._length:,} rows)"
-
-    def __iter__(self) -> Iterator[InstructionRecord]:
-        return (self[index] for index in range(self._length))
-
-    def __getitem__(self, index: int) -> InstructionRecord:
-        return record_from_row(self.row(index), place=self.place(index), root=self.root, source=self.name)
 
     def row(self, index: int) -> Any:
         """Return the parsed JSON of a row.
@@ -135,6 +129,12 @@ class IndexedRecords:
         if self._index is not None and self._index.cache is not None:
             state["_index"] = None  # the other process maps the cache; numpy would copy it into the pickle
         return state
+
+
+def _root(root: str | Path | None, annotation: Path) -> str | Path:
+    if root is None:
+        return annotation.parent
+    return root if is_remote(root) else Path(root)
 
 
 class JsonlRecords(IndexedRecords):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitp.data.readers.index import CACHE_ABOVE, array_index
+from vitp.data.readers.index import CACHE_ABOVE, array_index, cache_folder
 from vitp.data.readers.jsonl import IndexedRecords, JsonlRecords
+from vitp.data.readers.rows import RowRecords
+from vitp.data.shards.storage import is_remote, local_copy, parent
 from vitp.errors import DataError
 
 
@@ -29,14 +31,24 @@ class JsonArrayRecords(IndexedRecords):
 
 def open_records(
     annotation: str | Path, root: str | Path | None = None, name: str | None = None
-) -> IndexedRecords:
+) -> RowRecords:
     """Open an annotation file as what it is: a JSON list if it begins with `[`, else JSON Lines.
 
-    The content decides, not the suffix: lists are often called `.jsonl`, and lines `.json`.
+    The content decides, not the suffix: lists are often called `.jsonl`, and lines `.json`. Only tar shards are
+    told by their suffix; they may be a pattern (`set-{000..127}.tar`, `set-*.tar`). A file behind a URL is fetched
+    once; its images stay where they are, beside it or below `root`.
 
     Raises:
         DataError: The file is missing or can't be read.
     """
+    if str(annotation).endswith(".tar"):
+        from vitp.data.shards.records import ShardRecords, expand_shards
+
+        shards = expand_shards(str(annotation))
+        return ShardRecords(shards, name or Path(shards[0]).stem)
+    if is_remote(annotation):
+        root = parent(annotation) if root is None else root
+        annotation = local_copy(str(annotation), cache_folder().parent / "remote")
     try:
         with Path(annotation).open("rb") as file:
             begin = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()

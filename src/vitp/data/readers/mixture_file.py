@@ -8,6 +8,7 @@ from typing import Any
 
 from vitp.data.mixture import MixtureEntry
 from vitp.data.readers.llava import open_records
+from vitp.data.shards.storage import join
 from vitp.errors import DataError, did_you_mean
 
 _KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
@@ -103,14 +104,14 @@ def open_entry(name: str, fields: dict[str, Any], path: Path) -> MixtureEntry:
     Raises:
         DataError: The annotation can't be used, or has another length than the mixture says.
     """
-    annotation = path.parent / fields["annotation"]
-    root = path.parent / fields["root"] if fields.get("root") else None
+    annotation = join(path.parent, fields["annotation"])
+    root = join(path.parent, fields["root"]) if fields.get("root") else None
     records = open_records(annotation, root, name)
     length = fields.get("length")
     if length is not None and length != len(records):
         raise DataError(
             f"{path.name} says {length} rows, the file has {len(records)}",
-            where=str(annotation),
+            where=annotation,
             fix=f'set "length" of {name} to {len(records)}, or get the right file',
         )
     rate, augment = fields.get("repeat_time"), fields.get("data_augment")

@@ -12,17 +12,18 @@ Beside them the optional keys of `vitp.data.records.to_json` are read: `id`, `wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vitp.data.records import IMAGE_MARK, InstructionRecord, Region, Turn
+from vitp.data.shards.storage import join
 from vitp.errors import DataError
 
 _ASKS = {"human", "user"}
 _ANSWERS = {"gpt", "assistant", "bot", "model"}
-_GENERATED = "scene:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,42 @@ class RowPlace:
         return f"{self.file}:{self.line}"
 
 
-def record_from_row(row: Any, *, place: RowPlace, root: Path | None, source: str) -> InstructionRecord:
+class RowRecords(ABC):
+    """A record set whose records are rows of JSON; only the rows that are asked for are read.
+
+    Attributes:
+        name: Of the set.
+        root: Folder or URL that relative image paths start from; None leaves them as they are.
+        annotation: The file, or the first of them.
+    """
+
+    name: str
+    root: str | Path | None
+    annotation: Path
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def row(self, index: int) -> Any:
+        """Return the parsed JSON of a row."""
+
+    @abstractmethod
+    def place(self, index: int) -> RowPlace:
+        """Return where a row stands."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a hash of the set's rows."""
+
+    def __iter__(self) -> Iterator[InstructionRecord]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> InstructionRecord:
+        return record_from_row(self.row(index), place=self.place(index), root=self.root, source=self.name)
+
+
+def record_from_row(row: Any, *, place: RowPlace, root: str | Path | None, source: str) -> InstructionRecord:
     """Return the record that a parsed JSON row stands for.
 
     A row with one image and no `<image>` mark at all gets the mark and a line break in front of its first
@@ -50,7 +86,7 @@ def record_from_row(row: Any, *, place: RowPlace, root: Path | None, source: str
     Args:
         row: The parsed row.
         place: File and line, for messages.
-        root: Folder that relative image paths start from; None leaves them as they are.
+        root: Folder or URL that relative image paths start from; None leaves them as they are.
         source: Name of the set, for rows that don't name one.
 
     Raises:
@@ -76,7 +112,7 @@ def row_id(row: Any, place: RowPlace) -> str:
 class _Row:
     """One row while it is read; holds what every message needs."""
 
-    def __init__(self, row: Mapping[str, Any], place: RowPlace, root: Path | None) -> None:
+    def __init__(self, row: Mapping[str, Any], place: RowPlace, root: str | Path | None) -> None:
         self.row, self.root, self.place = row, root, place
         self.id = row_id(row, place)
 
@@ -104,9 +140,7 @@ class _Row:
         )
 
     def _address(self, image: str) -> str:
-        if image.startswith(_GENERATED) or self.root is None:
-            return image
-        return str(self.root / image)  # an absolute path wins over the root
+        return image if self.root is None else join(self.root, image)
 
     def _images(self) -> list[str]:
         given = [key for key in ("image", "images") if self.row.get(key)]

@@ -1,0 +1,191 @@
+"""From an image's address to its tiles: big JPEGs decoded small, tiles that come again kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from vitp.data.images import is_scene, load_image
+from vitp.data.shards.storage import is_member, is_remote
+from vitp.data.tiling import choose_grid, cut_grid
+from vitp.errors import VitpError
+from vitp.files import atomic_path
+
+_GAP = 2
+"""A JPEG is decoded at no less than this many times the tiles' resolution, so that resizing still has pixels to
+average (Pillow's `thumbnail` keeps the same distance)."""
+
+
+class InputSettings(BaseModel):
+    """How images are read. None of it changes which records are learned from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    draft: bool = Field(
+        True, description="Decode JPEGs of four times the tiles' resolution at a fraction of it."
+    )
+    cache_gb: float = Field(0.0, ge=0, description="Tiles that are kept, in GB; 0: none.")
+    cache_folder: str | None = Field(
+        None, description="Where they are kept, shared by all data workers; none: in each worker's memory."
+    )
+
+    def loader(self, tile: int) -> TileLoader:
+        """Return what reads images into tiles of a size."""
+        cache = None
+        if self.cache_gb:
+            folder = Path(self.cache_folder) if self.cache_folder else None
+            cache = TileCache(int(self.cache_gb * 1e9), folder)
+        return TileLoader(tile, self.draft, cache)
+
+
+@dataclass
+class TileLoader:
+    """Address and largest tile count → tiles.
+
+    Attributes:
+        tile: Side of a tile in pixels.
+        draft: Whether JPEGs of at least four times the tiles' resolution are decoded at a fraction of their size.
+            All other images come out bit for bit as without it.
+        cache: Keeps tiles; None makes them anew each time.
+    """
+
+    tile: int
+    draft: bool = True
+    cache: TileCache | None = None
+
+    def __call__(self, address: str, max_tiles: int) -> np.ndarray:
+        """Return (tiles, 3, tile, tile) uint8; see `vitp.data.tiling.cut_tiles`.
+
+        Raises:
+            DataError: The image can't be read.
+        """
+        if self.cache is None:
+            return self._cut(address, max_tiles)
+        key = f"{address}|{_version(address)}|{self.tile}|{max_tiles}|{self.draft}"
+        tiles = self.cache.get(key)
+        if tiles is None:
+            tiles = self._cut(address, max_tiles)
+            self.cache.put(key, tiles)
+        return tiles
+
+    def _cut(self, address: str, max_tiles: int) -> np.ndarray:
+        whole: list[int] = []
+
+        def enough(width: int, height: int) -> tuple[int, int]:
+            whole[:] = width, height
+            columns, rows = choose_grid(width, height, self.tile, max_tiles)
+            return _GAP * self.tile * columns, _GAP * self.tile * rows
+
+        image = load_image(address, enough=enough if self.draft else None)
+        # The grid follows the whole image's shape: a smaller copy's differs by rounding.
+        width, height = whole or image.size
+        columns, rows = choose_grid(width, height, self.tile, max_tiles)
+        if image.size == (width, height):
+            return cut_grid(image, self.tile, columns, rows)
+        scale = round(width / image.width)
+        return cut_grid(image, self.tile, columns, rows, (0, 0, width / scale, height / scale))
+
+
+def _version(address: str) -> str:
+    """Return what changes when a file does. Members of shards and files behind URLs are taken to stay."""
+    if is_scene(address) or is_member(address) or is_remote(address):
+        return ""
+    try:
+        stat = Path(address).stat()
+    except OSError:
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+class TileCache:
+    """The tiles that were used last, up to a number of bytes.
+
+    In memory each data worker has a cache of its own; one on disk is shared by all, and outlives the run.
+
+    Args:
+        max_bytes: Largest size; what was not used for the longest time goes first.
+        folder: On disk; None: in memory.
+    """
+
+    def __init__(self, max_bytes: int, folder: Path | None = None) -> None:
+        self.max_bytes, self.folder = max_bytes, folder
+        self._held: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._bytes = 0
+        self._since_sweep = max_bytes  # what other processes have left there is looked at first
+
+    def get(self, key: str) -> np.ndarray | None:
+        """Return the tiles of a key, or None."""
+        if self.folder is not None:
+            return self._read(self._file(key))
+        tiles = self._held.get(key)
+        if tiles is not None:
+            self._held.move_to_end(key)
+        return tiles
+
+    def put(self, key: str, tiles: np.ndarray) -> None:
+        """Keep tiles; does nothing where they can't be written or are larger than the cache."""
+        if tiles.nbytes > self.max_bytes:
+            return
+        if self.folder is not None:
+            self._write(self._file(key), tiles)
+            return
+        if key in self._held:
+            return
+        tiles = tiles.copy()
+        tiles.setflags(write=False)  # whoever gets them must not change them for the next
+        self._held[key] = tiles
+        self._bytes += tiles.nbytes
+        while self._bytes > self.max_bytes:
+            self._bytes -= self._held.popitem(last=False)[1].nbytes
+
+    def __getstate__(self) -> dict[str, object]:
+        return dict(self.__dict__, _held=OrderedDict(), _bytes=0)
+
+    def _file(self, key: str) -> Path:
+        assert self.folder is not None
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self.folder / name[:2] / f"{name}.npy"
+
+    @staticmethod
+    def _read(file: Path) -> np.ndarray | None:
+        try:
+            tiles = np.load(file, allow_pickle=False)
+            os.utime(file)
+        except (OSError, ValueError, EOFError):
+            return None
+        return tiles
+
+    def _write(self, file: Path, tiles: np.ndarray) -> None:
+        assert self.folder is not None
+        with contextlib.suppress(OSError, VitpError):  # a full disk only costs time
+            with atomic_path(file) as temporary:
+                np.save(temporary, tiles)
+            self._since_sweep += tiles.nbytes
+            if self._since_sweep * 16 > self.max_bytes:
+                self._sweep(self.folder)
+                self._since_sweep = 0
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove the files that were not used for the longest time until the others fit in."""
+        found: list[tuple[float, int, Path]] = []
+        for path in folder.glob("*/*"):
+            with contextlib.suppress(OSError):  # another process may have removed it
+                stat = path.stat()
+                found.append((stat.st_mtime, stat.st_size, path))
+                if path.name.startswith(".") and stat.st_mtime < time.time() - 3600:
+                    path.unlink(missing_ok=True)  # half a file, of a process that was killed
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            # A sixteenth stays free for what is written until the next look.
+            if total <= self.max_bytes - self.max_bytes // 16:
+                return
+            path.unlink(missing_ok=True)
+            total -= size

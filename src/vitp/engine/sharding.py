@@ -1,0 +1,141 @@
+"""Models of which every process holds a part: FSDP2, within all processes or within groups of them.
+
+The trained model is a sharded *twin* of the objective. The objective itself stays a plain module, on rank 0 only,
+and gets the current weights when somebody wants to look at them. So probes, exports and tasks need not know of
+sharding, and may run on one rank alone, which a sharded model can't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vitp.engine import distributed
+from vitp.engine.config import TrainConfig
+from vitp.errors import ConfigError
+from vitp.objectives.base import Objective
+
+REPLICATE, SHARD = "replicate", "shard"
+
+
+def is_wanted(config: TrainConfig) -> bool:
+    """Return whether the configuration asks for shards, and there are processes to share them."""
+    return config.parallel != "ddp" and distributed.world_size() > 1
+
+
+def make_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
+    """Return the processes as a line (`fsdp`), or as a grid of copies × parts (`hybrid`).
+
+    Raises:
+        ConfigError: The processes can't be cut into groups of the wanted size.
+    """
+    world = distributed.world_size()
+    if config.parallel == "fsdp":
+        return init_device_mesh(device.type, (world,), mesh_dim_names=(SHARD,))
+    size = config.shard_size or distributed.local_world_size()
+    if world % size:
+        raise ConfigError(
+            f"{world} processes can't be cut into groups of {size}",
+            where="train.shard_size",
+            fix="choose a divisor of the number of processes",
+        )
+    return init_device_mesh(device.type, (world // size, size), mesh_dim_names=(REPLICATE, SHARD))
+
+
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
+    """Return the layers that the model repeats: the members of lists of at least two modules of one class.
+
+    They are what is gathered and freed as one; lists within them are left alone.
+    """
+    blocks: list[nn.Module] = []
+    for child in module.children():
+        members = list(child.children())
+        kinds = {type(member) for member in members}
+        alike = isinstance(child, nn.ModuleList | nn.Sequential) and len(members) > 1 and len(kinds) == 1
+        if alike and all(any(True for _ in member.parameters()) for member in members):
+            blocks += members
+        else:
+            blocks += repeated_blocks(child)
+    return blocks
+
+
+def shard(objective: Objective, config: TrainConfig, device: torch.device) -> Objective:
+    """Return the sharded twin of an objective, with the weights that rank 0 has.
+
+    Every process must run the same modules in every forward pass: a module that one leaves out is one that the
+    others wait for.
+
+    Args:
+        objective: Any weights; the plain module keeps them on rank 0 and has none on the others.
+        config: Of the run.
+        device: Of this process.
+
+    Raises:
+        ConfigError: The processes can't be cut into groups of the wanted size.
+    """
+    mesh = make_mesh(config, device)
+    distributed.broadcast_state(objective.cpu())
+    twin = copy.deepcopy(objective)
+    if distributed.rank() > 0:
+        objective.to("meta")
+    for block in repeated_blocks(twin):
+        fully_shard(block, mesh=mesh)
+    fully_shard(twin, mesh=mesh)
+    set_unused = getattr(twin, "set_reduce_scatter_unused_params", None)
+    if (
+        set_unused is not None
+    ):  # newer releases: parameters that only some processes used count as zero elsewhere
+        set_unused(True)
+    return twin.to(device)
+
+
+def held_gradients(model: nn.Module, hold: bool) -> contextlib.AbstractContextManager[None]:
+    """Within the context gradients stay on this process; without `hold` they are averaged over all."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not hold)
+        model.set_is_last_backward(not hold)
+    elif hold and isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds: all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_group(tensor: Tensor) -> ProcessGroup | None:
+    """Return the processes whose parts make up a tensor, None where it is not sharded."""
+    return tensor.device_mesh.get_group(SHARD) if isinstance(tensor, DTensor) else None
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Return whether the state of all processes is finite. A collective call."""
+    parts = [local(tensor) for tensor in model.state_dict().values() if torch.is_floating_point(tensor)]
+    return all(distributed.gather(all(bool(torch.isfinite(part).all()) for part in parts)))
+
+
+@contextlib.contextmanager
+def published(twin: nn.Module, plain: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the block rank 0's plain objective has the twin's weights and is on the device. A collective call."""
+    main = distributed.rank() == 0
+    if main:
+        plain.to(device)
+    target = plain.state_dict() if main else {}
+    with torch.no_grad():
+        for name, tensor in twin.state_dict().items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if main:
+                target[name].copy_(whole)
+    yield
+    if main:
+        plain.cpu()

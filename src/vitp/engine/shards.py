@@ -1,0 +1,167 @@
+"""The tensors of a checkpoint of which every process writes its part: torch's distributed checkpoint.
+
+    shards/
+        .metadata       names, shapes, which part stands where
+        __0_0.distcp    what rank 0 wrote
+
+The parts know their place in the whole, so any number of processes can read them, one included.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from vitp.engine.weights import unique_state
+from vitp.errors import CheckpointError, VitpError
+from vitp.files import as_user_error
+
+FOLDER = "shards"
+_DAMAGE = (
+    *(CheckpointException, OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError),
+    *(
+        AttributeError,
+        IndexError,
+        pickle.PickleError,
+    ),  # what a cut-off pickle raises depends on where it was cut
+)
+WRITE_ERRORS = (Exception, CheckpointException)
+"""What a failed write may raise: torch's own exception is a `BaseException`."""
+
+_MODEL, _MOMENTS = "model/", "optimizer/"
+
+
+def is_sharded(path: Path) -> bool:
+    """Return whether a checkpoint folder has its tensors in parts."""
+    return (path / FOLDER).is_dir()
+
+
+def new_group() -> Any:
+    """Return a group of all processes for saving only, None where there is one process.
+
+    A save in the background talks to the other processes while training does. Messages of the two in one group
+    would be taken for each other's.
+    """
+    return dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+
+def write(path: Path, model: Mapping[str, Tensor], moments: Mapping[str, Tensor], group: Any) -> None:
+    """Write this process's part into `path/shards`. A collective call.
+
+    Raises:
+        VitpError: The disk is full or can't be written, here or on another process.
+    """
+    try:
+        dcp.save(_flat(model, moments), storage_writer=_writer(path), process_group=group)
+    except CheckpointException as error:
+        raise as_write_error(error, path) from error
+
+
+def write_later(
+    path: Path, model: Mapping[str, Tensor], moments: Mapping[str, Tensor], group: Any
+) -> Future[Any]:
+    """Copy this process's part, and write it while the caller goes on. A collective call.
+
+    Returns:
+        Done when the part is written; its exception is a `CheckpointException`.
+    """
+    # torch copies what is on a GPU; what is in main memory already it may take as it is.
+    copies = {
+        name: tensor.detach().clone() if tensor.device.type == "cpu" else tensor
+        for name, tensor in _flat(model, moments).items()
+    }
+    response: Any = dcp.async_save(copies, storage_writer=_writer(path), process_group=group)
+    return getattr(response, "upload_completion", response)
+
+
+def as_write_error(error: BaseException, path: Path) -> VitpError:
+    """Return what a failed write means to the user."""
+    causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+    for cause in (*causes, error):
+        if isinstance(cause, OSError):
+            return as_user_error(cause, path)
+        if "No space left" in str(cause):  # torch's zip writer says it in text only
+            return as_user_error(OSError(28, "No space left on device"), path)
+    reason = (str((causes or [error])[0]).splitlines() or ["no reason given"])[0]
+    return VitpError(f"can't be written ({reason})", where=str(path), fix="look at the disk, then resume")
+
+
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read a checkpoint's parts in the layout of a model: (its state, its moments), nothing in place.
+
+    Where names or shapes don't fit the model's, nothing is read, and the tensors have shapes only (on the meta
+    device): enough to tell what doesn't fit.
+
+    Args:
+        path: Checkpoint folder.
+        model: The objective.
+        optimizer: Of its parameters.
+        names: Parameter names, parallel to the optimizer's groups.
+
+    Raises:
+        CheckpointError: A part is missing or damaged.
+    """
+    own = {f"{_MODEL}{name}": tensor for name, tensor in unique_state(model).items()}
+    trained = {
+        name: parameter
+        for group, group_names in zip(optimizer.param_groups, names, strict=True)
+        for parameter, name in zip(group["params"], group_names, strict=True)
+    }
+    targets: dict[str, Tensor] = {}
+    try:
+        reader = dcp.FileSystemReader(path / FOLDER)
+        for key, stored in reader.read_metadata().state_dict_metadata.items():
+            assert isinstance(stored, TensorStorageMetadata)
+            pattern = own.get(key)
+            if pattern is None and key.startswith(_MOMENTS):
+                pattern = trained.get(key.removeprefix(_MOMENTS).partition(":")[2])
+            targets[key] = _target(stored, pattern)
+        if not any(tensor.device.type == "meta" for tensor in targets.values()):
+            with warnings.catch_warnings():
+                # One process may read what several wrote; torch warns of it.
+                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+                dcp.load(targets, storage_reader=reader, no_dist=not dist.is_initialized())
+    except _DAMAGE as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise CheckpointError(
+            f"can't be read ({reason})",
+            where=str(path),
+            fix="remove this checkpoint to use the one before it",
+        ) from error
+    return (
+        {key.removeprefix(_MODEL): value for key, value in targets.items() if key.startswith(_MODEL)},
+        {key.removeprefix(_MOMENTS): value for key, value in targets.items() if key.startswith(_MOMENTS)},
+    )
+
+
+def _target(stored: TensorStorageMetadata, pattern: Tensor | None) -> Tensor:
+    """Return what a stored tensor is to be read into."""
+    dtype = stored.properties.dtype
+    if stored.size == torch.Size([]):  # AdamW's count of steps
+        return torch.zeros((), dtype=dtype)
+    if pattern is None or pattern.shape != stored.size:
+        return torch.empty(stored.size, dtype=dtype, device="meta")
+    return torch.zeros_like(pattern.detach(), dtype=dtype)
+
+
+def _flat(model: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{_MODEL}{name}": tensor for name, tensor in model.items()} | {
+        f"{_MOMENTS}{name}": tensor for name, tensor in moments.items()
+    }
+
+
+def _writer(path: Path) -> dcp.FileSystemWriter:
+    return dcp.FileSystemWriter(path / FOLDER, sync_files=True)

@@ -1,0 +1,155 @@
+"""A model in parts learns what a whole one learns; its checkpoints fit any number of ranks and any layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.parity import sharding_ranks
+from vitp.engine import checkpoint
+
+ROOT = Path(__file__).parents[2]
+Ranks = list[dict[str, Any]]
+
+pytestmark = pytest.mark.slow  # four processes that import torch
+
+
+def launch(folder: Path, task: str, world: int) -> Ranks:
+    """Run the scenarios of a task in `world` processes, return what each rank wrote."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.parity.sharding_ranks", str(folder), task],
+            cwd=ROOT,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        for process in ranks:
+            output, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output
+    finally:
+        for process in ranks:
+            process.kill()
+    return [json.loads((folder / f"{task}{rank}.json").read_text()) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Ranks, Ranks, Path]:
+    """One rank, four ranks, and two ranks that go on from what the four have left."""
+    folder = tmp_path_factory.mktemp("sharding")
+    one = sharding_ranks.run(folder, "one")
+    four = launch(folder, "four", 4)
+    sharding_ranks.prepare_two(folder)
+    return one, four, launch(folder, "two", 2), folder
+
+
+def assert_same_model(run: Path, other: Path) -> None:
+    ours, theirs = (load_file(folder / "model" / "weights.safetensors") for folder in (run, other))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert float((tensor - theirs[name]).norm()) <= 1e-5 * float(tensor.norm()), name
+
+
+@pytest.mark.parametrize("scenario", ["fsdp", "hybrid", "ddp", "async"])
+def test_four_ranks_are_one(runs: Any, scenario: str) -> None:
+    one, four, _, folder = runs
+    assert len(one["losses"]) == 8
+    for rank in four:
+        assert rank[scenario]["error"] is None
+        assert rank[scenario]["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        assert rank[scenario]["norms"] == pytest.approx(one["norms"], rel=1e-5)
+    assert_same_model(folder / scenario, folder / "one")
+
+
+@pytest.mark.parametrize("scenario", ["fsdp", "hybrid", "async"])
+def test_hooks_on_rank_0_look_at_the_whole_model(runs: Any, scenario: str) -> None:
+    one, four, _, folder = runs
+    assert four[0][scenario]["seen"].keys() == {"2", "4", "6", "8"}
+    for step, value in four[0][scenario]["seen"].items():
+        assert value == pytest.approx(one["seen"][int(step)], rel=1e-4)
+    ours, theirs = (json.loads((folder / name / "evidence.json").read_text()) for name in (scenario, "one"))
+    assert ours["relative_change"] == pytest.approx(theirs["relative_change"], rel=1e-5)
+    assert ours["gradient_share"] == pytest.approx(theirs["gradient_share"], rel=1e-5)
+    assert ours["cka"] == pytest.approx(theirs["cka"], rel=1e-5)
+
+
+def test_parts_are_written_by_all_and_pruned(runs: Any) -> None:
+    folder = runs[3]
+    last = checkpoint.folder(folder / "fsdp", 8)
+    assert {path.name for path in (last / "shards").iterdir()} >= {
+        ".metadata",
+        "__0_0.distcp",
+        "__3_0.distcp",
+    }
+    for name in ("fsdp", "async"):
+        assert len(checkpoint.checkpoints(folder / name)) == 2
+        assert [p.name for p in (folder / name / "checkpoints").iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_nan_stops_all_ranks_and_the_state_before_it_is_kept(runs: Any) -> None:
+    for rank in runs[1]:
+        assert "in step 5" in rank["nan"]["error"] and "toy.jsonl:96" in rank["nan"]["error"]
+    assert [path.name for path in checkpoint.checkpoints(runs[3] / "nan")] == ["step_00000004"]
+
+
+def test_groups_must_divide_the_ranks(runs: Any) -> None:
+    assert all("4 processes can't be cut into groups of 3" in rank["groups"] for rank in runs[1])
+
+
+@pytest.mark.parametrize("scenario", ["to_ddp", "to_fsdp", "to_hybrid"])
+def test_two_ranks_go_on_where_four_stopped(runs: Any, scenario: str) -> None:
+    one, four, two, folder = runs
+    assert all("after step 3" in rank["stopped"]["error"] for rank in four)
+    for rank in two:
+        assert rank[scenario]["losses"] == pytest.approx(one["losses"][3:], rel=1e-5)
+    assert_same_model(folder / scenario, folder / "one")
+
+
+def test_parts_go_on_from_whole_checkpoints(runs: Any) -> None:
+    one, _, two, folder = runs
+    for rank in two:
+        assert rank["from_ddp"]["losses"] == pytest.approx(one["losses"][6:], rel=1e-5)
+    assert_same_model(folder / "from_ddp", folder / "one")
+
+
+def test_one_rank_goes_on_where_four_stopped(runs: Any) -> None:
+    one, _, _, folder = runs
+    assert sharding_ranks.run(folder, "to_one", resume=True)["losses"] == pytest.approx(
+        one["losses"][3:], rel=1e-5
+    )
+    assert_same_model(folder / "to_one", folder / "one")
+
+
+@pytest.mark.parametrize("damage", ["__1_0.distcp", ".metadata"])
+def test_a_damaged_part_is_one_error(runs: Any, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(runs[3] / "stopped", tmp_path / "run")
+    path = checkpoint.latest(tmp_path / "run")
+    assert path is not None
+    file = path / "shards" / damage
+    file.write_bytes(file.read_bytes()[:40])
+    error = sharding_ranks.run(tmp_path, "run", resume=True)["error"]
+    assert error.startswith("CheckpointError: ") and "remove this checkpoint" in error
