@@ -1,15 +1,19 @@
-"""`vitp pretrain`, `vitp recipe`, `vitp demo`, `vitp report`."""
+"""`vitp pretrain`, `vitp demo`, `vitp report`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitp.cli.console import make_console
 from vitp.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from vitp.image_pretrain import ImagePretrainConfig
+    from vitp.pretrain import PretrainConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +21,6 @@ def register(app: typer.Typer) -> None:
     app.command("pretrain")(pretrain)
     app.command("report")(report)
     app.command("demo")(demo)
-    app.command("recipe")(recipe)
 
 
 def pretrain(
@@ -26,11 +29,19 @@ def pretrain(
         typer.Argument(help="YAML of the run; none: the defaults with --data, or the run's with --resume."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/pretrain"),
+    objective: Annotated[
+        str | None,
+        typer.Option(help="vitp, mae, clip, siglip, simclr, dino, supervised or dense; the YAML's, or vitp."),
+    ] = None,
     data: Annotated[
-        list[str] | None, typer.Option("--data", help="Compiled folder, mixture or JSON Lines. Repeatable.")
+        list[str] | None,
+        typer.Option("--data", help="Compiled folder; vitp: mixture or JSON Lines, too. Repeatable."),
     ] = None,
     init: Annotated[
-        str | None, typer.Option("--init", help='"starter", a model or run folder, or "scratch".')
+        str | None,
+        typer.Option(
+            "--init", help='"starter", a model or run folder, or "scratch" ("random" but for vitp).'
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
     override: Annotated[
@@ -39,8 +50,7 @@ def pretrain(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
-    """Pretrain a ViT inside a vision-language model on visual instructions (ViTP)."""
-    from vitp.config import load_config, make_config
+    """Pretrain a ViT inside a vision-language model on visual instructions (ViTP), or by another paradigm."""
     from vitp.engine import distributed
     from vitp.pretrain import PretrainConfig, run_pretraining
 
@@ -55,20 +65,62 @@ def pretrain(
         config = out / "config.yaml"
         if not config.is_file():
             raise ConfigError("holds no run to resume", where=str(out), fix="start it without --resume")
-    if config is not None:
-        settings = load_config(PretrainConfig, config, overrides)
-    elif data:
-        settings = make_config(PretrainConfig, {}, ["train.steps=8000", *overrides], where="command line")
-    else:
+    if config is None and not data:
         raise ConfigError(
             "nothing to learn from", where="vitp pretrain", fix="name a configuration or --data"
         )
-    result = run_pretraining(settings, out, resume=resume)
+    settings = _pretrain_settings(config, objective, overrides)
+    if isinstance(settings, PretrainConfig):
+        result = run_pretraining(settings, out, resume=resume)
+    else:
+        from vitp.image_pretrain import run_image_pretraining
+
+        result = run_image_pretraining(settings, out, resume=resume)
     if distributed.rank() > 0:
         return
     console = make_console()
     console.print(f"model: {result.model}")
-    console.print(f"next: vitp report {out}, vitp export {out} --out BACKBONE")
+    if isinstance(settings, PretrainConfig):
+        console.print(f"next: vitp report {out}, vitp export {out} --out BACKBONE")
+    else:
+        console.print(f"next: vitp probe {out} DATA, vitp finetune TASK --backbone {out}")
+
+
+def _pretrain_settings(
+    config: Path | None, objective: str | None, overrides: list[str]
+) -> PretrainConfig | ImagePretrainConfig:
+    """Return the settings of a run, of the kind that its objective has.
+
+    Raises:
+        ConfigError: There is no such objective, or a setting is wrong.
+    """
+    from vitp.config import load_config, make_config
+    from vitp.image_pretrain import OBJECTIVES, ImagePretrainConfig
+    from vitp.pretrain import PretrainConfig
+
+    name = objective or (_objective_of(config) if config is not None else "vitp")
+    kind: type[PretrainConfig] | type[ImagePretrainConfig]
+    kind = PretrainConfig if name == "vitp" else ImagePretrainConfig
+    if objective is not None:
+        known = ("vitp", *OBJECTIVES)
+        if objective not in known:
+            hint = did_you_mean(objective, known) or f"objectives are: {', '.join(known)}"
+            raise ConfigError(f"unknown objective {objective!r}", where="--objective", fix=hint)
+        overrides = [f"objective={objective}", *overrides]
+    if config is not None:
+        return load_config(kind, config, overrides)
+    return make_config(kind, {}, ["train.steps=8000", *overrides], where="command line")
+
+
+def _objective_of(config: Path) -> str:
+    """Return the objective that a configuration file names; what is wrong with the file is told when it is loaded."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return "vitp"
+    return str(values.get("objective", "vitp")) if isinstance(values, dict) else "vitp"
 
 
 def report(
@@ -96,30 +148,3 @@ def demo(
     from vitp.recipes.demo import DemoPlan, run_demo
 
     run_demo(out, DemoPlan(seeds=tuple(range(seeds)), ceiling_steps=ceiling), force=force)
-
-
-def recipe(
-    name: Annotated[str, typer.Argument(help="starter, starter-card or real-images.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the runs; interrupted, it continues.")],
-    scale: Annotated[
-        float, typer.Option(min=0.0001, help="starter: factor on the steps, below 1 for a dry run.")
-    ] = 1.0,
-    seeds: Annotated[int, typer.Option(min=1, help="real-images: pretraining seeds.")] = 1,
-) -> None:
-    """Run a recipe of the package."""
-    if name == "starter":
-        from vitp.recipes.starter import StarterPlan, train_starter
-
-        print(f"wrote {train_starter(out, StarterPlan().scaled(scale))}")
-    elif name == "starter-card":
-        from vitp.recipes.starter_card import write_card
-
-        print(f"wrote {write_card(out)}")
-    elif name == "real-images":
-        from vitp.recipes.real_images import RealPlan, run_real_images
-
-        print(f"wrote {run_real_images(out, RealPlan(seeds=tuple(range(seeds))))}")
-    else:
-        known = ("starter", "starter-card", "real-images")
-        hint = did_you_mean(name, known) or f"recipes are: {', '.join(known)}"
-        raise ConfigError(f"unknown recipe {name!r}", where="vitp recipe", fix=hint)

@@ -14,8 +14,13 @@ from torch.utils.checkpoint import checkpoint
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch
 from vitp.errors import ConfigError
+from vitp.models.lora import plain_layers
 from vitp.models.vlm import PARTS, VisionLanguageModel
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.objectives.prior_weights import PriorWeights
+
+LOGITS = 2**26
+"""Logits in memory at once: 256 MB in fp32, and the same again for their gradient."""
 
 GROUP_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model"}
 
@@ -29,7 +34,8 @@ class ViTPObjective(Objective):
         freeze: Parts ("vision", "projector", "language") or patterns of parameter names such as
             "vision.model.blocks.[0-3].*".
         lr_scale: Part → factor of the run's learning rate.
-        logit_chunk: Supervised tokens whose logits are in memory at once.
+        logit_chunk: Supervised tokens whose logits are in memory at once; None: as many as make 2^26 logits.
+        prior: Weights of the supervised tokens; None: all alike.
     """
 
     def __init__(
@@ -39,10 +45,13 @@ class ViTPObjective(Objective):
         *,
         freeze: Sequence[str] = (),
         lr_scale: Mapping[str, float] | None = None,
-        logit_chunk: int = 2048,
+        logit_chunk: int | None = None,
+        prior: PriorWeights | None = None,
     ) -> None:
         super().__init__()
-        self.vlm, self.chat, self.logit_chunk = vlm, chat, logit_chunk
+        self.vlm, self.chat = vlm, chat
+        self.logit_chunk = logit_chunk or max(1, LOGITS // int(vlm.language.config.vocab_size))
+        self.prior = prior
         self.lr_scale = dict(lr_scale or {})
         for part in self.lr_scale:
             if part not in PARTS:
@@ -57,7 +66,8 @@ class ViTPObjective(Objective):
         return self.vlm.vision
 
     def forward(self, batch: PackedBatch) -> dict[str, Tensor]:
-        """Return {"language": sum of the negative log-likelihoods of the supervised tokens}."""
+        """Return {"language": (weighted) sum of the negative log-likelihoods of the supervised tokens}."""
+        weights_S = None if self.prior is None else self.prior(batch)
         hidden_SH = self.vlm(
             tiles_TCHW=batch.tiles_TCHW,
             keep_K=batch.keep_K,
@@ -69,29 +79,36 @@ class ViTPObjective(Objective):
             target_index_S=batch.target_index_S,
             names=batch.record_names,
         )
-        return {"language": self.negative_log_likelihood(hidden_SH, batch.target_ids_S)}
+        return {"language": self.negative_log_likelihood(hidden_SH, batch.target_ids_S, weights_S)}
 
-    def negative_log_likelihood(self, hidden_SH: Tensor, target_ids_S: Tensor) -> Tensor:
+    def negative_log_likelihood(
+        self, hidden_SH: Tensor, target_ids_S: Tensor, weights_S: Tensor | None = None
+    ) -> Tensor:
         """Return the summed loss; logits are made for `logit_chunk` tokens at a time and recomputed backward."""
         if len(hidden_SH) <= self.logit_chunk:
-            return self._chunk_loss(hidden_SH, target_ids_S)
+            return self._chunk_loss(hidden_SH, target_ids_S, weights_S)
         total = hidden_SH.new_zeros((), dtype=torch.float32)
-        for hidden, target in zip(
-            hidden_SH.split(self.logit_chunk), target_ids_S.split(self.logit_chunk), strict=True
-        ):
-            total = total + checkpoint(self._chunk_loss, hidden, target, use_reentrant=False)
+        for begin in range(0, len(hidden_SH), self.logit_chunk):
+            part = slice(begin, begin + self.logit_chunk)
+            weights = None if weights_S is None else weights_S[part]
+            total = total + checkpoint(
+                self._chunk_loss, hidden_SH[part], target_ids_S[part], weights, use_reentrant=False
+            )
         return total
 
-    def _chunk_loss(self, hidden_SH: Tensor, target_ids_S: Tensor) -> Tensor:
-        return F.cross_entropy(self.vlm.logits(hidden_SH).float(), target_ids_S, reduction="sum")
+    def _chunk_loss(self, hidden_SH: Tensor, target_ids_S: Tensor, weights_S: Tensor | None) -> Tensor:
+        logits_SV = self.vlm.logits(hidden_SH).float()
+        if weights_S is None:
+            return F.cross_entropy(logits_SV, target_ids_S, reduction="sum")
+        return (F.cross_entropy(logits_SV, target_ids_S, reduction="none") * weights_S).sum()
 
     def loss_counts(self, batch: PackedBatch) -> dict[str, float]:
         """Return {"language": number of supervised tokens}."""
         return {"language": float(batch.target_ids_S.numel())}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the three parts."""
-        return [
+        """Return the three parts, and the frozen reference of the token weights where there is one."""
+        groups = [
             ParameterGroup(
                 GROUP_NAMES[part],
                 {f"vlm.{part}.{name}": p for name, p in getattr(self.vlm, part).named_parameters()},
@@ -99,6 +116,10 @@ class ViTPObjective(Objective):
             )
             for part in PARTS
         ]
+        if self.prior is not None:
+            reference = {f"prior.{name}": p for name, p in self.prior.named_parameters()}
+            groups.append(ParameterGroup("text reference", reference))
+        return groups
 
     def work(self, batch: PackedBatch) -> dict[str, float]:
         """Return samples, tokens, tiles, questions and token slots of the batch."""
@@ -114,7 +135,8 @@ class ViTPObjective(Objective):
         """Write model, configuration and tokenizer; `vitp.pretrained.load_vlm` reads them."""
         from vitp.pretrained import write_vlm
 
-        write_vlm(Path(folder), self.vlm, self.chat)
+        with plain_layers(self.vlm.vision):
+            write_vlm(Path(folder), self.vlm, self.chat)
 
 
 def freeze_parameters(vlm: VisionLanguageModel, patterns: Sequence[str]) -> None:

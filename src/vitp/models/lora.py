@@ -1,0 +1,140 @@
+"""Low-rank adaptation of a vision tower (ExPLoRA): continue pretraining with a fraction of the trainable weights.
+
+ExPLoRA (Khanna et al., 2024) unfreezes one or two blocks of a pretrained ViT and all its norms, and lets the attention
+of the other blocks change by low-rank updates only. The updates are merged when the tower is saved, so that nobody who
+loads it can tell how it was trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vitp.errors import ConfigError
+from vitp.models.vision import VisionTower
+
+
+class VisionLoRAConfig(BaseModel):
+    """Which part of a vision tower learns, and how.
+
+    Attributes:
+        rank: Of the updates.
+        alpha: The updates are scaled by alpha / rank.
+        dropout: Of the updates' input.
+        targets: Linear layers of a block that get an update. timm's `qkv` is one layer: keys are adapted, too.
+        unfrozen_blocks: Blocks that are trained whole, counted from the last.
+        norms: Train all norms.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ("attn.qkv",)
+    unfrozen_blocks: int = Field(1, ge=0)
+    norms: bool = True
+
+
+def add_lora(tower: VisionTower, config: VisionLoRAConfig) -> None:
+    """Freeze a tower but for low-rank updates, its last blocks and its norms, in place.
+
+    The updates start at zero: the tower computes what it did before.
+
+    Raises:
+        ConfigError: peft is not installed, a target is no linear layer, or there are fewer blocks.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(
+            "LoRA needs the package peft",
+            where="model.vision_lora",
+            fix='install it with: pip install "vitp[lora]"',
+        ) from error
+    adapted = tower.num_layers - config.unfrozen_blocks
+    if adapted < 0:
+        raise ConfigError(
+            f"the tower has {tower.num_layers} blocks, {config.unfrozen_blocks} can't be unfrozen",
+            where="model.vision_lora.unfrozen_blocks",
+            fix=f"use 0 to {tower.num_layers}",
+        )
+    names = [f"blocks.{block}.{target}" for block in range(adapted) for target in config.targets]
+    modules = dict(tower.model.named_modules())
+    for name in names:
+        if not isinstance(modules.get(name), nn.Linear):
+            raise ConfigError(
+                f"{name} is no linear layer of the tower",
+                where="model.vision_lora.targets",
+                fix="use attn.qkv, attn.proj, mlp.fc1 or mlp.fc2",
+            )
+    for parameter in tower.parameters():
+        parameter.requires_grad_(False)
+    if names:
+        settings = peft.LoraConfig(
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names
+        )
+        peft.inject_adapter_in_model(settings, tower.model)
+    _unfreeze(tower, adapted, norms=config.norms)
+
+
+def _unfreeze(tower: VisionTower, first: int, *, norms: bool) -> None:
+    for name, parameter in tower.model.named_parameters():
+        parts = name.split(".")
+        whole = parts[0] == "blocks" and int(parts[1]) >= first
+        is_norm = any(part.startswith("norm") for part in parts)
+        parameter.requires_grad_(whole or "lora_" in name or (norms and is_norm))
+
+
+def _adapted_layers(module: nn.Module) -> dict[str, Any]:
+    """Return name → layer with a low-rank update."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer")
+    }
+
+
+@contextlib.contextmanager
+def plain_layers(module: nn.Module) -> Iterator[None]:
+    """Within this context every adapted layer is a plain linear one with the update merged into its weight.
+
+    For saving: names and shapes are those of the unadapted module. Afterwards the layers are as they were, to the bit.
+    """
+    adapted = _adapted_layers(module)
+    try:
+        for name, layer in adapted.items():
+            _replace(module, name, _merged(layer))
+        yield
+    finally:
+        for name, layer in adapted.items():
+            _replace(module, name, layer)
+
+
+def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, layer)
+
+
+@torch.no_grad()
+def _merged(layer: Any) -> nn.Linear:
+    base = layer.base_layer
+    weight: Tensor = base.weight.detach().clone()
+    for adapter in layer.active_adapters:
+        weight += layer.get_delta_weight(adapter).to(weight.dtype)
+    merged = nn.Linear(
+        base.in_features,
+        base.out_features,
+        bias=base.bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    merged.weight.copy_(weight)
+    if base.bias is not None:
+        merged.bias.copy_(base.bias)
+    return merged.requires_grad_(False)

@@ -1,0 +1,95 @@
+"""What the image objectives have in common: a vision tower, heads that stay behind, an export instead of a VLM.
+
+Shapes: B images, N patch tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vitp.models.flops import forward_flops, patch_embed_flops, vision_shape
+from vitp.models.lora import plain_layers
+from vitp.models.vision import VisionTower
+from vitp.objectives.base import Objective, ParameterGroup
+
+
+class ImageObjective(Objective):
+    """A vision tower with heads. The tower alone is saved, as an export that `vitp.load_backbone` reads.
+
+    Attributes:
+        PARTS: Beginning of a parameter's name → the part that the console shows; what fits none is a "head".
+    """
+
+    PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower"}
+
+    def __init__(self, tower: VisionTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    @property
+    def vision_tower(self) -> VisionTower:
+        """The tower; heads, teachers and text towers are left behind."""
+        return self.tower
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the vision tower, the other parts in the order of `PARTS`, and the heads."""
+        parts: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*self.PARTS.values(), "head")}
+        for name, parameter in self.named_parameters():
+            part = next((p for start, p in self.PARTS.items() if name.startswith(start)), "head")
+            parts[part][name] = parameter
+        return [ParameterGroup(part, parameters) for part, parameters in parts.items() if parameters]
+
+    def pooled(self, tiles_BCHW: Tensor) -> Tensor:
+        """Return the mean of the patch tokens (B, D) of uint8 images.
+
+        Not `[CLS]`: downstream heads read patch tokens only, and ViTP's language model sees no other.
+        """
+        return self.tower.forward_tokens(self.tower.normalize(tiles_BCHW)).mean(1)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tower as an export, with what the run folder around `folder` says about its origin."""
+        save_tower(Path(folder), self.tower)
+
+
+def save_tower(folder: Path, tower: VisionTower) -> None:
+    """Write a tower as an export into the model folder of a run; low-rank updates are merged into its weights."""
+    from vitp.export_card import provenance_of_run
+    from vitp.export_format import write_backbone
+
+    with plain_layers(tower):
+        write_backbone(folder, tower, provenance_of_run(folder.parent), name="model")
+
+
+def tower_flops(tower: VisionTower, images: int, patches: int, *, embedded: int | None = None) -> float:
+    """Return the forward FLOPs of a tower over images of which `patches` patch tokens pass through the blocks.
+
+    Args:
+        tower: The tower.
+        images: Number of images.
+        patches: Patch tokens an image that the blocks compute.
+        embedded: Patches an image that are embedded, when more than those.
+    """
+    tokens = patches + int(tower.model.num_prefix_tokens)
+    blocks = forward_flops(vision_shape(tower), images * tokens, tokens)
+    return blocks + patch_embed_flops(tower.width, tower.patch_size, images * (embedded or patches))
+
+
+def backward_factor(module: nn.Module) -> float:
+    """Return the cost of forward and backward pass in forward passes: 3, or less where weights are frozen.
+
+    Gradients of the weights cost as much as a forward pass, those of the inputs as much again.
+    """
+    parameters = list(module.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return 2.0 + trained / max(total, 1) if trained else 1.0
+
+
+def linear_flops(module: nn.Module, rows: int) -> float:
+    """Return the forward FLOPs of a module's linear layers over `rows` vectors."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return rows * sum(2.0 * layer.in_features * layer.out_features for layer in layers)

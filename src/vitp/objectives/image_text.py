@@ -1,0 +1,217 @@
+"""Image-text contrast: CLIP's softmax (Radford et al., 2021) and SigLIP's sigmoid (Zhai et al., 2023).
+
+Shapes: B pairs, E width of the compared vectors, L tokens of a text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vitp.data.views import ViewConfig, make_view
+from vitp.models.vision import VisionTower
+from vitp.objectives.gathering import first_row, gather_rows, similarities
+from vitp.objectives.image_base import ImageObjective, backward_factor, tower_flops
+from vitp.objectives.text_tower import (
+    LanguageTextTower,
+    SmallTextTower,
+    TextBatch,
+    TextKind,
+    Texts,
+    Tokens,
+    head_flops,
+)
+from vitp.objectives.views_source import PlacedImage, stacked
+
+_LARGEST_SCALE = 100.0
+"""CLIP keeps its learned scale below this; above it training became unstable."""
+
+_TEXT = 0x545854
+"""Keeps the choice of the text apart from the view: another text tower must not change the pixels."""
+
+
+class ImageTextConfig(BaseModel):
+    """Image-text contrast.
+
+    Attributes:
+        text: A small transformer from scratch, or the language model of `language`.
+        language: "starter" or a folder with a vision-language model: gives the tokenizer, and the language model.
+        texts: Captions (composed from the labels where none is given), or questions and answers of the records.
+        length: Most tokens of a text.
+        text_width, text_layers, text_heads: Of the small transformer.
+        dimension: Of the compared vectors.
+        views: How the images change. Mirroring would make "left" and "right" in a text wrong.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Literal["small", "language"] = "small"
+    language: str = "starter"
+    texts: TextKind = "captions"
+    length: int = Field(96, ge=4)
+    text_width: int = Field(192, ge=8)
+    text_layers: int = Field(3, ge=1)
+    text_heads: int = Field(6, ge=1)
+    dimension: int = Field(128, ge=2)
+    views: ViewConfig = Field(
+        default_factory=lambda: ViewConfig(
+            crop=(0.9, 1.0), flip=False, rotate90=False, colour=0.2, hue=0, grey=0, blur=0
+        )
+    )
+
+
+@dataclass(frozen=True)
+class ImageTextBatch:
+    """Images with a text each.
+
+    Attributes:
+        tiles_BCHW: RGB, uint8.
+        text: Tokens of the texts.
+        names: Ids of the images.
+    """
+
+    tiles_BCHW: Tensor
+    text: TextBatch
+    names: tuple[str, ...]
+
+    @property
+    def record_names(self) -> tuple[str, ...]:
+        """What the engine calls the samples when a step goes wrong."""
+        return self.names
+
+
+@dataclass(frozen=True)
+class ImageTextPairs:
+    """Makes an `ImageTextBatch`.
+
+    Attributes:
+        size: Side of the views in pixels.
+        views: How the images change.
+        texts: Gives the text of an image.
+        tokens: Makes tokens of texts.
+        kind: What the texts are, for the fingerprint.
+    """
+
+    size: int
+    views: ViewConfig
+    texts: Texts
+    tokens: Tokens
+    kind: TextKind
+
+    def __call__(self, images: Sequence[PlacedImage], step: int) -> ImageTextBatch:
+        """Return the batch of some images."""
+        views, texts = [], []
+        for image in images:
+            views.append(make_view(image.load(), self.size, self.views, image.generator())[0])
+            texts.append(self.texts(image, np.random.default_rng([image.seed, _TEXT, image.position])))
+        return ImageTextBatch(stacked(views), self.tokens(texts), tuple(image.item.id for image in images))
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what decides the batch."""
+        return {
+            "size": self.size,
+            "views": self.views.model_dump(mode="json"),
+            "texts": self.kind,
+            "length": self.tokens.length,
+            "vocabulary": len(self.tokens.tokenizer),
+        }
+
+
+def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
+    """Return CLIP's loss, summed over this rank's pairs.
+
+    For each pair the mean of two cross-entropies: which of all texts belongs to the image, and which of all images to
+    the text. "All" are those of the micro-batch on all ranks.
+
+    Args:
+        image_BE: Unit vectors of the images.
+        text_BE: Of their texts.
+        scale: Inverse temperature.
+    """
+    own_B = first_row(len(image_BE)) + torch.arange(len(image_BE), device=image_BE.device)
+    to_texts = scale * similarities(image_BE, gather_rows(text_BE))
+    to_images = scale * similarities(text_BE, gather_rows(image_BE))
+    losses = [F.cross_entropy(logits, own_B, reduction="sum") for logits in (to_texts, to_images)]
+    return torch.stack(losses).sum() / 2
+
+
+def siglip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Return SigLIP's loss, summed over this rank's images: −Σ over all texts of log σ(z · (scale · x·y + bias)).
+
+    z is 1 for the image's own text, −1 for all others.
+
+    Args:
+        image_BE: Unit vectors of the images.
+        text_BE: Of their texts.
+        scale: Inverse temperature.
+        bias: Added to the similarities; starts far below zero, as most pairs don't match.
+    """
+    rows = len(image_BE)
+    logits = scale * similarities(image_BE, gather_rows(text_BE)) + bias
+    own_B1 = first_row(rows) + torch.arange(rows, device=logits.device)[:, None]
+    sign = torch.full_like(logits, -1.0).scatter(1, own_B1, 1.0)
+    return -F.logsigmoid(sign * logits).sum()
+
+
+class ImageTextObjective(ImageObjective):
+    """Contrast of images and their texts.
+
+    Args:
+        tower: The vision tower.
+        text: The text tower.
+        loss: "clip" or "siglip".
+        dimension: Of the compared vectors.
+    """
+
+    PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower", "text.": "text tower"}
+
+    def __init__(
+        self,
+        tower: VisionTower,
+        text: SmallTextTower | LanguageTextTower,
+        *,
+        loss: Literal["clip", "siglip"],
+        dimension: int = 128,
+    ) -> None:
+        super().__init__(tower)
+        self.text, self.kind = text, loss
+        self.image_head = nn.Sequential(nn.LayerNorm(tower.width), nn.Linear(tower.width, dimension))
+        self.text_head = nn.Linear(text.width, dimension)
+        # The publications' start: 1 / 0.07 for the softmax, 10 and −10 for the sigmoid.
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07 if loss == "clip" else 10.0)))
+        self.bias = nn.Parameter(torch.tensor(-10.0)) if loss == "siglip" else None
+
+    def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """Return {"contrast": sum over the pairs}."""
+        image_BE = F.normalize(self.image_head(self.pooled(batch.tiles_BCHW)).float(), dim=-1)
+        text_BE = F.normalize(self.text_head(self.text(batch.text)).float(), dim=-1)
+        scale = self.log_scale.exp().clamp(max=_LARGEST_SCALE)
+        if self.bias is None:
+            return {"contrast": clip_loss(image_BE, text_BE, scale)}
+        return {"contrast": siglip_loss(image_BE, text_BE, scale, self.bias)}
+
+    def loss_counts(self, batch: ImageTextBatch) -> dict[str, float]:
+        """Return {"contrast": number of pairs}."""
+        return {"contrast": float(len(batch.tiles_BCHW))}
+
+    def work(self, batch: ImageTextBatch) -> dict[str, float]:
+        """Return images, text tokens with and without padding, and the FLOPs of forward and backward pass."""
+        images = len(batch.tiles_BCHW)
+        flops = backward_factor(self.tower) * tower_flops(self.tower, images, self.tower.grid**2)
+        flops += backward_factor(self.text) * self.text.flops(batch.text)
+        flops += head_flops(self.image_head, images) + head_flops(self.text_head, images)
+        return {
+            "samples": float(images),
+            "tiles": float(images),
+            "tokens": float(batch.text.valid_BL.sum()),
+            "capacity": float(batch.text.valid_BL.numel()),
+            "flops": flops,
+        }

@@ -1,0 +1,125 @@
+"""Feature-preserving distillation: learn something new, and stay near what the initial ViT saw.
+
+Shapes: B images, N patch tokens, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from vitp.data.packing import PackedBatch
+from vitp.models.vision import VisionTower
+from vitp.objectives.base import Objective, ParameterGroup
+from vitp.objectives.image_base import backward_factor, tower_flops
+
+LOSS = "preserve"
+
+
+class PreserveConfig(BaseModel):
+    """Feature preservation.
+
+    Attributes:
+        weight: Of its loss in the total loss; 0: the objective as it is.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    weight: float = Field(0.0, ge=0)
+
+
+def preserving(objective: Objective, config: PreserveConfig) -> Objective:
+    """Return the objective with feature preservation, or itself where the weight is 0.
+
+    Args:
+        objective: Before its first step: the features of its tower as it is now are the ones that are preserved.
+        config: Weight.
+    """
+    return objective if config.weight == 0 else FeaturePreserving(objective, config.weight)
+
+
+def tiles_of(batch: Any) -> Tensor:
+    """Return the images (B, 3, H, W) uint8 of an objective's batch: one view of each."""
+    tiles: Tensor = batch.tiles_TCHW if isinstance(batch, PackedBatch) else batch.tiles_BCHW
+    return tiles
+
+
+class FeaturePreserving(Objective):
+    """Another objective, and 1 − cos between each patch token's feature and the initial tower's.
+
+    The mean is over the patch tokens of the last layer; the sum over images. It costs a forward pass of the initial
+    tower and one more forward and backward pass of the trained one.
+
+    Args:
+        inner: The objective proper; its vision tower is a `VisionTower`.
+        weight: Of the loss `preserve`.
+    """
+
+    def __init__(self, inner: Objective, weight: float) -> None:
+        super().__init__()
+        self.inner = inner
+        self.initial = copy.deepcopy(self.vision_tower).requires_grad_(False).eval()
+        self.loss_weights = {**inner.loss_weights, LOSS: weight}
+
+    def train(self, mode: bool = True) -> FeaturePreserving:
+        """Set the mode of the inner objective; the initial tower stays in eval mode."""
+        super().train(mode)
+        self.initial.eval()
+        return self
+
+    @property
+    def vision_tower(self) -> VisionTower:
+        """The tower that trains."""
+        return cast(VisionTower, self.inner.vision_tower)
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        """Return the inner losses and {"preserve": sum over the images}."""
+        losses = self.inner(batch)
+        tiles = tiles_of(batch)
+        if not len(tiles):
+            return {**losses, LOSS: torch.zeros((), device=tiles.device)}
+        image_BCHW = self.initial.normalize(tiles)
+        with torch.no_grad():
+            before_BND = self.initial.forward_tokens(image_BCHW)
+        now_BND = self.vision_tower.forward_tokens(image_BCHW)
+        distance_BN = 1 - F.cosine_similarity(now_BND.float(), before_BND.float(), dim=-1)
+        return {**losses, LOSS: distance_BN.mean(1).sum()}
+
+    def loss_counts(self, batch: Any) -> dict[str, float]:
+        """Return the inner counts and {"preserve": number of images}."""
+        return {**self.inner.loss_counts(batch), LOSS: float(len(tiles_of(batch)))}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the inner groups and the frozen initial tower."""
+        groups = [
+            ParameterGroup(
+                group.name,
+                {f"inner.{name}": parameter for name, parameter in group.parameters.items()},
+                group.lr_scale,
+            )
+            for group in self.inner.parameter_groups()
+        ]
+        initial = {f"initial.{name}": parameter for name, parameter in self.initial.named_parameters()}
+        return [*groups, ParameterGroup("initial tower", initial)]
+
+    def layer_distances(self) -> dict[str, int]:
+        """Return the inner objective's."""
+        return self.inner.layer_distances()
+
+    def work(self, batch: Any) -> dict[str, float]:
+        """Return the inner work, with the cost of the features where FLOPs are counted."""
+        work = self.inner.work(batch)
+        if "flops" in work:
+            forward = tower_flops(self.initial, len(tiles_of(batch)), self.initial.grid**2)
+            work["flops"] += forward * (1 + backward_factor(self.vision_tower))
+        return work
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what the inner objective writes."""
+        self.inner.save_pretrained(folder)

@@ -1,0 +1,146 @@
+"""SimCLR (Chen et al., 2020): two views of an image are to be alike, and unlike all other images of the step.
+
+Shapes: B images, E width of the compared vectors, D width of the tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vitp.data.views import ViewConfig, make_view
+from vitp.models.vision import VisionTower
+from vitp.objectives.gathering import first_row, gather_rows, similarities
+from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, tower_flops
+from vitp.objectives.views_source import PlacedImage, stacked
+
+
+class SimCLRConfig(BaseModel):
+    """SimCLR.
+
+    Attributes:
+        temperature: Of the similarities.
+        hidden: Width of the projection head's hidden layer; None: the tower's.
+        dimension: Of the compared vectors.
+        views: How the two views of an image differ.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    temperature: float = Field(0.1, gt=0)
+    hidden: int | None = Field(None, ge=8)
+    dimension: int = Field(128, ge=2)
+    views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.2, 1.0)))
+
+
+@dataclass(frozen=True)
+class TwoViewBatch:
+    """Two views of each image.
+
+    Attributes:
+        views_2BCHW: RGB, uint8.
+        names: Ids of the images.
+    """
+
+    views_2BCHW: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def tiles_BCHW(self) -> Tensor:
+        """The first view of each image."""
+        return self.views_2BCHW[0]
+
+    @property
+    def record_names(self) -> tuple[str, ...]:
+        """What the engine calls the samples when a step goes wrong."""
+        return self.names
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """Makes a `TwoViewBatch` of views of `size` pixels."""
+
+    size: int
+    views: ViewConfig
+
+    def __call__(self, images: Sequence[PlacedImage], step: int) -> TwoViewBatch:
+        """Return the batch of some images."""
+        first, second = [], []
+        for image in images:
+            pixels, rng = image.load(), image.generator()
+            first.append(make_view(pixels, self.size, self.views, rng)[0])
+            second.append(make_view(pixels, self.size, self.views, rng)[0])
+        views_2BCHW = torch.stack([stacked(first), stacked(second)])
+        return TwoViewBatch(views_2BCHW, tuple(image.item.id for image in images))
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what decides the batch."""
+        return {"size": self.size, "views": self.views.model_dump(mode="json")}
+
+
+def projection_head(width: int, hidden: int, dimension: int) -> nn.Sequential:
+    """Return the head in front of a contrastive loss.
+
+    Layer norm where the publication has batch norm: images stay independent of each other, so that micro-batches
+    and ranks don't change the features.
+    """
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dimension)
+    )
+
+
+def nt_xent(first_BE: Tensor, second_BE: Tensor, temperature: float) -> Tensor:
+    """Return the summed normalised-temperature cross-entropy of this rank's images.
+
+    Each view is to find its partner among all views of all ranks but itself; an image's loss is the mean of its two
+    views' losses.
+
+    Args:
+        first_BE: Unit vectors of the first views.
+        second_BE: Of the second views.
+        temperature: Divides the similarities.
+    """
+    own = torch.cat([first_BE, second_BE])
+    rows, images = len(own), len(first_BE)
+    own_index = first_row(rows) + torch.arange(rows, device=own.device)
+    partner = first_row(rows) + (torch.arange(rows, device=own.device) + images) % rows
+    logits = similarities(own, gather_rows(own)) / temperature
+    logits = logits.scatter(1, own_index[:, None], float("-inf"))
+    return F.cross_entropy(logits, partner, reduction="sum") / 2
+
+
+class SimCLRObjective(ImageObjective):
+    """Contrast of two views of each image against all other images of the micro-batch on all ranks.
+
+    Args:
+        tower: The vision tower.
+        config: Head and temperature.
+    """
+
+    def __init__(self, tower: VisionTower, config: SimCLRConfig) -> None:
+        super().__init__(tower)
+        self.config = config
+        self.project = projection_head(tower.width, config.hidden or tower.width, config.dimension)
+
+    def forward(self, batch: TwoViewBatch) -> dict[str, Tensor]:
+        """Return {"contrast": sum over the images}."""
+        vectors = F.normalize(self.project(self.pooled(batch.views_2BCHW.flatten(0, 1))).float(), dim=-1)
+        first_BE, second_BE = vectors.chunk(2)
+        return {"contrast": nt_xent(first_BE, second_BE, self.config.temperature)}
+
+    def loss_counts(self, batch: TwoViewBatch) -> dict[str, float]:
+        """Return {"contrast": number of images}."""
+        return {"contrast": float(len(batch.tiles_BCHW))}
+
+    def work(self, batch: TwoViewBatch) -> dict[str, float]:
+        """Return images, views and the FLOPs of forward and backward pass."""
+        images = len(batch.tiles_BCHW)
+        tower = backward_factor(self.tower) * tower_flops(self.tower, 2 * images, self.tower.grid**2)
+        head = 3 * linear_flops(self.project, 2 * images)
+        return {"samples": float(images), "tiles": 2.0 * images, "flops": tower + head}

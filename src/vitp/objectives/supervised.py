@@ -1,0 +1,290 @@
+"""Supervised pretraining: the class of the image, the object classes in it, or the class of each pixel.
+
+Shapes: B images, D width of the tower, S scene classes, K object classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
+from vitp.data.permutation import Permutation
+from vitp.data.views import ViewConfig, make_view
+from vitp.errors import ConfigError
+from vitp.models.vision import VisionTower
+from vitp.objectives.dense import UNKNOWN, DenseBatch, DenseObjective, LinearHead
+from vitp.objectives.dense_source import presence_of
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    linear_flops,
+    save_tower,
+    tower_flops,
+)
+from vitp.objectives.views_source import ImageMixture, ImageRows, PlacedImage, stacked
+
+
+class SupervisedConfig(BaseModel):
+    """Classification.
+
+    Attributes:
+        labels: Which labels are learned: the scene class, which object classes are there, or both where they exist.
+        label_smoothing: Share of the scene's target that is spread evenly over the classes.
+        views: How the images change. An object counts as present when its centre is in the crop.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    labels: Literal["scene", "presence", "both"] = "both"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    views: ViewConfig = Field(
+        default_factory=lambda: ViewConfig(crop=(0.5, 1.0), colour=0.2, hue=0, grey=0, blur=0)
+    )
+
+
+class DenseSettings(BaseModel):
+    """The class of each pixel, from a linear layer on the patch tokens (see `vitp.objectives.dense`).
+
+    Attributes:
+        presence: Learn which object classes are in the image, too.
+        head: On patch tokens, or a light decoder.
+        crop: Smallest share of the short side that a square crop keeps.
+        photometric: Strength of brightness, contrast and channel changes.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    presence: bool = False
+    head: Literal["linear", "conv"] = "linear"
+    crop: float = Field(0.6, gt=0, le=1)
+    photometric: float = Field(0.2, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The classes of all sets of a mixture; sets share a class when they call it the same."""
+
+    scenes: tuple[str, ...]
+    objects: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sets: Sequence[ImageRows], labels: str = "both") -> ClassNames:
+        """Return the classes that are to be learned.
+
+        Raises:
+            ConfigError: The sets have fewer than two scene classes and no object class.
+        """
+        scenes = dict.fromkeys(name for one in sets for name in one.labelled.scene_classes)
+        objects = dict.fromkeys(name for one in sets for name in one.labelled.object_classes)
+        names = cls(
+            tuple(scenes) if labels != "presence" and len(scenes) > 1 else (),
+            tuple(objects) if labels != "scene" else (),
+        )
+        if not names.scenes and not names.objects:
+            raise ConfigError(
+                "the sets have no such classes to learn", where="supervised.labels", fix="choose other labels"
+            )
+        return names
+
+    def labelled(self, item: LabelledImage) -> bool:
+        """Return whether an image has a label of these classes."""
+        return bool((self.scenes and item.scene is not None) or (self.objects and item.objects is not None))
+
+
+@dataclass(frozen=True)
+class ClassBatch:
+    """Images with their classes.
+
+    Attributes:
+        tiles_BCHW: RGB, uint8.
+        scene_B: Scene class, int64; −1 where unknown.
+        presence_BK: 1 where an object class is in the view, 0 where it isn't, −1 where unknown; int8.
+        names: Ids of the images.
+    """
+
+    tiles_BCHW: Tensor
+    scene_B: Tensor
+    presence_BK: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def record_names(self) -> tuple[str, ...]:
+        """What the engine calls the samples when a step goes wrong."""
+        return self.names
+
+
+@dataclass(frozen=True)
+class LabelledViews:
+    """Makes a `ClassBatch`.
+
+    Attributes:
+        size: Side of the views in pixels.
+        views: How the images change.
+        classes: What is learned.
+        known: Object classes of each set: an image can't lack a class that nobody labelled in its set.
+    """
+
+    size: int
+    views: ViewConfig
+    classes: ClassNames
+    known: tuple[tuple[str, ...], ...]
+
+    def __call__(self, images: Sequence[PlacedImage], step: int) -> ClassBatch:
+        """Return the batch of some images."""
+        made, presences, scenes = [], [], []
+        place = {name: index for index, name in enumerate(self.classes.scenes)}
+        for image in images:
+            view, window = make_view(image.load(), self.size, self.views, image.generator())
+            made.append(view)
+            scenes.append(place.get(image.item.scene or "", UNKNOWN))
+            presences.append(self._presence(image, window))
+        return ClassBatch(
+            stacked(made),
+            torch.tensor(scenes, dtype=torch.int64),
+            torch.from_numpy(np.stack(presences)),
+            tuple(image.item.id for image in images),
+        )
+
+    def _presence(self, image: PlacedImage, window: tuple[float, ...]) -> np.ndarray:
+        presence_K = presence_of(image.item.objects, self.classes.objects, window)
+        known = self.known[image.entry]
+        foreign = [number for number, name in enumerate(self.classes.objects) if name not in known]
+        presence_K[foreign] = UNKNOWN
+        return presence_K
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what decides the batch."""
+        return {
+            "size": self.size,
+            "views": self.views.model_dump(mode="json"),
+            "classes": [self.classes.scenes, self.classes.objects],
+        }
+
+
+class SupervisedObjective(ImageObjective):
+    """Classification of the mean patch token.
+
+    `scene`: cross-entropy over the scene classes, mean over the images that have one. `presence`: binary
+    cross-entropy for each object class, mean over the entries that are known.
+
+    Args:
+        tower: The vision tower.
+        classes: What is learned.
+        label_smoothing: See `SupervisedConfig`.
+    """
+
+    def __init__(self, tower: VisionTower, classes: ClassNames, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(tower)
+        self.classes, self.label_smoothing = classes, label_smoothing
+        self.scene_head = LinearHead(tower.width, len(classes.scenes)) if classes.scenes else None
+        self.presence_head = LinearHead(tower.width, len(classes.objects)) if classes.objects else None
+
+    def forward(self, batch: ClassBatch) -> dict[str, Tensor]:
+        """Return name → sum over the known labels."""
+        features_BD = self.pooled(batch.tiles_BCHW)
+        losses = {}
+        if self.scene_head is not None:
+            losses["scene"] = F.cross_entropy(
+                self.scene_head(features_BD).float(),
+                batch.scene_B,
+                ignore_index=UNKNOWN,
+                reduction="sum",
+                label_smoothing=self.label_smoothing,
+            )
+        if self.presence_head is not None:
+            known_BK = batch.presence_BK != UNKNOWN
+            loss_BK = F.binary_cross_entropy_with_logits(
+                self.presence_head(features_BD).float(),
+                batch.presence_BK.clamp(min=0).float(),
+                reduction="none",
+            )
+            losses["presence"] = (loss_BK * known_BK).sum()
+        return losses
+
+    def loss_counts(self, batch: ClassBatch) -> dict[str, float]:
+        """Return name → number of known labels."""
+        counts = {}
+        if self.scene_head is not None:
+            counts["scene"] = float((batch.scene_B != UNKNOWN).sum())
+        if self.presence_head is not None:
+            counts["presence"] = float((batch.presence_BK != UNKNOWN).sum())
+        return counts
+
+    def work(self, batch: ClassBatch) -> dict[str, float]:
+        """Return images and the FLOPs of forward and backward pass."""
+        images = len(batch.tiles_BCHW)
+        flops = backward_factor(self.tower) * tower_flops(self.tower, images, self.tower.grid**2)
+        for head in (self.scene_head, self.presence_head):
+            flops += 3 * linear_flops(head, images) if head is not None else 0.0
+        return {"samples": float(images), "tiles": float(images), "flops": flops}
+
+
+class DensePretraining(DenseObjective):
+    """`DenseObjective` as pretraining: only the tower is saved, as an export, and its cost is counted."""
+
+    def work(self, batch: DenseBatch) -> dict[str, float]:
+        """Return images and the FLOPs of the tower's forward and backward pass; the heads' are left out."""
+        flops = tower_flops(self.tower, len(batch.tiles_BCHW), self.tower.grid**2)
+        return {**super().work(batch), "flops": backward_factor(self.tower) * flops}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tower as an export."""
+        save_tower(Path(folder), self.tower)
+
+
+@dataclass(frozen=True)
+class RenamedMask:
+    """A mask whose class numbers are those of another list of classes. A class of its own, so that workers get it.
+
+    Attributes:
+        mask: Reads the mask.
+        numbers: New number of each class.
+    """
+
+    mask: Any
+    numbers: tuple[int, ...]
+
+    def __call__(self) -> np.ndarray:
+        """Return the mask (H, W) uint8."""
+        table = np.full(256, IGNORE, np.uint8)
+        table[: len(self.numbers)] = self.numbers
+        return table[self.mask()]
+
+
+def merged_set(images: ImageMixture) -> LabelledSet:
+    """Return one epoch of a mixture as one labelled set, classes joined by name.
+
+    Raises:
+        ConfigError: There are fewer than two semantic classes.
+    """
+    labelled = [one.labelled for one in images.sets]
+    semantic = tuple(dict.fromkeys(name for one in labelled for name in one.semantic_classes))
+    if len(semantic) < 2:
+        raise ConfigError(
+            f"{len(semantic)} semantic classes can't be told apart",
+            where="data.mixture",
+            fix="use sets with masks",
+        )
+    items: list[LabelledImage] = []
+    for one, entry in zip(labelled, images.order.entries, strict=True):
+        numbers = tuple(semantic.index(name) for name in one.semantic_classes)
+        order = Permutation(len(one), images.seed, one.name)
+        for number in range(entry.per_epoch):
+            item = one.items[order[number % len(one)]]
+            mask = None if item.semantic is None else RenamedMask(item.semantic, numbers)
+            items.append(replace(item, id=f"{one.name}/{item.id}", semantic=mask))
+    return LabelledSet(
+        name="+".join(one.name for one in labelled),
+        items=items,
+        object_classes=tuple(dict.fromkeys(name for one in labelled for name in one.object_classes)),
+        semantic_classes=semantic,
+    )

@@ -1,0 +1,222 @@
+"""Every paradigm of the paper's figure 2 on the same folders, from the same ViT, under one budget, at micro scale.
+
+Command: `vitp pretrain --objective mae --data DATA --out RUN` for one of them; `vitp study paradigms` compares them all.
+Hardware and time: two CPU cores; about as long as a ViTP run over as many images, self-distillation about four times.
+
+Equal images is what a budget says. What that costs differs: `flops_per_image` tells it of any of the runs, and a budget
+of `images = flops / flops_per_image` makes the costs equal instead. Batches and learning rates below are where to begin a
+sweep, not the result of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vitp.config import make_config
+from vitp.engine.hooks import TrainResult
+from vitp.image_pretrain import ImagePretrainConfig, run_image_pretraining
+from vitp.image_pretrain import build as build_image_run
+from vitp.models.flops import vlm_step_flops
+from vitp.pretrain import PretrainConfig, run_pretraining
+from vitp.pretrain import build as build_vitp_run
+from vitp.recipes.micro import Budget, continued_from_starter
+
+Folders = Sequence[Path]
+AnyConfig = PretrainConfig | ImagePretrainConfig
+
+
+@dataclass(frozen=True)
+class ParadigmBudget:
+    """What a run may use.
+
+    Attributes:
+        images: Images seen, repeats counted; however many views a paradigm makes of each.
+        batch: Images a step; None: the paradigm's own.
+        lr: Peak learning rate; None: the paradigm's own.
+        rates: Sampling rate of each folder.
+        workers: Processes that prepare batches.
+        align_share: Share of `images` that ViTP spends on its first phase, with the ViT frozen.
+        vrl_ratio: Image tokens that ViTP drops.
+    """
+
+    images: int
+    batch: int | None = None
+    lr: float | None = None
+    rates: tuple[float, ...] | None = None
+    workers: int = 1
+    align_share: float = 0.2
+    vrl_ratio: float = 0.75
+
+
+@dataclass(frozen=True)
+class Paradigm:
+    """A way of pretraining.
+
+    Attributes:
+        title: For tables.
+        labels: Which label information it uses.
+        batch: Images a step where a budget says nothing.
+        lr: Peak learning rate where a budget says nothing.
+        make: (folders, init, budget, seed) → configuration; `init` is "starter", "random", or a folder with a backbone
+            (ViTP: with a vision-language model).
+    """
+
+    title: str
+    labels: str
+    batch: int
+    lr: float
+    make: Callable[[Folders, str, ParadigmBudget, int], AnyConfig]
+
+
+def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> PretrainConfig:
+    own = PARADIGMS["vitp"]
+    batch = budget.batch or own.batch
+    steps = max(2, round(budget.images / batch))
+    # Beside a random ViT there is nothing that the language model could learn to read first.
+    align = 0 if init == "random" else min(round(budget.align_share * steps), steps - 1)
+    config = continued_from_starter(
+        folders,
+        Budget(align, steps - align, batch=batch, lr=budget.lr or own.lr, vrl_ratio=budget.vrl_ratio),
+        seed,
+        rates=budget.rates,
+    )
+    train = config.train.model_copy(update={"num_workers": budget.workers})
+    return config.model_copy(
+        update={"train": train, "model": config.model.model_copy(update=_vlm_init(init))}
+    )
+
+
+def _vlm_init(init: str) -> dict[str, Any]:
+    if init != "random":
+        return {"init": init}
+    # From scratch with the starter's sizes and tokenizer, as the other paradigms take its sizes.
+    from vitp.pretrained import STARTER, load_vlm
+
+    return {"init": "scratch", "scratch": load_vlm("starter").vlm.config, "tokenizer": str(STARTER)}
+
+
+def _image_paradigm(
+    name: str, objective: str | None = None, **sections: Any
+) -> Callable[[Folders, str, ParadigmBudget, int], AnyConfig]:
+    """Return what makes the configuration of the paradigm `name`, whose objective has the same name unless said."""
+
+    def make(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> ImagePretrainConfig:
+        own = PARADIGMS[name]
+        batch = budget.batch or own.batch
+        steps = max(1, round(budget.images / batch))
+        return make_config(
+            ImagePretrainConfig,
+            {
+                "objective": objective or name,
+                "seed": seed,
+                "model": {"init": init, "drop_path": 0.0},
+                "data": {
+                    "mixture": [str(folder) for folder in folders],
+                    "rates": None if budget.rates is None else list(budget.rates),
+                    "global_batch": batch,
+                },
+                "optim": {"lr": budget.lr or own.lr, "warmup_ratio": 0.1, "min_lr_ratio": 0.02},
+                "train": {
+                    "steps": steps,
+                    "num_workers": budget.workers,
+                    "seed": seed,
+                    "log_every": 20,
+                    "save_every": max(1, steps // 3),
+                    "must_train": ["vision tower"],
+                },
+                **sections,
+            },
+            where=f"micro run of {name}",
+        )
+
+    return make
+
+
+_MICRO_TEXT = {"text_width": 192, "text_layers": 3, "text_heads": 6}
+_MICRO_DINO = {"prototypes": 512, "hidden": 256, "bottleneck": 64, "momentum": 0.99}
+_CAPTIONS = "captions; where none is given, composed from scene class, object counts and land cover"
+
+PARADIGMS: dict[str, Paradigm] = {
+    "vitp": Paradigm(
+        "ViTP",
+        "instructions made of all labels: captions, classes, boxes, masks (a grid of cell classes)",
+        8,
+        3e-4,
+        _vitp,
+    ),
+    "mae": Paradigm("masked image modelling (MAE)", "none", 16, 3e-4, _image_paradigm("mae")),
+    "simclr": Paradigm("SimCLR", "none", 32, 3e-4, _image_paradigm("simclr")),
+    "dino": Paradigm("self-distillation (DINO)", "none", 16, 2e-4, _image_paradigm("dino", dino=_MICRO_DINO)),
+    "ibot": Paradigm(
+        "self-distillation with masked patches (iBOT)",
+        "none",
+        16,
+        2e-4,
+        _image_paradigm("ibot", "dino", dino={**_MICRO_DINO, "mask": 0.5}),
+    ),
+    "clip": Paradigm(
+        "image-text contrast (CLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("clip", image_text=_MICRO_TEXT)
+    ),
+    "siglip": Paradigm(
+        "image-text contrast (SigLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("siglip", image_text=_MICRO_TEXT)
+    ),
+    "supervised": Paradigm(
+        "supervised classification",
+        "scene class, and which object classes are in the image",
+        16,
+        3e-4,
+        _image_paradigm("supervised"),
+    ),
+    "dense": Paradigm("supervised segmentation", "masks", 16, 3e-4, _image_paradigm("dense")),
+}
+"""Name → paradigm, in the order of tables."""
+
+
+def run_paradigm(
+    config: AnyConfig, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
+) -> TrainResult:
+    """Run a configuration of any paradigm.
+
+    Raises:
+        VitpError: As `run_pretraining` and `run_image_pretraining`.
+    """
+    if isinstance(config, PretrainConfig):
+        return run_pretraining(config, run_dir, resume=resume, console=console)
+    return run_image_pretraining(config, run_dir, resume=resume, console=console)
+
+
+def flops_per_image(config: AnyConfig, *, steps: int = 3) -> float:
+    """Return the training FLOPs an image of a run, as the mean over its first batches.
+
+    ViTP's first phase counts as it is: with the ViT frozen an image costs less.
+
+    Args:
+        config: The run.
+        steps: Batches that are looked at; records differ in length.
+
+    Raises:
+        VitpError: The run can't be built.
+    """
+    if isinstance(config, ImagePretrainConfig):
+        run = build_image_run(config)
+        work = [run.objective.work(run.source(step, 0, 0, 1)) for step in range(steps)]
+        return sum(one["flops"] for one in work) / sum(one["samples"] for one in work)
+    full = _vlm_flops(config, steps)
+    if not config.align.steps:
+        return full
+    model = config.model.model_copy(update={"freeze": [*config.model.freeze, "vision"]})
+    frozen = _vlm_flops(config.model_copy(update={"model": model}), steps)
+    share = config.align.steps / (config.align.steps + config.train.steps)
+    return share * frozen + (1 - share) * full
+
+
+def _vlm_flops(config: PretrainConfig, steps: int) -> float:
+    run = build_vitp_run(config.model_copy(update={"prior": type(config.prior)()}))
+    batches = [run.source(step, 0, 0, 1) for step in range(steps)]
+    flops = sum(vlm_step_flops(run.objective.vlm, batch) for batch in batches)
+    return flops / sum(len(batch.record_names) for batch in batches)

@@ -1,0 +1,201 @@
+"""A tiny vision tower, a labelled folder, and one case for each image objective: for the tests of the objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.conftest import tiny_chat
+from vitp.data.formats import vitp_labels
+from vitp.data.formats.pixel_masks import MaskFile
+from vitp.data.formats.vitp_labels import Roots
+from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.data.records import IMAGE_MARK, InstructionRecord, Turn, to_line
+from vitp.data.views import ViewConfig
+from vitp.models.vision import VisionConfig, VisionTower
+from vitp.objectives.distillation import Crops, DistillationConfig, DistillationObjective
+from vitp.objectives.image_base import ImageObjective
+from vitp.objectives.image_text import ImageTextObjective, ImageTextPairs
+from vitp.objectives.masked_image import MaskedImageConfig, MaskedImageObjective, MaskedViews
+from vitp.objectives.simclr import SimCLRConfig, SimCLRObjective, TwoViews
+from vitp.objectives.supervised import ClassNames, LabelledViews, SupervisedConfig, SupervisedObjective
+from vitp.objectives.text_tower import SmallTextTower, Tokens, captions_of
+from vitp.objectives.views_source import ImageMixture, ViewSource, read_rows
+
+SIZE, PATCH = 32, 8
+SCENES, OBJECTS, SEMANTIC = ("harbour", "field"), ("ship", "plane"), ("water", "land", "ship")
+VISION = VisionConfig(
+    arguments={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": PATCH}, image_size=SIZE
+)
+
+
+def tiny_tower(seed: int = 0) -> VisionTower:
+    torch.manual_seed(seed)
+    return VisionTower(VISION)
+
+
+def labelled_image(folder: Path, number: int, split: str = "train") -> LabelledImage:
+    """Write an image and its mask; return all labels of it."""
+    rng = np.random.default_rng(number)
+    image, mask = folder / f"{number}.png", folder / f"{number}_mask.png"
+    Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(image)
+    Image.fromarray(rng.integers(0, 3, (40, 48), dtype=np.uint8)).save(mask)
+    corner = float(rng.integers(0, 20))
+    name = OBJECTS[number % 2]
+    return LabelledImage(
+        id=f"image {number}",
+        image=str(image),
+        width=48,
+        height=40,
+        split=split,
+        objects=(ObjectLabel(name, (corner, corner, corner + 10, corner + 10)),),
+        scene=SCENES[number % 2],
+        captions=(f"a {name} in {SCENES[number % 2]} {number}",),
+        semantic=MaskFile(str(mask), tuple((value, value) for value in range(3))),
+    )
+
+
+def labelled_folder(folder: Path, *, images: int = 12, name: str = "toy") -> Path:
+    """Make what `vitp data compile` would: labels, and training records with two turns."""
+    folder.mkdir(parents=True)
+    items = [labelled_image(folder, number) for number in range(images)]
+    items += [labelled_image(folder, images + number, "val") for number in range(2)]
+    labelled = LabelledSet(name, items, OBJECTS, SCENES, SEMANTIC, licence="CC0")
+    vitp_labels.write(labelled, Roots(folder, folder, folder))
+    rows = [
+        InstructionRecord(
+            id=item.id,
+            images=(Path(item.image).name,),
+            turns=(Turn(f"{IMAGE_MARK}\nWhich scene?", item.scene or ""), Turn("Any ship?", "yes")),
+            independent=True,
+        )
+        for item in items
+        if item.split == "train"
+    ]
+    (folder / "train.jsonl").write_text("".join(to_line(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "mixture.json").write_text(
+        f'{{"{name}": {{"annotation": "train.jsonl", "root": "."}}}}', encoding="utf-8"
+    )
+    return folder
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image objective and its batches.
+
+    Attributes:
+        make: The objective around a tower, by default around the tiny one; the same weights every time.
+        source: Its batches from a labelled folder, four images a step.
+        losses: Their names.
+        groups: The parts of its parameters.
+        views: Views the tower computes of an image.
+    """
+
+    make: Callable[..., ImageObjective]
+    source: Callable[[Path], ViewSource[Any]]
+    losses: frozenset[str]
+    groups: tuple[str, ...]
+    views: int
+
+
+def source_of(folder: Path, collate: Any, batch: int = 4, micro: int = 1) -> ViewSource[Any]:
+    return ViewSource(ImageMixture([read_rows(folder)], None, 3), collate, batch, micro)
+
+
+def masked(tower: VisionTower | None = None) -> MaskedImageObjective:
+    tower = tower or tiny_tower()
+    return MaskedImageObjective(tower, MaskedImageConfig(decoder_width=32, decoder_layers=1))
+
+
+def simclr(tower: VisionTower | None = None) -> SimCLRObjective:
+    tower = tower or tiny_tower()
+    return SimCLRObjective(tower, SimCLRConfig(dimension=16))
+
+
+DINO = DistillationConfig(local_views=2, prototypes=24, hidden=32, bottleneck=16, momentum=0.9)
+IBOT = DINO.model_copy(update={"mask": 1.0, "mask_ratio": (0.3, 0.5)})
+
+
+def distillation(
+    config: DistillationConfig = DINO, tower: VisionTower | None = None
+) -> DistillationObjective:
+    tower = tower or tiny_tower()
+    return DistillationObjective(tower, config, steps=10)
+
+
+def image_text(loss: Any, tower: VisionTower | None = None) -> ImageTextObjective:
+    tower = tower or tiny_tower()
+    text = SmallTextTower(len(tiny_chat()), width=32, layers=1, heads=2, length=16)
+    return ImageTextObjective(tower, text, loss=loss, dimension=16)
+
+
+def supervised(tower: VisionTower | None = None) -> SupervisedObjective:
+    tower = tower or tiny_tower()
+    return SupervisedObjective(tower, ClassNames(SCENES, OBJECTS))
+
+
+def _pairs(folder: Path) -> ViewSource[Any]:
+    tokens = Tokens(tiny_chat().tokenizer, 16)
+    texts = captions_of([read_rows(folder)])
+    return source_of(folder, ImageTextPairs(SIZE, ViewConfig.neutral(), texts, tokens, "captions"))
+
+
+def _labelled(folder: Path) -> ViewSource[Any]:
+    views = SupervisedConfig().views
+    return source_of(folder, LabelledViews(SIZE, views, ClassNames(SCENES, OBJECTS), (OBJECTS,)))
+
+
+TOWER_AND_HEAD = ("vision tower", "head")
+
+CASES = {
+    "mae": Case(
+        masked,
+        lambda folder: source_of(folder, MaskedViews(SIZE, 16, MaskedImageConfig())),
+        frozenset({"pixels"}),
+        TOWER_AND_HEAD,
+        1,
+    ),
+    "simclr": Case(
+        simclr,
+        lambda folder: source_of(folder, TwoViews(SIZE, SimCLRConfig().views)),
+        frozenset({"contrast"}),
+        TOWER_AND_HEAD,
+        2,
+    ),
+    "dino": Case(
+        partial(distillation, DINO),
+        lambda folder: source_of(folder, Crops(SIZE, PATCH, DINO)),
+        frozenset({"views"}),
+        ("vision tower", "teacher", "head"),
+        4,
+    ),
+    "ibot": Case(
+        partial(distillation, IBOT),
+        lambda folder: source_of(folder, Crops(SIZE, PATCH, IBOT)),
+        frozenset({"views", "patches"}),
+        ("vision tower", "teacher", "head"),
+        4,
+    ),
+    "clip": Case(
+        partial(image_text, "clip"),
+        _pairs,
+        frozenset({"contrast"}),
+        ("vision tower", "text tower", "head"),
+        1,
+    ),
+    "siglip": Case(
+        partial(image_text, "siglip"),
+        _pairs,
+        frozenset({"contrast"}),
+        ("vision tower", "text tower", "head"),
+        1,
+    ),
+    "supervised": Case(supervised, _labelled, frozenset({"scene", "presence"}), TOWER_AND_HEAD, 1),
+}
