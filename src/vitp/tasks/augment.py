@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -64,9 +65,10 @@ class AugmentSettings(BaseModel):
             masks); None: where scale or rotate changed the size, the size from before.
         max_class_share: Of the labelled pixels in a crop one class may fill at most this share, where ten tries
             find such a crop.
-        flip: Mirror left-right and top-bottom, each with probability ½.
+        flip: Mirror left-right and top-bottom, each with probability ½; `horizontal`: left-right only.
         rotate90: Turn by a random multiple of 90°; overhead images have no up.
         rotate: Turn by a random angle of at most this many degrees, for oriented boxes.
+        rotate_probability: Share of the images that `rotate` turns.
         photometric: Strength of brightness, contrast, saturation and hue changes; 0: none, 1: as is usual in
             segmentation (±50 %, hue ±18°). Dates change independently.
         swap_dates: Probability that the two dates of a pair are swapped.
@@ -78,9 +80,10 @@ class AugmentSettings(BaseModel):
     scale: tuple[float, float] = (1.0, 1.0)
     crop: int | None = Field(default=None, ge=8)
     max_class_share: float = Field(default=0.75, gt=0, le=1)
-    flip: bool = True
+    flip: bool | Literal["horizontal"] = True
     rotate90: bool = True
     rotate: float = Field(default=0.0, ge=0, le=180)
+    rotate_probability: float = Field(default=1.0, ge=0, le=1)
     photometric: float = Field(default=0.25, ge=0, le=1)
     swap_dates: float = Field(default=0.5, ge=0, le=1)
     min_visible: float = Field(default=0.3, gt=0, le=1)
@@ -111,13 +114,14 @@ def augment(
     # Uniform in the logarithm: as much enlarged as reduced.
     factor = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if low < high else low
     sample = resize(sample, (max(1, round(height * factor)), max(1, round(width * factor))))
-    if settings.rotate:
+    if settings.rotate and (settings.rotate_probability >= 1 or rng.random() < settings.rotate_probability):
         sample = rotate(sample, float(rng.uniform(-settings.rotate, settings.rotate)))
     wanted = (height, width) if settings.crop is None else (settings.crop, settings.crop)
     if settings.crop is not None or settings.rotate or sample.size != wanted:
         sample = random_crop(sample, wanted, settings, rng)
     if settings.flip:
-        sample = flip(sample, *(bool(value) for value in rng.random(2) < 0.5))
+        left_right, top_bottom = (bool(value) for value in rng.random(2) < 0.5)
+        sample = flip(sample, left_right, top_bottom and settings.flip is True)
     if settings.rotate90:
         sample = quarter_turns(sample, int(rng.integers(4)))
     if settings.photometric:

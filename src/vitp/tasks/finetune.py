@@ -23,9 +23,9 @@ from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import TrainResult
 from vitp.engine.loop import Trainer
-from vitp.errors import VitpError
+from vitp.errors import ConfigError, VitpError
 from vitp.files import atomic_dir, write_json
-from vitp.run_folder import claimed
+from vitp.run_folder import CONFIG_FILE, claimed
 from vitp.tasks.augment import AugmentSettings
 from vitp.tasks.base import InputSize, Scores, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -51,6 +51,9 @@ class DataSettings(BaseModel):
         root: Folder with images and labels (or a domain of generated scenes, with format "scenes").
         format: See `vitp data compile`.
         options: Options of the format, as `{"classes": "forest=white"}`.
+        splits: Which of the set's splits stand for val and test, where not those of that name: `{test: val}` where
+            only a server has the labels of test, `{val: test}` where a set has no val. Such a test is of images that
+            the curve has shown before, so they can't choose the weights either.
         labels: Training images: a number, a share (0..1), or None for all. Which ones follows from `seed`.
         resize: What size images get first; None: a square of the backbone's size.
         crop: Side of random square crops while training; see `AugmentSettings.crop`.
@@ -62,6 +65,7 @@ class DataSettings(BaseModel):
     root: str
     format: str = "auto"
     options: dict[str, Any] = Field(default_factory=dict)
+    splits: dict[Literal["val", "test"], Literal["train", "val", "test"]] = Field(default_factory=dict)
     labels: int | float | None = None
     resize: InputSize | None = None
     crop: int | None = Field(default=None, ge=8)
@@ -72,6 +76,7 @@ class FinetuneTrainConfig(TrainConfig):
     """Length, precision and bookkeeping of a finetuning; see `TrainConfig`.
 
     Attributes:
+        epochs: Passes over the training images, as publications state a length; it takes precedence over `steps`.
         batch_size: Images an optimizer step, over all micro-batches and ranks.
         val_every: Steps between validations; None: only after the last step.
         choose: Which weights are kept: those of the `last` step, or the `best` on validation images. Test
@@ -79,11 +84,19 @@ class FinetuneTrainConfig(TrainConfig):
     """
 
     steps: int = Field(600, gt=0)
+    epochs: float | None = Field(None, gt=0)
     num_workers: int = Field(0, ge=0)
     tensorboard: bool = False
     batch_size: int = Field(16, gt=0)
     val_every: int | None = Field(100, gt=0)
     choose: Literal["last", "best"] = "last"
+
+    def of(self, images: int) -> FinetuneTrainConfig:
+        """Return the settings with `epochs` over a number of training images turned into steps."""
+        if self.epochs is None:
+            return self
+        steps = max(1, round(self.epochs * images / self.batch_size))
+        return self.model_copy(update={"steps": steps, "epochs": None})
 
 
 class FinetuneConfig(BaseModel):
@@ -143,6 +156,26 @@ class FinetuneRun:
         )
 
 
+def run_splits(labelled: LabelledSet, config: FinetuneConfig, kind: LabelKind) -> dict[str, LabelledSet]:
+    """Return the train, val and test images of a run; see `DataSettings.splits` and `task_splits`.
+
+    Raises:
+        ConfigError: Val and test are the same images, and the best weights on them are wanted.
+        DataError: A split has no labels of the kind.
+    """
+    stand_in = config.data.splits
+    if not stand_in:
+        return task_splits(labelled, kind)
+    places = {"train": "train", "val": stand_in.get("val", "val"), "test": stand_in.get("test", "test")}
+    if places["val"] == places["test"] and config.train.choose == "best":
+        raise ConfigError(
+            "the best weights on the images of the test are no fair choice",
+            where="train.choose",
+            fix='choose the "last"',
+        )
+    return task_splits({name: labelled.split(place) for name, place in places.items()}, kind)
+
+
 def build_run(config: FinetuneConfig) -> FinetuneRun:
     """Return model and batches of a configuration.
 
@@ -152,8 +185,9 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     task = task_of(config.task)
     kind = task.labels(config.head)
     labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
-    splits = task_splits(labelled, kind)
+    splits = run_splits(labelled, config, kind)
     splits["train"] = draw_labels(splits["train"], config.data.labels, config.seed)
+    config = config.model_copy(update={"train": config.train.of(len(splits["train"]))})
     backbone = open_backbone(config.backbone, config.seed)
     model = build_model(
         config.task, backbone, classes_of(labelled, kind), config.neck, config.head, seed=config.seed
@@ -222,12 +256,14 @@ def run_finetune(
     """
     out = Path(out)
     distributed.initialize(distributed.resolve_device(config.train.device))
+    resume = resume or distributed.restarted(out / CONFIG_FILE)
     with claimed(out, config, resume=resume):
         return _train(config, out, resume, console)
 
 
 def _train(config: FinetuneConfig, out: Path, resume: bool, console: Console | None) -> FinetuneResult:
     run = build_run(config)
+    config = run.config
     evaluate = task_of(config.task).evaluate
     validation = Validation(
         run.splits["val"], evaluate, run.test, config.train.val_every, config.data.max_val_images, out
@@ -273,7 +309,7 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
 def _scores_file(run: FinetuneRun, validation: Validation, scores: Scores, step: int) -> dict[str, Any]:
     return {
         "task": run.config.task,
-        "split": "test",
+        "split": run.config.data.splits.get("test", "test"),
         **scores.to_json(),
         "chosen": run.config.train.choose,
         "step": step,

@@ -1,0 +1,163 @@
+"""Two steps of a recipe with a model of a few thousand parameters: does the configuration fit the data at all?
+
+Everything is as in the real run (task, head, augmentation, schedule, mixture, dropping, packing), only small: a dry run
+takes seconds on a CPU and finds a wrong folder, a class that is missing, or an image that can't be read, before GPUs
+are rented.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vitp.config import make_config
+from vitp.engine.config import TrainConfig
+from vitp.engine.loop import Trainer
+from vitp.evaluation.probes import subset
+from vitp.models.language import micro_qwen2
+from vitp.models.vision import VisionConfig
+from vitp.models.vlm import VLMConfig
+from vitp.pretrain import PretrainConfig, build
+from vitp.tasks.base import InputSize, Scores
+from vitp.tasks.build import task_of
+from vitp.tasks.finetune import FinetuneConfig, build_run
+
+SIDE = 64
+"""Pixels of a downstream image: four patches of 16 px on a side."""
+TILE = 32
+"""Pixels of a pretraining tile."""
+STEPS = 2
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What was found.
+
+    Attributes:
+        loss: Of the last step.
+        train, test: Records or images that the whole run would learn from and be tested on.
+        scores: On a few test images, of a model that knows nothing; None for pretraining.
+    """
+
+    loss: float
+    train: int
+    test: int
+    scores: Scores | None = None
+
+
+def small_pretraining(config: PretrainConfig) -> PretrainConfig:
+    """Return the run with a tiny model from scratch and two steps."""
+    vlm = VLMConfig(
+        vision=VisionConfig(
+            arguments={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, image_size=TILE
+        ),
+        language=micro_qwen2(width=32, layers=2, heads=4, kv_heads=2, mlp=64),
+        shuffle=2,
+        template="micro",
+    )
+    model = config.model.model_copy(
+        update={"init": "scratch", "scratch": vlm, "vocabulary": 512, "tokenizer": None}
+    )
+    data = config.data.model_copy(update={"global_batch": BATCH})
+    return config.model_copy(
+        update={"model": model, "data": data, "train": _small(config.train), "optim": _brief(config.optim)}
+    )
+
+
+def small_finetune(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the run with a tiny backbone, small images and two steps."""
+    backbone = {
+        **config.backbone.model_dump(),
+        "init": "random",
+        "vision": {
+            "arguments": {"embed_dim": 32, "depth": 4, "num_heads": 2, "patch_size": 16},
+            "image_size": SIDE,
+        },
+        "image_size": SIDE,
+        "patch_size": None,
+    }
+    neck = {**config.neck.options, "parts": 4, "heads": 2, "prior_width": 8}
+    resize = config.data.resize
+    if resize is not None and resize.mode != "none":
+        resize = resize.model_copy(update={"size": SIDE})
+    data = config.data.model_copy(
+        update={"resize": resize, "crop": SIDE if config.data.crop else None, "max_val_images": 2}
+    )
+    test = config.test.model_copy(
+        update={
+            "resize": InputSize(mode="fixed", size=SIDE),
+            "window": None,
+            "scales": (1.0,),
+            "batch_size": 2,
+        }
+    )
+    train = _small(config.train).model_copy(update={"batch_size": BATCH, "epochs": None, "val_every": None})
+    values = {
+        **config.model_dump(),
+        "backbone": backbone,
+        "neck": {"kind": config.neck.kind, "options": neck},
+        "head": _small_head(config),
+        "data": data.model_dump(),
+        "optim": _brief(config.optim).model_dump(),
+        "train": train.model_dump(),
+        "test": test.model_dump(),
+    }
+    return make_config(FinetuneConfig, values, where="dry run")
+
+
+def _small(train: Any) -> Any:
+    return train.model_copy(
+        update={
+            "steps": STEPS,
+            "micro_batches": 1,
+            "num_workers": 0,
+            "log_every": 1,
+            "save_every": None,
+            "tensorboard": False,
+        }
+    )
+
+
+def _brief(optim: Any) -> Any:
+    """Two steps of a warm-up of hundreds would move nothing, and a tower that doesn't move stops a run."""
+    return optim.model_copy(update={"lr": 1e-3, "warmup_steps": 0})
+
+
+def _small_head(config: FinetuneConfig) -> dict[str, Any]:
+    head: dict[str, Any] = {**config.head, "width": 16}
+    if config.task in ("detection", "instance", "oriented"):
+        head["box"] = {**head.get("box", {}), "hidden": 32, "samples": 32}
+        head["proposals"] = {**head.get("proposals", {}), "keep_before": [60, 60], "keep": [60, 60]}
+    if config.task == "instance":
+        head["mask"] = {**head.get("mask", {}), "layers": 1, "width": 16}
+    return head
+
+
+def dry_run(config: PretrainConfig | FinetuneConfig, out: Path, console: Console | None = None) -> DryRun:
+    """Make two steps, and score a few test images of a downstream run.
+
+    Args:
+        config: The real run.
+        out: Folder for what the two steps leave; an earlier dry run is replaced.
+        console: Where progress is printed.
+
+    Raises:
+        VitpError: What the real run would stop at.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    if isinstance(config, PretrainConfig):
+        small = small_pretraining(config)
+        run = build(small)
+        result = Trainer(run.objective, run.source, small.optim, small.train, out, console=console).train()
+        return DryRun(result.loss, len(run.source.mixture), 0)
+    task = build_run(small_finetune(config))
+    engine = TrainConfig.model_validate(task.config.train.model_dump(include=set(TrainConfig.model_fields)))
+    result = Trainer(task.model, task.source, task.config.optim, engine, out, console=console).train()
+    test = task.splits["test"]
+    scores = task_of(config.task).evaluate(task.model, subset(test, 2), task.test)
+    return DryRun(result.loss, len(task.splits["train"]), len(test), scores)
