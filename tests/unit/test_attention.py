@@ -15,13 +15,19 @@ from vitp.evaluation.attention import (
     attention_rollout,
     colour_basis,
     distance_profile,
+    grid_of,
+    head_maps,
     patch_attention,
     patch_features,
     pca_rgb,
     prepare,
+    reduced_attention,
     rollout,
+    rollout_map,
 )
-from vitp.evaluation.attention_figures import compare_attention, compare_features, overlay, side_by_side
+from vitp.evaluation.attention_figures import compare_attention, overlay, rollout_picture, side_by_side
+from vitp.evaluation.feature_pictures import compare_features
+from vitp.models.timm_backbone import TimmConfig, timm_backbone
 from vitp.models.vision import VisionConfig, VisionTower
 
 
@@ -54,12 +60,60 @@ def test_rows_sum_to_one_and_reproduce_the_layer(image: Image.Image) -> None:
     assert torch.allclose(seen["out"], expected, atol=1e-5)
 
 
+def test_one_pass_gives_what_each_layer_gives_alone(image: Image.Image) -> None:
+    tower = tiny_tower(depth=3)
+    fused = [block.attn.fused_attn for block in tower.model.blocks]
+    found = attention(tower, image, [2, 0, -1])
+    for place, layer in enumerate((2, 0, 2)):
+        alone = tower.attention(prepare(tower, image), layer)[0].numpy()
+        assert np.allclose(found[place], alone, atol=1e-6)
+    means = reduced_attention(tower, image, range(3), lambda attention_HTT: attention_HTT.mean(0))
+    assert np.allclose(means[2], found[0].mean(0), atol=1e-6)
+    # Nothing of the recording stays behind.
+    assert [block.attn.fused_attn for block in tower.model.blocks] == fused
+    assert not any(block.attn.attn_drop._forward_hooks for block in tower.model.blocks)
+
+
+def test_attention_of_rotary_towers_reproduces_the_layer(image: Image.Image) -> None:
+    arguments = {"embed_dim": 48, "depth": 2, "num_heads": 2}
+    config = TimmConfig(architecture="vit_small_patch16_dinov3", arguments=arguments, image_size=64)
+    torch.manual_seed(0)
+    tower = timm_backbone(config).eval()
+    for block in tower.model.blocks:
+        # At its start attention is even, and the layer scale hides it.
+        torch.nn.init.ones_(block.gamma_1)
+        for parameter in block.attn.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    found = attention(tower, image, [0, 1])  # type: ignore[arg-type]
+    prefix = tower.model.num_prefix_tokens
+    assert found.shape == (2, 2, prefix + 16, prefix + 16) and np.allclose(found.sum(-1), 1, atol=1e-5)
+    assert grid_of(tower) == (4, 4)
+    # With these weights put in place of the layer's own, the features stay those of the fused kernel.
+    expected = patch_features(tower, image)
+    module = tower.model.blocks[1].attn
+    module.fused_attn = False
+    put = module.attn_drop.register_forward_hook(lambda *_: torch.from_numpy(found[1:]))
+    assert np.allclose(patch_features(tower, image), expected, atol=1e-5)
+    put.remove()
+    module.attn_drop.register_forward_hook(lambda *_: torch.from_numpy(found[1:]).roll(1, -1))
+    assert not np.allclose(patch_features(tower, image), expected, atol=1e-3)
+
+
+def test_backbones_without_attention_are_refused(image: Image.Image) -> None:
+    network = timm_backbone(TimmConfig(architecture="resnet10t", image_size=64)).eval()
+    with pytest.raises(ConfigError, match="has no attention among patches"):
+        attention(network, image, [0])  # type: ignore[arg-type]
+    assert patch_features(network, image).shape == (2, 2, 512)
+
+
 def test_attention_map_is_one_row(image: Image.Image) -> None:
     tower = tiny_tower()
     heads = patch_attention(tower, image, [1], heads=True)[0]
     assert heads.shape == (2, 16, 16) and (heads.sum(-1) < 1).all()
     assert np.array_equal(attention_map(tower, image, (2, 3), 1, 0), heads[0, 2 * 4 + 3].reshape(4, 4))
     assert np.allclose(attention_map(tower, image, (2, 3)), heads.mean(0)[11].reshape(4, 4))
+    every = head_maps(tower, image, (2, 3), [0, 1])
+    assert every.shape == (2, 2, 4, 4) and np.array_equal(every[1, 0], heads[0, 11].reshape(4, 4))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +137,15 @@ def test_rollout_multiplies_later_layers_from_the_left() -> None:
     first, second = np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [1.0, 0.0]])
     half = np.eye(2) / 2
     assert np.allclose(rollout(np.stack([first, second])), (second / 2 + half) @ (first / 2 + half))
+
+
+def test_rollout_maps_are_rows_without_the_prefix(image: Image.Image) -> None:
+    tower = tiny_tower()
+    traced = attention_rollout(tower, image)
+    assert np.allclose(rollout_map(tower, image, (1, 2)).ravel(), traced[1 + 6, 1:])
+    assert np.allclose(rollout_map(tower, image).ravel(), traced[1:, 1:].mean(0))
+    drawn = rollout_picture(tower, image, (0.25, 0.5), side=64)
+    assert drawn.size == (64, 64) and drawn.getpixel((32, 16)) == (0, 220, 255)
 
 
 def test_attention_distance_by_analysis() -> None:

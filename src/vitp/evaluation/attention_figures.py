@@ -1,4 +1,4 @@
-"""Pictures of attention and features over an image, side by side for several backbones.
+"""Pictures of attention over an image, side by side for several backbones, layers and heads.
 
 Shapes: H × W pixels, h × w patches.
 """
@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitp.errors import ConfigError
-from vitp.evaluation.attention import Heads, attention_map, pca_rgb
-from vitp.models.vision import VisionTower
+from vitp.evaluation.attention import Heads, attention_map, grid_of, head_maps, rollout_map
+from vitp.models.backbone import Backbone
+from vitp.models.plain_vit import PlainViT
 
 _CAPTION = 18
 _GAP = 6
@@ -79,7 +80,7 @@ def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
 
 
 def compare_attention(
-    towers: Mapping[str, VisionTower],
+    towers: Mapping[str, PlainViT],
     image: Image.Image,
     patch: tuple[float, float],
     *,
@@ -96,30 +97,110 @@ def compare_attention(
         layer, head: See `attention.attention_map`.
         side: Pixels of a picture's longer side.
     """
-    if not all(0 <= share < 1 for share in patch):
-        raise ConfigError(f"{patch} is not in 0..1", where="patch", fix="give shares of height and width")
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    pictures = {"image": image.convert("RGB").resize(size, Image.Resampling.BICUBIC)}
+    pictures = {"image": enlarged(image, side)}
     for name, tower in towers.items():
-        query = (int(patch[0] * tower.grid), int(patch[1] * tower.grid))
+        query = patch_at(tower, patch)
         map_hw = attention_map(tower, image, query, layer, head)
         pictures[name] = overlay(image, map_hw, patch=query, side=side)
     return side_by_side(pictures)
 
 
-def compare_features(
-    towers: Mapping[str, VisionTower], images: Sequence[Image.Image], *, layer: int = -1, side: int = 192
-) -> list[Image.Image]:
-    """Return for each image a row: the image, and each backbone's patch features as colours.
+def compare_rollout(
+    towers: Mapping[str, PlainViT],
+    image: Image.Image,
+    patch: tuple[float, float] | None = None,
+    *,
+    side: int = 288,
+) -> Image.Image:
+    """Return the image and each backbone's attention rollout, of one place or of the mean over all.
 
-    Colours are shared over the images of a backbone; between backbones they mean nothing.
+    Args:
+        towers: Name → backbone.
+        image: RGB.
+        patch: As in `compare_attention`; None: the mean over all output patches.
+        side: Pixels of a picture's longer side.
     """
-    pictures = {name: pca_rgb(tower, images, layer) for name, tower in towers.items()}
+    pictures = {"image": enlarged(image, side)}
+    for name, tower in towers.items():
+        pictures[name] = rollout_picture(tower, image, patch, side=side)
+    return side_by_side(pictures)
+
+
+def rollout_picture(
+    tower: PlainViT, image: Image.Image, patch: tuple[float, float] | None = None, *, side: int = 288
+) -> Image.Image:
+    """Return the image under the attention rollout of one place, or of the mean over all output patches."""
+    query = None if patch is None else patch_at(tower, patch)
+    map_hw = rollout_map(tower, image, query)
+    others_hw = map_hw.copy()
+    if query is not None:
+        # The residual connections keep most of a patch in place, which would outshine all that came from elsewhere.
+        others_hw[query] = 0.0
+    return overlay(image, map_hw, patch=query, side=side, largest=float(others_hw.max()))
+
+
+def attention_sheet(
+    tower: PlainViT,
+    image: Image.Image,
+    patch: tuple[float, float],
+    *,
+    layers: Sequence[int] | None = None,
+    side: int = 96,
+) -> Image.Image:
+    """Return the attention of one place in every layer (rows, first at the top) and head (columns).
+
+    Each picture has its own scale: where a head looks, not how strongly.
+
+    Args:
+        tower: A plain ViT.
+        image: RGB.
+        patch: The query's place as shares (row, column) of the image, 0..1.
+        layers: None: all.
+        side: Pixels of a picture's longer side.
+    """
+    wanted = list(range(tower.num_layers) if layers is None else layers)
+    query = patch_at(tower, patch)
     rows = []
-    for number, image in enumerate(images):
-        row = {"image": image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)}
-        for name, found in pictures.items():
-            row[name] = Image.fromarray(found[number]).resize((side, side), Image.Resampling.NEAREST)
+    for layer, maps_Hhw in zip(wanted, head_maps(tower, image, query, wanted), strict=True):
+        row = {
+            f"layer {layer}, head {head}": overlay(image, map_hw, patch=query, side=side)
+            for head, map_hw in enumerate(maps_Hhw)
+        }
         rows.append(side_by_side(row))
-    return rows
+    return below_one_another(rows)
+
+
+def below_one_another(rows: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures in a column on white.
+
+    Raises:
+        ConfigError: There are no pictures.
+    """
+    if not rows:
+        raise ConfigError("there are no pictures to put below one another", where="figure")
+    height = sum(row.height for row in rows) + _GAP * (len(rows) - 1)
+    sheet = Image.new("RGB", (max(row.width for row in rows), height), "white")
+    y = 0
+    for row in rows:
+        sheet.paste(row, (0, y))
+        y += row.height + _GAP
+    return sheet
+
+
+def patch_at(backbone: Backbone, place: tuple[float, float]) -> tuple[int, int]:
+    """Return the row and column of the patch at a place, given as shares (row, column) of the image.
+
+    Raises:
+        ConfigError: The place is not in 0..1.
+    """
+    if not all(0 <= share < 1 for share in place):
+        raise ConfigError(f"{place} is not in 0..1", where="patch", fix="give shares of height and width")
+    rows, columns = grid_of(backbone)
+    return int(place[0] * rows), int(place[1] * columns)
+
+
+def enlarged(image: Image.Image, side: int) -> Image.Image:
+    """Return the image in RGB with `side` pixels on its longer side."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -84,6 +85,76 @@ def paired_bootstrap(
         len(difference),
         _verdict(low, high, len(difference), higher_is_better),
     )
+
+
+Repeats = Mapping[tuple[int, int], float]
+"""(pretraining seed, draw of labels) → score."""
+
+
+def paired_repeats(
+    ours: Repeats,
+    theirs: Repeats,
+    *,
+    confidence: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+    higher_is_better: bool = True,
+) -> PairedDifference:
+    """Return the difference of two methods over pretraining seeds and, within each, draws of labels.
+
+    Scores are paired where both methods have the same seed and draw. The bootstrap has two levels: seeds are drawn
+    with replacement, then draws of labels within each, so that both sources of chance are in the interval; many
+    draws of one seed don't make it narrow. `n` counts seeds, and as in `paired_bootstrap` fewer than three of them
+    decide nothing.
+
+    Args:
+        ours, theirs: (pretraining seed, draw) → score.
+        confidence, draws, seed, higher_is_better: As in `paired_bootstrap`.
+
+    Raises:
+        ConfigError: The two have no seed and draw in common.
+    """
+    blocks = _difference_blocks(ours, theirs)
+    if not blocks:
+        raise ConfigError("the scores have no seed in common", fix="run both methods on the same seeds")
+    rng, count = np.random.default_rng(seed), len(blocks)
+    total_D = np.zeros(draws)
+    for _ in range(count):
+        which_D = rng.integers(0, count, draws)
+        for number, block_M in enumerate(blocks):
+            mine = which_D == number
+            picks = rng.integers(0, len(block_M), (int(mine.sum()), len(block_M)))
+            total_D[mine] += block_M[picks].mean(1)
+    tail = (1 - confidence) / 2
+    low, high = (float(value) for value in np.quantile(total_D / count, [tail, 1 - tail]))
+    mean = float(np.mean([block_M.mean() for block_M in blocks]))
+    return PairedDifference(mean, low, high, count, _verdict(low, high, count, higher_is_better))
+
+
+def sign_flip_p(ours: Repeats, theirs: Repeats) -> float:
+    """Return the exact two-sided p of the mean difference when the sign of each seed's difference is chance.
+
+    With three seeds it can't fall below 0.25, with five not below 0.0625: what few runs can prove at all.
+
+    Raises:
+        ConfigError: The two have no seed in common, or more than twenty.
+    """
+    means = np.array([block_M.mean() for block_M in _difference_blocks(ours, theirs)])
+    if not 1 <= len(means) <= 20:
+        raise ConfigError(f"{len(means)} seeds in common", fix="compare 1 to 20")
+    signs_FN = np.array(list(product((1.0, -1.0), repeat=len(means))))
+    reached = np.abs(signs_FN @ means) >= abs(means.sum()) * (1 - 1e-12)
+    return float(reached.mean())
+
+
+def _difference_blocks(ours: Repeats, theirs: Repeats) -> list[np.ndarray]:
+    """Return the differences of the common draws of each common seed; scores that are NaN are left out."""
+    by_seed: dict[int, list[float]] = {}
+    for key in sorted(ours.keys() & theirs.keys()):
+        difference = ours[key] - theirs[key]
+        if not np.isnan(difference):
+            by_seed.setdefault(key[0], []).append(difference)
+    return [np.asarray(values, np.float64) for values in by_seed.values()]
 
 
 def _verdict(low: float, high: float, n: int, higher_is_better: bool) -> Verdict:

@@ -34,6 +34,7 @@ class Series:
         smooth: 0..1, share of its weight that a neighbour keeps a place further on, in the mean that is drawn over the
             pale raw line (see `smoothed`). 0 draws the raw line only.
         colour: Index into the palette; None takes the place in the chart.
+        error: Half the length of the error bar of each point; empty: none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Series:
     y: Sequence[float]
     smooth: float = 0.0
     colour: int | None = None
+    error: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class _Line:
     y: list[float]
     mean: list[float] | None
     colour: int
+    error: list[float] = field(default_factory=list)
 
     @property
     def shown(self) -> list[float]:
@@ -136,14 +139,15 @@ def _thin(count: int) -> list[int]:
 def _lines(chart: LineChart) -> list[_Line]:
     lines = []
     for place, series in enumerate(chart.series):
+        errors = series.error or [0.0] * len(series.y)
         points = [
-            (float(x), float(y))
-            for x, y in zip(series.x, series.y, strict=True)
+            (float(x), float(y), float(error))
+            for x, y, error in zip(series.x, series.y, errors, strict=True)
             if math.isfinite(y) and (y > 0 or not chart.y_log)
         ]
         if not points:
             continue
-        mean = smoothed([y for _, y in points], series.smooth) if series.smooth else None
+        mean = smoothed([y for _, y, _ in points], series.smooth) if series.smooth else None
         keep = _thin(len(points))
         lines.append(
             _Line(
@@ -152,6 +156,7 @@ def _lines(chart: LineChart) -> list[_Line]:
                 y=[points[i][1] for i in keep],
                 mean=[mean[i] for i in keep] if mean else None,
                 colour=place if series.colour is None else series.colour,
+                error=[points[i][2] for i in keep] if series.error else [],
             )
         )
     return lines
@@ -180,6 +185,10 @@ class _Plot:
         size = (860.0, 300.0) if chart.wide else (480.0, 270.0)
         xs = [x for line in lines for x in line.x] or [0.0, 1.0]
         ys = [y for line in lines for y in line.y] or ([1.0, 10.0] if chart.y_log else [0.0, 1.0])
+        ys += [
+            y + way * e for line in lines for y, e in zip(line.y, line.error, strict=False) for way in (-1, 1)
+        ]
+        ys = [y for y in ys if y > 0 or not chart.y_log]
         low, high = _y_range(min(ys), max(ys), log=chart.y_log, from_zero=chart.from_zero)
         ticks = log_ticks(low, high) if chart.y_log else linear_ticks(low, high, 5)
         left = 14 + max((text_width(tick_label(t), _TYPE) for t in ticks), default=20)
@@ -235,6 +244,7 @@ def _draw_lines(chart: LineChart) -> str:
         if line.mean is not None:
             parts.append(element("path", class_=f"line raw {style}", d=plot.path(line.x, line.y)))
         parts.append(element("path", class_=f"line {style}", d=plot.path(line.x, line.shown)))
+        parts += _whiskers(plot, line)
         if line.mean is None and len(line.x) <= 24:
             parts += [
                 element("circle", class_=f"dot {style}", cx=plot.x(x), cy=plot.y(y), r=2.6)
@@ -262,6 +272,17 @@ def _draw_lines(chart: LineChart) -> str:
         role="img",
         aria_label=chart.title,
     )
+
+
+def _whiskers(plot: _Plot, line: _Line) -> list[str]:
+    """Return the error bars of a line."""
+    parts = []
+    for x, y, error in zip(line.x, line.y, line.error, strict=False):
+        if error and not (plot.log and y - error <= 0):
+            at, a, b = plot.x(x), plot.y(y - error), plot.y(y + error)
+            shape = f"M{at:.1f} {a:.1f}V{b:.1f}M{at - 4:.1f} {a:.1f}h8M{at - 4:.1f} {b:.1f}h8"
+            parts.append(element("path", class_="error", d=shape))
+    return parts
 
 
 def _axes(plot: _Plot, chart: LineChart) -> list[str]:

@@ -86,7 +86,7 @@ def comparison_section(
             "no backbone has a score", where=title, fix="run the probes or the finetuning first"
         )
     lower = set(lower_is_better)
-    blocks: list[Block] = [_table(scores, keys, ours, lower, scale, digits)]
+    blocks: list[Block] = [_table(scores, keys, ours, lower, scale, digits, draws_per_seed)]
     blocks += [_bars(scores, key, ours, scale, digits, percent=percent) for key in keys]
     differences = _differences(scores, keys, ours, lower, draws_per_seed)
     if differences:
@@ -103,7 +103,7 @@ def _label(key: Key) -> str:
 
 
 def _table(
-    scores: Scores, keys: Sequence[Key], ours: str, lower: set[Key], scale: float, digits: int
+    scores: Scores, keys: Sequence[Key], ours: str, lower: set[Key], scale: float, digits: int, draws: int
 ) -> Table:
     columns = [Column("backbone"), *(Column(_label(k), "min" if k in lower else "max", digits) for k in keys)]
     rows: list[list[Cell]] = []
@@ -116,7 +116,12 @@ def _table(
         rows.append(cells)
     runs = sorted({row.n for found in scores.values() for row in found.values()})
     counts = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
-    note = f"Mean ± standard deviation over {counts} seed{'s' if runs[-1] > 1 else ''}; the best mean of a column is coloured."
+    over = (
+        f"{counts} seed{'s' if runs[-1] > 1 else ''}"
+        if draws == 1
+        else f"{counts} values, {draws} draws a seed"
+    )
+    note = f"Mean ± standard deviation over {over}; the best mean of a column is coloured."
     return Table(columns, rows, note=note, highlight=[list(scores).index(ours)])
 
 

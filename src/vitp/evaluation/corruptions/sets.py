@@ -1,0 +1,180 @@
+"""Corrupted samples and labelled sets: what every task and probe can be scored on as on any other set.
+
+Shapes: C channels, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitp.data.images import load_image
+from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
+from vitp.evaluation.corruptions.catalogue import Corruption
+from vitp.evaluation.corruptions.geometry import moved_objects, warp
+from vitp.tasks.augment import Sample
+
+Load = Callable[[str], np.ndarray]
+"""Path or `scene:` address → (H, W, 3) uint8 RGB."""
+
+
+def load_pixels(address: str) -> np.ndarray:
+    """Return an image as (H, W, 3) uint8 RGB; see `load_image`."""
+    return np.asarray(load_image(address))
+
+
+def corrupt_sample(sample: Sample, corruption: Corruption, severity: int, seed: int, name: str) -> Sample:
+    """Return a sample with image, objects and masks corrupted together.
+
+    What comes into a semantic mask from outside is 255, into a change mask too; the class of the image stays.
+
+    Args:
+        sample: Image, or two dates, with labels; not changed.
+        corruption: What happens.
+        severity: 1 to 5; 0 changes nothing.
+        seed: Of the test.
+        name: Id of the image.
+    """
+
+    def image(pixels_CHW: Tensor, date: int) -> Tensor:
+        image_HWC = np.ascontiguousarray(pixels_CHW.permute(1, 2, 0).numpy())
+        corrupted_HWC = corruption.apply(image_HWC, severity, seed, name, date)
+        return torch.from_numpy(np.array(corrupted_HWC)).permute(2, 0, 1).contiguous()
+
+    later_CHW, semantic_HW, objects = sample.later_CHW, sample.semantic_HW, sample.objects
+    matrix = corruption.matrix(sample.size, severity, seed, name)
+    if matrix is not None and semantic_HW is not None:
+        semantic_HW = torch.from_numpy(warp(semantic_HW.numpy(), matrix, nearest=True, fill=IGNORE))
+    if matrix is not None and objects is not None:
+        objects = moved_objects(objects, matrix, sample.size)
+    return replace(
+        sample,
+        image_CHW=image(sample.image_CHW, 0),
+        later_CHW=None if later_CHW is None else image(later_CHW, 1),
+        semantic_HW=semantic_HW,
+        objects=objects,
+    )
+
+
+def corrupted_set(
+    labelled: LabelledSet,
+    corruption: Corruption,
+    severity: int,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    keep: int | None = None,
+    load: Load = load_pixels,
+) -> LabelledSet:
+    """Return the set with corrupted images and labels that moved along; a file is written when its item is touched.
+
+    Args:
+        labelled: The clean set.
+        corruption: What happens.
+        severity: 1 to 5; 0 leaves the pixels as they are.
+        folder: Gets the images as PNG.
+        seed: Of the test.
+        keep: Files that stay; older ones are removed as new ones come, so that a large set needs little room.
+            None: all. At least twice as many as are read at once.
+        load: Reads the clean images.
+
+    Raises:
+        DataError: An image can't be read (when its item is touched).
+    """
+    items = CorruptedItems(
+        labelled.items, corruption, severity, Path(folder), seed=seed, keep=keep, load=load
+    )
+    return replace(labelled, name=f"{labelled.name}, {corruption.name} {severity}", items=items)
+
+
+class CorruptedItems(Sequence[LabelledImage]):
+    """A lazy sequence of corrupted images; see `corrupted_set`."""
+
+    def __init__(
+        self,
+        items: Sequence[LabelledImage],
+        corruption: Corruption,
+        severity: int,
+        folder: Path,
+        *,
+        seed: int,
+        keep: int | None,
+        load: Load,
+    ) -> None:
+        self.items, self.corruption, self.severity = items, corruption, severity
+        self.folder, self.seed, self.keep, self.load = folder, seed, keep, load
+        self._written: deque[tuple[Path, ...]] = deque()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, at: int) -> LabelledImage: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[LabelledImage]: ...
+
+    def __getitem__(self, at: int | slice) -> LabelledImage | list[LabelledImage]:
+        """Write the images of an item and return it."""
+        if isinstance(at, slice):
+            return [self[index] for index in range(*at.indices(len(self)))]
+        number = range(len(self))[at]
+        return self._corrupted(self.items[number], number)
+
+    def _corrupted(self, item: LabelledImage, number: int) -> LabelledImage:
+        first = self._write(item.image, item.id, number, 0)
+        second = None if item.second_image is None else self._write(item.second_image, item.id, number, 1)
+        self._forget((first,) if second is None else (first, second))
+        size = (item.height, item.width)
+        matrix = self.corruption.matrix(size, self.severity, self.seed, item.id)
+        corrupted = replace(item, image=str(first), second_image=None if second is None else str(second))
+        return corrupted if matrix is None else moved_item(corrupted, matrix)
+
+    def _write(self, address: str, name: str, number: int, date: int) -> Path:
+        path = self.folder / f"{number:06d}{'-later' if date else ''}.png"
+        image_HWC = self.corruption.apply(self.load(address), self.severity, self.seed, name, date)
+        # Scratch, read once: neither small files nor a flush to the disk are worth the time.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image_HWC).save(path, format="PNG", compress_level=1)
+        return path
+
+    def _forget(self, files: tuple[Path, ...]) -> None:
+        if self.keep is None:
+            return
+        if files in self._written:
+            self._written.remove(files)
+        self._written.append(files)
+        while len(self._written) > self.keep:
+            for old in self._written.popleft():
+                old.unlink(missing_ok=True)
+
+
+def moved_item(item: LabelledImage, matrix: np.ndarray) -> LabelledImage:
+    """Return an item with all labels moved by a matrix; both dates of a pair move alike."""
+    size = (item.height, item.width)
+    objects, later = item.objects, item.later_objects
+    return replace(
+        item,
+        objects=None if objects is None else moved_objects(objects, matrix, size),
+        later_objects=None if later is None else moved_objects(later, matrix, size),
+        semantic=None if item.semantic is None else partial(_moved_classes, item.semantic, matrix),
+        change=None if item.change is None else partial(_moved_change, item.change, matrix),
+    )
+
+
+def _moved_classes(read: Callable[[], np.ndarray], matrix: np.ndarray) -> np.ndarray:
+    return warp(read().astype(np.uint8), matrix, nearest=True, fill=IGNORE)
+
+
+def _moved_change(read: Callable[[], np.ndarray], matrix: np.ndarray) -> np.ndarray:
+    # Outside both dates are black, so nothing changed there.
+    return warp(read().astype(np.uint8), matrix, nearest=True).astype(bool)

@@ -1,0 +1,285 @@
+"""How much a model loses on corrupted images: any finetuned task, and probes on a frozen backbone.
+
+Nothing is trained or chosen on corrupted images. The same images are corrupted in the same way for every model: a
+corruption is a function of (seed, name of the image), not of the order or the model.
+
+The average is the mean over corruptions of the mean over severities; the drop is clean minus average (table 13 of
+the paper).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitp.data.labels import LabelledSet
+from vitp.errors import ConfigError
+from vitp.evaluation.corruptions import SEVERITIES, Corruption, corrupted_set, corruptions_of
+from vitp.evaluation.corruptions.catalogue import checked_severities
+from vitp.evaluation.corruptions.sets import load_pixels
+from vitp.evaluation.features import extract
+from vitp.evaluation.fitted_probes import fit_probes
+from vitp.evaluation.probe_table import ProbeTable
+from vitp.evaluation.probes import probe_data, splits_of, subset
+from vitp.evaluation.robustness_result import Cells, RobustnessResult, comparable
+from vitp.export_format import content_hash, tensor_digests
+from vitp.models.vision import VisionTower
+from vitp.tasks.base import Scores, TaskModel, TestSettings
+from vitp.tasks.build import task_of
+from vitp.tasks.data import labelled_only
+
+__all__ = [
+    "RobustnessResult",
+    "comparable",
+    "measure",
+    "robustness_of_backbone",
+    "robustness_of_task",
+]
+
+PROBE_TASK = "probes"
+CACHED_BYTES = 1 << 30
+"""Decoded clean images that are kept in memory between corruptions."""
+
+_READ_AT_ONCE = 64
+
+PROBE_HEADLINES = (
+    ("patches linear", "pixel mIoU"),
+    ("patches linear", "patch mIoU"),
+    ("scene linear", "accuracy"),
+    ("presence linear", "mAP"),
+)
+"""Of the probes' scores, the one that stands for them: dense ones first."""
+
+
+class PixelCache:
+    """Reads images and keeps them decoded, the first ones that fit: each is needed once a corruption.
+
+    Args:
+        most: Bytes at most.
+    """
+
+    def __init__(self, most: int = CACHED_BYTES) -> None:
+        self._free = most
+        self._pixels: dict[str, np.ndarray] = {}
+
+    def __call__(self, address: str) -> np.ndarray:
+        """Return an image as (H, W, 3) uint8 RGB."""
+        if address in self._pixels:
+            return self._pixels[address]
+        image_HWC = load_pixels(address)
+        if image_HWC.nbytes <= self._free:
+            self._free -= image_HWC.nbytes
+            self._pixels[address] = image_HWC
+        return image_HWC
+
+
+OnCell = Callable[[RobustnessResult], None]
+"""Gets the result so far after each cell: to print it, and to write it so that an interrupted test can go on."""
+
+
+def measure(
+    labelled: LabelledSet,
+    score: Callable[[LabelledSet], Scores],
+    start: RobustnessResult,
+    *,
+    severities: Sequence[int] = SEVERITIES,
+    corruptions: Iterable[str] | None = None,
+    known: RobustnessResult | None = None,
+    on_cell: OnCell | None = None,
+    keep: int = 2 * _READ_AT_ONCE,
+) -> RobustnessResult:
+    """Score corrupted images, corruption by corruption.
+
+    Args:
+        labelled: The clean test images.
+        score: Labelled images → scores.
+        start: Name, task, seed, facts and clean scores.
+        severities: Some of 1 to 5.
+        corruptions: Names; None: the twelve.
+        known: An earlier result with the same facts: its cells aren't measured again.
+        on_cell: See `OnCell`; called once with the clean scores, too.
+        keep: Corrupted files that are on the disk at once; at least as many as `score` reads at once.
+
+    Raises:
+        ConfigError: There is no such corruption or severity.
+        VitpError: What scoring raises.
+    """
+    chosen, wanted = corruptions_of(corruptions), checked_severities(severities)
+    earlier: Cells = known.cells if known is not None and dict(known.facts) == dict(start.facts) else {}
+    load, cells = PixelCache(), {corruption.name: dict[int, Scores]() for corruption in chosen}
+    if on_cell is not None:
+        on_cell(replace(start, cells={}))
+    for corruption in chosen:
+        for severity in wanted:
+            found = earlier.get(corruption.name, {}).get(severity)
+            if found is None:
+                found = _score_corrupted(labelled, corruption, severity, start.seed, score, load, keep)
+            cells[corruption.name][severity] = found
+            if on_cell is not None:
+                done = {name: dict(row) for name, row in cells.items() if row}
+                on_cell(replace(start, cells=done))
+    return replace(start, cells=cells)
+
+
+def _score_corrupted(
+    labelled: LabelledSet,
+    corruption: Corruption,
+    severity: int,
+    seed: int,
+    score: Callable[[LabelledSet], Scores],
+    load: PixelCache,
+    keep: int,
+) -> Scores:
+    with tempfile.TemporaryDirectory(prefix="vitp-robustness-") as folder:
+        return score(corrupted_set(labelled, corruption, severity, folder, seed=seed, keep=keep, load=load))
+
+
+def robustness_of_task(
+    model: TaskModel,
+    labelled: LabelledSet,
+    settings: TestSettings | None = None,
+    *,
+    name: str = "model",
+    severities: Sequence[int] = SEVERITIES,
+    corruptions: Iterable[str] | None = None,
+    seed: int = 0,
+    max_images: int | None = None,
+    known: RobustnessResult | None = None,
+    on_cell: OnCell | None = None,
+) -> RobustnessResult:
+    """Score a finetuned model on clean and on corrupted test images.
+
+    Args:
+        model: Any task's, on the device that it is to run on.
+        labelled: Labelled images that it has not learned from.
+        settings: How it is applied; None: as its description says.
+        name: Of the model, for tables.
+        severities, corruptions, known, on_cell: See `measure`.
+        seed: Of the corruptions.
+        max_images: Images at most: a fixed random subset, the same for every model.
+
+    Raises:
+        ConfigError: There is no such corruption or severity, or there are no images.
+        DataError: The set has no labels of the task, or its classes aren't the model's.
+    """
+    task = task_of(model.name)
+    if settings is None:
+        settings = TestSettings.model_validate(dict(model.description.get("test", {})))
+    labelled = labelled_only(labelled, task.labels(model.description.get("head", {})))
+    images = labelled if max_images is None else subset(labelled, max_images)
+
+    def score(part: LabelledSet) -> Scores:
+        return task.evaluate(model, part, settings)
+
+    resize = settings.resize or model.input_size
+    facts = {
+        **_facts(images, seed),
+        "weights": content_hash(tensor_digests(model.state_dict())),
+        "test": settings.model_dump(mode="json") | {"resize": resize.model_dump(mode="json")},
+    }
+    clean = _known_clean(known, facts) or score(images)
+    start = RobustnessResult(name, model.name, labelled.name, clean, {}, seed, facts)
+    return measure(
+        images,
+        score,
+        start,
+        severities=severities,
+        corruptions=corruptions,
+        known=known,
+        on_cell=on_cell,
+        keep=2 * max(_READ_AT_ONCE, settings.batch_size),
+    )
+
+
+def _known_clean(known: RobustnessResult | None, facts: Mapping[str, Any]) -> Scores | None:
+    return known.clean if known is not None and dict(known.facts) == dict(facts) else None
+
+
+def _facts(images: LabelledSet, seed: int) -> dict[str, Any]:
+    items = images.items
+    # Items of a lazy set are rendered when touched: a few of them stand for all.
+    eager = isinstance(items, list | tuple)
+    probe = range(len(items)) if eager else range(0, len(items), max(1, len(items) // 8))
+    names = json.dumps([(items[index].id, Path(items[index].image).name) for index in probe])
+    return {
+        "set": images.name,
+        "images": len(images),
+        "image_names": hashlib.sha256(names.encode()).hexdigest(),
+        "seed": seed,
+    }
+
+
+def robustness_of_backbone(
+    tower: VisionTower,
+    labelled_set: LabelledSet | Mapping[str, LabelledSet],
+    *,
+    name: str = "backbone",
+    severities: Sequence[int] = SEVERITIES,
+    corruptions: Iterable[str] | None = None,
+    seed: int = 0,
+    seeds: Sequence[int] = (0, 1, 2),
+    labels_per_seed: int | float | None = None,
+    max_images: int = 2000,
+    known: RobustnessResult | None = None,
+    on_cell: OnCell | None = None,
+) -> RobustnessResult:
+    """Fit probes on a frozen backbone's features of clean images, and score them on corrupted test images.
+
+    Args:
+        tower: On the device that it is to run on.
+        labelled_set: See `vitp.evaluation.probes.probe_data`.
+        name: Of the backbone, for tables.
+        severities, corruptions, known, on_cell: See `measure`.
+        seed: Of the corruptions.
+        seeds: Draws of the labelled images; scores are means over them.
+        labels_per_seed: See `vitp.evaluation.probes.run_probes`.
+        max_images: Images of a split at most.
+
+    Raises:
+        ConfigError: A split is empty, the labels allow no probe, or there is no such corruption or severity.
+    """
+    splits = {part: subset(images, max_images) for part, images in splits_of(labelled_set).items()}
+    data = probe_data(tower, splits, max_images=max_images)
+    probes = fit_probes(data, seeds=seeds, labels_per_seed=labels_per_seed)
+    test = splits["test"]
+    facts = {
+        **_facts(test, seed),
+        "weights": content_hash(tensor_digests(tower.state_dict())),
+        "probes": {
+            "tasks": list(probes.tasks),
+            "seeds": list(seeds),
+            "labels": labels_per_seed,
+            "train_images": len(data.train),
+            "note": probes.note,
+        },
+    }
+    clean = probe_scores(probes.score(data.test), len(test))
+    start = RobustnessResult(name, PROBE_TASK, test.name, clean, {}, seed, facts)
+
+    def score(part: LabelledSet) -> Scores:
+        return probe_scores(probes.score(extract(tower, part)), len(part))
+
+    return measure(
+        test, score, start, severities=severities, corruptions=corruptions, known=known, on_cell=on_cell
+    )
+
+
+def probe_scores(table: ProbeTable, images: int) -> Scores:
+    """Return the means of a table of probes as scores named "task, metric".
+
+    Raises:
+        ConfigError: The table is empty.
+    """
+    values = {f"{row.task}, {row.metric}": row.mean for row in table.rows}
+    if not values:
+        raise ConfigError("there is no score", where="probes", fix="label scenes, masks or objects")
+    order = [f"{task}, {metric}" for task, metric in PROBE_HEADLINES]
+    headline = next((key for key in order if key in values), next(iter(values)))
+    return Scores(headline, values, images=images)

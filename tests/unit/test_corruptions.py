@@ -1,0 +1,470 @@
+"""Each corruption against its statistics, its order of severity, and labels that must move with the pixels."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vitp.data.formats.geometry import as_points, bounds
+from vitp.data.formats.regions import objects_of
+from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.errors import ConfigError
+from vitp.evaluation.corruptions import CORRUPTIONS, EXTRAS, SEVERITIES, corrupt_sample, corrupted_set
+from vitp.evaluation.corruptions.blur import gaussian_deviation
+from vitp.evaluation.corruptions.catalogue import checked_severities, corruptions_of
+from vitp.evaluation.corruptions.extras import LOOKS, RICIAN_DEVIATION
+from vitp.evaluation.corruptions.geometry import moved_label, moved_objects, warp
+from vitp.evaluation.corruptions.transmission import GAP_COUNT, GAP_WIDTH, gap_mask
+from vitp.evaluation.corruptions.weather import CLOUD_COVER, cloud_opacity, fractal_noise
+from vitp.tasks.augment import Sample, rasterise
+
+EVERY = {**CORRUPTIONS, **EXTRAS}
+
+
+def natural(side: int = 128) -> np.ndarray:
+    """An image with large and small structures, in colour, not saturated."""
+    rng = np.random.default_rng(0)
+    coarse, fine = (fractal_noise((side, side), rng, coarsest=scale) for scale in (40.0, 8.0))
+    grey = 120 + 28 * coarse + 10 * fine
+    return np.stack([grey, 0.9 * grey + 10, 0.8 * grey + 25], -1).clip(0, 255).round().astype(np.uint8)
+
+
+def flat(value: int, side: int = 256) -> np.ndarray:
+    return np.full((side, side, 3), value, np.uint8)
+
+
+def test_the_twelve_are_those_of_the_paper() -> None:
+    assert list(CORRUPTIONS) == [
+        "brightness_contrast",
+        "cloud",
+        "compression_artefacts",
+        "data_gaps",
+        "gaussian_blur",
+        "gaussian_noise",
+        "haze",
+        "motion_blur",
+        "rotation",
+        "salt_and_pepper",
+        "scale",
+        "translation",
+    ]
+    assert {name for name, one in CORRUPTIONS.items() if one.motion} == {"rotation", "scale", "translation"}
+    assert not set(CORRUPTIONS) & set(EXTRAS)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_corruption_is_a_function_of_its_seed(name: str) -> None:
+    image = natural(64)
+    before = image.copy()
+    corruption = EVERY[name]
+    one, two = (corruption.apply(image, 3, seed=5, image="a") for _ in range(2))
+    assert one.dtype == np.uint8 and one.shape == image.shape
+    assert np.array_equal(one, two) and np.array_equal(image, before)
+    assert np.array_equal(corruption.apply(image, 0, seed=5, image="a"), image)
+    random = {"cloud", "data_gaps", "gaussian_noise", "salt_and_pepper", "translation", *EXTRAS}
+    others = [corruption.apply(image, 3, seed, other) for seed, other in ((5, "b"), (6, "a"), (7, "c"))]
+    assert any(not np.array_equal(one, other) for other in others) == (name in random)
+    with pytest.raises(ConfigError, match="no severity 6"):
+        corruption.apply(image, 6, seed=0, image="a")
+
+
+@pytest.mark.parametrize("name", [name for name, one in EVERY.items() if one.change])
+def test_every_severity_is_further_from_the_clean_image(name: str) -> None:
+    image = natural()
+    distance = []
+    for severity in SEVERITIES:
+        found = [EVERY[name].apply(image, severity, seed, "x").astype(float) for seed in range(3)]
+        distance.append(float(np.mean([np.sqrt(np.mean((each - image) ** 2)) for each in found])))
+    assert all(later > earlier for earlier, later in itertools.pairwise(distance)), distance
+    # As published, the first severity of brightness and contrast is no corruption.
+    assert (distance[0] > 0.5) == (name != "brightness_contrast")
+
+
+@pytest.mark.parametrize("name", ["rotation", "scale", "translation"])
+def test_every_severity_moves_points_further(name: str) -> None:
+    size = (150, 200)
+    grid_N2 = np.stack(np.meshgrid(np.arange(200.0), np.arange(150.0)), -1).reshape(-1, 2)
+    moved = []
+    for severity in SEVERITIES:
+        matrix = CORRUPTIONS[name].matrix(size, severity, 0, "x")
+        assert matrix is not None
+        moved.append(np.linalg.norm(grid_N2 @ matrix[:, :2].T + matrix[:, 2] - grid_N2, axis=1).mean())
+    assert all(later > earlier > 0 for earlier, later in itertools.pairwise(moved)), moved
+
+
+# Golden statistics: what a corruption must do to images for which it can be computed.
+
+
+def test_brightness_and_contrast_are_affine() -> None:
+    image = natural()
+    found = CORRUPTIONS["brightness_contrast"].apply(image, 4, 0, "x")
+    assert np.array_equal(found, np.rint(0.4 * image + 0.3 * 255).astype(np.uint8))
+    assert np.array_equal(CORRUPTIONS["brightness_contrast"].apply(image, 1, 0, "x"), image)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_haze_adds_white(severity: int) -> None:
+    share = (0.2, 0.3, 0.4, 0.5, 0.6)[severity - 1]
+    found = CORRUPTIONS["haze"].apply(flat(40), severity, 0, "x")
+    assert (found == round(40 * (1 - share) + 255 * share)).all()
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_gaussian_noise_has_its_deviation(severity: int) -> None:
+    noise = CORRUPTIONS["gaussian_noise"].apply(flat(128), severity, 0, "x").astype(float) - 128
+    expected = 255 * (0.04, 0.05, 0.06, 0.07, 0.08)[severity - 1]
+    assert abs(noise.mean()) < 0.15
+    # Rounding to whole numbers adds a variance of 1/12.
+    assert noise.std() == pytest.approx(np.hypot(expected, 12**-0.5), rel=0.01)
+    between = np.corrcoef(noise.reshape(-1, 3), rowvar=False)[np.triu_indices(3, 1)]
+    assert np.abs(between).max() < 0.02
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_salt_and_pepper_have_their_shares(severity: int) -> None:
+    found = CORRUPTIONS["salt_and_pepper"].apply(flat(128), severity, 0, "x")
+    share = (0.005, 0.01, 0.02, 0.03, 0.05)[severity - 1]
+    assert (found == 0).mean() == pytest.approx(share / 2, rel=0.15)
+    assert (found == 255).mean() == pytest.approx(share / 2, rel=0.15)
+    assert set(np.unique(found)) == {0, 128, 255}
+
+
+def test_dead_values_stay_dead() -> None:
+    low, high = (CORRUPTIONS["salt_and_pepper"].apply(flat(128), s, 0, "x") for s in (2, 4))
+    assert (high[low != 128] == low[low != 128]).all()
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_blurs_spread_a_point_as_far_as_they_say(severity: int) -> None:
+    point = np.zeros((41, 41, 3), np.uint8)
+    point[20, 20] = 255
+    places = np.arange(41) - 20
+    spread = CORRUPTIONS["gaussian_blur"].apply(point, severity, 0, "x")[..., 0].astype(float)
+    across = spread.sum(0) / spread.sum()
+    deviation = gaussian_deviation(2 * severity + 1)
+    assert deviation == pytest.approx((0.8, 1.1, 1.4, 1.7, 2.0)[severity - 1])
+    # The kernel is cut off and rounded, so that it is a little narrower.
+    assert np.sqrt((across * places**2).sum()) == pytest.approx(deviation, rel=0.2)
+    smeared = CORRUPTIONS["motion_blur"].apply(point, severity, 0, "x")[..., 0].astype(float)
+    length = 2 * severity
+    assert (smeared.sum(1) > 0).nonzero()[0].tolist() == [20]
+    assert (smeared[20] > 0).sum() == length and smeared[20].max() == pytest.approx(255 / length, abs=1)
+
+
+def test_compression_keeps_flat_images_and_removes_detail() -> None:
+    assert (
+        np.abs(CORRUPTIONS["compression_artefacts"].apply(flat(100), 5, 0, "x").astype(int) - 100).max() <= 3
+    )
+    rng = np.random.default_rng(0)
+    fine = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    kept = [
+        float(
+            np.corrcoef(CORRUPTIONS["compression_artefacts"].apply(fine, s, 0, "x").ravel(), fine.ravel())[
+                0, 1
+            ]
+        )
+        for s in (1, 5)
+    ]
+    assert kept[0] > kept[1] + 0.05
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[..., 0] = 200
+    assert CORRUPTIONS["compression_artefacts"].apply(red, 5, 0, "x").mean((0, 1)).argmax() == 0
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+@pytest.mark.parametrize("size", [(800, 800), (160, 160)])
+def test_gaps_lose_their_share_at_every_size(size: tuple[int, int], severity: int) -> None:
+    share = GAP_WIDTH[severity - 1] * GAP_COUNT[severity - 1] / np.hypot(800, 800)
+    lost = np.mean([gap_mask(size, severity, np.random.default_rng(seed)).mean() for seed in range(12)])
+    assert lost == pytest.approx(share, rel=0.15)
+    image = CORRUPTIONS["data_gaps"].apply(np.full((*size, 3), 9, np.uint8), severity, 0, "x")
+    assert set(np.unique(image)) == {0, 9} and (image.min(-1) == image.max(-1)).all()
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_clouds_cover_their_share_and_grow(severity: int) -> None:
+    opacity = cloud_opacity((256, 256), severity, np.random.default_rng(1))
+    assert opacity.mean() == pytest.approx(CLOUD_COVER[severity - 1], rel=0.1)
+    assert opacity.min() >= 0 and opacity.max() <= 1 + 1e-6
+    if severity > 1:
+        smaller = cloud_opacity((256, 256), severity - 1, np.random.default_rng(1))
+        assert (opacity >= smaller - 1e-6).all()
+    cloudy = CORRUPTIONS["cloud"].apply(flat(60), severity, 0, "x").astype(float)
+    assert cloudy.max() == pytest.approx(0.9 * 255, abs=1)
+    assert (cloudy.mean() - 60) / (0.9 * 255 - 60) == pytest.approx(CLOUD_COVER[severity - 1], rel=0.1)
+
+
+def test_noise_is_the_same_field_at_every_resolution() -> None:
+    small = fractal_noise((100, 80), np.random.default_rng(3), coarsest=25.0)
+    large = fractal_noise((200, 160), np.random.default_rng(3), coarsest=50.0)
+    assert abs(small.mean()) < 1e-4 and small.std() == pytest.approx(1, abs=1e-3)
+    halved = large.reshape(100, 2, 80, 2).mean((1, 3))
+    assert np.corrcoef(halved.ravel(), small.ravel())[0, 1] > 0.97
+    # Power falls with the frequency: neighbours are alike, places far apart aren't.
+    near = np.corrcoef(large[:, 1:].ravel(), large[:, :-1].ravel())[0, 1]
+    far = np.corrcoef(large[:, 100:].ravel(), large[:, :-100].ravel())[0, 1]
+    assert near > 0.95 and abs(far) < 0.5
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_speckle_has_the_mean_and_the_deviation_of_its_looks(severity: int) -> None:
+    found = EXTRAS["speckle"].apply(flat(50), severity, 0, "x").astype(float)
+    assert (found[..., 0] == found[..., 1]).all()
+    looks = LOOKS[severity - 1]
+    if looks >= 2:  # with one look, values above 255 are cut off now and then
+        assert found.mean() == pytest.approx(50, rel=0.01)
+        assert found.std() == pytest.approx(50 / np.sqrt(looks), rel=0.02)
+    else:
+        assert found.mean() == pytest.approx(50 * (1 - np.exp(-5.1)), rel=0.02)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_rician_noise_raises_the_background(severity: int) -> None:
+    sigma = 255 * RICIAN_DEVIATION[severity - 1]
+    dark = EXTRAS["rician_noise"].apply(flat(0), severity, 0, "x").astype(float)
+    assert dark.mean() == pytest.approx(sigma * np.sqrt(np.pi / 2), rel=0.02)
+    assert dark.std() == pytest.approx(sigma * np.sqrt(2 - np.pi / 2), rel=0.03)
+    # Far above the noise the distribution is normal around √(x² + σ²).
+    bright = EXTRAS["rician_noise"].apply(flat(100), 1, 0, "x").astype(float)
+    assert bright.mean() == pytest.approx(np.hypot(100, 255 * 0.03), rel=0.01)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_a_bias_field_is_smooth_and_as_strong_as_it_says(severity: int) -> None:
+    field = np.log(EXTRAS["bias_field"].apply(flat(100), severity, 0, "x")[..., 0] / 100)
+    assert np.abs(field).max() == pytest.approx((0.15, 0.30, 0.45, 0.60, 0.80)[severity - 1], abs=0.01)
+    assert np.abs(np.diff(field, axis=0)).max() < 0.05 and field.std() > 0.02
+    assert abs(field.mean()) < 0.02
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_cumulus_brightens_clouds_and_darkens_their_shadows(severity: int) -> None:
+    found = EXTRAS["cumulus"].apply(flat(110), severity, 0, "x").astype(float)
+    cover = (0.10, 0.20, 0.30, 0.45, 0.60)[severity - 1]
+    assert found.max() > 180 and found.min() < 100
+    assert 0.4 * cover < (found[..., 0] > 115).mean() < 1.3 * cover
+
+
+# Geometry.
+
+
+def square(x: float, y: float, side: float, **changes: object) -> ObjectLabel:
+    return replace(ObjectLabel("ship", (x, y, x + side, y + side)), **changes)  # type: ignore[arg-type]
+
+
+def ellipses(size: tuple[int, int], seed: int) -> np.ndarray:
+    """A mask with a few ellipses, some of them cut by the border."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(size, np.uint8)
+    for _ in range(3):
+        centre = (int(rng.integers(size[1])), int(rng.integers(size[0])))
+        axes = (int(rng.integers(4, 14)), int(rng.integers(4, 14)))
+        cv2.ellipse(mask, centre, axes, float(rng.uniform(0, 180)), 0, 360, 1, cv2.FILLED)
+    return mask
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(["rotation", "scale", "translation"]),
+    severity=st.sampled_from(SEVERITIES),
+    seed=st.integers(0, 50),
+    height=st.integers(40, 90),
+    width=st.integers(40, 90),
+)
+def test_masks_and_outlines_move_alike(name: str, severity: int, seed: int, height: int, width: int) -> None:
+    mask = ellipses((height, width), seed)
+    objects = objects_of(mask, {1: "thing"}, min_area=1).objects
+    matrix = CORRUPTIONS[name].matrix((height, width), severity, seed, "x")
+    assert matrix is not None
+    drawn = np.zeros((height, width), np.uint8)
+    for label in moved_objects(objects, matrix, (height, width)):
+        drawn |= rasterise(label.polygons, (height, width))
+        assert label.box == pytest.approx(bounds(np.concatenate([as_points(r) for r in label.polygons])))
+    # Inner corners of outlines are cut by up to a pixel; at half the size, pixel centres lie on their edges.
+    border = sum(np.abs(np.diff(mask.astype(int), axis=axis)).sum() for axis in (0, 1))
+    assert (drawn != warp(mask, matrix, nearest=True)).sum() <= 0.35 * border + 4
+
+
+def test_a_quarter_turn_is_exact() -> None:
+    image = natural(64)
+    matrix = CORRUPTIONS["rotation"].matrix((64, 64), 5, 0, "x")
+    assert matrix is not None
+    assert np.array_equal(warp(image, matrix, nearest=True), np.rot90(image))
+    assert np.abs(warp(image, matrix).astype(int) - np.rot90(image)).max() <= 1
+    odd = natural(64)[:41, :50]
+    matrix_odd = CORRUPTIONS["rotation"].matrix((41, 50), 5, 0, "x")
+    assert matrix_odd is not None
+    turned = warp(odd, matrix_odd)
+    assert np.array_equal(turned[:, 4:45], np.rot90(odd)[5:46])
+    assert (turned[:, :4] == 0).all() and (turned[:, 45:] == 0).all()
+    moved = moved_label(square(10, 20, 8, quad=(10, 20, 18, 20, 18, 28, 10, 28)), matrix)
+    assert moved.box == pytest.approx((20, 46, 28, 54))
+    assert moved.quad is not None and bounds(np.reshape(moved.quad, (4, 2))) == pytest.approx(moved.box)
+
+
+def test_a_translation_is_exact_and_cuts_labels() -> None:
+    image = natural(160)
+    matrix = CORRUPTIONS["translation"].matrix((160, 160), 5, 0, "x")
+    assert matrix is not None
+    dx, dy = (int(value) for value in matrix[:, 2])
+    assert (abs(dx), abs(dy)) == (7, 7)  # 35 px at 800
+    moved = warp(image, matrix)
+    inside = moved[max(dy, 0) : 160 + min(dy, 0), max(dx, 0) : 160 + min(dx, 0)]
+    assert np.array_equal(inside, image[max(-dy, 0) : 160 - max(dy, 0), max(-dx, 0) : 160 - max(dx, 0)])
+    left = np.array([[1.0, 0, -10], [0, 1, 0]])
+    whole, part, sliver = square(50, 50, 8), square(6, 20, 10), square(2, 60, 10)
+    found = moved_objects([whole, part, sliver, square(0, 0, 9)], left, (100, 100))
+    assert [label.box for label in found] == [(40, 50, 48, 58), (0, 20, 6, 30), (0, 60, 2, 70)]
+    assert [label.difficult for label in found] == [False, False, True]
+
+
+def test_scaling_goes_to_the_middle() -> None:
+    matrix = CORRUPTIONS["scale"].matrix((100, 200), 5, 0, "x")
+    assert matrix is not None
+    moved = moved_label(square(0, 0, 100), matrix)
+    assert moved.box == pytest.approx((50, 25, 100, 75))
+    image = np.full((100, 200, 3), 200, np.uint8)
+    found = warp(image, matrix)
+    assert (found[27:73, 52:148] == 200).all() and (found[:24] == 0).all() and (found[:, :49] == 0).all()
+    # What would alias is averaged before it shrinks.
+    stripes = np.zeros((100, 200, 3), np.uint8)
+    stripes[:, ::2] = 200
+    assert warp(stripes, matrix)[30:70, 60:140].std() < 40
+
+
+def test_bare_boxes_turn_as_the_ellipse_in_them() -> None:
+    matrix = CORRUPTIONS["rotation"].matrix((100, 100), 2, 0, "x")
+    assert matrix is not None
+    bare = moved_label(square(40, 40, 20), matrix)
+    assert bare.box == pytest.approx((40, 40, 60, 60))  # a disc stays a disc
+    outlined = moved_label(square(40, 40, 20, polygons=((40, 40, 60, 40, 60, 60, 40, 60),)), matrix)
+    half = 10 * np.sqrt(2)
+    assert outlined.box == pytest.approx((50 - half, 50 - half, 50 + half, 50 + half))
+
+
+def test_samples_move_with_their_labels() -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:20, 30:40] = 3
+    sample = Sample(
+        torch.from_numpy(natural(64)).permute(2, 0, 1).contiguous(),
+        objects=(square(30, 10, 10),),
+        semantic_HW=torch.from_numpy(mask),
+    )
+    turned = corrupt_sample(sample, CORRUPTIONS["rotation"], 1, 0, "x")
+    assert turned.semantic_HW is not None and turned.objects is not None
+    semantic = turned.semantic_HW.numpy()
+    assert set(np.unique(semantic)) == {0, 3, IGNORE}
+    assert (turned.image_CHW.numpy()[:, semantic == IGNORE] < 128).all()
+    rows, columns = (semantic == 3).nonzero()
+    x1, y1, x2, y2 = turned.objects[0].box
+    assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx(((x1 + x2) / 2, (y1 + y2) / 2), abs=0.6)
+    noisy = corrupt_sample(sample, CORRUPTIONS["gaussian_noise"], 3, 0, "x")
+    assert noisy.objects == sample.objects and torch.equal(noisy.semantic_HW, sample.semantic_HW)
+    assert corrupt_sample(sample, CORRUPTIONS["scale"], 0, 0, "x").objects == sample.objects
+
+
+def test_pairs_share_the_viewpoint_but_not_the_weather() -> None:
+    image = torch.from_numpy(natural(64)).permute(2, 0, 1).contiguous()
+    pair = Sample(image, later_CHW=image.clone(), semantic_HW=torch.zeros(64, 64, dtype=torch.uint8))
+    for name, same in (
+        ("translation", True),
+        ("rotation", True),
+        ("gaussian_noise", False),
+        ("cloud", False),
+    ):
+        found = corrupt_sample(pair, CORRUPTIONS[name], 5, 0, "x")
+        assert found.later_CHW is not None and torch.equal(found.image_CHW, found.later_CHW) == same
+
+
+# Sets.
+
+
+def saved_set(folder: Path, count: int = 5) -> LabelledSet:
+    items = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        path = folder / f"{number}.png"
+        Image.fromarray(rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(path)
+        mask = np.zeros((32, 48), np.uint8)
+        mask[4:12, 6:20] = 1
+        items.append(
+            LabelledImage(
+                str(number),
+                str(path),
+                48,
+                32,
+                split="test",
+                objects=(square(6, 4, 8),),
+                semantic=mask.copy,
+                second_image=str(path),
+                change=lambda mask=mask: mask.astype(bool),
+                later_objects=(square(6, 4, 8),),
+            )
+        )
+    return LabelledSet("toy", items, object_classes=("ship",), semantic_classes=("land", "ship"))
+
+
+def test_sets_are_written_when_they_are_touched(tmp_path: Path) -> None:
+    clean = saved_set(tmp_path)
+    folder = tmp_path / "corrupted"
+    noisy = corrupted_set(clean, CORRUPTIONS["gaussian_noise"], 4, folder, seed=3)
+    assert len(noisy) == 5 and not folder.exists() and noisy.name == "toy, gaussian_noise 4"
+    item = noisy.items[2]
+    expected = CORRUPTIONS["gaussian_noise"].apply(np.asarray(Image.open(clean.items[2].image)), 4, 3, "2")
+    assert np.array_equal(np.asarray(Image.open(item.image)), expected)
+    assert item.second_image is not None and item.objects == clean.items[2].objects
+    assert not np.array_equal(np.asarray(Image.open(item.second_image)), expected)
+    assert len(list(folder.iterdir())) == 2
+    assert [each.id for each in noisy.items[1:4]] == ["1", "2", "3"] and noisy.items[-1].id == "4"
+    with pytest.raises(IndexError):
+        noisy.items[5]
+
+
+def test_only_the_newest_files_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "corrupted"
+    noisy = corrupted_set(saved_set(tmp_path), CORRUPTIONS["haze"], 1, folder, keep=2)
+    for item in noisy.items:
+        assert Path(item.image).is_file()
+    assert sorted({path.name[:6] for path in folder.iterdir()}) == ["000003", "000004"]
+
+
+def test_geometry_moves_all_labels_of_an_item(tmp_path: Path) -> None:
+    clean = saved_set(tmp_path)
+    turned = corrupted_set(clean, CORRUPTIONS["rotation"], 3, tmp_path / "r").items[0]
+    matrix = CORRUPTIONS["rotation"].matrix((32, 48), 3, 0, "0")
+    assert matrix is not None and turned.semantic is not None and turned.change is not None
+    assert (
+        turned.objects
+        == moved_objects(clean.items[0].objects or (), matrix, (32, 48))
+        == turned.later_objects
+    )
+    semantic, change = turned.semantic(), turned.change()
+    assert semantic.shape == change.shape == (32, 48) and change.dtype == bool
+    assert np.array_equal(semantic == 1, change) and (semantic == IGNORE).any()
+    assert change.sum() == pytest.approx(8 * 14, rel=0.15)
+    still = corrupted_set(clean, CORRUPTIONS["rotation"], 0, tmp_path / "s").items[0]
+    assert still.objects == clean.items[0].objects
+    assert np.array_equal(np.asarray(Image.open(still.image)), np.asarray(Image.open(clean.items[0].image)))
+
+
+def test_names_and_severities_are_checked() -> None:
+    assert [each.name for each in corruptions_of(None)] == list(CORRUPTIONS)
+    assert [each.name for each in corruptions_of(["haze", "extras", "haze"])] == ["haze", *EXTRAS]
+    assert len(corruptions_of(["all"])) == len(EVERY)
+    with pytest.raises(ConfigError, match='did you mean "rotation"'):
+        corruptions_of(["rotate", "rotatio"])
+    with pytest.raises(ConfigError, match="none is named"):
+        corruptions_of([])
+    assert checked_severities([3, 1, 3]) == (1, 3)
+    for wrong in ([], [0], [6]):
+        with pytest.raises(ConfigError, match="choose some of 1 to 5"):
+            checked_severities(wrong)
