@@ -1,0 +1,341 @@
+"""One HTML page about a study: the answer first, then the numbers, what they cost and how they came about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitp.evaluation.report.charts import Bar, BarChart, LineChart, Series
+from vitp.evaluation.report.page import Page
+from vitp.evaluation.report.sections import Block, Cell, Code, Column, KeyValue, Section, Table, Text
+from vitp.evaluation.report.sections import Measure as Mean
+from vitp.evaluation.report.svg import number
+from vitp.evaluation.statistics import mean_std, sign_flip_p
+from vitp.studies.budget import duration, operations
+from vitp.studies.cache import Store, machine
+from vitp.studies.grid import Study
+from vitp.studies.plots import curves
+from vitp.studies.results import (
+    LOWER_IS_BETTER,
+    Measure,
+    Reading,
+    Row,
+    Spent,
+    compared,
+    groups_of,
+    label,
+    measures_of,
+    read_claim,
+    repeats,
+    several_sets,
+    spent,
+)
+from vitp.studies.scales import Scale
+
+UNPROVEN = (
+    "**This is a first look and proves nothing**: one pretraining seed, settings that were not tuned, short runs. Take "
+    "away `--quick` for an answer."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page is made of.
+
+    Attributes:
+        study: The cells.
+        store: Their results.
+        scale: Its sizes.
+        rows: All numbers.
+        command: How to make it again.
+        left: Cells that have not been run.
+        since: Failures from before are open again.
+    """
+
+    study: Study
+    store: Store
+    scale: Scale
+    rows: Sequence[Row]
+    command: str
+    left: int = 0
+    since: float = 0.0
+
+
+def write_page(path: Path, report: Report) -> Path:
+    """Write the page and return its path."""
+    study, scale = report.study, report.scale
+    sections = [_answer(report)]
+    if study.x_label:
+        sections.append(_curves(report))
+    sections += [_group(report, group) for group in groups_of(report.rows)]
+    sections += [part for part in (_cost(report), _information(report), _tuning(report)) if part is not None]
+    failed = _failed(report)
+    if failed is not None:
+        sections.insert(1, failed)
+    sections.append(_how(report))
+    title = study.title + (" (first look)" if scale.quick else "")
+    facts = [
+        ("scale", scale.name),
+        ("pretraining seeds", str(scale.seeds)),
+        ("finetuning seeds", str(scale.draws)),
+        ("made", time.strftime("%Y-%m-%d")),
+    ]
+    return Page(title, sections, study.question, facts).write(path)
+
+
+def _answer(report: Report) -> Section:
+    blocks: list[Block] = []
+    if report.scale.quick:
+        blocks.append(Text(UNPROVEN, "bad"))
+    elif report.scale.seeds < 3:
+        blocks.append(
+            Text("Fewer than three pretraining seeds decide nothing: every verdict is open.", "note")
+        )
+    if report.left:
+        blocks.append(Text(f"{report.left} cells have not been run yet; run the command again.", "note"))
+    readings = [read_claim(report.rows, claim) for claim in report.study.claims]
+    if readings:
+        blocks.append(_claims(readings))
+    return Section(
+        "The answer",
+        blocks or [Text("The tables below hold the numbers; the paper makes no claim that they test.")],
+        "What the paper says, and what these runs say. A claim *agrees* when the whole bootstrap interval lies on its "
+        "side for at least one measure and on the other side for none.",
+    )
+
+
+def _claims(readings: Sequence[Reading]) -> Table:
+    def names(measures: Sequence[Measure]) -> str:
+        return "; ".join(map(label, measures)) or "–"
+
+    rows: list[list[Cell]] = [
+        [
+            reading.claim.text,
+            reading.answer,
+            names(reading.better),
+            names(reading.worse),
+            len(reading.undecided),
+        ]
+        for reading in readings
+    ]
+    return Table(["claim", "here", "better on", "worse on", Column("no evidence", digits=0)], rows)
+
+
+def _curves(report: Report) -> Section:
+    charts: list[Block] = []
+    for measure in measures_of(report.rows):
+        lines = curves(report.study, report.rows, measure)
+        series = [Series(name, xs, means, error=stds) for name, (xs, means, stds) in lines.items() if xs]
+        if series:
+            charts.append(LineChart(label(measure), series, x_label=report.study.x_label, y_label="%"))
+    return Section("Curves", charts, "Mean over all runs; error bars are one standard deviation.")
+
+
+def _group(report: Report, group: str) -> Section:
+    rows = [row for row in report.rows if row.group == group]
+    measures = measures_of(rows)
+    arms = list(dict.fromkeys(row.arm for row in rows))
+    blocks: list[Block] = [_means(rows, group, arms, measures, report.study.ours)]
+    differences = _differences(rows, group, arms, measures, report.study.ours)
+    if differences is not None:
+        blocks.append(differences)
+    blocks += [_bars(rows, group, arms, measure, report.study.ours) for measure in measures]
+    return Section(group[0].upper() + group[1:], blocks)
+
+
+def _means(
+    rows: Sequence[Row], group: str, arms: Sequence[str], measures: Sequence[Measure], ours: str
+) -> Table:
+    columns: list[Column | str] = ["arm"]
+    sets = several_sets(measures)
+    columns += [
+        Column(label(m, with_set=sets), "min" if m[2] in LOWER_IS_BETTER else "max", 1) for m in measures
+    ]
+    columns += ["images", "operations", "time"]
+    table: list[list[Cell]] = []
+    for arm in arms:
+        cells: list[Cell] = [arm]
+        for measure in measures:
+            values = [100 * value for value in repeats(rows, group, arm, measure).values()]
+            mean, std = mean_std(values)
+            cells.append(Mean(mean, std if len(values) > 1 else None, len(values)) if values else None)
+        table.append(cells + _budget([row for row in rows if row.arm == arm]))
+    note = (
+        "Percent: mean ± standard deviation over pretraining seeds × draws of labels. Images, operations and time are those "
+        "of one pretraining run (forward and backward; alignment included; time on the machine below, other work on it "
+        "included)."
+    )
+    return Table(columns, table, note=note, highlight=[arms.index(ours)] if ours in arms else [])
+
+
+def _budget(rows: Sequence[Row]) -> list[Cell]:
+    known = {row.seed: row for row in rows if row.images is not None}.values()
+    if not known or not any(row.images for row in known):
+        return ["–", "–", "–"]
+    images, flops, seconds = (
+        mean_std([float(value) for row in known if (value := getattr(row, name)) is not None])[0]
+        for name in ("images", "flops", "seconds")
+    )
+    return [f"{images:,.0f}", operations(flops), duration(seconds)]
+
+
+def _differences(
+    rows: Sequence[Row], group: str, arms: Sequence[str], measures: Sequence[Measure], ours: str
+) -> Table | None:
+    if ours not in arms:
+        return None
+    sets = several_sets(measures)
+    table: list[list[Cell]] = []
+    for measure in measures:
+        for arm in (arm for arm in arms if arm != ours):
+            found = compared(rows, group, ours, arm, measure)
+            if found is None:
+                continue
+            interval = f"{_signed(found.low)} to {_signed(found.high)}"
+            p = _p(rows, group, ours, arm, measure)
+            table.append(
+                [label(measure, with_set=sets), arm, 100 * found.mean, interval, found.n, p, found.verdict]
+            )
+    if not table:
+        return None
+    columns: list[Column | str] = [
+        "measure",
+        f"{ours} minus",
+        Column("difference", digits=1, signed=True),
+        "95 % interval",
+        Column("seeds", digits=0),
+        Column("p", digits=3),
+        "verdict",
+    ]
+    note = (
+        "Paired over pretraining seeds and, within each, draws of labels; bootstrap of both levels. p: exact test of the "
+        "signs of the seeds' differences, two-sided; with three seeds it can't be below 0.25. Many comparisons stand "
+        "here: one in twenty intervals of equal methods leaves out zero."
+    )
+    return Table(columns, table, note=note)
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + number(100 * value, 1)
+
+
+def _p(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure) -> float | None:
+    mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
+    if not {seed for seed, _ in mine} & {seed for seed, _ in others} or not mine.keys() & others.keys():
+        return None
+    return sign_flip_p(mine, others)
+
+
+def _bars(rows: Sequence[Row], group: str, arms: Sequence[str], measure: Measure, ours: str) -> BarChart:
+    bars = []
+    for arm in arms:
+        values = [100 * value for value in repeats(rows, group, arm, measure).values()]
+        if values:
+            mean, std = mean_std(values)
+            several = len(values) > 1
+            colour = 0 if arm == ours else 1
+            bars.append(Bar(arm, mean, std if several else None, values if several else (), colour))
+    return BarChart(label(measure), bars, digits=1, x_label="%")
+
+
+def _cost(report: Report) -> Section | None:
+    found = spent(report.study, report.store)
+    if not found:
+        return None
+    rows: list[list[Cell]] = [_cost_row(one) for one in found]
+    columns: list[Column | str] = [
+        "arm",
+        "from",
+        "equal",
+        Column("runs", digits=0),
+        "images",
+        "tokens",
+        "operations",
+        "time",
+        Column("images a second", digits=1),
+        "processor time",
+        "memory",
+        "energy",
+    ]
+    note = (
+        "Means of one run, interrupted attempts included. Operations: matrix products of the model, forward and backward. "
+        "Tokens: those that a language model computed. Energy: of the whole machine while the run was on, where the system "
+        "lets it be read."
+    )
+    return Section("Cost", [Table(columns, rows, note=note)])
+
+
+def _cost_row(one: Spent) -> list[Cell]:
+    return [
+        one.arm,
+        one.init,
+        one.budget,
+        one.runs,
+        f"{one.images:,.0f}",
+        f"{one.tokens:,.0f}" if one.tokens else "–",
+        operations(one.flops) if one.flops else "–",
+        "–" if one.seconds is None else duration(one.seconds),
+        one.images / one.seconds if one.seconds and one.images else None,
+        "–" if one.processor_seconds is None else duration(one.processor_seconds),
+        "–" if one.memory is None else f"{one.memory / 2**30:.1f} GiB",
+        "not readable" if one.joules is None else f"{one.joules / 3600:.1f} Wh",
+    ]
+
+
+def _information(report: Report) -> Section | None:
+    information = report.study.information
+    if not information:
+        return None
+    rows: list[list[Cell]] = [[arm, text] for arm, text in information.items()]
+    return Section(
+        "Label information",
+        [Table(["arm", "what its pretraining was told"], rows)],
+        "Paradigms that are told more should do better; the table says how much more.",
+    )
+
+
+def _tuning(report: Report) -> Section | None:
+    rows: list[list[Cell]] = []
+    for cell in report.study.cells:
+        result = report.store.result(cell) if cell.kind == "choose" else None
+        if result is None:
+            continue
+        tried = "; ".join(
+            f"{row['value']:g}: {'failed' if row['score'] is None else number(100 * row['score'], 1)}"
+            for row in result["values"]["tried"]
+        )
+        facts = cell.facts
+        what = f"{facts['tunes']}" + (f", {facts['set']}" if "set" in facts else "")
+        rows.append([str(facts["arm"]), str(facts["init"]), what, tried, f"{result['values']['chosen']:g}"])
+    if not rows:
+        return None
+    return Section(
+        "Tuning",
+        [Table(["arm", "from", "setting", "tried: score on validation images (%)", "chosen"], rows)],
+        "The same number of values for each arm, on a seed of its own, never on test images.",
+    )
+
+
+def _failed(report: Report) -> Section | None:
+    rows: list[list[Cell]] = []
+    for cell in report.study.cells:
+        failure = report.store.failure(cell, report.since)
+        if failure is not None:
+            rows.append([cell.name, failure.kind, failure.message])
+    if not rows:
+        return None
+    lead = "They are missing in the tables. Run the command again to try them anew."
+    return Section("Failed cells", [Table(["cell", "how", "why"], rows)], lead)
+
+
+def _how(report: Report) -> Section:
+    notes = "\n".join(f"- {note}" for note in report.study.notes)
+    blocks: list[Block] = [Text(notes)] if notes else []
+    blocks += [
+        Code(report.command),
+        KeyValue(dict(machine())),
+        KeyValue(report.scale.model_dump(mode="json"), title="All sizes"),
+    ]
+    return Section("How it was done", blocks)

@@ -1,0 +1,223 @@
+"""One cell in a process of its own: whatever happens to it, the study goes on.
+
+A cell that the system kills for its memory, that crashes in native code or leaks takes nobody else with it, and
+what it needed (processor seconds, memory) is known exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitp.errors import VitpError
+from vitp.files import write_json
+from vitp.studies.budget import EnergyMeter
+from vitp.studies.cache import LOG, read_json
+from vitp.studies.grid import Cell
+
+OUTCOME = "outcome.json"
+GRACE = 120.0
+"""Seconds that interrupted work has for finishing its step and saving."""
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A cell that was needed, with what came out of it."""
+
+    cell: Cell
+    folder: Path
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the work of a cell gets.
+
+    Attributes:
+        cell: The cell.
+        folder: Its folder. It may hold what an interrupted attempt left.
+        inputs: Role → needed cell.
+    """
+
+    cell: Cell
+    folder: Path
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+
+
+Work = Callable[[Context], Mapping[str, Any]]
+"""Does the work of a cell and returns its values, as JSON values."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended.
+
+    Attributes:
+        values: What the work returned; None when it failed.
+        message, kind, trace: Why it failed.
+        cost: Seconds, processor seconds, bytes, joules of this attempt.
+    """
+
+    values: Mapping[str, Any] | None
+    message: str = ""
+    kind: str = ""
+    trace: str = ""
+    cost: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def run_here(work: Work, context: Context) -> Outcome:
+    """Do the work in this process."""
+    meter, began, cpu = EnergyMeter(), time.monotonic(), _processor_seconds()
+    try:
+        values: Mapping[str, Any] | None = json.loads(json.dumps(work(context)))
+        message = kind = trace = ""
+    except Exception as error:  # any mistake of one cell is a finding about that cell
+        if hasattr(error, "exit_code"):  # an interrupt, which is for the whole study
+            raise
+        values, kind, message = None, type(error).__name__, _message(error)
+        trace = "" if isinstance(error, VitpError) else traceback.format_exc(limit=-6)
+    cost = {
+        "seconds": time.monotonic() - began,
+        "processor_seconds": _processor_seconds() - cpu,
+        "memory": float(_peak_memory()),
+        "joules": meter.joules(),
+    }
+    return Outcome(values, message, kind, trace, cost)
+
+
+def run_apart(work: Work, context: Context, beat: Callable[[], None]) -> Outcome:
+    """Do the work in a child process and wait for it.
+
+    Args:
+        work: What is to be done.
+        context: Of the cell.
+        beat: Called several times a second while waiting.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: This process was told to stop. The child was told, too, and has ended.
+    """
+    (context.folder / OUTCOME).unlink(missing_ok=True)
+    # A forked child has all modules already. Elsewhere it starts anew.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    methods: Any = multiprocessing.get_context(method)
+    child = methods.Process(target=_child, args=(work, context, os.getpid()))
+    began = time.monotonic()
+    # An interrupt in the middle of a fork would be swallowed by the handlers that Python runs there.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        with warnings.catch_warnings():
+            # Libraries have threads of their own, which are idle here.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while child.is_alive():
+            child.join(0.25)
+            beat()
+    except BaseException:
+        if child.pid is not None:
+            _stop(child)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    found = read_json(context.folder / OUTCOME)
+    (context.folder / OUTCOME).unlink(missing_ok=True)
+    if found is not None:
+        return Outcome(**found)
+    cost: dict[str, float | None] = {"seconds": time.monotonic() - began}
+    return Outcome(None, _death(child.exitcode or 0), "killed", _last_lines(context.folder / LOG), cost)
+
+
+def _stop(child: multiprocessing.process.BaseProcess) -> None:
+    """Let the child finish its step and save; a second interrupt doesn't wait."""
+    child.terminate()
+    try:
+        child.join(GRACE)
+    finally:
+        if child.is_alive():
+            child.kill()
+            child.join()
+
+
+def _child(work: Work, context: Context, parent: int) -> None:
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)  # Ctrl-C is for the parent, which passes it on once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    with _printing_to(context.folder / LOG):
+        try:
+            outcome = run_here(work, context)
+        except Exception as error:
+            code = getattr(error, "exit_code", None)
+            sys.exit(code if isinstance(code, int) else 1)
+        if outcome.message:
+            print(f"{outcome.kind}: {outcome.message}\n{outcome.trace}", flush=True)
+        write_json(context.folder / OUTCOME, outcome.__dict__)
+
+
+def _leave(signum: int, frame: object) -> None:
+    sys.exit(128 + signum)
+
+
+def _watch(parent: int) -> None:
+    """End with the parent: nobody would know of this process, and the next study would do its work again."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """Send what is printed, by native code too, into a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        sys.stdout = sys.stderr = file
+        yield
+
+
+def _message(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else text[:497] + "…"
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code} and left no result"
+    name = signal.Signals(-code).name
+    hint = "; most often the memory is not enough" if -code == signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
+
+
+def _last_lines(path: Path, count: int = 8) -> str:
+    try:
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
+    except OSError:
+        return ""
+
+
+def _processor_seconds() -> float:
+    parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(part.ru_utime + part.ru_stime for part in parts)
+
+
+def _peak_memory() -> int:
+    """Return the largest resident memory of this process in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,330 @@
+"""What came out: one row a number, and tables of means."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from vitp.evaluation.statistics import PairedDifference, mean_std, paired_repeats
+from vitp.studies.cache import Store
+from vitp.studies.grid import Cell, Claim, Study, ordered
+from vitp.studies.pretraining import MAIN_PROBES
+
+Measure = tuple[str, str, str]
+"""Set, task, metric."""
+LOWER_IS_BETTER = ("drop",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of one evaluation, or one evaluation that failed.
+
+    Attributes:
+        study, scale: Whose.
+        group: Arms are compared within it.
+        arm: What is compared.
+        x: Its number, in studies of one number.
+        init: What pretraining began with.
+        set, task, metric: What was measured.
+        main: Whether it is the measure that its task is judged by.
+        seed: Of pretraining.
+        draw: Of the labels and the head.
+        value: The number; None when the cell failed or nothing could be counted.
+        images, flops, seconds: Of the pretraining run, alignment included.
+        status: "done", "failed" or "open".
+        message: Why it failed.
+        cell: Hash of the evaluation.
+    """
+
+    study: str
+    scale: str
+    group: str
+    arm: str
+    x: float | None
+    init: str
+    set: str
+    task: str
+    metric: str
+    main: bool
+    seed: int
+    draw: int
+    value: float | None
+    images: int | None
+    flops: float | None
+    seconds: float | None
+    status: str
+    message: str
+    cell: str
+
+    @property
+    def measure(self) -> Measure:
+        """Set, task and metric."""
+        return (self.set, self.task, self.metric)
+
+
+def rows_of(study: Study, store: Store, scale: str, since: float = 0.0) -> list[Row]:
+    """Return all numbers of a study, those that are missing included.
+
+    Args:
+        study: The cells.
+        store: Where the results are.
+        scale: Name of the scale.
+        since: Failures from before this time are open again.
+    """
+    found: list[Row] = []
+    for cell in study.cells:
+        if "group" in cell.facts:
+            found += _rows(study, store, cell, scale, since)
+    return found
+
+
+def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> Iterable[Row]:
+    facts, result = cell.facts, store.result(cell)
+    failure = store.failure(cell, since)
+    common = {
+        "study": study.name,
+        "scale": scale,
+        "group": facts["group"],
+        "arm": facts["arm"],
+        "x": facts.get("x"),
+        "init": facts.get("init", ""),
+        "set": facts.get("set", ""),
+        "seed": facts["seed"],
+        "message": failure.message if failure and result is None else "",
+        "status": "done" if result is not None else "failed" if failure else "open",
+        "cell": store.keys[cell.name],
+        **_pretraining_cost(study, store, cell),
+    }
+    if result is None:
+        task = str(facts.get("task", "frozen features"))
+        yield Row(task=task, metric="", main=True, draw=_int(facts.get("draw")), value=None, **common)
+    elif cell.kind == "probe":
+        for row in result["values"]["rows"]:
+            for draw, value in enumerate(row["values"]):
+                main = (row["task"], row["metric"]) in MAIN_PROBES
+                task = f"frozen: {row['task']}"
+                yield Row(task=task, metric=row["metric"], main=main, draw=draw, value=value, **common)
+    else:
+        corrupted = ", corrupted" if cell.kind == "robustness" else ""
+        for metric, value in result["values"]["values"].items():
+            yield Row(
+                task=f"{facts['task']}{corrupted}",
+                metric=metric,
+                main=metric == facts["score"] or (bool(corrupted) and metric == "drop"),
+                draw=_int(facts.get("draw")),
+                value=value,
+                **common,
+            )
+
+
+def _int(value: Any) -> int:
+    return int(value or 0)
+
+
+def _pretraining_cost(study: Study, store: Store, cell: Cell) -> dict[str, Any]:
+    source = study[cell.needs["model"]] if "model" in cell.needs else cell
+    run = study[source.needs["backbone"]]
+    result = store.result(run)
+    if result is None:
+        return {"images": None, "flops": None, "seconds": None}
+    values = result["values"]
+    return {"images": values["images"], "flops": values["flops"], "seconds": result["cost"]["seconds"]}
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return the rows as comma-separated values with a head."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()})
+    return file.getvalue()
+
+
+def measures_of(rows: Iterable[Row], *, main: bool = True) -> list[Measure]:
+    """Return the measures that have a number, each once, finetuned tasks before frozen features."""
+    found = dict.fromkeys(row.measure for row in rows if row.value is not None and (row.main or not main))
+    return sorted(found, key=lambda measure: (measure[0], measure[1].startswith("frozen")))
+
+
+def groups_of(rows: Iterable[Row]) -> list[str]:
+    """Return the groups, each once, in the order of the study."""
+    return list(dict.fromkeys(row.group for row in rows))
+
+
+def repeats(rows: Iterable[Row], group: str, arm: str, measure: Measure) -> dict[tuple[int, int], float]:
+    """Return (pretraining seed, draw) → value of one arm."""
+    return {
+        (row.seed, row.draw): row.value
+        for row in rows
+        if row.group == group and row.arm == arm and row.measure == measure and row.value is not None
+    }
+
+
+def compared(
+    rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure
+) -> PairedDifference | None:
+    """Return how two arms differ in a measure, or None where they have nothing in common.
+
+    A backbone that has no pretraining seed of its own (the start as it is) stands against every seed of the other.
+    """
+    mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
+    mine, others = _spread(mine, others), _spread(others, mine)
+    if not mine.keys() & others.keys():
+        return None
+    return paired_repeats(mine, others, higher_is_better=measure[2] not in LOWER_IS_BETTER)
+
+
+def _spread(
+    values: Mapping[tuple[int, int], float], other: Mapping[tuple[int, int], float]
+) -> dict[tuple[int, int], float]:
+    seeds = {seed for seed, _ in values}
+    if len(seeds) != 1:
+        return dict(values)
+    return {
+        (seed, draw): value for seed in {s for s, _ in other} or seeds for (_, draw), value in values.items()
+    }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the numbers say about a claim.
+
+    Attributes:
+        claim: The claim.
+        answer: "agrees", "does not agree", "mixed" or "cannot tell".
+        better, worse, undecided: Measures by verdict.
+    """
+
+    claim: Claim
+    answer: str
+    better: tuple[Measure, ...] = ()
+    worse: tuple[Measure, ...] = ()
+    undecided: tuple[Measure, ...] = ()
+
+
+def read_claim(rows: Sequence[Row], claim: Claim) -> Reading:
+    """Return what the main measures say about a claim."""
+    verdicts: dict[str, list[Measure]] = {"better": [], "worse": [], "no evidence": []}
+    for measure in measures_of(rows):
+        if claim.lower and measure[2] not in LOWER_IS_BETTER:
+            continue
+        if not claim.lower and measure[2] in LOWER_IS_BETTER:
+            continue
+        difference = compared(rows, claim.group, claim.ours, claim.theirs, measure)
+        if difference is not None:
+            verdicts[difference.verdict].append(measure)
+    better, worse = verdicts["better"], verdicts["worse"]
+    if better and worse:
+        answer = "mixed"
+    elif better or worse:
+        answer = "agrees" if better else "does not agree"
+    else:
+        answer = "cannot tell"
+    return Reading(claim, answer, tuple(better), tuple(worse), tuple(verdicts["no evidence"]))
+
+
+def label(measure: Measure, *, with_set: bool = True) -> str:
+    """Return a measure as people read it."""
+    set_, task, metric = measure
+    shown = f"{metric}, frozen" if task.startswith("frozen: ") else f"{task} {metric}"
+    shown = shown.replace("miou", "mIoU").replace(" map", " mAP")
+    known = {"frozen: scene linear": "scene ", "frozen: presence linear": "presence "}
+    shown = known.get(task, "") + shown
+    return f"{set_}: {shown}" if with_set else shown
+
+
+def several_sets(measures: Iterable[Measure]) -> bool:
+    """Return whether labels must name the set."""
+    return len({measure[0] for measure in measures}) > 1
+
+
+def to_markdown(study: Study, rows: Sequence[Row]) -> str:
+    """Return tables of mean ± standard deviation, one a group, and what the claims come to."""
+    lines = [f"# {study.title}", "", study.question, ""]
+    for group in groups_of(rows):
+        lines += [f"## {group}", "", *_group_table([row for row in rows if row.group == group], group), ""]
+    if study.claims:
+        lines += [
+            "## What the paper says",
+            "",
+            "| claim | here | better | worse | no evidence |",
+            "|---|---|---:|---:|---:|",
+        ]
+        for reading in (read_claim(rows, claim) for claim in study.claims):
+            counts = f"{len(reading.better)} | {len(reading.worse)} | {len(reading.undecided)}"
+            lines.append(f"| {reading.claim.text} | {reading.answer} | {counts} |")
+        lines.append("")
+    failed = [row for row in rows if row.status == "failed"]
+    if failed:
+        lines += ["## Failed", "", "| arm | group | task | why |", "|---|---|---|---|"]
+        lines += [
+            f"| {row.arm} | {row.group} | {row.task} | {row.message.replace('|', '/')} |" for row in failed
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _group_table(rows: Sequence[Row], group: str) -> list[str]:
+    measures = measures_of(rows)
+    names = [label(measure, with_set=several_sets(measures)) for measure in measures]
+    lines = [f"| arm | {' | '.join(names)} |", "|---|" + "---:|" * len(measures)]
+    for arm in dict.fromkeys(row.arm for row in rows):
+        cells = []
+        for measure in measures:
+            values = list(repeats(rows, group, arm, measure).values())
+            mean, std = mean_std(values)
+            cells.append(f"{100 * mean:.1f} ± {100 * std:.1f} ({len(values)})" if values else "–")
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return [*lines, "", "Percent, mean ± standard deviation (number of runs)."]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What the pretraining runs of an arm cost, on average over the seeds that finished.
+
+    Attributes:
+        arm, init, budget: Which runs.
+        runs: How many.
+        images, tokens, flops: Of a run.
+        seconds, processor_seconds, memory, joules: Of a run, over all its attempts; None where unknown.
+    """
+
+    arm: str
+    init: str
+    budget: str
+    runs: int
+    images: float
+    tokens: float
+    flops: float
+    seconds: float | None
+    processor_seconds: float | None
+    memory: float | None
+    joules: float | None
+
+
+def spent(study: Study, store: Store) -> list[Spent]:
+    """Return the cost of each arm's pretraining, tuning runs left out."""
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for cell in ordered(study.cells):
+        result = store.result(cell) if cell.name.startswith("pretrain/") else None
+        if result is not None:
+            facts = cell.facts
+            key = (str(facts["arm"]), str(facts["init"]), str(facts["budget"]))
+            found.setdefault(key, []).append(result)
+
+    def mean(results: Sequence[Mapping[str, Any]], part: str, name: str) -> float | None:
+        values = [result[part][name] for result in results if result[part].get(name) is not None]
+        return sum(values) / len(values) if values else None
+
+    return [
+        Spent(
+            *key,
+            len(results),
+            *(mean(results, "values", name) or 0.0 for name in ("images", "tokens", "flops")),
+            *(mean(results, "cost", name) for name in ("seconds", "processor_seconds", "memory", "joules")),
+        )
+        for key, results in found.items()
+    ]

@@ -1,0 +1,165 @@
+"""`vitp study` through the command line: killed and resumed, with a broken cell, spread over processes."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import tiny_chat, tiny_vlm_config
+from tests.e2e.conftest import finish, refused, start, vitp
+from vitp.models.vlm import VisionLanguageModel
+from vitp.pretrained import save_vlm
+from vitp.studies.cache import Store, cell_keys
+from vitp.studies.catalogue import make_study
+from vitp.studies.grid import Study
+from vitp.studies.scales import scale_of
+from vitp.studies.work import VERSIONS
+
+TASKS = ("classification", "presence", "segmentation", "detection")
+DETECTOR = (
+    "{width: 16, proposals: {anchor_scales: [2.0], keep_before: [30, 20], keep: [20, 10]}, "
+    "box: {kind: faster, hidden: 16, samples: 16, detections: 10}}"
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision-language model of some thousand parameters to continue from."""
+    folder = tmp_path_factory.mktemp("start") / "vlm"
+    chat = tiny_chat()
+    save_vlm(folder, VisionLanguageModel(tiny_vlm_config(), vocabulary=len(chat)), chat)
+    return folder
+
+
+def overrides(start_from: Path) -> list[str]:
+    """Sizes at which a cell takes a second or two."""
+    found = [
+        f"start={start_from}",
+        "inits=[start]",
+        "budgets=[images, flops]",
+        "seeds=1",
+        "draws=1",
+        "images=64",
+        "tuning_images=32",
+        "lrs=[1e-3, 3e-3]",
+        "workers=0",
+        "threads=1",
+        "scenes.count=40",
+        "scenes.size=32",
+        "scenes.val=0.2",
+        "scenes.test=0.2",
+        "probe_labels=10",
+        "probe_draws=1",
+        "probe_images=20",
+        f"tasks.detection.head={DETECTOR}",
+        "tasks.detection.neck={kind: simple, options: {channels: 16}}",
+        "tasks.segmentation.head={kind: fpn, width: 16}",
+        "tasks.segmentation.neck={kind: simple, options: {channels: 16}}",
+    ]
+    for task in TASKS:
+        found += [f"tasks.{task}.{name}" for name in ("steps=2", "full_steps=2", "labels=8", "lrs=[1e-3]")]
+    return [word for override in found for word in ("--set", override)]
+
+
+def opened(name: str, start_from: Path, out: Path) -> tuple[Study, Store]:
+    """The study that the command runs, and where its cells lie."""
+    scale = scale_of("micro", overrides=[w for w in overrides(start_from) if w != "--set"])
+    study = make_study(name, scale)
+    return study, Store(out / "cells", cell_keys(study, VERSIONS))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_study_is_killed_resumed_and_complete(tiny_start: Path, tmp_path: Path) -> None:
+    command = ("study", "paradigms", "--out", tmp_path, *overrides(tiny_start))
+    study, store = opened("paradigms", tiny_start, tmp_path)
+    process = start(*command)
+    until = time.monotonic() + 400
+    while time.monotonic() < until and process.poll() is None:
+        if sum(store.result(cell) is not None for cell in study.cells if cell.kind == "pretrain") >= 2:
+            break
+        time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    done = {cell.name: store.result(cell) for cell in study.cells}
+    before = {name: result["when"] for name, result in done.items() if result is not None}
+    assert 2 <= len(before) < len(study.cells)
+
+    result = finish(start(*command), timeout=1500)
+    assert result.code == 0, result.out + result.err
+    assert "about " in result.out and "cells are there already" in result.out
+    kept = {name: store.result(study[name]) for name in before}
+    assert {name: found["when"] for name, found in kept.items() if found is not None} == before
+
+    table = rows(tmp_path / "paradigms-micro")
+    assert {row["status"] for row in table} == {"done"}
+    arms = {"ViTP", "MAE", "CLIP", "SimCLR", "DINO", "supervised", "dense supervised", "not continued"}
+    for group in ("continued from the start, equal images", "continued from the start, equal operations"):
+        mine = [row for row in table if row["group"] == group]
+        assert {row["arm"] for row in mine} == arms
+        tested = {row["task"] for row in mine if row["arm"] == "MAE"}
+        assert {"classification", "segmentation", "detection", "frozen: patches linear"} <= tested
+    costs = {(row["group"], row["arm"]): float(row["flops"]) for row in table if row["flops"]}
+    vitp_flops = costs["continued from the start, equal operations", "ViTP"]
+    for arm in arms - {"ViTP", "not continued"}:
+        # One step more or less is the best that whole batches allow.
+        assert costs["continued from the start, equal operations", arm] == pytest.approx(vitp_flops, rel=0.35)
+    chosen = [store.result(cell) for cell in study.cells if cell.kind == "choose"]
+    assert chosen and all(found is not None and len(found["values"]["tried"]) == 2 for found in chosen)
+    page = (tmp_path / "paradigms-micro" / "index.html").read_text(encoding="utf-8")
+    for words in ("Label information", "Tuning", "equal operations", "ceiling"):
+        assert words.lower() in page.lower()
+    assert list((tmp_path / "paradigms-micro" / "plots").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_broken_cell_is_reported_and_the_others_finish(tiny_start: Path, tmp_path: Path) -> None:
+    study, store = opened("cost", tiny_start, tmp_path)
+    broken = store.folder(study["pretrain/MAE/start/0"])
+    broken.mkdir(parents=True)
+    (broken / "run").write_text("something that is no run")
+    command = ("study", "cost", "--out", tmp_path, *overrides(tiny_start))
+    result = finish(start(*command), timeout=1200)
+    assert result.code == 1, result.out + result.err
+    table = rows(tmp_path / "cost-micro")
+    assert {row["arm"] for row in table if row["status"] == "failed"} == {"MAE"}
+    assert {row["arm"] for row in table if row["status"] == "done"} >= {"ViTP", "CLIP", "supervised"}
+    assert all(row["message"] for row in table if row["status"] == "failed")
+    page = (tmp_path / "cost-micro" / "index.html").read_text(encoding="utf-8")
+    assert "Failed cells" in page and "pretrain/MAE/start/0" in page
+    (broken / "run").unlink()
+    again = finish(start(*command), timeout=600)
+    assert again.code == 0, again.out + again.err
+    assert {row["status"] for row in rows(tmp_path / "cost-micro")} == {"done"}
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_the_work_and_writes_what_is_there(tiny_start: Path, tmp_path: Path) -> None:
+    study, store = opened("vrl-ratio", tiny_start, tmp_path)
+    process = start("study", "vrl-ratio", "--out", tmp_path, *overrides(tiny_start))
+    until = time.monotonic() + 300
+    while time.monotonic() < until and not any(store.result(c) for c in study.cells if c.kind == "pretrain"):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    result = finish(process, timeout=200)
+    assert result.code == 130, result.out + result.err
+    assert (tmp_path / "vrl-ratio-micro" / "index.html").is_file()
+    assert not list((tmp_path / "cells").glob("*/lock.json"))
+
+
+def test_wrong_words_are_answered_with_the_right_ones(tmp_path: Path) -> None:
+    assert 'did you mean "paradigms"' in refused("study", "paradigm", "--out", tmp_path)
+    assert 'did you mean "small"' in refused("study", "cost", "--scale", "smal", "--out", tmp_path)
+    assert 'did you mean "seeds"' in refused("study", "cost", "--set", "seed=2", "--out", tmp_path)
+    assert "vitp data compile" in refused("study", "cost", "--data", tmp_path, "--out", tmp_path / "o")
+    plan = vitp("study", "paradigms", "--scale", "paper", "--plan", "--out", tmp_path / "p")
+    assert plan.code == 0 and "1,024,000 images a run" in plan.out
