@@ -17,13 +17,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from vitp.config import make_config
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read as read_labels
 from vitp.data.labels import LabelledSet
@@ -36,7 +37,7 @@ from vitp.models.vision import VisionTower
 from vitp.pretrain import run_pretraining
 from vitp.pretrained import load_vlm
 from vitp.recipes.micro import SYNTHESIS, Budget, continued_from_starter
-from vitp.tasks.segmentation import SegmentationFinetuneConfig, finetune_segmentation
+from vitp.tasks.finetune import FinetuneConfig, run_finetune
 
 RANDOM, STARTER, VITP = "random", "starter", "after ViTP"
 FINETUNE = "segmentation finetune"
@@ -60,7 +61,7 @@ class DemoPlan:
     budget: Budget = BUDGET
     probe_labels: int = 300
     probe_seeds: tuple[int, ...] = (0, 1, 2)
-    finetune_labels: int = 60
+    finetune_labels: int | None = 60
     finetune_steps: int = 100
     finetune_batch: int = 4
     finetune_seeds: tuple[int, ...] = (0, 1, 2)
@@ -99,15 +100,13 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) ->
     )
     finetuned = _cached(
         out / "finetune.json",
-        lambda: stage.run(
-            5, "segmentation finetune on few labels", lambda: _finetune(towers, labelled, plan, out)
-        ),
+        lambda: stage.run(5, "segmentation finetune on few labels", lambda: _finetune(data, plan, out)),
     )
     ceiling: dict[str, Any] = {}
     if plan.ceiling_steps:
         ceiling = _cached(
             out / "ceiling.json",
-            lambda: stage.run(6, "ceiling: all labels", lambda: _ceiling(towers[0], labelled, plan, out)),
+            lambda: stage.run(6, "ceiling: all labels", lambda: _ceiling(data, plan, out)),
         )
     from vitp.recipes.demo_page import DemoResults, write_demo_page, write_results
 
@@ -208,61 +207,74 @@ def _for_each(
     return {name: ProbeTable.joined(found) for name, found in tables.items()}
 
 
-def _finetune(
-    towers: Sequence[Mapping[str, VisionTower]], labelled: LabelledSet, plan: DemoPlan, out: Path
-) -> dict[str, ProbeTable]:
-    def one(tower: VisionTower, number: int, name: str) -> ProbeTable:
-        folder = out / "finetune" / f"{name.replace(' ', '-')}-{number}"
-        configs = [finetune_config(plan, seed) for seed in plan.finetune_seeds]
-        note = f"{plan.finetune_labels} labelled images, {plan.finetune_steps} steps"
-        return _finetuned(tower, labelled, configs, folder, note)
+def _finetune(data: Path, plan: DemoPlan, out: Path) -> dict[str, ProbeTable]:
+    """Return one table an initialisation, its values in the order (pretraining seed, draw of labels).
 
-    return _for_each(towers, one)
-
-
-def _ceiling(
-    towers: Mapping[str, VisionTower], labelled: LabelledSet, plan: DemoPlan, out: Path
-) -> dict[str, ProbeTable]:
-    configs = [
-        finetune_config(plan, seed).model_copy(
-            update={"labels": None, "steps": plan.ceiling_steps, "val_every": plan.ceiling_steps}
+    Every pair of seeds draws labels and head anew, the same ones for each initialisation.
+    """
+    tables = {}
+    for name in (RANDOM, STARTER, VITP):
+        runs = []
+        for number, seed in enumerate(plan.seeds):
+            init = {RANDOM: "random", STARTER: "starter", VITP: str(out / f"backbone-{seed}")}[name]
+            for draw in plan.finetune_seeds:
+                run_seed = number * len(plan.finetune_seeds) + draw
+                config = finetune_config(plan, data, init, run_seed)
+                runs.append((config, out / "finetune" / f"{name.replace(' ', '-')}-{run_seed}"))
+        tables[name] = _finetuned(
+            runs, f"{plan.finetune_labels} labelled images, {plan.finetune_steps} steps"
         )
+    return tables
+
+
+def _ceiling(data: Path, plan: DemoPlan, out: Path) -> dict[str, ProbeTable]:
+    longer = replace(plan, finetune_labels=None, finetune_steps=plan.ceiling_steps)
+    runs = [
+        (finetune_config(longer, data, "starter", seed), out / "ceiling" / str(seed))
         for seed in plan.finetune_seeds
     ]
-    note = f"all labelled images, {plan.ceiling_steps} steps"
-    return {STARTER: _finetuned(towers[STARTER], labelled, configs, out / "ceiling", note)}
+    return {STARTER: _finetuned(runs, f"all labelled images, {plan.ceiling_steps} steps")}
 
 
-def _finetuned(
-    tower: VisionTower,
-    labelled: LabelledSet,
-    configs: Sequence[SegmentationFinetuneConfig],
-    folder: Path,
-    note: str,
-) -> ProbeTable:
-    """Return the test scores of one finetune a configuration."""
-    results = []
-    for config in configs:
-        run, quiet = folder / str(config.seed), Console(quiet=True)
-        results.append(
-            finetune_segmentation(tower, labelled, config, run, console=quiet, resume=run.is_dir())
-        )
+def _finetuned(runs: Sequence[tuple[FinetuneConfig, Path]], note: str) -> ProbeTable:
+    """Return the test scores of some finetunes."""
+    scores = [
+        run_finetune(config, run, console=Console(quiet=True), resume=(run / "config.yaml").is_file()).scores
+        for config, run in runs
+    ]
     rows = (
-        ProbeRow(FINETUNE, "mIoU", tuple(result.miou for result in results)),
-        ProbeRow(FINETUNE, "macro F1", tuple(result.macro_f1 for result in results)),
+        ProbeRow(FINETUNE, "mIoU", tuple(found.values["miou"] for found in scores)),
+        ProbeRow(FINETUNE, "macro F1", tuple(found.values["macro_f1"] for found in scores)),
     )
     return ProbeTable(rows, note)
 
 
-def finetune_config(plan: DemoPlan, seed: int) -> SegmentationFinetuneConfig:
-    """Return the finetuning protocol, the same for every initialisation."""
-    return SegmentationFinetuneConfig(
-        steps=plan.finetune_steps,
-        batch_size=plan.finetune_batch,
-        labels=plan.finetune_labels,
-        seed=seed,
-        val_every=plan.finetune_steps,
-        max_val_images=50,
+def finetune_config(plan: DemoPlan, data: Path, init: str, seed: int) -> FinetuneConfig:
+    """Return the finetuning protocol, the same for every initialisation: a light decoder on a feature pyramid."""
+    return make_config(
+        FinetuneConfig,
+        {
+            "task": "segmentation",
+            "seed": seed,
+            "backbone": {"init": init},
+            "neck": {"kind": "simple", "options": {"channels": 64}},
+            "head": {"kind": "fpn", "width": 64, "auxiliary": 0.0},
+            "data": {
+                "root": str(data),
+                "format": "vitp",
+                "labels": plan.finetune_labels,
+                "max_val_images": 50,
+            },
+            "augment": {"scale": [1.0, 1.6]},
+            "train": {
+                "steps": plan.finetune_steps,
+                "batch_size": plan.finetune_batch,
+                "val_every": None,
+                "save_every": plan.finetune_steps,
+                "keep_last": 1,
+            },
+        },
+        where="demo",
     )
 
 
