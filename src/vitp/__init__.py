@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitp.data.records import InstructionRecord, Turn
     from vitp.evaluation.probes import run_probes
     from vitp.export import export_backbone, load_backbone, verify_export
+    from vitp.image_pretrain import ImagePretrainConfig, run_image_pretraining
     from vitp.models.backbone import Backbone
     from vitp.models.vision import VisionTower
     from vitp.objectives.base import Objective
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Assistant": "vitp.ask",
     "Backbone": "vitp.models.backbone",
+    "ImagePretrainConfig": "vitp.image_pretrain",
     "InstructionRecord": "vitp.data.records",
     "Objective": "vitp.objectives.base",
     "PretrainConfig": "vitp.pretrain",
@@ -38,6 +40,7 @@ _HOMES = {
     "load_task": "vitp.tasks.runs",
     "load_vlm": "vitp.pretrained",
     "run_finetune": "vitp.tasks.finetune",
+    "run_image_pretraining": "vitp.image_pretrain",
     "run_pretraining": "vitp.pretrain",
     "run_probes": "vitp.evaluation.probes",
     "save_vlm": "vitp.pretrained",
@@ -47,6 +50,7 @@ _HOMES = {
 __all__ = [
     "Assistant",
     "Backbone",
+    "ImagePretrainConfig",
     "InstructionRecord",
     "Objective",
     "PretrainConfig",
@@ -59,6 +63,7 @@ __all__ = [
     "load_task",
     "load_vlm",
     "run_finetune",
+    "run_image_pretraining",
     "run_pretraining",
     "run_probes",
     "save_vlm",

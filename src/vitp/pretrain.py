@@ -12,9 +12,11 @@ from rich.console import Console
 
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
+from vitp.data.lengths import RecordCost, RecordLength
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.tiles import InputSettings
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
@@ -22,11 +24,16 @@ from vitp.engine.hooks import Hook, TrainResult
 from vitp.engine.loop import Trainer
 from vitp.errors import ConfigError
 from vitp.files import write_json
+from vitp.models.compute import ComputeConfig, configure
+from vitp.models.flops import forward_flops, language_shape, vision_flops
+from vitp.models.lora import VisionLoRAConfig, add_lora
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.objectives.preserving import PreserveConfig, preserving
+from vitp.objectives.prior_weights import PriorConfig, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.vitp import ViTPObjective
 from vitp.pretrained import LoadedVLM, load_tokenizer, load_vlm
-from vitp.run_folder import claimed
+from vitp.run_folder import CONFIG_FILE, claimed
 
 
 class ModelSettings(BaseModel):
@@ -46,6 +53,13 @@ class ModelSettings(BaseModel):
         default_factory=dict, description="Part → factor on the learning rate."
     )
     gradient_checkpointing: bool = False
+    vision_lora: VisionLoRAConfig | None = Field(
+        None, description="Train the vision tower by low-rank updates and a few whole blocks only."
+    )
+    preserve: PreserveConfig = Field(
+        default_factory=PreserveConfig,
+        description="Keep the features near those of the initial vision tower.",
+    )
 
 
 class DataSettings(BaseModel):
@@ -59,6 +73,10 @@ class DataSettings(BaseModel):
     rates: list[float] | None = Field(None, description="Factor on the sampling rate, one for each mixture.")
     global_batch: int = Field(128, ge=1, description="Records an optimizer step, over all ranks.")
     sequence: SequenceConfig = Field(default_factory=SequenceConfig)
+    input: InputSettings = Field(default_factory=InputSettings)
+    balance: bool = Field(
+        False, description="Share a step's records out so that all ranks have about the same to compute."
+    )
 
 
 class ProbeSettings(BaseModel):
@@ -95,7 +113,11 @@ class PretrainConfig(BaseModel):
     data: DataSettings
     vrl: VRLConfig = Field(default_factory=VRLConfig)
     align: AlignSettings = Field(default_factory=AlignSettings)
+    prior: PriorConfig = Field(default_factory=PriorConfig, description="Weights of the answers' tokens.")
     optim: OptimConfig = Field(default_factory=OptimConfig)
+    compute: ComputeConfig = Field(
+        default_factory=ComputeConfig, description="Speed and memory; changes no result beyond rounding."
+    )
     train: TrainConfig = Field(default_factory=lambda: TrainConfig(steps=8000))
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
 
@@ -154,19 +176,54 @@ def build(config: PretrainConfig) -> PretrainRun:
     torch.manual_seed(config.seed)
     mixture = open_mixture(config.data, config.seed)
     loaded = _initial_model(config, mixture)
-    if config.model.gradient_checkpointing:
-        loaded.vlm.set_gradient_checkpointing(True)
+    compute = config.compute
+    if config.model.gradient_checkpointing and compute.recompute == "none":
+        compute = compute.model_copy(update={"recompute": "full"})
+    configure(loaded.vlm, compute)
+    if config.model.vision_lora is not None:
+        add_lora(loaded.vlm.vision, config.model.vision_lora)
     objective = ViTPObjective(
-        loaded.vlm, loaded.chat, freeze=config.model.freeze, lr_scale=config.model.lr_scale
+        loaded.vlm,
+        loaded.chat,
+        freeze=config.model.freeze,
+        lr_scale=config.model.lr_scale,
+        prior=_prior_weights(config.prior),
     )
     collator = Collator(
         loaded.chat,
         tile=loaded.vlm.vision.image_size[0],
         config=config.data.sequence,
         drop=VisualRobustness(config.vrl, config.seed).train(),
+        load_tiles=config.data.input.loader(loaded.vlm.vision.image_size[0]),
     )
-    source = InstructionSource(mixture, collator, config.data.global_batch, config.train.micro_batches)
+    source = InstructionSource(
+        mixture,
+        collator,
+        config.data.global_batch,
+        config.train.micro_batches,
+        cost=_record_cost(config, loaded) if config.data.balance else None,
+    )
     return PretrainRun(config, objective, source)
+
+
+def _record_cost(config: PretrainConfig, loaded: LoadedVLM) -> RecordCost:
+    """Return what a record costs, with a tile of the vision tower in tokens of the language model."""
+    vision, language = loaded.vlm.vision, language_shape(loaded.vlm.language)
+    tile, token = vision_flops(vision, 1), forward_flops(language, 1, config.data.sequence.max_length / 4)
+    length = RecordLength(loaded.chat, vision.image_size[0], config.data.sequence.max_tiles)
+    return RecordCost(length, tile / token, 1 - config.vrl.ratio * config.vrl.probability)
+
+
+def _prior_weights(config: PriorConfig) -> PriorWeights | None:
+    if config.alpha == 0:
+        return None
+    if config.reference is None:
+        raise ConfigError(
+            "names no model that knows the answers without images",
+            where="prior.reference",
+            fix="name one, or start the run with `vitp pretrain`, which trains one first",
+        )
+    return PriorWeights(TextReference(load_vlm(config.reference).vlm.language), config.alpha)
 
 
 def _initial_model(config: PretrainConfig, mixture: Mixture) -> LoadedVLM:
@@ -225,23 +282,25 @@ def run_pretraining(
     """
     run_dir = Path(run_dir)
     distributed.initialize(distributed.resolve_device(config.train.device))
-    with claimed(run_dir, config, resume=resume, phases=("align",)):
+    resume = resume or distributed.restarted(run_dir / CONFIG_FILE)
+    with claimed(run_dir, config, resume=resume, phases=("prior", "align")):
         return _train(config, run_dir, resume, console)
 
 
 def _train(config: PretrainConfig, run_dir: Path, resume: bool, console: Console | None) -> TrainResult:
-    started = _align(config, run_dir, console) if config.align.steps else config
+    started = _fit_reference(config, run_dir, console)
+    if config.align.steps:
+        started = _align(started, run_dir, console)
     run = build(started)
     if distributed.rank() == 0:
         write_json(run_dir / "mixture.json", describe_mixture(run))
-    hooks = [_probe_hook(config)] if config.probe.data else []
     trainer = Trainer(
-        run.objective,
+        preserving(run.objective, config.model.preserve),
         run.source,
         config.optim,
         config.train,
         run_dir,
-        hooks=hooks,
+        hooks=probe_hooks(config.probe),
         console=console,
         resume=resume,
     )
@@ -269,6 +328,31 @@ def _align(config: PretrainConfig, run_dir: Path, console: Console | None) -> Pr
     return config.model_copy(update={"model": config.model.model_copy(update={"init": str(folder)})})
 
 
+def _fit_reference(config: PretrainConfig, run_dir: Path, console: Console | None) -> PretrainConfig:
+    """Train the reference of the token weights in `run_dir/prior` unless it is there; return the run that uses it."""
+    if config.prior.alpha == 0 or config.prior.reference is not None:
+        return config
+    folder = run_dir / "prior"
+    if not (folder / "model").is_dir():
+        phase = config.model_copy(
+            update={
+                "prior": PriorConfig(),
+                "model": config.model.model_copy(update={"freeze": [], "vision_lora": None}),
+                "optim": config.optim.model_copy(update={"lr": config.prior.lr}),
+                "train": config.train.model_copy(
+                    update={"steps": config.prior.steps, "must_train": (), "tensorboard": False}
+                ),
+            }
+        )
+        run = build(phase)
+        objective = TextOnlyObjective(run.objective.vlm, run.objective.chat)
+        resume = (folder / "checkpoints").is_dir()
+        Trainer(
+            objective, run.source, phase.optim, phase.train, folder, console=console, resume=resume
+        ).train()
+    return config.model_copy(update={"prior": config.prior.model_copy(update={"reference": str(folder)})})
+
+
 def describe_mixture(run: PretrainRun) -> dict[str, Any]:
     """Return what the card of an export says about the data: sets, sizes, rates, licences, hash."""
     mixture = run.source.mixture
@@ -287,11 +371,11 @@ def describe_mixture(run: PretrainRun) -> dict[str, Any]:
     }
 
 
-def _probe_hook(config: PretrainConfig) -> Hook:
+def probe_hooks(settings: ProbeSettings) -> list[Hook]:
+    """Return the hook that probes while a run goes on, or none where no data is named."""
+    if settings.data is None:
+        return []
     from vitp.data.formats.vitp_labels import read as read_labels
     from vitp.evaluation.online import OnlineProbes
 
-    assert config.probe.data is not None
-    return OnlineProbes(
-        read_labels(Path(config.probe.data)), config.probe.every, max_images=config.probe.images
-    )
+    return [OnlineProbes(read_labels(Path(settings.data)), settings.every, max_images=settings.images)]

@@ -17,9 +17,16 @@ CONFIG_FILE = "config.yaml"
 HARMLESS = (
     *("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device"),
     *("train.micro_batches", "train.parallel", "train.shard_size", "train.async_save"),
+    *(
+        "compute.attention",
+        "compute.recompute",
+        "compute.compile",
+        "compute.tile_multiple",
+        "compute.static_rows",
+    ),
     *("data.input.cache_gb", "data.input.cache_folder", "data.balance"),
 )
-"""Settings that a resumed run may change: they don't change what is learned."""
+"""Settings that a resumed run may change: they don't change what is learned, beyond rounding."""
 
 
 @contextlib.contextmanager

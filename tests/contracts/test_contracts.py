@@ -282,25 +282,56 @@ def test_two_steps_move_the_vision_tower(case: Case, tmp_path: Path) -> None:
 SURFACE = {
     "": ["--version"],
     "ask": ["MODEL", "ARGUMENTS", "--draw", "--max-tokens", "--max-tiles"],
+    "convert": [
+        "SOURCE", "OUT", "--to", "--dtype", "--architecture", "--heads", "--image-size", "--template",
+        "--force",
+    ],
+    "bench": ["RUN", "--size", "--steps", "--json", "--against", "--profile", "--set -s"],
+    "check": ["RUN", "--records", "--ranks", "--only", "--skip", "--json", "--set -s"],
     "data check": ["SOURCE", "--against", "--model", "--max-length", "--max-tiles", "--json"],
     "data compile": [
-        "SOURCE", "--out", "--format", "--seed", "--crop", "--overlap", "--questions", "--grid",
+        "SOURCE", "--out", "--format", "--seed", "--crop", "--overlap", "--empty", "--questions", "--grid",
         "--grid-always", "--task", "--max-tiles", "--option -o", "--force",
     ],
+    "data leaks": ["MIXTURE", "--test", "--out", "--clean", "--whole-only", "--json"],
+    "data prepare": [
+        "NAME", "--root", "--out", "--protocol", "--crop", "--overlap", "--option -o", "--partial", "--check",
+        "--force",
+    ],
     "data scenes": ["DOMAIN", "--out", "--layout", "--count", "--size", "--seed"],
+    "data sets": [],
     "data show": ["SOURCE", "--out", "--count", "--seed", "--model", "--max-tiles"],
     "demo": ["--out", "--seeds", "--ceiling", "--force"],
     "doctor": ["--json"],
     "eval": ["RUN", "DATA", "--split", "--format", "--option -o", "--set -s", "--out"],
-    "export": ["SOURCE", "--out", "--verify", "--against", "--force"],
+    "export": ["SOURCE", "--out", "--format", "--image-size", "--verify", "--against", "--force"],
+    "features": ["BACKBONES", "--images", "--out", "--pictures", "--patch", "--shared-colours", "--max-images"],
     "finetune": [
         "TASK", "CONFIG", "--data", "--backbone", "--out", "--steps", "--set -s", "--resume",
     ],
     "predict": ["RUN", "IMAGES", "--out", "--later", "--set -s"],
-    "pretrain": ["CONFIG", "--out", "--data", "--init", "--steps", "--set -s", "--resume"],
+    "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
     "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--out"],
-    "recipe": ["NAME", "--out", "--scale", "--seeds"],
+    "plan": [
+        "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",
+        "--samples", "--set -s", "--json",
+    ],
+    "recipe": [
+        "NAME", "--out", "--scale", "--seeds", "--data", "--init", "--gpus", "--as-published", "--available",
+        "--dry-run", "--set -s",
+    ],
+    "recipes parity": ["NAME", "--images", "--json"],
+    "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
     "report": ["RUN", "--out", "--samples"],
+    "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--minutes", "--plan"],
+    "robustness": [
+        "RUN", "DATA", "--compare", "--severities", "--corruptions", "--split", "--max-images", "--seed",
+        "--labels", "--seeds", "--metric", "--format", "--option -o", "--set -s", "--out", "--force",
+    ],
+    "swap": [
+        "MODEL", "OUT", "--vision", "--language", "--image-size", "--shuffle", "--template",
+        "--keep-projector", "--seed", "--force",
+    ],
 }  # fmt: skip
 
 

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
+from vitp.check.batches import one_by_one
 from vitp.data.packing import pack
 from vitp.data.records import InstructionRecord
+from vitp.models.compute import set_recompute
 from vitp.models.vlm import VisionLanguageModel, packed_attention_mask
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.vitp import ViTPObjective
@@ -62,21 +64,31 @@ def loss_and_gradient(model: ViTPObjective, batches) -> tuple[float, torch.Tenso
 def assert_same(a, b) -> None:
     assert a[0] == pytest.approx(b[0], rel=1e-4)
     assert torch.norm(a[1] - b[1]) <= 1e-4 * torch.norm(b[1])
+    assert torch.cosine_similarity(a[1].double(), b[1].double(), dim=0) >= 0.9999
 
 
-@settings(max_examples=12, deadline=None)
-@given(
-    shapes=st.lists(
-        st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 4), st.booleans()),
-        min_size=1,
-        max_size=6,
-    ),
-    ratio=st.sampled_from([0.0, 0.5, 0.75]),
-)
-def test_packed_equals_one_by_one(shapes, ratio):
+@st.composite
+def batches_of_records(draw, most: int) -> tuple[list[InstructionRecord], list[list[int]], float]:
+    """Records with 1 to 2 images of 1 to 3 tiles each and 1 to 4 questions, some of them conversations."""
+    shapes = draw(
+        st.lists(
+            st.tuples(st.lists(st.integers(1, 3), min_size=1, max_size=2), st.integers(1, 4), st.booleans()),
+            min_size=1,
+            max_size=most,
+        )
+    )
+    records = [
+        make_record(number, images=len(tiles), turns=turns, independent=independent)
+        for number, (tiles, turns, independent) in enumerate(shapes)
+    ]
+    return records, [tiles for tiles, _, _ in shapes], draw(st.sampled_from([0.0, 0.5, 0.75]))
+
+
+@settings(max_examples=10, deadline=None)
+@given(made=batches_of_records(most=6))
+def test_packed_equals_one_by_one(made):
+    records, tiles, ratio = made
     model = objective()
-    records = [make_record(i, images=s[0], turns=s[2], independent=s[3]) for i, s in enumerate(shapes)]
-    tiles = [[s[1]] * s[0] for s in shapes]
     packed = loss_and_gradient(model, [batch_of(records, tiles, ratio=ratio)])
     single = loss_and_gradient(
         model, [batch_of([r], [t], ratio=ratio) for r, t in zip(records, tiles, strict=True)]
@@ -84,14 +96,69 @@ def test_packed_equals_one_by_one(shapes, ratio):
     assert_same(packed, single)
 
 
+@settings(max_examples=6, deadline=None)
+@given(made=batches_of_records(most=5))
+def test_every_attention_gives_what_the_dense_mask_gives(made):
+    records, tiles, ratio = made
+    model, batch = objective(), batch_of(records, tiles, ratio=ratio)
+    model.vlm.attention = "dense"
+    reference = loss_and_gradient(model, [batch])
+    model.vlm.attention = "runs"
+    assert_same(loss_and_gradient(model, [batch]), reference)
+    model.vlm.static_rows = True
+    assert_same(loss_and_gradient(model, [batch]), reference)
+
+
+@settings(max_examples=4, deadline=None)
+@given(made=batches_of_records(most=4))
+def test_questions_that_share_an_image_equal_separate_ones(made):
+    records, tiles, ratio = made
+    model = objective()
+    shared = loss_and_gradient(model, [batch_of(records, tiles, ratio=ratio)])
+    apart, apart_tiles, keys = [], [], []
+    for record, counts in zip(records, tiles, strict=True):
+        alone = one_by_one(record) if record.independent else [record]
+        apart += alone
+        apart_tiles += [counts] * len(alone)
+        keys += [int(record.id)] * len(alone)
+    assert_same(shared, loss_and_gradient(model, [batch_of(apart, apart_tiles, ratio=ratio, keys=keys)]))
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_one_and_many_records_in_a_pack(count):
+    """The ends of the range: a pack of one record, and one of 64 with all kinds of tiles and questions."""
+    records = [make_record(i, images=1 + i % 2, turns=1 + i % 4, independent=i % 3 > 0) for i in range(count)]
+    tiles = [[1 + i % 3] * (1 + i % 2) for i in range(count)]
+    model = objective()
+    packed = loss_and_gradient(model, [batch_of(records, tiles, ratio=0.75)])
+    single = loss_and_gradient(
+        model, [batch_of([r], [t], ratio=0.75) for r, t in zip(records, tiles, strict=True)]
+    )
+    assert_same(packed, single)
+
+
+def test_padded_tiles_change_nothing():
+    model, batch = objective(), batch_of([make_record(i) for i in range(3)], [[1]] * 3)
+    expected = loss_and_gradient(model, [batch])
+    model.vlm.tile_multiple = 4
+    assert_same(loss_and_gradient(model, [batch]), expected)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputed_activations_change_nothing(mode):
+    model, batch = objective().train(), batch_of([make_record(i) for i in range(3)], [[1]] * 3)
+    expected = loss_and_gradient(model, [batch])
+    set_recompute(model.vlm, mode)
+    assert_same(loss_and_gradient(model, [batch]), expected)
+    set_recompute(model.vlm, "none")
+    again = loss_and_gradient(model, [batch])
+    assert again[0] == expected[0] and torch.equal(again[1], expected[1])
+
+
 def test_shared_prefix_equals_separate_sequences():
     model = objective()
     record = make_record(5, turns=4)
-    prefix = record.prefix
-    separate = [
-        replace(record, turns=(replace(turn, question=turn.question if n == 0 else prefix + turn.question),))
-        for n, turn in enumerate(record.turns)
-    ]
+    separate = one_by_one(record)
     shared = loss_and_gradient(model, [batch_of([record], [[2]], ratio=0.75)])
     apart = loss_and_gradient(model, [batch_of([r], [[2]], ratio=0.75, keys=[5]) for r in separate])
     assert_same(shared, apart)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vitp.cli import data, models, tasks, training
+from vitp.cli import checks, data, evidence, models, plan, recipes, studies, tasks, training
 from vitp.errors import VitpError
 from vitp.files import as_user_error
 from vitp.version import __version__
@@ -36,6 +36,11 @@ app.add_typer(data.app, name="data", help="Labels to instructions, checks, pages
 training.register(app)
 models.register(app)
 tasks.register(app)
+recipes.register(app)
+plan.register(app)
+studies.register(app)
+evidence.register(app)
+checks.register(app)
 
 
 def _print_version(wanted: bool) -> None:

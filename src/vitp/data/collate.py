@@ -22,6 +22,9 @@ from vitp.errors import ConfigError, DataError
 DropTokens = Callable[[int, Sequence[int], int], np.ndarray]
 """(image tokens, key of the sample, step) → surviving token indices; see `vitp.models.vrl`."""
 
+LoadTiles = Callable[[str, int], np.ndarray]
+"""(address of an image, most tiles) → (tiles, 3, tile, tile) uint8; see `vitp.data.tiles`."""
+
 
 class SequenceConfig(BaseModel):
     """How a record becomes tokens."""
@@ -43,12 +46,14 @@ class Collator:
         tile: Side of a tile in pixels.
         config: Lengths and limits.
         drop: Chooses the surviving image tokens; None keeps all.
+        load_tiles: Reads and tiles an image; None: plainly, with nothing kept in between.
     """
 
     chat: ChatTokenizer
     tile: int
     config: SequenceConfig
     drop: DropTokens | None = None
+    load_tiles: LoadTiles | None = None
 
     def encode(self, sample: Sample) -> tuple[EncodedRecord, np.ndarray]:
         """Return the record's tokens and tiles.
@@ -62,7 +67,7 @@ class Collator:
         budget = sample.max_tiles or self.config.max_tiles
         if len(record.images) > 1:
             budget = max(1, budget // len(record.images))
-        tiles = [cut_tiles(self._open(path, record), self.tile, budget) for path in record.images]
+        tiles = [self._tiles(path, budget, record) for path in record.images]
         encoded = self.chat.encode(record, [len(t) for t in tiles])
         if not tiles:
             return encoded, np.empty((0, 3, self.tile, self.tile), dtype=np.uint8)
@@ -96,10 +101,11 @@ class Collator:
             together=self.config.pack,
         )
 
-    @staticmethod
-    def _open(path: str, record: InstructionRecord) -> Image.Image:
+    def _tiles(self, path: str, budget: int, record: InstructionRecord) -> np.ndarray:
         try:
-            return load_image(path)
+            if self.load_tiles is not None:
+                return self.load_tiles(path, budget)
+            return cut_tiles(load_image(path), self.tile, budget)
         except DataError as error:
             raise DataError(error.what, where=f"{record.name}: {error.where}", fix=error.fix) from error
 
@@ -128,12 +134,22 @@ class InstructionSource:
 
     Step s takes positions s · G … (s + 1) · G of the mixture's order; the micro-batches of the ranks are
     slices of it, so neither workers nor ranks nor a resume change what is learned from.
+
+    Attributes:
+        mixture: Samples by position.
+        collator: Samples → batch.
+        global_batch: Samples a step, over all ranks and micro-batches.
+        micro_batches: Of each rank.
+        cost: What computing a sample costs; with it the samples of a step are shared out so that all ranks and
+            micro-batches have about the same to do (`vitp.data.lengths.balanced`). None: by position. The samples of a
+            step are the same either way.
     """
 
     mixture: Mixture
     collator: Collator
     global_batch: int
     micro_batches: int = 1
+    cost: Callable[[Sample], float] | None = None
 
     def __call__(self, step: int, micro: int, rank: int, world: int) -> PackedBatch:
         """Return the `micro`-th batch of a step for a rank."""
@@ -145,10 +161,19 @@ class InstructionSource:
                 where="train.global_batch",
                 fix=f"choose a multiple of {parts}",
             )
-        size = self.global_batch // parts
-        first = step * self.global_batch + (micro * world + rank) * size
-        positions = range(first, first + size)
-        return self.collator([self.mixture[p] for p in positions], list(positions), step)
+        first = step * self.global_batch
+        mine = self._share(first, parts, micro * world + rank)
+        return self.collator([self.mixture[p] for p in mine], mine, step)
+
+    def _share(self, first: int, parts: int, part: int) -> list[int]:
+        """Return the positions of one part of the step that begins at position `first`."""
+        if self.cost is None:
+            size = self.global_batch // parts
+            return list(range(first + part * size, first + (part + 1) * size))
+        from vitp.data.lengths import balanced
+
+        costs = [self.cost(self.mixture[p]) for p in range(first, first + self.global_batch)]
+        return [first + number for number in balanced(costs, parts)[part]]
 
     def fingerprint(self) -> str:
         """Return a hash of data, order, template and lengths."""

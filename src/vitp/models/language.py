@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vitp.errors import ConfigError, did_you_mean
+from vitp.models.attention_layouts import PackedAttention
+
+PACKED = "vitp_packed"
+"""Name of our attention among those of transformers."""
 
 
 class LoRAConfig(BaseModel):
@@ -55,7 +63,9 @@ def micro_qwen2(
 
 
 def build_language_model(config: LanguageConfig, *, vocabulary: int) -> PreTrainedModel:
-    """Return the model with random weights in float32, attention by torch's SDPA.
+    """Return the model with random weights in float32.
+
+    Attention is torch's SDPA, except where `forward` is given `packed=` (see `takes_packed_attention`).
 
     Raises:
         ConfigError: transformers knows no such model type, refuses an argument, or the model takes no
@@ -78,9 +88,70 @@ def build_language_model(config: LanguageConfig, *, vocabulary: int) -> PreTrain
             f"transformers can't make a {config.model_type} ({error})", where="language.arguments"
         ) from error
     model = model.float()
+    if model.is_backend_compatible():
+        model.set_attn_implementation(PACKED)
     if config.lora is not None:
         _add_lora(model, config.lora)
     return model
+
+
+def set_recompute(model: PreTrainedModel, options: dict[str, Any] | None) -> None:
+    """Make the backward pass recompute the layers' activations.
+
+    Args:
+        model: The language model.
+        options: Of torch's checkpoint, beside `use_reentrant`; None: keep the activations.
+    """
+    # The second names are those of transformers before 5.2x; the first ones replace them.
+    enable, disable = (
+        getattr(model, f"activation_checkpointing_{way}", None)
+        or getattr(model, f"gradient_checkpointing_{way}")
+        for way in ("enable", "disable")
+    )
+    if options is not None:
+        enable({"use_reentrant": False, **options})
+    elif any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        disable()
+
+
+def takes_packed_attention(model: PreTrainedModel) -> bool:
+    """Return whether the model's `forward` takes `packed=`: the attention of a packed batch."""
+    return model.config._attn_implementation == PACKED
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed: PackedAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend as the batch's layout says; without one, as transformers' own SDPA does."""
+    if packed is None:
+        if attention_mask is not None and attention_mask.numel() == 1 and key.shape[-2] > 1:
+            # The placeholder that stands for a layout: without the layout every token would see every other.
+            raise ConfigError(
+                f"{type(module).__name__} does not hand packed attention on",
+                where="language.model_type",
+                fix="set compute.attention to dense",
+            )
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if kwargs.get("softcap") is not None:
+        raise ConfigError(
+            "caps attention scores, which packed attention does not", where="language.model_type"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return packed(query, key, value, scale, dropout), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED, _packed_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED, sdpa_mask)
 
 
 def language_config_of(model_folder: Path) -> LanguageConfig:

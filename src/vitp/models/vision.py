@@ -5,6 +5,7 @@ Shapes: B images, H × W pixels, N patch tokens, h × w grid cells, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -12,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from vitp.errors import ConfigError, did_you_mean
 from vitp.models.plain_vit import PlainViT
@@ -43,9 +45,15 @@ class VisionTower(PlainViT):
         config: Architecture, size and normalisation.
         drop_path: Stochastic depth rate of the last block; earlier blocks get less, linearly.
 
+    Attributes:
+        recompute_contexts: What of a block's activations is kept when the rest is recomputed (`context_fn` of torch's
+            checkpoint); None: nothing.
+
     Raises:
         ConfigError: timm has no such ViT, or its patches don't fit the image size.
     """
+
+    recompute_contexts: Callable[[], Any] | None = None
 
     def __init__(self, config: VisionConfig, *, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -73,8 +81,22 @@ class VisionTower(PlainViT):
 
     def forward_tokens(self, image_BCHW: Tensor) -> Tensor:
         """Return the patch tokens of the last layer, (B, N, D), row by row; `[CLS]` and registers dropped."""
+        if self.recompute_contexts is not None and torch.is_grad_enabled():
+            return self._recomputed(image_BCHW, self.recompute_contexts)
         tokens_BND = self.model.forward_features(image_BCHW)
         return tokens_BND[:, self.model.num_prefix_tokens :]
+
+    def _recomputed(self, image_BCHW: Tensor, contexts: Callable[[], Any]) -> Tensor:
+        tokens = self.embed_tokens(image_BCHW)
+        tokens_BND = tokens.tokens_BLD
+        for block in self.model.blocks:
+            tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False, context_fn=contexts)
+        return self.finish_tokens(tokens.with_tokens(tokens_BND)).patches_BND
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the blocks' activations in the backward pass; see `PlainViT.set_gradient_checkpointing`."""
+        self.recompute_contexts = None
+        super().set_gradient_checkpointing(enabled)
 
     @torch.no_grad()
     def attention(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:

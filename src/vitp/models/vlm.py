@@ -14,9 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vitp.errors import ConfigError, DataError
-from vitp.models.language import LanguageConfig, build_language_model
+from vitp.models.attention_layouts import (
+    AttentionKind,
+    DenseAttention,
+    Layout,
+    packed_attention_mask,
+    prepare,
+)
+from vitp.models.language import LanguageConfig, build_language_model, set_recompute, takes_packed_attention
 from vitp.models.projector import Projector, pixel_shuffle
 from vitp.models.vision import VisionConfig, VisionTower
+
+__all__ = ["PARTS", "VLMConfig", "VisionLanguageModel", "packed_attention_mask"]
 
 PARTS = ("vision", "projector", "language")
 """The three parts of the model, as configuration and console name them."""
@@ -42,26 +51,22 @@ class VLMConfig(BaseModel):
         return int(width)
 
 
-def packed_attention_mask(segments_BL: Tensor, branches_BL: Tensor) -> Tensor:
-    """Return which token may see which: (B, 1, L, L) bool, rows are queries.
-
-    A token sees the tokens before it in its own record that are shared (branch 0) or of its own question.
-    """
-    length = segments_BL.shape[1]
-    same_record = segments_BL[:, :, None] == segments_BL[:, None, :]
-    keys_shared = branches_BL[:, None, :] == 0
-    same_branch = branches_BL[:, :, None] == branches_BL[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
-    return (same_record & (keys_shared | same_branch) & causal)[:, None]
-
-
 class VisionLanguageModel(nn.Module):
     """Vision tower → pixel shuffle → projector → causal language model.
 
     Args:
         config: Sizes of the parts.
         vocabulary: Tokens of the language model, image tokens included.
+
+    Attributes:
+        attention: How packed rows are attended, see `vitp.models.attention_layouts`. All ways give the same numbers.
+        static_rows: Keep the rows' padding in the language model, so that shapes don't change between batches.
+        tile_multiple: Tiles of a batch are padded to a multiple of this, for the same reason.
     """
+
+    attention: AttentionKind = "auto"
+    static_rows = False
+    tile_multiple = 1
 
     def __init__(self, config: VLMConfig, *, vocabulary: int) -> None:
         super().__init__()
@@ -77,10 +82,21 @@ class VisionLanguageModel(nn.Module):
         self.projector = Projector(self.vision.width, config.language_width, config.shuffle)
         self.language: Any = build_language_model(config.language, vocabulary=vocabulary)
 
-    def encode_tiles(self, tiles_TCHW: Tensor) -> Tensor:
-        """Return the image tokens (T, n, H) of uint8 tiles."""
-        patches_TND = self.vision.forward_tokens(self.vision.normalize(tiles_TCHW))
-        return self.projector(pixel_shuffle(patches_TND, self.config.shuffle))
+    def encode_tiles(self, tiles_TCHW: Tensor, keep_K: Tensor | None = None) -> Tensor:
+        """Return the image tokens (T, n, H) of uint8 tiles.
+
+        Args:
+            tiles_TCHW: Of the batch.
+            keep_K: Image tokens that are wanted, numbered over all tiles; the result is (K, H) then, and the projector
+                computes no others.
+        """
+        tiles = len(tiles_TCHW)
+        if blank := -tiles % self.tile_multiple:
+            shape = (blank, *tiles_TCHW.shape[1:])
+            tiles_TCHW = torch.cat([tiles_TCHW, tiles_TCHW.new_zeros(shape)])
+        patches_TND = self.vision.forward_tokens(self.vision.normalize(tiles_TCHW))[:tiles]
+        folded_TnF = pixel_shuffle(patches_TND, self.config.shuffle)
+        return self.projector(folded_TnF if keep_K is None else folded_TnF.flatten(0, 1)[keep_K])
 
     def embed(
         self,
@@ -105,11 +121,10 @@ class VisionLanguageModel(nn.Module):
             # The vision tower must take part, or data parallel ranks would wait for its gradients.
             blank = torch.zeros(1, 3, *self.vision.image_size, dtype=torch.uint8, device=ids_BL.device)
             return text_BLH + 0.0 * self.encode_tiles(blank).sum()
-        image_MH = self.encode_tiles(tiles_TCHW).flatten(0, 1)
+        image_KH = self.encode_tiles(tiles_TCHW, keep_K)
         rows, length, width = text_BLH.shape
         flat = text_BLH.reshape(rows * length, width)
-        flat = flat.index_copy(0, image_index_K, image_MH[keep_K].to(flat.dtype))
-        return flat.view(rows, length, width)
+        return flat.index_copy(0, image_index_K, image_KH.to(flat.dtype)).view(rows, length, width)
 
     def forward(
         self,
@@ -129,14 +144,44 @@ class VisionLanguageModel(nn.Module):
         The language model computes L tokens a row: dropped image tokens are not among them. See
         `vitp.data.packing.PackedBatch` for the arguments.
         """
+        layout = self._layout(segments_BL, branches_BL)
+        if layout.members_N is not None:
+            # One row without padding: whatever names a place by its number gets the new one.
+            place = torch.zeros(ids_BL.numel(), dtype=torch.long, device=ids_BL.device)
+            place[layout.members_N] = torch.arange(len(layout.members_N), device=ids_BL.device)
+            image_index_K, target_index_S = place[image_index_K], place[target_index_S]
+            ids_BL, positions_BL = (x.flatten()[layout.members_N][None] for x in (ids_BL, positions_BL))
         inputs_BLH = self.embed(tiles_TCHW, keep_K, image_index_K, ids_BL, names)
         hidden_BLH = self.language.get_decoder()(
             inputs_embeds=inputs_BLH,
-            attention_mask=packed_attention_mask(segments_BL, branches_BL),
             position_ids=positions_BL,
             use_cache=False,
+            **self._attention_arguments(layout, ids_BL.device),
         ).last_hidden_state
         return hidden_BLH.flatten(0, 1)[target_index_S]
+
+    def _layout(self, segments_BL: Tensor, branches_BL: Tensor) -> Layout:
+        kind = segments_BL.device.type
+        weight = self.language.get_input_embeddings().weight
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        dropout = getattr(self.language.config, "attention_dropout", 0.0) if self.training else 0.0
+        packed = takes_packed_attention(self.language)
+        return prepare(
+            segments_BL,
+            branches_BL,
+            kind=self.attention if packed else "dense",
+            dtype=dtype,
+            dropout=dropout,
+            static=self.static_rows,
+        )
+
+    @staticmethod
+    def _attention_arguments(layout: Layout, device: torch.device) -> dict[str, Any]:
+        if isinstance(layout.attend, DenseAttention):
+            return {"attention_mask": layout.attend.mask_B1LL}
+        # A mask of four dimensions is taken as it is: transformers makes none of its own.
+        placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        return {"attention_mask": placeholder, "packed": layout.attend}
 
     def logits(self, hidden_SH: Tensor) -> Tensor:
         """Return the logits (S, V) of hidden states."""
@@ -160,7 +205,4 @@ class VisionLanguageModel(nn.Module):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations of ViT and language model in the backward pass."""
         self.vision.set_gradient_checkpointing(enabled)
-        if enabled:
-            self.language.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.language.gradient_checkpointing_disable()
+        set_recompute(self.language, {} if enabled else None)

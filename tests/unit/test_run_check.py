@@ -1,0 +1,153 @@
+"""`vitp check`: equal is called equal, a difference is found and ends with exit code 1."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import make_record, save_image, tiny_vlm_config
+from vitp.check.findings import Difference, Finding, Outcome, compare, compare_curves, compare_weights
+from vitp.check.run import check_run, load_run
+from vitp.check.runs import short_run
+from vitp.cli import run
+from vitp.config import make_config, save_config
+from vitp.data.records import to_line
+from vitp.errors import ConfigError
+from vitp.models import run_attention
+from vitp.pretrain import PretrainConfig
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    """A tiny run over six records with one and several questions."""
+    folder = tmp_path_factory.mktemp("data")
+    records = [make_record(n, turns=1 + n % 3, independent=n % 2 == 0) for n in range(6)]
+    for record in records:
+        for image in record.images:
+            save_image(folder / image, seed=int(record.id), size=(32, 32))
+    lines = "".join(to_line(record) + "\n" for record in records)
+    (folder / "train.jsonl").write_text(lines, encoding="utf-8")
+    values = {
+        "model": {
+            "init": "scratch",
+            "scratch": tiny_vlm_config().model_dump(),
+            "vocabulary": 400,
+        },
+        "data": {
+            "mixture": [str(folder / "train.jsonl")],
+            "global_batch": 4,
+            "sequence": {"max_length": 512, "max_tiles": 1},
+        },
+        "optim": {"lr": 1e-3},
+        "train": {"steps": 100, "num_workers": 2, "device": "cpu"},
+    }
+    return make_config(PretrainConfig, values)
+
+
+def gradients(**values: list[float]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def test_equal_outcomes_differ_by_nothing():
+    one = Outcome(2.0, gradients(a=[1.0, 2.0], b=[3.0]))
+    found = compare(one, one, 1e-4)
+    assert [difference.value for difference in found] == [0.0, 0.0, pytest.approx(1.0)]
+    assert all(difference.ok for difference in found)
+
+
+def test_differences_are_measured():
+    reference = Outcome(2.0, gradients(a=[3.0, 4.0]))
+    found = compare(Outcome(2.2, gradients(a=[6.0, 8.0])), reference, 1e-4)
+    assert [difference.value for difference in found] == pytest.approx([0.1, 1.0, 1.0])
+    assert [difference.ok for difference in found] == [False, False, True]
+    turned = compare(Outcome(2.0, gradients(a=[4.0, -3.0])), reference, 1e-4)
+    assert turned[2].value == pytest.approx(0.0) and not turned[2].ok
+
+
+def test_a_gradient_that_one_side_lacks_counts_as_zero():
+    reference = Outcome(1.0, gradients(a=[3.0], b=[4.0]))
+    found = compare(Outcome(1.0, gradients(a=[3.0])), reference, 1e-4)
+    assert found[1].value == pytest.approx(0.8) and not found[1].ok
+
+
+def test_weights_and_curves():
+    a, b = gradients(x=[3.0, 4.0]), gradients(x=[3.0, 4.0])
+    assert compare_weights(a, b, 0.0)[0].ok
+    assert compare_weights(gradients(x=[3.0, 4.5]), b, 1e-4)[0].value == pytest.approx(0.1)
+    assert compare_weights(gradients(y=[3.0, 4.0]), b, 1e9)[0].value == math.inf
+    assert compare_curves([1.0, 2.0], [1.0, 2.1], 1e-5)[0].value == pytest.approx(0.1 / 2.1)
+    assert not compare_curves([1.0], [1.0, 2.0], 1e9)[0].ok
+
+
+def test_what_is_not_finite_is_never_equal():
+    assert not Difference("loss", math.nan, 1.0).ok
+    assert not Difference("cosine", math.inf, 1.0, at_least=True).ok
+    assert Finding("x", skipped="no GPU").ok
+
+
+def test_batches_of_a_run_are_equal(config: PretrainConfig):
+    found = list(check_run(config, records=6, only=("packed", "shared", "attention", "bf16", "recompute")))
+    assert [finding.ok for finding in found] == [True] * 5
+    measured = [finding for finding in found if finding.skipped is None]
+    assert [finding.name.split(" (")[0] for finding in measured] == [
+        "packed ≡ one by one",
+        "questions on one image ≡ each alone",
+        "attention runs ≡ dense mask",
+        "recomputed ≡ kept activations",
+    ]
+    for finding in measured:
+        assert finding.differences[0].value < 1e-5 and finding.differences[1].value < 1e-4
+
+
+def test_resumed_runs_are_bit_identical(config: PretrainConfig):
+    (found,) = check_run(config, records=4, only=("resume",))
+    assert found.ok and found.differences[0].value == 0.0 and found.differences[0].limit == 0.0
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one(config: PretrainConfig):
+    (found,) = check_run(config, records=4, only=("ranks",))
+    assert found.ok, found
+    assert [difference.limit for difference in found.differences] == [1e-5, 1e-4]
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(config: PretrainConfig):
+    (found,) = check_run(config, records=3, only=("compile",))
+    if found.skipped is not None:
+        pytest.skip(found.skipped)
+    assert found.ok, found
+
+
+def test_a_leak_is_found_and_ends_with_1(config: PretrainConfig, tmp_path: Path, monkeypatch, capsys):
+    """Attention that lets branches see one another's tokens."""
+
+    def leaky(self, slots: int, prefix: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(slots, prefix + slots, dtype=dtype)
+
+    monkeypatch.setattr(run_attention.RunAttention, "_mask", leaky)
+    save_config(config, tmp_path / "config.yaml")
+    arguments = ["check", str(tmp_path), "--records", "6", "--only", "attention", "--only", "shared"]
+    assert run([*arguments, "--json", str(tmp_path / "found.json")]) == 1
+    out = capsys.readouterr().out
+    assert "DIFFERENT" in out and "← here" in out and "wanted ≤ 0.0001" in out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [one["ok"] for one in found] == [False, False]
+
+
+def test_a_short_run_is_deterministic_and_keeps_the_data(config: PretrainConfig):
+    short = short_run(config, batch=6, device="cpu")
+    assert short.train.deterministic and short.train.steps == 4 and short.data.global_batch == 6
+    assert short.model.drop_path == 0 and short.data.mixture == config.data.mixture
+    assert config.train.steps == 100
+
+
+def test_wrong_names_are_refused(config: PretrainConfig, tmp_path: Path):
+    with pytest.raises(ConfigError, match='did you mean "packed"'):
+        list(check_run(config, only=("packd",)))
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+        load_run(tmp_path / "nothing")
