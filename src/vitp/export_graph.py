@@ -171,10 +171,11 @@ def _run_onnx(path: Path, images_BCHW: Tensor) -> Tensor:
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         features: Any = session.run(["features"], feed)
-        return torch.from_numpy(np.asarray(features[0]))
-    from onnx.reference import ReferenceEvaluator
+    else:
+        from onnx.reference import ReferenceEvaluator
 
-    return torch.from_numpy(np.asarray(ReferenceEvaluator(str(path)).run(["features"], feed)[0]))
+        features = ReferenceEvaluator(str(path)).run(["features"], feed)
+    return torch.from_numpy(np.asarray(features[0]))
 
 
 def _describe(source: str | Path, tower: VisionTower, kind: GraphKind, check: Check) -> dict[str, Any]:

@@ -116,14 +116,11 @@ def run_apart(work: Work, context: Context, beat: Callable[[], None]) -> Outcome
     methods: Any = multiprocessing.get_context(method)
     child = methods.Process(target=_child, args=(work, context, os.getpid()))
     began = time.monotonic()
-    # An interrupt in the middle of a fork would be swallowed by the handlers that Python runs there.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
-        with warnings.catch_warnings():
+        with _interrupts_wait(), warnings.catch_warnings():
             # Libraries have threads of their own, which are idle here.
             warnings.simplefilter("ignore", DeprecationWarning)
             child.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while child.is_alive():
             child.join(0.25)
             beat()
@@ -131,14 +128,35 @@ def run_apart(work: Work, context: Context, beat: Callable[[], None]) -> Outcome
         if child.pid is not None:
             _stop(child)
         raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     found = read_json(context.folder / OUTCOME)
     (context.folder / OUTCOME).unlink(missing_ok=True)
     if found is not None:
         return Outcome(**found)
     cost: dict[str, float | None] = {"seconds": time.monotonic() - began}
     return Outcome(None, _death(child.exitcode or 0), "killed", _last_lines(context.folder / LOG), cost)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Keep interrupts until the block is done.
+
+    In the middle of a fork they would be swallowed by the handlers that Python runs there. Blocking them in this thread
+    is not enough: the system may give them to any other one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: received.append(number)) for number in STOPS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for got in received:
+            signal.raise_signal(got)
 
 
 def _stop(child: multiprocessing.process.BaseProcess) -> None:
@@ -157,7 +175,6 @@ def _child(work: Work, context: Context, parent: int) -> None:
         os.setpgid(0, 0)  # Ctrl-C is for the parent, which passes it on once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     with _printing_to(context.folder / LOG):
         try:
