@@ -141,7 +141,8 @@ def _interrupts_wait() -> Iterator[None]:
     """Keep interrupts until the block is done.
 
     In the middle of a fork they would be swallowed by the handlers that Python runs there. Blocking them in this thread
-    is not enough: the system may give them to any other one.
+    is not enough, as the system may give them to any other one; but the child inherits it, so that a stop that comes
+    before the child has handlers of its own is not lost.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -150,9 +151,11 @@ def _interrupts_wait() -> Iterator[None]:
     before = {
         number: signal.signal(number, lambda number, frame: received.append(number)) for number in STOPS
     }
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for got in received:
@@ -175,6 +178,7 @@ def _child(work: Work, context: Context, parent: int) -> None:
         os.setpgid(0, 0)  # Ctrl-C is for the parent, which passes it on once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     with _printing_to(context.folder / LOG):
         try:
