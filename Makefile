@@ -32,6 +32,9 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/vrl_cost.py
 	$(BIN)/python benchmarks/questions_per_image.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/rotated_ops.py
+	$(BIN)/python benchmarks/deformable.py
 
 starter: $(READY)
 	$(BIN)/vitp recipe starter --out runs/starter

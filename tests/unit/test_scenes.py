@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vitp.data.labels import IGNORE
@@ -207,6 +207,8 @@ def test_domains_are_complete_and_share_neither_objects_nor_looks() -> None:
     share=st.floats(0, 1),
     shape=st.lists(st.floats(0, 0.999), min_size=SHAPE_PARAMETERS, max_size=SHAPE_PARAMETERS),
 )
+@example("building", 0.0, [0.75, 0.75, 0.0, 0.75, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+@example("building", 0.0, [0.0, 0.75, 0.0, 0.75, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
 def test_shapes_are_convex_parts_of_the_asked_length(category: str, share: float, shape: list[float]) -> None:
     spec = next(d.objects[category] for d in DOMAINS.values() if category in d.objects)
     length = spec.length[0] + share * (spec.length[1] - spec.length[0])

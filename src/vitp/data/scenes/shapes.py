@@ -210,7 +210,7 @@ def _roof(x1: float, y1: float, x2: float, y2: float, style: float, solid: bool 
         ]
     if style < 0.7:
         return [_rect(x1, y1, x2, middle, "light", solid), _rect(x1, middle, x2, y2, "shade", solid)]
-    hip = (y2 - y1) * 0.45
+    hip = min((y2 - y1) * 0.45, (x2 - x1) * 0.48)  # the hips of a wing that is deeper than wide would cross
     return [
         _rect(x1, y1, x2, y2, "body", solid),
         _poly(((x1, y1), (x2, y1), (x2 - hip, middle), (x1 + hip, middle)), "light"),
