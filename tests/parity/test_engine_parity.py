@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.parity import engine_ranks
-
-ROOT = Path(__file__).parents[2]
-
+from tests.parity.launching import launch_ranks
 
 pytestmark = pytest.mark.slow  # two processes that import torch
 
@@ -23,35 +17,7 @@ pytestmark = pytest.mark.slow  # two processes that import torch
 def launch(folder: Path, world: int) -> list[dict[str, Any]]:
     """Run the scenarios in `world` processes, return what each rank wrote."""
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.parity.engine_ranks", str(folder)],
-            cwd=ROOT,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        for process in ranks:
-            output, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, output
-    finally:
-        for process in ranks:
-            process.kill()
+    launch_ranks("tests.parity.engine_ranks", folder, world=world, timeout=120)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(world)]
 
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.parity import sharding_ranks
+from tests.parity.launching import launch_ranks
 from vitp.engine import checkpoint
 
-ROOT = Path(__file__).parents[2]
 Ranks = list[dict[str, Any]]
 
 pytestmark = pytest.mark.slow  # four processes that import torch
@@ -25,35 +21,7 @@ pytestmark = pytest.mark.slow  # four processes that import torch
 
 def launch(folder: Path, task: str, world: int) -> Ranks:
     """Run the scenarios of a task in `world` processes, return what each rank wrote."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.parity.sharding_ranks", str(folder), task],
-            cwd=ROOT,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        for process in ranks:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output
-    finally:
-        for process in ranks:
-            process.kill()
+    launch_ranks("tests.parity.sharding_ranks", folder, task, world=world, timeout=240)
     return [json.loads((folder / f"{task}{rank}.json").read_text()) for rank in range(world)]
 
 

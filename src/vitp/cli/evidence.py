@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from vitp.cli.console import make_console
-from vitp.cli.tasks import _options
+from vitp.cli.tasks import format_options
 from vitp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def robustness(
     from vitp.tasks.data import open_labelled
 
     names = list(dict.fromkeys([run, *(compare or [])]))
-    labelled = open_labelled(data, fmt, **_options(option))
+    labelled = open_labelled(data, fmt, **format_options(option))
     plan = {
         "severities": tuple(severities or SEVERITIES),
         "corruptions": tuple(corruptions) if corruptions else None,
@@ -220,7 +220,7 @@ def _tasks(
     plan: dict[str, Any],
     report: _Report,
 ) -> tuple[LabelledSet, LabelKind]:
-    from vitp.cli.tasks import _open_model
+    from vitp.cli.tasks import open_model
     from vitp.evaluation.robustness import robustness_of_task
     from vitp.tasks.build import task_of
 
@@ -233,7 +233,7 @@ def _tasks(
         )
     kind: LabelKind | None = None
     for name in names:
-        model, settings = _open_model(Path(name), override)
+        model, settings = open_model(Path(name), override)
         own = task_of(model.name).labels(model.description["head"])
         if kind not in (None, own):
             raise ConfigError(

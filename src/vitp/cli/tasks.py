@@ -102,8 +102,8 @@ def evaluate(
     from vitp.tasks.build import task_of
     from vitp.tasks.data import labelled_only, open_labelled
 
-    model, settings = _open_model(run, override)
-    labelled = open_labelled(data, fmt, **_options(option))
+    model, settings = open_model(run, override)
+    labelled = open_labelled(data, fmt, **format_options(option))
     if split not in ("train", "val", "test", "all"):
         raise ConfigError(f'no split "{split}"', where="--split", fix="choose train, val, test or all")
     if split != "all":
@@ -135,12 +135,13 @@ def predict(
     """Apply a finetuned model to images; write masks, boxes, GeoJSON and pictures."""
     from vitp.tasks.prediction_files import predict_files
 
-    model, settings = _open_model(run, override)
+    model, settings = open_model(run, override)
     count = predict_files(model, images, out, settings, later=later)
     make_console().print(f"wrote predictions of {count} images to {out}")
 
 
-def _open_model(run: Path, override: Sequence[str] | None) -> tuple[TaskModel, TestSettings]:
+def open_model(run: Path, override: Sequence[str] | None) -> tuple[TaskModel, TestSettings]:
+    """Return a run's model on the device, and how it is applied, with `key=value` changes."""
     from vitp.config import make_config
     from vitp.engine.distributed import resolve_device
     from vitp.tasks.base import TestSettings
@@ -153,7 +154,8 @@ def _open_model(run: Path, override: Sequence[str] | None) -> tuple[TaskModel, T
     return model.to(resolve_device("auto")), settings
 
 
-def _options(option: Sequence[str] | None) -> dict[str, Any]:
+def format_options(option: Sequence[str] | None) -> dict[str, Any]:
+    """Return `name=value` words as options of a label format; values are read as YAML."""
     import yaml
 
     found = {}

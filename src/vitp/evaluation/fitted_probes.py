@@ -71,13 +71,13 @@ class FittedProbes:
     def _score(self, fitted: _SeedProbes, features: Features) -> probes.Scores:
         scores: probes.Scores = {}
         if fitted.neighbours is not None:
-            query_MD, target_M = probes._scenes(features, self.device)
+            query_MD, target_M = probes.known_scenes(features, self.device)
             found_M = knn_predict(
                 fitted.neighbours.train_ND, fitted.neighbours.label_N, query_MD, self.scene_classes
             )
             scores |= _scene_scores("scene kNN", found_M, target_M, self.scene_classes)
         if fitted.scene is not None:
-            query_MD, target_M = probes._scenes(features, self.device)
+            query_MD, target_M = probes.known_scenes(features, self.device)
             found_M = fitted.scene(query_MD).argmax(1)
             scores |= _scene_scores("scene linear", found_M, target_M, self.scene_classes)
         if fitted.patches is not None:
@@ -89,7 +89,7 @@ class FittedProbes:
     def _patch_scores(self, model: LinearModel, features: Features) -> probes.Scores:
         if features.patch_labels_Vhw is None:
             raise ConfigError("has no labels of patches", where="test images", fix="give masks or boxes")
-        patch_CC, pixel_CC = probes._segment(model, features, self.patch_classes, self.device)
+        patch_CC, pixel_CC = probes.segment_confusion(model, features, self.patch_classes, self.device)
         scores = {
             ("patches linear", "patch mIoU"): mean_iou(patch_CC),
             ("patches linear", "patch macro-F1"): macro_f1(patch_CC),
@@ -137,7 +137,7 @@ def fit_probes(
     count = label_count(len(data.train), labels_per_seed)
     return FittedProbes(
         wanted,
-        scene_classes=probes._scene_classes(data),
+        scene_classes=probes.scene_class_count(data),
         patch_classes=len(data.train.patch_classes),
         device=data.device,
         note=f"{count} train and {len(data.val)} val images, clean; over {len(seeds)} seeds",
@@ -147,7 +147,7 @@ def fit_probes(
 
 def _fit(data: ProbeData, tasks: Sequence[str], chosen: Tensor, seed: int) -> _SeedProbes:
     return _SeedProbes(
-        neighbours=_Neighbours(*probes._scenes(data.train, data.device, chosen))
+        neighbours=_Neighbours(*probes.known_scenes(data.train, data.device, chosen))
         if "scene kNN" in tasks
         else None,
         scene=_fit_scene(data, chosen) if "scene linear" in tasks else None,
@@ -157,20 +157,20 @@ def _fit(data: ProbeData, tasks: Sequence[str], chosen: Tensor, seed: int) -> _S
 
 
 def _fit_scene(data: ProbeData, chosen: Tensor) -> LinearModel:
-    classes = probes._scene_classes(data)
-    val_MD, val_M = probes._scenes(data.val, data.device)
+    classes = probes.scene_class_count(data)
+    val_MD, val_M = probes.known_scenes(data.val, data.device)
 
     def score(model: LinearModel) -> float:
         return accuracy(confusion_matrix(model(val_MD).argmax(1), val_M, classes))
 
-    train_ND, label_N = probes._scenes(data.train, data.device, chosen)
+    train_ND, label_N = probes.known_scenes(data.train, data.device, chosen)
     return fit_selected(train_ND, label_N, classes, score)[0]
 
 
 def _fit_patches(data: ProbeData, chosen: Tensor, seed: int) -> LinearModel:
     classes = len(data.train.patch_classes)
-    train_PD, label_P = probes._patches(data.train, data.train.views_of(chosen), seed)
-    val_PD, val_P = probes._patches(data.val, torch.arange(len(data.val.patches_VhwD)), 0)
+    train_PD, label_P = probes.labelled_patches(data.train, data.train.views_of(chosen), seed)
+    val_PD, val_P = probes.labelled_patches(data.val, torch.arange(len(data.val.patches_VhwD)), 0)
     val_PD, val_P = val_PD.to(data.device), val_P.to(data.device)
 
     def score(model: LinearModel) -> float:

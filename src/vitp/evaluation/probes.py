@@ -256,7 +256,9 @@ def _probe_seed(data: ProbeData, tasks: Sequence[str], seed: int, count: int) ->
     return scores
 
 
-def _scenes(features: Features, device: torch.device, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def known_scenes(
+    features: Features, device: torch.device, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return pooled features and classes of the images whose scene is known."""
     known = features.scene_N >= 0
     if chosen is not None:
@@ -266,24 +268,25 @@ def _scenes(features: Features, device: torch.device, chosen: Tensor | None = No
 
 def scene_knn(data: ProbeData, chosen: Tensor) -> Scores:
     """Return accuracy and macro-F1 of 20 nearest neighbours among the chosen train images."""
-    train_ND, label_N = _scenes(data.train, data.device, chosen)
-    test_MD, target_M = _scenes(data.test, data.device)
-    classes = _scene_classes(data)
+    train_ND, label_N = known_scenes(data.train, data.device, chosen)
+    test_MD, target_M = known_scenes(data.test, data.device)
+    classes = scene_class_count(data)
     found = confusion_matrix(knn_predict(train_ND, label_N, test_MD, classes), target_M, classes)
     return {("scene kNN", "accuracy"): accuracy(found), ("scene kNN", "macro-F1"): macro_f1(found)}
 
 
-def _scene_classes(data: ProbeData) -> int:
+def scene_class_count(data: ProbeData) -> int:
+    """Return the number of scene classes over all splits."""
     return int(max(part.scene_N.max() for part in (data.train, data.val, data.test))) + 1
 
 
 def scene_linear(data: ProbeData, chosen: Tensor) -> Scores:
     """Return accuracy and macro-F1 of logistic regression on pooled features."""
-    train_ND, label_N = _scenes(data.train, data.device, chosen)
-    classes = _scene_classes(data)
+    train_ND, label_N = known_scenes(data.train, data.device, chosen)
+    classes = scene_class_count(data)
 
     def confusion(model: LinearModel, part: Features) -> np.ndarray:
-        features_MD, target_M = _scenes(part, data.device)
+        features_MD, target_M = known_scenes(part, data.device)
         return confusion_matrix(model(features_MD).argmax(1), target_M, classes)
 
     model, _ = fit_selected(train_ND, label_N, classes, lambda model: accuracy(confusion(model, data.val)))
@@ -315,15 +318,15 @@ def patches_linear(data: ProbeData, chosen: Tensor, seed: int) -> Scores:
     sets with masks.
     """
     classes = len(data.train.patch_classes)
-    train_PD, label_P = _patches(data.train, data.train.views_of(chosen), seed)
-    val_PD, val_P = _patches(data.val, torch.arange(len(data.val.patches_VhwD)), 0)
+    train_PD, label_P = labelled_patches(data.train, data.train.views_of(chosen), seed)
+    val_PD, val_P = labelled_patches(data.val, torch.arange(len(data.val.patches_VhwD)), 0)
     val_PD, val_P = val_PD.to(data.device), val_P.to(data.device)
 
     def score(model: LinearModel) -> float:
         return mean_iou(confusion_matrix(model(val_PD).argmax(-1), val_P, classes))
 
     model, _ = fit_selected(train_PD.to(data.device), label_P.to(data.device), classes, score)
-    patch_CC, pixel_CC = _segment(model, data.test, classes, data.device)
+    patch_CC, pixel_CC = segment_confusion(model, data.test, classes, data.device)
     scores = {
         ("patches linear", "patch mIoU"): mean_iou(patch_CC),
         ("patches linear", "patch macro-F1"): macro_f1(patch_CC),
@@ -334,7 +337,7 @@ def patches_linear(data: ProbeData, chosen: Tensor, seed: int) -> Scores:
     return scores
 
 
-def _patches(features: Features, views: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def labelled_patches(features: Features, views: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return features and classes of at most `MAX_PATCHES` labelled patches of the views."""
     assert features.patch_labels_Vhw is not None
     label_P = features.patch_labels_Vhw[views].flatten()
@@ -352,7 +355,7 @@ def _patches(features: Features, views: Tensor, seed: int) -> tuple[Tensor, Tens
     return flat[views[known // cells] * cells + known % cells].float(), label_P[known]
 
 
-def _segment(
+def segment_confusion(
     model: LinearModel, features: Features, classes: int, device: torch.device, *, chunk: int = 64
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the confusion matrices of patches and, with masks, of pixels over all views."""
