@@ -14,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from vitp.errors import ConfigError, did_you_mean
 from vitp.files import write_text
 
+CONFIG_FILE = "config.yaml"
+"""The settings of a run, in its folder."""
+
 Settings = TypeVar("Settings", bound=BaseModel)
 
 

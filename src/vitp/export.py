@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitp import export_format as fmt
 from vitp import pretrained
+from vitp.config import CONFIG_FILE
 from vitp.errors import CheckpointError, VitpError
 from vitp.export_card import MIXTURE_FILE, Provenance, provenance_of_run
 from vitp.files import atomic_dir
@@ -406,7 +407,7 @@ def provenance_of(source: str | Path) -> Provenance:
         return Provenance(source=str(source) if hub.hub_id(str(source)) else Path(source).resolve().name)
     # A run keeps its model in model/; both ways of naming it mean the same.
     run = folder.resolve().parent if folder.resolve().name == "model" else folder
-    is_run = any((run / name).is_file() for name in ("config.yaml", "evidence.json", MIXTURE_FILE))
+    is_run = any((run / name).is_file() for name in (CONFIG_FILE, "evidence.json", MIXTURE_FILE))
     if not is_run and (folder / fmt.DESCRIPTION).is_file():
         return fmt.read_description(folder).provenance
     return provenance_of_run(run if is_run else folder)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from vitp.config import CONFIG_FILE
 from vitp.errors import CheckpointError
 from vitp.models.vision import VisionConfig
 
@@ -95,7 +96,7 @@ def provenance_of_run(run: Path) -> Provenance:
     """
     evidence = _read(run / "evidence.json", json.loads)
     mixture = _read(run / MIXTURE_FILE, lambda text: MixtureUsed.model_validate(json.loads(text)))
-    configuration = _read(run / "config.yaml", yaml.safe_load)
+    configuration = _read(run / CONFIG_FILE, yaml.safe_load)
     return Provenance(
         source=run.resolve().name,
         steps=evidence.get("step") if evidence else None,

@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from vitp.config import CONFIG_FILE
 from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import TrainResult
@@ -52,7 +53,7 @@ from vitp.objectives.text_tower import (
 from vitp.objectives.views_source import ImageMixture, ImageRows, ViewSource, read_rows
 from vitp.pretrain import ProbeSettings, probe_hooks
 from vitp.pretrained import load_tokenizer, load_vlm, resolve
-from vitp.run_folder import CONFIG_FILE, claimed
+from vitp.run_folder import claimed
 
 ObjectiveName = Literal["mae", "clip", "siglip", "simclr", "dino", "supervised", "dense"]
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from vitp.config import CONFIG_FILE
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.lengths import RecordCost, RecordLength
@@ -33,7 +34,7 @@ from vitp.objectives.preserving import PreserveConfig, preserving
 from vitp.objectives.prior_weights import PriorConfig, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.vitp import ViTPObjective
 from vitp.pretrained import LoadedVLM, load_tokenizer, load_vlm
-from vitp.run_folder import CONFIG_FILE, claimed
+from vitp.run_folder import claimed
 
 
 class ModelSettings(BaseModel):

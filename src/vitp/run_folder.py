@@ -9,11 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vitp.config import load_config, save_config
+from vitp.config import CONFIG_FILE, load_config, save_config
 from vitp.engine import checkpoint, distributed
 from vitp.errors import CheckpointError, ConfigError, VitpError
 
-CONFIG_FILE = "config.yaml"
 HARMLESS = (
     *("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device"),
     *("train.micro_batches", "train.parallel", "train.shard_size", "train.async_save"),
@@ -27,6 +26,22 @@ HARMLESS = (
     *("data.input.cache_gb", "data.input.cache_folder", "data.balance"),
 )
 """Settings that a resumed run may change: they don't change what is learned, beyond rounding."""
+
+
+def started(run_dir: Path) -> bool:
+    """Tell whether a run has claimed the folder, so that it can only be resumed."""
+    return (run_dir / CONFIG_FILE).is_file()
+
+
+def config_to_resume(run_dir: Path) -> Path:
+    """Return the file with the settings of a run that began.
+
+    Raises:
+        ConfigError: None did.
+    """
+    if not started(run_dir):
+        raise ConfigError("holds no run to resume", where=str(run_dir), fix="start it without --resume")
+    return run_dir / CONFIG_FILE
 
 
 @contextlib.contextmanager

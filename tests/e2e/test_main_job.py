@@ -176,7 +176,10 @@ def test_probes_score_run_and_export_alike(finished: Path, compiled: Path, tmp_p
         "probe", finished, compiled, "--compare", tmp_path / "backbone", "--seeds", 1, "--out", out,
     )  # fmt: skip
     run, export = json.loads(out.read_text()).values()
+    differences = export.pop("differences")
     assert run == export
+    assert [one["task"] for one in differences] == [row["task"] for row in run["rows"]]
+    assert all(one["mean"] == one["low"] == one["high"] == 0 for one in differences)
     values = [value for row in run["rows"] for value in row["values"]]
     assert len(values) >= 4 and all(0 <= value <= 1 for value in values)
 

@@ -16,15 +16,9 @@ from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError
 from vitp.evaluation.features import Features, box_labels, extract, frozen, majority_labels
 from vitp.evaluation.linear import fit_logistic, fit_selected, knn_predict
+from vitp.evaluation.probe_data import ProbeData, development_splits, draw, label_count
 from vitp.evaluation.probe_table import ProbeTable
-from vitp.evaluation.probes import (
-    ProbeData,
-    development_splits,
-    draw,
-    label_count,
-    probe_features,
-    run_probes,
-)
+from vitp.evaluation.probes import probe_features, run_probes
 from vitp.models.vision import VisionConfig, VisionTower
 
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
@@ -273,6 +267,7 @@ def random_features(images: int, seed: int) -> Features:
         None,
         torch.full((images,), -1),
         torch.zeros(images, 0, dtype=torch.int8),
+        tuple(map(str, range(images))),
     )
 
 

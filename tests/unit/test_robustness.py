@@ -19,7 +19,7 @@ from vitp.errors import ConfigError, DataError
 from vitp.evaluation.corruptions import CORRUPTIONS, corrupted_set
 from vitp.evaluation.features import extract
 from vitp.evaluation.fitted_probes import fit_probes
-from vitp.evaluation.probes import probe_data, probe_features
+from vitp.evaluation.probe_data import probe_data
 from vitp.evaluation.report.heat_map import HeatMap
 from vitp.evaluation.robustness import (
     RobustnessResult,
@@ -227,18 +227,6 @@ def probe_splits() -> dict[str, LabelledSet]:
         "val": scenes(5, split="val"),
         "test": scenes(5, split="test"),
     }
-
-
-def test_fitted_probes_score_as_probes_do() -> None:
-    data = probe_data(tower(), probe_splits())
-    fitted = fit_probes(data, seeds=(1,), labels_per_seed=8)
-    expected = probe_features(data, seeds=(1,), labels_per_seed=8)
-    found = fitted.score(data.test)
-    assert [(row.task, row.metric, row.values) for row in found.rows] == [
-        (row.task, row.metric, row.values) for row in expected.rows
-    ]
-    with pytest.raises(ConfigError, match="can't run colour"):
-        fit_probes(data, tasks=["colour"])
 
 
 def test_backbones_are_probed_on_corrupted_images() -> None:

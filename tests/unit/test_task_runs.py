@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from vitp.config import make_config
+from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.tasks.base import InputSize
@@ -183,6 +185,29 @@ def test_drawn_labels_and_sizes_reach_the_batches() -> None:
     assert len(run.splits["train"]) == 5 and run.source(0, 0, 0, 1).images_BCHW.shape[-2:] == (24, 24)
     cropped = build_run(config(data={"resize": {"mode": "none"}, "crop": 16}))
     assert cropped.source(0, 0, 0, 1).images_BCHW.shape[-2:] == (16, 16)
+
+
+def test_empty_training_images_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    ship = ObjectLabel("ship", (1.0, 1.0, 5.0, 5.0))
+    items = [
+        LabelledImage(f"{split}{i}", f"{split}{i}.png", 8, 8, split, objects=(ship,) if i < full else ())
+        for split, full in (("train", 2), ("val", 1), ("test", 1))
+        for i in range(12)
+    ]
+
+    def sizes(labelled: LabelledSet, **data: Any) -> dict[str, int]:
+        monkeypatch.setattr("vitp.tasks.finetune.open_labelled", lambda *_, **__: labelled)
+        return {
+            name: len(part) for name, part in build_run(config(task="detection", data=data)).splits.items()
+        }
+
+    ships = LabelledSet("ships", items, object_classes=("ship",))
+    assert sizes(ships, options={}) == {"train": 12, "val": 12, "test": 12}
+    assert sizes(ships, options={}, empty=0.5) == {"train": 4, "val": 12, "test": 12}
+    assert sizes(ships, options={}, empty=0.5, labels=3)["train"] == 3
+    nothing = replace(ships, items=[replace(item, objects=()) for item in items])
+    with pytest.raises(ConfigError, match=r"data\.empty: no training image holds an object"):
+        sizes(nothing, options={}, empty=0.5)
 
 
 def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> None:

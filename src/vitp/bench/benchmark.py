@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vitp.bench.machine import hardware
 from vitp.bench.measure import Measurement, StepSettings, measure
 from vitp.bench.synthetic import SIZES, TILE_HISTOGRAM, SyntheticSource, Workload, make_objective
-from vitp.config import load_config, make_config
+from vitp.config import CONFIG_FILE, load_config, make_config
 from vitp.engine import distributed
 from vitp.errors import ConfigError, DataError
 from vitp.models.compute import ComputeConfig, configure
@@ -128,7 +128,7 @@ def of_run(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subject:
     """
     from vitp.pretrain import PretrainConfig, build
 
-    file = path / "config.yaml" if path.is_dir() else path
+    file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
         raise ConfigError("holds no config.yaml", where=str(path), fix="name a pretraining run")
     config = load_config(PretrainConfig, file, overrides)

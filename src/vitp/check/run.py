@@ -9,7 +9,7 @@ from pathlib import Path
 from vitp.check import runs
 from vitp.check.batches import BatchChecks
 from vitp.check.findings import Finding
-from vitp.config import load_config
+from vitp.config import CONFIG_FILE, load_config
 from vitp.engine import distributed
 from vitp.errors import ConfigError, did_you_mean
 from vitp.pretrain import PretrainConfig, build
@@ -23,7 +23,7 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
     Raises:
         VitpError: There is none, or a key is wrong.
     """
-    file = path / "config.yaml" if path.is_dir() else path
+    file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
         raise ConfigError("holds no config.yaml", where=str(path), fix="name a pretraining run")
     config = load_config(PretrainConfig, file, overrides)

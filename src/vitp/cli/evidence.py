@@ -264,7 +264,7 @@ def _probes(
 ) -> tuple[LabelledSet, LabelKind]:
     from vitp.cli.models import open_backbone
     from vitp.engine.distributed import resolve_device
-    from vitp.evaluation.probes import splits_of
+    from vitp.evaluation.probe_data import splits_of
     from vitp.evaluation.robustness import robustness_of_backbone
 
     splits = splits_of(labelled)

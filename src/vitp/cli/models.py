@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -214,20 +215,32 @@ def probe(
     view: Annotated[View, typer.Option(help="whole: the image resized; tiles: cut into tiles.")] = View.whole,
     out: Annotated[Path | None, typer.Option("--out", help="JSON with all values.")] = None,
 ) -> None:
-    """Score frozen features: kNN, linear classification, dense linear segmentation, presence."""
+    """Score frozen features: kNN, linear classification, dense linear segmentation, presence.
+
+    With --compare also the differences, and what is left of them when the test images are drawn anew.
+    """
     from vitp.data.formats.vitp_labels import read as read_labels
-    from vitp.evaluation.probes import run_probes
+    from vitp.evaluation.outcomes import Outcomes, difference_table, over_images
+    from vitp.evaluation.probe_data import probe_data
+    from vitp.evaluation.probes import probe_outcomes
     from vitp.files import write_json
 
     amount = None if labels is None else (labels if labels < 1 else int(labels))
     labelled = read_labels(data)
     console, results = make_console(), {}
+    outcomes: list[list[Outcomes]] = []
     for name in [backbone, *(compare or [])]:
-        table = run_probes(
-            open_backbone(name), labelled, seeds=tuple(range(seeds)), labels_per_seed=amount, view=view.value
-        )
+        features = probe_data(open_backbone(name), labelled, view=view.value)
+        table, found = probe_outcomes(features, seeds=tuple(range(seeds)), labels_per_seed=amount)
         console.print(table.to_rich(title=f"{name}: probes of the frozen features on {labelled.name}"))
         results[name] = table.to_json()
+        outcomes.append(found)
+    for name, found in zip(compare or [], outcomes[1:], strict=True):
+        differences = over_images([outcomes[0]], [found])
+        console.print(difference_table(differences, f"{backbone} - {name}"))
+        results[name]["differences"] = [
+            {"task": task, "metric": metric, **asdict(one)} for (task, metric), one in differences.items()
+        ]
     if out is not None:
         write_json(out, results)
         console.print(f"wrote {out}")

@@ -166,10 +166,10 @@ def _run(config: PretrainConfig | FinetuneConfig, out: Path) -> None:
     from vitp.cli.tasks import print_scores
     from vitp.engine import distributed
     from vitp.pretrain import PretrainConfig, run_pretraining
-    from vitp.run_folder import CONFIG_FILE
+    from vitp.run_folder import started
     from vitp.tasks.finetune import run_finetune
 
-    resume = (out / CONFIG_FILE).is_file()
+    resume = started(out)
     if isinstance(config, PretrainConfig):
         result = run_pretraining(config, out, resume=resume)
         if distributed.rank() == 0:

@@ -51,6 +51,7 @@ def finetune(
     """Finetune a backbone on a task, and score it on the test images."""
     from vitp.config import load_config, make_config
     from vitp.engine import distributed
+    from vitp.run_folder import config_to_resume
     from vitp.tasks.build import task_of
     from vitp.tasks.finetune import FinetuneConfig, run_finetune
 
@@ -63,9 +64,7 @@ def finetune(
     if steps is not None:
         overrides.append(f"train.steps={steps}")
     if config is None and resume:
-        config = out / "config.yaml"
-        if not config.is_file():
-            raise ConfigError("holds no run to resume", where=str(out), fix="start it without --resume")
+        config = config_to_resume(out)
     if config is not None:
         settings = load_config(FinetuneConfig, config, overrides)
     elif data is not None:

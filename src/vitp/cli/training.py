@@ -53,6 +53,7 @@ def pretrain(
     """Pretrain a ViT inside a vision-language model on visual instructions (ViTP), or by another paradigm."""
     from vitp.engine import distributed
     from vitp.pretrain import PretrainConfig, run_pretraining
+    from vitp.run_folder import config_to_resume
 
     overrides = list(override or [])
     if data:
@@ -62,9 +63,7 @@ def pretrain(
     if steps is not None:
         overrides.append(f"train.steps={steps}")
     if config is None and resume:
-        config = out / "config.yaml"
-        if not config.is_file():
-            raise ConfigError("holds no run to resume", where=str(out), fix="start it without --resume")
+        config = config_to_resume(out)
     if config is None and not data:
         raise ConfigError(
             "nothing to learn from", where="vitp pretrain", fix="name a configuration or --data"

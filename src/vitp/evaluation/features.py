@@ -42,6 +42,8 @@ class Features:
         pixel_labels_VSS: Class of each pixel at the view's size, uint8; None without masks.
         scene_N: Index of the scene class, -1 where unknown.
         presence_NK: Object classes in the image: 1 yes, 0 no, -1 unknown.
+        groups: What each image is a part of (a photograph that was cut into crops, a scene); its own name where it is
+            whole.
     """
 
     patches_VhwD: Tensor
@@ -52,6 +54,7 @@ class Features:
     pixel_labels_VSS: Tensor | None
     scene_N: Tensor
     presence_NK: Tensor
+    groups: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.pooled_ND)
@@ -59,6 +62,11 @@ class Features:
     def views_of(self, images: Tensor) -> Tensor:
         """Return the numbers of the views that belong to these images."""
         return torch.isin(self.view_image_V, images).nonzero().flatten()
+
+    def group_numbers(self) -> Tensor:
+        """Return (N,) the group of each image, 0, 1, … in the order in which they come."""
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(self.groups))}
+        return torch.tensor([numbers[name] for name in self.groups])
 
 
 @contextlib.contextmanager
@@ -123,6 +131,7 @@ def extract(
         pixel_labels_VSS=torch.from_numpy(np.stack(labels.pixels)) if labels.from_masks else None,
         scene_N=torch.tensor(labels.scenes),
         presence_NK=torch.from_numpy(np.stack(labels.presences)),
+        groups=tuple(labels.groups),
     )
 
 
@@ -139,6 +148,7 @@ class _Labels:
         self.pixels: list[np.ndarray] = []
         self.scenes: list[int] = []
         self.presences: list[np.ndarray] = []
+        self.groups: list[str] = []
 
     def add(self, item: LabelledImage, view: Literal["whole", "tiles"]) -> list[np.ndarray]:
         """Take in an image's labels and return its views."""
@@ -159,6 +169,7 @@ class _Labels:
                 item.objects, self.labelled_set.object_classes, (height, width), grid, self.min_share
             )
             self.patches.extend(_cut(labels_hw, self.side // self.patch))
+        self.groups.append(item.group or item.id)
         scenes = self.labelled_set.scene_classes
         self.scenes.append(scenes.index(item.scene) if item.scene in scenes else -1)
         self.presences.append(presence_of(item.objects, self.labelled_set.object_classes))

@@ -1,26 +1,43 @@
-"""Probes that are fitted once, on clean images, and then score any features: of corrupted images, of another sensor.
+"""Probes that are fitted once, and then score any features: of test images, of corrupted ones, of another sensor.
 
-The same draws, fits and choices as `vitp.evaluation.probes`; on the clean test images the scores are the same.
-
-Shapes: N images, D width, C classes.
+Shapes: N images, V views, D width, G groups of images, C classes, K object classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vitp.errors import ConfigError
-from vitp.evaluation import probes
+from vitp.errors import ConfigError, did_you_mean
 from vitp.evaluation.features import Features
 from vitp.evaluation.linear import LinearModel, fit_selected, knn_predict
 from vitp.evaluation.metrics import accuracy, confusion_matrix, macro_f1, mean_average_precision, mean_iou
-from vitp.evaluation.probe_table import ProbeTable, collect
-from vitp.evaluation.probes import ProbeData, draw, label_count
+from vitp.evaluation.outcomes import Counted, Outcomes, Ranked, table_of
+from vitp.evaluation.probe_data import (
+    TASKS,
+    ProbeData,
+    draw,
+    known_scenes,
+    label_count,
+    labelled_patches,
+    scene_class_count,
+)
+from vitp.evaluation.probe_table import ProbeTable
+
+OutcomeDict = dict[tuple[str, str], Counted | Ranked]
+
+_PATCH_METRICS: dict[str, Callable[[np.ndarray], float]] = {
+    "patch mIoU": mean_iou,
+    "patch macro-F1": macro_f1,
+    "patch accuracy": accuracy,
+}
+_SCENE_METRICS: dict[str, Callable[[np.ndarray], float]] = {"accuracy": accuracy, "macro-F1": macro_f1}
 
 
 @dataclass(frozen=True)
@@ -46,10 +63,11 @@ class FittedProbes:
     """Classifiers on the features of one frozen backbone.
 
     Attributes:
-        tasks: Names from `vitp.evaluation.probes.TASKS`.
+        tasks: Names from `vitp.evaluation.probe_data.TASKS`.
         scene_classes: Number of scene classes.
         patch_classes: Number of classes of patches.
         device: Where they are applied.
+        labels: Labelled images of a seed.
         note: What they were fitted on.
     """
 
@@ -57,6 +75,7 @@ class FittedProbes:
     scene_classes: int
     patch_classes: int
     device: torch.device
+    labels: int
     note: str
     _seeds: tuple[_SeedProbes, ...]
 
@@ -66,48 +85,104 @@ class FittedProbes:
         Raises:
             ConfigError: The labels of these images don't allow a task that was fitted.
         """
-        return collect([self._score(fitted, features) for fitted in self._seeds], self.note)
+        return table_of(self.outcomes(features), self.note)
 
-    def _score(self, fitted: _SeedProbes, features: Features) -> probes.Scores:
-        scores: probes.Scores = {}
+    def outcomes(self, features: Features) -> list[Outcomes]:
+        """Return what each group of the images adds to the scores, for each seed.
+
+        Raises:
+            ConfigError: The labels of these images don't allow a task that was fitted.
+        """
+        group_N = features.group_numbers()
+        return [self._outcomes(fitted, features, group_N) for fitted in self._seeds]
+
+    def _outcomes(self, fitted: _SeedProbes, features: Features, group_N: Tensor) -> Outcomes:
+        found: OutcomeDict = {}
         if fitted.neighbours is not None:
-            query_MD, target_M = probes.known_scenes(features, self.device)
-            found_M = knn_predict(
-                fitted.neighbours.train_ND, fitted.neighbours.label_N, query_MD, self.scene_classes
+            voters = fitted.neighbours
+            found |= self._scene(
+                "scene kNN",
+                features,
+                group_N,
+                lambda query_MD: knn_predict(voters.train_ND, voters.label_N, query_MD, self.scene_classes),
             )
-            scores |= _scene_scores("scene kNN", found_M, target_M, self.scene_classes)
         if fitted.scene is not None:
-            query_MD, target_M = probes.known_scenes(features, self.device)
-            found_M = fitted.scene(query_MD).argmax(1)
-            scores |= _scene_scores("scene linear", found_M, target_M, self.scene_classes)
+            scene = fitted.scene
+            found |= self._scene(
+                "scene linear", features, group_N, lambda query_MD: scene(query_MD).argmax(1)
+            )
         if fitted.patches is not None:
-            scores |= self._patch_scores(fitted.patches, features)
+            found |= self._patches(fitted.patches, features, group_N)
         if fitted.presence is not None:
-            scores["presence linear", "mAP"] = _presence_score(fitted.presence, features, self.device)
-        return scores
+            logits_NK = fitted.presence(features.pooled_ND.to(self.device)).cpu().numpy()
+            found["presence linear", "mAP"] = Ranked(logits_NK, features.presence_NK.numpy(), group_N.numpy())
+        return found
 
-    def _patch_scores(self, model: LinearModel, features: Features) -> probes.Scores:
+    def _scene(
+        self, task: str, features: Features, group_N: Tensor, predict: Callable[[Tensor], Tensor]
+    ) -> OutcomeDict:
+        query_MD, target_M = known_scenes(features, self.device)
+        counts = _grouped_counts(
+            predict(query_MD).cpu(),
+            target_M.cpu(),
+            group_N[features.scene_N >= 0],
+            group_N,
+            self.scene_classes,
+        )
+        return {(task, name): Counted(counts, metric) for name, metric in _SCENE_METRICS.items()}
+
+    def _patches(self, model: LinearModel, features: Features, group_N: Tensor) -> OutcomeDict:
         if features.patch_labels_Vhw is None:
             raise ConfigError("has no labels of patches", where="test images", fix="give masks or boxes")
-        patch_CC, pixel_CC = probes.segment_confusion(model, features, self.patch_classes, self.device)
-        scores = {
-            ("patches linear", "patch mIoU"): mean_iou(patch_CC),
-            ("patches linear", "patch macro-F1"): macro_f1(patch_CC),
-            ("patches linear", "patch accuracy"): accuracy(patch_CC),
+        patch_GCC, pixel_GCC = segment_counts(model, features, group_N, self.patch_classes, self.device)
+        found: OutcomeDict = {
+            ("patches linear", name): Counted(patch_GCC, metric) for name, metric in _PATCH_METRICS.items()
         }
-        if pixel_CC is not None:
-            scores["patches linear", "pixel mIoU"] = mean_iou(pixel_CC)
-        return scores
+        if pixel_GCC is not None:
+            found["patches linear", "pixel mIoU"] = Counted(pixel_GCC, mean_iou)
+        return found
 
 
-def _scene_scores(task: str, found_M: Tensor, target_M: Tensor, classes: int) -> probes.Scores:
-    confusion_CC = confusion_matrix(found_M, target_M, classes)
-    return {(task, "accuracy"): accuracy(confusion_CC), (task, "macro-F1"): macro_f1(confusion_CC)}
+def _grouped_counts(
+    prediction_M: Tensor, target_M: Tensor, group_M: Tensor, group_N: Tensor, classes: int
+) -> np.ndarray:
+    """Return (G, C, C) counts; the groups of all images count, also those without a known target."""
+    groups = int(group_N.max()) + 1
+    cell_M = (group_M * classes + target_M) * classes + prediction_M
+    return torch.bincount(cell_M, minlength=groups * classes**2).view(groups, classes, classes).numpy()
 
 
-def _presence_score(model: LinearModel, features: Features, device: torch.device) -> float:
-    logits_MK = model(features.pooled_ND.to(device))
-    return mean_average_precision(logits_MK.cpu().numpy(), features.presence_NK.numpy())
+def segment_counts(
+    model: LinearModel,
+    features: Features,
+    group_N: Tensor,
+    classes: int,
+    device: torch.device,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return (G, C, C) confusion counts of patches and, with masks, of pixels.
+
+    Pixels get the logits of patches, bilinearly enlarged to the size of a view.
+    """
+    assert features.patch_labels_Vhw is not None
+    group_V = group_N[features.view_image_V]
+    patch_GCC = np.zeros((int(group_N.max()) + 1, classes, classes), np.int64)
+    pixel_GCC = None if features.pixel_labels_VSS is None else patch_GCC.copy()
+    for group in range(len(patch_GCC)):
+        for view_U in (group_V == group).nonzero().flatten().split(64):
+            logits_UhwC = model(features.patches_VhwD[view_U].to(device))
+            patch_GCC[group] += confusion_matrix(
+                logits_UhwC.argmax(-1), features.patch_labels_Vhw[view_U].to(device), classes
+            )
+            if features.pixel_labels_VSS is not None and pixel_GCC is not None:
+                target_USS = features.pixel_labels_VSS[view_U].to(device)
+                logits_UCSS = F.interpolate(
+                    logits_UhwC.permute(0, 3, 1, 2),
+                    target_USS.shape[-2:],
+                    mode="bilinear",
+                    align_corners=False,
+                )
+                pixel_GCC[group] += confusion_matrix(logits_UCSS.argmax(1), target_USS, classes)
+    return patch_GCC, pixel_GCC
 
 
 def fit_probes(
@@ -128,18 +203,23 @@ def fit_probes(
     """
     allowed = data.tasks()
     wanted = allowed if tasks == "auto" else tuple(tasks)
-    if not wanted or not set(wanted) <= set(allowed):
-        raise ConfigError(
-            f"can't run {', '.join(wanted) or 'any probe'}",
-            where="probes",
-            fix=f"the labels allow {', '.join(allowed) or 'none'}",
-        )
+    for task in wanted:
+        if task not in allowed:
+            hint = (
+                did_you_mean(task, TASKS)
+                if task not in TASKS
+                else f"the labels allow {', '.join(allowed) or 'none'}"
+            )
+            raise ConfigError(f'can\'t run "{task}"', where="tasks", fix=hint)
+    if not wanted:
+        raise ConfigError("the labels allow no probe", where="probes", fix="label scenes, masks or objects")
     count = label_count(len(data.train), labels_per_seed)
     return FittedProbes(
         wanted,
-        scene_classes=probes.scene_class_count(data),
+        scene_classes=scene_class_count(data),
         patch_classes=len(data.train.patch_classes),
         device=data.device,
+        labels=count,
         note=f"{count} train and {len(data.val)} val images, clean; over {len(seeds)} seeds",
         _seeds=tuple(_fit(data, wanted, draw(data.train.scene_N, count, seed), seed) for seed in seeds),
     )
@@ -147,7 +227,7 @@ def fit_probes(
 
 def _fit(data: ProbeData, tasks: Sequence[str], chosen: Tensor, seed: int) -> _SeedProbes:
     return _SeedProbes(
-        neighbours=_Neighbours(*probes.known_scenes(data.train, data.device, chosen))
+        neighbours=_Neighbours(*known_scenes(data.train, data.device, chosen))
         if "scene kNN" in tasks
         else None,
         scene=_fit_scene(data, chosen) if "scene linear" in tasks else None,
@@ -157,20 +237,20 @@ def _fit(data: ProbeData, tasks: Sequence[str], chosen: Tensor, seed: int) -> _S
 
 
 def _fit_scene(data: ProbeData, chosen: Tensor) -> LinearModel:
-    classes = probes.scene_class_count(data)
-    val_MD, val_M = probes.known_scenes(data.val, data.device)
+    classes = scene_class_count(data)
+    val_MD, val_M = known_scenes(data.val, data.device)
 
     def score(model: LinearModel) -> float:
         return accuracy(confusion_matrix(model(val_MD).argmax(1), val_M, classes))
 
-    train_ND, label_N = probes.known_scenes(data.train, data.device, chosen)
+    train_ND, label_N = known_scenes(data.train, data.device, chosen)
     return fit_selected(train_ND, label_N, classes, score)[0]
 
 
 def _fit_patches(data: ProbeData, chosen: Tensor, seed: int) -> LinearModel:
     classes = len(data.train.patch_classes)
-    train_PD, label_P = probes.labelled_patches(data.train, data.train.views_of(chosen), seed)
-    val_PD, val_P = probes.labelled_patches(data.val, torch.arange(len(data.val.patches_VhwD)), 0)
+    train_PD, label_P = labelled_patches(data.train, data.train.views_of(chosen), seed)
+    val_PD, val_P = labelled_patches(data.val, torch.arange(len(data.val.patches_VhwD)), 0)
     val_PD, val_P = val_PD.to(data.device), val_P.to(data.device)
 
     def score(model: LinearModel) -> float:
@@ -182,8 +262,9 @@ def _fit_patches(data: ProbeData, chosen: Tensor, seed: int) -> LinearModel:
 def _fit_presence(data: ProbeData, chosen: Tensor) -> LinearModel:
     train_NK = data.train.presence_NK[chosen].to(data.device)
     features_ND = data.train.pooled_ND[chosen].to(data.device)
+    val_ND, val_NK = data.val.pooled_ND.to(data.device), data.val.presence_NK.numpy()
 
     def score(model: LinearModel) -> float:
-        return _presence_score(model, data.val, data.device)
+        return mean_average_precision(model(val_ND).cpu().numpy(), val_NK)
 
     return fit_selected(features_ND, train_NK, train_NK.shape[1], score)[0]

@@ -21,7 +21,8 @@ from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.weights import load_tensors, save_tensors
 from vitp.errors import ConfigError
 from vitp.evaluation.features import frozen
-from vitp.evaluation.probes import development_splits, probe_data, probe_features, subset
+from vitp.evaluation.probe_data import development_splits, probe_data, subset
+from vitp.evaluation.probes import probe_features
 from vitp.files import atomic_path, write_text
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense_source import resize
@@ -57,7 +58,7 @@ class OnlineProbes(Hook):
     images. Test images are not looked at: curves steer development, so they come from the validation images.
 
     Args:
-        labelled_set: See `probes.development_splits`.
+        labelled_set: See `probe_data.development_splits`.
         every: Steps between probes; 0: only at the start and the end.
         tasks: See `probes.run_probes`.
         max_images: Images of each split.

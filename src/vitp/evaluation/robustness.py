@@ -26,8 +26,8 @@ from vitp.evaluation.corruptions.catalogue import checked_severities
 from vitp.evaluation.corruptions.sets import load_pixels
 from vitp.evaluation.features import extract
 from vitp.evaluation.fitted_probes import fit_probes
+from vitp.evaluation.probe_data import probe_data, splits_of, subset
 from vitp.evaluation.probe_table import ProbeTable
-from vitp.evaluation.probes import probe_data, splits_of, subset
 from vitp.evaluation.robustness_result import Cells, RobustnessResult, comparable
 from vitp.export_format import content_hash, tensor_digests
 from vitp.models.vision import VisionTower
@@ -234,7 +234,7 @@ def robustness_of_backbone(
 
     Args:
         tower: On the device that it is to run on.
-        labelled_set: See `vitp.evaluation.probes.probe_data`.
+        labelled_set: See `vitp.evaluation.probe_data.probe_data`.
         name: Of the backbone, for tables.
         severities, corruptions, known, on_cell: See `measure`.
         seed: Of the corruptions.

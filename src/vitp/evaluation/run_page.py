@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vitp.ask import Assistant
-from vitp.config import load_config
+from vitp.config import CONFIG_FILE, load_config
 from vitp.data.formats.vitp_labels import read as read_labels
 from vitp.data.images import load_image
 from vitp.data.records import InstructionRecord
@@ -52,7 +52,7 @@ def report_run(
     """
     run = Path(run)
     resolve(run)
-    config = load_config(PretrainConfig, run / "config.yaml")
+    config = load_config(PretrainConfig, run / CONFIG_FILE)
     loaded = load_vlm(run)
     assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=config.data.sequence.max_tiles)
     answered = ask_all(assistant, _questions(config, samples))

@@ -76,15 +76,37 @@ def paired_bootstrap(
     difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     rng = np.random.default_rng(seed)
     means = difference[rng.integers(0, len(difference), (draws, len(difference)))].mean(1)
-    tail = (1 - confidence) / 2
-    low, high = (float(value) for value in np.quantile(means, [tail, 1 - tail]))
-    return PairedDifference(
+    return difference_of_draws(
         float(difference.mean()),
-        low,
-        high,
+        means,
         len(difference),
-        _verdict(low, high, len(difference), higher_is_better),
+        confidence=confidence,
+        higher_is_better=higher_is_better,
     )
+
+
+def difference_of_draws(
+    mean: float,
+    draws_B: np.ndarray,
+    n: int,
+    *,
+    confidence: float = 0.95,
+    higher_is_better: bool = True,
+    least: int = 3,
+) -> PairedDifference:
+    """Return the verdict on a difference from its bootstrap draws; draws that are NaN are left out.
+
+    Args:
+        mean: The difference itself.
+        draws_B: The difference in each resample.
+        n: Units that were resampled.
+        confidence: Share of the draws inside the interval.
+        higher_is_better: False for errors and losses.
+        least: Units below which the verdict is always `no evidence`.
+    """
+    tail = (1 - confidence) / 2
+    low, high = (float(value) for value in np.nanquantile(draws_B, [tail, 1 - tail]))
+    return PairedDifference(mean, low, high, n, _verdict(low, high, n, higher_is_better, least))
 
 
 Repeats = Mapping[tuple[int, int], float]
@@ -125,10 +147,10 @@ def paired_repeats(
             mine = which_D == number
             picks = rng.integers(0, len(block_M), (int(mine.sum()), len(block_M)))
             total_D[mine] += block_M[picks].mean(1)
-    tail = (1 - confidence) / 2
-    low, high = (float(value) for value in np.quantile(total_D / count, [tail, 1 - tail]))
     mean = float(np.mean([block_M.mean() for block_M in blocks]))
-    return PairedDifference(mean, low, high, count, _verdict(low, high, count, higher_is_better))
+    return difference_of_draws(
+        mean, total_D / count, count, confidence=confidence, higher_is_better=higher_is_better
+    )
 
 
 def sign_flip_p(ours: Repeats, theirs: Repeats) -> float:
@@ -157,7 +179,7 @@ def _difference_blocks(ours: Repeats, theirs: Repeats) -> list[np.ndarray]:
     return [np.asarray(values, np.float64) for values in by_seed.values()]
 
 
-def _verdict(low: float, high: float, n: int, higher_is_better: bool) -> Verdict:
-    if n < 3 or low <= 0 <= high or np.isnan(low):
+def _verdict(low: float, high: float, n: int, higher_is_better: bool, least: int) -> Verdict:
+    if n < least or low <= 0 <= high or np.isnan(low):
         return "no evidence"
     return "better" if (low > 0) == higher_is_better else "worse"

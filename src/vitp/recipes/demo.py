@@ -37,6 +37,7 @@ from vitp.models.vision import VisionTower
 from vitp.pretrain import run_pretraining
 from vitp.pretrained import load_vlm
 from vitp.recipes.micro import SYNTHESIS, Budget, continued_from_starter
+from vitp.run_folder import started
 from vitp.tasks.finetune import FinetuneConfig, run_finetune
 
 RANDOM, STARTER, VITP = "random", "starter", "after ViTP"
@@ -170,7 +171,7 @@ def _make_data(data: Path, plan: DemoPlan) -> None:
 
 def _pretrain(plan: DemoPlan, data: Path, run: Path, seed: int) -> None:
     config = continued_from_starter([data], plan.budget, seed)
-    run_pretraining(config, run, resume=(run / "config.yaml").is_file())
+    run_pretraining(config, run, resume=started(run))
 
 
 def _export(run: Path, backbone: Path, console: Console) -> None:
@@ -239,7 +240,7 @@ def _ceiling(data: Path, plan: DemoPlan, out: Path) -> dict[str, ProbeTable]:
 def _finetuned(runs: Sequence[tuple[FinetuneConfig, Path]], note: str) -> ProbeTable:
     """Return the test scores of some finetunes."""
     scores = [
-        run_finetune(config, run, console=Console(quiet=True), resume=(run / "config.yaml").is_file()).scores
+        run_finetune(config, run, console=Console(quiet=True), resume=started(run)).scores
         for config, run in runs
     ]
     rows = (

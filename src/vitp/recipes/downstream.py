@@ -25,6 +25,7 @@ from rich.console import Console
 from vitp.config import make_config
 from vitp.files import write_json, write_text
 from vitp.recipes.real_images import RealPlan, pretrained_backbones, supervised_backbones
+from vitp.run_folder import started
 from vitp.tasks.finetune import SCORES_FILE, FinetuneConfig, run_finetune
 
 RANDOM, STARTER, SUPERVISED, VITP = "random", "starter", "supervised", "after ViTP"
@@ -140,7 +141,7 @@ def finetune_config(
             "backbone": {"init": backbone},
             "neck": {"kind": "simple", "options": {"channels": 64}},
             "head": one.head,
-            "data": {"root": str(data), "format": "vitp", "max_val_images": 60},
+            "data": {"root": str(data), "format": "vitp", "empty": 0.5, "max_val_images": 60},
             "augment": {"flip": True, "rotate90": True},
             "optim": {"lr": plan.lr, "weight_decay": 0.05, "warmup_ratio": 0.1, "layer_decay": 0.75},
             "train": {
@@ -160,7 +161,7 @@ def finetuned(run: Path, data: Path, one: RealTask, backbone: str, seed: int, pl
     """Return a run's score on the test images, from its folder where it has finished."""
     if not (run / SCORES_FILE).is_file():
         config = finetune_config(data, one, backbone, seed, plan)
-        run_finetune(config, run, resume=(run / "config.yaml").is_file(), console=Console(quiet=True))
+        run_finetune(config, run, resume=started(run), console=Console(quiet=True))
     scores = json.loads((run / SCORES_FILE).read_text(encoding="utf-8"))["values"]
     return float(scores[one.score])
 

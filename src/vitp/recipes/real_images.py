@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,18 @@ from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read as read_labels
 from vitp.errors import ConfigError
+from vitp.evaluation.outcomes import Outcomes, difference_table, interval, over_images
+from vitp.evaluation.probe_data import probe_data
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
-from vitp.evaluation.probes import run_probes
+from vitp.evaluation.probes import probe_outcomes
+from vitp.evaluation.statistics import PairedDifference
 from vitp.export import export_backbone, load_backbone, random_backbone, verify_export
 from vitp.files import write_json, write_text
 from vitp.models.vision import VisionTower
 from vitp.pretrain import run_pretraining
 from vitp.recipes.micro import SYNTHESIS, Budget, continued_from_starter
 from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, run_paradigm
+from vitp.run_folder import started
 
 RANDOM, STARTER, VITP = "random", "starter", "after ViTP"
 
@@ -105,9 +109,7 @@ def run_real_images(out: Path, plan: RealPlan | None = None) -> Path:
     plan, console = plan or RealPlan(), Console(highlight=False)
     exports = pretrained_backbones(out, plan, console)
     results = _probe(out, exports, plan, console)
-    write_json(
-        out / "probes.json", {name: {k: t.to_json() for k, t in by.items()} for name, by in results.items()}
-    )
+    write_json(out / "probes.json", {name: result.to_json() for name, result in results.items()})
     write_text(out / "results.md", _markdown(results, len(plan.probe_seeds)))
     return out / "results.md"
 
@@ -141,7 +143,7 @@ def supervised_backbones(out: Path, plan: RealPlan, console: Console) -> list[Pa
             config = PARADIGMS["supervised"].make(
                 [out / "data" / one.folder for one in SETS], "starter", images, seed
             )
-            run_paradigm(config, run, resume=(run / "config.yaml").is_file())
+            run_paradigm(config, run, resume=started(run))
         runs.append(run)
     return runs
 
@@ -155,49 +157,72 @@ def compile_sets(out: Path, console: Console) -> None:
         _compile(root / one.folder, one, out / "data" / one.folder, console)
 
 
-def _probe(
-    out: Path, exports: Sequence[Path], plan: RealPlan, console: Console
-) -> dict[str, dict[str, ProbeTable]]:
-    """Return set → initialisation → scores, values in the order (pretraining seed, draw of patches).
+@dataclass(frozen=True)
+class SetResult:
+    """What the probes found on one set.
 
-    The starter is one model, so its values are those of one seed.
+    Attributes:
+        tables: Initialisation → scores; values in the order (pretraining seed, draw of patches). The starter is one model.
+        gains: (task, metric) → ViTP − starter, with the interval over test images and pretraining seeds.
     """
+
+    tables: Mapping[str, ProbeTable]
+    gains: Mapping[tuple[str, str], PairedDifference]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        gains = [
+            {"task": task, "metric": metric, **asdict(one)} for (task, metric), one in self.gains.items()
+        ]
+        return {**{name: table.to_json() for name, table in self.tables.items()}, "ViTP - starter": gains}
+
+
+def _probe(out: Path, exports: Sequence[Path], plan: RealPlan, console: Console) -> dict[str, SetResult]:
+    """Return set → scores of random weights, the starter and the exports."""
     starter = load_backbone("starter")
     towers: dict[str, list[VisionTower]] = {
         RANDOM: [random_backbone(starter, seed) for seed in plan.seeds],
         STARTER: [starter],
         VITP: [load_backbone(backbone) for backbone in exports],
     }
-    results: dict[str, dict[str, ProbeTable]] = {}
+    results: dict[str, SetResult] = {}
     for one in (s for s in SETS if s.probed):
         labelled = read_labels(out / "data" / one.folder)
-        results[one.folder] = {
-            name: ProbeTable.joined(
-                [
-                    run_probes(tower, labelled, seeds=plan.probe_seeds, max_images=plan.probe_images)
-                    for tower in of_name
-                ]
-            )
-            for name, of_name in towers.items()
-        }
-        for name, table in results[one.folder].items():
-            console.print(table.to_rich(title=f"{one.folder}, {name}"))
+        tables: dict[str, ProbeTable] = {}
+        outcomes: dict[str, list[list[Outcomes]]] = {}
+        for name, of_name in towers.items():
+            found = [
+                probe_outcomes(
+                    probe_data(tower, labelled, max_images=plan.probe_images), seeds=plan.probe_seeds
+                )
+                for tower in of_name
+            ]
+            tables[name] = ProbeTable.joined([table for table, _ in found])
+            outcomes[name] = [by_draw for _, by_draw in found]
+            console.print(tables[name].to_rich(title=f"{one.folder}, {name}"))
+        gains = over_images(outcomes[VITP], outcomes[STARTER])
+        console.print(difference_table(gains, f"{one.folder}, ViTP - starter"))
+        results[one.folder] = SetResult(tables, gains)
     return results
 
 
-def _markdown(results: Mapping[str, Mapping[str, ProbeTable]], draws: int) -> str:
+def _markdown(results: Mapping[str, SetResult], draws: int) -> str:
     """Return one table over all sets: mean ± standard deviation over pretraining seeds, and what ViTP added."""
     lines = [
-        "| set | probe | random | starter | after ViTP | ViTP - starter (lowest … highest seed) |",
-        "|---|---|---:|---:|---:|---:|",
+        "| set (test images) | probe | random | starter | after ViTP | ViTP - starter (lowest … highest seed) "
+        "| 95 % interval |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for name, tables in results.items():
-        for row in tables[STARTER].rows:
-            of = {k: _of_seeds(tables[k][row.task, row.metric], draws) for k in (RANDOM, STARTER, VITP)}
+    for name, result in results.items():
+        for row in result.tables[STARTER].rows:
+            of = {
+                k: _of_seeds(result.tables[k][row.task, row.metric], draws) for k in (RANDOM, STARTER, VITP)
+            }
             gain = of[VITP] - of[STARTER][0]
+            difference = result.gains[row.task, row.metric]
             shown = [f"{v.mean():.1f} ± {v.std():.1f}" if len(v) > 1 else f"{v[0]:.1f}" for v in of.values()]
-            shown.append(f"{gain.mean():+.1f} ({gain.min():+.1f} … {gain.max():+.1f})")
-            lines.append(f"| {name} | {row.task}, {row.metric} | {' | '.join(shown)} |")
+            shown += [f"{gain.mean():+.1f} ({gain.min():+.1f} … {gain.max():+.1f})", interval(difference)]
+            lines.append(f"| {name} ({difference.n}) | {row.task}, {row.metric} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -232,7 +257,7 @@ def _pretrain(out: Path, plan: RealPlan, seed: int, console: Console) -> Path:
     if not (run / "model").is_dir():
         folders = [out / "data" / one.folder for one in SETS]
         config = continued_from_starter(folders, plan.budget, seed, rates=[one.rate for one in SETS])
-        run_pretraining(config, run, resume=(run / "config.yaml").is_file())
+        run_pretraining(config, run, resume=started(run))
     if not backbone.is_dir():
         export_backbone(run, backbone)
         console.print(verify_export(backbone, against=run))

@@ -22,7 +22,8 @@ def probe(context: Context) -> Mapping[str, Any]:
 
     Settings: `labels`, `draws`, `images`, `development`. Needs: `data`, `backbone`.
     """
-    from vitp.evaluation.probes import development_splits, label_count, run_probes, splits_of
+    from vitp.evaluation.probe_data import development_splits, label_count, splits_of
+    from vitp.evaluation.probes import run_probes
     from vitp.export import load_backbone
     from vitp.tasks.data import open_labelled
 
@@ -94,6 +95,7 @@ def finetune(context: Context) -> Mapping[str, Any]:
     Settings: `task`, `steps`, `batch_size`, `labels`, `lr`, `layer_decay`, `head`, `neck`, `seed`, `max_val_images`,
     `development`. Needs: `data`, `backbone`; `lr` (a choice of the rate).
     """
+    from vitp.run_folder import started
     from vitp.tasks.finetune import run_finetune
 
     settings, inputs = context.cell.settings, context.inputs
@@ -102,7 +104,7 @@ def finetune(context: Context) -> Mapping[str, Any]:
     labels = _labels_there(root, settings)
     run = context.folder / RUN
     config = finetune_config(context, root, str(inputs["backbone"].folder / RUN), lr, labels)
-    result = run_finetune(config, run, resume=(run / "config.yaml").is_file())
+    result = run_finetune(config, run, resume=started(run))
     validation = _last_validation(run)
     _clean(run, keep_model=FINETUNED in context.cell.keep)
     if settings["development"]:

@@ -32,6 +32,7 @@ def pretrain(context: Context) -> Mapping[str, Any]:
     if settings["paradigm"] == NONE:
         return _untrained(context)
     from vitp.recipes.paradigms import run_paradigm
+    from vitp.run_folder import started
 
     lr = settings.get("lr")
     if "lr" in context.inputs:
@@ -41,7 +42,7 @@ def pretrain(context: Context) -> Mapping[str, Any]:
         images = _equal_images(context, lr)
     config = run_config(context, images, lr)
     run = context.folder / RUN
-    result = run_paradigm(config, run, resume=(run / "config.yaml").is_file())
+    result = run_paradigm(config, run, resume=started(run))
     phases = [(steps, _count(phase)) for steps, phase in phases_of(config)]
     (run / "start_vision.safetensors").unlink(missing_ok=True)
     for leftover in (*(run / name for name in ("checkpoints", "align", "prior")), context.folder / "start"):

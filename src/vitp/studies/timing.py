@@ -58,7 +58,7 @@ def _pretraining(context: Context) -> dict[str, float]:
 
 
 def _finetuning(context: Context) -> dict[str, float]:
-    from vitp.evaluation.probes import subset
+    from vitp.evaluation.probe_data import subset
     from vitp.studies.budget import seconds_a_step
     from vitp.studies.evaluations import finetune_config
     from vitp.studies.sources import folder_of

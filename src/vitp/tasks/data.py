@@ -21,7 +21,7 @@ from vitp.data.formats import read_labels
 from vitp.data.images import load_image
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError, DataError, did_you_mean
-from vitp.evaluation.probes import draw, label_count, splits_of
+from vitp.evaluation.probe_data import draw, label_count, splits_of
 from vitp.objectives.dense_source import read_mask
 from vitp.tasks.augment import AugmentSettings, Sample, augment, rasterise
 from vitp.tasks.base import InputSize, Target, TaskBatch, pad_images

@@ -18,6 +18,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from vitp.config import CONFIG_FILE
+from vitp.data.formats.empty import limit_empty
 from vitp.data.labels import LabelledSet
 from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
@@ -25,7 +27,7 @@ from vitp.engine.hooks import TrainResult
 from vitp.engine.loop import Trainer
 from vitp.errors import ConfigError, VitpError
 from vitp.files import atomic_dir, write_json
-from vitp.run_folder import CONFIG_FILE, claimed
+from vitp.run_folder import claimed
 from vitp.tasks.augment import AugmentSettings
 from vitp.tasks.base import InputSize, Scores, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -54,7 +56,10 @@ class DataSettings(BaseModel):
         splits: Which of the set's splits stand for val and test, where not those of that name: `{test: val}` where
             only a server has the labels of test, `{val: test}` where a set has no val. Such a test is of images that
             the curve has shown before, so they can't choose the weights either.
-        labels: Training images: a number, a share (0..1), or None for all. Which ones follows from `seed`.
+        empty: Training images without objects at most, as a share of the training images (1: all may stay). Which ones
+            stay follows from `seed`; val and test keep theirs.
+        labels: Training images: a number, a share (0..1), or None for all. Which ones follows from `seed`; they are
+            drawn from those that `empty` left.
         resize: What size images get first; None: a square of the backbone's size.
         crop: Side of random square crops while training; see `AugmentSettings.crop`.
         max_val_images: Validation images at most, the same ones each time.
@@ -66,6 +71,7 @@ class DataSettings(BaseModel):
     format: str = "auto"
     options: dict[str, Any] = Field(default_factory=dict)
     splits: dict[Literal["val", "test"], Literal["train", "val", "test"]] = Field(default_factory=dict)
+    empty: float = Field(default=1.0, ge=0, le=1)
     labels: int | float | None = None
     resize: InputSize | None = None
     crop: int | None = Field(default=None, ge=8)
@@ -186,7 +192,14 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     kind = task.labels(config.head)
     labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
     splits = run_splits(labelled, config, kind)
-    splits["train"] = draw_labels(splits["train"], config.data.labels, config.seed)
+    train = limit_empty(splits["train"], config.data.empty, config.seed)
+    if not len(train):
+        raise ConfigError(
+            "no training image holds an object, and empty ones are left out",
+            where="data.empty",
+            fix="choose a larger share, or 1",
+        )
+    splits["train"] = draw_labels(train, config.data.labels, config.seed)
     config = config.model_copy(update={"train": config.train.of(len(splits["train"]))})
     backbone = open_backbone(config.backbone, config.seed)
     model = build_model(

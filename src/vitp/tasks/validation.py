@@ -11,7 +11,7 @@ from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.engine.weights import load_state, load_tensors, save_tensors, unique_state
 from vitp.errors import CheckpointError
-from vitp.evaluation.probes import subset
+from vitp.evaluation.probe_data import subset
 from vitp.files import atomic_path, write_json
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.build import Evaluate

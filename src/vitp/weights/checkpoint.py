@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from vitp.config import CONFIG_FILE
 from vitp.data.chat import TEMPLATES
 from vitp.errors import CheckpointError, did_you_mean
 from vitp.models.vision import VisionConfig
@@ -30,7 +31,6 @@ from vitp.weights.vit_configs import (
     normalisation,
 )
 
-RUN_CONFIG = "config.yaml"
 CONFIG = "config.json"
 BACKBONE_DESCRIPTION = "vitp_backbone.json"
 EXTRA = "vitp"
@@ -163,7 +163,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> Checkpoint:
     if (folder / BACKBONE_DESCRIPTION).is_file():
         return _read_export(folder, source)
-    if (folder / RUN_CONFIG).is_file():
+    if (folder / CONFIG_FILE).is_file():
         # What lies in a run without a model are features and weights of its beginning.
         raise CheckpointError(
             "is a run without a model", where=source, fix="name a run that has finished, or resume this one"

@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
+from vitp.config import CONFIG_FILE
 from vitp.errors import DataError
 from vitp.evaluation.report.samples import Sample
 
 Row = dict[str, Any]
 
 PARTS = {
-    "config.yaml": "the configuration",
+    CONFIG_FILE: "the configuration",
     "metrics.jsonl": "the training curves",
     "evidence.json": "how far the vision tower moved",
     "probes.jsonl": "the probes during training",
@@ -64,7 +65,7 @@ def read_run(run_dir: str | Path) -> RunFolder:
             where=str(path),
             fix="name a folder that `vitp pretrain` wrote; it holds config.yaml and metrics.jsonl",
         )
-    text, config = _config(path / "config.yaml")
+    text, config = _config(path / CONFIG_FILE)
     metrics = _rows(path / "metrics.jsonl")
     steps = [row for row in metrics if "loss" in row]
     probes = _rows(path / "probes.jsonl")

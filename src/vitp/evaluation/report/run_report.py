@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from vitp.config import CONFIG_FILE
 from vitp.evaluation.report.attention import AttentionExplorer
 from vitp.evaluation.report.charts import Bar, BarChart, LineChart, Series
 from vitp.evaluation.report.page import Page
@@ -339,7 +340,7 @@ def _provenance(run: RunFolder) -> Section:
     if plain:
         blocks.append(KeyValue(plain))
     if run.config_text is not None:
-        blocks.append(Code(run.config_text.strip(), "config.yaml"))
+        blocks.append(Code(run.config_text.strip(), CONFIG_FILE))
     else:
         blocks.append(Text("This run's folder has no `config.yaml`."))
     return Section("Configuration", blocks)

@@ -17,7 +17,7 @@ from rich.console import Console
 from vitp.config import make_config
 from vitp.engine.config import TrainConfig
 from vitp.engine.loop import Trainer
-from vitp.evaluation.probes import subset
+from vitp.evaluation.probe_data import subset
 from vitp.models.language import micro_qwen2
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
