@@ -54,13 +54,13 @@ def _starter_card(out: Path, options: Options) -> Path:
 def _real_images(out: Path, options: Options) -> Path:
     from vitp.recipes.real_images import RealPlan, run_real_images
 
-    return run_real_images(out, RealPlan(seeds=tuple(range(options.seeds))))
+    return run_real_images(out, RealPlan(seeds=tuple(range(options.seeds))).scaled(options.scale))
 
 
 def _downstream(out: Path, options: Options) -> Path:
     from vitp.recipes.downstream import DownstreamPlan, run_downstream
 
-    return run_downstream(out, DownstreamPlan(seeds=tuple(range(options.seeds))))
+    return run_downstream(out, DownstreamPlan(seeds=tuple(range(options.seeds))).scaled(options.scale))
 
 
 MICRO: dict[str, Callable[[Path, Options], Path]] = {
@@ -77,7 +77,7 @@ def recipe(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs; interrupted, it continues.")],
     scale: Annotated[
-        float, typer.Option(min=0.0001, help="starter: factor on the steps, below 1 for a dry run.")
+        float, typer.Option(min=0.0001, help="Ours: factor on the steps, below 1 for a dry run.")
     ] = 1.0,
     seeds: Annotated[int, typer.Option(min=1, help="real-images, downstream: pretraining seeds.")] = 1,
     data: Annotated[

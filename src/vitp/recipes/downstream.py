@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class DownstreamPlan:
     Attributes:
         seeds: A pretraining seed and the finetuning seed that goes with it.
         steps, batch, lr: Of a finetuning.
+        tasks: Rows of the table.
+        pretraining: Budget of the backbones that are not there yet.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -87,6 +89,13 @@ class DownstreamPlan:
     batch: int = 8
     lr: float = 1e-3
     tasks: tuple[RealTask, ...] = TASKS
+    pretraining: RealPlan = field(default_factory=RealPlan)
+
+    def scaled(self, factor: float) -> DownstreamPlan:
+        """Return a plan with fewer or more steps."""
+        return replace(
+            self, steps=max(2, round(factor * self.steps)), pretraining=self.pretraining.scaled(factor)
+        )
 
 
 def run_downstream(out: Path, plan: DownstreamPlan | None = None) -> Path:
@@ -96,7 +105,7 @@ def run_downstream(out: Path, plan: DownstreamPlan | None = None) -> Path:
         ConfigError: The images aren't there.
     """
     plan, console = plan or DownstreamPlan(), Console(highlight=False)
-    real = RealPlan(seeds=plan.seeds)
+    real = replace(plan.pretraining, seeds=plan.seeds)
     vitp = pretrained_backbones(out, real, console)
     supervised = supervised_backbones(out, real, console)
     values: dict[str, dict[str, list[float]]] = {}

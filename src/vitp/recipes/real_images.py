@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class RealSet:
             gained nothing.
         options: Of the format.
         probed: Whether it has held-out images to probe on.
+        objects: Whether its labels say which objects are in an image, for supervised pretraining.
     """
 
     folder: str
@@ -63,6 +64,7 @@ class RealSet:
     rate: float
     options: dict[str, Any] = field(default_factory=dict)
     probed: bool = True
+    objects: bool = True
 
 
 SETS = (
@@ -75,7 +77,14 @@ SETS = (
         1.5,
         {"instances": True, "group_regex": r"P\d+", "val": 0.2, "test": 0.25, "licence": "GPL-3.0"},
     ),
-    RealSet("amazon_forest", "masks", 128, 10.0, options={"val": 0.2, "test": 0.3, "licence": "CC-BY 4.0"}),
+    RealSet(
+        "amazon_forest",
+        "masks",
+        128,
+        10.0,
+        options={"val": 0.2, "test": 0.3, "licence": "CC-BY 4.0"},
+        objects=False,
+    ),
     # The frames follow each other, so all of them are on one side: they teach and are not tested on.
     RealSet(
         "kit_ais_cars",
@@ -98,6 +107,13 @@ class RealPlan:
     budget: Budget = BUDGET
     probe_seeds: tuple[int, ...] = (0, 1, 2)
     probe_images: int = 1200
+
+    def scaled(self, factor: float) -> RealPlan:
+        """Return a plan with fewer or more steps."""
+        steps = {
+            name: max(2, round(factor * getattr(self.budget, name))) for name in ("align_steps", "steps")
+        }
+        return replace(self, budget=replace(self.budget, **steps))
 
 
 def run_real_images(out: Path, plan: RealPlan | None = None) -> Path:
@@ -125,23 +141,26 @@ def pretrained_backbones(out: Path, plan: RealPlan, console: Console) -> list[Pa
 
 
 def supervised_backbones(out: Path, plan: RealPlan, console: Console) -> list[Path]:
-    """Return runs that continue the starter on which classes are in an image, as many images as the ViTP run sees.
+    """Return runs that continue the starter on which objects are in an image, as many images as the ViTP run sees.
+
+    A set without objects has nothing to say here, so its share goes to the others.
 
     Raises:
         ConfigError: The images aren't there.
     """
     compile_sets(out, console)
     budget, runs = plan.budget, []
+    sets = [one for one in SETS if one.objects]
     for seed in plan.seeds:
         run = out / f"supervised-{seed}"
         if not (run / "model").is_dir():
             images = ParadigmBudget(
                 images=(budget.align_steps + budget.steps) * budget.batch,
                 batch=budget.batch,
-                rates=tuple(one.rate for one in SETS),
+                rates=tuple(one.rate for one in sets),
             )
             config = PARADIGMS["supervised"].make(
-                [out / "data" / one.folder for one in SETS], "starter", images, seed
+                [out / "data" / one.folder for one in sets], "starter", images, seed
             )
             run_paradigm(config, run, resume=started(run))
         runs.append(run)
