@@ -1,0 +1,150 @@
+"""Does every head learn over every kind of backbone? Each fits a handful of generated scenes, and is scored on them.
+
+What can't fit four images can't learn from more. Heads × backbones (a ViT with random weights, the exported ViT of the
+package, a ResNet-18 with random weights) go through `vitp data scenes`, `vitp finetune` and `vitp eval`, without
+augmentation; the score is that of the training images.
+
+    python benchmarks/fits.py                          # all; about an hour on two cores
+    python benchmarks/fits.py oriented resnet18        # those whose head and backbone hold the words
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common import save
+from vitp.cli import run
+
+SIZE = 96
+BACKBONES = {"random ViT": "random", "exported ViT": "starter", "ResNet-18": "timm:resnet18"}
+COMMON = (
+    *("augment.flip=false", "augment.rotate90=false", "augment.photometric=0", "augment.swap_dates=0"),
+    *("train.val_every=null", "train.save_every=null", "train.log_every=50", "train.batch_size=4"),
+    *(
+        "data.resize.mode=fixed",
+        f"data.resize.size={SIZE}",
+        "optim.layer_decay=null",
+        "optim.weight_decay=0.01",
+    ),
+    *("data.splits.val=train", "data.splits.test=train", "seed=0"),
+)
+DETECTOR = (
+    *(
+        "head.width=32",
+        "neck.options.channels=32",
+        "head.proposals.anchor_scales=[1.5,3]",
+        "head.box.hidden=128",
+    ),
+    *("head.proposals.keep_before=[200,200]", "head.proposals.keep=[200,100]", "head.box.samples=64"),
+)
+MASK = ("head.mask.layers=2", "head.mask.width=32")
+SEGMENTER = ("neck.options.channels=32", "head.width=32", "head.dropout=0", "head.auxiliary=0", "head.dice=1")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One head on a few scenes.
+
+    Attributes:
+        task, layout: What is learned, and how its labels are written.
+        score: Of `vitp eval`.
+        steps: Of four scenes each.
+        settings: Of neck and head.
+        lr: Peak learning rate.
+        count: Scenes; two of three are for training.
+    """
+
+    task: str
+    layout: str
+    score: str
+    steps: int
+    settings: tuple[str, ...] = ()
+    lr: float = 2e-3
+    count: int = 6
+
+
+HEADS = {
+    "linear classifier": Fit("classification", "folders", "accuracy", 150, lr=1e-3, count=12),
+    "UperNet": Fit("segmentation", "masks", "miou", 300, (*SEGMENTER, "head.kind=upernet")),
+    "UperNet on ViT-Adapter": Fit(
+        "segmentation", "masks", "miou", 300, (*SEGMENTER[1:], "head.kind=upernet", "neck.kind=adapter")
+    ),
+    "light FPN": Fit("segmentation", "masks", "miou", 300, (*SEGMENTER, "head.kind=fpn")),
+    "change UperNet": Fit("change", "pairs", "f1", 300, (*SEGMENTER, "head.kind=upernet")),
+    "Faster R-CNN": Fit("detection", "coco", "AP50", 250, (*DETECTOR, "head.box.kind=faster")),
+    "Cascade R-CNN": Fit("detection", "coco", "AP50", 250, (*DETECTOR, "head.box.kind=cascade")),
+    "Mask R-CNN": Fit("instance", "coco", "mask_AP50", 250, (*DETECTOR, *MASK, "head.box.kind=faster")),
+    "Cascade Mask R-CNN": Fit(
+        "instance", "coco", "mask_AP50", 250, (*DETECTOR, *MASK, "head.box.kind=cascade")
+    ),
+    "Oriented R-CNN": Fit("oriented", "dota", "AP50", 250, DETECTOR),
+}
+
+
+def fitted(fit: Fit, backbone: str, folder: Path) -> float:
+    """Return the score on the training images."""
+    scenes, out = folder / "scenes", folder / "run"
+    command(
+        "data",
+        "scenes",
+        "general",
+        "--layout",
+        fit.layout,
+        "--count",
+        fit.count,
+        "--size",
+        SIZE,
+        "--out",
+        scenes,
+    )
+    settings = [word for one in (*COMMON, *fit.settings, f"optim.lr={fit.lr}") for word in ("-s", one)]
+    command(
+        "finetune", fit.task, "--data", scenes, "--backbone", backbone, "--out", out, "--steps", fit.steps, *settings
+    )  # fmt: skip
+    command("eval", out, scenes, "--split", "train", "--out", folder / "scores.json")
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["values"]
+    return float(scores[fit.score])
+
+
+def command(*arguments: object) -> None:
+    """Run `vitp` with these arguments; what it prints is shown when it fails."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = run([str(argument) for argument in arguments])
+    if code:
+        raise SystemExit(f"{printed.getvalue()}\nvitp {' '.join(map(str, arguments))} ended with {code}")
+
+
+def main() -> None:
+    """Measure what the arguments name, and write what a whole run found."""
+    words = sys.argv[1:]
+    wanted = [
+        (head, name)
+        for head in HEADS
+        for name in BACKBONES
+        if all(word in f"{head} {name}" for word in words)
+        # An adapter is what a ViT needs; a network with stages has its own.
+        and not ("Adapter" in head and name == "ResNet-18")
+    ]
+    found: dict[str, dict[str, float]] = {}
+    for head, name in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(0)
+            score = fitted(HEADS[head], BACKBONES[name], Path(folder))
+        found.setdefault(head, {})[name] = round(score, 3)
+        print(f"{head}, {name}: {HEADS[head].score} {score:.3f}", flush=True)
+    if not words:
+        scores = {head: HEADS[head].score for head in HEADS}
+        save("fits", {"scene_size": SIZE, "scores": scores, "found": found})
+
+
+if __name__ == "__main__":
+    main()
