@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from vitp.config import CONFIG_FILE, load_config, save_config
 from vitp.engine import checkpoint, distributed
 from vitp.errors import CheckpointError, ConfigError, VitpError
 
+LOCK_FILE = "lock"
 HARMLESS = (
     *("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device"),
     *("train.micro_batches", "train.parallel", "train.shard_size", "train.async_save"),
@@ -56,24 +58,59 @@ def claimed(run_dir: Path, config: BaseModel, *, resume: bool, phases: Sequence[
 
     Raises:
         CheckpointError: There is nothing to resume.
-        ConfigError: The folder holds another run.
+        ConfigError: The folder holds another run, or another process trains there.
     """
-    main, refusal = distributed.rank() == 0, None
+    main, refusal, held = distributed.rank() == 0, None, contextlib.ExitStack()
     if main:
         try:
             _claim(run_dir, config, resume)
+            held.enter_context(_alone(run_dir))
             save_config(config, run_dir / CONFIG_FILE)
         except VitpError as error:
             refusal = error
     distributed.raise_together(refusal)
     try:
-        yield
+        with held:
+            yield
     except VitpError:
         folders = (run_dir, *(run_dir / phase for phase in phases))
         if main and not any(checkpoint.latest(folder) for folder in folders):
             # Nothing was trained: the next try, with the mistake mended, may have the folder.
             (run_dir / CONFIG_FILE).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from training in the folder; the lock goes when this process does, however it ends.
+
+    Where locks don't exist (Windows, some network file systems) nobody is kept out.
+
+    Raises:
+        ConfigError: Another process trains there.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = run_dir / LOCK_FILE
+    # Locks of this kind aren't inherited by data workers, which may outlive a process that was killed.
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(
+                    "another process trains there",
+                    where=str(run_dir),
+                    fix="wait until it ends, or choose another folder",
+                ) from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _claim(run_dir: Path, config: BaseModel, resume: bool) -> None:

@@ -112,6 +112,19 @@ def test_a_kill_at_any_moment_loses_a_few_steps_at_most(
     assert_same_run(run, straight)
 
 
+def test_two_processes_do_not_train_in_one_folder(config: Path, straight: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("pretrain", config, "--out", run)
+    wait_for_step(process, run, 3)
+    process.send_signal(signal.SIGSTOP)
+    assert f"{run}: another process trains there" in refused("pretrain", "--resume", "--out", run)
+    process.kill()
+    finish(process)
+    done("pretrain", "--resume", "--out", run)
+    assert_same_run(run, straight)
+    assert not (run / "lock").exists()
+
+
 def test_half_a_checkpoint_is_never_taken_for_one(straight: Path, tmp_path: Path) -> None:
     """What `kill -9` can leave: a hidden folder beside the checkpoints, half a row of metrics."""
     run = tmp_path / "run"
