@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import update_wrapper
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from vitp.data.formats.common import ReadOptions, SetBuilder
+from vitp.data.formats.common import ReadOptions, SetBuilder, list_images
+from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.errors import ConfigError, DataError
 
@@ -86,6 +89,7 @@ class Reading:
         root: The download.
         options: Name, licence, splits; the set's own name and licence by default.
         partial: Go on without what is missing.
+        protocol: Which splits `finish` makes, see `under_protocol`.
         builder: Collects the images.
         missing: Files that should be there and aren't, relative to the root.
     """
@@ -94,6 +98,7 @@ class Reading:
     root: Path
     options: ReadOptions
     partial: bool = False
+    protocol: Protocol = "official"
     builder: SetBuilder = field(init=False)
     missing: list[str] = field(default_factory=list)
 
@@ -131,6 +136,10 @@ class Reading:
                 return self.root / place
         return self.refuse(f"{_shown(places)} is missing")
 
+    def base(self, inside: str, *bases: str) -> str:
+        """Return the first of the bases ("" or "folder/", below the root) that holds a folder, or else the first."""
+        return next((base for base in bases if (self.root / base / inside).is_dir()), bases[0])
+
     def has(self, path: Path) -> bool:
         """Return whether a file is there; one that isn't is remembered and spoils `finish`."""
         if path.is_file():
@@ -149,6 +158,34 @@ class Reading:
         if place not in self.missing:
             self.missing.append(place)
 
+    def add_folder(
+        self,
+        split: str,
+        images: Path,
+        masks: Path | None = None,
+        values: tuple[tuple[int, int], ...] = (),
+        group: str = "",
+    ) -> None:
+        """Add the images of a folder; each has a mask of the same name, unless the split has none.
+
+        Args:
+            split: Of all the images.
+            images: The folder.
+            masks: Folder of the masks; None: the images aren't labelled.
+            values: (value in the masks, class index) pairs.
+            group: Of all the images.
+        """
+        for image in list_images(images):
+            semantic = None
+            if masks is not None:
+                if not self.has(masks / image.name):
+                    continue
+                semantic = MaskFile(str(masks / image.name), values)
+            if (size := self.builder.size_of(image)) is not None:
+                self.builder.add(image, size, split=split, semantic=semantic, group=group)
+        if masks is not None:
+            self.have(*(images / mask.name for mask in list_images(masks)))
+
     def refuse(self, what: str) -> NoReturn:
         """Raise that the download isn't complete, and say where the set is published.
 
@@ -161,29 +198,61 @@ class Reading:
             fix=f"the set is published by {self.facts.published_by}; docs/datasets.md shows its layout",
         )
 
+    def refuse_missing(self, hint: str = "") -> None:
+        """Stop before more work is done if a file is missing, unless `partial`.
+
+        Raises:
+            DataError: The message names the first, and ends with the hint.
+        """
+        if self.missing and not self.partial:
+            others = len(self.missing) - 1
+            more = f" (and {others:,} other files)" if others else ""
+            self.refuse(f"{self.missing[0]} is missing{more}{hint}")
+
     def finish(
-        self,
-        protocol: Protocol,
-        *,
-        object_classes: Iterable[str] = (),
-        semantic_classes: Iterable[str] = (),
+        self, *, object_classes: Iterable[str] = (), semantic_classes: Iterable[str] = ()
     ) -> LabelledSet:
-        """Return what was read, under a protocol.
+        """Return what was read, under the protocol.
 
         Raises:
             DataError: Files are missing; the message names the first.
             ConfigError: There is no such protocol.
         """
-        if self.missing and not self.partial:
-            others = len(self.missing) - 1
-            more = f" (and {others:,} other files)" if others else ""
-            self.refuse(f"{self.missing[0]} is missing{more}; partial=true goes on without")
+        self.refuse_missing("; partial=true goes on without")
         for place in self.missing:
             self.builder.note(place, "is missing; left out")
         if not self.builder.count:
             self.refuse("holds no image")
         built = self.builder.build(object_classes=object_classes, semantic_classes=semantic_classes)
-        return under_protocol(built, self.facts, protocol)
+        return under_protocol(built, self.facts, self.protocol)
+
+
+def reader_of(facts: Benchmark) -> Callable[[Callable[..., LabelledSet]], Callable[..., LabelledSet]]:
+    """Turn `read(reading, *, own options)` into the reader of a published set.
+
+    The reader takes the download's folder, `ReadOptions`, a protocol (see `under_protocol`), whether to go on without
+    files that are missing, and the function's own options. It raises DataError where a file is missing or can't be
+    understood, and ConfigError where an option has an unknown value.
+    """
+
+    def decorate(read: Callable[..., LabelledSet]) -> Callable[..., LabelledSet]:
+        def reader(
+            root: Path,
+            options: ReadOptions = ReadOptions(),
+            *,
+            protocol: Protocol = "official",
+            partial: bool = False,
+            **own: Any,
+        ) -> LabelledSet:
+            return read(Reading(facts, root, options, partial, protocol), **own)
+
+        shared = signature(reader)
+        parameters = [*list(shared.parameters.values())[:-1], *list(signature(read).parameters.values())[1:]]
+        update_wrapper(reader, read)
+        reader.__signature__ = shared.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return reader
+
+    return decorate
 
 
 def _shown(places: tuple[str, ...]) -> str:
@@ -235,6 +304,11 @@ def count_problems(labelled: LabelledSet, facts: Benchmark) -> list[str]:
         found = {split: _groups(labelled, split) for split in facts.counts}
     else:
         found = {split: sum(item.split == split for item in labelled.items) for split in facts.counts}
+    return differing_counts(found, facts)
+
+
+def differing_counts(found: Mapping[str, int], facts: Benchmark) -> list[str]:
+    """Return a line for each official split whose count, of images or of volumes, isn't the published one."""
     unit = "volumes" if facts.volumes else "images"
     return [
         f"{split}: {found[split]:,} {unit}, {count:,} are published"

@@ -10,42 +10,39 @@ WHU-CD     1. The two-period image data/{2012,2016}/whole_image/{train,test}/ima
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from vitp.data.benchmarks.base import Benchmark, Protocol, Reading, option
-from vitp.data.formats.common import ReadOptions, list_images, read_text
+from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
+from vitp.data.formats.common import list_images, read_text
 from vitp.data.formats.pixel_masks import ChangeFile
 from vitp.data.labels import LabelledSet
 
 _SPLITS = ("train", "val", "test")
-_CLASSES = ("unchanged", "changed")
-_PALETTE = ((0, 0, 0), (255, 255, 255))
-
-SVCD = Benchmark(
-    name="svcd",
-    title="SVCD (CDD)",
+_change_set = partial(
+    Benchmark,
     task="change",
     modality="RGB pair",
-    classes=_CLASSES,
-    palette=_PALETTE,
+    classes=("unchanged", "changed"),
+    palette=((0, 0, 0), (255, 255, 255)),
+    metric="F1",
+)
+
+SVCD = _change_set(
+    name="svcd",
+    title="SVCD (CDD)",
     published_by="M. Lebedev and others (ISPRS Archives 2018), as ChangeDetectionDataset",
     counts={"train": 10000, "val": 3000, "test": 3000},
-    metric="F1",
     notes=(
         "the part Real/subset holds the crops of 256 that all papers use; Model/with_shift and Model/without_shift are rendered",
         "masks are JPEG files: what is at least half bright has changed",
     ),
 )
-WHU_CD = Benchmark(
+WHU_CD = _change_set(
     name="whu_cd",
     title="WHU-CD",
-    task="change",
-    modality="RGB pair",
-    classes=_CLASSES,
-    palette=_PALETTE,
     published_by="Wuhan University (S. Ji and others), as Building change detection dataset",
     counts={},
-    metric="F1",
     crop=256,
     crop_test=True,
     notes=(
@@ -53,45 +50,31 @@ WHU_CD = Benchmark(
         "papers use several random splits of its crops; the scores of different splits can't be compared",
     ),
 )
-LEVIR_CD = Benchmark(
+LEVIR_CD = _change_set(
     name="levir_cd",
     title="LEVIR-CD",
-    task="change",
-    modality="RGB pair",
-    classes=_CLASSES,
-    palette=_PALETTE,
     published_by="Beihang University (H. Chen, Z. Shi), on the LEVIR page",
     counts={"train": 445, "val": 64, "test": 128},
-    metric="F1",
     crop=256,
     window=256,
     stride=128,
 )
-S2LOOKING = Benchmark(
+S2LOOKING = _change_set(
     name="s2looking",
     title="S2Looking",
-    task="change",
-    modality="RGB pair",
-    classes=_CLASSES,
-    palette=_PALETTE,
     published_by="L. Shen and others (Remote Sensing 2021), in the S2Looking repository",
     counts={"train": 3500, "val": 500, "test": 1000},
-    metric="F1",
     notes=("label is what changed; label1 and label2 tell new and demolished buildings apart",),
 )
 
 
-def _read_split_folders(
-    reading: Reading, base: str, folders: tuple[str, str, str], protocol: Protocol
-) -> LabelledSet:
+def _read_split_folders(reading: Reading, base: str, folders: tuple[str, str, str]) -> LabelledSet:
     """Read `base/{split}/{before, after, mask}/same name`."""
     places = [(split, [reading.folder(f"{base}{split}/{name}") for name in folders]) for split in _SPLITS]
     for split, (before, after, masks) in places:
         _add_pairs(reading, split, before, after, masks, [path.name for path in list_images(before)])
-        for folder in (after, masks):
-            for path in list_images(folder):
-                reading.has(before / path.name)
-    return reading.finish(protocol)
+        reading.have(*(before / path.name for folder in (after, masks) for path in list_images(folder)))
+    return reading.finish()
 
 
 def _add_pairs(
@@ -116,99 +99,51 @@ def _add_pair(reading: Reading, split: str, before: Path, after: Path, mask: Pat
     reading.builder.add(before, sizes[0], split=split, second_image=str(after), change=ChangeFile(str(mask)))
 
 
-def read_svcd(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-    part: str = "Real/subset",
-) -> LabelledSet:
+@reader_of(SVCD)
+def read_svcd(reading: Reading, *, part: str = "Real/subset") -> LabelledSet:
     """Read SVCD.
 
     Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
-        partial: Go on without files that are missing.
         part: "Real/subset", "Model/with_shift" or "Model/without_shift".
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
     """
-    reading = Reading(SVCD, root, options, partial)
     option("part", part, ("Real/subset", "Model/with_shift", "Model/without_shift"), "svcd")
-    bases = (f"ChangeDetectionDataset/{part}/", f"{part}/", "")
-    base = next((b for b in bases if (root / b / "train").is_dir()), bases[0])
-    return _read_split_folders(reading, base, ("A", "B", "OUT"), protocol)
+    base = reading.base("train", f"ChangeDetectionDataset/{part}/", f"{part}/", "")
+    return _read_split_folders(reading, base, ("A", "B", "OUT"))
 
 
-def read_levir_cd(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-) -> LabelledSet:
-    """Read LEVIR-CD; arguments as `read_svcd`.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
-    """
-    return _read_split_folders(Reading(LEVIR_CD, root, options, partial), "", ("A", "B", "label"), protocol)
+@reader_of(LEVIR_CD)
+def read_levir_cd(reading: Reading) -> LabelledSet:
+    """Read LEVIR-CD."""
+    return _read_split_folders(reading, "", ("A", "B", "label"))
 
 
-def read_s2looking(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-    mask: str = "label",
-) -> LabelledSet:
+@reader_of(S2LOOKING)
+def read_s2looking(reading: Reading, *, mask: str = "label") -> LabelledSet:
     """Read S2Looking.
 
     Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
-        partial: Go on without files that are missing.
         mask: "label": all changes, the published task; "label1" or "label2": one direction only.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
     """
     option("mask", mask, ("label", "label1", "label2"), "s2looking")
-    reading = Reading(S2LOOKING, root, options, partial)
-    return _read_split_folders(reading, "", ("Image1", "Image2", mask), protocol)
+    return _read_split_folders(reading, "", ("Image1", "Image2", mask))
 
 
-def read_whu_cd(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-) -> LabelledSet:
-    """Read WHU-CD: the published mosaics, or crops with lists; arguments as `read_svcd`.
+@reader_of(WHU_CD)
+def read_whu_cd(reading: Reading) -> LabelledSet:
+    """Read WHU-CD: the published mosaics, or crops with lists.
 
     The mosaics have no validation part; `ReadOptions` doesn't hold any out either, since a mosaic is one image.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
     """
-    reading = Reading(WHU_CD, root, options, partial)
-    if (root / "list").is_dir():
+    if (reading.root / "list").is_dir():
         lists = {split: reading.file(f"list/{split}.txt") for split in _SPLITS}
         before, after, masks = (reading.folder(name) for name in ("A", "B", "label"))
         for split, path in lists.items():
             _add_pairs(reading, split, before, after, masks, read_text(path).split())
-        return reading.finish(protocol)
-    if (root / "train" / "A").is_dir():
-        return _read_split_folders(reading, "", ("A", "B", "label"), protocol)
+        return reading.finish()
+    if (reading.root / "train" / "A").is_dir():
+        return _read_split_folders(reading, "", ("A", "B", "label"))
     inner = "1. The two-period image data/"
-    bases = (f"Building change detection dataset_add/{inner}", inner, "")
-    base = next((b for b in bases if (root / b / "change_label").is_dir()), bases[0])
+    base = reading.base("change_label", f"Building change detection dataset_add/{inner}", inner, "")
     for split in ("train", "test"):
         dates = [
             reading.file(f"{base}{year}/whole_image/{split}/image/{year}_{split}.tif")
@@ -216,4 +151,4 @@ def read_whu_cd(
         ]
         mask = reading.file(f"{base}change_label/{split}/change_label.tif")
         _add_pair(reading, split, dates[0], dates[1], mask)
-    return reading.finish(protocol)
+    return reading.finish()

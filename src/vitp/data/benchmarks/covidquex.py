@@ -8,11 +8,7 @@ Lung Segmentation Data/Lung Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COV
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from vitp.data.benchmarks.base import Benchmark, Protocol, Reading, option
-from vitp.data.formats.common import ReadOptions, list_images
-from vitp.data.formats.pixel_masks import MaskFile
+from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.labels import LabelledSet
 
 _GROUPS = ("COVID-19", "Non-COVID", "Normal")
@@ -36,35 +32,18 @@ COVIDQUEX = Benchmark(
 )
 
 
-def read(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-    target: str = "infection",
-    cases: str = "all",
-) -> LabelledSet:
+@reader_of(COVIDQUEX)
+def read(reading: Reading, *, target: str = "infection", cases: str = "all") -> LabelledSet:
     """Read COVID-QU-Ex.
 
     Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
-        partial: Go on without files that are missing.
         target: "infection": the part with infection masks; "lung": the part with lung masks.
         cases: "COVID-19", "Non-COVID", "Normal" or "all".
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
-        ConfigError: An option has an unknown value.
     """
-    reading = Reading(COVIDQUEX, root, options, partial)
     option("target", target, ("infection", "lung"), "covidquex")
     groups = _GROUPS if cases == "all" else (option("cases", cases, (*_GROUPS, "all"), "covidquex"),)
     part = f"{target.capitalize()} Segmentation Data"
-    bases = (f"{part}/{part}/", f"{part}/", "")
-    base = next((b for b in bases if (root / b / "Train").is_dir()), bases[0])
+    base = reading.base("Train", f"{part}/{part}/", f"{part}/", "")
     places = [
         (
             split.lower(),
@@ -75,10 +54,5 @@ def read(
         for group in groups
     ]
     for split, images, masks in places:
-        for image in list_images(images):
-            mask = masks / image.name
-            if reading.has(mask) and (size := reading.builder.size_of(image)) is not None:
-                reading.builder.add(image, size, split=split, semantic=MaskFile(str(mask), _VALUES))
-        for mask in list_images(masks):
-            reading.has(images / mask.name)
-    return reading.finish(protocol, semantic_classes=("background", target))
+        reading.add_folder(split, images, masks, _VALUES)
+    return reading.finish(semantic_classes=("background", target))

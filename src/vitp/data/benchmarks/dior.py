@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from vitp.data.benchmarks.base import Benchmark, Protocol, Reading
-from vitp.data.formats.common import ReadOptions, read_text
+from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
+from vitp.data.formats.common import read_text
 from vitp.data.labels import LabelledSet, ObjectLabel
 from vitp.errors import DataError
 
@@ -70,43 +70,19 @@ DIOR_R = replace(
 )
 
 
-def read(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-) -> LabelledSet:
-    """Read DIOR with its upright boxes.
-
-    Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
-        partial: Go on without files that are missing.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
-    """
-    return _read(Reading(DIOR, root, options, partial), "Annotations/Horizontal Bounding Boxes", protocol)
+@reader_of(DIOR)
+def read(reading: Reading) -> LabelledSet:
+    """Read DIOR with its upright boxes."""
+    return _read(reading, "Annotations/Horizontal Bounding Boxes")
 
 
-def read_oriented(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-) -> LabelledSet:
-    """Read DIOR-R: the images of DIOR with oriented boxes; arguments as `read`.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
-    """
-    return _read(Reading(DIOR_R, root, options, partial), "Annotations/Oriented Bounding Boxes", protocol)
+@reader_of(DIOR_R)
+def read_oriented(reading: Reading) -> LabelledSet:
+    """Read DIOR-R: the images of DIOR with oriented boxes."""
+    return _read(reading, "Annotations/Oriented Bounding Boxes")
 
 
-def _read(reading: Reading, labels: str, protocol: Protocol) -> LabelledSet:
+def _read(reading: Reading, labels: str) -> LabelledSet:
     # Everything is asked for before anything is read: the first thing that is missing is named at once.
     lists = {split: reading.file(f"ImageSets/Main/{split}.txt", f"Main/{split}.txt") for split in _SPLITS}
     label_folder = reading.folder(labels)
@@ -121,7 +97,7 @@ def _read(reading: Reading, labels: str, protocol: Protocol) -> LabelledSet:
             if size is not None:
                 objects = _objects(reading, xml, size, reading.facts.task == "oriented")
                 reading.builder.add(image, size, split=split, objects=objects)
-    return reading.finish(protocol, object_classes=CLASSES)
+    return reading.finish(object_classes=CLASSES)
 
 
 def _objects(reading: Reading, path: Path, size: tuple[int, int], oriented: bool) -> tuple[ObjectLabel, ...]:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitp.data.benchmarks.base import Benchmark, Protocol, Reading
-from vitp.data.formats.common import ReadOptions, list_images
+from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
+from vitp.data.formats.common import list_images
 from vitp.data.formats.dota import read_objects
 from vitp.data.labels import LabelledSet
 
@@ -78,25 +78,9 @@ RSAR = Benchmark(
 )
 
 
-def read(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-) -> LabelledSet:
-    """Read DOTA-v2.0. Images of test-dev have no labels (`objects` is None).
-
-    Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
-        partial: Go on without files that are missing.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
-    """
-    reading = Reading(DOTA, root, options, partial)
+@reader_of(DOTA)
+def read(reading: Reading) -> LabelledSet:
+    """Read DOTA-v2.0. Images of test-dev have no labels (`objects` is None)."""
     places = {
         split: (
             reading.folder(f"{split}/images"),
@@ -109,32 +93,20 @@ def read(
     test = reading.folder("test-dev/images", "test/images")
     for split, (images, labels) in places.items():
         _add_split(reading, split, images, labels)
-    for image in list_images(test):
-        if (size := reading.builder.size_of(image)) is not None:
-            reading.builder.add(image, size, split="test")
-    return reading.finish(protocol, object_classes=DOTA.classes)
+    reading.add_folder("test", test)
+    return reading.finish(object_classes=DOTA.classes)
 
 
-def read_rsar(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-) -> LabelledSet:
-    """Read RSAR; arguments as `read`.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
-    """
-    reading = Reading(RSAR, root, options, partial)
+@reader_of(RSAR)
+def read_rsar(reading: Reading) -> LabelledSet:
+    """Read RSAR."""
     places = {
         split: (reading.folder(f"{split}/images"), reading.folder(f"{split}/annfiles"))
         for split in ("train", "val", "test")
     }
     for split, (images, labels) in places.items():
         _add_split(reading, split, images, labels)
-    return reading.finish(protocol, object_classes=RSAR.classes)
+    return reading.finish(object_classes=RSAR.classes)
 
 
 def _add_split(reading: Reading, split: str, images: Path, labels: Path) -> None:

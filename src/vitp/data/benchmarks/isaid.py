@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitp.data.benchmarks.base import Benchmark, Protocol, Reading, option
+from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.formats.coco import read_files
-from vitp.data.formats.common import ReadOptions, list_images
+from vitp.data.formats.common import list_images
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.labels import LabelledSet
 
@@ -60,40 +60,24 @@ ISAID = Benchmark(
 )
 
 
-def read(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-    labels: str = "semantic",
-) -> LabelledSet:
+@reader_of(ISAID)
+def read(reading: Reading, *, labels: str = "semantic") -> LabelledSet:
     """Read iSAID.
 
     Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
-        partial: Go on without files that are missing.
         labels: "semantic": the class of each pixel; "instances": objects with outlines.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
-        ConfigError: There are no such labels.
     """
-    reading = Reading(ISAID, root, options, partial)
     option("labels", labels, ("semantic", "instances"), "isaid")
     inner = {s: f"{s}/images/images" for s in ("train", "val", "test")}
-    images = {s: reading.folder(p if (root / p).is_dir() else f"{s}/images") for s, p in inner.items()}
+    images = {
+        s: reading.folder(p if (reading.root / p).is_dir() else f"{s}/images") for s, p in inner.items()
+    }
     if labels == "instances":
         _read_instances(reading, images)
     else:
         _read_masks(reading, images)
-    for image in list_images(images["test"]):
-        if (size := reading.builder.size_of(image)) is not None:
-            reading.builder.add(image, size, split="test")
+    reading.add_folder("test", images["test"])
     return reading.finish(
-        protocol,
         object_classes=ISAID.classes[1:] if labels == "instances" else (),
         semantic_classes=ISAID.classes if labels == "semantic" else (),
     )

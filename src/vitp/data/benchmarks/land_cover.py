@@ -11,11 +11,7 @@ UAVid:
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from vitp.data.benchmarks.base import Benchmark, Protocol, Reading
-from vitp.data.formats.common import ReadOptions, list_images
-from vitp.data.formats.pixel_masks import MaskFile
+from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.labels import IGNORE, LabelledSet
 
 LOVEDA = Benchmark(
@@ -81,27 +77,13 @@ UAVID = Benchmark(
 )
 
 
-def read(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-    part: str = "",
-) -> LabelledSet:
+@reader_of(LOVEDA)
+def read(reading: Reading, *, part: str = "") -> LabelledSet:
     """Read LoveDA.
 
     Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
-        partial: Go on without files that are missing.
         part: "Urban" or "Rural": only this half, for domain adaptation; both by default.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
     """
-    reading = Reading(LOVEDA, root, options, partial)
     values = ((0, IGNORE), *((index + 1, index) for index in range(len(LOVEDA.classes))))
     halves = (part,) if part else ("Urban", "Rural")
     places = []
@@ -111,23 +93,13 @@ def read(
             masks = None if split == "Test" else reading.folder(f"{split}/{half}/masks_png")
             places.append((split.lower(), images, masks))
     for split, images, masks in places:
-        _add(reading, split, images, masks, values)
-    return reading.finish(protocol, semantic_classes=LOVEDA.classes)
+        reading.add_folder(split, images, masks, values)
+    return reading.finish(semantic_classes=LOVEDA.classes)
 
 
-def read_uavid(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-) -> LabelledSet:
-    """Read UAVid; arguments as `read`.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
-    """
-    reading = Reading(UAVID, root, options, partial)
+@reader_of(UAVID)
+def read_uavid(reading: Reading) -> LabelledSet:
+    """Read UAVid."""
     values = tuple((r << 16 | g << 8 | b, index) for index, (r, g, b) in enumerate(UAVID.palette))
     splits = {split: reading.folder(f"uavid_{split}", split) for split in ("train", "val", "test")}
     for split, base in splits.items():
@@ -138,27 +110,5 @@ def read_uavid(
             place = reading.builder.place(sequence)
             images = reading.folder(f"{place}/Images")
             masks = None if split == "test" else reading.folder(f"{place}/Labels")
-            _add(reading, split, images, masks, values, group=sequence.name)
-    return reading.finish(protocol, semantic_classes=UAVID.classes)
-
-
-def _add(
-    reading: Reading,
-    split: str,
-    images: Path,
-    masks: Path | None,
-    values: tuple[tuple[int, int], ...],
-    group: str = "",
-) -> None:
-    """Add the images of a folder; each has a mask of the same name, unless the split has none."""
-    for image in list_images(images):
-        semantic = None
-        if masks is not None:
-            if not reading.has(masks / image.name):
-                continue
-            semantic = MaskFile(str(masks / image.name), values)
-        if (size := reading.builder.size_of(image)) is not None:
-            reading.builder.add(image, size, split=split, semantic=semantic, group=group)
-    if masks is not None:
-        for mask in list_images(masks):
-            reading.has(images / mask.name)
+            reading.add_folder(split, images, masks, values, group=sequence.name)
+    return reading.finish(semantic_classes=UAVID.classes)

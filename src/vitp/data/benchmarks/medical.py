@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vitp.data.benchmarks.base import Benchmark, Protocol, Reading, option
+from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.benchmarks.volumes import Case, add_slices, ct_window, mri_levels, slices_folder
-from vitp.data.formats.common import ReadOptions, read_text
+from vitp.data.formats.common import read_text
 from vitp.data.labels import LabelledSet
 from vitp.errors import ConfigError, DataError
 
@@ -108,12 +108,10 @@ def region_dice(predicted_HW: np.ndarray, true_HW: np.ndarray) -> dict[str, floa
     return scores
 
 
+@reader_of(AMOS)
 def read_amos(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
+    reading: Reading,
     *,
-    protocol: Protocol = "official",
-    partial: bool = False,
     modality: str = "CT",
     slices: str = "",
     progress: Callable[[], None] | None = None,
@@ -121,27 +119,21 @@ def read_amos(
     """Read AMOS2022 as axial slices.
 
     Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
-        partial: Go on without files that are missing.
         modality: "CT", "MRI" or "both".
         slices: Folder for the slices; those that are there already are used.
         progress: Called after each case.
 
     Raises:
-        DataError: A file is missing, or can't be understood.
         ConfigError: `slices` isn't given, or nibabel isn't installed.
     """
-    reading = Reading(AMOS, root, options, partial)
-    out = slices_folder(slices, AMOS, root)
+    out = slices_folder(slices, AMOS, reading.root)
     cases = amos_cases(reading, modality)
     values = tuple((index, index) for index in range(len(AMOS.classes)))
     levels = (
         _by_modality if modality == "both" else (ct_window(*CT_WINDOW) if modality == "CT" else mri_levels)
     )
     add_slices(reading, cases, out, levels, values, progress=progress)
-    return reading.finish(protocol, semantic_classes=AMOS.classes)
+    return reading.finish(semantic_classes=AMOS.classes)
 
 
 def _by_modality(values_XYZ: np.ndarray) -> np.ndarray:
@@ -181,7 +173,7 @@ def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
         )
         if reading.has(image) and (mask is None or reading.has(mask)):
             cases.append(Case(image.name.split(".")[0], (image,), mask, split))
-    _refuse_missing(reading)
+    reading.refuse_missing()
     return cases
 
 
@@ -191,21 +183,10 @@ def _amos_path(root: Path, name: object, where: Path) -> Path:
     return root / name.removeprefix("./")
 
 
-def _refuse_missing(reading: Reading) -> None:
-    """Stop before hours of cutting when a file is missing."""
-    if reading.missing and not reading.partial:
-        others = len(reading.missing) - 1
-        reading.refuse(
-            f"{reading.missing[0]} is missing" + (f" (and {others:,} other files)" if others else "")
-        )
-
-
+@reader_of(BRATS)
 def read_brats(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
+    reading: Reading,
     *,
-    protocol: Protocol = "official",
-    partial: bool = False,
     channels: str = "flair,t1ce,t2",
     slices: str = "",
     progress: Callable[[], None] | None = None,
@@ -213,23 +194,17 @@ def read_brats(
     """Read BraTS2021 as axial slices of three modalities; slices without brain are left out.
 
     Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper".
-        partial: Go on without files that are missing.
         channels: Three of flair, t1, t1ce and t2 for red, green and blue, or one for grey.
         slices: Folder for the slices; those that are there already are used.
         progress: Called after each case.
 
     Raises:
-        DataError: A file is missing, or can't be understood.
         ConfigError: `slices` isn't given, the channels can't be used, or nibabel isn't installed.
     """
-    reading = Reading(BRATS, root, options, partial)
-    out = slices_folder(slices, BRATS, root)
+    out = slices_folder(slices, BRATS, reading.root)
     cases = brats_cases(reading, channels)
     add_slices(reading, cases, out, mri_levels, _BRATS_VALUES, drop_blank=True, progress=progress)
-    return reading.finish(protocol, semantic_classes=BRATS.classes)
+    return reading.finish(semantic_classes=BRATS.classes)
 
 
 def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[Case]:
@@ -256,7 +231,7 @@ def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[Case]
         paths = {name: _nifti(folder, f"{folder.name}_{name}") for name in (*MODALITIES, "seg")}
         if reading.have(*paths.values()):
             cases.append(Case(folder.name, tuple(paths[name] for name in chosen), paths["seg"], None))
-    _refuse_missing(reading)
+    reading.refuse_missing()
     return cases
 
 

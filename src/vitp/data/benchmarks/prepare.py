@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitp import files
-from vitp.data.benchmarks.base import Benchmark, Reading, count_problems, under_protocol
+from vitp.data.benchmarks.base import Benchmark, Reading, count_problems, differing_counts, under_protocol
 from vitp.data.benchmarks.catalogue import benchmark
 from vitp.data.benchmarks.medical import amos_cases, brats_cases
 from vitp.data.formats import ReadOptions, read_labels, vitp_labels
@@ -110,14 +110,8 @@ def _check_volumes(facts: Benchmark, root: Path, settings: PrepareSettings) -> P
     own = {k: v for k, v in settings.options.items() if k in ("modality", "channels")}
     cases = amos_cases(reading, **own) if facts.name == "amos2022" else brats_cases(reading, **own)
     splits = {split: sum((case.split or "train") == split for case in cases) for split in SPLITS}
-    problems = tuple(
-        f"{split}: {splits[split]:,} volumes, {count:,} are published"
-        for split, count in facts.counts.items()
-        if splits[split] != count
-    )
-    return Prepared(
-        facts, None, splits, problems, tuple(f"{place}: is missing; left out" for place in reading.missing)
-    )
+    findings = tuple(f"{place}: is missing; left out" for place in reading.missing)
+    return Prepared(facts, None, splits, tuple(differing_counts(splits, facts)), findings)
 
 
 def prepare(

@@ -15,9 +15,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vitp.data.benchmarks.base import Benchmark, Protocol, Reading
+from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.formats.coco import read_files
-from vitp.data.formats.common import ReadOptions
 from vitp.data.labels import LabelledSet
 from vitp.errors import DataError
 
@@ -51,66 +50,35 @@ SSDD = Benchmark(
 )
 
 
-def read(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-) -> LabelledSet:
-    """Read SARDet-100K.
-
-    Args:
-        root: The download.
-        options: Name, licence, splits.
-        protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
-        partial: Go on without files that are missing.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
-    """
-    reading = Reading(SARDET, root, options, partial)
+@reader_of(SARDET)
+def read(reading: Reading) -> LabelledSet:
+    """Read SARDet-100K."""
     splits = ("train", "val", "test")
     annotations = [reading.file(f"Annotations/{split}.json") for split in splits]
     folders = [reading.folder(f"JPEGImages/{split}") for split in splits]
-    return _finish(reading, list(zip(annotations, splits, folders, strict=True)), protocol)
+    return _finish(reading, list(zip(annotations, splits, folders, strict=True)))
 
 
-def read_ssdd(
-    root: Path,
-    options: ReadOptions = ReadOptions(),
-    *,
-    protocol: Protocol = "official",
-    partial: bool = False,
-    part: str = "",
-) -> LabelledSet:
-    """Read SSDD with boxes and outlines; arguments as `read`.
+@reader_of(SSDD)
+def read_ssdd(reading: Reading, *, part: str = "") -> LabelledSet:
+    """Read SSDD with boxes and outlines; the root is the release, or one of its `coco_style` folders.
 
     Args:
-        root: The release, or one of its `coco_style` folders.
-        options: Name, licence, splits.
-        protocol: "official" or "paper".
-        partial: Go on without files that are missing.
         part: "inshore" or "offshore": only these test images; all by default.
-
-    Raises:
-        DataError: A file is missing, or can't be understood.
     """
-    reading = Reading(SSDD, root, options, partial)
     bases = [
         f"{top}{variant}/coco_style/"
         for top in ("", "Official-SSDD-OPEN/")
         for variant in ("BBox_RBox_PSeg_SSDD", "PSeg_SSDD")
     ]
-    bases = [*bases, "coco_style/", ""]
-    base = next((b for b in bases if (root / b / "annotations").is_dir()), bases[0])
+    base = reading.base("annotations", *bases, "coco_style/", "")
     test = f"test_{part}" if part else "test"
     annotations = [reading.file(f"{base}annotations/{name}.json") for name in ("train", test)]
     folders = [reading.folder(f"{base}images/{split}", f"{base}images") for split in ("train", "test")]
-    return _finish(reading, list(zip(annotations, ("train", "test"), folders, strict=True)), protocol)
+    return _finish(reading, list(zip(annotations, ("train", "test"), folders, strict=True)))
 
 
-def _finish(reading: Reading, entries: list[tuple[Path, str, Path]], protocol: Protocol) -> LabelledSet:
+def _finish(reading: Reading, entries: list[tuple[Path, str, Path]]) -> LabelledSet:
     found = read_files(reading.builder, entries, reading.lacks)
     classes = reading.facts.classes
     if unknown := [name for name in found if name.lower() not in classes]:
@@ -119,7 +87,7 @@ def _finish(reading: Reading, entries: list[tuple[Path, str, Path]], protocol: P
             where=str(entries[0][0]),
             fix="check that this is the set's own annotation file",
         )
-    labelled = reading.finish(protocol, object_classes=classes)
+    labelled = reading.finish(object_classes=classes)
     if set(found) <= set(classes):
         return labelled
     items = [

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vitp.data.readers.index import CACHE_ABOVE, RowIndex, line_index
 from vitp.data.readers.rows import RowPlace, RowRecords
@@ -24,12 +24,14 @@ class IndexedRecords(RowRecords):
         annotation: The file.
         root: Folder or URL that relative image paths start from; the annotation's folder by default.
         name: Of the set; the file's stem by default.
-        indexer: Finds the rows of the file.
         cache_above: Files of at least this many bytes get their index cached.
 
     Raises:
         DataError: The file is missing or can't be read.
     """
+
+    _indexer: ClassVar[Callable[..., RowIndex]]
+    """Finds the rows of the file."""
 
     def __init__(
         self,
@@ -37,15 +39,14 @@ class IndexedRecords(RowRecords):
         root: str | Path | None = None,
         name: str | None = None,
         *,
-        indexer: Callable[..., RowIndex],
         cache_above: int = CACHE_ABOVE,
     ) -> None:
         self.annotation = Path(annotation)
         self.root = _root(root, self.annotation)
         self.name = name or self.annotation.stem
-        self._indexer, self._cache_above = indexer, cache_above
+        self._cache_above = cache_above
         self._file: FileIO | None = None
-        self._index: RowIndex | None = indexer(self.annotation, cache_above=cache_above)
+        self._index: RowIndex | None = self._indexer(self.annotation, cache_above=cache_above)
         self._size, self._digest = self._index.size, self._index.digest
         self._mtime_ns = self._index.mtime_ns
         self._length = len(self._index.rows)
@@ -143,12 +144,4 @@ class JsonlRecords(IndexedRecords):
     See `vitp.data.readers.rows` for the forms, and `IndexedRecords` for the arguments.
     """
 
-    def __init__(
-        self,
-        annotation: str | Path,
-        root: str | Path | None = None,
-        name: str | None = None,
-        *,
-        cache_above: int = CACHE_ABOVE,
-    ) -> None:
-        super().__init__(annotation, root, name, indexer=line_index, cache_above=cache_above)
+    _indexer = staticmethod(line_index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitp.data.readers.index import CACHE_ABOVE, array_index, cache_folder
+from vitp.data.readers.index import array_index, cache_folder
 from vitp.data.readers.jsonl import IndexedRecords, JsonlRecords
 from vitp.data.readers.rows import RowRecords
 from vitp.data.shards.storage import is_remote, local_copy, parent
@@ -18,15 +18,7 @@ class JsonArrayRecords(IndexedRecords):
     See `vitp.data.readers.rows` for the forms, and `IndexedRecords` for the arguments.
     """
 
-    def __init__(
-        self,
-        annotation: str | Path,
-        root: str | Path | None = None,
-        name: str | None = None,
-        *,
-        cache_above: int = CACHE_ABOVE,
-    ) -> None:
-        super().__init__(annotation, root, name, indexer=array_index, cache_above=cache_above)
+    _indexer = staticmethod(array_index)
 
 
 def open_records(
