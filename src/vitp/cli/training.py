@@ -23,6 +23,9 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
+PUBLISHED_STEPS = 8000
+
+
 def pretrain(
     config: Annotated[
         Path | None,
@@ -90,12 +93,16 @@ def _pretrain_settings(
 ) -> PretrainConfig | ImagePretrainConfig:
     """Return the settings of a run, of the kind that its objective has.
 
+    Without a configuration they are those of the micro recipes where the run starts from the starter, else the paper's.
+
     Raises:
         ConfigError: There is no such objective, or a setting is wrong.
     """
     from vitp.config import load_config, make_config
+    from vitp.engine import distributed
     from vitp.image_pretrain import OBJECTIVES, ImagePretrainConfig
     from vitp.pretrain import PretrainConfig
+    from vitp.recipes.paradigms import STARTER_STEPS, starter_settings
 
     name = objective or (_objective_of(config) if config is not None else "vitp")
     kind: type[PretrainConfig] | type[ImagePretrainConfig]
@@ -108,7 +115,17 @@ def _pretrain_settings(
         overrides = [f"objective={objective}", *overrides]
     if config is not None:
         return load_config(kind, config, overrides)
-    return make_config(kind, {}, ["train.steps=8000", *overrides], where="command line")
+    settings = make_config(kind, {}, [f"train.steps={PUBLISHED_STEPS}", *overrides], where="command line")
+    if settings.model.init != "starter":
+        return settings
+    steps = settings.train.steps if settings.train.steps != PUBLISHED_STEPS else STARTER_STEPS
+    settings = make_config(kind, starter_settings(name, steps), overrides, where="command line")
+    if distributed.rank() == 0:
+        make_console().print(
+            f"[dim]no configuration: from the starter with batches of {settings.data.global_batch}, learning rate "
+            f"{settings.optim.lr:g}, {settings.train.steps} steps; -s KEY=VALUE changes them[/]"
+        )
+    return settings
 
 
 def _objective_of(config: Path) -> str:

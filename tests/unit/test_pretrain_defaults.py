@@ -1,0 +1,41 @@
+"""What `vitp pretrain --data FOLDER` does when nobody says how."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitp.cli.training import PUBLISHED_STEPS, _pretrain_settings
+from vitp.pretrain import PretrainConfig
+from vitp.recipes.paradigms import PARADIGMS, STARTER_STEPS
+
+DATA = 'data.mixture=["here"]'
+
+
+def test_the_starter_is_continued_at_its_own_rates() -> None:
+    found = _pretrain_settings(None, None, [DATA])
+    assert isinstance(found, PretrainConfig)
+    own = PARADIGMS["vitp"]
+    assert (found.data.global_batch, found.optim.lr, found.train.steps) == (own.batch, own.lr, STARTER_STEPS)
+    assert (found.align.steps, found.vrl.ratio, found.data.mixture) == (160, 0.75, ["here"])
+    # Large images are cut into tiles here as with a file.
+    assert found.data.sequence == PretrainConfig(data={"mixture": ["here"]}).data.sequence  # type: ignore[arg-type]
+
+
+def test_what_is_said_counts() -> None:
+    found = _pretrain_settings(None, None, [DATA, "train.steps=50", "optim.lr=0.1", "vrl.ratio=0.5"])
+    assert isinstance(found, PretrainConfig)
+    assert (found.train.steps, found.align.steps, found.optim.lr, found.vrl.ratio) == (50, 10, 0.1, 0.5)
+
+
+@pytest.mark.parametrize("name", ["mae", "clip", "simclr", "dino", "supervised", "dense", "siglip"])
+def test_other_objectives_take_theirs(name: str) -> None:
+    found = _pretrain_settings(None, name, [DATA])
+    own = PARADIGMS[name]
+    assert (found.data.global_batch, found.optim.lr, found.train.steps) == (own.batch, own.lr, STARTER_STEPS)
+
+
+def test_other_models_take_the_papers() -> None:
+    found = _pretrain_settings(None, None, [DATA, "model.init=models/mine"])
+    assert found == PretrainConfig.model_validate(
+        {"model": {"init": "models/mine"}, "data": {"mixture": ["here"]}, "train": {"steps": PUBLISHED_STEPS}}
+    )
