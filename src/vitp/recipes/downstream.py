@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from vitp.config import make_config
+from vitp.evaluation.statistics import mean_std
 from vitp.files import write_json, write_text
 from vitp.recipes.real_images import RealPlan, pretrained_backbones, supervised_backbones
 from vitp.run_folder import started
@@ -176,10 +176,10 @@ def finetuned(run: Path, data: Path, one: RealTask, backbone: str, seed: int, pl
 
 
 def markdown(values: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Return the table: mean ± standard deviation over seeds, in percent."""
+    """Return the table: mean ± sample standard deviation over seeds, in percent."""
     starts = (RANDOM, STARTER, SUPERVISED, VITP)
     lines = [f"| set, task: score | {' | '.join(starts)} |", "|---|" + "---:|" * len(starts)]
     for name, of_start in values.items():
-        cells = [100 * np.asarray(of_start[start]) for start in starts]
-        lines.append(f"| {name} | {' | '.join(f'{c.mean():.1f} ± {c.std():.1f}' for c in cells)} |")
+        cells = [mean_std([100 * value for value in of_start[start]]) for start in starts]
+        lines.append(f"| {name} | {' | '.join(f'{mean:.1f} ± {std:.1f}' for mean, std in cells)} |")
     return "\n".join(lines) + "\n"

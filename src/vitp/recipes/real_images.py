@@ -226,7 +226,7 @@ def _probe(out: Path, exports: Sequence[Path], plan: RealPlan, console: Console)
 
 
 def _markdown(results: Mapping[str, SetResult], draws: int) -> str:
-    """Return one table over all sets: mean ± standard deviation over pretraining seeds, and what ViTP added."""
+    """Return one table over all sets: mean ± sample standard deviation over pretraining seeds, and what ViTP added."""
     lines = [
         "| set (test images) | probe | random | starter | after ViTP | ViTP - starter (lowest … highest seed) "
         "| 95 % interval |",
@@ -239,7 +239,9 @@ def _markdown(results: Mapping[str, SetResult], draws: int) -> str:
             }
             gain = of[VITP] - of[STARTER][0]
             difference = result.gains[row.task, row.metric]
-            shown = [f"{v.mean():.1f} ± {v.std():.1f}" if len(v) > 1 else f"{v[0]:.1f}" for v in of.values()]
+            shown = [
+                f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" if len(v) > 1 else f"{v[0]:.1f}" for v in of.values()
+            ]
             shown += [f"{gain.mean():+.1f} ({gain.min():+.1f} … {gain.max():+.1f})", interval(difference)]
             lines.append(f"| {name} ({difference.n}) | {row.task}, {row.metric} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
