@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -220,7 +219,7 @@ def probe(
     With --compare also the differences, and what is left of them when the test images are drawn anew.
     """
     from vitp.data.formats.vitp_labels import read as read_labels
-    from vitp.evaluation.outcomes import Outcomes, difference_table, over_images
+    from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, over_images
     from vitp.evaluation.probe_data import probe_data
     from vitp.evaluation.probes import probe_outcomes
     from vitp.files import write_json
@@ -238,9 +237,7 @@ def probe(
     for name, found in zip(compare or [], outcomes[1:], strict=True):
         differences = over_images([outcomes[0]], [found])
         console.print(difference_table(differences, f"{backbone} - {name}"))
-        results[name]["differences"] = [
-            {"task": task, "metric": metric, **asdict(one)} for (task, metric), one in differences.items()
-        ]
+        results[name]["differences"] = differences_json(differences)
     if out is not None:
         write_json(out, results)
         console.print(f"wrote {out}")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitp.data.labels import IGNORE
 from vitp.errors import ConfigError, did_you_mean
 from vitp.evaluation.features import Features
 from vitp.evaluation.linear import LinearModel, fit_selected, knn_predict
@@ -85,15 +86,19 @@ class FittedProbes:
         Raises:
             ConfigError: The labels of these images don't allow a task that was fitted.
         """
-        return table_of(self.outcomes(features), self.note)
+        return table_of(self.outcomes(features, grouped=False), self.note)
 
-    def outcomes(self, features: Features) -> list[Outcomes]:
+    def outcomes(self, features: Features, *, grouped: bool = True) -> list[Outcomes]:
         """Return what each group of the images adds to the scores, for each seed.
+
+        Args:
+            features: Of test images.
+            grouped: False: all images are one group, which takes less memory where only the score is wanted.
 
         Raises:
             ConfigError: The labels of these images don't allow a task that was fitted.
         """
-        group_N = features.group_numbers()
+        group_N = features.group_numbers() if grouped else torch.zeros(len(features), dtype=torch.int64)
         return [self._outcomes(fitted, features, group_N) for fitted in self._seeds]
 
     def _outcomes(self, fitted: _SeedProbes, features: Features, group_N: Tensor) -> Outcomes:
@@ -122,13 +127,8 @@ class FittedProbes:
         self, task: str, features: Features, group_N: Tensor, predict: Callable[[Tensor], Tensor]
     ) -> OutcomeDict:
         query_MD, target_M = known_scenes(features, self.device)
-        counts = _grouped_counts(
-            predict(query_MD).cpu(),
-            target_M.cpu(),
-            group_N[features.scene_N >= 0],
-            group_N,
-            self.scene_classes,
-        )
+        counts = np.zeros((int(group_N.max()) + 1, self.scene_classes, self.scene_classes), np.int64)
+        _add_counts(counts, predict(query_MD), target_M, group_N[features.scene_N >= 0])
         return {(task, name): Counted(counts, metric) for name, metric in _SCENE_METRICS.items()}
 
     def _patches(self, model: LinearModel, features: Features, group_N: Tensor) -> OutcomeDict:
@@ -143,13 +143,21 @@ class FittedProbes:
         return found
 
 
-def _grouped_counts(
-    prediction_M: Tensor, target_M: Tensor, group_M: Tensor, group_N: Tensor, classes: int
-) -> np.ndarray:
-    """Return (G, C, C) counts; the groups of all images count, also those without a known target."""
-    groups = int(group_N.max()) + 1
-    cell_M = (group_M * classes + target_M) * classes + prediction_M
-    return torch.bincount(cell_M, minlength=groups * classes**2).view(groups, classes, classes).numpy()
+def _add_counts(counts_GCC: np.ndarray, prediction: Tensor, target: Tensor, group_U: Tensor) -> None:
+    """Add the confusion counts of some images or views to those of their groups.
+
+    Args:
+        counts_GCC: Changed in place.
+        prediction, target: (U, …) classes; a target `IGNORE` counts for nothing.
+        group_U: Group of each image or view.
+    """
+    classes = counts_GCC.shape[-1]
+    touched, place_U = group_U.unique(return_inverse=True)
+    place = place_U.view(-1, *(1,) * (target.ndim - 1)).expand(target.shape).to(target.device)
+    known = target != IGNORE
+    cell = (place[known] * classes + target[known].long()) * classes + prediction[known].long()
+    counts = torch.bincount(cell, minlength=len(touched) * classes**2).view(-1, classes, classes)
+    counts_GCC[touched.numpy()] += counts.cpu().numpy()
 
 
 def segment_counts(
@@ -158,6 +166,8 @@ def segment_counts(
     group_N: Tensor,
     classes: int,
     device: torch.device,
+    *,
+    chunk: int = 64,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return (G, C, C) confusion counts of patches and, with masks, of pixels.
 
@@ -167,21 +177,17 @@ def segment_counts(
     group_V = group_N[features.view_image_V]
     patch_GCC = np.zeros((int(group_N.max()) + 1, classes, classes), np.int64)
     pixel_GCC = None if features.pixel_labels_VSS is None else patch_GCC.copy()
-    for group in range(len(patch_GCC)):
-        for view_U in (group_V == group).nonzero().flatten().split(64):
-            logits_UhwC = model(features.patches_VhwD[view_U].to(device))
-            patch_GCC[group] += confusion_matrix(
-                logits_UhwC.argmax(-1), features.patch_labels_Vhw[view_U].to(device), classes
+    for start in range(0, len(features.patches_VhwD), chunk):
+        part = slice(start, start + chunk)
+        logits_UhwC = model(features.patches_VhwD[part].to(device))
+        patch_target = features.patch_labels_Vhw[part].to(device)
+        _add_counts(patch_GCC, logits_UhwC.argmax(-1), patch_target, group_V[part])
+        if features.pixel_labels_VSS is not None and pixel_GCC is not None:
+            target_USS = features.pixel_labels_VSS[part].to(device)
+            logits_UCSS = F.interpolate(
+                logits_UhwC.permute(0, 3, 1, 2), target_USS.shape[-2:], mode="bilinear", align_corners=False
             )
-            if features.pixel_labels_VSS is not None and pixel_GCC is not None:
-                target_USS = features.pixel_labels_VSS[view_U].to(device)
-                logits_UCSS = F.interpolate(
-                    logits_UhwC.permute(0, 3, 1, 2),
-                    target_USS.shape[-2:],
-                    mode="bilinear",
-                    align_corners=False,
-                )
-                pixel_GCC[group] += confusion_matrix(logits_UCSS.argmax(1), target_USS, classes)
+            _add_counts(pixel_GCC, logits_UCSS.argmax(1), target_USS, group_V[part])
     return patch_GCC, pixel_GCC
 
 

@@ -10,7 +10,8 @@ Shapes: G groups of images, N images, C classes, K labels, B draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -166,6 +167,11 @@ def difference_table(
     for (task, metric), one in differences.items():
         table.add_row(task, metric, f"{100 * one.mean:+.1f}", interval(one), one.verdict)
     return table
+
+
+def differences_json(differences: Mapping[tuple[str, str], PairedDifference]) -> list[dict[str, Any]]:
+    """Return plain values that JSON can hold."""
+    return [{"task": task, "metric": metric, **asdict(one)} for (task, metric), one in differences.items()]
 
 
 def interval(one: PairedDifference) -> str:

@@ -59,7 +59,7 @@ def probe_features(
     labels_per_seed: int | float | None = None,
 ) -> ProbeTable:
     """Return the scores of features already made; see `run_probes`."""
-    return probe_outcomes(data, tasks=tasks, seeds=seeds, labels_per_seed=labels_per_seed)[0]
+    return probe_outcomes(data, tasks=tasks, seeds=seeds, labels_per_seed=labels_per_seed, grouped=False)[0]
 
 
 def probe_outcomes(
@@ -68,6 +68,7 @@ def probe_outcomes(
     tasks: Sequence[str] | Literal["auto"] = "auto",
     seeds: Sequence[int] = (0, 1, 2),
     labels_per_seed: int | float | None = None,
+    grouped: bool = True,
 ) -> tuple[ProbeTable, list[Outcomes]]:
     """Return the scores of features already made, and what each group of test images added to those of each seed.
 
@@ -76,5 +77,5 @@ def probe_outcomes(
     """
     fitted = fit_probes(data, tasks=tasks, seeds=seeds, labels_per_seed=labels_per_seed)
     note = f"{fitted.labels} train, {len(data.val)} val and {len(data.test)} test images; % over {len(seeds)} seeds"
-    per_seed = fitted.outcomes(data.test)
+    per_seed = fitted.outcomes(data.test, grouped=grouped)
     return table_of(per_seed, note), per_seed

@@ -14,7 +14,7 @@ from vitp.errors import ConfigError
 Verdict = Literal["better", "worse", "no evidence"]
 
 
-def mean_std(values: Sequence[float]) -> tuple[float, float]:
+def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Return mean and sample standard deviation (n − 1; 0 for one value); NaN values are left out."""
     known = np.asarray(values, np.float64)
     known = known[~np.isnan(known)]

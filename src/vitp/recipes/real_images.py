@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read as read_labels
 from vitp.errors import ConfigError
-from vitp.evaluation.outcomes import Outcomes, difference_table, interval, over_images
+from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, interval, over_images
 from vitp.evaluation.probe_data import probe_data
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.evaluation.probes import probe_outcomes
-from vitp.evaluation.statistics import PairedDifference
+from vitp.evaluation.statistics import PairedDifference, mean_std
 from vitp.export import export_backbone, load_backbone, random_backbone, verify_export
 from vitp.files import write_json, write_text
 from vitp.models.vision import VisionTower
@@ -190,10 +190,10 @@ class SetResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
-        gains = [
-            {"task": task, "metric": metric, **asdict(one)} for (task, metric), one in self.gains.items()
-        ]
-        return {**{name: table.to_json() for name, table in self.tables.items()}, "ViTP - starter": gains}
+        return {
+            **{name: table.to_json() for name, table in self.tables.items()},
+            "ViTP - starter": differences_json(self.gains),
+        }
 
 
 def _probe(out: Path, exports: Sequence[Path], plan: RealPlan, console: Console) -> dict[str, SetResult]:
@@ -240,7 +240,9 @@ def _markdown(results: Mapping[str, SetResult], draws: int) -> str:
             gain = of[VITP] - of[STARTER][0]
             difference = result.gains[row.task, row.metric]
             shown = [
-                f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" if len(v) > 1 else f"{v[0]:.1f}" for v in of.values()
+                f"{mean:.1f} ± {std:.1f}" if len(values) > 1 else f"{mean:.1f}"
+                for values in of.values()
+                for mean, std in [mean_std(values)]
             ]
             shown += [f"{gain.mean():+.1f} ({gain.min():+.1f} … {gain.max():+.1f})", interval(difference)]
             lines.append(f"| {name} ({difference.n}) | {row.task}, {row.metric} | {' | '.join(shown)} |")

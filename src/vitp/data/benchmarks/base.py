@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from vitp.data.formats.common import ReadOptions, SetBuilder, list_images
+from vitp.data.formats.empty import is_empty
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.errors import ConfigError, DataError
@@ -281,7 +282,7 @@ def under_protocol(labelled: LabelledSet, facts: Benchmark, protocol: str) -> La
         if item.split == "val":
             items.append(item)
         if item.split in facts.train_on:
-            if facts.drop_empty and item.objects == ():
+            if facts.drop_empty and is_empty(item):
                 empty += 1
             else:
                 items.append(replace(item, split="train"))
