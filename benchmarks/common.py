@@ -49,8 +49,8 @@ def hardware() -> str:
     return f"{model}, {torch.get_num_threads()} threads"
 
 
-def save(name: str, figures: dict[str, object]) -> None:
-    """Print the figures and write them to `results/NAME.json`."""
+def save(name: str, figures: dict[str, object], *, quiet: bool = False) -> None:
+    """Write the figures to `results/NAME.json` and, unless `quiet`, print them."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,
@@ -67,5 +67,6 @@ def save(name: str, figures: dict[str, object]) -> None:
         "command": f"python {Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}",
         **figures,
     }
-    print(json.dumps(result, indent=2))
+    if not quiet:
+        print(json.dumps(result, indent=2))
     write_json(RESULTS / f"{name}.json", result)

@@ -4,26 +4,31 @@ What can't fit four images can't learn from more. Heads × backbones (a ViT with
 package, a ResNet-18 with random weights) go through `vitp data scenes`, `vitp finetune` and `vitp eval`, without
 augmentation; the score is that of the training images.
 
-    python benchmarks/fits.py                          # all; about an hour on two cores
-    python benchmarks/fits.py oriented resnet18        # those whose head and backbone hold the words
+    python benchmarks/fits.py                    # all that `results/fits.json` hasn't got with these settings
+    python benchmarks/fits.py Oriented ResNet    # again: those whose head and backbone hold the words
+
+Each result is written as soon as it is there, so an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from common import save
+from common import RESULTS, save
 from vitp.cli import run
 
-SIZE = 96
+SIZE = 64
 BACKBONES = {"random ViT": "random", "exported ViT": "starter", "ResNet-18": "timm:resnet18"}
 COMMON = (
     *("augment.flip=false", "augment.rotate90=false", "augment.photometric=0", "augment.swap_dates=0"),
@@ -123,27 +128,38 @@ def command(*arguments: object) -> None:
         raise SystemExit(f"{printed.getvalue()}\nvitp {' '.join(map(str, arguments))} ended with {code}")
 
 
+def fingerprint(fit: Fit) -> str:
+    """Return a hash of what a result depends on."""
+    words = json.dumps([SIZE, COMMON, *asdict(fit).values()])
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
 def main() -> None:
-    """Measure what the arguments name, and write what a whole run found."""
+    """Measure what the arguments name, or what is missing."""
     words = sys.argv[1:]
-    wanted = [
-        (head, name)
-        for head in HEADS
-        for name in BACKBONES
-        if all(word in f"{head} {name}" for word in words)
-        # An adapter is what a ViT needs; a network with stages has its own.
-        and not ("Adapter" in head and name == "ResNet-18")
-    ]
-    found: dict[str, dict[str, float]] = {}
-    for head, name in wanted:
-        with tempfile.TemporaryDirectory() as folder:
-            torch.manual_seed(0)
-            score = fitted(HEADS[head], BACKBONES[name], Path(folder))
-        found.setdefault(head, {})[name] = round(score, 3)
-        print(f"{head}, {name}: {HEADS[head].score} {score:.3f}", flush=True)
-    if not words:
-        scores = {head: HEADS[head].score for head in HEADS}
-        save("fits", {"scene_size": SIZE, "scores": scores, "found": found})
+    file = RESULTS / "fits.json"
+    found: dict[str, dict[str, Any]] = json.loads(file.read_text())["found"] if file.is_file() else {}
+    for head, fit in HEADS.items():
+        for name, backbone in BACKBONES.items():
+            if "Adapter" in head and name == "ResNet-18":
+                continue  # an adapter is what a ViT needs; a network with stages has its own
+            known, settings = found.get(f"{head}, {name}", {}), fingerprint(fit)
+            if not all(word in f"{head} {name}" for word in words):
+                continue
+            if not words and known.get("settings") == settings:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                torch.manual_seed(0)
+                began = time.monotonic()
+                score = fitted(fit, backbone, Path(folder))
+            seconds = round(time.monotonic() - began)
+            found[f"{head}, {name}"] = {
+                fit.score: round(score, 3),
+                "seconds": seconds,
+                "settings": settings,
+            }
+            save("fits", {"scene_size": SIZE, "found": found}, quiet=True)
+            print(f"{head}, {name}: {fit.score} {score:.3f} ({seconds} s)", flush=True)
 
 
 if __name__ == "__main__":
