@@ -78,12 +78,17 @@ class Fit:
 
 HEADS = {
     "linear classifier": Fit("classification", "folders", "accuracy", 150, lr=1e-3, count=12),
-    "UperNet": Fit("segmentation", "masks", "miou", 300, (*SEGMENTER, "head.kind=upernet")),
+    "UperNet": Fit("segmentation", "masks", "miou", 400, (*SEGMENTER, "head.kind=upernet"), lr=5e-3),
     "UperNet on ViT-Adapter": Fit(
-        "segmentation", "masks", "miou", 300, (*SEGMENTER[1:], "head.kind=upernet", "neck.kind=adapter")
+        "segmentation",
+        "masks",
+        "miou",
+        400,
+        (*SEGMENTER[1:], "head.kind=upernet", "neck.kind=adapter"),
+        lr=5e-3,
     ),
-    "light FPN": Fit("segmentation", "masks", "miou", 300, (*SEGMENTER, "head.kind=fpn")),
-    "change UperNet": Fit("change", "pairs", "f1", 300, (*SEGMENTER, "head.kind=upernet")),
+    "light FPN": Fit("segmentation", "masks", "miou", 400, (*SEGMENTER, "head.kind=fpn"), lr=5e-3),
+    "change UperNet": Fit("change", "pairs", "f1", 400, (*SEGMENTER, "head.kind=upernet"), lr=5e-3),
     "Faster R-CNN": Fit("detection", "coco", "AP50", 250, (*DETECTOR, "head.box.kind=faster")),
     "Cascade R-CNN": Fit("detection", "coco", "AP50", 250, (*DETECTOR, "head.box.kind=cascade")),
     "Mask R-CNN": Fit("instance", "coco", "mask_AP50", 250, (*DETECTOR, *MASK, "head.box.kind=faster")),
@@ -100,7 +105,7 @@ def fitted(fit: Fit, backbone: str, folder: Path) -> float:
     command(
         "data",
         "scenes",
-        "general",
+        "port",
         "--layout",
         fit.layout,
         "--count",
