@@ -15,7 +15,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from vitp.config import CONFIG_FILE
 from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import TrainResult
@@ -299,9 +298,7 @@ def run_image_pretraining(
         VitpError: A wrong configuration, unusable data, a non-finite loss, a full disk.
     """
     run_dir = Path(run_dir)
-    distributed.initialize(distributed.resolve_device(config.train.device))
-    resume = resume or distributed.restarted(run_dir / CONFIG_FILE)
-    with claimed(run_dir, config, resume=resume):
+    with claimed(run_dir, config, config.train.device, resume=resume) as resume:
         run = build(config)
         if distributed.rank() == 0:
             description = {"fingerprint": run.source.fingerprint(), "sets": run.images.describe()}

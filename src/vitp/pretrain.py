@@ -10,7 +10,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from vitp.config import CONFIG_FILE
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.lengths import RecordCost, RecordLength
@@ -282,9 +281,7 @@ def run_pretraining(
         VitpError: A wrong configuration, unusable data, a non-finite loss, a full disk.
     """
     run_dir = Path(run_dir)
-    distributed.initialize(distributed.resolve_device(config.train.device))
-    resume = resume or distributed.restarted(run_dir / CONFIG_FILE)
-    with claimed(run_dir, config, resume=resume, phases=("prior", "align")):
+    with claimed(run_dir, config, config.train.device, resume=resume, phases=("prior", "align")) as resume:
         return _train(config, run_dir, resume, console)
 
 

@@ -39,20 +39,25 @@ def config_to_resume(run_dir: Path) -> Path:
     """Return the file with the settings of a run that began.
 
     Raises:
-        ConfigError: None did.
+        CheckpointError: None did.
     """
     if not started(run_dir):
-        raise ConfigError("holds no run to resume", where=str(run_dir), fix="start it without --resume")
+        raise CheckpointError("holds no run to resume", where=str(run_dir), fix="start it without --resume")
     return run_dir / CONFIG_FILE
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path, config: BaseModel, *, resume: bool, phases: Sequence[str] = ()) -> Iterator[None]:
+def claimed(
+    run_dir: Path, config: BaseModel, device: str, *, resume: bool, phases: Sequence[str] = ()
+) -> Iterator[bool]:
     """Write the configuration into a run folder for as long as the block trains there, on all ranks together.
+
+    Gives whether the run goes on with what the folder holds: it is resumed, or `torchrun` has started it again.
 
     Args:
         run_dir: New folder, or the folder to resume.
         config: Of the run.
+        device: Of the run, as in `TrainConfig`.
         resume: Whether the folder holds this run already.
         phases: Folders below that may hold checkpoints of the run, too.
 
@@ -60,6 +65,8 @@ def claimed(run_dir: Path, config: BaseModel, *, resume: bool, phases: Sequence[
         CheckpointError: There is nothing to resume.
         ConfigError: The folder holds another run, or another process trains there.
     """
+    distributed.initialize(distributed.resolve_device(device))
+    resume = resume or distributed.restarted(run_dir / CONFIG_FILE)
     main, refusal, held = distributed.rank() == 0, None, contextlib.ExitStack()
     if main:
         try:
@@ -71,7 +78,7 @@ def claimed(run_dir: Path, config: BaseModel, *, resume: bool, phases: Sequence[
     distributed.raise_together(refusal)
     try:
         with held:
-            yield
+            yield resume
     except VitpError:
         folders = (run_dir, *(run_dir / phase for phase in phases))
         if main and not any(checkpoint.latest(folder) for folder in folders):
@@ -115,9 +122,8 @@ def _alone(run_dir: Path) -> Iterator[None]:
 
 def _claim(run_dir: Path, config: BaseModel, resume: bool) -> None:
     """Refuse to write over another run."""
-    existing = run_dir / CONFIG_FILE
     if not resume:
-        if existing.is_file() or (run_dir / "checkpoints").is_dir():
+        if started(run_dir) or (run_dir / "checkpoints").is_dir():
             raise ConfigError(
                 "holds a run already",
                 where=str(run_dir),
@@ -125,8 +131,7 @@ def _claim(run_dir: Path, config: BaseModel, resume: bool) -> None:
             )
         run_dir.mkdir(parents=True, exist_ok=True)
         return
-    if not existing.is_file():
-        raise CheckpointError("holds no run to resume", where=str(run_dir), fix="start it without --resume")
+    existing = config_to_resume(run_dir)
     before = load_config(type(config), existing)
     changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
     changed = [key for key in changed if key not in HARMLESS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from rich.table import Table
 
 from vitp.cli.console import make_console
+from vitp.cli.run_options import configuration_of, overrides_of
 from vitp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,28 +51,17 @@ def finetune(
     """Finetune a backbone on a task, and score it on the test images."""
     from vitp.config import load_config, make_config
     from vitp.engine import distributed
-    from vitp.run_folder import config_to_resume
     from vitp.tasks.build import task_of
     from vitp.tasks.finetune import FinetuneConfig, run_finetune
 
     task_of(task)
-    overrides = [f"task={task}", *(override or [])]
-    if data is not None:
-        overrides.append(f"data.root={json.dumps(data, ensure_ascii=False)}")
-    if backbone is not None:
-        overrides.append(f"backbone.init={json.dumps(backbone, ensure_ascii=False)}")
-    if steps is not None:
-        overrides.append(f"train.steps={steps}")
-    if config is None and resume:
-        config = config_to_resume(out)
+    config = configuration_of(config, data, out, resume=resume, command="vitp finetune")
+    options = {"data.root": data, "backbone.init": backbone, "train.steps": steps}
+    overrides = [f"task={task}", *overrides_of(options, override)]
     if config is not None:
         settings = load_config(FinetuneConfig, config, overrides)
-    elif data is not None:
-        settings = make_config(FinetuneConfig, {}, overrides, where="command line")
     else:
-        raise ConfigError(
-            "nothing to learn from", where="vitp finetune", fix="name a configuration or --data"
-        )
+        settings = make_config(FinetuneConfig, {}, overrides, where="command line")
     result = run_finetune(settings, out, resume=resume)
     if distributed.rank() > 0:
         return

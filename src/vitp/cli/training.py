@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitp.cli.console import make_console
+from vitp.cli.run_options import configuration_of, overrides_of
 from vitp.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -56,22 +56,10 @@ def pretrain(
     """Pretrain a ViT inside a vision-language model on visual instructions (ViTP), or by another paradigm."""
     from vitp.engine import distributed
     from vitp.pretrain import PretrainConfig, run_pretraining
-    from vitp.run_folder import config_to_resume
 
-    overrides = list(override or [])
-    if data:
-        overrides.append(f"data.mixture={json.dumps(data, ensure_ascii=False)}")
-    if init:
-        overrides.append(f"model.init={json.dumps(init, ensure_ascii=False)}")
-    if steps is not None:
-        overrides.append(f"train.steps={steps}")
-    if config is None and resume:
-        config = config_to_resume(out)
-    if config is None and not data:
-        raise ConfigError(
-            "nothing to learn from", where="vitp pretrain", fix="name a configuration or --data"
-        )
-    settings = _pretrain_settings(config, objective, overrides)
+    config = configuration_of(config, data, out, resume=resume, command="vitp pretrain")
+    options = {"data.mixture": data, "model.init": init, "train.steps": steps}
+    settings = _pretrain_settings(config, objective, overrides_of(options, override))
     if isinstance(settings, PretrainConfig):
         result = run_pretraining(settings, out, resume=resume)
     else:

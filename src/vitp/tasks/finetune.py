@@ -18,7 +18,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
-from vitp.config import CONFIG_FILE
 from vitp.data.formats.empty import limit_empty
 from vitp.data.labels import LabelledSet
 from vitp.engine import distributed
@@ -268,9 +267,7 @@ def run_finetune(
         VitpError: A wrong configuration, unusable data, a loss that is not finite, a full disk.
     """
     out = Path(out)
-    distributed.initialize(distributed.resolve_device(config.train.device))
-    resume = resume or distributed.restarted(out / CONFIG_FILE)
-    with claimed(out, config, resume=resume):
+    with claimed(out, config, config.train.device, resume=resume) as resume:
         return _train(config, out, resume, console)
 
 
