@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vitp.objectives.base import Objective
     from vitp.pretrain import PretrainConfig, run_pretraining
     from vitp.pretrained import load_vlm, save_vlm
+    from vitp.recipes.paradigms import starter_config
     from vitp.tasks.finetune import run_finetune
     from vitp.tasks.runs import load_task
 
@@ -44,6 +45,7 @@ _HOMES = {
     "run_pretraining": "vitp.pretrain",
     "run_probes": "vitp.evaluation.probes",
     "save_vlm": "vitp.pretrained",
+    "starter_config": "vitp.recipes.paradigms",
     "verify_export": "vitp.export",
 }
 
@@ -67,6 +69,7 @@ __all__ = [
     "run_pretraining",
     "run_probes",
     "save_vlm",
+    "starter_config",
     "verify_export",
 ]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import vitp
 from vitp.cli.training import PUBLISHED_STEPS, _pretrain_settings
+from vitp.errors import ConfigError
 from vitp.pretrain import PretrainConfig
 from vitp.recipes.paradigms import PARADIGMS, STARTER_STEPS
 
@@ -39,3 +41,11 @@ def test_other_models_take_the_papers() -> None:
     assert found == PretrainConfig.model_validate(
         {"model": {"init": "models/mine"}, "data": {"mixture": ["here"]}, "train": {"steps": PUBLISHED_STEPS}}
     )
+
+
+def test_python_has_the_settings_of_the_command() -> None:
+    assert vitp.starter_config(["here"]) == _pretrain_settings(None, None, [DATA])
+    found = vitp.starter_config(["here"], objective="mae", steps=30, overrides=["optim.lr=0.1"])
+    assert found == _pretrain_settings(None, "mae", [DATA, "train.steps=30", "optim.lr=0.1"])
+    with pytest.raises(ConfigError, match='did you mean "mae"'):
+        vitp.starter_config(["here"], objective="mea")

@@ -90,7 +90,7 @@ def _pretrain_settings(
     from vitp.engine import distributed
     from vitp.image_pretrain import OBJECTIVES, ImagePretrainConfig
     from vitp.pretrain import PretrainConfig
-    from vitp.recipes.paradigms import STARTER_STEPS, starter_settings
+    from vitp.recipes.paradigms import STARTER_STEPS, starter_config
 
     name = objective or (_objective_of(config) if config is not None else "vitp")
     kind: type[PretrainConfig] | type[ImagePretrainConfig]
@@ -107,7 +107,7 @@ def _pretrain_settings(
     if settings.model.init != "starter":
         return settings
     steps = settings.train.steps if settings.train.steps != PUBLISHED_STEPS else STARTER_STEPS
-    settings = make_config(kind, starter_settings(name, steps), overrides, where="command line")
+    settings = starter_config(settings.data.mixture, objective=name, steps=steps, overrides=overrides)
     if distributed.rank() == 0:
         make_console().print(
             f"[dim]no configuration: from the starter with batches of {settings.data.global_batch}, learning rate "

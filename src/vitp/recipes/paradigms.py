@@ -19,6 +19,7 @@ from rich.console import Console
 
 from vitp.config import make_config
 from vitp.engine.hooks import TrainResult
+from vitp.errors import ConfigError, did_you_mean
 from vitp.image_pretrain import ImagePretrainConfig, run_image_pretraining
 from vitp.image_pretrain import build as build_image_run
 from vitp.models.flops import vlm_step_flops
@@ -181,26 +182,38 @@ STARTER_STEPS = 1000
 """Steps in which the starter is continued where nobody says how many: minutes on two cores."""
 
 
-def starter_settings(objective: str, steps: int = STARTER_STEPS) -> dict[str, Any]:
-    """Return the settings with which a paradigm continues the starter on data of its user.
+def starter_config(
+    mixture: Sequence[str | Path],
+    *,
+    objective: str = "vitp",
+    steps: int = STARTER_STEPS,
+    overrides: Sequence[str] = (),
+) -> AnyConfig:
+    """Return the run with which a paradigm continues the starter on data of its user.
 
     Batches and rates are those of the micro recipes: the published ones are for a ViT of a hundred times the size.
 
     Args:
+        mixture: Compiled folders; for ViTP mixture files and JSON Lines, too.
         objective: A key of `PARADIGMS` that is an objective.
         steps: Optimizer steps; ViTP takes a fifth of them, at most 160, with the ViT frozen before.
+        overrides: `key.key=value` over the settings.
 
-    Returns:
-        Section → values, without the data and their tiling.
+    Raises:
+        ConfigError: There is no such objective, or an override is wrong.
     """
+    if objective not in PARADIGMS:
+        hint = did_you_mean(objective, PARADIGMS) or f"objectives are: {', '.join(PARADIGMS)}"
+        raise ConfigError(f"unknown objective {objective!r}", where="objective", fix=hint)
     config: AnyConfig
     if objective == "vitp":
         config = continued_from_starter([Path()], Budget(min(160, steps // 5), steps), 0)
     else:
         batch = PARADIGMS[objective].batch
         config = PARADIGMS[objective].make([Path()], "starter", ParadigmBudget(images=steps * batch), 0)
-    values = config.model_dump(mode="json")
-    return {**values, "data": {"global_batch": config.data.global_batch}}
+    data = {"global_batch": config.data.global_batch, "mixture": [str(entry) for entry in mixture]}
+    values = {**config.model_dump(mode="json"), "data": data}
+    return make_config(type(config), values, overrides, where="settings")
 
 
 def run_paradigm(
