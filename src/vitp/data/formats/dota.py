@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitp.data.formats.common import (
-    ReadOptions,
-    SetBuilder,
-    comma_list,
-    list_images,
-    paired_folders,
-    read_text,
-)
+from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, read_text
+from vitp.data.formats.label_files import add_images
 from vitp.data.labels import LabelledSet, ObjectLabel
 from vitp.errors import DataError
 
@@ -42,30 +36,13 @@ def read(
     builder = SetBuilder(root, options)
     known = comma_list(classes)
     seen: set[str] = set()
-    for split, (image_folder, label_folder) in paired_folders(root, (("images",), LABEL_FOLDERS)) or [
-        (None, [root, root])
-    ]:
-        images = list_images(image_folder)
-        for image in images:
-            path = label_folder / f"{image.stem}.txt"
-            if not path.is_file():
-                builder.note(builder.place(image), "no label file; image left out")
-                continue
-            size = builder.size_of(image)
-            if size is None:
-                continue
-            objects = read_objects(builder, path, size, known)
-            if objects is None:
-                fate = "left out" if drop_empty else "counted as without objects"
-                builder.note(builder.place(path), f"empty label file; image {fate}")
-                if drop_empty:
-                    continue
-            seen.update(label.category for label in objects or ())
-            builder.add(image, size, split=split, objects=tuple(objects or ()))
-        stems = {image.stem for image in images}
-        for path in sorted(label_folder.glob("*.txt")):
-            if path.stem not in stems and path.name != "classes.txt":
-                builder.note(builder.place(path), "its image is missing; left out")
+
+    def objects_of(path: Path, size: tuple[int, int]) -> list[ObjectLabel] | None:
+        objects = read_objects(builder, path, size, known)
+        seen.update(label.category for label in objects or ())
+        return objects
+
+    add_images(builder, LABEL_FOLDERS, objects_of, drop_empty=drop_empty, not_labels=("classes.txt",))
     return builder.build(object_classes=known or sorted(seen))
 
 

@@ -7,14 +7,8 @@ from typing import Any
 
 import yaml
 
-from vitp.data.formats.common import (
-    ReadOptions,
-    SetBuilder,
-    comma_list,
-    list_images,
-    paired_folders,
-    read_text,
-)
+from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, read_text
+from vitp.data.formats.label_files import add_images
 from vitp.data.labels import LabelledSet, ObjectLabel
 from vitp.errors import DataError
 
@@ -46,29 +40,13 @@ def read(
     """
     builder = SetBuilder(root, options)
     names = comma_list(classes) or class_names(root)
-    for split, (image_folder, label_folder) in paired_folders(root, (("images",), ("labels",))) or [
-        (None, [root, root])
-    ]:
-        images = list_images(image_folder)
-        for image in images:
-            path = label_folder / f"{image.stem}.txt"
-            if not path.is_file():
-                builder.note(builder.place(image), "no label file; image left out")
-                continue
-            size = builder.size_of(image)
-            if size is None:
-                continue
-            objects = _objects(builder, path, size, names)
-            if objects is None:
-                fate = "left out" if drop_empty else "counted as without objects"
-                builder.note(builder.place(path), f"empty label file; image {fate}")
-                if drop_empty:
-                    continue
-            builder.add(image, size, split=split, objects=tuple(objects or ()))
-        stems = {image.stem for image in images}
-        for path in sorted(label_folder.glob("*.txt")):
-            if path.stem not in stems and path.name not in NOT_LABELS:
-                builder.note(builder.place(path), "its image is missing; left out")
+    add_images(
+        builder,
+        ("labels",),
+        lambda path, size: _objects(builder, path, size, names),
+        drop_empty=drop_empty,
+        not_labels=NOT_LABELS,
+    )
     return builder.build(object_classes=names)
 
 
