@@ -88,7 +88,7 @@ HEADS = {
         lr=5e-3,
     ),
     "light FPN": Fit("segmentation", "masks", "miou", 400, (*SEGMENTER, "head.kind=fpn"), lr=5e-3),
-    "change UperNet": Fit("change", "pairs", "f1", 400, (*SEGMENTER, "head.kind=upernet"), lr=5e-3),
+    "change UperNet": Fit("change", "pairs", "f1", 700, (*SEGMENTER, "head.kind=upernet"), lr=3e-3, count=24),
     "Faster R-CNN": Fit("detection", "coco", "AP50", 250, (*DETECTOR, "head.box.kind=faster")),
     "Cascade R-CNN": Fit("detection", "coco", "AP50", 250, (*DETECTOR, "head.box.kind=cascade")),
     "Mask R-CNN": Fit("instance", "coco", "mask_AP50", 250, (*DETECTOR, *MASK, "head.box.kind=faster")),
