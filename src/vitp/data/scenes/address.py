@@ -66,8 +66,27 @@ def parse_scene_address(address: str) -> SceneAddress:
     return SceneAddress(get_domain(domain).name, int(seed), int(index), int(size), split, date)
 
 
-@lru_cache(maxsize=48)
+SMALL = 128
+"""Side of scenes of which many are kept."""
+
+
 def _scene(address: SceneAddress) -> Scene:
+    return _small_scene(address) if address.size <= SMALL else _large_scene(address)
+
+
+@lru_cache(
+    maxsize=2048
+)  # some 60 kB each at 96 px: finetunes and probes look at the same scenes again and again
+def _small_scene(address: SceneAddress) -> Scene:
+    return _rendered(address)
+
+
+@lru_cache(maxsize=48)
+def _large_scene(address: SceneAddress) -> Scene:
+    return _rendered(address)
+
+
+def _rendered(address: SceneAddress) -> Scene:
     scene = render_scene(address.domain, address.seed, address.index, size=address.size, split=address.split)
     _freeze(scene)
     return scene
@@ -89,7 +108,7 @@ def _freeze(scene: Scene) -> None:
 
 
 def load_scene(address: str | SceneAddress) -> Scene:
-    """Return the scene of an address; the last few are kept, so an image and its labels cost one rendering.
+    """Return the scene of an address; the last ones are kept, so an image and its labels cost one rendering.
 
     The arrays are read-only. For a pair's address the scene of its date is returned.
 
