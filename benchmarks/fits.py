@@ -1,6 +1,6 @@
 """Does every head learn over every kind of backbone? Each fits a handful of generated scenes, and is scored on them.
 
-What can't fit four images can't learn from more. Heads × backbones (a ViT with random weights, the exported ViT of the
+What can't fit a few images can't learn from more. Heads × backbones (a ViT with random weights, the exported ViT of the
 package, a ResNet-18 with random weights) go through `vitp data scenes`, `vitp finetune` and `vitp eval`, without
 augmentation; the score is that of the training images.
 
