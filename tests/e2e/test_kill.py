@@ -24,7 +24,7 @@ def torment(tmp_path: Path, kills: int, seed: int, steps: int) -> dict[str, Any]
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=1500,
+        timeout=580,
         check=False,
     )
     assert out.is_file(), result.stdout + result.stderr
