@@ -42,6 +42,7 @@ def overrides(start_from: Path) -> list[str]:
         f"start={start_from}",
         "inits=[start]",
         "budgets=[images, flops]",
+        "paradigms=[supervised, dense, mae, simclr, dino, clip, vitp]",
         "seeds=1",
         "draws=1",
         "images=64",

@@ -326,6 +326,8 @@ def test_scales_can_be_changed_and_mistakes_are_named() -> None:
         scale_of("mcro")
     with pytest.raises(ConfigError, match='did you mean "seeds"'):
         scale_of("micro", overrides=["seed=3"])
+    with pytest.raises(ConfigError, match="what the others are compared with"):
+        scale_of("micro", overrides=["paradigms=[mae]"])
     quick = scale_of("micro", quick=True)
     assert quick.quick and quick.seeds == quick.draws == 1 and quick.images < scale.images
 

@@ -210,6 +210,13 @@ def test_empty_training_images_are_limited(monkeypatch: pytest.MonkeyPatch) -> N
         sizes(nothing, options={}, empty=0.5)
 
 
+def test_validation_can_be_left_out(tmp_path: Path) -> None:
+    result = run_finetune(config(train={"val_every": 0, "steps": 2}), tmp_path / "run", console=QUIET)
+    assert result.scores.images == 4 and not (tmp_path / "run" / CURVE_FILE).exists()
+    with pytest.raises(ConfigError, match='"best" weights are chosen on validation images'):
+        config(train={"val_every": 0, "choose": "best"})
+
+
 def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> None:
     result = run_finetune(config(train={"choose": "best", "steps": 6}), tmp_path / "run", console=QUIET)
     found = json.loads((tmp_path / "run" / CURVE_FILE).read_text())

@@ -6,11 +6,11 @@ Command: `vitp study data-efficiency --scale micro --out studies`. Pretraining r
 from __future__ import annotations
 
 from vitp.studies.grid import Claim, Study
-from vitp.studies.paradigms import VITP, arms, information, untrained, vitp_changes
+from vitp.studies.paradigms import VITP, arms, information, untrained
 from vitp.studies.plan import Planner
 
 SHARES = (1.0, 0.2, 0.1, 0.05, 0.02)
-COMPARED = ("supervised", "mae", "clip", "vitp")
+COMPARED = ("mae", "clip", "vitp")
 
 
 def group_of(share: float) -> str:
@@ -20,8 +20,8 @@ def group_of(share: float) -> str:
 
 def data_efficiency(plan: Planner) -> Study:
     """Return the study."""
-    by_name = arms("start", changes=vitp_changes(plan.scale.vrl))
-    compared = [*(by_name[name] for name in COMPARED), untrained("start"), untrained("scratch")]
+    by_name = arms(plan.scale, "start")
+    compared = [*(by_name[name] for name in COMPARED if name in by_name), untrained("start")]
     for share in SHARES:
         for arm in compared:
             for seed in range(plan.scale.seeds):
@@ -46,7 +46,7 @@ def data_efficiency(plan: Planner) -> Study:
             for other in others
         ),
         x_label="labels (%)",
-        information={k: v for k, v in information().items() if k in {arm.name for arm in compared}},
+        information={k: v for k, v in information(plan.scale).items() if k in {arm.name for arm in compared}},
         notes=(
             "All labels are given more steps than a share of them; shares have the same number of steps.",
         ),

@@ -67,7 +67,8 @@ def finetune_config(
             "root": str(root),
             "format": "vitp",
             "labels": labels,
-            "max_val_images": settings["max_val_images"],
+            # What is tried to choose a setting never sees a test image.
+            "splits": {"test": "val"} if settings["development"] else {},
         },
         "optim": {
             "lr": lr,
@@ -78,7 +79,7 @@ def finetune_config(
         "train": {
             "steps": settings["steps"],
             "batch_size": settings["batch_size"],
-            "val_every": None,
+            "val_every": 0,
             "log_every": 50,
             "save_every": max(1, settings["steps"] // 2),
             "keep_last": 1,
@@ -90,9 +91,9 @@ def finetune_config(
 
 
 def finetune(context: Context) -> Mapping[str, Any]:
-    """Finetune a backbone; return the scores on test images, or with `development` those on validation images only.
+    """Finetune a backbone; return the scores on test images, or with `development` the one on validation images.
 
-    Settings: `task`, `steps`, `batch_size`, `labels`, `lr`, `layer_decay`, `head`, `neck`, `seed`, `max_val_images`,
+    Settings: `task`, `steps`, `batch_size`, `labels`, `lr`, `layer_decay`, `head`, `neck`, `seed`,
     `development`. Needs: `data`, `backbone`; `lr` (a choice of the rate).
     """
     from vitp.run_folder import started
@@ -105,18 +106,11 @@ def finetune(context: Context) -> Mapping[str, Any]:
     run = context.folder / RUN
     config = finetune_config(context, root, str(inputs["backbone"].folder / RUN), lr, labels)
     result = run_finetune(config, run, resume=started(run))
-    validation = _last_validation(run)
     _clean(run, keep_model=FINETUNED in context.cell.keep)
     if settings["development"]:
-        return {"lr": lr, "labels": labels, "validation": validation}
+        return {"lr": lr, "labels": labels, "validation": _finite(result.scores.score)}
     values = {name: _finite(value) for name, value in result.scores.values.items()}
-    return {
-        "lr": lr,
-        "labels": labels,
-        "validation": validation,
-        "values": values,
-        "images": result.scores.images,
-    }
+    return {"lr": lr, "labels": labels, "values": values, "images": result.scores.images}
 
 
 def _labels_there(root: Path, settings: Mapping[str, Any]) -> int | float | None:
@@ -132,24 +126,13 @@ def _labels_there(root: Path, settings: Mapping[str, Any]) -> int | float | None
     return labels if labels < there else None
 
 
-def _last_validation(run: Path) -> float | None:
-    from vitp.studies.cache import read_json
-    from vitp.tasks.validation import CURVE_FILE
-
-    found = read_json(run / CURVE_FILE) or {"curve": []}
-    return _finite(found["curve"][-1][1]) if found["curve"] else None
-
-
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _clean(run: Path, *, keep_model: bool) -> None:
     """Remove what nobody will read: hundreds of runs would fill the disk."""
-    from vitp.tasks.validation import BEST_FILE
-
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    (run / BEST_FILE).unlink(missing_ok=True)
     if not keep_model:
         shutil.rmtree(run / "model", ignore_errors=True)
 

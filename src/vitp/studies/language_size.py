@@ -43,7 +43,7 @@ def language_size(plan: Planner) -> Study:
         ),
         ours=middle,
         x_label="parameters of the language model's blocks",
-        information={"all": information()["ViTP"]},
+        information={"all": information(plan.scale)["ViTP"]},
         notes=(
             "No size has seen text before: in the paper all language models are trained ones, and the larger the better "
             "trained. Rates are chosen for each size on validation images.",

@@ -79,7 +79,7 @@ def write_page(path: Path, report: Report) -> Path:
     facts = [
         ("scale", scale.name),
         ("pretraining seeds", str(scale.seeds)),
-        ("finetuning seeds", str(scale.draws)),
+        ("finetuning seeds", str(max((row.draw + 1 for row in report.rows), default=scale.draws))),
         ("made", time.strftime("%Y-%m-%d")),
     ]
     return Page(title, sections, study.question, facts).write(path)

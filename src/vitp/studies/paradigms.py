@@ -6,12 +6,15 @@ Hardware: two processor cores for a night; `--quick` in less than half an hour, 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vitp.studies.grid import Claim, Study
 from vitp.studies.plan import Arm, Planner
 from vitp.studies.pretraining import NONE
+from vitp.studies.scales import Scale
 
 VITP = "ViTP"
-TITLES = {
+TITLES: dict[str, str] = {
     "supervised": "supervised",
     "dense": "dense supervised",
     "mae": "MAE",
@@ -31,11 +34,12 @@ GROUPS = {
 CEILING = "ceiling, all labels"
 
 
-def arms(init: str, *, changes: tuple[str, ...] = ()) -> dict[str, Arm]:
-    """Return paradigm → arm at equal images. `changes` are ViTP's."""
-    found = {name: Arm(title, name, init) for name, title in TITLES.items()}
-    found["vitp"] = Arm(VITP, "vitp", init, changes=changes)
-    return found
+def arms(scale: Scale, init: str) -> dict[str, Arm]:
+    """Return paradigm → arm at equal images, of the scale's paradigms."""
+    found: dict[str, Arm] = {
+        name: Arm(title, name, init) for name, title in TITLES.items() if name in scale.paradigms
+    }
+    return found | {"vitp": replace(found["vitp"], changes=vitp_changes(scale.vrl))}
 
 
 def untrained(init: str) -> Arm:
@@ -52,7 +56,7 @@ def paradigms(plan: Planner) -> Study:
     """Return the study."""
     scale = plan.scale
     for init in scale.inits:
-        by_name = arms(init, changes=vitp_changes(scale.vrl))
+        by_name = arms(scale, init)
         for budget in scale.budgets:
             group = GROUPS[init, budget]
             for name, arm in by_name.items():
@@ -70,7 +74,7 @@ def paradigms(plan: Planner) -> Study:
         "and at the same operations? (figure 2, tables 3–9)",
         tuple(plan.cells.values()),
         claims=_claims(plan),
-        information=information(),
+        information=information(plan.scale),
         notes=NOTES,
     )
 
@@ -80,12 +84,12 @@ def _tested(plan: Planner, arm: Arm, group: str, tune: Arm) -> None:
         run = plan.pretrained(arm, seed)
         facts = plan.facts(arm, group, seed)
         plan.probed(run, facts)
-        plan.finetuned(run, facts, tune=tune)
+        plan.finetuned(run, facts, tune=tune, draws=plan.scale.draws if arm.init == "start" else None)
 
 
 def _ceiling(plan: Planner) -> None:
     """All labels and longer: what the few labels leave to gain."""
-    vitp = arms("start", changes=vitp_changes(plan.scale.vrl))["vitp"]
+    vitp = arms(plan.scale, "start")["vitp"]
     for arm in (untrained("start"), *(() if plan.scale.quick else (vitp,))):
         for seed in range(1 if arm.paradigm == NONE else plan.scale.seeds):
             plan.finetuned(plan.pretrained(arm, seed), plan.facts(arm, CEILING, seed), labels=None, tune=arm)
@@ -94,18 +98,19 @@ def _ceiling(plan: Planner) -> None:
 def _claims(plan: Planner) -> tuple[Claim, ...]:
     found = []
     for init in plan.scale.inits:
-        others = [title for name, title in TITLES.items() if name != "vitp"] + [untrained(init).name]
+        compared = (*arms(plan.scale, init).values(), untrained(init))
+        others = [arm.name for arm in compared if arm.name != VITP]
         for budget in plan.scale.budgets:
             group = GROUPS[init, budget]
             found += [Claim(f"ViTP beats {other} ({group}).", VITP, other, group) for other in others]
     return tuple(found)
 
 
-def information() -> dict[str, str]:
+def information(scale: Scale) -> dict[str, str]:
     """Return arm → the label information that its pretraining used."""
     from vitp.recipes.paradigms import PARADIGMS
 
-    found = {title: PARADIGMS[name].labels for name, title in TITLES.items()}
+    found = {title: PARADIGMS[name].labels for name, title in TITLES.items() if name in scale.paradigms}
     return found | {"random": "none", "not continued": "none beyond the start's own"}
 
 

@@ -203,8 +203,9 @@ class Planner:
         labels: int | float | str | None = "few",
         tune: Arm | None = None,
         keep: bool = False,
+        draws: int | None = None,
     ) -> list[Cell]:
-        """Finetune a run's backbone on the tasks that the sets allow, with all finetuning seeds.
+        """Finetune a run's backbone on the tasks that the sets allow, with several finetuning seeds.
 
         Args:
             run: Pretraining cell.
@@ -213,12 +214,13 @@ class Planner:
             labels: Number or share of labelled images; None: all; "few": the scale's.
             tune: Arm whose seed-0 run the learning rate is chosen with, on validation images; None: untuned.
             keep: Keep the models.
+            draws: Finetuning seeds; None: the scale's `side_draws`.
         """
         found = []
         for source in self.sources:
             for task in (task for task in source.tasks if task in tasks):
                 rate = self._finetune_rate(tune, source, task) if tune is not None else None
-                for draw in range(self.scale.draws):
+                for draw in range(draws or self.scale.side_draws):
                     name = f"finetune/{_place(facts)}/{source.name}/{task}/{draw}"
                     cell = self._finetune(
                         run, source, task, name, seed=draw, labels=labels, chosen=rate, keep=keep
@@ -278,7 +280,6 @@ class Planner:
             "head": how.head,
             "neck": how.neck,
             "seed": seed,
-            "max_val_images": how.max_val_images,
             "development": development,
         }
         needs = {"data": self.add(source.cell).name, "backbone": run.name}

@@ -60,7 +60,7 @@ def recipe(plan: Planner) -> Study:
             for arm in arms[1:]
         ),
         ours=FULL,
-        information={"all": information()["ViTP"]},
+        information={"all": information(plan.scale)["ViTP"]},
         notes=(
             f"Every arm sees the same number of images and as many questions about each; {100 * GENERAL_SHARE:.0f} % of "
             "the images are scenes of the general domain, but in the arm without them.",

@@ -9,8 +9,6 @@ from vitp.studies.grid import Claim, Study
 from vitp.studies.paradigms import VITP, arms, information, untrained, vitp_changes
 from vitp.studies.plan import Arm, Planner
 
-SEVERITIES = {True: (3,), False: (1, 2, 3, 4, 5)}
-"""Quick or not → which."""
 GROUP = "continued from the start, corrupted test images"
 NO_VRL = "ViTP without VRL"
 COMPARED = ("supervised", "mae", "clip", "vitp")
@@ -19,10 +17,9 @@ COMPARED = ("supervised", "mae", "clip", "vitp")
 def robustness(plan: Planner) -> Study:
     """Return the study."""
     scale = plan.scale
-    by_name = arms("start", changes=vitp_changes(scale.vrl))
+    by_name = arms(scale, "start")
     no_vrl = Arm(NO_VRL, "vitp", changes=vitp_changes(0.0), tuned_as=by_name["vitp"])
-    compared = [*(by_name[name] for name in COMPARED), no_vrl, untrained("start")]
-    images = 60 if scale.name == "micro" else 500
+    compared = [*(by_name[name] for name in COMPARED if name in by_name), no_vrl, untrained("start")]
     for arm in compared:
         for seed in range(scale.seeds):
             facts = plan.facts(arm, GROUP, seed)
@@ -30,7 +27,7 @@ def robustness(plan: Planner) -> Study:
                 plan.pretrained(arm, seed), facts, tasks=("segmentation", "detection"), keep=True
             )
             for model in models:
-                plan.robust(model, SEVERITIES[scale.quick], images)
+                plan.robust(model, scale.severities, scale.corrupted_images)
     others = [arm.name for arm in compared if arm.name != VITP]
     return Study(
         "robustness",
@@ -45,7 +42,7 @@ def robustness(plan: Planner) -> Study:
             ),
             Claim("VRL makes the drop smaller.", VITP, NO_VRL, GROUP, lower=True),
         ),
-        information={k: v for k, v in information().items() if k in {arm.name for arm in compared}},
+        information={k: v for k, v in information(plan.scale).items() if k in {arm.name for arm in compared}},
         notes=(
             "`average` is the mean over corruptions and severities, `drop` the clean score minus it.",
             "Finetuning rates are the scale's, untuned; pretraining rates are those of the study of paradigms.",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vitp.config import make_config
 from vitp.errors import ConfigError, did_you_mean
+
+Paradigm = Literal["supervised", "dense", "mae", "simclr", "dino", "clip", "vitp"]
 
 SMALL_DETECTOR: dict[str, Any] = {
     "width": 64,
@@ -51,7 +53,6 @@ class TaskScale(BaseModel):
         head: Of `vitp finetune`.
         neck: Of `vitp finetune`.
         score: The value that arms are compared by.
-        max_val_images: Validation images at most.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -65,7 +66,6 @@ class TaskScale(BaseModel):
     head: dict[str, Any] = Field(default_factory=dict)
     neck: dict[str, Any] = Field(default_factory=dict)
     score: str
-    max_val_images: int = Field(200, gt=0)
 
 
 class Scale(BaseModel):
@@ -75,10 +75,12 @@ class Scale(BaseModel):
         name: "micro", "small" or "paper".
         quick: One seed and less of everything: proves nothing.
         start: What pretraining continues from: "starter", or the folder of a vision-language model.
+        paradigms: Which are compared: keys of `vitp.recipes.paradigms.PARADIGMS`, ViTP among them.
         inits: Also from scratch?
         budgets: What is made equal between paradigms: images seen, floating-point operations, or each in turn.
         seeds: Pretraining seeds 0, 1, ….
-        draws: Finetuning seeds: each draws its own labels, head and order.
+        draws: Finetuning seeds of the paradigms that continue the start: each draws its own labels, head and order.
+        side_draws: The same from scratch, with all labels, and in all other studies.
         images: Images seen in pretraining, ViTP's alignment included.
         batch: Images a step, for all paradigms; None: each its own (contrast needs more beside each other than
             the language loss) times `batch_factor`.
@@ -93,6 +95,8 @@ class Scale(BaseModel):
         probe_labels: Labelled images of a probe.
         probe_draws: Draws of them.
         probe_images: Images of a split at most.
+        severities: Of the corruptions whose cost is measured.
+        corrupted_images: Test images of such a measurement.
         tasks: Downstream task → how.
     """
 
@@ -101,10 +105,12 @@ class Scale(BaseModel):
     name: str
     quick: bool = False
     start: str = "starter"
+    paradigms: tuple[Paradigm, ...] = ("supervised", "dense", "mae", "simclr", "dino", "clip", "vitp")
     inits: tuple[Literal["start", "scratch"], ...] = ("start", "scratch")
     budgets: tuple[Literal["images", "flops"], ...] = ("images", "flops")
     seeds: int = Field(3, ge=1)
     draws: int = Field(3, ge=1)
+    side_draws: int = Field(3, ge=1)
     images: int = Field(gt=0)
     batch: int | None = Field(None, gt=0)
     batch_factor: int = Field(1, gt=0)
@@ -118,51 +124,57 @@ class Scale(BaseModel):
     probe_labels: int = Field(300, ge=2)
     probe_draws: int = Field(3, ge=1)
     probe_images: int = Field(400, ge=10)
+    severities: tuple[int, ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    corrupted_images: int = Field(500, gt=0)
     tasks: dict[str, TaskScale]
+
+    @field_validator("paradigms")
+    @classmethod
+    def _with_vitp(cls, names: tuple[Paradigm, ...]) -> tuple[Paradigm, ...]:
+        if "vitp" not in names:
+            raise ValueError('"vitp" is what the others are compared with: it can\'t be left out')
+        return names
 
 
 def micro() -> Scale:
-    """Return the scale of two processor cores: each run takes minutes, a study a night."""
+    """Return the scale of two processor cores: each run takes minutes, a study hours or a night.
+
+    Self-distillation costs as much as all others together and is left out: `--set paradigms=[…]` takes it in.
+    """
+    few: dict[str, Any] = {"batch_size": 4, "labels": 150, "lrs": (5e-4, 1e-3)}
+    pyramid = {"kind": "simple", "options": {"channels": 64}}
     return Scale(
         name="micro",
-        images=4160,
-        tuning_images=1600,
+        paradigms=("supervised", "dense", "mae", "simclr", "clip", "vitp"),
+        side_draws=1,
+        images=2400,
+        lrs=(3e-4, 1e-3),
+        tuning_images=1200,
+        scenes=SceneScale(count=2400, val=0.06, test=0.07),
+        probe_labels=200,
+        probe_images=300,
+        severities=(1, 3, 5),
+        corrupted_images=40,
         tasks={
-            "classification": TaskScale(
-                steps=60, full_steps=200, labels=60, lrs=(3e-4, 1e-3), score="accuracy"
-            ),
-            "presence": TaskScale(
-                steps=60,
-                full_steps=200,
-                labels=60,
-                lrs=(3e-4, 1e-3),
-                score="map",
-                head={"multi_label": True},
-            ),
+            "classification": TaskScale(steps=40, full_steps=120, score="accuracy", **few),
+            "presence": TaskScale(steps=40, full_steps=120, score="map", head={"multi_label": True}, **few),
             "segmentation": TaskScale(
-                steps=120,
-                full_steps=400,
-                labels=60,
-                lrs=(3e-4, 1e-3),
+                steps=80,
+                full_steps=240,
                 score="miou",
                 head={"kind": "fpn", "width": 64},
-                neck={"kind": "simple", "options": {"channels": 64}},
+                neck=pyramid,
+                **few,
             ),
             "detection": TaskScale(
-                steps=150,
-                full_steps=400,
-                labels=60,
-                lrs=(3e-4, 1e-3),
-                score="AP50",
-                head=SMALL_DETECTOR,
-                neck={"kind": "simple", "options": {"channels": 64}},
+                steps=160, full_steps=320, score="AP50", head=SMALL_DETECTOR, neck=pyramid, **few
             ),
         },
     )
 
 
 def small() -> Scale:
-    """Return the scale of one GPU: the same ViT, forty times the images, long finetunings."""
+    """Return the scale of one GPU: the same ViT, all paradigms, sixty times the images, long finetunings."""
     base = micro()
     steps = {"classification": 600, "presence": 600, "segmentation": 1500, "detection": 2500}
     tasks = {
@@ -173,7 +185,6 @@ def small() -> Scale:
                 "batch_size": 16,
                 "labels": 200,
                 "lrs": (1e-4, 3e-4, 1e-3),
-                "max_val_images": 500,
             }
         )
         for name, task in base.tasks.items()
@@ -181,8 +192,13 @@ def small() -> Scale:
     return base.model_copy(
         update={
             "name": "small",
+            "paradigms": Scale.model_fields["paradigms"].default,
+            "side_draws": 3,
             "images": 160_000,
+            "lrs": (1e-4, 3e-4, 1e-3),
             "tuning_images": 40_000,
+            "severities": Scale.model_fields["severities"].default,
+            "corrupted_images": 500,
             "batch_factor": 4,
             "workers": 8,
             "scenes": SceneScale(count=24_000, val=0.02, test=0.04),
@@ -231,14 +247,13 @@ def paper() -> Scale:
 
 
 def as_quick(scale: Scale) -> Scale:
-    """Return a scale for a first look: one seed, one start, no tuning, a quarter of the images. It proves nothing."""
+    """Return a scale for a first look: one seed, one start, no tuning, a third of the images. It proves nothing."""
     tasks = {
         name: task.model_copy(
             update={
-                "steps": max(1, task.steps // 3),
+                "steps": max(1, task.steps * 3 // 5),
                 "full_steps": task.steps,
                 "lrs": task.lrs[-1:],
-                "max_val_images": 40,
             }
         )
         for name, task in scale.tasks.items()
@@ -249,9 +264,11 @@ def as_quick(scale: Scale) -> Scale:
         "budgets": ("images",),
         "seeds": 1,
         "draws": 1,
-        "images": max(8, scale.images // 4),
+        "side_draws": 1,
+        "images": max(8, scale.images // 3),
         "lrs": None,
         "probe_draws": 1,
+        "severities": (3,),
         "tasks": tasks,
     }
     return scale.model_copy(update=changes)

@@ -45,6 +45,6 @@ def steps(plan: Planner) -> Study:
         ),
         ours=names[1.0],
         x_label="images seen",
-        information={"all": information()["ViTP"]},
+        information={"all": information(plan.scale)["ViTP"]},
         notes=("Each length has its own whole schedule: warm-up, and decay to the end.",),
     )

@@ -65,7 +65,6 @@ def _finetuning(context: Context) -> dict[str, float]:
     from vitp.tasks.build import task_of
     from vitp.tasks.finetune import build_run
 
-    settings = context.cell.settings
     root = folder_of(context.inputs["data"])
     backbone = context.cell.places.get("start", "starter")
     config = finetune_config(context, root, backbone, 1e-4, None)
@@ -75,8 +74,11 @@ def _finetuning(context: Context) -> dict[str, float]:
     began = time.monotonic()
     task_of(config.task).evaluate(run.model.eval(), few, run.test)
     an_image = (time.monotonic() - began) / len(few)
-    scored = min(len(run.splits["val"]), settings["max_val_images"]) + len(run.splits["test"])
-    return {"seconds": OPTIMIZER * of_step, "fixed": STARTUP + an_image * scored, "flops": 0.0}
+    return {
+        "seconds": OPTIMIZER * of_step,
+        "fixed": STARTUP + an_image * len(run.splits["test"]),
+        "flops": 0.0,
+    }
 
 
 def _probing(context: Context) -> dict[str, float]:

@@ -42,6 +42,6 @@ def vrl_ratio(plan: Planner) -> Study:
         ),
         ours=arm_of(0.75).name,
         x_label="image tokens dropped (%)",
-        information={"all": information()["ViTP"]},
+        information={"all": information(plan.scale)["ViTP"]},
         notes=("One learning rate for all shares: the one chosen for 75 %.",),
     )

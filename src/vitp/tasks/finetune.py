@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.console import Console
 
 from vitp.data.formats.empty import limit_empty
@@ -83,7 +83,7 @@ class FinetuneTrainConfig(TrainConfig):
     Attributes:
         epochs: Passes over the training images, as publications state a length; it takes precedence over `steps`.
         batch_size: Images an optimizer step, over all micro-batches and ranks.
-        val_every: Steps between validations; None: only after the last step.
+        val_every: Steps between validations; None: only after the last step; 0: never.
         choose: Which weights are kept: those of the `last` step, or the `best` on validation images. Test
             images never choose.
     """
@@ -93,8 +93,16 @@ class FinetuneTrainConfig(TrainConfig):
     num_workers: int = Field(0, ge=0)
     tensorboard: bool = False
     batch_size: int = Field(16, gt=0)
-    val_every: int | None = Field(100, gt=0)
+    val_every: int | None = Field(100, ge=0)
     choose: Literal["last", "best"] = "last"
+
+    @model_validator(mode="after")
+    def _something_to_choose_by(self) -> FinetuneTrainConfig:
+        if self.choose == "best" and self.val_every == 0:
+            raise ValueError(
+                'the "best" weights are chosen on validation images, and val_every 0 looks at none'
+            )
+        return self
 
     def of(self, images: int) -> FinetuneTrainConfig:
         """Return the settings with `epochs` over a number of training images turned into steps."""
@@ -288,7 +296,7 @@ def _train(config: FinetuneConfig, out: Path, resume: bool, console: Console | N
         config.optim,
         engine.model_copy(update={"seed": config.seed}),
         out,
-        hooks=(validation,),
+        hooks=() if config.train.val_every == 0 else (validation,),
         console=console,
         resume=resume,
     )
