@@ -139,14 +139,17 @@ class Scale(BaseModel):
 def micro() -> Scale:
     """Return the scale of two processor cores: each run takes minutes, a study hours or a night.
 
-    Self-distillation costs as much as all others together and is left out: `--set paradigms=[…]` takes it in.
+    Self-distillation costs as much as all others together, and from scratch so few images teach nothing; both are left
+    out: `--set paradigms=[…]` and `--set inits=[start,scratch]` take them in.
     """
     few: dict[str, Any] = {"batch_size": 4, "labels": 150, "lrs": (5e-4, 1e-3)}
     pyramid = {"kind": "simple", "options": {"channels": 64}}
     return Scale(
         name="micro",
         paradigms=("supervised", "dense", "mae", "simclr", "clip", "vitp"),
+        inits=("start",),
         side_draws=1,
+        align_share=0.15,
         images=2400,
         lrs=(3e-4, 1e-3),
         tuning_images=1200,
@@ -167,7 +170,12 @@ def micro() -> Scale:
                 **few,
             ),
             "detection": TaskScale(
-                steps=160, full_steps=320, score="AP50", head=SMALL_DETECTOR, neck=pyramid, **few
+                steps=160,
+                full_steps=320,
+                score="AP50",
+                head=SMALL_DETECTOR,
+                neck=pyramid,
+                **few | {"lrs": (1e-3, 2e-3)},
             ),
         },
     )
@@ -193,6 +201,8 @@ def small() -> Scale:
         update={
             "name": "small",
             "paradigms": Scale.model_fields["paradigms"].default,
+            "inits": Scale.model_fields["inits"].default,
+            "align_share": Scale.model_fields["align_share"].default,
             "side_draws": 3,
             "images": 160_000,
             "lrs": (1e-4, 3e-4, 1e-3),
