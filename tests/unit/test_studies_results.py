@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from vitp.errors import ConfigError
 from vitp.evaluation.report.charts import LineChart, Series
+from vitp.evaluation.report.markdown import page_markdown
 from vitp.evaluation.statistics import paired_bootstrap, paired_repeats, sign_flip_p
 from vitp.studies.cache import Store, cell_keys
 from vitp.studies.grid import Cell, Claim, Study
-from vitp.studies.page import Report, write_page
+from vitp.studies.page import Report, page_of
 from vitp.studies.plots import curves, write_plots
 from vitp.studies.pretraining import choose, development_score, phases_of
 from vitp.studies.process import Context, Input
@@ -30,7 +31,6 @@ from vitp.studies.results import (
     rows_of,
     spent,
     to_csv,
-    to_markdown,
 )
 from vitp.studies.scales import SCALES, as_quick, scale_of
 from vitp.studies.timing import Estimator
@@ -190,10 +190,12 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
 
 def test_markdown_says_what_failed(tmp_path: Path) -> None:
     study, store = filled(tmp_path)
-    text = to_markdown(study, rows_of(study, store, "micro"))
-    assert "| ViTP | 45.5 ± 0.5 (6) | 45.5 ± 0.5 (6) |" in text
-    assert "| ViTP beats MAE. | agrees | 2 | 0 | 0 |" in text
-    assert "| CLIP | from the start | segmentation | loss is not finite / step 3 |" in text
+    rows = rows_of(study, store, "micro")
+    text = page_markdown(page_of(Report(study, store, SCALES["micro"](), rows, "vitp study toy")))
+    assert "| ViTP | **45.5 ± 0.5** | **45.5 ± 0.5** |" in text
+    assert "| ViTP beats MAE. | agrees |" in text
+    assert "loss is not finite" in text and "```\nvitp study toy\n```" in text
+    assert "- processor: " in text and "host" not in text
 
 
 @pytest.mark.parametrize("x", [False, True])
@@ -201,7 +203,7 @@ def test_page_and_plots(tmp_path: Path, x: bool) -> None:
     study, store = filled(tmp_path, x=x)
     rows = rows_of(study, store, "micro")
     report = Report(study, store, SCALES["micro"](), rows, "vitp study toy", left=2)
-    html = write_page(tmp_path / "index.html", report).read_text(encoding="utf-8")
+    html = page_of(report).html()
     for words in (
         "Failed cells",
         "loss is not finite",
@@ -220,7 +222,7 @@ def test_page_and_plots(tmp_path: Path, x: bool) -> None:
     plots = write_plots(study, rows, tmp_path / "plots")
     assert len(plots) == 2 and all(path.stat().st_size > 5000 for path in plots)
     quick = Report(study, store, as_quick(SCALES["micro"]()), rows, "vitp study toy")
-    assert "proves nothing" in write_page(tmp_path / "quick.html", quick).read_text(encoding="utf-8")
+    assert "proves nothing" in page_of(quick).html()
 
 
 def test_curves_have_means_and_spreads(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from vitp.errors import ConfigError
+from vitp.evaluation.report.markdown import page_markdown
 from vitp.files import write_json, write_text
 from vitp.studies.budget import duration
 from vitp.studies.catalogue import make_study
 from vitp.studies.grid import Cell, Study
-from vitp.studies.page import Report, write_page
+from vitp.studies.page import Report, page_of
 from vitp.studies.plots import write_plots
-from vitp.studies.results import rows_of, to_csv, to_markdown
+from vitp.studies.results import rows_of, to_csv
 from vitp.studies.runner import Runner, Summary, leave_torchrun
 from vitp.studies.scales import Scale, scale_of
 from vitp.studies.timing import TIMING, Estimator, timing_cells
@@ -175,12 +176,14 @@ def write_results(order: Order, scale: Scale, study: Study, runner: Runner) -> P
     folder = order.folder
     rows = rows_of(study, runner.store, scale.name, runner.began)
     write_text(folder / "results.csv", to_csv(rows))
-    write_text(folder / "results.md", to_markdown(study, rows))
     plan = {"command": order.command, "scale": scale.model_dump(mode="json"), "cells": runner.store.keys}
     write_json(folder / "plan.json", plan)
-    write_plots(study, rows, folder / "plots")
+    plots = write_plots(study, rows, folder / "plots")
     report = Report(study, runner.store, scale, rows, order.command, len(runner.summary().left), runner.began)
-    return write_page(folder / "index.html", report)
+    page = page_of(report)
+    pictures = "".join(f"![{path.stem}](plots/{path.name})\n" for path in plots)
+    write_text(folder / "results.md", page_markdown(page) + (f"\n## Plots\n\n{pictures}" if plots else ""))
+    return page.write(folder / "index.html")
 
 
 def _conclude(session: _Session, summary: Summary) -> None:

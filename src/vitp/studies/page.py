@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from vitp.evaluation.report.charts import Bar, BarChart, LineChart, Series
 from vitp.evaluation.report.page import Page
@@ -63,8 +62,8 @@ class Report:
     since: float = 0.0
 
 
-def write_page(path: Path, report: Report) -> Path:
-    """Write the page and return its path."""
+def page_of(report: Report) -> Page:
+    """Return the page: `write` makes it a file, `page_markdown` text."""
     study, scale = report.study, report.scale
     sections = [_answer(report)]
     if study.x_label:
@@ -82,7 +81,7 @@ def write_page(path: Path, report: Report) -> Path:
         ("finetuning seeds", str(max((row.draw + 1 for row in report.rows), default=scale.draws))),
         ("made", time.strftime("%Y-%m-%d")),
     ]
-    return Page(title, sections, study.question, facts).write(path)
+    return Page(title, sections, study.question, facts)
 
 
 def _answer(report: Report) -> Section:
@@ -335,7 +334,7 @@ def _how(report: Report) -> Section:
     blocks: list[Block] = [Text(notes)] if notes else []
     blocks += [
         Code(report.command),
-        KeyValue(dict(machine())),
+        KeyValue({name: value for name, value in machine().items() if name != "host"}),
         KeyValue(report.scale.model_dump(mode="json"), title="All sizes"),
     ]
     return Section("How it was done", blocks)

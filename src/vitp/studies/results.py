@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from vitp.evaluation.statistics import PairedDifference, mean_std, paired_repeats
+from vitp.evaluation.statistics import PairedDifference, paired_repeats
 from vitp.studies.cache import Store
 from vitp.studies.grid import Cell, Claim, Study, ordered
 from vitp.studies.pretraining import MAIN_PROBES
@@ -240,45 +240,6 @@ def label(measure: Measure, *, with_set: bool = True) -> str:
 def several_sets(measures: Iterable[Measure]) -> bool:
     """Return whether labels must name the set."""
     return len({measure[0] for measure in measures}) > 1
-
-
-def to_markdown(study: Study, rows: Sequence[Row]) -> str:
-    """Return tables of mean ± standard deviation, one a group, and what the claims come to."""
-    lines = [f"# {study.title}", "", study.question, ""]
-    for group in groups_of(rows):
-        lines += [f"## {group}", "", *_group_table([row for row in rows if row.group == group], group), ""]
-    if study.claims:
-        lines += [
-            "## What the paper says",
-            "",
-            "| claim | here | better | worse | no evidence |",
-            "|---|---|---:|---:|---:|",
-        ]
-        for reading in (read_claim(rows, claim) for claim in study.claims):
-            counts = f"{len(reading.better)} | {len(reading.worse)} | {len(reading.undecided)}"
-            lines.append(f"| {reading.claim.text} | {reading.answer} | {counts} |")
-        lines.append("")
-    failed = [row for row in rows if row.status == "failed"]
-    if failed:
-        lines += ["## Failed", "", "| arm | group | task | why |", "|---|---|---|---|"]
-        lines += [
-            f"| {row.arm} | {row.group} | {row.task} | {row.message.replace('|', '/')} |" for row in failed
-        ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _group_table(rows: Sequence[Row], group: str) -> list[str]:
-    measures = measures_of(rows)
-    names = [label(measure, with_set=several_sets(measures)) for measure in measures]
-    lines = [f"| arm | {' | '.join(names)} |", "|---|" + "---:|" * len(measures)]
-    for arm in dict.fromkeys(row.arm for row in rows):
-        cells = []
-        for measure in measures:
-            values = list(repeats(rows, group, arm, measure).values())
-            mean, std = mean_std(values)
-            cells.append(f"{100 * mean:.1f} ± {100 * std:.1f} ({len(values)})" if values else "–")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return [*lines, "", "Percent, mean ± standard deviation (number of runs)."]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""Pages as Markdown."""
+
+from __future__ import annotations
+
+from vitp.evaluation.report.charts import Bar, BarChart
+from vitp.evaluation.report.markdown import page_markdown
+from vitp.evaluation.report.page import Page
+from vitp.evaluation.report.sections import Code, Column, KeyValue, Measure, Section, Table, Text
+
+
+def test_a_page_as_markdown() -> None:
+    table = Table(
+        ["arm", Column("mIoU", "max", 1), "words"],
+        [["a|b", Measure(12.34, 0.56, 3), "x\ny"], ["c", None, "z"], ["d", 3.0, ""]],
+        note="Percent.",
+    )
+    chart = BarChart("bars", [Bar("a", 1.0)])
+    facts = KeyValue({"seed": 3, "sizes": {"width": 64}}, title="All")
+    sections = [Section("Numbers", [table, chart], "Look."), Section("How", [Code("vitp demo"), facts])]
+    text = page_markdown(
+        Page("Title", [*sections, Section("End", [Text("- one\n- two")])], "Sub.", [("k", "v")])
+    )
+    assert text == (
+        "# Title\n\nSub.\n\nk: v\n\n## Numbers\n\nLook.\n\n"
+        "| arm | mIoU | words |\n|---|---:|---|\n"
+        "| a\\|b | **12.3 ± 0.6** | x y |\n| c | – | z |\n| d | 3.0 |  |\n\nPercent.\n\n"
+        "## How\n\n```\nvitp demo\n```\n\n**All**\n\n- seed: 3\n\nsizes:\n\n```yaml\nwidth: 64\n```\n\n"
+        "## End\n\n- one\n- two\n"
+    )
