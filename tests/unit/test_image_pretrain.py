@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from tests.conftest import tiny_chat, tiny_vlm_config
 from tests.objective_toys import VISION, labelled_folder
 from vitp.config import load_config, make_config, save_config
 from vitp.errors import ConfigError, DataError
@@ -24,8 +25,10 @@ from vitp.image_pretrain import (
     initial_tower,
     run_image_pretraining,
 )
+from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.text_tower import LanguageTextTower
 from vitp.pretrain import PretrainConfig
+from vitp.pretrained import save_vlm
 from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, flops_per_image
 
 QUIET = Console(quiet=True)
@@ -163,6 +166,20 @@ def test_a_paradigm_makes_a_run_of_its_budget(name: str, folder: Path) -> None:
     swept = paradigm.make([folder], "random", ParadigmBudget(images=640, batch=8, lr=1e-4, workers=0), 5)
     assert (swept.train.steps, swept.optim.lr, swept.train.num_workers) == (80, 1e-4, 0)
     assert paradigm.labels and paradigm.title
+
+
+@pytest.mark.parametrize("name", ["mae", "vitp"])
+def test_a_run_from_scratch_has_the_sizes_of_a_model(name: str, folder: Path, tmp_path: Path) -> None:
+    chat = tiny_chat()
+    like = VisionLanguageModel(tiny_vlm_config(), vocabulary=len(chat))
+    save_vlm(tmp_path / "vlm", like, chat)
+    budget = ParadigmBudget(images=640, like=str(tmp_path / "vlm"))
+    made = PARADIGMS[name].make([folder], "random", budget, 0)
+    if isinstance(made, PretrainConfig):
+        assert (made.model.init, made.model.scratch) == ("scratch", like.config)
+        assert made.model.tokenizer == str(tmp_path / "vlm")
+    else:
+        assert (made.model.init, made.model.vision) == ("random", like.config.vision)
 
 
 def test_what_an_image_costs_is_known_before_the_run(folder: Path) -> None:

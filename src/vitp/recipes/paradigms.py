@@ -43,6 +43,7 @@ class ParadigmBudget:
         workers: Processes that prepare batches.
         align_share: Share of `images` that ViTP spends on its first phase, with the ViT frozen.
         vrl_ratio: Image tokens that ViTP drops.
+        like: The model whose sizes (and tokenizer) a run from scratch has.
     """
 
     images: int
@@ -52,6 +53,7 @@ class ParadigmBudget:
     workers: int = 1
     align_share: float = 0.2
     vrl_ratio: float = 0.75
+    like: str = "starter"
 
 
 @dataclass(frozen=True)
@@ -88,17 +90,24 @@ def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> Pre
     )
     train = config.train.model_copy(update={"num_workers": budget.workers})
     return config.model_copy(
-        update={"train": train, "model": config.model.model_copy(update=_vlm_init(init))}
+        update={"train": train, "model": config.model.model_copy(update=_vlm_init(init, budget.like))}
     )
 
 
-def _vlm_init(init: str) -> dict[str, Any]:
+def _vlm_init(init: str, like: str) -> dict[str, Any]:
     if init != "random":
         return {"init": init}
-    # From scratch with the starter's sizes and tokenizer, as the other paradigms take its sizes.
-    from vitp.pretrained import STARTER, load_vlm
+    from vitp.pretrained import load_vlm, resolve
 
-    return {"init": "scratch", "scratch": load_vlm("starter").vlm.config, "tokenizer": str(STARTER)}
+    return {"init": "scratch", "scratch": load_vlm(like).vlm.config, "tokenizer": str(resolve(like))}
+
+
+def _vision_init(init: str, like: str) -> dict[str, Any]:
+    if init != "random":
+        return {"init": init}
+    from vitp.export import load_backbone
+
+    return {"init": "random", "vision": load_backbone(like).config.model_dump()}
 
 
 def _image_paradigm(
@@ -115,7 +124,7 @@ def _image_paradigm(
             {
                 "objective": objective or name,
                 "seed": seed,
-                "model": {"init": init, "drop_path": 0.0},
+                "model": {**_vision_init(init, budget.like), "drop_path": 0.0},
                 "data": {
                     "mixture": [str(folder) for folder in folders],
                     "rates": None if budget.rates is None else list(budget.rates),

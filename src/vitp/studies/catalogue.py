@@ -46,12 +46,6 @@ def make_study(name: str, scale: Scale, data: Path | None = None) -> Study:
     if name not in STUDIES:
         hint = did_you_mean(name, STUDIES) or f"studies are {', '.join(STUDIES)}"
         raise ConfigError(f'no study "{name}"', where="vitp study", fix=hint)
-    if "scratch" in scale.inits and scale.start != "starter":
-        raise ConfigError(
-            "runs from scratch have the starter's sizes",
-            where="start",
-            fix='leave them out where you start from another model: --set inits=["start"]',
-        )
     sources = open_sources(data, scale)
     if not any(source.tasks for source in sources):
         raise ConfigError("has no labels to test a backbone with", where=str(data), fix="choose another set")

@@ -65,6 +65,7 @@ def run_config(context: Context, images: int, lr: float | None) -> Any:
         rates=tuple(settings["rates"]) if len(folders) > 1 else None,
         workers=int(context.cell.places.get("workers", "1")),
         align_share=settings.get("align_share", 0.0),
+        like=_start(context),
     )
     init = "random" if settings["init"] == "scratch" else _start(context)
     if settings.get("language"):
