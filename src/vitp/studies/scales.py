@@ -151,7 +151,7 @@ def micro() -> Scale:
         side_draws=1,
         align_share=0.15,
         images=2400,
-        lrs=(3e-4, 1e-3),
+        lrs=(1e-4, 3e-4, 1e-3),
         tuning_images=1200,
         scenes=SceneScale(count=2400, val=0.06, test=0.07),
         probe_labels=200,
