@@ -55,7 +55,8 @@ def filled(tmp_path: Path, *, x: bool = False, seeds: int = 3) -> tuple[Study, S
                 units=100,
             )
             cells.append(run)
-            values[run.name] = {"images": 100, "tokens": 5, "flops": 1e12 * (place + 1)}
+            seen = 0 if arm == "start" else 100
+            values[run.name] = {"images": seen, "tokens": 5, "flops": 1e12 * (place + 1)}
             facts = {
                 "arm": arm,
                 "group": GROUP,
@@ -180,6 +181,11 @@ def test_claims_are_read_from_main_measures(tmp_path: Path) -> None:
     against = compared(rows, GROUP, "ViTP", "start", MIOU)
     assert against is not None and against.n == 3 and against.mean == pytest.approx(0.05)
     assert repeats(rows, GROUP, "CLIP", MIOU) == {}
+    # A run that has one seed so far does not.
+    begun = [row for row in rows if row.arm != "ViTP" or row.seed == 0]
+    for other in ("MAE", "start"):
+        early = compared(begun, GROUP, "ViTP", other, MIOU)
+        assert early is not None and (early.n, early.verdict) == (1, "no evidence")
 
 
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:

@@ -111,7 +111,11 @@ def information(scale: Scale) -> dict[str, str]:
     from vitp.recipes.paradigms import PARADIGMS
 
     found = {title: PARADIGMS[name].labels for name, title in TITLES.items() if name in scale.paradigms}
-    return found | {"random": "none", "not continued": "none beyond the start's own"}
+    untrained_arms = {
+        "start": ("not continued", "none beyond the start's own"),
+        "scratch": ("random", "none"),
+    }
+    return found | dict(untrained_arms[init] for init in scale.inits)
 
 
 NOTES = (

@@ -169,13 +169,21 @@ def compared(
 ) -> PairedDifference | None:
     """Return how two arms differ in a measure, or None where they have nothing in common.
 
-    A backbone that has no pretraining seed of its own (the start as it is) stands against every seed of the other.
+    A backbone that was not pretrained here (the start as it is) and so has one seed stands against every seed of the
+    other.
     """
     mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
-    mine, others = _spread(mine, others), _spread(others, mine)
+    if not _pretrained(rows, group, theirs):
+        others = _spread(others, mine)
+    if not _pretrained(rows, group, ours):
+        mine = _spread(mine, others)
     if not mine.keys() & others.keys():
         return None
     return paired_repeats(mine, others, higher_is_better=measure[2] not in LOWER_IS_BETTER)
+
+
+def _pretrained(rows: Sequence[Row], group: str, arm: str) -> bool:
+    return any(row.images for row in rows if row.group == group and row.arm == arm)
 
 
 def _spread(
