@@ -47,7 +47,8 @@ class TaskScale(BaseModel):
     Attributes:
         steps, batch_size: Of a finetuning on few labels.
         labels: Labelled images of a finetuning on few labels: a number, or a share below 1.
-        lrs: Learning rates that are tried for each arm on validation images; one: nothing is tried.
+        lrs: Learning rates that are tried for each arm on validation images; one: nothing is tried. The last is that of
+            studies that try none, and of `--quick`.
         full_steps: Steps with all labels (the ceiling).
         layer_decay: See `OptimConfig`.
         head: Of `vitp finetune`.
@@ -139,10 +140,10 @@ class Scale(BaseModel):
 def micro() -> Scale:
     """Return the scale of two processor cores: each run takes minutes, a study hours or a night.
 
-    Self-distillation costs as much as all others together, and from scratch so few images teach nothing; both are left
-    out: `--set paradigms=[…]` and `--set inits=[start,scratch]` take them in.
+    Self-distillation, which has the most operations an image, and runs from scratch, for which so few images are few,
+    are left out: `--set paradigms=[…]` and `--set inits=[start,scratch]` take them in.
     """
-    few: dict[str, Any] = {"batch_size": 4, "labels": 150, "lrs": (5e-4, 1e-3)}
+    few: dict[str, Any] = {"batch_size": 4, "labels": 150, "lrs": (1e-3, 5e-4)}
     pyramid = {"kind": "simple", "options": {"channels": 64}}
     return Scale(
         name="micro",
@@ -175,7 +176,7 @@ def micro() -> Scale:
                 score="AP50",
                 head=SMALL_DETECTOR,
                 neck=pyramid,
-                **few | {"lrs": (1e-3, 2e-3)},
+                **few | {"lrs": (2e-3, 1e-3)},
             ),
         },
     )
