@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from vitp.errors import ConfigError
 from vitp.evaluation.report.charts import LineChart, Series
 from vitp.evaluation.report.markdown import page_markdown
-from vitp.evaluation.statistics import paired_bootstrap, paired_repeats, sign_flip_p
 from vitp.studies.cache import Store, cell_keys
 from vitp.studies.grid import Cell, Claim, Study
 from vitp.studies.page import Report, page_of
@@ -39,100 +36,74 @@ GROUP = "from the start"
 MIOU = ("port", "segmentation", "miou")
 
 
+def pretrained(arm: str, seed: int) -> Cell:
+    """The pretraining run of an arm."""
+    facts = {"arm": arm, "init": "start", "budget": "images"}
+    settings = {"arm": arm, "seed": seed}
+    return Cell(f"pretrain/{arm}/{seed}", "pretrain", settings, facts=facts, pace=arm, units=100)
+
+
+def evaluated(kind: str, run: Cell, draw: int | None = None, x: float | None = None) -> Cell:
+    """A probe or a finetuning (which has a draw) of a run."""
+    seed = run.settings["seed"]
+    facts: dict[str, Any] = {"group": GROUP, "set": "port", "seed": seed, "x": x}
+    facts |= {name: run.facts[name] for name in ("arm", "init")}
+    if draw is not None:
+        facts |= {"task": "segmentation", "draw": draw, "score": "miou"}
+    name = f"{kind}/{run.facts['arm']}/{seed}" + ("" if draw is None else f"/{draw}")
+    return Cell(name, kind, {}, needs={"backbone": run.name}, facts=facts)
+
+
+def probed(score: float) -> dict[str, Any]:
+    """What a probe cell holds: a main measure with two draws, and one beside it."""
+    measures = {"patch mIoU": [score, score + 0.01], "patch accuracy": [0.9, 0.9]}
+    return {
+        "rows": [
+            {"task": "patches linear", "metric": metric, "mean": values[0], "values": values}
+            for metric, values in measures.items()
+        ]
+    }
+
+
 def filled(tmp_path: Path, *, x: bool = False, seeds: int = 3) -> tuple[Study, Store]:
     """A study with results: ViTP is 5 points better than MAE, MAE as good as the start; one cell failed."""
     cells, values = [], {}
     level = {"ViTP": 0.45, "MAE": 0.40, "start": 0.40}
     for place, (arm, base) in enumerate(level.items()):
         for seed in range(1 if arm == "start" else seeds):
-            facts: dict[str, Any] = {"arm": arm, "init": "start", "budget": "images"}
-            run = Cell(
-                f"pretrain/{arm}/{seed}",
-                "pretrain",
-                {"arm": arm, "seed": seed},
-                facts=facts,
-                pace=arm,
-                units=100,
-            )
-            cells.append(run)
+            run = pretrained(arm, seed)
             seen = 0 if arm == "start" else 100
             values[run.name] = {"images": seen, "tokens": 5, "flops": 1e12 * (place + 1)}
-            facts = {
-                "arm": arm,
-                "group": GROUP,
-                "seed": seed,
-                "init": "start",
-                "set": "port",
-                "x": place if x else None,
-            }
-            probe = Cell(f"probe/{arm}/{seed}", "probe", {}, needs={"backbone": run.name}, facts=facts)
-            cells.append(probe)
-            values[probe.name] = {
-                "rows": [
-                    {
-                        "task": "patches linear",
-                        "metric": "patch mIoU",
-                        "mean": base,
-                        "values": [base, base + 0.01],
-                    },
-                    {"task": "patches linear", "metric": "patch accuracy", "mean": 0.9, "values": [0.9, 0.9]},
-                ]
-            }
+            at = place if x else None
+            probe = evaluated("probe", run, x=at)
+            values[probe.name] = probed(base)
+            cells += [run, probe]
             for draw in range(2):
-                more = {"task": "segmentation", "draw": draw, "score": "miou"}
-                name = f"finetune/{arm}/{seed}/{draw}"
-                tuned = Cell(name, "finetune", {}, needs={"backbone": run.name}, facts={**facts, **more})
-                cells.append(tuned)
+                tuned = evaluated("finetune", run, draw, at)
                 wiggle = 0.01 * draw + (0.002 * seed if arm == "MAE" else 0)
-                values[name] = {"values": {"miou": base + wiggle, "f1": None}}
-    facts = {
-        "arm": "CLIP",
-        "group": GROUP,
-        "seed": 0,
-        "init": "start",
-        "set": "port",
-        "task": "segmentation",
-        "draw": 0,
-        "score": "miou",
-    }
-    cells += [
-        Cell(
-            "pretrain/CLIP/0",
-            "pretrain",
-            {"arm": "CLIP"},
-            facts={"arm": "CLIP", "init": "start", "budget": "images"},
-        )
-    ]
-    cells += [
-        Cell(
-            "finetune/CLIP/0/0",
-            "finetune",
-            {"arm": "CLIP"},
-            needs={"backbone": "pretrain/CLIP/0"},
-            facts=facts,
-        )
-    ]
-    cells += [
-        Cell("choose/ViTP", "choose", {}, facts={"arm": "ViTP", "init": "start", "tunes": "pretraining rate"})
-    ]
-    values["choose/ViTP"] = {
-        "chosen": 3e-4,
-        "tried": [{"value": 3e-4, "score": 0.3}, {"value": 1.0, "score": None}],
+                values[tuned.name] = {"values": {"miou": base + wiggle, "f1": None}}
+                cells.append(tuned)
+    lost = replace(pretrained("CLIP", 0), pace="")
+    cells += [lost, evaluated("finetune", lost, 0)]
+    rate = {"arm": "ViTP", "init": "start", "tunes": "pretraining rate"}
+    cells.append(Cell("choose/ViTP", "choose", {}, facts=rate))
+    tried = [{"value": 3e-4, "score": 0.3}, {"value": 1.0, "score": None}]
+    values["choose/ViTP"] = {"chosen": 3e-4, "tried": tried}
+    claims = {
+        "ViTP beats MAE.": "ViTP MAE",
+        "MAE beats the start.": "MAE start",
+        "MAE beats ViTP.": "MAE ViTP",
     }
     study = Study(
         "toy",
         "Toy",
         "Is it better?",
         tuple(cells),
-        claims=(
-            Claim("ViTP beats MAE.", "ViTP", "MAE", GROUP),
-            Claim("MAE beats the start.", "MAE", "start", GROUP),
-            Claim("MAE beats ViTP.", "MAE", "ViTP", GROUP),
-        ),
+        claims=tuple(Claim(text, *arms.split(), GROUP) for text, arms in claims.items()),
         x_label="x" if x else "",
         information={"ViTP": "masks", "MAE": "none"},
         notes=("All is equal.",),
-    )  # fmt: skip
+    )
     keys = {name: f"{number:020d}" for number, name in enumerate(cell_keys(study, {}))}
     store = Store(tmp_path / "cells", keys)
     cost = {"seconds": 50.0, "processor_seconds": 40.0, "memory": 2**30, "joules": None, "attempts": 1}
@@ -253,53 +224,6 @@ def test_costs_are_means_of_the_runs(tmp_path: Path) -> None:
     by_arm = {one.arm: one for one in spent(study, store)}
     assert set(by_arm) == {"ViTP", "MAE", "start"}
     assert by_arm["MAE"].runs == 3 and by_arm["MAE"].flops == 2e12 and by_arm["MAE"].joules is None
-
-
-# Statistics.
-
-
-def test_repeats_without_draws_are_the_plain_bootstrap() -> None:
-    ours = {(seed, 0): value for seed, value in enumerate((0.5, 0.6, 0.55, 0.58))}
-    theirs = {(seed, 0): value for seed, value in enumerate((0.4, 0.58, 0.5, 0.57))}
-    two_levels = paired_repeats(ours, theirs)
-    plain = paired_bootstrap(list(ours.values()), list(theirs.values()))
-    assert two_levels.mean == pytest.approx(plain.mean)
-    assert (two_levels.low, two_levels.high) == pytest.approx((plain.low, plain.high), abs=2e-3)
-    assert two_levels.verdict == plain.verdict == "better" and two_levels.n == 4
-
-
-def test_many_draws_of_few_seeds_are_not_many_seeds() -> None:
-    ours = {(seed, draw): 1.0 for seed in range(2) for draw in range(50)}
-    theirs = dict.fromkeys(ours, 0.0)
-    assert paired_repeats(ours, theirs).verdict == "no evidence"
-    # Seeds that disagree widen the interval however many draws each has.
-    spread = {(seed, draw): float(seed) for seed in range(4) for draw in range(50)}
-    difference = paired_repeats(spread, dict.fromkeys(spread, 1.4))
-    assert difference.verdict == "no evidence" and difference.high - difference.low > 1.5
-
-
-def test_only_common_seeds_and_draws_are_paired() -> None:
-    ours = {(0, 0): 1.0, (0, 1): 2.0, (1, 0): 3.0, (2, 0): float("nan")}
-    theirs = {(0, 0): 0.0, (1, 0): 1.0, (2, 0): 0.0, (5, 5): 9.0}
-    difference = paired_repeats(ours, theirs)
-    assert difference.n == 2 and difference.mean == pytest.approx(1.5)
-    with pytest.raises(ConfigError, match="no seed in common"):
-        paired_repeats({(0, 0): 1.0}, {(1, 0): 1.0})
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=6))
-def test_sign_flips_against_counting_by_hand(differences: list[float]) -> None:
-    ours = {(seed, 0): value for seed, value in enumerate(differences)}
-    flipped = [
-        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(differences))
-    ]
-    observed = abs(sum(differences))
-    expected = sum(value >= observed * (1 - 1e-9) - 1e-12 for value in flipped) / len(flipped)
-    strict = sum(value > observed * (1 + 1e-9) + 1e-12 for value in flipped) / len(flipped)
-    assert strict - 1e-9 <= sign_flip_p(ours, dict.fromkeys(ours, 0.0)) <= expected + 1e-9
-    assert sign_flip_p({(s, 0): 1.0 for s in range(3)}, {(s, 0): 0.0 for s in range(3)}) == 0.25
 
 
 # Choices, scales, time.

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Literal
 
 import numpy as np
+from scipy.stats import nct, t
 
 from vitp.errors import ConfigError
 
@@ -167,6 +168,37 @@ def sign_flip_p(ours: Repeats, theirs: Repeats) -> float:
     signs_FN = np.array(list(product((1.0, -1.0), repeat=len(means))))
     reached = np.abs(signs_FN @ means) >= abs(means.sum()) * (1 - 1e-12)
     return float(reached.mean())
+
+
+def seeds_needed(
+    ours: Repeats, theirs: Repeats, *, power: float = 0.8, confidence: float = 0.95, most: int = 1000
+) -> int | None:
+    """Return how many pretraining seeds a paired t-test would need to see the difference that these runs show.
+
+    The mean and the spread of the seeds' differences are taken as the truth, draws of labels averaged within each seed.
+    A handful of seeds knows its spread only roughly, so this is an order of magnitude and not a plan.
+
+    Args:
+        ours, theirs: (pretraining seed, draw) → score.
+        power: Chance to see a difference of this size.
+        confidence: Of the two-sided test.
+        most: Largest number that is tried.
+
+    Returns:
+        The smallest number from 2 to `most`; None when that is not enough, or when fewer than two seeds are in common.
+    """
+    means = np.array([block_M.mean() for block_M in _difference_blocks(ours, theirs)])
+    if len(means) < 2 or not means.mean():
+        return None
+    std = float(means.std(ddof=1))
+    if not std:
+        return 2
+    n_N = np.arange(2, most + 1)
+    critical_N = t.ppf(0.5 + confidence / 2, n_N - 1)
+    # Beyond 38 standard errors the noncentral t has no digits left; the power is 1 long before.
+    shift_N = np.minimum(abs(means.mean()) / std * np.sqrt(n_N), 30.0)
+    reached_N = nct.sf(critical_N, n_N - 1, shift_N) + nct.cdf(-critical_N, n_N - 1, shift_N) >= power
+    return int(n_N[reached_N.argmax()]) if reached_N.any() else None
 
 
 def _difference_blocks(ours: Repeats, theirs: Repeats) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from vitp.evaluation.report.page import Page
 from vitp.evaluation.report.sections import Block, Cell, Code, Column, KeyValue, Section, Table, Text
 from vitp.evaluation.report.sections import Measure as Mean
 from vitp.evaluation.report.svg import number
-from vitp.evaluation.statistics import mean_std, sign_flip_p
+from vitp.evaluation.statistics import mean_std, seeds_needed, sign_flip_p
 from vitp.studies.budget import duration, operations
 from vitp.studies.cache import Store, machine
 from vitp.studies.grid import Study
@@ -37,6 +37,10 @@ UNPROVEN = (
     "**This is a first look and proves nothing**: one pretraining seed, settings that were not tuned, short runs. Take "
     "away `--quick` for an answer."
 )
+
+
+MOST_SEEDS = 100
+"""Pretraining seeds beyond which it doesn't matter how many more a comparison would need."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +197,18 @@ def _differences(
             if found is None:
                 continue
             interval = f"{_signed(found.low)} to {_signed(found.high)}"
-            p = _p(rows, group, ours, arm, measure)
+            p, needed = _power(rows, group, ours, arm, measure)
             table.append(
-                [label(measure, with_set=sets), arm, 100 * found.mean, interval, found.n, p, found.verdict]
+                [
+                    label(measure, with_set=sets),
+                    arm,
+                    100 * found.mean,
+                    interval,
+                    found.n,
+                    p,
+                    found.verdict,
+                    needed,
+                ]
             )
     if not table:
         return None
@@ -207,11 +220,13 @@ def _differences(
         Column("seeds", digits=0),
         Column("p", digits=3),
         "verdict",
+        "seeds to see it",
     ]
     note = (
         "Paired over pretraining seeds and, within each, draws of labels; bootstrap of both levels. p: exact test of the "
         "signs of the seeds' differences, two-sided; with three seeds it can't be below 0.25. Many comparisons stand "
-        "here: one in twenty intervals of equal methods leaves out zero."
+        "here: one in twenty intervals of equal methods leaves out zero. Seeds to see it: pretraining seeds with which a "
+        "paired t-test would find a difference of this size and spread four times in five; an order of magnitude."
     )
     return Table(columns, table, note=note)
 
@@ -220,12 +235,16 @@ def _signed(value: float) -> str:
     return ("+" if value > 0 else "") + number(100 * value, 1)
 
 
-def _p(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure) -> float | None:
+def _power(
+    rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure
+) -> tuple[float | None, str | None]:
+    """Return p, and how many seeds would show a difference like this one."""
     mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
     # One pair of seeds has one sign, which says nothing.
     if len({seed for seed, _ in mine.keys() & others.keys()}) < 2:
-        return None
-    return sign_flip_p(mine, others)
+        return None, None
+    needed = seeds_needed(mine, others, most=MOST_SEEDS)
+    return sign_flip_p(mine, others), f"> {MOST_SEEDS}" if needed is None else str(needed)
 
 
 def _bars(rows: Sequence[Row], group: str, arms: Sequence[str], measure: Measure, ours: str) -> BarChart:

@@ -1,0 +1,74 @@
+"""Paired comparisons over seeds and draws: intervals, exact tests, how many seeds would be needed."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitp.errors import ConfigError
+from vitp.evaluation.statistics import paired_bootstrap, paired_repeats, seeds_needed, sign_flip_p
+
+
+def test_repeats_without_draws_are_the_plain_bootstrap() -> None:
+    ours = {(seed, 0): value for seed, value in enumerate((0.5, 0.6, 0.55, 0.58))}
+    theirs = {(seed, 0): value for seed, value in enumerate((0.4, 0.58, 0.5, 0.57))}
+    two_levels = paired_repeats(ours, theirs)
+    plain = paired_bootstrap(list(ours.values()), list(theirs.values()))
+    assert two_levels.mean == pytest.approx(plain.mean)
+    assert (two_levels.low, two_levels.high) == pytest.approx((plain.low, plain.high), abs=2e-3)
+    assert two_levels.verdict == plain.verdict == "better" and two_levels.n == 4
+
+
+def test_many_draws_of_few_seeds_are_not_many_seeds() -> None:
+    ours = {(seed, draw): 1.0 for seed in range(2) for draw in range(50)}
+    theirs = dict.fromkeys(ours, 0.0)
+    assert paired_repeats(ours, theirs).verdict == "no evidence"
+    # Seeds that disagree widen the interval however many draws each has.
+    spread = {(seed, draw): float(seed) for seed in range(4) for draw in range(50)}
+    difference = paired_repeats(spread, dict.fromkeys(spread, 1.4))
+    assert difference.verdict == "no evidence" and difference.high - difference.low > 1.5
+
+
+def test_only_common_seeds_and_draws_are_paired() -> None:
+    ours = {(0, 0): 1.0, (0, 1): 2.0, (1, 0): 3.0, (2, 0): float("nan")}
+    theirs = {(0, 0): 0.0, (1, 0): 1.0, (2, 0): 0.0, (5, 5): 9.0}
+    difference = paired_repeats(ours, theirs)
+    assert difference.n == 2 and difference.mean == pytest.approx(1.5)
+    with pytest.raises(ConfigError, match="no seed in common"):
+        paired_repeats({(0, 0): 1.0}, {(1, 0): 1.0})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=6))
+def test_sign_flips_against_counting_by_hand(differences: list[float]) -> None:
+    ours = {(seed, 0): value for seed, value in enumerate(differences)}
+    flipped = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    observed = abs(sum(differences))
+    expected = sum(value >= observed * (1 - 1e-9) - 1e-12 for value in flipped) / len(flipped)
+    strict = sum(value > observed * (1 + 1e-9) + 1e-12 for value in flipped) / len(flipped)
+    assert strict - 1e-9 <= sign_flip_p(ours, dict.fromkeys(ours, 0.0)) <= expected + 1e-9
+    assert sign_flip_p({(s, 0): 1.0 for s in range(3)}, {(s, 0): 0.0 for s in range(3)}) == 0.25
+
+
+@pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_needed_are_those_of_published_tables(effect: float, pairs: int) -> None:
+    """Paired t-test, two-sided 5 %, power 0.8, by size of effect (Cohen's d)."""
+    differences = np.array([-1.0, 1.0]) / np.sqrt(2) + effect
+    ours = {(seed, draw): value for seed, value in enumerate(differences) for draw in range(2)}
+    theirs = dict.fromkeys(ours, 0.0)
+    assert seeds_needed(ours, theirs) == seeds_needed(theirs, ours) == pairs
+    assert seeds_needed(ours, theirs, most=pairs - 1) is None
+
+
+def test_seeds_needed_at_the_ends() -> None:
+    assert seeds_needed({(0, 0): 1.0}, {(0, 0): 0.0}) is None
+    assert seeds_needed({(0, 0): 1.0, (1, 0): -1.0}, {(0, 0): 0.0, (1, 0): 0.0}) is None
+    assert seeds_needed({(0, 0): 1.0, (1, 0): 1.0}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
+    assert seeds_needed({(0, 0): 1.0, (1, 0): 1.0 + 1e-9}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
