@@ -8,7 +8,7 @@ from pathlib import Path
 from vitp.config import make_config
 from vitp.data.chat import ChatTokenizer
 from vitp.errors import CheckpointError, ConfigError
-from vitp.models.language import LanguageConfig
+from vitp.models.language import QWEN2_VOCABULARY, qwen2_half_billion
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
 from vitp.planning_memory import ModelShape, model_shape
@@ -17,24 +17,12 @@ from vitp.pretrained import CONFIG, FORMAT, load_tokenizer, resolve
 
 INTERNVL_1B = VLMConfig(
     vision=VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448),
-    language=LanguageConfig(
-        model_type="qwen2",
-        arguments={
-            "hidden_size": 896,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "intermediate_size": 4864,
-            "max_position_embeddings": 32768,
-            "rope_theta": 1_000_000.0,
-            "tie_word_embeddings": False,
-        },
-    ),
+    language=qwen2_half_billion(tied=False),
     shuffle=2,
 )
 """InternViT-300M, a projector and Qwen2.5-0.5B with an output layer of its own: what the paper starts from."""
 
-INTERNVL_VOCABULARY = 151_936
+INTERNVL_VOCABULARY = QWEN2_VOCABULARY
 
 _BY_NAME = ("InternVL2_5-1B", "InternVL2.5-1B", "InternVL3-1B")
 

@@ -15,7 +15,7 @@ from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch, pack
 from vitp.data.records import InstructionRecord, Turn
 from vitp.data.tokenizer import train_tokenizer
-from vitp.models.language import LanguageConfig, micro_qwen2
+from vitp.models.language import QWEN2_VOCABULARY, micro_qwen2, qwen2_half_billion
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VisualRobustness, VRLConfig
@@ -71,21 +71,10 @@ def small() -> ModelSize:
 
 def full() -> ModelSize:
     """The paper's: InternViT-300M at 448 px, Qwen2.5-0.5B."""
-    language = LanguageConfig(
-        model_type="qwen2",
-        arguments={
-            "hidden_size": 896,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "intermediate_size": 4864,
-            "max_position_embeddings": 32768,
-            "rope_theta": 1_000_000.0,
-            "tie_word_embeddings": True,
-        },
-    )
     vision = VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448)
-    return ModelSize(VLMConfig(vision=vision, language=language, shuffle=2, template="micro"), 151_936)
+    return ModelSize(
+        VLMConfig(vision=vision, language=qwen2_half_billion(), shuffle=2, template="micro"), QWEN2_VOCABULARY
+    )
 
 
 SIZES: dict[str, Callable[[], ModelSize]] = {"micro": micro, "small": small, "full": full}

@@ -62,6 +62,27 @@ def micro_qwen2(
     )
 
 
+QWEN2_VOCABULARY = 151_936
+"""Rows of the embedding of Qwen2.5-0.5B, padding included."""
+
+
+def qwen2_half_billion(*, tied: bool = True) -> LanguageConfig:
+    """Return Qwen2.5-0.5B (InternVL2.5-1B has it with an output layer of its own: `tied=False`)."""
+    return LanguageConfig(
+        model_type="qwen2",
+        arguments={
+            "hidden_size": 896,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "intermediate_size": 4864,
+            "max_position_embeddings": 32768,
+            "rope_theta": 1_000_000.0,
+            "tie_word_embeddings": tied,
+        },
+    )
+
+
 def build_language_model(config: LanguageConfig, *, vocabulary: int) -> PreTrainedModel:
     """Return the model with random weights in float32.
 

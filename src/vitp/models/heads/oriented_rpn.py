@@ -17,11 +17,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, box_iou
 
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors
-from vitp.models.heads.rpn import ProposalSettings, StrideAnchors, outside
+from vitp.models.heads.rpn import ProposalSettings, StrideAnchors, outside, sampled_losses
 from vitp.models.rotated.boxes import hulls_of
 from vitp.models.rotated.coders import MidpointOffsetCoder
 
-SMOOTH_L1_BETA = 1 / 9
 MIN_SIDE = 1e-2
 """Pixels; proposals with a shorter side hold nothing."""
 
@@ -136,16 +135,11 @@ class OrientedProposalNetwork(nn.Module):
                 own = kind_A == 1
                 wanted.append(self.coder.encode(anchors_A4[own], truth.boxes_N5[matched_A[own]]))
         positive_BA, negative_BA = (torch.stack(chosen).bool() for chosen in self.sampler(kinds))
-        chosen_BA = positive_BA | negative_BA
-        weight_BA = chosen_BA / chosen_BA.sum(1, keepdim=True).clamp(min=1)
         kind_BA = torch.stack(kinds)
-        objectness = F.binary_cross_entropy_with_logits(
-            logit_BA[chosen_BA], kind_BA[chosen_BA].float(), weight_BA[chosen_BA], reduction="sum"
-        )
         # Targets were made for all of the objects' anchors; the sampler took some of them.
         wanted_R6 = torch.cat(wanted)[positive_BA[kind_BA == 1]]
-        box_R6 = F.smooth_l1_loss(move_BA6[positive_BA], wanted_R6, beta=SMOOTH_L1_BETA, reduction="none")
-        return {"objectness": objectness, "proposal_box": (box_R6.sum(1) * weight_BA[positive_BA]).sum()}
+        objectness, box = sampled_losses(logit_BA, kind_BA, move_BA6, wanted_R6, positive_BA, negative_BA)
+        return {"objectness": objectness, "proposal_box": box}
 
     def _match(self, anchors_A4: Tensor, truth: OrientedTruth) -> tuple[Tensor, Tensor]:
         settings = self.settings

@@ -19,6 +19,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_iou
 
+SMOOTH_L1_BETA = 1 / 9
+"""Of the losses of proposed boxes."""
+
 
 @dataclass(frozen=True)
 class ImageTruth:
@@ -166,18 +169,43 @@ class ProposalNetwork(RegionProposalNetwork):
         regression_targets: Any,
     ) -> tuple[Tensor, Tensor]:
         """Return sums over images of the mean losses over each image's sampled anchors."""
-        positive, negative = (torch.stack(chosen).bool() for chosen in self.fg_bg_sampler(labels))
-        chosen_BA = positive | negative
-        weight_BA = chosen_BA / chosen_BA.sum(1, keepdim=True).clamp(min=1)
         label_BA = torch.stack(labels)
-        logit_BA = objectness.view(label_BA.shape)
-        objectness_loss = F.binary_cross_entropy_with_logits(
-            logit_BA[chosen_BA], label_BA[chosen_BA], weight_BA[chosen_BA], reduction="sum"
+        picked = self.fg_bg_sampler(labels)
+        positive_BA = torch.stack(picked[0]).bool()
+        return sampled_losses(
+            objectness.view(label_BA.shape),
+            label_BA,
+            pred_bbox_deltas.view(*label_BA.shape, 4),
+            torch.stack(list(regression_targets))[positive_BA],
+            positive_BA,
+            torch.stack(picked[1]).bool(),
         )
-        delta_BA4 = pred_bbox_deltas.view(*label_BA.shape, 4)
-        wanted_BA4 = torch.stack(list(regression_targets))
-        box_R4 = F.smooth_l1_loss(delta_BA4[positive], wanted_BA4[positive], beta=1 / 9, reduction="none")
-        return objectness_loss, (box_R4.sum(1) * weight_BA[positive]).sum()
+
+
+def sampled_losses(
+    logit_BA: Tensor,
+    label_BA: Tensor,
+    move_BAK: Tensor,
+    wanted_RK: Tensor,
+    positive_BA: Tensor,
+    negative_BA: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the losses of objectness and of boxes: sums over images of the mean over the image's sampled anchors.
+
+    Args:
+        logit_BA: Whether there is an object.
+        label_BA: 1 for an object, 0 for background.
+        move_BAK: Coded boxes, K numbers each.
+        wanted_RK: Their targets at the R sampled anchors that are objects.
+        positive_BA, negative_BA: Bool: the sampled anchors.
+    """
+    chosen_BA = positive_BA | negative_BA
+    weight_BA = chosen_BA / chosen_BA.sum(1, keepdim=True).clamp(min=1)
+    objectness = F.binary_cross_entropy_with_logits(
+        logit_BA[chosen_BA], label_BA[chosen_BA].float(), weight_BA[chosen_BA], reduction="sum"
+    )
+    box_RK = F.smooth_l1_loss(move_BAK[positive_BA], wanted_RK, beta=SMOOTH_L1_BETA, reduction="none")
+    return objectness, (box_RK.sum(1) * weight_BA[positive_BA]).sum()
 
 
 def near(boxes_A4: Tensor, ignored_M4: Tensor, iou: float) -> Tensor:
