@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,19 +142,15 @@ def compile_labels(
         options["seed"] = seed
     labelled = read_labels(fmt, str(src) if generated else Path(src).resolve(), **options)
     synthesis = synthesis or SynthesisConfig()
-    cropped = None
-    if crop is None:
-        labelled = limit_empty(labelled, empty, seed)
-    else:
-        cropped = _crop_folder(out, base, crop, overlap)
-        labelled = limit_empty(cut(labelled, crop, overlap, cropped, min_visible), empty, seed)
-        _remove_strangers(
-            cropped, (path for item in labelled.items for path in (item.image, item.second_image))
-        )
+    cropped = None if crop is None else _crop_folder(out, base, crop, overlap)
+    if crop is not None and cropped is not None:
+        labelled = cut(labelled, crop, overlap, cropped, min_visible)
+    labelled = limit_empty(labelled, empty, seed)
+    if cropped is not None:
+        _remove_strangers(cropped, labelled)
     with files.atomic_dir(out) as temporary:
-        roots = Roots(
-            temporary, cropped or (temporary if generated else base), temporary if generated else base
-        )
+        described = temporary if generated else base
+        roots = Roots(temporary, cropped or described, described)
         splits = _write_lines(labelled, roots, seed, synthesis)
         vitp_labels.write_head(labelled, roots, image_root="crops" if cropped else None)
         if not splits["train"].records:
@@ -177,10 +172,8 @@ def compile_labels(
             unasked=sum(counts.images - counts.records for counts in splits.values()),
             content_hash=_content_hash(temporary),
         )
-        settings: dict[str, Any] = {}
-        if crop is not None:
-            settings = {"crop": crop, "overlap": overlap, "min_visible": min_visible}
-        settings |= {"empty": empty, **options, "synthesis": asdict(synthesis)}
+        cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
+        settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
         _write_summary(temporary, summary, settings)
         if cropped is not None:
             cropped.rename(temporary / "crops")
@@ -228,9 +221,11 @@ def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
     return folder
 
 
-def _remove_strangers(folder: Path, wanted: Iterable[str | None]) -> None:
+def _remove_strangers(folder: Path, labelled: LabelledSet) -> None:
     """Remove what an interrupted run left of images that are no longer in the set."""
-    names = {Path(path) for path in wanted if path is not None}
+    names = {
+        Path(path) for item in labelled.items for path in (item.image, item.second_image) if path is not None
+    }
     for path in folder.rglob("*"):
         if path.is_file() and path not in names:
             path.unlink()
