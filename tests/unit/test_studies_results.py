@@ -151,6 +151,11 @@ def test_claims_are_read_from_main_measures(tmp_path: Path) -> None:
     # The start has one seed: it stands against each seed of the others.
     against = compared(rows, GROUP, "ViTP", "start", MIOU)
     assert against is not None and against.n == 3 and against.mean == pytest.approx(0.05)
+    # Its two draws don't tell its spread.
+    assert against.verdict == "no evidence" and against.low > 0
+    third = [replace(row, draw=2) for row in rows if row.draw == 0]
+    enough = compared([*rows, *third], GROUP, "ViTP", "start", MIOU)
+    assert enough is not None and enough.verdict == "better"
     assert repeats(rows, GROUP, "CLIP", MIOU) == {}
     # A run that has one seed so far does not.
     begun = [row for row in rows if row.arm != "ViTP" or row.seed == 0]

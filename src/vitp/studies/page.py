@@ -226,7 +226,8 @@ def _differences(
         "Paired over pretraining seeds and, within each, draws of labels; bootstrap of both levels. p: exact test of the "
         "signs of the seeds' differences, two-sided; with three seeds it can't be below 0.25. Many comparisons stand "
         "here: one in twenty intervals of equal methods leaves out zero. Seeds to see it: pretraining seeds with which a "
-        "paired t-test would find a difference of this size and spread four times in five; an order of magnitude."
+        "paired t-test would find a difference of this size and spread four times in five; an order of magnitude. What was "
+        "not pretrained here stands against every seed, and decides nothing where it was evaluated fewer than three times."
     )
     return Table(columns, table, note=note)
 

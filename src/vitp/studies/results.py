@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from vitp.evaluation.statistics import PairedDifference, paired_repeats
@@ -170,16 +170,18 @@ def compared(
     """Return how two arms differ in a measure, or None where they have nothing in common.
 
     A backbone that was not pretrained here (the start as it is) and so has one seed stands against every seed of the
-    other.
+    other. Where it was evaluated fewer than three times, its own spread is unknown and the verdict `no evidence`.
     """
     mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
+    known = True
     if not _pretrained(rows, group, theirs):
-        others = _spread(others, mine)
+        known, others = len(others) >= 3, _spread(others, mine)
     if not _pretrained(rows, group, ours):
-        mine = _spread(mine, others)
+        known, mine = known and len(mine) >= 3, _spread(mine, others)
     if not mine.keys() & others.keys():
         return None
-    return paired_repeats(mine, others, higher_is_better=measure[2] not in LOWER_IS_BETTER)
+    difference = paired_repeats(mine, others, higher_is_better=measure[2] not in LOWER_IS_BETTER)
+    return difference if known else replace(difference, verdict="no evidence")
 
 
 def _pretrained(rows: Sequence[Row], group: str, arm: str) -> bool:
