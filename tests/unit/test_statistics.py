@@ -72,3 +72,28 @@ def test_seeds_needed_at_the_ends() -> None:
     assert seeds_needed({(0, 0): 1.0, (1, 0): -1.0}, {(0, 0): 0.0, (1, 0): 0.0}) is None
     assert seeds_needed({(0, 0): 1.0, (1, 0): 1.0}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
     assert seeds_needed({(0, 0): 1.0, (1, 0): 1.0 + 1e-9}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
+
+
+def test_chance_of_draws_that_all_seeds_share_is_in_the_interval() -> None:
+    """Nine scores whose difference hangs on the draw alone tell as little as three."""
+    by_draw = (1.0, 0.0, 0.2)
+    ours = {(seed, draw): by_draw[draw] for seed in range(3) for draw in range(3)}
+    crossed = paired_repeats(ours, dict.fromkeys(ours, 0.0))
+    alone = paired_bootstrap(list(by_draw), [0.0] * 3)
+    assert (crossed.mean, crossed.n) == (pytest.approx(0.4), 3)
+    assert (crossed.low, crossed.high) == pytest.approx((alone.low, alone.high), abs=0.02)
+    assert crossed.verdict == "no evidence"
+
+
+def test_seeds_and_draws_are_weighted_by_how_often_both_were_drawn() -> None:
+    """Against a bootstrap written out, with a score that is missing."""
+    rng = np.random.default_rng(5)
+    ours = {(seed, draw): float(rng.normal(0.1, 1)) for seed in range(4) for draw in range(3)}
+    del ours[2, 1]
+    means = []
+    for _ in range(4000):
+        seeds, draws = rng.integers(0, 4, 4), rng.integers(0, 3, 3)
+        drawn = [ours[s, d] for s in seeds for d in draws if (s, d) in ours]
+        means += [np.mean(drawn)] if drawn else []
+    found = paired_repeats(ours, dict.fromkeys(ours, 0.0))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.08)

@@ -125,10 +125,11 @@ def paired_repeats(
 ) -> PairedDifference:
     """Return the difference of two methods over pretraining seeds and, within each, draws of labels.
 
-    Scores are paired where both methods have the same seed and draw. The bootstrap has two levels: seeds are drawn
-    with replacement, then draws of labels within each, so that both sources of chance are in the interval; many
-    draws of one seed don't make it narrow. `n` counts seeds, and as in `paired_bootstrap` fewer than three of them
-    decide nothing.
+    Scores are paired where both methods have the same seed and draw. Every seed has the same draws, so the bootstrap
+    resamples both at once: seeds with replacement, draws with replacement, and the mean over all that meet (the
+    pigeonhole bootstrap, Owen, Ann. Appl. Stat. 2007). Both sources of chance are in the interval; many draws of one
+    seed don't make it narrow, nor many seeds of one unlucky draw. `n` counts seeds, and as in `paired_bootstrap` fewer
+    than three of them decide nothing.
 
     Args:
         ours, theirs: (pretraining seed, draw) → score.
@@ -137,20 +138,24 @@ def paired_repeats(
     Raises:
         ConfigError: The two have no seed and draw in common.
     """
-    blocks = _difference_blocks(ours, theirs)
-    if not blocks:
+    found_SD = _differences(ours, theirs)
+    if not found_SD.size:
         raise ConfigError("the scores have no seed in common", fix="run both methods on the same seeds")
-    rng, count = np.random.default_rng(seed), len(blocks)
-    total_D = np.zeros(draws)
-    for _ in range(count):
-        which_D = rng.integers(0, count, draws)
-        for number, block_M in enumerate(blocks):
-            mine = which_D == number
-            picks = rng.integers(0, len(block_M), (int(mine.sum()), len(block_M)))
-            total_D[mine] += block_M[picks].mean(1)
-    mean = float(np.mean([block_M.mean() for block_M in blocks]))
+    rng = np.random.default_rng(seed)
+    seeds, columns = found_SD.shape
+    times_BS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws)
+    times_BD = rng.multinomial(columns, np.full(columns, 1 / columns), draws)
+    known_SD = ~np.isnan(found_SD)
+    total_B = np.einsum("bs,bd,sd->b", times_BS, times_BD, np.where(known_SD, found_SD, 0.0), optimize=True)
+    count_B = np.einsum("bs,bd,sd->b", times_BS, times_BD, known_SD.astype(np.float64), optimize=True)
+    # A resample of scores that were never run has no mean; it is left out.
+    means_B = np.divide(total_B, count_B, out=np.full(draws, np.nan), where=count_B > 0)
     return difference_of_draws(
-        mean, total_D / count, count, confidence=confidence, higher_is_better=higher_is_better
+        float(found_SD[known_SD].mean()),
+        means_B,
+        seeds,
+        confidence=confidence,
+        higher_is_better=higher_is_better,
     )
 
 
@@ -162,7 +167,7 @@ def sign_flip_p(ours: Repeats, theirs: Repeats) -> float:
     Raises:
         ConfigError: The two have no seed in common, or more than twenty.
     """
-    means = np.array([block_M.mean() for block_M in _difference_blocks(ours, theirs)])
+    means = _seed_means(ours, theirs)
     if not 1 <= len(means) <= 20:
         raise ConfigError(f"{len(means)} seeds in common", fix="compare 1 to 20")
     signs_FN = np.array(list(product((1.0, -1.0), repeat=len(means))))
@@ -187,7 +192,7 @@ def seeds_needed(
     Returns:
         The smallest number from 2 to `most`; None when that is not enough, or when fewer than two seeds are in common.
     """
-    means = np.array([block_M.mean() for block_M in _difference_blocks(ours, theirs)])
+    means = _seed_means(ours, theirs)
     if len(means) < 2 or not means.mean():
         return None
     std = float(means.std(ddof=1))
@@ -201,14 +206,17 @@ def seeds_needed(
     return int(n_N[reached_N.argmax()]) if reached_N.any() else None
 
 
-def _difference_blocks(ours: Repeats, theirs: Repeats) -> list[np.ndarray]:
-    """Return the differences of the common draws of each common seed; scores that are NaN are left out."""
-    by_seed: dict[int, list[float]] = {}
-    for key in sorted(ours.keys() & theirs.keys()):
-        difference = ours[key] - theirs[key]
-        if not np.isnan(difference):
-            by_seed.setdefault(key[0], []).append(difference)
-    return [np.asarray(values, np.float64) for values in by_seed.values()]
+def _differences(ours: Repeats, theirs: Repeats) -> np.ndarray:
+    """Return the differences (seeds, draws) of all that both have; NaN where a draw of a seed is missing."""
+    found = {key: ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())}
+    found = {key: value for key, value in found.items() if not np.isnan(value)}
+    seeds, draws = (sorted({key[part] for key in found}) for part in (0, 1))
+    return np.array([[found.get((seed, draw), np.nan) for draw in draws] for seed in seeds], np.float64)
+
+
+def _seed_means(ours: Repeats, theirs: Repeats) -> np.ndarray:
+    found_SD = _differences(ours, theirs)
+    return np.nanmean(found_SD, 1) if found_SD.size else np.zeros(0)
 
 
 def _verdict(low: float, high: float, n: int, higher_is_better: bool, least: int) -> Verdict:

@@ -24,7 +24,7 @@ def data_efficiency(plan: Planner) -> Study:
     compared = [*(by_name[name] for name in COMPARED if name in by_name), untrained("start")]
     for share in SHARES:
         for arm in compared:
-            for seed in range(plan.scale.seeds):
+            for seed in plan.seeds(arm):
                 facts = plan.facts(arm, group_of(share), seed, 100 * share)
                 plan.finetuned(
                     plan.pretrained(arm, seed),

@@ -80,18 +80,19 @@ def paradigms(plan: Planner) -> Study:
 
 
 def _tested(plan: Planner, arm: Arm, group: str, tune: Arm) -> None:
-    for seed in range(plan.scale.seeds):
+    draws = plan.scale.draws if arm.init == "start" else None
+    for seed in plan.seeds(arm, draws):
         run = plan.pretrained(arm, seed)
         facts = plan.facts(arm, group, seed)
         plan.probed(run, facts)
-        plan.finetuned(run, facts, tune=tune, draws=plan.scale.draws if arm.init == "start" else None)
+        plan.finetuned(run, facts, tune=tune, draws=draws)
 
 
 def _ceiling(plan: Planner) -> None:
     """All labels and longer: what the few labels leave to gain."""
     vitp = arms(plan.scale, "start")["vitp"]
     for arm in (untrained("start"), *(() if plan.scale.quick else (vitp,))):
-        for seed in range(1 if arm.paradigm == NONE else plan.scale.seeds):
+        for seed in plan.seeds(arm):
             plan.finetuned(plan.pretrained(arm, seed), plan.facts(arm, CEILING, seed), labels=None, tune=arm)
 
 

@@ -187,8 +187,22 @@ class Planner:
             )
         )
 
+    def seeds(self, arm: Arm, draws: int | None = None) -> range:
+        """Return the seeds whose finetunings of an arm differ.
+
+        The start as it is has no pretraining seed: it has one, unless each seed has a draw of its own.
+
+        Args:
+            arm: What is finetuned.
+            draws: As in `finetuned`.
+        """
+        alike = _is_start(arm.paradigm, arm.init) and (draws or self.scale.side_draws) > 1
+        return range(1 if alike else self.scale.seeds)
+
     def probed(self, run: Cell, facts: Mapping[str, Fact]) -> None:
-        """Probe a run's frozen backbone on the test images of all sets that have labels."""
+        """Probe a run's frozen backbone on the test images of all sets that have labels; the start as it is once."""
+        if _is_start(run.settings["paradigm"], run.settings["init"]) and facts["seed"]:
+            return
         for source in self.sources:
             if source.tasks:
                 name = f"probe/{_place(facts)}/{source.name}"
@@ -207,6 +221,9 @@ class Planner:
     ) -> list[Cell]:
         """Finetune a run's backbone on the tasks that the sets allow, with several finetuning seeds.
 
+        All runs have the same finetuning seeds 0, 1, …; where there is one, pretraining seed s is finetuned with seed s, so
+        that chance of labels and head is among what the seeds show.
+
         Args:
             run: Pretraining cell.
             facts: Of the arm.
@@ -220,10 +237,12 @@ class Planner:
         for source in self.sources:
             for task in (task for task in source.tasks if task in tasks):
                 rate = self._finetune_rate(tune, source, task) if tune is not None else None
-                for draw in range(draws or self.scale.side_draws):
+                count = draws or self.scale.side_draws
+                for draw in range(count):
+                    seed = draw if count > 1 else int(facts["seed"] or 0)
                     name = f"finetune/{_place(facts)}/{source.name}/{task}/{draw}"
                     cell = self._finetune(
-                        run, source, task, name, seed=draw, labels=labels, chosen=rate, keep=keep
+                        run, source, task, name, seed=seed, labels=labels, chosen=rate, keep=keep
                     )
                     more: dict[str, Fact] = {
                         "set": source.name,
@@ -319,6 +338,10 @@ class Planner:
     def facts(self, arm: Arm, group: str, seed: int, x: float | None = None) -> dict[str, Fact]:
         """Return what the tests of a run are evidence of."""
         return {"arm": arm.name, "group": group, "seed": seed, "x": x, "init": arm.init}
+
+
+def _is_start(paradigm: str, init: str) -> bool:
+    return paradigm == NONE and init == "start"
 
 
 def _place(facts: Mapping[str, Fact]) -> str:

@@ -21,7 +21,7 @@ def robustness(plan: Planner) -> Study:
     no_vrl = Arm(NO_VRL, "vitp", changes=vitp_changes(0.0), tuned_as=by_name["vitp"])
     compared = [*(by_name[name] for name in COMPARED if name in by_name), no_vrl, untrained("start")]
     for arm in compared:
-        for seed in range(scale.seeds):
+        for seed in plan.seeds(arm):
             facts = plan.facts(arm, GROUP, seed)
             models = plan.finetuned(
                 plan.pretrained(arm, seed), facts, tasks=("segmentation", "detection"), keep=True

@@ -28,9 +28,10 @@ def steps(plan: Planner) -> Study:
             plan.probed(run, facts)
             plan.finetuned(run, facts, tasks=("segmentation", "detection"))
     start = untrained("start")
-    run, facts = plan.pretrained(start, 0), plan.facts(start, GROUP, 0, 0)
-    plan.probed(run, facts)
-    plan.finetuned(run, facts, tasks=("segmentation", "detection"))
+    for seed in plan.seeds(start):
+        run, facts = plan.pretrained(start, seed), plan.facts(start, GROUP, seed, 0)
+        plan.probed(run, facts)
+        plan.finetuned(run, facts, tasks=("segmentation", "detection"))
     return Study(
         "steps",
         "Length of pretraining",
