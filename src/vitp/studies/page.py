@@ -223,7 +223,7 @@ def _differences(
         "seeds to see it",
     ]
     note = (
-        "Paired over pretraining seeds and, within each, draws of labels; bootstrap of both levels. p: exact test of the "
+        "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: exact test of the "
         "signs of the seeds' differences, two-sided; with three seeds it can't be below 0.25. Many comparisons stand "
         "here: one in twenty intervals of equal methods leaves out zero. Seeds to see it: pretraining seeds with which a "
         "paired t-test would find a difference of this size and spread four times in five; an order of magnitude. What was "

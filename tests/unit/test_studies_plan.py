@@ -1,0 +1,111 @@
+"""What the studies compare: as many runs, rates and draws for every arm, and test images only for the numbers shown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from vitp.studies.catalogue import STUDIES, make_study
+from vitp.studies.grid import Cell, Study
+from vitp.studies.scales import scale_of
+
+START = "not continued"
+
+
+def opened(name: str, *overrides: str) -> Study:
+    """A study at micro scale on generated scenes; nothing is rendered or trained."""
+    return make_study(name, scale_of("micro", overrides=overrides))
+
+
+def finetunings(study: Study) -> dict[tuple[str, str, str], dict[tuple[int, int], Cell]]:
+    """(group, arm, task) → (pretraining seed, draw) → cell, of those that are reported."""
+    found: dict[tuple[str, str, str], dict[tuple[int, int], Cell]] = defaultdict(dict)
+    for cell in study.cells:
+        if cell.kind == "finetune" and "group" in cell.facts:
+            facts = cell.facts
+            key = (str(facts["group"]), str(facts["arm"]), str(facts["task"]))
+            found[key][int(facts["seed"] or 0), int(facts["draw"] or 0)] = cell
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "cost"])
+def test_test_images_choose_nothing(name: str) -> None:
+    """Cells that a choice needs look at validation images, reported ones at test images."""
+    study = opened(name)
+    choices = [cell for cell in study.cells if cell.kind == "choose"]
+    assert choices
+    for choice in choices:
+        assert all(study[need].settings["development"] for need in choice.needs.values())
+    reported = [cell for cell in study.cells if "group" in cell.facts and cell.kind != "robustness"]
+    assert reported and not any(cell.settings["development"] for cell in reported)
+
+
+def test_every_paradigm_is_tuned_as_much() -> None:
+    tried: dict[str, dict[str, int]] = defaultdict(dict)
+    for cell in opened("paradigms").cells:
+        if cell.kind == "choose":
+            tried[str(cell.facts["tunes"])][str(cell.facts["arm"])] = len(cell.needs)
+    assert {len(set(by_arm.values())) for by_arm in tried.values()} == {1}
+    assert {len(by_arm) for name, by_arm in tried.items() if name != "pretraining rate"} == {7}
+    assert len(tried["pretraining rate"]) == 6
+
+
+def test_every_paradigm_has_the_same_seeds_and_draws() -> None:
+    found = finetunings(opened("paradigms"))
+    crossed = {(seed, draw) for seed in range(3) for draw in range(3)}
+    for (group, arm, _), cells in found.items():
+        if group.startswith("ceiling"):
+            continue
+        # The start as it is has no pretraining seed.
+        assert set(cells) == ({(0, draw) for draw in range(3)} if arm == START else crossed)
+        assert all(cell.settings["seed"] == draw for (_, draw), cell in cells.items())
+        assert {cell.settings["labels"] for cell in cells.values()} == {150}
+    backbones = {
+        cell.needs["backbone"]
+        for cell in found["continued from the start, equal images", "MAE", "detection"].values()
+    }
+    assert len(backbones) == 3
+
+
+@pytest.mark.parametrize("name", ["robustness", "data-efficiency", "steps", "vrl-ratio", "recipe"])
+def test_one_draw_a_seed_is_a_draw_of_its_own(name: str) -> None:
+    for cells in finetunings(opened(name)).values():
+        assert [(seed, cell.settings["seed"]) for (seed, _), cell in sorted(cells.items())] == [
+            (0, 0),
+            (1, 1),
+            (2, 2),
+        ]
+
+
+def test_with_several_draws_the_start_is_not_finetuned_again_for_each_seed() -> None:
+    found = finetunings(opened("data-efficiency", "side_draws=3"))
+    counts = {arm: len(cells) for (_, arm, _), cells in found.items()}
+    assert counts == {"MAE": 9, "CLIP": 9, "ViTP": 9, START: 3}
+
+
+def test_runs_of_equal_operations_follow_their_vitp_run() -> None:
+    study = opened("paradigms")
+    runs = {
+        (str(cell.facts["arm"]), int(cell.settings["seed"])): cell
+        for cell in study.cells
+        if cell.kind == "pretrain" and cell.facts["budget"] == "operations"
+    }
+    assert set(runs) == {
+        (arm, seed)
+        for arm in ("supervised", "dense supervised", "MAE", "SimCLR", "CLIP")
+        for seed in range(3)
+    }
+    for (_, seed), cell in runs.items():
+        followed = study[cell.needs["equal"]]
+        assert followed.settings["paradigm"] == "vitp" and followed.settings["seed"] == seed
+
+
+def test_the_start_is_probed_once() -> None:
+    for name in ("paradigms", "steps", "vrl-ratio"):
+        probes = [
+            cell.facts["seed"]
+            for cell in opened(name, "budgets=[images]").cells
+            if cell.kind == "probe" and cell.facts.get("arm") == START
+        ]
+        assert probes == [0], name
