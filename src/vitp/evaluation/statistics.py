@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,7 +31,8 @@ class PairedDifference:
         mean: Mean of `ours − theirs`.
         low, high: Bootstrap interval of that mean.
         n: Number of pairs.
-        verdict: `better` when the whole interval lies above zero, `worse` when below.
+        verdict: `better` when the whole interval lies above zero, `worse` when below, and nothing else speaks against it.
+        p: Of the paired t-test over seeds, two-sided; None where none was made.
     """
 
     mean: float
@@ -40,6 +40,7 @@ class PairedDifference:
     high: float
     n: int
     verdict: Verdict
+    p: float | None = None
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}: {self.verdict}"
@@ -56,9 +57,9 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Return the difference of two methods run on the same seeds, with its percentile bootstrap interval.
 
-    A resample of n pairs can't reach beyond the n differences themselves, so the interval is too narrow for
-    few pairs: with fewer than three the verdict is always `no evidence`, and three to five agreeing seeds say
-    "in these runs", not more.
+    A resample of n pairs can't reach beyond the n differences themselves, so the interval is too narrow for few pairs:
+    three equal methods' differences agree in sign, and leave zero outside, in one case of four. So the verdict also asks for
+    p < 1 − `confidence` in the paired t-test, and with fewer than three pairs it is always `no evidence`.
 
     Args:
         ours, theirs: One score a seed, in the same order of seeds.
@@ -77,13 +78,14 @@ def paired_bootstrap(
     difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     rng = np.random.default_rng(seed)
     means = difference[rng.integers(0, len(difference), (draws, len(difference)))].mean(1)
-    return difference_of_draws(
+    found = difference_of_draws(
         float(difference.mean()),
         means,
         len(difference),
         confidence=confidence,
         higher_is_better=higher_is_better,
     )
+    return _with_t_test(found, difference, confidence)
 
 
 def difference_of_draws(
@@ -129,7 +131,8 @@ def paired_repeats(
     resamples both at once: seeds with replacement, draws with replacement, and the mean over all that meet (the
     pigeonhole bootstrap, Owen, Ann. Appl. Stat. 2007). Both sources of chance are in the interval; many draws of one
     seed don't make it narrow, nor many seeds of one unlucky draw. `n` counts seeds, and as in `paired_bootstrap` fewer
-    than three of them decide nothing.
+    than three of them decide nothing and the verdict also asks for p < 1 − `confidence` in a paired t-test, here of the
+    seeds' means.
 
     Args:
         ours, theirs: (pretraining seed, draw) → score.
@@ -150,29 +153,27 @@ def paired_repeats(
     count_B = np.einsum("bs,bd,sd->b", times_BS, times_BD, known_SD.astype(np.float64), optimize=True)
     # A resample of scores that were never run has no mean; it is left out.
     means_B = np.divide(total_B, count_B, out=np.full(draws, np.nan), where=count_B > 0)
-    return difference_of_draws(
+    found = difference_of_draws(
         float(found_SD[known_SD].mean()),
         means_B,
         seeds,
         confidence=confidence,
         higher_is_better=higher_is_better,
     )
+    return _with_t_test(found, np.nanmean(found_SD, 1), confidence)
 
 
-def sign_flip_p(ours: Repeats, theirs: Repeats) -> float:
-    """Return the exact two-sided p of the mean difference when the sign of each seed's difference is chance.
-
-    With three seeds it can't fall below 0.25, with five not below 0.0625: what few runs can prove at all.
-
-    Raises:
-        ConfigError: The two have no seed in common, or more than twenty.
-    """
-    means = _seed_means(ours, theirs)
-    if not 1 <= len(means) <= 20:
-        raise ConfigError(f"{len(means)} seeds in common", fix="compare 1 to 20")
-    signs_FN = np.array(list(product((1.0, -1.0), repeat=len(means))))
-    reached = np.abs(signs_FN @ means) >= abs(means.sum()) * (1 - 1e-12)
-    return float(reached.mean())
+def _with_t_test(found: PairedDifference, differences_N: np.ndarray, confidence: float) -> PairedDifference:
+    """Return the difference with its p; the verdict falls where p is too large."""
+    known_N = differences_N[~np.isnan(differences_N)]
+    if len(known_N) < 2:
+        return found
+    std = float(known_N.std(ddof=1))
+    if std > 1e-12 * np.abs(known_N).max():
+        p = float(2 * t.sf(abs(known_N.mean()) / std * np.sqrt(len(known_N)), len(known_N) - 1))
+    else:  # the same difference each time
+        p = 0.0 if known_N.any() else 1.0
+    return replace(found, p=p, verdict=found.verdict if p < 1 - confidence else "no evidence")
 
 
 def seeds_needed(

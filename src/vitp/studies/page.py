@@ -11,7 +11,7 @@ from vitp.evaluation.report.page import Page
 from vitp.evaluation.report.sections import Block, Cell, Code, Column, KeyValue, Section, Table, Text
 from vitp.evaluation.report.sections import Measure as Mean
 from vitp.evaluation.report.svg import number
-from vitp.evaluation.statistics import mean_std, seeds_needed, sign_flip_p
+from vitp.evaluation.statistics import mean_std, seeds_needed
 from vitp.studies.budget import duration, operations
 from vitp.studies.cache import Store, machine
 from vitp.studies.grid import Study
@@ -104,8 +104,7 @@ def _answer(report: Report) -> Section:
     return Section(
         "The answer",
         blocks or [Text("The tables below hold the numbers; the paper makes no claim that they test.")],
-        "What the paper says, and what these runs say. A claim *agrees* when the whole bootstrap interval lies on its "
-        "side for at least one measure and on the other side for none.",
+        "What the paper says, and what these runs say. A claim *agrees* when at least one measure is better and none worse.",
     )
 
 
@@ -197,7 +196,7 @@ def _differences(
             if found is None:
                 continue
             interval = f"{_signed(found.low)} to {_signed(found.high)}"
-            p, needed = _power(rows, group, ours, arm, measure)
+            needed = _needed(rows, group, ours, arm, measure)
             table.append(
                 [
                     label(measure, with_set=sets),
@@ -205,7 +204,7 @@ def _differences(
                     100 * found.mean,
                     interval,
                     found.n,
-                    p,
+                    found.p,
                     found.verdict,
                     needed,
                 ]
@@ -223,9 +222,9 @@ def _differences(
         "seeds to see it",
     ]
     note = (
-        "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: exact test of the "
-        "signs of the seeds' differences, two-sided; with three seeds it can't be below 0.25. Many comparisons stand "
-        "here: one in twenty intervals of equal methods leaves out zero. Seeds to see it: pretraining seeds with which a "
+        "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test of the seeds' "
+        "means, two-sided. *better* and *worse* ask for an interval without zero and p < 0.05; among so many comparisons "
+        "one in twenty of equal methods gets there. Seeds to see it: pretraining seeds with which a "
         "paired t-test would find a difference of this size and spread four times in five; an order of magnitude. What was "
         "not pretrained here stands against every seed, and decides nothing where it was evaluated fewer than three times."
     )
@@ -236,16 +235,13 @@ def _signed(value: float) -> str:
     return ("+" if value > 0 else "") + number(100 * value, 1)
 
 
-def _power(
-    rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure
-) -> tuple[float | None, str | None]:
-    """Return p, and how many seeds would show a difference like this one."""
+def _needed(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure) -> str | None:
+    """Return how many seeds would show a difference like this one."""
     mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
-    # One pair of seeds has one sign, which says nothing.
     if len({seed for seed, _ in mine.keys() & others.keys()}) < 2:
-        return None, None
+        return None
     needed = seeds_needed(mine, others, most=MOST_SEEDS)
-    return sign_flip_p(mine, others), f"> {MOST_SEEDS}" if needed is None else str(needed)
+    return f"> {MOST_SEEDS}" if needed is None else str(needed)
 
 
 def _bars(rows: Sequence[Row], group: str, arms: Sequence[str], measure: Measure, ours: str) -> BarChart:

@@ -57,7 +57,7 @@ def comparison_section(
 ) -> Section:
     """Return a section that compares backbones on the same tasks.
 
-    The verdict is a paired bootstrap over seeds (`vitp.evaluation.statistics.paired_bootstrap`), so the values of
+    The verdict is a paired bootstrap and t-test over seeds (`vitp.evaluation.statistics.paired_bootstrap`), so the values of
     all backbones must be in the same order of seeds. A measure that a backbone lacks is left blank.
 
     Args:
@@ -221,7 +221,7 @@ def _difference_table(differences: Differences, ours: str, scale: float, digits:
         "verdict",
     ]
     note = (
-        "Paired over seeds, percentile bootstrap. Fewer than three pairs never decide; three to five that agree "
-        "speak for these runs, not for all."
+        "Paired over seeds, percentile bootstrap; *better* and *worse* also ask for p < 0.05 in a paired t-test. Fewer than "
+        "three pairs never decide; three to five that agree speak for these runs, not for all."
     )
     return Table(columns, rows, note=note)
