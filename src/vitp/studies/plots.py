@@ -10,7 +10,7 @@ from typing import Any
 from vitp.evaluation.statistics import mean_std
 from vitp.files import atomic_path
 from vitp.studies.grid import Study
-from vitp.studies.results import Measure, Row, groups_of, label, measures_of, repeats
+from vitp.studies.results import Measure, Row, groups_of, label, measures_of, metric_name, repeats
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#555555", "#A0A000")
 """Okabe and Ito's, safe for colour-blind readers."""
@@ -49,7 +49,16 @@ Points = tuple[list[float], list[float], list[float]]
 
 
 def curves(study: Study, rows: Sequence[Row], measure: Measure) -> dict[str, Points]:
-    """Return line → x, means and standard deviations (percent) of a study of one number.
+    """Return line → x, means and standard deviations (percent) of a study of one number; see `runs_by_line`."""
+    found: dict[str, Points] = {}
+    for name, runs in runs_by_line(study, rows, measure).items():
+        stats = [mean_std(values) for values in runs.values()]
+        found[name] = (list(runs), [m for m, _ in stats], [s for _, s in stats])
+    return found
+
+
+def runs_by_line(study: Study, rows: Sequence[Row], measure: Measure) -> dict[str, dict[float, list[float]]]:
+    """Return line → x → value of each run (percent), x rising.
 
     Where an arm was run at several numbers each arm is a line; otherwise the arms are the points of one.
     """
@@ -58,25 +67,26 @@ def curves(study: Study, rows: Sequence[Row], measure: Measure) -> dict[str, Poi
         arm: {row.x for row in placed if row.arm == arm} for arm in dict.fromkeys(r.arm for r in placed)
     }
     several = any(len(xs) > 1 for xs in by_arm.values())
-    found: dict[str, Points] = {}
+    found: dict[str, dict[float, list[float]]] = {}
     for name in by_arm if several else [study.ours]:
-        mine = [row for row in placed if row.arm == name or not several]
-        xs = sorted({row.x for row in mine if row.x is not None})
-        stats = [
-            mean_std([100 * row.value for row in mine if row.x == x and row.value is not None]) for x in xs
-        ]
-        found[name if several else label(measure)] = (xs, [m for m, _ in stats], [s for _, s in stats])
+        line: dict[float, list[float]] = {}
+        for row in sorted(placed, key=lambda row: row.x or 0.0):
+            if (row.arm == name or not several) and row.x is not None and row.value is not None:
+                line.setdefault(row.x, []).append(100 * row.value)
+        found[name if several else label(measure)] = line
     return found
 
 
 def _curve(axes: Any, study: Study, rows: Sequence[Row], measure: Measure) -> bool:
     lines = curves(study, rows, measure)
+    dots = runs_by_line(study, rows, measure)
     for number, (name, (xs, means, stds)) in enumerate(lines.items()):
-        axes.errorbar(
-            xs, means, yerr=stds, marker="o", capsize=3, label=name, color=COLOURS[number % len(COLOURS)]
-        )
+        colour = COLOURS[number % len(COLOURS)]
+        axes.errorbar(xs, means, yerr=stds, marker="o", capsize=3, label=name, color=colour)
+        for x, values in dots[name].items():
+            axes.plot([x] * len(values), values, ".", color=colour, alpha=0.35)
     axes.set_xlabel(study.x_label)
-    axes.set_ylabel(f"{measure[2]} (%)")
+    axes.set_ylabel(f"{metric_name(measure[2])} (%)")
     if len(lines) > 1:
         axes.legend(fontsize=8, frameon=False)
     return any(xs for xs, _, _ in lines.values())
@@ -92,5 +102,5 @@ def _dots(axes: Any, study: Study, rows: Sequence[Row], group: str, measure: Mea
         axes.plot(values, [place] * len(values), ".", color=colour, alpha=0.35)
         axes.errorbar(mean, place, xerr=std, fmt="o", capsize=3, color=colour)
     axes.set_yticks(range(len(arms)), list(reversed(arms)))
-    axes.set_xlabel(f"{measure[2]} (%), mean ± standard deviation")
+    axes.set_xlabel(f"{metric_name(measure[2])} (%), mean ± standard deviation")
     return bool(arms)

@@ -237,11 +237,16 @@ def read_claim(rows: Sequence[Row], claim: Claim) -> Reading:
     return Reading(claim, answer, tuple(better), tuple(worse), tuple(verdicts["no evidence"]))
 
 
+def metric_name(metric: str) -> str:
+    """Return a metric as people write it."""
+    return {"miou": "mIoU", "map": "mAP"}.get(metric, metric)
+
+
 def label(measure: Measure, *, with_set: bool = True) -> str:
     """Return a measure as people read it."""
     set_, task, metric = measure
-    shown = f"{metric}, frozen" if task.startswith("frozen: ") else f"{task} {metric}"
-    shown = shown.replace("miou", "mIoU").replace(" map", " mAP")
+    name = metric_name(metric)
+    shown = f"{name}, frozen" if task.startswith("frozen: ") else f"{task} {name}"
     known = {"frozen: scene linear": "scene ", "frozen: presence linear": "presence "}
     shown = known.get(task, "") + shown
     return f"{set_}: {shown}" if with_set else shown
