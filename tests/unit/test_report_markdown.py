@@ -16,7 +16,11 @@ def test_a_page_as_markdown() -> None:
     )
     chart = BarChart("bars", [Bar("a", 1.0)])
     facts = KeyValue({"seed": 3, "sizes": {"width": 64}}, title="All")
-    sections = [Section("Numbers", [table, chart], "Look."), Section("How", [Code("vitp demo"), facts])]
+    sections = [
+        Section("Numbers", [table, chart], "Look."),
+        Section("Charts alone", [chart], "Look."),
+        Section("How", [Code("vitp demo"), facts]),
+    ]
     text = page_markdown(
         Page("Title", [*sections, Section("End", [Text("- one\n- two")])], "Sub.", [("k", "v")])
     )

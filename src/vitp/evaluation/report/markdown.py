@@ -16,11 +16,12 @@ def page_markdown(page: Page) -> str:
     if page.facts:
         lines += [" · ".join(f"{name}: {value}" for name, value in page.facts), ""]
     for section in page.sections:
-        lines += [f"## {section.title}", ""]
-        if section.lead:
-            lines += [section.lead, ""]
-        for block in section.blocks:
-            lines += _block(block)
+        blocks = [_block(block) for block in section.blocks]
+        if section.blocks and not any(blocks):
+            continue  # charts alone
+        lines += [f"## {section.title}", "", *([section.lead, ""] if section.lead else [])]
+        for block in blocks:
+            lines += block
     return "\n".join(lines).rstrip() + "\n"
 
 
