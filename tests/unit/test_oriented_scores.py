@@ -22,7 +22,7 @@ from vitp.evaluation.oriented import (
     oriented_scores,
     true_oriented,
 )
-from vitp.evaluation.oriented_files import merge_crops, read_dota_submission, write_dota_submission
+from vitp.evaluation.oriented_files import read_dota_submission, write_dota_submission
 from vitp.models.rotated.boxes import quads_of
 from vitp.tasks.base import Prediction, Target
 
@@ -175,22 +175,6 @@ def prediction_of(boxes: list[tuple[float, ...]], scores: list[float], labels: l
         scores_N=torch.tensor(scores),
         labels_N=torch.tensor(labels, dtype=torch.int64),
     )
-
-
-def test_objects_seen_in_two_crops_are_one():
-    left = prediction_of([(90, 50, 30, 10, 0.3), (20, 20, 8, 6, 0.0)], [0.9, 0.6], [0, 1])
-    right = prediction_of([(10, 50, 28, 10, 0.3), (10, 50, 30, 10, 0.3)], [0.8, 0.7], [0, 1])
-    whole = merge_crops([((0, 100), left), ((80, 100), right)])
-    merged = found_oriented(whole)
-    assert merged.scores_N.tolist() == pytest.approx([0.9, 0.7, 0.6])
-    assert merged.labels_N.tolist() == [0, 1, 1]
-    centres = merged.quads_N8.reshape(-1, 4, 2).mean(1)
-    assert centres[0].tolist() == pytest.approx([90, 150], abs=1e-4)
-    assert centres[1].tolist() == pytest.approx([90, 150], abs=1e-4)
-    assert whole.boxes_N4 is not None
-    assert whole.boxes_N4[2].tolist() == pytest.approx([16, 117, 24, 123], abs=1e-4)
-    assert len(found_oriented(merge_crops([((0, 0), left), ((80, 0), right)], limit=2)).scores_N) == 2
-    assert len(found_oriented(merge_crops([])).scores_N) == 0
 
 
 def test_submission_comes_back(tmp_path: Path):

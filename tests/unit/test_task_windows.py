@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitp.errors import ConfigError, VitpError
 from vitp.models.backbone import Backbone
+from vitp.models.rotated.boxes import quads_of
 from vitp.tasks import windows
 from vitp.tasks.base import InputSize, Prediction, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.dense import DecoderSettings, DenseModel
@@ -129,6 +130,28 @@ def test_an_object_in_two_windows_is_one() -> None:
     assert merged.boxes_N4[1].tolist() == [20, 4, 30, 14] and merged.labels_N.tolist() == [1, 0, 1]
     alone = merge(found[:1], (32, 48))
     assert alone.scores_N is not None and alone.scores_N.tolist() == pytest.approx([0.6, 0.9])
+
+
+def test_an_oriented_object_in_two_windows_is_one() -> None:
+    def oriented(boxes: Sequence[Sequence[float]], scores: list[float], labels: list[int]) -> Prediction:
+        quads_N8 = quads_of(torch.tensor(boxes).reshape(-1, 5).float())
+        return Prediction(quads_N8=quads_N8, scores_N=torch.tensor(scores), labels_N=torch.tensor(labels))
+
+    left, right = View((0, 100, 100, 200), (100, 100)), View((50, 100, 150, 200), (100, 100))
+    found = [
+        (oriented([(70, 50, 30, 10, 0.3), (20, 20, 8, 6, 0.0)], [0.9, 0.6], [0, 1]), left),
+        (oriented([(20, 50, 28, 10, 0.3), (20, 50, 30, 10, 0.3)], [0.8, 0.7], [0, 1]), right),
+    ]
+    merged = merge(found, (200, 150))
+    assert merged.quads_N8 is not None and merged.scores_N is not None and merged.labels_N is not None
+    assert merged.scores_N.tolist() == pytest.approx([0.9, 0.7, 0.6]) and merged.labels_N.tolist() == [
+        0,
+        1,
+        1,
+    ]
+    centres = merged.quads_N8.reshape(-1, 4, 2).mean(1)
+    assert centres.tolist() == [pytest.approx(place, abs=1e-4) for place in ([70, 150], [70, 150], [20, 120])]
+    assert len(merge(found, (200, 150), most=2).scores_N) == 2  # type: ignore[arg-type]
 
 
 def test_masks_are_pasted_where_their_window_was(monkeypatch: pytest.MonkeyPatch) -> None:

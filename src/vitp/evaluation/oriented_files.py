@@ -1,4 +1,4 @@
-"""Oriented detections of crops as those of whole images, and as files for DOTA's evaluation server.
+"""Oriented detections as files for DOTA's evaluation server.
 
 Shapes: N objects; 8: corners x1, y1, …, x4, y4.
 """
@@ -13,43 +13,11 @@ import torch
 
 from vitp import files
 from vitp.errors import ConfigError, DataError
-from vitp.models.rotated.boxes import boxes_of_quads, hulls_of_quads
-from vitp.models.rotated.nms import rotated_nms
+from vitp.models.rotated.boxes import hulls_of_quads
 from vitp.tasks.base import Prediction
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The same detections are the same file, whenever it is written."""
-
-
-def merge_crops(
-    parts: Sequence[tuple[tuple[float, float], Prediction]],
-    iou_threshold: float = 0.1,
-    limit: int | None = None,
-) -> Prediction:
-    """Return the objects of one image from those of its overlapping crops, surest first.
-
-    What is seen in two crops is kept once: the surest of objects of a class that overlap.
-
-    Args:
-        parts: Left and upper edge of each crop in the image, in pixels, and what was found in it.
-        iou_threshold: Rotated overlap of two objects of a class above which they are one.
-        limit: Objects at most.
-    """
-    quads, scores, labels = [torch.zeros(0, 8)], [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)]
-    for (left, top), prediction in parts:
-        if prediction.quads_N8 is None or prediction.scores_N is None or prediction.labels_N is None:
-            raise ValueError("the prediction has no oriented boxes")
-        quads.append(prediction.quads_N8 + torch.tensor([left, top] * 4))
-        scores.append(prediction.scores_N)
-        labels.append(prediction.labels_N)
-    quads_N8, scores_N, labels_N = torch.cat(quads), torch.cat(scores), torch.cat(labels)
-    kept = rotated_nms(boxes_of_quads(quads_N8), scores_N, iou_threshold, labels_N)[:limit]
-    return Prediction(
-        boxes_N4=hulls_of_quads(quads_N8[kept]),
-        quads_N8=quads_N8[kept],
-        scores_N=scores_N[kept],
-        labels_N=labels_N[kept],
-    )
 
 
 def write_dota_submission(
