@@ -323,7 +323,7 @@ SURFACE = {
     "recipes parity": ["NAME", "--images", "--json"],
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
     "report": ["RUN", "--out", "--samples"],
-    "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--minutes", "--plan"],
+    "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan"],
     "robustness": [
         "RUN", "DATA", "--compare", "--severities", "--corruptions", "--split", "--max-images", "--seed",
         "--labels", "--seeds", "--metric", "--format", "--option -o", "--set -s", "--out", "--force",

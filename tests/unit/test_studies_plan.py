@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
+from vitp.errors import ConfigError
 from vitp.studies.catalogue import STUDIES, make_study
 from vitp.studies.grid import Cell, Study
+from vitp.studies.main import Order
 from vitp.studies.scales import scale_of
 
 START = "not continued"
@@ -109,3 +112,11 @@ def test_the_start_is_probed_once() -> None:
             if cell.kind == "probe" and cell.facts.get("arm") == START
         ]
         assert probes == [0], name
+
+
+def test_a_variant_has_a_folder_of_its_own() -> None:
+    order = Order("paradigms", overrides=("seeds=5",), label="five-seeds")
+    assert order.folder == Path("studies/paradigms-micro-five-seeds")
+    assert order.command.endswith("--set seeds=5 --label five-seeds")
+    with pytest.raises(ConfigError, match="end the name of a folder"):
+        Order("paradigms", label="../elsewhere")

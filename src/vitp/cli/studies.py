@@ -41,6 +41,12 @@ def study(
         list[str] | None,
         typer.Option("--set", "-s", help="key.key=value over the scale, such as seeds=5. Repeatable."),
     ] = None,
+    label: Annotated[
+        str,
+        typer.Option(
+            "--label", help="Ends the name of the results' folder, to keep a variant beside the rest."
+        ),
+    ] = "",
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0, help="Begin no new cell after so many minutes.")
     ] = None,
@@ -51,7 +57,9 @@ def study(
     """Run a study of the paper: pretraining runs × downstream tests × seeds; interrupted, it continues."""
     from vitp.studies.main import Order, run_study
 
-    order = Order(name, scale, out, data, quick, tuple(override or ()), minutes, plan)
+    order = Order(
+        name, scale, out, data, quick, tuple(override or ()), label=label, minutes=minutes, only_plan=plan
+    )
     summary = run_study(order, make_console())
     if not plan and not summary.complete:
         raise typer.Exit(1)

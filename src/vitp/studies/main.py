@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ class Order:
         data: See `vitp.studies.sources.open_sources`.
         quick: One seed, less of everything.
         overrides: `key.key=value` over the scale.
+        label: Ends the name of the results' folder: letters, digits, hyphens, underscores, dots.
         minutes: No new cell is begun after so many.
         only_plan: Say what would be run and how long it would take.
     """
@@ -46,8 +48,17 @@ class Order:
     data: Path | None = None
     quick: bool = False
     overrides: Sequence[str] = ()
+    label: str = ""
     minutes: float | None = None
     only_plan: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]*", self.label):
+            raise ConfigError(
+                f"{self.label!r} can't end the name of a folder",
+                where="--label",
+                fix="use letters, digits, hyphens, underscores and dots",
+            )
 
     @property
     def folder(self) -> Path:
@@ -57,6 +68,7 @@ class Order:
             self.scale,
             *(["quick"] if self.quick else []),
             *([self.data.name] if self.data else []),
+            *([self.label] if self.label else []),
         ]
         return self.out / "-".join(parts)
 
@@ -68,6 +80,7 @@ class Order:
         words += ["--quick"] if self.quick else []
         for override in self.overrides:
             words += ["--set", override]
+        words += ["--label", self.label] if self.label else []
         return shlex.join(words)
 
 
