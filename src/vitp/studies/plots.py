@@ -78,18 +78,19 @@ def runs_by_line(study: Study, rows: Sequence[Row], measure: Measure) -> dict[st
 
 
 def _curve(axes: Any, study: Study, rows: Sequence[Row], measure: Measure) -> bool:
-    lines = curves(study, rows, measure)
-    dots = runs_by_line(study, rows, measure)
-    for number, (name, (xs, means, stds)) in enumerate(lines.items()):
+    lines = runs_by_line(study, rows, measure)
+    for number, (name, runs) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
-        axes.errorbar(xs, means, yerr=stds, marker="o", capsize=3, label=name, color=colour)
-        for x, values in dots[name].items():
+        stats = [mean_std(values) for values in runs.values()]
+        means, stds = [mean for mean, _ in stats], [std for _, std in stats]
+        axes.errorbar(list(runs), means, yerr=stds, marker="o", capsize=3, label=name, color=colour)
+        for x, values in runs.items():
             axes.plot([x] * len(values), values, ".", color=colour, alpha=0.35)
     axes.set_xlabel(study.x_label)
     axes.set_ylabel(f"{metric_name(measure[2])} (%)")
     if len(lines) > 1:
         axes.legend(fontsize=8, frameon=False)
-    return any(xs for xs, _, _ in lines.values())
+    return any(lines.values())
 
 
 def _dots(axes: Any, study: Study, rows: Sequence[Row], group: str, measure: Measure) -> bool:
