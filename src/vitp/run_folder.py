@@ -46,6 +46,18 @@ def config_to_resume(run_dir: Path) -> Path:
     return run_dir / CONFIG_FILE
 
 
+def changed_settings(run_dir: Path, config: BaseModel) -> list[str]:
+    """Return the settings in which a run that began differs from `config`, but for those that a resumed run may change.
+
+    Raises:
+        CheckpointError: None began.
+        ConfigError: What it wrote isn't a configuration of this kind.
+    """
+    before = load_config(type(config), config_to_resume(run_dir))
+    changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
+    return [key for key in changed if key not in HARMLESS]
+
+
 @contextlib.contextmanager
 def claimed(
     run_dir: Path, config: BaseModel, device: str, *, resume: bool, phases: Sequence[str] = ()
@@ -132,9 +144,7 @@ def _claim(run_dir: Path, config: BaseModel, resume: bool) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         return
     existing = config_to_resume(run_dir)
-    before = load_config(type(config), existing)
-    changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
-    changed = [key for key in changed if key not in HARMLESS]
+    changed = changed_settings(run_dir, config)
     if changed:
         raise ConfigError(
             f"differs from the run that is to be resumed: {', '.join(changed[:5])}",

@@ -17,13 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from vitp.config import CONFIG_FILE, save_config
 from vitp.errors import ConfigError, DataError
 from vitp.studies.budget import EnergyMeter, _rapl_domains, duration, operations, total_cost
 from vitp.studies.cache import RESULT, Store, cell_keys
 from vitp.studies.grid import Cell, Study, ordered
 from vitp.studies.locks import LOCK, STALE, Lock
-from vitp.studies.process import Context, run_apart
+from vitp.studies.process import Context, resumable, run_apart
 from vitp.studies.runner import Runner, leave_torchrun
+from vitp.tasks.finetune import FinetuneConfig
 
 QUIET = Console(quiet=True)
 
@@ -330,3 +332,31 @@ def test_energy_is_read_from_packages_only_and_survives_the_counter(
 def test_numbers_as_people_read_them() -> None:
     assert [duration(s) for s in (40, 600, 9000, 400_000)] == ["40 s", "10 min", "2.5 h", "4.6 days"]
     assert [operations(f) for f in (12, 3.14e12, 2e15)] == ["12 FLOP", "3.14 TFLOP", "2 PFLOP"]
+
+
+@pytest.mark.parametrize(
+    ("left", "root", "goes_on"),
+    [
+        ("nothing", "data", False),
+        ("begun", "data", True),
+        ("begun", "elsewhere/data", False),
+        ("no configuration", "data", False),
+        ("finished", "data", False),
+    ],
+)
+def test_what_an_attempt_left_is_resumed_or_removed(
+    tmp_path: Path, left: str, root: str, goes_on: bool
+) -> None:
+    def config(root: str, workers: int) -> FinetuneConfig:
+        return FinetuneConfig(task="segmentation", data={"root": root}, train={"num_workers": workers})  # type: ignore[arg-type]
+
+    run = tmp_path / "run"
+    if left != "nothing":
+        run.mkdir()
+        save_config(config("data", 0), run / CONFIG_FILE)
+    if left == "no configuration":
+        (run / CONFIG_FILE).write_text("something else")
+    if left == "finished":  # another study keeps files that this run was cleared of
+        (tmp_path / RESULT).write_text("{}")
+    assert resumable(Context(cell("a"), tmp_path), run, config(root, 2)) is goes_on
+    assert run.exists() is goes_on

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.studies.pretraining import RUN
-from vitp.studies.process import Context
+from vitp.studies.process import Context, resumable
 from vitp.studies.sources import folder_of
 
 FINETUNED = f"{RUN}/model"
@@ -96,7 +96,6 @@ def finetune(context: Context) -> Mapping[str, Any]:
     Settings: `task`, `steps`, `batch_size`, `labels`, `lr`, `layer_decay`, `head`, `neck`, `seed`,
     `development`. Needs: `data`, `backbone`; `lr` (a choice of the rate).
     """
-    from vitp.run_folder import started
     from vitp.tasks.finetune import run_finetune
 
     settings, inputs = context.cell.settings, context.inputs
@@ -105,7 +104,7 @@ def finetune(context: Context) -> Mapping[str, Any]:
     labels = _labels_there(root, settings)
     run = context.folder / RUN
     config = finetune_config(context, root, str(inputs["backbone"].folder / RUN), lr, labels)
-    result = run_finetune(config, run, resume=started(run))
+    result = run_finetune(config, run, resume=resumable(context, run, config))
     _clean(run, keep_model=FINETUNED in context.cell.keep)
     if settings["development"]:
         return {"lr": lr, "labels": labels, "validation": _finite(result.scores.score)}

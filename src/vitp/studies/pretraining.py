@@ -11,7 +11,7 @@ from typing import Any
 
 from vitp.errors import ConfigError
 from vitp.studies.budget import StepWork, count_steps, seconds_a_step
-from vitp.studies.process import Context, Input
+from vitp.studies.process import Context, Input, resumable
 from vitp.studies.sources import folder_of
 
 RUN = "run"
@@ -32,7 +32,6 @@ def pretrain(context: Context) -> Mapping[str, Any]:
     if settings["paradigm"] == NONE:
         return _untrained(context)
     from vitp.recipes.paradigms import run_paradigm
-    from vitp.run_folder import started
 
     lr = settings.get("lr")
     if "lr" in context.inputs:
@@ -42,7 +41,7 @@ def pretrain(context: Context) -> Mapping[str, Any]:
         images = _equal_images(context, lr)
     config = run_config(context, images, lr)
     run = context.folder / RUN
-    result = run_paradigm(config, run, resume=started(run))
+    result = run_paradigm(config, run, resume=resumable(context, run, config))
     phases = [(steps, _count(phase)) for steps, phase in phases_of(config)]
     (run / "start_vision.safetensors").unlink(missing_ok=True)
     for leftover in (*(run / name for name in ("checkpoints", "align", "prior")), context.folder / "start"):

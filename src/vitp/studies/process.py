@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -22,10 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from vitp.errors import VitpError
 from vitp.files import write_json
 from vitp.studies.budget import EnergyMeter
-from vitp.studies.cache import LOG, read_json
+from vitp.studies.cache import LOG, RESULT, read_json
 from vitp.studies.grid import Cell
 
 OUTCOME = "outcome.json"
@@ -56,6 +59,24 @@ class Context:
     cell: Cell
     folder: Path
     inputs: Mapping[str, Input] = field(default_factory=dict)
+
+
+def resumable(context: Context, run: Path, config: BaseModel) -> bool:
+    """Return whether the cell's run goes on with what an interrupted attempt left; remove what it can't go on with.
+
+    A run can't when the cell was finished (its run was cleared then, and files that another study keeps are missing),
+    and when its settings name other folders: the hash of the cell is the same, so all else is, and the study has moved.
+    """
+    from vitp.run_folder import changed_settings, started
+
+    if not started(run):
+        return False
+    if not (context.folder / RESULT).exists():
+        with contextlib.suppress(VitpError):
+            if not changed_settings(run, config):
+                return True
+    shutil.rmtree(run)
+    return False
 
 
 Work = Callable[[Context], Mapping[str, Any]]

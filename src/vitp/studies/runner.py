@@ -68,7 +68,8 @@ class Runner:
     apart: bool = True
 
     def __post_init__(self) -> None:
-        self.store = Store(self.out / "cells", cell_keys(self.study, self.versions))
+        # Runs write down the folders that they read: the same ones, from wherever the command is given.
+        self.store = Store((self.out / "cells").resolve(), cell_keys(self.study, self.versions))
         self.began = time.time()
         self.worked = 0.0
 

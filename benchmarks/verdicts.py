@@ -1,0 +1,76 @@
+"""How often the studies' verdicts are wrong, and how often they see a difference that is there.
+
+Two methods' scores over pretraining seeds and draws of labels are drawn from normal distributions: the difference of a
+seed, that of a draw (the same in each seed), and the rest. `wrong` is the share of runs of equal methods in which
+`paired_repeats` says better or worse; `interval_alone` what the bootstrap interval without the t-test would say, and
+`t_test_alone` the other way round. `seen` is the share of runs that say *better* where the true difference is so many
+times the spread of the seeds' differences.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common import save
+from vitp.evaluation.statistics import paired_repeats
+
+RUNS, RESAMPLES = 2000, 2000
+DESIGNS = ((3, 1), (3, 3), (5, 3), (8, 3))
+SPREADS = {
+    "seeds only": (1.0, 0.0, 0.0),
+    "rest only": (0.0, 0.0, 1.0),
+    "seeds and rest": (1.0, 0.0, 1.0),
+    "all three": (1.0, 1.0, 1.0),
+    "draws most": (0.5, 2.0, 1.0),
+}
+"""Name → standard deviations of a seed's difference, a draw's, and the rest."""
+SHIFTS = (1.0, 2.0, 4.0)
+
+
+def differences(rng: np.random.Generator, design: tuple[int, int], spread: tuple[float, ...]) -> np.ndarray:
+    """Return differences (seeds, draws); with one draw a seed it is another one in each."""
+    seeds, draws = design
+    of_seed, of_draw, rest = spread
+    shared = (1, draws) if draws > 1 else (seeds, 1)
+    return (
+        of_seed * rng.normal(size=(seeds, 1))
+        + of_draw * rng.normal(size=shared)
+        + rest * rng.normal(size=(seeds, draws))
+    )
+
+
+def shares(
+    rng: np.random.Generator, design: tuple[int, int], spread: tuple[float, ...], shift: float
+) -> dict[str, float]:
+    """Return how often each rule says that the methods differ, and the whole rule in the right direction."""
+    said = {"verdict": 0, "better": 0, "interval_alone": 0, "t_test_alone": 0}
+    for run in range(RUNS):
+        found_SD = differences(rng, design, spread) + shift
+        ours = {(s, d): float(value) for (s, d), value in np.ndenumerate(found_SD)}
+        result = paired_repeats(ours, dict.fromkeys(ours, 0.0), draws=RESAMPLES, seed=run)
+        said["verdict"] += result.verdict != "no evidence"
+        said["better"] += result.verdict == "better"
+        said["interval_alone"] += not result.low <= 0 <= result.high
+        said["t_test_alone"] += result.p is not None and result.p < 0.05
+    return {name: round(count / RUNS, 3) for name, count in said.items()}
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    wrong, seen = {}, {}
+    for design in DESIGNS:
+        name = f"{design[0]} seeds, {design[1]} draws"
+        wrong[name] = {}
+        for spread_name, spread in SPREADS.items():
+            found = shares(rng, design, spread, 0.0)
+            found.pop("better")
+            wrong[name][spread_name] = found
+        seen[name] = {
+            f"{shift:g} times": shares(rng, design, SPREADS["seeds only"], shift)["better"]
+            for shift in SHIFTS
+        }
+    save("verdicts", {"seed": 0, "runs": RUNS, "resamples": RESAMPLES, "wrong": wrong, "seen": seen})
+
+
+if __name__ == "__main__":
+    main()
