@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
 from vitp.errors import ConfigError
-from vitp.evaluation.statistics import paired_bootstrap, paired_repeats, seeds_needed
+from vitp.evaluation.statistics import paired_bootstrap, paired_repeats, repeats_needed
 
 
 def test_repeats_without_draws_are_the_plain_bootstrap() -> None:
@@ -42,6 +42,19 @@ def test_only_common_seeds_and_draws_are_paired() -> None:
 
 
 @settings(max_examples=30, deadline=None)
+@given(st.floats(0.01, 1e3), st.integers(2, 5))
+def test_a_larger_difference_needs_no_more_repeats(scale: float, draws: int) -> None:
+    noise = np.random.default_rng(draws).normal(size=(3, draws))
+    noise -= noise.mean()
+
+    def needed(difference: float) -> int:
+        ours = {(seed, draw): value + difference for (seed, draw), value in np.ndenumerate(noise)}
+        return repeats_needed(ours, dict.fromkeys(ours, 0.0)) or 1001
+
+    assert needed(scale) >= needed(1.1 * scale) >= needed(2 * scale)
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
 def test_p_is_that_of_the_paired_t_test(differences: list[float]) -> None:
     ours = {(seed, draw): value for seed, value in enumerate(differences) for draw in range(2)}
@@ -51,6 +64,19 @@ def test_p_is_that_of_the_paired_t_test(differences: list[float]) -> None:
     if np.std(differences) > 1e-6:
         assert found.p == pytest.approx(ttest_1samp(differences, 0.0).pvalue)
     assert found.verdict == "no evidence" or found.p < 0.05
+
+
+@pytest.mark.parametrize("spread", [(1.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.0, 2.0, 1.0)])
+def test_equal_methods_with_draws_are_told_apart_in_at_most_one_of_twenty(spread: tuple[float, ...]) -> None:
+    """Whichever of seeds, draws and the rest the chance lies in."""
+    rng = np.random.default_rng(1)
+    said = 0
+    for _ in range(400):
+        shapes = ((3, 1), (1, 3), (3, 3))
+        table = sum(std * rng.normal(size=shape) for std, shape in zip(spread, shapes, strict=True))
+        ours = {(seed, draw): float(value) for (seed, draw), value in np.ndenumerate(table)}
+        said += paired_repeats(ours, dict.fromkeys(ours, 0.0), draws=200).verdict != "no evidence"
+    assert said / 400 < 0.085
 
 
 def test_equal_methods_are_told_apart_in_one_of_twenty_comparisons() -> None:
@@ -63,20 +89,20 @@ def test_equal_methods_are_told_apart_in_one_of_twenty_comparisons() -> None:
 
 
 @pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
-def test_seeds_needed_are_those_of_published_tables(effect: float, pairs: int) -> None:
+def test_repeats_needed_are_those_of_published_tables(effect: float, pairs: int) -> None:
     """Paired t-test, two-sided 5 %, power 0.8, by size of effect (Cohen's d)."""
     differences = np.array([-1.0, 1.0]) / np.sqrt(2) + effect
     ours = {(seed, draw): value for seed, value in enumerate(differences) for draw in range(2)}
     theirs = dict.fromkeys(ours, 0.0)
-    assert seeds_needed(ours, theirs) == seeds_needed(theirs, ours) == pairs
-    assert seeds_needed(ours, theirs, most=pairs - 1) is None
+    assert repeats_needed(ours, theirs) == repeats_needed(theirs, ours) == pairs
+    assert repeats_needed(ours, theirs, most=pairs - 1) is None
 
 
-def test_seeds_needed_at_the_ends() -> None:
-    assert seeds_needed({(0, 0): 1.0}, {(0, 0): 0.0}) is None
-    assert seeds_needed({(0, 0): 1.0, (1, 0): -1.0}, {(0, 0): 0.0, (1, 0): 0.0}) is None
-    assert seeds_needed({(0, 0): 1.0, (1, 0): 1.0}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
-    assert seeds_needed({(0, 0): 1.0, (1, 0): 1.0 + 1e-9}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
+def test_repeats_needed_at_the_ends() -> None:
+    assert repeats_needed({(0, 0): 1.0}, {(0, 0): 0.0}) is None
+    assert repeats_needed({(0, 0): 1.0, (1, 0): -1.0}, {(0, 0): 0.0, (1, 0): 0.0}) is None
+    assert repeats_needed({(0, 0): 1.0, (1, 0): 1.0}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
+    assert repeats_needed({(0, 0): 1.0, (1, 0): 1.0 + 1e-9}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
 
 
 def test_chance_of_draws_that_all_seeds_share_is_in_the_interval() -> None:
@@ -88,6 +114,35 @@ def test_chance_of_draws_that_all_seeds_share_is_in_the_interval() -> None:
     assert (crossed.mean, crossed.n) == (pytest.approx(0.4), 3)
     assert (crossed.low, crossed.high) == pytest.approx((alone.low, alone.high), abs=0.02)
     assert crossed.verdict == "no evidence"
+
+
+def test_p_is_the_larger_of_seeds_and_draws() -> None:
+    table_SD = np.array([[1.0, 0.2, 0.1], [1.1, 0.3, 0.1], [0.9, 0.2, 0.3]])
+    ours = {(seed, draw): float(value) for (seed, draw), value in np.ndenumerate(table_SD)}
+    nothing = dict.fromkeys(ours, 0.0)
+    of_seeds, of_draws = (ttest_1samp(table_SD.mean(axis), 0.0).pvalue for axis in (1, 0))
+    assert of_seeds < 0.01 < 0.05 < of_draws
+    found = paired_repeats(ours, nothing)
+    assert found.p == pytest.approx(of_draws)
+    # Each seed says the same, but on other labels there may be nothing to see.
+    assert found.low > 0 and found.verdict == "no evidence"
+    turned = {(draw, seed): value for (seed, draw), value in ours.items()}
+    assert paired_repeats(turned, nothing).p == pytest.approx(of_draws)
+
+
+def test_repeats_needed_count_the_chance_of_seeds_and_of_draws() -> None:
+    """By simulation: with as many seeds and draws as it says, each t-test sees the difference four times in five."""
+    rng = np.random.default_rng(3)
+
+    def differences(n: int) -> np.ndarray:
+        return 1 + rng.normal(size=(n, 1)) + 0.5 * rng.normal(size=(1, n)) + rng.normal(size=(n, n))
+
+    large = {(seed, draw): float(value) for (seed, draw), value in np.ndenumerate(differences(60))}
+    needed = repeats_needed(large, dict.fromkeys(large, 0.0))
+    assert needed is not None and 8 <= needed <= 15
+    tables = [differences(needed) for _ in range(400)]
+    for axis in (0, 1):
+        assert np.mean([ttest_1samp(one.mean(axis), 0.0).pvalue < 0.05 for one in tables]) > 0.75
 
 
 def test_seeds_and_draws_are_weighted_by_how_often_both_were_drawn() -> None:

@@ -104,6 +104,15 @@ def test_runs_of_equal_operations_follow_their_vitp_run() -> None:
         assert followed.settings["paradigm"] == "vitp" and followed.settings["seed"] == seed
 
 
+def test_one_task_alone() -> None:
+    study = opened("paradigms", "downstream=[segmentation]", "draws=8", "budgets=[images]")
+    found = finetunings(study)
+    assert {task for _, _, task in found} == {"segmentation"}
+    assert len(found["continued from the start, equal images", "ViTP", "segmentation"]) == 24
+    with pytest.raises(ConfigError, match="downstream"):
+        opened("paradigms", "downstream=[segmentaton]")
+
+
 def test_the_start_is_probed_once() -> None:
     for name in ("paradigms", "steps", "vrl-ratio"):
         probes = [

@@ -32,7 +32,7 @@ class PairedDifference:
         low, high: Bootstrap interval of that mean.
         n: Number of pairs.
         verdict: `better` when the whole interval lies above zero, `worse` when below, and nothing else speaks against it.
-        p: Of the paired t-test over seeds, two-sided; None where none was made.
+        p: Of the paired t-test, two-sided, the larger where there are two; None where none was made.
     """
 
     mean: float
@@ -85,7 +85,7 @@ def paired_bootstrap(
         confidence=confidence,
         higher_is_better=higher_is_better,
     )
-    return _with_t_test(found, difference, confidence)
+    return _with_t_tests(found, [difference], confidence)
 
 
 def difference_of_draws(
@@ -129,10 +129,10 @@ def paired_repeats(
 
     Scores are paired where both methods have the same seed and draw. Every seed has the same draws, so the bootstrap
     resamples both at once: seeds with replacement, draws with replacement, and the mean over all that meet (the
-    pigeonhole bootstrap, Owen, Ann. Appl. Stat. 2007). Both sources of chance are in the interval; many draws of one
-    seed don't make it narrow, nor many seeds of one unlucky draw. `n` counts seeds, and as in `paired_bootstrap` fewer
-    than three of them decide nothing and the verdict also asks for p < 1 − `confidence` in a paired t-test, here of the
-    seeds' means.
+    pigeonhole bootstrap, Owen, Ann. Appl. Stat. 2007). As in `paired_bootstrap` that interval is too narrow for few
+    repeats. So the verdict also asks for p < 1 − `confidence` in two paired t-tests, of the seeds' means and, where there
+    are several draws, of the draws' means (Clark, J. Verbal Learn. Verbal Behav. 1973): a difference has to hold for
+    other seeds and for other labels. `p` is the larger of the two, `n` counts seeds, and fewer than three decide nothing.
 
     Args:
         ours, theirs: (pretraining seed, draw) → score.
@@ -160,51 +160,84 @@ def paired_repeats(
         confidence=confidence,
         higher_is_better=higher_is_better,
     )
-    return _with_t_test(found, np.nanmean(found_SD, 1), confidence)
+    means = [np.nanmean(found_SD, 1)] + ([np.nanmean(found_SD, 0)] if columns > 1 else [])
+    return _with_t_tests(found, means, confidence)
 
 
-def _with_t_test(found: PairedDifference, differences_N: np.ndarray, confidence: float) -> PairedDifference:
-    """Return the difference with its p; the verdict falls where p is too large."""
+def _with_t_tests(
+    found: PairedDifference, samples: Sequence[np.ndarray], confidence: float
+) -> PairedDifference:
+    """Return the difference with the largest p of its samples of differences; the verdict falls where that is too large."""
+    tested = [p for p in map(_p_of_t_test, samples) if p is not None]
+    if not tested:
+        return found
+    return replace(
+        found, p=max(tested), verdict=found.verdict if max(tested) < 1 - confidence else "no evidence"
+    )
+
+
+def _p_of_t_test(differences_N: np.ndarray) -> float | None:
+    """Return the two-sided p of a mean of zero; None for fewer than two values."""
     known_N = differences_N[~np.isnan(differences_N)]
     if len(known_N) < 2:
-        return found
+        return None
     std = float(known_N.std(ddof=1))
     if std > 1e-12 * np.abs(known_N).max():
-        p = float(2 * t.sf(abs(known_N.mean()) / std * np.sqrt(len(known_N)), len(known_N) - 1))
-    else:  # the same difference each time
-        p = 0.0 if known_N.any() else 1.0
-    return replace(found, p=p, verdict=found.verdict if p < 1 - confidence else "no evidence")
+        return float(2 * t.sf(abs(known_N.mean()) / std * np.sqrt(len(known_N)), len(known_N) - 1))
+    return 0.0 if known_N.any() else 1.0  # the same difference each time
 
 
-def seeds_needed(
+def repeats_needed(
     ours: Repeats, theirs: Repeats, *, power: float = 0.8, confidence: float = 0.95, most: int = 1000
 ) -> int | None:
-    """Return how many pretraining seeds a paired t-test would need to see the difference that these runs show.
+    """Return how often a comparison would have to be repeated for the t-tests to see the difference that these runs show.
 
-    The mean and the spread of the seeds' differences are taken as the truth, draws of labels averaged within each seed.
-    A handful of seeds knows its spread only roughly, so this is an order of magnitude and not a plan.
+    Where each seed has one draw (its own): pretraining seeds. Where all seeds share several draws: pretraining seeds and,
+    for each, as many draws. The mean and the spreads are taken as the truth; a handful of runs knows its spreads only
+    roughly, so this is an order of magnitude and not a plan.
 
     Args:
         ours, theirs: (pretraining seed, draw) → score.
-        power: Chance to see a difference of this size.
-        confidence: Of the two-sided test.
+        power: Chance that a t-test sees a difference of this size; each, where there are two.
+        confidence: Of the two-sided tests.
         most: Largest number that is tried.
 
     Returns:
         The smallest number from 2 to `most`; None when that is not enough, or when fewer than two seeds are in common.
     """
-    means = _seed_means(ours, theirs)
-    if len(means) < 2 or not means.mean():
+    found_SD = _differences(ours, theirs)
+    mean = float(np.nanmean(found_SD)) if found_SD.size else 0.0
+    if len(found_SD) < 2 or not mean:
         return None
-    std = float(means.std(ddof=1))
-    if not std:
-        return 2
     n_N = np.arange(2, most + 1)
     critical_N = t.ppf(0.5 + confidence / 2, n_N - 1)
-    # Beyond 38 standard errors the noncentral t has no digits left; the power is 1 long before.
-    shift_N = np.minimum(abs(means.mean()) / std * np.sqrt(n_N), 30.0)
-    reached_N = nct.sf(critical_N, n_N - 1, shift_N) + nct.cdf(-critical_N, n_N - 1, shift_N) >= power
+    reached_N = np.ones(len(n_N), bool)
+    for own, shared in _variances(found_SD):
+        std_N = np.sqrt(own + shared / n_N)
+        with np.errstate(divide="ignore"):
+            # Beyond 38 standard errors the noncentral t has no digits left; the power is 1 long before.
+            shift_N = np.minimum(abs(mean) * np.sqrt(n_N) / std_N, 30.0)
+        # The other tail is next to nothing where the power is of use, and not a number where it is below all digits.
+        reached_N &= nct.sf(critical_N, n_N - 1, shift_N) >= power
     return int(n_N[reached_N.argmax()]) if reached_N.any() else None
+
+
+def _variances(found_SD: np.ndarray) -> list[tuple[float, float]]:
+    """Return, for each of the t-tests, the variance that stays and the one that averages out over the other's repeats.
+
+    By the analysis of variance of two random factors, seeds and draws, and what is left.
+    """
+    seeds, draws = found_SD.shape
+    rows_S = np.nanmean(found_SD, 1)
+    if draws < 2:
+        return [(float(rows_S.var(ddof=1)), 0.0)]
+    columns_D = np.nanmean(found_SD, 0)
+    rest_SD = found_SD - rows_S[:, None] - columns_D + np.nanmean(found_SD)
+    freedom = max(1, int((~np.isnan(rest_SD)).sum()) - seeds - draws + 1)
+    rest = float(np.nansum(rest_SD**2)) / freedom
+    of_seeds = max(0.0, float(rows_S.var(ddof=1)) - rest / draws)
+    of_draws = max(0.0, float(columns_D.var(ddof=1)) - rest / seeds)
+    return [(of_seeds, rest), (of_draws, rest)]
 
 
 def _differences(ours: Repeats, theirs: Repeats) -> np.ndarray:
@@ -213,11 +246,6 @@ def _differences(ours: Repeats, theirs: Repeats) -> np.ndarray:
     found = {key: value for key, value in found.items() if not np.isnan(value)}
     seeds, draws = (sorted({key[part] for key in found}) for part in (0, 1))
     return np.array([[found.get((seed, draw), np.nan) for draw in draws] for seed in seeds], np.float64)
-
-
-def _seed_means(ours: Repeats, theirs: Repeats) -> np.ndarray:
-    found_SD = _differences(ours, theirs)
-    return np.nanmean(found_SD, 1) if found_SD.size else np.zeros(0)
 
 
 def _verdict(low: float, high: float, n: int, higher_is_better: bool, least: int) -> Verdict:

@@ -11,7 +11,7 @@ from vitp.evaluation.report.page import Page
 from vitp.evaluation.report.sections import Block, Cell, Code, Column, KeyValue, Section, Table, Text
 from vitp.evaluation.report.sections import Measure as Mean
 from vitp.evaluation.report.svg import number
-from vitp.evaluation.statistics import mean_std, seeds_needed
+from vitp.evaluation.statistics import mean_std, repeats_needed
 from vitp.studies.budget import duration, operations
 from vitp.studies.cache import Store, machine
 from vitp.studies.grid import Study
@@ -26,6 +26,7 @@ from vitp.studies.results import (
     groups_of,
     label,
     measures_of,
+    paired,
     read_claim,
     repeats,
     several_sets,
@@ -39,7 +40,7 @@ UNPROVEN = (
 )
 
 
-MOST_SEEDS = 100
+MOST_REPEATS = 100
 """Pretraining seeds beyond which it doesn't matter how many more a comparison would need."""
 
 
@@ -219,13 +220,14 @@ def _differences(
         Column("seeds", digits=0),
         Column("p", digits=3),
         "verdict",
-        "seeds to see it",
+        "repeats to see it",
     ]
     note = (
-        "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test of the seeds' "
-        "means, two-sided. *better* and *worse* ask for an interval without zero and p < 0.05; among so many comparisons "
-        "one in twenty of equal methods gets there. Seeds to see it: pretraining seeds with which a "
-        "paired t-test would find a difference of this size and spread four times in five; an order of magnitude. What was "
+        "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test, two-sided, of the "
+        "seeds' means, and of the draws' means where there are several draws, the larger of the two. *better* and *worse* ask "
+        "for an interval without zero and p < 0.05; among so many comparisons one in twenty of equal methods gets there. "
+        "Repeats to see it: pretraining seeds, and as many draws where there are several, with which each test would find a "
+        "difference of this size and spread four times in five; an order of magnitude. What was "
         "not pretrained here stands against every seed, and decides nothing where it was evaluated fewer than three times."
     )
     return Table(columns, table, note=note)
@@ -236,12 +238,12 @@ def _signed(value: float) -> str:
 
 
 def _needed(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure) -> str | None:
-    """Return how many seeds would show a difference like this one."""
-    mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
+    """Return how many repeats would show a difference like this one."""
+    mine, others, _ = paired(rows, group, ours, theirs, measure)
     if len({seed for seed, _ in mine.keys() & others.keys()}) < 2:
         return None
-    needed = seeds_needed(mine, others, most=MOST_SEEDS)
-    return f"> {MOST_SEEDS}" if needed is None else str(needed)
+    needed = repeats_needed(mine, others, most=MOST_REPEATS)
+    return f"> {MOST_REPEATS}" if needed is None else str(needed)
 
 
 def _bars(rows: Sequence[Row], group: str, arms: Sequence[str], measure: Measure, ours: str) -> BarChart:

@@ -235,7 +235,7 @@ class Planner:
         """
         found = []
         for source in self.sources:
-            for task in (task for task in source.tasks if task in tasks):
+            for task in (task for task in source.tasks if task in tasks and task in self.scale.downstream):
                 rate = self._finetune_rate(tune, source, task) if tune is not None else None
                 count = draws or self.scale.side_draws
                 for draw in range(count):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from vitp.evaluation.statistics import PairedDifference, paired_repeats
+from vitp.evaluation.statistics import PairedDifference, Repeats, paired_repeats
 from vitp.studies.cache import Store
 from vitp.studies.grid import Cell, Claim, Study, ordered
 from vitp.studies.pretraining import MAIN_PROBES
@@ -172,16 +172,24 @@ def compared(
     A backbone that was not pretrained here (the start as it is) and so has one seed stands against every seed of the
     other. Where it was evaluated fewer than three times, its own spread is unknown and the verdict `no evidence`.
     """
+    mine, others, known = paired(rows, group, ours, theirs, measure)
+    if not mine.keys() & others.keys():
+        return None
+    difference = paired_repeats(mine, others, higher_is_better=measure[2] not in LOWER_IS_BETTER)
+    return difference if known else replace(difference, verdict="no evidence")
+
+
+def paired(
+    rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure
+) -> tuple[Repeats, Repeats, bool]:
+    """Return (pretraining seed, draw) → value of two arms as `compared` pairs them, and whether their spread is known."""
     mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
     known = True
     if not _pretrained(rows, group, theirs):
         known, others = len(others) >= 3, _spread(others, mine)
     if not _pretrained(rows, group, ours):
         known, mine = known and len(mine) >= 3, _spread(mine, others)
-    if not mine.keys() & others.keys():
-        return None
-    difference = paired_repeats(mine, others, higher_is_better=measure[2] not in LOWER_IS_BETTER)
-    return difference if known else replace(difference, verdict="no evidence")
+    return mine, others, known
 
 
 def _pretrained(rows: Sequence[Row], group: str, arm: str) -> bool:

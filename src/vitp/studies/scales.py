@@ -12,6 +12,8 @@ from vitp.errors import ConfigError, did_you_mean
 
 Paradigm = Literal["supervised", "dense", "mae", "simclr", "dino", "clip", "vitp"]
 
+Task = Literal["classification", "presence", "segmentation", "detection"]
+
 SMALL_DETECTOR: dict[str, Any] = {
     "width": 64,
     "proposals": {"anchor_scales": [2.0], "keep_before": [300, 200], "keep": [100, 60]},
@@ -98,6 +100,7 @@ class Scale(BaseModel):
         probe_images: Images of a split at most.
         severities: Of the corruptions whose cost is measured.
         corrupted_images: Test images of such a measurement.
+        downstream: Tasks that are finetuned, where the labels allow them.
         tasks: Downstream task → how.
     """
 
@@ -127,6 +130,9 @@ class Scale(BaseModel):
     probe_images: int = Field(400, ge=10)
     severities: tuple[int, ...] = Field((1, 2, 3, 4, 5), min_length=1)
     corrupted_images: int = Field(500, gt=0)
+    downstream: tuple[Task, ...] = Field(
+        ("classification", "presence", "segmentation", "detection"), min_length=1
+    )
     tasks: dict[str, TaskScale]
 
     @field_validator("paradigms")
