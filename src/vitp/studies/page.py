@@ -196,7 +196,8 @@ def _differences(
             found = compared(rows, group, ours, arm, measure)
             if found is None:
                 continue
-            interval = f"{_signed(found.low)} to {_signed(found.high)}"
+            # One seed has no interval.
+            interval = f"{_signed(found.low)} to {_signed(found.high)}" if found.n > 1 else None
             needed = _needed(rows, group, ours, arm, measure)
             table.append(
                 [
