@@ -80,10 +80,11 @@ def page_of(report: Report) -> Page:
         sections.insert(1, failed)
     sections.append(_how(report))
     title = study.title + (" (first look)" if scale.quick else "")
+    finetunings = [row.draw + 1 for row in report.rows if not row.task.startswith("frozen")]
     facts = [
         ("scale", scale.name),
         ("pretraining seeds", str(scale.seeds)),
-        ("finetuning seeds", str(max((row.draw + 1 for row in report.rows), default=scale.draws))),
+        ("finetunings of each", str(max(finetunings, default=0))),
         ("made", time.strftime("%Y-%m-%d")),
     ]
     return Page(title, sections, study.question, facts)
