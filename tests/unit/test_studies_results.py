@@ -21,6 +21,7 @@ from vitp.studies.plots import curves, write_plots
 from vitp.studies.pretraining import choose, development_score, phases_of
 from vitp.studies.process import Context, Input
 from vitp.studies.results import (
+    CORRUPTED,
     compared,
     measures_of,
     read_claim,
@@ -309,3 +310,30 @@ def test_time_left_comes_from_what_is_done(tmp_path: Path) -> None:
     assert estimator.seconds(more["pretrain/MAE/equal"], more) == pytest.approx(3 + 100 * 0.47)
     seconds, unknown = estimator.left(more)
     assert unknown == 1 and seconds == pytest.approx(6 + 300 * 0.47)
+
+
+def test_scores_on_corrupted_images_have_a_table_and_claims_of_their_own(tmp_path: Path) -> None:
+    study, store = filled(tmp_path)
+    rows = rows_of(study, store, "micro")
+    clean = [row for row in rows if row.metric == "miou" and row.value is not None]
+    level = {"average": -0.1, "drop": 0.0, "gaussian_noise": -0.25}
+    corrupted = [
+        replace(
+            row, task=f"segmentation{CORRUPTED}", metric=name, main=name in ("average", "drop"), value=value
+        )
+        for row in clean
+        for name, by in level.items()
+        if (value := (row.value or 0) + by) is not None
+    ]
+    claims = (
+        Claim("Better when corrupted.", "ViTP", "MAE", GROUP, metric="average"),
+        Claim("Loses less.", "MAE", "ViTP", GROUP, lower=True, metric="drop"),
+    )
+    readings = [read_claim([*rows, *corrupted], claim) for claim in claims]
+    assert [reading.answer for reading in readings] == ["agrees", "agrees"]
+    assert [[measure[2] for measure in one.better] for one in readings] == [["average"], ["drop"]]
+    page = page_of(Report(study, store, SCALES["micro"](), [*rows, *corrupted], "vitp study toy"))
+    text = page_markdown(page)
+    # ViTP is at 45 and, in the second draw, 46 when clean.
+    assert "| gaussian noise | 20.5 | 15.7 | 15.5 | – |" in text
+    assert "| average |" not in text and "| drop |" not in text

@@ -52,6 +52,7 @@ class Claim:
         theirs: than this one.
         group: Within which group of arms.
         lower: True when it is said to be lower (a drop, a cost).
+        metric: The one that it is about; none: all main ones.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Claim:
     theirs: str
     group: str
     lower: bool = False
+    metric: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from vitp.studies.cache import Store, machine
 from vitp.studies.grid import Study
 from vitp.studies.plots import curves
 from vitp.studies.results import (
+    CORRUPTED,
     LOWER_IS_BETTER,
     Measure,
     Reading,
@@ -145,8 +146,28 @@ def _group(report: Report, group: str) -> Section:
     differences = _differences(rows, group, arms, measures, report.study.ours)
     if differences is not None:
         blocks.append(differences)
+    blocks += _corruptions(rows, group, arms)
     blocks += [_bars(rows, group, arms, measure, report.study.ours) for measure in measures]
     return Section(group[0].upper() + group[1:], blocks)
+
+
+def _corruptions(rows: Sequence[Row], group: str, arms: Sequence[str]) -> list[Block]:
+    """Return a table for each set and task that was tested on corrupted images: a row a corruption, a column an arm."""
+    single = [measure for measure in measures_of(rows, main=False) if measure[1].endswith(CORRUPTED)]
+    sets = several_sets(single)
+    tables: list[Block] = []
+    for set_, task in dict.fromkeys((measure[0], measure[1]) for measure in single):
+        table: list[list[Cell]] = []
+        for measure in (one for one in single if one[:2] == (set_, task)):
+            if measure[2] in ("average", "drop"):
+                continue
+            scores = [list(repeats(rows, group, arm, measure).values()) for arm in arms]
+            means = [100 * mean_std(values)[0] if values else None for values in scores]
+            table.append([measure[2].replace("_", " "), *means])
+        note = "Percent, mean over severities and runs."
+        columns: list[Column | str] = [f"{set_}: {task}" if sets else task]
+        tables.append(Table(columns + [Column(arm, digits=1) for arm in arms], table, note=note))
+    return tables
 
 
 def _means(

@@ -15,6 +15,8 @@ from vitp.studies.pretraining import MAIN_PROBES
 
 Measure = tuple[str, str, str]
 """Set, task, metric."""
+CORRUPTED = ", corrupted"
+"""What the name of a task ends with where its test images were corrupted."""
 LOWER_IS_BETTER = ("drop",)
 
 
@@ -108,7 +110,7 @@ def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> I
                 task = f"frozen: {row['task']}"
                 yield Row(task=task, metric=row["metric"], main=main, draw=draw, value=value, **common)
     else:
-        corrupted = ", corrupted" if cell.kind == "robustness" else ""
+        corrupted = CORRUPTED if cell.kind == "robustness" else ""
         for metric, value in result["values"]["values"].items():
             yield Row(
                 task=f"{facts['task']}{corrupted}",
@@ -228,9 +230,7 @@ def read_claim(rows: Sequence[Row], claim: Claim) -> Reading:
     """Return what the main measures say about a claim."""
     verdicts: dict[str, list[Measure]] = {"better": [], "worse": [], "no evidence": []}
     for measure in measures_of(rows):
-        if claim.lower and measure[2] not in LOWER_IS_BETTER:
-            continue
-        if not claim.lower and measure[2] in LOWER_IS_BETTER:
+        if claim.lower != (measure[2] in LOWER_IS_BETTER) or claim.metric not in ("", measure[2]):
             continue
         difference = compared(rows, claim.group, claim.ours, claim.theirs, measure)
         if difference is not None:

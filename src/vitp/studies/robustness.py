@@ -37,14 +37,17 @@ def robustness(plan: Planner) -> Study:
         tuple(plan.cells.values()),
         claims=(
             *(
-                Claim(f"ViTP is better than {other} on corrupted images.", VITP, other, GROUP)
+                Claim(
+                    f"ViTP is better than {other} on corrupted images.", VITP, other, GROUP, metric="average"
+                )
                 for other in others
             ),
-            Claim("VRL makes the drop smaller.", VITP, NO_VRL, GROUP, lower=True),
+            Claim("VRL makes the drop smaller.", VITP, NO_VRL, GROUP, lower=True, metric="drop"),
         ),
         information={k: v for k, v in information(plan.scale).items() if k in {arm.name for arm in compared}},
         notes=(
-            "`average` is the mean over corruptions and severities, `drop` the clean score minus it.",
+            f"`average` is the mean over corruptions and severities, `drop` the clean score minus it, both of the first "
+            f"{scale.corrupted_images} test images; the clean scores of the table are of all test images.",
             "Finetuning rates are the scale's, untuned; pretraining rates are those of the study of paradigms.",
         ),
     )
