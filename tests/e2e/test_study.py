@@ -123,6 +123,38 @@ def test_a_study_is_killed_resumed_and_complete(tiny_start: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_study_of_own_images(tiny_start: Path, scenes: Path, tmp_path: Path) -> None:
+    """Labels of a user's own, compiled with a validation and a test share; the tests are those that they allow."""
+    compiled = tmp_path / "compiled"
+    shares = ("--option", "val=0.2", "--option", "test=0.2")
+    result = finish(start("data", "compile", scenes, "--out", compiled, *shares), timeout=300)
+    assert result.code == 0, result.out + result.err
+    fewer = [word for change in ("paradigms=[mae, vitp]", "draws=2") for word in ("--set", change)]
+    command = (
+        "study",
+        "paradigms",
+        "--quick",
+        "--data",
+        compiled,
+        "--out",
+        tmp_path / "out",
+        "--label",
+        "mine",
+    )
+    result = finish(start(*command, *overrides(tiny_start), *fewer), timeout=1500)
+    assert result.code == 0, result.out + result.err
+    assert "proves nothing" in " ".join(result.out.split())
+    table = rows(tmp_path / "out" / "paradigms-micro-quick-compiled-mine")
+    assert {row["status"] for row in table} == {"done"}
+    assert {row["arm"] for row in table} == {"MAE", "ViTP", "not continued"}
+    assert {row["set"] for row in table} == {scenes.name}
+    tasks = {row["task"] for row in table}
+    assert tasks == {"segmentation", "frozen: patches linear"}
+    tuned = [row for row in table if row["task"] == "segmentation" and row["metric"] == "miou"]
+    assert {row["draw"] for row in tuned if row["group"] != "ceiling, all labels"} == {"0", "1"}
+
+
+@pytest.mark.slow
 def test_a_broken_cell_is_reported_and_the_others_finish(tiny_start: Path, tmp_path: Path) -> None:
     study, store = opened("cost", tiny_start, tmp_path)
     broken = store.folder(study["pretrain/MAE/start/0"])
