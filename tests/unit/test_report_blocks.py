@@ -52,14 +52,22 @@ def test_table_marks_the_best_of_each_column():
         [
             ["a", Measure(50.04, 1.26, 3), 0.5, 1.0],
             ["b", Measure(50.01, 0.2, 3), 0.25, 2.0],
-            ["c", None, float("nan"), 3.0],
+            ["c", 40.0, float("nan"), 3.0],
+            ["d", None, None, 4.0],
         ],
     )
     texts = [[cell["text"] for cell in row] for row in table.cells]
-    assert texts == [["a", "50.0", "0.50", "1"], ["b", "50.0", "0.25", "2"], ["c", "–", "–", "3"]]
+    assert texts == [
+        ["a", "50.0", "0.50", "1"],
+        ["b", "50.0", "0.25", "2"],
+        ["c", "40.0", "–", "3"],
+        ["d", "–", "–", "4"],
+    ]
     best = [[cell["best"] for cell in row] for row in table.cells]
     # 50.04 and 50.01 read the same, so neither is the better one.
-    assert best == [[False, True, False, False], [False, True, True, False], [False, False, False, False]]
+    assert best == [[False, True, False, False], [False, True, True, False], [False] * 4, [False] * 4]
+    level = Table([Column("up", "max", 1)], [[0.04], [0.01], [None]])
+    assert not any(cell["best"] for row in level.cells for cell in row)
     assert table.cells[0][1]["spread"] == "1.3"
     with pytest.raises(ValueError, match="1 cells"):
         Table(["a", "b"], [["x"]])

@@ -156,7 +156,8 @@ class Column:
 
     Attributes:
         title: Its head.
-        best: Mark the largest ("max") or smallest ("min") number; all that read the same are marked.
+        best: Mark the largest ("max") or smallest ("min") number; all that read the same are marked, none where
+            all numbers do.
         digits: Decimals; None chooses by size.
         signed: Show a plus before positive numbers.
     """
@@ -202,7 +203,7 @@ class Table:
         ]
         for index, head in enumerate(self.heads):
             values = [v for row in self.rows if (v := _value(row[index])) is not None]
-            if head.best is None or len(values) < 2:
+            if head.best is None or len({number(value, head.digits) for value in values}) < 2:
                 continue
             winner = number(max(values) if head.best == "max" else min(values), head.digits)
             for row, cells in zip(self.rows, shown, strict=True):
