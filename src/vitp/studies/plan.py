@@ -10,7 +10,7 @@ from vitp.errors import ConfigError
 from vitp.studies.evaluations import FINETUNED
 from vitp.studies.grid import Cell, Fact
 from vitp.studies.pretraining import MODEL, NONE
-from vitp.studies.scales import Scale
+from vitp.studies.scales import TASKS, Scale
 from vitp.studies.sources import Source
 
 TUNING_SEED = 1000
@@ -213,7 +213,7 @@ class Planner:
         run: Cell,
         facts: Mapping[str, Fact],
         *,
-        tasks: Sequence[str] = ("classification", "presence", "segmentation", "detection"),
+        tasks: Sequence[str] = TASKS,
         labels: int | float | str | None = "few",
         tune: Arm | None = None,
         keep: bool = False,

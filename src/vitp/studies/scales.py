@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -13,6 +13,8 @@ from vitp.errors import ConfigError, did_you_mean
 Paradigm = Literal["supervised", "dense", "mae", "simclr", "dino", "clip", "vitp"]
 
 Task = Literal["classification", "presence", "segmentation", "detection"]
+TASKS: tuple[Task, ...] = get_args(Task)
+"""Downstream tasks, in the order of the tables."""
 
 SMALL_DETECTOR: dict[str, Any] = {
     "width": 64,
@@ -130,9 +132,7 @@ class Scale(BaseModel):
     probe_images: int = Field(400, ge=10)
     severities: tuple[int, ...] = Field((1, 2, 3, 4, 5), min_length=1)
     corrupted_images: int = Field(500, gt=0)
-    downstream: tuple[Task, ...] = Field(
-        ("classification", "presence", "segmentation", "detection"), min_length=1
-    )
+    downstream: tuple[Task, ...] = Field(TASKS, min_length=1)
     tasks: dict[str, TaskScale]
 
     @field_validator("paradigms")
