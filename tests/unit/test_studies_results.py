@@ -177,6 +177,11 @@ def test_markdown_says_what_failed(tmp_path: Path) -> None:
     text = page_markdown(page_of(Report(study, store, SCALES["micro"](), rows, "vitp study toy")))
     assert "| ViTP | **45.5 ± 0.5** | **45.5 ± 0.5** |" in text
     assert "| ViTP beats MAE. | agrees |" in text
+    # The study's arm against each other, and what a claim sets against a third; none twice.
+    mine, others = (text.split(f"| {arm} minus |")[1].split("\n\n")[0] for arm in ("ViTP", "MAE"))
+    assert "| MAE | +4.8 |" in mine and "| start | +5.0 |" in mine
+    assert "| start | +0.2 |" in others and "| ViTP |" not in others
+    assert text.count("Paired over pretraining seeds") == 1
     assert "loss is not finite" in text and "```\nvitp study toy\n```" in text
     assert "- processor: " in text and "host" not in text
 

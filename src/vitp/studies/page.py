@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vitp.evaluation.report.charts import Bar, BarChart, LineChart, Series
 from vitp.evaluation.report.page import Page
@@ -38,6 +38,16 @@ from vitp.studies.scales import Scale
 UNPROVEN = (
     "**This is a first look and proves nothing**: one pretraining seed, settings that were not tuned, short runs. Take "
     "away `--quick` for an answer."
+)
+
+
+DIFFERENCES_NOTE = (
+    "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test, two-sided, of the "
+    "seeds' means, and of the draws' means where there are several draws, the larger of the two. *better* and *worse* ask "
+    "for an interval without zero and p < 0.05; among so many comparisons one in twenty of equal methods gets there. "
+    "Repeats to see it: pretraining seeds, and as many draws where there are several, with which each test would find a "
+    "difference of this size and spread four times in five; an order of magnitude. What was "
+    "not pretrained here stands against every seed, and decides nothing where it was evaluated fewer than three times."
 )
 
 
@@ -143,9 +153,7 @@ def _group(report: Report, group: str) -> Section:
     measures = measures_of(rows)
     arms = list(dict.fromkeys(row.arm for row in rows))
     blocks: list[Block] = [_means(rows, group, arms, measures, report.study.ours)]
-    differences = _differences(rows, group, arms, measures, report.study.ours)
-    if differences is not None:
-        blocks.append(differences)
+    blocks += _differences(report.study, rows, group, arms, measures)
     blocks += _corruptions(rows, group, arms)
     blocks += [_bars(rows, group, arms, measure, report.study.ours) for measure in measures]
     return Section(group[0].upper() + group[1:], blocks)
@@ -207,14 +215,28 @@ def _budget(rows: Sequence[Row]) -> list[Cell]:
 
 
 def _differences(
-    rows: Sequence[Row], group: str, arms: Sequence[str], measures: Sequence[Measure], ours: str
-) -> Table | None:
-    if ours not in arms:
-        return None
+    study: Study, rows: Sequence[Row], group: str, arms: Sequence[str], measures: Sequence[Measure]
+) -> list[Block]:
+    """Return a table of the study's arm minus each other, and one for each other arm that a claim sets against a third."""
+    pairs = {study.ours: [arm for arm in arms if arm != study.ours]} if study.ours in arms else {}
+    known = {frozenset((ours, theirs)) for ours, others in pairs.items() for theirs in others}
+    for claim in study.claims:
+        pair = frozenset((claim.ours, claim.theirs))
+        if claim.group == group and pair <= set(arms) and pair not in known:
+            known.add(pair)
+            pairs.setdefault(claim.ours, []).append(claim.theirs)
+    tables = [_minus(rows, group, ours, others, measures) for ours, others in pairs.items()]
+    shown = [table for table in tables if table.rows]
+    return [*shown[:-1], *(replace(table, note=DIFFERENCES_NOTE) for table in shown[-1:])]
+
+
+def _minus(
+    rows: Sequence[Row], group: str, ours: str, others: Sequence[str], measures: Sequence[Measure]
+) -> Table:
     sets = several_sets(measures)
     table: list[list[Cell]] = []
     for measure in measures:
-        for arm in (arm for arm in arms if arm != ours):
+        for arm in others:
             found = compared(rows, group, ours, arm, measure)
             if found is None:
                 continue
@@ -233,8 +255,6 @@ def _differences(
                     needed,
                 ]
             )
-    if not table:
-        return None
     columns: list[Column | str] = [
         "measure",
         f"{ours} minus",
@@ -245,15 +265,7 @@ def _differences(
         "verdict",
         "repeats to see it",
     ]
-    note = (
-        "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test, two-sided, of the "
-        "seeds' means, and of the draws' means where there are several draws, the larger of the two. *better* and *worse* ask "
-        "for an interval without zero and p < 0.05; among so many comparisons one in twenty of equal methods gets there. "
-        "Repeats to see it: pretraining seeds, and as many draws where there are several, with which each test would find a "
-        "difference of this size and spread four times in five; an order of magnitude. What was "
-        "not pretrained here stands against every seed, and decides nothing where it was evaluated fewer than three times."
-    )
-    return Table(columns, table, note=note)
+    return Table(columns, table)
 
 
 def _signed(value: float) -> str:
