@@ -19,8 +19,10 @@ class ObjectLabel:
         category: Class name.
         box: x1, y1, x2, y2; x right, y down, x2 and y2 exclusive.
         quad: Corners of the oriented box, x1, y1, …, x4, y4, clockwise in the image.
-        polygons: Outline as one or more rings x1, y1, x2, y2, …
-        difficult: Marked as hard to see by the annotators.
+        polygons: Outline as one or more rings x1, y1, x2, y2, …; several rings are the parts of one object.
+        difficult: Hard to see, or a crowd of several objects: there is something of the class here, but it is
+            neither learned, counted nor missed.
+        holes: Rings that are cut out of `polygons`, in the same form.
     """
 
     category: str
@@ -28,6 +30,7 @@ class ObjectLabel:
     quad: tuple[float, ...] | None = None
     polygons: tuple[tuple[float, ...], ...] = ()
     difficult: bool = False
+    holes: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,10 @@ class LabelledImage:
         width, height: Pixels.
         split: `train`, `val` or `test`.
         group: Images of one group must not be split (frames of a video, crops of one scene).
-        objects: Boxes and the like.
+        objects: Boxes and the like: all that there are outside of `ignored`.
+        ignored: Places of labels that can't be used, such as those of a class that the set doesn't know. What lies
+            there may be of any class: it is neither an object nor background, and nothing is said to be absent,
+            counted or listed in full. An image that lost a label without a place has no `objects` at all.
         scene: Class of the whole image.
         captions: Texts that describe the image.
         semantic: Reads the class of each pixel: (H, W) uint8, an index into the set's
@@ -68,6 +74,7 @@ class LabelledImage:
     change: Callable[[], np.ndarray] | None = None
     later_objects: tuple[ObjectLabel, ...] | None = None
     change_captions: tuple[str, ...] = ()
+    ignored: tuple[ObjectLabel, ...] = ()
 
 
 @dataclass(frozen=True)

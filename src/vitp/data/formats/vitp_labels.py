@@ -184,6 +184,8 @@ def item_to_json(item: LabelledImage, roots: Roots) -> dict[str, Any]:
         row["group"] = item.group
     if item.objects is not None:
         row["objects"] = [_object_to_json(label) for label in item.objects]
+    if item.ignored:
+        row["ignored"] = [_object_to_json(label) for label in item.ignored]
     if item.scene is not None:
         row["scene"] = item.scene
     if item.captions:
@@ -217,6 +219,8 @@ def _object_to_json(label: ObjectLabel) -> dict[str, Any]:
         row["polygons"] = [list(ring) for ring in label.polygons]
     if label.difficult:
         row["difficult"] = True
+    if label.holes:
+        row["holes"] = [list(ring) for ring in label.holes]
     return row
 
 
@@ -242,6 +246,7 @@ def item_from_json(row: dict[str, Any], split: str, roots: Roots) -> LabelledIma
         second_image=_address(second, roots.images) if second is not None else None,
         change=mask_from_json(change, roots.labels) if change is not None else None,
         later_objects=_objects_from_json(row, "later_objects"),
+        ignored=_objects_from_json(row, "ignored") or (),
     )
 
 
@@ -261,4 +266,5 @@ def _object_from_json(row: dict[str, Any]) -> ObjectLabel:
         tuple(row["quad"]) if "quad" in row else None,
         tuple(tuple(ring) for ring in row.get("polygons", ())),
         row.get("difficult", False),
+        tuple(tuple(ring) for ring in row.get("holes", ())),
     )
