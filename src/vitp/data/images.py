@@ -5,7 +5,9 @@ What is read how stands in docs/images.md.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,19 +102,20 @@ def load_image(
     return rgb.transpose(_TRANSPOSE[file.orientation]) if file.orientation in _TRANSPOSE else rgb
 
 
-def load_array(
+def load_planes(
     address: str | Path, *, enough: Callable[[int, int], tuple[int, int]] | None = None
 ) -> np.ndarray:
-    """Return what `load_image` does as (H, W, 3) uint8 that may be written to, without further copies of the whole.
+    """Return what `load_image` does as (3, H, W) uint8 that may be written to, with no third copy of the whole.
 
     Raises:
         DataError: As `load_image`.
     """
     image = load_image(address, enough=enough)
-    array_HWC = np.empty((image.height, image.width, 3), np.uint8)
+    array_CHW = np.empty((3, image.height, image.width), np.uint8)
     for top, bottom in row_bands(*image.size):
-        array_HWC[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
-    return array_HWC
+        part_HWC = np.asarray(image.crop((0, top, image.width, bottom)))
+        array_CHW[:, top:bottom] = part_HWC.transpose(2, 0, 1)
+    return array_CHW
 
 
 def image_size(address: str | Path) -> tuple[int, int]:
@@ -150,7 +153,7 @@ def load_label_pixels(path: str | Path) -> np.ndarray:
                 return values_HWN[..., 0] if values_HWN.shape[2] == 1 else values_HWN
         image = file.image
         assert image is not None
-        if is_wide_png(image) or image.format == "PPM" and netpbm_maximum(file.stream) not in (None, 255):
+        if is_wide_png(image) or (image.format == "PPM" and (netpbm_maximum(file.stream) or 0) > 255):
             raise DataError(
                 "holds colours of 16 bits as labels",
                 where=file.where,
@@ -233,17 +236,20 @@ def _stream(path: str | Path) -> Iterator[BinaryIO]:
     if is_member(path) or is_remote(path):
         yield io.BytesIO(read_address(str(path)))
         return
-    try:
-        stream = Path(path).open("rb")
-    except FileNotFoundError as error:
-        raise DataError(
-            "image is missing", where=str(path), fix="check the path and the root folder"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"image can't be opened ({error})", where=str(path), fix="check the file and its permissions"
-        ) from error
-    with stream:
+    with contextlib.ExitStack() as stack:
+        try:
+            # Opening a pipe waits for whoever writes into it.
+            if not stat.S_ISREG(Path(path).stat().st_mode):
+                raise DataError("image is not a file", where=str(path), fix="name an image file")
+            stream = stack.enter_context(Path(path).open("rb"))
+        except FileNotFoundError as error:
+            raise DataError(
+                "image is missing", where=str(path), fix="check the path and the root folder"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"image can't be opened ({error})", where=str(path), fix="check the file and its permissions"
+            ) from error
         yield stream
 
 

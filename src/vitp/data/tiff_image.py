@@ -247,10 +247,7 @@ class _Evidence:
         if isinstance(colours, np.ndarray):
             self.colour = self.colour or bool(colours.any())
         else:
-            extrema = [
-                colours.getchannel(number).getextrema()[1] for number in range(len(colours.getbands()) - 1)
-            ]
-            self.colour = self.colour or max(extrema) > 0
+            self.colour = self.colour or bool(np.asarray(colours)[..., :-1].any())
 
     def decide(self, page: Page, layout: Layout, where: str) -> bool:
         """Return whether the band is transparency.

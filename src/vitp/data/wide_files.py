@@ -19,7 +19,7 @@ _WIDE_PNG = ("RGB;16B", "RGBA;16B", "LA;16B")
 
 def is_wide_png(image: Image.Image) -> bool:
     """Return whether an opened image is a PNG of 16 bits in several channels, of which Pillow keeps the high bytes."""
-    return image.format == "PNG" and any(tile[3] in _WIDE_PNG for tile in image.tile)
+    return image.format == "PNG" and any(tile[3] in _WIDE_PNG for tile in getattr(image, "tile", ()))
 
 
 def png_values(file: BinaryIO, decoded: Image.Image) -> np.ndarray:
@@ -40,10 +40,10 @@ def png_values(file: BinaryIO, decoded: Image.Image) -> np.ndarray:
     order = {2: [0, -1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[bands]
     if found.shape[2] < bands:
         raise ValueError("its 16-bit channels can't be decoded")
-    values_HWN = found[..., order]
+    values_HWN: np.ndarray = found[..., order]
     for top, bottom in row_bands(*decoded.size):
         high_HWN = np.asarray(decoded.crop((0, top, decoded.width, bottom)))
-        if not np.array_equal(values_HWN[top:bottom] >> 8, high_HWN):
+        if not np.array_equal(values_HWN[top:bottom] // 256, high_HWN):
             raise ValueError("two decoders read different values")
     return values_HWN
 
