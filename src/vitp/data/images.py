@@ -29,8 +29,9 @@ from vitp.data.pixels import (
     row_bands,
     stretched,
 )
+from vitp.data.png import can_be_cut, png_bands
 from vitp.data.shards.storage import is_member, is_remote, read_address
-from vitp.data.tiff import Page, TiffError, is_tiff, read_pages
+from vitp.data.tiff import Page, TiffError, is_cut, is_tiff, read_pages
 from vitp.data.tiff_image import RASTERS, decode_error, labels_of_page, layout_of, rgb_of_page
 from vitp.data.wide_files import is_wide_png, netpbm_maximum, netpbm_values, png_values
 from vitp.errors import DataError
@@ -321,7 +322,7 @@ def _tiff_rgb(file: _File, factor: int) -> Image.Image:
     page = file.pages[0]
     whole = None
     # Fax pages and old files are Pillow's to read; what is cut into segments as usual goes band by band when large.
-    if file.image is not None and (page.size[0] * page.size[1] <= LARGE_PIXELS or page.bits != 8):
+    if file.image is not None and (page.size[0] * page.size[1] <= LARGE_PIXELS or not is_cut(page)):
         whole = file.image
         whole.load()
         if file.orientation in _TRANSPOSE:  # Pillow has turned it; masks and bands aren't
@@ -343,6 +344,9 @@ def _other_rgb(file: _File, factor: int) -> Image.Image:
         if bits > 8:
             raise DataError(f"has {components} bands of {bits} bits", where=file.where, fix=RASTERS)
     wide = is_wide_png(image)
+    large = image.width * image.height > LARGE_PIXELS
+    if large and image.format == "PNG" and can_be_cut(file.stream):
+        return joined(image.size, ((top, as_rgb(band)) for top, band in png_bands(file.stream)), factor)
     image.load()
     if wide:
         values_HWN = png_values(file.stream, image)

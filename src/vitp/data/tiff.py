@@ -13,7 +13,7 @@ import io
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
@@ -261,7 +261,36 @@ def _grid(page: Page) -> _Grid:
     planes = page.bands if page.number(PLANAR, 1) == 2 else 1
     if not len(offsets) == len(lengths) == across * down * planes:
         raise TiffError(f"it has {len(offsets)} segments, {across * down * planes} are needed")
-    return _Grid(wide, high, across, down, offsets, lengths, tiled)
+    grid = _Grid(wide, high, across, down, offsets, lengths, tiled)
+    plain = page.number(COMPRESSION, 1) == 1 and not tiled and planes == 1 and page.bits % 8 == 0
+    return _finer(page, grid) if plain and wide * high > _BAND_PIXELS else grid
+
+
+def _finer(page: Page, grid: _Grid) -> _Grid:
+    """Return a page of one long strip that isn't compressed as if it were cut into shorter ones."""
+    bytes_ = page.size[0] * page.bands * page.bits // 8
+    rows = max(1, _BAND_PIXELS // grid.width)
+    offsets, lengths = [], []
+    for number, start in enumerate(grid.offsets):
+        high = min(grid.height, page.size[1] - number * grid.height)
+        if grid.lengths[number] < high * bytes_:
+            raise TiffError("it ends before its last pixel")
+        if number + 1 < grid.down and high % rows:
+            return grid  # strips of equal height only
+        for first in range(0, high, rows):
+            offsets.append(start + first * bytes_)
+            lengths.append(min(rows, high - first) * bytes_)
+    return replace(grid, height=rows, down=len(offsets), offsets=tuple(offsets), lengths=tuple(lengths))
+
+
+def is_cut(page: Page) -> bool:
+    """Return whether `picture_bands` needs only a small part of a page at a time.
+
+    Raises:
+        TiffError: Its segments aren't as they must be.
+    """
+    grid = _grid(page)
+    return page.bits == 8 and grid.across * grid.width * grid.height <= 4 * _BAND_PIXELS
 
 
 def picture_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, Image.Image]]:
