@@ -32,7 +32,15 @@ from vitp.data.pixels import (
 from vitp.data.png import can_be_cut, png_bands
 from vitp.data.shards.storage import is_member, is_remote, read_address
 from vitp.data.tiff import Page, TiffError, is_cut, is_tiff, read_pages
-from vitp.data.tiff_image import RASTERS, decode_error, labels_of_page, layout_of, rgb_of_page
+from vitp.data.tiff_image import (
+    RASTERS,
+    Evidence,
+    decode_error,
+    labels_of_page,
+    layout_of,
+    rgb_of_page,
+    unknown_page,
+)
 from vitp.data.wide_files import is_wide_png, netpbm_maximum, netpbm_values, png_values
 from vitp.errors import DataError
 
@@ -261,12 +269,7 @@ def _identified(stream: BinaryIO, pages: list[Page], head: bytes, where: str) ->
             return Image.open(stream, formats=FORMATS)
     except (UnidentifiedImageError, SyntaxError, ValueError, TypeError, KeyError, EOFError) as error:
         if pages:
-            page = pages[0]
-            raise DataError(
-                f"is a TIFF of {page.bands} bands of {page.bits} bits, colours {page.photometric}, that isn't read",
-                where=where,
-                fix="save it as grey or RGB of 8 or 16 bits",
-            ) from error
+            raise unknown_page(pages[0], where) from error
         raise unreadable(head, where) from error
     except OSError as error:
         raise DataError(
@@ -315,6 +318,12 @@ def _decoding(file: _File) -> Iterator[None]:
             fix="cut it into smaller files",
         ) from error
     except (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError) as error:
+        if file.image is not None and file.image.format == "JPEG2000":
+            raise DataError(
+                f"is a JPEG 2000 file that can't be decoded here ({error})",
+                where=file.where,
+                fix="convert it to TIFF (gdal_translate -of GTiff), or copy it again if it is damaged",
+            ) from error
         raise decode_error(error, file.pages[0] if file.pages else None, file.where) from error
 
 
@@ -351,6 +360,12 @@ def _other_rgb(file: _File, factor: int) -> Image.Image:
     if wide:
         values_HWN = png_values(file.stream, image)
         return joined(image.size, _wide_png_rgb(values_HWN), factor)
+    if image.format == "JPEG2000" and image.mode in ("RGBA", "LA"):
+        # Any further component comes as transparency.
+        evidence = Evidence(255)
+        for _, band in in_bands(image):
+            evidence.add(np.asarray(band.getchannel("A")), band)
+        evidence.decide(len(image.getbands()) - 1, file.where)
     if image.mode in WIDE_MODES:
         values_HW = np.asarray(image)
         clear = image.info.get("transparency")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from vitp.data.pillow import strict_pillow
 
-SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 STRIP_OFFSETS, ORIENTATION, BANDS, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 274, 277, 278, 279, 284
 PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 317, 322, 323, 324, 325
 EXTRA, FORMAT, GDAL_METADATA, GDAL_NODATA = 338, 339, 42112, 42113
@@ -158,7 +158,7 @@ class Page:
     @property
     def is_reduced(self) -> bool:
         """Whether it repeats another page at a lower resolution, or is the mask of one."""
-        return bool(self.number(SUBFILE, 0) & 5)
+        return bool(self.number(SUBFILE, 0) & 5) or self.number(OLD_SUBFILE, 1) == 2
 
     @property
     def is_mask(self) -> bool:
@@ -283,6 +283,11 @@ def _finer(page: Page, grid: _Grid) -> _Grid:
     return replace(grid, height=rows, down=len(offsets), offsets=tuple(offsets), lengths=tuple(lengths))
 
 
+def is_sparse(page: Page) -> bool:
+    """Return whether some of a page's pixels were never written: GDAL leaves out blocks of nodata when told so."""
+    return 0 in page.numbers(TILE_BYTES) or 0 in page.numbers(STRIP_BYTES)
+
+
 def is_cut(page: Page) -> bool:
     """Return whether `picture_bands` needs only a small part of a page at a time.
 
@@ -314,8 +319,10 @@ def picture_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, Image.Image
         ]
         top = first * grid.height
         height = min(last * grid.height, page.size[1]) - top
-        entries = {tag: page.entries[tag] for tag in page.entries if tag not in (SUBFILE, ORIENTATION)}
+        entries = {tag: page.entries[tag] for tag in page.entries if tag not in (SUBFILE, OLD_SUBFILE, ORIENTATION)}
         entries |= {HEIGHT: _entry(page, 4, height)}
+        if page.photometric == 4:  # Pillow knows no pages of masks
+            entries |= {PHOTOMETRIC: _entry(page, 3, 1)}
         if not grid.tiled:
             entries |= {ROWS_PER_STRIP: _entry(page, 4, grid.height)}
         yield top, _decoded(page, entries, _segments(file, grid, numbers), grid.tiled)

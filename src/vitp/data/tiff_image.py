@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vitp.data.pixels import WIDE_MODES, as_rgb, blackened, fill_value, holds_value, joined, stretched
 from vitp.data.tiff import (
@@ -23,6 +23,7 @@ from vitp.data.tiff import (
     GDAL_METADATA,
     Page,
     TiffError,
+    is_sparse,
     picture_bands,
     sample_bands,
 )
@@ -159,10 +160,10 @@ def rgb_of_page(
         return picture_bands(file, page)
 
     if layout.extra and layout.alpha is None:
-        evidence = _Evidence(255)
+        evidence = Evidence(255)
         for _, band in bands():
             evidence.add(np.asarray(band.getchannel(len(band.getbands()) - 1)), band)
-        layout = replace(layout, alpha=evidence.decide(page, layout, where))
+        layout = replace(layout, alpha=evidence.decide(layout.colours, where, page))
 
     if whole is not None and whole.mode in WIDE_MODES:
         values_HWN = np.asarray(whole)[..., None]
@@ -198,9 +199,9 @@ def _sample_rgb(
     if layout.extra:
         top = np.iinfo(values_HWN.dtype).max if values_HWN.dtype.kind in "iu" else 1.0
         if layout.alpha is None:
-            evidence = _Evidence(top)
+            evidence = Evidence(top)
             evidence.add(values_HWN[..., -1], colours_HWN)
-            layout = replace(layout, alpha=evidence.decide(page, layout, where))
+            layout = replace(layout, alpha=evidence.decide(layout.colours, where, page))
         if layout.alpha:
             opaque_HW = (values_HWN[..., -1] / top).astype(np.float32)
             seen_HW = opaque_HW > 0
@@ -228,7 +229,7 @@ def _samples(file: BinaryIO, page: Page) -> np.ndarray:
     return values_HWN
 
 
-class _Evidence:
+class Evidence:
     """What a band's values tell: transparency is mostly all or nothing, a measurement hardly ever.
 
     Args:
@@ -249,24 +250,33 @@ class _Evidence:
         else:
             self.colour = self.colour or bool(np.asarray(colours)[..., :-1].any())
 
-    def decide(self, page: Page, layout: Layout, where: str) -> bool:
+    def decide(self, colours: int, where: str, page: Page | None = None) -> bool:
         """Return whether the band is transparency.
+
+        Args:
+            colours: Bands before it.
+            where: For messages.
+            page: Of a TIFF file.
 
         Raises:
             DataError: Both readings are left.
         """
-        if page.extra[:1] == (1,) and layout.colours == 3:
+        if page is not None and page.extra[:1] == (1,) and colours == 3:
             return True  # the colours are stored as they look over black: both readings give them
         if not self.above and not self.colour:
             return True
         if self.above and self.full >= _OPAQUE * self.above:
             return True
-        if self.above and self.full < _MEASURED * self.above and page.is_measured and layout.colours == 3:
+        if (
+            self.above
+            and self.full < _MEASURED * self.above
+            and page is not None
+            and page.is_measured
+            and colours == 3
+        ):
             return False
-        number, other = ("4th", "near infrared") if layout.colours == 3 else ("2nd", "a second polarisation")
-        fix = (
-            _THREE_BANDS if layout.colours == 3 else "save the band that is meant alone (gdal_translate -b 1)"
-        )
+        number, other = ("4th", "near infrared") if colours == 3 else ("2nd", "a second polarisation")
+        fix = _THREE_BANDS if colours == 3 else "save the band that is meant alone (gdal_translate -b 1)"
         raise DataError(
             f"its {number} band ({self.low:g} to {self.high:g}) is tagged as transparency, but may be a measurement "
             f"such as {other}",
@@ -307,21 +317,41 @@ def labels_of_page(file: BinaryIO, page: Page, where: str) -> np.ndarray | None:
         )
     values_HWN = _samples(file, page)
     if doubtful:
-        evidence = _Evidence(np.iinfo(values_HWN.dtype).max if values_HWN.dtype.kind in "iu" else 1.0)
+        evidence = Evidence(np.iinfo(values_HWN.dtype).max if values_HWN.dtype.kind in "iu" else 1.0)
         evidence.add(values_HWN[..., 1], values_HWN[..., :1])
-        evidence.decide(page, layout, where)
+        evidence.decide(layout.colours, where, page)
     return values_HWN[..., : layout.colours] if layout.colours == 3 else values_HWN[..., 0]
 
 
 def decode_error(error: Exception, page: Page | None, where: str) -> DataError:
-    """Return what to tell of a page that couldn't be decoded."""
-    name = None if page is None else _COMPRESSIONS.get(page.number(COMPRESSION, 1))
+    """Return what to tell of a file that couldn't be decoded."""
+    if page is None:
+        return DataError(
+            f"image is damaged ({error})", where=where, fix="copy it again from its source or remove it"
+        )
+    name = _COMPRESSIONS.get(page.number(COMPRESSION, 1))
     if name is not None and not isinstance(error, TiffError):
         return DataError(
-            f"is a TIFF compressed as {name}, which can't be decoded here ({error})",
+            f"is a TIFF compressed as {name}, which can't be decoded here, or it is damaged",
             where=where,
             fix="compress it in another way (gdal_translate -co COMPRESS=DEFLATE)",
         )
+    if is_sparse(page):
+        return DataError(
+            "is a sparse TIFF: some of its blocks were left out",
+            where=where,
+            fix="write it in full (gdal_translate -co SPARSE_OK=FALSE)",
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return unknown_page(page, where)
+    return decode_error(error, None, where)
+
+
+def unknown_page(page: Page, where: str) -> DataError:
+    """Return what to tell of a page of a kind that no decoder knows."""
     return DataError(
-        f"image is damaged ({error})", where=where, fix="copy it again from its source or remove it"
+        f"is a TIFF of {page.bands} bands of {page.bits} bits, colours {page.photometric}, compression "
+        f"{page.number(COMPRESSION, 1)}, which isn't read",
+        where=where,
+        fix="save it as grey or RGB of 8 or 16 bits (gdal_translate -co COMPRESS=DEFLATE)",
     )
