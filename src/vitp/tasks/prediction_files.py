@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vitp.data.formats.common import list_images
-from vitp.data.images import load_image
+from vitp.data.images import image_size, load_image, load_planes
+from vitp.data.pixels import LARGE_PIXELS
 from vitp.errors import ConfigError, DataError
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.outputs import Named, surest, unique_names, write_image, write_summary
@@ -63,17 +63,36 @@ def predict_files(
     found: list[Named] = []
     # One image at a time: large ones fill memory, and their windows fill batches anyway.
     for index, (path, name) in enumerate(zip(files, names, strict=True)):
-        image_CHW = read_image(path)
+        enough = _enough(model, settings, path)
+        image_CHW = read_image(path, enough)
         later_CHW = None if second is None else [read_image(second[index])]
         (prediction,) = predict_images(model, [image_CHW], settings, later_CHW)
-        size = (int(image_CHW.shape[-2]), int(image_CHW.shape[-1]))
-        named = Named(name, str(path), size, surest(prediction, settings.score_threshold))
-        shown = load_image(path if second is None else second[index])
+        width, height = image_size(path)
+        named = Named(name, str(path), (height, width), surest(prediction, settings.score_threshold))
+        shown = load_image(path if second is None else second[index], enough=enough and _shown_size)
         write_image(out, model.name, named, model.classes, shown)
         # Of the summary's needs, class maps are none.
         found.append(replace(named, prediction=replace(named.prediction, semantic_HW=None)))
     write_summary(out, model.name, found, model.classes)
     return len(files)
+
+
+_SHOWN_SIDE = 1024
+"""Of the picture of a large image that is seen as a whole, at least."""
+
+
+def _shown_size(width: int, height: int) -> tuple[int, int]:
+    return min(width, _SHOWN_SIDE), min(height, _SHOWN_SIDE)
+
+
+def _enough(
+    model: TaskModel, settings: TestSettings, path: Path
+) -> Callable[[int, int], tuple[int, int]] | None:
+    """Return which size of a large image suffices, None where each pixel has its place in what is written."""
+    width, height = image_size(path)
+    if model.name != "classification" or width * height <= LARGE_PIXELS:
+        return None
+    return (settings.resize or model.input_size).enough(max(settings.scales))
 
 
 def _check_pairs(task: str, files: Sequence[Path], later: Sequence[Path] | None) -> None:
@@ -90,10 +109,10 @@ def _check_pairs(task: str, files: Sequence[Path], later: Sequence[Path] | None)
         )
 
 
-def read_image(path: Path) -> Tensor:
-    """Return an image file as uint8 RGB (3, H, W).
+def read_image(path: Path, enough: Callable[[int, int], tuple[int, int]] | None = None) -> Tensor:
+    """Return an image file as uint8 RGB (3, H, W), large ones at a size that is enough.
 
     Raises:
         DataError: It is missing or damaged.
     """
-    return torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(load_planes(path, enough=enough))
