@@ -107,7 +107,8 @@ GROUPS: dict[str, Group] = {
         _modules("engine"),
         ("unit/test_engine_steps.py", "unit/test_engine_io.py", "unit/test_engine_evidence.py",
          "unit/test_engine_saving.py", "unit/test_engine_resume.py", "unit/test_engine_failures.py",
-         "unit/test_engine_edges.py", "unit/test_recipes_parity.py", "unit/test_config.py"),
+         "unit/test_engine_sharding.py",
+            "unit/test_engine_edges.py", "unit/test_recipes_parity.py", "unit/test_config.py"),
     ),
 }  # fmt: skip
 
@@ -209,10 +210,17 @@ class Reach:
 
     def of(self, mutant: Mutant) -> list[str]:
         """Return the tests that may notice a mutant, the fastest first."""
-        by_line = self.tests.get(mutant.module, {})
-        lines = mutant.lines or frozenset(by_line)
-        found = set().union(*(by_line.get(line, ()) for line in lines)) if by_line else set()
-        return sorted(found, key=lambda test: self.seconds[test])
+        by_line = self.tests[mutant.module]
+        if mutant.lines:
+            found = set().union(*(by_line.get(line, ()) for line in mutant.lines))
+            return sorted(found, key=lambda test: self.seconds[test])
+        # What happens on import reaches whoever imports it; those that run its code come first.
+        runs = set().union(*by_line.values())
+        imports = f"from {_dotted(mutant.module)} import"
+        files = {test.split("::")[0] for test in self.seconds}
+        files = {file for file in files if imports in (ROOT / file).read_text(encoding="utf-8")}
+        found = runs | {test for test in self.seconds if test.split("::")[0] in files}
+        return sorted(found, key=lambda test: (test.split("::")[0] not in files, self.seconds[test]))
 
 
 def _trace(session: pytest.Session, plugin: Collected, modules: Sequence[str]) -> Reach:
@@ -237,6 +245,10 @@ def _trace(session: pytest.Session, plugin: Collected, modules: Sequence[str]) -
     sys.settrace(None)
     reach.failed = plugin.failed
     return reach
+
+
+def _dotted(module: str) -> str:
+    return module.removesuffix(".py").replace("/", ".")
 
 
 # Putting a mutant in place.
@@ -269,7 +281,7 @@ class _Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
-        self.name = mutant.module.removesuffix(".py").replace("/", ".")
+        self.name = _dotted(mutant.module)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Answer for that module alone."""

@@ -10,7 +10,7 @@ from vitp.models.vrl import VisualRobustness, VRLConfig, count_kept, surviving_t
 
 @pytest.mark.parametrize(
     ("count", "ratio", "kept"),
-    [(256, 0.75, 64), (10, 0.75, 3), (1, 0.75, 1), (7, 0.0, 7), (100, 0.9, 10), (3, 0.999, 1), (0, 0.75, 0), (1000, 0.3, 700)],
+    [(256, 0.75, 64), (10, 0.75, 3), (1, 0.75, 1), (7, 0.0, 7), (100, 0.9, 10), (3, 0.999, 1), (0, 0.75, 0), (1000, 0.3, 700), (10, 0.7, 3), (30, 0.9, 3), (10**6, 0.9999999, 1)],
 )  # fmt: skip
 def test_the_count_kept_is_rounded_up(count: int, ratio: float, kept: int) -> None:
     assert count_kept(count, ratio) == kept
@@ -31,6 +31,8 @@ def test_the_ratio_grows_over_the_ramp() -> None:
     vrl = VisualRobustness(VRLConfig(ratio=0.8, ramp_steps=4))
     assert [vrl.ratio_at(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
     assert len(vrl(100, (3,), step=1)) == 60
+    assert len(vrl(100, (3,))) == 80
+    assert vrl.seed == 0
     assert VisualRobustness(VRLConfig(ratio=0.8)).ratio_at(0) == 0.8
     assert VisualRobustness(VRLConfig(ratio=0.8, ramp_steps=1)).ratio_at(0) == 0.8
     assert VisualRobustness(VRLConfig()).ratio_at(7) == 0.75
