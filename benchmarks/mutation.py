@@ -108,7 +108,7 @@ GROUPS: dict[str, Group] = {
         ("unit/test_engine_steps.py", "unit/test_engine_io.py", "unit/test_engine_evidence.py",
          "unit/test_engine_saving.py", "unit/test_engine_resume.py", "unit/test_engine_failures.py",
          "unit/test_engine_sharding.py",
-         "unit/test_engine_edges.py", "unit/test_recipes_parity.py", "unit/test_config.py"),
+         "unit/test_engine_edges.py", "unit/test_engine_said.py", "unit/test_recipes_parity.py", "unit/test_config.py"),
     ),
 }  # fmt: skip
 
