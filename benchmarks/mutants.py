@@ -8,10 +8,14 @@ as they are: nothing that is computed depends on them.
 from __future__ import annotations
 
 import ast
+import gc
+import importlib.abc
+import importlib.util
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
+from typing import Any
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -297,3 +301,55 @@ def _text(node: ast.AST) -> str:
         return ast.unparse(node).strip()
     text = ast.unparse(node)
     return " ".join(text.split()) if len(text) < 160 else " ".join(text.split())[:157] + "…"
+
+
+# Putting a mutant in place.
+
+
+def dotted(module: str) -> str:
+    """Return the name that a module is imported by."""
+    return module.removesuffix(".py").replace("/", ".")
+
+
+def _pairs(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
+    """Codes of two versions of a module that stand at the same place."""
+    yield old, new
+    ours = [const for const in old.co_consts if isinstance(const, CodeType)]
+    theirs = [const for const in new.co_consts if isinstance(const, CodeType)]
+    for one, other in zip(ours, theirs, strict=False):
+        yield from _pairs(one, other)
+
+
+def put_in(root: Path, mutant: Mutant) -> None:
+    """Give every function of the module the code that the mutant has for it."""
+    path = root / mutant.module
+    old = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    assert mutant.code is not None
+    new_of = {(one.co_qualname, one.co_firstlineno): other for one, other in _pairs(old, mutant.code)}
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__.co_filename == str(path):
+            key = (function.__code__.co_qualname, function.__code__.co_firstlineno)
+            if key in new_of:
+                function.__code__ = new_of[key]
+
+
+class Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives one module the mutant's code when it is imported."""
+
+    def __init__(self, root: Path, mutant: Mutant) -> None:
+        self.root, self.mutant = root, mutant
+        self.name = dotted(mutant.module)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Answer for that module alone."""
+        if name != self.name:
+            return None
+        return importlib.util.spec_from_file_location(name, self.root / self.mutant.module, loader=self)
+
+    def create_module(self, spec: Any) -> None:
+        """Leave it to Python."""
+
+    def exec_module(self, module: Any) -> None:
+        """Run the changed code."""
+        assert self.mutant.code is not None
+        exec(self.mutant.code, module.__dict__)

@@ -20,10 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import gc
 import importlib
-import importlib.abc
-import importlib.util
 import io
 import json
 import os
@@ -36,27 +33,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from mutants import Mutant, mutants_of
+from mutants import Importer, Mutant, dotted, mutants_of, put_in
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 SOURCE = ROOT / "src"
 RESULTS, JUDGED = HERE / "results" / "mutation.json", HERE / "results" / "mutation_judged.json"
-WARM = (
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "pydantic",
-    "scipy.ndimage",
-    "faster_coco_eval",
-    "hypothesis",
-)
+WARM = ("torch", "torchvision", "timm", "transformers", "pydantic", "scipy.ndimage", "faster_coco_eval", "hypothesis")  # fmt: skip
 """What is imported before anything is forked."""
 
 
@@ -107,8 +95,8 @@ GROUPS: dict[str, Group] = {
         _modules("engine"),
         ("unit/test_engine_steps.py", "unit/test_engine_io.py", "unit/test_engine_evidence.py",
          "unit/test_engine_saving.py", "unit/test_engine_resume.py", "unit/test_engine_failures.py",
-         "unit/test_engine_sharding.py",
-         "unit/test_engine_edges.py", "unit/test_engine_said.py", "unit/test_recipes_parity.py", "unit/test_config.py"),
+         "unit/test_engine_sharding.py", "unit/test_engine_edges.py", "unit/test_engine_said.py",
+         "unit/test_recipes_parity.py", "unit/test_config.py"),
     ),
 }  # fmt: skip
 
@@ -216,7 +204,7 @@ class Reach:
             return sorted(found, key=lambda test: self.seconds[test])
         # What happens on import reaches whoever imports it; those that run its code come first.
         runs = set().union(*by_line.values())
-        imports = f"from {_dotted(mutant.module)} import"
+        imports = f"from {dotted(mutant.module)} import"
         files = {test.split("::")[0] for test in self.seconds}
         files = {file for file in files if imports in (ROOT / file).read_text(encoding="utf-8")}
         found = runs | {test for test in self.seconds if test.split("::")[0] in files}
@@ -245,57 +233,6 @@ def _trace(session: pytest.Session, plugin: Collected, modules: Sequence[str]) -
     sys.settrace(None)
     reach.failed = plugin.failed
     return reach
-
-
-def _dotted(module: str) -> str:
-    return module.removesuffix(".py").replace("/", ".")
-
-
-# Putting a mutant in place.
-
-
-def _pairs(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
-    """Codes of two versions of a module that stand at the same place."""
-    yield old, new
-    ours = [const for const in old.co_consts if isinstance(const, CodeType)]
-    theirs = [const for const in new.co_consts if isinstance(const, CodeType)]
-    for one, other in zip(ours, theirs, strict=False):
-        yield from _pairs(one, other)
-
-
-def _put_in(mutant: Mutant) -> None:
-    """Give every function of the module the code that the mutant has for it."""
-    path = SOURCE / mutant.module
-    old = compile(path.read_text(encoding="utf-8"), str(path), "exec")
-    assert mutant.code is not None
-    new_of = {(one.co_qualname, one.co_firstlineno): other for one, other in _pairs(old, mutant.code)}
-    for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename == str(path):
-            key = (function.__code__.co_qualname, function.__code__.co_firstlineno)
-            if key in new_of:
-                function.__code__ = new_of[key]
-
-
-class _Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives one module the mutant's code when it is imported."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        self.mutant = mutant
-        self.name = _dotted(mutant.module)
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Answer for that module alone."""
-        if name != self.name:
-            return None
-        return importlib.util.spec_from_file_location(name, SOURCE / self.mutant.module, loader=self)
-
-    def create_module(self, spec: Any) -> None:
-        """Leave it to Python."""
-
-    def exec_module(self, module: Any) -> None:
-        """Run the changed code."""
-        assert self.mutant.code is not None
-        exec(self.mutant.code, module.__dict__)
 
 
 # The work.
@@ -359,7 +296,7 @@ def run_group(name: str, wanted: Sequence[Mutant], turns: Turns) -> None:
             chosen = [items[test] for test in reach.of(mutant)]
 
             def meet(mutant: Mutant = mutant, chosen: list[pytest.Item] = chosen) -> str:
-                _put_in(mutant)
+                put_in(SOURCE, mutant)
                 list(_run(session, chosen, plugin))
                 return plugin.failed
 
@@ -384,7 +321,7 @@ def run_group(name: str, wanted: Sequence[Mutant], turns: Turns) -> None:
 
 
 def _meet_fresh(mutant: Mutant, tests: Sequence[str]) -> str:
-    sys.meta_path.insert(0, _Importer(mutant))
+    sys.meta_path.insert(0, Importer(SOURCE, mutant))
     seen: list[str] = []
 
     def loop(session: pytest.Session, plugin: Collected) -> None:
