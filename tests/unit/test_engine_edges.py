@@ -249,7 +249,8 @@ def test_evidence_counts_steps_and_keeps_them(tmp_path: Path) -> None:
         assert tower.training is training
     assert evidence.finish(9)["cka"] is None  # all rows are the same: nothing varies
     rows_82 = torch.randn(8, 2)
-    evidence.features = lambda: tower.train(tower.training)(rows_82)
+    evidence.features = lambda: tower(rows_82)
+    tower.train()
     evidence.begin()
     assert evidence.finish(9)["cka"] == pytest.approx(1.0)
 
