@@ -24,6 +24,7 @@ from vitp.errors import CheckpointError, VitpError
 from vitp.export_card import MIXTURE_FILE, Provenance, provenance_of_run
 from vitp.files import atomic_dir
 from vitp.models.plain_vit import PlainViT
+from vitp.models.positions import PositionMethod
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VLMConfig
@@ -87,6 +88,7 @@ def load_backbone(
     *,
     heads: int | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> VisionTower: ...
 
@@ -98,6 +100,7 @@ def load_backbone(
     architecture: str,
     arguments: Mapping[str, Any] | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> PlainViT: ...
 
@@ -109,6 +112,7 @@ def load_backbone(
     arguments: Mapping[str, Any] | None = None,
     heads: int | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> PlainViT:
     """Return a vision tower in eval mode; the language model beside it isn't read.
@@ -125,6 +129,8 @@ def load_backbone(
         arguments: What `timm.create_model` gets beside the architecture.
         heads: Attention heads of an InternViT that comes without a configuration; None: heads of 64 channels.
         image_size: Side in pixels that the tower is wanted for; positions are resampled. None: as trained.
+        positions: How positions are resampled, now and for images of other sizes; None: as the folder says, and in
+            InternVL's layouts as its code does. With an architecture timm resamples what is read in its own way.
         revision: Branch, tag or commit, for the hub.
 
     Raises:
@@ -133,10 +139,18 @@ def load_backbone(
     folder = None if architecture is not None else own_folder(source)
     if folder is not None:
         own = fmt.read_backbone(folder) if (folder / fmt.DESCRIPTION).is_file() else _tower_of_vlm(folder)
-        return own if image_size is None else resized_tower(own, image_size=image_size)
+        if image_size is None and positions in (None, own.config.positions):
+            return own
+        return resized_tower(own, image_size=image_size, positions=positions)
     if not (_holds_weights(Path(source)) or hub.hub_id(str(source))):
         raise _nothing(source)
-    hints = Hints(architecture=architecture, arguments=arguments or {}, heads=heads, image_size=image_size)
+    hints = Hints(
+        architecture=architecture,
+        arguments=arguments or {},
+        heads=heads,
+        image_size=image_size,
+        positions=positions,
+    )
     return open_tower(source, hints=hints, revision=revision)[0]
 
 

@@ -52,6 +52,13 @@ class To(enum.Enum):
     timm = "timm"
 
 
+class Positions(enum.Enum):
+    """How a position table gets the grid of another image size."""
+
+    bicubic = "bicubic"
+    antialiased = "antialiased"
+
+
 class Numbers(enum.Enum):
     """Type of the numbers of a converted model."""
 
@@ -109,6 +116,10 @@ def convert(
     image_size: Annotated[
         int | None, typer.Option(min=8, help="Side of a tile in pixels; positions are resampled.")
     ] = None,
+    positions: Annotated[
+        Positions | None,
+        typer.Option(help="How positions are resampled; none: as the layout's own code does."),
+    ] = None,
     template: Annotated[str | None, typer.Option(help="Chat template, when the model names another.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
 ) -> None:
@@ -116,7 +127,13 @@ def convert(
     from vitp.weights.checkpoint import Hints
     from vitp.weights.convert import convert as convert_model
 
-    hints = Hints(architecture=architecture, heads=heads, image_size=image_size, template=template)
+    hints = Hints(
+        architecture=architecture,
+        heads=heads,
+        image_size=image_size,
+        positions=None if positions is None else positions.name,
+        template=template,
+    )
     kind = None if dtype is Numbers.keep else dtype.value
     done = convert_model(source, out, to.value, hints=hints, dtype=kind, overwrite=force)
     console = make_console()

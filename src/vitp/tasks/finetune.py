@@ -26,7 +26,7 @@ from vitp.engine.hooks import TrainResult
 from vitp.engine.loop import Trainer
 from vitp.errors import ConfigError, VitpError
 from vitp.files import atomic_dir, write_json
-from vitp.run_folder import claimed
+from vitp.run_folder import as_begun, claimed
 from vitp.tasks.augment import AugmentSettings
 from vitp.tasks.base import InputSize, Scores, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -275,6 +275,7 @@ def run_finetune(
         VitpError: A wrong configuration, unusable data, a loss that is not finite, a full disk.
     """
     out = Path(out)
+    config = as_begun(config, out)
     with claimed(out, config, config.train.device, resume=resume) as resume:
         return _train(config, out, resume, console)
 
