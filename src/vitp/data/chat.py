@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vitp.data.plain_text import PlainText
 from vitp.data.records import IMAGE_MARK, InstructionRecord, text_problem
-from vitp.data.tokenizer import ASSISTANT, END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, SPECIAL, USER
+from vitp.data.tokenizer import ASSISTANT, END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, USER
 from vitp.errors import ConfigError, DataError, did_you_mean
 
 
@@ -64,12 +64,6 @@ TEMPLATES: dict[str, ChatTemplate] = {
 def _template_marks(template: ChatTemplate) -> set[str]:
     """The tokens in the texts of a template."""
     return set(_MARK.findall("".join(astuple(template))))
-
-
-def known_control_tokens() -> tuple[str, ...]:
-    """Return the control tokens of all templates, for checks that know no tokenizer."""
-    marks = {mark for template in TEMPLATES.values() for mark in _template_marks(template)}
-    return tuple(sorted({*SPECIAL, *marks, "<|endoftext|>"}))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
@@ -22,18 +21,6 @@ from vitp.data.tokenizer import MARKUP
 from vitp.errors import DataError
 
 _CONTROL_FORM = re.compile(r"<\|[^<>]*\|>")
-_READABLE = frozenset("\t\n\r")
-
-
-def control_characters(text: str) -> list[str]:
-    """Return the names (`U+001B`) of control characters other than tabs and line ends, in order of their code."""
-    if text.isprintable():
-        return []
-    return [
-        f"U+{ord(sign):04X}"
-        for sign in sorted(set(text))
-        if sign not in _READABLE and unicodedata.category(sign) == "Cc"
-    ]
 
 
 class PlainText:

@@ -29,6 +29,11 @@ def text_problem(text: str) -> str | None:
     return None
 
 
+def printable(text: str) -> str:
+    """Return a text that a message can hold: what no terminal can write is escaped."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One question and its answer. The loss is taken on the answer only."""
@@ -124,8 +129,9 @@ class InstructionRecord:
         named = (("its id", self.id), ("its source", self.source), ("its licence", self.licence))
         for part, text in (*turns, *regions, *images, *named):
             if (problem := text_problem(text)) is not None:
-                name = self.name.encode(errors="backslashreplace").decode().replace("\0", "\\0")
-                raise DataError(f"{part} {problem}", where=name, fix="mend the text or remove the row")
+                raise DataError(
+                    f"{part} {problem}", where=printable(self.name), fix="mend the text or remove the row"
+                )
 
     @property
     def name(self) -> str:
