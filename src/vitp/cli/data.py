@@ -137,6 +137,11 @@ def _print_summary(summary: Any) -> None:
             tasks[task] = tasks.get(task, 0) + number
     listed = ", ".join(f"{task} {n:,}" for task, n in sorted(tasks.items(), key=lambda kv: -kv[1]))
     console.print(f"questions by task: {listed}", highlight=False)
+    for name, task in summary.constant.items():
+        line = f'not asked: {name}, as {task.alike} of {task.of} images answer "{task.answer}"'
+        console.print(f"{line} (--task {name}=1 asks all the same)", markup=False, highlight=False)
+    if summary.unasked:
+        console.print(f"{summary.unasked:,} images have nothing to ask", highlight=False)
     if summary.findings:
         console.print(
             f"[yellow]{len(summary.findings)} labels were left out or mended[/] (all in summary.json):"
