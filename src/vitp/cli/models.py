@@ -188,11 +188,14 @@ def ask(
     arguments: Annotated[list[str], typer.Argument(help="One or more images, then the question.")],
     draw: Annotated[Path | None, typer.Option(help="Picture with the boxes of the answer.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
-    max_tiles: Annotated[int, typer.Option(help="Tiles an image.")] = 6,
+    max_tiles: Annotated[
+        int | None, typer.Option(min=1, help="Tiles an image. By default those of the run, else 6.")
+    ] = None,
 ) -> None:
     """Ask a model about an image; the answer streams."""
     from vitp.ask import Assistant, draw_answer
     from vitp.data.images import load_image
+    from vitp.pretrain import sequence_of
     from vitp.pretrained import load_vlm
 
     if len(arguments) < 2:
@@ -203,7 +206,7 @@ def ask(
         )
     *images, question = arguments
     loaded = load_vlm(model)
-    assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles)
+    assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles or sequence_of(model).max_tiles)
     answer = assistant.answer(
         list(images), question, max_new_tokens=max_tokens, stream=lambda text: print(text, end="", flush=True)
     )
