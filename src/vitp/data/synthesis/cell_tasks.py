@@ -35,14 +35,15 @@ def grid_row(facts: Facts, rng: np.random.Generator) -> Question | None:
 def cells(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask for the cells that a class names in the grid; "none" where the class is absent from the image.
 
-    Classes that fill more than two rows' worth of cells are not asked: the grid says that in fewer tokens.
+    Classes that fill more than two rows' worth of cells are not asked: the grid says that in fewer tokens. Nor are
+    those of which some cell can't be told.
     """
     if not facts.grid:
         return None
     places: dict[str, list[tuple[int, int]]] = {}
     for row, column, name in facts.askable_cells:
         places.setdefault(name, []).append((row, column))
-    names = [n for n, held in places.items() if n != BACKGROUND and len(held) <= 2 * facts.limits.grid]
+    names = [n for n, held in places.items() if n in facts.listable and len(held) <= 2 * facts.limits.grid]
     known = facts.classes.semantic_classes if facts.mask is not None else facts.classes.object_classes
     absent = [n for n in facts.absent if n in known]
     if rng.random() < 0.5 and absent:

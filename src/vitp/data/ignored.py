@@ -1,0 +1,62 @@
+"""Where labels can't be used: places of which nothing may be said, in pixels, in grids and in windows.
+
+Shapes: H × W pixels, n × n cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from vitp.data.labels import IGNORE, LabelledImage, ObjectLabel
+
+_SHIFT = 4
+"""Binary digits that OpenCV keeps of a fraction of a pixel."""
+
+
+def outline(label: ObjectLabel) -> list[tuple[float, ...]]:
+    """Return the rings of an object in pixels: its polygons, else its oriented box, else its box."""
+    rings = [ring for ring in label.polygons if len(ring) >= 6]
+    if rings:
+        return rings
+    if label.quad is not None:
+        return [label.quad]
+    x1, y1, x2, y2 = label.box
+    return [(x1, y1, x2, y1, x2, y2, x1, y2)]
+
+
+def touched(places: Iterable[ObjectLabel], size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Return (H, W) bool: which pixels the places touch; holes in them count as touched.
+
+    Args:
+        places: In pixels of an image.
+        size: Height and width of that image.
+        shape: H, W of what is returned, which covers the same ground.
+    """
+    touched_HW = np.zeros(shape, np.uint8)
+    scale = np.array([shape[1] / size[1], shape[0] / size[0]])
+    for label in places:
+        for ring in outline(label):
+            # OpenCV counts from the centres of pixels, and paints all that the border runs through.
+            points = np.reshape(np.asarray(ring, float), (-1, 2)) * scale - 0.5
+            fixed = np.round(points.clip(-1e6, 1e6) * 2**_SHIFT).astype(np.int32)
+            cv2.fillPoly(touched_HW, [fixed], 1, shift=_SHIFT)
+    return touched_HW.astype(bool)
+
+
+def known_semantic(item: LabelledImage) -> np.ndarray:
+    """Return the class of each pixel of an image that has a mask, (H, W) uint8; 255 where a place is ignored, too."""
+    assert item.semantic is not None
+    mask_HW = np.asarray(item.semantic())
+    if not item.ignored or mask_HW.ndim != 2:
+        return mask_HW
+    hidden_HW = touched(item.ignored, (item.height, item.width), mask_HW.shape)
+    return np.where(hidden_HW, np.uint8(IGNORE), mask_HW.astype(np.uint8, copy=False))
+
+
+def meets(label: ObjectLabel, window: tuple[float, ...]) -> bool:
+    """Return whether the box of a label and a window x1, y1, x2, y2 have an area in common."""
+    x1, y1, x2, y2 = label.box
+    return min(x2, window[2]) > max(x1, window[0]) and min(y2, window[3]) > max(y1, window[1])
