@@ -215,7 +215,7 @@ def test_crops_hold_the_pixels_and_labels_of_their_place(tmp_path: Path) -> None
     assert crops.findings == (
         "old",
         "1 images: captions and scene class are about the whole image; crops have none",
-        "1 objects: less than 40% of them is in any crop; left out",
+        "1 objects: less than 40% of them is in any crop; difficult in all of them",
     )
 
 

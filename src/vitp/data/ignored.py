@@ -35,15 +35,27 @@ def touched(places: Iterable[ObjectLabel], size: tuple[int, int], shape: tuple[i
         size: Height and width of that image.
         shape: H, W of what is returned, which covers the same ground.
     """
-    touched_HW = np.zeros(shape, np.uint8)
+    touched_HW = np.zeros(shape, bool)
     scale = np.array([shape[1] / size[1], shape[0] / size[0]])
     for label in places:
         for ring in outline(label):
-            # OpenCV counts from the centres of pixels, and paints all that the border runs through.
-            points = np.reshape(np.asarray(ring, float), (-1, 2)) * scale - 0.5
-            fixed = np.round(points.clip(-1e6, 1e6) * 2**_SHIFT).astype(np.int32)
-            cv2.fillPoly(touched_HW, [fixed], 1, shift=_SHIFT)
-    return touched_HW.astype(bool)
+            points_N2 = (np.reshape(np.asarray(ring, float), (-1, 2)) * scale).clip(-1e6, 1e6)
+            (left, top), (right, bottom) = _range(points_N2, shape)
+            if left >= right or top >= bottom:
+                continue
+            # OpenCV counts from the centres of pixels, and paints all that the border runs through or along.
+            fixed_N2 = np.round((points_N2 - (left + 0.5, top + 0.5)) * 2**_SHIFT).astype(np.int32)
+            part = np.zeros((bottom - top, right - left), np.uint8)
+            cv2.fillPoly(part, [fixed_N2], 1, shift=_SHIFT)
+            touched_HW[top:bottom, left:right] |= part > 0
+    return touched_HW
+
+
+def _range(points_N2: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first column and row around some points, and those behind the last, inside an array."""
+    limit = (shape[1], shape[0])
+    first, behind = np.floor(points_N2.min(0)), np.ceil(points_N2.max(0))
+    return np.clip(first, 0, limit).astype(int), np.clip(behind, 0, limit).astype(int)
 
 
 def known_semantic(item: LabelledImage) -> np.ndarray:

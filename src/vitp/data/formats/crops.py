@@ -105,7 +105,9 @@ def cut(
             f"{about_whole} images: captions and scene class are about the whole image; crops have none",
         )
     if lost:
-        findings += (f"{lost} objects: less than {min_visible:.0%} of them is in any crop; difficult in all of them",)
+        findings += (
+            f"{lost} objects: less than {min_visible:.0%} of them is in any crop; difficult in all of them",
+        )
     return replace(labelled_set, items=crops, findings=findings)
 
 

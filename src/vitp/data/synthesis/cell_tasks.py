@@ -8,7 +8,7 @@ from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import format_cells, format_grid
 from vitp.data.synthesis.choosing import ask, draw, draw_absent, draw_present
 from vitp.data.synthesis.classes import NEVER_ASKED
-from vitp.data.synthesis.facts import BACKGROUND, UNKNOWN, Facts, Question
+from vitp.data.synthesis.facts import UNKNOWN, Facts, Question
 from vitp.data.synthesis.words import spoken
 
 COVER_STEP = 5
