@@ -12,6 +12,10 @@ import numpy as np
 
 from vitp.data.labels import IGNORE, LabelledImage, ObjectLabel
 
+FINE = 256
+"""Cells on the longer side, at least, on which places are drawn."""
+
+_AROUND = np.ones((3, 3), np.uint8)
 _SHIFT = 4
 """Binary digits that OpenCV keeps of a fraction of a pixel."""
 
@@ -35,20 +39,21 @@ def touched(places: Iterable[ObjectLabel], size: tuple[int, int], shape: tuple[i
         size: Height and width of that image.
         shape: H, W of what is returned, which covers the same ground.
     """
-    touched_HW = np.zeros(shape, bool)
-    scale = np.array([shape[1] / size[1], shape[0] / size[0]])
+    factor = max(1, FINE // max(shape))
+    fine = (shape[0] * factor, shape[1] * factor)
+    scale = np.array([fine[1] / size[1], fine[0] / size[0]])
+    touched_HW = np.zeros(fine, np.uint8)
     for label in places:
         for ring in outline(label):
             points_N2 = (np.reshape(np.asarray(ring, float), (-1, 2)) * scale).clip(-1e6, 1e6)
-            (left, top), (right, bottom) = _range(points_N2, shape)
-            if left >= right or top >= bottom:
-                continue
-            # OpenCV counts from the centres of pixels, and paints all that the border runs through or along.
-            fixed_N2 = np.round((points_N2 - (left + 0.5, top + 0.5)) * 2**_SHIFT).astype(np.int32)
-            part = np.zeros((bottom - top, right - left), np.uint8)
-            cv2.fillPoly(part, [fixed_N2], 1, shift=_SHIFT)
-            touched_HW[top:bottom, left:right] |= part > 0
-    return touched_HW
+            (left, top), (right, bottom) = _range(points_N2, fine)
+            if left < right and top < bottom:
+                # OpenCV counts from the centres of pixels, and leaves out some that a slanted border only grazes.
+                fixed_N2 = np.round((points_N2 - (left + 0.5, top + 0.5)) * 2**_SHIFT).astype(np.int32)
+                part = np.zeros((bottom - top, right - left), np.uint8)
+                cv2.fillPoly(part, [fixed_N2], 1, shift=_SHIFT)
+                touched_HW[top:bottom, left:right] |= np.asarray(cv2.dilate(part, _AROUND), np.uint8)
+    return np.asarray(touched_HW.reshape(shape[0], factor, shape[1], factor).any((1, 3)))
 
 
 def _range(points_N2: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

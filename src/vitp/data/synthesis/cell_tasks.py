@@ -92,7 +92,7 @@ def point(facts: Facts, rng: np.random.Generator) -> Question | None:
 
 def cover(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask for a class's share of the labelled pixels in percent, rounded to `COVER_STEP`."""
-    names = [n for n in facts.present if n in facts.shares]
+    names = [n for n in facts.present if facts.shares.get(n)]
     absent = [n for n in facts.absent if n in facts.shares]
     if absent and rng.random() < 0.15:
         name = draw_absent(facts, rng, absent)
