@@ -389,7 +389,7 @@ def test_coco_with_crowd_regions_is_pycocotools(
     theirs = coco_scores(hidden, found, CLASSES, kind=kind)  # type: ignore[arg-type]
     monkeypatch.undo()
     ours = coco_scores(hidden, found, CLASSES, kind=kind)  # type: ignore[arg-type]
-    assert ours.values["AP50"] > own.values["AP50"]
+    assert ours.values["AP50"] >= own.values["AP50"]
     for name, value in theirs.values.items():
         assert ours.values[name] == pytest.approx(value, abs=1e-12, nan_ok=True), name
 
