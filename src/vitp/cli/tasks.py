@@ -89,6 +89,7 @@ def evaluate(
     from vitp.files import write_json
     from vitp.tasks.build import task_of
     from vitp.tasks.data import labelled_only, open_labelled
+    from vitp.tasks.label_notes import label_notes, left_out_notes
 
     model, settings = open_model(run, override)
     labelled = open_labelled(data, fmt, **format_options(option))
@@ -99,7 +100,11 @@ def evaluate(
     if not len(labelled):
         raise ConfigError(f"has no {split} images", where=data, fix="choose another split with --split")
     task = task_of(model.name)
-    labelled = labelled_only(labelled, task.labels(model.description["head"]))
+    kind, findings = task.labels(model.description["head"]), labelled.findings
+    labelled = labelled_only(labelled, kind)
+    parts = {split: labelled}
+    for note in (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None)):
+        make_console().print(note, style="yellow", markup=False, highlight=False)
     scores = task.evaluate(model, labelled, settings)
     print_scores(scores, f"{model.name} on {labelled.name}, {split} ({scores.images} images)")
     if out is not None:

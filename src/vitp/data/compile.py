@@ -46,7 +46,7 @@ class SplitCounts:
         records: Instruction records; fewer than images when there was nothing to ask of some.
         turns: Questions.
         tasks: Questions of each task.
-        objects: Objects of each class.
+        objects: Objects of each class, difficult ones left out.
         scenes: Images of each scene class.
     """
 
@@ -60,7 +60,7 @@ class SplitCounts:
     def count(self, item: LabelledImage, tasks: tuple[str, ...] | None) -> None:
         """Add one image and the tasks that were asked of it (None: nothing could be asked)."""
         self.images += 1
-        self.objects.update(label.category for label in item.objects or ())
+        self.objects.update(label.category for label in item.objects or () if not label.difficult)
         if item.scene is not None:
             self.scenes[item.scene] += 1
         if tasks is not None:
@@ -122,7 +122,7 @@ def compile_labels(
         seed: Of the splits, the questions and, for generated scenes, the scenes.
         crop: Cut images into crops of this many pixels.
         overlap: Pixels that neighbouring crops share.
-        min_visible: Objects of which less of the area is in a crop are no labels of it.
+        min_visible: Objects of which less of the area is in a crop are difficult in it.
         empty: Training images (or crops) without objects at most, as a share of the training images; which ones stay
             follows from the seed.
         synthesis: What to ask.

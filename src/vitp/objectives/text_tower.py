@@ -20,7 +20,7 @@ from vitp.data.labels import LabelledImage
 from vitp.data.plain_text import PlainText
 from vitp.data.records import IMAGE_MARK
 from vitp.data.sources import open_sources
-from vitp.data.synthesis.classes import SetClasses
+from vitp.data.synthesis.classes import SetClasses, countable
 from vitp.data.synthesis.facts import Facts, Limits
 from vitp.data.synthesis.image_tasks import caption
 from vitp.errors import DataError
@@ -132,8 +132,8 @@ class LanguageTextTower(nn.Module):
 
 
 def has_caption(item: LabelledImage) -> bool:
-    """Return whether something can be said about an image: a caption, a class, objects or a mask are labelled."""
-    return bool(item.captions or item.scene or item.objects or item.semantic is not None)
+    """Return whether something can be said of an image: a caption, a class, a mask or objects that can be counted."""
+    return bool(item.captions or item.scene or item.semantic is not None or countable(item))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vitp.data.formats import read_labels
+from vitp.data.ignored import outline
 from vitp.data.images import image_size, load_planes
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.data.pixels import LARGE_PIXELS
@@ -32,6 +33,9 @@ LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "se
 the class of each pixel, or what changed between two dates."""
 
 CHANGE_CLASSES = ("unchanged", "changed")
+UNKNOWN = -1.0
+"""In `Target.classes_C`: whether the image holds the class can't be told."""
+
 OUTSIDE_TOLERANCE = 1.0
 """Pixels that a box may reach over the border: annotation tools round."""
 
@@ -211,7 +215,8 @@ class LabelReader:
             return self._pair(sample, item)
         if self.kind == "scene":
             return replace(sample, classes_K=self._scene(item))
-        return replace(sample, objects=tuple(self._checked(item, label) for label in item.objects or ()))
+        objects = tuple(self._checked(item, label) for label in item.objects or ())
+        return replace(sample, objects=objects, ignored=item.ignored)
 
     def _pair(self, sample: Sample, item: LabelledImage) -> Sample:
         assert item.second_image is not None and item.change is not None
@@ -257,7 +262,7 @@ class LabelReader:
                 where=f"image {item.id}",
                 fix="mend the label or compile the set again",
             )
-        if self.kind == "instances" and not label.polygons:
+        if self.kind == "instances" and not label.polygons and not label.difficult:
             raise DataError(
                 f"a {label.category} has no outline, only a box",
                 where=f"image {item.id}",
@@ -272,24 +277,42 @@ class LabelReader:
         if self.kind == "scene":
             return Target(classes_C=sample.classes_K)
         labels = [label for label in sample.objects or () if _has_area(label, sample.size)]
+        ignored = [label for label in sample.ignored if _has_area(label, sample.size)]
         numbers_N = torch.tensor([self.classes.index(o.category) for o in labels], dtype=torch.int64)
+        difficult_N = torch.tensor([label.difficult for label in labels], dtype=torch.bool)
         if self.kind == "presence":
-            return Target(classes_C=torch.zeros(len(self.classes)).index_fill_(0, numbers_N, 1.0))
-        boxes_N4 = _numbers([label.box for label in labels], 4)
-        height, width = sample.size
-        boxes_N4 = torch.minimum(boxes_N4.clamp(min=0), torch.tensor([width, height, width, height]).float())
+            classes_C = torch.full((len(self.classes),), UNKNOWN if ignored else 0.0)
+            classes_C[numbers_N[difficult_N]] = UNKNOWN
+            classes_C[numbers_N[~difficult_N]] = 1.0
+            return Target(classes_C=classes_C)
         target = Target(
-            boxes_N4=boxes_N4,
+            boxes_N4=_boxes(labels, sample.size),
             labels_N=numbers_N,
-            difficult_N=torch.tensor([label.difficult for label in labels], dtype=torch.bool),
+            difficult_N=difficult_N,
+            ignored_M4=_boxes(ignored, sample.size),
         )
         if self.kind == "oriented":
-            return replace(target, quads_N8=_numbers([label.quad or _corners(label) for label in labels], 8))
+            return replace(target, quads_N8=_quads(labels), ignored_M8=_quads(ignored))
         if self.kind == "instances":
-            masks = [rasterise(label.polygons, sample.size) for label in labels]
-            masks_NHW = np.stack(masks) if masks else np.zeros((0, *sample.size), np.uint8)
-            return replace(target, masks_NHW=torch.from_numpy(masks_NHW))
+            return replace(
+                target, masks_NHW=_masks(labels, sample.size), ignored_MHW=_masks(ignored, sample.size)
+            )
         return target
+
+
+def _boxes(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
+    height, width = size
+    boxes_N4 = _numbers([label.box for label in labels], 4)
+    return torch.minimum(boxes_N4.clamp(min=0), torch.tensor([width, height, width, height]).float())
+
+
+def _quads(labels: Sequence[ObjectLabel]) -> Tensor:
+    return _numbers([label.quad or _corners(label) for label in labels], 8)
+
+
+def _masks(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
+    masks = [rasterise(outline(label), size) for label in labels]
+    return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), np.uint8))
 
 
 def _has_area(label: ObjectLabel, size: tuple[int, int]) -> bool:

@@ -39,6 +39,7 @@ from vitp.tasks.data import (
     open_labelled,
     task_splits,
 )
+from vitp.tasks.label_notes import label_notes, left_out_notes
 from vitp.tasks.validation import Validation, apply_best
 from vitp.version import __version__
 
@@ -154,12 +155,13 @@ class FinetuneResult:
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """The parts of a run, ready for the engine."""
+    """The parts of a run, ready for the engine; `notes` are lines on what its labels can't teach or score."""
 
     config: FinetuneConfig
     model: TaskModel
     source: TaskSource
     splits: Mapping[str, LabelledSet]
+    notes: tuple[str, ...] = ()
 
     @property
     def test(self) -> TestSettings:
@@ -207,11 +209,11 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
             fix="choose a larger share, or 1",
         )
     splits["train"] = draw_labels(train, config.data.labels, config.seed)
+    classes = classes_of(labelled, kind)
+    notes = (*left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes))
     config = config.model_copy(update={"train": config.train.of(len(splits["train"]))})
     backbone = open_backbone(config.backbone, config.seed)
-    model = build_model(
-        config.task, backbone, classes_of(labelled, kind), config.neck, config.head, seed=config.seed
-    )
+    model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
     source = TaskSource(
@@ -222,7 +224,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         size=model.input_size,
         augmentation=_augmentation(config, kind),
     )
-    return FinetuneRun(config, model, source, splits)
+    return FinetuneRun(config, model, source, splits, notes)
 
 
 def _input_size(wanted: InputSize | None, side: int) -> InputSize:
@@ -283,6 +285,10 @@ def run_finetune(
 def _train(config: FinetuneConfig, out: Path, resume: bool, console: Console | None) -> FinetuneResult:
     run = build_run(config)
     config = run.config
+    console = console or Console()
+    if distributed.rank() == 0:
+        for note in run.notes:
+            console.print(note, style="yellow", markup=False, highlight=False)
     evaluate = task_of(config.task).evaluate
     validation = Validation(
         run.splits["val"], evaluate, run.test, config.train.val_every, config.data.max_val_images, out

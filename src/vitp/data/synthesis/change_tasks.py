@@ -177,10 +177,10 @@ def only_in_first(first: tuple[ObjectLabel, ...], second: tuple[ObjectLabel, ...
 def change_objects(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask which objects appeared or disappeared: "two ships, one crane", or "nothing".
 
-    Needs the objects of both dates; pairs with difficult objects are not asked.
+    Needs the objects of both dates; pairs with difficult objects or ignored places are not asked.
     """
     item = facts.item
-    if item.objects is None or item.later_objects is None:
+    if item.objects is None or item.later_objects is None or item.ignored:
         return None
     if any(
         o.difficult or not is_usable(o.box, item.width, item.height)
