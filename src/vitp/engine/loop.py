@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vitp.engine import checkpoint, distributed, sharding
+from vitp.engine import checkpoint, distributed, recovery, sharding
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.evidence import VisionEvidence, summary
@@ -28,6 +28,7 @@ from vitp.engine.logging import Meter, RunLog, memory_gb
 from vitp.engine.numerics import amp_dtype, autocast, numerics, seed_step
 from vitp.engine.optim import (
     build_optimizer,
+    changed_rate,
     check_groups,
     check_trainable,
     describe_parts,
@@ -38,7 +39,7 @@ from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted, StopSignals
 from vitp.errors import ConfigError, VitpError, did_you_mean
 from vitp.files import atomic_dir
-from vitp.objectives.base import BatchSource, Objective
+from vitp.objectives.base import BatchSource, Objective, is_of_source
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ class Trainer:
     def is_main(self) -> bool:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
+
+    @property
+    def saved_step(self) -> int | None:
+        """Step of the newest checkpoint, which may still be being written; None before the first."""
+        return self._saved_step
 
     # The spine.
 
@@ -217,6 +223,9 @@ class Trainer:
         return self.loss_weights.get(name, 1.0)
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
+        # Files are hashed for it: once a run, and by one process.
+        own = self._on_main(self.source.fingerprint)
+        self._fingerprint = str(distributed.gather(own)[0])
         self._load_or_start()
         self._model: Any = self._trained if self.sharded else distributed.wrap(self.objective)
         stack.callback(self._saver.close)
@@ -268,8 +277,17 @@ class Trainer:
             raise VitpError(
                 "already holds a run", where=str(self.run_dir), fix="resume it, or name another folder"
             )
-        fingerprint = self.source.fingerprint()
-        state = checkpoint.load(path, fingerprint, self._trained, self.optimizer, self._names)
+        if self.is_main:
+            self._notes += self.evidence.mend()
+        found = recovery.load_newest(
+            self.run_dir,
+            lambda saved: is_of_source(saved, self.source, self._fingerprint),
+            self._trained,
+            self.optimizer,
+            self._names,
+        )
+        assert found is not None
+        state = found.state
         if state.step > self.config.steps:
             raise ConfigError(
                 f"the run has {state.step} steps behind it, more than the {self.config.steps} asked for",
@@ -279,8 +297,26 @@ class Trainer:
         self.step = self._saved_step = state.step
         self._counters = state.counters
         self.evidence.load_state(state.evidence)
-        self._notes.append(f"resumed {path}")
+        self._notes += [*found.notes, f"resumed {found.path}"]
         self._notes += checkpoint.changed_settings(state.settings, self._settings())
+        self._notes += self._changed_schedules(state)
+
+    def _changed_schedules(self, state: RunState) -> list[str]:
+        """Return what it means for the steps done that the run has another length now."""
+        before = state.settings.get("train", {}).get("steps")
+        if not isinstance(before, int) or before == self.config.steps:
+            return []
+        notes = []
+        if note := changed_rate(
+            state.settings.get("optim", {}), before, self.optim, self.config.steps, state.step
+        ):
+            notes.append(f"WARNING: {note}")
+        if self.objective.scheduled:
+            names = " and ".join(self.objective.scheduled)
+            notes.append(
+                f"WARNING: {names} follow the {self.config.steps} steps from here on, {before} before"
+            )
+        return notes
 
     def _settings(self) -> dict[str, Any]:
         # As JSON, so that they compare with what a checkpoint holds.
@@ -397,7 +433,7 @@ class Trainer:
         if self._saved_step != self.step:
             state = RunState(
                 self.step,
-                self.source.fingerprint(),
+                self._fingerprint,
                 self._counters,
                 self.evidence.state(),
                 self._settings(),
@@ -407,6 +443,11 @@ class Trainer:
         if wait:
             self._saver.finish()
         return checkpoint.folder(self.run_dir, self.step)
+
+    def say(self, text: str) -> None:
+        """Print one line on rank 0."""
+        if self._log is not None:
+            self._log.say(text)
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers that a hook measured to `metrics.jsonl` and TensorBoard; nothing on other ranks than 0."""
