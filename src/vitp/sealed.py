@@ -16,8 +16,9 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -117,14 +118,13 @@ def read_safetensors(
     Raises:
         DamagedError: It is missing, cut off, or was changed.
     """
-    known = check(path, fix=fix)
     try:
         with safe_open(path, framework="pt", device=device) as file:
             names = [name for name in file.keys() if wanted is None or wanted(name)]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise _not_whole(path, error, fix) from error
-    if ours and not known:
+    if not check(path, fix=fix) and ours:
         tell_unknown(path)
     return tensors
 
@@ -162,7 +162,7 @@ def check(path: Path, *, fix: str = "copy it again") -> bool:
     return True
 
 
-def _check_own(path: Path, file: BinaryIO, fix: str) -> bool:
+def _check_own(path: Path, file: FileIO | BufferedReader, fix: str) -> bool:
     """Compare a file with the digest in its header, if it has one."""
     size = path.stat().st_size
     length = int.from_bytes(file.read(8), "little")

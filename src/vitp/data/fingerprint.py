@@ -126,7 +126,7 @@ def _facts(value: Any, look: bool) -> Any:
     if isinstance(value, str | Path):
         return _text_or_file(str(value), look)
     if isinstance(value, np.ndarray):
-        return [str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value)).hexdigest()]
+        return [str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [type(value).__name__, *_fields(value, look)]
     if isinstance(value, functools.partial):
