@@ -86,7 +86,7 @@ def remove_leftovers(run_dir: Path) -> None:
     if not run_dir.is_dir():
         return
     recover(run_dir / "model")
-    for parent in (run_dir, *(path for path in run_dir.iterdir() if path.is_dir())):
+    for parent in (run_dir, run_dir / "checkpoints", run_dir / "best"):
         for pattern in (".*.tmp", ".*.tmp.*", ".*.old"):
             for path in parent.glob(pattern):
                 remove(path)
