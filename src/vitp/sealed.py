@@ -213,12 +213,13 @@ def read_sums(folder: Path, *, fix: str = "copy it again") -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        rows = [_SUM.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        *lines, end = path.read_bytes().decode().split("\n")
     except OSError as error:
         raise unreadable(path, error, fix) from error
     except UnicodeDecodeError as error:
         raise DamagedError(f"can't be read ({error})", where=str(path), fix=fix) from error
-    if not rows or None in rows:
+    rows = [_SUM.fullmatch(line) for line in lines]
+    if not rows or None in rows or end:
         raise DamagedError("is no list of digests", where=str(path), fix=fix)
     return {row[2]: row[1] for row in rows if row is not None}
 

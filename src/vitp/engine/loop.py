@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ from torch import Tensor
 from vitp.engine import checkpoint, distributed, recovery, sharding
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.distributed import RankReport
 from vitp.engine.evidence import VisionEvidence, summary
 from vitp.engine.gradients import Gradients
 from vitp.engine.hooks import Hook, StepMetrics, TrainResult
 from vitp.engine.loading import StepLoader, to_device
 from vitp.engine.logging import Meter, RunLog, memory_gb
-from vitp.engine.numerics import amp_dtype, autocast, numerics, seed_step
+from vitp.engine.numerics import amp_dtype, autocast, numerics, seed_step, what_is_not_finite
 from vitp.engine.optim import (
     build_optimizer,
-    changed_rate,
     check_groups,
     check_trainable,
     describe_parts,
@@ -40,17 +40,6 @@ from vitp.engine.stopping import Interrupted, StopSignals
 from vitp.errors import ConfigError, VitpError, did_you_mean
 from vitp.files import atomic_dir
 from vitp.objectives.base import BatchSource, Objective, is_of_source
-
-
-@dataclass(frozen=True)
-class _RankReport:
-    """What the ranks tell each other before a step: its size, and whether someone has to stop."""
-
-    counts: dict[str, float]
-    work: dict[str, float]
-    stop: int | None
-    error: VitpError | None
-    saved: bool
 
 
 class Trainer:
@@ -299,31 +288,16 @@ class Trainer:
         self.evidence.load_state(state.evidence)
         self._notes += [*found.notes, f"resumed {found.path}"]
         self._notes += checkpoint.changed_settings(state.settings, self._settings())
-        self._notes += self._changed_schedules(state)
-
-    def _changed_schedules(self, state: RunState) -> list[str]:
-        """Return what it means for the steps done that the run has another length now."""
-        before = state.settings.get("train", {}).get("steps")
-        if not isinstance(before, int) or before == self.config.steps:
-            return []
-        notes = []
-        if note := changed_rate(
-            state.settings.get("optim", {}), before, self.optim, self.config.steps, state.step
-        ):
-            notes.append(f"WARNING: {note}")
-        if self.objective.scheduled:
-            names = " and ".join(self.objective.scheduled)
-            notes.append(
-                f"WARNING: {names} follow the {self.config.steps} steps from here on, {before} before"
-            )
-        return notes
+        self._notes += recovery.changed_schedules(
+            state, self.optim, self.config.steps, self.objective.scheduled
+        )
 
     def _settings(self) -> dict[str, Any]:
         # As JSON, so that they compare with what a checkpoint holds.
         optim, train = self.optim.model_dump(mode="json"), self.config.model_dump(mode="json")
         return {"optim": optim, "train": train, "world": self.world}
 
-    def _next_batches(self) -> tuple[list[Any], _RankReport]:
+    def _next_batches(self) -> tuple[list[Any], RankReport]:
         """Return this rank's micro-batches of the next step and the sum over ranks of what they hold."""
         batches: list[Any] = []
         counts: dict[str, float] = {}
@@ -335,7 +309,7 @@ class Trainer:
             work = distributed.sum_dicts(self.objective.work(batch) for batch in batches)
         except VitpError as caught:
             error = caught
-        own = _RankReport(counts, work, self._signals.received, error, self._saver.ready)
+        own = RankReport(counts, work, self._signals.received, error, self._saver.ready)
         reports = distributed.gather(own)
         if self._saver.pending and all(report.saved for report in reports):
             self._saver.finish()
@@ -395,20 +369,9 @@ class Trainer:
     def _refuse_step(self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]) -> None:
         """Throw the gradients away, save the last good state if it is not saved yet, and raise."""
         self.optimizer.zero_grad()
-        bad_M = ~torch.isfinite(losses_MK).all(1)
-        suspects = [batch for batch, bad in zip(batches, bad_M.tolist(), strict=True) if bad]
-        loss_is_bad = not all(math.isfinite(loss) for loss in losses.values())
-        names = [
-            name
-            for batch in (suspects if loss_is_bad else batches)
-            for name in getattr(batch, "record_names", ()) or ()
-        ]
+        what, suspects = what_is_not_finite(batches, losses_MK, losses)
+        names = [name for batch in suspects for name in getattr(batch, "record_names", ()) or ()]
         names = [name for of_rank in distributed.gather(names) for name in of_rank]
-        if loss_is_bad:
-            what = ", ".join(f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss))
-            what = f"the loss {what}"
-        else:
-            what = "the gradient is not finite"
         # Running statistics (batch norm) see a batch before its loss does.
         if sharding.all_finite(self._trained):
             kept = f"the state before it is saved in {self.save()}"

@@ -14,6 +14,8 @@ from torch import nn
 
 from vitp.engine import checkpoint, distributed
 from vitp.engine.checkpoint import RunState
+from vitp.engine.config import OptimConfig
+from vitp.engine.optim import changed_rate
 from vitp.errors import CheckpointError, DamagedError, VitpError
 
 Value = TypeVar("Value")
@@ -84,6 +86,28 @@ def load_newest(
         checkpoint.apply(path, saved, model, optimizer, names)
         return Resumed(path, state, _put_aside(damaged, path))
     raise _none_is_whole(run_dir, damaged)
+
+
+def changed_schedules(state: RunState, optim: OptimConfig, steps: int, scheduled: Sequence[str]) -> list[str]:
+    """Return lines about what it means for the steps done that a run has another length now.
+
+    Args:
+        state: Of the checkpoint that the run goes on from.
+        optim: Optimizer and schedule now.
+        steps: Length now.
+        scheduled: What of the objective follows a schedule over all steps.
+    """
+    before = state.settings.get("train", {}).get("steps")
+    if not isinstance(before, int) or before == steps:
+        return []
+    notes = []
+    if note := changed_rate(state.settings.get("optim", {}), before, optim, steps, state.step):
+        notes.append(f"WARNING: {note}")
+    if scheduled:
+        notes.append(
+            f"WARNING: {' and '.join(scheduled)} follow the {steps} steps from here on, {before} before"
+        )
+    return notes
 
 
 def _together(action: Callable[..., Value], *arguments: Any) -> Value:
