@@ -156,4 +156,6 @@ def test_no_flipped_bit_of_a_list_is_overlooked(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read_is_no_damage(tmp_path: Path) -> None:
     error = sealed.unreadable(tmp_path / "x", PermissionError(13, "Permission denied"), "copy it")
     assert type(error) is CheckpointError and "permissions" in str(error)
-    assert type(sealed.unreadable(tmp_path / "x", OSError(5, "Input/output error"), "copy it")) is DamagedError
+    assert (
+        type(sealed.unreadable(tmp_path / "x", OSError(5, "Input/output error"), "copy it")) is DamagedError
+    )
