@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from vitp.models.positions import PositionMethod
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VLMConfig
+from vitp.sealed import check_sum, read_safetensors, read_sums
 from vitp.weights import hub
 from vitp.weights.checkpoint import EXTRA, Hints, read_config
 from vitp.weights.open import open_tower
@@ -216,6 +217,8 @@ def inspect_export(
 ) -> VerifyReport:
     """Return the report of `verify_export`, failed comparisons included."""
     folder = Path(folder)
+    if (folder / GRAPH_DESCRIPTION).is_file():
+        return VerifyReport(folder, (_graph_digests(folder),))
     verifier = _Verifier(folder, tolerance)
     steps: list[tuple[str, Callable[[], str]]] = [
         ("files", verifier.files),
@@ -235,6 +238,18 @@ def inspect_export(
             if name == "files":
                 break
     return VerifyReport(folder, tuple(checks))
+
+
+def _graph_digests(folder: Path) -> Check:
+    """Compare the files of a graph with the digests beside them; its features were compared when it was made."""
+    try:
+        sums = read_sums(folder)
+        for name, digest in sums.items():
+            check_sum(folder / name, digest, fix="copy or export it again")
+    except VitpError as error:
+        return Check("files of the graph", False, str(error))
+    detail = f"{len(sums)} files as written" if sums else "made by a version that wrote no digests"
+    return Check("files of the graph", bool(sums), detail)
 
 
 class _Verifier:
@@ -399,14 +414,8 @@ def _tower_of_vlm(folder: Path) -> VisionTower:
             fix=f"name a folder that vitp wrote; an export needs its {fmt.DESCRIPTION}",
         ) from error
     weights_file = folder / pretrained.WEIGHTS
-    try:
-        with safe_open(weights_file, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith("vision.")]  # noqa: SIM118
-            weights = {name.removeprefix("vision."): file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"is no whole safetensors file ({error})", where=str(weights_file), fix="copy it again"
-        ) from error
+    found = read_safetensors(weights_file, lambda name: name.startswith("vision."), ours=True)
+    weights = {name.removeprefix("vision."): tensor for name, tensor in found.items()}
     tower = VisionTower(config.vision)
     pretrained.load_weights(tower, weights, where=str(weights_file))
     return tower.eval()

@@ -25,7 +25,7 @@ from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.engine.loop import Trainer
-from vitp.errors import ConfigError
+from vitp.errors import ConfigError, DamagedError
 from vitp.files import write_json
 from vitp.models.compute import ComputeConfig, configure
 from vitp.models.flops import forward_flops, language_shape, vision_flops
@@ -35,8 +35,9 @@ from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.preserving import PreserveConfig, preserving
 from vitp.objectives.prior_weights import PriorConfig, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.vitp import ViTPObjective
-from vitp.pretrained import LoadedVLM, load_tokenizer, load_vlm
+from vitp.pretrained import WEIGHTS, LoadedVLM, load_tokenizer, load_vlm
 from vitp.run_folder import claimed
+from vitp.sealed import check
 
 
 class ModelSettings(BaseModel):
@@ -326,10 +327,23 @@ def _train(config: PretrainConfig, run_dir: Path, resume: bool, console: Console
     return trainer.train()
 
 
+def _is_done(folder: Path, console: Console | None) -> bool:
+    """Return whether a phase has left its model, whole; of a damaged one its checkpoints make another. Collective."""
+    done, weights = False, folder / "model" / WEIGHTS
+    if distributed.rank() == 0 and weights.parent.is_dir():
+        try:
+            check(weights)
+            done = True
+        except DamagedError as error:
+            note = f"WARNING: {error.where} {error.what}: the phase is made again from its last checkpoint"
+            (console or Console()).print(note, markup=False, soft_wrap=True)
+    return distributed.gather(done)[0]
+
+
 def _align(config: PretrainConfig, run_dir: Path, console: Console | None) -> PretrainConfig:
     """Run the alignment phase in `run_dir/align` unless it is done; return the run that starts from it."""
     folder = run_dir / "align"
-    if not (folder / "model").is_dir():
+    if not _is_done(folder, console):
         phase = config.model_copy(
             update={
                 "model": config.model.model_copy(update={"freeze": [*config.model.freeze, "vision"]}),
@@ -352,7 +366,7 @@ def _fit_reference(config: PretrainConfig, run_dir: Path, console: Console | Non
     if config.prior.alpha == 0 or config.prior.reference is not None:
         return config
     folder = run_dir / "prior"
-    if not (folder / "model").is_dir():
+    if not _is_done(folder, console):
         phase = config.model_copy(
             update={
                 "prior": PriorConfig(),

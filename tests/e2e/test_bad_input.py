@@ -309,7 +309,7 @@ def test_a_damaged_checkpoint_is_refused(copy: Path, name: str) -> None:
     cut_short(file)
     before = snapshot(copy / "checkpoints")
     error = refused("pretrain", "--resume", "--out", copy)
-    assert name in error and "remove this checkpoint to use the one before it" in error
+    assert name in error and "is damaged" in error
     assert snapshot(copy / "checkpoints") == before
 
 

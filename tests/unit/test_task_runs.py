@@ -30,7 +30,7 @@ from vitp.tasks.build import (
 )
 from vitp.tasks.finetune import FinetuneConfig, build_run, run_finetune
 from vitp.tasks.runs import load_task
-from vitp.tasks.validation import BEST_FILE, CURVE_FILE
+from vitp.tasks.validation import CURVE_FILE, best_weights
 
 VISION = {"arguments": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": 32}
 QUIET = Console(quiet=True)
@@ -225,10 +225,9 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
     assert steps == [2, 4, 6]
     best = max(row[1] for row in found["curve"])
     assert result.step == next(step for step, value in found["curve"] if value == best) == found["best"][0]
-    kept, written = (
-        load_file(tmp_path / "run" / BEST_FILE),
-        load_file(tmp_path / "run" / "model" / "model.safetensors"),
-    )
+    file = best_weights(tmp_path / "run", result.step)
+    assert file is not None
+    kept, written = load_file(file), load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(torch.equal(kept[name], written[name]) for name in written)
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores["step"] == result.step and scores["split"] == "test" and scores["images"] == 4

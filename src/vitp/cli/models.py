@@ -197,6 +197,7 @@ def ask(
     from vitp.data.images import load_image
     from vitp.pretrain import sequence_of
     from vitp.pretrained import load_vlm
+    from vitp.targets import check_file
 
     if len(arguments) < 2:
         raise ConfigError(
@@ -205,6 +206,8 @@ def ask(
             fix='write: vitp ask RUN IMAGE "question"',
         )
     *images, question = arguments
+    if draw is not None:
+        check_file(draw, "PNG", inputs=images)
     loaded = load_vlm(model)
     assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles or sequence_of(model).max_tiles)
     answer = assistant.answer(
@@ -243,7 +246,10 @@ def probe(
     from vitp.evaluation.probe_data import probe_data
     from vitp.evaluation.probes import probe_outcomes
     from vitp.files import write_json
+    from vitp.targets import check_file
 
+    if out is not None:
+        check_file(out, "JSON")
     amount = None if labels is None else (labels if labels < 1 else int(labels))
     labelled = read_labels(data)
     console, results = make_console(), {}

@@ -319,7 +319,9 @@ def picture_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, Image.Image
         ]
         top = first * grid.height
         height = min(last * grid.height, page.size[1]) - top
-        entries = {tag: page.entries[tag] for tag in page.entries if tag not in (SUBFILE, OLD_SUBFILE, ORIENTATION)}
+        entries = {
+            tag: page.entries[tag] for tag in page.entries if tag not in (SUBFILE, OLD_SUBFILE, ORIENTATION)
+        }
         entries |= {HEIGHT: _entry(page, 4, height)}
         if page.photometric == 4:  # Pillow knows no pages of masks
             entries |= {PHOTOMETRIC: _entry(page, 3, 1)}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp.data.fingerprint import fingerprint, labels_digest
 from vitp.data.formats import read_labels
 from vitp.data.ignored import outline
 from vitp.data.images import image_size, load_planes
@@ -399,7 +400,11 @@ class TaskSource:
         )
 
     def fingerprint(self) -> str:
-        """Return a hash of the set and all options that decide the batches."""
+        """Return a hash of images, labels and all options that decide the batches; see `vitp.data.fingerprint`."""
+        return fingerprint(self.former_fingerprint(), [labels_digest(self.reader.labelled)])
+
+    def former_fingerprint(self) -> str:
+        """Return the hash without that of labels and image files."""
         labelled = self.reader.labelled
         # Items of a lazy set are rendered when touched: a few of them stand for all.
         eager = isinstance(labelled.items, list | tuple)

@@ -8,6 +8,7 @@
     OUT/label/NAME.png          255 where something changed                      (change)
     OUT/predictions.csv         probability of each class                        (classification)
     OUT/pictures/NAME.png       drawn over the image
+    OUT/vitp_predictions.json   which NAME stands for which image, and which images were left out
 
 Shapes: N objects, C classes, H × W pixels.
 """
@@ -79,14 +80,14 @@ def surest(prediction: Prediction, threshold: float) -> Prediction:
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
     """Return a file name without suffix for each path; equal ones get numbers."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for path in paths:
         stem, number = Path(path).stem, 2
         name = stem
         while name in names:
             name, number = f"{stem}-{number}", number + 1
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
 
 
 def write_coco(path: Path, found: Sequence[Named], classes: Sequence[str]) -> None:

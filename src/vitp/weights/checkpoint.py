@@ -211,7 +211,7 @@ def _read_vitp(folder: Path, source: str, config: Mapping[str, Any], vision_only
             "is no configuration of a vitp model", where=str(folder / CONFIG), fix="export or train it anew"
         ) from error
     wanted = _vision_names(layouts.VISION) if vision_only else _everything
-    weights = read_tensors(weights_file(folder), wanted)
+    weights = read_tensors(weights_file(folder), wanted, ours=True)
     return Checkpoint(source, "vitp", vlm.vision, weights, vlm, vocabulary, folder)
 
 
