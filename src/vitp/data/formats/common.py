@@ -170,7 +170,9 @@ class SetBuilder:
         other = self._files.setdefault((facts.st_dev, facts.st_ino), place)
         if other != place:
             raise DataError(
-                f"is the same file as {other}", where=place, fix="keep one of them, with one split and one label"
+                f"is the same file as {other}",
+                where=place,
+                fix="keep one of them, with one split and one label",
             )
 
     def build(

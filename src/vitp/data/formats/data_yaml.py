@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -56,9 +56,7 @@ class DataYaml:
                 )
         count = self.content.get("nc")
         if isinstance(count, str) and count.strip().isdecimal() and int(count) != len(names):
-            self._refuse(
-                f"there are {len(names)} names, but nc says {count}", "mend the one that is wrong"
-            )
+            self._refuse(f"there are {len(names)} names, but nc says {count}", "mend the one that is wrong")
         return tuple(name.strip() for name in names)
 
     def splits(self) -> dict[str, list[str]]:
@@ -68,7 +66,11 @@ class DataYaml:
             DataError: An entry is neither text nor a list of texts.
         """
         found: dict[str, list[str]] = {}
-        for split, keys in (("train", ("train",)), ("val", ("val", "valid", "validation")), ("test", ("test",))):
+        for split, keys in (
+            ("train", ("train",)),
+            ("val", ("val", "valid", "validation")),
+            ("test", ("test",)),
+        ):
             value = next((self.content[key] for key in keys if self.content.get(key) is not None), None)
             if value is None:
                 continue
@@ -123,7 +125,7 @@ class DataYaml:
             self._refuse(f"class {missing} is missing", "number the classes from 0 on without gaps")
         return [numbers[i] for i in range(len(numbers))]
 
-    def _refuse(self, what: str, fix: str, item: str = "") -> None:
+    def _refuse(self, what: str, fix: str, item: str = "") -> NoReturn:
         raise DataError(what, where=f"{self.path}: names{item}", fix=fix)
 
 
@@ -136,7 +138,7 @@ def read_data_yaml(path: Path) -> DataYaml:
     text = read_text(path)
     try:
         parse_yaml(text)  # bounds what aliases may expand to
-        content = yaml.load(text, Loader=_TextLoader)  # noqa: S506 - it makes text, lists and mappings only
+        content = yaml.load(text, Loader=_TextLoader)
     except yaml.YAMLError as error:
         raise DataError(f"is not YAML ({error})", where=str(path), fix="mend the file") from error
     if not isinstance(content, dict):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitp.data.formats import captions, coco, dota, masks, pairs, voc, yolo
+from vitp.data.formats import captions, coco_files, dota, masks, pairs, voc, yolo
 from vitp.data.formats.common import list_images, paired_folders, split_folders
 from vitp.data.formats.label_files import first_rows, label_places
 from vitp.data.images import IMAGE_SUFFIXES
@@ -60,7 +60,7 @@ def _is_voc(root: Path) -> bool:
 
 
 def _is_coco_folder(root: Path) -> bool:
-    return any(_is_coco(path) for path in coco.annotation_files(root))
+    return any(_is_coco(path) for path in coco_files.annotation_files(root))
 
 
 def _is_pairs(root: Path) -> bool:

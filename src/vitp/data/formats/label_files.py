@@ -74,7 +74,9 @@ def first_rows(places: Sequence[Place], not_labels: Collection[str]) -> list[lis
     for place in places:
         images = {image.relative_to(place.images).with_suffix("") for image in images_below(place.images)}
         files = (place.labels / name.with_suffix(name.suffix + ".txt") for name in sorted(images))
-        rows = (words for path in files if path.is_file() and path.name not in not_labels for words in _rows(path))
+        rows = (
+            words for path in files if path.is_file() and path.name not in not_labels for words in _rows(path)
+        )
         found.append(next(rows, []))
     return found
 

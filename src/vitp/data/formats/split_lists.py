@@ -204,9 +204,9 @@ def _note_missing(missing: Sequence[SplitEntry], note: _Note) -> None:
     for entry in missing:
         by_file[entry.where.rpartition(":")[0]].append(entry)
     for file, entries in by_file.items():
-        count = len(entries)
-        note(file, f'{count:,} {"entry means" if count == 1 else "entries mean"} no labelled image of the set')
-        note(entries[0].where, f'"{entries[0].name}" is no labelled image of the set')
+        count = f"{len(entries):,} {'entry means' if len(entries) == 1 else 'entries mean'}"
+        first = f"{entries[0].where.rpartition(':')[2]}: {entries[0].name}"
+        note(file, f"{count} no labelled image of the set (the first in row {first})")
 
 
 def _plain(name: str) -> str:

@@ -16,7 +16,6 @@ from vitp.data.formats.common import (
     split_folders,
     split_in,
 )
-from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.label_files import Place, files_below, images_below
 from vitp.data.formats.voc_shapes import shape_of
 from vitp.data.images import IMAGE_SUFFIXES

@@ -75,9 +75,7 @@ def _corners(centre: Sequence[float], path: str, name: str, degrees: bool) -> tu
     turn = math.radians(angle) if degrees else angle
     cos, sin = math.cos(turn), math.sin(turn)
     offsets = ((-w / 2, -h / 2), (w / 2, -h / 2), (w / 2, h / 2), (-w / 2, h / 2))
-    return tuple(
-        value for x, y in offsets for value in (cx + cos * x - sin * y, cy + sin * x + cos * y)
-    )
+    return tuple(value for x, y in offsets for value in (cx + cos * x - sin * y, cy + sin * x + cos * y))
 
 
 def _polygons(node: ElementTree.Element, path: str, name: str) -> tuple[tuple[float, ...], ...]:
@@ -95,6 +93,8 @@ def _polygons(node: ElementTree.Element, path: str, name: str) -> tuple[tuple[fl
             rings.append(tuple(float(text or "") for point in points for text in point))
         except ValueError as error:
             raise DataError(
-                f"{name} has a polygon that can't be read", where=path, fix="give x and y of each corner as numbers"
+                f"{name} has a polygon that can't be read",
+                where=path,
+                fix="give x and y of each corner as numbers",
             ) from error
     return tuple(ring for ring in rings if len(ring) >= 6)

@@ -140,7 +140,9 @@ def _labels(builder: SetBuilder, yaml: DataYaml | None) -> list[LabelFile]:
     lists, gone = _entries(root, yaml)
     if not named and not lists:
         if gone and yaml is not None:
-            builder.understand(f"{yaml.path.name}: {gone[0]} isn't there; the splits are those of the folders")
+            builder.understand(
+                f"{yaml.path.name}: {gone[0]} isn't there; the splits are those of the folders"
+            )
         return labels
     assert yaml is not None
     for entry in gone:

@@ -116,7 +116,9 @@ def form_of(rows: Rows, found: Survey, keypoints: tuple[int, int] | None) -> Row
     if long == [9]:
         said = "rows of 9 columns: oriented boxes (rows=polygons reads them as outlines of four corners)"
         return RowForm("oriented", None, said)
-    return RowForm("polygons", None, "rows of more than 5 columns: outlines (rows=oriented and rows=pose differ)")
+    return RowForm(
+        "polygons", None, "rows of more than 5 columns: outlines (rows=oriented and rows=pose differ)"
+    )
 
 
 def shape_of(values: list[float], form: RowForm, size: tuple[int, int]) -> Shape | str:
@@ -156,7 +158,9 @@ def parse_row(words: list[str], path: Path, row: int, form: RowForm) -> tuple[in
     count = len(words)
     try:
         if count == 6:
-            raise ValueError("6 columns: the last is a confidence or the number of a track, as of predictions")
+            raise ValueError(
+                "6 columns: the last is a confidence or the number of a track, as of predictions"
+            )
         if count != 5 and not _fits(count, form):
             raise ValueError(f"{count} columns")
         return _class_number(words[0]), [float(word) for word in words[1:]]
@@ -164,7 +168,12 @@ def parse_row(words: list[str], path: Path, row: int, form: RowForm) -> tuple[in
         raise DataError(f"is not a YOLO row ({error})", where=f"{path}:{row}", fix=_WRITE) from error
 
 
-_WORDS = {"boxes": "boxes", "oriented": "oriented boxes", "polygons": "outlines", "pose": "boxes with keypoints"}
+_WORDS = {
+    "boxes": "boxes",
+    "oriented": "oriented boxes",
+    "polygons": "outlines",
+    "pose": "boxes with keypoints",
+}
 
 
 def _fits(count: int, form: RowForm) -> bool:
@@ -219,8 +228,15 @@ def _reads_as_pose(values: list[float], width: int) -> bool:
     if width == 3:
         return all(point[2] in _FLAGS for point in points)
     edge = LARGEST_SHARE - 1
-    if min(w, h) <= 0 or cx - w / 2 < -edge or cy - h / 2 < -edge or cx + w / 2 > 1 + edge or cy + h / 2 > 1 + edge:
+    if (
+        min(w, h) <= 0
+        or cx - w / 2 < -edge
+        or cy - h / 2 < -edge
+        or cx + w / 2 > 1 + edge
+        or cy + h / 2 > 1 + edge
+    ):
         return False
     return all(
-        (x == 0 and y == 0) or (abs(x - cx) <= w / 2 + edge and abs(y - cy) <= h / 2 + edge) for x, y in points
+        (x == 0 and y == 0) or (abs(x - cx) <= w / 2 + edge and abs(y - cy) <= h / 2 + edge)
+        for x, y in points
     )
