@@ -119,10 +119,10 @@ def test_dota_headers_floats_orientation_and_findings(tmp_path: Path) -> None:
     ]
     assert found.items[1].objects == ()
     assert [line.split(": ")[0] for line in found.findings] == [
+        "valid/labelTxt/q.txt",
         "train/labelTxt/p.txt:4",
         "train/labelTxt/p.txt:5",
         "valid/labelTxt/p.txt",
-        "valid/labelTxt/q.txt",
     ]
     assert len(read_labels("dota", tmp_path, drop_empty=True)) == 1
     assert detect_format(tmp_path) == "dota"
