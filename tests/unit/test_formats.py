@@ -129,7 +129,7 @@ def test_dota_headers_floats_orientation_and_findings(tmp_path: Path) -> None:
     only = read_labels("dota", tmp_path, classes="ship")
     assert [o.category for o in only.items[0].objects] == ["ship"]
     assert [o.box for o in only.items[0].ignored] == [(10, 20, 30, 40)]
-    assert 'p.txt:3: class "small-vehicle" was not asked for; its place is ignored' in only.findings[0]
+    assert 'p.txt:3: class "small-vehicle" was not asked for; its place is ignored' in only.findings[1]
 
 
 @pytest.mark.parametrize("row", ["1 2 3 4 5 6 7 ship", "1 2 3 4 5 6 7 x ship 0", "1 2 3 4 5 6 7 8 ship 0 0"])
