@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitp.data.formats import captions, coco, dota, masks, pairs, yolo
+from vitp.data.formats import captions, coco_files, dota, masks, pairs, voc, yolo
 from vitp.data.formats.common import list_images, paired_folders, split_folders
+from vitp.data.formats.label_files import first_rows, label_places
 from vitp.data.images import IMAGE_SUFFIXES
 from vitp.errors import DataError
+from vitp.reading import parse_json, read_text
 
 
 def detect_format(root: Path) -> str:
@@ -44,7 +45,7 @@ def _of_file(path: Path) -> str:
 
 def _is_coco(path: Path) -> bool:
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        content: Any = parse_json(read_text(path))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
@@ -55,26 +56,15 @@ def _is_vitp(root: Path) -> bool:
 
 
 def _is_voc(root: Path) -> bool:
-    return next((root / "Annotations").glob("*.xml"), None) is not None
+    return bool(voc.annotation_places(root))
 
 
 def _is_coco_folder(root: Path) -> bool:
-    return any(_is_coco(path) for path in coco.annotation_files(root))
+    return any(_is_coco(path) for path in coco_files.annotation_files(root))
 
 
 def _is_pairs(root: Path) -> bool:
     return bool(paired_folders(root, pairs.LAYOUT))
-
-
-def _first_row(folder: Path) -> list[str]:
-    """Return the words of the first label row among the text files of a folder that lie beside images."""
-    for path in sorted(folder.glob("*.txt")):
-        if path.name in yolo.NOT_LABELS:
-            continue
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.strip() and ":" not in line:
-                return line.split()
-    return []
 
 
 def _are_numbers(words: list[str]) -> bool:
@@ -84,19 +74,14 @@ def _are_numbers(words: list[str]) -> bool:
         return False
 
 
-def _label_folders(root: Path, names: tuple[str, ...]) -> list[Path]:
-    places = [folders[1] for _, folders in paired_folders(root, (("images",), names))]
-    return places or [root]
-
-
 def _is_dota(root: Path) -> bool:
-    rows = (_first_row(folder) for folder in _label_folders(root, dota.LABEL_FOLDERS))
-    return any(len(row) in (9, 10) and _are_numbers(row[:8]) and not _are_numbers(row[8:9]) for row in rows)
+    rows = first_rows(label_places(root, dota.LABEL_FOLDERS), dota.NOT_LABELS)
+    return any(len(row) >= 9 and _are_numbers(row[:8]) and not _are_numbers(row[8:9]) for row in rows)
 
 
 def _is_yolo(root: Path) -> bool:
-    rows = (_first_row(folder) for folder in _label_folders(root, ("labels",)))
-    return any(len(row) >= 5 and len(row) % 2 == 1 and _are_numbers(row) for row in rows)
+    rows = first_rows(yolo.label_folders(root), yolo.NOT_LABELS)
+    return any(len(row) >= 5 and _are_numbers(row) for row in rows)
 
 
 def _is_masks(root: Path) -> bool:
@@ -128,7 +113,7 @@ def _is_folders(root: Path) -> bool:
 # any folder of folders with images passes for class folders.
 _SIGNS: dict[str, tuple[Callable[[Path], bool], str]] = {
     "vitp": (_is_vitp, "labels/set.json"),
-    "voc": (_is_voc, "Annotations/*.xml"),
+    "voc": (_is_voc, "*.xml in Annotations/ or beside images"),
     "coco": (_is_coco_folder, "JSON with images and annotations, in annotations/ or the split's folder"),
     "pairs": (_is_pairs, "folders A, B and label"),
     "dota": (_is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
