@@ -91,4 +91,4 @@ def draw_labels(sample: Sample, classes: Sequence[str], *, side: int = SIDE) -> 
 def _rings(label: ObjectLabel) -> Sequence[Sequence[float]]:
     x1, y1, x2, y2 = label.box
     box = (x1, y1, x2, y1, x2, y2, x1, y2)
-    return label.polygons or ((label.quad,) if label.quad else (box,))
+    return (*label.polygons, *label.holes) or ((label.quad,) if label.quad else (box,))

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from vitp.data.formats import read_labels
+from vitp.data.formats.regions import rasterise
 from vitp.data.images import load_image
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError, DataError, did_you_mean
 from vitp.evaluation.probe_data import draw, label_count, splits_of
 from vitp.objectives.dense_source import read_mask
-from vitp.tasks.augment import AugmentSettings, Sample, augment, rasterise
+from vitp.tasks.augment import AugmentSettings, Sample, augment
 from vitp.tasks.base import InputSize, Target, TaskBatch, pad_images
 
 LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
@@ -274,7 +275,7 @@ class LabelReader:
         if self.kind == "oriented":
             return replace(target, quads_N8=_numbers([label.quad or _corners(label) for label in labels], 8))
         if self.kind == "instances":
-            masks = [rasterise(label.polygons, sample.size) for label in labels]
+            masks = [rasterise(label.polygons, sample.size, label.holes) for label in labels]
             masks_NHW = np.stack(masks) if masks else np.zeros((0, *sample.size), np.uint8)
             return replace(target, masks_NHW=torch.from_numpy(masks_NHW))
         return target

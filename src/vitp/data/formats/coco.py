@@ -13,7 +13,7 @@ import numpy as np
 
 from vitp.data.formats.common import ReadOptions, SetBuilder, read_text
 from vitp.data.formats.geometry import area, as_flat, as_points
-from vitp.data.formats.regions import outline
+from vitp.data.formats.regions import Rings, outline
 from vitp.data.formats.rle import decode
 from vitp.data.formats.splits import split_of
 from vitp.data.labels import LabelledSet, ObjectLabel
@@ -255,7 +255,7 @@ def _object(
     if row.get("iscrowd"):
         builder.note(where, f"a crowd of {category}, not one object; left out")
         return None
-    polygons = _polygons(where, row.get("segmentation"), size)
+    polygons, holes = _polygons(where, row.get("segmentation"), size)
     bbox = row.get("bbox")
     if not bbox and not polygons:
         builder.note(where, f"{category} has neither bbox nor segmentation; left out")
@@ -269,19 +269,21 @@ def _object(
                 "bbox is not four numbers", where=where, fix="write [x, y, width, height]"
             ) from error
         box = (x, y, x + w, y + h)
-    return builder.label(where, category, size, box=box, polygons=polygons)
+    return builder.label(where, category, size, box=box, polygons=polygons, holes=holes)
 
 
-def _polygons(where: str, segmentation: Any, size: tuple[int, int]) -> list[tuple[float, ...]]:
-    """Return the rings of polygons or of a run-length mask; rings without area are dropped."""
+def _polygons(where: str, segmentation: Any, size: tuple[int, int]) -> tuple[Rings, Rings]:
+    """Return rings and holes of polygons or of a run-length mask; rings without area are dropped."""
     if not segmentation:
-        return []
+        return (), ()
+    holes: tuple[np.ndarray, ...] = ()
     try:
         if isinstance(segmentation, dict):
             height, width = (int(value) for value in segmentation["size"])
             if (width, height) != size:
                 raise ValueError(f"the mask is {width}×{height}, the image {size[0]}×{size[1]}")
-            rings = outline(decode(segmentation["counts"], height, width))
+            found = outline(decode(segmentation["counts"], height, width))
+            rings, holes = found.rings, found.holes
         else:
             rings = tuple(as_points([float(value) for value in ring]) for ring in segmentation)
     except (KeyError, TypeError, ValueError) as error:
@@ -290,4 +292,5 @@ def _polygons(where: str, segmentation: Any, size: tuple[int, int]) -> list[tupl
             where=where,
             fix="write polygons [[x1, y1, …], …] or a run-length mask {size, counts}",
         ) from error
-    return [as_flat(ring) for ring in rings if np.isfinite(ring).all() and area(ring) > 0]
+    used = (ring for ring in rings if np.isfinite(ring).all() and area(ring) > 0)
+    return tuple(as_flat(ring) for ring in used), tuple(as_flat(hole) for hole in holes)

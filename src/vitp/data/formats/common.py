@@ -98,6 +98,7 @@ class SetBuilder:
         quad: Sequence[float] | None = None,
         polygons: Sequence[Sequence[float]] = (),
         difficult: bool = False,
+        holes: Sequence[Sequence[float]] = (),
     ) -> ObjectLabel | None:
         """Return the checked label, or None with a finding when there is nothing to see of it.
 
@@ -112,6 +113,7 @@ class SetBuilder:
             quad: Four corners in pixels, in order.
             polygons: Rings in pixels.
             difficult: Marked as hard to see.
+            holes: Rings in pixels that are cut out of the polygons.
         """
         numbers = [*(box or ()), *(quad or ()), *(value for ring in polygons for value in ring)]
         if not all(math.isfinite(value) for value in numbers):
@@ -133,6 +135,7 @@ class SetBuilder:
             tuple(float(v) for v in quad) if quad is not None else None,
             tuple(tuple(float(v) for v in ring) for ring in polygons),
             difficult,
+            tuple(tuple(float(v) for v in ring) for ring in holes),
         )
 
     def _checked_quad(self, where: str, category: str, quad: Sequence[float]) -> tuple[float, ...] | None:
