@@ -89,6 +89,8 @@ class LabelledSet:
         semantic_classes: Names of the classes of `semantic`, in the order of its values.
         licence: As its publisher states it.
         findings: Lines about labels that were left out or mended while reading, each with file and row.
+        understood: Lines about how the files were understood (readings that were chosen, where the splits come
+            from), which `vitp data compile` prints first.
     """
 
     name: str
@@ -98,6 +100,7 @@ class LabelledSet:
     semantic_classes: tuple[str, ...] = ()
     licence: str = ""
     findings: tuple[str, ...] = field(default=())
+    understood: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)

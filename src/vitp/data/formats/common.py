@@ -56,11 +56,13 @@ class SetBuilder:
         root: The set's folder.
         options: Name, licence and splits.
         findings: Lines "file:row: …" about labels that were left out or mended.
+        understood: Lines about how the files were understood.
     """
 
     root: Path
     options: ReadOptions
     findings: list[str] = field(default_factory=list)
+    understood: list[str] = field(default_factory=list)
     _items: list[tuple[LabelledImage, str | None]] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
 
@@ -78,6 +80,11 @@ class SetBuilder:
     def note(self, where: str, text: str) -> None:
         """Add a finding."""
         self.findings.append(f"{where}: {text}")
+
+    def understand(self, text: str) -> None:
+        """Add a line about how the files were understood; the same line counts once."""
+        if text not in self.understood:
+            self.understood.append(text)
 
     def size_of(self, path: Path, where: str = "") -> tuple[int, int] | None:
         """Return the width and height of an image, or None with a finding when it can't be read."""
@@ -221,6 +228,7 @@ class SetBuilder:
             semantic_classes=tuple(semantic_classes),
             licence=self.options.licence,
             findings=tuple(self.findings),
+            understood=tuple(self.understood),
         )
 
     def _with_splits(self) -> list[LabelledImage]:
