@@ -10,7 +10,6 @@ from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list
 from vitp.data.formats.layouts import image_folders
 from vitp.data.formats.splits import split_of
 from vitp.data.formats.tables import IMAGE_KEYS, find_key, raw_rows, table_files
-from vitp.data.images import IMAGE_SUFFIXES
 from vitp.data.labels import LabelledSet
 from vitp.errors import DataError
 
@@ -139,7 +138,8 @@ def read(
         if (size := builder.size_of(image)) is not None:
             seen.add(name)
             builder.add(image, size, split=split, scene=name)
-    return builder.build(scene_classes=known or sorted(seen, key=lambda n: (not n.isdigit(), len(n), n)))
+    numbers = all(name.isdigit() for name in seen)
+    return builder.build(scene_classes=known or sorted(seen, key=int if numbers else str))
 
 
 def _paths(root: Path, table: str | None) -> list[Path]:
@@ -252,8 +252,3 @@ def is_box_table(path: Path) -> bool:
     return (
         isinstance(row, dict) and find_key(row, ID_KEYS) is not None and find_key(row, _BOX_KEYS) is not None
     )
-
-
-def has_image_suffix(name: str) -> bool:
-    """Return whether a name ends like an image's."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES

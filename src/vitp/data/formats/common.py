@@ -10,6 +10,7 @@ from typing import Any
 
 from vitp import reading
 from vitp.data.formats.geometry import area, as_flat, as_points, bounds, clockwise, is_convex, min_area_quad
+from vitp.data.formats.identity import Identity, equal_findings, join_equal, series_finding
 from vitp.data.formats.splits import (
     SPLITS,
     assign_fractions,
@@ -244,6 +245,22 @@ class SetBuilder:
                 where=str(self.root),
                 fix=f'write one that matches names like "{Path(items[0].image).stem}"',
             )
+        known = join_equal(items)
+        items = self._split(known.items)
+        self._tell_identity(known, items)
+        return items
+
+    def _tell_identity(self, known: Identity, items: list[LabelledImage]) -> None:
+        """Note equal images and series of names that are in several splits."""
+        for line in equal_findings(known, items, self.place):
+            self.note("splits", line)
+        if not known.by_pixels:
+            self.understand("equal images: only files of equal bytes were looked for, the set is too large")
+        drawn = self.options.split_file is None and not any(split for _, split in self._items)
+        if (line := series_finding(items, drawn=drawn)) is not None:
+            self.note("splits", line)
+
+    def _split(self, items: list[LabelledImage]) -> list[LabelledImage]:
         if self.options.split_file is not None:
             return self._splits_from_file(items, Path(self.options.split_file))
         given = [split for _, split in self._items]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -104,6 +104,12 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
         DataError: They hold images and masks, several forms of the same images, or one class only.
     """
     explicit = "--format folders reads each folder as a class"
+    by_split: dict[str | None, list[Folder]] = defaultdict(list)
+    for folder in folders:
+        by_split[folder.split].append(folder)
+    for own in by_split.values():
+        for first, second in combinations(own[:50], 2):
+            _refuse_alike(root, first, second, explicit)
     roles = [folder for folder in folders if role_of(folder.path.name)]
     if roles:
         names = ", ".join(sorted({folder.path.relative_to(root).as_posix() for folder in roles})[:4])
@@ -114,12 +120,6 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
             fix="put labels beside the images (masks/, labels/, annotations/, a table), name folders of masks with "
             f"-o images=FOLDER -o masks=FOLDER and --format masks; {explicit}",
         )
-    by_split: dict[str | None, list[Folder]] = defaultdict(list)
-    for folder in folders:
-        by_split[folder.split].append(folder)
-    for own in by_split.values():
-        for first, second in combinations(own[:50], 2):
-            _refuse_alike(root, first, second, explicit)
     if len({folder.path.name for folder in folders}) < 2:
         only = folders[0].path.relative_to(root).as_posix()
         raise DataError(
@@ -144,8 +144,3 @@ def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> N
             fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
             f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
         )
-
-
-def same_names(folders: Sequence[Folder]) -> int:
-    """Return how many names of files occur in several folders."""
-    return sum(count > 1 for count in Counter(stem for folder in folders for stem in folder.stems).values())

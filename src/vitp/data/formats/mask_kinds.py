@@ -83,7 +83,8 @@ def _numbered(values_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         table = np.zeros(len(counts), np.int32)
         table[found] = np.arange(len(found))
         return found, table[values_HW], counts[found]
-    rest, few = values_HW.reshape(-1), []
+    rest = values_HW.reshape(-1)
+    few: list[int] = []
     while len(rest) and len(few) < 32:  # for the few colours of most masks many times faster than sorting
         few.append(rest[0])
         rest = rest[rest != rest[0]]
@@ -152,17 +153,26 @@ def look_like_instances(facts: Sequence[MaskFacts]) -> str | None:
         return None
     several = [values for values in own if values]
     lengths = {len(values) for values in several}
-    counted_up = all(sorted(values) == list(range(1, len(values) + 1)) for values in several)
+    first = min(several[0])
+    counted_up = all(sorted(values) == list(range(first, first + len(values))) for values in several)
     uses = Counter(value for values in several for value in values)
     once = sum(uses[value] == 1 for value in uses) / len(uses)
     most = max(lengths)
-    if len(several) > 1 and counted_up and len(lengths) > 1:
-        return f"they run from 1 to a number that differs from mask to mask ({min(lengths)} to {most})"
+    # Two or three classes of one region each may happen to be counted up, too.
+    if counted_up and (len(lengths) > 2 or (len(lengths) > 1 and most > 4)):
+        last = f"{first + min(lengths) - 1} to {first + most - 1}"
+        return f"they run from {first} to a number that differs from mask to mask ({last})"
     if len(uses) > 20 and (len(several) == 1 or once > 0.8):
         return f"{len(uses)} different ones, most of them in one mask only"
     if len(several) > 1 and once > 0.95 and most > 4:
         return f"{len(uses)} different ones, each in one mask only"
     return None
+
+
+def large_indices(facts: Sequence[MaskFacts]) -> int | None:
+    """Return the largest value over 255 of masks that aren't coloured, or None: classes are rarely so many."""
+    largest = max((value for mask in facts for value in mask.values), default=0)
+    return largest if largest > 255 else None
 
 
 @dataclass(frozen=True)

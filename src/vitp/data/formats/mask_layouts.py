@@ -277,6 +277,8 @@ def _one_folder(root: Path, folders: Sequence[Folder]) -> MaskLayout | None:
         return None
     layout.per_object = any(len(entry.masks) > 1 for entry in layout.entries)
     layout.understood = f"images and masks in one folder, {next(iter(shown))} for example"
+    if len(others := sorted({folder.rest for folder in folders if folder.rest})) > 1:
+        layout.understood += f"; {', '.join('/'.join(rest) for rest in others[:5])} are not read as classes"
     return layout
 
 

@@ -17,6 +17,7 @@ from vitp.data.formats.mask_kinds import (
     MOST_LOOKED_AT,
     MaskFacts,
     find_strays,
+    large_indices,
     look_like_instances,
     mask_facts,
     shares,
@@ -181,13 +182,23 @@ def _refuse_instances(root: Path, entries: Sequence[_Read], mask_type: str) -> N
     looked = max(1, len(entries) // MOST_LOOKED_AT)
     if mask_type or any(found.entry.instances for found in entries):
         return
+    fix = (
+        "-o mask_type=instances reads each value as one object (its class: -o classes=NAME), "
+        "-o mask_type=semantic as a class"
+    )
     evidence = look_like_instances([found.facts for found in entries[::looked]])
     if evidence is not None:
         raise DataError(
             f"the values of the masks look like numbers of instances: {evidence}, and nearly each is one region",
             where=str(root),
-            fix="-o mask_type=instances reads each value as one object (its class: -o classes=NAME), "
-            "-o mask_type=semantic as a class",
+            fix=fix,
+        )
+    indices = all(found.facts.mode in _INDEX_MODES for found in entries)
+    if indices and (largest := large_indices([found.facts for found in entries])) is not None:
+        raise DataError(
+            f"the masks hold values up to {largest}, more than there are classes: they may be numbers of instances",
+            where=str(root),
+            fix=fix,
         )
 
 
