@@ -107,7 +107,7 @@ def test_coco_polygons_masks_crowds_and_findings(tmp_path: Path) -> None:
         [
             {"image_id": 1, "category_id": 7, "bbox": [5, 5, 10, 10], "segmentation": [square]},
             {"image_id": 1, "category_id": 3, "segmentation": {"size": [80, 100], "counts": runs}},
-            {"image_id": 1, "category_id": 3, "segmentation": {"size": [80, 100], "counts": _encode(runs)}},
+            {"image_id": 1, "category_id": 7, "segmentation": {"size": [80, 100], "counts": _encode(runs)}},
             {"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "iscrowd": 1},
             {"image_id": 1, "category_id": 99, "bbox": [0, 0, 5, 5]},
             {"image_id": 1, "category_id": 7, "bbox": [0, 0, 0, 5]},
@@ -118,22 +118,23 @@ def test_coco_polygons_masks_crowds_and_findings(tmp_path: Path) -> None:
     found = read_labels("coco", tmp_path)
     assert [i.id for i in found.items] == ["images/a"]
     assert found.items[0].split == "val"
-    ship, car, same = found.items[0].objects
+    ship, car, same, crowd = found.items[0].objects
     assert ship.polygons == (tuple(square),)
     assert car.box == same.box == (30, 10, 50, 20)
+    assert (crowd.category, crowd.box, crowd.difficult) == ("car", (0, 0, 5, 5), True)
+    assert [label.box for label in found.items[0].ignored] == [(0, 0, 5, 5)]
     assert area(as_points(car.polygons[0])) == mask.sum()
     assert found.object_classes == ("ship", "car")
     text_of = "\n".join(found.findings)
     for place, words in {
         "images[1]": "says 80×100 but the image has 100×80",
         "images[2]": "missing.png is missing",
-        "annotations[3]": "a crowd of car",
         "annotations[4]": "unknown class number 99",
         "annotations[5]": "ship has no area",
         "annotations[6]": "belongs to no image",
     }.items():
         assert f"annotations/instances_val2017.json:{place}: {words}" in text_of
-    assert len(found.findings) == 6
+    assert len(found.findings) == 5
     assert detect_format(tmp_path) == "coco"
 
 

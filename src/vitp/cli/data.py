@@ -117,6 +117,9 @@ def _plain(text: str) -> Any:
 
 def _print_summary(summary: Any) -> None:
     console = make_console()
+    console.print(f"understood as {summary.fmt}:", markup=False, highlight=False)
+    for line in summary.understood:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     table = Table(title=f"{summary.name} → {_shown(summary.out)}", title_justify="left")
     table.add_column("split")
     for name in ("images", "records", "questions", "objects"):
@@ -139,7 +142,7 @@ def _print_summary(summary: Any) -> None:
     console.print(f"questions by task: {listed}", highlight=False)
     if summary.findings:
         console.print(
-            f"[yellow]{len(summary.findings)} labels were left out or mended[/] (all in summary.json):"
+            f"[yellow]{len(summary.findings)} findings: labels left out, ignored or mended[/] (all in summary.json):"
         )
         for finding in summary.findings[:5]:
             console.print(f"  {finding}", markup=False, highlight=False)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp import files
-from vitp.data.formats import detect_format, read_labels, vitp_labels
+from vitp.data.formats import detect, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
@@ -82,6 +82,7 @@ class CompileSummary:
         findings: Lines about labels that were left out or mended, each with file and row.
         unasked: Images of which there was nothing to ask.
         content_hash: SHA-256 over the record and label lines of all splits.
+        understood: Lines about how the files were understood: classes, splits, what became of the labels.
     """
 
     name: str
@@ -93,6 +94,7 @@ class CompileSummary:
     findings: tuple[str, ...]
     unasked: int
     content_hash: str
+    understood: tuple[str, ...] = ()
 
 
 def compile_labels(
@@ -136,8 +138,10 @@ def compile_labels(
     generated = fmt == "scenes"
     base = out if generated else _base(Path(src))
     _check_out(out, base, generated=generated, force=force)
+    understood: tuple[str, ...] = ()
     if fmt == "auto":
-        fmt = detect_format(Path(src))
+        found = detect(Path(src))
+        fmt, understood = found.format, found.understood
     if fmt != "vitp":  # a compiled set brings its own splits
         options["seed"] = seed
     labelled = read_labels(fmt, str(src) if generated else Path(src).resolve(), **options)
@@ -171,6 +175,7 @@ def compile_labels(
             findings=labelled.findings,
             unasked=sum(counts.images - counts.records for counts in splits.values()),
             content_hash=_content_hash(temporary),
+            understood=(*understood, *labelled.understood),
         )
         cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
         settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
@@ -331,6 +336,7 @@ def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) 
                 for split, counts in summary.splits.items()
             },
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
+            "understood": list(summary.understood),
             "findings": list(summary.findings),
         },
     )

@@ -7,8 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitp.data.formats import captions, class_tables, coco, dota, folders, mask_layouts, pairs, yolo
-from vitp.data.formats.common import list_images, paired_folders, split_folders
+from vitp.data.formats import (
+    captions,
+    class_tables,
+    coco_files,
+    dota,
+    folders,
+    mask_layouts,
+    pairs,
+    voc,
+    yolo,
+)
+from vitp.data.formats.common import list_images, split_folders
+from vitp.data.formats.label_files import first_rows, label_places
 from vitp.data.formats.layouts import image_folders
 from vitp.data.formats.tables import TABLES, table_files
 from vitp.errors import DataError
@@ -21,7 +32,7 @@ class Detected:
 
     Attributes:
         format: Key of `vitp.data.formats.FORMATS`.
-        understood: Lines about why, and what else is there.
+        understood: Lines about what else is there.
     """
 
     format: str
@@ -50,9 +61,8 @@ def detect(root: Path) -> Detected:
     found = next((name for name, (test, _) in _SIGNS.items() if test(root)), None)
     if found is not None:
         also = _also(root, found)
-        lines = [f"format: {found} ({_SIGNS[found][1]})"]
-        lines += [f"there is also {', '.join(also)}: not read; name it with --format"] if also else []
-        return Detected(found, tuple(lines))
+        others = ", ".join(f"{name} ({_SIGNS[name][1]})" for name in also)
+        return Detected(found, (f"not read, but there, too: {others}; --format chooses",) if also else ())
     _refuse_unlabelled(root)
     looked_for = "; ".join(f"{name}: {sign}" for name, (_, sign) in _SIGNS.items())
     raise DataError(
@@ -120,22 +130,11 @@ def _is_vitp(root: Path) -> bool:
 
 
 def _is_voc(root: Path) -> bool:
-    return next((root / "Annotations").glob("*.xml"), None) is not None
+    return bool(voc.annotation_places(root))
 
 
 def _is_coco_folder(root: Path) -> bool:
-    return any(_is_coco(path) for path in coco.annotation_files(root))
-
-
-def _first_row(folder: Path) -> list[str]:
-    """Return the words of the first label row among the text files of a folder that lie beside images."""
-    for path in sorted(folder.glob("*.txt")):
-        if path.name in yolo.NOT_LABELS:
-            continue
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.strip() and ":" not in line:
-                return line.split()
-    return []
+    return any(_is_coco(path) for path in coco_files.annotation_files(root))
 
 
 def _are_numbers(words: list[str]) -> bool:
@@ -145,19 +144,14 @@ def _are_numbers(words: list[str]) -> bool:
         return False
 
 
-def _label_folders(root: Path, names: tuple[str, ...]) -> list[Path]:
-    places = [folders[1] for _, folders in paired_folders(root, (("images",), names))]
-    return places or [root]
-
-
 def _is_dota(root: Path) -> bool:
-    rows = (_first_row(folder) for folder in _label_folders(root, dota.LABEL_FOLDERS))
-    return any(len(row) in (9, 10) and _are_numbers(row[:8]) and not _are_numbers(row[8:9]) for row in rows)
+    rows = first_rows(label_places(root, dota.LABEL_FOLDERS), dota.NOT_LABELS)
+    return any(len(row) >= 9 and _are_numbers(row[:8]) and not _are_numbers(row[8:9]) for row in rows)
 
 
 def _is_yolo(root: Path) -> bool:
-    rows = (_first_row(folder) for folder in _label_folders(root, ("labels",)))
-    return any(len(row) >= 5 and len(row) % 2 == 1 and _are_numbers(row) for row in rows)
+    rows = first_rows(yolo.label_folders(root), yolo.NOT_LABELS)
+    return any(len(row) >= 5 and _are_numbers(row) for row in rows)
 
 
 def _is_pairs(root: Path) -> bool:
@@ -214,7 +208,7 @@ def _is_folders(root: Path) -> bool:
 # any folder of folders with images passes for class folders.
 _SIGNS: dict[str, tuple[Callable[[Path], bool], str]] = {
     "vitp": (_is_vitp, "labels/set.json"),
-    "voc": (_is_voc, "Annotations/*.xml"),
+    "voc": (_is_voc, "*.xml in Annotations/ or beside images"),
     "coco": (_is_coco_folder, "JSON with images and annotations, in annotations/ or the split's folder"),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "dota": (_is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),

@@ -165,7 +165,7 @@ def name_series(stems: Sequence[str], classes: Sequence[str | None]) -> Series |
     return None
 
 
-def series_finding(items: Sequence[LabelledImage], *, drawn: bool) -> str | None:
+def series_findings(items: Sequence[LabelledImage], *, drawn: bool) -> list[str]:
     """Return a line when the names of images show series, and a series is on several sides.
 
     Args:
@@ -175,15 +175,18 @@ def series_finding(items: Sequence[LabelledImage], *, drawn: bool) -> str | None
     plain = [item for item in items if not item.group]
     found = name_series([Path(item.image).stem for item in plain], [item.scene for item in plain])
     if found is None:
-        return None
+        return []
     splits: dict[str, set[str]] = defaultdict(set)
     for item, group in zip(plain, found.groups, strict=True):
         if group:
             splits[group].add(item.split)
     torn = sorted(group for group, own in splits.items() if len(own) > 1)
     if not torn:
-        return None
-    what = f"the names fall into {len(splits)} series (such as {torn[0]}), and {len(torn)} of them are in several splits"
+        return []
+    what = (
+        f"the names fall into {len(splits)} series (such as {torn[0]}), and {len(torn)} of them are in several "
+        "splits: if they are frames, slices or tiles of one thing,"
+    )
     if drawn:
-        return f"{what}: if they are frames, slices or tiles of one thing, keep them together with -o group_regex='{found.regex}'"
-    return f"{what}: if they are frames, slices or tiles of one thing, the splits leak"
+        return [f"{what} keep them together with -o group_regex='{found.regex}'"]
+    return [f"{what} the splits leak"]
