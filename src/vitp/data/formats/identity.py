@@ -70,13 +70,12 @@ def _grouped(items: Sequence[LabelledImage], equal: Sequence[tuple[int, ...]]) -
     for group in equal:
         for number in group[1:]:
             parent[top(names[number])] = top(names[group[0]])
+    touched = sorted({number for group in equal for number in group})
+    # A joined group has the name of the first group in it, or else of its first image.
     named: dict[str, str] = {}
-    for number in sorted({number for group in equal for number in group}):
-        # An image that has no group lends the joined one its name, unless another of them has a group.
-        own = items[number].group
-        root = top(names[number])
-        if own or root not in named:
-            named[root] = own or items[number].id
+    for own in ([n for n in touched if items[n].group], touched):
+        for number in own:
+            named.setdefault(top(names[number]), items[number].group or items[number].id)
     return [
         replace(item, group=named[top(name)]) if top(name) in named else item
         for item, name in zip(items, names, strict=True)

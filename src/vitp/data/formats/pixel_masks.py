@@ -62,14 +62,16 @@ class MaskFile:
         pixels = _cut(_pixels(self.path), self.window)
         values_HW = mask_values(pixels)
         if self.nearest:
-            values_HW = _nearest(values_HW, [value for value, _ in self.values], colour=pixels.ndim == 3)
+            values_HW = nearest_values(
+                values_HW, [value for value, _ in self.values], colour=pixels.ndim == 3
+            )
         semantic_HW = np.full(values_HW.shape, IGNORE, np.uint8)
         for value, index in self.values:
             semantic_HW[values_HW == value] = index
         return semantic_HW
 
 
-def _nearest(values_HW: np.ndarray, known: Sequence[int], *, colour: bool) -> np.ndarray:
+def nearest_values(values_HW: np.ndarray, known: Sequence[int], *, colour: bool) -> np.ndarray:
     """Return each pixel's nearest known value; of two that are equally near the one that is named first."""
     found_V, inverse = np.unique(values_HW, return_inverse=True)
 
