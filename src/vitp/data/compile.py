@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp import files
-from vitp.data.formats import detect_format, read_labels, vitp_labels
+from vitp.data.formats import detect, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
@@ -141,8 +141,10 @@ def compile_labels(
     generated = fmt == "scenes"
     base = out if generated else _base(Path(src))
     _check_out(out, base, generated=generated, force=force)
+    understood: tuple[str, ...] = ()
     if fmt == "auto":
-        fmt = detect_format(Path(src))
+        found = detect(Path(src))
+        fmt, understood = found.format, found.understood
     if fmt != "vitp":  # a compiled set brings its own splits
         options["seed"] = seed
     labelled = read_labels(fmt, str(src) if generated else Path(src).resolve(), **options)
@@ -173,7 +175,7 @@ def compile_labels(
             unasked=sum(counts.images - counts.records for counts in splits.values()),
             content_hash=_content_hash(temporary),
             constant=constant,
-            understood=labelled.understood,
+            understood=(*understood, *labelled.understood),
         )
         cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
         settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
