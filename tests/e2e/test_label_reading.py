@@ -31,7 +31,9 @@ def _coco(root: Path, change: dict[str, Any]) -> Path:
     for i in range(6):
         _image(root / "images" / f"im{i}.png", i)
     images = [{"id": i, "file_name": f"im{i}.png", "width": 64, "height": 48} for i in range(6)]
-    rows = [{"id": i, "image_id": i, "category_id": 1, "bbox": BOX, **(change if i > 2 else {})} for i in range(6)]
+    rows = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": BOX, **(change if i > 2 else {})} for i in range(6)
+    ]
     content = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "ship"}]}
     _text(root / "annotations" / "instances_train.json", json.dumps(content))
     return root
@@ -58,7 +60,9 @@ def _compiled(root: Path, *options: str) -> tuple[str, dict[str, list[dict[str, 
 
 
 def test_what_was_understood_is_said_first(tmp_path: Path) -> None:
-    output, rows = _compiled(_yolo(tmp_path / "set", "1 .1 .1 .3 .1 .3 .2 .1 .2"), "-o", "val=0", "-o", "test=0")
+    output, rows = _compiled(
+        _yolo(tmp_path / "set", "1 .1 .1 .3 .1 .3 .2 .1 .2"), "-o", "val=0", "-o", "test=0"
+    )
     lines = [line.strip() for line in output.splitlines()]
     assert lines[:5] == [
         "understood as yolo:",
@@ -118,7 +122,9 @@ def test_sets_that_cannot_be_understood_leave_nothing_behind(tmp_path: Path, row
 
 
 def test_lists_of_data_yaml_are_the_splits(tmp_path: Path) -> None:
-    root = _yolo(tmp_path / "set", "0 .5 .5 .2 .2", 20, yaml="path: .\ntrain: train.txt\nval: val.txt\nnames: [a]")
+    root = _yolo(
+        tmp_path / "set", "0 .5 .5 .2 .2", 20, yaml="path: .\ntrain: train.txt\nval: val.txt\nnames: [a]"
+    )
     _text(root / "train.txt", "".join(f"./images/im{i}.png\n" for i in range(10)))
     _text(root / "val.txt", "".join(f"./images/im{i}.png\n" for i in range(10, 20)))
     output, rows = _compiled(root)

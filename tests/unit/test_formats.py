@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -22,8 +23,10 @@ DATA = Path(os.environ.get("VITP_DATA", Path(__file__).parents[2] / ".." / "shar
 
 
 def image(path: Path, width: int = 100, height: int = 80) -> Path:
+    """Write an image that no other test image equals: equal ones would stay together."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(path)
+    rng = np.random.default_rng(zlib.crc32(str(path).encode()))
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
     return path
 
 
@@ -263,6 +266,10 @@ def test_caption_rows_that_cannot_be_understood(tmp_path: Path) -> None:
     text(tmp_path / "c.jsonl", '{"image": "a.png", "caption": "x"}\n{"image": "a.png"\n')
     with pytest.raises(DataError, match=r"c\.jsonl:2: is not JSON"):
         read_labels("captions", tmp_path)
+    for damage, words in (("\\ud83d", "half a character"), ("\\u0000", "a NUL")):
+        text(tmp_path / "c.jsonl", f'{{"image": "a.png", "caption": "x {damage}"}}\n')
+        with pytest.raises(DataError, match=rf"c\.jsonl:1: holds {words}"):
+            read_labels("captions", tmp_path)
     text(tmp_path / "c.jsonl", '{"picture": "a.png", "words": "x"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl:1: row names no image .* image_column"):
         read_labels("captions", tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,10 @@ from vitp.tasks.data import LabelReader
 
 
 def image(path: Path, width: int = 100, height: int = 80) -> Path:
+    """Write an image that no other test image equals: equal ones would stay together."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(path)
+    rng = np.random.default_rng(zlib.crc32(str(path).encode()))
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
     return path
 
 

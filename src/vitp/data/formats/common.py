@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp import reading
+from vitp.data.formats.identity import equal_findings, join_equal, series_findings
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.split_lists import lists_or_layout, match_entries
 from vitp.data.formats.splits import (
@@ -222,9 +223,19 @@ class SetBuilder:
                 where=str(self.root),
                 fix=f'write one that matches names like "{Path(items[0].image).stem}"',
             )
+        known = join_equal(items)
+        items, drawn = self._split(known.items)
+        for line in (*equal_findings(known, items, self.place), *series_findings(items, drawn=drawn)):
+            self.note("splits", line)
+        if not known.by_pixels:
+            self.understand("equal images: only files of equal bytes were looked for, the set is too large")
+        return items
+
+    def _split(self, items: list[LabelledImage]) -> tuple[list[LabelledImage], bool]:
+        """Return the images with their splits, and whether we drew them."""
         given, origin = self._given_splits([self.place(item.image) for item in items])
         if not any(given):
-            return self._drawn(items)
+            return self._drawn(items), True
         kept = [replace(item, split=split) for item, split in zip(items, given, strict=True) if split]
         for item, split in zip(items, given, strict=True):
             if not split:
@@ -232,7 +243,7 @@ class SetBuilder:
         counts = Counter(item.split for item in kept)
         named = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
         self.understand(f"splits: {named}; from {origin}")
-        return kept
+        return kept, False
 
     def _given_splits(self, places: list[str]) -> tuple[list[str | None], str]:
         """Return the split of each image, None where nothing says it, and what says it."""

@@ -34,7 +34,8 @@ def object_labels(scene: Scene) -> tuple[ObjectLabel, ...]:
         x1, y1 = (max(int(np.floor(value)), 0) for value in item.box[:2])
         x2, y2 = (min(int(np.ceil(value)), size) for value in item.box[2:])
         found = outline(scene.instance_HW[y1:y2, x1:x2] == number)
-        rings, holes = (tuple(as_flat(r + (x1, y1)) for r in rings) for rings in (found.rings, found.holes))
+        corner = np.array((x1, y1))
+        rings, holes = (tuple(as_flat(r + corner) for r in each) for each in (found.rings, found.holes))
         labels.append(ObjectLabel(item.category, item.box, item.quad, rings, holes=holes))
     return tuple(labels)
 
