@@ -148,7 +148,8 @@ def _print_summary(summary: Any) -> None:
         console.print(f"{summary.unasked:,} images have nothing to ask", highlight=False)
     if summary.findings:
         console.print(
-            f"[yellow]{len(summary.findings)} findings: labels left out, ignored or mended[/] (all in summary.json):"
+            f"[yellow]{len(summary.findings):,} finding{'s' * (len(summary.findings) > 1)}[/]: what was left out, ignored or mended "
+            "(all in summary.json)"
         )
         for finding in summary.findings[:5]:
             console.print(f"  {finding}", markup=False, highlight=False)
