@@ -162,6 +162,9 @@ def load_label_pixels(path: str | Path) -> np.ndarray:
                 return values_HWN[..., 0] if values_HWN.shape[2] == 1 else values_HWN
         image = file.image
         assert image is not None
+        if is_wide_png(image) and image.mode == "LA":
+            image.load()
+            return _turned(png_values(file.stream, image)[..., 0], file.orientation)
         if is_wide_png(image) or (image.format == "PPM" and (netpbm_maximum(file.stream) or 0) > 255):
             raise DataError(
                 "holds colours of 16 bits as labels",
@@ -359,7 +362,7 @@ def _other_rgb(file: _File, factor: int) -> Image.Image:
     image.load()
     if wide:
         values_HWN = png_values(file.stream, image)
-        return joined(image.size, _wide_png_rgb(values_HWN), factor)
+        return joined(image.size, _wide_png_rgb(values_HWN, image.info.get("transparency")), factor)
     if image.format == "JPEG2000" and image.mode in ("RGBA", "LA"):
         # Any further component comes as transparency.
         evidence = Evidence(255)
@@ -374,9 +377,10 @@ def _other_rgb(file: _File, factor: int) -> Image.Image:
     return joined(image.size, ((top, as_rgb(band)) for top, band in in_bands(image)), factor)
 
 
-def _wide_png_rgb(values_HWN: np.ndarray) -> Iterator[tuple[int, Image.Image]]:
+def _wide_png_rgb(values_HWN: np.ndarray, clear: object) -> Iterator[tuple[int, Image.Image]]:
     if values_HWN.shape[2] == 3:
-        return stretched(values_HWN)
+        valid_HW = (values_HWN != np.array(clear)).any(axis=2) if isinstance(clear, tuple) else None
+        return stretched(values_HWN, valid_HW)
     alpha_HW = values_HWN[..., -1]
     opaque_HW = None if (alpha_HW == 65535).all() else alpha_HW / np.float32(65535)
     return stretched(values_HWN[..., :-1], alpha_HW > 0, opaque_HW=opaque_HW)

@@ -50,8 +50,8 @@ _SHORT_TYPES = {1: "u1", 2: "S1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8
 _TYPES = _SHORT_TYPES | {11: "f4", 12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _RATIONALS = (5, 10)
 _MOST_PAGES = 10_000
-_MOST_BYTES = 1 << 28
-"""Of one tag's values: offsets of 30 million segments."""
+_MOST_BYTES = 1 << 25
+"""Of the values of all tags that are read: offsets and lengths of two million segments."""
 _BAND_PIXELS = 1 << 22
 """Pixels that are decoded at a time, as long as a row of segments has no more."""
 
@@ -189,21 +189,23 @@ def read_pages(file: BinaryIO) -> list[Page]:
         raise TiffError("it ends in its head") from error
     pages: list[Page] = []
     seen: set[int] = set()
+    left = _MOST_BYTES
     while offset and offset not in seen and len(pages) < _MOST_PAGES:
         seen.add(offset)
         try:
-            page, offset = _read_page(file, offset, order, big)
+            page, offset = _read_page(file, offset, order, big, left)
         except (struct.error, ValueError, OverflowError, OSError, MemoryError) as error:
             if pages:
                 break
             raise TiffError(f"its tags can't be read: {error}") from error
         pages.append(page)
+        left -= sum(len(entry.data) for entry in page.entries.values())
     if not pages:
         raise TiffError("it holds no image")
     return pages
 
 
-def _read_page(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[Page, int]:
+def _read_page(file: BinaryIO, offset: int, order: str, big: bool, left: int) -> tuple[Page, int]:
     file.seek(offset)
     counter, row, wide = (order + "Q", 20, "Q") if big else (order + "H", 12, "I")
     (count,) = struct.unpack(counter, file.read(struct.calcsize(counter)))
@@ -221,7 +223,8 @@ def _read_page(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[Page
         bytes_ = length * np.dtype(_TYPES[type_]).itemsize * (2 if type_ in _RATIONALS else 1)
         value = table[start + row - struct.calcsize(wide) : start + row]
         if bytes_ > len(value):
-            if bytes_ > _MOST_BYTES:
+            left -= bytes_
+            if left < 0:
                 raise TiffError(f"tag {tag} has {length} values")
             file.seek(struct.unpack(order + wide, value)[0])
             value = file.read(bytes_)
@@ -288,6 +291,17 @@ def is_sparse(page: Page) -> bool:
     return 0 in page.numbers(TILE_BYTES) or 0 in page.numbers(STRIP_BYTES)
 
 
+def segment_bytes(page: Page) -> int:
+    """Return how large the samples of a row of segments are, which is what is decoded at a time at least.
+
+    Raises:
+        TiffError: The segments aren't as they must be.
+    """
+    grid = _grid(page)
+    inner = 1 if page.number(PLANAR, 1) == 2 else page.bands
+    return grid.across * grid.width * grid.height * inner * page.bits // 8
+
+
 def is_cut(page: Page) -> bool:
     """Return whether `picture_bands` needs only a small part of a page at a time.
 
@@ -319,7 +333,9 @@ def picture_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, Image.Image
         ]
         top = first * grid.height
         height = min(last * grid.height, page.size[1]) - top
-        entries = {tag: page.entries[tag] for tag in page.entries if tag not in (SUBFILE, OLD_SUBFILE, ORIENTATION)}
+        entries = {
+            tag: page.entries[tag] for tag in page.entries if tag not in (SUBFILE, OLD_SUBFILE, ORIENTATION)
+        }
         entries |= {HEIGHT: _entry(page, 4, height)}
         if page.photometric == 4:  # Pillow knows no pages of masks
             entries |= {PHOTOMETRIC: _entry(page, 3, 1)}
