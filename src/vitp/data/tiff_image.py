@@ -18,16 +18,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vitp.data.pixels import WIDE_MODES, as_rgb, blackened, fill_value, holds_value, joined, stretched
-from vitp.data.tiff import (
-    COMPRESSION,
-    GDAL_METADATA,
-    Page,
-    TiffError,
-    is_sparse,
-    picture_bands,
-    sample_bands,
-    segment_bytes,
-)
+from vitp.data.tiff import is_sparse, picture_bands, sample_bands, segment_bytes
+from vitp.data.tiff_tags import COMPRESSION, GDAL_METADATA, Page, TiffError
 from vitp.errors import DataError
 
 _OPAQUE = 0.9
