@@ -107,6 +107,17 @@ def test_where_white_is_zero_wide_samples_are_turned_round(tmp_path: Path) -> No
     assert np.array_equal(load_label_pixels(eight), values[..., 0] // 16), "labels are numbers"
 
 
+def test_files_that_leave_out_what_is_usual_are_read(tmp_path: Path) -> None:
+    values = _values(1)
+    for tag, entry in ((339, (3, (0,))), (262, None), (284, None)):
+        tags, segments = page(values)
+        if entry is None:
+            del tags[tag]
+        else:
+            tags[tag] = entry
+        assert _same(load_image(write_pages(tmp_path / "a.tif", [(tags, segments)])), _stretched(values)), tag
+
+
 def _with_fourth(fourth: np.ndarray | int, bits: int = 8) -> np.ndarray:
     values = _values(4, np.uint8 if bits == 8 else np.uint16, 200)
     values[..., 3] = fourth

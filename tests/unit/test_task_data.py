@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from vitp.data.scenes import load_scene, scene_set, write_scenes
 from vitp.errors import ConfigError, DataError
 from vitp.tasks import augment, data, prediction_files
 from vitp.tasks.augment import AugmentSettings
-from vitp.tasks.base import InputSize, Target, TaskBatch, pad_images
+from vitp.tasks.base import InputSize, Target, TaskBatch, TestSettings, pad_images
 from vitp.tasks.data import (
     LabelReader,
     TaskSource,
@@ -173,6 +174,21 @@ def test_a_large_image_is_resized_without_floating_copies(monkeypatch: pytest.Mo
     _pretend_large(monkeypatch)
     assert int((augment.resized(image_CHW, (31, 23)).int() - expected).abs().max()) <= 3
     assert tuple(augment.resized(image_CHW, (200, 23)).shape) == (3, 200, 23)
+
+
+def test_predictions_of_whole_images_need_no_more_than_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(save(tmp_path / "large.png", (203, 301)))
+    seen = TestSettings(resize=InputSize(mode="short", size=16), scales=(1.0, 1.5))
+    classifier, detector = SimpleNamespace(name="classification"), SimpleNamespace(name="detection")
+    assert prediction_files._enough(classifier, seen, path) is None, "an ordinary image"
+    _pretend_large(monkeypatch)
+    enough = prediction_files._enough(classifier, seen, path)
+    assert enough is not None
+    assert enough(203, 301) == (48, 72)
+    assert tuple(prediction_files.read_image(path, enough).shape) == (3, 76, 51)
+    assert prediction_files._enough(detector, seen, path) is None, "its boxes have places in the image"
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ _MOST_PAGES = 10_000
 _MOST_BYTES = 1 << 25
 """Of the values of all tags that are read: offsets and lengths of two million segments."""
 
-_KINDS = {1: "u", 2: "i", 3: "f", 4: "u", 6: "c"}
+_KINDS = {0: "u", 1: "u", 2: "i", 3: "f", 4: "u", 6: "c"}
 
 
 class TiffError(ValueError):
@@ -122,8 +122,8 @@ class Page:
 
     @property
     def photometric(self) -> int:
-        """0 and 1 grey (0: white is zero), 2 RGB, 3 palette, 5 CMYK, 6 YCbCr, 8 CIELAB; -1 without the tag."""
-        return self.number(PHOTOMETRIC, -1)
+        """0 and 1 grey (0: white is zero), 2 RGB, 3 palette, 5 CMYK, 6 YCbCr, 8 CIELAB."""
+        return self.number(PHOTOMETRIC, 1)
 
     @property
     def extra(self) -> tuple[int, ...]:
