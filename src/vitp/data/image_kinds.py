@@ -6,7 +6,7 @@ import struct
 
 from PIL import Image
 
-from vitp.data.tiff import Page
+from vitp.data.tiff_tags import Page
 from vitp.errors import DataError
 
 _CONVERT = "remove it or convert it to PNG, JPEG or TIFF"

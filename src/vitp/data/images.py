@@ -31,7 +31,7 @@ from vitp.data.pixels import (
 )
 from vitp.data.png import can_be_cut, png_bands
 from vitp.data.shards.storage import is_member, is_remote, read_address
-from vitp.data.tiff import Page, TiffError, is_cut, is_tiff, read_pages
+from vitp.data.tiff import is_cut
 from vitp.data.tiff_image import (
     RASTERS,
     Evidence,
@@ -41,6 +41,7 @@ from vitp.data.tiff_image import (
     rgb_of_page,
     unknown_page,
 )
+from vitp.data.tiff_tags import COMPRESSION, Page, TiffError, is_tiff, read_pages
 from vitp.data.wide_files import is_wide_png, netpbm_maximum, netpbm_values, png_values
 from vitp.errors import DataError
 
@@ -51,13 +52,15 @@ IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
 )
 
-LARGEST_IMAGE_PIXELS = 500_000_000
-"""Mosaics of 20,000 × 20,000 are ordinary here. As RGB this many pixels take 2 GB while they are decoded."""
+LARGEST_IMAGE_PIXELS = 1_000_000_000
+"""Published sets have scenes of 29,200 × 27,620. As RGB this many pixels take 4 GB when they are held as a whole."""
 LARGEST_IMAGE_BYTES = 4 * LARGEST_IMAGE_PIXELS
 """Of the samples of a raster, which are held in their own type."""
 
-_MOST_DEFLATED = 1032
-"""Bytes that one byte of a PNG can stand for: a file that says it is larger can't hold its pixels."""
+_MOST_IN = {"PNG": 1032, "GIF": 3000, "BMP": 256, "PPM": 9}
+"""Format → bytes of pixels that one byte of a file can stand for. Of the others none has so many as 10,000."""
+_MOST_IN_TIFF = {1: 1, 5: 1400, 8: 1032, 32773: 64, 32946: 1032}
+"""The same of a TIFF's compressions (none, LZW, deflate, PackBits), where it is known."""
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -162,6 +165,9 @@ def load_label_pixels(path: str | Path) -> np.ndarray:
                 return values_HWN[..., 0] if values_HWN.shape[2] == 1 else values_HWN
         image = file.image
         assert image is not None
+        if is_wide_png(image) and image.mode == "LA":
+            image.load()
+            return _turned(png_values(file.stream, image)[..., 0], file.orientation)
         if is_wide_png(image) or (image.format == "PPM" and (netpbm_maximum(file.stream) or 0) > 255):
             raise DataError(
                 "holds colours of 16 bits as labels",
@@ -272,6 +278,8 @@ def _identified(stream: BinaryIO, pages: list[Page], head: bytes, where: str) ->
             raise unknown_page(pages[0], where) from error
         raise unreadable(head, where) from error
     except OSError as error:
+        if error.errno is None:  # the decoder's, not the disk's
+            raise unreadable(head, where) from error
         raise DataError(
             f"image can't be opened ({error})", where=where, fix="check the file and its permissions"
         ) from error
@@ -291,15 +299,27 @@ def _check_size(file: _File) -> None:
             where=file.where,
             fix="cut it into smaller files",
         )
-    if file.image is not None and file.image.format == "PNG":
-        held = file.stream.seek(0, io.SEEK_END)
-        bits = 1 if file.image.mode in ("1", "P", "L") else 8 * len(file.image.getbands())
-        if width * height * bits // 8 > held * _MOST_DEFLATED:
-            raise DataError(
-                f"image is damaged (it says {width}×{height} px, which {held} bytes can't hold)",
-                where=file.where,
-                fix="copy it again from its source or remove it",
-            )
+    _check_plausible(file)
+
+
+def _check_plausible(file: _File) -> None:
+    """Refuse a file that says it has far more pixels than its bytes can stand for, before room is made for them."""
+    width, height = file.size
+    if file.pages:
+        page = file.pages[0]
+        bits, most = page.bits * page.bands, _MOST_IN_TIFF.get(page.number(COMPRESSION, 1))
+    else:
+        assert file.image is not None
+        mode = file.image.mode
+        bits = 1 if mode in ("1", "P", "L") else 8 * len(file.image.getbands())
+        most = _MOST_IN.get(file.image.format or "", 10_000)
+    held = file.stream.seek(0, io.SEEK_END)
+    if most is not None and width * height * bits // 8 > max(held, 64) * most:
+        raise DataError(
+            f"image is damaged (it says {width}×{height} px, which {held} bytes can't hold)",
+            where=file.where,
+            fix="copy it again from its source or remove it",
+        )
 
 
 @contextmanager
@@ -359,7 +379,7 @@ def _other_rgb(file: _File, factor: int) -> Image.Image:
     image.load()
     if wide:
         values_HWN = png_values(file.stream, image)
-        return joined(image.size, _wide_png_rgb(values_HWN), factor)
+        return joined(image.size, _wide_png_rgb(values_HWN, image.info.get("transparency")), factor)
     if image.format == "JPEG2000" and image.mode in ("RGBA", "LA"):
         # Any further component comes as transparency.
         evidence = Evidence(255)
@@ -374,9 +394,10 @@ def _other_rgb(file: _File, factor: int) -> Image.Image:
     return joined(image.size, ((top, as_rgb(band)) for top, band in in_bands(image)), factor)
 
 
-def _wide_png_rgb(values_HWN: np.ndarray) -> Iterator[tuple[int, Image.Image]]:
+def _wide_png_rgb(values_HWN: np.ndarray, clear: object) -> Iterator[tuple[int, Image.Image]]:
     if values_HWN.shape[2] == 3:
-        return stretched(values_HWN)
+        valid_HW = (values_HWN != np.array(clear)).any(axis=2) if isinstance(clear, tuple) else None
+        return stretched(values_HWN, valid_HW)
     alpha_HW = values_HWN[..., -1]
     opaque_HW = None if (alpha_HW == 65535).all() else alpha_HW / np.float32(65535)
     return stretched(values_HWN[..., :-1], alpha_HW > 0, opaque_HW=opaque_HW)

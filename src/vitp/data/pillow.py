@@ -44,5 +44,5 @@ def quiet_pillow() -> Iterator[None]:
     """Leave out warnings about what doesn't spoil the pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         yield

@@ -82,6 +82,14 @@ def in_bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, image.width, bottom))
 
 
+def planes_last(image: Image.Image) -> np.ndarray:
+    """Return an RGB image as (H, W, 3) uint8 with no third copy of it, which `np.asarray` makes."""
+    pixels_HWC = np.empty((image.height, image.width, 3), np.uint8)
+    for top, bottom in row_bands(*image.size):
+        pixels_HWC[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels_HWC
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
     """Return a decoded image of at most 8 bits a channel as RGB; what is transparent lies over black."""
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -230,8 +238,8 @@ def stretched(
 def _scaled(values: np.ndarray, low: float, scale: float, white_is_zero: bool) -> np.ndarray:
     wide = values.astype(np.float64)
     finite = np.isfinite(wide)
-    with np.errstate(over="ignore"):
-        scaled = np.rint(np.clip((np.where(finite, wide, low) - low) * scale, 0, 255))
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.nan_to_num(np.rint(np.clip((np.where(finite, wide, low) - low) * scale, 0, 255)))
     if white_is_zero and scale:
         scaled = 255 - scaled
     return np.where(finite, scaled, 0).astype(np.uint8)

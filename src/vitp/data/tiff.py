@@ -1,8 +1,8 @@
-"""TIFF files below Pillow: what their tags say, and their pixels a few rows of segments at a time.
+"""The pixels of a TIFF page, a few rows of its segments (strips or tiles) at a time.
 
 Pillow reads the kinds of TIFF that pictures come in. Measurements come in more: several bands, signed and floating
-samples, pages that are masks or overviews, images that don't fit into memory. Here a page's tags are read directly; its
-pixels still go through Pillow's decoders, as small TIFF files of some of its segments (strips or tiles).
+samples, masks, images that don't fit into memory. They go through Pillow's decoders all the same: as small TIFF files of
+some of the segments, in which each byte of a sample passes for a grey pixel.
 
 Shapes: H × W pixels, N bands.
 """
@@ -20,215 +20,36 @@ import numpy as np
 from PIL import Image
 
 from vitp.data.pillow import strict_pillow
+from vitp.data.tiff_tags import (
+    BANDS,
+    BITS,
+    COMPRESSION,
+    FILL_ORDER,
+    GDAL_METADATA,
+    GDAL_NODATA,
+    HEIGHT,
+    OLD_SUBFILE,
+    ORIENTATION,
+    PHOTOMETRIC,
+    PLANAR,
+    PREDICTOR,
+    ROWS_PER_STRIP,
+    STRIP_BYTES,
+    STRIP_OFFSETS,
+    SUBFILE,
+    TILE_BYTES,
+    TILE_HEIGHT,
+    TILE_OFFSETS,
+    TILE_WIDTH,
+    TYPES,
+    WIDTH,
+    Entry,
+    Page,
+    TiffError,
+)
 
-SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
-STRIP_OFFSETS, ORIENTATION, BANDS, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 274, 277, 278, 279, 284
-PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 317, 322, 323, 324, 325
-EXTRA, FORMAT, GDAL_METADATA, GDAL_NODATA = 338, 339, 42112, 42113
-
-_GEO = frozenset({33550, 33922, 34264, 34735, GDAL_METADATA, GDAL_NODATA})
-"""Pixel scale, tie points, transformation, keys of the projection, and what GDAL adds."""
-# Fill order, fax options, colour map, JPEG tables, and how YCbCr is meant.
-_KEPT = frozenset({266, 292, 293, 320, 347, 529, 530, 531, 532})
-_READ = _KEPT | {
-    *(
-        SUBFILE,
-        WIDTH,
-        HEIGHT,
-        BITS,
-        COMPRESSION,
-        PHOTOMETRIC,
-        STRIP_OFFSETS,
-        ORIENTATION,
-        BANDS,
-        ROWS_PER_STRIP,
-    ),
-    *(STRIP_BYTES, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, EXTRA, FORMAT),
-    *(GDAL_METADATA, GDAL_NODATA),
-}
-_SHORT_TYPES = {1: "u1", 2: "S1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4"}
-_TYPES = _SHORT_TYPES | {11: "f4", 12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
-_RATIONALS = (5, 10)
-_MOST_PAGES = 10_000
-_MOST_BYTES = 1 << 28
-"""Of one tag's values: offsets of 30 million segments."""
 _BAND_PIXELS = 1 << 22
 """Pixels that are decoded at a time, as long as a row of segments has no more."""
-
-_KINDS = {1: "u", 2: "i", 3: "f", 4: "u", 6: "c"}
-
-
-class TiffError(ValueError):
-    """The file isn't laid out as a TIFF must be."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Values of a tag: type as the format numbers them, number of values, bytes as they stand in the file."""
-
-    type: int
-    count: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Page:
-    """One image of a TIFF file, by its tags.
-
-    Attributes:
-        order: Byte order, as `struct` writes it.
-        entries: Tag → values, of the tags that matter here.
-        tags: All tags that the page has.
-    """
-
-    order: str
-    entries: dict[int, Entry]
-    tags: frozenset[int]
-
-    def numbers(self, tag: int, *default: int) -> tuple[int, ...]:
-        """Return the values of a tag."""
-        entry = self.entries.get(tag)
-        if entry is None or entry.type not in _TYPES or entry.type == 2:
-            return default
-        values = np.frombuffer(entry.data, self.order + _TYPES[entry.type])
-        if values.dtype.kind == "f":
-            return default
-        return tuple(values.tolist()) or default
-
-    def number(self, tag: int, default: int) -> int:
-        """Return the first value of a tag."""
-        return self.numbers(tag, default)[0]
-
-    def text(self, tag: int) -> str:
-        """Return the text of a tag, "" without it."""
-        entry = self.entries.get(tag)
-        return "" if entry is None else entry.data.rstrip(b"\0 ").decode("utf-8", "replace").strip()
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height as stored, before `orientation` turns them."""
-        return self.number(WIDTH, 0), self.number(HEIGHT, 0)
-
-    @property
-    def bands(self) -> int:
-        """Samples of a pixel."""
-        return self.number(BANDS, 1)
-
-    @property
-    def bits(self) -> int:
-        """Of a sample; the largest where bands differ."""
-        return max(self.numbers(BITS, 1))
-
-    @property
-    def kind(self) -> str:
-        """Of a sample, as NumPy calls it: u, i, f, c; "?" where bands differ or it is none of them."""
-        kinds = {_KINDS.get(number, "?") for number in self.numbers(FORMAT, 1)}
-        bits = set(self.numbers(BITS, 1))
-        return kinds.pop() if len(kinds) == 1 and len(bits) == 1 else "?"
-
-    @property
-    def photometric(self) -> int:
-        """0 and 1 grey (0: white is zero), 2 RGB, 3 palette, 5 CMYK, 6 YCbCr, 8 CIELAB; -1 without the tag."""
-        return self.number(PHOTOMETRIC, -1)
-
-    @property
-    def extra(self) -> tuple[int, ...]:
-        """Of the bands beyond the colours: 0 nothing said, 1 alpha that the colours are multiplied by, 2 alpha."""
-        return self.numbers(EXTRA)
-
-    @property
-    def orientation(self) -> int:
-        """1–8 as in EXIF."""
-        value = self.number(ORIENTATION, 1)
-        return value if 1 <= value <= 8 else 1
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether it is placed on the ground or was written by GDAL."""
-        return bool(self.tags & _GEO)
-
-    @property
-    def nodata(self) -> float | None:
-        """The value of pixels that hold nothing."""
-        try:
-            return float(self.text(GDAL_NODATA)) if GDAL_NODATA in self.entries else None
-        except ValueError:
-            return None
-
-    @property
-    def is_reduced(self) -> bool:
-        """Whether it repeats another page at a lower resolution, or is the mask of one."""
-        return bool(self.number(SUBFILE, 0) & 5) or self.number(OLD_SUBFILE, 1) == 2
-
-    @property
-    def is_mask(self) -> bool:
-        """Whether it tells which pixels of the first page hold something."""
-        return self.number(SUBFILE, 0) & 5 == 4
-
-
-def is_tiff(head: bytes) -> bool:
-    """Return whether a file that begins like this is a TIFF, of 32-bit or 64-bit offsets."""
-    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def read_pages(file: BinaryIO) -> list[Page]:
-    """Return all pages of a TIFF file, the first one first.
-
-    Raises:
-        TiffError: The first page's tags can't be read. A later page that can't be isn't one.
-    """
-    file.seek(0)
-    head = file.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = struct.unpack(order + "H", head[2:4])[0] == 43
-    try:
-        (offset,) = (
-            struct.unpack_from(order + "Q", head, 8) if big else struct.unpack_from(order + "I", head, 4)
-        )
-    except struct.error as error:
-        raise TiffError("it ends in its head") from error
-    pages: list[Page] = []
-    seen: set[int] = set()
-    while offset and offset not in seen and len(pages) < _MOST_PAGES:
-        seen.add(offset)
-        try:
-            page, offset = _read_page(file, offset, order, big)
-        except (struct.error, ValueError, OverflowError, OSError, MemoryError) as error:
-            if pages:
-                break
-            raise TiffError(f"its tags can't be read: {error}") from error
-        pages.append(page)
-    if not pages:
-        raise TiffError("it holds no image")
-    return pages
-
-
-def _read_page(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[Page, int]:
-    file.seek(offset)
-    counter, row, wide = (order + "Q", 20, "Q") if big else (order + "H", 12, "I")
-    (count,) = struct.unpack(counter, file.read(struct.calcsize(counter)))
-    if count > 4096:
-        raise TiffError(f"{count} tags")
-    table = file.read(count * row)
-    following = struct.unpack(order + wide, file.read(struct.calcsize(order + wide)))[0]
-    entries: dict[int, Entry] = {}
-    tags = []
-    for start in range(0, count * row, row):
-        tag, type_, length = struct.unpack_from(order + "HH" + wide, table, start)
-        tags.append(tag)
-        if tag not in _READ or type_ not in _TYPES:
-            continue
-        bytes_ = length * np.dtype(_TYPES[type_]).itemsize * (2 if type_ in _RATIONALS else 1)
-        value = table[start + row - struct.calcsize(wide) : start + row]
-        if bytes_ > len(value):
-            if bytes_ > _MOST_BYTES:
-                raise TiffError(f"tag {tag} has {length} values")
-            file.seek(struct.unpack(order + wide, value)[0])
-            value = file.read(bytes_)
-            if len(value) < bytes_:
-                raise TiffError(f"the values of tag {tag} lie outside the file")
-        entries[tag] = Entry(type_, length, value[:bytes_])
-    return Page(order, entries, frozenset(tags)), following
 
 
 @dataclass(frozen=True)
@@ -286,6 +107,17 @@ def _finer(page: Page, grid: _Grid) -> _Grid:
 def is_sparse(page: Page) -> bool:
     """Return whether some of a page's pixels were never written: GDAL leaves out blocks of nodata when told so."""
     return 0 in page.numbers(TILE_BYTES) or 0 in page.numbers(STRIP_BYTES)
+
+
+def segment_bytes(page: Page) -> int:
+    """Return how large the samples of a row of segments are, which is what is decoded at a time at least.
+
+    Raises:
+        TiffError: The segments aren't as they must be.
+    """
+    grid = _grid(page)
+    inner = 1 if page.number(PLANAR, 1) == 2 else page.bands
+    return grid.across * grid.width * grid.height * inner * page.bits // 8
 
 
 def is_cut(page: Page) -> bool:
@@ -374,7 +206,7 @@ def _raw_bytes(page: Page, grid: _Grid, segments: list[bytes], height: int, byte
         }
     else:
         entries |= {ROWS_PER_STRIP: _entry(page, 4, grid.height)}
-    entries |= {tag: page.entries[tag] for tag in (COMPRESSION, 266) if tag in page.entries}
+    entries |= {tag: page.entries[tag] for tag in (COMPRESSION, FILL_ORDER) if tag in page.entries}
     return np.asarray(_decoded(page, entries, segments, grid.tiled))
 
 
@@ -414,7 +246,7 @@ def _segments(file: BinaryIO, grid: _Grid, numbers: list[int] | range) -> list[b
 
 
 def _entry(page: Page, type_: int, *values: int) -> Entry:
-    return Entry(type_, len(values), np.array(values, page.order + _TYPES[type_]).tobytes())
+    return Entry(type_, len(values), np.array(values, page.order + TYPES[type_]).tobytes())
 
 
 def _decoded(page: Page, entries: dict[int, Entry], segments: list[bytes], tiled: bool) -> Image.Image:

@@ -18,21 +18,16 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vitp.data.pixels import WIDE_MODES, as_rgb, blackened, fill_value, holds_value, joined, stretched
-from vitp.data.tiff import (
-    COMPRESSION,
-    GDAL_METADATA,
-    Page,
-    TiffError,
-    is_sparse,
-    picture_bands,
-    sample_bands,
-)
+from vitp.data.tiff import is_sparse, picture_bands, sample_bands, segment_bytes
+from vitp.data.tiff_tags import COMPRESSION, GDAL_METADATA, Page, TiffError
 from vitp.errors import DataError
 
 _OPAQUE = 0.9
 """Share of the values above 0 that are at the maximum from which a band is transparency …"""
 _MEASURED = 0.5
 """… and below which it can't be: masks have hard edges."""
+
+_LARGEST_SEGMENT = 1 << 29
 
 _COMPRESSIONS = {
     6: "JPEG of an old kind",
@@ -193,7 +188,7 @@ def _picture_rgb(band: Image.Image, page: Page, layout: Layout, valid_HW: np.nda
 def _sample_rgb(
     file: BinaryIO, page: Page, layout: Layout, valid_HW: np.ndarray | None, where: str
 ) -> Iterator[tuple[int, Image.Image]]:
-    values_HWN = _samples(file, page)
+    values_HWN = _samples(file, page, where)
     colours_HWN = values_HWN[..., : layout.colours]
     opaque_HW = None
     if layout.extra:
@@ -218,8 +213,14 @@ def _sample_rgb(
     return stretched(colours_HWN, valid_HW, opaque_HW=opaque_HW, white_is_zero=page.photometric == 0)
 
 
-def _samples(file: BinaryIO, page: Page) -> np.ndarray:
+def _samples(file: BinaryIO, page: Page, where: str) -> np.ndarray:
     width, height = page.size
+    if segment_bytes(page) > _LARGEST_SEGMENT:
+        raise DataError(
+            f"is compressed in pieces of {segment_bytes(page) / 1e9:.1f} GB, too large to be decoded",
+            where=where,
+            fix="write it in tiles (gdal_translate -co TILED=YES)",
+        )
     values_HWN: np.ndarray | None = None
     for top, part in sample_bands(file, page):
         if values_HWN is None:
@@ -315,7 +316,7 @@ def labels_of_page(file: BinaryIO, page: Page, where: str) -> np.ndarray | None:
             where=where,
             fix="save labels as 8-bit colours or as numbers",
         )
-    values_HWN = _samples(file, page)
+    values_HWN = _samples(file, page, where)
     if doubtful:
         evidence = Evidence(np.iinfo(values_HWN.dtype).max if values_HWN.dtype.kind in "iu" else 1.0)
         evidence.add(values_HWN[..., 1], values_HWN[..., :1])
