@@ -261,6 +261,10 @@ def test_caption_rows_that_cannot_be_understood(tmp_path: Path) -> None:
     text(tmp_path / "c.jsonl", '{"image": "a.png", "caption": "x"}\n{"image": "a.png"\n')
     with pytest.raises(DataError, match=r"c\.jsonl:2: is not JSON"):
         read_labels("captions", tmp_path)
+    for damage, words in (("\\ud83d", "half a character"), ("\\u0000", "a NUL")):
+        text(tmp_path / "c.jsonl", f'{{"image": "a.png", "caption": "x {damage}"}}\n')
+        with pytest.raises(DataError, match=rf"c\.jsonl:1: holds {words}"):
+            read_labels("captions", tmp_path)
     text(tmp_path / "c.jsonl", '{"picture": "a.png", "words": "x"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl:1: row names no image .* image_column"):
         read_labels("captions", tmp_path)

@@ -30,6 +30,7 @@ from vitp.data.formats.vitp_labels import LabelWriter, Roots
 from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.data.records import InstructionRecord, to_line
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
+from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
 from vitp.errors import DataError
 from vitp.version import __version__
 
@@ -81,6 +82,7 @@ class CompileSummary:
         splits: Split → counts.
         findings: Lines about labels that were left out or mended, each with file and row.
         unasked: Images of which there was nothing to ask.
+        constant: Tasks that were not asked, as nearly all images would give the same answer.
         content_hash: SHA-256 over the record and label lines of all splits.
     """
 
@@ -93,6 +95,7 @@ class CompileSummary:
     findings: tuple[str, ...]
     unasked: int
     content_hash: str
+    constant: dict[str, ConstantTask] = field(default_factory=dict)
 
 
 def compile_labels(
@@ -151,14 +154,10 @@ def compile_labels(
     with files.atomic_dir(out) as temporary:
         described = temporary if generated else base
         roots = Roots(temporary, cropped or described, described)
-        splits = _write_lines(labelled, roots, seed, synthesis)
+        splits, constant = _write_lines(labelled, roots, seed, synthesis)
         vitp_labels.write_head(labelled, roots, image_root="crops" if cropped else None)
         if not splits["train"].records:
-            raise DataError(
-                "there is nothing to ask in the training split",
-                where=str(src),
-                fix="check the splits, the labels and the tasks",
-            )
+            raise _nothing_to_ask(src, constant)
         image_root = "crops" if cropped else vitp_labels.relative(roots.images, temporary)
         _write_mixture(temporary, labelled.name, image_root, splits["train"].records, max_tiles)
         summary = CompileSummary(
@@ -171,6 +170,7 @@ def compile_labels(
             findings=labelled.findings,
             unasked=sum(counts.images - counts.records for counts in splits.values()),
             content_hash=_content_hash(temporary),
+            constant=constant,
         )
         cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
         settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
@@ -178,6 +178,15 @@ def compile_labels(
         if cropped is not None:
             cropped.rename(temporary / "crops")
     return summary
+
+
+def _nothing_to_ask(src: str | Path, constant: dict[str, ConstantTask]) -> DataError:
+    what = "there is nothing to ask in the training split"
+    if not constant:
+        return DataError(what, where=str(src), fix="check the splits, the labels and the tasks")
+    alike = "; ".join(f'{name} is "{task.answer}" for nearly all images' for name, task in constant.items())
+    fix = f"give labels that differ, or ask all the same with --task {next(iter(constant))}=1"
+    return DataError(f"{what} that would teach anything: {alike}", where=str(src), fix=fix)
 
 
 def _base(src: Path) -> Path:
@@ -249,9 +258,12 @@ def _relative_item(item: LabelledImage, root: Path) -> LabelledImage:
 
 def _write_lines(
     labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
-) -> dict[str, SplitCounts]:
-    """Write the records and the labels of all images in one pass (a generated scene is rendered once)."""
-    classes = SetClasses.from_set(_training_part(labelled))
+) -> tuple[dict[str, SplitCounts], dict[str, ConstantTask]]:
+    """Write the records and the labels of all images in one pass; return counts, and tasks that were not asked."""
+    training = _training_part(labelled)
+    classes = SetClasses.from_set(training)
+    constant = constant_tasks(training.items, classes, config)
+    config = without(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
     records = {split: roots.out / f"{split}.jsonl" for split in SPLITS}
     with LabelWriter(roots) as writer, _Lines(records) as lines:
@@ -263,7 +275,7 @@ def _write_lines(
                 lines.add(item.split, made[0])
             counts[item.split].count(item, None if made is None else made[1])
             writer.add(item)
-    return counts
+    return counts, constant
 
 
 class _Lines:
@@ -319,6 +331,7 @@ def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) 
             "seed": summary.seed,
             "content_hash": summary.content_hash,
             "unasked": summary.unasked,
+            "constant_tasks": {name: asdict(task) for name, task in summary.constant.items()},
             "splits": {
                 split: {
                     "images": counts.images,

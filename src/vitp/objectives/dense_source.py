@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from vitp.data.fingerprint import fingerprint, labels_digest
 from vitp.data.ignored import known_semantic, meets
 from vitp.data.images import load_image
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
@@ -93,14 +94,18 @@ class LabelledSource:
         if self.batch_size < parts or micro >= self.micro_batches:
             raise ConfigError(
                 f"a step of {self.batch_size} images can't be cut into {parts} parts (asked for micro-batch {micro})",
-                where="batch_size",
+                where="data.global_batch",
                 fix="give at least one image for each rank and micro-batch",
             )
         places = range(micro * world + rank, self.batch_size, parts)
         return self._collate([self._sample(step, place) for place in places])
 
     def fingerprint(self) -> str:
-        """Return a hash of the set and all options that decide the batches."""
+        """Return a hash of images, labels and all options that decide the batches; see `vitp.data.fingerprint`."""
+        return fingerprint(self.former_fingerprint(), [labels_digest(self.labelled_set)])
+
+    def former_fingerprint(self) -> str:
+        """Return the hash without that of labels and image files."""
         labelled, count = self.labelled_set, len(self.labelled_set)
         # Items of a lazy set are rendered when touched: a few of them stand for all.
         eager = isinstance(labelled.items, list | tuple)

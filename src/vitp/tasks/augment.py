@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import functional as transforms
 from vitp.data.formats.crops import any_part, visible_part
 from vitp.data.formats.geometry import as_flat, as_points, bounds, clockwise
 from vitp.data.labels import IGNORE, ObjectLabel
+from vitp.data.pixels import LARGE_PIXELS
 
 CROP_TRIES = 10
 """Random crops that are drawn before one with too much of one class is taken."""
@@ -138,6 +139,20 @@ def augment(
     return sample
 
 
+def resized(image_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return an image at `size` (height, width), bilinear and antialiased.
+
+    The whole of a large one is never held as floating numbers: it is first averaged to twice the size.
+    """
+    height, width = image_CHW.shape[-2:]
+    shrinks = height >= 2 * size[0] and width >= 2 * size[1]
+    if shrinks and height * width > LARGE_PIXELS and image_CHW.dtype == torch.uint8 and not image_CHW.is_cuda:
+        shape = (2 * size[1], 2 * size[0])
+        planes = [cv2.resize(plane.numpy(), shape, interpolation=cv2.INTER_AREA) for plane in image_CHW]
+        image_CHW = torch.from_numpy(np.stack(planes))
+    return transforms.resize(image_CHW, list(size), InterpolationMode.BILINEAR, antialias=True)
+
+
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     """Return the sample at `size` (height, width): images antialiased, classes never mixed."""
     if sample.size == size:
@@ -151,7 +166,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
 
     return _changed(
         sample,
-        lambda image: transforms.resize(image, shape, InterpolationMode.BILINEAR, antialias=True),
+        lambda image: resized(image, size),
         mask,
         matrix,
     )

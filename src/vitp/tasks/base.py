@@ -169,6 +169,22 @@ class InputSize(BaseModel):
         side = min(height, width) if self.mode == "short" else max(height, width)
         return max(1, round(height * self.size / side)), max(1, round(width * self.size / side))
 
+    def enough(self, largest: float = 1.0) -> Callable[[int, int], tuple[int, int]] | None:
+        """Return which width and height of a larger image suffice; see `vitp.data.images.load_image`.
+
+        Args:
+            largest: Factor on the size, of random or several scales.
+        """
+        if self.mode == "none":
+            return None
+
+        def sides(width: int, height: int) -> tuple[int, int]:
+            # Twice what is seen: resizing then still has pixels to average.
+            rows, columns = self.of(height, width)
+            return math.ceil(2 * largest * columns), math.ceil(2 * largest * rows)
+
+        return sides
+
 
 class TestSettings(BaseModel):
     """How a model is applied to images of any size.

@@ -3,6 +3,7 @@
 RUN/config.yaml      the configuration
 RUN/metrics.jsonl    losses and validation scores
 RUN/validation.json  the curve on validation images, and the best step
+RUN/best/            the best weights, and the best until each checkpoint
 RUN/evidence.json    how far the backbone moved
 RUN/model/           the model (`vitp.tasks.runs.load_task`)
 RUN/scores.json      the scores on the test images, looked at once, at the end
@@ -26,7 +27,7 @@ from vitp.engine.hooks import TrainResult
 from vitp.engine.loop import Trainer
 from vitp.errors import ConfigError, VitpError
 from vitp.files import atomic_dir, write_json
-from vitp.run_folder import claimed
+from vitp.run_folder import as_begun, claimed
 from vitp.tasks.augment import AugmentSettings
 from vitp.tasks.base import InputSize, Scores, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -40,7 +41,7 @@ from vitp.tasks.data import (
     task_splits,
 )
 from vitp.tasks.label_notes import label_notes, left_out_notes
-from vitp.tasks.validation import Validation, apply_best
+from vitp.tasks.validation import Validation
 from vitp.version import __version__
 
 SCORES_FILE = "scores.json"
@@ -277,6 +278,7 @@ def run_finetune(
         VitpError: A wrong configuration, unusable data, a loss that is not finite, a full disk.
     """
     out = Path(out)
+    config = as_begun(config, out)
     with claimed(out, config, config.train.device, resume=resume) as resume:
         return _train(config, out, resume, console)
 
@@ -316,7 +318,7 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
     if distributed.rank() == 0:
         try:
             if run.config.train.choose == "best":
-                step = apply_best(run.model, out)
+                step = validation.apply_best(run.model)
             run.model.description["card"] |= {"chosen": run.config.train.choose, "step": step}
             with atomic_dir(out / "model") as temporary:
                 run.model.save_pretrained(temporary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from vitp.data.formats.common import ReadOptions, SetBuilder, list_images, read_text, split_folders
 from vitp.data.formats.splits import split_of
 from vitp.data.labels import LabelledSet
+from vitp.data.records import text_problem
 from vitp.errors import DataError
 
 IMAGE_KEYS = ("image", "file_name", "filename", "path", "filepath", "image_path")
@@ -104,6 +105,7 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
             captions = _texts(read_text(path).splitlines())
+            _check_texts(captions, builder.place(path))
             if not captions:
                 builder.note(builder.place(path), "empty; image left out")
             elif (size := builder.size_of(image)) is not None:
@@ -134,9 +136,15 @@ def _rows(
                 where=place,
                 fix="name the key with the option caption_column",
             )
-        yield _Row(
-            place, image.strip(), _texts(_first(row, text_keys)), split_of(str(row.get("split") or ""))
-        )
+        texts = _texts(_first(row, text_keys))
+        _check_texts((image, *texts), place)
+        yield _Row(place, image.strip(), texts, split_of(str(row.get("split") or "")))
+
+
+def _check_texts(texts: Iterable[str], place: str) -> None:
+    for text in texts:
+        if (problem := text_problem(text)) is not None:
+            raise DataError(problem, where=place, fix="mend the text or remove the row")
 
 
 def _raw_rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vitp.data.synthesis import phrases
-from vitp.data.synthesis.answers import format_cells, format_grid
+from vitp.data.synthesis.answers import format_cells, format_grid, format_share
 from vitp.data.synthesis.choosing import ask, draw, draw_absent, draw_present
 from vitp.data.synthesis.classes import NEVER_ASKED
 from vitp.data.synthesis.facts import UNKNOWN, Facts, Question
@@ -100,8 +100,8 @@ def cover(facts: Facts, rng: np.random.Generator) -> Question | None:
         name = draw_present(facts, rng, names)
     else:
         return None
-    percent = round(facts.shares[name] * 100 / COVER_STEP) * COVER_STEP
-    return Question(ask(rng, phrases.COVER, one=spoken(name), step=COVER_STEP), f"{percent}%", name)
+    question = ask(rng, phrases.COVER, one=spoken(name), step=COVER_STEP)
+    return Question(question, format_share(facts.shares[name], COVER_STEP), name)
 
 
 def dominant(facts: Facts, rng: np.random.Generator) -> Question | None:

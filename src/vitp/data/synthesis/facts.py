@@ -141,6 +141,8 @@ class Facts:
         self.item, self.classes, self.limits = item, classes, limits
         # Presence questions so far: (class, there or not). The next ones keep yes and no in balance.
         self.yes_no_asked: list[tuple[str, bool]] = []
+        # Captions that were answers so far, with the wordings that asked for them.
+        self.captions_asked: dict[str, str] = {}
 
     @cached_property
     def mask(self) -> np.ndarray | None:
