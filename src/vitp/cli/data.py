@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vitp.cli.console import make_console
 from vitp.errors import ConfigError, did_you_mean
+from vitp.reading import parse_yaml
 
 if TYPE_CHECKING:
     from vitp.data.benchmarks.prepare import PrepareSettings
@@ -110,13 +111,16 @@ def _plain(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return text
 
 
 def _print_summary(summary: Any) -> None:
     console = make_console()
+    console.print(f"understood as {summary.fmt}:", markup=False, highlight=False)
+    for line in summary.understood:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     table = Table(title=f"{summary.name} → {_shown(summary.out)}", title_justify="left")
     table.add_column("split")
     for name in ("images", "records", "questions", "objects"):
@@ -144,7 +148,7 @@ def _print_summary(summary: Any) -> None:
         console.print(f"{summary.unasked:,} images have nothing to ask", highlight=False)
     if summary.findings:
         console.print(
-            f"[yellow]{len(summary.findings)} labels were left out or mended[/] (all in summary.json):"
+            f"[yellow]{len(summary.findings)} findings: labels left out, ignored or mended[/] (all in summary.json):"
         )
         for finding in summary.findings[:5]:
             console.print(f"  {finding}", markup=False, highlight=False)

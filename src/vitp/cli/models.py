@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -57,6 +57,12 @@ class Positions(enum.Enum):
 
     bicubic = "bicubic"
     antialiased = "antialiased"
+
+
+_POSITIONS: dict[Positions, Literal["bicubic", "antialiased"]] = {
+    Positions.bicubic: "bicubic",
+    Positions.antialiased: "antialiased",
+}
 
 
 class Numbers(enum.Enum):
@@ -131,7 +137,7 @@ def convert(
         architecture=architecture,
         heads=heads,
         image_size=image_size,
-        positions=None if positions is None else positions.name,
+        positions=None if positions is None else _POSITIONS[positions],
         template=template,
     )
     kind = None if dtype is Numbers.keep else dtype.value

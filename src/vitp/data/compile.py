@@ -14,14 +14,13 @@ The same labels, options and seed give the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vitp import files
-from vitp.data.formats import detect_format, read_labels, vitp_labels
+from vitp.data.formats import detect, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
@@ -32,6 +31,7 @@ from vitp.data.records import InstructionRecord, to_line
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
 from vitp.errors import DataError
+from vitp.reading import parse_json, read_text
 from vitp.version import __version__
 
 _FORMAT = "vitp-compiled"
@@ -84,6 +84,7 @@ class CompileSummary:
         unasked: Images of which there was nothing to ask.
         constant: Tasks that were not asked, as nearly all images would give the same answer.
         content_hash: SHA-256 over the record and label lines of all splits.
+        understood: Lines about how the files were understood: classes, splits, what became of the labels.
     """
 
     name: str
@@ -96,6 +97,7 @@ class CompileSummary:
     unasked: int
     content_hash: str
     constant: dict[str, ConstantTask] = field(default_factory=dict)
+    understood: tuple[str, ...] = ()
 
 
 def compile_labels(
@@ -139,8 +141,10 @@ def compile_labels(
     generated = fmt == "scenes"
     base = out if generated else _base(Path(src))
     _check_out(out, base, generated=generated, force=force)
+    understood: tuple[str, ...] = ()
     if fmt == "auto":
-        fmt = detect_format(Path(src))
+        found = detect(Path(src))
+        fmt, understood = found.format, found.understood
     if fmt != "vitp":  # a compiled set brings its own splits
         options["seed"] = seed
     labelled = read_labels(fmt, str(src) if generated else Path(src).resolve(), **options)
@@ -171,6 +175,7 @@ def compile_labels(
             unasked=sum(counts.images - counts.records for counts in splits.values()),
             content_hash=_content_hash(temporary),
             constant=constant,
+            understood=(*understood, *labelled.understood),
         )
         cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
         settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
@@ -217,7 +222,7 @@ def _check_out(out: Path, base: Path, *, generated: bool, force: bool) -> None:
 
 def _is_ours(out: Path) -> bool:
     try:
-        return json.loads((out / "summary.json").read_text(encoding="utf-8")).get("format") == _FORMAT
+        return parse_json(read_text(out / "summary.json")).get("format") == _FORMAT
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -344,6 +349,7 @@ def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) 
                 for split, counts in summary.splits.items()
             },
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
+            "understood": list(summary.understood),
             "findings": list(summary.findings),
         },
     )

@@ -92,6 +92,8 @@ class LabelledSet:
         semantic_classes: Names of the classes of `semantic`, in the order of its values.
         licence: As its publisher states it.
         findings: Lines about labels that were left out or mended while reading, each with file and row.
+        understood: Lines about how the files were understood (readings that were chosen, where the splits come
+            from), which `vitp data compile` prints first.
 
     Raises:
         DataError: The name of a class holds half a character or a NUL.
@@ -104,6 +106,7 @@ class LabelledSet:
     semantic_classes: tuple[str, ...] = ()
     licence: str = ""
     findings: tuple[str, ...] = field(default=())
+    understood: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (*self.object_classes, *self.scene_classes, *self.semantic_classes):

@@ -345,37 +345,5 @@ def moved_object(label: ObjectLabel, matrix: np.ndarray) -> ObjectLabel:
         box=bounds(around),
         quad=None if quad_42 is None else as_flat(clockwise(quad_42)),
         polygons=tuple(as_flat(clockwise(ring)) for ring in rings),
+        holes=tuple(as_flat(clockwise(move(hole))) for hole in label.holes),
     )
-
-
-def rasterise(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """Return the mask (H, W) uint8 of an outline: the pixels whose centre lies in one of the rings.
-
-    Unlike OpenCV's fill, which also paints every pixel that the border touches, this gives back exactly the
-    mask that an outline along pixel edges was made from.
-    """
-    height, width = size
-    mask_HW = np.zeros(size, bool)
-    for ring in rings:
-        points_N2 = as_points(ring)
-        x1, y1, x2, y2 = bounds(points_N2)
-        left, right = max(int(np.floor(x1)), 0), min(int(np.ceil(x2)), width)
-        top, bottom = max(int(np.floor(y1)), 0), min(int(np.ceil(y2)), height)
-        if right > left and bottom > top:
-            part = _inside(points_N2 - (left, top), bottom - top, right - left)
-            mask_HW[top:bottom, left:right] |= part
-    return mask_HW.astype(np.uint8)
-
-
-def _inside(points_N2: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return (H, W) bool by the even-odd rule: left of a pixel's centre lies an odd number of edges."""
-    start_N2, end_N2 = points_N2, np.roll(points_N2, -1, axis=0)
-    centre_H1 = np.arange(height)[:, None] + 0.5
-    crosses_HN = (start_N2[:, 1] <= centre_H1) != (end_N2[:, 1] <= centre_H1)
-    rows, edges = np.nonzero(crosses_HN)
-    (x1, y1), (x2, y2) = start_N2[edges].T, end_N2[edges].T
-    crossing_x = x1 + (rows + 0.5 - y1) / (y2 - y1) * (x2 - x1)
-    first = np.clip(np.ceil(crossing_x - 0.5), 0, width).astype(np.int64)
-    toggles_HW = np.zeros((height, width + 1), np.int32)
-    np.add.at(toggles_HW, (rows, first), 1)
-    return toggles_HW.cumsum(axis=1)[:, :width] % 2 == 1

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitp.data.fingerprint import fingerprint, labels_digest
 from vitp.data.formats import read_labels
+from vitp.data.formats.regions import rasterise
 from vitp.data.ignored import outline
 from vitp.data.images import image_size, load_planes
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
@@ -26,7 +27,7 @@ from vitp.data.pixels import LARGE_PIXELS
 from vitp.errors import ConfigError, DataError, did_you_mean
 from vitp.evaluation.probe_data import draw, label_count, splits_of
 from vitp.objectives.dense_source import read_mask
-from vitp.tasks.augment import AugmentSettings, Sample, augment, rasterise
+from vitp.tasks.augment import AugmentSettings, Sample, augment
 from vitp.tasks.base import InputSize, Target, TaskBatch, pad_images
 
 LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
@@ -312,7 +313,7 @@ def _quads(labels: Sequence[ObjectLabel]) -> Tensor:
 
 
 def _masks(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
-    masks = [rasterise(outline(label), size) for label in labels]
+    masks = [rasterise(outline(label), size, label.holes) for label in labels]
     return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), np.uint8))
 
 

@@ -109,7 +109,7 @@ class Reading:
             name=self.options.name or self.facts.name,
             licence=self.options.licence or self.facts.licence,
         )
-        self.builder = SetBuilder(self.root, self.options)
+        self.builder = SetBuilder(self.root, self.options, splits_from="the published splits")
 
     def folder(self, *places: str) -> Path:
         """Return the first of the places (relative to the root) that is a folder with something in it.

@@ -11,14 +11,17 @@ import numpy as np
 
 from vitp import files
 from vitp.data.formats.geometry import (
+    Box,
     area,
     as_flat,
     as_points,
     bounds,
     clip_polygon,
+    is_convex,
     min_area_quad,
 )
 from vitp.data.formats.pixel_masks import Window, windowed
+from vitp.data.formats.regions import rasterise
 from vitp.data.images import is_scene, load_image
 from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError, DataError
@@ -209,17 +212,19 @@ def crop_object(label: ObjectLabel, window: Window, min_visible: float) -> Objec
     if ox2 <= x1 or oy2 <= y1 or ox1 >= x2 or oy1 >= y2:  # most pairs of object and window; spares the arrays
         return None
     outlines = [as_points(ring) for ring in (label.polygons or ((label.quad,) if label.quad else ()))]
-    if not outlines or sum(area(ring) for ring in outlines) <= 0:
-        outlines = [_box_points(label.box)]
+    holes = [as_points(ring) for ring in label.holes] if label.polygons else []
+    if not outlines or _area(outlines, holes) <= 0:
+        outlines, holes = [_box_points(label.box)], []
     everything = np.concatenate([*outlines, _box_points(label.box)])
     if (everything >= (x1, y1)).all() and (everything <= (x2, y2)).all():
         return _moved(label, x1, y1)
     clipped = [ring for ring in (clip_polygon(ring, window) for ring in outlines) if area(ring) > 0]
-    left = sum(area(ring) for ring in clipped)
-    if left <= 0 or left < min_visible * sum(area(ring) for ring in outlines):
+    cut_out = [ring for ring in (clip_polygon(ring, window) for ring in holes) if area(ring) > 0]
+    left = _area(clipped, cut_out)
+    if left <= 0 or left < min_visible * _area(outlines, holes):
         return None
     # Labels need not agree with themselves: the part of the box in the window bounds what the outline says.
-    bx1, by1, bx2, by2 = bounds(np.concatenate(clipped))
+    bx1, by1, bx2, by2 = _extent(clipped, cut_out)
     box = (max(bx1, ox1) - x1, max(by1, oy1) - y1, min(bx2, ox2) - x1, min(by2, oy2) - y1)
     if box[2] <= box[0] or box[3] <= box[1]:
         return None
@@ -229,7 +234,34 @@ def crop_object(label: ObjectLabel, window: Window, min_visible: float) -> Objec
         rest = rest if area(rest) > 0 else np.concatenate(clipped)
         quad = as_flat(min_area_quad(rest) - (x1, y1))
     polygons = tuple(as_flat(ring - (x1, y1)) for ring in clipped) if label.polygons else ()
-    return replace(label, box=box, quad=quad, polygons=polygons)
+    cut_holes = tuple(as_flat(ring - (x1, y1)) for ring in cut_out)
+    return replace(label, box=box, quad=quad, polygons=polygons, holes=cut_holes)
+
+
+def _area(rings: Sequence[np.ndarray], holes: Sequence[np.ndarray]) -> float:
+    return sum(area(ring) for ring in rings) - sum(area(hole) for hole in holes)
+
+
+def _extent(rings: Sequence[np.ndarray], holes: Sequence[np.ndarray]) -> Box:
+    """Return the box around clipped rings without their holes.
+
+    The clipped border of a ring that is bent or has holes runs along the window where nothing of it is left, so
+    there the pixels say how far it reaches; to a pixel, beyond which the corners know better.
+    """
+    box = bounds(np.concatenate(rings))
+    if not holes and all(is_convex(ring) for ring in rings):
+        return box
+    x, y = np.floor(box[0]), np.floor(box[1])
+    size = int(np.ceil(box[3]) - y), int(np.ceil(box[2]) - x)
+    mask_HW = rasterise([as_flat(r - (x, y)) for r in rings], size, [as_flat(h - (x, y)) for h in holes])
+    rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
+    if not len(rows):
+        return box
+    pixels = (columns[0] + x, rows[0] + y, columns[-1] + 1 + x, rows[-1] + 1 + y)
+    x1, y1, x2, y2 = (
+        float(own if abs(own - pixel) < 1 else pixel) for own, pixel in zip(box, pixels, strict=True)
+    )
+    return x1, y1, x2, y2
 
 
 def _box_points(box: tuple[float, float, float, float]) -> np.ndarray:
@@ -244,4 +276,5 @@ def _moved(label: ObjectLabel, x: int, y: int) -> ObjectLabel:
         box=(bx1 - x, by1 - y, bx2 - x, by2 - y),
         quad=as_flat(as_points(label.quad) - (x, y)) if label.quad is not None else None,
         polygons=tuple(as_flat(as_points(ring) - (x, y)) for ring in label.polygons),
+        holes=tuple(as_flat(as_points(hole) - (x, y)) for hole in label.holes),
     )

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+from vitp.data.formats.geometry import as_flat, as_points
+from vitp.data.formats.regions import rasterise
 from vitp.data.ignored import known_semantic, outline, touched
 from vitp.data.labels import LabelledImage, ObjectLabel
 from vitp.data.records import COORDINATE_RANGE
@@ -284,10 +286,8 @@ class Facts:
         ordered = sorted(clear, key=lambda p: -p.share)
         for placed in ordered:  # the smaller object lies on top: it would vanish otherwise
             if placed.category in names:
-                rings = [np.asarray(r, float).reshape(-1, 2) for r in outline(placed.label)]
-                scaled = [np.round(r * (n * fine * 16 / width, n * fine * 16 / height)) for r in rings]
-                value = names.index(placed.category)
-                cv2.fillPoly(canvas, [s.astype(np.int32) - 8 for s in scaled], value, shift=4)
+                scale = n * fine / width, n * fine / height
+                canvas[_drawn(placed.label, scale, n * fine)] = names.index(placed.category)
         histogram = cell_histogram(canvas, n)[:, : len(names)] if names else np.zeros((n * n, 1), int)
         enough = histogram.max(1) >= OBJECT_CELL_SHARE * fine * fine
         cells = [
@@ -315,3 +315,22 @@ class Facts:
     def text_box(self, placed: Placed) -> tuple[int, int, int, int]:
         """Return an object's box as it stands in answers."""
         return scale_box(placed.box, self.limits.coordinate_range)
+
+
+def _drawn(label: ObjectLabel, scale: tuple[float, float], side: int) -> np.ndarray:
+    """Return which of (side, side) cells an object covers or touches; its holes are left out.
+
+    Args:
+        label: The object.
+        scale: Cells a pixel, across and down.
+        side: Cells.
+    """
+    rings = [as_points(ring) * scale for ring in outline(label)]
+    covered = np.zeros((side, side), np.uint8)
+    for ring in rings:  # one by one: of two rings at once OpenCV would leave out what they share
+        cv2.fillPoly(covered, [np.round(ring * 16).astype(np.int32) - 8], 1, shift=4)
+    if label.holes:
+        holes = [as_flat(as_points(hole) * scale) for hole in label.holes]
+        inside = rasterise([as_flat(ring) for ring in rings], covered.shape, holes)
+        covered[(rasterise(holes, covered.shape) > 0) & (inside == 0)] = 0
+    return covered > 0
