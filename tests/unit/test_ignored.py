@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from vitp.data.compile import compile_labels
 from vitp.data.formats import vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import is_empty, limit_empty
+from vitp.data.formats.regions import rasterise
 from vitp.data.formats.vitp_labels import Roots
 from vitp.data.ignored import known_semantic, touched
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
@@ -252,6 +254,38 @@ def test_images_of_which_nothing_can_be_asked_are_counted(tmp_path: Path) -> Non
     assert [len(item.ignored) for item in kept] == [1, 0, 0]
 
 
+def test_coco_crowds_and_strange_classes_leave_no_denial_in_compiled_records(tmp_path: Path) -> None:
+    """From annotation files to records, through the readers: a crowd of ships, a class that nobody named."""
+    src = tmp_path / "src"
+    (src / "images").mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
+    for number in range(6):
+        Image.fromarray(np.full((96, 96, 3), 40 * number, np.uint8)).save(src / "images" / f"{number}.png")
+        label = {"id": number, "image_id": number, "bbox": [16, 16, 64, 64], "area": 4096}
+        extra = [{"category_id": 1, "iscrowd": 1}, {"category_id": 9}, {"category_id": 2}][number % 3]
+        rows.append({**label, "iscrowd": 0, **extra})
+    named = [{"id": number, "file_name": f"{number}.png", "width": 96, "height": 96} for number in range(6)]
+    content = {
+        "images": named,
+        "annotations": rows,
+        "categories": [{"id": 1, "name": "ship"}, {"id": 2, "name": "crane"}],
+    }
+    (src / "annotations").mkdir()
+    (src / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    config = SynthesisConfig(questions_per_image=30)
+    compile_labels(src, "coco", tmp_path / "out", synthesis=config)
+    lines = (tmp_path / "out" / "train.jsonl").read_text().splitlines()
+    assert lines
+    for record in map(json.loads, lines):
+        number = int(Path(record["image"]).stem) % 3
+        turns = [turn["value"] for turn in record["conversations"]]
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            if number == 0:
+                assert "ship" not in question, (question, answer)
+            if number == 1:
+                assert answer not in ("no", "none", "0"), (question, answer)
+
+
 @pytest.mark.parametrize(
     ("box", "shape", "cells"),
     [
@@ -270,8 +304,6 @@ def test_touched_cells(box: tuple[float, ...], shape: tuple[int, int], cells: li
 def test_touched_pixels_are_all_that_an_outline_covers() -> None:
     ring = (10.0, 5.0, 50.0, 20.0, 30.0, 60.0)
     label = ObjectLabel("?", (10, 5, 50, 60), polygons=(ring,))
-    from vitp.data.formats.regions import rasterise
-
     found = touched([label], (64, 64), (64, 64))
     inside = rasterise([ring], (64, 64)) > 0
     assert found[inside].all() and found.sum() < inside.sum() * 1.25
