@@ -12,7 +12,7 @@ from pathlib import Path
 from vitp.data.identical import find_equals
 from vitp.data.labels import LabelledImage
 
-LEAST_IMAGES = 3
+LEAST_IMAGES = 2
 """Images of a group, on average, from which names are taken for those of a series."""
 
 _NUMBER_LAST = r"^(.*[A-Za-z]\d.*?)[_\-. ]*\d+$"
