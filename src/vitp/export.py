@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -23,10 +23,12 @@ from vitp.errors import CheckpointError, VitpError
 from vitp.export_card import MIXTURE_FILE, Provenance, provenance_of_run
 from vitp.files import atomic_dir
 from vitp.models.plain_vit import PlainViT
+from vitp.models.positions import PositionMethod
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VLMConfig
 from vitp.reading import parse_json, read_text
+from vitp.sealed import check_sum, read_safetensors, read_sums
 from vitp.weights import hub
 from vitp.weights.checkpoint import EXTRA, Hints, read_config
 from vitp.weights.open import open_tower
@@ -87,6 +89,7 @@ def load_backbone(
     *,
     heads: int | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> VisionTower: ...
 
@@ -98,6 +101,7 @@ def load_backbone(
     architecture: str,
     arguments: Mapping[str, Any] | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> PlainViT: ...
 
@@ -109,6 +113,7 @@ def load_backbone(
     arguments: Mapping[str, Any] | None = None,
     heads: int | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> PlainViT:
     """Return a vision tower in eval mode; the language model beside it isn't read.
@@ -125,6 +130,8 @@ def load_backbone(
         arguments: What `timm.create_model` gets beside the architecture.
         heads: Attention heads of an InternViT that comes without a configuration; None: heads of 64 channels.
         image_size: Side in pixels that the tower is wanted for; positions are resampled. None: as trained.
+        positions: How positions are resampled, now and for images of other sizes; None: as the folder says, and in
+            InternVL's layouts as its code does. With an architecture timm resamples what is read in its own way.
         revision: Branch, tag or commit, for the hub.
 
     Raises:
@@ -133,10 +140,18 @@ def load_backbone(
     folder = None if architecture is not None else own_folder(source)
     if folder is not None:
         own = fmt.read_backbone(folder) if (folder / fmt.DESCRIPTION).is_file() else _tower_of_vlm(folder)
-        return own if image_size is None else resized_tower(own, image_size=image_size)
+        if image_size is None and positions in (None, own.config.positions):
+            return own
+        return resized_tower(own, image_size=image_size, positions=positions)
     if not (_holds_weights(Path(source)) or hub.hub_id(str(source))):
         raise _nothing(source)
-    hints = Hints(architecture=architecture, arguments=arguments or {}, heads=heads, image_size=image_size)
+    hints = Hints(
+        architecture=architecture,
+        arguments=arguments or {},
+        heads=heads,
+        image_size=image_size,
+        positions=positions,
+    )
     return open_tower(source, hints=hints, revision=revision)[0]
 
 
@@ -202,6 +217,8 @@ def inspect_export(
 ) -> VerifyReport:
     """Return the report of `verify_export`, failed comparisons included."""
     folder = Path(folder)
+    if (folder / GRAPH_DESCRIPTION).is_file():
+        return VerifyReport(folder, (_graph_digests(folder),))
     verifier = _Verifier(folder, tolerance)
     steps: list[tuple[str, Callable[[], str]]] = [
         ("files", verifier.files),
@@ -221,6 +238,18 @@ def inspect_export(
             if name == "files":
                 break
     return VerifyReport(folder, tuple(checks))
+
+
+def _graph_digests(folder: Path) -> Check:
+    """Compare the files of a graph with the digests beside them; its features were compared when it was made."""
+    try:
+        sums = read_sums(folder)
+        for name, digest in sums.items():
+            check_sum(folder / name, digest, fix="copy or export it again")
+    except VitpError as error:
+        return Check("files of the graph", False, str(error))
+    detail = f"{len(sums)} files as written" if sums else "made by a version that wrote no digests"
+    return Check("files of the graph", bool(sums), detail)
 
 
 class _Verifier:
@@ -385,14 +414,8 @@ def _tower_of_vlm(folder: Path) -> VisionTower:
             fix=f"name a folder that vitp wrote; an export needs its {fmt.DESCRIPTION}",
         ) from error
     weights_file = folder / pretrained.WEIGHTS
-    try:
-        with safe_open(weights_file, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith("vision.")]  # noqa: SIM118
-            weights = {name.removeprefix("vision."): file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"is no whole safetensors file ({error})", where=str(weights_file), fix="copy it again"
-        ) from error
+    found = read_safetensors(weights_file, lambda name: name.startswith("vision."), ours=True)
+    weights = {name.removeprefix("vision."): tensor for name, tensor in found.items()}
     tower = VisionTower(config.vision)
     pretrained.load_weights(tower, weights, where=str(weights_file))
     return tower.eval()

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vitp.engine.weights import save_tensors
@@ -32,6 +31,7 @@ from vitp.files import write_json, write_text
 from vitp.models.vision import VisionTower
 from vitp.pretrained import load_weights, read_weights
 from vitp.reading import parse_json, read_text
+from vitp.sealed import read_metadata
 from vitp.version import __version__
 
 WEIGHTS = "model.safetensors"
@@ -131,10 +131,8 @@ def check_contract(description: BackboneDescription, weights_file: Path) -> None
         CheckpointError: They differ, or the file states none.
     """
     try:
-        with safe_open(weights_file, framework="pt") as file:
-            metadata = file.metadata() or {}
-        inside = parse_json(metadata["contract"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        inside = parse_json(read_metadata(weights_file)["contract"])
+    except (KeyError, ValueError) as error:
         raise CheckpointError(
             "states no contract (normalisation, size, hash)", where=str(weights_file), fix="export it anew"
         ) from error

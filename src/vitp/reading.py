@@ -169,11 +169,9 @@ class _BoundedLoader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             size = self._sizes.get(str(event.anchor))
             if size is None and event.anchor in self.anchors:
+                mark: Any = event.start_mark
                 raise yaml.composer.ComposerError(
-                    None,
-                    None,
-                    f"alias {event.anchor!r} stands for something that it is part of",
-                    event.start_mark,
+                    None, None, f"alias {event.anchor!r} stands for something that it is part of", mark
                 )
             self._add(size or 0, event)
             return super().compose_node(parent, index)

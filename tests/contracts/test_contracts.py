@@ -283,7 +283,7 @@ SURFACE = {
     "": ["--version"],
     "ask": ["MODEL", "ARGUMENTS", "--draw", "--max-tokens", "--max-tiles"],
     "convert": [
-        "SOURCE", "OUT", "--to", "--dtype", "--architecture", "--heads", "--image-size", "--template",
+        "SOURCE", "OUT", "--to", "--dtype", "--architecture", "--heads", "--image-size", "--positions", "--template",
         "--force",
     ],
     "bench": ["RUN", "--size", "--steps", "--json", "--against", "--profile", "--set -s"],

@@ -132,7 +132,7 @@ def test_dota_headers_floats_orientation_and_findings(tmp_path: Path) -> None:
     only = read_labels("dota", tmp_path, classes="ship")
     assert [o.category for o in only.items[0].objects] == ["ship"]
     assert [o.box for o in only.items[0].ignored] == [(10, 20, 30, 40)]
-    assert 'p.txt:3: class "small-vehicle" was not asked for; its place is ignored' in only.findings[0]
+    assert 'p.txt:3: class "small-vehicle" was not asked for; its place is ignored' in only.findings[1]
 
 
 @pytest.mark.parametrize("row", ["1 2 3 4 5 6 7 ship", "1 2 3 4 5 6 7 x ship 0", "1 2 3 4 5 6 7 8 ship 0 0"])
@@ -266,6 +266,10 @@ def test_caption_rows_that_cannot_be_understood(tmp_path: Path) -> None:
     text(tmp_path / "c.jsonl", '{"image": "a.png", "caption": "x"}\n{"image": "a.png"\n')
     with pytest.raises(DataError, match=r"c\.jsonl:2: is not JSON"):
         read_labels("captions", tmp_path)
+    for damage, words in (("\\ud83d", "half a character"), ("\\u0000", "a NUL")):
+        text(tmp_path / "c.jsonl", f'{{"image": "a.png", "caption": "x {damage}"}}\n')
+        with pytest.raises(DataError, match=rf"c\.jsonl:1: holds {words}"):
+            read_labels("captions", tmp_path)
     text(tmp_path / "c.jsonl", '{"picture": "a.png", "words": "x"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl:1: row names no image .* image_column"):
         read_labels("captions", tmp_path)

@@ -164,7 +164,7 @@ def test_saving_replaces_an_older_model_or_leaves_it(folder, vlm, chat, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(Exception, match="disk is full"):
-        patch.setattr("vitp.engine.weights.save_file", fail)
+        patch.setattr("vitp.engine.weights.write_safetensors", fail)
         save_vlm(folder, vlm, chat)
     assert torch.equal(load_file(folder / "model.safetensors")["projector.1.bias"], old)
     save_vlm(folder, vlm, chat)

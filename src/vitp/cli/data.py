@@ -18,6 +18,7 @@ from vitp.reading import parse_yaml
 if TYPE_CHECKING:
     from vitp.data.benchmarks.prepare import PrepareSettings
     from vitp.data.leaks import LeakReport
+    from vitp.data.lengths import RecordLength
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -140,6 +141,11 @@ def _print_summary(summary: Any) -> None:
             tasks[task] = tasks.get(task, 0) + number
     listed = ", ".join(f"{task} {n:,}" for task, n in sorted(tasks.items(), key=lambda kv: -kv[1]))
     console.print(f"questions by task: {listed}", highlight=False)
+    for name, task in summary.constant.items():
+        line = f'not asked: {name}, as {task.alike} of {task.of} images answer "{task.answer}"'
+        console.print(f"{line} (--task {name}=1 asks all the same)", markup=False, highlight=False)
+    if summary.unasked:
+        console.print(f"{summary.unasked:,} images have nothing to ask", highlight=False)
     if summary.findings:
         console.print(
             f"[yellow]{len(summary.findings)} findings: labels left out, ignored or mended[/] (all in summary.json):"
@@ -165,29 +171,52 @@ def check_command(
     model: Annotated[
         str | None, typer.Option(help='Counts tokens with this model\'s tokenizer, as "starter".')
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens a row may have.")] = 4096,
-    max_tiles: Annotated[int, typer.Option(help="Tiles an image where the mixture says nothing.")] = 6,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens a row may have. By default those of the run, else 4096.")
+    ] = None,
+    max_tiles: Annotated[
+        int | None,
+        typer.Option(
+            help="Tiles an image where the mixture says nothing. By default those of the run, else 6."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Find what would go wrong in training. Exit code 1 when a row is unusable."""
     from vitp.data.check import check_records
 
-    length_of = None
-    if model is not None:
-        from vitp.data.lengths import RecordLength
-        from vitp.pretrained import load_vlm
-
-        loaded = load_vlm(model)
-        length_of = RecordLength(loaded.chat, loaded.vlm.vision.image_size[0], max_tiles).tokens
-    report = check_records(
-        source, against=against, max_tokens=max_length if length_of else None, length_of=length_of
-    )
+    if model is None:
+        report = check_records(source, against=against)
+    else:
+        length, longest = _length_of(model, max_tiles, max_length)
+        report = check_records(
+            source,
+            against=against,
+            max_tokens=longest,
+            length_of=length.tokens,
+            control=length.chat.plain.names,
+        )
     if as_json:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
         console = make_console()
         console.print(report.render(width=console.width))
     raise typer.Exit(report.exit_code)
+
+
+def _length_of(model: str, max_tiles: int | None, max_length: int | None) -> tuple[RecordLength, int]:
+    """Return what counts tokens and tiles as training with a model does, and the tokens that a row may have.
+
+    What isn't given is taken from the run, where the model is the folder of one.
+    """
+    from vitp.data.lengths import RecordLength
+    from vitp.pretrain import sequence_of
+    from vitp.pretrained import load_vlm
+
+    loaded, sequence = load_vlm(model), sequence_of(model)
+    tile = loaded.vlm.vision.image_size[0]
+    length = RecordLength(loaded.chat, tile, max_tiles or sequence.max_tiles, sequence.max_turns)
+    return length, max_length or sequence.max_length
 
 
 @app.command("show")
@@ -197,24 +226,19 @@ def show_command(
     count: Annotated[int, typer.Option(help="Records on the page.")] = 24,
     seed: Annotated[int, typer.Option(help="Chooses the records.")] = 0,
     model: Annotated[str, typer.Option(help="Whose tokenizer and tiles are counted.")] = "starter",
-    max_tiles: Annotated[int, typer.Option(help="Tiles an image where the mixture says nothing.")] = 6,
+    max_tiles: Annotated[
+        int | None,
+        typer.Option(
+            help="Tiles an image where the mixture says nothing. By default those of the run, else 6."
+        ),
+    ] = None,
 ) -> None:
     """Write a page with images, drawn labels, questions and answers, and histograms."""
-    from vitp.data.lengths import RecordLength
     from vitp.data.show import show_records
-    from vitp.data.tiling import count_tiles
-    from vitp.pretrained import load_vlm
 
-    loaded = load_vlm(model)
-    tile = loaded.vlm.vision.image_size[0]
-    show_records(
-        source,
-        out,
-        count=count,
-        seed=seed,
-        tokenizer_length=RecordLength(loaded.chat, tile, max_tiles).tokens,
-        tile_count=lambda width, height: count_tiles(width, height, tile, max_tiles),
-    )
+    length, _ = _length_of(model, max_tiles, None)
+    measured = f"as {Path(model).name} reads them, before any are dropped"
+    show_records(source, out, count=count, seed=seed, measure=length.both, measured=measured)
     print(f"wrote {out}")
 
 

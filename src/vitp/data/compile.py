@@ -29,6 +29,7 @@ from vitp.data.formats.vitp_labels import LabelWriter, Roots
 from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.data.records import InstructionRecord, to_line
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
+from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
 from vitp.errors import DataError
 from vitp.reading import parse_json, read_text
 from vitp.version import __version__
@@ -45,7 +46,7 @@ class SplitCounts:
         records: Instruction records; fewer than images when there was nothing to ask of some.
         turns: Questions.
         tasks: Questions of each task.
-        objects: Objects of each class.
+        objects: Objects of each class, difficult ones left out.
         scenes: Images of each scene class.
     """
 
@@ -59,7 +60,7 @@ class SplitCounts:
     def count(self, item: LabelledImage, tasks: tuple[str, ...] | None) -> None:
         """Add one image and the tasks that were asked of it (None: nothing could be asked)."""
         self.images += 1
-        self.objects.update(label.category for label in item.objects or ())
+        self.objects.update(label.category for label in item.objects or () if not label.difficult)
         if item.scene is not None:
             self.scenes[item.scene] += 1
         if tasks is not None:
@@ -81,6 +82,7 @@ class CompileSummary:
         splits: Split → counts.
         findings: Lines about labels that were left out or mended, each with file and row.
         unasked: Images of which there was nothing to ask.
+        constant: Tasks that were not asked, as nearly all images would give the same answer.
         content_hash: SHA-256 over the record and label lines of all splits.
         understood: Lines about how the files were understood: classes, splits, what became of the labels.
     """
@@ -94,6 +96,7 @@ class CompileSummary:
     findings: tuple[str, ...]
     unasked: int
     content_hash: str
+    constant: dict[str, ConstantTask] = field(default_factory=dict)
     understood: tuple[str, ...] = ()
 
 
@@ -121,7 +124,7 @@ def compile_labels(
         seed: Of the splits, the questions and, for generated scenes, the scenes.
         crop: Cut images into crops of this many pixels.
         overlap: Pixels that neighbouring crops share.
-        min_visible: Objects of which less of the area is in a crop are no labels of it.
+        min_visible: Objects of which less of the area is in a crop are difficult in it.
         empty: Training images (or crops) without objects at most, as a share of the training images; which ones stay
             follows from the seed.
         synthesis: What to ask.
@@ -155,14 +158,10 @@ def compile_labels(
     with files.atomic_dir(out) as temporary:
         described = temporary if generated else base
         roots = Roots(temporary, cropped or described, described)
-        splits = _write_lines(labelled, roots, seed, synthesis)
+        splits, constant = _write_lines(labelled, roots, seed, synthesis)
         vitp_labels.write_head(labelled, roots, image_root="crops" if cropped else None)
         if not splits["train"].records:
-            raise DataError(
-                "there is nothing to ask in the training split",
-                where=str(src),
-                fix="check the splits, the labels and the tasks",
-            )
+            raise _nothing_to_ask(src, constant)
         image_root = "crops" if cropped else vitp_labels.relative(roots.images, temporary)
         _write_mixture(temporary, labelled.name, image_root, splits["train"].records, max_tiles)
         summary = CompileSummary(
@@ -175,6 +174,7 @@ def compile_labels(
             findings=labelled.findings,
             unasked=sum(counts.images - counts.records for counts in splits.values()),
             content_hash=_content_hash(temporary),
+            constant=constant,
             understood=(*understood, *labelled.understood),
         )
         cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
@@ -183,6 +183,15 @@ def compile_labels(
         if cropped is not None:
             cropped.rename(temporary / "crops")
     return summary
+
+
+def _nothing_to_ask(src: str | Path, constant: dict[str, ConstantTask]) -> DataError:
+    what = "there is nothing to ask in the training split"
+    if not constant:
+        return DataError(what, where=str(src), fix="check the splits, the labels and the tasks")
+    alike = "; ".join(f'{name} is "{task.answer}" for nearly all images' for name, task in constant.items())
+    fix = f"give labels that differ, or ask all the same with --task {next(iter(constant))}=1"
+    return DataError(f"{what} that would teach anything: {alike}", where=str(src), fix=fix)
 
 
 def _base(src: Path) -> Path:
@@ -254,9 +263,12 @@ def _relative_item(item: LabelledImage, root: Path) -> LabelledImage:
 
 def _write_lines(
     labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
-) -> dict[str, SplitCounts]:
-    """Write the records and the labels of all images in one pass (a generated scene is rendered once)."""
-    classes = SetClasses.from_set(_training_part(labelled))
+) -> tuple[dict[str, SplitCounts], dict[str, ConstantTask]]:
+    """Write the records and the labels of all images in one pass; return counts, and tasks that were not asked."""
+    training = _training_part(labelled)
+    classes = SetClasses.from_set(training)
+    constant = constant_tasks(training.items, classes, config)
+    config = without(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
     records = {split: roots.out / f"{split}.jsonl" for split in SPLITS}
     with LabelWriter(roots) as writer, _Lines(records) as lines:
@@ -268,7 +280,7 @@ def _write_lines(
                 lines.add(item.split, made[0])
             counts[item.split].count(item, None if made is None else made[1])
             writer.add(item)
-    return counts
+    return counts, constant
 
 
 class _Lines:
@@ -324,6 +336,7 @@ def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) 
             "seed": summary.seed,
             "content_hash": summary.content_hash,
             "unasked": summary.unasked,
+            "constant_tasks": {name: asdict(task) for name, task in summary.constant.items()},
             "splits": {
                 split: {
                     "images": counts.images,

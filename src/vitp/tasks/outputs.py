@@ -8,6 +8,7 @@
     OUT/label/NAME.png          255 where something changed                      (change)
     OUT/predictions.csv         probability of each class                        (classification)
     OUT/pictures/NAME.png       drawn over the image
+    OUT/vitp_predictions.json   which NAME stands for which image, and which images were left out
 
 Shapes: N objects, C classes, H × W pixels.
 """
@@ -32,6 +33,7 @@ from vitp.data.formats.mask_classes import BACKGROUND
 from vitp.data.formats.regions import parts
 from vitp.data.formats.rle import encode
 from vitp.data.labels import IGNORE
+from vitp.data.pixels import row_bands
 from vitp.evaluation.oriented_files import write_dota_submission
 from vitp.evaluation.report.drawing import CLASS_COLOURS
 from vitp.files import atomic_path, write_json, write_text
@@ -79,14 +81,14 @@ def surest(prediction: Prediction, threshold: float) -> Prediction:
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
     """Return a file name without suffix for each path; equal ones get numbers."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for path in paths:
         stem, number = Path(path).stem, 2
         name = stem
         while name in names:
             name, number = f"{stem}-{number}", number + 1
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
 
 
 def write_coco(path: Path, found: Sequence[Named], classes: Sequence[str]) -> None:
@@ -236,18 +238,16 @@ def _colour(number: int) -> tuple[int, int, int]:
 
 def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
     """Return the image with what was found drawn over it."""
-    pixels_HWC = np.asarray(image.convert("RGB")).astype(np.float32)
+    pixels_HWC = np.array(image.convert("RGB"))
     if prediction.semantic_HW is not None:
         classes_HW = prediction.semantic_HW.numpy()
         for number, name in enumerate(classes):
             if name not in (BACKGROUND, "unchanged"):
-                pixels_HWC[classes_HW == number] = 0.5 * pixels_HWC[classes_HW == number] + 0.5 * np.array(
-                    _colour(number), np.float32
-                )
+                _tint(pixels_HWC, classes_HW == number, _colour(number))
     if prediction.masks_NHW is not None and prediction.labels_N is not None:
         for mask_HW, label in zip(prediction.masks_NHW.numpy(), prediction.labels_N.tolist(), strict=True):
-            pixels_HWC[mask_HW] = 0.5 * pixels_HWC[mask_HW] + 0.5 * np.array(_colour(label), np.float32)
-    drawn = Image.fromarray(pixels_HWC.round().astype(np.uint8))
+            _tint(pixels_HWC, mask_HW, _colour(label))
+    drawn = Image.fromarray(pixels_HWC)
     pen = ImageDraw.Draw(drawn)
     width = max(1, round(max(drawn.size) / 400))
     if prediction.scores_N is not None:
@@ -260,6 +260,14 @@ def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) 
         best = int(prediction.probabilities_C.argmax())
         pen.text((2, 2), f"{classes[best]} {prediction.probabilities_C[best]:.2f}", fill=_colour(best))
     return drawn
+
+
+def _tint(pixels_HWC: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Mix a colour half and half into the masked pixels, a few rows at a time: images may be large."""
+    half_3 = np.float32(0.5) * np.array(colour, np.float32)
+    for top, bottom in row_bands(mask_HW.shape[1], mask_HW.shape[0]):
+        part, chosen = pixels_HWC[top:bottom], mask_HW[top:bottom].astype(bool)
+        part[chosen] = np.rint(np.float32(0.5) * part[chosen] + half_3).astype(np.uint8)
 
 
 def write_picture(path: Path, image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from vitp.data.formats.splits import split_of
 from vitp.data.formats.tables import IMAGE_KEYS, find_key, raw_rows, table_files
 from vitp.data.images import IMAGE_SUFFIXES
 from vitp.data.labels import LabelledSet
+from vitp.data.records import text_problem
 from vitp.errors import DataError
 
 TEXT_KEYS = ("caption", "captions", "text", "sentences", "report", "description")
@@ -114,6 +115,7 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
             captions = _texts(read_text(path).splitlines())
+            _check_texts(captions, builder.place(path))
             if not captions:
                 builder.note(builder.place(path), "empty; image left out")
             elif (size := builder.size_of(image)) is not None:
@@ -144,9 +146,15 @@ def _rows(
                 where=place,
                 fix="name the key with the option caption_column",
             )
-        yield _Row(
-            place, image.strip(), _texts(_values(row, text_keys)), split_of(str(row.get("split") or ""))
-        )
+        texts = _texts(_values(row, text_keys))
+        _check_texts((image, *texts), place)
+        yield _Row(place, image.strip(), texts, split_of(str(row.get("split") or "")))
+
+
+def _check_texts(texts: Iterable[str], place: str) -> None:
+    for text in texts:
+        if (problem := text_problem(text)) is not None:
+            raise DataError(problem, where=place, fix="mend the text or remove the row")
 
 
 def _values(row: dict[str, Any], keys: tuple[str, ...]) -> Any:

@@ -27,6 +27,9 @@ from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError, DataError
 
 JPEG_QUALITY = 95
+SMALLEST_PART = 1.0
+"""Pixels: of an object of which a narrower strip lies in a crop nothing can be seen."""
+
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
@@ -67,7 +70,7 @@ def cut(
         size: Side of the crops in pixels.
         overlap: Pixels that neighbours share.
         out_dir: Where the crops go; PNG, or JPEG where the image was lossy.
-        min_visible: Objects of which less of the area is in a crop are no labels of it.
+        min_visible: Objects of which less of the area is in a crop are difficult there: neither objects nor background.
         progress: Called after each image.
 
     Raises:
@@ -105,7 +108,9 @@ def cut(
             f"{about_whole} images: captions and scene class are about the whole image; crops have none",
         )
     if lost:
-        findings += (f"{lost} objects: less than {min_visible:.0%} of them is in any crop; left out",)
+        findings += (
+            f"{lost} objects: less than {min_visible:.0%} of them is in any crop; difficult in all of them",
+        )
     return replace(labelled_set, items=crops, findings=findings)
 
 
@@ -151,6 +156,7 @@ def _crop_item(item: LabelledImage, window: Window, min_visible: float, *, whole
         height=y2 - y1,
         group=item.group or item.id,
         objects=_crop_objects(item.objects, window, min_visible),
+        ignored=tuple(p for label in item.ignored if (p := any_part(label, window)) is not None),
         later_objects=_crop_objects(item.later_objects, window, min_visible),
         scene=item.scene if whole else None,
         captions=item.captions if whole else (),
@@ -164,8 +170,30 @@ def _crop_objects(
 ) -> tuple[ObjectLabel, ...] | None:
     if objects is None:
         return None
-    parts = (crop_object(label, window, min_visible) for label in objects)
+    parts = (visible_part(label, window, min_visible) for label in objects)
     return tuple(label for label in parts if label is not None)
+
+
+def visible_part(label: ObjectLabel, window: Window, min_visible: float) -> ObjectLabel | None:
+    """Return what is to be known of a label in a crop; see `crop_object`.
+
+    A part of less than `min_visible` is difficult rather than gone: a strip of a car is not to be learned as a car,
+    and not as background either. None: nothing of the object is in the crop, or less than a pixel's breadth.
+    """
+    part = crop_object(label, window, min_visible)
+    if part is not None:
+        return part
+    rest = any_part(label, window)
+    return None if rest is None else replace(rest, difficult=True)
+
+
+def any_part(label: ObjectLabel, window: Window) -> ObjectLabel | None:
+    """Return what lies of a label in a crop, however little of it, or None below a pixel's breadth."""
+    part = crop_object(label, window, 0.0)
+    if part is None:
+        return None
+    x1, y1, x2, y2 = part.box
+    return part if min(x2 - x1, y2 - y1) >= SMALLEST_PART else None
 
 
 def crop_object(label: ObjectLabel, window: Window, min_visible: float) -> ObjectLabel | None:

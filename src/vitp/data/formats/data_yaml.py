@@ -140,7 +140,8 @@ def read_data_yaml(path: Path) -> DataYaml:
         parse_yaml(text)  # bounds what aliases may expand to
         content = yaml.load(text, Loader=_TextLoader)
     except yaml.YAMLError as error:
-        raise DataError(f"is not YAML ({error})", where=str(path), fix="mend the file") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"is not YAML ({reason})", where=str(path), fix="mend the file") from error
     if not isinstance(content, dict):
         raise DataError("holds no keys such as names", where=str(path), fix=_ROOF)
     return DataYaml(path, content)

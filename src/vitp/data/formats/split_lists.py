@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from vitp.data.formats.splits import SplitEntry, read_split_text, split_of
+from vitp.data.formats.splits import SPLITS, SplitEntry, read_split_text, split_of
 from vitp.data.images import IMAGE_SUFFIXES
 from vitp.errors import DataError
 
@@ -42,14 +42,18 @@ class Names:
                     self._by_name["/".join(parts[begin:])].append(index)
 
     def exact(self, name: str) -> int | None:
-        """Return the image whose whole path a list names, or None."""
-        plain = _plain(name)
-        found = self._by_name.get(plain, ())
-        return next((i for i in found if plain in (self.places[i], _without_suffix(self.places[i]))), None)
+        """Return the image whose whole path a name is or ends with, or None: lists may come from another machine."""
+        parts = PurePosixPath(plain_name(name)).parts
+        for begin in range(len(parts)):
+            tail = "/".join(parts[begin:])
+            for index in self._by_name.get(tail, ()):
+                if tail in (self.places[index], _without_suffix(self.places[index])):
+                    return index
+        return None
 
     def similar(self, name: str) -> list[int]:
         """Return the images whose path ends like a name, those that share the most parts only."""
-        parts = PurePosixPath(_plain(name)).parts
+        parts = PurePosixPath(plain_name(name)).parts
         for begin in range(len(parts)):
             if found := self._by_name.get("/".join(parts[begin:])):
                 return found
@@ -83,7 +87,8 @@ def match_entries(
     missing = []
     for entry in open_entries:
         found = next((hits for text in entry.names if (hits := names.similar(text))), [])
-        found = [index for index in found if index not in exact]
+        if "/" in plain_name(entry.name):  # its folders say that it is another image of the same name
+            found = [index for index in found if index not in exact]
         if len(found) > 1:
             raise DataError(
                 f'"{entry.name}" may be {places[found[0]]} or {places[found[1]]}',
@@ -163,7 +168,9 @@ def find_lists(root: Path, places: Iterable[str] = ()) -> list[tuple[Path, list[
             if split_of(path.stem) and _without_suffix(_place(path, root)) not in stems
         }
         if found:
-            return [(path, read_list(path, split_of(path.stem) or "train", root)) for path in found.values()]
+            named = [(split_of(path.stem) or "train", path) for path in found.values()]
+            named.sort(key=lambda entry: SPLITS.index(entry[0]))
+            return [(path, read_list(path, split, root)) for split, path in named]
     return []
 
 
@@ -209,7 +216,8 @@ def _note_missing(missing: Sequence[SplitEntry], note: _Note) -> None:
         note(file, f"{count} no labelled image of the set (the first in row {first})")
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a path with "/" between its parts, without leading "/", "./" and "../"."""
     text = name.replace("\\", "/")
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
     return "/".join(parts)

@@ -63,9 +63,9 @@ class Tally:
         """Refuse a set whose labels are lost.
 
         Raises:
-            DataError: All labels of a file, of a folder (from three on) or of a class are lost, or more than half of
-                the set's (from ten on), or all boxes of a file or folder lie within one pixel; or none of the
-                classes that were asked for occurs.
+            DataError: All labels of the set, of a file, of a folder (from three on) or of a class are lost, or more
+                than half of the set's (from ten on), or all boxes of a file or folder lie within one pixel; or none
+                of the classes that were asked for occurs.
         """
         for source in dict.fromkeys(source for source, _ in (*self.used, *self.lost, *self.flat)):
             fewest = FEWEST_IN_FOLDER if source in self.folders else 1
@@ -78,6 +78,7 @@ class Tally:
                 )
         for category in sorted({category for _, category in (*self.lost, *self.flat)} - {""}):
             self._refuse_lost(_of(category), root, f' of the class "{category}"', 1)
+        self._refuse_lost(lambda _: True, root, "", 1)
         used, lost, flat = (counts.total() for counts in (self.used, self.lost, self.flat))
         if used + lost + flat >= FEWEST_FOR_SHARE and lost + flat > used:
             raise DataError(
@@ -102,9 +103,8 @@ class Tally:
         if used or lost + flat < fewest or (not lost and flat < 2):
             return
         line = next(line for key, line in self.first.items() if belongs(key))
-        raise DataError(
-            f"none of the {lost + flat:,} labels{of} can be used (the first: {line})", where=where, fix=_MEND
-        )
+        what = f"none of the {lost + flat:,} labels{of} can be used (the first: {line})"
+        raise DataError(what, where=where, fix=_MEND)
 
     def lines(self) -> list[str]:
         """Return what became of the labels, in words; nothing when all are used."""
@@ -116,7 +116,8 @@ class Tally:
         if excluded := self.excluded.total():
             parts.append(f"{excluded:,} of other classes ignored in their places ({_some(self.excluded)})")
         if self.unlabelled:
-            parts.append(f"{self.unlabelled:,} images left without object labels")
+            images = "image" if self.unlabelled == 1 else "images"
+            parts.append(f"{self.unlabelled:,} {images} left without object labels")
         return [f"labels: {self.used.total():,} used, {', '.join(parts)}"] if parts else []
 
 

@@ -77,7 +77,7 @@ def read(
                 name = " ".join((node.findtext("name") or "").split())
                 difficult = _flag(node, f"{path}: object {number}")
                 if not name:
-                    found.ignore(where, "an object without a class", "", shape)
+                    found.ignore(where, "an object without a class", "unknown", shape)
                 elif known is None or name in known:
                     found.add(where, name, shape, difficult=difficult)
                 else:
@@ -156,7 +156,8 @@ def _entries(builder: SetBuilder, place: Place) -> list[tuple[Path, ElementTree.
         entries.append((path, tree, images[0]))
     bare = [image for group in by_place.values() for image in group if image not in owners]
     if bare:
-        text = f"{len(bare):,} images have no annotation (the first: {bare[0].name}); left out"
+        count = f"{len(bare):,} {'image has' if len(bare) == 1 else 'images have'}"
+        text = f"{count} no annotation (the first: {bare[0].name}); left out"
         builder.note(builder.place(place.images), text)
     return entries
 

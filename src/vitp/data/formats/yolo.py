@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, read_text
+from vitp.data.formats.common import ReadOptions, SetBuilder, child, comma_list, read_text
 from vitp.data.formats.data_yaml import YAML_NAMES, DataYaml, doubles, read_data_yaml
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.label_files import LabelFile, Place, add_labels, find_labels, label_places
@@ -222,9 +222,9 @@ def _labels_of(folder: Path, root: Path) -> Path:
     parts = list(folder.relative_to(root).parts)
     for i in reversed(range(len(parts))):
         if parts[i].lower() == "images":
-            labels = root.joinpath(*parts[:i], "labels", *parts[i + 1 :])
-            if labels.is_dir():
-                return labels
+            labels = child(root.joinpath(*parts[:i]), ("labels",))
+            if labels is not None and labels.joinpath(*parts[i + 1 :]).is_dir():
+                return labels.joinpath(*parts[i + 1 :])
     return folder
 
 

@@ -116,9 +116,7 @@ def form_of(rows: Rows, found: Survey, keypoints: tuple[int, int] | None) -> Row
     if long == [9]:
         said = "rows of 9 columns: oriented boxes (rows=polygons reads them as outlines of four corners)"
         return RowForm("oriented", None, said)
-    return RowForm(
-        "polygons", None, "rows of more than 5 columns: outlines (rows=oriented and rows=pose differ)"
-    )
+    return RowForm("polygons", None, "rows of more than 5 columns: outlines (the option rows says otherwise)")
 
 
 def shape_of(values: list[float], form: RowForm, size: tuple[int, int]) -> Shape | str:
