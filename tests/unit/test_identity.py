@@ -125,6 +125,11 @@ def test_given_splits_with_equal_images_are_told(tmp_path: Path) -> None:
     photo(tmp_path / "test" / "farm" / "z.png", 0)
     photo(tmp_path / "train" / "port" / "again.png", 2)
     found = read_labels("folders", tmp_path)
+    groups = {item.id: item.group for item in found.items}
+    assert (
+        groups["train/farm/a2x"] == groups["train/port/again"] == "train/farm/a2x"
+    )  # for a val held out of train
+    assert groups["test/farm/z"] == groups["train/farm/a0x"] == ""  # told, not joined: they are split already
     assert found.findings == (
         "splits: 1 images are in several splits, test/farm/z.png (test) and train/farm/a0x.png (train) for example",
         "splits: 1 images are there several times with different labels, train/farm/a2x.png (train) and "

@@ -82,6 +82,32 @@ def _grouped(items: Sequence[LabelledImage], equal: Sequence[tuple[int, ...]]) -
     ]
 
 
+def within_splits(
+    found: Identity, before: Sequence[LabelledImage], items: Sequence[LabelledImage]
+) -> list[LabelledImage]:
+    """Return images of given splits with the groups that they had, equal ones joined within each split.
+
+    What is on two sides already is told, not joined: groups are for what is still to be split.
+
+    Args:
+        found: Equal images.
+        before: All images, with their own groups.
+        items: Those that are left, with their splits.
+    """
+    groups = {item.id: item.group for item in before}
+    plain = [replace(item, group=groups[item.id]) for item in items]
+    places = {item.id: number for number, item in enumerate(plain)}
+    equal: list[tuple[int, ...]] = []
+    for group in found.equal:
+        by_split: dict[str, list[int]] = defaultdict(list)
+        for number in group:
+            place = places.get(found.items[number].id)
+            if place is not None:
+                by_split[plain[place].split].append(place)
+        equal += [tuple(own) for own in by_split.values() if len(own) > 1]
+    return _grouped(plain, equal)
+
+
 def equal_findings(found: Identity, items: Sequence[LabelledImage], place: Place) -> list[str]:
     """Return lines about equal images that are on several sides, or have different labels.
 
