@@ -270,7 +270,7 @@ def test_touched_cells(box: tuple[float, ...], shape: tuple[int, int], cells: li
 def test_touched_pixels_are_all_that_an_outline_covers() -> None:
     ring = (10.0, 5.0, 50.0, 20.0, 30.0, 60.0)
     label = ObjectLabel("?", (10, 5, 50, 60), polygons=(ring,))
-    from vitp.tasks.augment import rasterise
+    from vitp.data.formats.regions import rasterise
 
     found = touched([label], (64, 64), (64, 64))
     inside = rasterise([ring], (64, 64)) > 0
