@@ -309,7 +309,7 @@ SURFACE = {
     "finetune": [
         "TASK", "CONFIG", "--data", "--backbone", "--out", "--steps", "--set -s", "--resume",
     ],
-    "predict": ["RUN", "IMAGES", "--out", "--later", "--set -s"],
+    "predict": ["RUN", "IMAGES", "--out", "--later", "--set -s", "--force"],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
     "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--out"],
     "plan": [

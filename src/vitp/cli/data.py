@@ -18,7 +18,6 @@ from vitp.reading import parse_yaml
 if TYPE_CHECKING:
     from vitp.data.benchmarks.prepare import PrepareSettings
     from vitp.data.leaks import LeakReport
-    from vitp.data.lengths import RecordLength
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -148,7 +147,8 @@ def _print_summary(summary: Any) -> None:
         console.print(f"{summary.unasked:,} images have nothing to ask", highlight=False)
     if summary.findings:
         console.print(
-            f"[yellow]{len(summary.findings)} findings: labels left out, ignored or mended[/] (all in summary.json):"
+            f"[yellow]{len(summary.findings):,} finding{'s' * (len(summary.findings) > 1)}[/]: what was left out, ignored or mended "
+            "(all in summary.json)"
         )
         for finding in summary.findings[:5]:
             console.print(f"  {finding}", markup=False, highlight=False)
@@ -160,86 +160,6 @@ def _shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-@app.command("check")
-def check_command(
-    source: Annotated[Path, typer.Argument(help="JSON Lines, mixture file or compiled folder.")],
-    against: Annotated[
-        Path | None, typer.Option(help="Held-out data that must not share images with it.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help='Counts tokens with this model\'s tokenizer, as "starter".')
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens a row may have. By default those of the run, else 4096.")
-    ] = None,
-    max_tiles: Annotated[
-        int | None,
-        typer.Option(
-            help="Tiles an image where the mixture says nothing. By default those of the run, else 6."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> None:
-    """Find what would go wrong in training. Exit code 1 when a row is unusable."""
-    from vitp.data.check import check_records
-
-    if model is None:
-        report = check_records(source, against=against)
-    else:
-        length, longest = _length_of(model, max_tiles, max_length)
-        report = check_records(
-            source,
-            against=against,
-            max_tokens=longest,
-            length_of=length.tokens,
-            control=length.chat.plain.names,
-        )
-    if as_json:
-        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
-    else:
-        console = make_console()
-        console.print(report.render(width=console.width))
-    raise typer.Exit(report.exit_code)
-
-
-def _length_of(model: str, max_tiles: int | None, max_length: int | None) -> tuple[RecordLength, int]:
-    """Return what counts tokens and tiles as training with a model does, and the tokens that a row may have.
-
-    What isn't given is taken from the run, where the model is the folder of one.
-    """
-    from vitp.data.lengths import RecordLength
-    from vitp.pretrain import sequence_of
-    from vitp.pretrained import load_vlm
-
-    loaded, sequence = load_vlm(model), sequence_of(model)
-    tile = loaded.vlm.vision.image_size[0]
-    length = RecordLength(loaded.chat, tile, max_tiles or sequence.max_tiles, sequence.max_turns)
-    return length, max_length or sequence.max_length
-
-
-@app.command("show")
-def show_command(
-    source: Annotated[Path, typer.Argument(help="JSON Lines, mixture file or compiled folder.")],
-    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("data.html"),
-    count: Annotated[int, typer.Option(help="Records on the page.")] = 24,
-    seed: Annotated[int, typer.Option(help="Chooses the records.")] = 0,
-    model: Annotated[str, typer.Option(help="Whose tokenizer and tiles are counted.")] = "starter",
-    max_tiles: Annotated[
-        int | None,
-        typer.Option(
-            help="Tiles an image where the mixture says nothing. By default those of the run, else 6."
-        ),
-    ] = None,
-) -> None:
-    """Write a page with images, drawn labels, questions and answers, and histograms."""
-    from vitp.data.show import show_records
-
-    length, _ = _length_of(model, max_tiles, None)
-    measured = f"as {Path(model).name} reads them, before any are dropped"
-    show_records(source, out, count=count, seed=seed, measure=length.both, measured=measured)
-    print(f"wrote {out}")
 
 
 @app.command("scenes")

@@ -30,6 +30,7 @@ from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.data.records import InstructionRecord, to_line
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
+from vitp.data.synthesis.words import spoken
 from vitp.errors import DataError
 from vitp.reading import parse_json, read_text
 from vitp.version import __version__
@@ -265,6 +266,7 @@ def _write_lines(
     labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
 ) -> tuple[dict[str, SplitCounts], dict[str, ConstantTask]]:
     """Write the records and the labels of all images in one pass; return counts, and tasks that were not asked."""
+    _check_spoken(labelled)
     training = _training_part(labelled)
     classes = SetClasses.from_set(training)
     constant = constant_tasks(training.items, classes, config)
@@ -281,6 +283,20 @@ def _write_lines(
             counts[item.split].count(item, None if made is None else made[1])
             writer.add(item)
     return counts, constant
+
+
+def _check_spoken(labelled: LabelledSet) -> None:
+    """Refuse classes that no question can tell apart, as their names are spoken alike."""
+    for names in (labelled.object_classes, labelled.scene_classes, labelled.semantic_classes):
+        first: dict[str, str] = {}
+        for name in dict.fromkeys(names):
+            other = first.setdefault(spoken(name), name)
+            if other != name:
+                raise DataError(
+                    f'the classes "{other}" and "{name}" are both spoken "{spoken(name)}"',
+                    where=labelled.name,
+                    fix="rename one of them, or give both one name",
+                )
 
 
 class _Lines:
