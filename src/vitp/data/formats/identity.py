@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
+from vitp.data.formats.layouts import words_of
 from vitp.data.identical import find_equals
 from vitp.data.labels import LabelledImage
 
@@ -17,6 +18,12 @@ LEAST_IMAGES = 2
 
 _NUMBER_LAST = r"^(.*[A-Za-z]\d.*?)[_\-. ]*\d+$"
 _FIRST_WORD = r"^([A-Za-z]+[_\-]?\d+)[_\-. ]"
+_BEFORE_NUMBER = r"^(.*[A-Za-z].*?)[_\-. ]*\d+$"
+_TEN_FRAMES = r"^(.*\d)\d$"
+_SERIES_WORDS = frozenset(
+    ("seq", "sequence", "video", "vid", "clip", "scene", "patient", "case", "subject", "slide", "flight")
+    + ("track", "frame", "frames")
+)
 Place = Callable[[str], str]
 
 
@@ -176,7 +183,11 @@ def name_series(stems: Sequence[str], classes: Sequence[str | None]) -> Series |
         stems: Names of the files without suffix.
         classes: Class of each whole image, where it has one.
     """
-    for regex in (_FIRST_WORD, _NUMBER_LAST):
+    tried = [_FIRST_WORD, _NUMBER_LAST]
+    if stems and all(_SERIES_WORDS & set(words_of(stem)) for stem in stems):
+        # Words of videos: series by the word alone; of one video, ten frames that follow each other.
+        tried += [_BEFORE_NUMBER, _TEN_FRAMES]
+    for regex in tried:
         pattern = re.compile(regex)
         groups = tuple(match[1] if (match := pattern.search(stem)) else "" for stem in stems)
         names = set(groups) - {""}
