@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from vitp.models.plain_vit import PlainViT
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VLMConfig
+from vitp.reading import parse_json, read_text
 from vitp.weights import hub
 from vitp.weights.checkpoint import EXTRA, Hints, read_config
 from vitp.weights.open import open_tower
@@ -326,7 +326,7 @@ class _Verifier:
     def _timm_config(self) -> dict[str, Any]:
         path = self.folder / fmt.TIMM_CONFIG
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["pretrained_cfg"])
+            return dict(parse_json(read_text(path))["pretrained_cfg"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError("is no timm configuration", where=str(path)) from error
 
@@ -377,7 +377,7 @@ def _tower_of_vlm(folder: Path) -> VisionTower:
     """The vision part alone: the language model's weights may be many gigabytes."""
     path = folder / pretrained.CONFIG
     try:
-        config = VLMConfig.model_validate(json.loads(path.read_text(encoding="utf-8"))["model"])
+        config = VLMConfig.model_validate(parse_json(read_text(path))["model"])
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(
             "is no configuration of a vitp model",

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vitp.cli.console import make_console
 from vitp.errors import ConfigError, did_you_mean
+from vitp.reading import parse_yaml
 
 if TYPE_CHECKING:
     from vitp.data.benchmarks.prepare import PrepareSettings
@@ -109,7 +110,7 @@ def _plain(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return text
 

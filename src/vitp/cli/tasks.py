@@ -13,6 +13,7 @@ from rich.table import Table
 from vitp.cli.console import make_console
 from vitp.cli.run_options import configuration_of, overrides_of
 from vitp.errors import ConfigError
+from vitp.reading import parse_yaml
 
 if TYPE_CHECKING:
     from vitp.tasks.base import Scores, TaskModel, TestSettings
@@ -152,7 +153,7 @@ def format_options(option: Sequence[str] | None) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"{entry!r} is no name=value", where="--option", fix="write it like name=value")
         try:
-            found[name.strip().replace("-", "_")] = yaml.safe_load(text)
+            found[name.strip().replace("-", "_")] = parse_yaml(text)
         except yaml.YAMLError:
             found[name.strip().replace("-", "_")] = text
     return found

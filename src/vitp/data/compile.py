@@ -14,7 +14,6 @@ The same labels, options and seed give the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.data.records import InstructionRecord, to_line
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
 from vitp.errors import DataError
+from vitp.reading import parse_json, read_text
 from vitp.version import __version__
 
 _FORMAT = "vitp-compiled"
@@ -208,7 +208,7 @@ def _check_out(out: Path, base: Path, *, generated: bool, force: bool) -> None:
 
 def _is_ours(out: Path) -> bool:
     try:
-        return json.loads((out / "summary.json").read_text(encoding="utf-8")).get("format") == _FORMAT
+        return parse_json(read_text(out / "summary.json")).get("format") == _FORMAT
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from vitp.data.readers.mixture_file import open_entry, read_mixture_table
 from vitp.data.readers.rows import RowRecords
 from vitp.data.shards.storage import join
 from vitp.errors import DataError
+from vitp.reading import parse_json, read_text
 
 SPLITS = ("train", "val", "test")
 _LARGEST_MIXTURE = 4 << 20
@@ -39,7 +39,7 @@ def is_mixture(path: Path) -> bool:
     try:
         if path.suffix != ".json" or path.stat().st_size > _LARGEST_MIXTURE:
             return False
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(read_text(path))
     except (OSError, ValueError):
         return False
     return isinstance(value, dict) and not {"conversations", "messages"} & value.keys()

@@ -11,7 +11,6 @@ read on any number of processes. There is no random state: the engine derives it
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from vitp.engine import shards
 from vitp.engine.weights import like, load_state, load_tensors, save_tensors, unique_state
 from vitp.errors import CheckpointError
 from vitp.files import atomic_dir, write_json
+from vitp.reading import parse_json, read_text
 
 FORMAT, SHARDED_FORMAT = 1, 2
 _NAME = re.compile(r"step_(\d{8})")
@@ -164,7 +164,7 @@ def read_state(path: Path) -> RunState:
     """
     file = path / "state.json"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(read_text(file))
         if values["format"] not in (FORMAT, SHARDED_FORMAT):
             raise CheckpointError(
                 f"has format {values['format']}, this version reads {FORMAT} and {SHARDED_FORMAT}",

@@ -26,6 +26,7 @@ from vitp.evaluation.probes import probe_features
 from vitp.files import atomic_path, write_text
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense_source import resize
+from vitp.reading import read_text
 
 if TYPE_CHECKING:
     from vitp.engine.loop import Trainer
@@ -135,7 +136,7 @@ class OnlineProbes(Hook):
         if not step:
             return
         if (run_dir / HISTORY_FILE).exists():
-            lines = (run_dir / HISTORY_FILE).read_text(encoding="utf-8").splitlines()
+            lines = read_text(run_dir / HISTORY_FILE).splitlines()
             self.history = [row for row in map(json.loads, lines) if row["step"] <= step]
         if (run_dir / START_FILE).exists():
             self._start_ND = load_tensors(run_dir / START_FILE)["features"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from vitp.engine.weights import load_state, load_tensors, save_tensors, unique_s
 from vitp.errors import CheckpointError
 from vitp.evaluation.probe_data import subset
 from vitp.files import atomic_path, write_json
+from vitp.reading import parse_json, read_text
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.build import Evaluate
 
@@ -54,7 +54,7 @@ class Validation(Hook):
         """Take up the curve of an interrupted run."""
         file = self.run_dir / CURVE_FILE
         if trainer.step and file.is_file():
-            rows = json.loads(file.read_text(encoding="utf-8"))["curve"]
+            rows = parse_json(read_text(file))["curve"]
             self.curve = [
                 (step, math.nan if value is None else value) for step, value in rows if step <= trainer.step
             ]
@@ -97,6 +97,6 @@ def apply_best(model: TaskModel, run_dir: Path) -> int:
     if not file.is_file():
         raise CheckpointError("is missing", where=str(file), fix="resume the run, or choose the last weights")
     load_state(model, load_tensors(file), str(file))
-    found = json.loads((run_dir / CURVE_FILE).read_text(encoding="utf-8"))
+    found = parse_json(read_text(run_dir / CURVE_FILE))
     # Where no validation could count anything, the last weights are the ones that were kept.
     return int((found["best"] or found["curve"][-1])[0])

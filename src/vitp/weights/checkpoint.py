@@ -5,7 +5,6 @@ Nothing is built here; `vitp.weights.build` makes models of a `Checkpoint`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from vitp.data.chat import TEMPLATES
 from vitp.errors import CheckpointError, did_you_mean
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
+from vitp.reading import parse_json, read_text
 from vitp.weights import hub, layouts
 from vitp.weights.language_models import language_config
 from vitp.weights.layouts import Layout, Renamed
@@ -148,7 +148,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             "is no configuration of a vitp model, nor of any other",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vitp.errors import CheckpointError
 from vitp.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionConfig, VisionTower
+from vitp.reading import parse_json, read_text
 
 INTERNVIT = "vit_intern300m_patch14_448"
 """timm's name of InternViT; its sizes can be changed by arguments."""
@@ -233,7 +233,7 @@ def normalisation(folder: Path) -> tuple[RGB, RGB]:
     if not path.is_file():
         return IMAGENET_MEAN, IMAGENET_STD
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
         mean, std = (tuple(float(v) for v in values[key]) for key in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"states no mean and std ({error})", where=str(path)) from error

@@ -15,6 +15,7 @@ from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.formats.common import read_text
 from vitp.data.labels import LabelledSet, ObjectLabel
 from vitp.errors import DataError
+from vitp.reading import parse_xml
 
 CLASSES = (
     "airplane",
@@ -102,7 +103,7 @@ def _read(reading: Reading, labels: str) -> LabelledSet:
 
 def _objects(reading: Reading, path: Path, size: tuple[int, int], oriented: bool) -> tuple[ObjectLabel, ...]:
     try:
-        tree = ElementTree.fromstring(read_text(path))
+        tree = parse_xml(read_text(path))
     except ElementTree.ParseError as error:
         raise DataError(
             f"is not XML ({error})", where=f"{path}:{error.position[0]}", fix="unpack the file again"

@@ -26,6 +26,7 @@ from vitp.data.formats.splits import SPLITS
 from vitp.data.formats.vitp_labels import LabelWriter, Roots
 from vitp.data.labels import LabelledSet
 from vitp.errors import ConfigError, DataError
+from vitp.reading import parse_json, read_text
 from vitp.version import __version__
 
 FORMAT = "vitp-prepared-1"
@@ -216,7 +217,7 @@ def _key(facts: Benchmark, root: Path, settings: PrepareSettings) -> str:
 
 def _record(out: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads((out / _RECORD).read_text(encoding="utf-8"))
+        record = parse_json(read_text(out / _RECORD))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("format") == FORMAT else None

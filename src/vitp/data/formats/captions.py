@@ -13,6 +13,7 @@ from vitp.data.formats.common import ReadOptions, SetBuilder, list_images, read_
 from vitp.data.formats.splits import split_of
 from vitp.data.labels import LabelledSet
 from vitp.errors import DataError
+from vitp.reading import parse_json
 
 IMAGE_KEYS = ("image", "file_name", "filename", "path", "filepath", "image_path")
 TEXT_KEYS = ("caption", "captions", "text", "sentences", "report", "description")
@@ -166,7 +167,7 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _json(text: str, path: Path, row: int) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"is not JSON ({error.msg})", where=f"{path}:{row + error.lineno - 1}", fix="mend the row"

@@ -18,6 +18,7 @@ from vitp.data.formats.rle import decode
 from vitp.data.formats.splits import split_of
 from vitp.data.labels import LabelledSet, ObjectLabel
 from vitp.errors import DataError
+from vitp.reading import parse_json
 
 
 @dataclass
@@ -128,7 +129,7 @@ def _without_doubles(builder: SetBuilder, paths: list[Path]) -> list[Path]:
 
 def _load(path: Path, base: Path) -> _File:
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(
             f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix="mend the file"

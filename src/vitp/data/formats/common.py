@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vitp import reading
 from vitp.data.formats.geometry import area, as_flat, as_points, bounds, clockwise, is_convex, min_area_quad
 from vitp.data.formats.splits import (
     SPLITS,
@@ -310,7 +311,7 @@ def read_text(path: Path) -> str:
         DataError: It can't be read or isn't UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return reading.read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"can't be read ({error})", where=str(path), fix="check the file; text must be UTF-8"

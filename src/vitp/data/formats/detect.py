@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from vitp.data.formats import captions, coco, dota, masks, pairs, yolo
 from vitp.data.formats.common import list_images, paired_folders, split_folders
 from vitp.data.images import IMAGE_SUFFIXES
 from vitp.errors import DataError
+from vitp.reading import parse_json, read_text
 
 
 def detect_format(root: Path) -> str:
@@ -44,7 +44,7 @@ def _of_file(path: Path) -> str:
 
 def _is_coco(path: Path) -> bool:
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        content: Any = parse_json(read_text(path))
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"images", "annotations"} <= content.keys()

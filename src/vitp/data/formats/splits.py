@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitp.errors import ConfigError, DataError
+from vitp.reading import parse_json, read_text
 
 SPLITS = ("train", "val", "test")
 
@@ -115,7 +116,7 @@ def read_split_file(path: Path) -> dict[str, str]:
         DataError: The file is missing, or a row can't be understood.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"split file can't be read ({error})", where=str(path), fix="check the path"
@@ -140,7 +141,7 @@ def read_split_file(path: Path) -> dict[str, str]:
 
 def _splits_from_json(text: str, path: Path) -> dict[str, str]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix="mend the file"

@@ -9,6 +9,7 @@ from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, list_i
 from vitp.data.formats.splits import split_of
 from vitp.data.labels import LabelledSet, ObjectLabel
 from vitp.errors import DataError
+from vitp.reading import parse_xml
 
 
 def read(
@@ -77,7 +78,7 @@ def _image_sets(root: Path) -> dict[str, str]:
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        return ElementTree.fromstring(read_text(path))
+        return parse_xml(read_text(path))
     except ElementTree.ParseError as error:
         row, _ = error.position
         raise DataError(

@@ -11,6 +11,7 @@ from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, read_t
 from vitp.data.formats.label_files import add_images
 from vitp.data.labels import LabelledSet, ObjectLabel
 from vitp.errors import DataError
+from vitp.reading import parse_yaml
 
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NOT_LABELS = ("classes.txt", "obj.names", "train.txt", "val.txt", "test.txt", "README.txt")
@@ -75,7 +76,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     if path.suffix not in (".yaml", ".yml"):
         return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     try:
-        content: Any = yaml.safe_load(read_text(path))
+        content: Any = parse_yaml(read_text(path))
     except yaml.YAMLError as error:
         raise DataError(f"is not YAML ({error})", where=str(path), fix="mend the file") from error
     names = content.get("names") if isinstance(content, dict) else None
