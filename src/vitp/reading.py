@@ -13,8 +13,9 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from xml.etree import ElementTree
 
 import yaml
@@ -65,7 +66,7 @@ def check_file(path: str | Path) -> os.stat_result:
     raise OSError(number, f"it is {kind}, not a file", str(path))
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> BufferedReader:
     """Return an ordinary file, open for reading bytes.
 
     Raises:

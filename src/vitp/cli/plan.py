@@ -12,6 +12,7 @@ from rich.table import Table
 
 from vitp.cli.console import make_console
 from vitp.errors import ConfigError
+from vitp.files import to_json
 from vitp.reading import parse_yaml, read_text
 
 if TYPE_CHECKING:
@@ -128,11 +129,11 @@ def _from_file(
         ) from error
     more = list(overrides)
     if isinstance(values, dict) and "task" in values:
-        more += [f"data.root={json.dumps(str(data))}"] if data is not None else []
-        more += [f"backbone.init={json.dumps(init)}"] if init is not None else []
+        more += [f"data.root={to_json(str(data))}"] if data is not None else []
+        more += [f"backbone.init={to_json(init)}"] if init is not None else []
         return load_config(FinetuneConfig, path, more)
-    more += [f"data.mixture=[{json.dumps(str(data))}]"] if data is not None else []
-    more += [f"model.init={json.dumps(init)}"] if init is not None else []
+    more += [f"data.mixture=[{to_json(str(data))}]"] if data is not None else []
+    more += [f"model.init={to_json(init)}"] if init is not None else []
     return load_config(PretrainConfig, path, more)
 
 

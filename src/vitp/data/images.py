@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vitp.data.shards.storage import is_member, is_remote, read_address
 from vitp.errors import DataError
+from vitp.reading import check_file
 
 SCENE_PREFIX = "scene:"
 """Begins the address of a generated image, which has no file."""
@@ -120,6 +121,8 @@ def _open(path: str | Path) -> Image.Image:
         warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
         try:
             with _PILLOW:
+                if isinstance(file, Path):
+                    check_file(file)
                 limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST_IMAGE_PIXELS
                 try:
                     image = Image.open(file)
