@@ -155,6 +155,10 @@ def _levels_above(value: Any, limit: int) -> bool:
     return True
 
 
+def _refusal(problem: str, event: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
 class _BoundedLoader(yaml.SafeLoader):
     """PyYAML's loader of plain values, which counts before it builds."""
 
@@ -170,19 +174,13 @@ class _BoundedLoader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             size = self._sizes.get(str(event.anchor))
             if size is None and event.anchor in self.anchors:
-                raise yaml.composer.ComposerError(
-                    None,
-                    None,
-                    f"alias {event.anchor!r} stands for something that it is part of",
-                    event.start_mark,
-                )
+                text = f"alias {event.anchor!r} stands for something that it is part of"
+                raise _refusal(text, event)
             self._add(size or 0, event)
             return super().compose_node(parent, index)
         self._depth += 1
         if self._depth > MOST_LEVELS:
-            raise yaml.composer.ComposerError(
-                None, None, f"has more than {MOST_LEVELS} levels", event.start_mark
-            )
+            raise _refusal(f"has more than {MOST_LEVELS} levels", event)
         before = self._count
         self._add(1, event)
         node = super().compose_node(parent, index)
@@ -194,12 +192,7 @@ class _BoundedLoader(yaml.SafeLoader):
     def _add(self, count: int, event: Any) -> None:
         self._count += count
         if self._count > MOST_YAML_NODES:
-            raise yaml.composer.ComposerError(
-                None,
-                None,
-                f"has more than {MOST_YAML_NODES:,} values with its aliases expanded",
-                event.start_mark,
-            )
+            raise _refusal(f"has more than {MOST_YAML_NODES:,} values with its aliases expanded", event)
 
     def construct_yaml_int(self, node: Any) -> int:
         if len(node.value) > MOST_DIGITS:

@@ -49,15 +49,19 @@ def plan(
     ] = False,
     images: Annotated[
         int | None,
-        typer.Option("--images", min=1, help="Finetuning: training images, for lengths in epochs."),
+        typer.Option(
+            "--images", min=1, max=2**40, help="Finetuning: training images, for lengths in epochs."
+        ),
     ] = None,
     utilisation: Annotated[
         float | None,
         typer.Option("--utilisation", min=0.01, max=1, help="Share of the GPU's peak that is reached."),
     ] = None,
-    price: Annotated[float | None, typer.Option("--price", min=0, help="Dollars an hour of one GPU.")] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0, max=1e6, help="Dollars an hour of one GPU.")
+    ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=10, help="Samples whose sizes are looked at.")
+        int, typer.Option("--samples", min=10, max=10_000_000, help="Samples whose sizes are looked at.")
     ] = 2000,
     override: Annotated[
         list[str] | None,
