@@ -22,6 +22,8 @@ from vitp.config import CONFIG_FILE
 from vitp.errors import CheckpointError, VitpError
 from vitp.export_card import MIXTURE_FILE, Provenance, provenance_of_run
 from vitp.files import atomic_dir
+from vitp.models.arguments import check_architecture, check_timm_arguments
+from vitp.models.foreign import described_by
 from vitp.models.plain_vit import PlainViT
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
@@ -267,6 +269,11 @@ class _Verifier:
     @torch.no_grad()
     def features_through_timm(self) -> str:
         vectors = self._vectors()
+        path = self.folder / fmt.TIMM_CONFIG
+        with described_by(path):
+            values = parse_json(read_text(path))
+            check_architecture(values["architecture"], where="architecture")
+            check_timm_arguments(values.get("model_args", {}), where="model_args")
         try:
             model = timm.create_model(f"local-dir:{self.folder}", pretrained=True).eval()
         except (RuntimeError, TypeError, ValueError, KeyError, OSError, SafetensorError) as error:

@@ -77,3 +77,14 @@ def check_allowed(url: str) -> None:
             where=url,
             fix=f"copy the file to a folder here, or allow the scheme with --allow-remote {scheme}",
         )
+
+
+def stay_offline() -> None:
+    """Keep the libraries for language models from asking the hub by themselves, unless the user has allowed it.
+
+    They read these variables when they are imported, so this has to be called before.
+    """
+    if HUB_SCHEME not in allowed_schemes():
+        for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+            os.environ[variable] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

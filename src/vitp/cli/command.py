@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from vitp.errors import ConfigError
-from vitp.remote import VARIABLE, allow_remote
+from vitp.remote import VARIABLE, allow_remote, stay_offline
 
 _OPTION = "allow_remote"
 AllowRemote = Annotated[
@@ -42,6 +42,7 @@ def _completed(callback: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(callback)
     def run(**values: Any) -> Any:
         allow_remote(values.pop(_OPTION) or ())
+        stay_offline()
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(

@@ -41,6 +41,7 @@ class RunState:
         counters: Totals since the start of the run: seconds, samples, tokens, tiles.
         evidence: Running sums of the evidence that the vision tower learns.
         settings: Configuration of the run, to report what changed.
+        layout: How the checkpoint keeps its tensors: `FORMAT` or `SHARDED_FORMAT`.
     """
 
     step: int
@@ -48,6 +49,7 @@ class RunState:
     counters: dict[str, float] = field(default_factory=dict)
     evidence: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    layout: int = FORMAT
 
 
 def folder(run_dir: Path, step: int) -> Path:
@@ -177,6 +179,7 @@ def read_state(path: Path) -> RunState:
             values["counters"],
             values["evidence"],
             values["settings"],
+            values["format"],
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -206,7 +209,7 @@ def load(
             where=str(path),
             fix="resume with the configuration that the run began with, or start in another folder",
         )
-    if shards.is_sharded(path):
+    if state.layout == SHARDED_FORMAT:
         saved = Tensors(*shards.load(path, model, optimizer, names))
     else:
         saved = Tensors(

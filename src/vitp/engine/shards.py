@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from vitp.engine.metadata import PartsReader
 from vitp.engine.weights import unique_state
 from vitp.errors import CheckpointError, VitpError
 from vitp.files import as_user_error
@@ -40,11 +41,6 @@ WRITE_ERRORS = (Exception, CheckpointException)
 """What a failed write may raise: torch's own exception is a `BaseException`."""
 
 _MODEL, _MOMENTS = "model/", "optimizer/"
-
-
-def is_sharded(path: Path) -> bool:
-    """Return whether a checkpoint folder has its tensors in parts."""
-    return (path / FOLDER).is_dir()
 
 
 def new_group() -> Any:
@@ -122,9 +118,10 @@ def load(
     }
     targets: dict[str, Tensor] = {}
     try:
-        reader = dcp.FileSystemReader(path / FOLDER)
+        reader = PartsReader(path / FOLDER)
         for key, stored in reader.read_metadata().state_dict_metadata.items():
-            assert isinstance(stored, TensorStorageMetadata)
+            if not isinstance(stored, TensorStorageMetadata):
+                raise ValueError(f"{key} is no tensor")
             pattern = own.get(key)
             if pattern is None and key.startswith(_MOMENTS):
                 pattern = trained.get(key.removeprefix(_MOMENTS).partition(":")[2])

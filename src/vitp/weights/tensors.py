@@ -18,7 +18,7 @@ from torch import Tensor
 from vitp.engine.weights import save_tensors
 from vitp.errors import CheckpointError
 from vitp.files import write_json
-from vitp.reading import parse_json, read_text
+from vitp.reading import check_file, parse_json, read_text
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -92,6 +92,7 @@ def read_tensors(path: Path, wanted: Wanted = lambda _name: True) -> dict[str, T
 
 def _read_safetensors(path: Path, wanted: Wanted) -> dict[str, Tensor]:
     try:
+        check_file(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
     except FileNotFoundError as error:
@@ -153,6 +154,7 @@ def read_torch(path: Path) -> Mapping[str, Any]:
         CheckpointError: The file is missing, broken, or holds other objects.
     """
     try:
+        check_file(path)
         # Training scripts of this field put their parsed arguments beside the weights; they are plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             value = torch.load(path, map_location="cpu", weights_only=True)
