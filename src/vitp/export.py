@@ -276,12 +276,15 @@ class _Verifier:
             check_timm_arguments(values.get("model_args", {}), where="model_args")
         try:
             model = timm.create_model(f"local-dir:{self.folder}", pretrained=True).eval()
-        except (RuntimeError, TypeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a description that is odd makes timm and torch raise
             raise CheckpointError(f"timm can't load it ({error})") from error
         if not isinstance(model, VisionTransformer):
             raise CheckpointError(f"timm makes a {type(model).__name__} of it")
         data = timm.data.resolve_model_data_config(model)
-        mean_C11, std_C11 = (torch.tensor(data[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        with described_by(path):
+            mean_C11, std_C11 = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
         image_BCHW = (vectors["images"].float() / 255 - mean_C11) / std_C11
         last_BND = model.forward_features(image_BCHW)[:, model.num_prefix_tokens :]
         middle = model.forward_intermediates(

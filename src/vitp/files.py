@@ -99,6 +99,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     either.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise VitpError("can't be replaced", where=str(path), fix="name a new folder")
     if path.exists() and not path.is_dir():
         raise VitpError("is a file", where=str(path), fix="name a new folder")
     old = path.with_name(f".{path.name}.old")

@@ -38,6 +38,9 @@ LARGEST_XML = 256 << 20
 LARGEST_TEXT = 8 << 30
 """Bytes of any text: the largest published label files have about five thousand million."""
 
+_UNSTATED = 16 << 20
+"""Bytes that are read of a file that states no size."""
+
 _EXACT = 16 << 20
 """Characters up to which depth and digits are looked at one by one; the parser's own limits hold above."""
 
@@ -88,12 +91,23 @@ def read_text(path: str | Path, *, largest: int = LARGEST_TEXT, errors: str = "s
         OSError: As `open_file`, or the file is too large.
         UnicodeDecodeError: It isn't UTF-8.
     """
+    return read_bytes(path, largest=largest).decode("utf-8-sig", errors)
+
+
+def read_bytes(path: str | Path, *, largest: int) -> bytes:
+    """Return the bytes of an ordinary file.
+
+    Raises:
+        OSError: As `open_file`, or the file has more than `largest` bytes.
+    """
     with open_file(path) as file:
-        # Some files, those of /proc for one, state a size of 0: what is read counts.
-        data = file.read(largest + 1)
-    if len(data) > largest:
+        # Some files, those of /proc for one, state a size of 0. What is asked for is set aside before it is read, so
+        # it must not be the limit.
+        stated = os.fstat(file.fileno()).st_size
+        data = b"" if stated > largest else file.read(stated + 1 if stated else _UNSTATED)
+    if stated > largest or len(data) > largest:
         raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
-    return data.decode("utf-8-sig", errors)
+    return data
 
 
 def parse_json(text: str, *, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:

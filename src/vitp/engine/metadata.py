@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from vitp.errors import CheckpointError
-from vitp.reading import open_file
+from vitp.reading import read_bytes
 
 _LARGEST = 1 << 30
 
@@ -80,8 +80,7 @@ def read_metadata(path: Path) -> Metadata:
         CheckpointError: It is missing or damaged, or names something that no checkpoint holds.
     """
     try:
-        with open_file(path) as file:
-            found = _Unpickler(io.BytesIO(file.read(_LARGEST))).load()
+        found = _Unpickler(io.BytesIO(read_bytes(path, largest=_LARGEST))).load()
         if (wrong := _wrong(found)) is not None:
             raise pickle.UnpicklingError(wrong)
     except Exception as error:  # what a cut-off or forged pickle raises depends on where it was cut

@@ -18,6 +18,7 @@ _ODD = (
     AttributeError,
     OverflowError,
     RecursionError,
+    AssertionError,
     ZeroDivisionError,
 )
 """What code that expects a published description raises on another one."""
@@ -36,8 +37,11 @@ def described_by(where: str | Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        place = f"{where}, {error.where}" if error.where else str(where)
-        raise CheckpointError(error.what, where=place, fix=error.fix) from error
+        raise CheckpointError(
+            f"doesn't describe a model that this version can build ({error})",
+            where=str(where),
+            fix="copy the folder again, or make it anew",
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
