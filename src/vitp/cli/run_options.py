@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitp.errors import ConfigError
+from vitp.files import to_json
 
 
 def overrides_of(options: Mapping[str, object], override: Sequence[str] | None) -> list[str]:
@@ -19,7 +19,7 @@ def overrides_of(options: Mapping[str, object], override: Sequence[str] | None) 
     given = {key: value for key, value in options.items() if value is not None and value != []}
     return [
         *(override or []),
-        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()),
+        *(f"{key}={to_json(value)}" for key, value in given.items()),
     ]
 
 

@@ -42,7 +42,9 @@ def finetune(
         typer.Option("--backbone", help='"starter", "random", an export, run or model folder, or timm:NAME.'),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/finetune"),
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, max=100_000_000, help="Optimizer steps.")
+    ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="key.key=value over the configuration. Repeatable."),
