@@ -239,9 +239,10 @@ def check_sum(path: Path, digest: str, *, fix: str = "copy it again") -> None:
 
 
 def tell_unknown(path: Path) -> None:
-    """Say once a process and file that damage to it can't be noticed."""
-    if str(path) not in _told:
-        _told.add(str(path))
+    """Say once a process and folder that damage to it, or to a file in it, can't be noticed."""
+    folder = str(path if path.is_dir() else path.parent)
+    if folder not in _told:
+        _told.add(folder)
         _log.warning(
             "note: %s: was written before weights had digests; whether it is still as written can't be told",
             path,
