@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from vitp.errors import ConfigError, did_you_mean
 from vitp.files import write_text
+from vitp.reading import parse_yaml, read_text
 
 CONFIG_FILE = "config.yaml"
 """The settings of a run, in its folder."""
@@ -28,7 +29,7 @@ def load_config(kind: type[Settings], path: str | Path, overrides: Sequence[str]
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(read_text(path))
     except OSError as error:
         raise ConfigError(f"can't be read ({error.strerror})", where=str(path)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -71,7 +72,7 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
             f"{override!r} is no key=value", where="override", fix="write it like optim.lr=1e-4"
         )
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is no YAML value", where=f"override {key}") from error
     if isinstance(value, str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,13 @@ from vitp.errors import CheckpointError, VitpError
 from vitp.export_card import MIXTURE_FILE, Provenance, provenance_of_run
 from vitp.files import atomic_dir
 from vitp.models.plain_vit import PlainViT
+from vitp.models.positions import PositionMethod
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VLMConfig
-from vitp.sealed import check_sum, read_safetensors, read_sums
+from vitp.reading import parse_json, read_text
+from vitp.sealed import check_sums, read_safetensors
+from vitp.targets import check_folder
 from vitp.weights import hub
 from vitp.weights.checkpoint import EXTRA, Hints, read_config
 from vitp.weights.open import open_tower
@@ -88,6 +90,7 @@ def load_backbone(
     *,
     heads: int | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> VisionTower: ...
 
@@ -99,6 +102,7 @@ def load_backbone(
     architecture: str,
     arguments: Mapping[str, Any] | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> PlainViT: ...
 
@@ -110,6 +114,7 @@ def load_backbone(
     arguments: Mapping[str, Any] | None = None,
     heads: int | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> PlainViT:
     """Return a vision tower in eval mode; the language model beside it isn't read.
@@ -126,6 +131,8 @@ def load_backbone(
         arguments: What `timm.create_model` gets beside the architecture.
         heads: Attention heads of an InternViT that comes without a configuration; None: heads of 64 channels.
         image_size: Side in pixels that the tower is wanted for; positions are resampled. None: as trained.
+        positions: How positions are resampled, now and for images of other sizes; None: as the folder says, and in
+            InternVL's layouts as its code does. With an architecture timm resamples what is read in its own way.
         revision: Branch, tag or commit, for the hub.
 
     Raises:
@@ -134,10 +141,18 @@ def load_backbone(
     folder = None if architecture is not None else own_folder(source)
     if folder is not None:
         own = fmt.read_backbone(folder) if (folder / fmt.DESCRIPTION).is_file() else _tower_of_vlm(folder)
-        return own if image_size is None else resized_tower(own, image_size=image_size)
+        if image_size is None and positions in (None, own.config.positions):
+            return own
+        return resized_tower(own, image_size=image_size, positions=positions)
     if not (_holds_weights(Path(source)) or hub.hub_id(str(source))):
         raise _nothing(source)
-    hints = Hints(architecture=architecture, arguments=arguments or {}, heads=heads, image_size=image_size)
+    hints = Hints(
+        architecture=architecture,
+        arguments=arguments or {},
+        heads=heads,
+        image_size=image_size,
+        positions=positions,
+    )
     return open_tower(source, hints=hints, revision=revision)[0]
 
 
@@ -203,9 +218,8 @@ def inspect_export(
 ) -> VerifyReport:
     """Return the report of `verify_export`, failed comparisons included."""
     folder = Path(folder)
-    if (folder / GRAPH_DESCRIPTION).is_file():
-        return VerifyReport(folder, (_graph_digests(folder),))
     verifier = _Verifier(folder, tolerance)
+    graph = (folder / GRAPH_DESCRIPTION).is_file()  # its features were compared when it was made
     steps: list[tuple[str, Callable[[], str]]] = [
         ("files", verifier.files),
         ("contract", verifier.contract),
@@ -213,7 +227,9 @@ def inspect_export(
         ("features through vitp", verifier.features_through_vitp),
         ("features through timm", verifier.features_through_timm),
     ]
-    if against is not None:
+    if graph:
+        steps = [("files of the graph", lambda: check_sums(folder, fix="copy or export it again"))]
+    if against is not None and not graph:
         steps.append(("trained tower", lambda: verifier.trained_tower(load_backbone(against))))
     checks = []
     for name, step in steps:
@@ -224,18 +240,6 @@ def inspect_export(
             if name == "files":
                 break
     return VerifyReport(folder, tuple(checks))
-
-
-def _graph_digests(folder: Path) -> Check:
-    """Compare the files of a graph with the digests beside them; its features were compared when it was made."""
-    try:
-        sums = read_sums(folder)
-        for name, digest in sums.items():
-            check_sum(folder / name, digest, fix="copy or export it again")
-    except VitpError as error:
-        return Check("files of the graph", False, str(error))
-    detail = f"{len(sums)} files as written" if sums else "made by a version that wrote no digests"
-    return Check("files of the graph", bool(sums), detail)
 
 
 class _Verifier:
@@ -341,7 +345,7 @@ class _Verifier:
     def _timm_config(self) -> dict[str, Any]:
         path = self.folder / fmt.TIMM_CONFIG
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["pretrained_cfg"])
+            return dict(parse_json(read_text(path))["pretrained_cfg"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError("is no timm configuration", where=str(path)) from error
 
@@ -392,7 +396,7 @@ def _tower_of_vlm(folder: Path) -> VisionTower:
     """The vision part alone: the language model's weights may be many gigabytes."""
     path = folder / pretrained.CONFIG
     try:
-        config = VLMConfig.model_validate(json.loads(path.read_text(encoding="utf-8"))["model"])
+        config = VLMConfig.model_validate(parse_json(read_text(path))["model"])
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(
             "is no configuration of a vitp model",
@@ -428,15 +432,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     Raises:
         VitpError: It exists, and isn't to be overwritten or isn't vitp's.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not _is_ours(out):
-        # Replacing means removing what is there: never a folder that isn't ours.
-        raise VitpError("exists and is no export", where=str(out), fix="choose another folder")
-    if not overwrite:
-        raise VitpError(
-            "exists", where=str(out), fix="choose another folder or ask to overwrite it (--force)"
-        )
+    check_folder(out, _is_ours, what="export", overwrite=overwrite)
 
 
 def _is_ours(folder: Path) -> bool:

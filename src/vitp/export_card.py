@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vitp.config import CONFIG_FILE
 from vitp.errors import CheckpointError
 from vitp.models.vision import VisionConfig
+from vitp.reading import parse_json, parse_yaml, read_text
 
 FORMAT: Literal["vitp-backbone-1"] = "vitp-backbone-1"
 MIXTURE_FILE = "mixture.json"
@@ -94,9 +95,9 @@ def provenance_of_run(run: Path) -> Provenance:
     Raises:
         CheckpointError: One of the files is there but can't be read.
     """
-    evidence = _read(run / "evidence.json", json.loads)
-    mixture = _read(run / MIXTURE_FILE, lambda text: MixtureUsed.model_validate(json.loads(text)))
-    configuration = _read(run / CONFIG_FILE, yaml.safe_load)
+    evidence = _read(run / "evidence.json", parse_json)
+    mixture = _read(run / MIXTURE_FILE, lambda text: MixtureUsed.model_validate(parse_json(text)))
+    configuration = _read(run / CONFIG_FILE, parse_yaml)
     return Provenance(
         source=run.resolve().name,
         steps=evidence.get("step") if evidence else None,
@@ -119,7 +120,7 @@ def _read(path: Path, parse: Any) -> Any:
     if not path.is_file():
         return None
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(read_text(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(
             f"can't be read ({str(error).splitlines()[0]})", where=str(path), fix="mend or remove it"
@@ -163,6 +164,12 @@ def _head(d: BackboneDescription, name: str) -> str:
     )
 
 
+_POSITIONS = {
+    "antialiased": "bicubic with antialiasing, as timm does",
+    "bicubic": "bicubic without antialiasing, as InternVL does; timm's own loader takes antialiasing",
+}
+
+
 def _contract(d: BackboneDescription) -> str:
     size = d.vision.image_size
     rows = [
@@ -174,6 +181,7 @@ def _contract(d: BackboneDescription) -> str:
         ("Std", _numbers(d.vision.std)),
         ("Patch", f"{d.patch_size} px"),
         ("Grid", f"{d.grid} × {d.grid} patch tokens"),
+        ("Positions at other sizes", _POSITIONS[d.vision.positions]),
         ("Tokens before the patches", str(d.prefix_tokens)),
         ("SHA-256 of the weights", f"`{d.sha256}`"),
     ]

@@ -30,6 +30,7 @@ from vitp.export_card import FORMAT, BackboneDescription, Provenance, model_card
 from vitp.files import write_json, write_text
 from vitp.models.vision import VisionTower
 from vitp.pretrained import load_weights, read_weights
+from vitp.reading import parse_json, read_text
 from vitp.sealed import read_metadata
 from vitp.version import __version__
 
@@ -91,7 +92,7 @@ def read_description(folder: Path) -> BackboneDescription:
     """
     path = folder / DESCRIPTION
     try:
-        return BackboneDescription.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return BackboneDescription.model_validate(parse_json(read_text(path)))
     except FileNotFoundError as error:
         raise CheckpointError("is missing", where=str(path), fix="export the backbone anew") from error
     except ValidationError as error:
@@ -130,7 +131,7 @@ def check_contract(description: BackboneDescription, weights_file: Path) -> None
         CheckpointError: They differ, or the file states none.
     """
     try:
-        inside = json.loads(read_metadata(weights_file)["contract"])
+        inside = parse_json(read_metadata(weights_file)["contract"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             "states no contract (normalisation, size, hash)", where=str(weights_file), fix="export it anew"

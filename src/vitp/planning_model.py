@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vitp.config import make_config
@@ -14,6 +13,7 @@ from vitp.models.vlm import VLMConfig
 from vitp.planning_memory import ModelShape, model_shape
 from vitp.pretrain import ModelSettings
 from vitp.pretrained import CONFIG, FORMAT, load_tokenizer, resolve
+from vitp.reading import parse_json, read_text
 
 INTERNVL_1B = VLMConfig(
     vision=VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448),
@@ -52,7 +52,7 @@ def planned_model(settings: ModelSettings) -> tuple[ModelShape, ChatTokenizer | 
 def _described(folder: Path) -> tuple[VLMConfig, int]:
     path = folder / CONFIG
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(read_text(path))
         if description["format"] != FORMAT:
             raise ValueError(f"its format is {description['format']}")
         return make_config(VLMConfig, description["model"], where=str(path)), int(description["vocabulary"])

@@ -9,13 +9,16 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
+from rich.markup import escape
 
+from vitp.config import CONFIG_FILE, load_config
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.lengths import RecordCost, RecordLength
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.row_findings import mixture_warnings
 from vitp.data.tiles import InputSettings
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine import distributed
@@ -149,12 +152,17 @@ def open_mixture(data: DataSettings, seed: int) -> Mixture:
         factor = data.rates[number] if data.rates else 1.0
         entries += [
             MixtureEntry(entry.records, entry.rate * factor, max_tiles=entry.max_tiles, augment=entry.augment)
-            for entry in _entries(Path(name))
+            for entry in open_entries(Path(name))
         ]
     return Mixture(entries, seed)
 
 
-def _entries(path: Path) -> list[MixtureEntry]:
+def open_entries(path: Path) -> list[MixtureEntry]:
+    """Return the sets of one of the files or folders that a run learns from.
+
+    Raises:
+        DataError, ConfigError: It is missing, empty or wrong.
+    """
     if path.is_dir():
         path = path / "mixture.json"
         if not path.is_file():
@@ -166,6 +174,14 @@ def _entries(path: Path) -> list[MixtureEntry]:
     if path.suffix == ".jsonl":
         return [MixtureEntry(JsonlRecords(path, path.parent, path.stem))]
     return list(read_mixture(path))
+
+
+def sequence_of(model: str | Path) -> SequenceConfig:
+    """Return how a pretraining run cuts records into tiles and tokens; the defaults where a model isn't one's folder."""
+    try:
+        return load_config(PretrainConfig, Path(model) / CONFIG_FILE).data.sequence
+    except ConfigError:
+        return SequenceConfig()
 
 
 def build(config: PretrainConfig) -> PretrainRun:
@@ -211,7 +227,8 @@ def _record_cost(config: PretrainConfig, loaded: LoadedVLM) -> RecordCost:
     """Return what a record costs, with a tile of the vision tower in tokens of the language model."""
     vision, language = loaded.vlm.vision, language_shape(loaded.vlm.language)
     tile, token = vision_flops(vision, 1), forward_flops(language, 1, config.data.sequence.max_length / 4)
-    length = RecordLength(loaded.chat, vision.image_size[0], config.data.sequence.max_tiles)
+    sequence = config.data.sequence
+    length = RecordLength(loaded.chat, vision.image_size[0], sequence.max_tiles, sequence.max_turns)
     return RecordCost(length, tile / token, 1 - config.vrl.ratio * config.vrl.probability)
 
 
@@ -287,6 +304,10 @@ def run_pretraining(
 
 
 def _train(config: PretrainConfig, run_dir: Path, resume: bool, console: Console | None) -> TrainResult:
+    warnings = mixture_warnings(open_mixture(config.data, config.seed))
+    if distributed.rank() == 0:
+        for line in warnings:
+            (console or Console()).print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
     started = _fit_reference(config, run_dir, console)
     if config.align.steps:
         started = _align(started, run_dir, console)

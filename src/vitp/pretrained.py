@@ -5,7 +5,6 @@ Published models (InternVL in its original layout or transformers') are read thr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from vitp.engine.weights import save_tensors
 from vitp.errors import CheckpointError
 from vitp.files import atomic_dir, write_json
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
+from vitp.reading import parse_json, read_text
 from vitp.sealed import read_safetensors
 from vitp.version import __version__
 from vitp.weights import hub
@@ -126,7 +126,7 @@ def load_vlm(
 
 def _load_own(folder: Path, drop_path: float) -> LoadedVLM:
     try:
-        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        description = parse_json(read_text(folder / CONFIG))
         config = VLMConfig.model_validate(description["model"])
     except (ValueError, KeyError, ValidationError) as error:
         raise CheckpointError(

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from vitp import sealed
-from vitp.config import CONFIG_FILE, load_config, save_config
+from vitp.config import CONFIG_FILE, Settings, load_config, save_config
 from vitp.engine import checkpoint, distributed
 from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.files import write_text
@@ -33,6 +33,8 @@ HARMLESS = (
     *("data.input.cache_gb", "data.input.cache_folder", "data.balance"),
 )
 """Settings that a resumed run may change: they don't change what is learned, beyond rounding."""
+BEFORE_THEY_WERE = {"backbone.positions": "antialiased", "optim.decay_from": "warmup"}
+"""Settings that the oldest runs don't state, since there was one way only → that way."""
 EXTENDING = ("train.steps", "train.epochs", "train.choose")
 """Settings that a resumed run may change, too: how long it is, and which of its weights are taken in the end.
 
@@ -85,9 +87,30 @@ def changed_settings(run_dir: Path, config: BaseModel) -> list[str]:
         CheckpointError: None began.
         ConfigError: What it wrote isn't a configuration of this kind.
     """
-    before = load_config(type(config), config_to_resume(run_dir))
-    changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
+    before = as_begun(load_config(type(config), config_to_resume(run_dir)), run_dir)
+    now = as_begun(config, run_dir)
+    changed = _changed_keys(before.model_dump(mode="json"), now.model_dump(mode="json"))
     return [key for key in changed if key not in HARMLESS]
+
+
+def as_begun(config: Settings, run_dir: Path) -> Settings:
+    """Return a configuration with what the run in the folder did before there was a choice, where it began that long ago.
+
+    Defaults and recipes may differ from it by now, and a run goes on as it began. Without a run nothing changes.
+
+    Raises:
+        ConfigError: What the run wrote is no configuration.
+    """
+    if not started(run_dir):
+        return config
+    load_config(type(config), run_dir / CONFIG_FILE)  # says what is wrong with the file, if anything is
+    stated = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8")) or {}
+    values = config.model_dump()
+    for key, way in BEFORE_THEY_WERE.items():
+        part, name = key.split(".")
+        if name in (values.get(part) or {}) and name not in (stated.get(part) or {}):
+            values[part][name] = way
+    return type(config).model_validate(values)
 
 
 @contextlib.contextmanager

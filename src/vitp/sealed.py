@@ -238,6 +238,20 @@ def check_sum(path: Path, digest: str, *, fix: str = "copy it again") -> None:
         raise _changed(path, fix)
 
 
+def check_sums(folder: Path, *, fix: str) -> str:
+    """Compare all files that `SHA256SUMS` of a folder lists, and return in words how many there are.
+
+    Raises:
+        DamagedError: A file is missing, or isn't as it was written; or there is no list.
+    """
+    sums = read_sums(folder, fix=fix)
+    if not sums:
+        raise DamagedError("is missing", where=str(folder / SUMS), fix=fix)
+    for name, digest in sums.items():
+        check_sum(folder / name, digest, fix=fix)
+    return f"{len(sums)} files as written"
+
+
 def tell_unknown(path: Path) -> None:
     """Say once a process and folder that damage to it, or to a file in it, can't be noticed."""
     folder = str(path if path.is_dir() else path.parent)

@@ -206,14 +206,17 @@ def test_crops_hold_the_pixels_and_labels_of_their_place(tmp_path: Path) -> None
         assert np.array_equal(crop.change(), change[place])
         assert (crop.split, crop.group, crop.captions) == ("val", "images/a", ())
     assert covered.all()
-    assert [o.box for o in crops.items[0].objects] == [(10.5, 10, 20, 30.25)]
+    clear, hidden = crops.items[0].objects
+    assert clear.box == (10.5, 10, 20, 30.25) and not clear.difficult
+    # Less than 40 % of the large one is in this crop: it is neither an object of it nor background.
+    assert hidden == replace(hidden, box=(0, 0, 64, 64), difficult=True)
     small = crops.items[6]
     assert (small.group, small.captions, small.objects) == ("g", ("Small.",), ())
     assert Path(small.image).read_bytes() == Path(whole.items[1].image).read_bytes()
     assert crops.findings == (
         "old",
         "1 images: captions and scene class are about the whole image; crops have none",
-        "1 objects: less than 40% of them is in any crop; left out",
+        "1 objects: less than 40% of them is in any crop; difficult in all of them",
     )
 
 
@@ -387,7 +390,9 @@ def test_compiled_files_fit_together(tmp_path: Path, crop: int | None) -> None:
     assert written["content_hash"] == summary.content_hash
     assert written["splits"]["train"]["tasks"] == dict(sorted(train.tasks.items()))
     assert sum(train.tasks.values()) == train.turns
-    assert train.objects["ship"] == sum(len(i.objects) for i in labelled.items if i.split == "train")
+    clear = [not o.difficult for i in labelled.items if i.split == "train" for o in i.objects]
+    assert train.objects["ship"] == sum(clear)
+    assert all(clear) == (crop is None)  # ships that a crop cuts are difficult in it
     assert written["options"]["classes"] == "ship=white"
 
 

@@ -18,6 +18,7 @@ from vitp.config import make_config
 from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.models.vision import VisionConfig, VisionTower
+from vitp.run_folder import as_begun, changed_settings
 from vitp.tasks.base import InputSize
 from vitp.tasks.build import (
     BackboneSettings,
@@ -252,6 +253,32 @@ def test_runs_are_not_written_over_and_resume_only_themselves(tmp_path: Path) ->
         )
     with pytest.raises(CheckpointError, match="no run to resume"):
         run_finetune(config(), tmp_path / "other", resume=True, console=QUIET)
+
+
+def test_an_old_run_goes_on_with_what_it_did_before_there_was_a_choice(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    optim, train = {"warmup_steps": 2}, {"steps": 4, "val_every": 0}
+    began = config(optim=optim, train=train)
+    run_finetune(began, run, console=QUIET)
+    assert as_begun(began, run) == began
+    rates = [json.loads(line)["lr"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [rate / rates[1] for rate in rates] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    del values["backbone"]["positions"], values["optim"]["decay_from"]
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    # As a recipe of today asks for it.
+    today = config(backbone={"positions": "bicubic"}, optim={**optim, "decay_from": "start"}, train=train)
+    assert changed_settings(run, today) == []
+    run_finetune(today, run, resume=True, console=QUIET)
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert (kept["backbone"]["positions"], kept["optim"]["decay_from"]) == ("antialiased", "warmup")
+    backbone = load_task(run).description["backbone"]["config"]
+    assert backbone["positions"] == "antialiased"
+    # A run that began with a choice is held to it.
+    assert changed_settings(run, today) == ["backbone.positions", "optim.decay_from"]
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        as_begun(today, run)
 
 
 def test_a_mistake_leaves_the_folder_free(tmp_path: Path) -> None:

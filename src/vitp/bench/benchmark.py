@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import shlex
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from vitp.errors import ConfigError, DataError
 from vitp.models.compute import ComputeConfig, configure
 from vitp.objectives.base import BatchSource
 from vitp.objectives.vitp import ViTPObjective
+from vitp.reading import parse_json, read_text
 from vitp.version import __version__
 
 NAME = "vitp bench"
@@ -222,7 +222,7 @@ def _without_length(subject: Any) -> Any:
 def _read(path: Path) -> dict[str, Any] | None:
     text = _git(["show", f"HEAD:./{path.name}"], path.parent)
     try:
-        value = json.loads(text or path.read_text(encoding="utf-8"))
+        value = parse_json(text or read_text(path))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) and value.get("benchmark") == NAME else None

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from vitp.planning_devices import DEVICES
+from vitp.reading import read_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def hardware(device: torch.device) -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        lines = read_text(cpuinfo).splitlines()
         model = next(
             (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 from vitp.check.findings import Difference, Finding, compare_curves, compare_weights
 from vitp.config import save_config
 from vitp.pretrain import PretrainConfig, run_pretraining
+from vitp.reading import read_text
 from vitp.sealed import read_safetensors
 
 STEPS = 4
@@ -131,5 +132,5 @@ def _weights(run_dir: Path) -> dict[str, Tensor]:
 
 
 def _curve(run_dir: Path) -> list[float]:
-    rows = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = read_text(run_dir / "metrics.jsonl").splitlines()
     return [row["loss"] for row in map(json.loads, rows) if "loss" in row]

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vitp.cli import checks, data, evidence, models, plan, recipes, studies, tasks, training
+from vitp.cli import checks, data, data_look, evidence, models, plan, recipes, studies, tasks, training
 from vitp.errors import VitpError
 from vitp.files import as_user_error
 from vitp.version import __version__
@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+data_look.register(data.app)
 app.add_typer(data.app, name="data", help="Labels to instructions, checks, pages, generated scenes.")
 training.register(app)
 models.register(app)

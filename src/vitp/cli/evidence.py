@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typer.core import TyperCommand
 from vitp.cli.console import make_console
 from vitp.cli.tasks import format_options
 from vitp.errors import ConfigError, DataError
+from vitp.reading import parse_json, read_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -134,7 +134,7 @@ def _is_task(name: str) -> bool:
 
     for folder in (Path(name) / "model", Path(name)):
         try:
-            description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            description = parse_json(read_text(folder / CONFIG))
         except (OSError, ValueError):
             continue
         return isinstance(description, dict) and description.get("format") == FORMAT
@@ -157,7 +157,7 @@ class _Report:
         if not self.path.is_file():
             return {}
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            found = parse_json(read_text(self.path))
             results = [RobustnessResult.from_json(value) for value in found["runs"]]
         except (ValueError, KeyError, TypeError, DataError) as error:
             raise DataError(

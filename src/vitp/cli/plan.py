@@ -12,6 +12,7 @@ from rich.table import Table
 
 from vitp.cli.console import make_console
 from vitp.errors import ConfigError
+from vitp.reading import parse_yaml, read_text
 
 if TYPE_CHECKING:
     from vitp.data.chat import ChatTokenizer
@@ -120,7 +121,7 @@ def _from_file(
     from vitp.tasks.finetune import FinetuneConfig
 
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: Any = parse_yaml(read_text(path))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"can't be read ({error})", where=str(path), fix="name the YAML of a run"

@@ -13,6 +13,7 @@ from rich.table import Table
 from vitp.cli.console import make_console
 from vitp.cli.run_options import configuration_of, overrides_of
 from vitp.errors import ConfigError
+from vitp.reading import parse_yaml
 
 if TYPE_CHECKING:
     from vitp.tasks.base import Scores, TaskModel, TestSettings
@@ -90,6 +91,7 @@ def evaluate(
     from vitp.targets import check_file
     from vitp.tasks.build import task_of
     from vitp.tasks.data import labelled_only, open_labelled
+    from vitp.tasks.label_notes import label_notes, left_out_notes
 
     if out is not None:
         check_file(out, "JSON")
@@ -102,7 +104,11 @@ def evaluate(
     if not len(labelled):
         raise ConfigError(f"has no {split} images", where=data, fix="choose another split with --split")
     task = task_of(model.name)
-    labelled = labelled_only(labelled, task.labels(model.description["head"]))
+    kind, findings = task.labels(model.description["head"]), labelled.findings
+    labelled = labelled_only(labelled, kind)
+    parts = {split: labelled}
+    for note in (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None)):
+        make_console().print(note, style="yellow", markup=False, highlight=False)
     scores = task.evaluate(model, labelled, settings)
     print_scores(scores, f"{model.name} on {labelled.name}, {split} ({scores.images} images)")
     if out is not None:
@@ -169,7 +175,7 @@ def format_options(option: Sequence[str] | None) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"{entry!r} is no name=value", where="--option", fix="write it like name=value")
         try:
-            found[name.strip().replace("-", "_")] = yaml.safe_load(text)
+            found[name.strip().replace("-", "_")] = parse_yaml(text)
         except yaml.YAMLError:
             found[name.strip().replace("-", "_")] = text
     return found

@@ -10,6 +10,7 @@ import typer
 from vitp.cli.console import make_console
 from vitp.cli.run_options import configuration_of, overrides_of
 from vitp.errors import ConfigError, did_you_mean
+from vitp.reading import parse_yaml, read_text
 
 if TYPE_CHECKING:
     from vitp.image_pretrain import ImagePretrainConfig
@@ -121,7 +122,7 @@ def _objective_of(config: Path) -> str:
     import yaml
 
     try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        values = parse_yaml(read_text(config))
     except (OSError, ValueError, yaml.YAMLError):
         return "vitp"
     return str(values.get("objective", "vitp")) if isinstance(values, dict) else "vitp"

@@ -159,7 +159,7 @@ class InstructionSource:
             raise ConfigError(
                 f"a global batch of {self.global_batch} can't be cut into {self.micro_batches} micro-batches "
                 f"on {world} ranks",
-                where="train.global_batch",
+                where="data.global_batch",
                 fix=f"choose a multiple of {parts}",
             )
         first = step * self.global_batch

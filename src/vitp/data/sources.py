@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from vitp.data.readers.mixture_file import open_entry, read_mixture_table
 from vitp.data.readers.rows import RowRecords
 from vitp.data.shards.storage import join
 from vitp.errors import DataError
+from vitp.reading import parse_json, read_text
 
 SPLITS = ("train", "val", "test")
 _LARGEST_MIXTURE = 4 << 20
@@ -26,12 +26,14 @@ class Source:
         split: `train`, `val` or `test`; everything that doesn't say so is `train`.
         records: Its rows.
         rate: How often an epoch takes each record, where a mixture says so.
+        max_tiles: Most tiles an image of it is cut into, where a mixture says so.
     """
 
     name: str
     split: str
     records: RowRecords
     rate: float = 1.0
+    max_tiles: int | None = None
 
 
 def is_mixture(path: Path) -> bool:
@@ -39,7 +41,7 @@ def is_mixture(path: Path) -> bool:
     try:
         if path.suffix != ".json" or path.stat().st_size > _LARGEST_MIXTURE:
             return False
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(read_text(path))
     except (OSError, ValueError):
         return False
     return isinstance(value, dict) and not {"conversations", "messages"} & value.keys()
@@ -73,7 +75,7 @@ def open_sources(path: str | Path) -> tuple[list[Source], list[DataError]]:
         try:
             entry = open_entry(name, fields, path)
             assert isinstance(entry.records, RowRecords)
-            sources.append(Source(name, "train", entry.records, entry.rate))
+            sources.append(Source(name, "train", entry.records, entry.rate, entry.max_tiles))
         except DataError as error:
             errors.append(error)
     return sources, errors
@@ -104,7 +106,8 @@ def _open_folder(folder: Path) -> tuple[list[Source], list[DataError]]:
     sources: list[Source] = []
     for split, file in present:
         try:
-            sources.append(Source(split, split, open_records(file, root)))
+            records = open_records(file, root)
+            sources.append(Source(split, split, records, max_tiles=fields.get("max_dynamic_patch")))
         except DataError as error:
             errors.append(error)
     return sources, errors

@@ -14,7 +14,6 @@ read on any number of processes. There is no random state: the engine derives it
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from vitp.engine.weights import like, load_state, load_tensors, save_tensors, un
 from vitp.errors import CheckpointError, DamagedError
 from vitp.files import atomic_dir, write_json
 from vitp.leftovers import recover, remove
+from vitp.reading import parse_json, read_text
 
 FORMAT, SHARDED_FORMAT = 1, 2
 STATE_FILE = "state.json"
@@ -240,7 +240,7 @@ def read_state(path: Path) -> RunState:
 def _read_json(path: Path) -> dict[str, Any]:
     file = path / STATE_FILE
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(read_text(file))
     except OSError as error:
         raise sealed.unreadable(file, error, _AGAIN) from error
     except (ValueError, RecursionError) as error:

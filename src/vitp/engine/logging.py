@@ -18,6 +18,7 @@ from rich.table import Table
 
 from vitp.engine.optim import Part
 from vitp.files import write_text
+from vitp.reading import parse_json, read_text
 
 
 class Meter:
@@ -80,12 +81,12 @@ class MetricsFile:
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     def _lines(self) -> list[str]:
-        return self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        return read_text(self.path).splitlines() if self.path.exists() else []
 
     @staticmethod
     def _step(line: str) -> float:
         try:
-            return json.loads(line)["step"]
+            return parse_json(line)["step"]
         except (ValueError, KeyError, TypeError):  # the row that a crash cut off
             return float("inf")
 

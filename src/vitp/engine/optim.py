@@ -38,13 +38,19 @@ class Part:
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     """Return what the peak learning rate is multiplied by in optimizer step `step` (from 0) of `steps`."""
     warmup = config.warmup(steps)
-    if step < warmup:
-        return config.warmup_start + (1 - config.warmup_start) * ((step + 1) / warmup)
+    rising = config.warmup_start + (1 - config.warmup_start) * ((step + 1) / warmup) if step < warmup else 1.0
+    if config.decay_from == "start":
+        return rising * _falling(step, 0, steps, config)
+    return rising if step < warmup else _falling(step, warmup, steps, config)
+
+
+def _falling(step: int, begin: int, steps: int, config: OptimConfig) -> float:
+    """What the schedule multiplies the rate by, when it falls from step `begin` on."""
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "step":
         return config.gamma ** sum(step >= round(share * steps) for share in config.milestones)
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    progress = min(1.0, (step - begin) / max(1, steps - begin))
     falling = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * falling
 

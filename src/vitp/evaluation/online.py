@@ -79,7 +79,7 @@ class OnlineProbes(Hook):
         seeds: Sequence[int] = (0,),
     ) -> None:
         if every < 0:
-            raise ConfigError("is negative", where="probes.every", fix="choose 0 or more steps")
+            raise ConfigError("is negative", where="probe.every", fix="choose 0 or more steps")
         self.every, self.tasks, self.seeds, self.max_images = every, tasks, tuple(seeds), max_images
         self.splits = development_splits(labelled_set)
         self.cka_images = cka_images

@@ -36,6 +36,7 @@ from vitp.files import write_json
 from vitp.models.vision import VisionTower
 from vitp.pretrain import run_pretraining
 from vitp.pretrained import load_vlm
+from vitp.reading import parse_json, read_text
 from vitp.recipes.micro import SYNTHESIS, Budget, continued_from_starter
 from vitp.run_folder import started
 from vitp.tasks.finetune import FinetuneConfig, run_finetune
@@ -142,7 +143,7 @@ class _Stages:
 
 def _claim(out: Path, plan: DemoPlan, force: bool) -> None:
     mark, wanted = out / "plan.json", json.loads(json.dumps(asdict(plan)))
-    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) != wanted:
+    if mark.is_file() and parse_json(read_text(mark)) != wanted:
         if not force:
             raise ConfigError(
                 "holds a demo with other settings",
@@ -282,7 +283,7 @@ def finetune_config(plan: DemoPlan, data: Path, init: str, seed: int) -> Finetun
 def _cached(path: Path, make: Callable[[], dict[str, ProbeTable]]) -> dict[str, Any]:
     if not path.is_file():
         write_json(path, {name: table.to_json() for name, table in make().items()})
-    return json.loads(path.read_text(encoding="utf-8"))
+    return parse_json(read_text(path))
 
 
 def _tables(values: Mapping[str, Any]) -> dict[str, ProbeTable]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from vitp.evaluation.report import Card, Headline, Section, Text, comparison_sec
 from vitp.evaluation.run_page import report_run
 from vitp.files import write_json, write_text
 from vitp.models.vision import VisionTower
+from vitp.reading import parse_json, read_text
 from vitp.recipes.demo import FINETUNE, RANDOM, STARTER, VITP, DemoPlan
 from vitp.recipes.micro import Budget
 
@@ -72,7 +72,7 @@ def committed_results(plan: DemoPlan) -> DemoResults | None:
     """Return the results over three pretraining seeds that come with the package, if they are of this plan."""
     if not COMMITTED.is_file():
         return None
-    results = DemoResults.from_json(json.loads(COMMITTED.read_text(encoding="utf-8")))
+    results = DemoResults.from_json(parse_json(read_text(COMMITTED)))
     same = replace(results.plan, seeds=plan.seeds, ceiling_steps=plan.ceiling_steps) == plan
     return results if same else None
 

@@ -13,7 +13,6 @@ Settings were chosen on validation images. Numbers: `docs/real_images.md`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from rich.console import Console
 from vitp.config import make_config
 from vitp.evaluation.statistics import mean_std
 from vitp.files import write_json, write_text
+from vitp.reading import parse_json, read_text
 from vitp.recipes.real_images import RealPlan, pretrained_backbones, supervised_backbones
 from vitp.run_folder import started
 from vitp.tasks.finetune import SCORES_FILE, FinetuneConfig, run_finetune
@@ -171,7 +171,7 @@ def finetuned(run: Path, data: Path, one: RealTask, backbone: str, seed: int, pl
     if not (run / SCORES_FILE).is_file():
         config = finetune_config(data, one, backbone, seed, plan)
         run_finetune(config, run, resume=started(run), console=Console(quiet=True))
-    scores = json.loads((run / SCORES_FILE).read_text(encoding="utf-8"))["values"]
+    scores = parse_json(read_text(run / SCORES_FILE))["values"]
     return float(scores[one.score])
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.files import write_json
+from vitp.reading import parse_json, read_text
 from vitp.studies.grid import Cell, Study, ordered
 from vitp.version import __version__
 
@@ -122,7 +123,7 @@ class Store:
 def read_json(path: Path) -> Any | None:
     """Return the content of a JSON file; None when there is none or it can't be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except (OSError, ValueError):
         return None
 

@@ -10,6 +10,8 @@ import time
 import uuid
 from pathlib import Path
 
+from vitp.reading import parse_json, read_text
+
 LOCK = "lock.json"
 BEAT = 20.0
 """Seconds between two signs of life."""
@@ -103,7 +105,7 @@ class Lock:
 
 def _owner_of(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.errors import ConfigError
+from vitp.reading import parse_json, read_text
 from vitp.studies.budget import StepWork, count_steps, seconds_a_step
 from vitp.studies.process import Context, Input, resumable
 from vitp.studies.sources import folder_of
@@ -192,7 +192,7 @@ def _moved(run: Path) -> dict[str, Any]:
     file = run / "evidence.json"
     if not file.is_file():
         return {}
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = parse_json(read_text(file))
     return {name: found[name] for name in ("relative_change", "gradient_share", "cka") if name in found}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.errors import ConfigError
+from vitp.reading import parse_json, read_text
 from vitp.studies.grid import Cell
 from vitp.studies.process import Context, Input
 from vitp.studies.scales import Scale
@@ -115,7 +116,7 @@ def extra_scenes(scale: Scale, domain: str, share: float) -> Source:
 
 
 def _compiled(folder: Path) -> Source:
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = parse_json(read_text(folder / "summary.json"))
     settings = {"from": "folder", "content": summary.get("content_hash", ""), "name": summary.get("name", "")}
     name = str(summary.get("name") or folder.name)
     # The folder itself is no part of what decides a result: it may be moved.
@@ -211,7 +212,7 @@ def provide_data(context: Context) -> Mapping[str, Any]:
 
 
 def _split_sizes(folder: Path) -> dict[str, int]:
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = parse_json(read_text(folder / "summary.json"))
     return {name: int(split["images"]) for name, split in summary.get("splits", {}).items()}
 
 

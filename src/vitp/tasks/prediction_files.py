@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vitp.data.formats.common import list_images
-from vitp.data.images import load_image
+from vitp.data.images import image_size, load_image, load_planes
+from vitp.data.pixels import LARGE_PIXELS
 from vitp.errors import ConfigError, DataError
 from vitp.files import atomic_dir, write_json
 from vitp.targets import check_folder
@@ -141,7 +141,9 @@ def _unusable(dates: Sequence[Sequence[Path]]) -> list[str | None]:
 
     def look(paths: Sequence[Path]) -> str | None:
         try:
-            sizes = [load_image(path).size for path in paths]
+            for path in paths:
+                load_image(path, enough=_shown_size)  # decodes the whole file: a head alone says little
+            sizes = [image_size(path) for path in paths]
         except DataError as error:
             return f"{error.where}: {error.what}" if len(paths) > 1 else error.what
         if len(set(sizes)) > 1:
@@ -157,12 +159,12 @@ def _predict(
     model: TaskModel, dates: Sequence[Path], name: str, settings: TestSettings
 ) -> tuple[Named, Image.Image]:
     """Return the prediction of an image, or pair of dates, and the image to draw it over."""
-    image_CHW = read_image(dates[0])
+    enough = _enough(model, settings, dates[0])
     later_CHW = [read_image(path) for path in dates[1:]] or None
-    (prediction,) = predict_images(model, [image_CHW], settings, later_CHW)
-    size = (int(image_CHW.shape[-2]), int(image_CHW.shape[-1]))
-    named = Named(name, str(dates[0]), size, surest(prediction, settings.score_threshold))
-    return named, load_image(dates[-1])
+    (prediction,) = predict_images(model, [read_image(dates[0], enough)], settings, later_CHW)
+    width, height = image_size(dates[0])
+    named = Named(name, str(dates[0]), (height, width), surest(prediction, settings.score_threshold))
+    return named, load_image(dates[-1], enough=enough and _shown_size)
 
 
 def _nothing_usable(unusable: Sequence[Unusable]) -> DataError:
@@ -188,6 +190,24 @@ def _write_description(
     write_json(folder / DESCRIPTION, description)
 
 
+_SHOWN_SIDE = 1024
+"""Of the picture of a large image that is seen as a whole, at least."""
+
+
+def _shown_size(width: int, height: int) -> tuple[int, int]:
+    return min(width, _SHOWN_SIDE), min(height, _SHOWN_SIDE)
+
+
+def _enough(
+    model: TaskModel, settings: TestSettings, path: Path
+) -> Callable[[int, int], tuple[int, int]] | None:
+    """Return which size of a large image suffices, None where each pixel has its place in what is written."""
+    width, height = image_size(path)
+    if model.name != "classification" or width * height <= LARGE_PIXELS:
+        return None
+    return (settings.resize or model.input_size).enough(max(settings.scales))
+
+
 def _check_pairs(task: str, files: Sequence[Path], later: Sequence[Path] | None) -> None:
     if task != "change":
         if later is not None:
@@ -202,10 +222,10 @@ def _check_pairs(task: str, files: Sequence[Path], later: Sequence[Path] | None)
         )
 
 
-def read_image(path: Path) -> Tensor:
-    """Return an image file as uint8 RGB (3, H, W).
+def read_image(path: Path, enough: Callable[[int, int], tuple[int, int]] | None = None) -> Tensor:
+    """Return an image file as uint8 RGB (3, H, W), large ones at a size that is enough.
 
     Raises:
         DataError: It is missing or damaged.
     """
-    return torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(load_planes(path, enough=enough))

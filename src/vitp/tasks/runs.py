@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vitp.config import make_config
 from vitp.errors import CheckpointError, ConfigError
 from vitp.pretrained import load_weights, tied_names
+from vitp.reading import parse_json, read_text
 from vitp.sealed import read_safetensors
 from vitp.tasks.base import CONFIG, FORMAT, WEIGHTS, InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model, empty_backbone
@@ -38,7 +38,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"can't be read ({error})", where=str(path), fix="copy the folder again"

@@ -5,7 +5,6 @@ Nothing is built here; `vitp.weights.build` makes models of a `Checkpoint`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +17,10 @@ from torch import Tensor
 from vitp.config import CONFIG_FILE
 from vitp.data.chat import TEMPLATES
 from vitp.errors import CheckpointError, did_you_mean
+from vitp.models.positions import PositionMethod
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
+from vitp.reading import parse_json, read_text
 from vitp.weights import hub, layouts
 from vitp.weights.language_models import language_config
 from vitp.weights.layouts import Layout, Renamed
@@ -86,6 +87,7 @@ class Hints:
         heads: Attention heads of an InternViT without a configuration.
         image_size: Side in pixels that the tower is wanted for; positions are resampled.
         template: Chat template, where the configuration names one that vitp doesn't know.
+        positions: How positions are resampled to other image sizes; None: as the layout's own code does.
     """
 
     architecture: str | None = None
@@ -93,6 +95,7 @@ class Hints:
     heads: int | None = None
     image_size: int | None = None
     template: str | None = None
+    positions: PositionMethod | None = None
 
 
 def read_checkpoint(
@@ -127,13 +130,13 @@ def read_checkpoint(
         found = _read_file(path, str(source), hints)
     if vision_only:
         found = found.vision_only()
-    if hints.image_size is not None and hints.image_size != found.vision.image_size:
-        found = _resized(found, hints.image_size)
-    return found
+    wanted = {"image_size": hints.image_size, "positions": hints.positions}
+    return _changed(found, {key: value for key, value in wanted.items() if value is not None})
 
 
-def _resized(found: Checkpoint, image_size: int) -> Checkpoint:
-    vision = found.vision.model_copy(update={"image_size": image_size})
+def _changed(found: Checkpoint, wanted: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint for a tower of another image size, or with another way to resample positions."""
+    vision = found.vision.model_copy(update=wanted)
     vlm = None if found.vlm is None else found.vlm.model_copy(update={"vision": vision})
     return replace(found, vision=vision, vlm=vlm)
 
@@ -148,7 +151,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             "is no configuration of a vitp model, nor of any other",

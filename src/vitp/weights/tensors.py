@@ -6,7 +6,6 @@ Safetensors are mapped into memory: reading a name costs nothing until its numbe
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from vitp.engine.weights import save_tensors
 from vitp.errors import CheckpointError
 from vitp.files import write_json
+from vitp.reading import parse_json, read_text
 from vitp.sealed import read_safetensors
 
 SINGLE = "model.safetensors"
@@ -128,7 +128,7 @@ def read_index(index: Path) -> dict[str, str]:
         CheckpointError: It is no index, or names a file outside of its folder.
     """
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = parse_json(read_text(index))["weight_map"]
         files = {str(file) for file in places.values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

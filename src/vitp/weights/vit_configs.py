@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vitp.errors import CheckpointError
 from vitp.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionConfig, VisionTower
+from vitp.reading import parse_json, read_text
 
 INTERNVIT = "vit_intern300m_patch14_448"
 """timm's name of InternViT; its sizes can be changed by arguments."""
@@ -45,7 +45,10 @@ def internvit(
     mean: RGB = IMAGENET_MEAN,
     std: RGB = IMAGENET_STD,
 ) -> VisionConfig:
-    """Return an InternViT of these sizes; those of the 300 M one need no arguments."""
+    """Return an InternViT of these sizes; those of the 300 M one need no arguments.
+
+    Its positions follow other image sizes as in InternVL's own code.
+    """
     sizes = {
         "embed_dim": width,
         "depth": layers,
@@ -57,7 +60,14 @@ def internvit(
         "final_norm": final_norm,
     }
     arguments = {key: value for key, value in sizes.items() if value != _INTERNVIT_SIZES[key]}
-    return VisionConfig(architecture=INTERNVIT, arguments=arguments, image_size=image, mean=mean, std=std)
+    return VisionConfig(
+        architecture=INTERNVIT,
+        arguments=arguments,
+        image_size=image,
+        mean=mean,
+        std=std,
+        positions="bicubic",
+    )
 
 
 def from_original_config(values: Mapping[str, Any], *, where: str, mean: RGB, std: RGB) -> VisionConfig:
@@ -233,7 +243,7 @@ def normalisation(folder: Path) -> tuple[RGB, RGB]:
     if not path.is_file():
         return IMAGENET_MEAN, IMAGENET_STD
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
         mean, std = (tuple(float(v) for v in values[key]) for key in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"states no mean and std ({error})", where=str(path)) from error

@@ -8,7 +8,6 @@ tokenizer files             copied as they are (whole models only)
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from vitp.data.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from vitp.errors import CheckpointError
 from vitp.files import write_json, write_text
 from vitp.models.vision import VisionTower
+from vitp.reading import parse_json, read_text
 from vitp.weights import layouts
 from vitp.weights.checkpoint import CONFIG, EXTRA, Checkpoint
 from vitp.weights.language_models import published_language_config
@@ -262,7 +262,7 @@ def _write_companions(folder: Path, checkpoint: Checkpoint) -> None:
 def _write_processor(folder: Path, checkpoint: Checkpoint) -> None:
     """What transformers' `InternVLProcessor` needs beside the tokenizer: names of the image tokens, chat template."""
     path = folder / "tokenizer_config.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    values = parse_json(read_text(path)) if path.is_file() else {}
     named = {
         "start_image_token": IMAGE_START,
         "end_image_token": IMAGE_END,

@@ -23,6 +23,7 @@ from vitp.data.benchmarks.volumes import Case, add_slices, ct_window, mri_levels
 from vitp.data.formats.common import read_text
 from vitp.data.labels import LabelledSet
 from vitp.errors import ConfigError, DataError
+from vitp.reading import parse_json
 
 AMOS = Benchmark(
     name="amos2022",
@@ -151,7 +152,7 @@ def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
     option("modality", modality, ("CT", "MRI", "both"), "amos2022")
     path = reading.file("dataset.json")
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
         keys = {"training": "train", "validation": "val", "test": "test"}
         rows = [(split, row) for key, split in keys.items() for row in content.get(key, [])]
     except (json.JSONDecodeError, AttributeError, TypeError) as error:

@@ -9,7 +9,6 @@ Shapes: X × Y × Z voxels, H × W pixels of a slice, C channels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from vitp import files
 from vitp.data.benchmarks.base import Benchmark, Reading
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.errors import ConfigError, DataError
+from vitp.reading import parse_json, read_text
 
 Levels = Callable[[np.ndarray], np.ndarray]
 """Maps a volume's values to 0..255, float; sees the whole volume, so that its slices share one scale."""
@@ -163,7 +163,7 @@ def _done(folder: Path, case: Case) -> list[int] | None:
     try:
         if record.stat().st_mtime < max(path.stat().st_mtime for path in sources):
             return None
-        return [int(index) for index in json.loads(record.read_text(encoding="utf-8"))["slices"]]
+        return [int(index) for index in parse_json(read_text(record))["slices"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

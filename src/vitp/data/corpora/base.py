@@ -14,6 +14,7 @@ from vitp.data.formats.common import read_text
 from vitp.data.images import IMAGE_SUFFIXES
 from vitp.data.records import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
 from vitp.errors import DataError
+from vitp.reading import parse_json
 
 
 @dataclass
@@ -112,7 +113,7 @@ def read_json(path: Path) -> Any:
         DataError: It can't be read; the message names the row.
     """
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(
             f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix="download the file again"

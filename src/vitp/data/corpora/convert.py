@@ -9,7 +9,6 @@ OUT/converted.json  what was converted, from where, and what was left out
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from vitp.data.corpora.base import Source
 from vitp.data.corpora.catalogue import corpus
 from vitp.data.records import to_line
 from vitp.errors import ConfigError, DataError
+from vitp.reading import parse_json, read_text
 from vitp.version import __version__
 
 FORMAT = "vitp-converted-1"
@@ -148,7 +148,7 @@ def _relative(image: Path, work: Path, out: Path) -> str:
 
 def _record(out: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads((out / _RECORD).read_text(encoding="utf-8"))
+        record = parse_json(read_text(out / _RECORD))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("format") == FORMAT else None

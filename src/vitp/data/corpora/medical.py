@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +13,7 @@ from vitp.data.corpora.base import Source, choice_turn, column, images_by_name, 
 from vitp.data.formats.common import read_text
 from vitp.data.records import InstructionRecord, Turn
 from vitp.errors import DataError
+from vitp.reading import parse_json, parse_xml
 
 _LETTERS = ("A", "B", "C", "D", "E")
 _DESCRIBE = "Describe the image."
@@ -53,7 +53,7 @@ def open_i(source: Source) -> Iterator[InstructionRecord]:
     }
     for path in sorted(reports.glob("*.xml")):
         try:
-            tree = ElementTree.fromstring(read_text(path))
+            tree = parse_xml(read_text(path))
         except ElementTree.ParseError as error:
             raise DataError(f"is not XML ({error})", where=str(path), fix="unpack it again") from error
         texts = {
@@ -83,7 +83,7 @@ def pmc_oa(source: Source) -> Iterator[InstructionRecord]:
             if not content.strip():
                 continue
             try:
-                row = json.loads(content)
+                row = parse_json(content)
                 name, caption = Path(str(row["image"])).name, " ".join(str(row["caption"]).split())
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(

@@ -13,6 +13,7 @@ from vitp.data.formats.common import read_text
 from vitp.data.images import IMAGE_SUFFIXES, image_size
 from vitp.data.records import InstructionRecord, Turn
 from vitp.errors import DataError
+from vitp.reading import parse_xml
 
 _RSVQA_PARTS = (("LR_split_train", "Images_LR"), ("USGS_split_train", "Data"))
 _GROUND = "Give the box of what this sentence describes: {}"
@@ -75,7 +76,7 @@ def dior_rsvg(source: Source) -> Iterator[InstructionRecord]:
     number = 0
     for path in sorted(annotations.glob("*.xml")):
         try:
-            tree = ElementTree.fromstring(read_text(path))
+            tree = parse_xml(read_text(path))
         except ElementTree.ParseError as error:
             raise DataError(f"is not XML ({error})", where=str(path), fix="unpack it again") from error
         chosen = []

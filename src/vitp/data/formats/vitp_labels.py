@@ -22,6 +22,7 @@ from vitp.data.formats.splits import SPLITS
 from vitp.data.images import is_scene
 from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import DataError
+from vitp.reading import parse_json
 
 VERSION = 1
 
@@ -106,6 +107,7 @@ def write_head(
         "semantic_classes": list(labelled.semantic_classes),
         "licence": labelled.licence,
         "findings": list(labelled.findings),
+        "understood": list(labelled.understood),
     }
     files.write_json(roots.out / "labels" / "set.json", head)
 
@@ -140,6 +142,7 @@ def read(root: Path) -> LabelledSet:
         semantic_classes=tuple(head["semantic_classes"]),
         licence=head["licence"],
         findings=tuple(head["findings"]),
+        understood=tuple(head.get("understood", ())),
     )
 
 
@@ -152,7 +155,7 @@ def _head(path: Path) -> dict[str, Any]:
             fix="make them with `vitp data compile`",
         )
     try:
-        head = json.loads(read_text(path))
+        head = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix=fix) from error
     if not isinstance(head, dict) or head.get("format") != "vitp-labels" or head.get("version") != VERSION:
@@ -163,7 +166,7 @@ def _head(path: Path) -> dict[str, Any]:
 def _items(path: Path, split: str, roots: Roots) -> Iterable[LabelledImage]:
     for row, line in enumerate(read_text(path).splitlines(), 1):
         try:
-            yield item_from_json(json.loads(line), split, roots)
+            yield item_from_json(parse_json(line), split, roots)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"is not a labelled image ({type(error).__name__}: {error})",

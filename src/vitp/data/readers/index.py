@@ -20,6 +20,7 @@ import numpy as np
 from vitp.data.readers.array_scan import BrokenArray, array_rows
 from vitp.errors import DataError, VitpError
 from vitp.files import atomic_path
+from vitp.reading import parse_json, read_text
 
 _VERSION = 1
 _HEADER_ROWS = 3  # version, size, mtime; then 32 bytes of SHA-256 and padding
@@ -253,7 +254,7 @@ def _scan_array(path: Path, file: BinaryIO, digest: Hash) -> Iterator[np.ndarray
 def _broken_array(path: Path) -> DataError:
     """Return what is wrong with a file that is not one list of objects. Loads it whole: the way out only."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         return DataError(
             f"broken JSON, column {error.colno}: {error.msg}",

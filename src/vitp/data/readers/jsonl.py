@@ -13,6 +13,7 @@ from vitp.data.readers.index import CACHE_ABOVE, RowIndex, line_index
 from vitp.data.readers.rows import RowPlace, RowRecords
 from vitp.data.shards.storage import is_remote
 from vitp.errors import DataError
+from vitp.reading import parse_json
 
 
 class IndexedRecords(RowRecords):
@@ -67,7 +68,7 @@ class IndexedRecords(RowRecords):
         data = os.pread(self._handle(), length, offset)
         try:
             # Only the first row can begin with a byte order mark.
-            return json.loads(data.decode("utf-8-sig" if offset == 0 else "utf-8"))
+            return parse_json(data.decode("utf-8-sig" if offset == 0 else "utf-8"))
         except json.JSONDecodeError as error:
             column = error.colno + (self._column(offset) if error.lineno == 1 else 0)
             raise DataError(

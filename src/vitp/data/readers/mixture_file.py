@@ -10,6 +10,7 @@ from vitp.data.mixture import MixtureEntry
 from vitp.data.readers.llava import open_records
 from vitp.data.shards.storage import join
 from vitp.errors import DataError, did_you_mean
+from vitp.reading import parse_json, read_text
 
 _KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
 
@@ -36,7 +37,7 @@ def read_mixture_table(path: Path) -> dict[str, dict[str, Any]]:
         DataError: The file is missing, broken or not a mixture.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique(path))
+        value = parse_json(read_text(path), pairs_hook=_unique(path))
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", where=str(path), fix="check the path") from error
     except json.JSONDecodeError as error:

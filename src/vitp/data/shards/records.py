@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from bisect import bisect_right
 from itertools import accumulate
@@ -15,6 +14,7 @@ from vitp.data.readers.rows import RowPlace, RowRecords
 from vitp.data.shards.storage import Bytes, is_remote, local_copy, member_address, open_bytes
 from vitp.data.shards.tar_index import Member, members, tar_index
 from vitp.errors import DataError
+from vitp.reading import parse_json
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -74,7 +74,7 @@ class ShardRecords(RowRecords):
         where = f"{self._files[shard]}: {found[0].name}"
         text = next(member for member in found if member.kind == "json")
         try:
-            row = json.loads(source.read(text.offset, text.size))
+            row = parse_json(source.read(text.offset, text.size).decode("utf-8-sig"))
         except ValueError as error:
             raise DataError(f"broken JSON ({error})", where=where, fix="make the shard again") from error
         return self._with_addresses(row, [m for m in found if m is not text], shard, where)

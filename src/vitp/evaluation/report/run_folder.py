@@ -14,6 +14,7 @@ import yaml
 from vitp.config import CONFIG_FILE
 from vitp.errors import DataError
 from vitp.evaluation.report.samples import Sample
+from vitp.reading import parse_json, parse_yaml, read_text
 
 Row = dict[str, Any]
 
@@ -87,7 +88,7 @@ def _text(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"can't be read ({error})", where=str(path), fix="restore the file") from error
 
@@ -97,7 +98,7 @@ def _config(path: Path) -> tuple[str | None, Mapping[str, Any]]:
     if text is None:
         return None, {}
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -113,7 +114,7 @@ def _rows(path: Path) -> list[Row]:
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"is not JSON (column {error.colno}: {error.msg})",
@@ -131,7 +132,7 @@ def _json(path: Path) -> Any:
     if text is None:
         return None
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"is not JSON (column {error.colno}: {error.msg})",

@@ -1,0 +1,266 @@
+"""Reading text, JSON, YAML and XML that others wrote: nothing is expanded before its size is known.
+
+Each function fails as the parser that it stands for: `parse_json` with a `json.JSONDecodeError` only, `parse_yaml` with
+a `yaml.YAMLError` only, `parse_xml` with an `ElementTree.ParseError` only, whatever the text holds. `read_text` and
+`open_file` fail with an `OSError`, and never wait: a named pipe or a device isn't opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+from xml.etree import ElementTree
+
+import yaml
+
+MOST_LEVELS = 100
+"""Lists, mappings and elements inside of each other."""
+
+MOST_DIGITS = 308
+"""Of a number: each whole number so long is still a finite `float`."""
+
+MOST_YAML_NODES = 200_000
+"""Values and keys of a YAML document, each alias counted with all that it stands for."""
+
+LARGEST_YAML = 8 << 20
+"""Bytes of a YAML document: one of 100,000 class names has three million."""
+
+LARGEST_XML = 256 << 20
+"""Bytes of an XML document."""
+
+LARGEST_TEXT = 8 << 30
+"""Bytes of any text: the largest published label files have about five thousand million."""
+
+_EXACT = 16 << 20
+"""Characters up to which depth and digits are looked at one by one; the parser's own limits hold above."""
+
+_LONG_NUMBER = re.compile(rf"(?<![0-9])[0-9]{{{MOST_DIGITS + 1}}}")
+_ENTITY = re.compile(r"<!ENTITY", re.IGNORECASE)
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check_file(path: str | Path) -> os.stat_result:
+    """Return the facts of an ordinary file, links followed, without opening it.
+
+    Raises:
+        OSError: It is missing, or is a folder, a named pipe, a socket or a device: opening some of those waits for ever.
+    """
+    facts = Path(path).stat()
+    if stat.S_ISREG(facts.st_mode):
+        return facts
+    kind = next((name for test, name in _KINDS if test(facts.st_mode)), "something else")
+    number = errno.EISDIR if stat.S_ISDIR(facts.st_mode) else errno.EINVAL
+    raise OSError(number, f"it is {kind}, not a file", str(path))
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Return an ordinary file, open for reading bytes.
+
+    Raises:
+        OSError: As `check_file`, or it may not be read.
+    """
+    check_file(path)
+    return Path(path).open("rb")
+
+
+def read_text(path: str | Path, *, largest: int = LARGEST_TEXT, errors: str = "strict") -> str:
+    """Return the text of a UTF-8 file without its byte order mark.
+
+    Args:
+        path: Of the file.
+        largest: Bytes that it may have.
+        errors: What stands for bytes that aren't UTF-8, as `bytes.decode` takes it.
+
+    Raises:
+        OSError: As `open_file`, or the file is too large.
+        UnicodeDecodeError: It isn't UTF-8.
+    """
+    with open_file(path) as file:
+        # Some files, those of /proc for one, state a size of 0: what is read counts.
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
+    return data.decode("utf-8-sig", errors)
+
+
+def parse_json(text: str, *, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Return what a JSON text says.
+
+    Args:
+        text: The document.
+        pairs_hook: Makes the value of an object from its keys and values; None: a dictionary.
+
+    Raises:
+        json.JSONDecodeError: It isn't JSON, is nested too deeply, or has a number of too many digits.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=pairs_hook)
+    except RecursionError:
+        raise json.JSONDecodeError("lists or objects are nested too deeply", text, 0) from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # Python refuses to read whole numbers of thousands of digits
+        if isinstance(error, UnicodeError) or "digit" not in str(error):
+            raise
+        raise _too_long(text) from None
+    if len(text) <= _EXACT:
+        if _LONG_NUMBER.search(text) is not None:
+            _refuse_long_numbers(text)
+        if text.count("[") + text.count("{") > MOST_LEVELS and _levels_above(value, MOST_LEVELS):
+            raise json.JSONDecodeError(f"has more than {MOST_LEVELS} levels", text, 0)
+    return value
+
+
+def _refuse_long_numbers(text: str) -> None:
+    def whole(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise _too_long(text)
+        return int(digits)
+
+    json.loads(text, parse_int=whole)  # so many digits may also stand in a text, where they do no harm
+
+
+def _too_long(text: str) -> json.JSONDecodeError:
+    found = _LONG_NUMBER.search(text)
+    return json.JSONDecodeError(
+        f"has a number of more than {MOST_DIGITS} digits", text, found.start() if found else 0
+    )
+
+
+def _levels_above(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below.extend(child for child in one.values() if isinstance(child, (dict, list)))
+            elif isinstance(one, list):
+                below.extend(child for child in one if isinstance(child, (dict, list)))
+        if not below:
+            return False
+        level = below
+    return True
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """PyYAML's loader of plain values, which counts before it builds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._count = 0
+        self._sizes: dict[str, int] = {}
+        """Of what stands under an anchor, aliases in it expanded; set when it is whole."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            size = self._sizes.get(str(event.anchor))
+            if size is None and event.anchor in self.anchors:
+                mark: Any = event.start_mark
+                raise yaml.composer.ComposerError(
+                    None, None, f"alias {event.anchor!r} stands for something that it is part of", mark
+                )
+            self._add(size or 0, event)
+            return super().compose_node(parent, index)
+        self._depth += 1
+        if self._depth > MOST_LEVELS:
+            raise yaml.composer.ComposerError(
+                None, None, f"has more than {MOST_LEVELS} levels", event.start_mark
+            )
+        before = self._count
+        self._add(1, event)
+        node = super().compose_node(parent, index)
+        if event.anchor is not None:
+            self._sizes[event.anchor] = self._count - before
+        self._depth -= 1
+        return node
+
+    def _add(self, count: int, event: Any) -> None:
+        self._count += count
+        if self._count > MOST_YAML_NODES:
+            raise yaml.composer.ComposerError(
+                None,
+                None,
+                f"has more than {MOST_YAML_NODES:,} values with its aliases expanded",
+                event.start_mark,
+            )
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if len(node.value) > MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"has a number of more than {MOST_DIGITS} digits", node.start_mark
+            )
+        return super().construct_yaml_int(node)
+
+
+_BoundedLoader.add_constructor("tag:yaml.org,2002:int", _BoundedLoader.construct_yaml_int)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML text says: plain values only, aliases counted before they are expanded.
+
+    Raises:
+        yaml.YAMLError: It isn't YAML, is too large or too deep, its aliases expand to too much, or a tag is none of
+            plain values or doesn't fit its value.
+    """
+    if len(text) > LARGEST_YAML:
+        raise yaml.MarkedYAMLError(problem=f"has more than {LARGEST_YAML:,} characters")
+    try:
+        loader = _BoundedLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.reader.ReaderError as error:
+        problem = f"has a character that YAML forbids (code {error.character}, {error.reason})"
+        raise yaml.MarkedYAMLError(problem=problem) from error
+    except yaml.YAMLError:
+        raise
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="is nested too deeply") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, IndexError) as error:
+        # PyYAML's own conversions: `!!int abc`, `!!bool x`, `2024-99-99`.
+        raise yaml.MarkedYAMLError(problem=f"has a value that doesn't fit its tag ({error})") from error
+
+
+def parse_xml(text: str) -> ElementTree.Element:
+    """Return the root of an XML text.
+
+    Raises:
+        ElementTree.ParseError: It isn't XML, is too large or too deep, or declares entities, which labels never need.
+    """
+    if len(text) > LARGEST_XML:
+        raise _xml_error(f"has more than {LARGEST_XML:,} characters")
+    if _ENTITY.search(text) is not None:
+        raise _xml_error("declares entities")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _xml_error(str(error)) from error
+    level = [root]
+    for _ in range(MOST_LEVELS):
+        level = [child for element in level for child in element]
+    if level:
+        raise _xml_error(f"has more than {MOST_LEVELS} levels")
+    return root
+
+
+def _xml_error(reason: str) -> ElementTree.ParseError:
+    error = ElementTree.ParseError(reason)
+    error.code, error.position = 0, (1, 0)
+    return error
