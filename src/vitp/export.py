@@ -29,7 +29,8 @@ from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VLMConfig
 from vitp.reading import parse_json, read_text
-from vitp.sealed import check_sum, read_safetensors, read_sums
+from vitp.sealed import check_sums, read_safetensors
+from vitp.targets import check_folder
 from vitp.weights import hub
 from vitp.weights.checkpoint import EXTRA, Hints, read_config
 from vitp.weights.open import open_tower
@@ -218,9 +219,8 @@ def inspect_export(
 ) -> VerifyReport:
     """Return the report of `verify_export`, failed comparisons included."""
     folder = Path(folder)
-    if (folder / GRAPH_DESCRIPTION).is_file():
-        return VerifyReport(folder, (_graph_digests(folder),))
     verifier = _Verifier(folder, tolerance)
+    graph = (folder / GRAPH_DESCRIPTION).is_file()  # its features were compared when it was made
     steps: list[tuple[str, Callable[[], str]]] = [
         ("files", verifier.files),
         ("contract", verifier.contract),
@@ -228,7 +228,9 @@ def inspect_export(
         ("features through vitp", verifier.features_through_vitp),
         ("features through timm", verifier.features_through_timm),
     ]
-    if against is not None:
+    if graph:
+        steps = [("files of the graph", lambda: check_sums(folder, fix="copy or export it again"))]
+    if against is not None and not graph:
         steps.append(("trained tower", lambda: verifier.trained_tower(load_backbone(against))))
     checks = []
     for name, step in steps:
@@ -239,18 +241,6 @@ def inspect_export(
             if name == "files":
                 break
     return VerifyReport(folder, tuple(checks))
-
-
-def _graph_digests(folder: Path) -> Check:
-    """Compare the files of a graph with the digests beside them; its features were compared when it was made."""
-    try:
-        sums = read_sums(folder)
-        for name, digest in sums.items():
-            check_sum(folder / name, digest, fix="copy or export it again")
-    except VitpError as error:
-        return Check("files of the graph", False, str(error))
-    detail = f"{len(sums)} files as written" if sums else "made by a version that wrote no digests"
-    return Check("files of the graph", bool(sums), detail)
 
 
 class _Verifier:
@@ -451,15 +441,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     Raises:
         VitpError: It exists, and isn't to be overwritten or isn't vitp's.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not _is_ours(out):
-        # Replacing means removing what is there: never a folder that isn't ours.
-        raise VitpError("exists and is no export", where=str(out), fix="choose another folder")
-    if not overwrite:
-        raise VitpError(
-            "exists", where=str(out), fix="choose another folder or ask to overwrite it (--force)"
-        )
+    check_folder(out, _is_ours, what="export", overwrite=overwrite)
 
 
 def _is_ours(folder: Path) -> bool:

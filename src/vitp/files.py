@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.errors import VitpError
-from vitp.leftovers import OLD, owned_prefix, recover, sweep_once
+from vitp.leftovers import OLD, owned_prefix, recover, remove, sweep_once
 from vitp.reading import open_file
 
 _UMASK = threading.Lock()
@@ -138,9 +138,11 @@ def put_in_place(temporary: Path, path: Path) -> None:
     Raises:
         OSError: `path` is no folder, or can't be moved; it is then as before.
     """
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.exists() or (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
         temporary.rename(path)  # onto an empty folder, too
         return
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     old = path.with_name(f"{owned_prefix(path.name)}{OLD}")
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
@@ -149,7 +151,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
     except BaseException:
         old.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 def sha256(path: str | Path) -> str:

@@ -99,6 +99,22 @@ def _is_left(path: Path) -> bool:
     return _started(int(match["pid"])) != int(match["started"])
 
 
+def claim(folder: Path) -> Path:
+    """Note in a folder that is kept between attempts that this process works in it; return the note.
+
+    It stays when the process ends, so that `is_abandoned` can tell the folder from one that nobody ever claimed.
+    """
+    note = folder / f"{owned_prefix('owner')}1.tmp"
+    note.touch()
+    return note
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Return whether those who claimed a folder don't run any more."""
+    notes = [path for path in _entries(folder) if path.name.startswith(".owner.")]
+    return bool(notes) and all(_is_left(path) for path in notes)
+
+
 def remove(path: Path) -> None:
     """Remove a file or folder, as far as that is possible."""
     if path.is_dir() and not path.is_symlink():

@@ -136,6 +136,7 @@ def claimed(
     resume = resume or distributed.restarted(run_dir / CONFIG_FILE)
     main, refusal, held = distributed.rank() == 0, None, contextlib.ExitStack()
     before: str | None = None
+    existed = run_dir.exists()
     file, folders = run_dir / CONFIG_FILE, (run_dir, *(run_dir / phase for phase in phases))
     newest = [checkpoint.latest(folder) for folder in folders]
     if main:
@@ -155,6 +156,9 @@ def claimed(
         if main and not any(now):
             # Nothing was trained: the next try, with the mistake mended, may have the folder.
             file.unlink(missing_ok=True)
+            if not existed:
+                with contextlib.suppress(OSError):  # it holds something
+                    run_dir.rmdir()
         elif main and before is not None and now == newest:
             write_text(file, before)  # nothing was trained with what has changed
         raise

@@ -241,10 +241,25 @@ def check_sum(path: Path, digest: str, *, fix: str = "copy it again") -> None:
         raise _changed(path, fix)
 
 
+def check_sums(folder: Path, *, fix: str) -> str:
+    """Compare all files that `SHA256SUMS` of a folder lists, and return in words how many there are.
+
+    Raises:
+        DamagedError: A file is missing, or isn't as it was written; or there is no list.
+    """
+    sums = read_sums(folder, fix=fix)
+    if not sums:
+        raise DamagedError("is missing", where=str(folder / SUMS), fix=fix)
+    for name, digest in sums.items():
+        check_sum(folder / name, digest, fix=fix)
+    return f"{len(sums)} files as written"
+
+
 def tell_unknown(path: Path) -> None:
-    """Say once a process and file that damage to it can't be noticed."""
-    if str(path) not in _told:
-        _told.add(str(path))
+    """Say once a process and folder that damage to it, or to a file in it, can't be noticed."""
+    folder = str(path if path.is_dir() else path.parent)
+    if folder not in _told:
+        _told.add(folder)
         _log.warning(
             "note: %s: was written before weights had digests; whether it is still as written can't be told",
             path,

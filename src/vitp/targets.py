@@ -38,7 +38,9 @@ def check_folder(out: Path, is_ours: Callable[[Path], bool], *, what: str, overw
         raise VitpError(f"exists and is no {what}", where=str(out), fix="choose another folder")
     if not overwrite:
         raise VitpError(
-            f"holds {what} already", where=str(out), fix="choose another folder, or replace it with --force"
+            f"exists, and holds {what} already",
+            where=str(out),
+            fix="choose another folder, or replace it with --force",
         )
 
 

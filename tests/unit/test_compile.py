@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -239,6 +240,32 @@ def test_an_interrupted_cut_continues(tmp_path: Path) -> None:
 def test_impossible_crops_are_refused(tmp_path: Path, size: int, overlap: int, visible: float) -> None:
     with pytest.raises(ConfigError):
         cut(large_set(tmp_path), size, overlap, tmp_path / "crops", visible)
+
+
+def test_crops_of_killed_compilations_are_used_again_or_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ship_masks(tmp_path / "masks", 4)
+    out = tmp_path / "out"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vitp.data.compile._write_lines", killed)
+        compile_labels(folder, "masks", out, crop=32)
+    (waiting,) = tmp_path.glob(".out.crops-*")
+    assert len(list(waiting.rglob("*.png"))) > 4
+    # Of this process, so it may still be wanted; then of one that is gone.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vitp.data.compile._write_lines", killed)
+        compile_labels(folder, "masks", out, crop=48)
+    assert len(list(tmp_path.glob(".out.crops-*"))) == 2
+    for note in tmp_path.glob(".out.crops-*/.owner.*"):
+        note.rename(note.with_name(re.sub(r"-\d+-\d+\.", f"-{2**22 + 5}-7.", note.name)))
+    compile_labels(folder, "masks", out, crop=32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "out"]
+    assert [path.name for path in (out / "crops").iterdir() if path.name.startswith(".")] == []
 
 
 # --- our own label files

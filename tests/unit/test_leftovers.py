@@ -116,3 +116,28 @@ def test_folders_for_a_while_are_swept_too(tmp_path: Path, monkeypatch: pytest.M
     with leftovers.temporary_folder("vitp-check") as folder:
         assert folder.is_dir() and names(tmp_path) == [folder.name]
     assert names(tmp_path) == []
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_names_stays(tmp_path: Path) -> None:
+    for content in ((), ("first",)):
+        target = tmp_path / f"target{len(content)}"
+        target.mkdir()
+        for name in content:
+            (target / name).touch()
+        (tmp_path / "out").symlink_to(target)
+        with atomic_dir(tmp_path / "out") as folder:
+            (folder / "second").touch()
+        assert names(tmp_path / "out") == ["second"] and names(target) == list(content)
+        (tmp_path / "out" / "second").unlink()
+        (tmp_path / "out").rmdir()
+    assert names(tmp_path) == ["target0", "target1"]
+
+
+def test_a_folder_that_is_kept_between_attempts(tmp_path: Path) -> None:
+    assert not leftovers.is_abandoned(tmp_path), "nobody knows whose"
+    note = leftovers.claim(tmp_path)
+    assert not leftovers.is_abandoned(tmp_path)
+    (tmp_path / left("owner", "1.tmp")).touch()
+    assert not leftovers.is_abandoned(tmp_path), "one of the two still runs"
+    note.unlink()
+    assert leftovers.is_abandoned(tmp_path)

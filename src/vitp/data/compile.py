@@ -13,13 +13,14 @@ The same labels, options and seed give the same bytes.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vitp import files
+from vitp import files, leftovers
 from vitp.data.formats import detect, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import limit_empty
@@ -182,6 +183,7 @@ def compile_labels(
         settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
         _write_summary(temporary, summary, settings)
         if cropped is not None:
+            leftovers.claim(cropped).unlink()
             cropped.rename(temporary / "crops")
     return summary
 
@@ -229,10 +231,18 @@ def _is_ours(out: Path) -> bool:
 
 
 def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
-    """Return the folder in which crops wait until all is complete; an interrupted run finds it again."""
+    """Return the folder in which crops wait until all is complete; an interrupted run finds it again.
+
+    Those of interrupted runs with other settings are removed.
+    """
     key = hashlib.sha256(f"{base}\n{crop}\n{overlap}".encode()).hexdigest()[:12]
     folder = out.parent / f".{out.name}.crops-{key}"
+    for other in out.parent.glob(f".{glob.escape(out.name)}.crops-*"):
+        if other != folder and leftovers.is_abandoned(other):
+            leftovers.remove(other)
     folder.mkdir(parents=True, exist_ok=True)
+    leftovers.sweep(folder)
+    leftovers.claim(folder)
     return folder
 
 
@@ -241,8 +251,9 @@ def _remove_strangers(folder: Path, labelled: LabelledSet) -> None:
     names = {
         Path(path) for item in labelled.items for path in (item.image, item.second_image) if path is not None
     }
+    mine = leftovers.claim(folder)
     for path in folder.rglob("*"):
-        if path.is_file() and path not in names:
+        if path.is_file() and path not in names and path != mine:
             path.unlink()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vitp.data.images import is_scene
-from vitp.data.labels import LabelledImage, LabelledSet
+from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.data.record_set import RecordSet
 from vitp.data.shards.storage import is_member, is_remote
 from vitp.files import sha256
@@ -31,6 +31,7 @@ LAZY_ITEMS = 8
 """Items of a set whose images are generated when they are touched: a few of them stand for all."""
 
 _BLOCK = 4096
+_OBJECT = tuple((field.name, field.default) for field in dataclasses.fields(ObjectLabel))
 
 
 def fingerprint(order: str, contents: Iterable[str]) -> str:
@@ -123,6 +124,8 @@ def _facts(value: Any, look: bool) -> Any:
     """Return a label as JSON. Files that it names are their content, arrays that it reads their numbers."""
     if value is None or isinstance(value, bool | int | float):
         return value
+    if isinstance(value, ObjectLabel):  # of which there are many, of plain values only
+        return [[name, own] for name, default in _OBJECT if (own := getattr(value, name)) != default]
     if isinstance(value, str | Path):
         return _text_or_file(str(value), look)
     if isinstance(value, np.ndarray):

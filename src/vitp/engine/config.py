@@ -72,7 +72,7 @@ class TrainConfig(SettingsModel):
         micro_batches: Batches whose gradients are summed in one step, on each rank.
         precision: `auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in either case.
         save_every: Steps between checkpoints; None: only at the end. An interrupt saves in either case.
-        keep_last: Checkpoints that are kept.
+        keep_last: Checkpoints that are kept. Two at least let a run go on when the newest one is damaged.
         log_every: Steps between rows of `metrics.jsonl`.
         num_workers: Processes that prepare batches; 0: the training process does.
         seed: Of dropout and drop path. Batches are the source's affair.

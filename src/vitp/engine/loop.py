@@ -266,8 +266,7 @@ class Trainer:
             raise VitpError(
                 "already holds a run", where=str(self.run_dir), fix="resume it, or name another folder"
             )
-        if self.is_main:
-            self._notes += self.evidence.mend()
+        self._notes += self._on_main(self.evidence.mend) or []
         found = recovery.load_newest(
             self.run_dir,
             lambda saved: is_of_source(saved, self.source, self._fingerprint),
