@@ -135,6 +135,17 @@ def test_gradients_of_parts_have_the_size_of_the_whole() -> None:
 
 
 @pytest.mark.usefixtures("group_of_one")
+def test_parts_of_other_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = sharded(ToyObjective())
+    gradients = Gradients(twin.parameter_groups(), twin.vision_tower)
+    sum(twin(ToySource()(0, 0, 0, 1)).values()).backward()
+    own = gradients.norms()
+    # Three more processes whose parts are as large.
+    monkeypatch.setattr(dist, "all_reduce", lambda squares, group: squares.mul_(4))
+    torch.testing.assert_close(gradients.norms(), 2 * own)
+
+
+@pytest.mark.usefixtures("group_of_one")
 def test_gradients_are_held_until_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = sharded(ToyObjective())
     told: list[tuple[str, bool]] = []
