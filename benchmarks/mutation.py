@@ -70,7 +70,7 @@ GROUPS: dict[str, Group] = {
     "metrics": Group(
         _modules(*(f"evaluation/{name}" for name in _METRICS)),
         ("unit/test_metrics.py", "unit/test_task_metrics.py", "unit/test_detection_metrics.py",
-         "unit/test_oriented_scores.py", "unit/test_statistics.py", "unit/test_metric_edges.py", "unit/test_statistics_edges.py",
+         "unit/test_oriented_scores.py", "unit/test_statistics.py", "unit/test_metric_edges.py", "unit/test_statistics_edges.py", "unit/test_ignored.py",
          "parity/test_detection_parity.py"),
     ),
     "rotated": Group(
@@ -93,7 +93,7 @@ GROUPS: dict[str, Group] = {
     ),
     "engine": Group(
         _modules("engine"),
-        ("unit/test_engine_*.py", "unit/test_recipes_parity.py", "unit/test_config.py"),
+        ("unit/test_engine_*.py", "unit/test_recovery.py", "unit/test_recipes_parity.py", "unit/test_config.py"),
     ),
 }  # fmt: skip
 
