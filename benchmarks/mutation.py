@@ -87,7 +87,8 @@ GROUPS: dict[str, Group] = {
     ),
     "chat": Group(
         _modules("data/chat"),
-        ("unit/test_chat.py", "unit/test_ask.py", "unit/test_weights_open.py", "unit/test_chat_layout.py"),
+        ("unit/test_chat.py", "unit/test_ask.py", "unit/test_weights_open.py", "unit/test_chat_layout.py",
+         "unit/test_packing_edges.py"),
     ),
     "vrl": Group(
         _modules("models/vrl"),
