@@ -21,6 +21,7 @@ from vitp.engine.checkpoint import RunState, Tensors
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.gradients import Gradients
 from vitp.engine.optim import build_optimizer
+from vitp.engine.recovery import load_newest
 from vitp.engine.saving import Saver
 from vitp.engine.weights import like, unique_state
 from vitp.errors import CheckpointError, ConfigError, VitpError
@@ -136,6 +137,17 @@ def test_gradients_of_parts_have_the_size_of_the_whole() -> None:
 
 
 @pytest.mark.usefixtures("group_of_one")
+def test_parts_of_other_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = sharded(ToyObjective())
+    gradients = Gradients(twin.parameter_groups(), twin.vision_tower)
+    sum(twin(ToySource()(0, 0, 0, 1)).values()).backward()
+    own = gradients.norms()
+    # Three more processes whose parts are as large.
+    monkeypatch.setattr(dist, "all_reduce", lambda squares, group: squares.mul_(4))
+    torch.testing.assert_close(gradients.norms(), 2 * own)
+
+
+@pytest.mark.usefixtures("group_of_one")
 def test_gradients_are_held_until_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = sharded(ToyObjective())
     told: list[tuple[str, bool]] = []
@@ -168,10 +180,6 @@ def test_one_number_that_is_not_finite_is_seen() -> None:
     assert not sharding.all_finite(plain)
 
 
-def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: list[list[str]]) -> None:
-    checkpoint.apply(path, checkpoint.read_tensors(path, model, optimizer, names), model, optimizer, names)
-
-
 @pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("background", [False, True])
 def test_parts_are_read_back_into_parts_and_into_wholes(tmp_path: Path, background: bool) -> None:
@@ -184,18 +192,21 @@ def test_parts_are_read_back_into_parts_and_into_wholes(tmp_path: Path, backgrou
     saver.finish()
     saver.close()
     path = checkpoint.folder(tmp_path, 2)
-    written = replace(state, layout=checkpoint.SHARDED_FORMAT)
-    assert checkpoint.read_state(path) == written and not saver.pending and saver.ready
+    state = replace(state, layout=checkpoint.SHARDED_FORMAT)
+    assert checkpoint.read_state(path) == state and not saver.pending and saver.ready
     assert not list(path.parent.glob(".*"))
     wanted = Tensors.of(twin, optimizer, names)
     for model in (sharded(ToyObjective(seed=5)), ToyObjective(seed=6)):
         fresh, fresh_names = stepped(model, steps=1)
-        _load(path, model, fresh, fresh_names)
+        resumed = load_newest(tmp_path, "toy".__eq__, model, fresh, fresh_names)
+        assert resumed is not None and (resumed.path, resumed.state, resumed.notes) == (path, state, ())
         found = Tensors.of(model, fresh, fresh_names)
         for mine, theirs in ((found.model, wanted.model), (found.moments, wanted.moments)):
             assert mine.keys() == theirs.keys() and mine
             for name in mine:
                 assert torch.equal(sharding.local(mine[name]), sharding.local(theirs[name])), name
+    with pytest.raises(CheckpointError, match="other batches"):
+        load_newest(tmp_path, "other".__eq__, model, fresh, fresh_names)
 
     class Wider(ToyObjective):
         def __init__(self) -> None:
@@ -206,12 +217,12 @@ def test_parts_are_read_back_into_parts_and_into_wholes(tmp_path: Path, backgrou
     optimizer, names = stepped(other, steps=1)
     before = {name: p.clone() for name, p in other.named_parameters()}
     with pytest.raises(CheckpointError, match=r"head\.weight was \(5, 16\) and is \(7, 16\)"):
-        _load(path, other, optimizer, names)
+        load_newest(tmp_path, "toy".__eq__, other, optimizer, names)
     assert all(torch.equal(before[name], p) for name, p in other.named_parameters())
     part = next((path / "shards").glob("*.distcp"))
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="can't be read"):
-        _load(path, model, fresh, fresh_names)
+    with pytest.raises(CheckpointError, match="the only checkpoint is damaged"):
+        load_newest(tmp_path, "toy".__eq__, model, fresh, fresh_names)
 
 
 @pytest.mark.usefixtures("group_of_one")
