@@ -29,9 +29,10 @@ def as_user_error(error: OSError, path: str | Path) -> VitpError:
         return VitpError(
             "the disk is full", where=str(path), fix="free some space; nothing that was there is lost"
         )
-    return VitpError(
-        f"can't be written ({error.strerror})", where=str(path), fix="check the path and its permissions"
-    )
+    reason, fix = error.strerror, "check the path and its permissions"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        reason, fix = "a part of the path is a file", "name another path"
+    return VitpError(f"can't be written ({reason})", where=str(path), fix=fix)
 
 
 @contextlib.contextmanager

@@ -248,7 +248,9 @@ def _word(random: Random, name: str, port: int) -> str:
 
 
 def _output(random: Random, out: Path, arguments: list[str]) -> None:
-    at = next(n for n, word in enumerate(arguments) if str(out) in word)
+    at = next((n for n, word in enumerate(arguments) if str(out) in word), None)
+    if at is None:
+        return  # a change before has taken it away
     way = random.randrange(7)
     if way == 0:
         Path(arguments[at]).write_text("mine")

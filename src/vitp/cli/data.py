@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vitp.cli.console import make_console
+from vitp.cli.run_options import check_format_options
 from vitp.errors import ConfigError, did_you_mean
 from vitp.reading import parse_yaml
 
@@ -68,6 +69,8 @@ def compile_command(
     from vitp.data.synthesis import TASKS, SynthesisConfig
 
     weights = {name: _number(name, value) for name, value in _pairs(tasks, "--task").items()}
+    options = {name: _plain(value) for name, value in _pairs(option, "--option").items()}
+    check_format_options(options)
     for name in weights:
         if name not in TASKS:
             raise ConfigError(
@@ -88,7 +91,7 @@ def compile_command(
         ),
         max_tiles=max_tiles,
         force=force,
-        **{name: _plain(value) for name, value in _pairs(option, "--option").items()},
+        **options,
     )
     _print_summary(summary)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vitp.errors import ConfigError
@@ -21,6 +21,27 @@ def overrides_of(options: Mapping[str, object], override: Sequence[str] | None) 
         *(override or []),
         *(f"{key}={to_json(value)}" for key, value in given.items()),
     ]
+
+
+_COMMAND_OPTIONS = frozenset(
+    {"src", "source", "fmt", "format", "path", "root", "out", "seed", "crop", "overlap", "empty"}
+    | {"synthesis", "max_tiles", "force"}
+)
+"""What `--option` can't name: the command has it, as an argument or as an option of its own."""
+
+
+def check_format_options(names: Iterable[str]) -> None:
+    """Raise unless names are such that a label format may have an option of this name.
+
+    Raises:
+        ConfigError: One is the command's.
+    """
+    for name in names:
+        if name in _COMMAND_OPTIONS or not name.isidentifier():
+            fix = (
+                f"write it as --{name.replace('_', '-')}" if name in _COMMAND_OPTIONS else "write name=value"
+            )
+            raise ConfigError(f'no option "{name}" of a format', where="--option", fix=fix)
 
 
 def configuration_of(

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from vitp.cli.console import make_console
-from vitp.cli.run_options import configuration_of, overrides_of
+from vitp.cli.run_options import check_format_options, configuration_of, overrides_of
 from vitp.errors import ConfigError
 from vitp.reading import parse_yaml
 
@@ -180,6 +180,7 @@ def format_options(option: Sequence[str] | None) -> dict[str, Any]:
             found[name.strip().replace("-", "_")] = parse_yaml(text)
         except yaml.YAMLError:
             found[name.strip().replace("-", "_")] = text
+    check_format_options(found)
     return found
 
 
