@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from vitp.engine.gradients import Gradients
 from vitp.engine.layers import layers_of
 from vitp.engine.numerics import amp_dtype, autocast, numerics
 from vitp.engine.optim import Part, build_optimizer, describe_parts, lr_factor, set_lr
-from vitp.errors import ConfigError, VitpError
+from vitp.engine.stopping import StopSignals
+from vitp.engine.weights import differences, load_state, unique_state
+from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.objectives.base import ParameterGroup
 
 CPU = torch.device("cpu")
@@ -330,3 +334,81 @@ def test_settings_that_changed_are_told_by_name() -> None:
         line.removeprefix("changed since the last checkpoint: ") for line in changed_settings(before, now)
     ]
     assert said == ["a.b 1 → 2", "d 1 → {'x': 1}", "e {'f': 1} → 4"]
+
+
+class WithText(nn.Linear):
+    def get_extra_state(self) -> str:
+        return "no tensor"
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_a_state_has_each_tensor_once() -> None:
+    module = nn.Module()
+    module.one = nn.Linear(2, 2)
+    module.two = nn.Linear(2, 2)
+    module.two.weight = module.one.weight
+    shared = torch.zeros(4)
+    module.register_buffer("a", shared)
+    module.register_buffer("b", shared.view(4))
+    module.register_buffer("c", shared[:2])
+    module.register_buffer("empty", torch.zeros(0))
+    module.register_buffer("empty_too", torch.zeros(0))
+    state = unique_state(module)
+    assert list(state) == ["a", "c", "empty", "empty_too", "one.weight", "one.bias", "two.bias"]
+    assert not any(tensor.requires_grad for tensor in state.values())
+    with pytest.raises(TypeError, match="holds _extra_state, which is no tensor"):
+        unique_state(WithText(2, 2))
+
+
+def test_what_does_not_fit_is_listed_and_nothing_is_copied() -> None:
+    module = nn.Linear(2, 3)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    saved = {"weight": torch.ones(3, 4), "other": torch.ones(1)}
+    assert differences(saved, module.state_dict()) == [
+        "bias is missing",
+        "other is not in the model",
+        "weight is (3, 4), the model's is (3, 2)",
+    ]
+    with pytest.raises(
+        CheckpointError, match=r"here: is of another architecture, 3 tensors differ: bias is missing"
+    ):
+        load_state(module, saved, where="here")
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    many = {f"x{number}": torch.ones(1) for number in range(7)} | dict(module.state_dict())
+    with pytest.raises(CheckpointError, match="7 tensors differ") as few:
+        load_state(module, many, where="here")
+    assert "…" not in str(few.value)
+    with pytest.raises(CheckpointError, match=r"9 tensors differ.*; …"):
+        load_state(module, {**many, "y": torch.ones(1), "z": torch.ones(1)}, where="here")
+    load_state(module, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, where="here")
+    assert module.weight.eq(1).all() and module.bias.eq(0).all()
+
+
+def test_parts_without_a_scale_and_towers_without_layers() -> None:
+    module = nn.Linear(2, 2)
+    groups = [ParameterGroup("a", dict(module.named_parameters()))]
+    assert describe_parts(groups, OptimConfig(lr=0.1, lr_scale={}))[0].lr == pytest.approx(0.1)
+
+    class Flat(ToyObjective):
+        def layer_distances(self) -> dict[str, int]:
+            return dict.fromkeys(super().layer_distances(), 0)
+
+    objective = Flat()
+    with pytest.raises(ConfigError, match="ToyTower has no layers that could learn at falling rates"):
+        build_optimizer(objective, objective.parameter_groups(), OptimConfig(layer_decay=0.9))
+
+
+def test_signals_outside_of_the_main_thread_are_left_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+
+    def work() -> None:
+        with StopSignals() as signals:
+            seen.append((signals.received, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(None, before)] and signal.getsignal(signal.SIGTERM) is before

@@ -172,6 +172,8 @@ def test_the_newest_checkpoint_stays_though_later_ones_are_there(tmp_path: Path)
 
 
 def test_a_state_that_is_no_state(tmp_path: Path) -> None:
+    # What stands in the files of earlier runs.
+    assert (checkpoint.FORMAT, checkpoint.SHARDED_FORMAT) == (1, 2)
     for text, message in (
         ("[1]", "holds no state of a run"),
         ("{", "can't be read"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -24,16 +26,21 @@ from vitp.engine.optim import build_optimizer
 from vitp.engine.recovery import load_newest
 from vitp.engine.saving import Saver
 from vitp.engine.weights import like, unique_state
-from vitp.errors import CheckpointError, ConfigError, VitpError
+from vitp.errors import CheckpointError, ConfigError, DamagedError, VitpError
 
 CPU = torch.device("cpu")
+
+
+def whole_of(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @pytest.fixture
 def group_of_one() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def sharded(objective: ToyObjective) -> Any:
@@ -81,7 +88,8 @@ def test_blocks_are_members_of_lists_of_one_class_that_learn() -> None:
     several = nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])
     silent = nn.ModuleList([nn.ReLU(), nn.ReLU()])
     named = nn.ModuleDict({"x": nn.Linear(2, 2), "y": nn.Linear(2, 2)})
-    for part in (one, several, silent, named):
+    half = nn.ModuleList([nn.LayerNorm(2), nn.LayerNorm(2, elementwise_affine=False)])
+    for part in (one, several, silent, named, half):
         assert sharding.repeated_blocks(nn.ModuleDict({"a": part})) == []
     assert sharding.repeated_blocks(nn.ModuleDict({"a": nn.ModuleDict({"b": layers}), "c": lists})) == [
         *layers,
@@ -90,9 +98,16 @@ def test_blocks_are_members_of_lists_of_one_class_that_learn() -> None:
 
 
 @pytest.mark.usefixtures("group_of_one")
-def test_a_sharded_twin_learns_what_the_plain_model_learns() -> None:
+def test_a_sharded_twin_learns_what_the_plain_model_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, twin_of = ToyObjective(), ToyObjective()
+    twin_of.register_buffer("steps", torch.zeros(()))
+    unused: list[bool] = []
+    monkeypatch.setattr(
+        FSDPModule, "set_reduce_scatter_unused_params", lambda self, on: unused.append(on), raising=False
+    )
     twin = sharded(twin_of)
+    assert unused == [True]
+    twin.steps.add_(2)
     assert isinstance(twin, FSDPModule) and all(isinstance(p, DTensor) for p in twin.parameters())
     assert all(isinstance(block, FSDPModule) for block in twin.tower.blocks)
     assert not any(isinstance(p, DTensor) for p in twin_of.parameters())
@@ -102,6 +117,7 @@ def test_a_sharded_twin_learns_what_the_plain_model_learns() -> None:
         torch.testing.assert_close(parameter.full_tensor(), plain.get_parameter(name))
     before = {name: p.clone() for name, p in twin_of.named_parameters()}
     with sharding.published(twin, twin_of, CPU):
+        assert twin_of.steps.item() == 2
         for name, parameter in twin_of.named_parameters():
             torch.testing.assert_close(parameter, plain.get_parameter(name))
     assert any(not torch.equal(before[name], p) for name, p in twin_of.named_parameters())
@@ -187,15 +203,16 @@ def test_parts_are_read_back_into_parts_and_into_wholes(tmp_path: Path, backgrou
     optimizer, names = stepped(twin)
     saver = Saver(tmp_path, 2, sharded=True, background=background)
     state = RunState(2, "toy", {"samples": 24.0}, {"share_sum": 1.0, "share_steps": 2.0}, {"optim": {}})
+    wanted = Tensors.of(twin, optimizer, names).copies()
     saver.save(state, twin, optimizer, names)
     assert saver.pending is background
+    stepped(twin)  # what is trained meanwhile isn't saved
     saver.finish()
     saver.close()
     path = checkpoint.folder(tmp_path, 2)
     state = replace(state, layout=checkpoint.SHARDED_FORMAT)
     assert checkpoint.read_state(path) == state and not saver.pending and saver.ready
     assert not list(path.parent.glob(".*"))
-    wanted = Tensors.of(twin, optimizer, names)
     for model in (sharded(ToyObjective(seed=5)), ToyObjective(seed=6)):
         fresh, fresh_names = stepped(model, steps=1)
         resumed = load_newest(tmp_path, "toy".__eq__, model, fresh, fresh_names)
@@ -204,7 +221,7 @@ def test_parts_are_read_back_into_parts_and_into_wholes(tmp_path: Path, backgrou
         for mine, theirs in ((found.model, wanted.model), (found.moments, wanted.moments)):
             assert mine.keys() == theirs.keys() and mine
             for name in mine:
-                assert torch.equal(sharding.local(mine[name]), sharding.local(theirs[name])), name
+                assert torch.equal(whole_of(mine[name]), whole_of(theirs[name])), name
     with pytest.raises(CheckpointError, match="other batches"):
         load_newest(tmp_path, "other".__eq__, model, fresh, fresh_names)
 
@@ -219,6 +236,13 @@ def test_parts_are_read_back_into_parts_and_into_wholes(tmp_path: Path, backgrou
     with pytest.raises(CheckpointError, match=r"head\.weight was \(5, 16\) and is \(7, 16\)"):
         load_newest(tmp_path, "toy".__eq__, other, optimizer, names)
     assert all(torch.equal(before[name], p) for name, p in other.named_parameters())
+    dist.destroy_process_group()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one process may read what several have written
+        alone = ToyObjective(seed=7)
+        optimizer, names = stepped(alone, steps=1)
+        assert load_newest(tmp_path, "toy".__eq__, alone, optimizer, names) is not None
+    assert torch.equal(alone.head.weight, whole_of(wanted.model["head.weight"]))
     part = next((path / "shards").glob("*.distcp"))
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="the only checkpoint is damaged"):
@@ -245,6 +269,54 @@ def test_parts_that_cannot_be_written_leave_nothing(
     assert not saver.pending and list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.usefixtures("group_of_one")
+def test_only_the_first_rank_makes_and_shows_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    saver = Saver(tmp_path, 2, sharded=True, background=False)
+    saver._state = RunState(3, "toy")
+    saver._make_folder()
+    assert saver._commit({}) is None and list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    saver._make_folder()
+    assert saver._temporary.is_dir()
+
+    def fails(*args: Any) -> None:
+        raise VitpError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "write_state", fails)
+    assert "the disk is full" in str(saver._commit({}))
+
+
+def test_a_save_in_the_background_comes_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.1)
+        done.append("written")
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    objective = ToyObjective()
+    optimizer, names = stepped(objective, steps=1)
+    saver = Saver(tmp_path, 2, sharded=False, background=True)
+    saver.save(RunState(1, "toy"), objective, optimizer, names)
+    assert not saver.ready and done == []
+    saver.close()
+    assert saver.ready and done == ["written"] and saver._thread is None
+
+
+def test_parts_without_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*args: Any) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(shards.dcp, "FileSystemReader", ends)
+    objective = ToyObjective()
+    optimizer, names = stepped(objective, steps=1)
+    with pytest.raises(DamagedError, match="no reason given"):
+        shards.load(tmp_path, objective, optimizer, names)
+
+
 def test_a_failed_write_says_why(tmp_path: Path) -> None:
     full = OSError(28, "No space left on device")
     for error in (
@@ -253,13 +325,10 @@ def test_a_failed_write_says_why(tmp_path: Path) -> None:
         RuntimeError("PytorchStreamWriter: No space left in the archive"),
         CheckpointException("failed", {1: (RuntimeError("x: No space left"), None)}),  # type: ignore[dict-item]
     ):
-        assert "No space left on device" in str(shards.as_write_error(error, tmp_path)).replace(
-            "no space", "No space"
-        ) or "full" in str(shards.as_write_error(error, tmp_path))
-    other = shards.as_write_error(
-        CheckpointException("failed", {0: (ValueError("odd\nmore"), None)}), tmp_path
-    )  # type: ignore[dict-item]
-    assert "can't be written (odd)" in str(other) and str(tmp_path) in str(other)
+        assert "the disk is full" in str(shards.as_write_error(error, tmp_path))
+    odd = CheckpointException("failed", {0: (ValueError("odd\nmore"), None)})  # type: ignore[dict-item]
+    said = str(shards.as_write_error(odd, tmp_path))
+    assert "can't be written (odd)" in said and str(tmp_path) in said
     assert "no reason given" in str(shards.as_write_error(RuntimeError(), tmp_path))
 
 

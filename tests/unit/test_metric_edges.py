@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from vitp.evaluation.detection import (
     detection_scores,
     found_objects,
     precision_area,
+    shares_inside,
     true_objects,
     voc_average_precision,
 )
@@ -343,3 +345,70 @@ def test_targets_and_predictions_become_oriented_objects() -> None:
         [0.25],
         [2],
     )
+
+
+def test_shares_of_boxes_in_places() -> None:
+    places = np.array([(0, 0, 10, 10), (20, 5, 40, 10)])
+    boxes = np.array(
+        [(0, 0, 4, 2), (8, 8, 12, 12), (15, 0, 25, 10), (50, 50, 60, 60), (20, 20, 20, 30), (9, 0, 21, 20)]
+    )
+    # Apart in x and in y is apart; the largest share counts, not their sum.
+    assert shares_inside(boxes, places).tolist() == [1.0, 4 / 16, 25 / 100, 0.0, 0.0, 10 / 240]
+    assert shares_inside(boxes, places[:0]).tolist() == [0.0] * 6
+    assert shares_inside(boxes[:0], places).shape == (0,)
+    assert shares_inside(np.array([(4, 6, 0, 0)]), places).tolist() == [0.0]
+
+
+def test_what_lies_in_ignored_places_counts_for_nothing() -> None:
+    place = (20.0, 0.0, 40.0, 10.0)
+    for in_place, counted in (((30, 0, 40, 10), False), ((15, 0, 25, 10), False), ((14, 0, 24, 10), True)):
+        truth = replace(true(A), ignored_M4=np.array([place]))
+        found = seen(in_place, A, scores=[0.9, 0.8])
+        wanted = 0.5 if counted else 1.0
+        assert voc_average_precision([truth], [found], 1).tolist() == [wanted]
+        assert coco_scores([truth], [found], 1).values["AP50"] == pytest.approx(wanted)
+        oriented = TrueOriented(
+            np.array([quad(*A)]), np.array([0]), np.array([False]), np.array([quad(*place)])
+        )
+        quads = FoundOriented(np.array([quad(*in_place), quad(*A)]), np.array([0.9, 0.8]), np.array([0, 0]))
+        assert oriented_average_precision([oriented], [quads], 1).tolist() == [[wanted]]
+    # An object that is found counts though it lies in a place; of another class it counts for nothing.
+    inside = replace(true((30, 0, 40, 10)), ignored_M4=np.array([place]))
+    assert coco_scores([inside], [seen((30, 0, 40, 10))], 1).values["AP50"] == pytest.approx(1.0)
+    other = replace(true(A, labels=[1]), ignored_M4=np.array([place]))
+    found = seen((30, 0, 40, 10), A, labels=[0, 1])
+    assert coco_scores([other], [found], 2).class_ap50 == pytest.approx([NAN, 1.0], nan_ok=True)
+
+
+def test_masks_of_ignored_places_must_be_there() -> None:
+    mask = np.zeros((1, 12, 50), bool)
+    mask[0, :10, 20:40] = True
+    masks = encode_masks(mask)
+    own = np.zeros((1, 12, 50), bool)
+    own[0, :10, :10] = True
+    plain = TrueObjects(np.array([A], float), np.array([0]), np.array([False]), encode_masks(own))
+    place = replace(plain, ignored_M4=np.array([(20, 0, 40, 10)]), ignored_masks=masks)
+    lacking = replace(place, ignored_masks=None)
+    both = np.concatenate([own, mask])
+    found = FoundObjects(
+        np.array([A, (20, 0, 40, 10)], float), np.array([0.8, 0.9]), np.array([0, 0]), encode_masks(both)
+    )
+    assert coco_scores([place], [found], 1, kind="mask").values["AP50"] == pytest.approx(1.0)
+    assert coco_scores([plain], [found], 1, kind="mask").values["AP50"] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="masks of all ignored places"):
+        coco_scores([place, lacking], [found, found], 1, kind="mask")
+    assert coco_scores([place, lacking], [found, found], 1).values["AP50"] == pytest.approx(1.0)
+
+
+def test_targets_say_which_places_are_ignored() -> None:
+    boxes, labels = torch.tensor([[1.0, 2.0, 5.0, 4.0]]), torch.tensor([0])
+    places = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
+    assert true_objects(Target(boxes_N4=boxes, labels_N=labels)).ignored_M4.shape == (0, 4)
+    given = true_objects(Target(boxes_N4=boxes, labels_N=labels, ignored_M4=places))
+    assert given.ignored_M4.tolist() == places.tolist() and given.ignored_masks is None
+    assert true_oriented(Target(boxes_N4=boxes, labels_N=labels)).ignored_M8.shape == (0, 8)
+    turned = true_oriented(Target(boxes_N4=boxes, labels_N=labels, ignored_M4=places))
+    assert turned.ignored_M8.tolist() == [[10, 20, 30, 20, 30, 40, 10, 40]]
+    own = torch.arange(8.0)[None]
+    both = true_oriented(Target(boxes_N4=boxes, labels_N=labels, ignored_M4=places, ignored_M8=own))
+    assert both.ignored_M8.tolist() == own.tolist()

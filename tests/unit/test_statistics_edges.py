@@ -58,6 +58,10 @@ def test_few_pairs_and_equal_ones_decide_nothing() -> None:
     # The same difference each time is as sure as it gets.
     steady = paired_bootstrap([1.5, 2.5, 3.5], [1.0, 2.0, 3.0])
     assert (steady.p, steady.verdict, steady.low, steady.high) == (0.0, "better", 0.5, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fallen = paired_bootstrap([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
+    assert (fallen.p, fallen.verdict) == (0.0, "worse")
     # All of one sign, but the t-test isn't sure: three pairs are few.
     loose = paired_bootstrap([1.0, 1.0, 1.0], [0.9, 0.5, 0.99])
     assert loose.low > 0 and loose.verdict == "no evidence"
@@ -153,14 +157,15 @@ def test_repeats_needed_with_one_draw_a_seed() -> None:
 
 
 def test_repeats_needed_with_seeds_and_draws() -> None:
-    for seed in (0, 1, 6):
-        ours, theirs = grid(4, 3, seed, shift=0.06)
-        table = np.array([[ours[s, d] - theirs[s, d] for d in range(3)] for s in range(4)])
+    for seed, seeds, draws in ((0, 4, 3), (1, 4, 3), (6, 4, 3), (2, 2, 2), (3, 2, 2)):
+        ours, theirs = grid(seeds, draws, seed, shift=0.06)
+        table = np.array([[ours[s, d] - theirs[s, d] for d in range(draws)] for s in range(seeds)])
         rows, columns, mean = table.mean(1), table.mean(0), table.mean()
-        rest = sum((table[s, d] - rows[s] - columns[d] + mean) ** 2 for s in range(4) for d in range(3)) / (
-            3 * 2
-        )
-        of_seeds = max(0.0, rows.var(ddof=1) - rest / 3)
-        of_draws = max(0.0, columns.var(ddof=1) - rest / 4)
+        squares = [
+            (table[s, d] - rows[s] - columns[d] + mean) ** 2 for s in range(seeds) for d in range(draws)
+        ]
+        rest = sum(squares) / ((seeds - 1) * (draws - 1))
+        of_seeds = max(0.0, rows.var(ddof=1) - rest / draws)
+        of_draws = max(0.0, columns.var(ddof=1) - rest / seeds)
         wanted = needed([(of_seeds, rest), (of_draws, rest)], float(mean), 0.8, 0.95)
         assert repeats_needed(ours, theirs) == wanted
