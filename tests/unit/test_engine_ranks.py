@@ -115,6 +115,7 @@ def test_the_weights_are_brought_together_only_where_somebody_looks(
     monkeypatch.setattr(trainer, "_whole", lambda: brought.append(trainer.step) or contextlib.nullcontext())
     trainer.train()
     assert brought == [0, 3, 4, 6, 8, 8]
+    assert Hook.every == 1  # a hook that doesn't say looks at every step
 
 
 def test_other_ranks_say_and_remove_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,3 +233,13 @@ def test_work_of_all_ranks_is_counted(tmp_path: Path, monkeypatch: pytest.Monkey
         == 17.0
     )
     assert ToyObjective().loss_weights == {"size": 0.5}
+
+
+def test_a_save_is_waited_for_unless_it_may_take_its_time(tmp_path: Path) -> None:
+    trainer, _ = make_trainer(tmp_path, steps=1)
+    trainer.train()
+    waits: list[bool] = []
+    trainer._saver.finish = lambda: waits.append(True)  # type: ignore[method-assign]
+    assert trainer.save(wait=False) == checkpoint.folder(tmp_path, 1) and waits == []
+    trainer.save()
+    assert waits == [True]
