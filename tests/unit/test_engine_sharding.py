@@ -20,6 +20,7 @@ from vitp.engine.checkpoint import RunState, Tensors
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.gradients import Gradients
 from vitp.engine.optim import build_optimizer
+from vitp.engine.recovery import load_newest
 from vitp.engine.saving import Saver
 from vitp.engine.weights import like, unique_state
 from vitp.errors import CheckpointError, ConfigError, VitpError
@@ -184,14 +185,15 @@ def test_parts_are_read_back_into_parts_and_into_wholes(tmp_path: Path, backgrou
     wanted = Tensors.of(twin, optimizer, names)
     for model in (sharded(ToyObjective(seed=5)), ToyObjective(seed=6)):
         fresh, fresh_names = stepped(model, steps=1)
-        assert checkpoint.load(path, "toy", model, fresh, fresh_names) == state
+        resumed = load_newest(tmp_path, "toy".__eq__, model, fresh, fresh_names)
+        assert resumed is not None and (resumed.path, resumed.state) == (path, state)
         found = Tensors.of(model, fresh, fresh_names)
         for mine, theirs in ((found.model, wanted.model), (found.moments, wanted.moments)):
             assert mine.keys() == theirs.keys() and mine
             for name in mine:
                 assert torch.equal(sharding.local(mine[name]), sharding.local(theirs[name])), name
     with pytest.raises(CheckpointError, match="other batches"):
-        checkpoint.load(path, "other", model, fresh, fresh_names)
+        load_newest(tmp_path, "other".__eq__, model, fresh, fresh_names)
 
     class Wider(ToyObjective):
         def __init__(self) -> None:
@@ -202,12 +204,12 @@ def test_parts_are_read_back_into_parts_and_into_wholes(tmp_path: Path, backgrou
     optimizer, names = stepped(other, steps=1)
     before = {name: p.clone() for name, p in other.named_parameters()}
     with pytest.raises(CheckpointError, match=r"head\.weight was \(5, 16\) and is \(7, 16\)"):
-        checkpoint.load(path, "toy", other, optimizer, names)
+        load_newest(tmp_path, "toy".__eq__, other, optimizer, names)
     assert all(torch.equal(before[name], p) for name, p in other.named_parameters())
     part = next((path / "shards").glob("*.distcp"))
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="can't be read"):
-        checkpoint.load(path, "toy", model, fresh, fresh_names)
+    with pytest.raises(CheckpointError, match=r"the only checkpoint is damaged.*distcp"):
+        load_newest(tmp_path, "toy".__eq__, model, fresh, fresh_names)
 
 
 @pytest.mark.usefixtures("group_of_one")
