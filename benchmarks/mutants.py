@@ -320,17 +320,26 @@ def _pairs(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
         yield from _pairs(one, other)
 
 
-def put_in(root: Path, mutant: Mutant) -> None:
-    """Give every function of the module the code that the mutant has for it."""
+def functions_of(root: Path, modules: Collection[str]) -> dict[str, list[FunctionType]]:
+    """Return module → its functions, of those that have been imported: methods and nested ones that exist, too."""
+    paths = {str(root / module): module for module in modules}
+    found: dict[str, list[FunctionType]] = {module: [] for module in modules}
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__.co_filename in paths:
+            found[paths[function.__code__.co_filename]].append(function)
+    return found
+
+
+def put_in(root: Path, mutant: Mutant, functions: Collection[FunctionType]) -> None:
+    """Give every function of the mutant's module the code that the mutant has for it."""
     path = root / mutant.module
     old = compile(path.read_text(encoding="utf-8"), str(path), "exec")
     assert mutant.code is not None
     new_of = {(one.co_qualname, one.co_firstlineno): other for one, other in _pairs(old, mutant.code)}
-    for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename == str(path):
-            key = (function.__code__.co_qualname, function.__code__.co_firstlineno)
-            if key in new_of:
-                function.__code__ = new_of[key]
+    for function in functions:
+        key = (function.__code__.co_qualname, function.__code__.co_firstlineno)
+        if key in new_of:
+            function.__code__ = new_of[key]
 
 
 class Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -12,7 +12,6 @@ import torch
 from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
-from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -22,6 +21,8 @@ from vitp.config import CONFIG_FILE
 from vitp.errors import CheckpointError, VitpError
 from vitp.export_card import MIXTURE_FILE, Provenance, provenance_of_run
 from vitp.files import atomic_dir
+from vitp.models.arguments import check_architecture, check_timm_arguments
+from vitp.models.foreign import described_by
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod
 from vitp.models.resample import resized_tower
@@ -286,14 +287,22 @@ class _Verifier:
     @torch.no_grad()
     def features_through_timm(self) -> str:
         vectors = self._vectors()
+        path = self.folder / fmt.TIMM_CONFIG
+        with described_by(path):
+            values = parse_json(read_text(path))
+            check_architecture(values["architecture"], where="architecture")
+            check_timm_arguments(values.get("model_args", {}), where="model_args")
         try:
             model = timm.create_model(f"local-dir:{self.folder}", pretrained=True).eval()
-        except (RuntimeError, TypeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a description that is odd makes timm and torch raise
             raise CheckpointError(f"timm can't load it ({error})") from error
         if not isinstance(model, VisionTransformer):
             raise CheckpointError(f"timm makes a {type(model).__name__} of it")
         data = timm.data.resolve_model_data_config(model)
-        mean_C11, std_C11 = (torch.tensor(data[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        with described_by(path):
+            mean_C11, std_C11 = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
         image_BCHW = (vectors["images"].float() / 255 - mean_C11) / std_C11
         last_BND = model.forward_features(image_BCHW)[:, model.num_prefix_tokens :]
         middle = model.forward_intermediates(

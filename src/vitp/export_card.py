@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from vitp.config import CONFIG_FILE
+from vitp.config import CONFIG_FILE, SettingsModel
 from vitp.errors import CheckpointError
 from vitp.models.vision import VisionConfig
 from vitp.reading import parse_json, parse_yaml, read_text
@@ -19,57 +19,49 @@ FORMAT: Literal["vitp-backbone-1"] = "vitp-backbone-1"
 MIXTURE_FILE = "mixture.json"
 
 
-class DataUsed(BaseModel):
+class DataUsed(SettingsModel):
     """One set of a pretraining mixture; an empty licence means that none is stated."""
 
-    model_config = ConfigDict(extra="forbid")
-
     name: str
-    records: int
-    rate: float = 1.0
+    records: int = Field(ge=0, le=2**40)
+    rate: float = Field(1.0, ge=0, le=1e6)
     licence: str = ""
 
 
-class MixtureUsed(BaseModel):
+class MixtureUsed(SettingsModel):
     """The data of a run, as `mixture.json` in its folder says it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     fingerprint: str
     sets: list[DataUsed] = Field(default_factory=list)
 
     def share(self, used: DataUsed) -> float:
         """Return the part of an epoch that one of the sets makes up, 0..1."""
-        return used.rate * used.records / sum(s.rate * s.records for s in self.sets)
+        return used.rate * used.records / (sum(s.rate * s.records for s in self.sets) or 1)
 
 
-class Provenance(BaseModel):
+class Provenance(SettingsModel):
     """Where weights come from; what is not known is None. Names only: an export tells no one's folders."""
 
-    model_config = ConfigDict(extra="forbid")
-
     source: str
-    steps: int | None = None
+    steps: int | None = Field(None, ge=0, le=100_000_000)
     mixture: MixtureUsed | None = None
     evidence: dict[str, Any] | None = None
     configuration: dict[str, Any] | None = None
 
 
-class BackboneDescription(BaseModel):
+class BackboneDescription(SettingsModel):
     """Content of `vitp_backbone.json`. `tensors` holds a digest for each weight, `sha256` one of them all."""
-
-    model_config = ConfigDict(extra="forbid")
 
     format: Literal["vitp-backbone-1"] = FORMAT
     vitp_version: str
     created: str
     vision: VisionConfig
-    patch_size: int
-    grid: int
-    prefix_tokens: int
-    width: int
-    layers: int
-    parameters: int
+    patch_size: int = Field(ge=1, le=65_536)
+    grid: int = Field(ge=1, le=65_536)
+    prefix_tokens: int = Field(ge=0, le=65_536)
+    width: int = Field(ge=1, le=1 << 20)
+    layers: int = Field(ge=1, le=65_536)
+    parameters: int = Field(ge=0, le=2**50)
     sha256: str
     tensors: dict[str, str]
     provenance: Provenance

@@ -28,6 +28,7 @@ from vitp.engine.weights import save_tensors
 from vitp.errors import CheckpointError
 from vitp.export_card import FORMAT, BackboneDescription, Provenance, model_card
 from vitp.files import write_json, write_text
+from vitp.models.foreign import described_by
 from vitp.models.vision import VisionTower
 from vitp.pretrained import load_weights, read_weights
 from vitp.reading import parse_json, read_text
@@ -118,7 +119,8 @@ def read_backbone(folder: Path) -> VisionTower:
     path = folder / WEIGHTS
     weights = read_weights(path)
     check_contract(description, path)
-    tower = VisionTower(description.vision)
+    with described_by(folder / DESCRIPTION):
+        tower = VisionTower(description.vision)
     load_weights(tower.model, weights, where=str(path))
     check_digests(description, weights, path)
     return tower.eval()
@@ -131,8 +133,8 @@ def check_contract(description: BackboneDescription, weights_file: Path) -> None
         CheckpointError: They differ, or the file states none.
     """
     try:
-        inside = parse_json(read_metadata(weights_file)["contract"])
-    except (KeyError, ValueError) as error:
+        inside = dict(parse_json(read_metadata(weights_file)["contract"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             "states no contract (normalisation, size, hash)", where=str(weights_file), fix="export it anew"
         ) from error

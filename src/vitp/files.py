@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -16,8 +17,10 @@ from typing import Any
 
 from vitp.errors import VitpError
 from vitp.leftovers import OLD, owned_prefix, recover, remove, sweep_once
+from vitp.reading import open_file
 
 _UMASK = threading.Lock()
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def as_user_error(error: OSError, path: str | Path) -> VitpError:
@@ -26,9 +29,10 @@ def as_user_error(error: OSError, path: str | Path) -> VitpError:
         return VitpError(
             "the disk is full", where=str(path), fix="free some space; nothing that was there is lost"
         )
-    return VitpError(
-        f"can't be written ({error.strerror})", where=str(path), fix="check the path and its permissions"
-    )
+    reason, fix = error.strerror, "check the path and its permissions"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        reason, fix = "a part of the path is a file", "name another path"
+    return VitpError(f"can't be written ({reason})", where=str(path), fix=fix)
 
 
 @contextlib.contextmanager
@@ -43,6 +47,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary: Path | None = None  # made inside of the try: an interrupt may come right after it was
+    if path.is_dir():
+        raise VitpError("is a folder", where=str(path), fix="name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_once(path.parent)
@@ -72,14 +78,23 @@ def _umask() -> int:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` as UTF-8, atomically. A character that stands for a byte of a file's name is shown as `\\udc…`."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return `value` as JSON that can be written as UTF-8, and that is read back to the same.
+
+    File names that aren't UTF-8 hold characters (surrogates) that UTF-8 has no form for; they are escaped.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -93,6 +108,10 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         VitpError: The disk is full or the place can't be written.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise VitpError("can't be replaced", where=str(path), fix="name a new folder")
+    if path.exists() and not path.is_dir():
+        raise VitpError("is a file", where=str(path), fix="name a new folder")
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,5 +157,5 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as hexadecimal text."""
-    with Path(path).open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

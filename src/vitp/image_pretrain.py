@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 
+from vitp.config import Positive, SettingsModel
 from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import TrainResult
@@ -58,10 +59,8 @@ ObjectiveName = Literal["mae", "clip", "siglip", "simclr", "dino", "supervised",
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 
 
-class ImageModelSettings(BaseModel):
+class ImageModelSettings(SettingsModel):
     """Where the vision tower comes from and what of it is trained."""
-
-    model_config = ConfigDict(extra="forbid")
 
     init: str = Field("starter", description='"starter", "random", or an exported backbone or run folder.')
     vision: VisionConfig | None = Field(None, description="Sizes, for init: random; none: the starter's.")
@@ -75,23 +74,23 @@ class ImageModelSettings(BaseModel):
     )
 
 
-class ImageDataSettings(BaseModel):
+class ImageDataSettings(SettingsModel):
     """What is learned from: the training images of compiled folders."""
 
-    model_config = ConfigDict(extra="forbid")
-
     mixture: list[str] = Field(min_length=1, description="Folders made by `vitp data compile`.")
-    rates: list[float] | None = Field(None, description="Factor on the sampling rate, one for each folder.")
-    global_batch: int = Field(128, ge=1, description="Images an optimizer step, over all ranks.")
+    rates: list[Positive] | None = Field(
+        None, description="Factor on the sampling rate, one for each folder."
+    )
+    global_batch: int = Field(
+        128, ge=1, le=4_194_304, description="Images an optimizer step, over all ranks."
+    )
 
 
-class ImagePretrainConfig(BaseModel):
+class ImagePretrainConfig(SettingsModel):
     """A complete pretraining run of another paradigm. Of the sections with settings only the objective's own counts."""
 
-    model_config = ConfigDict(extra="forbid")
-
     objective: ObjectiveName
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     model: ImageModelSettings = Field(default_factory=ImageModelSettings)
     data: ImageDataSettings
     mae: MaskedImageConfig = Field(default_factory=MaskedImageConfig)

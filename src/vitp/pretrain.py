@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
 
-from vitp.config import CONFIG_FILE, load_config
+from vitp.config import CONFIG_FILE, Positive, SettingsModel, Weight, load_config
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.lengths import RecordCost, RecordLength
@@ -40,20 +40,18 @@ from vitp.run_folder import claimed
 from vitp.sealed import check
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(SettingsModel):
     """Where the model comes from and what of it is trained."""
-
-    model_config = ConfigDict(extra="forbid")
 
     init: str = Field("starter", description='"starter", a run or model folder, or "scratch".')
     scratch: VLMConfig | None = Field(None, description="Sizes, for init: scratch.")
     tokenizer: str | None = Field(
         None, description="Tokenizer folder for scratch; none: trained on the mixture."
     )
-    vocabulary: int = Field(2048, ge=300, description="Tokens of a trained tokenizer.")
+    vocabulary: int = Field(2048, ge=300, le=10_000_000, description="Tokens of a trained tokenizer.")
     drop_path: float = Field(0.1, ge=0, lt=1)
     freeze: list[str] = Field(default_factory=list, description="Parts or patterns of parameter names.")
-    lr_scale: dict[str, float] = Field(
+    lr_scale: dict[str, Weight] = Field(
         default_factory=dict, description="Part → factor on the learning rate."
     )
     gradient_checkpointing: bool = False
@@ -66,16 +64,18 @@ class ModelSettings(BaseModel):
     )
 
 
-class DataSettings(BaseModel):
+class DataSettings(SettingsModel):
     """What is learned from."""
-
-    model_config = ConfigDict(extra="forbid")
 
     mixture: list[str] = Field(
         min_length=1, description="Mixture files, compiled folders or JSON Lines files."
     )
-    rates: list[float] | None = Field(None, description="Factor on the sampling rate, one for each mixture.")
-    global_batch: int = Field(128, ge=1, description="Records an optimizer step, over all ranks.")
+    rates: list[Positive] | None = Field(
+        None, description="Factor on the sampling rate, one for each mixture."
+    )
+    global_batch: int = Field(
+        128, ge=1, le=4_194_304, description="Records an optimizer step, over all ranks."
+    )
     sequence: SequenceConfig = Field(default_factory=SequenceConfig)
     input: InputSettings = Field(default_factory=InputSettings)
     balance: bool = Field(
@@ -83,36 +83,32 @@ class DataSettings(BaseModel):
     )
 
 
-class ProbeSettings(BaseModel):
+class ProbeSettings(SettingsModel):
     """Online probes on a labelled set (a folder made by `vitp data compile`)."""
 
-    model_config = ConfigDict(extra="forbid")
-
     data: str | None = None
-    every: int = Field(500, ge=1)
-    images: int = Field(300, ge=10, description="At most this many training and validation images each.")
+    every: int = Field(500, ge=1, le=100_000_000)
+    images: int = Field(
+        300, ge=10, le=10_000_000, description="At most this many training and validation images each."
+    )
 
 
-class AlignSettings(BaseModel):
+class AlignSettings(SettingsModel):
     """A phase before the run proper in which the vision tower is frozen.
 
     A language model that doesn't know the domain's words yet sends the ViT noise: the first steps would move it
     without teaching it anything. In this phase projector and language model learn to read the ViT as it is.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    steps: int = Field(default=0, ge=0, description="Optimizer steps; 0: no such phase.")
-    lr: float = Field(default=1e-3, gt=0)
+    steps: int = Field(default=0, ge=0, le=100_000_000, description="Optimizer steps; 0: no such phase.")
+    lr: float = Field(default=1e-3, gt=0, le=100)
 
 
-class PretrainConfig(BaseModel):
+class PretrainConfig(SettingsModel):
     """A complete pretraining run. The defaults are the paper's."""
 
-    model_config = ConfigDict(extra="forbid")
-
     objective: Literal["vitp"] = "vitp"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     model: ModelSettings = Field(default_factory=ModelSettings)
     data: DataSettings
     vrl: VRLConfig = Field(default_factory=VRLConfig)

@@ -19,6 +19,7 @@ from vitp.data.chat import ChatTokenizer
 from vitp.engine.weights import save_tensors
 from vitp.errors import CheckpointError
 from vitp.files import atomic_dir, write_json
+from vitp.models.foreign import described_by
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.reading import parse_json, read_text
 from vitp.sealed import read_safetensors
@@ -128,13 +129,14 @@ def _load_own(folder: Path, drop_path: float) -> LoadedVLM:
     try:
         description = parse_json(read_text(folder / CONFIG))
         config = VLMConfig.model_validate(description["model"])
-    except (ValueError, KeyError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(
             "is no configuration of a vitp model", where=str(folder / CONFIG), fix="export or train it anew"
         ) from error
-    vlm = VisionLanguageModel(
-        config.model_copy(update={"drop_path": drop_path}), vocabulary=description["vocabulary"]
-    )
+    with described_by(folder / CONFIG):
+        vlm = VisionLanguageModel(
+            config.model_copy(update={"drop_path": drop_path}), vocabulary=int(description["vocabulary"])
+        )
     weights = read_safetensors(folder / WEIGHTS, ours=True)
     load_weights(vlm, weights, where=str(folder / WEIGHTS), tied=tied_names(vlm))
     tokenizer = load_tokenizer(folder)

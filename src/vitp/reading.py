@@ -13,8 +13,9 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from xml.etree import ElementTree
 
 import yaml
@@ -36,6 +37,9 @@ LARGEST_XML = 256 << 20
 
 LARGEST_TEXT = 8 << 30
 """Bytes of any text: the largest published label files have about five thousand million."""
+
+_UNSTATED = 16 << 20
+"""Bytes that are read of a file that states no size."""
 
 _EXACT = 16 << 20
 """Characters up to which depth and digits are looked at one by one; the parser's own limits hold above."""
@@ -65,7 +69,7 @@ def check_file(path: str | Path) -> os.stat_result:
     raise OSError(number, f"it is {kind}, not a file", str(path))
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> BufferedReader:
     """Return an ordinary file, open for reading bytes.
 
     Raises:
@@ -87,12 +91,23 @@ def read_text(path: str | Path, *, largest: int = LARGEST_TEXT, errors: str = "s
         OSError: As `open_file`, or the file is too large.
         UnicodeDecodeError: It isn't UTF-8.
     """
+    return read_bytes(path, largest=largest).decode("utf-8-sig", errors)
+
+
+def read_bytes(path: str | Path, *, largest: int) -> bytes:
+    """Return the bytes of an ordinary file.
+
+    Raises:
+        OSError: As `open_file`, or the file has more than `largest` bytes.
+    """
     with open_file(path) as file:
-        # Some files, those of /proc for one, state a size of 0: what is read counts.
-        data = file.read(largest + 1)
-    if len(data) > largest:
+        # Some files, those of /proc for one, state a size of 0. What is asked for is set aside before it is read, so
+        # it must not be the limit.
+        stated = os.fstat(file.fileno()).st_size
+        data = b"" if stated > largest else file.read(stated + 1 if stated else _UNSTATED)
+    if stated > largest or len(data) > largest:
         raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
-    return data.decode("utf-8-sig", errors)
+    return data
 
 
 def parse_json(text: str, *, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
@@ -154,6 +169,10 @@ def _levels_above(value: Any, limit: int) -> bool:
     return True
 
 
+def _refusal(problem: str, event: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
 class _BoundedLoader(yaml.SafeLoader):
     """PyYAML's loader of plain values, which counts before it builds."""
 
@@ -169,17 +188,13 @@ class _BoundedLoader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             size = self._sizes.get(str(event.anchor))
             if size is None and event.anchor in self.anchors:
-                mark: Any = event.start_mark
-                raise yaml.composer.ComposerError(
-                    None, None, f"alias {event.anchor!r} stands for something that it is part of", mark
-                )
+                text = f"alias {event.anchor!r} stands for something that it is part of"
+                raise _refusal(text, event)
             self._add(size or 0, event)
             return super().compose_node(parent, index)
         self._depth += 1
         if self._depth > MOST_LEVELS:
-            raise yaml.composer.ComposerError(
-                None, None, f"has more than {MOST_LEVELS} levels", event.start_mark
-            )
+            raise _refusal(f"has more than {MOST_LEVELS} levels", event)
         before = self._count
         self._add(1, event)
         node = super().compose_node(parent, index)
@@ -191,12 +206,7 @@ class _BoundedLoader(yaml.SafeLoader):
     def _add(self, count: int, event: Any) -> None:
         self._count += count
         if self._count > MOST_YAML_NODES:
-            raise yaml.composer.ComposerError(
-                None,
-                None,
-                f"has more than {MOST_YAML_NODES:,} values with its aliases expanded",
-                event.start_mark,
-            )
+            raise _refusal(f"has more than {MOST_YAML_NODES:,} values with its aliases expanded", event)
 
     def construct_yaml_int(self, node: Any) -> int:
         if len(node.value) > MOST_DIGITS:

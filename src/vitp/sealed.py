@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vitp.errors import CheckpointError, DamagedError
 from vitp.files import sha256, write_text
+from vitp.reading import check_file
 
 KEY, MARK, ZEROS = "vitp_sha256", "vitp:", "0" * 64
 SUMS = "SHA256SUMS"
@@ -119,6 +120,7 @@ def read_safetensors(
         DamagedError: It is missing, cut off, or was changed.
     """
     try:
+        check_file(path)
         with safe_open(path, framework="pt", device=device) as file:
             names = [name for name in file.keys() if wanted is None or wanted(name)]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
@@ -136,6 +138,7 @@ def read_metadata(path: Path, *, fix: str = "copy it again") -> dict[str, str]:
         DamagedError: It is missing or cut off.
     """
     try:
+        check_file(path)
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:

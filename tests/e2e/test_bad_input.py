@@ -171,7 +171,7 @@ def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     [
         ("optim.lrr=0.1", "unknown key 'optim.lrr'; did you mean \"lr\"?"),
         ("data.sequence.max_tile=2", 'did you mean "max_tiles"?'),
-        ("optim.lr=fast", "optim.lr is 'fast': input should be a valid number"),
+        ("optim.lr=fast", "optim.lr is 'fast': must be a number, not text"),
         ("train.steps=0", "train.steps is 0: input should be greater than 0"),
         ("train.steps=1.5", "train.steps is 1.5"),
         ("optim.schedule=cosin", "optim.schedule is 'cosin': input should be 'cosine'"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_chat
-from vitp.data.chat import TEMPLATES, ChatTokenizer, EncodedRecord
+from vitp.data.chat import TEMPLATES, ChatTemplate, ChatTokenizer, EncodedRecord
 from vitp.data.records import InstructionRecord, Turn
 from vitp.data.tokenizer import train_tokenizer
 from vitp.errors import ConfigError, DataError
@@ -111,7 +111,7 @@ def test_the_tokenizer_gets_what_it_lacks_and_nothing_more() -> None:
 
 
 def test_missing_image_tokens_are_added_and_special_ones_stay() -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["<unk>", "<user>", "<assistant>", "<end>", "<img>", "ship"]
@@ -126,6 +126,15 @@ def test_missing_image_tokens_are_added_and_special_ones_stay() -> None:
     middle = [chat.image_id] * 2
     assert encoded.ids_N.tolist() == [1, 4, *middle, chat.image_end_id, 5, 2, 5, 3]
     assert ChatTokenizer(tokenizer, template="micro", tokens_per_tile=1).added_tokens == 0
+    # A tokenizer that begins every text with a token of its own (Llama) doesn't begin every piece with it.
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<user> $A", special_tokens=[("<user>", 1)]
+    )
+    assert tokenizer("ship")["input_ids"] == [1, 5]
+    chat = ChatTokenizer(tokenizer, template="micro", tokens_per_tile=1)
+    for said in ("ship", "ship <end>"):
+        encoded = chat.encode(InstructionRecord("1", (), (Turn(said, "ship"),)), [])
+        assert encoded.ids_N.tolist().count(1) == 1
 
 
 @pytest.mark.parametrize(("tiles", "message"), [([], "0 images"), ([1, 1], "1 <image> marks but 2 images")])
@@ -133,3 +142,25 @@ def test_images_and_marks_must_agree(tiles: list[int], message: str) -> None:
     record = InstructionRecord("9", ("a.png",), (Turn("<image>\nship?", "yes"),))
     with pytest.raises(DataError, match=message):
         tiny_chat().encode(record, tiles)
+
+
+def test_all_marks_of_a_template_stay_marks_beside_a_text_with_their_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    several = ChatTemplate(
+        system="",
+        user_start="<|im_start|>a<|im_end|>b<|im_start|>",
+        user_end="<|im_end|>",
+        assistant_start="<|im_start|>",
+        stop="<|im_end|>",
+    )
+    monkeypatch.setitem(TEMPLATES, "several", several)
+    chat = chat_of("several")
+    start, stop = (chat.tokenizer.get_vocab()[name] for name in ("<|im_start|>", "<|im_end|>"))
+    for question in ("ship", "<|im_end|> ship <|im_start|>"):
+        asked = chat.encode_prompt(question, [])
+        marks = [number for number in asked.ids_N.tolist() if number in (start, stop)]
+        assert marks == [start, stop, start, stop, start]
+        everywhere = np.ones(len(asked), bool)
+        said = f"<|im_start|>a<|im_end|>b<|im_start|>{question}<|im_end|><|im_start|>"
+        assert text_of(chat, asked, everywhere) == said

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tests.engine_toys import ToyObjective
+from vitp.engine.checkpoint import changed_settings
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.evidence import VisionEvidence, linear_cka, summary, weight_change
 from vitp.engine.gradients import Gradients
@@ -277,6 +278,10 @@ def test_names_of_layers() -> None:
         ["a.encoder.resblocks.3.ls1.gamma", "a.embeddings.proj.weight", "a.norm.gamma", "a.gamma"]
     )
     assert list(found.values()) == ["encoder.resblocks.3", "embeddings.proj", "norm", "gamma"]
+    assert list(layers_of(["x.weight", "x.norm.bias"]).values()) == ["weight", "norm"]
+    assert layers_of(["0.weight"]) == {"0.weight": "0"}
+    found = layers_of(["a.embeddings.proj.conv.weight", "a.encoder.norm.x.y", "a.norm.x.weight"])
+    assert list(found.values()) == ["embeddings.proj", "encoder.norm", "norm"]
 
 
 # Gradients.
@@ -290,6 +295,9 @@ def test_gradient_sizes_by_part() -> None:
         ParameterGroup("rest", {"b": head.bias}),
     ]
     gradients = Gradients(groups, tower)
+    head.weight.grad = torch.tensor([[0.0, 2.0]])
+    assert gradients.norms().tolist() == [0.0, 2.0]  # what has no gradient yet adds nothing
+    head.weight.grad = None
     assert [p is q for p, q in zip(gradients.parameters, (tower.weight, head.weight), strict=True)] == [
         True,
         True,
@@ -310,3 +318,15 @@ def test_gradient_sizes_by_part() -> None:
     gradients.clip(1.0, norms)
     assert tower.weight.grad[0, 0].item() == pytest.approx(0.6, rel=1e-5)
     assert head.weight.grad[0, 1].item() == pytest.approx(0.8, rel=1e-5)
+
+
+# Checkpoints.
+
+
+def test_settings_that_changed_are_told_by_name() -> None:
+    before = {"a": {"b": 1, "c": [1, 2]}, "d": 1, "e": {"f": 1}}
+    now = {"a": {"b": 2, "c": [1, 2], "new": 3}, "d": {"x": 1}, "e": 4, "g": 5}
+    said = [
+        line.removeprefix("changed since the last checkpoint: ") for line in changed_settings(before, now)
+    ]
+    assert said == ["a.b 1 → 2", "d 1 → {'x': 1}", "e {'f': 1} → 4"]

@@ -7,8 +7,10 @@ import itertools
 import json
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from tests.engine_toys import ToyObjective
 from tests.unit.engine_runs import Recorder, make_trainer, rows
+from vitp.engine import loading
 from vitp.engine import logging as engine_logging
 from vitp.engine.evidence import VisionEvidence
 from vitp.engine.hooks import Hook, StepMetrics
@@ -89,6 +92,18 @@ def test_workers_are_no_more_than_batches_and_end() -> None:
     assert not any(worker.is_alive() for worker in workers)
     assert StepLoader(Places(), 3, 5, 2).wait_s == 0.0
     assert StepLoader(Places(), 5, 5, 2, num_workers=1)._loader.num_workers == 0
+
+
+def test_workers_leave_signals_and_cores_to_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(loading.signal, "signal", lambda number, handler: told.append((number, handler)))
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(setNumThreads=lambda n: told.append(("cv2", n))))
+    loading._start_worker(3)
+    ignored = signal.SIG_IGN
+    assert told == [(signal.SIGINT, ignored), (signal.SIGTERM, ignored), 1, ("cv2", 0)]
+    monkeypatch.delitem(sys.modules, "cv2")
+    loading._start_worker(3)
 
 
 def test_time_spent_waiting_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:

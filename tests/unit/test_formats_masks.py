@@ -7,6 +7,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ from shapely.geometry import Polygon
 from vitp.data.formats import detect_format, read_labels
 from vitp.data.formats.crops import crop_object
 from vitp.data.formats.geometry import area, as_flat, as_points, signed_area
-from vitp.data.formats.regions import objects_of, outline, parts, rasterise
+from vitp.data.formats.regions import object_of, objects_of, outline, parts, rasterise
 from vitp.data.formats.rle import decode, decode_counts, encode
-from vitp.data.labels import IGNORE
+from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.data.scenes.export import write_scenes
+from vitp.data.synthesis import SetClasses
+from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits
 from vitp.errors import ConfigError, DataError
 from vitp.tasks.data import LabelReader
 
@@ -301,6 +305,29 @@ def test_rings_are_joined_and_holes_cut_only_what_is_around_them() -> None:
     assert rasterise([square], (8, 8), [hole]).sum() == 32
     assert rasterise([square, bar], (8, 8), [hole]).sum() == 40 - 2  # the bar goes through the hole
     assert rasterise([square], (8, 8), [square]).sum() == 0
+
+
+def test_rings_are_joined_and_holes_are_no_object_in_grids_and_exports(tmp_path: Path) -> None:
+    mask = np.ones((90, 90), bool)
+    mask[25:65, 25:65] = False
+    mask[40:44, 40:44] = True  # an island in the hole
+    ring = object_of(mask, "wall")
+    assert ring is not None
+    item = LabelledImage("a", "scene:general/0/0?size=90&split=train", 90, 90, objects=(ring,))
+    grid = Facts(item, SetClasses(("wall",)), Limits(grid=3)).grid
+    assert grid == [["wall"] * 3, ["wall", BACKGROUND, "wall"], ["wall"] * 3]
+    # Of two rings of one object, what both cover is covered.
+    twice = ObjectLabel("wall", (0, 0, 90, 90), polygons=(_box(0, 0, 60, 90), _box(30, 0, 90, 90)))
+    whole = Facts(replace(item, objects=(twice,)), SetClasses(("wall",)), Limits(grid=3)).grid
+    assert whole == [["wall"] * 3] * 3
+    write_scenes(LabelledSet("s", [item], ("wall",)), tmp_path / "out", layout="coco")
+    (written,) = read_labels("coco", tmp_path / "out").items
+    (again,) = written.objects or ()
+    assert np.array_equal(rasterise(again.polygons, (90, 90), again.holes), mask)
+
+
+def _box(x1: float, y1: float, x2: float, y2: float) -> tuple[float, ...]:
+    return (x1, y1, x2, y1, x2, y2, x1, y2)
 
 
 def test_what_is_smaller_than_a_pixel_does_not_vanish() -> None:

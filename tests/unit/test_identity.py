@@ -125,6 +125,11 @@ def test_given_splits_with_equal_images_are_told(tmp_path: Path) -> None:
     photo(tmp_path / "test" / "farm" / "z.png", 0)
     photo(tmp_path / "train" / "port" / "again.png", 2)
     found = read_labels("folders", tmp_path)
+    groups = {item.id: item.group for item in found.items}
+    assert (
+        groups["train/farm/a2x"] == groups["train/port/again"] == "train/farm/a2x"
+    )  # for a val held out of train
+    assert groups["test/farm/z"] == groups["train/farm/a0x"] == ""  # told, not joined: they are split already
     assert found.findings == (
         "splits: 1 images are in several splits, test/farm/z.png (test) and train/farm/a0x.png (train) for example",
         "splits: 1 images are there several times with different labels, train/farm/a2x.png (train) and "
@@ -144,6 +149,11 @@ def test_given_splits_with_equal_images_are_told(tmp_path: Path) -> None:
             {f"P{p:04}" for p in range(3)},
         ),
         ([f"clip-seq{p}-{s:05}" for p in range(3) for s in range(6)], {f"clip-seq{p}" for p in range(3)}),
+        ([f"seq{p}_{s:03}" for p in "AB" for s in range(6)], {"seqA", "seqB"}),
+        (
+            [f"frame_{s:03}" for s in range(30)],
+            {"frame_00", "frame_01", "frame_02"},
+        ),  # one video: ten at a time
         ([f"im{k}" for k in range(20)], None),  # one count
         ([f"{k}" for k in range(20)], None),
         ([f"{kind}_{k}" for kind in ("port", "farm") for k in range(9)], None),  # words, such as classes

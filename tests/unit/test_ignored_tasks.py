@@ -1,4 +1,4 @@
-"""Ignored places in training and scoring: neither objects nor background, neither found nor missed."""
+"""Ignored places in training: neither objects nor background."""
 
 from __future__ import annotations
 
@@ -12,20 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
 
-from vitp.config import make_config
-from vitp.data.formats import vitp_labels
-from vitp.data.formats.vitp_labels import Roots
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import DataError
-from vitp.evaluation import coco
-from vitp.evaluation.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
 from vitp.evaluation.corruptions.geometry import about_centre
 from vitp.evaluation.corruptions.sets import moved_item
-from vitp.evaluation.detection import detection_scores, shares_inside, true_objects, voc_average_precision
+from vitp.evaluation.detection import shares_inside
 from vitp.evaluation.features import BACKGROUND, box_labels
-from vitp.evaluation.oriented import FoundOriented, TrueOriented, oriented_average_precision, true_oriented
 from vitp.models.heads.cascade import BoxSettings, BoxStage, StageSettings
 from vitp.models.heads.oriented_rpn import OrientedProposalNetwork, OrientedProposalSettings
 from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
@@ -37,10 +30,8 @@ from vitp.tasks.augment import AugmentSettings, Sample, augment, crop, flip, qua
 from vitp.tasks.base import Target, TaskBatch
 from vitp.tasks.build import build_model
 from vitp.tasks.classification import multi_label_scores
-from vitp.tasks.data import LabelReader, labelled_only
+from vitp.tasks.data import LabelReader
 from vitp.tasks.detection import image_truth
-from vitp.tasks.finetune import FinetuneConfig, run_finetune
-from vitp.tasks.label_notes import label_notes, left_out_notes
 from vitp.tasks.oriented import oriented_truth
 
 CLASSES = ("car", "ship")
@@ -290,245 +281,3 @@ def test_patches_and_masks_are_unknown_at_ignored_places() -> None:
     )
     mask = read_mask(item, LabelledSet("set", [item], semantic_classes=("land",)), (4, 4))
     assert mask.tolist() == [[IGNORE, IGNORE, 0, 0], [0] * 4, [0] * 4, [0] * 4]
-
-
-# Scores
-
-
-def found(*boxes: tuple[float, ...], labels: list[int] | None = None, masks: bool = False) -> FoundObjects:
-    scores = np.linspace(0.9, 0.1, len(boxes))
-    rows = np.array(boxes, float).reshape(-1, 4)
-    return FoundObjects(rows, scores, np.array(labels or [0] * len(boxes)), filled(rows) if masks else None)
-
-
-def truth(
-    *boxes: tuple[float, ...], ignored: tuple[tuple[float, ...], ...] = (), masks: bool = False
-) -> TrueObjects:
-    rows, places = (np.array(part, float).reshape(-1, 4) for part in (boxes, ignored))
-    shapes = (filled(rows), filled(places)) if masks else (None, None)
-    count = len(rows)
-    return TrueObjects(rows, np.zeros(count, int), np.zeros(count, bool), shapes[0], places, shapes[1])
-
-
-def filled(boxes_N4: np.ndarray, side: int = 64) -> list[coco.Rle]:
-    masks = np.zeros((len(boxes_N4), side, side), np.uint8)
-    for mask_HW, (x1, y1, x2, y2) in zip(masks, boxes_N4.astype(int), strict=True):
-        mask_HW[y1:y2, x1:x2] = 1
-    return encode_masks(masks)
-
-
-A, PLACE = (0, 0, 10, 10), (20, 20, 60, 60)
-HALF_IN, HALF_OUT = (10, 30, 30, 40), (9, 30, 29, 40)  # ten, nine of 20 columns in PLACE
-
-
-@pytest.mark.parametrize("masks", [False, True])
-def test_detections_in_ignored_places_count_for_nothing(masks: bool) -> None:
-    names = ("one", "two")
-    at_once = partial_scores(names, masks)
-    # Of any class, at any overlap, though they are surer than the object that is found.
-    wrong = found((30, 30, 40, 40), HALF_IN, A, labels=[0, 1, 0], masks=masks)
-    for name, value in at_once(truth(A, ignored=(PLACE,), masks=masks), wrong).items():
-        if not name.endswith(("_medium", "_large")):
-            assert value == pytest.approx(1.0), name
-    assert at_once(truth(A, masks=masks), wrong)["AP50"] == pytest.approx(0.5)
-    outside = found(HALF_OUT, A, masks=masks)
-    assert at_once(truth(A, ignored=(PLACE,), masks=masks), outside)["AP50"] == pytest.approx(0.5)
-    # An object in the place is to be found, and found once; a duplicate there is no mistake.
-    inner = (30, 30, 50, 50)
-    hit = at_once(truth(inner, A, ignored=(PLACE,), masks=masks), found(inner, inner, A, masks=masks))
-    assert hit["AP50"] == hit["VOC12"] == pytest.approx(1.0)
-    missed = at_once(truth(inner, A, ignored=(PLACE,), masks=masks), found(A, masks=masks))
-    assert missed["VOC12"] == pytest.approx(0.5)
-    nothing = at_once(truth(ignored=(PLACE,), masks=masks), found(inner, masks=masks))
-    assert np.isnan(nothing["AP50"]) and np.isnan(nothing["VOC12"])
-
-
-def partial_scores(names: tuple[str, ...], masks: bool) -> Any:
-    def score(one: TrueObjects, other: FoundObjects) -> dict[str, float]:
-        return dict(detection_scores([one], [other], names, masks=masks).values)
-
-    return score
-
-
-def test_masks_decide_what_lies_in_an_ignored_place() -> None:
-    """The boxes of an L and of what lies in its notch overlap, their masks don't."""
-    notch = np.zeros((64, 64), np.uint8)
-    notch[20:60, 20:60] = 1
-    notch[20:40, 40:60] = 0
-    ignored = {"ignored_M4": np.array([PLACE], float), "ignored_masks": encode_masks(notch[None])}
-    one = replace(truth(A, masks=True), **ignored)
-    inside = found((40, 20, 60, 40), A, masks=True)
-    assert coco_scores([one], [inside], 1).values["AP50"] == pytest.approx(1.0)
-    assert coco_scores([one], [inside], 1, kind="mask").values["AP50"] == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="masks of all ignored places"):
-        coco_scores([replace(one, ignored_masks=None)], [inside], 1, kind="mask")
-
-
-@given(seed=st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
-def test_scores_without_places_are_those_without_what_lies_in_them(seed: int) -> None:
-    """With objects apart from the places, the score is that of the detections outside, whatever is found inside."""
-    rng = np.random.default_rng(seed)
-
-    def boxes(count: int, low: int) -> np.ndarray:
-        corner = rng.integers(low, low + 20, (count, 2))
-        return np.concatenate([corner, corner + rng.integers(3, 9, (count, 2))], 1).astype(float)
-
-    objects, inside = boxes(4, 0), boxes(6, 32)
-    near_objects = objects + rng.integers(-2, 3, objects.shape) * [1, 1, 0, 0]
-    all_found = np.concatenate([near_objects, boxes(3, 0), inside])
-    kept = np.arange(len(all_found)) < 7
-    scores, labels = rng.random(len(all_found)), rng.integers(0, 2, len(all_found))
-    place = np.array([[31.0, 31, 64, 64]])
-    true = TrueObjects(objects, rng.integers(0, 2, 4), np.zeros(4, bool), ignored_M4=place)
-    whole = FoundObjects(all_found, scores, labels)
-    part = FoundObjects(all_found[kept], scores[kept], labels[kept])
-    bare = replace(true, ignored_M4=np.zeros((0, 4)))
-    for name, value in coco_scores([true], [whole], 2).values.items():
-        assert value == pytest.approx(coco_scores([bare], [part], 2).values[name], nan_ok=True), name
-    np.testing.assert_allclose(
-        voc_average_precision([true], [whole], 2), voc_average_precision([bare], [part], 2)
-    )
-    turned = TrueOriented(corners(objects), true.labels_N, true.difficult_N, corners(place))
-    np.testing.assert_allclose(
-        oriented_average_precision([turned], [FoundOriented(corners(all_found), scores, labels)], 2, overlaps=(0.5, 0.8)),
-        oriented_average_precision(
-            [replace(turned, ignored_M8=np.zeros((0, 8)))],
-            [FoundOriented(corners(all_found[kept]), scores[kept], labels[kept])],
-            2,
-            overlaps=(0.5, 0.8),
-        ),
-    )  # fmt: skip
-
-
-def corners(boxes_N4: np.ndarray) -> np.ndarray:
-    return boxes_N4[:, [0, 1, 2, 1, 2, 3, 0, 3]]
-
-
-def test_oriented_duplicates_in_a_place_are_no_mistakes_and_tilted_places_are_exact() -> None:
-    diamond = np.array([[40.0, 20, 60, 40, 40, 60, 20, 40]])
-    one = TrueOriented(corners(np.array([A], float)), np.zeros(1, int), np.zeros(1, bool), diamond)
-    corner, middle = (21.0, 21, 27, 27), (36.0, 36, 44, 44)  # in the diamond's box, in the diamond
-    for stray, wanted in ((corner, 0.5), (middle, 1.0)):
-        boxes = np.array([stray, A], float)
-        seen = FoundOriented(corners(boxes), np.array([0.9, 0.8]), np.zeros(2, int))
-        assert oriented_average_precision([one], [seen], 1)[0, 0] == pytest.approx(wanted)
-    over = replace(one, ignored_M8=corners(np.array([[0.0, 0, 20, 20]])))
-    twice = FoundOriented(corners(np.array([A, A], float)), np.array([0.9, 0.8]), np.zeros(2, int))
-    assert oriented_average_precision([over], [twice], 1)[0, 0] == pytest.approx(1.0)
-
-
-def test_scoring_takes_places_from_targets(tmp_path: Path) -> None:
-    labelled = one_image(tmp_path, at("car", 1, 1, 9, 9, polygons=(ring(1, 1, 9, 9),)))
-    boxes = true_objects(target_of(labelled, "objects"))
-    assert boxes.ignored_M4.tolist() == [[20, 4, 36, 28]] and boxes.ignored_masks is None
-    masks = true_objects(target_of(labelled, "instances"))
-    assert masks.ignored_masks is not None and len(masks.ignored_masks) == 1
-    assert true_oriented(target_of(labelled, "oriented")).ignored_M8.tolist() == [list(ring(20, 4, 36, 28))]
-    assert true_oriented(target_of(labelled, "objects")).ignored_M8.tolist() == [list(ring(20, 4, 36, 28))]
-
-
-# What labels can't teach
-
-
-def items(*objects: tuple[ObjectLabel, ...] | None, split: str = "train") -> LabelledSet:
-    made = [
-        LabelledImage(f"{split}{k}", "a.png", 40, 32, split, objects=one) for k, one in enumerate(objects)
-    ]
-    return LabelledSet("set", made, CLASSES, ("port", "field", "forest"), ("land", "sea"))
-
-
-def test_runs_say_which_classes_the_training_images_lack() -> None:
-    car, crowd = at("car", 1, 1, 9, 9), at("ship", 1, 1, 9, 9, difficult=True)
-    full = {"train": items((car,), ()), "test": items((car,), split="test")}
-    lacks = "no training image holds ship: the model can't learn that"
-    assert label_notes(full, "objects", CLASSES) == [lacks]
-    assert label_notes({**full, "train": items((car, crowd))}, "presence", CLASSES) == [lacks]
-    assert (
-        label_notes({**full, "train": items((car, replace(crowd, difficult=False)))}, "oriented", CLASSES)
-        == []
-    )
-    for nothing in (items((), ()), items((crowd,))):
-        with pytest.raises(DataError, match="train images holds an object: there is nothing to learn"):
-            label_notes({**full, "train": nothing}, "instances", CLASSES)
-    empty_test = {**full, "test": items((), (crowd,), split="test")}
-    assert label_notes(empty_test, "objects", CLASSES)[1:] == [
-        "none of the 2 test images holds an object: they can't be scored"
-    ]
-    assert label_notes({"train": items(())}, "objects", CLASSES, learned=None) == [
-        "none of the 1 train images holds an object: they can't be scored"
-    ]
-
-
-def test_runs_say_which_scenes_and_mask_classes_are_missing() -> None:
-    def scenes(*names: str) -> LabelledSet:
-        made = [LabelledImage(str(k), "a.png", 4, 4, scene=name) for k, name in enumerate(names)]
-        return LabelledSet("set", made, scene_classes=("port", "field", "forest"))
-
-    assert label_notes({"train": scenes("field")}, "scene", ("port", "field", "forest")) == [
-        "no training image holds port, forest: the model can't learn that"
-    ]
-
-    def masks(*values: int, kind: str = "semantic") -> LabelledSet:
-        made = []
-        for k, value in enumerate(values):
-            array = np.full((4, 4), value, np.uint8)
-            reads = {kind: (lambda mask=array: mask)}
-            made.append(LabelledImage(str(k), "a.png", 4, 4, second_image="b.png", **reads))  # type: ignore[arg-type]
-        return LabelledSet("set", made, semantic_classes=("land", "sea"))
-
-    assert label_notes({"train": masks(0, 255)}, "semantic", ("land", "sea")) == [
-        "no training image holds sea: the model can't learn that"
-    ]
-    assert label_notes({"train": masks(1, 0)}, "semantic", ("land", "sea")) == []
-    with pytest.raises(DataError, match="none of the 2 train images holds a labelled pixel"):
-        label_notes({"train": masks(255, 255)}, "semantic", ("land", "sea"))
-    names = ("unchanged", "changed")
-    with pytest.raises(DataError, match="none of the 1 train images holds a changed pixel"):
-        label_notes({"train": masks(0, kind="change")}, "change", names)
-    assert label_notes({"train": masks(0, 1, kind="change")}, "change", names) == []
-
-
-def test_images_without_labels_are_said_to_be_left_out() -> None:
-    test = items((), None, None, split="test")
-    parts = {"test": labelled_only(test, "objects")}
-    assert left_out_notes(parts, test.findings) == ["test: 2 of 3 images have no objects; left out"]
-
-
-def test_finetuning_prints_what_is_missing_and_refuses_nothing_to_learn(tmp_path: Path) -> None:
-    src = tmp_path / "src"
-    src.mkdir()
-    made = []
-    for number, split in enumerate(("train", "train", "val", "test", "test")):
-        path = src / f"{number}.png"
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(
-            path
-        )
-        made.append(LabelledImage(str(number), str(path), 32, 32, split, objects=(at("car", 4, 4, 20, 20),)))
-    made[-1] = replace(made[-1], objects=None)
-    made[0] = replace(made[0], ignored=(at("[red]?", 20, 20, 30, 30),))
-    vision = {"arguments": {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 32}
-
-    def run(name: str, images: list[LabelledImage]) -> str:
-        root = tmp_path / name
-        root.mkdir()
-        vitp_labels.write(LabelledSet("set", images, CLASSES), Roots(root, src, src))
-        values = {
-            "task": "detection",
-            "backbone": {"init": "random", "vision": vision},
-            "head": {"width": 16},
-            "data": {"root": str(root), "format": "vitp"},
-            "train": {"steps": 1, "batch_size": 2, "val_every": 0, "threads": 1},
-        }
-        with (tmp_path / f"{name}.txt").open("w") as file:
-            console = Console(file=file, width=200)
-            run_finetune(make_config(FinetuneConfig, values), tmp_path / f"{name}-run", console=console)
-        return (tmp_path / f"{name}.txt").read_text()
-
-    lines = run("good", made).splitlines()
-    assert lines[0] == "test: 1 of 2 images have no objects; left out"
-    assert lines[1] == "no training image holds ship: the model can't learn that"
-    empty = [replace(item, objects=()) if item.split == "train" else item for item in made]
-    with pytest.raises(DataError, match="none of the 2 train images holds an object"):
-        run("empty", empty)
-    assert not (tmp_path / "empty-run" / "config.yaml").exists()

@@ -109,6 +109,18 @@ def test_a_record_may_fill_a_row_but_not_more() -> None:
         packed(max_length=5)
     with pytest.raises(DataError, match="a: 4 image placeholders but 5 image features"):
         packed(tokens_per_tile=5)
+    nothing = tiles(0, 0), np.array([], int)
+    settings = {"tokens_per_tile": 4, "max_length": 5, "pad_id": 0}
+    long = record("long", list(range(20, 26)), [5])
+    with pytest.raises(DataError, match="long: takes 6 tokens, a row holds 5"):
+        pack([C, long, C], [nothing[0]] * 3, [nothing[1]] * 3, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(7, 8), (8, 8), (9, 16), (15, 16), (16, 16)])
+def test_rows_are_multiples_of_eight(tokens: int, length: int) -> None:
+    one = record("one", list(range(20, 20 + tokens)), [tokens - 1])
+    batch = pack([one], [tiles(0, 0)], [np.array([], int)], tokens_per_tile=4, max_length=99, pad_id=0)
+    assert batch.ids_BL.shape == (1, length) and batch.tokens == tokens
 
 
 def test_the_longest_items_are_placed_first_where_they_fit_first() -> None:

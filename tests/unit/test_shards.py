@@ -182,6 +182,7 @@ def test_addresses() -> None:
 def test_remote_annotations_images_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec = pytest.importorskip("fsspec")
     monkeypatch.setenv("VITP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITP_ALLOW_REMOTE", "memory,nosuchscheme")
     memory = fsspec.filesystem("memory")
     plain = make_set(tmp_path / "images", 4)
     rows = []
@@ -217,6 +218,7 @@ def test_remote_annotations_images_and_shards(tmp_path: Path, monkeypatch: pytes
 def test_remote_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fsspec")
     monkeypatch.setenv("VITP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITP_ALLOW_REMOTE", "memory,nosuchscheme")
     with pytest.raises(DataError, match=r"memory://nowhere/a\.jsonl: is missing"):
         open_records("memory://nowhere/a.jsonl")
     with pytest.raises(DataError, match="no package reads this scheme"):

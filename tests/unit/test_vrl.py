@@ -78,6 +78,12 @@ def test_settings_have_their_bounds() -> None:
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             VRLConfig.model_validate(wrong)
-    for right in ({"ratio": 0.0}, {"ratio": 0.999}, {"probability": 0.0}, {"probability": 1.0}):
+    for right in (
+        {"ratio": 0.0},
+        {"ratio": 0.999},
+        {"probability": 0.0},
+        {"probability": 1.0},
+        {"ramp_steps": 0},
+    ):
         VRLConfig.model_validate(right)
     assert VRLConfig().model_dump() == {"ratio": 0.75, "probability": 1.0, "ramp_steps": 0}

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vitp.bench.machine import hardware
 from vitp.bench.measure import Measurement, StepSettings, measure
 from vitp.bench.synthetic import SIZES, TILE_HISTOGRAM, SyntheticSource, Workload, make_objective
-from vitp.config import CONFIG_FILE, load_config, make_config
+from vitp.config import CONFIG_FILE, SettingsModel, load_config, make_config
 from vitp.engine import distributed
 from vitp.errors import ConfigError, DataError
 from vitp.models.compute import ComputeConfig, configure
@@ -38,7 +38,7 @@ COMPARED = {
 """Figure → whether more is better."""
 
 
-class BenchConfig(BaseModel):
+class BenchConfig(SettingsModel):
     """What is measured where no run is named: a model of random weights on made-up records.
 
     Attributes:
@@ -54,16 +54,14 @@ class BenchConfig(BaseModel):
         compute: As in a run.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     size: Literal["micro", "small", "full"] = "micro"
-    records: int = Field(16, ge=1)
+    records: int = Field(16, ge=1, le=10_000_000)
     tiles: int | None = Field(None, ge=1, le=40)
     questions: int = Field(1, ge=1, le=64)
     vrl_ratio: float = Field(0.75, ge=0, lt=1)
-    steps: int = Field(8, ge=1)
-    micro_batches: int = Field(1, ge=1)
-    num_workers: int = Field(0, ge=0)
+    steps: int = Field(8, ge=1, le=100_000_000)
+    micro_batches: int = Field(1, ge=1, le=65_536)
+    num_workers: int = Field(0, ge=0, le=512)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     compute: ComputeConfig = Field(default_factory=ComputeConfig)

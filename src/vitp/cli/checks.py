@@ -27,7 +27,7 @@ def bench(
         typer.Argument(help="Pretraining run or its YAML: its model and data; none: made-up records."),
     ] = None,
     size: Annotated[str | None, typer.Option("--size", help="Made-up: micro, small or full.")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps that are timed.")] = 8,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1_000_000, help="Steps that are timed.")] = 8,
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
     against: Annotated[
         Path | None,
@@ -68,8 +68,10 @@ def bench(
 
 def check(
     run: Annotated[Path, typer.Argument(help="Pretraining run or its YAML.")],
-    records: Annotated[int, typer.Option("--records", min=1, help="Records that are compared.")] = 8,
-    ranks: Annotated[int, typer.Option("--ranks", min=2, help="Processes of the last check.")] = 2,
+    records: Annotated[
+        int, typer.Option("--records", min=1, max=100_000, help="Records that are compared.")
+    ] = 8,
+    ranks: Annotated[int, typer.Option("--ranks", min=2, max=64, help="Processes of the last check.")] = 2,
     only: Annotated[
         list[str] | None,
         typer.Option(

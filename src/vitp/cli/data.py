@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vitp.cli.console import make_console
+from vitp.cli.run_options import check_format_options
 from vitp.errors import ConfigError, did_you_mean
 from vitp.reading import parse_yaml
 
@@ -34,20 +35,27 @@ def compile_command(
             "--format", help="coco, voc, yolo, dota, masks, folders, pairs, captions, scenes, vitp or auto."
         ),
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Of splits and questions.")] = 0,
-    crop: Annotated[int | None, typer.Option(help="Cut images into crops of this many pixels.")] = None,
-    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring crops share.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of splits and questions.")] = 0,
+    crop: Annotated[
+        int | None, typer.Option(min=8, max=65_536, help="Cut images into crops of this many pixels.")
+    ] = None,
+    overlap: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Pixels that neighbouring crops share.")
+    ] = 0,
     empty: Annotated[
-        float, typer.Option(help="Training images without objects at most, as a share (0 to 1).")
+        float,
+        typer.Option(min=0, max=1, help="Training images without objects at most, as a share (0 to 1)."),
     ] = 1.0,
-    questions: Annotated[int, typer.Option(help="Questions an image.")] = 6,
-    grid: Annotated[int, typer.Option(help="Cells on a side of grid questions.")] = 6,
+    questions: Annotated[int, typer.Option(min=1, max=10_000, help="Questions an image.")] = 6,
+    grid: Annotated[int, typer.Option(min=1, max=100, help="Cells on a side of grid questions.")] = 6,
     grid_always: Annotated[bool, typer.Option("--grid-always", help="Ask each image for its grid.")] = False,
     tasks: Annotated[
         list[str] | None,
         typer.Option("--task", help="Weight of a task, as in presence=2 or caption=0. Repeatable."),
     ] = None,
-    max_tiles: Annotated[int | None, typer.Option(help="Tiles an image, written into the mixture.")] = None,
+    max_tiles: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Tiles an image, written into the mixture.")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,6 +69,8 @@ def compile_command(
     from vitp.data.synthesis import TASKS, SynthesisConfig
 
     weights = {name: _number(name, value) for name, value in _pairs(tasks, "--task").items()}
+    options = {name: _plain(value) for name, value in _pairs(option, "--option").items()}
+    check_format_options(options)
     for name in weights:
         if name not in TASKS:
             raise ConfigError(
@@ -81,7 +91,7 @@ def compile_command(
         ),
         max_tiles=max_tiles,
         force=force,
-        **{name: _plain(value) for name, value in _pairs(option, "--option").items()},
+        **options,
     )
     _print_summary(summary)
 
@@ -167,9 +177,9 @@ def scenes_command(
     domain: Annotated[str, typer.Argument(help="general or port.")],
     out: Annotated[Path, typer.Option("--out", help="New folder.")],
     layout: Annotated[str, typer.Option(help="masks, coco, yolo, dota, voc, folders or pairs.")] = "masks",
-    count: Annotated[int, typer.Option(min=1, help="Scenes.")] = 200,
-    size: Annotated[int, typer.Option(min=32, help="Side in pixels.")] = 96,
-    seed: Annotated[int, typer.Option(help="Of the scenes.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=100_000_000, help="Scenes.")] = 200,
+    size: Annotated[int, typer.Option(min=32, max=8192, help="Side in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the scenes.")] = 0,
 ) -> None:
     """Write generated scenes with exact labels in a usual layout."""
     from vitp.data.scenes import scene_set, write_scenes
@@ -219,9 +229,12 @@ def prepare_command(
         str, typer.Option(help="official: the published splits; paper: what the paper trains and tests on.")
     ] = "official",
     crop: Annotated[
-        int | None, typer.Option(help="Side of the crops; 0: none. By default the set's own.")
+        int | None,
+        typer.Option(min=0, max=65_536, help="Side of the crops; 0: none. By default the set's own."),
     ] = None,
-    overlap: Annotated[int | None, typer.Option(help="Pixels that neighbouring crops share.")] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Pixels that neighbouring crops share.")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", help="Option of the set, as modality=MRI. Repeatable."),

@@ -29,12 +29,17 @@ def check_command(
         str | None, typer.Option(help='Counts tokens with this model\'s tokenizer, as "starter".')
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens a row may have. By default those of the run, else 4096.")
+        int | None,
+        typer.Option(
+            min=16, max=4_194_304, help="Tokens a row may have. By default those of the run, else 4096."
+        ),
     ] = None,
     max_tiles: Annotated[
         int | None,
         typer.Option(
-            help="Tiles an image where the mixture says nothing. By default those of the run, else 6."
+            min=1,
+            max=1024,
+            help="Tiles an image where the mixture says nothing. By default those of the run, else 6.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -79,13 +84,15 @@ def _length_of(model: str, max_tiles: int | None, max_length: int | None) -> tup
 def show_command(
     source: Annotated[Path, typer.Argument(help="JSON Lines, mixture file or compiled folder.")],
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("data.html"),
-    count: Annotated[int, typer.Option(help="Records on the page.")] = 24,
-    seed: Annotated[int, typer.Option(help="Chooses the records.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Records on the page.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Chooses the records.")] = 0,
     model: Annotated[str, typer.Option(help="Whose tokenizer and tiles are counted.")] = "starter",
     max_tiles: Annotated[
         int | None,
         typer.Option(
-            help="Tiles an image where the mixture says nothing. By default those of the run, else 6."
+            min=1,
+            max=1024,
+            help="Tiles an image where the mixture says nothing. By default those of the run, else 6.",
         ),
     ] = None,
 ) -> None:

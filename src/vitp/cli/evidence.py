@@ -71,19 +71,22 @@ def robustness(
         typer.Option("--compare", help="More runs or backbones of the same kind, side by side."),
     ] = None,
     severities: Annotated[
-        list[int] | None, typer.Option("--severities", help="Some of 1 to 5; all by default.")
+        list[int] | None, typer.Option("--severities", min=1, max=5, help="Some of 1 to 5; all by default.")
     ] = None,
     corruptions: Annotated[
         list[str] | None,
         typer.Option("--corruptions", help='Names; the twelve by default; also "extras" or "all".'),
     ] = None,
     split: Annotated[str, typer.Option(help="train, val, test or all (probes: always test).")] = "test",
-    images: Annotated[int | None, typer.Option("--max-images", min=1, help="Test images at most.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the corruptions.")] = 0,
-    labels: Annotated[
-        float | None, typer.Option(help="Probes: labelled images a seed: a number, or a share below 1.")
+    images: Annotated[
+        int | None, typer.Option("--max-images", min=1, max=10_000_000, help="Test images at most.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Probes: draws of the labelled images.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the corruptions.")] = 0,
+    labels: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e9, help="Probes: labelled images a seed: a number, or a share below 1."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Probes: draws of the labelled images.")] = 3,
     metric: Annotated[str | None, typer.Option(help="Score to show; the headline by default.")] = None,
     fmt: Annotated[str, typer.Option("--format", help="Format of the labels.")] = "auto",
     option: Annotated[
@@ -347,7 +350,7 @@ def features(
     shared: Annotated[
         bool, typer.Option("--shared-colours", help="One colour basis for backbones of one width and origin.")
     ] = False,
-    most: Annotated[int, typer.Option("--max-images", min=1, help="Images at most.")] = 8,
+    most: Annotated[int, typer.Option("--max-images", min=1, max=1000, help="Images at most.")] = 8,
 ) -> None:
     """Show what backbones see: features as colours, attention of a patch, rollout, reach of the heads."""
     from vitp.evaluation.features_page import write_features_page, write_pictures

@@ -82,7 +82,8 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", help="New folder for the backbone.")] = None,
     form: Annotated[Format, typer.Option("--format", help="Tool chain that is to read it.")] = Format.timm,
     image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side of the images in pixels; not for timm, which takes any.")
+        int | None,
+        typer.Option(min=8, max=65_536, help="Side of the images in pixels; not for timm, which takes any."),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check an export for timm against its own test vectors.")
@@ -117,10 +118,10 @@ def convert(
         str | None, typer.Option(help="timm's name of a ViT whose file doesn't tell it.")
     ] = None,
     heads: Annotated[
-        int | None, typer.Option(min=1, help="Attention heads of a ViT without a configuration.")
+        int | None, typer.Option(min=1, max=1024, help="Attention heads of a ViT without a configuration.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side of a tile in pixels; positions are resampled.")
+        int | None, typer.Option(min=8, max=65_536, help="Side of a tile in pixels; positions are resampled.")
     ] = None,
     positions: Annotated[
         Positions | None,
@@ -156,16 +157,16 @@ def swap(
         str | None, typer.Option(help="Another language model: folder or hub id in transformers' layout.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=8, help="With --vision: side of a tile in pixels.")
+        int | None, typer.Option(min=8, max=65_536, help="With --vision: side of a tile in pixels.")
     ] = None,
     shuffle: Annotated[
-        int | None, typer.Option(min=1, help="With --vision: side of the square of patches a token.")
+        int | None, typer.Option(min=1, max=64, help="With --vision: side of the square of patches a token.")
     ] = None,
     template: Annotated[str | None, typer.Option(help="Chat template of the new language model.")] = None,
     keep_projector: Annotated[
         bool, typer.Option("--keep-projector", help="For a ViT that was trained on from the one before.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the new projector.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the new projector.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier model.")] = False,
 ) -> None:
     """Put another ViT or language model into a vision-language model; align it afterwards."""
@@ -193,9 +194,9 @@ def ask(
     model: Annotated[str, typer.Argument(help='Run or model folder, or "starter".')],
     arguments: Annotated[list[str], typer.Argument(help="One or more images, then the question.")],
     draw: Annotated[Path | None, typer.Option(help="Picture with the boxes of the answer.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, max=65_536, help="Longest answer.")] = 128,
     max_tiles: Annotated[
-        int | None, typer.Option(min=1, help="Tiles an image. By default those of the run, else 6.")
+        int | None, typer.Option(min=1, max=1024, help="Tiles an image. By default those of the run, else 6.")
     ] = None,
 ) -> None:
     """Ask a model about an image; the answer streams."""
@@ -237,9 +238,10 @@ def probe(
         typer.Option("--compare", help="Another backbone under the same probes. Repeatable."),
     ] = None,
     labels: Annotated[
-        float | None, typer.Option(help="Labelled images a seed: a number, or a share below 1.")
+        float | None,
+        typer.Option(min=0, max=1e9, help="Labelled images a seed: a number, or a share below 1."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of the labelled images.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the labelled images.")] = 3,
     view: Annotated[View, typer.Option(help="whole: the image resized; tiles: cut into tiles.")] = View.whole,
     out: Annotated[Path | None, typer.Option("--out", help="JSON with all values.")] = None,
 ) -> None:

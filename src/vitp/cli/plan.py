@@ -12,6 +12,7 @@ from rich.table import Table
 
 from vitp.cli.console import make_console
 from vitp.errors import ConfigError
+from vitp.files import to_json
 from vitp.reading import parse_yaml, read_text
 
 if TYPE_CHECKING:
@@ -48,15 +49,19 @@ def plan(
     ] = False,
     images: Annotated[
         int | None,
-        typer.Option("--images", min=1, help="Finetuning: training images, for lengths in epochs."),
+        typer.Option(
+            "--images", min=1, max=2**40, help="Finetuning: training images, for lengths in epochs."
+        ),
     ] = None,
     utilisation: Annotated[
         float | None,
         typer.Option("--utilisation", min=0.01, max=1, help="Share of the GPU's peak that is reached."),
     ] = None,
-    price: Annotated[float | None, typer.Option("--price", min=0, help="Dollars an hour of one GPU.")] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0, max=1e6, help="Dollars an hour of one GPU.")
+    ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=10, help="Samples whose sizes are looked at.")
+        int, typer.Option("--samples", min=10, max=10_000_000, help="Samples whose sizes are looked at.")
     ] = 2000,
     override: Annotated[
         list[str] | None,
@@ -128,11 +133,11 @@ def _from_file(
         ) from error
     more = list(overrides)
     if isinstance(values, dict) and "task" in values:
-        more += [f"data.root={json.dumps(str(data))}"] if data is not None else []
-        more += [f"backbone.init={json.dumps(init)}"] if init is not None else []
+        more += [f"data.root={to_json(str(data))}"] if data is not None else []
+        more += [f"backbone.init={to_json(init)}"] if init is not None else []
         return load_config(FinetuneConfig, path, more)
-    more += [f"data.mixture=[{json.dumps(str(data))}]"] if data is not None else []
-    more += [f"model.init={json.dumps(init)}"] if init is not None else []
+    more += [f"data.mixture=[{to_json(str(data))}]"] if data is not None else []
+    more += [f"model.init={to_json(init)}"] if init is not None else []
     return load_config(PretrainConfig, path, more)
 
 

@@ -77,9 +77,11 @@ def recipe(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs; interrupted, it continues.")],
     scale: Annotated[
-        float, typer.Option(min=0.0001, help="Ours: factor on the steps, below 1 for a dry run.")
+        float, typer.Option(min=0.0001, max=1000, help="Ours: factor on the steps, below 1 for a dry run.")
     ] = 1.0,
-    seeds: Annotated[int, typer.Option(min=1, help="real-images, downstream: pretraining seeds.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="real-images, downstream: pretraining seeds.")
+    ] = 1,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="The paper's runs: the set, or the folder of prepared pretraining sets."),
@@ -87,7 +89,9 @@ def recipe(
     init: Annotated[
         str | None, typer.Option("--init", help="The paper's runs: model or backbone to start from.")
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Pretraining: GPUs that share a batch.")] = 8,
+    gpus: Annotated[
+        int, typer.Option("--gpus", min=1, max=65_536, help="Pretraining: GPUs that share a batch.")
+    ] = 8,
     as_published: Annotated[
         bool, typer.Option("--as-published", help="Pretraining: what the authors' code does.")
     ] = False,
@@ -256,7 +260,9 @@ def show(
         str | None, typer.Option("--data", help="The set, or the mixture file of a pretraining.")
     ] = None,
     init: Annotated[str | None, typer.Option("--init", help="Model or backbone to start from.")] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Pretraining: GPUs that share a batch.")] = 8,
+    gpus: Annotated[
+        int, typer.Option("--gpus", min=1, max=65_536, help="Pretraining: GPUs that share a batch.")
+    ] = 8,
     as_published: Annotated[
         bool, typer.Option("--as-published", help="Pretraining: what the authors' code does.")
     ] = False,
@@ -336,7 +342,7 @@ def _sets_table(found: Recipe) -> Table:
 def parity(
     name: Annotated[str, typer.Argument(help="One of `vitp recipes`.")],
     images: Annotated[
-        int | None, typer.Option("--images", min=1, help="Training images, for lengths in epochs.")
+        int | None, typer.Option("--images", min=1, max=2**40, help="Training images, for lengths in epochs.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:

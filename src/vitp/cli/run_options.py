@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vitp.errors import ConfigError
+from vitp.files import to_json
 
 
 def overrides_of(options: Mapping[str, object], override: Sequence[str] | None) -> list[str]:
@@ -19,8 +19,29 @@ def overrides_of(options: Mapping[str, object], override: Sequence[str] | None) 
     given = {key: value for key, value in options.items() if value is not None and value != []}
     return [
         *(override or []),
-        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()),
+        *(f"{key}={to_json(value)}" for key, value in given.items()),
     ]
+
+
+_COMMAND_OPTIONS = frozenset(
+    {"src", "source", "fmt", "format", "path", "root", "out", "seed", "crop", "overlap", "empty"}
+    | {"synthesis", "max_tiles", "force"}
+)
+"""What `--option` can't name: the command has it, as an argument or as an option of its own."""
+
+
+def check_format_options(names: Iterable[str]) -> None:
+    """Raise unless names are such that a label format may have an option of this name.
+
+    Raises:
+        ConfigError: One is the command's.
+    """
+    for name in names:
+        if name in _COMMAND_OPTIONS or not name.isidentifier():
+            fix = (
+                f"write it as --{name.replace('_', '-')}" if name in _COMMAND_OPTIONS else "write name=value"
+            )
+            raise ConfigError(f'no option "{name}" of a format', where="--option", fix=fix)
 
 
 def configuration_of(

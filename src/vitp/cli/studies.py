@@ -48,7 +48,8 @@ def study(
         ),
     ] = "",
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0, help="Begin no new cell after so many minutes.")
+        float | None,
+        typer.Option("--minutes", min=0, max=1e7, help="Begin no new cell after so many minutes."),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be run and how long it takes, and stop.")

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from vitp.cli.console import make_console
-from vitp.cli.run_options import configuration_of, overrides_of
+from vitp.cli.run_options import check_format_options, configuration_of, overrides_of
 from vitp.errors import ConfigError
 from vitp.reading import parse_yaml
 
@@ -42,7 +42,9 @@ def finetune(
         typer.Option("--backbone", help='"starter", "random", an export, run or model folder, or timm:NAME.'),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/finetune"),
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, max=100_000_000, help="Optimizer steps.")
+    ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="key.key=value over the configuration. Repeatable."),
@@ -178,6 +180,7 @@ def format_options(option: Sequence[str] | None) -> dict[str, Any]:
             found[name.strip().replace("-", "_")] = parse_yaml(text)
         except yaml.YAMLError:
             found[name.strip().replace("-", "_")] = text
+    check_format_options(found)
     return found
 
 

@@ -47,7 +47,9 @@ def pretrain(
             "--init", help='"starter", a model or run folder, or "scratch" ("random" but for vitp).'
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, max=100_000_000, help="Optimizer steps.")
+    ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="key.key=value over the configuration. Repeatable."),
@@ -131,7 +133,9 @@ def _objective_of(config: Path) -> str:
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/report.html by default.")] = None,
-    samples: Annotated[int, typer.Option(help="Questions that the model answers on the page.")] = 12,
+    samples: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Questions that the model answers on the page.")
+    ] = 12,
 ) -> None:
     """Write one self-contained page about a run."""
     from vitp.evaluation.run_page import report_run
@@ -144,9 +148,12 @@ def report(
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="Pretraining seeds.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pretraining seeds.")] = 1,
     ceiling: Annotated[
-        int, typer.Option(min=0, help="Steps of a finetune on all labels beside the few; 0: none.")
+        int,
+        typer.Option(
+            min=0, max=100_000_000, help="Steps of a finetune on all labels beside the few; 0: none."
+        ),
     ] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Start anew where an earlier demo left its results.")

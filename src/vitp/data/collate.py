@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageEnhance
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from vitp.config import SettingsModel
 from vitp.data.chat import ChatTokenizer, EncodedRecord
 from vitp.data.fingerprint import fingerprint, images_digest
 from vitp.data.images import load_image
@@ -27,15 +28,17 @@ LoadTiles = Callable[[str, int], np.ndarray]
 """(address of an image, most tiles) → (tiles, 3, tile, tile) uint8; see `vitp.data.tiles`."""
 
 
-class SequenceConfig(BaseModel):
+class SequenceConfig(SettingsModel):
     """How a record becomes tokens."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    max_length: int = Field(default=4096, ge=16, description="Tokens a row, after dropping.")
-    max_tiles: int = Field(default=6, ge=1, description="Tiles an image where the mixture says nothing.")
+    max_length: int = Field(default=4096, ge=16, le=4_194_304, description="Tokens a row, after dropping.")
+    max_tiles: int = Field(
+        default=6, ge=1, le=1024, description="Tiles an image where the mixture says nothing."
+    )
     pack: bool = Field(default=True, description="False: one record a row.")
-    max_turns: int | None = Field(default=None, ge=1, description="Questions a record; the rest is left out.")
+    max_turns: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Questions a record; the rest is left out."
+    )
 
 
 @dataclass

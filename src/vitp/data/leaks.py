@@ -6,7 +6,6 @@ Three ways to leak are told apart, the plainest first: equal pixels, the same pi
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from vitp.data.labels import LabelledSet
 from vitp.data.overlap import Landmarks, OverlapIndex, landmarks
 from vitp.data.sources import Source, open_sources
 from vitp.errors import ConfigError, DataError
+from vitp.files import to_json
 
 Kind = Literal["pixels", "picture", "overlap"]
 HASH_DISTANCE = 4
@@ -272,7 +272,7 @@ def write_clean(mixture: str | Path, report: LeakReport, out: str | Path) -> dic
             with (temporary / f"{source.name}.jsonl").open("w", encoding="utf-8") as file:
                 for row, uses in _rows(source, own):
                     if not uses:
-                        file.write(json.dumps(source.records.row(row), ensure_ascii=False) + "\n")
+                        file.write(to_json(source.records.row(row)) + "\n")
                         count += 1
             left[source.name] = count
             if not count:

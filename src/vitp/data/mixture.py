@@ -21,6 +21,9 @@ from vitp.data.record_set import RecordSet
 from vitp.data.records import InstructionRecord
 from vitp.errors import CheckpointError, DataError
 
+LARGEST_RATE = 10_000.0
+"""Times that an epoch may take each record; the paper's largest is 10."""
+
 
 @dataclass(frozen=True)
 class MixtureEntry:
@@ -43,9 +46,11 @@ class MixtureEntry:
         if not len(self.records):
             file = getattr(self.records, "annotation", where)  # sets in memory have none
             raise DataError("the set is empty", where=str(file), fix="remove it from the mixture or fill it")
-        if not (math.isfinite(self.rate) and self.rate > 0):
+        if not 0 < self.rate <= LARGEST_RATE:  # NaN is neither
             raise DataError(
-                f"its rate is {self.rate}", where=where, fix="use a rate above 0, or leave the set out"
+                f"its rate is {self.rate}",
+                where=where,
+                fix=f"use a rate above 0 and up to {LARGEST_RATE:,g}, or leave the set out",
             )
         if self.max_tiles is not None and self.max_tiles < 1:
             raise DataError(f"its largest tile count is {self.max_tiles}", where=where, fix="use 1 or more")

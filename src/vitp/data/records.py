@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vitp.errors import DataError
+from vitp.files import to_json as json_text
 
 IMAGE_MARK = "<image>"
 """Marks the place of one image in the text of a question."""
@@ -189,4 +189,4 @@ def to_json(record: InstructionRecord) -> dict[str, Any]:
 
 def to_line(record: InstructionRecord) -> str:
     """Return the record as one line of JSON Lines, without the line break."""
-    return json.dumps(to_json(record), ensure_ascii=False)
+    return json_text(to_json(record))

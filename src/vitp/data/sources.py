@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vitp.data.readers.llava import open_records
-from vitp.data.readers.mixture_file import open_entry, read_mixture_table
+from vitp.data.readers.mixture_file import LARGEST_MIXTURE, open_entry, read_mixture_table
 from vitp.data.readers.rows import RowRecords
 from vitp.data.shards.storage import join
 from vitp.errors import DataError
-from vitp.reading import parse_json, read_text
+from vitp.reading import check_file, parse_json, read_text
 
 SPLITS = ("train", "val", "test")
-_LARGEST_MIXTURE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Source:
 def is_mixture(path: Path) -> bool:
     """Return whether a file is one JSON object without a conversation: a mixture, not a row."""
     try:
-        if path.suffix != ".json" or path.stat().st_size > _LARGEST_MIXTURE:
+        if path.suffix != ".json" or check_file(path).st_size > LARGEST_MIXTURE:
             return False
         value = parse_json(read_text(path))
     except (OSError, ValueError):

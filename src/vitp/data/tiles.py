@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from vitp.config import SettingsModel
 from vitp.data.images import is_scene, load_image
 from vitp.data.shards.storage import is_member, is_remote
 from vitp.data.tiling import choose_grid, cut_grid
@@ -24,16 +25,14 @@ _GAP = 2
 average (Pillow's `thumbnail` keeps the same distance)."""
 
 
-class InputSettings(BaseModel):
+class InputSettings(SettingsModel):
     """How images are read. None of it changes which records are learned from."""
-
-    model_config = ConfigDict(extra="forbid")
 
     draft: bool = Field(
         True,
         description="Decode JPEGs, and very large images, of four times the tiles' resolution at a fraction of it.",
     )
-    cache_gb: float = Field(0.0, ge=0, description="Tiles that are kept, in GB; 0: none.")
+    cache_gb: float = Field(0.0, ge=0, le=1_000_000, description="Tiles that are kept, in GB; 0: none.")
     cache_folder: str | None = Field(
         None, description="Where they are kept, shared by all data workers; none: in each worker's memory."
     )

@@ -13,7 +13,9 @@ import math
 import cv2
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from vitp.config import SettingsModel, Share
 
 Window = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image, x2 and y2 exclusive."""
@@ -24,7 +26,7 @@ _BLUR_REFERENCE = 224
 """The published range of the blur is for views of this many pixels; it shrinks with the view."""
 
 
-class ViewConfig(BaseModel):
+class ViewConfig(SettingsModel):
     """How an image may change. `ViewConfig.neutral()` changes nothing but the size.
 
     Attributes:
@@ -40,10 +42,8 @@ class ViewConfig(BaseModel):
         solarize: Share of the views whose bright half is inverted.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    crop: tuple[float, float] = (0.4, 1.0)
-    aspect: float = Field(4 / 3, ge=1)
+    crop: tuple[Share, Share] = (0.4, 1.0)
+    aspect: float = Field(4 / 3, ge=1, le=100)
     flip: bool = True
     rotate90: bool = True
     colour: float = Field(0.4, ge=0, le=1)

@@ -52,6 +52,7 @@ class RunState:
         counters: Totals since the start of the run: seconds, samples, tokens, tiles.
         evidence: Running sums of the evidence that the vision tower learns.
         settings: Configuration of the run, to report what changed.
+        layout: How the checkpoint keeps its tensors: `FORMAT` or `SHARDED_FORMAT`.
     """
 
     step: int
@@ -59,6 +60,7 @@ class RunState:
     counters: dict[str, float] = field(default_factory=dict)
     evidence: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    layout: int = FORMAT
 
 
 def folder(run_dir: Path, step: int) -> Path:
@@ -232,6 +234,7 @@ def read_state(path: Path) -> RunState:
             values["counters"],
             values["evidence"],
             values["settings"],
+            values["format"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"can't be read ({error})", where=str(path / STATE_FILE), fix=_AGAIN) from error
@@ -258,7 +261,8 @@ def read_tensors(
     Raises:
         DamagedError: A file is missing, or isn't as it was written.
     """
-    if shards.is_sharded(path):
+    # What the run says decides, not what lies in the folder: the list of parts is a pickle.
+    if read_state(path).layout == SHARDED_FORMAT:
         return Tensors(*shards.load(path, model, optimizer, names))
     return Tensors(
         load_tensors(path / "model.safetensors", fix=_AGAIN),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from vitp.config import SettingsModel, Share, Weight
 
 
-class OptimConfig(BaseModel):
+class OptimConfig(SettingsModel):
     """AdamW and its schedule.
 
     Attributes:
@@ -29,22 +31,20 @@ class OptimConfig(BaseModel):
         layer_decay: Factor on the rate from one vision block to the one below it; None: the same for all.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    lr: float = Field(2e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float | None = Field(1.0, gt=0)
+    lr: float = Field(2e-5, gt=0, le=100)
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0, le=1)
+    weight_decay: float = Field(0.01, ge=0, le=100)
+    clip_norm: float | None = Field(1.0, gt=0, le=1e6)
     warmup_ratio: float = Field(0.2, ge=0, le=1)
-    warmup_steps: int | None = Field(None, ge=0)
+    warmup_steps: int | None = Field(None, ge=0, le=100_000_000)
     warmup_start: float = Field(0.0, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     decay_from: Literal["warmup", "start"] = "warmup"
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    milestones: tuple[float, ...] = (8 / 12, 11 / 12)
+    milestones: tuple[Share, ...] = (8 / 12, 11 / 12)
     gamma: float = Field(0.1, gt=0, le=1)
-    lr_scale: dict[str, float] = Field(default_factory=dict)
+    lr_scale: dict[str, Weight] = Field(default_factory=dict)
     layer_decay: float | None = Field(None, gt=0, le=1)
 
     @model_validator(mode="after")
@@ -64,7 +64,7 @@ class OptimConfig(BaseModel):
         return min(wanted, steps)
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(SettingsModel):
     """Length, precision and bookkeeping of a run.
 
     Attributes:
@@ -91,23 +91,21 @@ class TrainConfig(BaseModel):
         async_save: Write checkpoints while training goes on, at the price of a copy of the state in memory.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    steps: int = Field(gt=0)
-    micro_batches: int = Field(1, gt=0)
+    steps: int = Field(gt=0, le=100_000_000)
+    micro_batches: int = Field(1, gt=0, le=65_536)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    save_every: int | None = Field(500, gt=0)
-    keep_last: int = Field(2, gt=0)
-    log_every: int = Field(10, gt=0)
-    num_workers: int = Field(2, ge=0)
-    seed: int = Field(0, ge=0)
+    save_every: int | None = Field(500, gt=0, le=100_000_000)
+    keep_last: int = Field(2, gt=0, le=100_000)
+    log_every: int = Field(10, gt=0, le=100_000_000)
+    num_workers: int = Field(2, ge=0, le=512)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     deterministic: bool = False
-    loss_weights: dict[str, float] = Field(default_factory=dict)
+    loss_weights: dict[str, Weight] = Field(default_factory=dict)
     tensorboard: bool = True
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(None, gt=0, le=4096)
     must_train: tuple[str, ...] = ()
-    check_at: int | None = Field(None, gt=0)
+    check_at: int | None = Field(None, gt=0, le=100_000_000)
     parallel: Literal["ddp", "fsdp", "hybrid"] = "ddp"
-    shard_size: int | None = Field(None, gt=0)
+    shard_size: int | None = Field(None, gt=0, le=65_536)
     async_save: bool = False

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from vitp.engine import distributed
+from vitp.engine.metadata import PartsReader
 from vitp.engine.weights import unique_state
 from vitp.errors import DamagedError, VitpError
 from vitp.files import as_user_error, sha256
@@ -41,11 +42,6 @@ WRITE_ERRORS = (Exception, CheckpointException)
 """What a failed write may raise: torch's own exception is a `BaseException`."""
 
 _MODEL, _MOMENTS = "model/", "optimizer/"
-
-
-def is_sharded(path: Path) -> bool:
-    """Return whether a checkpoint folder has its tensors in parts."""
-    return (path / FOLDER).is_dir()
 
 
 def new_group() -> Any:
@@ -143,9 +139,10 @@ def load(
     }
     targets: dict[str, Tensor] = {}
     try:
-        reader = dcp.FileSystemReader(path / FOLDER)
+        reader = PartsReader(path / FOLDER)
         for key, stored in reader.read_metadata().state_dict_metadata.items():
-            assert isinstance(stored, TensorStorageMetadata)
+            if not isinstance(stored, TensorStorageMetadata):
+                raise ValueError(f"{key} is no tensor")
             pattern = own.get(key)
             if pattern is None and key.startswith(_MOMENTS):
                 pattern = trained.get(key.removeprefix(_MOMENTS).partition(":")[2])

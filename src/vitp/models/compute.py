@@ -12,15 +12,16 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from vitp.config import SettingsModel
 from vitp.models import language
 from vitp.models.attention_layouts import AttentionKind
 from vitp.models.vlm import VisionLanguageModel
 
 
-class ComputeConfig(BaseModel):
+class ComputeConfig(SettingsModel):
     """Settings of speed and memory.
 
     Attributes:
@@ -32,12 +33,10 @@ class ComputeConfig(BaseModel):
         static_rows: Keep the padding of the language model's rows, for the same reason.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     attention: AttentionKind = "auto"
     recompute: Literal["none", "selective", "full"] = "none"
     compile: Literal["none", "vision", "all"] = "none"
-    tile_multiple: int = Field(1, ge=1)
+    tile_multiple: int = Field(1, ge=1, le=65_536)
     static_rows: bool = False
 
 

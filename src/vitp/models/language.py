@@ -5,39 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vitp.config import SettingsModel
 from vitp.errors import ConfigError, did_you_mean
+from vitp.models.arguments import check_language_arguments
 from vitp.models.attention_layouts import PackedAttention
 
 PACKED = "vitp_packed"
 """Name of our attention among those of transformers."""
 
 
-class LoRAConfig(BaseModel):
+class LoRAConfig(SettingsModel):
     """Low-rank adaptation of the language model's linear layers; all else of it is frozen."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, gt=0)
+    rank: int = Field(default=16, ge=1, le=65_536)
+    alpha: int = Field(default=32, gt=0, le=65_536)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class LanguageConfig(BaseModel):
+class LanguageConfig(SettingsModel):
     """Which causal language model.
 
     `model_type` and `arguments` are those of the Hugging Face configuration ("qwen2", …). `vocab_size` is
     set from the tokenizer.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     model_type: str = "qwen2"
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -100,11 +98,16 @@ def build_language_model(config: LanguageConfig, *, vocabulary: int) -> PreTrain
             where="language.model_type",
             fix=did_you_mean(config.model_type, CONFIG_MAPPING_NAMES),
         )
+    check_language_arguments(config.model_type, config.arguments, where="language.arguments")
     arguments = {**config.arguments, "vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None}
     try:
         hf_config = AutoConfig.for_model(config.model_type, **arguments)
         model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
-    except (ValueError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever sizes that don't go together make transformers and torch raise
+        if "alloc" in str(error):
+            raise
         raise ConfigError(
             f"transformers can't make a {config.model_type} ({error})", where="language.arguments"
         ) from error

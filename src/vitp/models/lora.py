@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.config import SettingsModel
 from vitp.errors import ConfigError
 from vitp.models.vision import VisionTower
 
 
-class VisionLoRAConfig(BaseModel):
+class VisionLoRAConfig(SettingsModel):
     """Which part of a vision tower learns, and how.
 
     Attributes:
@@ -31,13 +32,11 @@ class VisionLoRAConfig(BaseModel):
         norms: Train all norms.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    rank: int = Field(8, ge=1)
-    alpha: int = Field(16, gt=0)
+    rank: int = Field(8, ge=1, le=65_536)
+    alpha: int = Field(16, gt=0, le=65_536)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ("attn.qkv",)
-    unfrozen_blocks: int = Field(1, ge=0)
+    unfrozen_blocks: int = Field(1, ge=0, le=1024)
     norms: bool = True
 
 

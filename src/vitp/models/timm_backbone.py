@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from timm.models import load_state_dict
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitp.errors import CheckpointError, ConfigError, did_you_mean
+from vitp.config import Mean, Positive, SettingsModel
+from vitp.errors import CheckpointError, ConfigError
+from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
 from vitp.models.vision import VisionConfig, VisionTower
@@ -30,7 +32,7 @@ CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "attn_po
 """How the names of what follows the last feature map begin in timm's models."""
 
 
-class TimmConfig(BaseModel):
+class TimmConfig(SettingsModel):
     """A model as timm knows it.
 
     Attributes:
@@ -40,13 +42,11 @@ class TimmConfig(BaseModel):
         mean, std: Normalisation of RGB values on 0..1; None: what timm says.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     architecture: str
     arguments: dict[str, Any] = Field(default_factory=dict)
-    image_size: int | None = Field(default=None, ge=8)
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    image_size: int | None = Field(default=None, ge=8, le=65_536)
+    mean: tuple[Mean, Mean, Mean] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
 
 
 class TimmStages(Backbone):
@@ -150,18 +150,18 @@ def _wrap(config: TimmConfig, model: nn.Module, drop_path: float) -> VisionTower
 
 def _create(config: TimmConfig, drop_path: float) -> nn.Module:
     name = config.architecture
-    if not timm.is_model(name):
-        raise ConfigError(
-            f'timm has no model "{name}"',
-            where="backbone",
-            fix=did_you_mean(name.split(".")[0], timm.list_models()) or "see timm.list_models()",
-        )
+    check_architecture(name, where="backbone")
+    check_timm_arguments(config.arguments, where="backbone.arguments")
     arguments: dict[str, Any] = {"num_classes": 0, **_size_arguments(name, config.image_size)}
     if drop_path:
         arguments["drop_path_rate"] = drop_path
     try:
         return timm.create_model(name, **(arguments | config.arguments))
-    except TypeError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever sizes that don't go together make timm and torch raise
+        if "alloc" in str(error):
+            raise
         raise ConfigError(f"timm refuses an argument ({error})", where="backbone.arguments") from error
 
 

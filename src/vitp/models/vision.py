@@ -10,12 +10,14 @@ from typing import Any
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vitp.errors import ConfigError, did_you_mean
+from vitp.config import Mean, Positive, SettingsModel
+from vitp.errors import ConfigError
+from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod, use_bicubic_positions
 
@@ -23,20 +25,18 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class VisionConfig(BaseModel):
+class VisionConfig(SettingsModel):
     """A Vision Transformer as timm knows it.
 
     `architecture` is a timm model name, `arguments` what `timm.create_model` gets beside it: with
     `vit_tiny_patch16_224` and other `embed_dim`, `depth`, `patch_size` any plain ViT can be written.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     architecture: str = "vit_tiny_patch16_224"
     arguments: dict[str, Any] = Field(default_factory=dict)
-    image_size: int = Field(default=96, ge=8, description="Side of a tile in pixels.")
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    image_size: int = Field(default=96, ge=8, le=65_536, description="Side of a tile in pixels.")
+    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     positions: PositionMethod = Field(
         default="antialiased",
         description="How the position table follows an image of another size: timm's way, or InternVL's (bicubic).",
@@ -127,6 +127,8 @@ class VisionTower(PlainViT):
 
 
 def _create_vit(config: VisionConfig, drop_path: float) -> VisionTransformer:
+    check_architecture(config.architecture, where="vision.architecture")
+    check_timm_arguments(config.arguments, where="vision.arguments")
     try:
         model = timm.create_model(
             config.architecture,
@@ -138,12 +140,11 @@ def _create_vit(config: VisionConfig, drop_path: float) -> VisionTransformer:
             drop_path_rate=drop_path,
             **config.arguments,
         )
-    except RuntimeError as error:
-        hint = did_you_mean(config.architecture, timm.list_models("*vit*"))
-        raise ConfigError(
-            f"timm can't make {config.architecture!r} ({error})", where="vision.architecture", fix=hint
-        ) from error
-    except TypeError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever sizes that don't go together make timm and torch raise
+        if "alloc" in str(error):
+            raise
         raise ConfigError(f"timm refuses an argument ({error})", where="vision.arguments") from error
     if not isinstance(model, VisionTransformer):
         raise ConfigError(

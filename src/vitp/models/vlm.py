@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.config import SettingsModel
 from vitp.errors import ConfigError, DataError
 from vitp.models.attention_layouts import (
     AttentionKind,
@@ -31,14 +32,14 @@ PARTS = ("vision", "projector", "language")
 """The three parts of the model, as configuration and console name them."""
 
 
-class VLMConfig(BaseModel):
+class VLMConfig(SettingsModel):
     """The three parts and how they meet."""
-
-    model_config = ConfigDict(extra="forbid")
 
     vision: VisionConfig = Field(default_factory=VisionConfig)
     language: LanguageConfig = Field(default_factory=LanguageConfig)
-    shuffle: int = Field(default=2, ge=1, description="Side of the square of patches folded into a token.")
+    shuffle: int = Field(
+        default=2, ge=1, le=64, description="Side of the square of patches folded into a token."
+    )
     template: str = "internvl2_5"
     drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
 

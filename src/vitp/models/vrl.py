@@ -10,19 +10,19 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
+from vitp.config import SettingsModel
 
-class VRLConfig(BaseModel):
+
+class VRLConfig(SettingsModel):
     """Ratio of image tokens dropped, and probability that a sample is treated at all."""
-
-    model_config = ConfigDict(extra="forbid")
 
     ratio: float = Field(default=0.75, ge=0.0, lt=1.0, description="Share of image tokens dropped (r).")
     probability: float = Field(default=1.0, ge=0.0, le=1.0, description="Share of samples that drop tokens.")
     ramp_steps: int = Field(
-        default=0, ge=0, description="Steps over which the ratio grows from 0 to its value."
+        default=0, ge=0, le=100_000_000, description="Steps over which the ratio grows from 0 to its value."
     )
 
 

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.config import Positive, SettingsModel, Share
 from vitp.data.views import ViewConfig, make_view
 from vitp.engine import distributed
 from vitp.errors import ConfigError
@@ -29,7 +30,7 @@ from vitp.objectives.views_source import PlacedImage, stacked
 GLOBAL_VIEWS = 2
 
 
-class DistillationConfig(BaseModel):
+class DistillationConfig(SettingsModel):
     """Self-distillation. The publication's head has 65,536 prototypes, for ImageNet and batches of 1,024.
 
     Attributes:
@@ -48,22 +49,20 @@ class DistillationConfig(BaseModel):
         local_crop: Smallest and largest share of the area that a local view shows.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    local_views: int = Field(4, ge=0)
-    local_size: int | None = Field(None, ge=8)
-    prototypes: int = Field(1024, ge=2)
-    hidden: int = Field(512, ge=8)
-    bottleneck: int = Field(128, ge=4)
-    student_temperature: float = Field(0.1, gt=0)
-    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    local_views: int = Field(4, ge=0, le=1024)
+    local_size: int | None = Field(None, ge=8, le=65_536)
+    prototypes: int = Field(1024, ge=2, le=1_000_000)
+    hidden: int = Field(512, ge=8, le=65_536)
+    bottleneck: int = Field(128, ge=4, le=65_536)
+    student_temperature: float = Field(0.1, gt=0, le=1000)
+    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     teacher_warmup: float = Field(0.3, ge=0, le=1)
     momentum: float = Field(0.996, ge=0, le=1)
     centre_momentum: float = Field(0.9, ge=0, lt=1)
     mask: float = Field(0.0, ge=0, le=1)
-    mask_ratio: tuple[float, float] = (0.1, 0.5)
+    mask_ratio: tuple[Share, Share] = (0.1, 0.5)
     views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.4, 1.0), solarize=0.1))
-    local_crop: tuple[float, float] = (0.1, 0.4)
+    local_crop: tuple[Share, Share] = (0.1, 0.4)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.config import SettingsModel
 from vitp.data.views import ViewConfig, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
@@ -38,7 +39,7 @@ _TEXT = 0x545854
 """Keeps the choice of the text apart from the view: another text tower must not change the pixels."""
 
 
-class ImageTextConfig(BaseModel):
+class ImageTextConfig(SettingsModel):
     """Image-text contrast.
 
     Attributes:
@@ -51,16 +52,14 @@ class ImageTextConfig(BaseModel):
         views: How the images change. Mirroring would make "left" and "right" in a text wrong.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     text: Literal["small", "language"] = "small"
     language: str = "starter"
     texts: TextKind = "captions"
-    length: int = Field(96, ge=4)
-    text_width: int = Field(192, ge=8)
-    text_layers: int = Field(3, ge=1)
-    text_heads: int = Field(6, ge=1)
-    dimension: int = Field(128, ge=2)
+    length: int = Field(96, ge=4, le=65_536)
+    text_width: int = Field(192, ge=8, le=65_536)
+    text_layers: int = Field(3, ge=1, le=1024)
+    text_heads: int = Field(6, ge=1, le=1024)
+    dimension: int = Field(128, ge=2, le=65_536)
     views: ViewConfig = Field(
         default_factory=lambda: ViewConfig(
             crop=(0.9, 1.0), flip=False, rotate90=False, colour=0.2, hue=0, grey=0, blur=0

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vitp.config import SettingsModel
 from vitp.data.views import ViewConfig, make_view
 from vitp.models.flops import TransformerShape, forward_flops
 from vitp.models.vision import VisionTower
@@ -23,7 +24,7 @@ from vitp.objectives.image_base import ImageObjective, backward_factor, linear_f
 from vitp.objectives.views_source import PlacedImage, stacked
 
 
-class MaskedImageConfig(BaseModel):
+class MaskedImageConfig(SettingsModel):
     """Masked image modelling. The paper's decoder is 512 wide and 8 blocks deep, for a ViT-B or larger.
 
     Attributes:
@@ -34,11 +35,9 @@ class MaskedImageConfig(BaseModel):
         views: How the images change.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     ratio: float = Field(0.75, gt=0, lt=1)
-    decoder_width: int | None = Field(None, ge=16)
-    decoder_layers: int = Field(2, ge=1)
+    decoder_width: int | None = Field(None, ge=16, le=65_536)
+    decoder_layers: int = Field(2, ge=1, le=1024)
     normalize: bool = True
     views: ViewConfig = Field(default_factory=lambda: ViewConfig.geometric((0.4, 1.0)))
 

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from vitp.config import SettingsModel
 from vitp.data.packing import PackedBatch
 from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
@@ -22,16 +23,14 @@ from vitp.objectives.image_base import backward_factor, tower_flops
 LOSS = "preserve"
 
 
-class PreserveConfig(BaseModel):
+class PreserveConfig(SettingsModel):
     """Feature preservation.
 
     Attributes:
         weight: Of its loss in the total loss; 0: the objective as it is.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    weight: float = Field(0.0, ge=0)
+    weight: float = Field(0.0, ge=0, le=1e6)
 
 
 def preserving(objective: Objective, config: PreserveConfig) -> Objective:

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.config import SettingsModel
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch
 from vitp.models.vlm import VisionLanguageModel, packed_attention_mask
@@ -28,7 +29,7 @@ _HIDDEN_SEGMENT = -2
 """Image tokens get a record number that no text token has, so that none sees them."""
 
 
-class PriorConfig(BaseModel):
+class PriorConfig(SettingsModel):
     """Weighting of the answers' tokens.
 
     Attributes:
@@ -39,12 +40,10 @@ class PriorConfig(BaseModel):
         lr: Its peak learning rate.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    alpha: float = Field(0.0, ge=0)
+    alpha: float = Field(0.0, ge=0, le=1e6)
     reference: str | None = None
-    steps: int = Field(200, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    steps: int = Field(200, ge=1, le=100_000_000)
+    lr: float = Field(1e-3, gt=0, le=100)
 
 
 def text_only_states(language: Any, batch: PackedBatch) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.config import SettingsModel
 from vitp.data.views import ViewConfig, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
@@ -21,7 +22,7 @@ from vitp.objectives.image_base import ImageObjective, backward_factor, linear_f
 from vitp.objectives.views_source import PlacedImage, stacked
 
 
-class SimCLRConfig(BaseModel):
+class SimCLRConfig(SettingsModel):
     """SimCLR.
 
     Attributes:
@@ -31,11 +32,9 @@ class SimCLRConfig(BaseModel):
         views: How the two views of an image differ.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    temperature: float = Field(0.1, gt=0)
-    hidden: int | None = Field(None, ge=8)
-    dimension: int = Field(128, ge=2)
+    temperature: float = Field(0.1, gt=0, le=1000)
+    hidden: int | None = Field(None, ge=8, le=65_536)
+    dimension: int = Field(128, ge=2, le=65_536)
     views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.2, 1.0)))
 
 

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from vitp.config import SettingsModel
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.data.permutation import Permutation
 from vitp.data.views import ViewConfig, make_view
@@ -33,7 +34,7 @@ from vitp.objectives.image_base import (
 from vitp.objectives.views_source import ImageMixture, ImageRows, PlacedImage, stacked
 
 
-class SupervisedConfig(BaseModel):
+class SupervisedConfig(SettingsModel):
     """Classification.
 
     Attributes:
@@ -42,8 +43,6 @@ class SupervisedConfig(BaseModel):
         views: How the images change. An object counts as present when its centre is in the crop.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     labels: Literal["scene", "presence", "both"] = "both"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     views: ViewConfig = Field(
@@ -51,7 +50,7 @@ class SupervisedConfig(BaseModel):
     )
 
 
-class DenseSettings(BaseModel):
+class DenseSettings(SettingsModel):
     """The class of each pixel, from a linear layer on the patch tokens (see `vitp.objectives.dense`).
 
     Attributes:
@@ -60,8 +59,6 @@ class DenseSettings(BaseModel):
         crop: Smallest share of the short side that a square crop keeps.
         photometric: Strength of brightness, contrast and channel changes.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     presence: bool = False
     head: Literal["linear", "conv"] = "linear"

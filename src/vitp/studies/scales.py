@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from vitp.config import make_config
+from vitp.config import Count, LearningRate, Positive, SettingsModel, make_config
 from vitp.errors import ConfigError, did_you_mean
 
 Paradigm = Literal["supervised", "dense", "mae", "simclr", "dino", "clip", "vitp"]
@@ -24,7 +24,7 @@ SMALL_DETECTOR: dict[str, Any] = {
 """Faster R-CNN for a ViT of a few million parameters and objects of 5–40 px."""
 
 
-class SceneScale(BaseModel):
+class SceneScale(SettingsModel):
     """Generated scenes.
 
     Attributes:
@@ -35,17 +35,15 @@ class SceneScale(BaseModel):
         seed: Of the scenes.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     domain: str = "port"
-    count: int = Field(3000, gt=0)
+    count: int = Field(3000, gt=0, le=10_000_000)
     val: float = Field(0.06, ge=0, lt=1)
     test: float = Field(0.08, ge=0, lt=1)
-    size: int = Field(96, ge=16)
-    seed: int = Field(31, ge=0)
+    size: int = Field(96, ge=16, le=65_536)
+    seed: int = Field(31, ge=0, le=2**63 - 1)
 
 
-class TaskScale(BaseModel):
+class TaskScale(SettingsModel):
     """How one downstream task is finetuned: the same for every arm, but for the learning rate where it is tuned.
 
     Attributes:
@@ -60,20 +58,18 @@ class TaskScale(BaseModel):
         score: The value that arms are compared by.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    steps: int = Field(gt=0)
-    batch_size: int = Field(8, gt=0)
-    labels: int | float | None = 100
-    lrs: tuple[float, ...] = Field((1e-3,), min_length=1)
-    full_steps: int = Field(gt=0)
-    layer_decay: float = 0.75
+    steps: int = Field(gt=0, le=100_000_000)
+    batch_size: int = Field(8, gt=0, le=1_000_000)
+    labels: Count | Positive | None = 100
+    lrs: tuple[LearningRate, ...] = Field((1e-3,), min_length=1)
+    full_steps: int = Field(gt=0, le=100_000_000)
+    layer_decay: float = Field(0.75, gt=0, le=1)
     head: dict[str, Any] = Field(default_factory=dict)
     neck: dict[str, Any] = Field(default_factory=dict)
     score: str
 
 
-class Scale(BaseModel):
+class Scale(SettingsModel):
     """All sizes of a study.
 
     Attributes:
@@ -106,32 +102,30 @@ class Scale(BaseModel):
         tasks: Downstream task → how.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     name: str
     quick: bool = False
     start: str = "starter"
     paradigms: tuple[Paradigm, ...] = ("supervised", "dense", "mae", "simclr", "dino", "clip", "vitp")
     inits: tuple[Literal["start", "scratch"], ...] = ("start", "scratch")
     budgets: tuple[Literal["images", "flops"], ...] = ("images", "flops")
-    seeds: int = Field(3, ge=1)
-    draws: int = Field(3, ge=1)
-    side_draws: int = Field(3, ge=1)
-    images: int = Field(gt=0)
-    batch: int | None = Field(None, gt=0)
-    batch_factor: int = Field(1, gt=0)
+    seeds: int = Field(3, ge=1, le=100_000)
+    draws: int = Field(3, ge=1, le=100_000)
+    side_draws: int = Field(3, ge=1, le=100_000)
+    images: int = Field(gt=0, le=10_000_000)
+    batch: int | None = Field(None, gt=0, le=1_000_000)
+    batch_factor: int = Field(1, gt=0, le=1_000_000)
     align_share: float = Field(0.3, ge=0, lt=1)
-    lrs: tuple[float, ...] | None = (1e-4, 3e-4, 1e-3)
-    tuning_images: int = Field(gt=0)
+    lrs: tuple[LearningRate, ...] | None = (1e-4, 3e-4, 1e-3)
+    tuning_images: int = Field(gt=0, le=10_000_000)
     vrl: float = Field(0.75, ge=0, lt=1)
-    workers: int = Field(1, ge=0)
-    threads: int | None = Field(None, gt=0)
+    workers: int = Field(1, ge=0, le=512)
+    threads: int | None = Field(None, gt=0, le=4096)
     scenes: SceneScale = Field(default_factory=SceneScale)
-    probe_labels: int = Field(300, ge=2)
-    probe_draws: int = Field(3, ge=1)
-    probe_images: int = Field(400, ge=10)
-    severities: tuple[int, ...] = Field((1, 2, 3, 4, 5), min_length=1)
-    corrupted_images: int = Field(500, gt=0)
+    probe_labels: int = Field(300, ge=2, le=10_000_000)
+    probe_draws: int = Field(3, ge=1, le=100_000)
+    probe_images: int = Field(400, ge=10, le=10_000_000)
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    corrupted_images: int = Field(500, gt=0, le=10_000_000)
     downstream: tuple[Task, ...] = Field(TASKS, min_length=1)
     tasks: dict[str, TaskScale]
 

@@ -19,11 +19,12 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from vitp.config import Positive, SettingsModel
 from vitp.data.formats.crops import any_part, visible_part
 from vitp.data.formats.geometry import as_flat, as_points, bounds, clockwise
 from vitp.data.labels import IGNORE, ObjectLabel
@@ -59,7 +60,7 @@ class Sample:
         return int(self.image_CHW.shape[-2]), int(self.image_CHW.shape[-1])
 
 
-class AugmentSettings(BaseModel):
+class AugmentSettings(SettingsModel):
     """Random changes. `AugmentSettings.none()` changes nothing.
 
     Attributes:
@@ -78,10 +79,8 @@ class AugmentSettings(BaseModel):
         min_visible: Objects of which less of the area is left are difficult: neither objects nor background.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    scale: tuple[float, float] = (1.0, 1.0)
-    crop: int | None = Field(default=None, ge=8)
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    crop: int | None = Field(default=None, ge=8, le=65_536)
     max_class_share: float = Field(default=0.75, gt=0, le=1)
     flip: bool | Literal["horizontal"] = True
     rotate90: bool = True

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from vitp.config import Positive, SettingsModel
 from vitp.engine.weights import save_tensors, unique_state
 from vitp.errors import ConfigError
 from vitp.files import write_json
@@ -141,7 +142,7 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.stack(padded), sizes_B2
 
 
-class InputSize(BaseModel):
+class InputSize(SettingsModel):
     """What size images get before they enter a model; predictions are brought back to the image's own.
 
     Attributes:
@@ -149,10 +150,8 @@ class InputSize(BaseModel):
         size: Pixels.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     mode: Literal["none", "fixed", "short", "long"] = "none"
-    size: int | None = Field(default=None, ge=8)
+    size: int | None = Field(default=None, ge=8, le=65_536)
 
     def of(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that an image of this height and width gets.
@@ -186,7 +185,7 @@ class InputSize(BaseModel):
         return sides
 
 
-class TestSettings(BaseModel):
+class TestSettings(SettingsModel):
     """How a model is applied to images of any size.
 
     Attributes:
@@ -201,14 +200,12 @@ class TestSettings(BaseModel):
     """
 
     __test__: ClassVar[bool] = False  # the name is no invitation to pytest
-    model_config = ConfigDict(extra="forbid")
-
     resize: InputSize | None = None
-    window: int | None = Field(default=None, ge=8)
+    window: int | None = Field(default=None, ge=8, le=65_536)
     overlap: float = Field(default=0.25, ge=0, lt=1)
-    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    scales: tuple[Positive, ...] = Field(default=(1.0,), min_length=1)
     flip: bool = False
-    batch_size: int = Field(default=8, gt=0)
+    batch_size: int = Field(default=8, gt=0, le=1_000_000)
     score_threshold: float = Field(default=0.3, ge=0, le=1)
     surface: bool = False
 

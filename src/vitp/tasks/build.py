@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from vitp.config import make_config
+from vitp.config import SettingsModel, make_config
 from vitp.data.labels import LabelledSet
 from vitp.errors import ConfigError, did_you_mean
 from vitp.evaluation.detection import detection_scores, found_objects, true_objects
@@ -37,7 +37,7 @@ TIMM_PREFIX = "timm:"
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-class BackboneSettings(BaseModel):
+class BackboneSettings(SettingsModel):
     """Where the backbone comes from.
 
     Attributes:
@@ -56,14 +56,12 @@ class BackboneSettings(BaseModel):
         gradient_checkpointing: Recompute activations: less memory, more time.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     init: str = "starter"
     weights: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     vision: VisionConfig | None = None
-    image_size: int | None = Field(default=None, ge=8)
-    patch_size: int | None = Field(default=None, ge=2)
+    image_size: int | None = Field(default=None, ge=8, le=65_536)
+    patch_size: int | None = Field(default=None, ge=2, le=1024)
     patch_kernel: KernelMethod = "bicubic"
     positions: PositionMethod | None = None
     drop_path: float = Field(default=0.0, ge=0, lt=1)
@@ -71,7 +69,7 @@ class BackboneSettings(BaseModel):
     gradient_checkpointing: bool = False
 
 
-class NeckSettings(BaseModel):
+class NeckSettings(SettingsModel):
     """What lies between backbone and head.
 
     Attributes:
@@ -80,8 +78,6 @@ class NeckSettings(BaseModel):
             `cnn` for hierarchical networks and `simple` for ViTs, with channels that suit the backbone's width.
         options: Arguments of `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["auto", "adapter", "simple", "cnn", "none"] = "auto"
     options: dict[str, Any] = Field(default_factory=dict)

@@ -14,9 +14,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.config import SettingsModel
 from vitp.data.labels import LabelledSet
 from vitp.errors import ConfigError
 from vitp.evaluation.features import frozen
@@ -36,7 +37,7 @@ from vitp.tasks.dense import by_size
 from vitp.tasks.predict import predictions_of
 
 
-class ClassificationSettings(BaseModel):
+class ClassificationSettings(SettingsModel):
     """Head and loss.
 
     Attributes:
@@ -45,8 +46,6 @@ class ClassificationSettings(BaseModel):
         dropout: Before the classifier while training.
         label_smoothing: Share of the target that is spread evenly over the classes (single label only).
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     multi_label: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)

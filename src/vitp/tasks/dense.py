@@ -11,9 +11,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.config import SettingsModel, Weight
 from vitp.data.labels import IGNORE
 from vitp.errors import ConfigError
 from vitp.evaluation.features import frozen
@@ -25,7 +26,7 @@ MOST_CLASSES = IGNORE
 """Class maps are 8-bit, and 255 means "ignore"."""
 
 
-class DecoderSettings(BaseModel):
+class DecoderSettings(SettingsModel):
     """Decoder and losses.
 
     Attributes:
@@ -40,13 +41,11 @@ class DecoderSettings(BaseModel):
         norm: See `vitp.models.convolution`.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     kind: Literal["upernet", "fpn", "linear"] = "upernet"
-    width: int = Field(default=128, ge=8)
-    auxiliary: float = Field(default=0.4, ge=0)
-    dice: float = Field(default=0.0, ge=0)
-    class_weights: list[float] | None = None
+    width: int = Field(default=128, ge=8, le=65_536)
+    auxiliary: float = Field(default=0.4, ge=0, le=1e6)
+    dice: float = Field(default=0.0, ge=0, le=1e6)
+    class_weights: list[Weight] | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     norm: NormKind = "group"

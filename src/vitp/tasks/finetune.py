@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from rich.console import Console
 
+from vitp.config import Count, Positive, SettingsModel
 from vitp.data.formats.empty import limit_empty
 from vitp.data.labels import LabelledSet
 from vitp.engine import distributed
@@ -47,7 +48,7 @@ from vitp.version import __version__
 SCORES_FILE = "scores.json"
 
 
-class DataSettings(BaseModel):
+class DataSettings(SettingsModel):
     """What is learned from.
 
     Attributes:
@@ -66,17 +67,15 @@ class DataSettings(BaseModel):
         max_val_images: Validation images at most, the same ones each time.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     root: str
     format: str = "auto"
     options: dict[str, Any] = Field(default_factory=dict)
     splits: dict[Literal["val", "test"], Literal["train", "val", "test"]] = Field(default_factory=dict)
     empty: float = Field(default=1.0, ge=0, le=1)
-    labels: int | float | None = None
+    labels: Count | Positive | None = None
     resize: InputSize | None = None
-    crop: int | None = Field(default=None, ge=8)
-    max_val_images: int = Field(default=500, gt=0)
+    crop: int | None = Field(default=None, ge=8, le=65_536)
+    max_val_images: int = Field(default=500, gt=0, le=10_000_000)
 
 
 class FinetuneTrainConfig(TrainConfig):
@@ -90,12 +89,12 @@ class FinetuneTrainConfig(TrainConfig):
             images never choose.
     """
 
-    steps: int = Field(600, gt=0)
-    epochs: float | None = Field(None, gt=0)
-    num_workers: int = Field(0, ge=0)
+    steps: int = Field(600, gt=0, le=100_000_000)
+    epochs: float | None = Field(None, gt=0, le=1_000_000)
+    num_workers: int = Field(0, ge=0, le=512)
     tensorboard: bool = False
-    batch_size: int = Field(16, gt=0)
-    val_every: int | None = Field(100, ge=0)
+    batch_size: int = Field(16, gt=0, le=1_000_000)
+    val_every: int | None = Field(100, ge=0, le=100_000_000)
     choose: Literal["last", "best"] = "last"
 
     @model_validator(mode="after")
@@ -114,17 +113,15 @@ class FinetuneTrainConfig(TrainConfig):
         return self.model_copy(update={"steps": steps, "epochs": None})
 
 
-class FinetuneConfig(BaseModel):
+class FinetuneConfig(SettingsModel):
     """A complete finetuning run.
 
     The defaults suit small ViTs on small images. The published settings are in
     `docs/finetuning.md`.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     task: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     backbone: BackboneSettings = Field(default_factory=BackboneSettings)
     neck: NeckSettings = Field(default_factory=NeckSettings)
     head: dict[str, Any] = Field(default_factory=dict)

@@ -11,9 +11,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from vitp.config import SettingsModel
 from vitp.errors import ConfigError
 from vitp.evaluation.features import frozen
 from vitp.models.backbone import Backbone
@@ -34,7 +35,7 @@ MIN_SIDE = 0.5
 LOSSES = ("objectness", "proposal_box", "class", "box")
 
 
-class OrientedRCNNSettings(BaseModel):
+class OrientedRCNNSettings(SettingsModel):
     """Oriented R-CNN; the defaults are the paper's, for images of about 1000 px.
 
     Attributes:
@@ -43,9 +44,7 @@ class OrientedRCNNSettings(BaseModel):
         box: Second stage.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    width: int = Field(default=256, gt=0)
+    width: int = Field(default=256, gt=0, le=65_536)
     proposals: OrientedProposalSettings = Field(default_factory=OrientedProposalSettings)
     box: OrientedBoxSettings = Field(default_factory=OrientedBoxSettings)
 

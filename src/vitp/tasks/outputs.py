@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from vitp.data.labels import IGNORE
 from vitp.data.pixels import row_bands
 from vitp.evaluation.oriented_files import write_dota_submission
 from vitp.evaluation.report.drawing import CLASS_COLOURS
-from vitp.files import atomic_path, write_json, write_text
+from vitp.files import atomic_path, to_json, write_json, write_text
 from vitp.tasks.base import Prediction
 
 SMALLEST_REGION = 4
@@ -163,7 +162,7 @@ def write_geojson(path: Path, named: Named, classes: Sequence[str]) -> None:
         "image": named.image,
         "features": features,
     }
-    write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
+    write_text(path, to_json(content) + "\n")
 
 
 def regions(mask_HW: np.ndarray, *, smallest: int = SMALLEST_REGION) -> list[list[np.ndarray]]:

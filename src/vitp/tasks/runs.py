@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vitp.config import make_config
-from vitp.errors import CheckpointError, ConfigError
+from vitp.errors import CheckpointError
+from vitp.models.foreign import described_by
 from vitp.pretrained import load_weights, tied_names
 from vitp.reading import parse_json, read_text
 from vitp.sealed import read_safetensors
@@ -60,7 +61,7 @@ def load_task(path: str | Path) -> TaskModel:
     """
     folder = model_folder(path)
     description = read_description(folder)
-    try:
+    with described_by(folder / CONFIG):
         task, classes = description["task"], description["classes"]
         model = build_model(
             task,
@@ -71,12 +72,6 @@ def load_task(path: str | Path) -> TaskModel:
         )
         model.input_size = make_config(InputSize, description.get("input", {}), where="input")
         stated_settings(description)
-    except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(
-            f"doesn't describe a model that this version can build ({error})",
-            where=str(folder / CONFIG),
-            fix="finetune it anew, or use the version that wrote it",
-        ) from error
     model.description = {
         key: value for key, value in description.items() if key not in ("format", "task", "classes")
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitp.data.chat import ChatTokenizer
 from vitp.errors import CheckpointError
+from vitp.models.foreign import described_by
 from vitp.models.resample import KERNEL, POSITIONS, fit_weights
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
@@ -27,7 +28,8 @@ def build_tower(
     Raises:
         CheckpointError: Names or shapes don't fit (with `strict`).
     """
-    tower = VisionTower(checkpoint.vision, drop_path=drop_path)
+    with described_by(checkpoint.source):
+        tower = VisionTower(checkpoint.vision, drop_path=drop_path)
     weights = layouts.part_of(checkpoint.weights, "vision.")
     fitted, resampled = _fit(weights, tower)
     report = apply_weights(
@@ -59,7 +61,8 @@ def build_vlm(
             fix="load it with `vitp.load_backbone`, or put it into a model with `vitp swap`",
         )
     config = checkpoint.vlm.model_copy(update={"drop_path": drop_path})
-    vlm = VisionLanguageModel(config, vocabulary=checkpoint.vocabulary)
+    with described_by(checkpoint.source):
+        vlm = VisionLanguageModel(config, vocabulary=checkpoint.vocabulary)
     vision, resampled = _fit(layouts.part_of(checkpoint.weights, "vision."), vlm.vision)
     weights = {name: t for name, t in checkpoint.weights.items() if not name.startswith("vision.")}
     weights |= {f"vision.{name}": tensor for name, tensor in vision.items()}

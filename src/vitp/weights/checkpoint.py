@@ -17,6 +17,7 @@ from torch import Tensor
 from vitp.config import CONFIG_FILE
 from vitp.data.chat import TEMPLATES
 from vitp.errors import CheckpointError, did_you_mean
+from vitp.models.foreign import described_by
 from vitp.models.positions import PositionMethod
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
@@ -124,10 +125,11 @@ def read_checkpoint(
             where=str(source),
             fix="check the path, or name a model of the hub as owner/name",
         )
-    if path.is_dir():
-        found = _read_folder(path, str(source), hints, vision_only)
-    else:
-        found = _read_file(path, str(source), hints)
+    with described_by(path / CONFIG if path.is_dir() else path):
+        if path.is_dir():
+            found = _read_folder(path, str(source), hints, vision_only)
+        else:
+            found = _read_file(path, str(source), hints)
     if vision_only:
         found = found.vision_only()
     wanted = {"image_size": hints.image_size, "positions": hints.positions}

@@ -17,7 +17,7 @@ from torch import Tensor
 from vitp.engine.weights import save_tensors
 from vitp.errors import CheckpointError
 from vitp.files import write_json
-from vitp.reading import parse_json, read_text
+from vitp.reading import check_file, parse_json, read_text
 from vitp.sealed import read_safetensors
 
 SINGLE = "model.safetensors"
@@ -146,6 +146,7 @@ def read_torch(path: Path) -> Mapping[str, Any]:
         CheckpointError: The file is missing, broken, or holds other objects.
     """
     try:
+        check_file(path)
         # Training scripts of this field put their parsed arguments beside the weights; they are plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             value = torch.load(path, map_location="cpu", weights_only=True)

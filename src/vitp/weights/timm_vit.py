@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vitp.errors import CheckpointError
+from vitp.models.foreign import described_by
 from vitp.models.plain_vit import PlainViT
 from vitp.models.timm_backbone import CLASSIFIERS, RotaryTower, TimmConfig, timm_backbone
 from vitp.models.vision import VisionTower
@@ -126,7 +127,8 @@ def load_timm_vit(
     from vitp.weights.checkpoint import read_config
 
     config = read_config(path) if path.is_dir() else {}
-    timm_config = timm_config_of(config if "architecture" in config else {}, hints)
+    with described_by(path):
+        timm_config = timm_config_of(config if "architecture" in config else {}, hints)
     if hints.image_size is not None:
         timm_config = timm_config.model_copy(update={"image_size": hints.image_size})
     converted = _convert(weights_file(path) if path.is_dir() else path, timm_config)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp import reading
-from vitp.data.formats.identity import equal_findings, join_equal, series_findings
+from vitp.data.formats.identity import equal_findings, join_equal, series_findings, within_splits
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.split_lists import lists_or_layout, match_entries
 from vitp.data.formats.splits import (
@@ -223,8 +223,9 @@ class SetBuilder:
                 where=str(self.root),
                 fix=f'write one that matches names like "{Path(items[0].image).stem}"',
             )
-        known = join_equal(items)
+        known, before = join_equal(items), items
         items, drawn = self._split(known.items)
+        items = items if drawn else within_splits(known, before, items)
         for line in (*equal_findings(known, items, self.place), *series_findings(items, drawn=drawn)):
             self.note("splits", line)
         if not known.by_pixels:

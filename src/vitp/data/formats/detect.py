@@ -76,10 +76,11 @@ def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
     for name in ("voc", "coco", "pairs", "masks", "captions", "classes"):
-        if name == found or found in ("vitp", "pairs") or (name == "captions" and not captions.tables(root)):
+        if name == found or found in ("vitp", "pairs") or (name == "captions" and found == "coco"):
             continue
         try:
-            if _SIGNS[name][0](root):
+            # Text beside images is no sign here: it is what the other formats have, too.
+            if captions.tables(root) if name == "captions" else _SIGNS[name][0](root):
                 also.append(name)
         except DataError:
             continue

@@ -9,14 +9,23 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
+from vitp.data.formats.layouts import words_of
 from vitp.data.identical import find_equals
 from vitp.data.labels import LabelledImage
 
-LEAST_IMAGES = 3
+LEAST_IMAGES = 2
 """Images of a group, on average, from which names are taken for those of a series."""
 
 _NUMBER_LAST = r"^(.*[A-Za-z]\d.*?)[_\-. ]*\d+$"
 _FIRST_WORD = r"^([A-Za-z]+[_\-]?\d+)[_\-. ]"
+_BEFORE_NUMBER = r"^(.*[A-Za-z].*?)[_\-. ]*\d+$"
+_TEN_FRAMES = r"^(.*\d)\d$"
+_SERIES_WORDS = frozenset(
+    (
+        *("seq", "sequence", "video", "vid", "clip", "scene", "patient", "case", "subject", "slide"),
+        *("flight", "track", "frame", "frames"),
+    )
+)
 Place = Callable[[str], str]
 
 
@@ -80,6 +89,32 @@ def _grouped(items: Sequence[LabelledImage], equal: Sequence[tuple[int, ...]]) -
         replace(item, group=named[top(name)]) if top(name) in named else item
         for item, name in zip(items, names, strict=True)
     ]
+
+
+def within_splits(
+    found: Identity, before: Sequence[LabelledImage], items: Sequence[LabelledImage]
+) -> list[LabelledImage]:
+    """Return images of given splits with the groups that they had, equal ones joined within each split.
+
+    What is on two sides already is told, not joined: groups are for what is still to be split.
+
+    Args:
+        found: Equal images.
+        before: All images, with their own groups.
+        items: Those that are left, with their splits.
+    """
+    groups = {item.id: item.group for item in before}
+    plain = [replace(item, group=groups[item.id]) for item in items]
+    places = {item.id: number for number, item in enumerate(plain)}
+    equal: list[tuple[int, ...]] = []
+    for group in found.equal:
+        by_split: dict[str, list[int]] = defaultdict(list)
+        for number in group:
+            place = places.get(found.items[number].id)
+            if place is not None:
+                by_split[plain[place].split].append(place)
+        equal += [tuple(own) for own in by_split.values() if len(own) > 1]
+    return _grouped(plain, equal)
 
 
 def equal_findings(found: Identity, items: Sequence[LabelledImage], place: Place) -> list[str]:
@@ -150,7 +185,11 @@ def name_series(stems: Sequence[str], classes: Sequence[str | None]) -> Series |
         stems: Names of the files without suffix.
         classes: Class of each whole image, where it has one.
     """
-    for regex in (_FIRST_WORD, _NUMBER_LAST):
+    tried = [_FIRST_WORD, _NUMBER_LAST]
+    if stems and all(_SERIES_WORDS & set(words_of(stem)) for stem in stems):
+        # Words of videos: series by the word alone; of one video, ten frames that follow each other.
+        tried += [_BEFORE_NUMBER, _TEN_FRAMES]
+    for regex in tried:
         pattern = re.compile(regex)
         groups = tuple(match[1] if (match := pattern.search(stem)) else "" for stem in stems)
         names = set(groups) - {""}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vitp.data.formats.splits import split_of
 from vitp.data.images import IMAGE_SUFFIXES
+from vitp.errors import DataError
 
 DEEPEST = 4
 """Levels of folders that are looked at."""
@@ -95,10 +96,15 @@ def image_folders(root: Path, deepest: int = DEEPEST) -> list[Folder]:
 
 
 def _walk(path: Path, parts: tuple[str, ...], deepest: int, found: list[Folder]) -> None:
-    with os.scandir(path) as entries:
-        names = sorted(
-            (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith((".", "__"))
-        )
+    try:
+        with os.scandir(path) as entries:
+            names = sorted(
+                (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith((".", "__"))
+            )
+    except OSError as error:
+        raise DataError(
+            f"folder can't be read ({error.strerror})", where=str(path), fix="check its permissions"
+        ) from error
     files = tuple(
         path / name
         for name, is_folder in names

@@ -22,6 +22,7 @@ from vitp.data.formats.splits import SPLITS
 from vitp.data.images import is_scene
 from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import DataError
+from vitp.files import to_json as json_text
 from vitp.reading import parse_json
 
 VERSION = 1
@@ -82,7 +83,7 @@ class LabelWriter:
             DataError: A mask is neither in a file nor of a generated scene.
         """
         row = item_to_json(item, self.roots)
-        self._open[item.split].write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._open[item.split].write(json_text(row) + "\n")
 
 
 def write_head(

@@ -20,7 +20,7 @@ import numpy as np
 from vitp.data.readers.array_scan import BrokenArray, array_rows
 from vitp.errors import DataError, VitpError
 from vitp.files import atomic_path
-from vitp.reading import parse_json, read_text
+from vitp.reading import check_file, parse_json, read_text
 
 _VERSION = 1
 _HEADER_ROWS = 3  # version, size, mtime; then 32 bytes of SHA-256 and padding
@@ -118,9 +118,9 @@ def cached_index(path: Path, kind: str, scan: Scan, cache_above: int) -> RowInde
         DataError: The file is missing or can't be read.
     """
     try:
-        stat = path.stat()
         if path.is_dir():
             raise DataError("is a folder, not an annotation file", where=str(path), fix="name the file in it")
+        stat = check_file(path)
         if stat.st_size < cache_above:
             return _in_memory(path, scan, stat)
         key = hashlib.sha256(f"{kind} {path.resolve()}".encode()).hexdigest()[:24]

@@ -15,6 +15,9 @@ from vitp.data.shards.storage import is_remote
 from vitp.errors import DataError
 from vitp.reading import parse_json
 
+LARGEST_ROW = 256 << 20
+"""Bytes of one row."""
+
 
 class IndexedRecords(RowRecords):
     """Records of one annotation file; only the rows that are asked for are read.
@@ -65,6 +68,12 @@ class IndexedRecords(RowRecords):
             DataError: The row is not JSON; the message names line and column.
         """
         offset, length, line = self._row_place(index)
+        if length > LARGEST_ROW:
+            raise DataError(
+                f"has {length:,} bytes, which no row needs",
+                where=f"{self.annotation}:{line}",
+                fix="is the file JSON Lines, or a JSON list of rows?",
+            )
         data = os.pread(self._handle(), length, offset)
         try:
             # Only the first row can begin with a byte order mark.

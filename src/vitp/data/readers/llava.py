@@ -9,6 +9,7 @@ from vitp.data.readers.jsonl import IndexedRecords, JsonlRecords
 from vitp.data.readers.rows import RowRecords
 from vitp.data.shards.storage import is_remote, local_copy, parent
 from vitp.errors import DataError
+from vitp.reading import open_file
 
 
 class JsonArrayRecords(IndexedRecords):
@@ -42,7 +43,7 @@ def open_records(
         root = parent(annotation) if root is None else root
         annotation = local_copy(str(annotation), cache_folder().parent / "remote")
     try:
-        with Path(annotation).open("rb") as file:
+        with open_file(annotation) as file:
             begin = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
         raise DataError(

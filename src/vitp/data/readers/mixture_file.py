@@ -12,7 +12,17 @@ from vitp.data.shards.storage import join
 from vitp.errors import DataError, did_you_mean
 from vitp.reading import parse_json, read_text
 
+LARGEST_MIXTURE = 4 << 20
+"""Bytes of a mixture file."""
+
+LARGEST_TILES = 1024
+
 _KEYS = ("root", "annotation", "data_augment", "repeat_time", "length", "max_dynamic_patch")
+
+_RANGES: dict[str, tuple[int, int]] = {
+    "length": (0, 2**40),
+    "max_dynamic_patch": (1, LARGEST_TILES),
+}
 
 
 def read_mixture(path: str | Path) -> list[MixtureEntry]:
@@ -37,7 +47,7 @@ def read_mixture_table(path: Path) -> dict[str, dict[str, Any]]:
         DataError: The file is missing, broken or not a mixture.
     """
     try:
-        value = parse_json(read_text(path), pairs_hook=_unique(path))
+        value = parse_json(read_text(path, largest=LARGEST_MIXTURE), pairs_hook=_unique(path))
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", where=str(path), fix="check the path") from error
     except json.JSONDecodeError as error:
@@ -89,9 +99,17 @@ def _check_keys(name: str, fields: dict[str, Any], path: Path) -> None:
         value = fields.get(key)
         number_as_flag = isinstance(value, bool) and kinds is not bool
         if value is not None and (number_as_flag or not isinstance(value, kinds)):
-            raise DataError(f'"{key}" is {json.dumps(value)}', where=where, fix=f"it must be {meaning}")
+            raise DataError(f'"{key}" is {_shown(value)}', where=where, fix=f"it must be {meaning}")
+        low, high = _RANGES.get(key, (None, None))
+        if isinstance(value, int) and low is not None and high is not None and not low <= value <= high:
+            raise DataError(f'"{key}" is {_shown(value)}', where=where, fix=f"it must be {low:,} to {high:,}")
     if not fields.get("annotation"):
         raise DataError('has no "annotation"', where=where, fix="name the file with the set's rows")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def open_entry(name: str, fields: dict[str, Any], path: Path) -> MixtureEntry:

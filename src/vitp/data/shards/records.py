@@ -17,6 +17,8 @@ from vitp.errors import DataError
 from vitp.reading import parse_json
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_SHARDS = 100_000
+"""Files that a pattern may stand for."""
 
 
 class ShardRecords(RowRecords):
@@ -169,14 +171,35 @@ def expand_shards(pattern: str) -> list[str]:
     """Return the tar files of a pattern: `{000..127}` counts, `*` and `?` match what is there, sorted.
 
     Raises:
-        DataError: No file matches.
+        DataError: No file matches, or the pattern counts too many.
     """
+    count = 1
+    for first, last in _RANGE.findall(pattern):
+        # The digits are looked at before the numbers: one of a million digits takes minutes to be read.
+        longest = max(len(first.lstrip("0")), len(last.lstrip("0")))
+        count *= (
+            MOST_SHARDS + 1 if longest > len(str(MOST_SHARDS)) + 6 else max(int(last) - int(first) + 1, 0)
+        )
+        if count > MOST_SHARDS:
+            raise DataError(
+                f"counts more than {MOST_SHARDS:,} shards",
+                where=pattern,
+                fix="name the numbers that are there",
+            )
+    if not count:
+        raise DataError(
+            "counts no shard", where=pattern, fix="write the smaller number first, as in {000..127}"
+        )
+    return _expand(pattern)
+
+
+def _expand(pattern: str) -> list[str]:
     match = _RANGE.search(pattern)
     if match is not None:
         first, last = match.groups()
         numbers = range(int(first), int(last) + 1)
         parts = [f"{pattern[: match.start()]}{n:0{len(first)}d}{pattern[match.end() :]}" for n in numbers]
-        return [shard for part in parts for shard in expand_shards(part)]
+        return [shard for part in parts for shard in _expand(part)]
     if not any(mark in pattern for mark in "*?"):
         return [pattern]
     if is_remote(pattern):

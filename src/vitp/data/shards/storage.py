@@ -1,5 +1,7 @@
 """Bytes of local files and of remote ones (fsspec), by position; and the addresses that name them.
 
+URLs are opened only where the user has allowed their scheme: see `vitp.remote`.
+
 | address | what |
 |---|---|
 | `folder/image.png` | a file |
@@ -21,10 +23,12 @@ from urllib.parse import quote, unquote
 
 from vitp.errors import DataError
 from vitp.files import atomic_path
+from vitp.reading import check_file
+from vitp.remote import check_allowed
 
 TAR_PREFIX = "tar:"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_MEMBER = re.compile(r"tar:(?P<file>.*)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>.*)", re.DOTALL)
+_MEMBER = re.compile(r"tar:(?P<file>.*)#(?P<offset>\d{1,18})\+(?P<size>\d{1,18})/(?P<name>.*)", re.DOTALL)
 
 
 class Bytes(Protocol):
@@ -51,23 +55,25 @@ class LocalBytes:
     """
 
     def __init__(self, path: Path) -> None:
+        check_file(path)
         self._file = FileIO(path)
         stat = os.fstat(self._file.fileno())
         self.size, self.version = stat.st_size, stat.st_mtime_ns
 
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`, fewer at the end of the file."""
-        return os.pread(self._file.fileno(), length, offset)
+        return os.pread(self._file.fileno(), max(0, min(length, self.size - offset)), offset)
 
 
 class RemoteBytes:
     """A file behind a URL; each read is a request.
 
     Raises:
-        DataError: There is no package for the scheme, or no such file.
+        DataError: The scheme isn't allowed (`vitp.remote`), there is no package for it, or no such file.
     """
 
     def __init__(self, url: str) -> None:
+        check_allowed(url)
         self._system, self._path = _file_system(url)
         try:
             info = self._system.info(self._path)

@@ -19,6 +19,10 @@ from vitp.data.readers.index import CACHE_ABOVE, Hash, RowIndex, cached_index
 from vitp.data.shards.storage import Bytes
 from vitp.errors import DataError
 
+_LARGEST_ROW = 256 << 20
+_BROKEN = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
+"""What `tarfile` raises, whatever the headers say."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -90,13 +94,19 @@ def _scan(path: Path, file: BinaryIO, digest: Hash) -> Iterator[np.ndarray]:
                 key, begin, number, has_row = member.key, found.header, number + 1, False
             digest.update(f"{member.name}\0{member.size}\0".encode(errors="surrogateescape"))
             if member.kind == "json":
+                if member.size > _LARGEST_ROW:
+                    raise DataError(
+                        f"the row {member.name} has {member.size:,} bytes",
+                        where=str(path),
+                        fix="make the shard again",
+                    )
                 digest.update(_read_at(file, member))
                 has_row = True
             end = found.end
             if len(rows) == 4096:
                 yield np.array(rows, np.int64)
                 rows.clear()
-    except tarfile.TarError as error:
+    except _BROKEN as error:
         raise DataError(f"is no whole tar file ({error})", where=str(path), fix="make it again") from error
     check()
     if number:

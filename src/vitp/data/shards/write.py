@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,6 +13,8 @@ from vitp.data.records import InstructionRecord, to_json
 from vitp.data.shards.storage import is_member, is_remote, member_name, read_address
 from vitp.errors import DataError
 from vitp.files import atomic_path, write_json
+from vitp.files import to_json as json_text
+from vitp.reading import open_file
 
 DEFAULT_SIZE = 256 << 20
 
@@ -64,7 +65,7 @@ def _samples(records: Iterable[InstructionRecord]) -> Iterator[list[tuple[str, b
         images = [_image(address) for address in record.images]
         one = len(images) == 1
         names = [f"{key}{'' if one else f'.{i}'}{suffix}" for i, (suffix, _) in enumerate(images)]
-        row = json.dumps(to_json(replace(record, images=tuple(names))), ensure_ascii=False).encode()
+        row = json_text(to_json(replace(record, images=tuple(names)))).encode()
         yield [(f"{key}.json", row), *zip(names, (data for _, data in images), strict=True)]
 
 
@@ -78,7 +79,8 @@ def _image(address: str) -> tuple[str, bytes]:
         return _suffix(member_name(address)), read_address(address)
     path = Path(address)
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", where=address, fix="check the path") from error
     return _suffix(path.name), data

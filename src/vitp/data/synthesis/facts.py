@@ -298,6 +298,9 @@ class Facts:
             placed
         ) in ordered:  # an object too small to fill a quarter of any cell still has its centre in one
             cell = min(int(placed.y * n), n - 1) * n + min(int(placed.x * n), n - 1)
+            x1, y1, x2, y2 = placed.label.box
+            if placed.label.holes and min((x2 - x1) * n / width, (y2 - y1) * n / height) > 1:
+                continue  # the centre of a large ring lies in its hole
             if cells[cell] == BACKGROUND and placed.category in names:
                 cells[cell] = placed.category
         return cells

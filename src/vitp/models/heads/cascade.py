@@ -15,12 +15,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 
+from vitp.config import Positive, SettingsModel
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.heads.rpn import ImageTruth, near
 
@@ -28,7 +29,7 @@ MIN_SIDE = 1e-2
 """Boxes with a shorter side, in pixels, are no boxes."""
 
 
-class StageSettings(BaseModel):
+class StageSettings(SettingsModel):
     """One stage.
 
     Attributes:
@@ -37,11 +38,9 @@ class StageSettings(BaseModel):
         loss_weight: Of the stage's losses in the total.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     iou: float = Field(default=0.5, gt=0, le=1)
-    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
-    loss_weight: float = Field(default=1.0, ge=0)
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
+    loss_weight: float = Field(default=1.0, ge=0, le=1e6)
 
 
 FASTER_STAGES = (StageSettings(),)
@@ -52,7 +51,7 @@ CASCADE_STAGES = (
 )
 
 
-class BoxSettings(BaseModel):
+class BoxSettings(SettingsModel):
     """Box head.
 
     Attributes:
@@ -69,21 +68,19 @@ class BoxSettings(BaseModel):
             suppression within each class, at most so many.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     kind: Literal["faster", "cascade"] = "cascade"
     stages: tuple[StageSettings, ...] | None = Field(default=None, min_length=1)
-    pool_size: int = Field(default=7, gt=0)
-    sampling: int = Field(default=2, gt=0)
-    canonical_size: float = Field(default=224.0, gt=0)
+    pool_size: int = Field(default=7, gt=0, le=256)
+    sampling: int = Field(default=2, gt=0, le=64)
+    canonical_size: float = Field(default=224.0, gt=0, le=100_000)
     aligned: bool = True
-    hidden: int = Field(default=1024, gt=0)
-    samples: int = Field(default=512, gt=0)
+    hidden: int = Field(default=1024, gt=0, le=65_536)
+    samples: int = Field(default=512, gt=0, le=1_000_000)
     positive_share: float = Field(default=0.25, gt=0, le=1)
-    smooth_l1_beta: float = Field(default=1.0, gt=0)
+    smooth_l1_beta: float = Field(default=1.0, gt=0, le=1000)
     score_threshold: float = Field(default=0.05, ge=0, lt=1)
     nms_iou: float = Field(default=0.5, gt=0, le=1)
-    detections: int = Field(default=100, gt=0)
+    detections: int = Field(default=100, gt=0, le=1_000_000)
 
     def all_stages(self) -> tuple[StageSettings, ...]:
         """The stages in order."""

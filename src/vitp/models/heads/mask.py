@@ -11,16 +11,17 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import roi_align
 
+from vitp.config import SettingsModel
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.heads.rpn import ImageTruth
 
 
-class MaskSettings(BaseModel):
+class MaskSettings(SettingsModel):
     """Mask head; the defaults are those of Mask R-CNN with FPN.
 
     Attributes:
@@ -29,11 +30,9 @@ class MaskSettings(BaseModel):
         width: Their channels.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    pool_size: int = Field(default=14, gt=0)
-    layers: int = Field(default=4, ge=1)
-    width: int = Field(default=256, gt=0)
+    pool_size: int = Field(default=14, gt=0, le=256)
+    layers: int = Field(default=4, ge=1, le=1024)
+    width: int = Field(default=256, gt=0, le=65_536)
 
 
 class MaskHead(nn.Module):

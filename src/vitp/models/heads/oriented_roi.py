@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
+from vitp.config import Positive, SettingsModel
 from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
 from vitp.models.rotated.coders import EdgeSwapCoder
 from vitp.models.rotated.nms import rotated_nms
@@ -25,7 +26,7 @@ MIN_SIDE = 1e-2
 """Boxes with a shorter side, in pixels, are no boxes."""
 
 
-class OrientedBoxSettings(BaseModel):
+class OrientedBoxSettings(SettingsModel):
     """Second stage; the defaults are the paper's.
 
     Attributes:
@@ -40,20 +41,18 @@ class OrientedBoxSettings(BaseModel):
             suppression within each class, at most so many.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    pool_size: int = Field(default=7, gt=0)
-    sampling: int = Field(default=2, gt=0)
-    canonical_size: float = Field(default=224.0, gt=0)
-    hidden: int = Field(default=1024, gt=0)
+    pool_size: int = Field(default=7, gt=0, le=256)
+    sampling: int = Field(default=2, gt=0, le=64)
+    canonical_size: float = Field(default=224.0, gt=0, le=100_000)
+    hidden: int = Field(default=1024, gt=0, le=65_536)
     iou: float = Field(default=0.5, gt=0, le=1)
-    samples: int = Field(default=512, gt=0)
+    samples: int = Field(default=512, gt=0, le=1_000_000)
     positive_share: float = Field(default=0.25, gt=0, le=1)
-    scales: tuple[float, float, float, float, float] = (0.1, 0.1, 0.2, 0.2, 0.1)
-    smooth_l1_beta: float = Field(default=1.0, gt=0)
+    scales: tuple[Positive, Positive, Positive, Positive, Positive] = (0.1, 0.1, 0.2, 0.2, 0.1)
+    smooth_l1_beta: float = Field(default=1.0, gt=0, le=1000)
     score_threshold: float = Field(default=0.05, ge=0, lt=1)
     nms_iou: float = Field(default=0.1, ge=0, le=1)
-    detections: int = Field(default=2000, gt=0)
+    detections: int = Field(default=2000, gt=0, le=1_000_000)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
 
+from vitp.config import Count
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors
 from vitp.models.heads.rpn import ProposalSettings, StrideAnchors, near, outside, sampled_losses
 from vitp.models.rotated.boxes import hulls_of
@@ -33,8 +34,8 @@ class OrientedProposalSettings(ProposalSettings):
     """
 
     lowest_iou: float = Field(default=0.3, ge=0, le=1)
-    keep_before: tuple[int, int] = (2000, 2000)
-    keep: tuple[int, int] = (2000, 2000)
+    keep_before: tuple[Count, Count] = (2000, 2000)
+    keep: tuple[Count, Count] = (2000, 2000)
     nms_iou: float = Field(default=0.8, gt=0, le=1)
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.config import SettingsModel
 from vitp.models.heads.cascade import BoxSettings, CascadeHead, Found
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.heads.mask import MaskHead, MaskSettings
 from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings
 
 
-class DetectorSettings(BaseModel):
+class DetectorSettings(SettingsModel):
     """A two-stage detector; the defaults are those of Cascade R-CNN with FPN for images of about 1000 px.
 
     Attributes:
@@ -27,9 +28,7 @@ class DetectorSettings(BaseModel):
         mask: Mask head, of models that have one.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    width: int = Field(default=256, gt=0)
+    width: int = Field(default=256, gt=0, le=65_536)
     proposals: ProposalSettings = Field(default_factory=ProposalSettings)
     box: BoxSettings = Field(default_factory=BoxSettings)
     mask: MaskSettings = Field(default_factory=MaskSettings)

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image
+
+from vitp.config import Count, Positive, SettingsModel
 
 SMOOTH_L1_BETA = 1 / 9
 """Of the losses of proposed boxes."""
@@ -48,7 +50,7 @@ class ImageTruth:
     masks_NHW: Tensor | None = None
 
 
-class ProposalSettings(BaseModel):
+class ProposalSettings(SettingsModel):
     """Region proposals; the defaults are those of Faster R-CNN with FPN.
 
     Attributes:
@@ -61,16 +63,14 @@ class ProposalSettings(BaseModel):
         nms_iou: Of the suppression within a level.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    anchor_scales: tuple[float, ...] = Field(default=(8.0,), min_length=1)
-    anchor_ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
+    anchor_scales: tuple[Positive, ...] = Field(default=(8.0,), min_length=1)
+    anchor_ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
     positive_iou: float = Field(default=0.7, gt=0, le=1)
     negative_iou: float = Field(default=0.3, ge=0, le=1)
-    samples: int = Field(default=256, gt=0)
+    samples: int = Field(default=256, gt=0, le=1_000_000)
     positive_share: float = Field(default=0.5, gt=0, le=1)
-    keep_before: tuple[int, int] = (2000, 1000)
-    keep: tuple[int, int] = (2000, 1000)
+    keep_before: tuple[Count, Count] = (2000, 1000)
+    keep: tuple[Count, Count] = (2000, 1000)
     nms_iou: float = Field(default=0.7, gt=0, le=1)
 
 

@@ -1,0 +1,59 @@
+"""Reading a folder that others made: whatever is odd in its description is one error that names it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vitp.errors import CheckpointError, ConfigError
+
+_ODD = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    AssertionError,
+    ZeroDivisionError,
+)
+"""What code that expects a published description raises on another one."""
+
+
+@contextlib.contextmanager
+def described_by(where: str | Path) -> Iterator[None]:
+    """Turn what goes wrong while a description is followed into an error about it.
+
+    Args:
+        where: The description: a file or folder.
+
+    Raises:
+        CheckpointError: The description can't be followed.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise CheckpointError(
+            f"doesn't describe a model that this version can build ({error})",
+            where=str(where),
+            fix="copy the folder again, or make it anew",
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"doesn't describe a model ({field}: {first['msg']})",
+            where=str(where),
+            fix="copy the folder again",
+        ) from error
+    except _ODD as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise CheckpointError(
+            f"doesn't describe a model that this version can build ({type(error).__name__}: {reason})",
+            where=str(where),
+            fix="copy the folder again, or export it anew",
+        ) from error
