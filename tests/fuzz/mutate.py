@@ -313,7 +313,13 @@ def no_file(random: Random, path: Path) -> None:
 
 
 def file(random: Random, path: Path, port: int) -> None:
-    """Make something wrong with a file, of a kind that its name suggests."""
+    """Make something wrong with a file, of a kind that its name suggests.
+
+    Raises:
+        OSError: A change before has left no file there.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise FileNotFoundError(path)
     if random.random() < 0.12:
         no_file(random, path)
         return
