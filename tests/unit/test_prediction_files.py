@@ -171,7 +171,7 @@ def test_the_command_tells_and_exits_with_1(
     assert run_cli(arguments) == 1
     said = capsys.readouterr()
     assert "can't be used: " in said.out and "bad.png" in said.out and said.err == ""
-    assert "1 of 2 images were left out" in said.out
+    assert "1 of 2 images left out" in said.out
     assert run_cli(arguments) == 2 and "holds predictions already" in capsys.readouterr().err
     assert run_cli([*arguments, "--force"]) == 1
     (tmp_path / "in" / "good.png").unlink()

@@ -149,7 +149,7 @@ def predict(
     count, unusable = predict_files(model, images, out, settings, later=later, overwrite=force, tell=tell)
     console.print(f"wrote predictions of {count} images to {out}")
     if unusable:
-        console.print(f"{len(unusable)} of {count + len(unusable)} images were left out")
+        console.print(f"{len(unusable)} of {count + len(unusable)} images left out")
         raise typer.Exit(1)
 
 
