@@ -218,11 +218,9 @@ def inspect_export(
     folder: str | Path, against: str | Path | None = None, *, tolerance: float = 1e-5
 ) -> VerifyReport:
     """Return the report of `verify_export`, failed comparisons included."""
-    folder = Path(folder)
-    verifier = _Verifier(folder, tolerance)
-    graph = (folder / GRAPH_DESCRIPTION).is_file()  # its features were compared when it was made
+    verifier = _Verifier(folder := Path(folder), tolerance)
     steps = verifier.steps()
-    if graph:
+    if (folder / GRAPH_DESCRIPTION).is_file():  # its features were compared when it was made
         steps = [("files of the graph", lambda: check_sums(folder, fix="copy or export it again"))]
     elif against is not None:
         steps.append(("trained tower", lambda: verifier.trained_tower(load_backbone(against))))
