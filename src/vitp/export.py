@@ -218,19 +218,11 @@ def inspect_export(
     folder: str | Path, against: str | Path | None = None, *, tolerance: float = 1e-5
 ) -> VerifyReport:
     """Return the report of `verify_export`, failed comparisons included."""
-    folder = Path(folder)
-    verifier = _Verifier(folder, tolerance)
-    graph = (folder / GRAPH_DESCRIPTION).is_file()  # its features were compared when it was made
-    steps: list[tuple[str, Callable[[], str]]] = [
-        ("files", verifier.files),
-        ("contract", verifier.contract),
-        ("weights", verifier.weights),
-        ("features through vitp", verifier.features_through_vitp),
-        ("features through timm", verifier.features_through_timm),
-    ]
-    if graph:
+    verifier = _Verifier(folder := Path(folder), tolerance)
+    steps = verifier.steps()
+    if (folder / GRAPH_DESCRIPTION).is_file():  # its features were compared when it was made
         steps = [("files of the graph", lambda: check_sums(folder, fix="copy or export it again"))]
-    if against is not None and not graph:
+    elif against is not None:
         steps.append(("trained tower", lambda: verifier.trained_tower(load_backbone(against))))
     checks = []
     for name, step in steps:
@@ -248,6 +240,10 @@ class _Verifier:
 
     def __init__(self, folder: Path, tolerance: float) -> None:
         self.folder, self.tolerance = folder, tolerance
+
+    def steps(self) -> list[tuple[str, Callable[[], str]]]:
+        names = ("files", "contract", "weights", "features through vitp", "features through timm")
+        return [(name, getattr(self, name.replace(" ", "_"))) for name in names]
 
     def files(self) -> str:
         missing = [name for name in fmt.FILES if not (self.folder / name).is_file()]
