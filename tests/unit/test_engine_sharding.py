@@ -310,7 +310,7 @@ def test_parts_without_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def ends(*args: Any) -> None:
         raise EOFError
 
-    monkeypatch.setattr(shards.dcp, "FileSystemReader", ends)
+    monkeypatch.setattr(shards, "PartsReader", ends)
     objective = ToyObjective()
     optimizer, names = stepped(objective, steps=1)
     with pytest.raises(DamagedError, match="no reason given"):
