@@ -134,6 +134,14 @@ def test_other_ranks_say_and_remove_nothing(tmp_path: Path, monkeypatch: pytest.
     assert not leftover.exists()
 
 
+def test_other_ranks_train_without_a_word(tmp_path: Path) -> None:
+    trainer, text = make_trainer(tmp_path, steps=2)
+    trainer.rank = 1
+    result = trainer.train()
+    assert result.step == 2 and text.getvalue() == ""
+    assert not (tmp_path / "metrics.jsonl").exists() and not (tmp_path / "evidence.json").exists()
+
+
 def test_a_run_that_is_not_resumed_is_left_as_it_is(tmp_path: Path) -> None:
     make_trainer(tmp_path, steps=1)[0].train()
     leftover = tmp_path / "checkpoints" / ".step_00000004.x.tmp"
