@@ -215,7 +215,7 @@ def _is_ours(out: Path) -> bool:
 
 def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
     """Return the folder in which crops wait until all is complete; an interrupted run finds it again."""
-    key = hashlib.sha256(f"{base}\n{crop}\n{overlap}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{base}\n{crop}\n{overlap}".encode(errors="surrogatepass")).hexdigest()[:12]
     folder = out.parent / f".{out.name}.crops-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
