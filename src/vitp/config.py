@@ -77,21 +77,21 @@ def _as_annotated(value: Any, annotation: Any) -> Any:
 def _as_number(value: Any, kinds: set[type], words: bool) -> Any:
     numbers = bool(kinds & {int, float})
     if isinstance(value, bool) and bool not in kinds:
-        raise ValueError("a number is due, not true or false")
+        raise ValueError("must be a number, not true or false")
     if isinstance(value, str) and str not in kinds and not words:
         if not numbers:
-            raise ValueError("true or false is due")
+            raise ValueError("must be true or false")
         if _EXPONENT.fullmatch(value) is None:
-            raise ValueError("a number is due, not text")
+            raise ValueError("must be a number, not text")
         return float(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not numbers:
-            raise ValueError("true or false is due")
+            raise ValueError("must be true or false")
         # A whole number of hundreds of digits has no `float`.
         if isinstance(value, int) and value.bit_length() > 1000:
             raise ValueError("the number is too large")
         if not math.isfinite(value):
-            raise ValueError("a finite number is due")
+            raise ValueError("must be a finite number")
     return value
 
 

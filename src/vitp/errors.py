@@ -44,6 +44,10 @@ class CheckpointError(VitpError):
     """A checkpoint or weights file that can't be used."""
 
 
+class DamagedError(CheckpointError):
+    """A file of a checkpoint or of weights that isn't as it was written: missing, cut off, or changed."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """Return `did you mean "…"?` for the nearest of the known words, or None when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -12,7 +12,6 @@ import torch
 from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -25,10 +24,13 @@ from vitp.files import atomic_dir
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.foreign import described_by
 from vitp.models.plain_vit import PlainViT
+from vitp.models.positions import PositionMethod
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VLMConfig
 from vitp.reading import parse_json, read_text
+from vitp.sealed import check_sums, read_safetensors
+from vitp.targets import check_folder
 from vitp.weights import hub
 from vitp.weights.checkpoint import EXTRA, Hints, read_config
 from vitp.weights.open import open_tower
@@ -89,6 +91,7 @@ def load_backbone(
     *,
     heads: int | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> VisionTower: ...
 
@@ -100,6 +103,7 @@ def load_backbone(
     architecture: str,
     arguments: Mapping[str, Any] | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> PlainViT: ...
 
@@ -111,6 +115,7 @@ def load_backbone(
     arguments: Mapping[str, Any] | None = None,
     heads: int | None = None,
     image_size: int | None = None,
+    positions: PositionMethod | None = None,
     revision: str | None = None,
 ) -> PlainViT:
     """Return a vision tower in eval mode; the language model beside it isn't read.
@@ -127,6 +132,8 @@ def load_backbone(
         arguments: What `timm.create_model` gets beside the architecture.
         heads: Attention heads of an InternViT that comes without a configuration; None: heads of 64 channels.
         image_size: Side in pixels that the tower is wanted for; positions are resampled. None: as trained.
+        positions: How positions are resampled, now and for images of other sizes; None: as the folder says, and in
+            InternVL's layouts as its code does. With an architecture timm resamples what is read in its own way.
         revision: Branch, tag or commit, for the hub.
 
     Raises:
@@ -135,10 +142,18 @@ def load_backbone(
     folder = None if architecture is not None else own_folder(source)
     if folder is not None:
         own = fmt.read_backbone(folder) if (folder / fmt.DESCRIPTION).is_file() else _tower_of_vlm(folder)
-        return own if image_size is None else resized_tower(own, image_size=image_size)
+        if image_size is None and positions in (None, own.config.positions):
+            return own
+        return resized_tower(own, image_size=image_size, positions=positions)
     if not (_holds_weights(Path(source)) or hub.hub_id(str(source))):
         raise _nothing(source)
-    hints = Hints(architecture=architecture, arguments=arguments or {}, heads=heads, image_size=image_size)
+    hints = Hints(
+        architecture=architecture,
+        arguments=arguments or {},
+        heads=heads,
+        image_size=image_size,
+        positions=positions,
+    )
     return open_tower(source, hints=hints, revision=revision)[0]
 
 
@@ -203,16 +218,11 @@ def inspect_export(
     folder: str | Path, against: str | Path | None = None, *, tolerance: float = 1e-5
 ) -> VerifyReport:
     """Return the report of `verify_export`, failed comparisons included."""
-    folder = Path(folder)
-    verifier = _Verifier(folder, tolerance)
-    steps: list[tuple[str, Callable[[], str]]] = [
-        ("files", verifier.files),
-        ("contract", verifier.contract),
-        ("weights", verifier.weights),
-        ("features through vitp", verifier.features_through_vitp),
-        ("features through timm", verifier.features_through_timm),
-    ]
-    if against is not None:
+    verifier = _Verifier(folder := Path(folder), tolerance)
+    steps = verifier.steps()
+    if (folder / GRAPH_DESCRIPTION).is_file():  # its features were compared when it was made
+        steps = [("files of the graph", lambda: check_sums(folder, fix="copy or export it again"))]
+    elif against is not None:
         steps.append(("trained tower", lambda: verifier.trained_tower(load_backbone(against))))
     checks = []
     for name, step in steps:
@@ -230,6 +240,10 @@ class _Verifier:
 
     def __init__(self, folder: Path, tolerance: float) -> None:
         self.folder, self.tolerance = folder, tolerance
+
+    def steps(self) -> list[tuple[str, Callable[[], str]]]:
+        names = ("files", "contract", "weights", "features through vitp", "features through timm")
+        return [(name, getattr(self, name.replace(" ", "_"))) for name in names]
 
     def files(self) -> str:
         missing = [name for name in fmt.FILES if not (self.folder / name).is_file()]
@@ -395,14 +409,8 @@ def _tower_of_vlm(folder: Path) -> VisionTower:
             fix=f"name a folder that vitp wrote; an export needs its {fmt.DESCRIPTION}",
         ) from error
     weights_file = folder / pretrained.WEIGHTS
-    try:
-        with safe_open(weights_file, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith("vision.")]  # noqa: SIM118
-            weights = {name.removeprefix("vision."): file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"is no whole safetensors file ({error})", where=str(weights_file), fix="copy it again"
-        ) from error
+    found = read_safetensors(weights_file, lambda name: name.startswith("vision."), ours=True)
+    weights = {name.removeprefix("vision."): tensor for name, tensor in found.items()}
     tower = VisionTower(config.vision)
     pretrained.load_weights(tower, weights, where=str(weights_file))
     return tower.eval()
@@ -429,15 +437,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     Raises:
         VitpError: It exists, and isn't to be overwritten or isn't vitp's.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not _is_ours(out):
-        # Replacing means removing what is there: never a folder that isn't ours.
-        raise VitpError("exists and is no export", where=str(out), fix="choose another folder")
-    if not overwrite:
-        raise VitpError(
-            "exists", where=str(out), fix="choose another folder or ask to overwrite it (--force)"
-        )
+    check_folder(out, _is_ours, what="export", overwrite=overwrite)
 
 
 def _is_ours(folder: Path) -> bool:

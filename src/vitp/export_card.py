@@ -156,6 +156,12 @@ def _head(d: BackboneDescription, name: str) -> str:
     )
 
 
+_POSITIONS = {
+    "antialiased": "bicubic with antialiasing, as timm does",
+    "bicubic": "bicubic without antialiasing, as InternVL does; timm's own loader takes antialiasing",
+}
+
+
 def _contract(d: BackboneDescription) -> str:
     size = d.vision.image_size
     rows = [
@@ -167,6 +173,7 @@ def _contract(d: BackboneDescription) -> str:
         ("Std", _numbers(d.vision.std)),
         ("Patch", f"{d.patch_size} px"),
         ("Grid", f"{d.grid} × {d.grid} patch tokens"),
+        ("Positions at other sizes", _POSITIONS[d.vision.positions]),
         ("Tokens before the patches", str(d.prefix_tokens)),
         ("SHA-256 of the weights", f"`{d.sha256}`"),
     ]

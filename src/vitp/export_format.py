@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vitp.engine.weights import save_tensors
@@ -33,6 +32,7 @@ from vitp.models.foreign import described_by
 from vitp.models.vision import VisionTower
 from vitp.pretrained import load_weights, read_weights
 from vitp.reading import parse_json, read_text
+from vitp.sealed import read_metadata
 from vitp.version import __version__
 
 WEIGHTS = "model.safetensors"
@@ -133,10 +133,8 @@ def check_contract(description: BackboneDescription, weights_file: Path) -> None
         CheckpointError: They differ, or the file states none.
     """
     try:
-        with safe_open(weights_file, framework="pt") as file:
-            metadata = file.metadata() or {}
-        inside = dict(parse_json(metadata["contract"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        inside = dict(parse_json(read_metadata(weights_file)["contract"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             "states no contract (normalisation, size, hash)", where=str(weights_file), fix="export it anew"
         ) from error

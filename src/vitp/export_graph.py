@@ -1,7 +1,7 @@
 """A vision tower as a graph that runs without vitp and timm: ONNX, or a program of torch.export.
 
 The normalisation is part of the graph: images go in as RGB on 0..1, feature maps come out. The number of images is
-free, their size is fixed. Beside the graph stands `vitp_graph.json` with its contract.
+free, their size is fixed. Beside the graph stand `vitp_graph.json` with its contract, and the digests of both.
 
 Shapes: B images, H × W pixels, D width, h × w cells.
 """
@@ -32,6 +32,7 @@ from vitp.export_format import content_hash, tensor_digests
 from vitp.files import atomic_dir, write_json
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
+from vitp.sealed import write_sums
 from vitp.version import __version__
 
 GraphKind = Literal["onnx", "torch-export"]
@@ -97,6 +98,7 @@ def export_graph(
         check = _compare(module, tower, run, temporary / FILES[kind], TOLERANCES[kind])
         description = _describe(source, tower, kind, check)
         write_json(temporary / GRAPH_DESCRIPTION, description)
+        write_sums(temporary, (FILES[kind], GRAPH_DESCRIPTION))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     parameters = sum(tensor.numel() for tensor in tower.model.state_dict().values())
     return ExportResult(out, description["sha256"], parameters, size), VerifyReport(out, (check,))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.errors import VitpError
+from vitp.leftovers import OLD, owned_prefix, recover, remove, sweep_once
 from vitp.reading import open_file
 
 _UMASK = threading.Lock()
@@ -38,7 +39,8 @@ def as_user_error(error: OSError, path: str | Path) -> VitpError:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
 
-    On any error, an interrupt included, the temporary file is removed and what `path` held stays.
+    On any error, an interrupt included, the temporary file is removed and what `path` held stays. What killed
+    processes have left in the folder is removed by the next one that writes there; see `vitp.leftovers`.
 
     Raises:
         VitpError: The disk is full or the place can't be written.
@@ -49,7 +51,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise VitpError("is a folder", where=str(path), fix="name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        sweep_once(path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=owned_prefix(path.name), suffix=f".tmp{path.suffix}", dir=path.parent
+        )
         temporary = Path(name)
         os.close(handle)
         yield temporary
@@ -96,38 +101,58 @@ def write_json(path: str | Path, value: Any) -> None:
 def atomic_dir(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` on success; an older `path` is replaced.
 
-    The swap is two renames, so a crash in between leaves the old folder under a `.old` name, never half of
-    either.
+    Replacing a folder that isn't empty takes two renames. A crash in between leaves the old one under a hidden name;
+    the next call for the same `path` gives it its name back first.
+
+    Raises:
+        VitpError: The disk is full or the place can't be written.
     """
     path = Path(path)
     if path.name in ("", ".."):
         raise VitpError("can't be replaced", where=str(path), fix="name a new folder")
     if path.exists() and not path.is_dir():
         raise VitpError("is a file", where=str(path), fix="name a new folder")
-    old = path.with_name(f".{path.name}.old")
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        recover(path)
+        sweep_once(path.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=owned_prefix(path.name), suffix=".tmp", dir=path.parent))
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(temporary, path)
     except BaseException as error:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():  # stopped between the two renames
-            old.rename(path)
         if isinstance(error, OSError):
             raise as_user_error(error, path) from error
         raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a finished folder to `path`, in place of an older folder.
+
+    Raises:
+        OSError: `path` is no folder, or can't be moved; it is then as before.
+    """
+    if not path.exists() or (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
+        temporary.rename(path)  # onto an empty folder, too
+        return
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    old = path.with_name(f"{owned_prefix(path.name)}{OLD}")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    remove(old)
 
 
 def sha256(path: str | Path) -> str:

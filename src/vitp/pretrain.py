@@ -9,21 +9,23 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from rich.console import Console
+from rich.markup import escape
 
-from vitp.config import Positive, SettingsModel, Weight
+from vitp.config import CONFIG_FILE, Positive, SettingsModel, Weight, load_config
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.lengths import RecordCost, RecordLength
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.row_findings import mixture_warnings
 from vitp.data.tiles import InputSettings
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.engine.loop import Trainer
-from vitp.errors import ConfigError
+from vitp.errors import ConfigError, DamagedError
 from vitp.files import write_json
 from vitp.models.compute import ComputeConfig, configure
 from vitp.models.flops import forward_flops, language_shape, vision_flops
@@ -33,8 +35,9 @@ from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.preserving import PreserveConfig, preserving
 from vitp.objectives.prior_weights import PriorConfig, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.vitp import ViTPObjective
-from vitp.pretrained import LoadedVLM, load_tokenizer, load_vlm
+from vitp.pretrained import WEIGHTS, LoadedVLM, load_tokenizer, load_vlm
 from vitp.run_folder import claimed
+from vitp.sealed import check
 
 
 class ModelSettings(SettingsModel):
@@ -145,12 +148,17 @@ def open_mixture(data: DataSettings, seed: int) -> Mixture:
         factor = data.rates[number] if data.rates else 1.0
         entries += [
             MixtureEntry(entry.records, entry.rate * factor, max_tiles=entry.max_tiles, augment=entry.augment)
-            for entry in _entries(Path(name))
+            for entry in open_entries(Path(name))
         ]
     return Mixture(entries, seed)
 
 
-def _entries(path: Path) -> list[MixtureEntry]:
+def open_entries(path: Path) -> list[MixtureEntry]:
+    """Return the sets of one of the files or folders that a run learns from.
+
+    Raises:
+        DataError, ConfigError: It is missing, empty or wrong.
+    """
     if path.is_dir():
         path = path / "mixture.json"
         if not path.is_file():
@@ -162,6 +170,14 @@ def _entries(path: Path) -> list[MixtureEntry]:
     if path.suffix == ".jsonl":
         return [MixtureEntry(JsonlRecords(path, path.parent, path.stem))]
     return list(read_mixture(path))
+
+
+def sequence_of(model: str | Path) -> SequenceConfig:
+    """Return how a pretraining run cuts records into tiles and tokens; the defaults where a model isn't one's folder."""
+    try:
+        return load_config(PretrainConfig, Path(model) / CONFIG_FILE).data.sequence
+    except ConfigError:
+        return SequenceConfig()
 
 
 def build(config: PretrainConfig) -> PretrainRun:
@@ -207,7 +223,8 @@ def _record_cost(config: PretrainConfig, loaded: LoadedVLM) -> RecordCost:
     """Return what a record costs, with a tile of the vision tower in tokens of the language model."""
     vision, language = loaded.vlm.vision, language_shape(loaded.vlm.language)
     tile, token = vision_flops(vision, 1), forward_flops(language, 1, config.data.sequence.max_length / 4)
-    length = RecordLength(loaded.chat, vision.image_size[0], config.data.sequence.max_tiles)
+    sequence = config.data.sequence
+    length = RecordLength(loaded.chat, vision.image_size[0], sequence.max_tiles, sequence.max_turns)
     return RecordCost(length, tile / token, 1 - config.vrl.ratio * config.vrl.probability)
 
 
@@ -283,6 +300,10 @@ def run_pretraining(
 
 
 def _train(config: PretrainConfig, run_dir: Path, resume: bool, console: Console | None) -> TrainResult:
+    warnings = mixture_warnings(open_mixture(config.data, config.seed))
+    if distributed.rank() == 0:
+        for line in warnings:
+            (console or Console()).print(f"[yellow]warning:[/] {escape(line)}", highlight=False)
     started = _fit_reference(config, run_dir, console)
     if config.align.steps:
         started = _align(started, run_dir, console)
@@ -302,10 +323,23 @@ def _train(config: PretrainConfig, run_dir: Path, resume: bool, console: Console
     return trainer.train()
 
 
+def _is_done(folder: Path, console: Console | None) -> bool:
+    """Return whether a phase has left its model, whole; of a damaged one its checkpoints make another. Collective."""
+    done, weights = False, folder / "model" / WEIGHTS
+    if distributed.rank() == 0 and weights.parent.is_dir():
+        try:
+            check(weights)
+            done = True
+        except DamagedError as error:
+            note = f"WARNING: {error.where} {error.what}: the phase is made again from its last checkpoint"
+            (console or Console()).print(note, markup=False, soft_wrap=True)
+    return distributed.gather(done)[0]
+
+
 def _align(config: PretrainConfig, run_dir: Path, console: Console | None) -> PretrainConfig:
     """Run the alignment phase in `run_dir/align` unless it is done; return the run that starts from it."""
     folder = run_dir / "align"
-    if not (folder / "model").is_dir():
+    if not _is_done(folder, console):
         phase = config.model_copy(
             update={
                 "model": config.model.model_copy(update={"freeze": [*config.model.freeze, "vision"]}),
@@ -328,7 +362,7 @@ def _fit_reference(config: PretrainConfig, run_dir: Path, console: Console | Non
     if config.prior.alpha == 0 or config.prior.reference is not None:
         return config
     folder = run_dir / "prior"
-    if not (folder / "model").is_dir():
+    if not _is_done(folder, console):
         phase = config.model_copy(
             update={
                 "prior": PriorConfig(),

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +22,7 @@ from vitp.files import atomic_dir, write_json
 from vitp.models.foreign import described_by
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.reading import parse_json, read_text
+from vitp.sealed import read_safetensors
 from vitp.version import __version__
 from vitp.weights import hub
 from vitp.weights.checkpoint import Hints, read_config
@@ -71,7 +70,6 @@ def write_vlm(
         weights[name] = (
             tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         )
-    # One key only: safetensors writes several in random order, and equal models should be equal files.
     save_tensors(folder / WEIGHTS, weights, {"format": "pt"})
     chat.tokenizer.save_pretrained(folder)
     write_json(folder / CONFIG, describe_vlm(vlm.config, vlm.language.config.vocab_size))
@@ -139,7 +137,8 @@ def _load_own(folder: Path, drop_path: float) -> LoadedVLM:
         vlm = VisionLanguageModel(
             config.model_copy(update={"drop_path": drop_path}), vocabulary=int(description["vocabulary"])
         )
-    load_weights(vlm, read_weights(folder / WEIGHTS), where=str(folder / WEIGHTS), tied=tied_names(vlm))
+    weights = read_safetensors(folder / WEIGHTS, ours=True)
+    load_weights(vlm, weights, where=str(folder / WEIGHTS), tied=tied_names(vlm))
     tokenizer = load_tokenizer(folder)
     chat = ChatTokenizer(tokenizer, template=config.template, tokens_per_tile=vlm.tokens_per_tile)
     return LoadedVLM(vlm.eval(), chat)
@@ -199,16 +198,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        CheckpointError: The file is missing or broken.
+        DamagedError: The file is missing, broken, or isn't as it was written.
     """
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError("is missing", where=str(path)) from error
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"is no whole safetensors file ({error})", where=str(path), fix="copy it again"
-        ) from error
+    return read_safetensors(path)
 
 
 def tied_names(module: nn.Module) -> set[str]:

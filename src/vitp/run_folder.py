@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
-from vitp.config import CONFIG_FILE, load_config, save_config
+from vitp import sealed
+from vitp.config import CONFIG_FILE, Settings, load_config, save_config
 from vitp.engine import checkpoint, distributed
 from vitp.errors import CheckpointError, ConfigError, VitpError
+from vitp.files import write_text
 
+_log = logging.getLogger("vitp")
 LOCK_FILE = "lock"
 HARMLESS = (
     *("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device"),
@@ -28,6 +33,13 @@ HARMLESS = (
     *("data.input.cache_gb", "data.input.cache_folder", "data.balance"),
 )
 """Settings that a resumed run may change: they don't change what is learned, beyond rounding."""
+BEFORE_THEY_WERE = {"backbone.positions": "antialiased", "optim.decay_from": "warmup"}
+"""Settings that the oldest runs don't state, since there was one way only → that way."""
+EXTENDING = ("train.steps", "train.epochs", "train.choose")
+"""Settings that a resumed run may change, too: how long it is, and which of its weights are taken in the end.
+
+The engine tells what that does to schedules.
+"""
 
 
 def started(run_dir: Path) -> bool:
@@ -38,12 +50,34 @@ def started(run_dir: Path) -> bool:
 def config_to_resume(run_dir: Path) -> Path:
     """Return the file with the settings of a run that began.
 
+    A file that is missing or cut off is written anew from the copy in the newest checkpoint that has a whole one.
+
     Raises:
         CheckpointError: None did.
     """
+    file = run_dir / CONFIG_FILE
+    if _is_mapping(file):
+        return file
+    for path in reversed(checkpoint.checkpoints(run_dir)):
+        copy = path / CONFIG_FILE
+        with contextlib.suppress(VitpError):
+            sums = sealed.read_sums(path)
+            if CONFIG_FILE in sums:
+                sealed.check_sum(copy, sums[CONFIG_FILE])
+                write_text(file, copy.read_text(encoding="utf-8"))
+                _log.warning("note: %s was missing or damaged; it is written anew from %s", file, copy)
+                return file
     if not started(run_dir):
         raise CheckpointError("holds no run to resume", where=str(run_dir), fix="start it without --resume")
-    return run_dir / CONFIG_FILE
+    return file  # whoever reads it says what is wrong with it
+
+
+def _is_mapping(file: Path) -> bool:
+    """Return whether a file holds YAML that may be a configuration."""
+    try:
+        return isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
 
 
 def changed_settings(run_dir: Path, config: BaseModel) -> list[str]:
@@ -53,9 +87,30 @@ def changed_settings(run_dir: Path, config: BaseModel) -> list[str]:
         CheckpointError: None began.
         ConfigError: What it wrote isn't a configuration of this kind.
     """
-    before = load_config(type(config), config_to_resume(run_dir))
-    changed = _changed_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
+    before = as_begun(load_config(type(config), config_to_resume(run_dir)), run_dir)
+    now = as_begun(config, run_dir)
+    changed = _changed_keys(before.model_dump(mode="json"), now.model_dump(mode="json"))
     return [key for key in changed if key not in HARMLESS]
+
+
+def as_begun(config: Settings, run_dir: Path) -> Settings:
+    """Return a configuration with what the run in the folder did before there was a choice, where it began that long ago.
+
+    Defaults and recipes may differ from it by now, and a run goes on as it began. Without a run nothing changes.
+
+    Raises:
+        ConfigError: What the run wrote is no configuration.
+    """
+    if not started(run_dir):
+        return config
+    load_config(type(config), run_dir / CONFIG_FILE)  # says what is wrong with the file, if anything is
+    stated = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8")) or {}
+    values = config.model_dump()
+    for key, way in BEFORE_THEY_WERE.items():
+        part, name = key.split(".")
+        if name in (values.get(part) or {}) and name not in (stated.get(part) or {}):
+            values[part][name] = way
+    return type(config).model_validate(values)
 
 
 @contextlib.contextmanager
@@ -80,11 +135,16 @@ def claimed(
     distributed.initialize(distributed.resolve_device(device))
     resume = resume or distributed.restarted(run_dir / CONFIG_FILE)
     main, refusal, held = distributed.rank() == 0, None, contextlib.ExitStack()
+    before: str | None = None
+    existed = run_dir.exists()
+    file, folders = run_dir / CONFIG_FILE, (run_dir, *(run_dir / phase for phase in phases))
+    newest = [checkpoint.latest(folder) for folder in folders]
     if main:
         try:
             _claim(run_dir, config, resume)
             held.enter_context(_alone(run_dir))
-            save_config(config, run_dir / CONFIG_FILE)
+            before = file.read_text(encoding="utf-8") if resume else None
+            save_config(config, file)
         except VitpError as error:
             refusal = error
     distributed.raise_together(refusal)
@@ -92,10 +152,15 @@ def claimed(
         with held:
             yield resume
     except VitpError:
-        folders = (run_dir, *(run_dir / phase for phase in phases))
-        if main and not any(checkpoint.latest(folder) for folder in folders):
+        now = [checkpoint.latest(folder) for folder in folders]
+        if main and not any(now):
             # Nothing was trained: the next try, with the mistake mended, may have the folder.
-            (run_dir / CONFIG_FILE).unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+            if not existed:
+                with contextlib.suppress(OSError):  # it holds something
+                    run_dir.rmdir()
+        elif main and before is not None and now == newest:
+            write_text(file, before)  # nothing was trained with what has changed
         raise
 
 
@@ -144,7 +209,7 @@ def _claim(run_dir: Path, config: BaseModel, resume: bool) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         return
     existing = config_to_resume(run_dir)
-    changed = changed_settings(run_dir, config)
+    changed = [key for key in changed_settings(run_dir, config) if key not in EXTENDING]
     if changed:
         raise ConfigError(
             f"differs from the run that is to be resumed: {', '.join(changed[:5])}",

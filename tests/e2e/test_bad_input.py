@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import save_image
-from tests.e2e.conftest import finish, litter, refused, snapshot, start, vitp, write_config
+from tests.e2e.conftest import done, finish, litter, refused, snapshot, start, vitp, write_config
 
 
 def row(number: int, image: str, question: str = "<image>\nIs there a ship?", answer: str = "yes") -> dict:
@@ -117,6 +117,37 @@ def test_a_broken_row_is_named_by_its_line(tmp_path: Path, rows: Path, text: str
     assert check.code == 1 and "rows.jsonl:6" in check.out and check.err == ""
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("a \ud83d", "rows.jsonl:4 (id row-3): answer 1 holds half a character (the lone surrogate U+D83D)"),
+        ("a\0b", "rows.jsonl:4 (id row-3): answer 1 holds a NUL character"),
+    ],
+)
+def test_a_text_that_nothing_can_write_is_named_by_its_row(
+    tmp_path: Path, rows: Path, answer: str, message: str
+) -> None:
+    replace_row(rows, 3, json.dumps(row(3, "3.png", answer=answer)))
+    assert message in refused_run(tmp_path, rows)
+    for model in ((), ("--model", "starter")):
+        check = vitp("data", "check", rows, "--json", *model)
+        assert (check.code, check.err) == (1, "")
+        found = json.loads(check.out)["findings"]
+        assert [(f["line"], f["what"]) for f in found] == [(4, message.split("): ", 1)[1])]
+
+
+def test_data_without_any_image_is_refused_and_a_part_of_it_warned_of(tmp_path: Path, rows: Path) -> None:
+    blind = [json.dumps(row(n, "", "Is there a ship?") | {"system": "Be brief."}) for n in range(8)]
+    replace_row(rows, 5, blind[5].replace('"image": "", ', ""))
+    config = write_config(tmp_path / "run.yaml", rows)
+    out = " ".join(done("pretrain", config, "--out", tmp_path / "seen").out.split())
+    assert (
+        "rows: 1 of 8 rows has no image" in out and "1 of 8 rows has a system text, which is dropped" in out
+    )
+    rows.write_text("\n".join(line.replace('"image": "", ', "") for line in blind) + "\n")
+    assert "no row has an image: there is nothing for the ViT to learn" in refused_run(tmp_path, rows)
+
+
 def test_empty_data_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data" / "rows.jsonl"
     path.parent.mkdir()
@@ -140,7 +171,7 @@ def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     [
         ("optim.lrr=0.1", "unknown key 'optim.lrr'; did you mean \"lr\"?"),
         ("data.sequence.max_tile=2", 'did you mean "max_tiles"?'),
-        ("optim.lr=fast", "optim.lr is 'fast': input should be a valid number"),
+        ("optim.lr=fast", "optim.lr is 'fast': must be a number, not text"),
         ("train.steps=0", "train.steps is 0: input should be greater than 0"),
         ("train.steps=1.5", "train.steps is 1.5"),
         ("optim.schedule=cosin", "optim.schedule is 'cosin': input should be 'cosine'"),
@@ -273,12 +304,12 @@ def test_weights_that_do_not_fit_are_refused_by_every_command(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_refused(copy: Path, name: str) -> None:
-    file = copy / "checkpoints" / "step_00000010" / name
-    cut_short(file)
+def test_a_run_without_a_whole_checkpoint_is_refused(copy: Path, name: str) -> None:
+    for checkpoint in (copy / "checkpoints").iterdir():
+        cut_short(checkpoint / name)
     before = snapshot(copy / "checkpoints")
     error = refused("pretrain", "--resume", "--out", copy)
-    assert name in error and "remove this checkpoint to use the one before it" in error
+    assert name in error and "all 2 checkpoints are damaged" in error
     assert snapshot(copy / "checkpoints") == before
 
 
@@ -317,6 +348,10 @@ def test_questions_that_can_not_be_asked_are_refused(finished: Path, tmp_path: P
     no_image(tmp_path / "page.png")
     assert "is not an image" in refused("ask", finished, tmp_path / "page.png", "What is it?")
     assert "<image>" in refused("ask", finished, image, "<image> or <image>?")
+    assert "half a character" in refused("ask", finished, image, "What \udce9 is it?")
+    assert (
+        done("ask", finished, image, "a <end> <|im_end|> <IMG_CONTEXT> <img>?", "--max-tokens", 2).code == 0
+    )
 
 
 def test_probes_need_a_compiled_set(finished: Path, scenes: Path, compiled: Path, tmp_path: Path) -> None:

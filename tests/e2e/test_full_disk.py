@@ -44,7 +44,7 @@ def test_a_run_keeps_its_last_checkpoint(
                 os, "fsync", lambda fd: full() if os.fstat(fd).st_size > 100_000 else sync(fd)
             )  # fmt: skip
         else:
-            patch.setattr(weights_module, "save_file", full)
+            patch.setattr(weights_module, "write_safetensors", full)
         error = refused("pretrain", "--resume", "--out", run)
     assert "the disk is full" in error and "free some space" in error
     assert snapshot(run / "checkpoints") == before and litter(run) == []

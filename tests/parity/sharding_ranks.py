@@ -112,6 +112,8 @@ def main(folder: Path, task: str) -> None:
     else:
         for name, parallel in (("to_ddp", "ddp"), ("to_fsdp", "fsdp"), ("to_hybrid", "hybrid")):
             results[name] = run(folder, name, parallel=parallel, resume=True)
+        for name, parallel in (("damaged_ddp", "ddp"), ("damaged_fsdp", "fsdp")):
+            results[name] = run(folder, name, parallel=parallel, resume=True)
         results["from_ddp"] = run(folder, "from_ddp", parallel="fsdp", resume=True)
     (folder / f"{task}{distributed.rank()}.json").write_text(json.dumps(results))
     distributed.shutdown()
@@ -126,10 +128,20 @@ def refused(folder: Path) -> str:
     return ""
 
 
+def flip(file: Path) -> None:
+    """Flip one bit in the middle of a file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
 def prepare_two(folder: Path) -> None:
     """Copy what four ranks have left, for two ranks to go on from."""
     for name in ("to_ddp", "to_fsdp", "to_hybrid", "to_one"):
         shutil.copytree(folder / "stopped", folder / name)
+    for name in ("damaged_ddp", "damaged_fsdp", "damaged_one"):
+        shutil.copytree(folder / "stopped", folder / name)
+        flip(checkpoint.folder(folder / name, 3) / "shards" / "__1_0.distcp")
     shutil.copytree(folder / "ddp", folder / "from_ddp")
     last = checkpoint.folder(folder / "from_ddp", STEPS)
     shutil.rmtree(last)

@@ -351,6 +351,49 @@ def test_coco_is_pycocotools(monkeypatch: pytest.MonkeyPatch, kind: str, seed: i
     np.testing.assert_allclose(own.class_ap50, wanted.class_ap50, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["box", "mask"])
+@pytest.mark.parametrize("seed", range(3))
+def test_coco_with_crowd_regions_is_pycocotools(
+    monkeypatch: pytest.MonkeyPatch, kind: str, seed: int
+) -> None:
+    """Crowds are far larger than what is found in them: detections are ignored by the share that lies inside."""
+    truths, found = _random_set(seed)
+    rng = np.random.default_rng([seed, 1])
+    crowded = []
+    for truth in truths:
+        corner = rng.integers(0, 30, 2)
+        crowd = np.concatenate([corner, corner + rng.integers(20, 34, 2)])[None].astype(np.float32)
+        boxes = np.concatenate([truth.boxes_N4, crowd])
+        labels = np.append(truth.labels_N, rng.integers(CLASSES))
+        hard = np.append(truth.difficult_N, True)
+        crowded.append(TrueObjects(boxes, labels, hard, encode_masks(_filled(boxes))))
+    own = coco_scores(crowded, found, CLASSES, kind=kind)  # type: ignore[arg-type]
+    without = coco_scores(truths, found, CLASSES, kind=kind)  # type: ignore[arg-type]
+    assert own.values["AP50"] > without.values["AP50"]
+    monkeypatch.setattr(coco, "_tools", _pycocotools)
+    wanted = coco_scores(crowded, found, CLASSES, kind=kind)  # type: ignore[arg-type]
+    for name, value in wanted.values.items():
+        assert own.values[name] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+    # Ignored places go the same way in both.
+    hidden = [
+        TrueObjects(
+            truth.boxes_N4,
+            truth.labels_N,
+            truth.difficult_N,
+            truth.masks,
+            crowd.boxes_N4[-1:],
+            (crowd.masks or ())[-1:],
+        )
+        for truth, crowd in zip(truths, crowded, strict=True)
+    ]
+    theirs = coco_scores(hidden, found, CLASSES, kind=kind)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    ours = coco_scores(hidden, found, CLASSES, kind=kind)  # type: ignore[arg-type]
+    assert ours.values["AP50"] >= own.values["AP50"]
+    for name, value in theirs.values.items():
+        assert ours.values[name] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+
+
 def test_coco_summary_is_pycocotools_own() -> None:
     """The numbers that pycocotools itself prints, from annotations written by hand."""
     import contextlib

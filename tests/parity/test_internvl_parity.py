@@ -27,6 +27,7 @@ from tests.weights_toys import (
 )
 from vitp.export import load_backbone
 from vitp.models.projector import pixel_shuffle
+from vitp.models.resample import resized_tower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.pretrained import load_vlm
 from vitp.weights.checkpoint import read_checkpoint
@@ -91,6 +92,17 @@ def test_vision_projector_and_logits_equal_transformers(pair):
     expected = theirs(input_ids=ids_N[None], pixel_values=pixels[:1]).logits
     close(ours, expected)
     assert float(expected.std()) > 0.05  # the comparison is of something
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(24, 24), (48, 40)])
+def test_images_of_another_size_get_the_positions_of_transformers(pair, size):
+    vlm, theirs, _, _ = pair
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(5))
+    given = vlm.vision.forward_tokens(images)
+    close(given, theirs.model.vision_tower(pixel_values=images).last_hidden_state[:, 1:])
+    timm_way = resized_tower(vlm.vision, positions="antialiased").forward_tokens(images)
+    assert float((timm_way - given).abs().max()) > 1e-3
 
 
 @torch.no_grad()

@@ -112,12 +112,49 @@ def test_one_rank_goes_on_where_four_stopped(runs: Any) -> None:
     assert_same_model(folder / "to_one", folder / "one")
 
 
-@pytest.mark.parametrize("damage", ["__1_0.distcp", ".metadata"])
-def test_a_damaged_part_is_one_error(runs: Any, tmp_path: Path, damage: str) -> None:
-    shutil.copytree(runs[3] / "stopped", tmp_path / "run")
-    path = checkpoint.latest(tmp_path / "run")
-    assert path is not None
-    file = path / "shards" / damage
+@pytest.mark.parametrize("scenario", ["damaged_ddp", "damaged_fsdp"])
+def test_two_ranks_pass_over_a_part_with_a_flipped_bit(runs: Any, scenario: str) -> None:
+    """Four have left checkpoints of steps 2 and 3; a bit is flipped in what the second of them wrote at step 3."""
+    one, _, two, folder = runs
+    for rank in two:
+        assert rank[scenario]["error"] is None
+        assert rank[scenario]["losses"] == pytest.approx(one["losses"][2:], rel=1e-5)
+    assert_same_model(folder / scenario, folder / "one")
+
+
+def test_one_rank_passes_over_a_part_with_a_flipped_bit(runs: Any) -> None:
+    one, _, _, folder = runs
+    found = sharding_ranks.run(folder, "damaged_one", resume=True)
+    assert found["losses"] == pytest.approx(one["losses"][2:], rel=1e-5)
+    assert_same_model(folder / "damaged_one", folder / "one")
+
+
+def cut_off(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:40])
+
+
+@pytest.mark.parametrize("damage", [cut_off, sharding_ranks.flip, Path.unlink])
+@pytest.mark.parametrize("name", ["shards/__1_0.distcp", "shards/.metadata", "state.json", "SHA256SUMS"])
+def test_a_damaged_file_is_one_error(runs: Any, tmp_path: Path, name: str, damage: Any) -> None:
+    last = checkpoint.latest(runs[3] / "stopped")
+    assert last is not None
+    path = tmp_path / "run" / "checkpoints" / last.name
+    shutil.copytree(last, path)
+    damage(path / name)
     error = sharding_ranks.run(tmp_path, "run", resume=True)["error"]
-    assert error.startswith("CheckpointError: ") and "remove this checkpoint" in error
+    assert error.startswith("DamagedError: ") and "the only checkpoint is damaged" in error
+    assert path.is_dir()
+
+
+@pytest.mark.parametrize("name", ["shards/__1_0.distcp", "shards/.metadata"])
+def test_without_digests_what_torch_cannot_read_is_damaged_too(runs: Any, tmp_path: Path, name: str) -> None:
+    last = checkpoint.latest(runs[3] / "stopped")
+    assert last is not None
+    path = tmp_path / "run" / "checkpoints" / last.name
+    shutil.copytree(last, path)
+    (path / "SHA256SUMS").unlink()
+    state = json.loads((path / "state.json").read_text())
+    del state["digests"]
+    (path / "state.json").write_text(json.dumps(state))
+    cut_off(path / name)
+    assert "the only checkpoint is damaged" in sharding_ranks.run(tmp_path, "run", resume=True)["error"]

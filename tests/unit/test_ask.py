@@ -8,7 +8,6 @@ from PIL import Image
 from tests.conftest import save_image
 from vitp.ask import COLOURS, Assistant, _PieceStreamer, draw_answer, place_marks
 from vitp.data.tiling import cut_tiles
-from vitp.data.tokenizer import IMAGE_CONTEXT
 from vitp.errors import DataError
 
 
@@ -162,8 +161,10 @@ def test_marks_that_differ_from_the_images_are_an_error(assistant, tmp_path, que
 def test_bad_inputs_are_errors_of_the_user(assistant, tmp_path):
     with pytest.raises(DataError, match="image is missing"):
         assistant.answer([tmp_path / "none.png"], "ship?")
-    with pytest.raises(DataError, match=IMAGE_CONTEXT):
-        assistant.answer([], f"what is {IMAGE_CONTEXT}?")
+    with pytest.raises(DataError, match=r"half a character \(the lone surrogate U\+D83D\)"):
+        assistant.answer([], "ship \ud83d?")
+    with pytest.raises(DataError, match="a NUL character"):
+        assistant.answer([], "ship?", history=[("plane\0?", "no")])
     with pytest.raises(DataError, match="exceed the 4096 that the language model reads"):
         assistant.answer([], "ship? " * 2000)
 

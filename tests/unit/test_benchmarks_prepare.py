@@ -65,8 +65,9 @@ def test_dota_is_cut_for_training_and_stays_whole_for_the_test(tmp_path: Path) -
     whole = read.split("test").items[0]
     assert whole.image == str(root / "test-dev" / "images" / "P0006.png") and whole.objects is None
     vehicle = [o for item in read.split("train").items for o in item.objects or () if o.difficult]
-    # It lies at 60–90 across: of the windows at 0, 60 and 70 only the middle one holds the 70 % that count.
-    assert [o.box for o in vehicle] == [(0, 60, 30, 70), (0, 50, 30, 60)]
+    # It lies at 60–90 across: windows at 0, 60 and 70, and in each of them windows at 0 and 10 down.
+    across = ((60, 80), (0, 30), (0, 20))
+    assert [o.box for o in vehicle] == [(x1, y, x2, y + 10) for y in (60, 50) for x1, x2 in across]
 
 
 def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests.conftest import tiny_chat
+from tests.unit.test_chat import foreign_tokenizer
+from vitp.data.chat import TEMPLATES, ChatTokenizer
 from vitp.data.check import check_records
 from vitp.data.coordinates import coordinate_problems
 from vitp.data.image_hash import find_pairs, image_print
 from vitp.data.records import InstructionRecord, Region, Turn
+from vitp.data.row_findings import CONTROL_TOKENS, look_over, mixture_warnings
+from vitp.errors import DataError
+from vitp.pretrain import DataSettings, open_mixture
 
 
 def picture(seed: int, size: int = 96) -> Image.Image:
@@ -98,7 +104,8 @@ def test_everything_that_is_planted_is_found_and_the_rest_is_read(folder: Path) 
 def test_long_rows(folder: Path) -> None:
     file = write(folder / "a.jsonl", [row("a", "0.png"), row("b", "1.png", "word " * 50)])
 
-    def words(record: InstructionRecord) -> int:
+    def words(record: InstructionRecord, max_tiles: int | None) -> int:
+        assert max_tiles is None
         return sum(len(turn.answer.split()) for turn in record.turns)
 
     (finding,) = check_records(file, max_tokens=40, length_of=words).findings
@@ -216,6 +223,130 @@ def test_pictures_are_recognised_after_changes_and_not_confused() -> None:
 def test_flat_pictures_count_only_when_equal() -> None:
     prints = [image_print(Image.new("RGB", (32, 32), (level,) * 3)) for level in (0, 0, 1)]
     assert set(find_pairs(prints[:1], prints, 4)) == {(0, 0), (0, 1)}
+
+
+# Texts, and what is neglected
+
+
+def test_names_of_control_tokens_are_told_by_row(folder: Path) -> None:
+    rows = [
+        row("good", "0.png", "a <ship> & <box>[[1, 2, 3, 4]]</box>"),
+        row("stop", "1.png", "yes<end> and <user> hi"),
+        row("two", "2.png", "no<|im_end|>", conversations=None),
+        row("feed", "3.png", "page\fend\x1b"),
+    ]
+    rows[2]["conversations"] = [
+        {"from": "human", "value": "<image>\na <|im_start|>?"},
+        {"from": "gpt", "value": "no<|im_end|>"},
+    ]
+    report = check_records(write(folder / "a.jsonl", rows))
+    assert report.exit_code == 0
+    assert [(f.severity, f.kind, f.line, f.what) for f in report.findings] == [
+        ("warning", "control token", 2, "answer 1 holds the text of a control token, <user>, <end>"),
+        (
+            "warning",
+            "control token",
+            3,
+            "question 1 holds the text of a control token, <|im_start|> (and 1 more of the row's texts)",
+        ),
+        ("warning", "control character", 4, "answer 1 holds control characters, U+000C, U+001B"),
+    ]
+    own = check_records(folder / "a.jsonl", control=("<ship>",))
+    assert [f.what for f in own.of_kind("control token")] == [
+        "answer 1 holds the text of a control token, <ship>"
+    ]
+
+
+def test_control_tokens_of_all_templates_are_known_without_a_tokenizer() -> None:
+    chats = [
+        tiny_chat(),
+        *(
+            ChatTokenizer(foreign_tokenizer(), template=t, tokens_per_tile=1)
+            for t in TEMPLATES
+            if t != "micro"
+        ),
+    ]
+    names = {name for chat in chats for name in chat.plain.names}
+    assert set(CONTROL_TOKENS) == names - {"</s>", "<|fim_prefix|>"}
+
+
+def test_texts_that_nothing_can_write_are_errors_of_their_row(folder: Path) -> None:
+    rows = [
+        row("good", "0.png"),
+        row("answer", "1.png", "x \udc00"),
+        row("id \ud83d", "2.png"),
+        row("nul", "3.png", "a\0b"),
+        row("name", "\udcff.png"),
+    ]
+    report = check_records(write(folder / "a.jsonl", rows))
+    assert [(f.kind, f.line, f.id) for f in report.findings] == [
+        ("row", 2, "answer"),
+        ("row", 3, "id \\ud83d"),
+        ("row", 4, "nul"),
+        ("row", 5, "name"),
+    ]
+    assert [f.what for f in report.findings] == [
+        "answer 1 holds half a character (the lone surrogate U+DC00)",
+        "its id holds half a character (the lone surrogate U+D83D)",
+        "answer 1 holds a NUL character",
+        "an image's address holds half a character (the lone surrogate U+DCFF)",
+    ]
+    json.dumps(report.to_json(), ensure_ascii=False).encode()
+    assert report.exit_code == 1
+
+
+def test_rows_without_image_are_counted_and_nothing_but_them_is_an_error(folder: Path) -> None:
+    blind = [row(f"blind{i}", None) for i in range(3)]
+    write(folder / "a.jsonl", [row("a", "0.png"), *blind])
+    report = check_records(folder / "a.jsonl")
+    assert [(f.severity, f.kind, f.line) for f in report.findings] == [("warning", "no image", 0)]
+    assert report.findings[0].what == "3 of 4 rows have no image: the ViT learns nothing of them"
+    assert report.exit_code == 0
+    write(folder / "b.jsonl", blind)
+    alone = check_records(folder / "b.jsonl")
+    assert [(f.severity, f.what) for f in alone.findings] == [
+        ("error", "no row has an image: there is nothing for the ViT to learn")
+    ]
+    (folder / "m.json").write_text(json.dumps({n: {"annotation": f"{n}.jsonl"} for n in "ab"}))
+    both = check_records(folder / "m.json")
+    assert [f.what.split(" rows")[0] for f in both.of_kind("no image")] == ["3 of 4", "3 of 3"]
+    assert both.exit_code == 0
+
+
+def test_system_texts_that_are_dropped_are_counted(folder: Path) -> None:
+    rows = [
+        row("a", "0.png", system="Be brief."),
+        row("b", "1.png", system=""),
+        row("c", "2.png", system_prompt="X"),
+    ]
+    report = check_records(write(folder / "a.jsonl", rows))
+    assert [(f.severity, f.kind, f.what) for f in report.findings] == [
+        ("warning", "system text", "2 of 3 rows have a system text, which is dropped")
+    ]
+
+
+def test_a_run_warns_of_what_it_does_not_learn(folder: Path) -> None:
+    rows = [row("a", "0.png", system="Be brief."), row("b", None)]
+    write(folder / "a.jsonl", rows)
+    mixture = open_mixture(DataSettings(mixture=[str(folder / "a.jsonl")]), 0)
+    lines = mixture_warnings(mixture)
+    assert [line.split(";")[0] for line in lines] == [
+        "a: 1 of 2 rows has no image: the ViT learns nothing of them",
+        "a: 1 of 2 rows has a system text, which is dropped",
+    ]
+    write(folder / "b.jsonl", rows[1:])
+    with pytest.raises(DataError, match="b: no row has an image"):
+        mixture_warnings(open_mixture(DataSettings(mixture=[str(folder / "b.jsonl")]), 0))
+    write(folder / "c.jsonl", [*rows[1:] * 30, rows[0]])
+    (records,) = (
+        entry.records for entry in open_mixture(DataSettings(mixture=[str(folder / "c.jsonl")]), 0).entries
+    )
+    assert look_over(records, most=2).lines()[0][1].startswith("1 of 2 rows that were looked at has")
+    write(folder / "d.jsonl", [rows[1], rows[0], rows[1]])
+    (records,) = (
+        entry.records for entry in open_mixture(DataSettings(mixture=[str(folder / "d.jsonl")]), 0).entries
+    )
+    assert not look_over(records, most=2).has_no_image, "a sample without images is no proof"
 
 
 # What is named

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -205,14 +206,17 @@ def test_crops_hold_the_pixels_and_labels_of_their_place(tmp_path: Path) -> None
         assert np.array_equal(crop.change(), change[place])
         assert (crop.split, crop.group, crop.captions) == ("val", "images/a", ())
     assert covered.all()
-    assert [o.box for o in crops.items[0].objects] == [(10.5, 10, 20, 30.25)]
+    clear, hidden = crops.items[0].objects
+    assert clear.box == (10.5, 10, 20, 30.25) and not clear.difficult
+    # Less than 40 % of the large one is in this crop: it is neither an object of it nor background.
+    assert hidden == replace(hidden, box=(0, 0, 64, 64), difficult=True)
     small = crops.items[6]
     assert (small.group, small.captions, small.objects) == ("g", ("Small.",), ())
     assert Path(small.image).read_bytes() == Path(whole.items[1].image).read_bytes()
     assert crops.findings == (
         "old",
         "1 images: captions and scene class are about the whole image; crops have none",
-        "1 objects: less than 40% of them is in any crop; left out",
+        "1 objects: less than 40% of them is in any crop; difficult in all of them",
     )
 
 
@@ -236,6 +240,32 @@ def test_an_interrupted_cut_continues(tmp_path: Path) -> None:
 def test_impossible_crops_are_refused(tmp_path: Path, size: int, overlap: int, visible: float) -> None:
     with pytest.raises(ConfigError):
         cut(large_set(tmp_path), size, overlap, tmp_path / "crops", visible)
+
+
+def test_crops_of_killed_compilations_are_used_again_or_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ship_masks(tmp_path / "masks", 4)
+    out = tmp_path / "out"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vitp.data.compile._write_lines", killed)
+        compile_labels(folder, "masks", out, crop=32)
+    (waiting,) = tmp_path.glob(".out.crops-*")
+    assert len(list(waiting.rglob("*.png"))) > 4
+    # Of this process, so it may still be wanted; then of one that is gone.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vitp.data.compile._write_lines", killed)
+        compile_labels(folder, "masks", out, crop=48)
+    assert len(list(tmp_path.glob(".out.crops-*"))) == 2
+    for note in tmp_path.glob(".out.crops-*/.owner.*"):
+        note.rename(note.with_name(re.sub(r"-\d+-\d+\.", f"-{2**22 + 5}-7.", note.name)))
+    compile_labels(folder, "masks", out, crop=32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "out"]
+    assert [path.name for path in (out / "crops").iterdir() if path.name.startswith(".")] == []
 
 
 # --- our own label files
@@ -360,7 +390,9 @@ def test_compiled_files_fit_together(tmp_path: Path, crop: int | None) -> None:
     assert written["content_hash"] == summary.content_hash
     assert written["splits"]["train"]["tasks"] == dict(sorted(train.tasks.items()))
     assert sum(train.tasks.values()) == train.turns
-    assert train.objects["ship"] == sum(len(i.objects) for i in labelled.items if i.split == "train")
+    clear = [not o.difficult for i in labelled.items if i.split == "train" for o in i.objects]
+    assert train.objects["ship"] == sum(clear)
+    assert all(clear) == (crop is None)  # ships that a crop cuts are difficult in it
     assert written["options"]["classes"] == "ship=white"
 
 

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-import pytest
+import ast
+import re
+import typing
+from pathlib import Path
+from typing import Any
 
+import pytest
+from pydantic import BaseModel
+
+import vitp
+from tests.conftest import make_record
 from vitp.config import load_config, make_config, save_config
+from vitp.data.collate import InstructionSource
+from vitp.data.labels import LabelledImage, LabelledSet
+from vitp.data.mixture import Mixture, MixtureEntry
+from vitp.data.record_set import ListRecords
 from vitp.errors import ConfigError
+from vitp.image_pretrain import ImagePretrainConfig
+from vitp.models.vlm import VLMConfig
+from vitp.objectives.dense_source import LabelledSource
+from vitp.objectives.views_source import ViewSource
 from vitp.pretrain import PretrainConfig
+from vitp.tasks.finetune import FinetuneConfig
 
 MINIMAL = {"data": {"mixture": ["x"]}}
 
@@ -63,3 +81,65 @@ def test_broken_yaml_names_the_line(tmp_path):
 def test_missing_key_is_named():
     with pytest.raises(ConfigError, match="'data' is missing"):
         make_config(PretrainConfig, {})
+
+
+def config_keys(kind: Any, prefix: str = "") -> set[str]:
+    """All dotted keys of a configuration, those of nested sections included."""
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return set().union(*(config_keys(part, prefix) for part in typing.get_args(kind)))
+    found: set[str] = set()
+    for name, field in kind.model_fields.items():
+        found |= {prefix + name} | config_keys(field.annotation, f"{prefix}{name}.")
+    return found
+
+
+def named_keys() -> list[tuple[str, str]]:
+    """(dotted key, place) of all keys that error lines of the package name."""
+    package = Path(vitp.__file__).parent
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        for call in ast.walk(ast.parse(source)) if "Error(" in source else ():
+            if not isinstance(call, ast.Call):
+                continue
+            texts = [
+                n.value
+                for k in call.keywords
+                if k.arg in ("where", "fix")
+                for n in ast.walk(k.value)
+                if isinstance(n, ast.Constant)
+            ]
+            for text in texts:
+                place = f"{path.relative_to(package)}:{call.lineno}"
+                found += [(key, place) for key in _KEY.findall(str(text))]
+    return found
+
+
+_KEY = re.compile(r"(?<![\w./])[a-z][a-z_0-9]*(?:\.[a-z][a-z_0-9]*)+(?![\w/(])")
+NO_KEYS = re.compile(
+    r".*\.(json|jsonl|yaml|md|txt|tar|csv|png|html|safetensors)|(timm|vitp|vision\.model|attn|mlp)\..*"
+)
+FREE = ("head.", "neck.options.", "data.options.")
+"""Sections whose keys are those of the part that they choose."""
+
+
+def test_error_lines_name_keys_that_exist():
+    """Whoever follows the line must be able to set the key that it names."""
+    keys = set().union(*map(config_keys, (PretrainConfig, ImagePretrainConfig, FinetuneConfig, VLMConfig)))
+    named = [(key, place) for key, place in named_keys() if not NO_KEYS.fullmatch(key)]
+    assert len(named) > 60
+    assert [(key, place) for key, place in named if key not in keys and not key.startswith(FREE)] == []
+
+
+@pytest.mark.parametrize("objective", ["vitp", "dense", "mae"])
+def test_a_batch_that_cannot_be_cut_is_named_by_its_key(objective):
+    if objective == "vitp":
+        records = ListRecords([make_record(0)], "set")
+        source = InstructionSource(Mixture([MixtureEntry(records)]), None, 6, 4)
+    elif objective == "dense":
+        labelled = LabelledSet("set", [LabelledImage("a", "a.png", 8, 8)], ("ship",), (), ("sea", "land"))
+        source = LabelledSource(labelled, 2, size=32, seed=0, micro_batches=4)
+    else:
+        source = ViewSource(None, None, 6, 4)
+    with pytest.raises(ConfigError, match=r"^data\.global_batch: "):
+        source(0, 0, 0, 1)

@@ -167,14 +167,14 @@ def test_regions_on_ignored_objects_are_no_background() -> None:
     ignored = torch.tensor([TWO])
     truth = ImageTruth(torch.tensor([ONE]), torch.tensor([2]), ignored, (64, 64))
     shifted = ignored + torch.tensor([1.0, 0.0, 1.0, 0.0])
-    half = torch.tensor([[33.0, 30.0, 46.0, 58.0]])
-    boxes = torch.cat([torch.tensor([ONE]), shifted, half, torch.tensor([[0.0, 0.0, 5.0, 5.0]])])
-    assert stage._match(boxes, truth)[0].tolist() == [2, -1, 0, 0]
+    inside = torch.tensor([[33.0, 30.0, 46.0, 58.0]])  # an overlap of about a half, but all of it lies there
+    boxes = torch.cat([torch.tensor([ONE]), shifted, inside, torch.tensor([[0.0, 0.0, 5.0, 5.0]])])
+    assert stage._match(boxes, truth)[0].tolist() == [2, -1, -1, 0]
     # Without any object, too.
     nothing = ImageTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), ignored, (64, 64))
-    assert stage._match(boxes, nothing)[0].tolist() == [0, -1, 0, 0]
+    assert stage._match(boxes, nothing)[0].tolist() == [0, -1, -1, 0]
     samples = stage.sample([boxes], [nothing])
-    assert len(samples.boxes[0]) == 3 and samples.labels[0].tolist() == [0, 0, 0]
+    assert len(samples.boxes[0]) == 2 and samples.labels[0].tolist() == [0, 0]
 
 
 def test_anchors_in_padding_and_on_ignored_objects_are_not_learned() -> None:

@@ -149,6 +149,17 @@ def test_empty_boxes_have_no_overlap() -> None:
     assert box_iou(np.zeros((0, 4)), empty).shape == (0, 1)
 
 
+def test_boxes_apart_do_not_overlap() -> None:
+    """Apart in x and in y, two negative sides must not become a positive area."""
+    boxes = np.array([(0, 0, 10, 10), (20, 20, 30, 30), (20, 0, 30, 10), (0, 20, 10, 30), (10, 10, 20, 20)])
+    assert box_iou(boxes, boxes).tolist() == np.eye(5).tolist()
+    # Boxes that were given the wrong way round have no area, and are found nowhere.
+    turned = np.array([(10, 10, 0, 0), (10, 0, 0, 10)])
+    assert box_iou(turned, boxes).tolist() == np.zeros((2, 5)).tolist()
+    assert box_iou(turned, turned).tolist() == np.zeros((2, 2)).tolist()
+    assert _voc([_truth((0, 0, 10, 10))], [_found((20, 20, 30, 30))]) == 0.0
+
+
 def test_max_detections() -> None:
     truths, found = [_truth(A, B, C)], [_found(A, B, C)]
     assert coco_scores(truths, found, 1, max_detections=2).values["AR"] == pytest.approx(2 / 3)

@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_one_error(tmp_path: Path, file: str) -> None:
     make_trainer(tmp_path, steps=2)[0].train()
     path = checkpoint.folder(tmp_path, 2) / file
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match="remove this checkpoint"):
+    with pytest.raises(CheckpointError, match="the only checkpoint is damaged"):
         make_trainer(tmp_path, resume=True)[0].train()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +19,7 @@ from tests.engine_toys import ToyObjective, ToySource
 from tests.unit.engine_runs import Recorder, make_trainer, rows
 from vitp.engine import checkpoint
 from vitp.engine.config import OptimConfig
+from vitp.engine.numerics import seed_step
 from vitp.engine.optim import build_optimizer, lr_factor
 from vitp.errors import ConfigError
 
@@ -49,6 +53,40 @@ def test_schedule_stays_on_its_range_and_falls_after_the_warmup(
     peak = max(config.warmup(steps) - 1, 0)
     assert all(a <= b for a, b in itertools.pairwise(factors[: peak + 1]))
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(factors[peak:]))
+
+
+def test_random_numbers_are_a_function_of_seed_step_and_rank() -> None:
+    """Without the step every step would drop the same units; without the rank, every rank."""
+
+    def drawn(seed: int, step: int, rank: int) -> tuple[float, ...]:
+        seed_step(seed, step, rank)
+        return (random.random(), float(np.random.random()), float(torch.rand(())))  # noqa: NPY002
+
+    first = drawn(0, 0, 0)
+    assert drawn(0, 0, 0) == first
+    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 10, 0), (0, 1, 10), (0, 11, 0), (1, 1, 1)]
+    for column in zip(*(drawn(*place) for place in places), strict=True):
+        assert len(set(column)) == len(places)
+    # The numbers that runs so far had: a run that is resumed must go on with them.
+    seed_step(7, 3, 1)
+    value = int.from_bytes(hashlib.blake2b(b"7:3:1", digest_size=8).digest(), "little")
+    assert random.random() == random.Random(value).random()
+    assert np.random.random() == np.random.RandomState(value % 2**32).random_sample()  # noqa: NPY002
+    assert torch.equal(torch.rand(4), torch.rand(4, generator=torch.Generator().manual_seed(value >> 1)))
+
+
+def test_each_step_and_each_micro_batch_drops_other_units(tmp_path: Path) -> None:
+    masks: list[list[bool]] = []
+
+    class Watched(torch.nn.Dropout):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            masks.append((torch.nn.functional.dropout(torch.ones(64), 0.5) == 0).tolist())
+            return super().forward(input)
+
+    objective = ToyObjective(dropout=0.5)
+    objective.tower.dropout = Watched(0.5)
+    make_trainer(tmp_path, objective, steps=3, micro_batches=2)[0].train()
+    assert len(masks) >= 6 and len({tuple(mask) for mask in masks}) == len(masks)
 
 
 def test_optimizer_groups_carry_scale_and_decay() -> None:

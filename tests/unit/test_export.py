@@ -98,10 +98,15 @@ def images(size: int = 40) -> torch.Tensor:
     )
 
 
+def without_digest(metadata):
+    """What a program that rewrites a file's tensors keeps of its header, if it is one that knows of digests."""
+    return {key: value for key, value in metadata.items() if key != "vitp_sha256"}
+
+
 def change_weights(folder: Path, name: str, change) -> None:
     path = folder / "model.safetensors"
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = without_digest(file.metadata())
     weights = load_file(path)
     weights[name] = change(weights[name])
     save_file(weights, path, metadata=metadata)
@@ -217,7 +222,7 @@ def test_only_the_vit_is_exported(exported):
 
 def test_metadata_hold_the_contract(exported):
     with safe_open(exported / "model.safetensors", framework="pt") as file:
-        metadata = file.metadata()
+        metadata = without_digest(file.metadata())
     contract = json.loads(metadata["contract"])
     assert contract == {
         "architecture": "vit_tiny_patch16_224",
@@ -317,7 +322,7 @@ def test_a_changed_bit_without_effect_is_found(exported):
 def test_renamed_and_cut_weights_are_reported_name_by_name(exported):
     path = exported / "model.safetensors"
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = without_digest(file.metadata())
     weights = load_file(path)
     weights["head.weight"] = torch.zeros(3, 32)
     del weights["norm.bias"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -22,8 +23,10 @@ DATA = Path(os.environ.get("VITP_DATA", Path(__file__).parents[2] / ".." / "shar
 
 
 def image(path: Path, width: int = 100, height: int = 80) -> Path:
+    """Write an image that no other test image equals: equal ones would stay together."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(path)
+    rng = np.random.default_rng(zlib.crc32(str(path).encode()))
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
     return path
 
 
@@ -75,8 +78,8 @@ def test_voc_splits_boxes_and_findings(tmp_path: Path) -> None:
         "Annotations/b.xml:object 1",
         "Annotations/b.xml:object 2",
         "Annotations/c.xml",
-        "Annotations/e.xml",
-        "ImageSets/Main/test",
+        "ImageSets/Main/test.txt",
+        "JPEGImages/e.jpg",
     ]
     assert detect_format(tmp_path) == "voc"
     assert boxes(read_labels("voc", tmp_path, one_based=True))["JPEGImages/a"][0][1] == (9, 19, 30.5, 40)
@@ -119,16 +122,17 @@ def test_dota_headers_floats_orientation_and_findings(tmp_path: Path) -> None:
     ]
     assert found.items[1].objects == ()
     assert [line.split(": ")[0] for line in found.findings] == [
+        "valid/labelTxt/q.txt",
         "train/labelTxt/p.txt:4",
         "train/labelTxt/p.txt:5",
         "valid/labelTxt/p.txt",
-        "valid/labelTxt/q.txt",
     ]
     assert len(read_labels("dota", tmp_path, drop_empty=True)) == 1
     assert detect_format(tmp_path) == "dota"
     only = read_labels("dota", tmp_path, classes="ship")
     assert [o.category for o in only.items[0].objects] == ["ship"]
-    assert 'p.txt:3: unknown class "small-vehicle"; left out' in only.findings[0]
+    assert [o.box for o in only.items[0].ignored] == [(10, 20, 30, 40)]
+    assert 'p.txt:3: class "small-vehicle" was not asked for; its place is ignored' in only.findings[1]
 
 
 @pytest.mark.parametrize("row", ["1 2 3 4 5 6 7 ship", "1 2 3 4 5 6 7 x ship 0", "1 2 3 4 5 6 7 8 ship 0 0"])
@@ -155,12 +159,13 @@ def test_yolo_boxes_oriented_boxes_and_polygons(tmp_path: Path) -> None:
     found = read_labels("yolo", tmp_path)
     first, second, third = found.items[0].objects
     assert first.box == pytest.approx((40, 20, 60, 60))
-    assert second.quad == pytest.approx((10, 8, 30, 8, 30, 16, 10, 16))
+    assert second.polygons[0] == pytest.approx((10, 8, 30, 8, 30, 16, 10, 16))
     assert second.box == pytest.approx((10, 8, 30, 16))
     assert third.polygons[0] == pytest.approx((10, 8, 30, 8, 20, 40))
     assert third.quad is None
     assert [(i.split, len(i.objects)) for i in found.items] == [("train", 3), ("val", 0)]
-    assert "labels/train/a.txt:4: class number 2 is not one of 0–1; left out" in found.findings
+    assert "labels/train/a.txt:4: class number 2 is not one of 0–1; its place is ignored" in found.findings
+    assert [label.box for label in found.items[0].ignored] == [pytest.approx((45, 36, 55, 44))]
     assert len(found.findings) == 3
     assert detect_format(tmp_path) == "yolo"
 
@@ -261,6 +266,10 @@ def test_caption_rows_that_cannot_be_understood(tmp_path: Path) -> None:
     text(tmp_path / "c.jsonl", '{"image": "a.png", "caption": "x"}\n{"image": "a.png"\n')
     with pytest.raises(DataError, match=r"c\.jsonl:2: is not JSON"):
         read_labels("captions", tmp_path)
+    for damage, words in (("\\ud83d", "half a character"), ("\\u0000", "a NUL")):
+        text(tmp_path / "c.jsonl", f'{{"image": "a.png", "caption": "x {damage}"}}\n')
+        with pytest.raises(DataError, match=rf"c\.jsonl:1: holds {words}"):
+            read_labels("captions", tmp_path)
     text(tmp_path / "c.jsonl", '{"picture": "a.png", "words": "x"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl:1: row names no image .* image_column"):
         read_labels("captions", tmp_path)

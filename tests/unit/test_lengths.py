@@ -84,6 +84,19 @@ def test_cost_counts_survivors_and_tiles() -> None:
     assert RecordCost(length, 0.0, survivors=0.25)(sample) == tokens - 0.75 * 16 * tiles
 
 
+def test_cost_and_lengths_are_those_of_the_set_and_the_run() -> None:
+    """The tiles are the set's where the mixture names them, the questions those that a run asks."""
+    (record,) = _records(3)[2:]
+    length = RecordLength(tiny_chat(16), 32, 6)
+    assert (length.tiles(record), length.tiles(record, 1), length.tiles(record, 2)) == (7, 1, 3)
+    assert length.tokens(record) - length.tokens(record, 1) == 6 * 16
+    cost = RecordCost(length, 1.0)
+    assert cost(Sample(record, 1, False, 0, 0)) == length.tokens(record, 1) + 1
+    more = record.with_turns((*record.turns, Turn("And a plane?", "no")))
+    assert RecordLength(tiny_chat(16), 32, 6, max_turns=1).tokens(more) == length.tokens(record)
+    assert length.tokens(more) > length.tokens(record)
+
+
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_a_step_has_the_same_samples_on_any_number_of_ranks(world: int) -> None:
     mixture = Mixture([MixtureEntry(ListRecords([make_record(n) for n in range(29)], "set"))], seed=3)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import random_tiles, tiny_vlm_config
-from vitp.errors import CheckpointError
+from vitp.errors import CheckpointError, DamagedError
+from vitp.export import load_backbone
 from vitp.models.language import micro_qwen2
 from vitp.models.vlm import VisionLanguageModel
-from vitp.pretrained import load_vlm, load_weights, read_weights, save_vlm, tied_names
+from vitp.pretrained import STARTER, load_vlm, load_weights, read_weights, save_vlm, tied_names
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def test_saving_replaces_an_older_model_or_leaves_it(folder, vlm, chat, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(Exception, match="disk is full"):
-        patch.setattr("vitp.engine.weights.save_file", fail)
+        patch.setattr("vitp.engine.weights.write_safetensors", fail)
         save_vlm(folder, vlm, chat)
     assert torch.equal(load_file(folder / "model.safetensors")["projector.1.bias"], old)
     save_vlm(folder, vlm, chat)
@@ -176,3 +178,14 @@ def test_weights_of_the_wrong_kind_are_refused(tmp_path, vlm):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=r"unexpected \(x\)"):
         load_weights(vlm.projector, read_weights(tmp_path / "x.safetensors"), where="x")
+
+
+def test_a_flipped_bit_of_the_starter_is_refused(tmp_path):
+    copy = shutil.copytree(STARTER, tmp_path / "starter")
+    assert load_vlm(copy).report is None
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[4_000_000] ^= 2
+    (copy / "model.safetensors").write_bytes(data)
+    for load in (load_vlm, load_backbone):
+        with pytest.raises(DamagedError, match=r"starter/model\.safetensors: is damaged"):
+            load(copy)

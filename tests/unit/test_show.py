@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import tiny_chat
 from vitp.data.labels import LabelledImage
+from vitp.data.lengths import RecordLength
 from vitp.data.records import InstructionRecord, Region, Turn
 from vitp.data.show import answer_kind, show_records
 from vitp.data.show_card import Colours, make_card
@@ -43,14 +45,17 @@ def test_page_is_self_contained_and_escaped(folder: Path) -> None:
         row("b", "Sea & sky."),
     ]
     out = folder / "page.html"
-    summary = show_records(write_rows(folder, rows), out, tile_count=lambda w, h: w // h)
+    summary = show_records(
+        write_rows(folder, rows), out, measure=lambda record, most: (164, 2), measured="as <it> reads"
+    )
     assert (summary.shown, summary.counted, summary.unreadable) == (2, 2, ())
     page = out.read_text()
     assert "<script>bad()" not in page and "&lt;script&gt;bad()" in page
     assert "Sea &amp; sky." in page
     assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import|https?://""", page)
     assert 'points="100,200 300,200 300,400 100,400"' in page
-    assert "2 records" in page and "Tiles in a record" in page and "Tokens in a record" not in page
+    assert "2 records" in page and "Tiles in a record" in page
+    assert "median 164 · as &lt;it&gt; reads" in page and "164 tokens, 2 tiles" in page
     (data, _) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (480, 240)
 
@@ -83,6 +88,36 @@ def test_sets_of_a_mixture_take_turns(folder: Path) -> None:
     show_records(folder / "m.json", folder / "p.html", count=6)
     ids = re.findall(r"<footer><b>(\w)\d+</b>", (folder / "p.html").read_text())
     assert sorted(ids) == ["a", "a", "a", "b", "b", "b"]
+
+
+def test_tokens_and_tiles_are_those_of_the_set(folder: Path) -> None:
+    """A 600×300 image takes two tiles and a thumbnail where nothing is said, and one where its mixture says so."""
+    write_rows(folder, [row("a", "x"), row("b", "x", width=600, height=300)], "train.jsonl")
+    length = RecordLength(tiny_chat(), 32, 6)
+    seen: list[tuple[int, int]] = []
+
+    def measure(record: InstructionRecord, most: int | None) -> tuple[int, int]:
+        seen.append(length.both(record, most))
+        return seen[-1]
+
+    tiles = {}
+    for most in (None, 1, 2):
+        fields = {"annotation": "train.jsonl"} | ({} if most is None else {"max_dynamic_patch": most})
+        (folder / "mixture.json").write_text(json.dumps({"ships": fields}))
+        for source in (folder, folder / "mixture.json"):
+            seen.clear()
+            show_records(source, folder / "p.html", measure=measure)
+            assert len(set(seen)) == 1
+            tiles[most, source.name == "mixture.json"] = seen[0][1]
+            assert f"{seen[0][0]} tokens" in (folder / "p.html").read_text()
+    assert tiles == {
+        (None, False): 3,
+        (None, True): 3,
+        (1, False): 1,
+        (1, True): 1,
+        (2, False): 3,
+        (2, True): 3,
+    }
 
 
 def test_card_has_regions_masks_and_a_legend(folder: Path) -> None:

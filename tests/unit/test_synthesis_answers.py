@@ -17,6 +17,7 @@ from vitp.data.synthesis.answers import (
     format_geochat,
     format_grid,
     format_quads,
+    format_share,
     parse_boxes,
     parse_cells,
     parse_count,
@@ -167,12 +168,75 @@ def test_unknown_tasks_have_no_score() -> None:
         score_answer("captions", "a", "b")
 
 
-def test_words() -> None:
-    names = ("storage_tank", "bus", "Platelets", "person", "factory", "class", "aircraft", "RBC", "runway")
-    assert [plural(n) for n in names] == [
-        "storage tanks", "buses", "Platelets", "people", "factories", "classes", "aircraft", "RBCs", "runways",
-    ]  # fmt: skip
-    assert [with_article(n) for n in ("ship", "airport", "RBC", "Platelets")] == [
-        "a ship", "an airport", "an RBC", "Platelets",
-    ]  # fmt: skip
+# fmt: off
+PLURALS = {
+    "storage_tank": "storage tanks", "bus": "buses", "Platelets": "Platelets", "person": "people", "factory": "factories",
+    "class": "classes", "aircraft": "aircraft", "RBC": "RBCs", "runway": "runways", "nucleus": "nuclei",
+    "cell_nucleus": "cell nuclei", "vertebra": "vertebrae", "leaf": "leaves", "city": "cities", "mouse": "mice",
+    "datum": "data", "cars": "cars", "trees": "trees", "nuclei": "nuclei", "people": "people", "metastasis": "metastases",
+    "lens": "lenses", "virus": "viruses", "human": "humans", "fisherman": "fishermen", "SUVs": "SUVs", "F16": "F16s",
+    "water": "regions of water", "low_vegetation": "regions of low vegetation", "forest": "forests",
+    "bale of hay": "bales of hay", "car (parked)": "cars (parked)", "large-vehicle": "large-vehicles",
+    "DenseResidential": "dense residential areas", "swimming-pool": "swimming-pools", "stadium": "stadiums",
+    "Nucleus": "Nuclei", "series": "series", "jellyfish": "jellyfish", "box": "boxes", "tooth": "teeth",
+}
+ARTICLES = (
+    "a ship", "an airport", "an RBC", "Platelets", "an airplane", "a USB", "an MRI", "an SUV", "an F16", "an X-ray",
+    "an urban forest", "a university", "an umbrella", "an hour glass", "a harbour", "a one-way road", "a European house",
+    "a SHIP", "water", "an unidentified ship", "a utility pole", "an ulcer", "a uterus", "an oil tank", "cars",
+    "an 8-wheeler", "a 9-hole course",
+)
+SPOKEN = {
+    "DenseResidential": "dense residential", "storage_tank": "storage tank", "OtherVehicle": "other vehicle",
+    "USA": "USA", "F16": "F16", "SUVs": "SUVs", "MRIScan": "MRI scan", "USAirport": "US airport", "Forest": "Forest",
+    "T1Weighted": "T1 weighted", "3DModel": "3D model", "McDonald": "McDonald", "iPhone": "iPhone",
+    "Boeing737": "Boeing737", "AnnualCrop_2": "annual crop 2", "BUS": "BUS", "Golden Retriever": "Golden Retriever",
+    "a<b>": "a b", "": "thing",
+}
+SCENES = (
+    "airport anchorage barge basin building buoy car coast container court crane depot dredger forest harbour lane plane"
+    " quay rail railyard road ship tank terminal tree truck wagon warehouse yard"
+)
+# fmt: on
+
+
+@pytest.mark.parametrize(("name", "many"), PLURALS.items())
+def test_plurals(name: str, many: str) -> None:
+    assert plural(name) == many
+    assert plural(many) == many, "a plural stays"
+
+
+@pytest.mark.parametrize("text", ARTICLES)
+def test_articles(text: str) -> None:
+    assert with_article(text.removeprefix("an ").removeprefix("a ")) == text
+
+
+@pytest.mark.parametrize(("name", "text"), SPOKEN.items())
+def test_spoken_names(name: str, text: str) -> None:
+    assert spoken(name) == text == spoken(text)
+    assert cell_name(name) == text.replace(" ", "-")
+
+
+def test_names_of_generated_scenes_are_spoken_as_the_starter_learned_them() -> None:
+    for name in SCENES.split():
+        assert (spoken(name), cell_name(name), plural(name)) == (name, name, f"{name}s")
+        assert with_article(name) == f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def test_counted_names() -> None:
     assert counted(1, "ship") == "one ship" and counted(31, "bus") == "31 buses"
+    assert (
+        counted(117, "nucleus") == "117 nuclei" and counted(1, "DenseResidential") == "one dense residential"
+    )
+    assert with_article("DenseResidential") == "a dense residential area"
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-6, 0.004, 0.006, 0.024, 0.026, 0.5, 0.996, 1.0])
+@pytest.mark.parametrize("step", [1, 5])
+def test_shares_above_nothing_are_never_nothing(share: float, step: int) -> None:
+    text = format_share(share, step)
+    assert (text == "0%") == (share == 0)
+    assert text == f"less than {step}%" or abs(int(text[:-1]) - 100 * share) <= step / 2 + 1e-9
+    assert score_answer("cover", text, text) == 1.0
+    others = {"0%", "less than 1%", "1%", "less than 5%", "5%"} - {text}
+    assert [score_answer("change_share", other, text) for other in sorted(others)] == [0.0] * len(others)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from vitp.data import images, pixels
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.data.scenes import load_scene, scene_set, write_scenes
 from vitp.errors import ConfigError, DataError
+from vitp.tasks import augment, data, prediction_files
 from vitp.tasks.augment import AugmentSettings
-from vitp.tasks.base import InputSize, Target, TaskBatch, pad_images
+from vitp.tasks.base import InputSize, Target, TaskBatch, TestSettings, pad_images
 from vitp.tasks.data import (
     LabelReader,
     TaskSource,
@@ -72,7 +75,7 @@ def test_objects_become_boxes_quads_labels_and_masks(tmp_path: Path) -> None:
     assert masks is not None and masks.dtype == torch.uint8 and masks.shape == (2, 16, 20)
     assert int(masks[0].sum()) == 24 and int(masks[0, 3:7, 2:8].sum()) == 24
     presence = target("presence").classes_C
-    assert presence is not None and presence.tolist() == [1.0, 1.0]
+    assert presence is not None and presence.tolist() == [-1.0, 1.0]  # a difficult ship alone tells nothing
 
 
 def test_nothing_to_see_is_a_label_too(tmp_path: Path) -> None:
@@ -124,6 +127,68 @@ def test_pairs_must_fit_each_other(tmp_path: Path) -> None:
     good = image_set(tmp_path, second_image=save(tmp_path / "b.png"), change=lambda: np.ones((4, 4), bool))
     with pytest.raises(DataError, match="change mask is 4×4 px"):
         LabelReader(good, "change").sample(good.items[0])
+
+
+def _pretend_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (images, pixels, data, augment, prediction_files):
+        monkeypatch.setattr(module, "LARGE_PIXELS", 1000)
+
+
+def test_large_images_of_one_class_come_at_the_size_that_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = save(tmp_path / "large.png", (203, 301))
+    item = LabelledImage("one", address, 203, 301, scene="port")
+    reader = LabelReader(LabelledSet("set", [item], (), ("port", "field"), ()), "scene")
+    whole = reader.sample(item, InputSize(mode="fixed", size=16))
+    assert whole.size == (301, 203)
+    _pretend_large(monkeypatch)
+    small = reader.sample(item, InputSize(mode="fixed", size=16))
+    assert small.size == (76, 51), "a quarter: an eighth would have 25 columns, and 32 are needed"
+    seen = augment.resized(small.image_CHW, (16, 16)).int() - augment.resized(whole.image_CHW, (16, 16)).int()
+    assert int(seen.abs().max()) <= 12 and float(seen.float().abs().mean()) < 3
+    assert reader.sample(item, InputSize(mode="fixed", size=16), largest=2.0).size == (151, 102)
+    assert reader.sample(item, InputSize()).size == reader.sample(item).size == (301, 203)
+    with pytest.raises(DataError, match="is 203×301 px, its labels say 301×203"):
+        reader.sample(replace(item, width=301, height=203), InputSize(mode="fixed", size=16))
+    batch = TaskSource(reader, 1, 0, size=InputSize(mode="fixed", size=16))(0, 0, 0, 1)
+    assert tuple(batch.images_BCHW.shape) == (1, 3, 16, 16)
+
+
+def test_large_images_with_places_keep_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = save(tmp_path / "large.png", (203, 301))
+    item = LabelledImage("one", address, 203, 301, objects=(ObjectLabel("car", (2.0, 3.0, 90.0, 80.0)),))
+    reader = LabelReader(LabelledSet("set", [item], ("ship", "car"), (), ()), "objects")
+    _pretend_large(monkeypatch)
+    assert reader.sample(item, InputSize(mode="fixed", size=16)).size == (301, 203)
+
+
+def test_a_large_image_is_resized_without_floating_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    smooth = np.asarray(
+        Image.fromarray(RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize(
+            (230, 310), Image.Resampling.BICUBIC
+        )
+    )
+    image_CHW = torch.from_numpy(smooth.copy()).permute(2, 0, 1)
+    expected = augment.resized(image_CHW, (31, 23)).int()
+    _pretend_large(monkeypatch)
+    assert int((augment.resized(image_CHW, (31, 23)).int() - expected).abs().max()) <= 3
+    assert tuple(augment.resized(image_CHW, (200, 23)).shape) == (3, 200, 23)
+
+
+def test_predictions_of_whole_images_need_no_more_than_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(save(tmp_path / "large.png", (203, 301)))
+    seen = TestSettings(resize=InputSize(mode="short", size=16), scales=(1.0, 1.5))
+    classifier, detector = SimpleNamespace(name="classification"), SimpleNamespace(name="detection")
+    assert prediction_files._enough(classifier, seen, path) is None, "an ordinary image"
+    _pretend_large(monkeypatch)
+    enough = prediction_files._enough(classifier, seen, path)
+    assert enough is not None
+    assert enough(203, 301) == (48, 72)
+    assert tuple(prediction_files.read_image(path, enough).shape) == (3, 76, 51)
+    assert prediction_files._enough(detector, seen, path) is None, "its boxes have places in the image"
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:

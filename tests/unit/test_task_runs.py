@@ -18,6 +18,7 @@ from vitp.config import make_config
 from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.models.vision import VisionConfig, VisionTower
+from vitp.run_folder import as_begun, changed_settings
 from vitp.tasks.base import InputSize
 from vitp.tasks.build import (
     BackboneSettings,
@@ -29,7 +30,7 @@ from vitp.tasks.build import (
 )
 from vitp.tasks.finetune import FinetuneConfig, build_run, run_finetune
 from vitp.tasks.runs import load_task
-from vitp.tasks.validation import BEST_FILE, CURVE_FILE
+from vitp.tasks.validation import CURVE_FILE, best_weights
 
 VISION = {"arguments": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": 32}
 QUIET = Console(quiet=True)
@@ -224,10 +225,9 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
     assert steps == [2, 4, 6]
     best = max(row[1] for row in found["curve"])
     assert result.step == next(step for step, value in found["curve"] if value == best) == found["best"][0]
-    kept, written = (
-        load_file(tmp_path / "run" / BEST_FILE),
-        load_file(tmp_path / "run" / "model" / "model.safetensors"),
-    )
+    file = best_weights(tmp_path / "run", result.step)
+    assert file is not None
+    kept, written = load_file(file), load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(torch.equal(kept[name], written[name]) for name in written)
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores["step"] == result.step and scores["split"] == "test" and scores["images"] == 4
@@ -253,6 +253,32 @@ def test_runs_are_not_written_over_and_resume_only_themselves(tmp_path: Path) ->
         )
     with pytest.raises(CheckpointError, match="no run to resume"):
         run_finetune(config(), tmp_path / "other", resume=True, console=QUIET)
+
+
+def test_an_old_run_goes_on_with_what_it_did_before_there_was_a_choice(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    optim, train = {"warmup_steps": 2}, {"steps": 4, "val_every": 0}
+    began = config(optim=optim, train=train)
+    run_finetune(began, run, console=QUIET)
+    assert as_begun(began, run) == began
+    rates = [json.loads(line)["lr"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [rate / rates[1] for rate in rates] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    del values["backbone"]["positions"], values["optim"]["decay_from"]
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    # As a recipe of today asks for it.
+    today = config(backbone={"positions": "bicubic"}, optim={**optim, "decay_from": "start"}, train=train)
+    assert changed_settings(run, today) == []
+    run_finetune(today, run, resume=True, console=QUIET)
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert (kept["backbone"]["positions"], kept["optim"]["decay_from"]) == ("antialiased", "warmup")
+    backbone = load_task(run).description["backbone"]["config"]
+    assert backbone["positions"] == "antialiased"
+    # A run that began with a choice is held to it.
+    assert changed_settings(run, today) == ["backbone.positions", "optim.decay_from"]
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        as_begun(today, run)
 
 
 def test_a_mistake_leaves_the_folder_free(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.export import load_backbone
 from vitp.export_graph import PixelsToFeatures
 from vitp.export_targets import export_as
+from vitp.models.positions import resample_positions
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.pretrained import load_vlm, save_vlm
@@ -155,6 +156,15 @@ def test_a_tower_is_resampled_when_it_is_asked_for(backbone, tmp_path):
     assert torch.equal(
         weights["embeddings.cls_token"], vision_weights(SIZES)["vision_model.embeddings.class_embedding"]
     )
+
+
+@pytest.mark.parametrize("method", ["bicubic", "antialiased"])
+def test_the_command_line_chooses_how_a_tower_is_resampled(backbone, tmp_path, method):
+    arguments = ["--to", "hf", "--heads", "2", "--image-size", "48", "--positions", method]
+    run(["convert", str(backbone), str(tmp_path / "hf"), *arguments])
+    table = vision_weights(SIZES)["vision_model.embeddings.position_embedding"]
+    found = load_file(tmp_path / "hf" / "model.safetensors")["embeddings.position_embeddings"]
+    torch.testing.assert_close(found, resample_positions(table, (12, 12), prefix=1, method=method))
 
 
 def test_what_differs_is_never_left_behind(original, tmp_path, monkeypatch):

@@ -200,7 +200,8 @@ def test_positions_are_resampled_and_reported(tmp_path):
     tower, report = open_tower(file, hints=Hints(heads=2, image_size=48))
     assert isinstance(tower, VisionTower)
     table = vision_weights(SIZES)["vision_model.embeddings.position_embedding"]
-    assert torch.equal(tower.model.pos_embed, resample_positions(table, (12, 12), prefix=1))
+    wanted = resample_positions(table, (12, 12), prefix=1, method="bicubic")
+    assert torch.equal(tower.model.pos_embed, wanted)
     assert report.resampled == ("model.pos_embed (1, 65, 32) → (1, 145, 32)",)
     assert len(report.loaded) == 4 + 14 * SIZES.layers - 1
     assert load_backbone(file, heads=2, image_size=48).image_size == (48, 48)

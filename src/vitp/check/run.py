@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from vitp.check.findings import Finding
 from vitp.config import CONFIG_FILE, load_config
 from vitp.engine import distributed
 from vitp.errors import ConfigError, did_you_mean
+from vitp.leftovers import temporary_folder
 from vitp.pretrain import PretrainConfig, build
 
 CHECKS = ("packed", "shared", "attention", "bf16", "recompute", "compile", "resume", "ranks")
@@ -64,7 +64,7 @@ def check_run(
         run = build(short)
         checks = BatchChecks(run.objective, run.source, device, records)
         yield from (check(checks) for name, check in _BATCH_CHECKS.items() if name in wanted)
-    with tempfile.TemporaryDirectory(prefix="vitp_check_") as folder:
+    with temporary_folder("vitp-check") as folder:
         if "resume" in wanted:
             yield runs.resumed_equals_uninterrupted(short, Path(folder))
         if "ranks" in wanted:

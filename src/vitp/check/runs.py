@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vitp.check.findings import Difference, Finding, compare_curves, compare_weights
 from vitp.config import save_config
 from vitp.pretrain import PretrainConfig, run_pretraining
 from vitp.reading import read_text
+from vitp.sealed import read_safetensors
 
 STEPS = 4
 RANK_TOLERANCE = 1e-5
@@ -128,7 +128,7 @@ def _cut_off(whole: Path, cut: Path, step: int) -> None:
 
 
 def _weights(run_dir: Path) -> dict[str, Tensor]:
-    return load_file(run_dir / "model" / "model.safetensors")
+    return read_safetensors(run_dir / "model" / "model.safetensors")
 
 
 def _curve(run_dir: Path) -> list[float]:

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from vitp.cli import checks, command, data, evidence, models, plan, recipes, studies, tasks, training
+from vitp.cli import (
+    checks,
+    command,
+    data,
+    data_look,
+    evidence,
+    models,
+    plan,
+    recipes,
+    studies,
+    tasks,
+    training,
+)
 from vitp.cli.boundary import guarded, prepare_streams
 from vitp.version import __version__
 
@@ -21,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+data_look.register(data.app)
 app.add_typer(data.app, name="data", help="Labels to instructions, checks, pages, generated scenes.")
 training.register(app)
 models.register(app)

@@ -125,10 +125,11 @@ def _known(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return f"the memory is not enough ({_first_line(error)}); use smaller images, batches or models"
     if isinstance(error, UnicodeEncodeError):
-        text = error.object[error.start : error.start + 1]
+        near = error.object[max(0, error.start - 60) : error.start + 20].splitlines()
+        text = next((line for line in near if error.object[error.start] in line), error.object[error.start])
         return (
-            f"a name or text holds {_escaped(text)}, which {error.encoding} can't hold; rename the file to a name that "
-            "is UTF-8, or mend the text"
+            f"a name or text holds half a character or bytes that are no {error.encoding}, near \"{_escaped(text)}\"; "
+            "rename the file, or mend the text"
         )
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
         return "a path holds a null byte; check the paths in the files that were named"

@@ -127,6 +127,9 @@ def _plain(text: str) -> Any:
 
 def _print_summary(summary: Any) -> None:
     console = make_console()
+    console.print(f"understood as {summary.fmt}:", markup=False, highlight=False)
+    for line in summary.understood:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     table = Table(title=f"{summary.name} → {_shown(summary.out)}", title_justify="left")
     table.add_column("split")
     for name in ("images", "records", "questions", "objects"):
@@ -147,9 +150,15 @@ def _print_summary(summary: Any) -> None:
             tasks[task] = tasks.get(task, 0) + number
     listed = ", ".join(f"{task} {n:,}" for task, n in sorted(tasks.items(), key=lambda kv: -kv[1]))
     console.print(f"questions by task: {listed}", highlight=False)
+    for name, task in summary.constant.items():
+        line = f'not asked: {name}, as {task.alike} of {task.of} images answer "{task.answer}"'
+        console.print(f"{line} (--task {name}=1 asks all the same)", markup=False, highlight=False)
+    if summary.unasked:
+        console.print(f"{summary.unasked:,} images have nothing to ask", highlight=False)
     if summary.findings:
         console.print(
-            f"[yellow]{len(summary.findings)} labels were left out or mended[/] (all in summary.json):"
+            f"[yellow]{len(summary.findings):,} finding{'s' * (len(summary.findings) > 1)}[/]: what was left out, ignored or mended "
+            "(all in summary.json)"
         )
         for finding in summary.findings[:5]:
             console.print(f"  {finding}", markup=False, highlight=False)
@@ -161,72 +170,6 @@ def _shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-@app.command("check")
-def check_command(
-    source: Annotated[Path, typer.Argument(help="JSON Lines, mixture file or compiled folder.")],
-    against: Annotated[
-        Path | None, typer.Option(help="Held-out data that must not share images with it.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help='Counts tokens with this model\'s tokenizer, as "starter".')
-    ] = None,
-    max_length: Annotated[int, typer.Option(min=16, max=4_194_304, help="Tokens a row may have.")] = 4096,
-    max_tiles: Annotated[
-        int, typer.Option(min=1, max=1024, help="Tiles an image where the mixture says nothing.")
-    ] = 6,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-) -> None:
-    """Find what would go wrong in training. Exit code 1 when a row is unusable."""
-    from vitp.data.check import check_records
-
-    length_of = None
-    if model is not None:
-        from vitp.data.lengths import RecordLength
-        from vitp.pretrained import load_vlm
-
-        loaded = load_vlm(model)
-        length_of = RecordLength(loaded.chat, loaded.vlm.vision.image_size[0], max_tiles).tokens
-    report = check_records(
-        source, against=against, max_tokens=max_length if length_of else None, length_of=length_of
-    )
-    if as_json:
-        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
-    else:
-        console = make_console()
-        console.print(report.render(width=console.width))
-    raise typer.Exit(report.exit_code)
-
-
-@app.command("show")
-def show_command(
-    source: Annotated[Path, typer.Argument(help="JSON Lines, mixture file or compiled folder.")],
-    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("data.html"),
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="Records on the page.")] = 24,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Chooses the records.")] = 0,
-    model: Annotated[str, typer.Option(help="Whose tokenizer and tiles are counted.")] = "starter",
-    max_tiles: Annotated[
-        int, typer.Option(min=1, max=1024, help="Tiles an image where the mixture says nothing.")
-    ] = 6,
-) -> None:
-    """Write a page with images, drawn labels, questions and answers, and histograms."""
-    from vitp.data.lengths import RecordLength
-    from vitp.data.show import show_records
-    from vitp.data.tiling import count_tiles
-    from vitp.pretrained import load_vlm
-
-    loaded = load_vlm(model)
-    tile = loaded.vlm.vision.image_size[0]
-    show_records(
-        source,
-        out,
-        count=count,
-        seed=seed,
-        tokenizer_length=RecordLength(loaded.chat, tile, max_tiles).tokens,
-        tile_count=lambda width, height: count_tiles(width, height, tile, max_tiles),
-    )
-    print(f"wrote {out}")
 
 
 @app.command("scenes")

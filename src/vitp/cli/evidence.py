@@ -101,8 +101,12 @@ def robustness(
 ) -> None:
     """Score models on clean and on corrupted images: table, heat map, page. An interrupted test goes on."""
     from vitp.evaluation.corruptions import SEVERITIES
+    from vitp.targets import check_folder
     from vitp.tasks.data import open_labelled
 
+    check_folder(
+        out, lambda folder: (folder / RESULT_FILE).is_file(), what="results of a test", overwrite=True
+    )
     names = list(dict.fromkeys([run, *(compare or [])]))
     labelled = open_labelled(data, fmt, **format_options(option))
     plan = {
@@ -350,9 +354,11 @@ def features(
 ) -> None:
     """Show what backbones see: features as colours, attention of a patch, rollout, reach of the heads."""
     from vitp.evaluation.features_page import write_features_page, write_pictures
+    from vitp.targets import check_file
 
     if not images:
         raise ConfigError("no image is named", where="vitp features", fix="name some with --images")
+    check_file(out, "page")
     place = _place(patch)
     shown = _images(images, most)
     opened = {label: _backbone(source) for label, source in map(_labelled, backbones)}

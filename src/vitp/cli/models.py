@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -50,6 +50,19 @@ class To(enum.Enum):
     original = "original"
     hf = "hf"
     timm = "timm"
+
+
+class Positions(enum.Enum):
+    """How a position table gets the grid of another image size."""
+
+    bicubic = "bicubic"
+    antialiased = "antialiased"
+
+
+_POSITIONS: dict[Positions, Literal["bicubic", "antialiased"]] = {
+    Positions.bicubic: "bicubic",
+    Positions.antialiased: "antialiased",
+}
 
 
 class Numbers(enum.Enum):
@@ -110,6 +123,10 @@ def convert(
     image_size: Annotated[
         int | None, typer.Option(min=8, max=65_536, help="Side of a tile in pixels; positions are resampled.")
     ] = None,
+    positions: Annotated[
+        Positions | None,
+        typer.Option(help="How positions are resampled; none: as the layout's own code does."),
+    ] = None,
     template: Annotated[str | None, typer.Option(help="Chat template, when the model names another.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
 ) -> None:
@@ -117,7 +134,13 @@ def convert(
     from vitp.weights.checkpoint import Hints
     from vitp.weights.convert import convert as convert_model
 
-    hints = Hints(architecture=architecture, heads=heads, image_size=image_size, template=template)
+    hints = Hints(
+        architecture=architecture,
+        heads=heads,
+        image_size=image_size,
+        positions=None if positions is None else _POSITIONS[positions],
+        template=template,
+    )
     kind = None if dtype is Numbers.keep else dtype.value
     done = convert_model(source, out, to.value, hints=hints, dtype=kind, overwrite=force)
     console = make_console()
@@ -172,12 +195,16 @@ def ask(
     arguments: Annotated[list[str], typer.Argument(help="One or more images, then the question.")],
     draw: Annotated[Path | None, typer.Option(help="Picture with the boxes of the answer.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=65_536, help="Longest answer.")] = 128,
-    max_tiles: Annotated[int, typer.Option(min=1, max=1024, help="Tiles an image.")] = 6,
+    max_tiles: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Tiles an image. By default those of the run, else 6.")
+    ] = None,
 ) -> None:
     """Ask a model about an image; the answer streams."""
     from vitp.ask import Assistant, draw_answer
     from vitp.data.images import load_image
+    from vitp.pretrain import sequence_of
     from vitp.pretrained import load_vlm
+    from vitp.targets import check_file
 
     if len(arguments) < 2:
         raise ConfigError(
@@ -186,8 +213,10 @@ def ask(
             fix='write: vitp ask RUN IMAGE "question"',
         )
     *images, question = arguments
+    if draw is not None:
+        check_file(draw, "PNG", inputs=images)
     loaded = load_vlm(model)
-    assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles)
+    assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles or sequence_of(model).max_tiles)
     answer = assistant.answer(
         list(images), question, max_new_tokens=max_tokens, stream=lambda text: print(text, end="", flush=True)
     )
@@ -225,7 +254,10 @@ def probe(
     from vitp.evaluation.probe_data import probe_data
     from vitp.evaluation.probes import probe_outcomes
     from vitp.files import write_json
+    from vitp.targets import check_file
 
+    if out is not None:
+        check_file(out, "JSON")
     amount = None if labels is None else (labels if labels < 1 else int(labels))
     labelled = read_labels(data)
     console, results = make_console(), {}

@@ -90,9 +90,13 @@ def evaluate(
 ) -> None:
     """Score a finetuned model on labelled images."""
     from vitp.files import write_json
+    from vitp.targets import check_file
     from vitp.tasks.build import task_of
     from vitp.tasks.data import labelled_only, open_labelled
+    from vitp.tasks.label_notes import label_notes, left_out_notes
 
+    if out is not None:
+        check_file(out, "JSON")
     model, settings = open_model(run, override)
     labelled = open_labelled(data, fmt, **format_options(option))
     if split not in ("train", "val", "test", "all"):
@@ -102,7 +106,11 @@ def evaluate(
     if not len(labelled):
         raise ConfigError(f"has no {split} images", where=data, fix="choose another split with --split")
     task = task_of(model.name)
-    labelled = labelled_only(labelled, task.labels(model.description["head"]))
+    kind, findings = task.labels(model.description["head"]), labelled.findings
+    labelled = labelled_only(labelled, kind)
+    parts = {split: labelled}
+    for note in (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None)):
+        make_console().print(note, style="yellow", markup=False, highlight=False)
     scores = task.evaluate(model, labelled, settings)
     print_scores(scores, f"{model.name} on {labelled.name}, {split} ({scores.images} images)")
     if out is not None:
@@ -122,13 +130,27 @@ def predict(
         list[str] | None,
         typer.Option("--set", "-s", help="window=512, score_threshold=0.5, … Repeatable."),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier predictions in --out.")] = False,
 ) -> None:
-    """Apply a finetuned model to images; write masks, boxes, GeoJSON and pictures."""
-    from vitp.tasks.prediction_files import predict_files
+    """Apply a finetuned model to images; write masks, boxes, GeoJSON and pictures.
+
+    Images that can't be read are named first and left out; the exit code is then 1.
+    """
+    from vitp.targets import check_folder
+    from vitp.tasks.prediction_files import Unusable, is_predictions, predict_files
+
+    check_folder(out, is_predictions, what="predictions", overwrite=force)
+    console = make_console()
+
+    def tell(one: Unusable) -> None:
+        console.print(f"can't be used: {one.image}: {one.reason}", markup=False, soft_wrap=True)
 
     model, settings = open_model(run, override)
-    count = predict_files(model, images, out, settings, later=later)
-    make_console().print(f"wrote predictions of {count} images to {out}")
+    count, unusable = predict_files(model, images, out, settings, later=later, overwrite=force, tell=tell)
+    console.print(f"wrote predictions of {count} images to {out}")
+    if unusable:
+        console.print(f"{len(unusable)} of {count + len(unusable)} images left out")
+        raise typer.Exit(1)
 
 
 def open_model(run: Path, override: Sequence[str] | None) -> tuple[TaskModel, TestSettings]:

@@ -139,7 +139,10 @@ def report(
 ) -> None:
     """Write one self-contained page about a run."""
     from vitp.evaluation.run_page import report_run
+    from vitp.targets import check_file
 
+    if out is not None:
+        check_file(out, "page")
     print(f"wrote {report_run(run, out, samples=samples)}")
 
 

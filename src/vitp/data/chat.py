@@ -9,13 +9,17 @@ Shapes: N tokens of the record before anything is dropped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from vitp.data.records import IMAGE_MARK, InstructionRecord
+from vitp.data.plain_text import PlainText
+from vitp.data.records import IMAGE_MARK, InstructionRecord, text_problem
 from vitp.data.tokenizer import ASSISTANT, END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, USER
 from vitp.errors import ConfigError, DataError, did_you_mean
 
@@ -31,6 +35,8 @@ class ChatTemplate:
     stop: str
     turn_end: str = ""
 
+
+_MARK = re.compile(r"<\|[^<>]*\|>|<[^<>|\s]+>")
 
 TEMPLATES: dict[str, ChatTemplate] = {
     "internvl2_5": ChatTemplate(
@@ -53,6 +59,11 @@ TEMPLATES: dict[str, ChatTemplate] = {
     ),
     "micro": ChatTemplate(system="", user_start=USER, user_end="", assistant_start=ASSISTANT, stop=END),
 }
+
+
+def _template_marks(template: ChatTemplate) -> set[str]:
+    """The tokens in the texts of a template."""
+    return set(_MARK.findall("".join(astuple(template))))
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,10 @@ class ChatTokenizer:
         self.pad_id: int = (
             self.stop_id if tokenizer.pad_token is None else vocabulary[str(tokenizer.pad_token)]
         )
+        marks = _template_marks(self.template)
+        self.plain = PlainText(tokenizer, (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *marks))
+        self._vocabulary = {name: number for number, name in self.plain.control.items()}
+        self._split: dict[str, list[tuple[bool, str]]] = {}
 
     def __len__(self) -> int:
         return len(self.tokenizer)
@@ -138,93 +153,151 @@ class ChatTokenizer:
     def encode(self, record: InstructionRecord, tiles_per_image: Sequence[int]) -> EncodedRecord:
         """Return the record's tokens with room for the image tokens of its tiles.
 
+        What questions and answers say is plain text: the name of a control token in them is no control token.
+
         Args:
             record: Whose images have been tiled.
             tiles_per_image: Tiles of each image, thumbnail included.
 
         Raises:
-            DataError: Images and marks differ, or a text holds the placeholder itself.
+            DataError: Images and marks differ, or a text can't be told from a control token.
         """
-        layout = _Layout(self, record.name, list(tiles_per_image))
-        texts = self._texts(record)
-        encoded = self.tokenizer([text for text, _, _ in texts], add_special_tokens=False)["input_ids"]
-        for ids, (_, branch, supervised) in zip(encoded, texts, strict=True):
-            layout.add(ids, branch, supervised)
-        return layout.finish(turns=len(record.turns))
+        return self._laid_out(
+            self._pieces(record), record.name, list(tiles_per_image), turns=len(record.turns)
+        )
 
     def encode_prompt(
         self, question: str, tiles_per_image: Sequence[int], history: Sequence[tuple[str, str]] = ()
     ) -> EncodedRecord:
-        """Return the tokens of a question that is to be answered, after earlier turns if there were any."""
-        layout = _Layout(self, "question", list(tiles_per_image))
-        texts = [(text, 0, False) for text in self._mark_split(self.template.system)]
+        """Return the tokens of a question that is to be answered, after earlier turns if there were any.
+
+        Raises:
+            DataError: Images and marks differ, or a text is none (half a character, a NUL).
+        """
+        for text in (question, *(text for turn in history for text in turn)):
+            if (problem := text_problem(text)) is not None:
+                raise DataError(problem, where="question", fix="remove it from the text")
+        template = self.template
+        pieces = [_Piece(before=template.system)] if template.system else []
         for past_question, past_answer in history:
-            texts += self._turn(past_question, past_answer, branch=0)
-        texts += [
-            (text, 0, False)
-            for text in self._mark_split(self.template.user_start + question + self.template.user_end)
-        ]
-        texts.append((self.template.assistant_start, 0, False))
-        for ids, (_, branch, supervised) in zip(
-            self.tokenizer([t for t, _, _ in texts], add_special_tokens=False)["input_ids"],
-            texts,
-            strict=True,
-        ):
-            layout.add(ids, branch, supervised)
-        return layout.finish(turns=0)
+            pieces += self._turn(past_question, past_answer, branch=0)
+        pieces += _asked(template.user_start, question, template.user_end, branch=0)
+        pieces.append(_Piece(before=template.assistant_start))
+        return self._laid_out(pieces, "question", list(tiles_per_image), turns=0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer, markup kept, stop and padding tokens dropped."""
         drop = {self.stop_id, self.pad_id, self.tokenizer.eos_token_id}
         return str(self.tokenizer.decode([i for i in ids if i not in drop], skip_special_tokens=False))
 
-    def _texts(self, record: InstructionRecord) -> list[tuple[str, int, bool]]:
-        """(text, branch, supervised) pieces; each piece is tokenized on its own, an image mark is a piece."""
+    def _pieces(self, record: InstructionRecord) -> list[_Piece]:
+        """Pieces of which each is tokenized on its own; an image mark is a piece."""
         template = self.template
-        texts = [(text, 0, False) for text in self._mark_split(template.system)]
+        pieces = [_Piece(before=template.system)] if template.system else []
         if not record.independent:
             for turn in record.turns:
-                texts += self._turn(turn.question, turn.answer, branch=0)
-            return texts
+                pieces += self._turn(turn.question, turn.answer, branch=0)
+            return pieces
         prefix = record.prefix
-        texts += [(text, 0, False) for text in self._mark_split(template.user_start + prefix)]
+        pieces += _asked(template.user_start, prefix, "", branch=0)
         for number, turn in enumerate(record.turns, 1):
             question = turn.question[len(prefix) :] if number == 1 else turn.question
-            texts += [
-                (question + template.user_end, number, False),
-                (template.assistant_start, number, False),
-                (turn.answer, number, True),
-                (template.stop, number, True),
+            pieces += [
+                _Piece("", question, template.user_end, number),
+                _Piece(before=template.assistant_start, branch=number),
+                _Piece("", turn.answer, "", number, True),
+                _Piece(before=template.stop, branch=number, supervised=True),
             ]
-        return texts
-
-    def _turn(self, question: str, answer: str, branch: int) -> list[tuple[str, int, bool]]:
-        template = self.template
-        pieces = [
-            (text, branch, False)
-            for text in self._mark_split(template.user_start + question + template.user_end)
-        ]
-        pieces += [
-            (template.assistant_start, branch, False),
-            (answer, branch, True),
-            (template.stop, branch, True),
-        ]
-        return [*pieces, (template.turn_end, branch, False)] if template.turn_end else pieces
-
-    @staticmethod
-    def _mark_split(text: str) -> list[str]:
-        """Split so that each image mark is a piece of its own; empty pieces are left out."""
-        pieces: list[str] = []
-        for number, part in enumerate(text.split(IMAGE_MARK)):
-            if number:
-                pieces.append(IMAGE_MARK_PIECE)
-            if part:
-                pieces.append(part)
         return pieces
 
+    def _turn(self, question: str, answer: str, branch: int) -> list[_Piece]:
+        template = self.template
+        pieces = [
+            *_asked(template.user_start, question, template.user_end, branch),
+            _Piece(before=template.assistant_start, branch=branch),
+            _Piece("", answer, "", branch, True),
+            _Piece(before=template.stop, branch=branch, supervised=True),
+        ]
+        return [*pieces, _Piece(before=template.turn_end, branch=branch)] if template.turn_end else pieces
 
-IMAGE_MARK_PIECE = IMAGE_START + IMAGE_END
-"""An image mark as a text piece: start and end token, between which the layout puts the placeholders."""
+    def _laid_out(self, pieces: list[_Piece], name: str, tiles: list[int], turns: int) -> EncodedRecord:
+        layout = _Layout(self, name, tiles)
+        texts = iter(
+            self.tokenizer([piece.whole for piece in pieces if not piece.image], add_special_tokens=False)[
+                "input_ids"
+            ]
+        )
+        for piece in pieces:
+            if piece.image:
+                layout.add_image(piece.branch)
+                continue
+            ids = next(texts)
+            try:
+                layout.add(ids if self._is_right(piece, ids) else self._apart(piece), piece)
+            except DataError as error:
+                raise DataError(error.what, where=name, fix=error.fix) from error
+        return layout.finish(turns)
+
+    def _is_right(self, piece: _Piece, ids: Sequence[int]) -> bool:
+        """Return whether all control tokens of a piece are the template's."""
+        if not piece.text:
+            return True
+        marks = sum(mark for mark, _ in (*self._marks(piece.before), *self._marks(piece.after)))
+        return sum(number in self.plain.control for number in ids) == marks and (
+            self.plain.unknown is None or self.plain.unknown not in piece.text
+        )
+
+    def _apart(self, piece: _Piece) -> list[int]:
+        """Return the tokens of a piece with the template's marks put in as ids and all else as plain text."""
+        parts = [*self._marks(piece.before), (False, piece.text), *self._marks(piece.after)]
+        ids: list[int] = []
+        for mark, group in groupby(parts, key=lambda part: part[0]):
+            texts = [text for _, text in group]
+            ids += [self._vocabulary[text] for text in texts] if mark else self.plain.split("".join(texts))
+        return ids
+
+    def _marks(self, text: str) -> list[tuple[bool, str]]:
+        """Split a text of the template into (is a control token, text)."""
+        if text not in self._split:
+            parts = re.split(f"({'|'.join(map(re.escape, self.plain.names))})", text)
+            self._split[text] = [(number % 2 == 1, part) for number, part in enumerate(parts) if part]
+        return self._split[text]
+
+
+class _Piece(NamedTuple):
+    """A piece of a sequence that is tokenized on its own.
+
+    Attributes:
+        before, after: Of the template: its marks become control tokens.
+        text: Of the data, between them: plain text.
+        branch: See `EncodedRecord`.
+        supervised: It is to be predicted.
+        image: It stands for an image and has no text.
+    """
+
+    before: str = ""
+    text: str = ""
+    after: str = ""
+    branch: int = 0
+    supervised: bool = False
+    image: bool = False
+
+    @property
+    def whole(self) -> str:
+        return self.before + self.text + self.after
+
+
+def _asked(before: str, question: str, after: str, branch: int) -> list[_Piece]:
+    """A question as pieces: each image mark is one of its own; empty pieces are left out."""
+    parts = question.split(IMAGE_MARK)
+    pieces: list[_Piece] = []
+    for number, part in enumerate(parts):
+        if number:
+            pieces.append(_Piece(branch=branch, image=True))
+        piece = _Piece("" if number else before, part, after if number == len(parts) - 1 else "", branch)
+        if piece.whole:
+            pieces.append(piece)
+    return pieces
 
 
 class _Layout:
@@ -236,20 +309,18 @@ class _Layout:
         self.prefix_length: int | None = None
         self.pieces: list[tuple[np.ndarray, int, bool, bool]] = []  # ids, branch, image, supervised
 
-    def add(self, ids: Sequence[int], branch: int, supervised: bool) -> None:
+    def add(self, ids: Sequence[int], piece: _Piece) -> None:
+        self._append(ids, piece.branch, False, piece.supervised)
+
+    def add_image(self, branch: int) -> None:
         chat = self.chat
-        if chat.image_id in ids:
-            raise DataError(f"a text holds {IMAGE_CONTEXT}", where=self.name, fix="remove it from the text")
-        if list(ids) == [chat.image_start_id, chat.image_end_id]:
-            if self.images_placed >= len(self.tiles):
-                raise DataError(f"more {IMAGE_MARK} marks than the {len(self.tiles)} images", where=self.name)
-            count = self.tiles[self.images_placed] * chat.tokens_per_tile
-            self.images_placed += 1
-            self._append([chat.image_start_id], branch, False, False)
-            self._append([chat.image_id] * count, branch, True, False)
-            self._append([chat.image_end_id], branch, False, False)
-            return
-        self._append(ids, branch, False, supervised)
+        if self.images_placed >= len(self.tiles):
+            raise DataError(f"more {IMAGE_MARK} marks than the {len(self.tiles)} images", where=self.name)
+        count = self.tiles[self.images_placed] * chat.tokens_per_tile
+        self.images_placed += 1
+        self._append([chat.image_start_id], branch, False, False)
+        self._append([chat.image_id] * count, branch, True, False)
+        self._append([chat.image_end_id], branch, False, False)
 
     def _append(self, ids: Sequence[int], branch: int, image: bool, supervised: bool) -> None:
         if len(ids):

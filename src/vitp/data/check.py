@@ -14,7 +14,8 @@ from vitp.data.coordinates import coordinate_problems
 from vitp.data.image_hash import ImagePrint, find_pairs, image_print
 from vitp.data.images import image_size, is_scene, load_image
 from vitp.data.readers.rows import row_id
-from vitp.data.records import COORDINATE_RANGE, InstructionRecord
+from vitp.data.records import COORDINATE_RANGE, InstructionRecord, printable
+from vitp.data.row_findings import CONTROL_TOKENS, NO_IMAGE, NO_IMAGE_FIX, Neglected, text_findings
 from vitp.data.sources import Source, open_sources
 from vitp.errors import DataError
 
@@ -26,7 +27,8 @@ def check_records(
     source: str | Path,
     *,
     max_tokens: int | None = None,
-    length_of: Callable[[InstructionRecord], int] | None = None,
+    length_of: LengthOf | None = None,
+    control: Sequence[str] | None = None,
     against: str | Path | None = None,
     leak_distance: int = LEAK_DISTANCE,
     threads: int | None = None,
@@ -41,7 +43,8 @@ def check_records(
     Args:
         source: What to check.
         max_tokens: Longest row that the run takes. Needs `length_of`.
-        length_of: Tokens of a record, images included.
+        length_of: Tokens of a record, images included, given the most tiles of its set where a mixture says so.
+        control: Control tokens of the tokenizer, longest first; None: those of all chat templates.
         against: Held-out data, of any kind that `source` may be, that must not share pictures with it.
         leak_distance: Bits in which the 64-bit hashes of two images may differ, 0..15.
         threads: That decode images; twice the cores by default, 16 at most.
@@ -52,21 +55,27 @@ def check_records(
     if (max_tokens is None) != (length_of is None):
         raise ValueError("max_tokens and length_of go together")
     report = CheckReport()
+    control = CONTROL_TOKENS if control is None else control
     checked = [_Checked(item) for item in _open(source, report)]
     other = [_Checked(item, held_out=True) for item in _open(against, report)] if against is not None else []
     facts: dict[str, _ImageFacts | DataError] = {}
     threads = threads or min(16, 2 * (os.cpu_count() or 1))
     with ThreadPoolExecutor(threads) as pool:
         for item in checked + other:
-            _check_rows(item, None if item.held_out else length_of, max_tokens)
+            _check_rows(item, None if item.held_out else length_of, max_tokens, control)
             _decode(item, facts, pool)
             _check_images(item, facts)
+    _find_neglected(checked)
     _find_leaks(checked, other, facts, leak_distance)
     _find_repeats(checked, facts, leak_distance)
     for item in checked:
         report.findings.extend(sorted(item.findings, key=lambda finding: finding.line))
     report.sources = [item.count() for item in checked]
     return report
+
+
+LengthOf = Callable[[InstructionRecord, int | None], int]
+"""(record, most tiles of its set or None) → tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ class _Checked:
         findings: So far.
         bad_rows: Rows that have an error.
         users: Address of an image → each row that names it, and the size that the row states.
+        neglected: Usable rows without an image, and with a system text that is dropped.
     """
 
     source: Source
@@ -94,6 +104,10 @@ class _Checked:
     findings: list[Finding] = field(default_factory=list)
     bad_rows: set[int] = field(default_factory=set)
     users: dict[str, list[tuple[int, tuple[int, int] | None]]] = field(default_factory=dict)
+    neglected: Neglected = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.neglected = Neglected(self.source.name, len(self.source.records))
 
     def add(self, severity: Severity, kind: str, row: int, what: str, fix: str | None) -> None:
         """Note a finding about a row."""
@@ -123,7 +137,7 @@ class _Checked:
 
     def _id(self, row: int) -> str:
         try:
-            return row_id(self.source.records.row(row), self.source.records.place(row))
+            return printable(row_id(self.source.records.row(row), self.source.records.place(row)))
         except DataError:
             return ""
 
@@ -144,14 +158,14 @@ def _open(path: str | Path, report: CheckReport) -> list[Source]:
 
 
 def _check_rows(
-    item: _Checked, length_of: Callable[[InstructionRecord], int] | None, max_tokens: int | None
+    item: _Checked, length_of: LengthOf | None, max_tokens: int | None, control: Sequence[str]
 ) -> None:
     """Read every row: form, id, coordinates, length; and remember which images it names."""
     records, first_of_id = item.source.records, dict[str, int]()
     for row in range(len(records)):
         try:
             record = records[row]
-            length = length_of(record) if length_of is not None else 0
+            length = length_of(record, item.source.max_tiles) if length_of is not None else 0
         except DataError as error:
             item.add("error", "row", row, error.what, error.fix)
             continue
@@ -159,6 +173,9 @@ def _check_rows(
         if earlier != row:
             line = records.place(earlier).line
             item.add("warning", "duplicate id", row, f"line {line} has the same id", "give each row its own")
+        item.neglected.add(record, records.row(row))
+        for kind, what, fix in text_findings(record, control):
+            item.add("warning", kind, row, what, fix)
         for severity, what in coordinate_problems(record):
             fix = f"write whole numbers on 0..{COORDINATE_RANGE} of the image, x1 < x2 and y1 < y2"
             item.add(severity, "coordinates", row, what, fix)
@@ -202,6 +219,20 @@ def _check_images(item: _Checked, facts: dict[str, _ImageFacts | DataError]) -> 
             more = f" (and in {_number(len(wrong) - 1, 'other row')})" if len(wrong) > 1 else ""
             what = f"the row says {width}×{height}, the image is {found.size[0]}×{found.size[1]}{more}"
             item.add("warning", "size", row, what, "correct width and height, or leave them out")
+
+
+def _find_neglected(checked: Sequence[_Checked]) -> None:
+    """Count the rows without an image and those whose system text is dropped, once for each source."""
+    trained = [item for item in checked if item.source.split == "train" and item.neglected.looked_at]
+    blind = bool(trained) and all(item.neglected.has_no_image for item in trained)
+    for item in checked:
+        file = str(item.source.records.annotation)
+        for kind, what, fix in item.neglected.lines():
+            if kind == "no image" and item.source.split != "train":
+                continue
+            wrong = kind == "no image" and blind
+            said = (NO_IMAGE, NO_IMAGE_FIX) if wrong else (what, fix)
+            item.findings.append(Finding("error" if wrong else "warning", kind, file, 0, "", *said))
 
 
 def _find_leaks(

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from vitp.config import SettingsModel
 from vitp.data.chat import ChatTokenizer, EncodedRecord
+from vitp.data.fingerprint import fingerprint, images_digest
 from vitp.data.images import load_image
 from vitp.data.mixture import Mixture, Sample
 from vitp.data.packing import PackedBatch, pack
@@ -161,7 +162,7 @@ class InstructionSource:
             raise ConfigError(
                 f"a global batch of {self.global_batch} can't be cut into {self.micro_batches} micro-batches "
                 f"on {world} ranks",
-                where="train.global_batch",
+                where="data.global_batch",
                 fix=f"choose a multiple of {parts}",
             )
         first = step * self.global_batch
@@ -179,7 +180,12 @@ class InstructionSource:
         return [first + number for number in balanced(costs, parts)[part]]
 
     def fingerprint(self) -> str:
-        """Return a hash of data, order, template and lengths."""
+        """Return a hash of records and image files, order, template and lengths; see `vitp.data.fingerprint`."""
+        contents = [images_digest(entry.records) for entry in self.mixture.entries]
+        return fingerprint(self.former_fingerprint(), contents)
+
+    def former_fingerprint(self) -> str:
+        """Return the hash without that of the image files."""
         value = [
             self.mixture.fingerprint(),
             self.global_batch,

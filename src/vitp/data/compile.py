@@ -13,14 +13,15 @@ The same labels, options and seed give the same bytes.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vitp import files
-from vitp.data.formats import detect_format, read_labels, vitp_labels
+from vitp import files, leftovers
+from vitp.data.formats import detect, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
@@ -29,6 +30,8 @@ from vitp.data.formats.vitp_labels import LabelWriter, Roots
 from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.data.records import InstructionRecord, to_line
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
+from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
+from vitp.data.synthesis.words import spoken
 from vitp.errors import DataError
 from vitp.reading import parse_json, read_text
 from vitp.version import __version__
@@ -45,7 +48,7 @@ class SplitCounts:
         records: Instruction records; fewer than images when there was nothing to ask of some.
         turns: Questions.
         tasks: Questions of each task.
-        objects: Objects of each class.
+        objects: Objects of each class, difficult ones left out.
         scenes: Images of each scene class.
     """
 
@@ -59,7 +62,7 @@ class SplitCounts:
     def count(self, item: LabelledImage, tasks: tuple[str, ...] | None) -> None:
         """Add one image and the tasks that were asked of it (None: nothing could be asked)."""
         self.images += 1
-        self.objects.update(label.category for label in item.objects or ())
+        self.objects.update(label.category for label in item.objects or () if not label.difficult)
         if item.scene is not None:
             self.scenes[item.scene] += 1
         if tasks is not None:
@@ -81,7 +84,9 @@ class CompileSummary:
         splits: Split → counts.
         findings: Lines about labels that were left out or mended, each with file and row.
         unasked: Images of which there was nothing to ask.
+        constant: Tasks that were not asked, as nearly all images would give the same answer.
         content_hash: SHA-256 over the record and label lines of all splits.
+        understood: Lines about how the files were understood: classes, splits, what became of the labels.
     """
 
     name: str
@@ -93,6 +98,8 @@ class CompileSummary:
     findings: tuple[str, ...]
     unasked: int
     content_hash: str
+    constant: dict[str, ConstantTask] = field(default_factory=dict)
+    understood: tuple[str, ...] = ()
 
 
 def compile_labels(
@@ -119,7 +126,7 @@ def compile_labels(
         seed: Of the splits, the questions and, for generated scenes, the scenes.
         crop: Cut images into crops of this many pixels.
         overlap: Pixels that neighbouring crops share.
-        min_visible: Objects of which less of the area is in a crop are no labels of it.
+        min_visible: Objects of which less of the area is in a crop are difficult in it.
         empty: Training images (or crops) without objects at most, as a share of the training images; which ones stay
             follows from the seed.
         synthesis: What to ask.
@@ -136,8 +143,10 @@ def compile_labels(
     generated = fmt == "scenes"
     base = out if generated else _base(Path(src))
     _check_out(out, base, generated=generated, force=force)
+    understood: tuple[str, ...] = ()
     if fmt == "auto":
-        fmt = detect_format(Path(src))
+        found = detect(Path(src))
+        fmt, understood = found.format, found.understood
     if fmt != "vitp":  # a compiled set brings its own splits
         options["seed"] = seed
     labelled = read_labels(fmt, str(src) if generated else Path(src).resolve(), **options)
@@ -151,14 +160,10 @@ def compile_labels(
     with files.atomic_dir(out) as temporary:
         described = temporary if generated else base
         roots = Roots(temporary, cropped or described, described)
-        splits = _write_lines(labelled, roots, seed, synthesis)
+        splits, constant = _write_lines(labelled, roots, seed, synthesis)
         vitp_labels.write_head(labelled, roots, image_root="crops" if cropped else None)
         if not splits["train"].records:
-            raise DataError(
-                "there is nothing to ask in the training split",
-                where=str(src),
-                fix="check the splits, the labels and the tasks",
-            )
+            raise _nothing_to_ask(src, constant)
         image_root = "crops" if cropped else vitp_labels.relative(roots.images, temporary)
         _write_mixture(temporary, labelled.name, image_root, splits["train"].records, max_tiles)
         summary = CompileSummary(
@@ -171,13 +176,25 @@ def compile_labels(
             findings=labelled.findings,
             unasked=sum(counts.images - counts.records for counts in splits.values()),
             content_hash=_content_hash(temporary),
+            constant=constant,
+            understood=(*understood, *labelled.understood),
         )
         cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
         settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
         _write_summary(temporary, summary, settings)
         if cropped is not None:
+            leftovers.claim(cropped).unlink()
             cropped.rename(temporary / "crops")
     return summary
+
+
+def _nothing_to_ask(src: str | Path, constant: dict[str, ConstantTask]) -> DataError:
+    what = "there is nothing to ask in the training split"
+    if not constant:
+        return DataError(what, where=str(src), fix="check the splits, the labels and the tasks")
+    alike = "; ".join(f'{name} is "{task.answer}" for nearly all images' for name, task in constant.items())
+    fix = f"give labels that differ, or ask all the same with --task {next(iter(constant))}=1"
+    return DataError(f"{what} that would teach anything: {alike}", where=str(src), fix=fix)
 
 
 def _base(src: Path) -> Path:
@@ -214,10 +231,18 @@ def _is_ours(out: Path) -> bool:
 
 
 def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
-    """Return the folder in which crops wait until all is complete; an interrupted run finds it again."""
+    """Return the folder in which crops wait until all is complete; an interrupted run finds it again.
+
+    Those of interrupted runs with other settings are removed.
+    """
     key = hashlib.sha256(f"{base}\n{crop}\n{overlap}".encode(errors="surrogatepass")).hexdigest()[:12]
     folder = out.parent / f".{out.name}.crops-{key}"
+    for other in out.parent.glob(f".{glob.escape(out.name)}.crops-*"):
+        if other != folder and leftovers.is_abandoned(other):
+            leftovers.remove(other)
     folder.mkdir(parents=True, exist_ok=True)
+    leftovers.sweep(folder)
+    leftovers.claim(folder)
     return folder
 
 
@@ -226,8 +251,9 @@ def _remove_strangers(folder: Path, labelled: LabelledSet) -> None:
     names = {
         Path(path) for item in labelled.items for path in (item.image, item.second_image) if path is not None
     }
+    mine = leftovers.claim(folder)
     for path in folder.rglob("*"):
-        if path.is_file() and path not in names:
+        if path.is_file() and path not in names and path != mine:
             path.unlink()
 
 
@@ -249,9 +275,13 @@ def _relative_item(item: LabelledImage, root: Path) -> LabelledImage:
 
 def _write_lines(
     labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
-) -> dict[str, SplitCounts]:
-    """Write the records and the labels of all images in one pass (a generated scene is rendered once)."""
-    classes = SetClasses.from_set(_training_part(labelled))
+) -> tuple[dict[str, SplitCounts], dict[str, ConstantTask]]:
+    """Write the records and the labels of all images in one pass; return counts, and tasks that were not asked."""
+    _check_spoken(labelled)
+    training = _training_part(labelled)
+    classes = SetClasses.from_set(training)
+    constant = constant_tasks(training.items, classes, config)
+    config = without(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
     records = {split: roots.out / f"{split}.jsonl" for split in SPLITS}
     with LabelWriter(roots) as writer, _Lines(records) as lines:
@@ -263,7 +293,21 @@ def _write_lines(
                 lines.add(item.split, made[0])
             counts[item.split].count(item, None if made is None else made[1])
             writer.add(item)
-    return counts
+    return counts, constant
+
+
+def _check_spoken(labelled: LabelledSet) -> None:
+    """Refuse classes that no question can tell apart, as their names are spoken alike."""
+    for names in (labelled.object_classes, labelled.scene_classes, labelled.semantic_classes):
+        first: dict[str, str] = {}
+        for name in dict.fromkeys(names):
+            other = first.setdefault(spoken(name), name)
+            if other != name:
+                raise DataError(
+                    f'the classes "{other}" and "{name}" are both spoken "{spoken(name)}"',
+                    where=labelled.name,
+                    fix="rename one of them, or give both one name",
+                )
 
 
 class _Lines:
@@ -319,6 +363,7 @@ def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) 
             "seed": summary.seed,
             "content_hash": summary.content_hash,
             "unasked": summary.unasked,
+            "constant_tasks": {name: asdict(task) for name, task in summary.constant.items()},
             "splits": {
                 split: {
                     "images": counts.images,
@@ -331,6 +376,7 @@ def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) 
                 for split, counts in summary.splits.items()
             },
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
+            "understood": list(summary.understood),
             "findings": list(summary.findings),
         },
     )

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vitp.data.pixels import planes_last
+
 _THUMBNAIL = 16
 _REDUCED = 512
 _FLAT = 0.25
@@ -38,7 +40,7 @@ class ImagePrint:
 
 def image_print(image: Image.Image) -> ImagePrint:
     """Return the print of an RGB image."""
-    pixels_HWC = np.asarray(image)
+    pixels_HWC = planes_last(image)
     grey_HW = _grey(pixels_HWC)
     steps = cv2.resize(grey_HW, (9, 8), interpolation=cv2.INTER_AREA)
     bits = int.from_bytes(np.packbits(steps[:, 1:] > steps[:, :-1]).tobytes(), "big")
@@ -46,7 +48,7 @@ def image_print(image: Image.Image) -> ImagePrint:
     flat = float(small.std()) < _FLAT
     centred = (small - small.mean()).reshape(-1)
     thumbnail = np.zeros_like(centred) if flat else centred / np.linalg.norm(centred)
-    digest = hashlib.blake2b(pixels_HWC.tobytes(), digest_size=16)
+    digest = hashlib.blake2b(pixels_HWC.data, digest_size=16)
     digest.update(repr(pixels_HWC.shape).encode())
     return ImagePrint(bits, thumbnail, digest.digest())
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vitp.data.records import printable, text_problem
+from vitp.errors import DataError
+
 IGNORE = 255
 """Value of a semantic mask's pixels that count for nothing."""
 
@@ -89,6 +92,11 @@ class LabelledSet:
         semantic_classes: Names of the classes of `semantic`, in the order of its values.
         licence: As its publisher states it.
         findings: Lines about labels that were left out or mended while reading, each with file and row.
+        understood: Lines about how the files were understood (readings that were chosen, where the splits come
+            from), which `vitp data compile` prints first.
+
+    Raises:
+        DataError: The name of a class holds half a character or a NUL.
     """
 
     name: str
@@ -98,6 +106,12 @@ class LabelledSet:
     semantic_classes: tuple[str, ...] = ()
     licence: str = ""
     findings: tuple[str, ...] = field(default=())
+    understood: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (*self.object_classes, *self.scene_classes, *self.semantic_classes):
+            if (problem := text_problem(name)) is not None:
+                raise DataError(f"the class {printable(name)!r} {problem}", where=self.name, fix="rename it")
 
     def __len__(self) -> int:
         return len(self.items)

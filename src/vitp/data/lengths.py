@@ -29,34 +29,47 @@ class RecordLength:
     Attributes:
         chat: Tokenizer with template.
         tile: Side of a tile in pixels.
-        max_tiles: Tiles a record's images may have, shared by several images as in training.
+        max_tiles: Tiles a record's images may have where their set says nothing, shared by several images as in
+            training.
+        max_turns: Questions of a record that are trained on; None: all.
     """
 
     chat: ChatTokenizer
     tile: int
     max_tiles: int
+    max_turns: int | None = None
 
-    def tiles(self, record: InstructionRecord) -> int:
-        """Return the tiles of all images, thumbnails included."""
-        return sum(self._tiles_per_image(record))
+    def tiles(self, record: InstructionRecord, max_tiles: int | None = None) -> int:
+        """Return the tiles of all images, thumbnails included.
 
-    def tokens(self, record: InstructionRecord) -> int:
-        """Return the tokens of the whole record before image tokens are dropped."""
-        return len(self.chat.encode(record, self._tiles_per_image(record)))
+        Args:
+            record: The record.
+            max_tiles: Of its set; None: the run's.
+        """
+        return sum(self._tiles_per_image(record, max_tiles))
 
-    def both(self, record: InstructionRecord) -> tuple[int, int]:
-        """Return (tokens, tiles); image sizes are looked up once."""
-        tiles = self._tiles_per_image(record)
+    def tokens(self, record: InstructionRecord, max_tiles: int | None = None) -> int:
+        """Return the tokens of the whole record before image tokens are dropped; see `tiles`."""
+        return self.both(record, max_tiles)[0]
+
+    def both(self, record: InstructionRecord, max_tiles: int | None = None) -> tuple[int, int]:
+        """Return (tokens, tiles); image sizes are looked up once. See `tiles`."""
+        tiles = self._tiles_per_image(record, max_tiles)
+        if self.max_turns is not None:
+            record = record.with_turns(record.turns[: self.max_turns])
         return len(self.chat.encode(record, tiles)), sum(tiles)
 
     def fingerprint(self) -> str:
         """Return a hash of all that decides the counts."""
         vocabulary = self.chat.tokenizer.get_vocab()
-        parts = (self.chat.template_name, self.chat.tokens_per_tile, self.tile, self.max_tiles)
+        parts = (
+            *("plain text", self.chat.template_name, self.chat.tokens_per_tile),
+            *(self.tile, self.max_tiles, self.max_turns),
+        )
         return hashlib.sha256(f"{parts} {sorted(vocabulary.items())}".encode()).hexdigest()
 
-    def _tiles_per_image(self, record: InstructionRecord) -> list[int]:
-        budget = max(1, self.max_tiles // max(1, len(record.images)))
+    def _tiles_per_image(self, record: InstructionRecord, max_tiles: int | None) -> list[int]:
+        budget = max(1, (max_tiles or self.max_tiles) // max(1, len(record.images)))
         sizes = record.sizes or [image_size(path) for path in record.images]
         return [count_tiles(width, height, self.tile, budget) for width, height in sizes]
 
@@ -111,7 +124,7 @@ class RecordCost:
         Raises:
             DataError: An image without given size can't be opened.
         """
-        tokens, tiles = self.length.both(sample.record)
+        tokens, tiles = self.length.both(sample.record, sample.max_tiles)
         dropped = (1 - self.survivors) * tiles * self.length.chat.tokens_per_tile
         return tokens - dropped + tiles * self.tile_cost
 

@@ -128,7 +128,7 @@ def pack(
             raise DataError(
                 f"takes {len(short[-1])} tokens, a row holds {max_length}",
                 where=record.name,
-                fix="raise max_length, lower max_tiles, or shorten the texts",
+                fix="raise data.sequence.max_length, lower data.sequence.max_tiles, or shorten the texts",
             )
         keep_parts.append(survivors + first_token)
         first_token += features

@@ -15,6 +15,25 @@ COORDINATE_RANGE = 1000
 """Coordinates in text are integers on 0..1000 of the whole image."""
 
 
+_KINDS = ("question", "answer")
+
+
+def text_problem(text: str) -> str | None:
+    """Return why no tokenizer and no UTF-8 file can take a text: half a character or a NUL; None: nothing is wrong."""
+    if "\0" in text:
+        return "holds a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"holds half a character (the lone surrogate U+{ord(text[error.start]):04X})"
+    return None
+
+
+def printable(text: str) -> str:
+    """Return a text that a message can hold: what no terminal can write is escaped."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One question and its answer. The loss is taken on the answer only."""
@@ -73,6 +92,7 @@ class InstructionRecord:
 
     def __post_init__(self) -> None:
         where = self.name
+        self._check_texts()
         if not self.turns:
             raise DataError("has no question", where=where, fix="remove the row or add a conversation")
         for number, turn in enumerate(self.turns, 1):
@@ -97,6 +117,21 @@ class InstructionRecord:
             )
         if self.sizes is not None and len(self.sizes) != len(self.images):
             raise DataError("width and height don't fit the number of images", where=where)
+
+    def _check_texts(self) -> None:
+        turns = (
+            (f"{kind} {n}", t)
+            for n, turn in enumerate(self.turns, 1)
+            for kind, t in zip(_KINDS, (turn.question, turn.answer), strict=True)
+        )
+        regions = ((f"the label of region {n}", region.label) for n, region in enumerate(self.regions, 1))
+        images = (("an image's address", image) for image in self.images)
+        named = (("its id", self.id), ("its source", self.source), ("its licence", self.licence))
+        for part, text in (*turns, *regions, *images, *named):
+            if (problem := text_problem(text)) is not None:
+                raise DataError(
+                    f"{part} {problem}", where=printable(self.name), fix="mend the text or remove the row"
+                )
 
     @property
     def name(self) -> str:

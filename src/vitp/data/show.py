@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files as package_files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
 from vitp.data.formats import vitp_labels
-from vitp.data.images import image_size
 from vitp.data.labels import LabelledImage
 from vitp.data.permutation import Permutation
 from vitp.data.records import InstructionRecord
@@ -24,6 +23,9 @@ from vitp.files import write_text
 
 COUNTED = 2000
 """Records that the charts are drawn from: a random sample of larger data."""
+
+Measure = Callable[[InstructionRecord, int | None], tuple[int, int]]
+"""(record, most tiles an image of its set is cut into or None) → (tokens, tiles); see `lengths.RecordLength.both`."""
 
 _TEMPLATE = "data_show.html.j2"
 
@@ -51,8 +53,8 @@ def show_records(
     *,
     count: int = 24,
     seed: int = 0,
-    tokenizer_length: Callable[[InstructionRecord], int] | None = None,
-    tile_count: Callable[[int, int], int] | None = None,
+    measure: Measure | None = None,
+    measured: str = "",
 ) -> ShowSummary:
     """Write a page with pictures, labels, questions, answers and charts of instruction data.
 
@@ -61,8 +63,8 @@ def show_records(
         out_html: The page, one file without external resources.
         count: Records to show, taken evenly from the sets.
         seed: Of the choice.
-        tokenizer_length: Tokens of a record; draws their histogram.
-        tile_count: Tiles of an image of that width and height; draws their histogram.
+        measure: Tokens and tiles of a record; draws their histograms.
+        measured: What counted them, in words: stands beside the histograms.
 
     Returns:
         What was shown.
@@ -77,14 +79,14 @@ def show_records(
     labels = _Labels(Path(source))
     numbers = _Numbers()
     for item in sources:
-        _count_source(item, numbers, max(1, COUNTED // len(sources)), seed, tokenizer_length, tile_count)
-    cards, unreadable = _cards(sources, count, seed, labels, tokenizer_length)
+        _count_source(item, numbers, max(1, COUNTED // len(sources)), seed, measure)
+    cards, unreadable = _cards(sources, count, seed, labels, measure)
     if not cards:
         raise DataError(
             "no record can be shown", where=str(source), fix=f"run a check; the first says: {unreadable[0]}"
         )
     problems = [*map(str, errors), *unreadable]
-    write_text(out_html, _render(Path(source), sources, numbers, cards, problems))
+    write_text(out_html, _render(Path(source), sources, numbers, cards, problems, measured))
     return ShowSummary(Path(out_html), len(cards), numbers.records, tuple(unreadable))
 
 
@@ -128,14 +130,12 @@ def _count_source(
     numbers: _Numbers,
     most: int,
     seed: int,
-    tokenizer_length: Callable[[InstructionRecord], int] | None,
-    tile_count: Callable[[int, int], int] | None,
+    measure: Measure | None,
 ) -> None:
     for row, _ in zip(_sample(item, seed), range(most), strict=False):
         try:
             record = item.records[row]
-            sizes = [] if tile_count is None else record.sizes or [image_size(a) for a in record.images]
-            tokens = None if tokenizer_length is None else tokenizer_length(record)
+            counts = None if measure is None else measure(record, item.max_tiles)
         except DataError:
             continue  # the check is the place that lists these
         numbers.records += 1
@@ -145,10 +145,9 @@ def _count_source(
         for turn in record.turns:
             numbers.words.append(len(turn.answer.split()))
             numbers.kinds[answer_kind(turn.answer)] += 1
-        if tile_count is not None:
-            numbers.tiles.append(sum(tile_count(width, height) for width, height in sizes))
-        if tokens is not None:
-            numbers.tokens.append(tokens)
+        if counts is not None:
+            numbers.tokens.append(counts[0])
+            numbers.tiles.append(counts[1])
 
 
 def answer_kind(answer: str) -> str:
@@ -173,7 +172,7 @@ def _cards(
     count: int,
     seed: int,
     labels: _Labels,
-    tokenizer_length: Callable[[InstructionRecord], int] | None,
+    measure: Measure | None,
 ) -> tuple[list[Card], list[str]]:
     """Draw records from the sources in turns until there are enough."""
     colours, cards, unreadable = Colours(), list[Card](), list[str]()
@@ -186,7 +185,7 @@ def _cards(
                 continue
             try:
                 record = item.records[row]
-                facts = () if tokenizer_length is None else (f"{tokenizer_length(record):,} tokens",)
+                facts = () if measure is None else (_size(*measure(record, item.max_tiles)),)
                 cards.append(
                     make_card(record, colours, labels=labels.of(record), classes=labels.classes, facts=facts)
                 )
@@ -197,7 +196,11 @@ def _cards(
     return cards, unreadable
 
 
-def _charts(sources: Sequence[Source], numbers: _Numbers) -> list[Chart]:
+def _size(tokens: int, tiles: int) -> str:
+    return f"{tokens:,} token{'s' * (tokens != 1)}, {tiles:,} tile{'s' * (tiles != 1)}"
+
+
+def _charts(sources: Sequence[Source], numbers: _Numbers, measured: str) -> list[Chart]:
     charts = []
     if len(sources) > 1:
         charts.append(bar_list("Records by set", [(s.name, len(s.records)) for s in sources]))
@@ -208,14 +211,21 @@ def _charts(sources: Sequence[Source], numbers: _Numbers) -> list[Chart]:
     if numbers.words:
         charts.append(histogram("Words in an answer", numbers.words, "words"))
     if numbers.tokens:
-        charts.append(histogram("Tokens in a record", numbers.tokens, "tokens"))
-    if numbers.tiles:
-        charts.append(histogram("Tiles in a record", numbers.tiles, "tiles"))
+        sizes = [
+            histogram("Tokens in a record", numbers.tokens, "tokens"),
+            histogram("Tiles in a record", numbers.tiles, "tiles"),
+        ]
+        charts += [replace(chart, note=f"{chart.note}{measured and f' · {measured}'}") for chart in sizes]
     return charts
 
 
 def _render(
-    source: Path, sources: Sequence[Source], numbers: _Numbers, cards: Sequence[Card], problems: Sequence[str]
+    source: Path,
+    sources: Sequence[Source],
+    numbers: _Numbers,
+    cards: Sequence[Card],
+    problems: Sequence[str],
+    measured: str,
 ) -> str:
     text = (package_files("vitp") / "evaluation" / "templates" / _TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(
@@ -230,7 +240,7 @@ def _render(
         sets=[item.name for item in sources],
         per_record=numbers.questions / max(1, numbers.records),
         licences=[name for name, _ in numbers.licences.most_common(3)],
-        charts=_charts(sources, numbers),
+        charts=_charts(sources, numbers, measured),
         cards=cards,
         has_masks=any(picture.mask for card in cards for picture in card.pictures),
         has_shapes=any(picture.shapes for card in cards for picture in card.pictures),

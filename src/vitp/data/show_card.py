@@ -17,6 +17,7 @@ from vitp.data.images import is_scene, load_image
 from vitp.data.labels import IGNORE, LabelledImage
 from vitp.data.records import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord
 from vitp.data.synthesis.answers import parse_boxes, parse_geochat, parse_quads
+from vitp.data.synthesis.words import spoken
 
 LARGEST_SIDE = 480
 _JPEG_QUALITY = 84
@@ -42,7 +43,7 @@ class Colours:
 
     def __call__(self, name: str) -> str:
         """Return the colour of a class."""
-        key = name.replace("-", " ").casefold()
+        key = spoken(name).replace("-", " ").casefold()
         if key in _NEUTRAL:
             return _GREY
         return self._given.setdefault(key, _PALETTE[len(self._given) % len(_PALETTE)])
@@ -142,7 +143,7 @@ def make_card(
     used += [cell for _, answer in turns for part in answer for line in part.rows for cell in line]
     legend: dict[str, str] = {}
     for name, colour in used:
-        legend.setdefault(name.replace("-", " "), colour)
+        legend.setdefault(spoken(name).replace("-", " "), colour)
     texts = [record.id, record.source, *(f"{t.question} {t.answer}" for t in record.turns), *legend]
     return Card(
         id=record.id,

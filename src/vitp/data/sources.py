@@ -25,12 +25,14 @@ class Source:
         split: `train`, `val` or `test`; everything that doesn't say so is `train`.
         records: Its rows.
         rate: How often an epoch takes each record, where a mixture says so.
+        max_tiles: Most tiles an image of it is cut into, where a mixture says so.
     """
 
     name: str
     split: str
     records: RowRecords
     rate: float = 1.0
+    max_tiles: int | None = None
 
 
 def is_mixture(path: Path) -> bool:
@@ -72,7 +74,7 @@ def open_sources(path: str | Path) -> tuple[list[Source], list[DataError]]:
         try:
             entry = open_entry(name, fields, path)
             assert isinstance(entry.records, RowRecords)
-            sources.append(Source(name, "train", entry.records, entry.rate))
+            sources.append(Source(name, "train", entry.records, entry.rate, entry.max_tiles))
         except DataError as error:
             errors.append(error)
     return sources, errors
@@ -103,7 +105,8 @@ def _open_folder(folder: Path) -> tuple[list[Source], list[DataError]]:
     sources: list[Source] = []
     for split, file in present:
         try:
-            sources.append(Source(split, split, open_records(file, root)))
+            records = open_records(file, root)
+            sources.append(Source(split, split, records, max_tiles=fields.get("max_dynamic_patch")))
         except DataError as error:
             errors.append(error)
     return sources, errors

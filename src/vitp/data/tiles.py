@@ -1,4 +1,4 @@
-"""From an image's address to its tiles: big JPEGs decoded small, tiles that come again kept."""
+"""From an image's address to its tiles: big images read small, tiles that come again kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class InputSettings(SettingsModel):
     """How images are read. None of it changes which records are learned from."""
 
     draft: bool = Field(
-        True, description="Decode JPEGs of four times the tiles' resolution at a fraction of it."
+        True,
+        description="Decode JPEGs, and very large images, of four times the tiles' resolution at a fraction of it.",
     )
     cache_gb: float = Field(0.0, ge=0, le=1_000_000, description="Tiles that are kept, in GB; 0: none.")
     cache_folder: str | None = Field(
@@ -51,8 +52,9 @@ class TileLoader:
 
     Attributes:
         tile: Side of a tile in pixels.
-        draft: Whether JPEGs of at least four times the tiles' resolution are decoded at a fraction of their size.
-            All other images come out bit for bit as without it.
+        draft: Whether JPEGs of at least four times the tiles' resolution are decoded at a fraction of their size, and
+            other images of more than `vitp.data.pixels.LARGE_PIXELS` are averaged while they are read. All the rest
+            comes out bit for bit as without it.
         cache: Keeps tiles; None makes them anew each time.
     """
 

@@ -4,9 +4,12 @@
         model.safetensors      the objective's state
         optimizer.safetensors  AdamW's moments, "<moment>:<parameter>"
         state.json             step, counters, what the run was
+        config.yaml            a copy of the run's configuration, where it has one
+        SHA256SUMS             digests of all files that don't carry their own (`vitp.sealed`)
 
 A sharded run writes `shards/` in place of the two safetensors files (`vitp.engine.shards`); either form can be
 read on any number of processes. There is no random state: the engine derives it from seed, step and rank.
+`vitp.engine.recovery` chooses the newest checkpoint that is whole.
 """
 
 from __future__ import annotations
@@ -21,14 +24,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitp import sealed
+from vitp.config import CONFIG_FILE
 from vitp.engine import shards
 from vitp.engine.weights import like, load_state, load_tensors, save_tensors, unique_state
-from vitp.errors import CheckpointError
+from vitp.errors import CheckpointError, DamagedError
 from vitp.files import atomic_dir, write_json
+from vitp.leftovers import recover, remove
 from vitp.reading import parse_json, read_text
 
 FORMAT, SHARDED_FORMAT = 1, 2
+STATE_FILE = "state.json"
+DAMAGED = ".damaged"
+"""What follows the name of a checkpoint that was found damaged, until a newer one takes its place."""
+
 _NAME = re.compile(r"step_(\d{8})")
+_AGAIN = "copy the checkpoint again or remove it"
 
 
 @dataclass
@@ -70,14 +81,17 @@ def latest(run_dir: str | Path) -> Path | None:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Remove what a run that was killed had half written; only a run that owns its folder may call this."""
-    for parent in (run_dir, run_dir / "checkpoints"):
+    """Remove what a run that was killed had half written; only a run that owns its folder may call this.
+
+    Whoever made it: nobody else writes there.
+    """
+    if not run_dir.is_dir():
+        return
+    recover(run_dir / "model")
+    for parent in (run_dir, run_dir / "checkpoints", run_dir / "best"):
         for pattern in (".*.tmp", ".*.tmp.*", ".*.old"):
             for path in parent.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                remove(path)
 
 
 @dataclass(frozen=True)
@@ -125,17 +139,32 @@ def save(run_dir: Path, state: RunState, tensors: Tensors, keep_last: int) -> Pa
     with atomic_dir(path) as temporary:
         save_tensors(temporary / "model.safetensors", tensors.model)
         save_tensors(temporary / "optimizer.safetensors", tensors.moments)
-        write_state(temporary, state, FORMAT)
+        write_state(temporary, state, FORMAT, run_dir)
     prune(run_dir, keep_last, path)
     return path
 
 
-def write_state(path: Path, state: RunState, layout: int) -> None:
-    """Write `state.json` into a checkpoint folder of format `layout`."""
+def write_state(
+    path: Path, state: RunState, layout: int, run_dir: Path, digests: Mapping[str, str] | None = None
+) -> None:
+    """Write into a checkpoint folder of format `layout` all but the tensors.
+
+    Args:
+        path: The checkpoint, which may still have another name.
+        state: What to write.
+        layout: `FORMAT` or `SHARDED_FORMAT`.
+        run_dir: Of the run, for its configuration.
+        digests: Name → SHA-256 of the files with tensors that don't carry their own.
+    """
+    names = [STATE_FILE]
+    if (run_dir / CONFIG_FILE).is_file():
+        shutil.copyfile(run_dir / CONFIG_FILE, path / CONFIG_FILE)
+        names.append(CONFIG_FILE)
     write_json(
-        path / "state.json",
+        path / STATE_FILE,
         {
             "format": layout,
+            "digests": sealed.SUMS,
             "torch": torch.__version__,
             "step": state.step,
             "fingerprint": state.fingerprint,
@@ -144,29 +173,55 @@ def write_state(path: Path, state: RunState, layout: int) -> None:
             "settings": state.settings,
         },
     )
+    sealed.write_sums(path, names, digests)
 
 
 def prune(run_dir: Path, keep_last: int, newest: Path) -> None:
-    """Remove all checkpoints of a run but the last `keep_last`, and never `newest`."""
+    """Remove all checkpoints of a run but the last `keep_last`, never `newest`, and damaged ones of earlier steps."""
+    for damaged in newest.parent.glob(f"step_*{DAMAGED}"):
+        if damaged.name.removesuffix(DAMAGED) <= newest.name:
+            shutil.rmtree(damaged, ignore_errors=True)
     for old in checkpoints(run_dir)[:-keep_last]:
         if old == newest:
             continue
         # Renamed first, so that a half-removed folder is never taken for a checkpoint.
-        hidden = old.with_name(f".{old.name}.old")
+        hidden = old.with_name(f".{old.name}.pruned.old")
         shutil.rmtree(hidden, ignore_errors=True)
         old.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def verify(path: Path, share: slice = slice(None)) -> None:
+    """Compare files of a checkpoint folder with their digests: all that don't carry their own.
+
+    Where a version that knew no digests has written the folder, that is told once.
+
+    Args:
+        path: Checkpoint folder.
+        share: Which files of the list; every process may look at some.
+
+    Raises:
+        DamagedError: A file is missing, or isn't as it was written.
+    """
+    sums = sealed.read_sums(path, fix=_AGAIN)
+    for name in sorted(sums)[share]:
+        sealed.check_sum(path / name, sums[name], fix=_AGAIN)
+    state = _read_json(path)
+    if not sums and "digests" in state:
+        raise DamagedError("is missing", where=str(path / sealed.SUMS), fix=_AGAIN)
+    if not sums:
+        sealed.tell_unknown(path)
 
 
 def read_state(path: Path) -> RunState:
     """Read `state.json` of a checkpoint folder.
 
     Raises:
-        CheckpointError: It is missing, damaged or of another format.
+        DamagedError: It is missing or damaged.
+        CheckpointError: It is of another format.
     """
-    file = path / "state.json"
+    values = _read_json(path)
     try:
-        values = parse_json(read_text(file))
         if values["format"] not in (FORMAT, SHARDED_FORMAT):
             raise CheckpointError(
                 f"has format {values['format']}, this version reads {FORMAT} and {SHARDED_FORMAT}",
@@ -181,40 +236,54 @@ def read_state(path: Path) -> RunState:
             values["settings"],
             values["format"],
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"can't be read ({error})", where=str(file), fix="remove this checkpoint to use the one before it"
-        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"can't be read ({error})", where=str(path / STATE_FILE), fix=_AGAIN) from error
 
 
-def load(
+def _read_json(path: Path) -> dict[str, Any]:
+    file = path / STATE_FILE
+    try:
+        values = parse_json(read_text(file))
+    except OSError as error:
+        raise sealed.unreadable(file, error, _AGAIN) from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"can't be read ({error})", where=str(file), fix=_AGAIN) from error
+    if not isinstance(values, dict):
+        raise DamagedError("holds no state of a run", where=str(file), fix=_AGAIN)
+    return values
+
+
+def read_tensors(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]
+) -> Tensors:
+    """Return the tensors of a checkpoint, for a model and optimizer that stay as they are.
+
+    Raises:
+        DamagedError: A file is missing, or isn't as it was written.
+    """
+    # What the run says decides, not what lies in the folder: the list of parts is a pickle.
+    if read_state(path).layout == SHARDED_FORMAT:
+        return Tensors(*shards.load(path, model, optimizer, names))
+    return Tensors(
+        load_tensors(path / "model.safetensors", fix=_AGAIN),
+        load_tensors(path / "optimizer.safetensors", fix=_AGAIN),
+    )
+
+
+def apply(
     path: Path,
-    fingerprint: str,
+    saved: Tensors,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     names: Sequence[Sequence[str]],
-) -> RunState:
-    """Load a checkpoint into model and optimizer, in place; nothing changes unless all of it fits.
+) -> None:
+    """Give model and optimizer the tensors of a checkpoint, in place; nothing changes unless all of them fit.
 
     Learning rates, decay and the like stay the optimizer's own: they come from the configuration.
 
     Raises:
-        CheckpointError: The data, the architecture or the trained parameters are others, or a file is
-            damaged.
+        CheckpointError: The architecture or the trained parameters are others.
     """
-    state = read_state(path)
-    if state.fingerprint != fingerprint:
-        raise CheckpointError(
-            "was trained on other batches: data, batch size or seed have changed",
-            where=str(path),
-            fix="resume with the configuration that the run began with, or start in another folder",
-        )
-    if state.layout == SHARDED_FORMAT:
-        saved = Tensors(*shards.load(path, model, optimizer, names))
-    else:
-        saved = Tensors(
-            load_tensors(path / "model.safetensors"), load_tensors(path / "optimizer.safetensors")
-        )
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for key, value in saved.moments.items():
         moment, _, name = key.partition(":")
@@ -237,7 +306,6 @@ def load(
             "param_groups": optimizer.state_dict()["param_groups"],
         }
     )
-    return state
 
 
 def _check_moments(

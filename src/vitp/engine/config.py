@@ -22,6 +22,8 @@ class OptimConfig(SettingsModel):
         warmup_steps: The same as a number of steps; takes precedence.
         warmup_start: Share of `lr` that the warm-up rises from.
         schedule: What follows the warm-up. `step`: the rate falls to `gamma` times itself at each milestone.
+        decay_from: Where `cosine` and `linear` begin to fall. `warmup`: after the warm-up, as transformers does.
+            `start`: at the first step; the warm-up scales what has already begun to fall.
         min_lr_ratio: Share of `lr` that `cosine` and `linear` end at.
         milestones: Of `step`: shares of all steps, rising. Detection's "12 epochs, step 8, 11" is [8/12, 11/12].
         gamma: Of `step`.
@@ -38,6 +40,7 @@ class OptimConfig(SettingsModel):
     warmup_steps: int | None = Field(None, ge=0, le=100_000_000)
     warmup_start: float = Field(0.0, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    decay_from: Literal["warmup", "start"] = "warmup"
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
     milestones: tuple[Share, ...] = (8 / 12, 11 / 12)
     gamma: float = Field(0.1, gt=0, le=1)
@@ -69,7 +72,7 @@ class TrainConfig(SettingsModel):
         micro_batches: Batches whose gradients are summed in one step, on each rank.
         precision: `auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in either case.
         save_every: Steps between checkpoints; None: only at the end. An interrupt saves in either case.
-        keep_last: Checkpoints that are kept.
+        keep_last: Checkpoints that are kept. Two at least let a run go on when the newest one is damaged.
         log_every: Steps between rows of `metrics.jsonl`.
         num_workers: Processes that prepare batches; 0: the training process does.
         seed: Of dropout and drop path. Batches are the source's affair.

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,25 @@ from torch.nn.parallel import DistributedDataParallel
 from vitp.errors import ConfigError, VitpError
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What the ranks tell each other before a step: its size, and whether someone has to stop.
+
+    Attributes:
+        counts: Loss name → terms.
+        work: What the step amounts to.
+        stop: Signal that came.
+        error: What kept the rank from having its batches.
+        saved: Whether the checkpoint that is being written is done on this rank.
+    """
+
+    counts: dict[str, float]
+    work: dict[str, float]
+    stop: int | None
+    error: VitpError | None
+    saved: bool
 
 
 def _environment(name: str, default: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitp.engine.layers import layers_of
 from vitp.engine.weights import load_tensors, save_tensors
-from vitp.errors import VitpError
+from vitp.errors import DamagedError, VitpError
 from vitp.files import atomic_path, write_json
 
 MIN_CHANGE = 1e-7
@@ -117,12 +117,38 @@ class VisionEvidence:
 
         They stay on disk: a second copy of a large tower in memory would be for two comparisons only.
         """
-        with atomic_path(self._start_file) as temporary:
-            save_tensors(temporary, dict(self.tower.named_parameters()))
+        self._keep_start()
         self._features_file.unlink(missing_ok=True)
         if self.features is not None:
             with atomic_path(self._features_file) as temporary:
                 save_tensors(temporary, {"features": self._compute_features()})
+
+    def _keep_start(self) -> None:
+        with atomic_path(self._start_file) as temporary:
+            save_tensors(temporary, dict(self.tower.named_parameters()))
+
+    def mend(self) -> list[str]:
+        """Write anew what the run has started from, where it is damaged, and return a line about each file.
+
+        To be called with the weights that the configuration starts from, before those of a checkpoint are loaded.
+        """
+        notes = []
+        try:
+            load_tensors(self._start_file)
+        except DamagedError as error:
+            self._keep_start()
+            notes.append(
+                f"WARNING: {error.where} {error.what}: written anew from the weights of the configuration"
+            )
+        try:
+            if self._features_file.exists():
+                load_tensors(self._features_file)
+        except DamagedError as error:
+            self._features_file.unlink(missing_ok=True)
+            notes.append(
+                f"WARNING: {error.where} {error.what}: the features can't be compared with the start"
+            )
+        return notes
 
     def add_share(self, share: float) -> None:
         """Note the tower's share of one step's squared gradient norm, on 0..1."""

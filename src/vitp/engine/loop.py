@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vitp.engine import checkpoint, distributed, sharding
+from vitp.engine import checkpoint, distributed, recovery, sharding
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.distributed import RankReport
 from vitp.engine.evidence import VisionEvidence, summary
 from vitp.engine.gradients import Gradients
 from vitp.engine.hooks import Hook, StepMetrics, TrainResult
 from vitp.engine.loading import StepLoader, to_device
 from vitp.engine.logging import Meter, RunLog, memory_gb
-from vitp.engine.numerics import amp_dtype, autocast, numerics, seed_step
+from vitp.engine.numerics import amp_dtype, autocast, numerics, seed_step, what_is_not_finite
 from vitp.engine.optim import (
     build_optimizer,
     check_groups,
@@ -38,18 +39,7 @@ from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted, StopSignals
 from vitp.errors import ConfigError, VitpError, did_you_mean
 from vitp.files import atomic_dir
-from vitp.objectives.base import BatchSource, Objective
-
-
-@dataclass(frozen=True)
-class _RankReport:
-    """What the ranks tell each other before a step: its size, and whether someone has to stop."""
-
-    counts: dict[str, float]
-    work: dict[str, float]
-    stop: int | None
-    error: VitpError | None
-    saved: bool
+from vitp.objectives.base import BatchSource, Objective, is_of_source
 
 
 class Trainer:
@@ -119,6 +109,11 @@ class Trainer:
     def is_main(self) -> bool:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
+
+    @property
+    def saved_step(self) -> int | None:
+        """Step of the newest checkpoint, which may still be being written; None before the first."""
+        return self._saved_step
 
     # The spine.
 
@@ -217,6 +212,9 @@ class Trainer:
         return self.loss_weights.get(name, 1.0)
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
+        # Files are hashed for it: once a run, and by one process.
+        own = self._on_main(self.source.fingerprint)
+        self._fingerprint = str(distributed.gather(own)[0])
         self._load_or_start()
         self._model: Any = self._trained if self.sharded else distributed.wrap(self.objective)
         stack.callback(self._saver.close)
@@ -268,8 +266,16 @@ class Trainer:
             raise VitpError(
                 "already holds a run", where=str(self.run_dir), fix="resume it, or name another folder"
             )
-        fingerprint = self.source.fingerprint()
-        state = checkpoint.load(path, fingerprint, self._trained, self.optimizer, self._names)
+        self._notes += self._on_main(self.evidence.mend) or []
+        found = recovery.load_newest(
+            self.run_dir,
+            lambda saved: is_of_source(saved, self.source, self._fingerprint),
+            self._trained,
+            self.optimizer,
+            self._names,
+        )
+        assert found is not None
+        state = found.state
         if state.step > self.config.steps:
             raise ConfigError(
                 f"the run has {state.step} steps behind it, more than the {self.config.steps} asked for",
@@ -279,15 +285,18 @@ class Trainer:
         self.step = self._saved_step = state.step
         self._counters = state.counters
         self.evidence.load_state(state.evidence)
-        self._notes.append(f"resumed {path}")
+        self._notes += [*found.notes, f"resumed {found.path}"]
         self._notes += checkpoint.changed_settings(state.settings, self._settings())
+        self._notes += recovery.changed_schedules(
+            state, self.optim, self.config.steps, self.objective.scheduled
+        )
 
     def _settings(self) -> dict[str, Any]:
         # As JSON, so that they compare with what a checkpoint holds.
         optim, train = self.optim.model_dump(mode="json"), self.config.model_dump(mode="json")
         return {"optim": optim, "train": train, "world": self.world}
 
-    def _next_batches(self) -> tuple[list[Any], _RankReport]:
+    def _next_batches(self) -> tuple[list[Any], RankReport]:
         """Return this rank's micro-batches of the next step and the sum over ranks of what they hold."""
         batches: list[Any] = []
         counts: dict[str, float] = {}
@@ -299,7 +308,7 @@ class Trainer:
             work = distributed.sum_dicts(self.objective.work(batch) for batch in batches)
         except VitpError as caught:
             error = caught
-        own = _RankReport(counts, work, self._signals.received, error, self._saver.ready)
+        own = RankReport(counts, work, self._signals.received, error, self._saver.ready)
         reports = distributed.gather(own)
         if self._saver.pending and all(report.saved for report in reports):
             self._saver.finish()
@@ -359,20 +368,9 @@ class Trainer:
     def _refuse_step(self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]) -> None:
         """Throw the gradients away, save the last good state if it is not saved yet, and raise."""
         self.optimizer.zero_grad()
-        bad_M = ~torch.isfinite(losses_MK).all(1)
-        suspects = [batch for batch, bad in zip(batches, bad_M.tolist(), strict=True) if bad]
-        loss_is_bad = not all(math.isfinite(loss) for loss in losses.values())
-        names = [
-            name
-            for batch in (suspects if loss_is_bad else batches)
-            for name in getattr(batch, "record_names", ()) or ()
-        ]
+        what, suspects = what_is_not_finite(batches, losses_MK, losses)
+        names = [name for batch in suspects for name in getattr(batch, "record_names", ()) or ()]
         names = [name for of_rank in distributed.gather(names) for name in of_rank]
-        if loss_is_bad:
-            what = ", ".join(f"{name} is {loss}" for name, loss in losses.items() if not math.isfinite(loss))
-            what = f"the loss {what}"
-        else:
-            what = "the gradient is not finite"
         # Running statistics (batch norm) see a batch before its loss does.
         if sharding.all_finite(self._trained):
             kept = f"the state before it is saved in {self.save()}"
@@ -397,7 +395,7 @@ class Trainer:
         if self._saved_step != self.step:
             state = RunState(
                 self.step,
-                self.source.fingerprint(),
+                self._fingerprint,
                 self._counters,
                 self.evidence.state(),
                 self._settings(),
@@ -407,6 +405,11 @@ class Trainer:
         if wait:
             self._saver.finish()
         return checkpoint.folder(self.run_dir, self.step)
+
+    def say(self, text: str) -> None:
+        """Print one line on rank 0."""
+        if self._log is not None:
+            self._log.say(text)
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers that a hook measured to `metrics.jsonl` and TensorBoard; nothing on other ranks than 0."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vitp.engine.config import TrainConfig
 from vitp.errors import ConfigError
@@ -70,3 +72,21 @@ def numerics(config: TrainConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+
+
+def what_is_not_finite(
+    batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]
+) -> tuple[str, list[Any]]:
+    """Return in words what of a step isn't finite, and this rank's batches that may be the cause.
+
+    Args:
+        batches: The M micro-batches of this rank.
+        losses_MK: Their parts of the K losses.
+        losses: Name → loss of the step, over all ranks.
+    """
+    bad = {name: loss for name, loss in losses.items() if not math.isfinite(loss)}
+    if not bad:
+        return "the gradient is not finite", list(batches)
+    bad_M = ~torch.isfinite(losses_MK).all(1)
+    suspects = [batch for batch, is_bad in zip(batches, bad_M.tolist(), strict=True) if is_bad]
+    return "the loss " + ", ".join(f"{name} is {loss}" for name, loss in bad.items()), suspects

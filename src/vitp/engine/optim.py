@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from vitp.engine.config import OptimConfig
@@ -36,15 +38,54 @@ class Part:
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     """Return what the peak learning rate is multiplied by in optimizer step `step` (from 0) of `steps`."""
     warmup = config.warmup(steps)
-    if step < warmup:
-        return config.warmup_start + (1 - config.warmup_start) * ((step + 1) / warmup)
+    rising = config.warmup_start + (1 - config.warmup_start) * ((step + 1) / warmup) if step < warmup else 1.0
+    if config.decay_from == "start":
+        return rising * _falling(step, 0, steps, config)
+    return rising if step < warmup else _falling(step, warmup, steps, config)
+
+
+def _falling(step: int, begin: int, steps: int, config: OptimConfig) -> float:
+    """What the schedule multiplies the rate by, when it falls from step `begin` on."""
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "step":
         return config.gamma ** sum(step >= round(share * steps) for share in config.milestones)
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    progress = min(1.0, (step - begin) / max(1, steps - begin))
     falling = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * falling
+
+
+def changed_rate(
+    before: Mapping[str, Any], steps_before: int, config: OptimConfig, steps: int, done: int
+) -> str | None:
+    """Return in words that steps done had other learning rates than they would have in a run of another length.
+
+    Args:
+        before: The settings that the steps were made with, as JSON.
+        steps_before: Length that the run had then.
+        config: Settings now.
+        steps: Length now.
+        done: Steps done.
+
+    Returns:
+        None where all rates are the same.
+    """
+    try:
+        old = OptimConfig.model_validate(before)
+    except ValidationError:  # of another version
+        old = config
+    differing = sum(
+        old.lr * lr_factor(step, steps_before, old) != config.lr * lr_factor(step, steps, config)
+        for step in range(done)
+    )
+    if not differing:
+        return None
+    last = old.lr * lr_factor(max(0, done - 1), steps_before, old)
+    following = config.lr * lr_factor(done, steps, config)
+    return (
+        f"{differing} of the {done} steps done had other learning rates than in a run of {steps} steps from the "
+        f"start: the schedule was laid over {steps_before}; the rate goes from {last:.3g} to {following:.3g}"
+    )
 
 
 def check_groups(objective: Objective, groups: Sequence[ParameterGroup], config: OptimConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from vitp.engine import checkpoint, distributed, shards
 from vitp.engine.checkpoint import RunState, Tensors
 from vitp.errors import VitpError
-from vitp.files import as_user_error
+from vitp.files import as_user_error, put_in_place
 
 
 class Saver:
@@ -36,6 +37,7 @@ class Saver:
         self._thread: ThreadPoolExecutor | None = None
         self._written: Future[Any] | None = None
         self._state: RunState | None = None
+        self._digests: Mapping[str, str] = {}
 
     @property
     def pending(self) -> bool:
@@ -85,7 +87,8 @@ class Saver:
         error: VitpError | None = None
         try:
             if self._written is not None:
-                self._written.result()
+                written = self._written.result()
+                self._digests = written if self.sharded else {}
         except VitpError as caught:
             error = caught
         except shards.WRITE_ERRORS as caught:
@@ -96,7 +99,11 @@ class Saver:
         try:
             distributed.raise_together(error)
             if self.sharded:
-                distributed.raise_together(self._commit())
+                # Each process has hashed what it wrote: none has to read it all.
+                digests = {
+                    name: d for part in distributed.gather(dict(self._digests)) for name, d in part.items()
+                }
+                distributed.raise_together(self._commit(digests))
         except VitpError:
             self._abandon()
             raise
@@ -139,14 +146,16 @@ class Saver:
                 error = as_user_error(caught, self._temporary)
         distributed.raise_together(error)
 
-    def _commit(self) -> VitpError | None:
+    def _commit(self, digests: Mapping[str, str]) -> VitpError | None:
         """Make the checkpoint visible, now that all parts of it are written."""
         if distributed.rank() > 0 or self._state is None:
             return None
         path = checkpoint.folder(self.run_dir, self._state.step)
         try:
-            checkpoint.write_state(self._temporary, self._state, checkpoint.SHARDED_FORMAT)
-            self._temporary.rename(path)
+            checkpoint.write_state(
+                self._temporary, self._state, checkpoint.SHARDED_FORMAT, self.run_dir, digests
+            )
+            put_in_place(self._temporary, path)
             checkpoint.prune(self.run_dir, self.keep_last, path)
         except OSError as error:
             return as_user_error(error, path)

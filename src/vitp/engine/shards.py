@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from vitp.engine import distributed
 from vitp.engine.metadata import PartsReader
 from vitp.engine.weights import unique_state
-from vitp.errors import CheckpointError, VitpError
-from vitp.files import as_user_error
+from vitp.errors import DamagedError, VitpError
+from vitp.files import as_user_error, sha256
 
 FOLDER = "shards"
 _DAMAGE = (
@@ -52,8 +53,13 @@ def new_group() -> Any:
     return dist.new_group(backend="gloo") if dist.is_initialized() else None
 
 
-def write(path: Path, model: Mapping[str, Tensor], moments: Mapping[str, Tensor], group: Any) -> None:
+def write(
+    path: Path, model: Mapping[str, Tensor], moments: Mapping[str, Tensor], group: Any
+) -> Future[dict[str, str]]:
     """Write this process's part into `path/shards`. A collective call.
+
+    Returns:
+        Done; its result is name → SHA-256 of the files that this process wrote, relative to `path`.
 
     Raises:
         VitpError: The disk is full or can't be written, here or on another process.
@@ -62,15 +68,25 @@ def write(path: Path, model: Mapping[str, Tensor], moments: Mapping[str, Tensor]
         dcp.save(_flat(model, moments), storage_writer=_writer(path), process_group=group)
     except CheckpointException as error:
         raise as_write_error(error, path) from error
+    done: Future[dict[str, str]] = Future()
+    done.set_result(_digests(path))
+    return done
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """Return the digests of what this process wrote; the first one has the list of all parts, too."""
+    patterns = [f"__{distributed.rank()}_*", *([".metadata"] if distributed.rank() == 0 else [])]
+    files = [file for pattern in patterns for file in (path / FOLDER).glob(pattern)]
+    return {f"{FOLDER}/{file.name}": sha256(file) for file in files}
 
 
 def write_later(
     path: Path, model: Mapping[str, Tensor], moments: Mapping[str, Tensor], group: Any
-) -> Future[Any]:
+) -> Future[dict[str, str]]:
     """Copy this process's part, and write it while the caller goes on. A collective call.
 
     Returns:
-        Done when the part is written; its exception is a `CheckpointException`.
+        As `write`, done when the part is written; its exception is a `CheckpointException`.
     """
     # torch copies what is on a GPU; what is in main memory already it may take as it is.
     copies = {
@@ -78,7 +94,12 @@ def write_later(
         for name, tensor in _flat(model, moments).items()
     }
     response: Any = dcp.async_save(copies, storage_writer=_writer(path), process_group=group)
-    return getattr(response, "upload_completion", response)
+    upload = getattr(response, "upload_completion", response)
+    # A process of its own may do the upload, and the list of parts is there when all have ended theirs.
+    pool = ThreadPoolExecutor(1, thread_name_prefix="digests")
+    done = pool.submit(lambda: (upload.result(), _digests(path))[1])
+    pool.shutdown(wait=False)  # which lets it finish what it has begun
+    return done
 
 
 def as_write_error(error: BaseException, path: Path) -> VitpError:
@@ -108,7 +129,7 @@ def load(
         names: Parameter names, parallel to the optimizer's groups.
 
     Raises:
-        CheckpointError: A part is missing or damaged.
+        DamagedError: A part is missing or damaged.
     """
     own = {f"{_MODEL}{name}": tensor for name, tensor in unique_state(model).items()}
     trained = {
@@ -133,10 +154,8 @@ def load(
                 dcp.load(targets, storage_reader=reader, no_dist=not dist.is_initialized())
     except _DAMAGE as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise CheckpointError(
-            f"can't be read ({reason})",
-            where=str(path),
-            fix="remove this checkpoint to use the one before it",
+        raise DamagedError(
+            f"can't be read ({reason})", where=str(path), fix="copy the checkpoint again or remove it"
         ) from error
     return (
         {key.removeprefix(_MODEL): value for key, value in targets.items() if key.startswith(_MODEL)},

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitp.errors import CheckpointError
+from vitp.sealed import read_safetensors, write_safetensors
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
@@ -51,30 +49,21 @@ def like(value: Tensor, target: Tensor) -> Tensor:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors.
+    """Write tensors as safetensors with a digest; see `vitp.sealed`.
 
     Raises:
-        OSError: As any write does; safetensors' own error type says it in text only.
+        OSError: As any write does.
     """
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
-    except SafetensorError as error:
-        full = "No space left" in str(error) or "os error 28" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+    write_safetensors(path, tensors, metadata)
 
 
-def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """Read a safetensors file.
+def load_tensors(path: Path, device: str = "cpu", *, fix: str = "copy it again") -> dict[str, Tensor]:
+    """Read a safetensors file that vitp wrote.
 
     Raises:
-        CheckpointError: The file is missing or damaged.
+        DamagedError: The file is missing, cut off, or was changed.
     """
-    try:
-        return load_file(path, device=device)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"can't be read ({error})", where=str(path), fix="remove this checkpoint to use the one before it"
-        ) from error
+    return read_safetensors(path, device=device, fix=fix, ours=True)
 
 
 def differences(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +26,9 @@ AREAS: dict[str, tuple[float, float]] = {
 }
 """COCO's ranges of area in square pixels."""
 
+INSIDE = 0.5
+"""Share of a detection from which on it lies in an ignored place."""
+
 
 @dataclass(frozen=True)
 class TrueObjects:
@@ -36,12 +39,16 @@ class TrueObjects:
         labels_N: 0 … C − 1.
         difficult_N: Bool: counts neither as found nor as missed.
         masks: One an object, or None where there are none.
+        ignored_M4: Boxes of places where a detection of any class counts for nothing.
+        ignored_masks: Their masks, where objects have masks.
     """
 
     boxes_N4: np.ndarray
     labels_N: np.ndarray
     difficult_N: np.ndarray
     masks: Sequence[Rle] | None = None
+    ignored_M4: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    ignored_masks: Sequence[Rle] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,10 @@ def coco_scores(
     Difficult objects are COCO's crowds: they are not to be found, and what lies in one counts for nothing. An
     object's area, which decides over small, medium and large, is that of its mask where there is one.
 
+    A detection of which half or more lies in an ignored place counts for nothing, whatever its class, unless it finds
+    an object: at overlap 0.5 to the letter; at stricter ones it is wrong if it overlaps an object by 0.5 or more, but
+    not enough, and lies in the place by less than that overlap.
+
     Args:
         truths: One an image.
         found: One an image, in the same order.
@@ -138,10 +149,14 @@ def coco_scores(
     images: list[TrueObjects | FoundObjects] = [*truths, *found]
     if kind == "mask" and any(image.masks is None for image in images):
         raise ValueError("average precision of masks needs the masks of all images")
+    if kind == "mask" and any(len(one.ignored_M4) != len(one.ignored_masks or ()) for one in truths):
+        raise ValueError("average precision of masks needs the masks of all ignored places")
     make, evaluator, tools = _tools()
+    found = [_counting(*pair, kind, tools) for pair in zip(truths, found, strict=True)]
+    true_rows = [*_truth_rows(truths, tools), *_ignored_rows(truths, found, kind)]
     # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
-        truth_set = _data_set(make, _truth_rows(truths, tools), len(truths), classes)
+        truth_set = _data_set(make, true_rows, len(truths), classes)
         found_set = _data_set(make, _found_rows(found, kind, tools), len(truths), classes)
         evaluation = evaluator(truth_set, found_set, iouType="segm" if kind == "mask" else "bbox")
         evaluation.params.imgIds = list(range(1, len(truths) + 1))
@@ -219,6 +234,56 @@ def _truth_rows(truths: Sequence[TrueObjects], tools: Any) -> list[dict[str, Any
                 row["area"] = float(tools.area(dict(mask)))
             rows.append(row)
     return rows
+
+
+def _ignored_rows(
+    truths: Sequence[TrueObjects], found: Sequence[FoundObjects], kind: Literal["box", "mask"]
+) -> list[dict[str, Any]]:
+    """Return ignored places as crowds of each class that was found in their image."""
+    rows = []
+    for image, (truth, objects) in enumerate(zip(truths, found, strict=True)):
+        for at, box_4 in enumerate(truth.ignored_M4):
+            mask = None if kind == "box" else (truth.ignored_masks or ())[at]
+            rows += [
+                {**_row(image, label, box_4, mask), "iscrowd": 1} for label in np.unique(objects.labels_N)
+            ]
+    return rows
+
+
+def _counting(
+    truth: TrueObjects, found: FoundObjects, kind: Literal["box", "mask"], tools: Any
+) -> FoundObjects:
+    """Return the detections without those that lie in an ignored place and overlap no object of their class by half.
+
+    To the evaluator a place is a crowd, which it ignores detections in only by the overlap that it looks at.
+    """
+    if not len(truth.ignored_M4) or not len(found.labels_N):
+        return found
+    shapes = _shapes(found.boxes_N4, found.masks, kind)
+    places = _shapes(truth.ignored_M4, truth.ignored_masks, kind)
+    inside_N = np.asarray(tools.iou(shapes, places, [1] * len(places))).max(1) >= INSIDE
+    finds_N = np.zeros(len(inside_N), bool)
+    if len(truth.labels_N):
+        objects = _shapes(truth.boxes_N4, truth.masks, kind)
+        overlap_NM = np.asarray(tools.iou(shapes, objects, [0] * len(objects)))
+        own_NM = np.asarray(found.labels_N)[:, None] == np.asarray(truth.labels_N)[None]
+        finds_N = ((overlap_NM >= INSIDE) & own_NM).any(1)
+    kept_N = ~inside_N | finds_N
+    return replace(
+        found,
+        boxes_N4=found.boxes_N4[kept_N],
+        scores_N=np.asarray(found.scores_N)[kept_N],
+        labels_N=np.asarray(found.labels_N)[kept_N],
+        masks=None if found.masks is None else [found.masks[at] for at in np.flatnonzero(kept_N).tolist()],
+    )
+
+
+def _shapes(boxes_N4: np.ndarray, masks: Sequence[Rle] | None, kind: Literal["box", "mask"]) -> Any:
+    """Return shapes as the functions on masks take them: compressed masks, or x, y, width, height."""
+    if kind == "mask":
+        return [dict(mask) for mask in masks or ()]
+    boxes_N4 = np.asarray(boxes_N4, np.float64)
+    return np.concatenate([boxes_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]], 1)
 
 
 def _found_rows(found: Sequence[FoundObjects], kind: str, tools: Any) -> list[dict[str, Any]]:

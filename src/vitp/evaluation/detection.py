@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitp.errors import ConfigError
-from vitp.evaluation.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
+from vitp.evaluation.coco import INSIDE, FoundObjects, TrueObjects, coco_scores, encode_masks
 from vitp.tasks.base import Prediction, Scores, Target
 
 
@@ -21,6 +21,17 @@ def box_iou(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
     shared_NM = sides.clip(min=0).prod(-1)
     union_NM = _area(a_N14) + _area(b_1M4) - shared_NM
     return np.divide(shared_NM, union_NM, out=np.zeros_like(shared_NM), where=union_NM > 0)
+
+
+def shares_inside(boxes_N4: np.ndarray, places_M4: np.ndarray) -> np.ndarray:
+    """Return (N,) the largest share of each box's own area that lies in one of the places; 0 without area."""
+    boxes_N14, places_1M4 = boxes_N4[:, None].astype(np.float64), places_M4[None].astype(np.float64)
+    sides = np.minimum(boxes_N14[..., 2:], places_1M4[..., 2:]) - np.maximum(
+        boxes_N14[..., :2], places_1M4[..., :2]
+    )
+    shared_N = sides.clip(min=0).prod(-1).max(1, initial=0.0)
+    area_N = _area(boxes_N4.astype(np.float64))
+    return np.divide(shared_N, area_N, out=np.zeros_like(shared_N), where=area_N > 0)
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
@@ -40,7 +51,8 @@ def voc_average_precision(
     Over all images, surest first, each detection belongs to the object that it overlaps most. It is right if
     the overlap is at least `iou` and no surer detection was right about that object; it counts for nothing if
     the object is difficult. Detections of equal score keep the order of images. Unlike the kit's, boxes exclude
-    their right and bottom edge, so no pixel is added to their sides.
+    their right and bottom edge, so no pixel is added to their sides. A detection that isn't right counts for nothing,
+    too, if half of it or more lies in an ignored place.
 
     Args:
         truths: One an image.
@@ -62,7 +74,7 @@ def _class_precision(
     iou: float,
     eleven_points: bool,
 ) -> float:
-    scores, objects, difficult = [], [], []
+    scores, objects, difficult, inside = [], [], [], []
     first = to_find = 0  # objects are numbered over all images
     for truth, detections in zip(truths, found, strict=True):
         own_M, found_N = truth.labels_N == number, detections.labels_N == number
@@ -71,6 +83,7 @@ def _class_precision(
         scores.append(np.asarray(detections.scores_N, np.float64)[found_N])
         objects.append(np.where(hit_N, best_N + first, -1))
         difficult.append(difficult_M[best_N] & hit_N if len(difficult_M) else hit_N)
+        inside.append(shares_inside(detections.boxes_N4[found_N], truth.ignored_M4) >= INSIDE)
         first += len(difficult_M)
         to_find += int((~difficult_M).sum())
     if not to_find:
@@ -81,7 +94,8 @@ def _class_precision(
     right_D = np.zeros(len(object_D), bool)
     found_objects, firsts = np.unique(object_D, return_index=True)
     right_D[firsts[found_objects >= 0]] = True
-    return precision_area(right_D, to_find, eleven_points)
+    counts_D = right_D | ~np.concatenate(inside)[order][kept]
+    return precision_area(right_D[counts_D], to_find, eleven_points)
 
 
 def _best_object(boxes_N4: np.ndarray, truth_M4: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +137,14 @@ def true_objects(target: Target) -> TrueObjects:
         np.zeros(len(labels_N), bool) if target.difficult_N is None else target.difficult_N.cpu().numpy()
     )
     masks = None if target.masks_NHW is None else encode_masks(target.masks_NHW.cpu().numpy())
-    return TrueObjects(target.boxes_N4.cpu().numpy(), labels_N, difficult_N, masks)
+    return TrueObjects(
+        target.boxes_N4.cpu().numpy(),
+        labels_N,
+        difficult_N,
+        masks,
+        np.zeros((0, 4)) if target.ignored_M4 is None else target.ignored_M4.cpu().numpy(),
+        None if target.ignored_MHW is None else encode_masks(target.ignored_MHW.cpu().numpy()),
+    )
 
 
 def found_objects(prediction: Prediction) -> FoundObjects:

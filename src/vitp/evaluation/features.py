@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitp.data.ignored import touched
 from vitp.data.images import load_image
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError
@@ -166,13 +167,20 @@ class _Labels:
         elif self.classes:
             grid = (size[0] // self.patch, size[1] // self.patch)
             labels_hw = box_labels(
-                item.objects, self.labelled_set.object_classes, (height, width), grid, self.min_share
+                item.objects,
+                self.labelled_set.object_classes,
+                (height, width),
+                grid,
+                self.min_share,
+                item.ignored,
             )
             self.patches.extend(_cut(labels_hw, self.side // self.patch))
         self.groups.append(item.group or item.id)
         scenes = self.labelled_set.scene_classes
         self.scenes.append(scenes.index(item.scene) if item.scene in scenes else -1)
-        self.presences.append(presence_of(item.objects, self.labelled_set.object_classes))
+        self.presences.append(
+            presence_of(item.objects, self.labelled_set.object_classes, ignored=item.ignored)
+        )
         return _cut(resize(image_HWC, size), self.side)
 
 
@@ -229,11 +237,13 @@ def box_labels(
     size: tuple[int, int],
     grid: tuple[int, int],
     min_share: float = 0.5,
+    ignored: Sequence[ObjectLabel] = (),
 ) -> np.ndarray:
     """Return (h, w) uint8: the object class whose (oriented) box covers a patch, else `len(classes)`.
 
     Of several boxes the one that covers most of the patch counts, of equal ones the smaller. Patches under
-    a difficult object or one of an unknown class are 255; so are all when objects aren't labelled.
+    a difficult object or one of an unknown class are 255; so are all when objects aren't labelled, and those without
+    an object that an ignored place touches.
 
     Args:
         objects: Objects in pixels of the image.
@@ -241,6 +251,7 @@ def box_labels(
         size: Height and width of the image in pixels.
         grid: Rows and columns of patches over the whole image.
         min_share: Share of the patch that a box must cover.
+        ignored: Places that may hold objects of any class.
     """
     if objects is None:
         return np.full(grid, IGNORE, np.uint8)
@@ -256,6 +267,8 @@ def box_labels(
         known = labelled.category in classes and not labelled.difficult
         label_hw[window][wins] = classes.index(labelled.category) if known else IGNORE
         best_hw[window][wins] = cover_hw[wins]
+    if ignored:
+        label_hw[(label_hw == len(classes)) & touched(ignored, size, grid)] = IGNORE
     return label_hw
 
 

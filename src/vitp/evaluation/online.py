@@ -7,7 +7,6 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,14 +18,13 @@ from vitp.data.labels import LabelledSet
 from vitp.engine.evidence import linear_cka
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.weights import load_tensors, save_tensors
-from vitp.errors import ConfigError
+from vitp.errors import ConfigError, DamagedError
 from vitp.evaluation.features import frozen
 from vitp.evaluation.probe_data import development_splits, probe_data, subset
 from vitp.evaluation.probes import probe_features
 from vitp.files import atomic_path, write_text
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense_source import resize
-from vitp.reading import read_text
 
 if TYPE_CHECKING:
     from vitp.engine.loop import Trainer
@@ -81,7 +79,7 @@ class OnlineProbes(Hook):
         seeds: Sequence[int] = (0,),
     ) -> None:
         if every < 0:
-            raise ConfigError("is negative", where="probes.every", fix="choose 0 or more steps")
+            raise ConfigError("is negative", where="probe.every", fix="choose 0 or more steps")
         self.every, self.tasks, self.seeds, self.max_images = every, tasks, tuple(seeds), max_images
         self.splits = development_splits(labelled_set)
         self.cka_images = cka_images
@@ -96,7 +94,7 @@ class OnlineProbes(Hook):
         tower = _tower(trainer)
         self._fixed_BCHW = self._fixed_images(tower)
         trainer.evidence.features = lambda: self._features(tower)
-        self._load(trainer.run_dir, trainer.step)
+        self._load(trainer)
         if self._start_ND is None:
             with preserve_rng():
                 self._start_ND = self._features(tower)
@@ -131,15 +129,22 @@ class OnlineProbes(Hook):
         trainer.log_scalars(step, scores)
         return scores
 
-    def _load(self, run_dir: Path, step: int) -> None:
+    def _load(self, trainer: Trainer) -> None:
         """Take up history and start of an interrupted run; rows past the resumed step are forgotten."""
+        run_dir, step = trainer.run_dir, trainer.step
         if not step:
             return
         if (run_dir / HISTORY_FILE).exists():
-            lines = read_text(run_dir / HISTORY_FILE).splitlines()
-            self.history = [row for row in map(json.loads, lines) if row["step"] <= step]
+            lines = (run_dir / HISTORY_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+            self.history = [row for row in map(_row, lines) if row is not None and row["step"] <= step]
         if (run_dir / START_FILE).exists():
-            self._start_ND = load_tensors(run_dir / START_FILE)["features"]
+            try:
+                self._start_ND = load_tensors(run_dir / START_FILE)["features"]
+            except DamagedError as error:
+                (run_dir / START_FILE).unlink()
+                trainer.say(
+                    f"WARNING: {error.where} {error.what}: features are compared with those of step {step}"
+                )
 
     def _fixed_images(self, tower: VisionTower) -> Tensor:
         images = subset(self.splits["test"], self.cka_images)
@@ -159,6 +164,15 @@ class OnlineProbes(Hook):
                 for chunk in self._fixed_BCHW.split(32)
             ]
         return torch.cat(parts)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """Return a row of the history, None where the line is damaged."""
+    try:
+        row = json.loads(line)
+        return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _tower(trainer: Trainer) -> VisionTower:

@@ -7,12 +7,13 @@ Shapes: I images, N, M objects, C classes, D detections of one class in all imag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from vitp.errors import ConfigError
+from vitp.evaluation.coco import INSIDE
 from vitp.evaluation.detection import precision_area
 from vitp.models.rotated.boxes import boxes_of_quads
 from vitp.models.rotated.iou import rotated_iou
@@ -30,11 +31,13 @@ class TrueOriented:
         quads_N8: Corners in pixels; what counts is the smallest rectangle around them.
         labels_N: 0 … C − 1.
         difficult_N: Bool: counts neither as found nor as missed.
+        ignored_M8: Corners of places where a detection of any class counts for nothing.
     """
 
     quads_N8: np.ndarray
     labels_N: np.ndarray
     difficult_N: np.ndarray
+    ignored_M8: np.ndarray = field(default_factory=lambda: np.zeros((0, 8)))
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ class _Ranking:
         object_D: The object that each overlaps most, numbered over all images; -1: there is none in its image.
         overlap_D: How far.
         difficult_D: Whether that object is difficult.
+        inside_D: Whether half of the detection or more lies in an ignored place.
         to_find: Objects that aren't difficult.
     """
 
     object_D: np.ndarray
     overlap_D: np.ndarray
     difficult_D: np.ndarray
+    inside_D: np.ndarray
     to_find: int
 
     def average_precision(self, overlap: float, eleven_points: bool) -> float:
@@ -77,6 +82,7 @@ class _Ranking:
         right_D = np.zeros(len(object_D), bool)
         objects, firsts = np.unique(object_D, return_index=True)
         right_D[firsts[objects >= 0]] = True  # later ones are duplicates
+        right_D = right_D[right_D | ~self.inside_D[counts_D]]
         return precision_area(right_D, self.to_find, eleven_points)
 
 
@@ -92,7 +98,8 @@ def oriented_average_precision(
 
     Over all images, surest first, each detection belongs to the object of its class that it overlaps most. It is
     right if they overlap by *more* than the limit and no surer detection was right about that object; it counts
-    for nothing if the object is difficult. Detections of equal score keep the order of images.
+    for nothing if the object is difficult. Detections of equal score keep the order of images. A detection that isn't
+    right counts for nothing, too, if half of it or more lies in an ignored place.
 
     Args:
         truths: One an image.
@@ -113,6 +120,10 @@ def _rankings(truths: Sequence[TrueOriented], found: Sequence[FoundOriented], cl
     objects, to_find = np.zeros(classes, int), np.zeros(classes, int)
     for truth, detections in zip(truths, found, strict=True):
         true_boxes, found_boxes = _boxes(truth.quads_N8), _boxes(detections.quads_N8)
+        inside_N = np.zeros(len(found_boxes), bool)
+        if len(truth.ignored_M8):
+            share_NM = rotated_iou(found_boxes, _boxes(truth.ignored_M8), "iof")
+            inside_N = share_NM.amax(1).numpy() >= INSIDE
         for number in np.union1d(truth.labels_N, detections.labels_N).astype(int):
             own_M, found_N = truth.labels_N == number, detections.labels_N == number
             difficult_M = np.asarray(truth.difficult_N, bool)[own_M]
@@ -126,7 +137,13 @@ def _rankings(truths: Sequence[TrueOriented], found: Sequence[FoundOriented], cl
                 overlap_N, object_N = best, place + objects[number]
                 difficult_N = difficult_M[place]
             columns[number].append(
-                (np.asarray(detections.scores_N, float)[found_N], object_N, overlap_N, difficult_N)
+                (
+                    np.asarray(detections.scores_N, float)[found_N],
+                    object_N,
+                    overlap_N,
+                    difficult_N,
+                    inside_N[found_N],
+                )
             )
             objects[number] += len(difficult_M)
             to_find[number] += int((~difficult_M).sum())
@@ -135,10 +152,11 @@ def _rankings(truths: Sequence[TrueOriented], found: Sequence[FoundOriented], cl
 
 def _ranked(rows: Sequence[tuple[np.ndarray, ...]], to_find: int) -> _Ranking:
     if not rows:
-        return _Ranking(np.zeros(0, int), np.zeros(0), np.zeros(0, bool), to_find)
-    scores_D, object_D, overlap_D, difficult_D = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        return _Ranking(np.zeros(0, int), np.zeros(0), np.zeros(0, bool), np.zeros(0, bool), to_find)
+    scores_D, *columns = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     order = np.argsort(-scores_D, kind="stable")
-    return _Ranking(object_D[order], overlap_D[order], difficult_D[order], to_find)
+    object_D, overlap_D, difficult_D, inside_D = (column_D[order] for column_D in columns)
+    return _Ranking(object_D, overlap_D, difficult_D, inside_D, to_find)
 
 
 def _boxes(quads_N8: np.ndarray) -> torch.Tensor:
@@ -166,7 +184,12 @@ def true_oriented(target: Target) -> TrueOriented:
     difficult_N = (
         np.zeros(len(labels_N), bool) if target.difficult_N is None else target.difficult_N.cpu().numpy()
     )
-    return TrueOriented(quads_N8.cpu().numpy(), labels_N, difficult_N)
+    ignored_M8 = np.zeros((0, 8))
+    if target.ignored_M8 is not None:
+        ignored_M8 = target.ignored_M8.cpu().numpy()
+    elif target.ignored_M4 is not None:
+        ignored_M8 = target.ignored_M4.cpu().numpy()[:, [0, 1, 2, 1, 2, 3, 0, 3]]
+    return TrueOriented(quads_N8.cpu().numpy(), labels_N, difficult_N, ignored_M8)
 
 
 def found_oriented(prediction: Prediction) -> FoundOriented:

@@ -156,7 +156,7 @@ def label_count(available: int, labels: int | float | None) -> int:
     if not 2 <= count <= available:
         raise ConfigError(
             f"{labels} labels asked for, {available} train images there",
-            where="labels_per_seed",
+            where="--labels",
             fix="choose 2 or more",
         )
     return count

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from vitp.evaluation.probe_data import probe_data, splits_of, subset
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.robustness_result import Cells, RobustnessResult, comparable
 from vitp.export_format import content_hash, tensor_digests
+from vitp.leftovers import temporary_folder
 from vitp.models.vision import VisionTower
 from vitp.tasks.base import Scores, TaskModel, TestSettings
 from vitp.tasks.build import task_of
@@ -137,7 +137,7 @@ def _score_corrupted(
     load: PixelCache,
     keep: int,
 ) -> Scores:
-    with tempfile.TemporaryDirectory(prefix="vitp-robustness-") as folder:
+    with temporary_folder("vitp-robustness") as folder:
         return score(corrupted_set(labelled, corruption, severity, folder, seed=seed, keep=keep, load=load))
 
 

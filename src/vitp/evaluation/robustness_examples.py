@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageColor, ImageDraw
 
 from vitp.data.formats.mask_classes import BACKGROUND
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.data.ignored import known_semantic, outline
+from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.evaluation.corruptions import Corruption, corrupt_sample
 from vitp.evaluation.corruptions.sets import load_pixels
 from vitp.evaluation.report import Figure
@@ -25,6 +26,7 @@ SIDE = 320
 
 _LOOKED_AT = 16
 _MASKS = ("semantic", "change")
+_COUNTED, _UNCOUNTED = (255, 159, 28), (150, 150, 150)
 _OUTLINED = ("objects", "instances", "oriented", "presence")
 
 
@@ -55,14 +57,18 @@ def _sample(item: LabelledImage, kind: LabelKind | None) -> Sample:
     image_CHW = torch.from_numpy(np.array(load_pixels(item.image))).permute(2, 0, 1).contiguous()
     semantic_HW = None
     if kind == "semantic" and item.semantic is not None:
-        semantic_HW = torch.from_numpy(np.array(item.semantic(), np.uint8))
+        semantic_HW = torch.from_numpy(np.array(known_semantic(item), np.uint8))
     elif kind == "change" and item.change is not None:
         semantic_HW = torch.from_numpy(item.change().astype(np.uint8))
-    return Sample(image_CHW, objects=item.objects if kind in _OUTLINED else None, semantic_HW=semantic_HW)
+    if kind not in _OUTLINED:
+        return Sample(image_CHW, semantic_HW=semantic_HW)
+    return Sample(image_CHW, objects=item.objects, semantic_HW=semantic_HW, ignored=item.ignored)
 
 
 def draw_labels(sample: Sample, classes: Sequence[str], *, side: int = SIDE) -> Image.Image:
     """Return a sample's image, `side` pixels long, with its mask laid over it and its objects outlined.
+
+    Difficult objects and ignored places, which count neither as found nor as missed, are outlined in grey.
 
     Args:
         sample: Image with labels.
@@ -81,14 +87,12 @@ def draw_labels(sample: Sample, classes: Sequence[str], *, side: int = SIDE) -> 
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(image)
-    for label in sample.objects or ():
-        for ring in _rings(label):
+    objects = sample.objects or ()
+    uncounted = [*sample.ignored, *(label for label in objects if label.difficult)]
+    coloured = [(label, _UNCOUNTED) for label in uncounted]
+    coloured += [(label, _COUNTED) for label in objects if not label.difficult]
+    for label, line in coloured:
+        for ring in outline(label):
             points = [(x * scale, y * scale) for x, y in zip(ring[::2], ring[1::2], strict=True)]
-            pen.line([*points, points[0]], fill=(255, 159, 28), width=2)
+            pen.line([*points, points[0]], fill=line, width=2)
     return image
-
-
-def _rings(label: ObjectLabel) -> Sequence[Sequence[float]]:
-    x1, y1, x2, y2 = label.box
-    box = (x1, y1, x2, y1, x2, y2, x1, y2)
-    return label.polygons or ((label.quad,) if label.quad else (box,))

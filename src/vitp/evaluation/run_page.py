@@ -19,7 +19,7 @@ from vitp.evaluation.report import AttentionExplorer, BackboneAttention, Section
 from vitp.files import write_json
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense_source import resize
-from vitp.pretrain import PretrainConfig, open_mixture
+from vitp.pretrain import PretrainConfig, open_entries, open_mixture
 from vitp.pretrained import load_vlm, resolve
 
 EXPLORED_IMAGES = 4
@@ -54,8 +54,10 @@ def report_run(
     resolve(run)
     config = load_config(PretrainConfig, run / CONFIG_FILE)
     loaded = load_vlm(run)
-    assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=config.data.sequence.max_tiles)
-    answered = ask_all(assistant, _questions(config, samples))
+    answered: list[Answered] = []
+    for record, task, tiles in _questions(config, samples):
+        assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=tiles or config.data.sequence.max_tiles)
+        answered += ask_all(assistant, [(record, task)])
     write_json(run / SAMPLES_FILE, [one.to_json() for one in answered])
     if towers is None:
         towers = {"after the run": loaded.vlm.vision}
@@ -65,7 +67,8 @@ def report_run(
     return write_run_report(run, out, attention=explorer, lead_sections=lead_sections, title=title)
 
 
-def _questions(config: PretrainConfig, count: int) -> Iterator[tuple[InstructionRecord, str]]:
+def _questions(config: PretrainConfig, count: int) -> Iterator[tuple[InstructionRecord, str, int | None]]:
+    """Yield questions, their tasks, and the most tiles of their set where the mixture says so."""
     for name in config.data.mixture:
         folder = Path(name) if Path(name).is_dir() else Path(name).parent
         if (folder / "labels" / "set.json").is_file():
@@ -73,15 +76,20 @@ def _questions(config: PretrainConfig, count: int) -> Iterator[tuple[Instruction
             for split in ("val", "test", "train"):
                 held_out = labelled.split(split)
                 if len(held_out):
-                    return questions_of(held_out, count)
-    return _questions_of_mixture(config, count)
-
-
-def _questions_of_mixture(config: PretrainConfig, count: int) -> Iterator[tuple[InstructionRecord, str]]:
+                    tiles = open_entries(Path(name))[0].max_tiles
+                    for record, task in questions_of(held_out, count):
+                        yield record, task, tiles
+                    return
     mixture = open_mixture(config.data, config.seed)
-    for position in range(count):
-        record = mixture[position].record
-        yield record.with_turns(record.turns[:1]), ""
+    shown = 0
+    for position in range(len(mixture)):
+        sample = mixture[position]
+        if shown == count:
+            return
+        if not sample.record.images:
+            continue
+        shown += 1
+        yield sample.record.with_turns(sample.record.turns[:1]), "", sample.max_tiles
 
 
 def _images_of(answered: Sequence[Answered]) -> list[str]:

@@ -314,14 +314,14 @@ def _checked_parts(parts: int | Sequence[tuple[int, int]], depth: int) -> tuple[
     if isinstance(parts, int):
         if parts < 1:
             raise ConfigError(
-                f"there can't be {parts} interactions", where="adapter.parts", fix="give 1 or more"
+                f"there can't be {parts} interactions", where="neck.options.parts", fix="give 1 or more"
             )
         return interactions(depth, parts)
     ranges = tuple(range(first, last + 1) for first, last in parts)
     if [block for part in ranges for block in part] != list(range(depth)) or not all(ranges):
         raise ConfigError(
             f"{[tuple(part) for part in parts]} aren't the blocks 0 to {depth - 1} in order",
-            where="adapter.parts",
+            where="neck.options.parts",
             fix="give the first and the last block of each part",
         )
     return ranges

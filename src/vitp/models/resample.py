@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import resample_patch_embed
 from torch import Tensor
 
 from vitp.errors import ConfigError
+from vitp.models.positions import PositionMethod, resample_positions
 from vitp.models.vision import VisionTower
 
 KernelMethod = Literal["bicubic", "pseudo_inverse"]
@@ -46,36 +47,6 @@ def resample_kernel(kernel_D3PP: Tensor, patch_size: int, method: KernelMethod =
     )
 
 
-def resample_positions(
-    table_1ND: Tensor,
-    grid: tuple[int, int],
-    *,
-    prefix: int = 0,
-    old_grid: tuple[int, int] | None = None,
-) -> Tensor:
-    """Return the position table of a grid of another size, bicubically.
-
-    Args:
-        table_1ND: Learned positions: `prefix` rows that stay as they are, then the cells row by row.
-        grid: Rows and columns that are wanted.
-        prefix: Rows of [CLS] and registers in the table.
-        old_grid: Rows and columns of the table; None: a square.
-
-    Raises:
-        ConfigError: The table doesn't hold the old grid.
-    """
-    cells = table_1ND.shape[1] - prefix
-    side = round(cells**0.5)
-    old = old_grid or (side, side)
-    if old[0] * old[1] != cells:
-        raise ConfigError(
-            f"{cells} positions are no grid of {old[0]} × {old[1]}",
-            where="position table",
-            fix="give its grid",
-        )
-    return resample_abs_pos_embed(table_1ND, list(grid), list(old), num_prefix_tokens=prefix)
-
-
 def fit_weights(
     weights: Mapping[str, Tensor],
     tower: VisionTower,
@@ -85,7 +56,7 @@ def fit_weights(
 ) -> dict[str, Tensor]:
     """Return a vision tower's weights with patch kernel and position table resampled to fit `tower`.
 
-    All else is passed on as it is: loading them strictly tells what else doesn't fit.
+    Positions are resampled in the tower's own way (`VisionConfig.positions`). All else is passed on as it is: loading them strictly tells what else doesn't fit.
 
     Args:
         weights: State of a `VisionTower` of the same architecture.
@@ -101,7 +72,11 @@ def fit_weights(
         prefix = 0 if model.no_embed_class else model.num_prefix_tokens
         grid = tuple(model.patch_embed.grid_size)
         fitted[POSITIONS] = resample_positions(
-            fitted[POSITIONS], (grid[0], grid[1]), prefix=prefix, old_grid=old_grid
+            fitted[POSITIONS],
+            (grid[0], grid[1]),
+            prefix=prefix,
+            old_grid=old_grid,
+            method=tower.config.positions,
         )
     return fitted
 
@@ -113,6 +88,7 @@ def resized_tower(
     image_size: int | None = None,
     drop_path: float = 0.0,
     method: KernelMethod = "bicubic",
+    positions: PositionMethod | None = None,
 ) -> VisionTower:
     """Return a copy of the tower for other patches, another image size or another drop path rate.
 
@@ -125,6 +101,7 @@ def resized_tower(
         image_size: None: as before, rounded to whole patches.
         drop_path: Stochastic depth rate of the last block.
         method: See `KernelMethod`.
+        positions: How positions are resampled, now and by the copy; None: as before.
 
     Raises:
         ConfigError: The patches don't cut the image evenly.
@@ -134,7 +111,8 @@ def resized_tower(
     arguments: dict[str, Any] = {**tower.config.arguments}
     if patch != tower.patch_size:
         arguments["patch_size"] = patch
-    config = tower.config.model_copy(update={"arguments": arguments, "image_size": size})
+    update = {"arguments": arguments, "image_size": size, "positions": positions or tower.config.positions}
+    config = tower.config.model_copy(update=update)
     resized = VisionTower(config, drop_path=drop_path)
     resized.load_state_dict(fit_weights(tower.state_dict(), resized, method=method), strict=True)
     device = next(tower.parameters()).device

@@ -26,6 +26,7 @@ from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
 from vitp.models.vision import VisionConfig, VisionTower
+from vitp.sealed import check
 
 CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "attn_pool.", "conv_head.", "bn2.")
 """How the names of what follows the last feature map begin in timm's models."""
@@ -202,6 +203,7 @@ def load_timm_weights(model: nn.Module, name: str, path: Path) -> None:
     if not path.is_file():
         raise CheckpointError("is missing", where=str(path))
     convert = getattr(_module_of(name), "checkpoint_filter_fn", None)
+    check(path)
     try:
         weights = load_state_dict(str(path))
         weights = convert(weights, model) if convert is not None else weights

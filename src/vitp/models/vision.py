@@ -19,6 +19,7 @@ from vitp.config import Mean, Positive, SettingsModel
 from vitp.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.plain_vit import PlainViT
+from vitp.models.positions import PositionMethod, use_bicubic_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,6 +37,10 @@ class VisionConfig(SettingsModel):
     image_size: int = Field(default=96, ge=8, le=65_536, description="Side of a tile in pixels.")
     mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    positions: PositionMethod = Field(
+        default="antialiased",
+        description="How the position table follows an image of another size: timm's way, or InternVL's (bicubic).",
+    )
 
 
 class VisionTower(PlainViT):
@@ -59,6 +64,8 @@ class VisionTower(PlainViT):
         super().__init__()
         self.config = config
         self.model: VisionTransformer = _create_vit(config, drop_path)
+        if config.positions == "bicubic":
+            use_bicubic_positions(self.model)
         patch_h, patch_w = self.model.patch_embed.patch_size
         if patch_h != patch_w or config.image_size % patch_h:
             raise ConfigError(

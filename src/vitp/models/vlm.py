@@ -76,7 +76,7 @@ class VisionLanguageModel(nn.Module):
         if self.vision.grid % config.shuffle:
             raise ConfigError(
                 f"a grid of {self.vision.grid} patches can't be folded by {config.shuffle}",
-                where="model.shuffle",
+                where="model.scratch.shuffle",
                 fix="choose a divisor",
             )
         self.tokens_per_tile = (self.vision.grid // config.shuffle) ** 2

@@ -35,9 +35,11 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         loss_weights: Name → weight in the total loss. A missing name counts 1.
+        scheduled: What of the objective follows a schedule over all steps of the run, in words.
     """
 
     loss_weights: Mapping[str, float] = {}
+    scheduled: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, batch: Any) -> dict[str, Tensor]:
@@ -89,8 +91,25 @@ class BatchSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return a hash of all that decides the batches; a resumed run must have the same one."""
+        """Return a hash of all that decides the batches; a resumed run must have the same one.
+
+        A source whose fingerprints once were others has `former_fingerprint`, too, for runs of that time.
+        """
         ...
+
+
+def is_of_source(fingerprint: str, source: BatchSource, own: str) -> bool:
+    """Tell whether a saved fingerprint is that of a source's batches.
+
+    Args:
+        fingerprint: As saved, by this version or an earlier one.
+        source: Of the batches.
+        own: What its `fingerprint` returns.
+    """
+    former = getattr(source, "former_fingerprint", None)
+    if former is None or ":" in fingerprint:
+        return fingerprint == own
+    return bool(fingerprint == former())
 
 
 @dataclass

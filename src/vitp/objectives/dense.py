@@ -326,8 +326,10 @@ def _check_options(
     ):
         raise ConfigError(
             f"{len(class_weights)} class weights for {len(classes)} classes",
-            where="class_weights",
+            where="dense head",
             fix="give one positive weight for each class",
         )
     if not 0 <= label_smoothing < 1:
-        raise ConfigError("is not in 0..1", where="label_smoothing", fix="choose 0.0 to 0.2")
+        raise ConfigError(
+            f"label_smoothing {label_smoothing} is not in 0..1", where="dense head", fix="choose 0.0 to 0.2"
+        )

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import torch
 
+from vitp.data.fingerprint import fingerprint, labels_digest
+from vitp.data.ignored import known_semantic, meets
 from vitp.data.images import load_image
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError, DataError
@@ -92,14 +94,18 @@ class LabelledSource:
         if self.batch_size < parts or micro >= self.micro_batches:
             raise ConfigError(
                 f"a step of {self.batch_size} images can't be cut into {parts} parts (asked for micro-batch {micro})",
-                where="batch_size",
+                where="data.global_batch",
                 fix="give at least one image for each rank and micro-batch",
             )
         places = range(micro * world + rank, self.batch_size, parts)
         return self._collate([self._sample(step, place) for place in places])
 
     def fingerprint(self) -> str:
-        """Return a hash of the set and all options that decide the batches."""
+        """Return a hash of images, labels and all options that decide the batches; see `vitp.data.fingerprint`."""
+        return fingerprint(self.former_fingerprint(), [labels_digest(self.labelled_set)])
+
+    def former_fingerprint(self) -> str:
+        """Return the hash without that of labels and image files."""
         labelled, count = self.labelled_set, len(self.labelled_set)
         # Items of a lazy set are rendered when touched: a few of them stand for all.
         eager = isinstance(labelled.items, list | tuple)
@@ -122,7 +128,7 @@ class LabelledSource:
         mask_HW = read_mask(item, self.labelled_set, image_HWC.shape[:2], optional=self.presence)
         x, y, side_x, side_y = _crop(image_HWC.shape[:2], self.augment.crop, rng)
         presence_K = presence_of(
-            item.objects, self.labelled_set.object_classes, (x, y, x + side_x, y + side_y)
+            item.objects, self.labelled_set.object_classes, (x, y, x + side_x, y + side_y), item.ignored
         )
         image_HWC = resize(image_HWC[y : y + side_y, x : x + side_x], (self.size, self.size))
         mask_HW = resize_mask(mask_HW[y : y + side_y, x : x + side_x], (self.size, self.size))
@@ -151,6 +157,8 @@ def read_mask(
 ) -> np.ndarray:
     """Return the (H, W) uint8 mask of an image, checked against the image's size and the classes.
 
+    Pixels of ignored places are 255.
+
     Args:
         item: The image.
         labelled_set: Its set.
@@ -164,7 +172,7 @@ def read_mask(
         if optional:
             return np.full(size, IGNORE, np.uint8)
         raise DataError("has no mask", where=f"image {item.id}", fix="leave it out or label it")
-    mask_HW = item.semantic()
+    mask_HW = known_semantic(item)
     if mask_HW.shape != tuple(size):
         raise DataError(
             f"mask of {mask_HW.shape[1]}×{mask_HW.shape[0]} px for an image of {size[1]}×{size[0]} px",
@@ -182,17 +190,31 @@ def read_mask(
 
 
 def presence_of(
-    objects: Sequence[ObjectLabel] | None, classes: Sequence[str], window: tuple[float, ...] | None = None
+    objects: Sequence[ObjectLabel] | None,
+    classes: Sequence[str],
+    window: tuple[float, ...] | None = None,
+    ignored: Sequence[ObjectLabel] = (),
 ) -> np.ndarray:
-    """Return (K,) int8: 1 where an object of the class has its centre in the window, 0 where none has.
+    """Return (K,) int8: 1 where an object of the class has its centre in the window, 0 where none has, -1 unknown.
 
-    -1 everywhere when the objects aren't labelled. `window` is x1, y1, x2, y2 in pixels; None: all the image.
+    Unknown is all when the objects aren't labelled; which classes there are beside the clear ones when an ignored
+    place meets the window; and a class of which the window meets difficult objects only.
+
+    Args:
+        objects: In pixels of the image.
+        classes: K names.
+        window: x1, y1, x2, y2 in pixels; None: all the image.
+        ignored: Places that may hold objects of any class.
     """
     if objects is None:
         return np.full(len(classes), UNKNOWN, np.int8)
     place = {name: index for index, name in enumerate(classes)}
-    presence_K = np.zeros(len(classes), np.int8)
-    for labelled in objects:
+    everywhere = window is None
+    seen = [place for place in ignored if everywhere or meets(place, window or ())]
+    presence_K = np.full(len(classes), UNKNOWN if seen else 0, np.int8)
+    hard = [one for one in objects if one.difficult and (everywhere or meets(one, window or ()))]
+    presence_K[[place[one.category] for one in hard if one.category in place]] = UNKNOWN
+    for labelled in (one for one in objects if not one.difficult):
         x, y = (labelled.box[0] + labelled.box[2]) / 2, (labelled.box[1] + labelled.box[3]) / 2
         inside = window is None or (window[0] <= x < window[2] and window[1] <= y < window[3])
         if inside and labelled.category in place:

@@ -235,6 +235,7 @@ class DistillationObjective(ImageObjective):
     """
 
     PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower", "teacher.": "teacher"}
+    scheduled = ("the teacher's momentum", "its temperature")
 
     def __init__(self, tower: VisionTower, config: DistillationConfig, *, steps: int) -> None:
         super().__init__(tower)

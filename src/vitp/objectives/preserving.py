@@ -65,6 +65,7 @@ class FeaturePreserving(Objective):
         self.inner = inner
         self.initial = copy.deepcopy(self.vision_tower).requires_grad_(False).eval()
         self.loss_weights = {**inner.loss_weights, LOSS: weight}
+        self.scheduled = inner.scheduled
 
     def train(self, mode: bool = True) -> FeaturePreserving:
         """Set the mode of the inner objective; the initial tower stays in eval mode."""

@@ -152,7 +152,7 @@ class LabelledViews:
         )
 
     def _presence(self, image: PlacedImage, window: tuple[float, ...]) -> np.ndarray:
-        presence_K = presence_of(image.item.objects, self.classes.objects, window)
+        presence_K = presence_of(image.item.objects, self.classes.objects, window, image.item.ignored)
         known = self.known[image.entry]
         foreign = [number for number, name in enumerate(self.classes.objects) if name not in known]
         presence_K[foreign] = UNKNOWN

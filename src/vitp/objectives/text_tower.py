@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from vitp.data.labels import LabelledImage
+from vitp.data.plain_text import PlainText
 from vitp.data.records import IMAGE_MARK
 from vitp.data.sources import open_sources
-from vitp.data.synthesis.classes import SetClasses
+from vitp.data.synthesis.classes import SetClasses, countable
 from vitp.data.synthesis.facts import Facts, Limits
 from vitp.data.synthesis.image_tasks import caption
 from vitp.errors import DataError
@@ -44,14 +46,14 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Makes a `TextBatch` of texts, cut to `length` tokens."""
+    """Makes a `TextBatch` of texts, cut to `length` tokens. Names of control tokens in them are plain text."""
 
     tokenizer: PreTrainedTokenizerBase
     length: int
 
     def __call__(self, texts: Sequence[str]) -> TextBatch:
         """Return the tokens of some texts."""
-        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        rows = self._plain(texts)
         rows = [row[: self.length] or [0] for row in rows]
         longest = max(len(row) for row in rows)
         ids_BL = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -60,6 +62,10 @@ class Tokens:
             ids_BL[number, : len(row)] = torch.tensor(row)
             valid_BL[number, : len(row)] = True
         return TextBatch(ids_BL, valid_BL)
+
+    @cached_property
+    def _plain(self) -> PlainText:
+        return PlainText(self.tokenizer)
 
 
 class SmallTextTower(nn.Module):
@@ -126,8 +132,8 @@ class LanguageTextTower(nn.Module):
 
 
 def has_caption(item: LabelledImage) -> bool:
-    """Return whether something can be said about an image: a caption, a class, objects or a mask are labelled."""
-    return bool(item.captions or item.scene or item.objects or item.semantic is not None)
+    """Return whether something can be said of an image: a caption, a class, a mask or objects that can be counted."""
+    return bool(item.captions or item.scene or item.semantic is not None or countable(item))
 
 
 @dataclass(frozen=True)

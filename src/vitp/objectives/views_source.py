@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitp import files
+from vitp.data.fingerprint import fingerprint, labels_digest
 from vitp.data.formats.vitp_labels import read as read_labels
 from vitp.data.images import load_image
 from vitp.data.labels import LabelledImage, LabelledSet
@@ -256,7 +257,12 @@ class ViewSource(Generic[Batch]):
         return PlacedImage(item, entry, position, self.images.seed)
 
     def fingerprint(self) -> str:
-        """Return a hash of images, order and all settings that decide the batches."""
+        """Return a hash of images, labels, order and all settings that decide the batches."""
+        contents = [labels_digest(one.labelled) for one in self.images.sets]
+        return fingerprint(self.former_fingerprint(), contents)
+
+    def former_fingerprint(self) -> str:
+        """Return the hash without that of masks and image files."""
         facts = [self.images.fingerprint(), self.global_batch, type(self.collate).__name__]
         return hashlib.sha256(json.dumps([*facts, dict(self.collate.describe())]).encode()).hexdigest()
 

@@ -56,7 +56,7 @@ class ViTPObjective(Objective):
         for part in self.lr_scale:
             if part not in PARTS:
                 raise ConfigError(
-                    f"unknown part {part!r}", where="lr_scale", fix=f"parts are {', '.join(PARTS)}"
+                    f"unknown part {part!r}", where="model.lr_scale", fix=f"parts are {', '.join(PARTS)}"
                 )
         freeze_parameters(vlm, freeze)
 
@@ -155,10 +155,10 @@ def freeze_parameters(vlm: VisionLanguageModel, patterns: Sequence[str]) -> None
         if not fitting:
             raise ConfigError(
                 f"{pattern!r} fits no parameter",
-                where="freeze",
+                where="model.freeze",
                 fix="name a part (vision, projector, language) or a pattern such as vision.model.blocks.0.*",
             )
         for name in fitting:
             names[name].requires_grad_(False)
     if not any(p.requires_grad for p in names.values()):
-        raise ConfigError("nothing is left to train", where="freeze", fix="freeze less")
+        raise ConfigError("nothing is left to train", where="model.freeze", fix="freeze less")

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
@@ -31,6 +30,7 @@ from vitp.data.synthesis import LabelledRecords, SynthesisConfig
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
+from vitp.engine.weights import load_tensors, save_tensors
 from vitp.models.language import micro_qwen2
 from vitp.models.resample import fit_weights
 from vitp.models.vision import VisionConfig, VisionTower
@@ -125,7 +125,7 @@ def _dense(folder: Path, plan: StarterPlan, resume: bool) -> None:
     )
     optim = OptimConfig(lr=plan.dense_lr, weight_decay=0.05, warmup_ratio=0.05, min_lr_ratio=0.02)
     Trainer(objective, source, optim, _train_config(plan, plan.dense_steps), folder, resume=resume).train()
-    save_file(tower.state_dict(), folder / "tower.safetensors")
+    save_tensors(folder / "tower.safetensors", tower.state_dict())
 
 
 def starter_mixture(plan: StarterPlan) -> Mixture:
@@ -182,7 +182,7 @@ def _align(folder: Path, plan: StarterPlan, tower_weights: Path, resume: bool) -
     chat = starter_tokenizer(mixture, plan)
     torch.manual_seed(plan.seed)
     vlm = VisionLanguageModel(vlm_config(), vocabulary=len(chat))
-    vlm.vision.load_state_dict(fit_weights(load_file(tower_weights), vlm.vision))
+    vlm.vision.load_state_dict(fit_weights(load_tensors(tower_weights), vlm.vision))
     objective = ViTPObjective(vlm, chat, freeze=["vision"])
     optim = OptimConfig(lr=plan.align_lr, weight_decay=0.01, warmup_ratio=0.05, min_lr_ratio=0.2)
     source = _source(mixture, chat, plan, VRLConfig(ratio=0.0))

@@ -25,9 +25,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from vitp.config import Positive, SettingsModel
-from vitp.data.formats.crops import crop_object
+from vitp.data.formats.crops import any_part, visible_part
 from vitp.data.formats.geometry import as_flat, as_points, bounds, clockwise
 from vitp.data.labels import IGNORE, ObjectLabel
+from vitp.data.pixels import LARGE_PIXELS
 
 CROP_TRIES = 10
 """Random crops that are drawn before one with too much of one class is taken."""
@@ -43,6 +44,7 @@ class Sample:
         objects: Labelled objects; None: not labelled.
         semantic_HW: uint8 class of each pixel (255 = ignore) or change mask (0, 1).
         classes_K: float32, of the whole image.
+        ignored: Places that are neither objects nor background; see `LabelledImage.ignored`.
     """
 
     image_CHW: Tensor
@@ -50,6 +52,7 @@ class Sample:
     objects: tuple[ObjectLabel, ...] | None = None
     semantic_HW: Tensor | None = None
     classes_K: Tensor | None = None
+    ignored: tuple[ObjectLabel, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,7 +76,7 @@ class AugmentSettings(SettingsModel):
         photometric: Strength of brightness, contrast, saturation and hue changes; 0: none, 1: as is usual in
             segmentation (±50 %, hue ±18°). Dates change independently.
         swap_dates: Probability that the two dates of a pair are swapped.
-        min_visible: Objects of which less of the area is left are dropped.
+        min_visible: Objects of which less of the area is left are difficult: neither objects nor background.
     """
 
     scale: tuple[Positive, Positive] = (1.0, 1.0)
@@ -135,6 +138,20 @@ def augment(
     return sample
 
 
+def resized(image_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return an image at `size` (height, width), bilinear and antialiased.
+
+    The whole of a large one is never held as floating numbers: it is first averaged to twice the size.
+    """
+    height, width = image_CHW.shape[-2:]
+    shrinks = height >= 2 * size[0] and width >= 2 * size[1]
+    if shrinks and height * width > LARGE_PIXELS and image_CHW.dtype == torch.uint8 and not image_CHW.is_cuda:
+        shape = (2 * size[1], 2 * size[0])
+        planes = [cv2.resize(plane.numpy(), shape, interpolation=cv2.INTER_AREA) for plane in image_CHW]
+        image_CHW = torch.from_numpy(np.stack(planes))
+    return transforms.resize(image_CHW, list(size), InterpolationMode.BILINEAR, antialias=True)
+
+
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     """Return the sample at `size` (height, width): images antialiased, classes never mixed."""
     if sample.size == size:
@@ -148,7 +165,7 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
 
     return _changed(
         sample,
-        lambda image: transforms.resize(image, shape, InterpolationMode.BILINEAR, antialias=True),
+        lambda image: resized(image, size),
         mask,
         matrix,
     )
@@ -216,7 +233,7 @@ def crop(sample: Sample, window: tuple[int, int, int, int], *, min_visible: floa
     Args:
         sample: The whole.
         window: x1, y1, x2, y2 in pixels; x2 and y2 may lie outside, where zeros (255 in masks) are put.
-        min_visible: Objects of which less of the area is in the window are dropped.
+        min_visible: Objects of which less of the area is in the window are difficult in it.
     """
     x1, y1, x2, y2 = window
 
@@ -226,11 +243,13 @@ def crop(sample: Sample, window: tuple[int, int, int, int], *, min_visible: floa
         return F.pad(part, missing, value=fill).contiguous()
 
     moved = _changed(sample, lambda image: cut(image, 0), lambda mask: cut(mask, IGNORE), None)
-    if sample.objects is None:
-        return moved
     # What lies in the padding was never photographed: the image's own border cuts objects, too.
     visible = (x1, y1, min(x2, sample.size[1]), min(y2, sample.size[0]))
-    parts = (crop_object(label, visible, min_visible) for label in sample.objects)
+    hidden = (any_part(label, visible) for label in sample.ignored)
+    moved = replace(moved, ignored=tuple(label for label in hidden if label is not None))
+    if sample.objects is None:
+        return moved
+    parts = (visible_part(label, visible, min_visible) for label in sample.objects)
     return replace(moved, objects=tuple(label for label in parts if label is not None))
 
 
@@ -285,16 +304,18 @@ def _changed(
     mask: Callable[[Tensor], Tensor],
     matrix: np.ndarray | None,
 ) -> Sample:
-    """Return the sample with its pixels changed, and its objects moved by a 2 × 3 matrix where one is given."""
-    objects = sample.objects
-    if matrix is not None and objects is not None:
-        objects = tuple(moved_object(label, matrix) for label in objects)
+    """Return the sample with its pixels changed, and its labels moved by a 2 × 3 matrix where one is given."""
+    objects, ignored = sample.objects, sample.ignored
+    if matrix is not None:
+        objects = None if objects is None else tuple(moved_object(label, matrix) for label in objects)
+        ignored = tuple(moved_object(label, matrix) for label in ignored)
     return replace(
         sample,
         image_CHW=image(sample.image_CHW),
         later_CHW=None if sample.later_CHW is None else image(sample.later_CHW),
         semantic_HW=None if sample.semantic_HW is None else mask(sample.semantic_HW),
         objects=objects,
+        ignored=ignored,
     )
 
 
@@ -323,37 +344,5 @@ def moved_object(label: ObjectLabel, matrix: np.ndarray) -> ObjectLabel:
         box=bounds(around),
         quad=None if quad_42 is None else as_flat(clockwise(quad_42)),
         polygons=tuple(as_flat(clockwise(ring)) for ring in rings),
+        holes=tuple(as_flat(clockwise(move(hole))) for hole in label.holes),
     )
-
-
-def rasterise(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """Return the mask (H, W) uint8 of an outline: the pixels whose centre lies in one of the rings.
-
-    Unlike OpenCV's fill, which also paints every pixel that the border touches, this gives back exactly the
-    mask that an outline along pixel edges was made from.
-    """
-    height, width = size
-    mask_HW = np.zeros(size, bool)
-    for ring in rings:
-        points_N2 = as_points(ring)
-        x1, y1, x2, y2 = bounds(points_N2)
-        left, right = max(int(np.floor(x1)), 0), min(int(np.ceil(x2)), width)
-        top, bottom = max(int(np.floor(y1)), 0), min(int(np.ceil(y2)), height)
-        if right > left and bottom > top:
-            part = _inside(points_N2 - (left, top), bottom - top, right - left)
-            mask_HW[top:bottom, left:right] |= part
-    return mask_HW.astype(np.uint8)
-
-
-def _inside(points_N2: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return (H, W) bool by the even-odd rule: left of a pixel's centre lies an odd number of edges."""
-    start_N2, end_N2 = points_N2, np.roll(points_N2, -1, axis=0)
-    centre_H1 = np.arange(height)[:, None] + 0.5
-    crosses_HN = (start_N2[:, 1] <= centre_H1) != (end_N2[:, 1] <= centre_H1)
-    rows, edges = np.nonzero(crosses_HN)
-    (x1, y1), (x2, y2) = start_N2[edges].T, end_N2[edges].T
-    crossing_x = x1 + (rows + 0.5 - y1) / (y2 - y1) * (x2 - x1)
-    first = np.clip(np.ceil(crossing_x - 0.5), 0, width).astype(np.int64)
-    toggles_HW = np.zeros((height, width + 1), np.int32)
-    np.add.at(toggles_HW, (rows, first), 1)
-    return toggles_HW.cumsum(axis=1)[:, :width] % 2 == 1

@@ -49,7 +49,10 @@ class Target:
         difficult_N: bool; such objects are left out of training and ignored by the metrics.
         masks_NHW: uint8 instance masks, 0 or 1.
         semantic_HW: uint8 class of each pixel, 255 = ignore; of pairs 1 where something changed.
-        classes_C: float32 multi-hot (multi-label) or one-hot (single label).
+        classes_C: float32 multi-hot (multi-label, −1 where unknown) or one-hot (single label).
+        ignored_M4: float32 boxes of places that are neither objects nor background.
+        ignored_M8: Their corners, where objects have quads.
+        ignored_MHW: Their uint8 masks, where objects have masks.
     """
 
     boxes_N4: Tensor | None = None
@@ -59,6 +62,9 @@ class Target:
     masks_NHW: Tensor | None = None
     semantic_HW: Tensor | None = None
     classes_C: Tensor | None = None
+    ignored_M4: Tensor | None = None
+    ignored_M8: Tensor | None = None
+    ignored_MHW: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Target:
         """Return the target with its tensors on `device`."""
@@ -161,6 +167,22 @@ class InputSize(SettingsModel):
             return self.size, self.size
         side = min(height, width) if self.mode == "short" else max(height, width)
         return max(1, round(height * self.size / side)), max(1, round(width * self.size / side))
+
+    def enough(self, largest: float = 1.0) -> Callable[[int, int], tuple[int, int]] | None:
+        """Return which width and height of a larger image suffice; see `vitp.data.images.load_image`.
+
+        Args:
+            largest: Factor on the size, of random or several scales.
+        """
+        if self.mode == "none":
+            return None
+
+        def sides(width: int, height: int) -> tuple[int, int]:
+            # Twice what is seen: resizing then still has pixels to average.
+            rows, columns = self.of(height, width)
+            return math.ceil(2 * largest * columns), math.ceil(2 * largest * rows)
+
+        return sides
 
 
 class TestSettings(SettingsModel):

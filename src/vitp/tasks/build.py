@@ -18,6 +18,7 @@ from vitp.evaluation.oriented import found_oriented, oriented_scores, true_orien
 from vitp.export import load_backbone
 from vitp.models.backbone import Backbone
 from vitp.models.heads.rcnn import DetectorSettings
+from vitp.models.positions import PositionMethod
 from vitp.models.pyramid import Pyramid, build_pyramid, pad_to_multiple
 from vitp.models.resample import KernelMethod, resized_tower
 from vitp.models.timm_backbone import RotaryTower, TimmConfig, TimmStages, timm_backbone
@@ -48,6 +49,8 @@ class BackboneSettings(SettingsModel):
         image_size: Side of the images that positions are kept for; None: the backbone's own.
         patch_size: Pixels of a patch, resampled where the ViT was trained with others (the paper: 14 → 16).
         patch_kernel: How the patch kernel is resampled.
+        positions: How positions are resampled to `image_size`, and to other sizes later: "bicubic" as published, or
+            "antialiased" as timm does. None: as the backbone's folder says; weights in InternVL's layouts "bicubic".
         drop_path: Stochastic depth rate of the last block.
         freeze: Train neck and head only.
         gradient_checkpointing: Recompute activations: less memory, more time.
@@ -60,6 +63,7 @@ class BackboneSettings(SettingsModel):
     image_size: int | None = Field(default=None, ge=8, le=65_536)
     patch_size: int | None = Field(default=None, ge=2, le=1024)
     patch_kernel: KernelMethod = "bicubic"
+    positions: PositionMethod | None = None
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     freeze: bool = False
     gradient_checkpointing: bool = False
@@ -122,6 +126,12 @@ def _open(settings: BackboneSettings) -> Backbone:
             arguments=settings.arguments,
             image_size=settings.image_size,
         )
+        if settings.positions == "bicubic":
+            raise ConfigError(
+                "timm resamples the positions of its models in its own way",
+                where="backbone.positions",
+                fix='leave it out, or at "antialiased"',
+            )
         if settings.patch_size is not None:
             raise ConfigError(
                 "patches of timm models aren't resampled here",
@@ -145,6 +155,7 @@ def _open(settings: BackboneSettings) -> Backbone:
         image_size=settings.image_size,
         drop_path=settings.drop_path,
         method=settings.patch_kernel,
+        positions=settings.positions,
     )
 
 

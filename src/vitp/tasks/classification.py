@@ -32,7 +32,7 @@ from vitp.evaluation.metrics import (
 from vitp.models.backbone import Backbone
 from vitp.models.pyramid import pad_to_multiple
 from vitp.tasks.base import Prediction, Scores, TaskBatch, TaskModel, TestSettings
-from vitp.tasks.data import LabelKind, LabelReader
+from vitp.tasks.data import UNKNOWN, LabelKind, LabelReader
 from vitp.tasks.dense import by_size
 from vitp.tasks.predict import predictions_of
 
@@ -60,7 +60,8 @@ class ClassificationSettings(SettingsModel):
 class ClassificationModel(TaskModel):
     """The mean of the backbone's last map, normalised, and a linear classifier.
 
-    Loss: `class`: cross-entropy, mean over images; or binary cross-entropy, mean over images and classes.
+    Loss: `class`: cross-entropy, mean over images; or binary cross-entropy, mean over images and classes of which is
+    known whether the image holds them.
 
     Args:
         backbone: Any backbone.
@@ -114,7 +115,9 @@ class ClassificationModel(TaskModel):
         logits_BK = self.logits(batch.images_BCHW, batch.sizes_B2).float()
         target_BK = torch.stack([_classes(target.classes_C) for target in batch.targets])
         if self.settings.multi_label:
-            loss = F.binary_cross_entropy_with_logits(logits_BK, target_BK, reduction="sum")
+            known_BK = target_BK != UNKNOWN
+            loss_BK = F.binary_cross_entropy_with_logits(logits_BK, target_BK.clamp(min=0), reduction="none")
+            loss = (loss_BK * known_BK).sum()
         else:
             loss = F.cross_entropy(
                 logits_BK, target_BK, reduction="sum", label_smoothing=self.settings.label_smoothing
@@ -122,8 +125,11 @@ class ClassificationModel(TaskModel):
         return {"class": loss}
 
     def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
-        """Return the number of images, or of images × classes."""
-        return {"class": float(len(batch) * (len(self.classes) if self.settings.multi_label else 1))}
+        """Return the number of images, or of known entries of images × classes."""
+        if not self.settings.multi_label:
+            return {"class": float(len(batch))}
+        known = sum(int((_classes(target.classes_C) != UNKNOWN).sum()) for target in batch.targets)
+        return {"class": float(known)}
 
     def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
         """Return the probability of each class; see `TaskModel.predict`. Images of one size run together."""
@@ -183,19 +189,27 @@ def single_label_scores(probability_NK: Tensor, truth_N: Tensor, classes: Sequen
 def multi_label_scores(
     probability_NK: np.ndarray, truth_NK: np.ndarray, classes: Sequence[str], *, threshold: float = 0.5
 ) -> Scores:
-    """Return mAP, and macro-F1 of the classes that occur with everything above `threshold` taken as a yes."""
-    guess_NK, truth = probability_NK > threshold, truth_NK > 0.5
+    """Return mAP, and macro-F1 of the classes that occur with everything above `threshold` taken as a yes.
+
+    Args:
+        probability_NK: On 0..1.
+        truth_NK: 1 yes, 0 no, −1 unknown: such entries count for nothing.
+        classes: K names.
+        threshold: On 0..1.
+    """
+    known_NK, truth = truth_NK >= 0, truth_NK > 0.5
+    guess_NK = (probability_NK > threshold) & known_NK
     hit_K = (guess_NK & truth).sum(0)
     whole_K = guess_NK.sum(0) + truth.sum(0)
     f1_K = np.divide(2 * hit_K, whole_K, out=np.full(len(classes), np.nan), where=whole_K > 0)
     occurring = f1_K[truth.any(0)]
     values = {
-        "map": mean_average_precision(probability_NK, truth.astype(np.int8)),
+        "map": mean_average_precision(probability_NK, truth_NK.astype(np.int8)),
         "macro_f1": float(occurring.mean()) if occurring.size else math.nan,
     }
     rows = {
         name: {
-            "ap": average_precision(probability_NK[:, k], truth[:, k]),
+            "ap": average_precision(probability_NK[known_NK[:, k], k], truth[known_NK[:, k], k]),
             "f1": float(f1_K[k]),
             "images": float(truth[:, k].sum()),
         }

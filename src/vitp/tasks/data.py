@@ -17,13 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp.data.fingerprint import fingerprint, labels_digest
 from vitp.data.formats import read_labels
-from vitp.data.images import load_image
+from vitp.data.formats.regions import rasterise
+from vitp.data.ignored import outline
+from vitp.data.images import image_size, load_planes
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.data.pixels import LARGE_PIXELS
 from vitp.errors import ConfigError, DataError, did_you_mean
 from vitp.evaluation.probe_data import draw, label_count, splits_of
 from vitp.objectives.dense_source import read_mask
-from vitp.tasks.augment import AugmentSettings, Sample, augment, rasterise
+from vitp.tasks.augment import AugmentSettings, Sample, augment
 from vitp.tasks.base import InputSize, Target, TaskBatch, pad_images
 
 LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
@@ -31,6 +35,9 @@ LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "se
 the class of each pixel, or what changed between two dates."""
 
 CHANGE_CLASSES = ("unchanged", "changed")
+UNKNOWN = -1.0
+"""In `Target.classes_C`: whether the image holds the class can't be told."""
+
 OUTSIDE_TOLERANCE = 1.0
 """Pixels that a box may reach over the border: annotation tools round."""
 
@@ -180,21 +187,29 @@ class LabelReader:
             table_V[: len(own)] = [self.classes.index(name) for name in own]
         object.__setattr__(self, "_semantic_V", table_V)
 
-    def sample(self, item: LabelledImage) -> Sample:
+    def sample(self, item: LabelledImage, seen: InputSize | None = None, largest: float = 1.0) -> Sample:
         """Return an image with its labels.
+
+        Args:
+            item: One of the set.
+            seen: What size the image gets later. A large one whose labels are of the whole image then comes smaller
+                at once, see `vitp.data.images.load_image`.
+            largest: Factor on that size.
 
         Raises:
             DataError: A file is missing or damaged, or a label doesn't fit its image or the classes.
         """
-        image_HWC = np.array(load_image(item.image))
-        size = (image_HWC.shape[0], image_HWC.shape[1])
+        large = self.kind == "scene" and item.width * item.height > LARGE_PIXELS
+        enough = seen.enough(largest) if large and seen is not None else None
+        image_CHW = load_planes(item.image, enough=enough)
+        size = (image_CHW.shape[1], image_CHW.shape[2]) if enough is None else image_size(item.image)[::-1]
         if size != (item.height, item.width):
             raise DataError(
                 f"is {size[1]}×{size[0]} px, its labels say {item.width}×{item.height}",
                 where=item.image,
                 fix="compile the labels again",
             )
-        sample = Sample(torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous())
+        sample = Sample(torch.from_numpy(image_CHW))
         if self.kind == "semantic":
             mask_HW = self._semantic_V[read_mask(item, self.labelled, size)]
             return replace(sample, semantic_HW=torch.from_numpy(mask_HW))
@@ -202,21 +217,25 @@ class LabelReader:
             return self._pair(sample, item)
         if self.kind == "scene":
             return replace(sample, classes_K=self._scene(item))
-        return replace(sample, objects=tuple(self._checked(item, label) for label in item.objects or ()))
+        objects = tuple(self._checked(item, label) for label in item.objects or ())
+        return replace(sample, objects=objects, ignored=item.ignored)
 
     def _pair(self, sample: Sample, item: LabelledImage) -> Sample:
         assert item.second_image is not None and item.change is not None
-        later_HWC = np.array(load_image(item.second_image))
+        later_CHW = load_planes(item.second_image)
         change_HW = item.change()
-        for what, shape in (("later date", later_HWC.shape[:2]), ("change mask", change_HW.shape)):
+        for what, shape in (("later date", later_CHW.shape[1:]), ("change mask", change_HW.shape)):
             if tuple(shape) != sample.size:
                 raise DataError(
                     f"its {what} is {shape[1]}×{shape[0]} px, its first date {sample.size[1]}×{sample.size[0]}",
                     where=f"image {item.id}",
                     fix="cut both dates and the mask to the same size",
                 )
-        later_CHW = torch.from_numpy(later_HWC).permute(2, 0, 1).contiguous()
-        return replace(sample, later_CHW=later_CHW, semantic_HW=torch.from_numpy(change_HW.astype(np.uint8)))
+        return replace(
+            sample,
+            later_CHW=torch.from_numpy(later_CHW),
+            semantic_HW=torch.from_numpy(change_HW.astype(np.uint8)),
+        )
 
     def _number(self, name: str, item: LabelledImage) -> int:
         if name not in self.classes:
@@ -245,7 +264,7 @@ class LabelReader:
                 where=f"image {item.id}",
                 fix="mend the label or compile the set again",
             )
-        if self.kind == "instances" and not label.polygons:
+        if self.kind == "instances" and not label.polygons and not label.difficult:
             raise DataError(
                 f"a {label.category} has no outline, only a box",
                 where=f"image {item.id}",
@@ -260,24 +279,42 @@ class LabelReader:
         if self.kind == "scene":
             return Target(classes_C=sample.classes_K)
         labels = [label for label in sample.objects or () if _has_area(label, sample.size)]
+        ignored = [label for label in sample.ignored if _has_area(label, sample.size)]
         numbers_N = torch.tensor([self.classes.index(o.category) for o in labels], dtype=torch.int64)
+        difficult_N = torch.tensor([label.difficult for label in labels], dtype=torch.bool)
         if self.kind == "presence":
-            return Target(classes_C=torch.zeros(len(self.classes)).index_fill_(0, numbers_N, 1.0))
-        boxes_N4 = _numbers([label.box for label in labels], 4)
-        height, width = sample.size
-        boxes_N4 = torch.minimum(boxes_N4.clamp(min=0), torch.tensor([width, height, width, height]).float())
+            classes_C = torch.full((len(self.classes),), UNKNOWN if ignored else 0.0)
+            classes_C[numbers_N[difficult_N]] = UNKNOWN
+            classes_C[numbers_N[~difficult_N]] = 1.0
+            return Target(classes_C=classes_C)
         target = Target(
-            boxes_N4=boxes_N4,
+            boxes_N4=_boxes(labels, sample.size),
             labels_N=numbers_N,
-            difficult_N=torch.tensor([label.difficult for label in labels], dtype=torch.bool),
+            difficult_N=difficult_N,
+            ignored_M4=_boxes(ignored, sample.size),
         )
         if self.kind == "oriented":
-            return replace(target, quads_N8=_numbers([label.quad or _corners(label) for label in labels], 8))
+            return replace(target, quads_N8=_quads(labels), ignored_M8=_quads(ignored))
         if self.kind == "instances":
-            masks = [rasterise(label.polygons, sample.size) for label in labels]
-            masks_NHW = np.stack(masks) if masks else np.zeros((0, *sample.size), np.uint8)
-            return replace(target, masks_NHW=torch.from_numpy(masks_NHW))
+            return replace(
+                target, masks_NHW=_masks(labels, sample.size), ignored_MHW=_masks(ignored, sample.size)
+            )
         return target
+
+
+def _boxes(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
+    height, width = size
+    boxes_N4 = _numbers([label.box for label in labels], 4)
+    return torch.minimum(boxes_N4.clamp(min=0), torch.tensor([width, height, width, height]).float())
+
+
+def _quads(labels: Sequence[ObjectLabel]) -> Tensor:
+    return _numbers([label.quad or _corners(label) for label in labels], 8)
+
+
+def _masks(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
+    masks = [rasterise(outline(label), size, label.holes) for label in labels]
+    return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), np.uint8))
 
 
 def _has_area(label: ObjectLabel, size: tuple[int, int]) -> bool:
@@ -347,9 +384,9 @@ class TaskSource:
         items = self.reader.labelled.items
         epoch, offset = divmod(position, len(items))
         item = items[int(_order(self.seed, epoch, len(items))[offset])]
-        sample = self.reader.sample(item)
+        sample = self.reader.sample(item, self.size, self.augmentation.scale[1])
         rng = np.random.default_rng([self.seed, position, 1])
-        return item.id, augment(sample, self.augmentation, rng, size=self.size.of(*sample.size))
+        return item.id, augment(sample, self.augmentation, rng, size=self.size.of(item.height, item.width))
 
     def collate(self, samples: Sequence[tuple[str, Sample]]) -> TaskBatch:
         """Return named samples as one batch, padded to the largest of them."""
@@ -364,7 +401,11 @@ class TaskSource:
         )
 
     def fingerprint(self) -> str:
-        """Return a hash of the set and all options that decide the batches."""
+        """Return a hash of images, labels and all options that decide the batches; see `vitp.data.fingerprint`."""
+        return fingerprint(self.former_fingerprint(), [labels_digest(self.reader.labelled)])
+
+    def former_fingerprint(self) -> str:
+        """Return the hash without that of labels and image files."""
         labelled = self.reader.labelled
         # Items of a lazy set are rendered when touched: a few of them stand for all.
         eager = isinstance(labelled.items, list | tuple)

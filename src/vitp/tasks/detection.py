@@ -157,10 +157,13 @@ def image_truth(target: Target, size: tuple[int, int], *, with_masks: bool) -> I
     """
     boxes_N4, learn_N = target_boxes(target), learnable(target, with_masks=with_masks)
     assert target.labels_N is not None
+    ignored = [boxes_N4[~learn_N]]  # an object that isn't learned is no background, either
+    if target.ignored_M4 is not None:
+        ignored.append(target.ignored_M4)
     return ImageTruth(
         boxes_N4=boxes_N4[learn_N],
         labels_N=target.labels_N[learn_N] + 1,
-        ignored_M4=boxes_N4[~learn_N],  # an object that isn't learned is no background, either
+        ignored_M4=torch.cat(ignored),
         size=size,
         masks_NHW=target.masks_NHW[learn_N] if with_masks and target.masks_NHW is not None else None,
     )

@@ -3,6 +3,7 @@
 RUN/config.yaml      the configuration
 RUN/metrics.jsonl    losses and validation scores
 RUN/validation.json  the curve on validation images, and the best step
+RUN/best/            the best weights, and the best until each checkpoint
 RUN/evidence.json    how far the backbone moved
 RUN/model/           the model (`vitp.tasks.runs.load_task`)
 RUN/scores.json      the scores on the test images, looked at once, at the end
@@ -27,7 +28,7 @@ from vitp.engine.hooks import TrainResult
 from vitp.engine.loop import Trainer
 from vitp.errors import ConfigError, VitpError
 from vitp.files import atomic_dir, write_json
-from vitp.run_folder import claimed
+from vitp.run_folder import as_begun, claimed
 from vitp.tasks.augment import AugmentSettings
 from vitp.tasks.base import InputSize, Scores, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -40,7 +41,8 @@ from vitp.tasks.data import (
     open_labelled,
     task_splits,
 )
-from vitp.tasks.validation import Validation, apply_best
+from vitp.tasks.label_notes import label_notes, left_out_notes
+from vitp.tasks.validation import Validation
 from vitp.version import __version__
 
 SCORES_FILE = "scores.json"
@@ -151,12 +153,13 @@ class FinetuneResult:
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """The parts of a run, ready for the engine."""
+    """The parts of a run, ready for the engine; `notes` are lines on what its labels can't teach or score."""
 
     config: FinetuneConfig
     model: TaskModel
     source: TaskSource
     splits: Mapping[str, LabelledSet]
+    notes: tuple[str, ...] = ()
 
     @property
     def test(self) -> TestSettings:
@@ -204,11 +207,11 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
             fix="choose a larger share, or 1",
         )
     splits["train"] = draw_labels(train, config.data.labels, config.seed)
+    classes = classes_of(labelled, kind)
+    notes = (*left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes))
     config = config.model_copy(update={"train": config.train.of(len(splits["train"]))})
     backbone = open_backbone(config.backbone, config.seed)
-    model = build_model(
-        config.task, backbone, classes_of(labelled, kind), config.neck, config.head, seed=config.seed
-    )
+    model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
     source = TaskSource(
@@ -219,7 +222,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         size=model.input_size,
         augmentation=_augmentation(config, kind),
     )
-    return FinetuneRun(config, model, source, splits)
+    return FinetuneRun(config, model, source, splits, notes)
 
 
 def _input_size(wanted: InputSize | None, side: int) -> InputSize:
@@ -272,6 +275,7 @@ def run_finetune(
         VitpError: A wrong configuration, unusable data, a loss that is not finite, a full disk.
     """
     out = Path(out)
+    config = as_begun(config, out)
     with claimed(out, config, config.train.device, resume=resume) as resume:
         return _train(config, out, resume, console)
 
@@ -279,6 +283,10 @@ def run_finetune(
 def _train(config: FinetuneConfig, out: Path, resume: bool, console: Console | None) -> FinetuneResult:
     run = build_run(config)
     config = run.config
+    console = console or Console()
+    if distributed.rank() == 0:
+        for note in run.notes:
+            console.print(note, style="yellow", markup=False, highlight=False)
     evaluate = task_of(config.task).evaluate
     validation = Validation(
         run.splits["val"], evaluate, run.test, config.train.val_every, config.data.max_val_images, out
@@ -307,7 +315,7 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
     if distributed.rank() == 0:
         try:
             if run.config.train.choose == "best":
-                step = apply_best(run.model, out)
+                step = validation.apply_best(run.model)
             run.model.description["card"] |= {"chosen": run.config.train.choose, "step": step}
             with atomic_dir(out / "model") as temporary:
                 run.model.save_pretrained(temporary)

@@ -140,7 +140,7 @@ def oriented_boxes(target: Target) -> Tensor:
 
 
 def oriented_truth(target: Target, size: tuple[int, int]) -> OrientedTruth:
-    """Return what the heads learn from one image; difficult and tiny objects are looked away from.
+    """Return what the heads learn from one image; difficult and tiny objects and ignored places are looked away from.
 
     Args:
         target: Quads or boxes, and labels.
@@ -154,4 +154,9 @@ def oriented_truth(target: Target, size: tuple[int, int]) -> OrientedTruth:
     learn_N = (boxes_N5[:, 2:4] >= MIN_SIDE).all(1)
     if target.difficult_N is not None:
         learn_N = learn_N & ~target.difficult_N
-    return OrientedTruth(boxes_N5[learn_N], target.labels_N[learn_N] + 1, boxes_N5[~learn_N], size)
+    ignored = [boxes_N5[~learn_N]]
+    if target.ignored_M8 is not None:
+        ignored.append(boxes_of_quads(target.ignored_M8.float()))
+    elif target.ignored_M4 is not None:
+        ignored.append(boxes_of_hulls(target.ignored_M4.float()))
+    return OrientedTruth(boxes_N5[learn_N], target.labels_N[learn_N] + 1, torch.cat(ignored), size)

@@ -8,6 +8,7 @@
     OUT/label/NAME.png          255 where something changed                      (change)
     OUT/predictions.csv         probability of each class                        (classification)
     OUT/pictures/NAME.png       drawn over the image
+    OUT/vitp_predictions.json   which NAME stands for which image, and which images were left out
 
 Shapes: N objects, C classes, H × W pixels.
 """
@@ -21,15 +22,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
-from vitp.data.formats.geometry import clockwise
+from vitp.data.formats.geometry import area
 from vitp.data.formats.mask_classes import BACKGROUND
+from vitp.data.formats.regions import parts
+from vitp.data.formats.rle import encode
 from vitp.data.labels import IGNORE
+from vitp.data.pixels import row_bands
 from vitp.evaluation.oriented_files import write_dota_submission
 from vitp.evaluation.report.drawing import CLASS_COLOURS
 from vitp.files import atomic_path, to_json, write_json, write_text
@@ -77,14 +80,14 @@ def surest(prediction: Prediction, threshold: float) -> Prediction:
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
     """Return a file name without suffix for each path; equal ones get numbers."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for path in paths:
         stem, number = Path(path).stem, 2
         name = stem
         while name in names:
             name, number = f"{stem}-{number}", number + 1
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
 
 
 def write_coco(path: Path, found: Sequence[Named], classes: Sequence[str]) -> None:
@@ -109,7 +112,7 @@ def write_coco(path: Path, found: Sequence[Named], classes: Sequence[str]) -> No
             }
             if masks_NHW is not None:
                 mask_HW = masks_NHW[index].numpy()
-                row |= {"segmentation": run_lengths(mask_HW), "area": int(mask_HW.sum())}
+                row |= {"segmentation": encode(mask_HW), "area": int(mask_HW.sum())}
             annotations.append(row)
     images = [
         {"id": number, "file_name": named.image, "width": named.size[1], "height": named.size[0]}
@@ -117,16 +120,6 @@ def write_coco(path: Path, found: Sequence[Named], classes: Sequence[str]) -> No
     ]
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
     write_json(path, {"images": images, "annotations": annotations, "categories": categories})
-
-
-def run_lengths(mask_HW: np.ndarray) -> dict[str, Any]:
-    """Return COCO's uncompressed run lengths of a mask: runs of 0 and 1 in turn, column by column."""
-    flat = np.asarray(mask_HW, np.uint8).T.reshape(-1)
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
-    if flat.size and flat[0]:
-        runs.insert(0, 0)
-    return {"size": [int(mask_HW.shape[0]), int(mask_HW.shape[1])], "counts": runs}
 
 
 def write_dota(path: Path, named: Named, classes: Sequence[str]) -> None:
@@ -175,21 +168,13 @@ def write_geojson(path: Path, named: Named, classes: Sequence[str]) -> None:
 def regions(mask_HW: np.ndarray, *, smallest: int = SMALLEST_REGION) -> list[list[np.ndarray]]:
     """Return the connected regions of a mask as an outer ring and rings of holes each, along the pixels' edges.
 
-    See `vitp.data.formats.regions.outline` for why contours are taken on a picture of twice the size.
+    Pixels that only touch at a corner are two regions: a ring must not touch itself in GeoJSON.
     """
-    doubled = np.repeat(np.repeat(np.ascontiguousarray(mask_HW, np.uint8), 2, axis=0), 2, axis=1)
-    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [((contour.reshape(-1, 2) + 1) // 2).astype(np.float64) for contour in contours]
-    found: dict[int, list[np.ndarray]] = {}
-    for number, ring in enumerate(rings):
-        parent = int(hierarchy[0][number][3])
-        if parent < 0 and cv2.contourArea(ring.astype(np.float32)) >= smallest:
-            found[number] = [clockwise(ring)]
-    for number, ring in enumerate(rings):
-        parent = int(hierarchy[0][number][3])
-        if parent in found and cv2.contourArea(ring.astype(np.float32)) > 0:
-            found[parent].append(clockwise(ring)[::-1])
-    return list(found.values())
+    return [
+        [part.rings[0], *(hole[::-1] for hole in part.holes)]
+        for part in parts(mask_HW)
+        if area(part.rings[0]) >= smallest
+    ]
 
 
 def _feature(polygons: Sequence[Sequence[np.ndarray]], properties: dict[str, Any]) -> dict[str, Any]:
@@ -252,18 +237,16 @@ def _colour(number: int) -> tuple[int, int, int]:
 
 def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
     """Return the image with what was found drawn over it."""
-    pixels_HWC = np.asarray(image.convert("RGB")).astype(np.float32)
+    pixels_HWC = np.array(image.convert("RGB"))
     if prediction.semantic_HW is not None:
         classes_HW = prediction.semantic_HW.numpy()
         for number, name in enumerate(classes):
             if name not in (BACKGROUND, "unchanged"):
-                pixels_HWC[classes_HW == number] = 0.5 * pixels_HWC[classes_HW == number] + 0.5 * np.array(
-                    _colour(number), np.float32
-                )
+                _tint(pixels_HWC, classes_HW == number, _colour(number))
     if prediction.masks_NHW is not None and prediction.labels_N is not None:
         for mask_HW, label in zip(prediction.masks_NHW.numpy(), prediction.labels_N.tolist(), strict=True):
-            pixels_HWC[mask_HW] = 0.5 * pixels_HWC[mask_HW] + 0.5 * np.array(_colour(label), np.float32)
-    drawn = Image.fromarray(pixels_HWC.round().astype(np.uint8))
+            _tint(pixels_HWC, mask_HW, _colour(label))
+    drawn = Image.fromarray(pixels_HWC)
     pen = ImageDraw.Draw(drawn)
     width = max(1, round(max(drawn.size) / 400))
     if prediction.scores_N is not None:
@@ -276,6 +259,14 @@ def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) 
         best = int(prediction.probabilities_C.argmax())
         pen.text((2, 2), f"{classes[best]} {prediction.probabilities_C[best]:.2f}", fill=_colour(best))
     return drawn
+
+
+def _tint(pixels_HWC: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Mix a colour half and half into the masked pixels, a few rows at a time: images may be large."""
+    half_3 = np.float32(0.5) * np.array(colour, np.float32)
+    for top, bottom in row_bands(mask_HW.shape[1], mask_HW.shape[0]):
+        part, chosen = pixels_HWC[top:bottom], mask_HW[top:bottom].astype(bool)
+        part[chosen] = np.rint(np.float32(0.5) * part[chosen] + half_3).astype(np.uint8)
 
 
 def write_picture(path: Path, image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> None:

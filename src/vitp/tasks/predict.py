@@ -135,8 +135,9 @@ def predictions_of(
     if not len(reader.labelled):
         raise ConfigError("has no images", where=reader.labelled.name, fix="choose another split")
     items = iter(reader.labelled.items)
+    seen = settings.resize or model.input_size
     while part := list(islice(items, settings.batch_size)):
-        samples = [reader.sample(item) for item in part]
+        samples = [reader.sample(item, seen, max(settings.scales)) for item in part]
         later = [sample.later_CHW for sample in samples if sample.later_CHW is not None]
         found = predict_images(model, [sample.image_CHW for sample in samples], settings, later or None)
         yield from zip(part, samples, found, strict=True)

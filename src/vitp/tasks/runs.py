@@ -8,8 +8,9 @@ from typing import Any
 from vitp.config import make_config
 from vitp.errors import CheckpointError
 from vitp.models.foreign import described_by
-from vitp.pretrained import load_weights, read_weights, tied_names
+from vitp.pretrained import load_weights, tied_names
 from vitp.reading import parse_json, read_text
+from vitp.sealed import read_safetensors
 from vitp.tasks.base import CONFIG, FORMAT, WEIGHTS, InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model, empty_backbone
 
@@ -74,7 +75,8 @@ def load_task(path: str | Path) -> TaskModel:
     model.description = {
         key: value for key, value in description.items() if key not in ("format", "task", "classes")
     }
-    load_weights(model, read_weights(folder / WEIGHTS), where=str(folder / WEIGHTS), tied=tied_names(model))
+    weights = read_safetensors(folder / WEIGHTS, ours=True)
+    load_weights(model, weights, where=str(folder / WEIGHTS), tied=tied_names(model))
     return model.eval()
 
 

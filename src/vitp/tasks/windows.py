@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from vitp.data.formats.crops import crop_windows
 from vitp.errors import VitpError
 from vitp.models.rotated.boxes import boxes_of_quads, hulls_of_quads
 from vitp.models.rotated.nms import rotated_nms
+from vitp.tasks.augment import resized
 from vitp.tasks.base import InputSize, Prediction, TestSettings
 
 BOX_OVERLAP = 0.5
@@ -54,7 +53,7 @@ class View:
         x1, y1, x2, y2 = self.window
         part = image_CHW[:, y1:y2, x1:x2]
         if tuple(part.shape[-2:]) != self.size:
-            part = transforms.resize(part, list(self.size), InterpolationMode.BILINEAR, antialias=True)
+            part = resized(part, self.size)
         return part.flip(-1) if self.mirrored else part
 
 

@@ -18,6 +18,7 @@ from vitp.config import CONFIG_FILE
 from vitp.data.chat import TEMPLATES
 from vitp.errors import CheckpointError, did_you_mean
 from vitp.models.foreign import described_by
+from vitp.models.positions import PositionMethod
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
 from vitp.reading import parse_json, read_text
@@ -87,6 +88,7 @@ class Hints:
         heads: Attention heads of an InternViT without a configuration.
         image_size: Side in pixels that the tower is wanted for; positions are resampled.
         template: Chat template, where the configuration names one that vitp doesn't know.
+        positions: How positions are resampled to other image sizes; None: as the layout's own code does.
     """
 
     architecture: str | None = None
@@ -94,6 +96,7 @@ class Hints:
     heads: int | None = None
     image_size: int | None = None
     template: str | None = None
+    positions: PositionMethod | None = None
 
 
 def read_checkpoint(
@@ -129,13 +132,13 @@ def read_checkpoint(
             found = _read_file(path, str(source), hints)
     if vision_only:
         found = found.vision_only()
-    if hints.image_size is not None and hints.image_size != found.vision.image_size:
-        found = _resized(found, hints.image_size)
-    return found
+    wanted = {"image_size": hints.image_size, "positions": hints.positions}
+    return _changed(found, {key: value for key, value in wanted.items() if value is not None})
 
 
-def _resized(found: Checkpoint, image_size: int) -> Checkpoint:
-    vision = found.vision.model_copy(update={"image_size": image_size})
+def _changed(found: Checkpoint, wanted: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint for a tower of another image size, or with another way to resample positions."""
+    vision = found.vision.model_copy(update=wanted)
     vlm = None if found.vlm is None else found.vlm.model_copy(update={"vision": vision})
     return replace(found, vision=vision, vlm=vlm)
 
@@ -210,7 +213,7 @@ def _read_vitp(folder: Path, source: str, config: Mapping[str, Any], vision_only
             "is no configuration of a vitp model", where=str(folder / CONFIG), fix="export or train it anew"
         ) from error
     wanted = _vision_names(layouts.VISION) if vision_only else _everything
-    weights = read_tensors(weights_file(folder), wanted)
+    weights = read_tensors(weights_file(folder), wanted, ours=True)
     return Checkpoint(source, "vitp", vlm.vision, weights, vlm, vocabulary, folder)
 
 

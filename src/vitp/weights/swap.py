@@ -107,7 +107,7 @@ def _assemble(
         if any(kept[name].shape != tensor.shape for name, tensor in own.items()):
             raise ConfigError(
                 "the projector's sizes don't fit the new part",
-                where="keep_projector",
+                where="--keep-projector",
                 fix="let it be made anew",
             )
         vlm.projector.load_state_dict(kept)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitp.engine.weights import save_tensors
 from vitp.errors import CheckpointError
 from vitp.files import write_json
 from vitp.reading import check_file, parse_json, read_text
+from vitp.sealed import read_safetensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -60,20 +60,21 @@ def weights_file(folder: Path) -> Path:
     )
 
 
-def read_tensors(path: Path, wanted: Wanted = lambda _name: True) -> dict[str, Tensor]:
+def read_tensors(path: Path, wanted: Wanted = lambda _name: True, *, ours: bool = False) -> dict[str, Tensor]:
     """Return name → tensor of a safetensors file, of the shards of an index, or of a PyTorch file.
 
     Args:
         path: The file; for shards the index.
         wanted: Says by name what to read; shards without a wanted tensor aren't opened.
+        ours: vitp has written them: tell when no digest is known.
 
     Raises:
-        CheckpointError: A file is missing or broken, or holds no tensors by name.
+        CheckpointError: A file is missing, broken or was changed, or holds no tensors by name.
     """
     if path.name.endswith(".index.json"):
-        return _read_shards(path, wanted)
+        return _read_shards(path, wanted, ours)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path, wanted)
+        return _read_safetensors(path, wanted, ours)
     if path.suffix in TORCH_SUFFIXES:
         state = read_torch(path)
         if not all(isinstance(value, Tensor) for value in state.values()):
@@ -90,20 +91,11 @@ def read_tensors(path: Path, wanted: Wanted = lambda _name: True) -> dict[str, T
     )
 
 
-def _read_safetensors(path: Path, wanted: Wanted) -> dict[str, Tensor]:
-    try:
-        check_file(path)
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise CheckpointError("is missing", where=str(path), fix="copy or download it again") from error
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"is no whole safetensors file ({error})", where=str(path), fix="copy or download it again"
-        ) from error
+def _read_safetensors(path: Path, wanted: Wanted, ours: bool) -> dict[str, Tensor]:
+    return read_safetensors(path, wanted, fix="copy or download it again", ours=ours)
 
 
-def _read_shards(index: Path, wanted: Wanted) -> dict[str, Tensor]:
+def _read_shards(index: Path, wanted: Wanted, ours: bool) -> dict[str, Tensor]:
     places = read_index(index)
     by_file: dict[str, set[str]] = {}
     for name, file in places.items():
@@ -118,7 +110,7 @@ def _read_shards(index: Path, wanted: Wanted) -> dict[str, Tensor]:
         )
     weights: dict[str, Tensor] = {}
     for file, names in sorted(by_file.items()):
-        found = _read_safetensors(index.parent / file, names.__contains__)
+        found = _read_safetensors(index.parent / file, names.__contains__, ours)
         if absent := sorted(names - found.keys()):
             raise CheckpointError(
                 f"lacks {len(absent)} tensors that {index.name} places there, the first is {absent[0]}",

@@ -45,7 +45,10 @@ def internvit(
     mean: RGB = IMAGENET_MEAN,
     std: RGB = IMAGENET_STD,
 ) -> VisionConfig:
-    """Return an InternViT of these sizes; those of the 300 M one need no arguments."""
+    """Return an InternViT of these sizes; those of the 300 M one need no arguments.
+
+    Its positions follow other image sizes as in InternVL's own code.
+    """
     sizes = {
         "embed_dim": width,
         "depth": layers,
@@ -57,7 +60,14 @@ def internvit(
         "final_norm": final_norm,
     }
     arguments = {key: value for key, value in sizes.items() if value != _INTERNVIT_SIZES[key]}
-    return VisionConfig(architecture=INTERNVIT, arguments=arguments, image_size=image, mean=mean, std=std)
+    return VisionConfig(
+        architecture=INTERNVIT,
+        arguments=arguments,
+        image_size=image,
+        mean=mean,
+        std=std,
+        positions="bicubic",
+    )
 
 
 def from_original_config(values: Mapping[str, Any], *, where: str, mean: RGB, std: RGB) -> VisionConfig:

@@ -41,7 +41,7 @@ class Benchmark:
         licence: As its publisher states it; empty where nothing is stated.
         crop: Side of the crops that `vitp data prepare` makes; None: images are used whole.
         overlap: Pixels that neighbouring crops share.
-        min_visible: Share of an object that a crop must hold for the object to be a label of it.
+        min_visible: Share of an object that a crop must hold for the object not to be difficult in it.
         crop_test: Test images are cut as well, without overlap; otherwise a window slides over them.
         window: Side of the window at test time; None: the whole image.
         stride: Pixels between two windows.
@@ -109,7 +109,7 @@ class Reading:
             name=self.options.name or self.facts.name,
             licence=self.options.licence or self.facts.licence,
         )
-        self.builder = SetBuilder(self.root, self.options)
+        self.builder = SetBuilder(self.root, self.options, splits_from="the published splits")
 
     def folder(self, *places: str) -> Path:
         """Return the first of the places (relative to the root) that is a folder with something in it.

@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.formats.common import read_text
-from vitp.data.labels import LabelledSet, ObjectLabel
+from vitp.data.formats.image_labels import ImageLabels, Shape
+from vitp.data.labels import LabelledSet
 from vitp.errors import DataError
 from vitp.reading import parse_xml
 
@@ -96,31 +97,28 @@ def _read(reading: Reading, labels: str) -> LabelledSet:
                 continue
             size = reading.builder.size_of(image)
             if size is not None:
-                objects = _objects(reading, xml, size, reading.facts.task == "oriented")
-                reading.builder.add(image, size, split=split, objects=objects)
+                found = reading.builder.labels_of(size, labels, folder=True)
+                _read_objects(reading, xml, found, reading.facts.task == "oriented")
+                reading.builder.add_labelled(image, found, split=split)
     return reading.finish(object_classes=CLASSES)
 
 
-def _objects(reading: Reading, path: Path, size: tuple[int, int], oriented: bool) -> tuple[ObjectLabel, ...]:
+def _read_objects(reading: Reading, path: Path, found: ImageLabels, oriented: bool) -> None:
     try:
         tree = parse_xml(read_text(path))
     except ElementTree.ParseError as error:
         raise DataError(
             f"is not XML ({error})", where=f"{path}:{error.position[0]}", fix="unpack the file again"
         ) from error
-    found = []
     for number, node in enumerate(tree.iter("object"), 1):
         where = reading.builder.place(path, f"object {number}")
         name = (node.findtext("name") or "").strip().lower()
-        if name not in CLASSES:
-            reading.builder.note(where, f'unknown class "{name}"; left out')
-            continue
         box, quad = _shape(node, path, number, oriented)
         difficult = (node.findtext("difficult") or "0").strip() not in ("", "0")
-        label = reading.builder.label(where, name, size, box=box, quad=quad, difficult=difficult)
-        if label is not None:
-            found.append(label)
-    return tuple(found)
+        if name in CLASSES:
+            found.add(where, name, Shape(box=box, quad=quad), difficult=difficult)
+        else:
+            found.ignore(where, f'unknown class "{name}"', name, Shape(box=box, quad=quad))
 
 
 def _shape(

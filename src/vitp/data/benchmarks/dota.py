@@ -121,5 +121,6 @@ def _add_split(reading: Reading, split: str, images: Path, labels: Path) -> None
         path = labels / f"{image.stem}.txt"
         if not reading.has(path) or (size := reading.builder.size_of(image)) is None:
             continue
-        objects = read_objects(reading.builder, path, size, reading.facts.classes)
-        reading.builder.add(image, size, split=split, objects=tuple(objects or ()))
+        labelled = reading.builder.labels_of(size, reading.builder.place(labels), folder=True)
+        read_objects(reading.builder.place(path), path, labelled, reading.facts.classes)
+        reading.builder.add_labelled(image, labelled, split=split)

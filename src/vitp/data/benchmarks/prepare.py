@@ -24,7 +24,7 @@ from vitp.data.formats import ReadOptions, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.splits import SPLITS
 from vitp.data.formats.vitp_labels import LabelWriter, Roots
-from vitp.data.labels import LabelledSet
+from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.errors import ConfigError, DataError
 from vitp.reading import parse_json, read_text
 from vitp.version import __version__
@@ -203,11 +203,15 @@ def _cut(
     items = list(crops.items)
     findings = list(crops.findings)
     if facts.drop_empty and settings.protocol == "paper":
-        full = [item for item in items if item.split != "train" or item.objects]
+        full = [item for item in items if item.split != "train" or _has_object(item)]
         if len(full) < len(items):
             findings.append(f"{len(items) - len(full):,} training crops without objects; left out")
         items = full
     return replace(labelled, items=[*items, *whole], findings=tuple(findings))
+
+
+def _has_object(item: LabelledImage) -> bool:
+    return any(not label.difficult for label in item.objects or ())
 
 
 def _key(facts: Benchmark, root: Path, settings: PrepareSettings) -> str:

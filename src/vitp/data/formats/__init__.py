@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from vitp.data.formats import captions, coco, dota, folders, generated, masks, pairs, vitp_labels, voc, yolo
+from vitp.data.formats import (
+    captions,
+    class_tables,
+    coco,
+    dota,
+    folders,
+    generated,
+    masks,
+    pairs,
+    vitp_labels,
+    voc,
+    yolo,
+)
 from vitp.data.formats.common import ReadOptions
-from vitp.data.formats.detect import detect_format
+from vitp.data.formats.detect import detect, detect_format
 from vitp.data.labels import LabelledSet
 from vitp.errors import ConfigError, DataError, did_you_mean
 
-__all__ = ["FORMATS", "ReadOptions", "detect_format", "option_names", "read_labels"]
+__all__ = ["FORMATS", "ReadOptions", "detect", "detect_format", "option_names", "read_labels"]
 
 FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "coco": coco.read,
@@ -29,6 +41,7 @@ FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "folders": folders.read,
     "pairs": pairs.read,
     "captions": captions.read,
+    "classes": class_tables.read,
     "scenes": generated.read,
     "vitp": vitp_labels.read,
 }
@@ -60,7 +73,9 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
         DataError: The labels can't be read.
     """
     if fmt == "auto":
-        fmt = detect_format(Path(root))
+        found = detect(Path(root))
+        labelled = read_labels(found.format, root, **options)
+        return replace(labelled, understood=(*found.understood, *labelled.understood))
     reader = _reader(fmt)
     known = option_names(fmt)
     for name in options:
@@ -74,7 +89,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     root = Path(root)
     if not root.exists():
         raise DataError("doesn't exist", where=str(root), fix="check the path")
-    if not root.is_dir() and fmt not in ("coco", "captions"):
+    if not root.is_dir() and fmt not in ("coco", "captions", "classes"):
         raise DataError("is not a folder", where=str(root), fix="name the folder of the set")
     if not _takes_common(fmt):
         return reader(root, **options)

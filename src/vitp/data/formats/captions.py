@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitp.data.formats.common import ReadOptions, SetBuilder, list_images, read_text, split_folders
 from vitp.data.formats.splits import split_of
+from vitp.data.formats.tables import IMAGE_KEYS, find_key, raw_rows, table_files
+from vitp.data.images import IMAGE_SUFFIXES
 from vitp.data.labels import LabelledSet
+from vitp.data.records import text_problem
 from vitp.errors import DataError
-from vitp.reading import parse_json
 
-IMAGE_KEYS = ("image", "file_name", "filename", "path", "filepath", "image_path")
 TEXT_KEYS = ("caption", "captions", "text", "sentences", "report", "description")
-_TABLES = (".json", ".jsonl", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,21 @@ def read(
     return builder.build()
 
 
+def is_table(path: Path) -> bool:
+    """Return whether the first row of a table names an image and has a text about it."""
+    try:
+        _, row = next(raw_rows(path), (0, None))
+    except DataError:
+        return False
+    if not isinstance(row, dict) or find_key(row, TEXT_KEYS) is None:
+        return False
+    image = _values(row, IMAGE_KEYS)
+    return isinstance(image, str) and Path(image.strip()).suffix.lower() in IMAGE_SUFFIXES
+
+
 def tables(root: Path) -> list[Path]:
-    """Return the files in a folder that may be a table of captions."""
-    return sorted(path for path in root.iterdir() if path.suffix.lower() in _TABLES)
+    """Return the files in a folder that are tables of captions."""
+    return [path for path in table_files(root) if is_table(path)]
 
 
 def _table(root: Path, name: str | None) -> Path | None:
@@ -87,7 +97,7 @@ def _table(root: Path, name: str | None) -> Path | None:
         return root
     if name is not None:
         return root / name
-    found = tables(root)
+    found = tables(root) or table_files(root)
     if len(found) > 1:
         raise DataError(
             f"several tables: {', '.join(path.name for path in found)}",
@@ -105,6 +115,7 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
             captions = _texts(read_text(path).splitlines())
+            _check_texts(captions, builder.place(path))
             if not captions:
                 builder.note(builder.place(path), "empty; image left out")
             elif (size := builder.size_of(image)) is not None:
@@ -120,62 +131,39 @@ def _places(base: Path, row: _Row) -> list[Path]:
 def _rows(
     path: Path, builder: SetBuilder, image_keys: tuple[str, ...], text_keys: tuple[str, ...]
 ) -> Iterator[_Row]:
-    for number, row in _raw_rows(path):
+    for number, row in raw_rows(path):
         place = builder.place(path, number)
-        image = _first(row, image_keys) if isinstance(row, dict) else None
+        image = _values(row, image_keys) if isinstance(row, dict) else None
         if not isinstance(image, str) or not image.strip():
             raise DataError(
                 f"row names no image (looked for {', '.join(image_keys)})",
                 where=place,
                 fix="name the key with the option image_column",
             )
-        if all(key not in row for key in text_keys):
+        if find_key(row, text_keys) is None:
             raise DataError(
                 f"row has no caption (looked for {', '.join(text_keys)})",
                 where=place,
                 fix="name the key with the option caption_column",
             )
-        yield _Row(
-            place, image.strip(), _texts(_first(row, text_keys)), split_of(str(row.get("split") or ""))
-        )
+        texts = _texts(_values(row, text_keys))
+        _check_texts((image, *texts), place)
+        yield _Row(place, image.strip(), texts, split_of(str(row.get("split") or "")))
 
 
-def _raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield line or row number and row."""
-    text = read_text(path)
-    if path.suffix.lower() in (".csv", ".tsv"):
-        reader = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        for row in reader:
-            yield reader.line_num, {str(key).strip(): value for key, value in row.items() if key is not None}
-        return
-    if path.suffix.lower() == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                yield number, _json(line, path, number)
-        return
-    content = _json(text, path, 1)
-    if isinstance(content, dict) and isinstance(content.get("images"), list):
-        content = content["images"]
-    elif isinstance(content, dict):
-        content = [{"image": name, "caption": value} for name, value in content.items()]
-    if not isinstance(content, list):
-        raise DataError(
-            "is neither a list nor an object", where=str(path), fix='write [{"image": …, "caption": …}]'
-        )
-    yield from enumerate(content, 1)
+def _check_texts(texts: Iterable[str], place: str) -> None:
+    for text in texts:
+        if (problem := text_problem(text)) is not None:
+            raise DataError(problem, where=place, fix="mend the text or remove the row")
 
 
-def _json(text: str, path: Path, row: int) -> Any:
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is not JSON ({error.msg})", where=f"{path}:{row + error.lineno - 1}", fix="mend the row"
-        ) from error
-
-
-def _first(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((row[key] for key in keys if row.get(key)), None)
+def _values(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    """Return the first value that isn't empty among the keys, in any case."""
+    for key in keys:
+        own = find_key(row, (key,))
+        if own is not None and row[own]:
+            return row[own]
+    return None
 
 
 def _texts(value: Any) -> tuple[str, ...]:

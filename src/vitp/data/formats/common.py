@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vitp import reading
-from vitp.data.formats.geometry import area, as_flat, as_points, bounds, clockwise, is_convex, min_area_quad
+from vitp.data.formats.identity import equal_findings, join_equal, series_findings, within_splits
+from vitp.data.formats.image_labels import ImageLabels
+from vitp.data.formats.split_lists import lists_or_layout, match_entries
 from vitp.data.formats.splits import (
     SPLITS,
     assign_fractions,
@@ -18,12 +20,10 @@ from vitp.data.formats.splits import (
     read_split_file,
     split_of,
 )
+from vitp.data.formats.tally import Tally
 from vitp.data.images import IMAGE_SUFFIXES, image_size
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.errors import DataError
-
-ROUNDING_PIXELS = 1.0
-"""A box that overshoots the image by no more than this was rounded, which is not worth a finding."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,22 @@ class SetBuilder:
         root: The set's folder.
         options: Name, licence and splits.
         findings: Lines "file:row: …" about labels that were left out or mended.
+        understood: Lines about how the files were understood.
+        tally: Counts of the labels that can and can't be used.
+        splits_from: What named the splits, where the reader knows; lists of names aren't looked for then.
+        point_size: Side of the box that a label without width and height gets; None: it has no area.
     """
 
     root: Path
     options: ReadOptions
     findings: list[str] = field(default_factory=list)
+    understood: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    splits_from: str = ""
+    point_size: float | None = None
     _items: list[tuple[LabelledImage, str | None]] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
+    _files: dict[tuple[int, int], str] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -80,6 +89,11 @@ class SetBuilder:
         """Add a finding."""
         self.findings.append(f"{where}: {text}")
 
+    def understand(self, text: str) -> None:
+        """Add a line about how the files were understood; the same line counts once."""
+        if text not in self.understood:
+            self.understood.append(text)
+
     def size_of(self, path: Path, where: str = "") -> tuple[int, int] | None:
         """Return the width and height of an image, or None with a finding when it can't be read."""
         try:
@@ -89,86 +103,41 @@ class SetBuilder:
             self.note(where or self.place(path), f"{named}{error.what}; image left out")
             return None
 
-    def label(
-        self,
-        where: str,
-        category: str,
-        size: tuple[int, int],
-        *,
-        box: Sequence[float] | None = None,
-        quad: Sequence[float] | None = None,
-        polygons: Sequence[Sequence[float]] = (),
-        difficult: bool = False,
-    ) -> ObjectLabel | None:
-        """Return the checked label, or None with a finding when there is nothing to see of it.
-
-        Boxes are clipped to the image; the box of an oriented box or of polygons follows from them where it
-        isn't given. Corners of an oriented box may lie outside the image.
+    def labels_of(self, size: tuple[int, int], source: str, *, folder: bool = False) -> ImageLabels:
+        """Return what collects the labels of one image; `add_labelled` takes it.
 
         Args:
-            where: "file:row" for findings.
-            category: Class name.
             size: Width and height of the image.
-            box: x1, y1, x2, y2 in pixels.
-            quad: Four corners in pixels, in order.
-            polygons: Rings in pixels.
-            difficult: Marked as hard to see.
+            source: File or folder that the labels stand in.
+            folder: The source is a folder of label files.
         """
-        numbers = [*(box or ()), *(quad or ()), *(value for ring in polygons for value in ring)]
-        if not all(math.isfinite(value) for value in numbers):
-            self.note(where, f"{category} has a coordinate that is not a number; left out")
-            return None
-        if quad is not None:
-            quad = self._checked_quad(where, category, quad)
-            if quad is None:
-                return None
-        if box is None:
-            rings = [quad] if quad is not None else polygons
-            box = bounds(as_points([value for ring in rings for value in ring]))
-        clipped = self._clipped(where, category, box, size)
-        if clipped is None:
-            return None
-        return ObjectLabel(
-            category,
-            clipped,
-            tuple(float(v) for v in quad) if quad is not None else None,
-            tuple(tuple(float(v) for v in ring) for ring in polygons),
-            difficult,
-        )
+        if folder:
+            self.tally.folders.add(source)
+        return ImageLabels(size, source, self.note, self.tally, self.point_size)
 
-    def _checked_quad(self, where: str, category: str, quad: Sequence[float]) -> tuple[float, ...] | None:
-        points = as_points(quad)
-        if not is_convex(points):
-            self.note(
-                where,
-                f"{category}'s corners are crossed or bent inwards; replaced by the rectangle around them",
-            )
-            points = min_area_quad(points)
-        if area(points) <= 0:
-            self.note(where, f"{category} has no area; left out")
-            return None
-        return as_flat(clockwise(points))
+    def add_labelled(
+        self, path: Path, found: ImageLabels, *, split: str | None = None, **others: Any
+    ) -> None:
+        """Add an image with the labels that were found; without any that is known it is left out.
 
-    def _clipped(
-        self, where: str, category: str, box: Sequence[float], size: tuple[int, int]
-    ) -> tuple[float, float, float, float] | None:
-        x1, y1, x2, y2 = (float(value) for value in box)
-        width, height = size
-        if x2 <= x1 or y2 <= y1:
-            self.note(where, f"{category} has no area ({x1:g}, {y1:g}, {x2:g}, {y2:g}); left out")
-            return None
-        inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-        if inside[2] <= inside[0] or inside[3] <= inside[1]:
-            self.note(
-                where,
-                f"{category} ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies outside the image of {width}×{height}; left out",
-            )
-            return None
-        if max(abs(a - b) for a, b in zip(inside, (x1, y1, x2, y2), strict=True)) > ROUNDING_PIXELS:
-            self.note(
-                where, f"{category} ({x1:g}, {y1:g}, {x2:g}, {y2:g}) reaches outside the image; clipped"
-            )
-        return inside
+        Args:
+            path: The image.
+            found: Its labels.
+            split: From the layout; None when the layout doesn't say.
+            **others: Further fields of `LabelledImage`.
+
+        Raises:
+            DataError: Two images would have the same id, or are the same file.
+        """
+        if found.are_known:
+            objects = tuple(found.objects)
+            self.add(path, found.size, split=split, objects=objects, ignored=tuple(found.ignored), **others)
+            return
+        self.tally.unlabelled += 1
+        if any(others.values()):
+            self.add(path, found.size, split=split, **others)
+        else:
+            self.note(self.place(path), "its labels can't be used, and nothing else is known of it; left out")
 
     def add(self, path: Path, size: tuple[int, int], *, split: str | None = None, **labels: Any) -> None:
         """Add an image. Its id is its path under the set's folder without suffix.
@@ -180,8 +149,9 @@ class SetBuilder:
             **labels: Further fields of `LabelledImage`.
 
         Raises:
-            DataError: Two images would have the same id.
+            DataError: Two images would have the same id, or are the same file.
         """
+        self._refuse_same_file(path)
         place = Path(self.place(path))
         name = place.with_suffix("").as_posix()
         if name in self._ids:
@@ -190,6 +160,21 @@ class SetBuilder:
             raise DataError("image is listed twice", where=self.place(path), fix="remove one of the entries")
         self._ids.add(name)
         self._items.append((LabelledImage(name, str(path), *size, **labels), split))
+
+    def _refuse_same_file(self, path: Path) -> None:
+        """Refuse a file that is in the set already, under another name, through a link or in another case."""
+        try:
+            facts = path.stat()
+        except OSError:
+            return
+        place = self.place(path)
+        other = self._files.setdefault((facts.st_dev, facts.st_ino), place)
+        if other != place:
+            raise DataError(
+                f"is the same file as {other}",
+                where=place,
+                fix="keep one of them, with one split and one label",
+            )
 
     def build(
         self,
@@ -201,8 +186,9 @@ class SetBuilder:
         """Return the set, its items sorted by id, each with group and split.
 
         Raises:
-            DataError: There is no usable image, or the options of the splits don't fit.
+            DataError: There is no usable image, too many labels are lost, or the options of the splits don't fit.
         """
+        self.tally.check(str(self.root))
         if not self._items:
             seen = (
                 f"; the first of {len(self.findings)} findings: {self.findings[0]}" if self.findings else ""
@@ -211,14 +197,18 @@ class SetBuilder:
                 f"no labelled image found{seen}", where=str(self.root), fix="check the folder and its format"
             )
         self._items.sort(key=lambda entry: entry[0].id)
+        items = self._with_splits()
+        for line in (*counted(items, object_classes, scene_classes), *self.tally.lines()):
+            self.understand(line)
         return LabelledSet(
             name=self.options.name or self.root.resolve().name,
-            items=self._with_splits(),
+            items=items,
             object_classes=tuple(object_classes),
             scene_classes=tuple(scene_classes),
             semantic_classes=tuple(semantic_classes),
             licence=self.options.licence,
             findings=tuple(self.findings),
+            understood=tuple(self.understood),
         )
 
     def _with_splits(self) -> list[LabelledImage]:
@@ -233,36 +223,70 @@ class SetBuilder:
                 where=str(self.root),
                 fix=f'write one that matches names like "{Path(items[0].image).stem}"',
             )
-        if self.options.split_file is not None:
-            return self._splits_from_file(items, Path(self.options.split_file))
-        given = [split for _, split in self._items]
-        open_items = [i for i, split in enumerate(given) if split is None]
-        drawn = assign_fractions(
-            [items[i].group for i in open_items],
-            val=self.options.val,
-            test=self.options.test,
-            seed=self.options.seed,
-        )
-        splits = dict(zip(open_items, drawn, strict=True))
-        return [replace(item, split=given[i] or splits[i]) for i, item in enumerate(items)]
+        known, before = join_equal(items), items
+        items, drawn = self._split(known.items)
+        items = items if drawn else within_splits(known, before, items)
+        for line in (*equal_findings(known, items, self.place), *series_findings(items, drawn=drawn)):
+            self.note("splits", line)
+        if not known.by_pixels:
+            self.understand("equal images: only files of equal bytes were looked for, the set is too large")
+        return items
 
-    def _splits_from_file(self, items: list[LabelledImage], path: Path) -> list[LabelledImage]:
-        splits = read_split_file(path)
-        kept = []
-        for item in items:
-            names = (item.id, self.place(item.image), Path(item.image).name, Path(item.image).stem)
-            split = next((splits[name] for name in names if name in splits), None)
-            if split is None:
-                self.note(self.place(item.image), f"not in the split file {path.name}; image left out")
-            else:
-                kept.append(replace(item, split=split))
-        if not kept:
-            raise DataError(
-                "names none of the set's images",
-                where=str(path),
-                fix=f'write names like "{Path(items[0].image).name}"',
-            )
-        return kept
+    def _split(self, items: list[LabelledImage]) -> tuple[list[LabelledImage], bool]:
+        """Return the images with their splits, and whether we drew them."""
+        given, origin = self._given_splits([self.place(item.image) for item in items])
+        if not any(given):
+            return self._drawn(items), True
+        kept = [replace(item, split=split) for item, split in zip(items, given, strict=True) if split]
+        for item, split in zip(items, given, strict=True):
+            if not split:
+                self.note(self.place(item.image), f"not in {origin}; image left out")
+        counts = Counter(item.split for item in kept)
+        named = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
+        self.understand(f"splits: {named}; from {origin}")
+        return kept, False
+
+    def _given_splits(self, places: list[str]) -> tuple[list[str | None], str]:
+        """Return the split of each image, None where nothing says it, and what says it."""
+        layout = [split for _, split in self._items]
+        if self.options.split_file is not None:
+            path = Path(self.options.split_file)
+            found, _ = match_entries(read_split_file(path), places)
+            if not any(found):
+                raise DataError(
+                    "names none of the set's images",
+                    where=str(path),
+                    fix=f'write names like "{Path(places[0]).name}"',
+                )
+            return found, f"the split file {path.name}"
+        if self.splits_from:
+            return layout, self.splits_from
+        return lists_or_layout(self.root, places, layout, self.note)
+
+    def _drawn(self, items: list[LabelledImage]) -> list[LabelledImage]:
+        val, test = self.options.val, self.options.test
+        drawn = assign_fractions([item.group for item in items], val=val, test=test, seed=self.options.seed)
+        counts = Counter(drawn)
+        named = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
+        self.understand(f"splits: {named}; drawn (val={val:g}, test={test:g}, seed={self.options.seed})")
+        return [replace(item, split=split) for item, split in zip(items, drawn, strict=True)]
+
+
+def counted(
+    items: Iterable[LabelledImage], object_classes: Iterable[str], scene_classes: Iterable[str]
+) -> list[str]:
+    """Return lines that count the objects and the images of each class."""
+    objects: Counter[str] = Counter(dict.fromkeys(object_classes, 0))
+    scenes: Counter[str] = Counter(dict.fromkeys(scene_classes, 0))
+    for item in items:
+        objects.update(label.category for label in item.objects or ())
+        if item.scene is not None:
+            scenes[item.scene] += 1
+    return [
+        f"{title}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"
+        for title, counts in (("objects", objects), ("images of each class", scenes))
+        if counts
+    ]
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -279,6 +303,20 @@ def split_folders(root: Path) -> list[tuple[str | None, Path]]:
     found = [(split_of(p.name), p) for p in sorted(root.iterdir()) if p.is_dir() and split_of(p.name)]
     found.sort(key=lambda entry: SPLITS.index(entry[0] or "train"))
     return list(found) or [(None, root)]
+
+
+def split_in(inside: Path) -> tuple[str | None, str | None]:
+    """Return the split that a folder of a relative path names, and that folder ("a/val2017/b.png" → val, val2017)."""
+    found = ((split_of(part), part) for part in inside.parts[:-1])
+    return next(((split, part) for split, part in found if split), (None, None))
+
+
+def child(base: Path, names: Sequence[str]) -> Path | None:
+    """Return the sub-folder that has one of the names, in any case; the first name goes first. None without one."""
+    if not base.is_dir():
+        return None
+    folders = {path.name.lower(): path for path in sorted(base.iterdir(), reverse=True) if path.is_dir()}
+    return next((folders[name.lower()] for name in names if name.lower() in folders), None)
 
 
 def paired_folders(root: Path, names: Sequence[Sequence[str]]) -> list[tuple[str | None, list[Path]]]:

@@ -11,19 +11,25 @@ import numpy as np
 
 from vitp import files
 from vitp.data.formats.geometry import (
+    Box,
     area,
     as_flat,
     as_points,
     bounds,
     clip_polygon,
+    is_convex,
     min_area_quad,
 )
 from vitp.data.formats.pixel_masks import Window, windowed
+from vitp.data.formats.regions import rasterise
 from vitp.data.images import is_scene, load_image
 from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError, DataError
 
 JPEG_QUALITY = 95
+SMALLEST_PART = 1.0
+"""Pixels: of an object of which a narrower strip lies in a crop nothing can be seen."""
+
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
@@ -64,7 +70,7 @@ def cut(
         size: Side of the crops in pixels.
         overlap: Pixels that neighbours share.
         out_dir: Where the crops go; PNG, or JPEG where the image was lossy.
-        min_visible: Objects of which less of the area is in a crop are no labels of it.
+        min_visible: Objects of which less of the area is in a crop are difficult there: neither objects nor background.
         progress: Called after each image.
 
     Raises:
@@ -102,7 +108,9 @@ def cut(
             f"{about_whole} images: captions and scene class are about the whole image; crops have none",
         )
     if lost:
-        findings += (f"{lost} objects: less than {min_visible:.0%} of them is in any crop; left out",)
+        findings += (
+            f"{lost} objects: less than {min_visible:.0%} of them is in any crop; difficult in all of them",
+        )
     return replace(labelled_set, items=crops, findings=findings)
 
 
@@ -148,6 +156,7 @@ def _crop_item(item: LabelledImage, window: Window, min_visible: float, *, whole
         height=y2 - y1,
         group=item.group or item.id,
         objects=_crop_objects(item.objects, window, min_visible),
+        ignored=tuple(p for label in item.ignored if (p := any_part(label, window)) is not None),
         later_objects=_crop_objects(item.later_objects, window, min_visible),
         scene=item.scene if whole else None,
         captions=item.captions if whole else (),
@@ -161,8 +170,30 @@ def _crop_objects(
 ) -> tuple[ObjectLabel, ...] | None:
     if objects is None:
         return None
-    parts = (crop_object(label, window, min_visible) for label in objects)
+    parts = (visible_part(label, window, min_visible) for label in objects)
     return tuple(label for label in parts if label is not None)
+
+
+def visible_part(label: ObjectLabel, window: Window, min_visible: float) -> ObjectLabel | None:
+    """Return what is to be known of a label in a crop; see `crop_object`.
+
+    A part of less than `min_visible` is difficult rather than gone: a strip of a car is not to be learned as a car,
+    and not as background either. None: nothing of the object is in the crop, or less than a pixel's breadth.
+    """
+    part = crop_object(label, window, min_visible)
+    if part is not None:
+        return part
+    rest = any_part(label, window)
+    return None if rest is None else replace(rest, difficult=True)
+
+
+def any_part(label: ObjectLabel, window: Window) -> ObjectLabel | None:
+    """Return what lies of a label in a crop, however little of it, or None below a pixel's breadth."""
+    part = crop_object(label, window, 0.0)
+    if part is None:
+        return None
+    x1, y1, x2, y2 = part.box
+    return part if min(x2 - x1, y2 - y1) >= SMALLEST_PART else None
 
 
 def crop_object(label: ObjectLabel, window: Window, min_visible: float) -> ObjectLabel | None:
@@ -181,17 +212,19 @@ def crop_object(label: ObjectLabel, window: Window, min_visible: float) -> Objec
     if ox2 <= x1 or oy2 <= y1 or ox1 >= x2 or oy1 >= y2:  # most pairs of object and window; spares the arrays
         return None
     outlines = [as_points(ring) for ring in (label.polygons or ((label.quad,) if label.quad else ()))]
-    if not outlines or sum(area(ring) for ring in outlines) <= 0:
-        outlines = [_box_points(label.box)]
+    holes = [as_points(ring) for ring in label.holes] if label.polygons else []
+    if not outlines or _area(outlines, holes) <= 0:
+        outlines, holes = [_box_points(label.box)], []
     everything = np.concatenate([*outlines, _box_points(label.box)])
     if (everything >= (x1, y1)).all() and (everything <= (x2, y2)).all():
         return _moved(label, x1, y1)
     clipped = [ring for ring in (clip_polygon(ring, window) for ring in outlines) if area(ring) > 0]
-    left = sum(area(ring) for ring in clipped)
-    if left <= 0 or left < min_visible * sum(area(ring) for ring in outlines):
+    cut_out = [ring for ring in (clip_polygon(ring, window) for ring in holes) if area(ring) > 0]
+    left = _area(clipped, cut_out)
+    if left <= 0 or left < min_visible * _area(outlines, holes):
         return None
     # Labels need not agree with themselves: the part of the box in the window bounds what the outline says.
-    bx1, by1, bx2, by2 = bounds(np.concatenate(clipped))
+    bx1, by1, bx2, by2 = _extent(clipped, cut_out)
     box = (max(bx1, ox1) - x1, max(by1, oy1) - y1, min(bx2, ox2) - x1, min(by2, oy2) - y1)
     if box[2] <= box[0] or box[3] <= box[1]:
         return None
@@ -201,7 +234,34 @@ def crop_object(label: ObjectLabel, window: Window, min_visible: float) -> Objec
         rest = rest if area(rest) > 0 else np.concatenate(clipped)
         quad = as_flat(min_area_quad(rest) - (x1, y1))
     polygons = tuple(as_flat(ring - (x1, y1)) for ring in clipped) if label.polygons else ()
-    return replace(label, box=box, quad=quad, polygons=polygons)
+    cut_holes = tuple(as_flat(ring - (x1, y1)) for ring in cut_out)
+    return replace(label, box=box, quad=quad, polygons=polygons, holes=cut_holes)
+
+
+def _area(rings: Sequence[np.ndarray], holes: Sequence[np.ndarray]) -> float:
+    return sum(area(ring) for ring in rings) - sum(area(hole) for hole in holes)
+
+
+def _extent(rings: Sequence[np.ndarray], holes: Sequence[np.ndarray]) -> Box:
+    """Return the box around clipped rings without their holes.
+
+    The clipped border of a ring that is bent or has holes runs along the window where nothing of it is left, so
+    there the pixels say how far it reaches; to a pixel, beyond which the corners know better.
+    """
+    box = bounds(np.concatenate(rings))
+    if not holes and all(is_convex(ring) for ring in rings):
+        return box
+    x, y = np.floor(box[0]), np.floor(box[1])
+    size = int(np.ceil(box[3]) - y), int(np.ceil(box[2]) - x)
+    mask_HW = rasterise([as_flat(r - (x, y)) for r in rings], size, [as_flat(h - (x, y)) for h in holes])
+    rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
+    if not len(rows):
+        return box
+    pixels = (columns[0] + x, rows[0] + y, columns[-1] + 1 + x, rows[-1] + 1 + y)
+    x1, y1, x2, y2 = (
+        float(own if abs(own - pixel) < 1 else pixel) for own, pixel in zip(box, pixels, strict=True)
+    )
+    return x1, y1, x2, y2
 
 
 def _box_points(box: tuple[float, float, float, float]) -> np.ndarray:
@@ -216,4 +276,5 @@ def _moved(label: ObjectLabel, x: int, y: int) -> ObjectLabel:
         box=(bx1 - x, by1 - y, bx2 - x, by2 - y),
         quad=as_flat(as_points(label.quad) - (x, y)) if label.quad is not None else None,
         polygons=tuple(as_flat(as_points(ring) - (x, y)) for ring in label.polygons),
+        holes=tuple(as_flat(as_points(hole) - (x, y)) for hole in label.holes),
     )

@@ -14,8 +14,8 @@ from vitp.errors import ConfigError
 def limit_empty(labelled: LabelledSet, share: float, seed: int) -> LabelledSet:
     """Return the set with so few empty training images that they are at most a share of the training images.
 
-    Empty is an image that is labelled and holds no object; one without object labels isn't. Which ones stay follows
-    from the seed. Other splits keep all of theirs: they are to be as the data is.
+    Empty is an image that is labelled and holds no object; one without object labels isn't, nor is one with an ignored
+    place or a difficult object. Which ones stay follows from the seed. Other splits keep all of theirs: they are to be as the data is.
 
     Args:
         labelled: The set.
@@ -40,5 +40,5 @@ def limit_empty(labelled: LabelledSet, share: float, seed: int) -> LabelledSet:
 
 
 def is_empty(item: LabelledImage) -> bool:
-    """Return whether an image is labelled with objects and holds none."""
-    return item.objects is not None and not item.objects
+    """Return whether an image is known to hold no object: labelled, without any, and no place of it is ignored."""
+    return item.objects is not None and not item.objects and not item.ignored

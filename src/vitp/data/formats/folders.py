@@ -2,39 +2,145 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, list_images, split_folders
+from vitp.data.formats.layouts import Folder, described, image_folders, role_of, shared
 from vitp.data.labels import LabelledSet
+from vitp.errors import DataError
+
+ALIKE = 0.5
+"""Share of equal names from which two folders hold the same images in different forms, not two classes."""
+
+ALIKE_NUMBERS = 0.8
+"""The same for names that are numbers, as in folders that each count from 1."""
 
 
 def read(
-    root: Path, options: ReadOptions = ReadOptions(), *, classes: str | list[str] | None = None
+    root: Path,
+    options: ReadOptions = ReadOptions(),
+    *,
+    classes: str | list[str] | None = None,
+    level: int | None = None,
 ) -> LabelledSet:
     """Read class folders.
 
     Args:
-        root: Holds `{class}/*.png` or `{train,val,test}/{class}/*.png`.
+        root: Holds `{class}/*.png` or `{train,val,test}/{class}/*.png`; classes may be nested.
         options: Name, licence, splits.
         classes: The classes in order, others are left out; by default the folders' names, sorted.
+        level: Which folder below the split names the class, from 1, where folders are nested; by default the
+            innermost, where its name is no number.
 
     Raises:
-        DataError: There is no image in any class folder.
+        DataError: There is no image in any class folder, or nested folders have two readings.
     """
     builder = SetBuilder(root, options)
     known = comma_list(classes)
     seen: set[str] = set()
+    depths: set[int] = set()
     for split, base in split_folders(root):
-        for folder in sorted(p for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")):
-            images = list_images(folder)
-            if known is not None and folder.name not in known:
-                builder.note(builder.place(folder), f"unknown class; {len(images)} images left out")
-                continue
-            if not images:
-                builder.note(builder.place(folder), "class folder without images")
-                continue
-            seen.add(folder.name)
-            for image in images:
-                if (size := builder.size_of(image)) is not None:
-                    builder.add(image, size, split=split, scene=folder.name)
-    return builder.build(scene_classes=known or sorted(seen))
+        for top in sorted(p for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")):
+            nested = [f for f in image_folders(top) if f.path != top]
+            if not nested:
+                _check_used(builder, top, known)
+            for folder in image_folders(top):
+                name = _class_name(builder, folder.path.relative_to(base).parts, level)
+                depths.add(len(folder.path.relative_to(base).parts))
+                if known is not None and name not in known:
+                    if folder.path != top:
+                        builder.note(
+                            builder.place(folder.path), f"unknown class; {len(folder.files)} images left out"
+                        )
+                    continue
+                seen.add(name)
+                for image in folder.files:
+                    if (size := builder.size_of(image)) is not None:
+                        builder.add(image, size, split=split, scene=name)
+    names = known or sorted(seen)
+    nested_text = "" if depths <= {1} else f", the {'innermost' if level is None else f'{level}.'} folders'"
+    builder.understand(f"classes are the folders' names{nested_text}: {', '.join(names[:20])}")
+    return builder.build(scene_classes=names)
+
+
+def _check_used(builder: SetBuilder, folder: Path, known: tuple[str, ...] | None) -> None:
+    images = list_images(folder)
+    if known is not None and folder.name not in known:
+        builder.note(builder.place(folder), f"unknown class; {len(images)} images left out")
+    elif not images:
+        builder.note(builder.place(folder), "class folder without images")
+
+
+def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) -> str:
+    if level is not None:
+        return parts[min(level, len(parts)) - 1]
+    if len(parts) > 1 and any(character.isdigit() for character in parts[-1]):
+        raise DataError(
+            f'folders are nested, as in {"/".join(parts)}: the class may be "{parts[0]}" or "{parts[-1]}"',
+            where=str(builder.root),
+            fix=f"-o level=1 takes the outer folder's name, -o level={len(parts)} the inner one's",
+        )
+    return parts[-1]
+
+
+def class_folders(root: Path) -> list[Folder]:
+    """Return the folders of images that may be classes, whatever the files in them are called."""
+    found = []
+    for split, base in split_folders(root):
+        for folder in image_folders(base):
+            if folder.path not in (base, root):
+                plain = described(folder.path, folder.path.relative_to(base).parts, folder.files)
+                found.append(Folder(plain.path, plain.files, split, plain.role, plain.rest))
+    return found
+
+
+def check_classes(root: Path, folders: Sequence[Folder]) -> None:
+    """Make sure that folders are classes, when nobody said so.
+
+    Raises:
+        DataError: They hold images and masks, several forms of the same images, or one class only.
+    """
+    explicit = "--format folders reads each folder as a class"
+    by_split: dict[str | None, list[Folder]] = defaultdict(list)
+    for folder in folders:
+        by_split[folder.split].append(folder)
+    for own in by_split.values():
+        for first, second in combinations(own[:50], 2):
+            _refuse_alike(root, first, second, explicit)
+    roles = [folder for folder in folders if role_of(folder.path.name)]
+    if roles:
+        names = ", ".join(sorted({folder.path.relative_to(root).as_posix() for folder in roles})[:4])
+        raise DataError(
+            f"no labels found: {names} {'is' if len(roles) == 1 else 'are'} named after what they hold, not after "
+            "classes",
+            where=str(root),
+            fix="put labels beside the images (masks/, labels/, annotations/, a table), name folders of masks with "
+            f"-o images=FOLDER -o masks=FOLDER and --format masks; {explicit}",
+        )
+    if len({folder.path.name for folder in folders}) < 2:
+        only = folders[0].path.relative_to(root).as_posix()
+        raise DataError(
+            f"no labels found: all images lie in {only}",
+            where=str(root),
+            fix=f"put labels beside them, or name the format; {explicit}",
+        )
+
+
+def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> None:
+    a, b = first.stems, second.stems
+    common = a & b
+    if len(common) < 2:
+        return
+    numbers = all(stem.isdigit() for stem in common)
+    alike = len(common) / len(a | b) >= ALIKE_NUMBERS if numbers else shared(first, second) >= ALIKE
+    if alike:
+        one, other = (f.path.relative_to(root).as_posix() for f in (first, second))
+        raise DataError(
+            f"{one} and {other} have {len(common)} files of equal names: images and masks, two dates, or classes",
+            where=str(root),
+            fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
+            f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
+        )

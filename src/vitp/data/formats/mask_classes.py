@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
 from vitp.data.formats.common import read_text
 from vitp.data.labels import IGNORE
@@ -15,6 +14,9 @@ from vitp.errors import ConfigError, DataError
 
 MOST_FOUND_CLASSES = 64
 """More different values than this are a photograph or a lossy file, not a mask."""
+
+LARGEST_INDEX = 63
+"""Values up to this count classes; larger ones are grey levels somebody chose."""
 
 BACKGROUND, IGNORE_NAME = "background", "ignore"
 
@@ -120,20 +122,22 @@ def from_file(path: Path, *, colour: bool) -> ClassMap:
 def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: bool) -> ClassMap:
     """Return a map for the values that occur, when nobody named them.
 
-    Two values with 0 among them are background and foreground. 255 beside several indices, and in palette
-    files, is ignored. Otherwise colours and indices become the names.
+    Two values with 0 among them are background and foreground. 255 beside small indices is ignored, which is the
+    field's convention; beside other grey levels (0, 128, 255) it may as well be a class, which is refused. Otherwise
+    colours and indices become the names.
 
     Raises:
-        DataError: There are too many values for a mask.
+        DataError: There are too many values for a mask, or 255 has two readings.
     """
     found = sorted(set(values))
     if len(found) > MOST_FOUND_CLASSES:
         raise DataError(
             f"the masks hold {len(found)} different values, too many for classes",
             where=str(root),
-            fix="name the classes with the option classes, and use lossless masks",
+            fix="name the classes with the option classes, and use lossless masks; numbers of instances are read "
+            "with the option mask_type=instances",
         )
-    ignored = [v for v in found if not colour and v == 255 and (palette or len(set(found) | {0}) > 2)]
+    ignored = [] if colour else _ignored(found, root, palette=palette)
     used = [v for v in found if v not in ignored]
     if set(used) <= {0, max(used, default=0)}:
         names = [BACKGROUND if v == 0 else "foreground" for v in used]
@@ -146,21 +150,35 @@ def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: boo
     )
 
 
-def mode_of(path: Path) -> str:
-    """Return the Pillow mode of a mask file ("P", "L", "RGB", …).
+def _ignored(found: Sequence[int], root: Path, *, palette: bool) -> list[int]:
+    """Return [255] where it says what to ignore, and [] where it is a class or doesn't occur."""
+    others = [value for value in found if value not in (0, IGNORE)]
+    if IGNORE not in found or not others:
+        return []
+    if palette or max(others) <= LARGEST_INDEX:
+        return [IGNORE]
+    levels = ",".join(f"{'background' if v == 0 else f'NAME_{v}'}={v}" for v in found if v != IGNORE)
+    raise DataError(
+        f"the masks hold {', '.join(map(str, found))}: 255 may be a class, or say what to ignore",
+        where=str(root),
+        fix=f'name the values: -o classes="{levels},NAME_255=255" or -o classes="{levels},ignore=255"',
+    )
+
+
+def says(class_map: ClassMap, *, colour: bool) -> str:
+    """Return a line about which value is which class."""
+    listed = [
+        f"{f'#{value:06x}' if colour else value} = {IGNORE_NAME if i == IGNORE else class_map.names[i]}"
+        for value, i in class_map.values
+    ]
+    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+    return f"values of the masks: {', '.join(listed[:20])}{more}"
+
+
+def parse_value(text: str) -> int:
+    """Return the value that "17", "white", "#ffffff" or "255:255:255" names.
 
     Raises:
-        DataError: It isn't an image.
+        ValueError: It is none of these.
     """
-    try:
-        with Image.open(path) as image:
-            return image.mode
-    except OSError as error:
-        raise DataError(f"is not an image ({error})", where=str(path), fix="remove or replace it") from error
-
-
-def distinct(values_HW: np.ndarray) -> list[int]:
-    """Return the values that occur, sorted."""
-    if values_HW.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(values_HW.reshape(-1), minlength=256)).tolist()
-    return np.unique(values_HW).tolist()
+    return int(text) if text.isdigit() else _packed(text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,15 @@ class MaskFile:
 
     Attributes:
         path: Of the mask.
-        values: (value in the file, class index) pairs; colours are 0xRRGGBB. Other values are ignored (255).
+        values: (value in the file, class index) pairs; colours are 0xRRGGBB.
         window: The part that counts; None for all.
+        nearest: Other values are those of the nearest value; else they are ignored (255).
     """
 
     path: str
     values: tuple[tuple[int, int], ...]
     window: Window | None = None
+    nearest: bool = False
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) uint8.
@@ -57,11 +59,29 @@ class MaskFile:
         Raises:
             DataError: The file is missing or damaged.
         """
-        values_HW = mask_values(_cut(_pixels(self.path), self.window))
+        pixels = _cut(_pixels(self.path), self.window)
+        values_HW = mask_values(pixels)
+        if self.nearest:
+            values_HW = nearest_values(
+                values_HW, [value for value, _ in self.values], colour=pixels.ndim == 3
+            )
         semantic_HW = np.full(values_HW.shape, IGNORE, np.uint8)
         for value, index in self.values:
             semantic_HW[values_HW == value] = index
         return semantic_HW
+
+
+def nearest_values(values_HW: np.ndarray, known: Sequence[int], *, colour: bool) -> np.ndarray:
+    """Return each pixel's nearest known value; of two that are equally near the one that is named first."""
+    found_V, inverse = np.unique(values_HW, return_inverse=True)
+
+    def channels(values: np.ndarray) -> np.ndarray:
+        wide = values.astype(np.int64)
+        return np.stack([wide >> 16 & 255, wide >> 8 & 255, wide & 255], -1) if colour else wide[:, None]
+
+    known_K = np.asarray(known, np.int64)
+    far_VK = ((channels(found_V)[:, None] - channels(known_K)[None]) ** 2).sum(-1)
+    return known_K[far_VK.argmin(1)][inverse].reshape(values_HW.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +91,12 @@ class ChangeFile:
     Attributes:
         path: Of the mask.
         window: The part that counts; None for all.
+        unchanged: The value that says "unchanged" instead; colours are 0xRRGGBB.
     """
 
     path: str
     window: Window | None = None
+    unchanged: int | None = None
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) bool.
@@ -83,6 +105,8 @@ class ChangeFile:
             DataError: The file is missing or damaged.
         """
         pixels = _pixels(self.path)
+        if self.unchanged is not None:
+            return mask_values(_cut(pixels, self.window)) != self.unchanged
         brightest = pixels if pixels.ndim == 2 else pixels.max(axis=-1)
         # Files of 0 and 1, of class numbers, and of 0 and 255 softened by resizing all occur.
         threshold = 127 if brightest.size and brightest.max() >= 128 else 0
@@ -139,9 +163,7 @@ def windowed(mask: Any, window: Window) -> MaskFile | ChangeFile:
         raise DataError("only masks in files can be cropped", fix="ask for smaller scenes instead of crops")
     x, y = mask.window[:2] if mask.window else (0, 0)
     inner = (window[0] + x, window[1] + y, window[2] + x, window[3] + y)
-    if isinstance(mask, MaskFile):
-        return MaskFile(mask.path, mask.values, inner)
-    return ChangeFile(mask.path, inner)
+    return replace(mask, window=inner)
 
 
 def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
@@ -155,6 +177,10 @@ def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"mask" if isinstance(mask, MaskFile) else "change_mask": name}
     if isinstance(mask, MaskFile):
         row["values"] = [list(pair) for pair in mask.values]
+        if mask.nearest:
+            row["nearest"] = True
+    elif mask.unchanged is not None:
+        row["unchanged"] = mask.unchanged
     if mask.window is not None:
         row["window"] = list(mask.window)
     return row
@@ -175,5 +201,9 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
         x1, y1, x2, y2 = (int(value) for value in row["window"])
         window = (x1, y1, x2, y2)
     if "change_mask" in row:
-        return ChangeFile(str(root / row["change_mask"]), window)
-    return MaskFile(str(root / row["mask"]), tuple((int(v), int(i)) for v, i in row["values"]), window)
+        unchanged = row.get("unchanged")
+        return ChangeFile(
+            str(root / row["change_mask"]), window, None if unchanged is None else int(unchanged)
+        )
+    values = tuple((int(v), int(i)) for v, i in row["values"])
+    return MaskFile(str(root / row["mask"]), values, window, bool(row.get("nearest", False)))

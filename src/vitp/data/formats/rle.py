@@ -47,3 +47,13 @@ def decode(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:
         raise ValueError(f"the runs cover {int(runs.sum())} pixels of {height * width}")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
+
+
+def encode(mask_HW: np.ndarray) -> dict[str, list[int]]:
+    """Return COCO's uncompressed run lengths of a mask: runs of 0 and 1 in turn, column by column."""
+    flat = np.asarray(mask_HW, np.uint8).T.reshape(-1)
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    if flat.size and flat[0]:
+        runs.insert(0, 0)
+    return {"size": [int(mask_HW.shape[0]), int(mask_HW.shape[1])], "counts": runs}

@@ -7,6 +7,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitp.errors import ConfigError, DataError
@@ -28,9 +29,12 @@ _ALIASES = {
 }
 
 
+_YEAR = re.compile(r"[-_ ]?(19|20)\d\d$")
+
+
 def split_of(word: str) -> str | None:
-    """Return the split that a folder or column names ("valid" → "val"), or None."""
-    return _ALIASES.get(word.strip().lower())
+    """Return the split that a folder, file or column names ("valid" → "val", "train2017" → "train"), or None."""
+    return _ALIASES.get(_YEAR.sub("", word.strip().lower()))
 
 
 def group_of(stem: str, pattern: re.Pattern[str] | None) -> str:
@@ -109,21 +113,50 @@ def _fill_empty(chosen: dict[str, list[str]], members: Mapping[str, list[int]]) 
             names.append(smallest)
 
 
-def read_split_file(path: Path) -> dict[str, str]:
-    """Return image name → split from JSON `{"train": [names], …}` or lines `name split`.
+@dataclass(frozen=True)
+class SplitEntry:
+    """One image that a list puts into a split.
+
+    Attributes:
+        names: What the list may call it, the likeliest first.
+        split: `train`, `val` or `test`.
+        where: "file:row".
+    """
+
+    names: tuple[str, ...]
+    split: str
+    where: str
+
+    @property
+    def name(self) -> str:
+        """The name as the list writes it."""
+        return self.names[0]
+
+
+def read_split_text(path: Path) -> str:
+    """Return the text of a file that names splits.
 
     Raises:
-        DataError: The file is missing, or a row can't be understood.
+        DataError: It can't be read.
     """
     try:
-        text = read_text(path)
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"split file can't be read ({error})", where=str(path), fix="check the path"
         ) from error
+
+
+def read_split_file(path: Path) -> list[SplitEntry]:
+    """Return the entries of JSON `{"train": [names], …}` or of lines `name split`.
+
+    Raises:
+        DataError: The file is missing, or a row can't be understood.
+    """
+    text = read_split_text(path)
     if path.suffix.lower() == ".json":
         return _splits_from_json(text, path)
-    found: dict[str, str] = {}
+    found = []
     for row, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -135,11 +168,11 @@ def read_split_file(path: Path) -> dict[str, str]:
                 where=f"{path}:{row}",
                 fix='write lines like "image_1.png train"',
             )
-        found[name.strip()] = split
+        found.append(SplitEntry((name.strip(),), split, f"{path.name}:{row}"))
     return found
 
 
-def _splits_from_json(text: str, path: Path) -> dict[str, str]:
+def _splits_from_json(text: str, path: Path) -> list[SplitEntry]:
     try:
         content = parse_json(text)
     except json.JSONDecodeError as error:
@@ -149,10 +182,10 @@ def _splits_from_json(text: str, path: Path) -> dict[str, str]:
     fix = 'write {"train": [names], "val": [names], "test": [names]}'
     if not isinstance(content, dict):
         raise DataError("isn't an object", where=str(path), fix=fix)
-    found: dict[str, str] = {}
+    found = []
     for word, names in content.items():
         split = split_of(word)
         if split is None or not isinstance(names, list):
             raise DataError(f'"{word}" is not a split with a list of names', where=str(path), fix=fix)
-        found.update((str(name), split) for name in names)
+        found += [SplitEntry((str(name),), split, f"{path.name}: {word}") for name in names]
     return found

@@ -108,6 +108,7 @@ def write_head(
         "semantic_classes": list(labelled.semantic_classes),
         "licence": labelled.licence,
         "findings": list(labelled.findings),
+        "understood": list(labelled.understood),
     }
     files.write_json(roots.out / "labels" / "set.json", head)
 
@@ -142,6 +143,7 @@ def read(root: Path) -> LabelledSet:
         semantic_classes=tuple(head["semantic_classes"]),
         licence=head["licence"],
         findings=tuple(head["findings"]),
+        understood=tuple(head.get("understood", ())),
     )
 
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, read_text
-from vitp.data.formats.label_files import add_images
-from vitp.data.labels import LabelledSet, ObjectLabel
+from vitp.data.formats.common import ReadOptions, SetBuilder, child, comma_list, read_text
+from vitp.data.formats.data_yaml import YAML_NAMES, DataYaml, doubles, read_data_yaml
+from vitp.data.formats.image_labels import ImageLabels
+from vitp.data.formats.label_files import LabelFile, Place, add_labels, find_labels, label_places
+from vitp.data.formats.split_lists import match_entries, read_list
+from vitp.data.formats.splits import SplitEntry
+from vitp.data.formats.yolo_rows import RowForm, Rows, form_of, parse_row, shape_of, survey
+from vitp.data.labels import LabelledSet
 from vitp.errors import DataError
-from vitp.reading import parse_yaml
 
-_YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-NOT_LABELS = ("classes.txt", "obj.names", "train.txt", "val.txt", "test.txt", "README.txt")
+NOT_LABELS = (
+    "classes.txt",
+    "obj.names",
+    "train.txt",
+    "val.txt",
+    "valid.txt",
+    "test.txt",
+    "trainval.txt",
+    "README.txt",
+    "README.dataset.txt",
+    "README.roboflow.txt",
+)
 
 
 def read(
@@ -23,117 +37,226 @@ def read(
     *,
     classes: str | list[str] | None = None,
     drop_empty: bool = False,
+    rows: Rows = "auto",
+    point_size: float | None = None,
 ) -> LabelledSet:
     """Read a YOLO folder.
 
-    A row of 5 columns is a box, of 9 an oriented box, of any other odd number from 7 a polygon.
+    A row of 5 columns is a box. Where all longer rows of the set have 9 columns they are oriented boxes; where their
+    lengths differ they are polygons; with `kpt_shape` in data.yaml they are boxes with keypoints, which aren't used.
 
     Args:
-        root: Holds `{split}/{images,labels}`, `{images,labels}/{split}`, `images` and `labels`, or images and
-            text side by side; class names in data.yaml, classes.txt or a `.names` file.
+        root: Holds `{split}/{images,labels}`, `{images,labels}/{split}`, `images` and `labels` with or without
+            sub-folders, or images and text side by side; class names in data.yaml, classes.txt or a `.names` file.
+            `path`, `train`, `val` and `test` of data.yaml are followed.
         options: Name, licence, splits.
         classes: The class names in the order of their numbers, instead of a file.
         drop_empty: Leave images with an empty label file out; by default they count as labelled, and there
             is nothing in them. An image without label file is not labelled, and always left out.
+        rows: What long rows are: "boxes" (there are none), "oriented", "polygons" or "pose"; "auto" as above.
+        point_size: Side in pixels of the box around the centre of a row without width and height; such rows have no
+            area by default, and are left out.
 
     Raises:
-        DataError: A row can't be understood, or there are no class names.
+        DataError: A row can't be understood, there are no class names, or too many labels can't be used.
     """
-    builder = SetBuilder(root, options)
-    names = comma_list(classes) or class_names(root)
-    add_images(
-        builder,
-        ("labels",),
-        lambda path, size: _objects(builder, path, size, names),
-        drop_empty=drop_empty,
-        not_labels=NOT_LABELS,
-    )
-    return builder.build(object_classes=names)
+    builder = SetBuilder(root, options, point_size=point_size)
+    yaml = _data_yaml(root)
+    names, origin = (known, "the option classes") if (known := comma_list(classes)) else _names(root, yaml)
+    builder.understand(f"class numbers: 0–{len(names) - 1}, named by {origin}")
+    for name in doubles(names):
+        builder.understand(f'classes: several numbers are called "{name}" and count as one class')
+    labels = _labels(builder, yaml)
+    form = form_of(rows, survey(entry.labels for entry in labels), yaml.keypoints() if yaml else None)
+    if form.text:
+        builder.understand(form.text)
 
+    def read_one(path: Path, found: ImageLabels) -> int:
+        return _read_objects(builder.place(path), path, found, names, form)
 
-def names_file(root: Path) -> Path | None:
-    """Return the file that names the classes, or None."""
-    places = [root / name for name in (*_YAML_NAMES, "classes.txt", "labels/classes.txt")]
-    return next(
-        (p for p in [*places, *sorted(root.glob("*.names")), *sorted(root.glob("*.yaml"))] if p.is_file()),
-        None,
-    )
+    add_labels(builder, labels, read_one, drop_empty=drop_empty)
+    return builder.build(object_classes=tuple(dict.fromkeys(names)))
 
 
 def class_names(root: Path) -> tuple[str, ...]:
     """Return the class names in the order of their numbers.
 
     Raises:
-        DataError: There is no such file, or it can't be understood.
+        DataError: There is no file that names them, or it can't be understood.
     """
-    path = names_file(root)
+    return _names(root, _data_yaml(root))[0]
+
+
+def label_folders(root: Path) -> list[Place]:
+    """Return where images and labels may lie: what data.yaml names, and the usual folders."""
+    return [*_yaml_places(root, _data_yaml(root)), *label_places(root, ("labels",))]
+
+
+def _names(root: Path, yaml: DataYaml | None) -> tuple[tuple[str, ...], str]:
+    """Return the class names and the file that they come from."""
+    places = [root / "classes.txt", root / "labels" / "classes.txt", *sorted(root.glob("*.names"))]
+    path = next((place for place in places if place.is_file()), None)
+    if yaml is not None and (yaml.content.get("names") is not None or path is None):
+        return yaml.names(), yaml.path.name
     if path is None:
         raise DataError(
             "no class names found (data.yaml, classes.txt or *.names)",
             where=str(root),
             fix="add one of them, or name the classes in order with the option classes",
         )
-    if path.suffix not in (".yaml", ".yml"):
-        return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-    try:
-        content: Any = parse_yaml(read_text(path))
-    except yaml.YAMLError as error:
-        raise DataError(f"is not YAML ({error})", where=str(path), fix="mend the file") from error
-    names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-        names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names:
+    lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
+    empty = next((row for row, line in enumerate(lines, 1) if not line), None)
+    if empty is not None or not lines:
         raise DataError(
-            "has no list of class names",
-            where=f"{path}: names",
-            fix="write names: [first, second] or 0: first",
+            "a class has no name: the row is the class's number",
+            where=f"{path}:{empty or 1}",
+            fix="write one name a row",
         )
-    return tuple(str(name) for name in names)
+    return tuple(lines), path.relative_to(root).as_posix()
 
 
-def _objects(
-    builder: SetBuilder, path: Path, size: tuple[int, int], names: tuple[str, ...]
-) -> list[ObjectLabel] | None:
-    """Return the labels of one file, or None when it holds none at all."""
-    objects: list[ObjectLabel] = []
-    rows = 0
+def _data_yaml(root: Path) -> DataYaml | None:
+    """Return data.yaml, or another YAML file in the set's folder that names classes or splits."""
+    path = next((root / name for name in YAML_NAMES if (root / name).is_file()), None)
+    if path is not None:
+        return read_data_yaml(path)
+    for path in sorted((*root.glob("*.yaml"), *root.glob("*.yml"))):
+        try:
+            found = read_data_yaml(path)
+        except DataError:
+            continue  # the set's folder may hold other YAML files
+        if found.content.keys() & {"names", "train"}:
+            return found
+    return None
+
+
+def _labels(builder: SetBuilder, yaml: DataYaml | None) -> list[LabelFile]:
+    """Return images and label files with the splits of data.yaml, or else of the folders."""
+    root = builder.root
+    named = _yaml_places(root, yaml)
+    layout = label_places(root, ("labels",))
+    _refuse_shared(root, named, yaml)
+    labels = find_labels(builder, [*named, *layout], not_labels=NOT_LABELS)
+    lists, gone = _entries(root, yaml)
+    if not named and not lists:
+        if gone and yaml is not None:
+            builder.understand(
+                f"{yaml.path.name}: {gone[0]} isn't there; the splits are those of the folders"
+            )
+        return labels
+    assert yaml is not None
+    for entry in gone:
+        builder.note(yaml.path.name, f"{entry} isn't there; left out")
+    splits, missing = match_entries(lists, [builder.place(entry.image) for entry in labels])
+    for miss in missing[:20]:
+        builder.note(miss.where, f'"{miss.name}" is no labelled image of the set')
+    builder.splits_from = yaml.path.name
+    return [
+        replace(entry, split=_split(builder, yaml, entry, listed, named))
+        for entry, listed in zip(labels, splits, strict=True)
+    ]
+
+
+def _split(
+    builder: SetBuilder, yaml: DataYaml, entry: LabelFile, listed: str | None, named: Sequence[Place]
+) -> str | None:
+    """Return the split of an image by data.yaml; its folder says only what data.yaml leaves out."""
+    folder = next((place.split for place in named if entry.image.is_relative_to(place.images)), None)
+    if listed and folder and listed != folder:
+        raise DataError(
+            f"is in the list of {listed} and in the folder of {folder}",
+            where=builder.place(entry.image),
+            fix=f"mend {yaml.path.name}",
+        )
+    return listed or folder or (entry.split if entry.split not in yaml.splits() else None)
+
+
+def _entries(root: Path, yaml: DataYaml | None) -> tuple[list[SplitEntry], list[str]]:
+    """Return what the lists of data.yaml name, and the entries of data.yaml that aren't there."""
+    found: list[SplitEntry] = []
+    gone = []
+    for split, entry in _split_entries(yaml):
+        path = _found(root, yaml, entry)
+        if path is None:
+            gone.append(f"{split}: {entry}")
+        elif path.is_file():
+            found += read_list(path, split, root)
+    return found, gone
+
+
+def _split_entries(yaml: DataYaml | None) -> list[tuple[str, str]]:
+    if yaml is None:
+        return []
+    return [(split, entry) for split, entries in yaml.splits().items() for entry in entries]
+
+
+def _found(root: Path, yaml: DataYaml | None, entry: str) -> Path | None:
+    """Return the folder or list that an entry of data.yaml names, in the set's folder, or None.
+
+    Exported sets are moved: an entry may begin with "../", and `path` may be that of another machine.
+    """
+    name = entry.replace("\\", "/")
+    plain = "/".join(part for part in name.split("/") if part not in (".", ".."))
+    for base in yaml.bases() if yaml else ():
+        for path in (Path(os.path.normpath(base / name)), base / plain):
+            if path.exists() and path.is_relative_to(root):
+                return path
+    return None
+
+
+def _yaml_places(root: Path, yaml: DataYaml | None) -> list[Place]:
+    """Return the image folders that data.yaml names, each with the folder of its labels."""
+    places = []
+    for split, entry in _split_entries(yaml):
+        folder = _found(root, yaml, entry)
+        if folder is None or not folder.is_dir():
+            continue
+        if (folder / "images").is_dir():  # some write train: train, and mean train/images
+            folder = folder / "images"
+        places.append(Place(folder, _labels_of(folder, root), split))
+    return places
+
+
+def _labels_of(folder: Path, root: Path) -> Path:
+    """Return where the labels of an image folder lie: "images" in its path becomes "labels"."""
+    parts = list(folder.relative_to(root).parts)
+    for i in reversed(range(len(parts))):
+        if parts[i].lower() == "images":
+            labels = child(root.joinpath(*parts[:i]), ("labels",))
+            if labels is not None and labels.joinpath(*parts[i + 1 :]).is_dir():
+                return labels.joinpath(*parts[i + 1 :])
+    return folder
+
+
+def _refuse_shared(root: Path, places: Sequence[Place], yaml: DataYaml | None) -> None:
+    for i, place in enumerate(places):
+        for other in places[:i]:
+            nested = place.images.is_relative_to(other.images) or other.images.is_relative_to(place.images)
+            if nested and place.split != other.split and yaml is not None:
+                raise DataError(
+                    f"{other.split} and {place.split} name the same images, {place.images.relative_to(root)}",
+                    where=str(yaml.path),
+                    fix="name other images, or remove one of the two, or say the splits with the option split_file",
+                )
+
+
+def _read_objects(place: str, path: Path, found: ImageLabels, names: tuple[str, ...], form: RowForm) -> int:
+    """Read the labels of one file, and return how many rows it has."""
+    count = 0
     for row, line in enumerate(read_text(path).splitlines(), 1):
         words = line.split()
         if not words:
             continue
-        rows += 1
-        number, values = _parse_row(words, path, row)
-        where = builder.place(path, row)
-        if not 0 <= number < len(names):
-            builder.note(where, f"class number {number} is not one of 0–{len(names) - 1}; left out")
-            continue
-        label = _label(builder, where, names[number], size, values)
-        if label is not None:
-            objects.append(label)
-    return objects if rows else None
-
-
-def _parse_row(words: list[str], path: Path, row: int) -> tuple[int, list[float]]:
-    try:
-        if len(words) < 5 or len(words) % 2 == 0:
-            raise ValueError(f"{len(words)} columns")
-        return int(words[0]), [float(word) for word in words[1:]]
-    except ValueError as error:
-        raise DataError(
-            f"is not a YOLO row ({error})",
-            where=f"{path}:{row}",
-            fix='write "class cx cy w h", "class x1 y1 … x4 y4" or "class x1 y1 x2 y2 …" on 0–1',
-        ) from error
-
-
-def _label(
-    builder: SetBuilder, where: str, name: str, size: tuple[int, int], values: list[float]
-) -> ObjectLabel | None:
-    width, height = size
-    scaled = [value * (height if i % 2 else width) for i, value in enumerate(values)]
-    if len(scaled) == 4:
-        cx, cy, w, h = scaled
-        return builder.label(where, name, size, box=(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
-    if len(scaled) == 8:
-        return builder.label(where, name, size, quad=scaled)
-    return builder.label(where, name, size, polygons=(scaled,))
+        count += 1
+        where = f"{place}:{row}"
+        number, values = parse_row(words, path, row, form)
+        known = 0 <= number < len(names)
+        shape = shape_of(values, form, found.size)
+        if isinstance(shape, str):
+            found.lose(where, shape, names[number] if known else "")
+        elif known:
+            found.add(where, names[number], shape)
+        else:
+            why = f"class number {number} is not one of 0–{len(names) - 1}"
+            found.ignore(where, why, f"class {number}", shape)
+    return count

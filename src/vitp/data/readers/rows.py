@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vitp.data.records import IMAGE_MARK, InstructionRecord, Region, Turn
+from vitp.data.records import IMAGE_MARK, InstructionRecord, Region, Turn, printable
 from vitp.data.shards.storage import join
 from vitp.errors import DataError
 
@@ -117,7 +117,7 @@ class _Row:
         self.id = row_id(row, place)
 
     def refuse(self, what: str, fix: str) -> NoReturn:
-        raise DataError(what, where=f"{self.place} (id {self.id})", fix=fix)
+        raise DataError(what, where=f"{self.place} (id {printable(self.id)})", fix=fix)
 
     def record(self, source: str) -> InstructionRecord:
         images = self._images()

@@ -25,6 +25,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from vitp.data.formats.geometry import area, as_points
+from vitp.data.formats.regions import rasterise
+from vitp.data.formats.rle import encode
 from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.data.scenes.address import load_scene
 from vitp.errors import ConfigError, DataError, did_you_mean
@@ -93,9 +96,16 @@ def _masks(labels: LabelledSet, out: Path) -> None:
     _text(labels.semantic_classes, out / "classes.txt")
 
 
-def _ring_area(ring: Sequence[float]) -> float:
-    x, y = np.asarray(ring[0::2]), np.asarray(ring[1::2])
-    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+def _object_area(label: ObjectLabel) -> float:
+    rings, holes = (sum(area(as_points(ring)) for ring in flat) for flat in (label.polygons, label.holes))
+    return rings - holes
+
+
+def _segmentation(label: ObjectLabel, item: LabelledImage) -> list[list[float]] | dict[str, list[int]]:
+    """Return COCO polygons, or run lengths where there are holes: polygons of COCO have none."""
+    if label.holes:
+        return encode(rasterise(label.polygons, (item.height, item.width), label.holes))
+    return [list(ring) for ring in label.polygons]
 
 
 def _coco(labels: LabelledSet, out: Path) -> None:
@@ -115,8 +125,8 @@ def _coco(labels: LabelledSet, out: Path) -> None:
                     "image_id": number,
                     "category_id": labels.object_classes.index(label.category) + 1,
                     "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
-                    "segmentation": [list(ring) for ring in label.polygons],
-                    "area": sum(_ring_area(ring) for ring in label.polygons) or (x2 - x1) * (y2 - y1),
+                    "segmentation": _segmentation(label, item),
+                    "area": _object_area(label) or (x2 - x1) * (y2 - y1),
                     "iscrowd": 0,
                 }
             )

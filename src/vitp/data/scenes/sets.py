@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import overload
 
-import cv2
 import numpy as np
 
+from vitp.data.formats.geometry import as_flat
+from vitp.data.formats.regions import outline
 from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.data.scenes.address import SceneAddress, load_pair, load_scene
 from vitp.data.scenes.domains import SPLITS, SceneDomain, get_domain
@@ -25,19 +26,6 @@ def _change(address: SceneAddress) -> np.ndarray:
     return load_pair(address).change_HW.copy()
 
 
-def _rings(mask_HW: np.ndarray, left: int, top: int) -> tuple[tuple[float, ...], ...]:
-    """Return outlines of a mask in pixel-edge coordinates: filled again, they give back the mask."""
-    # Each pixel becomes a square of 2 × 2, so that a contour through pixel centres runs along the edges.
-    fine = np.repeat(np.repeat(mask_HW.astype(np.uint8), 2, 0), 2, 1)
-    contours, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    rings = []
-    for contour in contours:
-        points = np.floor((contour.reshape(-1, 2) + 1) / 2) + np.array((left, top))
-        if len(points) >= 3:
-            rings.append(tuple(float(value) for value in points.reshape(-1)))
-    return tuple(rings)
-
-
 def object_labels(scene: Scene) -> tuple[ObjectLabel, ...]:
     """Return the labels of a scene's objects with boxes, quads and outlines."""
     size = scene.semantic_HW.shape[0]
@@ -45,8 +33,10 @@ def object_labels(scene: Scene) -> tuple[ObjectLabel, ...]:
     for number, item in enumerate(scene.objects, 1):
         x1, y1 = (max(int(np.floor(value)), 0) for value in item.box[:2])
         x2, y2 = (min(int(np.ceil(value)), size) for value in item.box[2:])
-        rings = _rings(scene.instance_HW[y1:y2, x1:x2] == number, x1, y1)
-        labels.append(ObjectLabel(item.category, item.box, item.quad, rings))
+        found = outline(scene.instance_HW[y1:y2, x1:x2] == number)
+        corner = np.array((x1, y1))
+        rings, holes = (tuple(as_flat(r + corner) for r in each) for each in (found.rings, found.holes))
+        labels.append(ObjectLabel(item.category, item.box, item.quad, rings, holes=holes))
     return tuple(labels)
 
 

@@ -7,6 +7,7 @@ Forms (integers on 0..1000 of the whole image unless a set was made with another
 - oriented boxes after GeoChat: `<ref>ship</ref>{<x1><y1><x2><y2>|<angle>}…`, see `format_geochat`
 - grids: names separated by blanks, rows by `; `; names of several words are hyphenated
 - cells: `row,column; row,column; …`, counted from 1
+- shares: `35%`, or `less than 5%` for what is above 0 and would round to it
 - nothing: `none`
 """
 
@@ -150,6 +151,22 @@ def parse_count(text: str) -> int | None:
         return int(match[0])
     words = re.findall(r"[a-z]+", text.casefold())
     return next((_WORD_VALUES[word] for word in words if word in _WORD_VALUES), None)
+
+
+def format_share(share: float, step: int) -> str:
+    """Return a share as a percentage, rounded to a step; one above 0 that would round to it as "less than"."""
+    percent = round(share * 100 / step) * step
+    return f"less than {step}%" if share > 0 and percent == 0 else f"{percent}%"
+
+
+def parse_share(text: str) -> tuple[int, bool] | None:
+    """Return the percentage of the text, and whether it says "less than" that; None where it has none."""
+    percent = parse_count(text)
+    return (
+        None
+        if percent is None
+        else (percent, re.search(r"less than|below|under|<", text.casefold()) is not None)
+    )
 
 
 def parse_yes_no(text: str) -> bool | None:

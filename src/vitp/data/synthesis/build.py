@@ -173,7 +173,7 @@ def _regions(item: LabelledImage) -> tuple[Region, ...]:
     for image, labels in enumerate((item.objects or (), item.later_objects or ())):
         for label in labels:
             placed = place(label, item.width, item.height)
-            if placed.share > 0:
+            if placed.share > 0 and not label.difficult:
                 quad = label.quad
                 found.append(
                     Region(

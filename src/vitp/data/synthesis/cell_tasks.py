@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from vitp.data.synthesis import phrases
-from vitp.data.synthesis.answers import format_cells, format_grid
+from vitp.data.synthesis.answers import format_cells, format_grid, format_share
 from vitp.data.synthesis.choosing import ask, draw, draw_absent, draw_present
 from vitp.data.synthesis.classes import NEVER_ASKED
-from vitp.data.synthesis.facts import BACKGROUND, UNKNOWN, Facts, Question
+from vitp.data.synthesis.facts import UNKNOWN, Facts, Question
 from vitp.data.synthesis.words import spoken
 
 COVER_STEP = 5
@@ -35,14 +35,15 @@ def grid_row(facts: Facts, rng: np.random.Generator) -> Question | None:
 def cells(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask for the cells that a class names in the grid; "none" where the class is absent from the image.
 
-    Classes that fill more than two rows' worth of cells are not asked: the grid says that in fewer tokens.
+    Classes that fill more than two rows' worth of cells are not asked: the grid says that in fewer tokens. Nor are
+    those of which some cell can't be told.
     """
     if not facts.grid:
         return None
     places: dict[str, list[tuple[int, int]]] = {}
     for row, column, name in facts.askable_cells:
         places.setdefault(name, []).append((row, column))
-    names = [n for n, held in places.items() if n != BACKGROUND and len(held) <= 2 * facts.limits.grid]
+    names = [n for n, held in places.items() if n in facts.listable and len(held) <= 2 * facts.limits.grid]
     known = facts.classes.semantic_classes if facts.mask is not None else facts.classes.object_classes
     absent = [n for n in facts.absent if n in known]
     if rng.random() < 0.5 and absent:
@@ -91,7 +92,7 @@ def point(facts: Facts, rng: np.random.Generator) -> Question | None:
 
 def cover(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask for a class's share of the labelled pixels in percent, rounded to `COVER_STEP`."""
-    names = [n for n in facts.present if n in facts.shares]
+    names = [n for n in facts.present if facts.shares.get(n)]
     absent = [n for n in facts.absent if n in facts.shares]
     if absent and rng.random() < 0.15:
         name = draw_absent(facts, rng, absent)
@@ -99,8 +100,8 @@ def cover(facts: Facts, rng: np.random.Generator) -> Question | None:
         name = draw_present(facts, rng, names)
     else:
         return None
-    percent = round(facts.shares[name] * 100 / COVER_STEP) * COVER_STEP
-    return Question(ask(rng, phrases.COVER, one=spoken(name), step=COVER_STEP), f"{percent}%", name)
+    question = ask(rng, phrases.COVER, one=spoken(name), step=COVER_STEP)
+    return Question(question, format_share(facts.shares[name], COVER_STEP), name)
 
 
 def dominant(facts: Facts, rng: np.random.Generator) -> Question | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import cv2
 import numpy as np
 
 from vitp.data.labels import ObjectLabel
-from vitp.data.records import IMAGE_MARK
 from vitp.data.synthesis import phrases
-from vitp.data.synthesis.answers import format_boxes, format_cells
+from vitp.data.synthesis.answers import format_boxes, format_cells, format_share
 from vitp.data.synthesis.choosing import ask, draw
 from vitp.data.synthesis.facts import Facts, Question, cell_histogram, is_usable, scale_box
+from vitp.data.synthesis.image_tasks import next_caption
 from vitp.data.synthesis.words import NINTHS, counted
 
 CHANGED_CELL = 0.1
@@ -24,10 +25,7 @@ NOTHING = "nothing"
 
 def change_caption(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask for a description of the change, where one is given."""
-    given = [text.strip() for text in facts.item.change_captions if text.strip()]
-    if not given:
-        return None
-    return Question(ask(rng, phrases.CHANGE_CAPTION), draw(rng, given).replace(IMAGE_MARK, "image"))
+    return next_caption(facts.item.change_captions, phrases.CHANGE_CAPTION, facts, rng)
 
 
 def change(facts: Facts, rng: np.random.Generator) -> Question | None:
@@ -48,13 +46,27 @@ def change_part(facts: Facts, rng: np.random.Generator) -> Question | None:
     if mask is None or min(mask.shape) < 3:
         return None
     counts = cell_histogram(mask.astype(np.uint8), 3)
-    share = counts[:, 1] / counts.sum(1)
-    sides = ([i for i in range(9) if share[i] >= CHANGED_CELL], [i for i in range(9) if share[i] == 0])
-    if not all(sides):
+    asked = facts.yes_no_asked
+    sides = [
+        [i for i in places if (NINTHS[i // 3][i % 3], yes) not in asked]
+        for yes, places in (
+            (False, np.flatnonzero(counts[:, 1] == 0).tolist()),
+            (True, changed_cells(mask, counts)),
+        )
+    ]
+    # Further questions about the same pair come in twos of yes and no, as one side often has far more ninths.
+    if len(asked) % 2:
+        yes = not asked[-1][1]
+    elif not all(sides):
         return None
-    side = int(rng.integers(2))
-    part = NINTHS[(place := draw(rng, sides[side])) // 3][place % 3]
-    return Question(ask(rng, phrases.CHANGE_PART, part=part), ("yes", "no")[side], part)
+    else:
+        yes = not rng.integers(2)
+    if not sides[yes]:
+        return None
+    place = draw(rng, sides[yes])
+    part = NINTHS[place // 3][place % 3]
+    asked.append((part, yes))
+    return Question(ask(rng, phrases.CHANGE_PART, part=part), "yes" if yes else "no", part)
 
 
 def changed_boxes(mask_HW: np.ndarray) -> list[tuple[float, float, float, float]]:
@@ -73,34 +85,62 @@ def changed_boxes(mask_HW: np.ndarray) -> list[tuple[float, float, float, float]
     ]
 
 
+def changed_cells(mask_HW: np.ndarray, counts_C2: np.ndarray) -> list[int]:
+    """Return the cells that changed, in order.
+
+    Those of which a tenth or more did. Where a change is too small for that everywhere, each changed region counts in
+    the cell that holds its centre.
+
+    Args:
+        mask_HW: The changed pixels.
+        counts_C2: Unchanged and changed pixels of each cell of a grid of C = n² cells.
+    """
+    changed = np.flatnonzero(counts_C2[:, 1] >= CHANGED_CELL * counts_C2[:, :2].sum(1))
+    if len(changed) or not mask_HW.any():
+        return [int(i) for i in changed]
+    n = math.isqrt(len(counts_C2))
+    boxes = changed_boxes(mask_HW)
+    centres = (((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes)
+    cells = {min(int(y * n), n - 1) * n + min(int(x * n), n - 1) for x, y in centres}
+    # The centre of a crooked region may lie where nothing changed.
+    return sorted(cell for cell in cells if counts_C2[cell, 1]) or [int(counts_C2[:, 1].argmax())]
+
+
 def change_boxes(facts: Facts, rng: np.random.Generator) -> Question | None:
-    """Ask for the boxes of all changed regions; "none" without change; not asked for more than `max_boxes`."""
+    """Ask for the boxes of all changed regions; "none" without change.
+
+    For more regions than `max_boxes` the question asks for that many, from the top by their upper edge.
+    """
     if facts.change is None:
         return None
-    found = [scale_box(b, facts.limits.coordinate_range) for b in changed_boxes(facts.change)]
-    if len(found) > facts.limits.max_boxes:
-        return None
-    return Question(ask(rng, phrases.CHANGE_BOXES), format_boxes("change", found))
+    limit = facts.limits.max_boxes
+    found = sorted(
+        (scale_box(b, facts.limits.coordinate_range) for b in changed_boxes(facts.change)),
+        key=lambda b: (b[1], b[0], b[3], b[2]),
+    )
+    if len(found) <= limit:
+        return Question(ask(rng, phrases.CHANGE_BOXES), format_boxes("change", found))
+    if found[limit - 1][1] == found[limit][1]:
+        return None  # which of the two is the last one would be a matter of taste
+    question = ask(rng, phrases.CHANGE_BOXES_SOME, limit=limit)
+    return Question(question, format_boxes("change", found[:limit]))
 
 
 def change_cells(facts: Facts, rng: np.random.Generator) -> Question | None:
-    """Ask for the cells of which a tenth or more changed; "none" where nothing did."""
+    """Ask for the cells that changed (see `changed_cells`); "none" where nothing did."""
     n, mask = facts.limits.grid, facts.change
     if mask is None or min(mask.shape) < n:
         return None
-    counts = cell_histogram(mask.astype(np.uint8), n)
-    changed = np.flatnonzero(counts[:, 1] >= CHANGED_CELL * counts.sum(1))
-    if not len(changed) and mask.any():
-        return None
-    places = [(int(i) // n + 1, int(i) % n + 1) for i in changed]
+    changed = changed_cells(mask, cell_histogram(mask.astype(np.uint8), n))
+    places = [(i // n + 1, i % n + 1) for i in changed]
     return Question(ask(rng, phrases.CHANGE_CELLS, n=n), format_cells(places))
 
 
 def change_share(facts: Facts, rng: np.random.Generator) -> Question | None:
-    """Ask for the changed share of the pixels in whole percent."""
+    """Ask for the changed share of the pixels in whole percent; a change below half of one is "less than 1%"."""
     if facts.change is None:
         return None
-    return Question(ask(rng, phrases.CHANGE_SHARE), f"{round(float(facts.change.mean()) * 100)}%")
+    return Question(ask(rng, phrases.CHANGE_SHARE), format_share(float(facts.change.mean()), 1))
 
 
 def _iou(a: ObjectLabel, b: ObjectLabel) -> float:
@@ -137,10 +177,10 @@ def only_in_first(first: tuple[ObjectLabel, ...], second: tuple[ObjectLabel, ...
 def change_objects(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask which objects appeared or disappeared: "two ships, one crane", or "nothing".
 
-    Needs the objects of both dates; pairs with difficult objects are not asked.
+    Needs the objects of both dates; pairs with difficult objects or ignored places are not asked.
     """
     item = facts.item
-    if item.objects is None or item.later_objects is None:
+    if item.objects is None or item.later_objects is None or item.ignored:
         return None
     if any(
         o.difficult or not is_usable(o.box, item.width, item.height)

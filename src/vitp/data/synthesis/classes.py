@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vitp.data.ignored import known_semantic
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
 
 NEVER_ASKED = frozenset(
@@ -124,7 +125,8 @@ def class_states(
     """Return class name → present (True), absent (False) or not to be told (None).
 
     Not to be told are classes of which only difficult or unusable objects are labelled, those that cover a few
-    pixels only, and those missing from a mask that leaves more than 5 % of the image open.
+    pixels only, and those missing from a mask that leaves more than 5 % of the image open. No class is absent
+    where a place is ignored: what lies there may be of any class.
     """
     states: dict[str, bool | None] = {}
     if histogram is not None:
@@ -150,7 +152,21 @@ def class_states(
                 states[name] = None
             else:
                 states[name] = False
-    return states
+    return {name: state or None for name, state in states.items()} if item.ignored else states
+
+
+def countable(item: LabelledImage) -> list[str]:
+    """Return the classes all of whose objects are known and clear, in the order of their first objects.
+
+    None are where a place is ignored, and none are that have a difficult object or one without an area.
+    """
+    if item.ignored:
+        return []
+    clear = {label.category: True for label in item.objects or ()}
+    for label in item.objects or ():
+        if label.difficult or not is_usable(label.box, item.width, item.height):
+            clear[label.category] = False
+    return [name for name, known in clear.items() if known]
 
 
 def gather_statistics(items: Iterable[LabelledImage], classes: SetClasses) -> ClassStatistics:
@@ -166,7 +182,7 @@ def gather_statistics(items: Iterable[LabelledImage], classes: SetClasses) -> Cl
                 changed.append(bool(item.change().any()))
             continue
         images += 1
-        histogram = None if item.semantic is None else mask_histogram(item.semantic())
+        histogram = None if item.semantic is None else mask_histogram(known_semantic(item))
         states = class_states(item, classes, histogram)
         here = [name for name, state in states.items() if state]
         told.update(name for name, state in states.items() if state is not None)

@@ -9,16 +9,26 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+from vitp.data.formats.geometry import as_flat, as_points
+from vitp.data.formats.regions import rasterise
+from vitp.data.ignored import known_semantic, outline, touched
 from vitp.data.labels import LabelledImage, ObjectLabel
 from vitp.data.records import COORDINATE_RANGE
-from vitp.data.synthesis.classes import NEVER_ASKED, SetClasses, class_states, is_usable, mask_histogram
+from vitp.data.synthesis.classes import (
+    NEVER_ASKED,
+    SetClasses,
+    class_states,
+    countable,
+    is_usable,
+    mask_histogram,
+)
 from vitp.errors import DataError
 
 BACKGROUND = "background"
 """Name of a grid cell without object, where only objects are labelled."""
 
 UNKNOWN = "unknown"
-"""Name of a grid cell of which more than half is not labelled."""
+"""Name of a grid cell of which more than half is not labelled, or that a difficult object or ignored place touches."""
 
 OBJECT_CELL_SHARE = 0.25
 """Where only objects are labelled, an object names the cells that it covers to this share."""
@@ -133,13 +143,15 @@ class Facts:
         self.item, self.classes, self.limits = item, classes, limits
         # Presence questions so far: (class, there or not). The next ones keep yes and no in balance.
         self.yes_no_asked: list[tuple[str, bool]] = []
+        # Captions that were answers so far, with the wordings that asked for them.
+        self.captions_asked: dict[str, str] = {}
 
     @cached_property
     def mask(self) -> np.ndarray | None:
-        """The semantic mask (H, W) uint8, or None."""
+        """The semantic mask (H, W) uint8, 255 where a place is ignored, or None."""
         if self.item.semantic is None:
             return None
-        mask = np.asarray(self.item.semantic())
+        mask = known_semantic(self.item)
         if mask.ndim != 2 or mask.size == 0:
             raise DataError(
                 f"the semantic mask has shape {mask.shape}", where=self.item.id, fix="give (H, W)"
@@ -165,14 +177,18 @@ class Facts:
 
     @cached_property
     def by_class(self) -> dict[str, list[Placed]]:
-        """Class → its objects, for classes all of whose objects are clear: those that can be counted."""
-        found: dict[str, list[Placed]] = {}
+        """Class → its objects, for classes all of whose objects are known and clear: those that can be counted."""
+        found: dict[str, list[Placed]] = {name: [] for name in countable(self.item)}
         for placed in self.objects:
-            found.setdefault(placed.category, []).append(placed)
-        for label in self.item.objects or ():
-            if label.difficult or not is_usable(label.box, self.item.width, self.item.height):
-                found.pop(label.category, None)
+            if placed.category in found:
+                found[placed.category].append(placed)
         return found
+
+    @cached_property
+    def ignored(self) -> tuple[Placed, ...]:
+        """The places of which nothing is known, so far as they lie in the image."""
+        width, height = self.item.width, self.item.height
+        return tuple(place(o, width, height) for o in self.item.ignored if is_usable(o.box, width, height))
 
     @cached_property
     def states(self) -> dict[str, bool | None]:
@@ -213,7 +229,7 @@ class Facts:
         if self.mask is not None:
             flat = self._mask_cells()
         elif self.item.objects is not None:
-            flat = self._object_cells()
+            flat = self._object_cells[0]
         else:
             return []
         n = self.limits.grid
@@ -237,18 +253,41 @@ class Facts:
         unknown = 2 * known.sum(1) < total
         return [UNKNOWN if u else names[int(b)] for u, b in zip(unknown, best, strict=True)]
 
-    def _object_cells(self) -> list[str]:
+    @cached_property
+    def listable(self) -> frozenset[str]:
+        """The classes whose cells in the grid are all known, so that they can be listed in full."""
+        if self.item.ignored:
+            return frozenset()
+        if self.mask is None:
+            return frozenset(self.by_class) - self._object_cells[1]
+        open_cells = any(UNKNOWN in row for row in self.grid)
+        return frozenset() if open_cells else frozenset(self.classes.semantic_classes) - {BACKGROUND}
+
+    @cached_property
+    def _object_cells(self) -> tuple[list[str], frozenset[str]]:
+        """The class of each cell by clear objects, and the classes that can't be told in some cell."""
+        cells = self._clear_cells()
+        unclear = [placed.label for placed in self.objects if placed.label.difficult]
+        unclear += [placed.label for placed in self.ignored]
+        if not unclear:
+            return cells, frozenset()
         n, fine = self.limits.grid, 16
-        names = list(dict.fromkeys(p.category for p in self.objects))[:254]
+        hidden_HW = touched(unclear, (self.item.height, self.item.width), (n * fine, n * fine))
+        hidden = cell_histogram(hidden_HW.astype(np.uint8), n)[:, 1] > 0
+        lost = {name for name, hide in zip(cells, hidden, strict=True) if hide and name != BACKGROUND}
+        return [UNKNOWN if hide else name for name, hide in zip(cells, hidden, strict=True)], frozenset(lost)
+
+    def _clear_cells(self) -> list[str]:
+        n, fine = self.limits.grid, 16
+        clear = [placed for placed in self.objects if not placed.label.difficult]
+        names = list(dict.fromkeys(p.category for p in clear))[:254]
         canvas = np.full((n * fine, n * fine), 255, np.uint8)
         width, height = self.item.width, self.item.height
-        ordered = sorted(self.objects, key=lambda p: -p.share)
+        ordered = sorted(clear, key=lambda p: -p.share)
         for placed in ordered:  # the smaller object lies on top: it would vanish otherwise
             if placed.category in names:
-                rings = [np.asarray(r, float).reshape(-1, 2) for r in outline(placed.label)]
-                scaled = [np.round(r * (n * fine * 16 / width, n * fine * 16 / height)) for r in rings]
-                value = names.index(placed.category)
-                cv2.fillPoly(canvas, [s.astype(np.int32) - 8 for s in scaled], value, shift=4)
+                scale = n * fine / width, n * fine / height
+                canvas[_drawn(placed.label, scale, n * fine)] = names.index(placed.category)
         histogram = cell_histogram(canvas, n)[:, : len(names)] if names else np.zeros((n * n, 1), int)
         enough = histogram.max(1) >= OBJECT_CELL_SHARE * fine * fine
         cells = [
@@ -259,6 +298,9 @@ class Facts:
             placed
         ) in ordered:  # an object too small to fill a quarter of any cell still has its centre in one
             cell = min(int(placed.y * n), n - 1) * n + min(int(placed.x * n), n - 1)
+            x1, y1, x2, y2 = placed.label.box
+            if placed.label.holes and min((x2 - x1) * n / width, (y2 - y1) * n / height) > 1:
+                continue  # the centre of a large ring lies in its hole
             if cells[cell] == BACKGROUND and placed.category in names:
                 cells[cell] = placed.category
         return cells
@@ -278,11 +320,20 @@ class Facts:
         return scale_box(placed.box, self.limits.coordinate_range)
 
 
-def outline(label: ObjectLabel) -> list[tuple[float, ...]]:
-    """Return the rings of an object in pixels: its polygons, else its oriented box, else its box."""
-    if label.polygons:
-        return [ring for ring in label.polygons if len(ring) >= 6]
-    if label.quad is not None:
-        return [label.quad]
-    x1, y1, x2, y2 = label.box
-    return [(x1, y1, x2, y1, x2, y2, x1, y2)]
+def _drawn(label: ObjectLabel, scale: tuple[float, float], side: int) -> np.ndarray:
+    """Return which of (side, side) cells an object covers or touches; its holes are left out.
+
+    Args:
+        label: The object.
+        scale: Cells a pixel, across and down.
+        side: Cells.
+    """
+    rings = [as_points(ring) * scale for ring in outline(label)]
+    covered = np.zeros((side, side), np.uint8)
+    for ring in rings:  # one by one: of two rings at once OpenCV would leave out what they share
+        cv2.fillPoly(covered, [np.round(ring * 16).astype(np.int32) - 8], 1, shift=4)
+    if label.holes:
+        holes = [as_flat(as_points(hole) * scale) for hole in label.holes]
+        inside = rasterise([as_flat(ring) for ring in rings], covered.shape, holes)
+        covered[(rasterise(holes, covered.shape) > 0) & (inside == 0)] = 0
+    return covered > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vitp.data.records import IMAGE_MARK
@@ -53,14 +55,35 @@ def compose_caption(facts: Facts, rng: np.random.Generator) -> str | None:
 
 
 def caption(facts: Facts, rng: np.random.Generator) -> Question | None:
-    """Ask for a description; a given caption is the answer, else one composed from the labels."""
-    given = [text.strip() for text in facts.item.captions if text.strip()]
-    answer = draw(rng, given) if given else compose_caption(facts, rng)
-    if not answer:
+    """Ask for a description; the given captions are the answers, else one composed from the labels."""
+    wordings = phrases.FIRST_CAPTION if facts.item.second_image is not None else phrases.CAPTION
+    if facts.item.captions:
+        return next_caption(facts.item.captions, wordings, facts, rng)
+    answer = compose_caption(facts, rng)
+    return Question(ask(rng, wordings), answer) if answer else None
+
+
+def next_caption(
+    captions: Sequence[str], wordings: Sequence[str], facts: Facts, rng: np.random.Generator
+) -> Question | None:
+    """Ask for a description; the answer is one of the given captions that was not the answer yet.
+
+    Each comes with a wording of its own, as long as there are some: one question has one answer.
+    """
+    given = list(dict.fromkeys(text.strip() for text in captions if text.strip()))
+    if not given:
         return None
-    first_of_two = facts.item.second_image is not None
-    question = ask(rng, phrases.FIRST_CAPTION if first_of_two else phrases.CAPTION)
-    return Question(question, answer.replace(IMAGE_MARK, "image"))
+    if len(given) == 1:
+        (answer,) = given
+        draw(rng, given)
+        return Question(ask(rng, wordings), answer.replace(IMAGE_MARK, "image"))
+    left = [text for text in given if text not in facts.captions_asked]
+    if not left:
+        return None
+    answer = draw(rng, left)
+    fresh = [text for text in wordings if text not in facts.captions_asked.values()] or list(wordings)
+    facts.captions_asked[answer] = wording = draw(rng, fresh)
+    return Question(wording, answer.replace(IMAGE_MARK, "image"), answer)
 
 
 def scene(facts: Facts, rng: np.random.Generator) -> Question | None:

@@ -108,13 +108,14 @@ def relation(facts: Facts, rng: np.random.Generator) -> Question | None:
 
 
 def _region(facts: Facts, rng: np.random.Generator, objects: list[Placed]) -> tuple[Placed, str] | None:
-    """Choose an object, each class alike, whose box does not nearly coincide with one of another class."""
+    """Choose an object, each class alike, whose box nearly coincides with none of another or an unknown class."""
     names = sorted({placed.category for placed in objects if not placed.label.difficult})
     if not names:
         return None
     name = draw(rng, names)
     placed = draw(rng, [p for p in objects if p.category == name and not p.label.difficult])
-    if any(p.category != name and _overlap(p, placed) > 0.5 for p in facts.objects):
+    others = [p for p in facts.objects if p.category != name]
+    if any(_overlap(p, placed) > 0.5 for p in (*others, *facts.ignored)):
         return None
     return placed, f"<box>[{', '.join(str(v) for v in facts.text_box(placed))}]</box>"
 

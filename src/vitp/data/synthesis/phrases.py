@@ -242,6 +242,14 @@ CHANGE_BOXES = (
     "Which regions differ? Give boxes.",
     "Find all changes between the images.",
 )
+CHANGE_BOXES_SOME = (
+    "Box the first {limit} changes from the top.",
+    "Find the {limit} topmost changes.",
+    "Give boxes of the upper {limit} changes.",
+    "Locate {limit} changed regions, starting from the top.",
+    "List the boxes of the {limit} highest-lying changes.",
+    "Detect the {limit} changes nearest to the top.",
+)
 CHANGE_CELLS = (
     "Which cells of a {n} by {n} grid changed?",
     "List the changed cells of the {n} by {n} grid.",

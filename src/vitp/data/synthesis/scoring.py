@@ -19,8 +19,10 @@ from vitp.data.synthesis.answers import (
     parse_count,
     parse_geochat,
     parse_quads,
+    parse_share,
     parse_yes_no,
 )
+from vitp.data.synthesis.words import cell_name, words_apart
 from vitp.errors import ConfigError, did_you_mean
 
 Score = Callable[[str, str], float]
@@ -31,8 +33,8 @@ MATCH_IOU = 0.5
 
 
 def normalised(text: str) -> str:
-    """Return text without case, outer and doubled blanks and final stop; a hyphen counts as a blank."""
-    return re.sub(r"\s*-\s*|\s+", " ", text).strip().rstrip(".").strip().casefold()
+    """Return text without case, outer and doubled blanks and final stop; a hyphen or a hump counts as a blank."""
+    return re.sub(r"\s*-\s*|\s+", " ", words_apart(text)).strip().rstrip(".").strip().casefold()
 
 
 def exact(predicted: str, expected: str) -> float:
@@ -50,6 +52,12 @@ def number(predicted: str, expected: str) -> float:
     """Return 1 for the same number."""
     answer = parse_count(predicted)
     return float(answer is not None and answer == parse_count(expected))
+
+
+def share(predicted: str, expected: str) -> float:
+    """Return 1 for the same percentage; "less than 1%" is another one than 0 % and than 1 %."""
+    answer = parse_share(predicted)
+    return float(answer is not None and answer == parse_share(expected))
 
 
 def _f1(common: float, predicted: float, expected: float) -> float:
@@ -145,7 +153,10 @@ def oriented_f1(predicted: str, expected: str) -> float:
 
 def cell_accuracy(predicted: str, expected: str) -> float:
     """Return the share of the expected cells that have the right name; missing cells are wrong."""
-    answer, truth = grid_rows(predicted.casefold()), grid_rows(expected.casefold())
+    answer, truth = (
+        [[cell_name(name).casefold() for name in row] for row in grid_rows(text)]
+        for text in (predicted, expected)
+    )
     cells = [(r, c) for r, row in enumerate(truth) for c in range(len(row))]
     right = sum(r < len(answer) and c < len(answer[r]) and answer[r][c] == truth[r][c] for r, c in cells)
     return right / len(cells) if cells else 0.0
@@ -179,14 +190,14 @@ SCORES: dict[str, Score] = {
     "cells": cells_f1,
     "cell": exact,
     "point": exact,
-    "cover": number,
+    "cover": share,
     "dominant": exact,
     "change_caption": token_f1,
     "change": yes_no,
     "change_part": yes_no,
     "change_boxes": boxes_f1,
     "change_cells": cells_f1,
-    "change_share": number,
+    "change_share": share,
     "change_objects": list_f1,
 }
 """Task → its score."""

@@ -131,6 +131,14 @@ def moved_objects(
     return tuple(found)
 
 
+def moved_places(
+    places: Sequence[ObjectLabel], matrix: np.ndarray, size: tuple[int, int]
+) -> tuple[ObjectLabel, ...]:
+    """Return ignored places under a matrix, cut at the border of the image, however little is left of them."""
+    parts = (crop_object(moved_label(place, matrix), (0, 0, size[1], size[0]), _ANY) for place in places)
+    return tuple(part for part in parts if part is not None)
+
+
 def moved_label(label: ObjectLabel, matrix: np.ndarray) -> ObjectLabel:
     """Return a label under an affine map.
 

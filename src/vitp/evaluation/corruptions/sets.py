@@ -20,7 +20,7 @@ from torch import Tensor
 from vitp.data.images import load_image
 from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.evaluation.corruptions.catalogue import Corruption
-from vitp.evaluation.corruptions.geometry import moved_objects, warp
+from vitp.evaluation.corruptions.geometry import moved_objects, moved_places, warp
 from vitp.tasks.augment import Sample
 
 Load = Callable[[str], np.ndarray]
@@ -51,17 +51,21 @@ def corrupt_sample(sample: Sample, corruption: Corruption, severity: int, seed: 
         return torch.from_numpy(np.array(corrupted_HWC)).permute(2, 0, 1).contiguous()
 
     later_CHW, semantic_HW, objects = sample.later_CHW, sample.semantic_HW, sample.objects
+    ignored = sample.ignored
     matrix = corruption.matrix(sample.size, severity, seed, name)
     if matrix is not None and semantic_HW is not None:
         semantic_HW = torch.from_numpy(warp(semantic_HW.numpy(), matrix, nearest=True, fill=IGNORE))
     if matrix is not None and objects is not None:
         objects = moved_objects(objects, matrix, sample.size)
+    if matrix is not None:
+        ignored = moved_places(ignored, matrix, sample.size)
     return replace(
         sample,
         image_CHW=image(sample.image_CHW, 0),
         later_CHW=None if later_CHW is None else image(later_CHW, 1),
         semantic_HW=semantic_HW,
         objects=objects,
+        ignored=ignored,
     )
 
 
@@ -165,6 +169,7 @@ def moved_item(item: LabelledImage, matrix: np.ndarray) -> LabelledImage:
     return replace(
         item,
         objects=None if objects is None else moved_objects(objects, matrix, size),
+        ignored=moved_places(item.ignored, matrix, size),
         later_objects=None if later is None else moved_objects(later, matrix, size),
         semantic=None if item.semantic is None else partial(_moved_classes, item.semantic, matrix),
         change=None if item.change is None else partial(_moved_change, item.change, matrix),

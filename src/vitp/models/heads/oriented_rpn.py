@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms
 
 from vitp.config import Count
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors
-from vitp.models.heads.rpn import ProposalSettings, StrideAnchors, outside, sampled_losses
+from vitp.models.heads.rpn import ProposalSettings, StrideAnchors, near, outside, sampled_losses
 from vitp.models.rotated.boxes import hulls_of
 from vitp.models.rotated.coders import MidpointOffsetCoder
 
@@ -153,10 +153,8 @@ class OrientedProposalNetwork(nn.Module):
         )
         skip_A = outside(anchors_A4, truth.size)
         if len(truth.ignored_M5):
-            overlap_A = torch.cat(
-                [box_iou(part, hulls_of(truth.ignored_M5)).amax(1) for part in anchors_A4.split(2**15)]
-            )
-            skip_A = skip_A | (overlap_A >= settings.negative_iou)
+            ignored_M4 = hulls_of(truth.ignored_M5)
+            skip_A = skip_A | near(anchors_A4, ignored_M4, settings.negative_iou, truth.size)
         kind_A[skip_A & (kind_A == 0)] = -1
         return kind_A, matched_A
 

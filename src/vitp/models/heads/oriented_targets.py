@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from vitp.models.heads.rpn import INSIDE, OVERLAPS
 from vitp.models.rotated.iou import rotated_iou
-
-OVERLAPS = 2**24
-"""Overlaps kept in memory at once: 260,000 anchors and a thousand objects would need a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class OrientedTruth:
     Attributes:
         boxes_N5: float32 rotated boxes in pixels, none empty.
         labels_N: int64, 1 … C; 0 is the background.
-        ignored_M5: Objects that count neither as objects nor as background.
+        ignored_M5: Objects and places that count neither as objects nor as background.
         size: Height and width of the image without padding.
     """
 
@@ -74,7 +72,8 @@ def match_anchors(
 def match_proposals(proposals_A5: Tensor, truth: OrientedTruth, iou: float) -> tuple[Tensor, Tensor]:
     """Return each proposal's label, (A,): 1 … C, 0 background, -1 nothing; and the index of its object, (A,).
 
-    A proposal belongs to the object that it overlaps most, if by `iou` or more.
+    A proposal belongs to the object that it overlaps most, if by `iou` or more. One that overlaps an ignored place as
+    far, or lies in it by half of its own area, is nothing.
     """
     labels_A = torch.zeros(len(proposals_A5), dtype=torch.int64, device=proposals_A5.device)
     matched_A = torch.zeros_like(labels_A)
@@ -83,5 +82,6 @@ def match_proposals(proposals_A5: Tensor, truth: OrientedTruth, iou: float) -> t
         labels_A = torch.where(best_A >= iou, truth.labels_N[matched_A], labels_A)
     if len(truth.ignored_M5) and len(proposals_A5):
         hidden_A = rotated_iou(proposals_A5, truth.ignored_M5).amax(1) >= iou
+        hidden_A |= rotated_iou(proposals_A5, truth.ignored_M5, "iof").amax(1) >= INSIDE
         labels_A[(labels_A == 0) & hidden_A] = -1
     return labels_A, matched_A

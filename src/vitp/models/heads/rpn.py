@@ -17,12 +17,18 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import box_iou
+from torchvision.ops import box_area, box_iou, clip_boxes_to_image
 
 from vitp.config import Count, Positive, SettingsModel
 
 SMOOTH_L1_BETA = 1 / 9
 """Of the losses of proposed boxes."""
+
+INSIDE = 0.5
+"""Share of its own area from which on a box lies in an ignored place."""
+
+OVERLAPS = 2**24
+"""Overlaps kept in memory at once: 260,000 anchors and a thousand objects would need a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class ImageTruth:
     Attributes:
         boxes_N4: float32 x1, y1, x2, y2 in pixels, none empty.
         labels_N: int64, 1 … C; 0 is the background.
-        ignored_M4: Boxes of objects that count neither as objects nor as background.
+        ignored_M4: Boxes of objects and places that count neither as objects nor as background.
         size: Height and width of the image without padding.
         masks_NHW: uint8, or None where only boxes are learned.
     """
@@ -156,7 +162,7 @@ class ProposalNetwork(RegionProposalNetwork):
         labels, matched = super().assign_targets_to_anchors(anchors, targets)
         for label_A, anchors_A4, target in zip(labels, anchors, targets, strict=True):
             skip_A = outside(anchors_A4, target["size"]) | near(
-                anchors_A4, target["ignored"], self.proposal_matcher.low_threshold
+                anchors_A4, target["ignored"], self.proposal_matcher.low_threshold, target["size"]
             )
             label_A[skip_A & (label_A == 0)] = -1.0
         return labels, matched
@@ -208,11 +214,40 @@ def sampled_losses(
     return objectness, (box_RK.sum(1) * weight_BA[positive_BA]).sum()
 
 
-def near(boxes_A4: Tensor, ignored_M4: Tensor, iou: float) -> Tensor:
-    """Return (A,) bool: which boxes overlap an ignored object so far that they would be no background."""
+def near(
+    boxes_A4: Tensor, ignored_M4: Tensor, iou: float, size: Tensor | tuple[int, int] | None = None
+) -> Tensor:
+    """Return (A,) bool: which boxes an ignored place keeps from being background.
+
+    Those that overlap it by `iou`, as they would an object, and those that lie in it by half of their own area: a crowd
+    is far larger than the objects in it.
+
+    Args:
+        boxes_A4: Anchors or proposals.
+        ignored_M4: Places.
+        iou: On 0..1.
+        size: Height and width of the image, where boxes may leave it: what is outside is no part of their area.
+    """
     if not len(ignored_M4) or not len(boxes_A4):
         return torch.zeros(len(boxes_A4), dtype=torch.bool, device=boxes_A4.device)
-    return box_iou(boxes_A4, ignored_M4).amax(1) >= iou
+    ignored_M4 = ignored_M4.to(boxes_A4.dtype)
+    seen_A4 = boxes_A4
+    if size is not None:
+        seen_A4 = clip_boxes_to_image(boxes_A4, (int(size[0]), int(size[1])))
+    step = max(1, OVERLAPS // len(ignored_M4))
+    return torch.cat(
+        [
+            ((box_iou(part_P4, ignored_M4) >= iou) | (shares_inside(seen_P4, ignored_M4) >= INSIDE)).any(1)
+            for part_P4, seen_P4 in zip(boxes_A4.split(step), seen_A4.split(step), strict=True)
+        ]
+    )
+
+
+def shares_inside(boxes_A4: Tensor, places_M4: Tensor) -> Tensor:
+    """Return (A, M) the share of each box's own area that lies in each place; 0 for boxes without area."""
+    first_AM2 = torch.maximum(boxes_A4[:, None, :2], places_M4[None, :, :2])
+    last_AM2 = torch.minimum(boxes_A4[:, None, 2:], places_M4[None, :, 2:])
+    return (last_AM2 - first_AM2).clamp(min=0).prod(-1) / box_area(boxes_A4)[:, None].clamp(min=1e-6)
 
 
 def outside(boxes_A4: Tensor, size: Tensor | tuple[int, int]) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Schedule = Literal["cosine", "linear", "step"]
+DecayFrom = Literal["warmup", "start"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class AdapterFacts:
         value_ratio, ffn_ratio: See `ViTAdapter`.
         heads, points: Of the deformable attention.
         patch_size: The patches of 14 are resized to this.
+        positions: How the position table is resampled to the run's images.
         drop_path: Of the ViT and of the adapter.
     """
 
@@ -30,6 +32,7 @@ class AdapterFacts:
     heads: int = 16
     points: int = 4
     patch_size: int = 16
+    positions: Literal["bicubic"] = "bicubic"
     drop_path: float = 0.1
 
 
@@ -53,6 +56,7 @@ class DownstreamFacts:
         epochs, steps: The length; one of the two.
         milestones: Epochs after which the rate falls to a tenth (schedule "step").
         schedule: What follows the warm-up.
+        decay_from: Whether the schedule counts from the end of the warm-up, or from the start of the run.
         warmup_steps: Steps with a linearly rising rate.
         warmup_start: Share of the rate that the warm-up starts from.
         weight_decay: On parameters of two and more dimensions.
@@ -80,6 +84,7 @@ class DownstreamFacts:
     steps: int | None = None
     milestones: tuple[int, ...] = ()
     schedule: Schedule = "cosine"
+    decay_from: DecayFrom = "warmup"
     warmup_steps: int = 1500
     warmup_start: float = 0.0
     weight_decay: float = 0.05
@@ -119,8 +124,6 @@ _ORIENTED = (
 )
 _PIXELS = (
     *_ALL_RUNS,
-    "published: the cosine runs over all steps and is scaled down in the warm-up; here it begins after the warm-up "
-    "(at most 3 % of the peak rate apart)",
     "published: scales are drawn evenly; here evenly in the logarithm",
 )
 _CHANGE = (
@@ -175,6 +178,7 @@ _LOVEDA = DownstreamFacts(
     layer_decay=0.9,
     scores={"mIoU": 54.28},
     steps=80_000,
+    decay_from="start",
     weight_decay=0.1,
     window=512,
     stride=384,

@@ -1,0 +1,254 @@
+"""Tables of image → class: a column with the class's name or number, or a column of 0 and 1 for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list
+from vitp.data.formats.layouts import image_folders
+from vitp.data.formats.splits import split_of
+from vitp.data.formats.tables import IMAGE_KEYS, find_key, raw_rows, table_files
+from vitp.data.labels import LabelledSet
+from vitp.errors import DataError
+
+ID_KEYS = (*IMAGE_KEYS, "id", "name")
+CLASS_KEYS = (
+    *(
+        "label",
+        "labels",
+        "class",
+        "classes",
+        "class_name",
+        "classname",
+        "category",
+        "scene",
+        "diagnosis",
+        "dx",
+    ),
+    *("target", "tag", "tags", "label_name"),
+)
+_BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
+_SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
+_SEPARATORS = "|;,"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table say what.
+
+    Attributes:
+        image: Names the image.
+        label: Holds the class; "" where `one_hot` does.
+        one_hot: Columns of 0 and 1, one a class.
+        split: Names the split; "" without one.
+    """
+
+    image: str
+    label: str = ""
+    one_hot: tuple[str, ...] = ()
+    split: str = ""
+
+
+def columns_of(
+    path: Path, image_column: str | None = None, class_column: str | None = None
+) -> Columns | None:
+    """Return the columns of a table of classes, or None when it isn't one.
+
+    Args:
+        path: The table.
+        image_column: Names the image, where it isn't one of the usual.
+        class_column: Holds the class, likewise.
+    """
+    try:
+        rows = [row for (_, row), _ in zip(raw_rows(path), range(200), strict=False)]
+    except DataError:
+        return None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    image = find_key(rows[0], (image_column,) if image_column else ID_KEYS)
+    if image is None or find_key(rows[0], _BOX_KEYS) is not None:
+        return None
+    split = find_key(rows[0], _SPLIT_KEYS) or ""
+    label = find_key(rows[0], (class_column,) if class_column else CLASS_KEYS)
+    if label is not None and label != image:
+        return Columns(image, label, (), split)
+    others = [key for key in rows[0] if key not in (image, split)]
+    one_hot = tuple(key for key in others if all(_bit(row.get(key)) is not None for row in rows))
+    return Columns(image, "", one_hot, split) if len(one_hot) > 1 and not class_column else None
+
+
+def _bit(value: Any) -> int | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number in (0, 1) else None
+
+
+def class_tables(root: Path) -> list[Path]:
+    """Return the files of a folder that are tables of classes."""
+    return [path for path in table_files(root) if columns_of(path) is not None]
+
+
+def read(
+    root: Path,
+    options: ReadOptions = ReadOptions(),
+    *,
+    table: str | None = None,
+    image_column: str | None = None,
+    class_column: str | None = None,
+    classes: str | list[str] | None = None,
+) -> LabelledSet:
+    """Read a table of image → class. An image has one class: tables with several are refused.
+
+    Args:
+        root: The table, or the folder that holds it; images lie anywhere below, named with or without suffix.
+            Tables named train, val and test are read together.
+        options: Name, licence, splits.
+        table: Name of the table in the folder, where there are several.
+        image_column: Column of the image, where it isn't one of the usual.
+        class_column: Column of the class, likewise.
+        classes: The classes in order; where the table holds numbers, the names of 0, 1, ….
+
+    Raises:
+        DataError: The table can't be understood, or an image has several classes.
+    """
+    base = root if root.is_dir() else root.parent
+    builder = SetBuilder(base, options)
+    known = comma_list(classes)
+    images = _images(base)
+    found: dict[Path, tuple[str, str | None, str]] = {}
+    for path in _paths(root, table):
+        columns = columns_of(path, image_column, class_column)
+        if columns is None:
+            raise DataError(
+                "has no columns of image and class",
+                where=str(path),
+                fix="name them with the options image_column and class_column",
+            )
+        builder.understand(_says(builder, path, columns))
+        for number, row in raw_rows(path):
+            _take(
+                builder, builder.place(path, number), row, columns, split_of(path.stem), images, known, found
+            )
+    seen: set[str] = set()
+    for image, (name, split, _) in found.items():
+        if (size := builder.size_of(image)) is not None:
+            seen.add(name)
+            builder.add(image, size, split=split, scene=name)
+    numbers = all(name.isdigit() for name in seen)
+    return builder.build(scene_classes=known or sorted(seen, key=int if numbers else str))
+
+
+def _paths(root: Path, table: str | None) -> list[Path]:
+    if root.is_file():
+        return [root]
+    if table is not None:
+        return [root / table]
+    paths = class_tables(root)
+    if len(paths) > 1 and not all(split_of(path.stem) for path in paths):
+        raise DataError(
+            f"several tables: {', '.join(path.name for path in paths)}",
+            where=str(root),
+            fix="name one with the option table",
+        )
+    if not paths:
+        raise DataError(
+            "no table of image and class found", where=str(root), fix="name it with the option table"
+        )
+    return paths
+
+
+def _images(base: Path) -> dict[str, list[Path]]:
+    """Return the images by name, by name without suffix and by path."""
+    found: dict[str, list[Path]] = {}
+    for folder in image_folders(base):
+        for file in folder.files:
+            for name in dict.fromkeys((file.name, file.stem, file.relative_to(base).as_posix())):
+                found.setdefault(name, []).append(file)
+    return found
+
+
+def _says(builder: SetBuilder, path: Path, columns: Columns) -> str:
+    if columns.label:
+        return f'{builder.place(path)}: column "{columns.image}" is the image, "{columns.label}" its class'
+    listed = ", ".join(columns.one_hot)
+    return f'{builder.place(path)}: column "{columns.image}" is the image, 1 in one of {listed} its class'
+
+
+def _take(
+    builder: SetBuilder,
+    where: str,
+    row: Any,
+    columns: Columns,
+    split: str | None,
+    images: dict[str, list[Path]],
+    known: tuple[str, ...] | None,
+    found: dict[Path, tuple[str, str | None, str]],
+) -> None:
+    name = str(row.get(columns.image) or "").strip() if isinstance(row, dict) else ""
+    if not name:
+        raise DataError("row names no image", where=where, fix="name the column with the option image_column")
+    label = _label(where, row, columns)
+    if label is None:
+        builder.note(where, f"{name} has no class; left out")
+        return
+    if known is not None and label.isdigit() and label not in known and int(label) < len(known):
+        label = known[int(label)]
+    if known is not None and label not in known:
+        builder.note(where, f'unknown class "{label}"; {name} left out')
+        return
+    places = images.get(name) or images.get(Path(name).name) or []
+    if len(places) != 1:
+        fate = "is missing" if not places else f"is {len(places)} files"
+        builder.note(where, f"{name} {fate}; left out")
+        return
+    told = split_of(str(row.get(columns.split) or "")) if columns.split else None
+    earlier = found.setdefault(places[0], (label, told or split, where))
+    if earlier[0] != label:
+        raise DataError(
+            f'{name} has the class "{label}" here and "{earlier[0]}" in {earlier[2]}',
+            where=where,
+            fix="give each image one class; images of several classes can't be read yet",
+        )
+    if earlier[1] != (told or split):
+        raise DataError(
+            f"{name} is in the split {told or split} here and {earlier[1]} in {earlier[2]}",
+            where=where,
+            fix="name it once",
+        )
+
+
+def _label(where: str, row: dict[str, Any], columns: Columns) -> str | None:
+    """Return the class in a row, None where it has none."""
+    if columns.label:
+        value = row.get(columns.label)
+        several = isinstance(value, list) or any(mark in str(value or "") for mark in _SEPARATORS)
+        text = "" if value is None else str(value).strip()
+        # pandas writes whole numbers with gaps as 3.0
+        text = text.removesuffix(".0") if text.removesuffix(".0").isdigit() else text
+        shown = text
+    else:
+        bits = {key: _bit(row.get(key)) for key in columns.one_hot}
+        ones = [key for key, bit in bits.items() if bit]
+        several, text, shown = len(ones) > 1, ones[0] if ones else "", ", ".join(ones)
+    if several:
+        raise DataError(
+            f"several classes of one image ({shown})",
+            where=where,
+            fix="give each image one class; images of several classes can't be read yet",
+        )
+    return text or None
+
+
+def is_box_table(path: Path) -> bool:
+    """Return whether a table has columns of boxes or outlines, which no reader understands."""
+    try:
+        _, row = next(raw_rows(path), (0, None))
+    except DataError:
+        return False
+    return (
+        isinstance(row, dict) and find_key(row, ID_KEYS) is not None and find_key(row, _BOX_KEYS) is not None
+    )

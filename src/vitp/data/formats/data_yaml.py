@@ -1,0 +1,152 @@
+"""`data.yaml` of YOLO sets: class names as they are written, and which folders or lists are the splits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from vitp.data.formats.common import read_text
+from vitp.errors import DataError
+from vitp.reading import parse_yaml
+
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_NULLS = ("", "~", "null", "Null", "NULL")
+_ROOF = "write names: [first, second] or 0: first"
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Reads every value as the text that is written; "no" and "on" are names here, not booleans."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        return None if node.style is None and node.value in _NULLS else node.value
+
+
+@dataclass(frozen=True)
+class DataYaml:
+    """What a set's YAML file says.
+
+    Attributes:
+        path: The file.
+        content: Its values as text, lists and mappings; what is empty or null is None.
+    """
+
+    path: Path
+    content: dict[Any, Any]
+
+    def names(self) -> tuple[str, ...]:
+        """Return the class names in the order of their numbers.
+
+        Raises:
+            DataError: There are none, one is empty, numbers are missing, or `nc` says another count.
+        """
+        names = self.content.get("names")
+        if isinstance(names, dict):
+            names = self._numbered(names)
+        if not isinstance(names, list) or not names:
+            self._refuse("has no list of class names", _ROOF)
+        for number, name in enumerate(names):
+            if not isinstance(name, str) or not name.strip():
+                self._refuse(
+                    f"class {number} has no name", "write it in quotes if it is meant so", f"[{number}]"
+                )
+        count = self.content.get("nc")
+        if isinstance(count, str) and count.strip().isdecimal() and int(count) != len(names):
+            self._refuse(f"there are {len(names)} names, but nc says {count}", "mend the one that is wrong")
+        return tuple(name.strip() for name in names)
+
+    def splits(self) -> dict[str, list[str]]:
+        """Return the entries of train, val and test: folders or lists, as they are written.
+
+        Raises:
+            DataError: An entry is neither text nor a list of texts.
+        """
+        found: dict[str, list[str]] = {}
+        for split, keys in (
+            ("train", ("train",)),
+            ("val", ("val", "valid", "validation")),
+            ("test", ("test",)),
+        ):
+            value = next((self.content[key] for key in keys if self.content.get(key) is not None), None)
+            if value is None:
+                continue
+            entries = value if isinstance(value, list) else [value]
+            if not all(isinstance(entry, str) and entry.strip() for entry in entries):
+                raise DataError(
+                    "is neither a folder, nor a list of names, nor several of them",
+                    where=f"{self.path}: {split}",
+                    fix="write train: images/train or train: train.txt",
+                )
+            found[split] = [entry.strip() for entry in entries]
+        return found
+
+    def bases(self) -> list[Path]:
+        """Return the folders that entries may be relative to, the likeliest first."""
+        own = self.path.parent
+        path = self.content.get("path")
+        return [own / path.strip(), own] if isinstance(path, str) and path.strip() else [own]
+
+    def keypoints(self) -> tuple[int, int] | None:
+        """Return number and columns of an object's keypoints, or None where the set has none.
+
+        Raises:
+            DataError: `kpt_shape` isn't of the form [17, 3].
+        """
+        shape = self.content.get("kpt_shape")
+        if shape is None:
+            return None
+        texts = shape if isinstance(shape, list) else [shape]
+        if not (
+            len(texts) == 2
+            and all(isinstance(text, str) and text.strip().isdecimal() for text in texts)
+            and 0 < int(texts[0]) < 10_000
+            and int(texts[1]) in (2, 3)
+        ):
+            raise DataError(
+                "is not the number of keypoints and their columns",
+                where=f"{self.path}: kpt_shape",
+                fix="write kpt_shape: [17, 3]",
+            )
+        return int(texts[0]), int(texts[1])
+
+    def _numbered(self, names: dict[Any, Any]) -> list[Any]:
+        numbers = {}
+        for key, name in names.items():
+            text = str(key).strip()
+            if not text.isdecimal():
+                self._refuse(f'"{text}" is not the number of a class', _ROOF)
+            numbers[int(text)] = name
+        missing = next((i for i in range(len(numbers)) if i not in numbers), None)
+        if missing is not None:
+            self._refuse(f"class {missing} is missing", "number the classes from 0 on without gaps")
+        return [numbers[i] for i in range(len(numbers))]
+
+    def _refuse(self, what: str, fix: str, item: str = "") -> NoReturn:
+        raise DataError(what, where=f"{self.path}: names{item}", fix=fix)
+
+
+def read_data_yaml(path: Path) -> DataYaml:
+    """Read the YAML file of a set.
+
+    Raises:
+        DataError: It isn't YAML, or no mapping.
+    """
+    text = read_text(path)
+    try:
+        parse_yaml(text)  # bounds what aliases may expand to
+        content = yaml.load(text, Loader=_TextLoader)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"is not YAML ({reason})", where=str(path), fix="mend the file") from error
+    if not isinstance(content, dict):
+        raise DataError("holds no keys such as names", where=str(path), fix=_ROOF)
+    return DataYaml(path, content)
+
+
+def doubles(names: Sequence[str]) -> list[str]:
+    """Return the names that several classes have."""
+    return [name for name, count in Counter(names).items() if count > 1]

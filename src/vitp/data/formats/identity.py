@@ -1,0 +1,230 @@
+"""What must not be split: equal images, and images whose names say that they belong together."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+from vitp.data.formats.layouts import words_of
+from vitp.data.identical import find_equals
+from vitp.data.labels import LabelledImage
+
+LEAST_IMAGES = 2
+"""Images of a group, on average, from which names are taken for those of a series."""
+
+_NUMBER_LAST = r"^(.*[A-Za-z]\d.*?)[_\-. ]*\d+$"
+_FIRST_WORD = r"^([A-Za-z]+[_\-]?\d+)[_\-. ]"
+_BEFORE_NUMBER = r"^(.*[A-Za-z].*?)[_\-. ]*\d+$"
+_TEN_FRAMES = r"^(.*\d)\d$"
+_SERIES_WORDS = frozenset(
+    (
+        *("seq", "sequence", "video", "vid", "clip", "scene", "patient", "case", "subject", "slide"),
+        *("flight", "track", "frame", "frames"),
+    )
+)
+Place = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What is known of images that are equal.
+
+    Attributes:
+        items: The images; equal ones have the same group.
+        equal: Indices of the items of each image that several have.
+        by_pixels: Files of different bytes were compared, too.
+    """
+
+    items: list[LabelledImage]
+    equal: tuple[tuple[int, ...], ...]
+    by_pixels: bool
+
+
+def join_equal(items: Sequence[LabelledImage]) -> Identity:
+    """Return the images with equal ones, and the groups that they connect, as one group each.
+
+    Both dates of a pair count: a place whose second date is the first date of another pair belongs to it.
+    """
+    owners: dict[str, list[int]] = defaultdict(list)
+    sizes: list[tuple[str, tuple[int, int]]] = []
+    for number, item in enumerate(items):
+        for path in (item.image, item.second_image):
+            if path is not None:
+                owners[path].append(number)
+                sizes.append((path, (item.width, item.height)))
+    found = find_equals(sizes)
+    shared = [[*group] for group in owners.values() if len(set(group)) > 1]
+    shared += [[number for path in paths for number in owners[path]] for paths in found.groups]
+    equal = [tuple(sorted(set(group))) for group in shared]
+    equal = [group for group in equal if len(group) > 1]
+    return Identity(_grouped(items, equal), tuple(equal), found.by_pixels)
+
+
+def _grouped(items: Sequence[LabelledImage], equal: Sequence[tuple[int, ...]]) -> list[LabelledImage]:
+    """Join the groups of equal images."""
+    if not equal:
+        return list(items)
+    parent: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    names = [f"group {item.group}" if item.group else f"image {number}" for number, item in enumerate(items)]
+    for group in equal:
+        for number in group[1:]:
+            parent[top(names[number])] = top(names[group[0]])
+    touched = sorted({number for group in equal for number in group})
+    # A joined group has the name of the first group in it, or else of its first image.
+    named: dict[str, str] = {}
+    for own in ([n for n in touched if items[n].group], touched):
+        for number in own:
+            named.setdefault(top(names[number]), items[number].group or items[number].id)
+    return [
+        replace(item, group=named[top(name)]) if top(name) in named else item
+        for item, name in zip(items, names, strict=True)
+    ]
+
+
+def within_splits(
+    found: Identity, before: Sequence[LabelledImage], items: Sequence[LabelledImage]
+) -> list[LabelledImage]:
+    """Return images of given splits with the groups that they had, equal ones joined within each split.
+
+    What is on two sides already is told, not joined: groups are for what is still to be split.
+
+    Args:
+        found: Equal images.
+        before: All images, with their own groups.
+        items: Those that are left, with their splits.
+    """
+    groups = {item.id: item.group for item in before}
+    plain = [replace(item, group=groups[item.id]) for item in items]
+    places = {item.id: number for number, item in enumerate(plain)}
+    equal: list[tuple[int, ...]] = []
+    for group in found.equal:
+        by_split: dict[str, list[int]] = defaultdict(list)
+        for number in group:
+            place = places.get(found.items[number].id)
+            if place is not None:
+                by_split[plain[place].split].append(place)
+        equal += [tuple(own) for own in by_split.values() if len(own) > 1]
+    return _grouped(plain, equal)
+
+
+def equal_findings(found: Identity, items: Sequence[LabelledImage], place: Place) -> list[str]:
+    """Return lines about equal images that are on several sides, or have different labels.
+
+    Args:
+        found: Equal images.
+        items: The images that are left, with their splits.
+        place: Path of an image → what the user knows it by.
+    """
+    lines = []
+    split, differing = [], []
+    by_id = {item.id: item for item in items}
+    for group in found.equal:
+        own = [by_id[found.items[n].id] for n in group if found.items[n].id in by_id]
+        if len({item.split for item in own}) > 1:
+            split.append(own)
+        if any(_differ(first, second) for first, second in combinations(own[:20], 2)):
+            differing.append(own)
+    if split:
+        lines.append(f"{len(split)} images are in several splits, {_pair(split[0], place)} for example")
+    if differing:
+        lines.append(
+            f"{len(differing)} images are there several times with different labels, {_pair(differing[0], place)} "
+            "for example"
+        )
+    return lines
+
+
+def _pair(items: Sequence[LabelledImage], place: Place) -> str:
+    first = items[0]
+    other = next((item for item in items[1:] if item.split != first.split), items[1])
+    return f"{place(first.image)} ({first.split}) and {place(other.image)} ({other.split})"
+
+
+def _differ(first: LabelledImage, second: LabelledImage) -> bool:
+    """Return whether two labels of one image contradict each other; captions may differ."""
+    if first.image != second.image and (first.second_image or second.second_image):
+        return False  # equal only in one date
+    if first.scene is not None and second.scene is not None and first.scene != second.scene:
+        return True
+    if first.objects is None or second.objects is None:
+        return False
+    return sorted((o.category, o.box) for o in first.objects) != sorted(
+        (o.category, o.box) for o in second.objects
+    )
+
+
+@dataclass(frozen=True)
+class Series:
+    """A way to group images by their names.
+
+    Attributes:
+        regex: Finds the group in a name.
+        groups: Of each image, "" where the name has none.
+    """
+
+    regex: str
+    groups: tuple[str, ...]
+
+
+def name_series(stems: Sequence[str], classes: Sequence[str | None]) -> Series | None:
+    """Return the series that names fall into ("patient01_slice3", "seq2_0001"), or None.
+
+    Names that only count all images, and those whose words are their classes, are no series.
+
+    Args:
+        stems: Names of the files without suffix.
+        classes: Class of each whole image, where it has one.
+    """
+    tried = [_FIRST_WORD, _NUMBER_LAST]
+    if stems and all(_SERIES_WORDS & set(words_of(stem)) for stem in stems):
+        # Words of videos: series by the word alone; of one video, ten frames that follow each other.
+        tried += [_BEFORE_NUMBER, _TEN_FRAMES]
+    for regex in tried:
+        pattern = re.compile(regex)
+        groups = tuple(match[1] if (match := pattern.search(stem)) else "" for stem in stems)
+        names = set(groups) - {""}
+        grouped = sum(group != "" for group in groups)
+        if len(names) < 2 or grouped < LEAST_IMAGES * len(names) or 2 * grouped < len(stems):
+            continue
+        pairs = {(group, name) for group, name in zip(groups, classes, strict=True) if group}
+        if any(classes) and len(pairs) == len(names) == len({name for _, name in pairs}):
+            continue  # one series a class: the names say the classes
+        return Series(regex, groups)
+    return None
+
+
+def series_findings(items: Sequence[LabelledImage], *, drawn: bool) -> list[str]:
+    """Return a line when the names of images show series, and a series is on several sides.
+
+    Args:
+        items: With their splits.
+        drawn: The splits were drawn by us.
+    """
+    plain = [item for item in items if not item.group]
+    found = name_series([Path(item.image).stem for item in plain], [item.scene for item in plain])
+    if found is None:
+        return []
+    splits: dict[str, set[str]] = defaultdict(set)
+    for item, group in zip(plain, found.groups, strict=True):
+        if group:
+            splits[group].add(item.split)
+    torn = sorted(group for group, own in splits.items() if len(own) > 1)
+    if not torn:
+        return []
+    what = (
+        f"the names fall into {len(splits)} series (such as {torn[0]}), and {len(torn)} of them are in several "
+        "splits: if they are frames, slices or tiles of one thing,"
+    )
+    if drawn:
+        return [f"{what} keep them together with -o group_regex='{found.regex}'"]
+    return [f"{what} the splits leak"]

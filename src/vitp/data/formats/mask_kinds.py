@@ -1,0 +1,241 @@
+"""What the values of mask files are: classes, numbers of instances, or the traces of smoothing and lossy saving.
+
+Nothing here decides in silence: what has two readings is refused, and the message names both with their options.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from vitp.data.labels import IGNORE
+from vitp.errors import DataError
+
+STRAY_SHARE = 0.001
+"""Values of less than this share of all pixels may be strays: one pixel in a thousand."""
+
+MOST_LOOKED_AT = 60
+"""Masks that are looked at to tell instances from classes."""
+
+LEAST_INSTANCES = 3
+"""Different values of one mask from which they may be numbers of instances."""
+
+CONNECTED = 0.9
+"""Share of values that are one region in their file, from which they may be numbers of instances."""
+
+_LOSSY = ("JPEG", "MPO", "WEBP")
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """What was counted in one mask.
+
+    Attributes:
+        values: Value → pixels.
+        thin: Values that nowhere fill a square of 3 × 3 pixels.
+        whole: Values, 0 excepted, that are one region (or differ from one by a few pixels).
+        format: Pillow's name of the file's format.
+        mode: Pillow's name of its mode.
+    """
+
+    values: dict[int, int]
+    thin: frozenset[int]
+    whole: frozenset[int]
+    format: str
+    mode: str
+
+
+def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
+    """Return what is counted in a mask.
+
+    Args:
+        values_HW: Its values.
+        path: The file, for its format.
+        regions: Also look which values are one region.
+
+    Raises:
+        DataError: It isn't an image.
+    """
+    try:
+        with Image.open(path) as image:
+            kind, mode = image.format or "", image.mode
+    except OSError as error:
+        raise DataError(f"is not an image ({error})", where=str(path), fix="remove or replace it") from error
+    found, numbers_HW, counts = _numbered(values_HW)
+    values = {int(v): int(n) for v, n in zip(found, counts, strict=True)}
+    solid = _solid(numbers_HW, len(found))
+    thin = frozenset(int(v) for v, has in zip(found, solid, strict=True) if not has)
+    whole = _whole(numbers_HW, found, counts) if regions else frozenset()
+    return MaskFacts(values, thin, whole, kind, mode)
+
+
+def _numbered(values_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the sorted values V, the number of each pixel's value (H, W), and the pixels of each value V."""
+    if values_HW.dtype.kind == "u" and values_HW.dtype.itemsize <= 2:
+        counts = np.bincount(values_HW.reshape(-1))
+        found = np.flatnonzero(counts)
+        table = np.zeros(len(counts), np.int32)
+        table[found] = np.arange(len(found))
+        return found, table[values_HW], counts[found]
+    rest = values_HW.reshape(-1)
+    few: list[int] = []
+    while len(rest) and len(few) < 32:  # for the few colours of most masks many times faster than sorting
+        few.append(rest[0])
+        rest = rest[rest != rest[0]]
+    if len(rest):
+        found, inverse, counts = np.unique(values_HW, return_inverse=True, return_counts=True)
+        return found, inverse.reshape(values_HW.shape), counts
+    found = np.sort(np.array(few))
+    numbers_HW = np.zeros(values_HW.shape, np.int32)
+    for number, value in enumerate(found[1:], 1):
+        numbers_HW[values_HW == value] = number
+    return found, numbers_HW, np.bincount(numbers_HW.reshape(-1), minlength=len(found))
+
+
+def _solid(numbers_HW: np.ndarray, count: int) -> np.ndarray:
+    """Return for each number whether it fills a square of 3 × 3 pixels somewhere."""
+    if min(numbers_HW.shape) < 3:
+        return np.ones(count, bool)  # too small to tell
+    equal = np.ones((numbers_HW.shape[0] - 2, numbers_HW.shape[1] - 2), bool)
+    middle = numbers_HW[1:-1, 1:-1]
+    for y in range(3):
+        for x in range(3):
+            equal &= numbers_HW[y : y + equal.shape[0], x : x + equal.shape[1]] == middle
+    return np.bincount(middle[equal], minlength=count) > 0
+
+
+def _whole(numbers_HW: np.ndarray, found: np.ndarray, counts: np.ndarray) -> frozenset[int]:
+    if len(found) > 4096:
+        return frozenset()
+    whole = set()
+    for number, value in enumerate(found.tolist()):
+        if value == 0:
+            continue
+        y_K, x_K = np.nonzero(numbers_HW == number)
+        part = (numbers_HW[y_K.min() : y_K.max() + 1, x_K.min() : x_K.max() + 1] == number).astype(np.uint8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
+        if int(stats[1:, 4].max()) >= 0.95 * int(counts[number]):
+            whole.add(value)
+    return frozenset(whole)
+
+
+def totals(facts: Sequence[MaskFacts]) -> Counter[int]:
+    """Return value → pixels in all masks."""
+    found: Counter[int] = Counter()
+    for mask in facts:
+        found.update(mask.values)
+    return found
+
+
+def look_like_instances(facts: Sequence[MaskFacts]) -> str | None:
+    """Return the evidence that values are numbers of instances, not classes, or None.
+
+    Numbers of instances run from 1 to a last one that differs from file to file, or occur in one file only; and
+    nearly each is one region.
+    """
+    looked = [mask for mask in facts if mask.whole or any(v not in (0, IGNORE) for v in mask.values)]
+    own = [
+        [v for v in mask.values if v != 0 and not (v == IGNORE and len(mask.values) < 200)] for mask in looked
+    ]
+    count = sum(len(values) for values in own)
+    if not count or max(len(values) for values in own) < LEAST_INSTANCES:
+        return None
+    each = [(mask, value) for mask, values in zip(looked, own, strict=True) for value in values]
+    whole = sum(value in mask.whole for mask, value in each)
+    # Values of noise are one region, too: of one pixel.
+    if whole < CONNECTED * count or 2 * sum(value in mask.thin for mask, value in each) > count:
+        return None
+    several = [values for values in own if values]
+    lengths = {len(values) for values in several}
+    first = min(several[0])
+    counted_up = all(sorted(values) == list(range(first, first + len(values))) for values in several)
+    uses = Counter(value for values in several for value in values)
+    once = sum(uses[value] == 1 for value in uses) / len(uses)
+    most = max(lengths)
+    # Two or three classes of one region each may happen to be counted up, too.
+    if counted_up and (len(lengths) > 2 or (len(lengths) > 1 and most > 4)):
+        last = f"{first + min(lengths) - 1} to {first + most - 1}"
+        return f"they run from {first} to a number that differs from mask to mask ({last})"
+    if len(uses) > 20 and (len(several) == 1 or once > 0.8):
+        return f"{len(uses)} different ones, most of them in one mask only"
+    if len(several) > 1 and once > 0.95 and most > 4:
+        return f"{len(uses)} different ones, each in one mask only"
+    return None
+
+
+def large_indices(facts: Sequence[MaskFacts]) -> int | None:
+    """Return the largest value over 255 of masks that aren't coloured, or None: classes are rarely so many."""
+    largest = max((value for mask in facts for value in mask.values), default=0)
+    return largest if largest > 255 else None
+
+
+@dataclass(frozen=True)
+class Strays:
+    """Values that are no classes.
+
+    Attributes:
+        main: The values that are classes.
+        pixels: Of all other values.
+        share: Of all pixels.
+        why: How it is known.
+    """
+
+    main: tuple[int, ...]
+    pixels: int
+    share: float
+    why: str
+
+
+def find_strays(facts: Sequence[MaskFacts], *, colour: bool) -> Strays | None:
+    """Return the values that lossy saving or smoothed edges have made, or None."""
+    counts = totals(facts)
+    total = sum(counts.values())
+    lossy = [mask for mask in facts if mask.format in _LOSSY]
+    if lossy and len(counts) > 2:
+        main = _peaks(counts, colour=colour)
+        why = f"{len(lossy)} of the masks are {lossy[0].format}, which changes values"
+    else:
+        solid = {value for mask in facts for value in mask.values if value not in mask.thin}
+        main = [v for v, n in counts.items() if v in solid or n >= STRAY_SHARE * total]
+        why = "few pixels each, along edges or alone, as smoothing and resizing leave them"
+    rest = total - sum(counts[value] for value in main)
+    if not rest or len(main) == len(counts):
+        return None
+    return Strays(tuple(sorted(main)), rest, rest / total, why)
+
+
+def _peaks(counts: Counter[int], *, colour: bool) -> list[int]:
+    """Return the frequent values that are far from each other."""
+    total = sum(counts.values())
+    main: list[int] = []
+    for value, pixels in counts.most_common():
+        if pixels < STRAY_SHARE * total:
+            break
+        if all(distance(value, other, colour=colour) > (64 if colour else 32) for other in main):
+            main.append(value)
+    return main
+
+
+def distance(first: int, second: int, *, colour: bool) -> int:
+    """Return how far two values are from each other: of colours, the largest difference of a channel."""
+    if not colour:
+        return abs(first - second)
+    return max(abs((first >> shift & 255) - (second >> shift & 255)) for shift in (16, 8, 0))
+
+
+def shown(value: int, *, colour: bool) -> str:
+    """Return a value as text: "#00ff00" or "17"."""
+    return f"#{value:06x}" if colour else str(value)
+
+
+def shares(counts: Counter[int], values: Sequence[int], *, colour: bool) -> str:
+    """Return values with their share of the pixels, the most frequent first."""
+    total = sum(counts.values())
+    ordered = sorted(values, key=lambda value: -counts[value])[:8]
+    return ", ".join(f"{shown(v, colour=colour)} ({counts[v] / total:.2%})" for v in ordered)

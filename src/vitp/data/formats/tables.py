@@ -1,0 +1,93 @@
+"""Rows of tables: CSV and TSV with a head, JSON and JSON Lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitp.data.formats.common import read_text
+from vitp.errors import DataError
+from vitp.reading import parse_json
+
+TABLES = (".json", ".jsonl", ".csv", ".tsv")
+IMAGE_KEYS = (
+    *("image", "file_name", "filename", "path", "filepath", "image_path", "image_name", "imagename", "img"),
+    *("image_id", "file", "fname", "img_path", "image_file"),
+)
+
+
+def table_files(root: Path) -> list[Path]:
+    """Return the files in a folder that may be tables."""
+    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLES and path.is_file())
+
+
+def raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield line or row number and row. A JSON object image → value becomes rows of "image" and "caption".
+
+    Raises:
+        DataError: The file can't be read or understood.
+    """
+    text = read_text(path)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        yield from _csv_rows(text, path)
+        return
+    if path.suffix.lower() == ".jsonl":
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield number, _json(line, path, number)
+        return
+    content = _json(text, path, 1)
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
+        content = content["images"]
+    elif isinstance(content, dict):
+        content = [{"image": name, "caption": value} for name, value in content.items()]
+    if not isinstance(content, list):
+        raise DataError(
+            "is neither a list nor an object", where=str(path), fix='write [{"image": …, "caption": …}]'
+        )
+    yield from enumerate(content, 1)
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    head = text.split("\n", 1)[0]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in head and "," not in head else ","
+    # Quoted cells may hold line breaks, so the text isn't cut into lines before it is parsed.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    keys: list[str] | None = None
+    end = 0
+    try:
+        for cells in reader:
+            line, end = end + 1, reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if keys is None:
+                keys = [cell.strip() for cell in cells]
+                continue
+            if len(cells) > len(keys):
+                raise DataError(
+                    f"has {len(cells)} cells, the head {len(keys)}",
+                    where=f"{path}:{line}",
+                    fix=f'put cells that hold "{delimiter}" into quotes',
+                )
+            yield line, dict(zip(keys, cells + [""] * (len(keys) - len(cells)), strict=True))
+    except csv.Error as error:
+        raise DataError(f"is not CSV ({error})", where=f"{path}:{end + 1}", fix="mend the row") from error
+
+
+def _json(text: str, path: Path, row: int) -> Any:
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"is not JSON ({error.msg})", where=f"{path}:{row + error.lineno - 1}", fix="mend the row"
+        ) from error
+
+
+def find_key(row: dict[str, Any], keys: Sequence[str]) -> str | None:
+    """Return the first of the keys that a row has, in any case, or None."""
+    known = {key.lower(): key for key in reversed(list(row)) if isinstance(key, str)}
+    return next((known[key.lower()] for key in keys if key.lower() in known), None)

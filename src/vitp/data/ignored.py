@@ -1,0 +1,79 @@
+"""Where labels can't be used: places of which nothing may be said, in pixels, in grids and in windows.
+
+Shapes: H × W pixels, n × n cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from vitp.data.labels import IGNORE, LabelledImage, ObjectLabel
+
+FINE = 256
+"""Cells on the longer side, at least, on which places are drawn."""
+
+_AROUND = np.ones((3, 3), np.uint8)
+_SHIFT = 4
+"""Binary digits that OpenCV keeps of a fraction of a pixel."""
+
+
+def outline(label: ObjectLabel) -> list[tuple[float, ...]]:
+    """Return the rings of an object in pixels: its polygons, else its oriented box, else its box."""
+    rings = [ring for ring in label.polygons if len(ring) >= 6]
+    if rings:
+        return rings
+    if label.quad is not None:
+        return [label.quad]
+    x1, y1, x2, y2 = label.box
+    return [(x1, y1, x2, y1, x2, y2, x1, y2)]
+
+
+def touched(places: Iterable[ObjectLabel], size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Return (H, W) bool: which pixels the places touch; holes in them count as touched.
+
+    Args:
+        places: In pixels of an image.
+        size: Height and width of that image.
+        shape: H, W of what is returned, which covers the same ground.
+    """
+    factor = max(1, FINE // max(shape))
+    fine = (shape[0] * factor, shape[1] * factor)
+    scale = np.array([fine[1] / size[1], fine[0] / size[0]])
+    touched_HW = np.zeros(fine, np.uint8)
+    for label in places:
+        for ring in outline(label):
+            points_N2 = (np.reshape(np.asarray(ring, float), (-1, 2)) * scale).clip(-1e6, 1e6)
+            (left, top), (right, bottom) = _range(points_N2, fine)
+            if left < right and top < bottom:
+                # OpenCV counts from the centres of pixels, and leaves out some that a slanted border only grazes.
+                fixed_N2 = np.round((points_N2 - (left + 0.5, top + 0.5)) * 2**_SHIFT).astype(np.int32)
+                part = np.zeros((bottom - top, right - left), np.uint8)
+                cv2.fillPoly(part, [fixed_N2], 1, shift=_SHIFT)
+                touched_HW[top:bottom, left:right] |= np.asarray(cv2.dilate(part, _AROUND), np.uint8)
+    return np.asarray(touched_HW.reshape(shape[0], factor, shape[1], factor).any((1, 3)))
+
+
+def _range(points_N2: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first column and row around some points, and those behind the last, inside an array."""
+    limit = (shape[1], shape[0])
+    first, behind = np.floor(points_N2.min(0)), np.ceil(points_N2.max(0))
+    return np.clip(first, 0, limit).astype(int), np.clip(behind, 0, limit).astype(int)
+
+
+def known_semantic(item: LabelledImage) -> np.ndarray:
+    """Return the class of each pixel of an image that has a mask, (H, W) uint8; 255 where a place is ignored, too."""
+    assert item.semantic is not None
+    mask_HW = np.asarray(item.semantic())
+    if not item.ignored or mask_HW.ndim != 2:
+        return mask_HW
+    hidden_HW = touched(item.ignored, (item.height, item.width), mask_HW.shape)
+    return np.where(hidden_HW, np.uint8(IGNORE), mask_HW.astype(np.uint8, copy=False))
+
+
+def meets(label: ObjectLabel, window: tuple[float, ...]) -> bool:
+    """Return whether the box of a label and a window x1, y1, x2, y2 have an area in common."""
+    x1, y1, x2, y2 = label.box
+    return min(x2, window[2]) > max(x1, window[0]) and min(y2, window[3]) > max(y1, window[1])

@@ -1,0 +1,152 @@
+"""Which checkpoint a run goes on from: the newest one that is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from vitp.engine import checkpoint, distributed
+from vitp.engine.checkpoint import RunState
+from vitp.engine.config import OptimConfig
+from vitp.engine.optim import changed_rate
+from vitp.errors import CheckpointError, DamagedError, VitpError
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on.
+
+    Attributes:
+        path: Checkpoint that was loaded.
+        state: What it says beside the tensors.
+        notes: Lines about newer checkpoints that are damaged.
+    """
+
+    path: Path
+    state: RunState
+    notes: tuple[str, ...]
+
+
+def load_newest(
+    run_dir: Path,
+    is_of_source: Callable[[str], bool],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[Sequence[str]],
+) -> Resumed | None:
+    """Load the newest checkpoint that is whole into model and optimizer, in place. A collective call.
+
+    A damaged one is passed over for the one before it, and gets a name under which it is no checkpoint any more;
+    that never happens when none is whole. One of another run is an error, and nothing is passed over.
+
+    Args:
+        run_dir: Of the run.
+        is_of_source: Tells whether a fingerprint is that of the run's batches.
+        model: The objective.
+        optimizer: Of its parameters.
+        names: Parameter names, parallel to the optimizer's groups.
+
+    Returns:
+        None where there is no checkpoint.
+
+    Raises:
+        DamagedError: All checkpoints are damaged.
+        CheckpointError: The data, the architecture or the trained parameters are others.
+    """
+    paths = checkpoint.checkpoints(run_dir)
+    if not paths:
+        return None
+    damaged: dict[Path, DamagedError] = {}
+    share = slice(distributed.rank(), None, distributed.world_size())
+    for path in reversed(paths):
+        try:
+            # Tensors are read only when all processes have found their share of the files whole: reading shards is
+            # a collective call.
+            _together(checkpoint.verify, path, share)
+            state = _together(checkpoint.read_state, path)
+            saved = _together(checkpoint.read_tensors, path, model, optimizer, names)
+        except DamagedError as error:
+            damaged[path] = error
+            continue
+        if not is_of_source(state.fingerprint):
+            raise CheckpointError(
+                "was trained on other batches: data, labels, batch size or seed have changed",
+                where=str(path),
+                fix="resume with the configuration that the run began with, or start in another folder",
+            )
+        checkpoint.apply(path, saved, model, optimizer, names)
+        return Resumed(path, state, _put_aside(damaged, path))
+    raise _none_is_whole(run_dir, damaged)
+
+
+def changed_schedules(state: RunState, optim: OptimConfig, steps: int, scheduled: Sequence[str]) -> list[str]:
+    """Return lines about what it means for the steps done that a run has another length now.
+
+    Args:
+        state: Of the checkpoint that the run goes on from.
+        optim: Optimizer and schedule now.
+        steps: Length now.
+        scheduled: What of the objective follows a schedule over all steps.
+    """
+    before = state.settings.get("train", {}).get("steps")
+    if not isinstance(before, int) or before == steps:
+        return []
+    notes = []
+    if note := changed_rate(state.settings.get("optim", {}), before, optim, steps, state.step):
+        notes.append(f"WARNING: {note}")
+    if scheduled:
+        notes.append(
+            f"WARNING: {' and '.join(scheduled)} follow the {steps} steps from here on, {before} before"
+        )
+    return notes
+
+
+def _together(action: Callable[..., Value], *arguments: Any) -> Value:
+    """Do something on all processes; what one of them finds is raised on each."""
+    results: list[Value] = []
+    error = None
+    try:
+        results.append(action(*arguments))
+    except VitpError as caught:
+        error = caught
+    distributed.raise_together(error)
+    return results[0]
+
+
+def _put_aside(damaged: dict[Path, DamagedError], used: Path) -> tuple[str, ...]:
+    """Give damaged checkpoints another name, and return what there is to say of them."""
+    notes = []
+    for path, error in damaged.items():
+        notes.append(f"WARNING: skipped the damaged checkpoint {path.name}: {error.where}: {error.what}")
+        if distributed.rank() == 0:
+            aside = path.with_name(path.name + checkpoint.DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is written over when the run comes to its step again
+                path.rename(aside)
+    distributed.barrier()
+    if damaged:
+        notes.append(f"WARNING: going on from {used.name}; the steps since then are made again")
+    return tuple(notes)
+
+
+def _none_is_whole(run_dir: Path, damaged: dict[Path, DamagedError]) -> DamagedError:
+    reasons = "; ".join(f"{path.name}: {error.where}: {error.what}" for path, error in damaged.items())
+    what = (
+        "the only checkpoint is damaged"
+        if len(damaged) == 1
+        else f"all {len(damaged)} checkpoints are damaged"
+    )
+    return DamagedError(
+        f"{what} ({reasons})",
+        where=str(run_dir / "checkpoints"),
+        fix="copy one back from elsewhere, or start the run anew in another folder",
+    )

@@ -1,0 +1,232 @@
+"""Predictions of many files: all that can be made, in a folder that was empty before, or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitp.cli import run as run_cli
+from vitp.errors import ConfigError, DataError, VitpError
+from vitp.models.vision import VisionConfig, VisionTower
+from vitp.targets import check_file
+from vitp.tasks import prediction_files
+from vitp.tasks.base import InputSize, TaskModel, TestSettings
+from vitp.tasks.build import NeckSettings, build_model
+from vitp.tasks.prediction_files import DESCRIPTION, Unusable, is_predictions, predict_files
+
+VISION = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 32}
+
+
+def model_of(task: str) -> TaskModel:
+    torch.manual_seed(0)
+    backbone = VisionTower(VisionConfig.model_validate(VISION))
+    neck = NeckSettings(options={"channels": 8}) if task != "classification" else NeckSettings()
+    head = {"width": 8} if task != "classification" else {}
+    classes = ("unchanged", "changed") if task == "change" else ("sea", "land")
+    model = build_model(task, backbone, classes, neck, head).eval()
+    model.input_size = InputSize(mode="fixed", size=32)
+    model.description["input"] = model.input_size.model_dump()
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> TaskModel:
+    return model_of("segmentation")
+
+
+def save(path: Path, value: int = 0, size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 0)).save(path)
+    return path
+
+
+def truncated(path: Path) -> Path:
+    """A file with a whole header whose pixels are cut off: only decoding finds out."""
+    rng = np.random.default_rng(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    return path
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_unreadable_images_are_known_before_the_first_prediction(
+    model: TaskModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        save(tmp_path / "in" / f"i{number}.png", number)
+    truncated(tmp_path / "in" / "i1x.png")
+    (tmp_path / "in" / "i9.jpg").write_text("no image")
+    told: list[Unusable] = []
+    real = prediction_files.predict_images
+
+    def checked(*arguments: object) -> object:
+        assert len(told) == 2
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prediction_files, "predict_images", checked)
+    count, unusable = predict_files(
+        model, [tmp_path / "in"], tmp_path / "out", TestSettings(), tell=told.append
+    )
+    assert count == 3 and unusable == told
+    assert [Path(one.image).name for one in unusable] == ["i1x.png", "i9.jpg"]
+    assert {name for name in files(tmp_path / "out") if name.startswith("masks")} == {
+        f"masks/i{number}.png" for number in range(3)
+    }
+    description = json.loads((tmp_path / "out" / DESCRIPTION).read_text())
+    assert [Path(one["image"]).name for one in description["unusable"]] == ["i1x.png", "i9.jpg"]
+
+
+def test_where_nothing_can_be_used_nothing_is_written(model: TaskModel, tmp_path: Path) -> None:
+    bad = [truncated(tmp_path / "a.png"), truncated(tmp_path / "b.png")]
+    with pytest.raises(DataError, match=r"a\.png: none of the 2 images can be used"):
+        predict_files(model, bad, tmp_path / "out", TestSettings())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
+
+
+def test_what_fails_later_is_left_out_and_what_stops_leaves_nothing(
+    model: TaskModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [save(tmp_path / f"{number}.png", number) for number in range(3)]
+    real = prediction_files.predict_images
+    errors = iter([None, DataError("has gone", where="1.png"), None, None, KeyboardInterrupt()])
+
+    def failing(*arguments: object) -> object:
+        if (error := next(errors)) is not None:
+            raise error
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prediction_files, "predict_images", failing)
+    count, unusable = predict_files(model, images, tmp_path / "out", TestSettings())
+    assert count == 2 and [one.reason for one in unusable] == ["1.png: has gone"]
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(model, images, tmp_path / "second", TestSettings())
+    assert {path.name for path in tmp_path.iterdir()} == {"0.png", "1.png", "2.png", "out"}
+
+
+def test_predictions_of_two_calls_never_mix(model: TaskModel, tmp_path: Path) -> None:
+    one, two = save(tmp_path / "a" / "x.png", 1), save(tmp_path / "b" / "x.png", 2, (32, 32))
+    out = tmp_path / "out"
+    predict_files(model, [tmp_path / "a", tmp_path / "b"], out, TestSettings())
+    named = {entry["name"]: entry["image"] for entry in json.loads((out / DESCRIPTION).read_text())["images"]}
+    assert named == {"x": str(one), "x-2": str(two)}
+    sizes = {}
+    for name in named:
+        with Image.open(out / "masks" / f"{name}.png") as mask:
+            sizes[name] = mask.size
+    assert sizes == {"x": (40, 30), "x-2": (32, 32)}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(VitpError, match=r"holds predictions already; .*--force"):
+        predict_files(model, [two], out, TestSettings())
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    predict_files(model, [two], out, TestSettings(), overwrite=True)
+    assert {name for name in files(out) if "x-2" in name} == set() and is_predictions(out)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_others_is_never_touched(model: TaskModel, tmp_path: Path, overwrite: bool) -> None:
+    image = save(tmp_path / "x.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(VitpError, match="exists and is no predictions"):
+        predict_files(model, [image], out, TestSettings(), overwrite=overwrite)
+    with pytest.raises(VitpError, match="exists and is no predictions"):
+        predict_files(model, [image], out / "thesis.tex", TestSettings(), overwrite=overwrite)
+    assert files(out) == {"thesis.tex"}
+
+
+def test_an_empty_folder_may_be_used(model: TaskModel, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert predict_files(model, [save(tmp_path / "x.png")], tmp_path / "out", TestSettings())[0] == 1
+
+
+def test_pairs_of_different_sizes_are_left_out(tmp_path: Path) -> None:
+    model = model_of("change")
+    first = [save(tmp_path / "A" / f"{number}.png", number) for number in range(3)]
+    later = [save(tmp_path / "B" / f"{number}.png", number) for number in range(2)]
+    later.append(save(tmp_path / "B" / "2.png", 2, (20, 30)))
+    later[1] = truncated(tmp_path / "B" / "1.png")
+    count, unusable = predict_files(model, first, tmp_path / "out", TestSettings(), later=later)
+    assert count == 1 and [Path(one.image).name for one in unusable] == ["1.png", "2.png"]
+    assert "B/1.png" in unusable[0].reason
+    assert unusable[1].reason == "its dates are 40×30 and 20×30 px"
+
+
+def test_the_command_tells_and_exits_with_1(
+    model: TaskModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    save(tmp_path / "in" / "good.png")
+    truncated(tmp_path / "in" / "bad.png")
+    arguments = ["predict", str(tmp_path / "model"), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert run_cli(arguments) == 1
+    said = capsys.readouterr()
+    assert "can't be used: " in said.out and "bad.png" in said.out and said.err == ""
+    assert "1 of 2 images left out" in said.out
+    assert run_cli(arguments) == 2 and "holds predictions already" in capsys.readouterr().err
+    assert run_cli([*arguments, "--force"]) == 1
+    (tmp_path / "in" / "good.png").unlink()
+    assert run_cli([*arguments, "--force"]) == 2
+    assert "none of the 1 images can be used" in capsys.readouterr().err
+    assert (tmp_path / "out" / "masks" / "good.png").is_file(), "what was there stays"
+
+
+# Files that commands write.
+
+
+def test_files_of_others_and_inputs_are_not_written_over(tmp_path: Path) -> None:
+    image = save(tmp_path / "image.png")
+    (tmp_path / "notes.txt").write_text("important")
+    (tmp_path / "scores.json").write_text('{"a": 1}')
+    (tmp_path / "page.html").write_text("\n<!DOCTYPE html>\n<html>")
+    (tmp_path / "empty.json").touch()
+    for name, kind in (("scores.json", "JSON"), ("page.html", "page"), ("empty.json", "JSON")):
+        check_file(tmp_path / name, kind)  # type: ignore[arg-type]
+    check_file(tmp_path / "new.json", "JSON")
+    check_file(save(tmp_path / "drawn.png"), "PNG", inputs=[image, "scene:port"])
+    with pytest.raises(ConfigError, match="is an input of the same command"):
+        check_file(tmp_path / "." / "image.png", "PNG", inputs=[image])
+    for name, kind in (("notes.txt", "JSON"), ("image.png", "page"), ("scores.json", "PNG")):
+        with pytest.raises(ConfigError, match=f"exists and is no {kind}"):
+            check_file(tmp_path / name, kind)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is a folder"):
+        check_file(tmp_path, "JSON")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval", "MODEL", "DATA", "--out", "FILE"),
+        ("probe", "starter", "DATA", "--out", "FILE"),
+        ("report", "RUN", "--out", "FILE"),
+        ("features", "starter", "--images", "scene:port:1", "--out", "FILE"),
+        ("ask", "starter", "IMAGE", "What?", "--draw", "FILE"),
+        ("ask", "starter", "IMAGE", "What?", "--draw", "IMAGE"),
+        ("robustness", "starter", "DATA", "--out", "FOLDER"),
+        ("export", "starter", "--out", "FOLDER"),
+        ("export", "starter", "--out", "FOLDER", "--force"),
+        ("swap", "starter", "FOLDER", "--vision", "starter", "--force"),
+        ("convert", "starter", "FOLDER", "--force"),
+    ],
+)
+def test_every_command_refuses_what_is_not_its_own(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"IMAGE": save(tmp_path / "image.png"), "FILE": tmp_path / "notes.txt", "FOLDER": tmp_path / "f"}
+    places["FILE"].write_text("important")
+    places["FOLDER"].mkdir()
+    (places["FOLDER"] / "notes.txt").write_text("important")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert run_cli([str(places.get(word, word)) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert "exists and is no" in error or "is an input" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

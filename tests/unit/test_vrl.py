@@ -1,0 +1,89 @@
+"""Which image tokens survive, and how many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vitp.models.vrl import VisualRobustness, VRLConfig, count_kept, surviving_tokens
+
+
+@pytest.mark.parametrize(
+    ("count", "ratio", "kept"),
+    [(256, 0.75, 64), (10, 0.75, 3), (1, 0.75, 1), (7, 0.0, 7), (100, 0.9, 10), (3, 0.999, 1), (0, 0.75, 0), (1000, 0.3, 700), (10, 0.7, 3), (30, 0.9, 3), (10**6, 0.9999999, 1)],
+)  # fmt: skip
+def test_the_count_kept_is_rounded_up(count: int, ratio: float, kept: int) -> None:
+    assert count_kept(count, ratio) == kept
+    rows = surviving_tokens(count, ratio, np.random.default_rng(0))
+    assert len(rows) == kept and np.all(np.diff(rows) > 0)
+    assert kept == 0 or (rows[0] >= 0 and rows[-1] < count)
+
+
+def test_survivors_are_uniform() -> None:
+    seen = np.zeros(20)
+    for seed in range(2000):
+        seen[surviving_tokens(20, 0.75, np.random.default_rng(seed))] += 1
+    # 500 expected each; five standard deviations are 97.
+    assert seen.sum() == 10_000 and abs(seen - 500).max() < 97
+
+
+def test_the_ratio_grows_over_the_ramp() -> None:
+    vrl = VisualRobustness(VRLConfig(ratio=0.8, ramp_steps=4))
+    assert [vrl.ratio_at(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+    assert len(vrl(100, (3,), step=1)) == 60
+    assert len(vrl(100, (3,))) == 80
+    assert vrl.seed == 0
+    assert VisualRobustness(VRLConfig(ratio=0.8)).ratio_at(0) == 0.8
+    assert VisualRobustness(VRLConfig(ratio=0.8, ramp_steps=1)).ratio_at(0) == 0.8
+    assert VisualRobustness(VRLConfig()).ratio_at(7) == 0.75
+
+
+def test_survivors_are_a_function_of_seed_key_and_count() -> None:
+    vrl = VisualRobustness(VRLConfig(), seed=5)
+    first = vrl(64, (3, 1))
+    assert first.tolist() == vrl(64, (3, 1), step=9).tolist()
+    others = [vrl(64, key) for key in ((1, 3), (3, 2), (3,), (3, 1, 0))]
+    others.append(VisualRobustness(VRLConfig(), seed=6)(64, (3, 1)))
+    assert all(len(other) == 16 and other.tolist() != first.tolist() for other in others)
+    # Kept for good: a run that is resumed must draw the same ones.
+    rng = np.random.default_rng([5, 0x56524C, 2, 3, 1])
+    rng.random()
+    assert first.tolist() == np.sort(rng.choice(64, 16, replace=False, shuffle=False)).tolist()
+
+
+def test_a_share_of_the_samples_is_left_whole() -> None:
+    vrl = VisualRobustness(VRLConfig(ratio=0.5, probability=0.25), seed=1)
+    lengths = [len(vrl(8, (number,))) for number in range(2000)]
+    assert set(lengths) == {4, 8}
+    assert abs(lengths.count(4) - 500) < 97
+    never, always = VRLConfig(probability=0.0), VRLConfig(probability=1.0)
+    assert {len(VisualRobustness(never)(8, (n,))) for n in range(50)} == {8}
+    assert {len(VisualRobustness(always)(8, (n,))) for n in range(50)} == {2}
+
+
+def test_all_survive_where_nothing_is_to_be_dropped() -> None:
+    for vrl in (VisualRobustness(VRLConfig()).eval(), VisualRobustness(VRLConfig(ratio=0.0))):
+        assert vrl(6, (0,)).tolist() == [0, 1, 2, 3, 4, 5]
+    assert VisualRobustness(VRLConfig())(0, (0,)).tolist() == []
+
+
+def test_settings_have_their_bounds() -> None:
+    for wrong in (
+        {"ratio": 1.0},
+        {"ratio": -0.1},
+        {"probability": 1.1},
+        {"probability": -0.1},
+        {"ramp_steps": -1},
+        {"rate": 0.5},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            VRLConfig.model_validate(wrong)
+    for right in (
+        {"ratio": 0.0},
+        {"ratio": 0.999},
+        {"probability": 0.0},
+        {"probability": 1.0},
+        {"ramp_steps": 0},
+    ):
+        VRLConfig.model_validate(right)
+    assert VRLConfig().model_dump() == {"ratio": 0.75, "probability": 1.0, "ramp_steps": 0}
