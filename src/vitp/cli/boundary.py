@@ -128,7 +128,7 @@ def _known(error: Exception) -> str | None:
         near = error.object[max(0, error.start - 60) : error.start + 20].splitlines()
         text = next((line for line in near if error.object[error.start] in line), error.object[error.start])
         return (
-            f"a name or text holds half a character or bytes that are no {error.encoding}, near \"{_escaped(text)}\"; "
+            f'a name or text holds half a character or bytes that are no {error.encoding}, near "{_escaped(text)}"; '
             "rename the file, or mend the text"
         )
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
