@@ -22,7 +22,7 @@ from vitp.errors import CheckpointError, VitpError
 from vitp.export_card import MIXTURE_FILE, Provenance, provenance_of_run
 from vitp.files import atomic_dir
 from vitp.models.arguments import check_architecture, check_timm_arguments
-from vitp.models.foreign import described_by
+from vitp.models.foreign import described_by, three_numbers
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod
 from vitp.models.resample import resized_tower
@@ -298,7 +298,9 @@ class _Verifier:
             raise CheckpointError(f"timm makes a {type(model).__name__} of it")
         data = timm.data.resolve_model_data_config(model)
         with described_by(path):
-            mean_C11, std_C11 = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
+            mean_C11, std_C11 = (
+                torch.tensor(three_numbers(data[key])).view(3, 1, 1) for key in ("mean", "std")
+            )
         image_BCHW = (vectors["images"].float() / 255 - mean_C11) / std_C11
         last_BND = model.forward_features(image_BCHW)[:, model.num_prefix_tokens :]
         middle = model.forward_intermediates(

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from vitp.config import CONFIG_FILE, SettingsModel
 from vitp.errors import CheckpointError
+from vitp.models.foreign import described_by
 from vitp.models.vision import VisionConfig
 from vitp.reading import parse_json, parse_yaml, read_text
 
@@ -90,13 +91,14 @@ def provenance_of_run(run: Path) -> Provenance:
     evidence = _read(run / "evidence.json", parse_json)
     mixture = _read(run / MIXTURE_FILE, lambda text: MixtureUsed.model_validate(parse_json(text)))
     configuration = _read(run / CONFIG_FILE, parse_yaml)
-    return Provenance(
-        source=run.resolve().name,
-        steps=evidence.get("step") if evidence else None,
-        mixture=mixture,
-        evidence=evidence,
-        configuration=_without_folders(configuration) if isinstance(configuration, dict) else None,
-    )
+    with described_by(run):
+        return Provenance(
+            source=run.resolve().name,
+            steps=evidence.get("step") if evidence else None,
+            mixture=mixture,
+            evidence=evidence,
+            configuration=_without_folders(configuration) if isinstance(configuration, dict) else None,
+        )
 
 
 def _without_folders(value: Any) -> Any:
@@ -125,15 +127,19 @@ def model_card(description: BackboneDescription, name: str) -> str:
     Args:
         description: Of the backbone.
         name: Of the folder; the code of the card runs beside that folder.
+
+    Raises:
+        CheckpointError: What the source says of its training is odd.
     """
-    parts = [
-        _head(description, name),
-        _contract(description),
-        _usage(description, name),
-        _origin(description.provenance),
-        _learned(description.provenance),
-        _extra(description.extra),
-    ]
+    with described_by(description.provenance.source):
+        parts = [
+            _head(description, name),
+            _contract(description),
+            _usage(description, name),
+            _origin(description.provenance),
+            _learned(description.provenance),
+            _extra(description.extra),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -235,7 +235,7 @@ def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
 
     Those of interrupted runs with other settings are removed.
     """
-    key = hashlib.sha256(f"{base}\n{crop}\n{overlap}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{base}\n{crop}\n{overlap}".encode(errors="surrogatepass")).hexdigest()[:12]
     folder = out.parent / f".{out.name}.crops-{key}"
     for other in out.parent.glob(f".{glob.escape(out.name)}.crops-*"):
         if other != folder and leftovers.is_abandoned(other):

@@ -152,7 +152,7 @@ class TileCache:
 
     def _file(self, key: str) -> Path:
         assert self.folder is not None
-        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        name = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"
 
     @staticmethod

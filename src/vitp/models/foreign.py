@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -22,6 +23,18 @@ _ODD = (
     ZeroDivisionError,
 )
 """What code that expects a published description raises on another one."""
+
+
+def three_numbers(values: Any) -> list[float]:
+    """Return one number a colour, as a mean or a standard deviation is.
+
+    Raises:
+        ValueError, TypeError: They are no three numbers.
+    """
+    numbers = [float(value) for value in values]
+    if len(numbers) != 3:
+        raise ValueError(f"{numbers} are not three numbers")
+    return numbers
 
 
 @contextlib.contextmanager

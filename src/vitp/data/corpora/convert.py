@@ -84,7 +84,7 @@ def convert(
         records, questions, images = (before[key] for key in ("records", "questions", "images"))
         return Converted(name, out, records, questions, images, tuple(before["findings"]), again=True)
     _check_out(out, root, before is not None and force)
-    key = hashlib.sha256(f"{name}\n{root}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{name}\n{root}".encode(errors="surrogatepass")).hexdigest()[:12]
     work = out.parent / f".{out.name}.images-{key}"
     source = Source(found, root, work, [])
     with files.atomic_dir(out) as temporary:

@@ -88,7 +88,7 @@ def assign_fractions(groups: Sequence[str], *, val: float, test: float, seed: in
         members[f"group {group}" if group else f"image {i}"].append(i)
 
     def draw(name: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogatepass")).digest()
 
     wanted = {"train": 1 - val - test, "val": val, "test": test}
     missing = {split: share * len(groups) for split, share in wanted.items() if share > 0}

@@ -123,7 +123,7 @@ def cached_index(path: Path, kind: str, scan: Scan, cache_above: int) -> RowInde
         stat = check_file(path)
         if stat.st_size < cache_above:
             return _in_memory(path, scan, stat)
-        key = hashlib.sha256(f"{kind} {path.resolve()}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"{kind} {path.resolve()}".encode(errors="surrogatepass")).hexdigest()[:24]
         cache = cache_folder() / f"{path.stem[:40]}-{key}.npy"
         found = _load(cache, stat)
         if found is not None:

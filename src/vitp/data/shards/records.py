@@ -20,6 +20,8 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 100_000
 """Files that a pattern may stand for."""
 
+_MOST_DIGITS = 18
+
 
 class ShardRecords(RowRecords):
     """Records of tar shards, in the order of the shards.
@@ -175,11 +177,10 @@ def expand_shards(pattern: str) -> list[str]:
     """
     count = 1
     for first, last in _RANGE.findall(pattern):
-        # The digits are looked at before the numbers: one of a million digits takes minutes to be read.
-        longest = max(len(first.lstrip("0")), len(last.lstrip("0")))
-        count *= (
-            MOST_SHARDS + 1 if longest > len(str(MOST_SHARDS)) + 6 else max(int(last) - int(first) + 1, 0)
-        )
+        if max(len(first), len(last)) > _MOST_DIGITS:  # Python refuses to read numbers of thousands of digits
+            count = MOST_SHARDS + 1
+        else:
+            count *= max(int(last) - int(first) + 1, 0)
         if count > MOST_SHARDS:
             raise DataError(
                 f"counts more than {MOST_SHARDS:,} shards",

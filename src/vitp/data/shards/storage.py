@@ -200,7 +200,7 @@ def local_copy(url: str, folder: Path) -> Path:
     """
     source = RemoteBytes(url)
     name = url.rpartition("/")[2]
-    key = hashlib.sha256(f"{url} {source.version}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{url} {source.version}".encode(errors="surrogatepass")).hexdigest()[:16]
     path = folder / key / name
     if path.is_file() and path.stat().st_size == source.size:
         return path

@@ -196,7 +196,9 @@ def synthesize_with_tasks(
 ) -> tuple[InstructionRecord, tuple[str, ...]] | None:
     """Like `synthesize`, with the task of each turn beside the record."""
     config = config or SynthesisConfig()
-    rng = np.random.default_rng(np.random.SeedSequence([seed, epoch, zlib.crc32(item.id.encode())]))
+    rng = np.random.default_rng(
+        np.random.SeedSequence([seed, epoch, zlib.crc32(item.id.encode(errors="surrogatepass"))])
+    )
     asked = _questions(Facts(item, classes, config), config, rng)
     if not asked:
         return None

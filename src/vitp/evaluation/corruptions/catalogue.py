@@ -54,7 +54,9 @@ class Corruption:
             image: Id of the image.
             date: 1 for the later image of a pair.
         """
-        return np.random.default_rng([seed, zlib.crc32(self.name.encode()), zlib.crc32(image.encode()), date])
+        return np.random.default_rng(
+            [seed, zlib.crc32(self.name.encode()), zlib.crc32(image.encode(errors="surrogatepass")), date]
+        )
 
     def matrix(self, size: tuple[int, int], severity: int, seed: int, image: str) -> np.ndarray | None:
         """Return how points move (2 × 3, edge coordinates), or None where they stay. Both dates move alike."""

@@ -160,7 +160,11 @@ class Samples:
         except DataError as error:
             return str(error)
         address = data_address(loaded)
-        return _Loaded("p" + hashlib.sha256(address.encode()).hexdigest()[:16], address, loaded.size)
+        return _Loaded(
+            "p" + hashlib.sha256(address.encode(errors="surrogatepass")).hexdigest()[:16],
+            address,
+            loaded.size,
+        )
 
     @property
     def definitions(self) -> list[Markup]:
