@@ -284,12 +284,20 @@ def test_regions_of_small_maps_and_of_half_precision() -> None:
     for x, value in ((0.5, 0.0), (1.0, 5.0), (1.5, 10.0), (1.9, 10.0)):
         roi = torch.tensor([[0, x, 0.5, 1e-3, 1e-3, 0.0]])
         assert rotated_roi_align(two, roi, 1, 1.0, 1).item() == pytest.approx(value, abs=1e-2)
+    high = torch.tensor([[[[0.0], [10.0]]]])
+    for y, value in ((0.5, 0.0), (1.0, 5.0), (1.5, 10.0)):
+        roi = torch.tensor([[0, 0.5, y, 1e-3, 1e-3, 0.0]])
+        assert rotated_roi_align(high, roi, 1, 1.0, 1).item() == pytest.approx(value, abs=1e-2)
     ramp = (torch.arange(512.0) / 64).repeat(2, 1)[None, None]
     roi = torch.tensor([[0, 400.75, 1.0, 2.0, 1.0, 0.0]])
     exact = rotated_roi_align(ramp, roi, 1, 1.0, 1).item()
     assert exact == pytest.approx(400.25 / 64, abs=1e-5)
     # Positions keep their digits, whatever the features have.
-    assert rotated_roi_align(ramp.bfloat16(), roi, 1, 1.0, 1).item() == torch.tensor(exact).bfloat16().item()
+    saw = (torch.arange(512.0) % 8).repeat(2, 1)[None, None]
+    for kind in (torch.float32, torch.bfloat16, torch.float16):
+        roi = torch.tensor([[0, 401.5, 1.0, 1e-3, 1.0, 0.0]])
+        found = rotated_roi_align(saw.to(kind), roi, 1, 1.0, 1)
+        assert found.dtype is kind and found.item() == pytest.approx(1.0, abs=1e-3)
     wide = torch.tensor([[0, 8.0, 1.0, 4.0, 2.0, 0.3]])
     curved = ramp.square()
     assert torch.equal(rotated_roi_align(curved, wide, 2, 1.0), rotated_roi_align(curved, wide, 2, 1.0, 2))
