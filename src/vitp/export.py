@@ -290,8 +290,6 @@ class _Verifier:
             check_timm_arguments(values.get("model_args", {}), where="model_args")
         try:
             model = timm.create_model(f"local-dir:{self.folder}", pretrained=True).eval()
-        except MemoryError:
-            raise
         except Exception as error:  # whatever a description that is odd makes timm and torch raise
             raise CheckpointError(f"timm can't load it ({error})") from error
         if not isinstance(model, VisionTransformer):

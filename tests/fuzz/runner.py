@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fuzz.cases import TEMPLATES, Case, Template, make_case
-from tests.fuzz.seeds import make_seeds
+from tests.fuzz.cases import CHEAP, TEMPLATES, Case, Template, make_case
+from tests.fuzz.seeds import make_seeds, warm_up
 
 MOST_SECONDS = 20.0
 MOST_MEMORY = 2 << 30
@@ -48,19 +48,42 @@ class Outcome:
     text: str = ""
 
 
-def load_everything() -> None:
-    """Import all modules of vitp, and keep this process to one thread, so that forks are safe and fast."""
+def load_modules(*, models: bool) -> None:
+    """Import what cases need, and keep this process to one thread, so that forks are safe and fast.
+
+    Args:
+        models: Import all modules of vitp; else those of data, without torch.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch
-
     import vitp
+    import vitp.data
 
-    torch.set_num_threads(1)
-    for module in pkgutil.walk_packages(vitp.__path__, "vitp."):
-        if not module.name.endswith("__main__"):
+    package = vitp if models else vitp.data
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if (models or module.name.split(".")[2] in _DATA) and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    importlib.import_module("vitp.cli")
+    if models:
+        import torch
+
+        torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
+
+
+_DATA = (
+    "benchmarks",
+    "check",
+    "compile",
+    "formats",
+    "leaks",
+    "readers",
+    "scenes",
+    "shards",
+    "show",
+    "synthesis",
+)
+"""Modules of data that commands of data use."""
 
 
 def run_cases(
@@ -82,12 +105,16 @@ def run_cases(
         most_seconds: Wall time after which a case counts as hanging, and is ended.
         keep: Leave the folders of cases with faults.
     """
-    load_everything()
+    models = templates != CHEAP
+    load_modules(models=models)
     seeds = folder / "seeds"
     if not (seeds / "whole").exists():
         shutil.rmtree(seeds, ignore_errors=True)
-        make_seeds(seeds)
+        make_seeds(seeds, models=models)
         (seeds / "whole").touch()
+    if not models:
+        warm_up(seeds)
+        gc.freeze()
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         port = server.getsockname()[1]
@@ -234,7 +261,9 @@ def _left_behind(case: Case, outcome: Outcome) -> list[str]:
         and not name.startswith("cwd/")
     )
     # A command whose output is named by an empty text writes beside itself; all others have no business there.
-    outside += sorted(name for name in new if name.startswith("cwd/") and "" not in case.arguments)
+    outside += sorted(
+        name for name in new if name.startswith("cwd/") and not {"", "--draw"} & {*case.arguments}
+    )
     if outside:
         faults.append(f"writes {', '.join(outside[:4])}")
     if hidden := sorted(name for name in after if Path(name).name.startswith(".out")):

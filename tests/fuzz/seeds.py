@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 SIZE = 48
+TASKS = {"classification": "folders", "segmentation": "masks", "detection": "coco"}
 LAYOUTS = ("coco", "voc", "yolo", "dota", "masks", "folders", "pairs")
 
 VISION: dict[str, Any] = {
@@ -64,8 +65,12 @@ def finetune_settings(task: str, data: str) -> dict[str, Any]:
     }
 
 
-def make_seeds(root: Path) -> None:
+def make_seeds(root: Path, *, models: bool = True) -> None:
     """Write all inputs below a folder, in a process of its own: training in this one would spoil it for forks.
+
+    Args:
+        root: The folder.
+        models: Train runs, and export and convert them.
 
     Raises:
         RuntimeError: One could not be made.
@@ -75,7 +80,9 @@ def make_seeds(root: Path) -> None:
     if child == 0:
         code = 1
         try:
-            _make(root)
+            _make_labels(root)
+            if models:
+                _make_models(root)
             code = 0
         finally:
             os._exit(code)
@@ -84,7 +91,7 @@ def make_seeds(root: Path) -> None:
         raise RuntimeError("the inputs could not be made")
 
 
-def _make(root: Path) -> None:
+def _make_labels(root: Path) -> None:
     labels = root / "labels"
     for layout in LAYOUTS:
         _vitp(
@@ -110,12 +117,12 @@ def _make(root: Path) -> None:
     _vitp("data", "compile", labels / "coco", "--out", root / "compiled", "--option", "val=0.2")
     _records(root / "rows", images[:3])
     _settings(root)
+
+
+def _make_models(root: Path) -> None:
     _vitp("pretrain", root / "pretrain.yaml", "--out", root / "run")
-    for task, layout in (("classification", "folders"), ("segmentation", "masks"), ("detection", "coco")):
-        settings = finetune_settings(task, str(labels / layout))
-        path = root / f"{task}.yaml"
-        path.write_text(yaml.safe_dump(settings))
-        _vitp("finetune", task, path, "--out", root / task)
+    for task in TASKS:
+        _vitp("finetune", task, root / f"{task}.yaml", "--out", root / task)
     _vitp("export", root / "run", "--out", root / "export")
     for layout in ("timm", "hf", "original"):
         _vitp("convert", root / "run", root / f"model-{layout}", "--to", layout)
@@ -176,14 +183,24 @@ def _settings(root: Path) -> None:
         "train": {"steps": 2, "num_workers": 0},
     }
     (root / "mae.yaml").write_text(yaml.safe_dump(other))
+    for task, layout in TASKS.items():
+        settings = finetune_settings(task, str(root / "labels" / layout))
+        (root / f"{task}.yaml").write_text(yaml.safe_dump(settings))
 
 
-def _vitp(*arguments: object) -> None:
+def warm_up(root: Path) -> None:
+    """Run commands of data in this process, so that what they import is there before cases are forked from it."""
+    for layout in ("coco", "voc", "masks", "captions"):
+        _vitp("data", "compile", root / "labels" / layout, "--out", root / f"warm-{layout}", "--force")
+    _vitp("data", "check", root / "rows" / "mixture.json", "--against", root / "compiled", ends=1)
+
+
+def _vitp(*arguments: object, ends: int = 0) -> None:
     from vitp.cli import run
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = run([str(argument) for argument in arguments])
-    if code != 0:
+    if code != ends:
         sys.stderr.write(printed.getvalue()[-2000:])
         raise RuntimeError(f"vitp {' '.join(map(str, arguments))} ended with {code}")

@@ -111,7 +111,9 @@ class LabelledSet:
     def __post_init__(self) -> None:
         for name in (*self.object_classes, *self.scene_classes, *self.semantic_classes):
             if (problem := text_problem(name)) is not None:
-                raise DataError(f"the class {printable(name)!r} {problem}", where=self.name, fix="rename it")
+                raise DataError(
+                    f"the class {printable(str(name))!r} {problem}", where=self.name, fix="rename it"
+                )
 
     def __len__(self) -> int:
         return len(self.items)

@@ -20,6 +20,8 @@ _KINDS = ("question", "answer")
 
 def text_problem(text: str) -> str | None:
     """Return why no tokenizer and no UTF-8 file can take a text: half a character or a NUL; None: nothing is wrong."""
+    if not isinstance(text, str):
+        return "is no text"
     if "\0" in text:
         return "holds a NUL character"
     try:

@@ -143,7 +143,7 @@ def read(root: Path) -> LabelledSet:
         semantic_classes=tuple(head["semantic_classes"]),
         licence=head["licence"],
         findings=tuple(head["findings"]),
-        understood=tuple(head.get("understood", ())),
+        understood=tuple(head["understood"]),
     )
 
 
@@ -161,6 +161,13 @@ def _head(path: Path) -> dict[str, Any]:
         raise DataError(f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix=fix) from error
     if not isinstance(head, dict) or head.get("format") != "vitp-labels" or head.get("version") != VERSION:
         raise DataError(f"is not a label set of version {VERSION}", where=str(path), fix=fix)
+    for key in ("name", "image_root", "label_root", "licence"):
+        if not isinstance(head.get(key), str) or "\0" in head[key]:
+            raise DataError(f'"{key}" is no text', where=str(path), fix=fix)
+    for key in ("object_classes", "scene_classes", "semantic_classes", "findings", "understood"):
+        texts = head.setdefault(key, []) if key == "understood" else head.get(key)
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f'"{key}" is no list of texts', where=str(path), fix=fix)
     return head
 
 
