@@ -137,9 +137,9 @@ def test_a_folder_of_others_is_never_touched(model: TaskModel, tmp_path: Path, o
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(VitpError, match="exists and is no predictions"):
+    with pytest.raises(VitpError, match="exists and doesn't hold predictions"):
         predict_files(model, [image], out, TestSettings(), overwrite=overwrite)
-    with pytest.raises(VitpError, match="exists and is no predictions"):
+    with pytest.raises(VitpError, match="exists and doesn't hold predictions"):
         predict_files(model, [image], out / "thesis.tex", TestSettings(), overwrite=overwrite)
     assert files(out) == {"thesis.tex"}
 
