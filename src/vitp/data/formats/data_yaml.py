@@ -143,8 +143,8 @@ def read_data_yaml(path: Path) -> DataYaml:
         # The whole error repeats the text and draws an arrow below it.
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-        raise DataError(f"is not YAML ({reason})", where=where, fix="mend the file") from error
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise DataError(f"is not YAML ({line}{reason})", where=str(path), fix="mend the file") from error
     if not isinstance(content, dict):
         raise DataError("holds no keys such as names", where=str(path), fix=_ROOF)
     return DataYaml(path, content)

@@ -146,7 +146,7 @@ def _is_vitp(root: Path) -> bool:
 
 
 def _is_voc(root: Path) -> bool:
-    return bool(voc.annotation_places(root))
+    return bool(voc.annotation_places(voc.set_folder(root)))
 
 
 def _is_coco_folder(root: Path) -> bool:
