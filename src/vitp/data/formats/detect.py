@@ -19,9 +19,10 @@ from vitp.data.formats import (
     yolo,
 )
 from vitp.data.formats.common import list_images, split_folders
-from vitp.data.formats.label_files import first_rows, label_places
+from vitp.data.formats.label_files import check_ordinary, first_rows, label_places
 from vitp.data.formats.layouts import image_folders
 from vitp.data.formats.tables import TABLES, table_files
+from vitp.data.formats.unread import refuse_beside_classes, refuse_unread
 from vitp.errors import DataError
 from vitp.reading import parse_json, read_text
 
@@ -58,7 +59,9 @@ def detect(root: Path) -> Detected:
         raise DataError("doesn't exist", where=str(root), fix="check the path")
     if root.is_file():
         return Detected(_of_file(root))
-    found = next((name for name, (test, _) in _SIGNS.items() if test(root)), None)
+    if not root.is_dir():
+        check_ordinary(root)
+    found = _first_that_fits(root)
     if found is not None:
         also = _also(root, found)
         others = ", ".join(f"{name} ({_SIGNS[name][1]})" for name in also)
@@ -70,6 +73,18 @@ def detect(root: Path) -> Detected:
         where=str(root),
         fix="name the format, or arrange the files in one of these ways",
     )
+
+
+def _first_that_fits(root: Path) -> str | None:
+    """Return the first format whose files are there, unless label files of one before it can't be read."""
+    for name, (test, _) in _SIGNS.items():
+        for suffix in _UNREAD_BEFORE.get(name, ()):
+            refuse_unread(root, suffix)
+        if test(root):
+            if name == "folders":
+                refuse_beside_classes(root)
+            return name
+    return None
 
 
 def _also(root: Path, found: str) -> list[str]:
@@ -131,7 +146,7 @@ def _is_vitp(root: Path) -> bool:
 
 
 def _is_voc(root: Path) -> bool:
-    return bool(voc.annotation_places(root))
+    return bool(voc.annotation_places(voc.set_folder(root)))
 
 
 def _is_coco_folder(root: Path) -> bool:
@@ -204,6 +219,9 @@ def _is_folders(root: Path) -> bool:
     folders.check_classes(root, found)
     return True
 
+
+_UNREAD_BEFORE = {"pairs": (".json", ".xml"), "masks": (".txt",)}
+"""Kinds of label files that must all be readable before a format, or one after it, is taken for the right one."""
 
 # The order matters: a caption file beside an image looks like a label file of YOLO until its row is read, and
 # any folder of folders with images passes for class folders.
