@@ -37,7 +37,7 @@ from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
 from vitp.data.formats.mask_objects import InstanceMasks
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
 from vitp.data.formats.regions import objects_of
-from vitp.data.images import load_label_pixels
+from vitp.data.images import is_turned, load_label_pixels
 from vitp.data.labels import IGNORE, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError, DataError
 
@@ -179,9 +179,11 @@ def _entries(builder: SetBuilder, entries: Sequence[MaskEntry], *, regions: bool
         values_HW = mask_values(load_label_pixels(mask))
         if values_HW.shape != (size[1], size[0]):
             height, width = values_HW.shape
+            turned = size == (height, width) and is_turned(entry.image)
+            why = " (turned by its EXIF orientation; the mask is of the pixels as stored)" if turned else ""
             builder.note(
                 builder.place(mask),
-                f"is {width}×{height} but its image {size[0]}×{size[1]}; image left out",
+                f"is {width}×{height} but its image {size[0]}×{size[1]}{why}; image left out",
             )
             continue
         yield _Read(entry, size, mask_facts(values_HW, mask, regions=regions and number % looked == 0))
@@ -335,7 +337,7 @@ class _Objects:
 
     def __init__(self, builder: SetBuilder, class_map: ClassMap, how: MaskOptions) -> None:
         self.builder, self.how = builder, how
-        self.names = {i: name for i, name in enumerate(class_map.names) if name != BACKGROUND}
+        self.names = {i: name for i, name in enumerate(class_map.names) if name.lower() != BACKGROUND}
         self.found: list[ObjectLabel] = []
         self.used = False
         self.numbers = 0
