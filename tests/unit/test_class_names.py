@@ -85,7 +85,7 @@ def test_masks_of_pixels_as_stored_name_the_orientation(tmp_path: Path) -> None:
         pixels = np.random.default_rng(i).integers(0, 256, (24, 36, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"images/{i}.jpg", exif=exif)
         Image.fromarray((pixels[..., 0] > 128).astype(np.uint8)).save(tmp_path / f"masks/{i}.png")
-    with pytest.raises(DataError, match="36×24 but its image 24×36 .*EXIF orientation"):
+    with pytest.raises(DataError, match=r"36×24 but its image 24×36 .*EXIF orientation"):
         read_labels("masks", tmp_path)
 
 
