@@ -33,7 +33,7 @@ from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.data.records import InstructionRecord, to_line
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
-from vitp.data.synthesis.words import spoken
+from vitp.data.synthesis.words import cell_name, spoken
 from vitp.errors import ConfigError, DataError
 from vitp.reading import parse_json, read_text
 from vitp.version import __version__
@@ -333,7 +333,7 @@ def _check_spoken(labelled: LabelledSet) -> None:
     for names in (labelled.object_classes, labelled.scene_classes, labelled.semantic_classes):
         first: dict[str, str] = {}
         for name in dict.fromkeys(names):
-            other = first.setdefault(spoken(name), name)
+            other = first.setdefault(cell_name(name).casefold(), name)
             if other != name:
                 raise DataError(
                     f'the classes "{other}" and "{name}" are both spoken "{spoken(name)}"',

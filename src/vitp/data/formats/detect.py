@@ -130,6 +130,8 @@ def _of_file(path: Path) -> str:
         if class_tables.columns_of(path) is not None:
             return "classes"
         return "captions"
+    if path.suffix.lower() == ".txt" and captions.is_table(path):
+        return "captions"
     raise DataError("is not a table of labels", where=str(path), fix="name the folder of the set")
 
 
@@ -208,7 +210,30 @@ def _is_captions(root: Path) -> bool:
 
 
 def _is_classes(root: Path) -> bool:
-    return bool(class_tables.class_tables(root))
+    if class_tables.class_tables(root):
+        return True
+    guesses = class_tables.guesses(root)
+    if not guesses or _are_class_folders(root):
+        return False
+    # Nothing else says what the images are: a table that names them, under columns of other names, must.
+    if any(columns is None for _, _, columns in guesses):
+        path, image, _ = next(guess for guess in guesses if guess[2] is None)
+        raise DataError(
+            f'the column "{image}" of {path.name} names the images, but which column is their class isn\'t known',
+            where=str(root),
+            fix=f"--format classes -o table={path.name} -o image_column={image} -o class_column=COLUMN; for texts "
+            f"--format captions -o table={path.name} -o image_column={image} -o caption_column=COLUMN",
+        )
+    return True
+
+
+def _are_class_folders(root: Path) -> bool:
+    found = folders.class_folders(root)
+    try:
+        folders.check_classes(root, found)
+    except DataError:
+        return False
+    return bool(found)
 
 
 def _is_folders(root: Path) -> bool:
