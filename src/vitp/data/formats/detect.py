@@ -94,8 +94,7 @@ def _also(root: Path, found: str) -> list[str]:
         if name == found or found in ("vitp", "pairs") or (name == "captions" and found == "coco"):
             continue
         try:
-            # Text beside images is no sign here: it is what the other formats have, too.
-            if captions.tables(root) if name == "captions" else _SIGNS[name][0](root):
+            if _CERTAIN.get(name, _SIGNS[name][0])(root):
                 also.append(name)
         except DataError:
             continue
@@ -229,11 +228,13 @@ def _is_classes(root: Path) -> bool:
 
 def _are_class_folders(root: Path) -> bool:
     found = folders.class_folders(root)
+    if not found:
+        return False
     try:
         folders.check_classes(root, found)
     except DataError:
         return False
-    return bool(found)
+    return True
 
 
 def _is_folders(root: Path) -> bool:
@@ -247,6 +248,12 @@ def _is_folders(root: Path) -> bool:
 
 _UNREAD_BEFORE = {"pairs": (".json", ".xml"), "masks": (".txt",)}
 """Kinds of label files that must all be readable before a format, or one after it, is taken for the right one."""
+
+_CERTAIN: dict[str, Callable[[Path], object]] = {
+    # Text beside images and columns of other names are no sign of a second format: others have them, too.
+    "captions": captions.tables,
+    "classes": class_tables.class_tables,
+}
 
 # The order matters: a caption file beside an image looks like a label file of YOLO until its row is read, and
 # any folder of folders with images passes for class folders.
