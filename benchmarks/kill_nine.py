@@ -1,8 +1,10 @@
 """Kill -9 at random moments: a run that is killed and resumed again and again ends with the bits of one that is not.
 
     python benchmarks/kill_nine.py --kills 20 --seed 0
+    python benchmarks/kill_nine.py --kills 20 --seed 0 --command finetune
 
-A small model is trained by `vitp pretrain` on generated scenes, on the CPU in deterministic mode. Its process gets
+A small model is trained by `vitp pretrain`, or by `vitp finetune segmentation` with the best weights of its validations,
+on generated scenes, on the CPU in deterministic mode. Its process gets
 SIGKILL after a random time, while a checkpoint is being written, while an old one is being removed, or while the
 finished model is being written. After every kill each visible checkpoint is read in full and the disk use is compared
 with the retention rule; at the end the weights and the optimizer's moments are compared bit for bit. Exits with 1 when
@@ -24,6 +26,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # OpenMP's threads don't survive a fork: a child would wait for them for ever
+)
 
 import torch
 import yaml
@@ -94,6 +100,35 @@ def configuration(data: Path, steps: int) -> dict[str, Any]:
             "deterministic": True,
         },
     }
+
+
+def finetuning(data: Path, steps: int) -> dict[str, Any]:
+    """Return a segmenter of a small random ViT that is validated often, and ends with its best weights."""
+    vision = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
+    return {
+        "task": "segmentation",
+        "backbone": {"init": "random", "vision": {"arguments": vision, "image_size": 48}},
+        "neck": {"options": {"channels": 32}},
+        "head": {"width": 32},
+        "data": {"root": str(data), "resize": {"mode": "fixed", "size": 48}},
+        "train": {
+            "steps": steps,
+            "batch_size": 4,
+            "save_every": 3,
+            "val_every": 2,
+            "choose": "best",
+            "keep_last": KEEP_LAST,
+            "log_every": 1,
+            "num_workers": 1,
+            "threads": 1,
+            "device": "cpu",
+            "deterministic": True,
+        },
+    }
+
+
+CONFIGURATIONS = {"pretrain": configuration, "finetune": finetuning}
+COMMANDS = {"pretrain": ("pretrain",), "finetune": ("finetune", "segmentation")}
 
 
 def start(log: Path, *arguments: object) -> int:
@@ -198,9 +233,16 @@ def differences(run: Path, straight: Path, steps: int) -> list[str]:
     curves = []
     for folder in (run, straight):
         rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        curves.append([(row["step"], row["loss"]) for row in rows])
+        curves.append([(row["step"], row.get("loss")) for row in rows])
     if curves[0] != curves[1]:
         found.append("the loss curves differ")
+    # What `vitp finetune` says of its run, the chosen step included.
+    for name in ("validation.json", "scores.json"):
+        texts = [
+            (folder / name).read_text() if (folder / name).is_file() else "" for folder in (run, straight)
+        ]
+        if texts[0] != texts[1]:
+            found.append(f"{name} differs")
     return found + [f"{path.name} is left" for path in run.rglob(".*")]
 
 
@@ -211,26 +253,27 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--command", choices=list(COMMANDS), default="pretrain")
     parser.add_argument("--json", type=Path, help="Where the figures go; benchmarks/results by default.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kill_nine_") as name:
-        figures = torment(Path(name), arguments.kills, arguments.seed, arguments.steps)
+        figures = torment(Path(name), arguments.kills, arguments.seed, arguments.steps, arguments.command)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2))
     else:
-        save("kill_nine", figures)
+        save("kill_nine" if arguments.command == "pretrain" else "kill_nine_finetune", figures)
     return 1 if figures["problems"] else 0
 
 
-def torment(folder: Path, kills: int, seed: int, steps: int) -> dict[str, Any]:
+def torment(folder: Path, kills: int, seed: int, steps: int, command: str) -> dict[str, Any]:
     """Kill until there were enough kills, and every run has ended after all."""
     rng, log = random.Random(seed), folder / "log.txt"
     scenes, data, config = folder / "scenes", folder / "data", folder / "run.yaml"
     done(log, "data", "scenes", "port", "--layout", "masks", "--count", 40, "--size", 48, "--out", scenes)
     done(log, "data", "compile", scenes, "--out", data, "--format", "auto")
-    config.write_text(yaml.safe_dump(configuration(data, steps)))
+    config.write_text(yaml.safe_dump(CONFIGURATIONS[command](data, steps)))
     began = time.monotonic()
-    done(log, "pretrain", config, "--out", folder / "straight")
+    done(log, *COMMANDS[command], config, "--out", folder / "straight")
     seconds = time.monotonic() - began
     made: list[Kill] = []
     problems: list[str] = []
@@ -238,12 +281,13 @@ def torment(folder: Path, kills: int, seed: int, steps: int) -> dict[str, Any]:
     while len(made) < kills:
         run = folder / f"run{runs}"
         runs += 1
-        problems += _one_run(run, config, log, made, kills, rng, seconds)
+        problems += _one_run(run, (COMMANDS[command], config), log, made, kills, rng, seconds)
         problems += [f"run {runs}: {what}" for what in differences(run, folder / "straight", steps)]
     whole = size_of(checkpoint.folder(folder / "straight", steps))
     return {
         "kills": [asdict(kill) for kill in made],
         "runs": runs,
+        "command": command,
         "steps": steps,
         "seed": seed,
         "keep_last": KEEP_LAST,
@@ -256,7 +300,7 @@ def torment(folder: Path, kills: int, seed: int, steps: int) -> dict[str, Any]:
 
 def _one_run(
     run: Path,
-    config: Path,
+    job: tuple[tuple[str, ...], Path],
     log: Path,
     made: list[Kill],
     kills: int,
@@ -265,9 +309,10 @@ def _one_run(
 ) -> list[str]:
     """Start a run again until it ends, killing it as long as kills are left; return what went wrong."""
     found: list[str] = []
+    command, config = job
     while True:
         again = ("--resume",) if (run / "config.yaml").is_file() else (config,)
-        process = start(log, "pretrain", *again, "--out", run)
+        process = start(log, *command, *again, "--out", run)
         if len(made) >= kills:
             code = wait(process)
         else:

@@ -96,7 +96,7 @@ GROUPS: dict[str, Group] = {
     ),
     "engine": Group(
         _modules("engine"),
-        ("unit/test_engine_*.py", "unit/test_recovery.py", "unit/test_recipes_parity.py", "unit/test_config.py"),
+        ("unit/test_engine_*.py", "unit/test_recovery.py", "unit/test_checkpoint_metadata.py", "unit/test_recipes_parity.py", "unit/test_config.py"),
     ),
 }  # fmt: skip
 

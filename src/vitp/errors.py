@@ -48,7 +48,7 @@ class DamagedError(CheckpointError):
     """A file of a checkpoint or of weights that isn't as it was written: missing, cut off, or changed."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """Return `did you mean "…"?` for the nearest of the known words, or None when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:
+    """Return `did you mean "…"?` for the nearest of the known words, or None when none is so near (0–1)."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f'did you mean "{near[0]}"?' if near else None

@@ -437,7 +437,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     Raises:
         VitpError: It exists, and isn't to be overwritten or isn't vitp's.
     """
-    check_folder(out, _is_ours, what="export", overwrite=overwrite)
+    check_folder(out, _is_ours, what="an export", overwrite=overwrite)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -12,12 +12,15 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from vitp.errors import VitpError
+from vitp.errors import DataError, VitpError
 from vitp.leftovers import OLD, owned_prefix, recover, remove, sweep_once
 from vitp.reading import open_file
+
+_KEPT_FOLDERS = 2
+"""Folders that `inner_path` repeats of a name that leads elsewhere."""
 
 _UMASK = threading.Lock()
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -159,3 +162,31 @@ def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as hexadecimal text."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inner_path(name: str) -> str:
+    """Return a relative path that stays in the folder it is joined to, for a name that others chose.
+
+    A name without root and ".." stays as it is. Any other keeps its last part and the last of its folders' names; a
+    hash of the whole name keeps it unique.
+    """
+    path, windows = PurePosixPath(name), PureWindowsPath(name)
+    if not path.is_absolute() and not windows.anchor and ".." not in windows.parts and path.name:
+        return name
+    *folders, own = [p for p in windows.parts if p not in (windows.anchor, "..")] or ["unnamed"]
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:10]
+    return "/".join([*folders[-_KEPT_FOLDERS:], f"{own}-{digest}"])
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Make sure that a file that is to be written lies in a folder, links followed.
+
+    Raises:
+        DataError: It lies elsewhere.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"would be written outside of {folder}",
+            where=str(path),
+            fix="give it a plain name, without links",
+        )

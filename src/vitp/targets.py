@@ -35,7 +35,7 @@ def check_folder(out: Path, is_ours: Callable[[Path], bool], *, what: str, overw
         return
     if not out.is_dir() or not is_ours(out):
         # Replacing means removing what is there: never a folder that isn't ours.
-        raise VitpError(f"exists and is no {what}", where=str(out), fix="choose another folder")
+        raise VitpError(f"exists and doesn't hold {what}", where=str(out), fix="choose another folder")
     if not overwrite:
         raise VitpError(
             f"exists, and holds {what} already",

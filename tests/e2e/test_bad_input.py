@@ -458,3 +458,10 @@ def test_ctrl_c_while_a_run_starts_leaves_no_half_run(compiled: Path, tmp_path: 
     result = finish(process)
     assert result.code == 130 and "Traceback" not in result.err, result
     assert litter(tmp_path) == []
+
+
+def test_an_image_or_nothing_in_place_of_the_question(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (32, 32)).save(image)
+    assert "is an image, not a question" in refused("ask", "starter", image, image)
+    assert "the question is empty" in refused("ask", "starter", image, " ")

@@ -272,3 +272,13 @@ def test_a_task_fits_a_small_set(task: str, tmp_path: Path) -> None:
     done("eval", tmp_path / "run", scenes, "--split", "train", "--out", tmp_path / "scores.json")
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["values"][HEADLINES[task]] > least
+
+
+def test_the_model_of_a_task_is_no_backbone(data: Callable[[str], Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = [word for setting in settings_of("classification", "random") for word in ("-s", setting)]
+    done(
+        "finetune", "classification", "--data", data("classification"), "--backbone", "random", "--steps", 1,
+        "--out", run, *settings,
+    )  # fmt: skip
+    assert "is a run of `vitp finetune`" in refused("export", run, "--out", tmp_path / "backbone")

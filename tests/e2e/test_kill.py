@@ -29,13 +29,15 @@ def communicate(process: subprocess.Popen[str], timeout: float) -> str:
         process.wait()
 
 
-def torment(tmp_path: Path, kills: int, seed: int, steps: int, timeout: float = 580) -> dict[str, Any]:
+def torment(
+    tmp_path: Path, kills: int, seed: int, steps: int, command: str = "pretrain", timeout: float = 580
+) -> dict[str, Any]:
     """Run the benchmark and return its figures."""
     out = tmp_path / "figures.json"
-    command = [sys.executable, str(SCRIPT), "--kills", str(kills), "--seed", str(seed)]
+    words = [sys.executable, str(SCRIPT), "--kills", str(kills), "--seed", str(seed), "--command", command]
     # A group of its own: the benchmark has children, which must not go on when it is stopped.
     process = subprocess.Popen(
-        [*command, "--steps", str(steps), "--json", str(out)],
+        [*words, "--steps", str(steps), "--json", str(out)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -90,5 +92,12 @@ def test_three_kills_change_no_bit(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
     figures = torment(tmp_path, kills=20, seed=0, steps=36)
+    check(figures, 20)
+    assert {kill["mode"] for kill in figures["kills"]} >= {"any", "writing", "removing"}
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_a_finetuning_change_no_bit(tmp_path: Path) -> None:
+    figures = torment(tmp_path, kills=20, seed=0, steps=18, command="finetune")
     check(figures, 20)
     assert {kill["mode"] for kill in figures["kills"]} >= {"any", "writing", "removing"}

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitp import files
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels, vitp_labels
 from vitp.data.formats.crops import crop_object, crop_windows, cut
@@ -492,3 +493,46 @@ def test_real_ships_in_crops(tmp_path: Path) -> None:
         for label in item.objects:
             x1, y1, x2, y2 = (int(v) for v in label.box)
             assert mask[y1:y2, x1:x2].any()
+
+
+@pytest.mark.parametrize("name", ["/pics/a", "../pics/a", "a/../../b", "C:\\pics\\a", "..\\a", "/", ".."])
+def test_names_that_lead_elsewhere_get_a_path_inside(tmp_path: Path, name: str) -> None:
+    inside = files.inner_path(name)
+    assert inside != files.inner_path(name + "b")
+    assert (tmp_path / inside).resolve().is_relative_to(tmp_path) and "\\" not in inside
+    assert files.inner_path("train/a b") == "train/a b"
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_crops_of_images_elsewhere_lie_in_the_output(tmp_path: Path, absolute: bool) -> None:
+    pictures = tmp_path / "pics"
+    pictures.mkdir()
+    labels = tmp_path / "set" / "annotations.json"
+    labels.parent.mkdir()
+    rows = []
+    for k in range(6):
+        Image.new("RGB", (64, 64), (40 * k, 9, 9)).save(pictures / f"{k}.png")
+        name = str(pictures / f"{k}.png") if absolute else f"../pics/{k}.png"
+        rows.append({"id": k, "file_name": name, "width": 64, "height": 64})
+    boxes = [
+        {"id": k, "image_id": k, "category_id": 1, "bbox": [2, 2, 20 + k, 20], "iscrowd": 0} for k in range(6)
+    ]
+    content = {"images": rows, "annotations": boxes, "categories": [{"id": 1, "name": "ship"}]}
+    labels.write_text(json.dumps(content))
+    compile_labels(labels.parent, "coco", tmp_path / "out", crop=32)
+    assert len(list(pictures.iterdir())) == 6
+    assert len(list((tmp_path / "out" / "crops").rglob("*.png"))) == 24
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pics", "set"]
+
+
+def test_captions_that_cropping_loses_are_named_as_the_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    lines = ["image,caption"]
+    for k in range(6):
+        Image.new("RGB", (64, 64), (40 * k, 9, 9)).save(folder / f"{k}.png")
+        lines.append(f"{k}.png,a boat {k}")
+    (folder / "captions.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="not about crops"):
+        compile_labels(folder, "captions", tmp_path / "out", crop=32)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

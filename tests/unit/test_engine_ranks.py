@@ -27,8 +27,10 @@ from vitp.engine.logging import RunLog
 from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted
 from vitp.engine.weights import load_tensors
-from vitp.errors import DamagedError, VitpError
+from vitp.errors import ConfigError, DamagedError, VitpError
 from vitp.objectives.base import ParameterGroup
+
+CPU = torch.device("cpu")
 
 
 def beside(monkeypatch: pytest.MonkeyPatch, **other: Any) -> None:
@@ -132,6 +134,14 @@ def test_other_ranks_say_and_remove_nothing(tmp_path: Path, monkeypatch: pytest.
     trainer.rank = 0
     trainer._load_or_start()
     assert not leftover.exists()
+
+
+def test_other_ranks_train_without_a_word(tmp_path: Path) -> None:
+    trainer, text = make_trainer(tmp_path, steps=2)
+    trainer.rank = 1
+    result = trainer.train()
+    assert result.step == 2 and text.getvalue() == ""
+    assert not (tmp_path / "metrics.jsonl").exists() and not (tmp_path / "evidence.json").exists()
 
 
 def test_a_run_that_is_not_resumed_is_left_as_it_is(tmp_path: Path) -> None:
@@ -243,3 +253,60 @@ def test_a_save_is_waited_for_unless_it_may_take_its_time(tmp_path: Path) -> Non
     assert trainer.save(wait=False) == checkpoint.folder(tmp_path, 1) and waits == []
     trainer.save()
     assert waits == [True]
+
+
+def test_processes_and_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (distributed.rank(), distributed.world_size(), distributed.local_world_size()) == (0, 1, 1)
+    distributed.initialize(CPU)
+    assert not dist.is_initialized()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    distributed.initialize(CPU)
+    assert not dist.is_initialized()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert distributed.local_world_size() == 4
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(ConfigError, match="environment variable WORLD_SIZE: 'many' is not a number"):
+        distributed.initialize(CPU)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "machines", "named"), [("0", "1", False), ("2", "1", True), ("2", "3", False)]
+)
+def test_restarted_processes_meet_under_another_name(
+    monkeypatch: pytest.MonkeyPatch, attempt: str, machines: str, named: bool
+) -> None:
+    joined: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
+    store = dist.HashStore()
+    monkeypatch.setattr(distributed, "rendezvous", lambda url: iter([(store, 1, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **kw: joined.append((args, kw)))
+    monkeypatch.setattr(distributed.atexit, "register", joined.append)
+    distributed.initialize(CPU)
+    (arguments, keywords), left = joined
+    assert arguments == ("gloo",) and left is distributed.shutdown
+    if named:
+        assert (keywords["rank"], keywords["world_size"]) == (1, 2)
+        keywords["store"].set("key", "value")
+        assert store.get("restart2/key") == b"value"
+    else:
+        assert keywords == {}
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.resolve_device("cpu") == distributed.resolve_device("auto") == CPU
+    with pytest.raises(ConfigError, match="CUDA is not available"):
+        distributed.resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert distributed.resolve_device("cpu") == CPU
+    assert distributed.resolve_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.resolve_device("auto") == distributed.resolve_device("cuda") == torch.device("cuda", 1)
+    assert distributed.resolve_device("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(ConfigError, match="there is no GPU 2, only 2"):
+        distributed.resolve_device("cuda:2")

@@ -310,7 +310,7 @@ def test_parts_without_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def ends(*args: Any) -> None:
         raise EOFError
 
-    monkeypatch.setattr(shards.dcp, "FileSystemReader", ends)
+    monkeypatch.setattr(shards, "PartsReader", ends)
     objective = ToyObjective()
     optimizer, names = stepped(objective, steps=1)
     with pytest.raises(DamagedError, match="no reason given"):
@@ -342,63 +342,6 @@ def test_a_whole_tensor_takes_the_layout_of_its_target() -> None:
     assert like(whole[:4], target) is not None and not isinstance(like(whole[:4], target), DTensor)
     assert like(whole, torch.zeros(5, 16)) is whole
     assert unique_state(twin).keys() == unique_state(ToyObjective()).keys()
-
-
-def test_processes_and_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert (distributed.rank(), distributed.world_size(), distributed.local_world_size()) == (0, 1, 1)
-    distributed.initialize(CPU)
-    assert not dist.is_initialized()
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    distributed.initialize(CPU)
-    assert not dist.is_initialized()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert distributed.local_world_size() == 4
-    monkeypatch.setenv("WORLD_SIZE", "many")
-    with pytest.raises(ConfigError, match="environment variable WORLD_SIZE: 'many' is not a number"):
-        distributed.initialize(CPU)
-
-
-@pytest.mark.parametrize(
-    ("attempt", "machines", "named"), [("0", "1", False), ("2", "1", True), ("2", "3", False)]
-)
-def test_restarted_processes_meet_under_another_name(
-    monkeypatch: pytest.MonkeyPatch, attempt: str, machines: str, named: bool
-) -> None:
-    joined: list[Any] = []
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
-    store = dist.HashStore()
-    monkeypatch.setattr(distributed, "rendezvous", lambda url: iter([(store, 1, 2)]))
-    monkeypatch.setattr(dist, "init_process_group", lambda *args, **kw: joined.append((args, kw)))
-    monkeypatch.setattr(distributed.atexit, "register", joined.append)
-    distributed.initialize(CPU)
-    (arguments, keywords), left = joined
-    assert arguments == ("gloo",) and left is distributed.shutdown
-    if named:
-        assert (keywords["rank"], keywords["world_size"]) == (1, 2)
-        keywords["store"].set("key", "value")
-        assert store.get("restart2/key") == b"value"
-    else:
-        assert keywords == {}
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert distributed.resolve_device("cpu") == distributed.resolve_device("auto") == CPU
-    with pytest.raises(ConfigError, match="CUDA is not available"):
-        distributed.resolve_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert distributed.resolve_device("cpu") == CPU
-    assert distributed.resolve_device("auto") == torch.device("cuda", 0)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert distributed.resolve_device("auto") == distributed.resolve_device("cuda") == torch.device("cuda", 1)
-    assert distributed.resolve_device("cuda:0") == torch.device("cuda", 0)
-    with pytest.raises(ConfigError, match="there is no GPU 2, only 2"):
-        distributed.resolve_device("cuda:2")
 
 
 @pytest.mark.usefixtures("group_of_one")

@@ -404,7 +404,7 @@ def test_existing_folders_are_kept(run, exported, tmp_path):
     assert export_backbone(run, exported, overwrite=True).folder == exported
     other = tmp_path / "photos"
     write_text(other / "holiday.txt", "mine")
-    with pytest.raises(VitpError, match="is no export"):
+    with pytest.raises(VitpError, match="doesn't hold an export"):
         export_backbone(run, other, overwrite=True)
     assert (other / "holiday.txt").read_text() == "mine"
 

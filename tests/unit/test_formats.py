@@ -406,3 +406,53 @@ def test_real_ships_from_masks() -> None:
         assert mask.max() == 1
         outlined = sum(area(as_points(ring)) for o in item.objects for ring in o.polygons)
         assert outlined == pytest.approx(mask.sum(), rel=0.15)
+
+
+def year(folder: Path) -> None:
+    (folder / "Annotations").mkdir(parents=True)
+    (folder / "JPEGImages").mkdir()
+    for k in range(4):
+        Image.new("RGB", (16, 16), (40 * k, 9, 9)).save(folder / "JPEGImages" / f"{k}.png")
+        box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        text = f"<annotation><object><name>ship</name>{box}</object></annotation>"
+        (folder / "Annotations" / f"{k}.xml").write_text(text)
+
+
+@pytest.mark.parametrize("inner", ["VOC2007", "VOCdevkit/VOC2007"])
+def test_voc_in_one_folder_below_is_read_and_several_are_refused(tmp_path: Path, inner: str) -> None:
+    year(tmp_path / inner)
+    labelled = read_labels("auto", tmp_path)
+    assert len(labelled.items) == 4
+    assert f"the set is the folder {inner}" in labelled.understood
+    year((tmp_path / inner).with_name("VOC2012"))
+    for fmt in ("auto", "voc"):
+        with pytest.raises(DataError, match=r"VOC2007.*VOC2012"):
+            read_labels(fmt, tmp_path)
+
+
+@pytest.mark.parametrize("option", [{}, {"images": "images/default"}])
+def test_coco_images_in_sub_folders_are_found_where_their_name_is_unique(
+    tmp_path: Path, option: dict[str, str]
+) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images" / "default").mkdir(parents=True)
+    for k in range(4):
+        Image.new("RGB", (16, 16), (40 * k, 9, 9)).save(tmp_path / "images" / "default" / f"{k}.png")
+    content = {
+        "images": [{"id": k, "file_name": f"{k}.png", "width": 16, "height": 16} for k in range(4)],
+        "annotations": [
+            {"id": k, "image_id": k, "category_id": 1, "bbox": [1, 1, 8, 8], "iscrowd": 0} for k in range(4)
+        ],
+        "categories": [{"id": 1, "name": "ship"}],
+    }
+    (tmp_path / "annotations" / "instances_default.json").write_text(json.dumps(content))
+    assert len(read_labels("coco", tmp_path, **option).items) == 4
+    (tmp_path / "images" / "other").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "images" / "other" / "0.png")
+    if option:
+        assert len(read_labels("coco", tmp_path, **option).items) == 4
+        with pytest.raises(DataError, match="is no folder"):
+            read_labels("coco", tmp_path, images="nowhere")
+        return
+    with pytest.raises(DataError, match=r"0\.png may be"):
+        read_labels("coco", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -433,3 +434,45 @@ def test_shares_where_pixels_belong_are_refused(tmp_path: Path, fmt: str) -> Non
         dota(tmp_path, "0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5 ship 0")
     with pytest.raises(DataError, match="all boxes lie within the first pixel"):
         read_labels(fmt, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [
+        ("annotations.json", '{"images": [{"id": 1'),
+        ("annotations/train.json", "{" * 5),
+        ("a/0.xml", "<annotation><filename>x</fil"),
+        ("Annotations/0.xml", ""),
+        ("labels/0.txt", None),
+        ("a/0.xml", "<annotation></annotation>"),
+    ],
+)
+def test_a_label_file_that_cannot_be_read_is_named(tmp_path: Path, place: str, content: str | None) -> None:
+    for k in range(6):
+        path = tmp_path / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * k, 9, 9)).save(path)
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    with pytest.raises(DataError, match=path.name):
+        read_labels("auto", tmp_path)
+
+
+def test_a_pipe_in_the_place_of_a_label_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for k in range(2):
+        Image.new("RGB", (8, 8), (40 * k, 9, 9)).save(tmp_path / "images" / f"{k}.png")
+    (tmp_path / "labels" / "0.txt").write_text("0 .5 .5 .5 .5\n")
+    os.mkfifo(tmp_path / "labels" / "1.txt")
+    (tmp_path / "data.yaml").write_text("names: [ship]\n")
+    with pytest.raises(DataError, match="named pipe"):
+        read_labels("yolo", tmp_path)
+    (tmp_path / "data.yaml").write_text("names: [ship\nval: {]\n")
+    with pytest.raises(DataError, match=r"data\.yaml: is not YAML \(line 2: [^\n<^]*\)") as caught:
+        read_labels("yolo", tmp_path)
+    assert "unicode" not in str(caught.value)

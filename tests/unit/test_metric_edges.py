@@ -188,6 +188,8 @@ def test_overlaps_of_whole_number_boxes() -> None:
     boxes = np.array([A, (5, 0, 15, 10), (0, 9, 10, 19), (10, 0, 20, 10), (2, 3, 4, 7)], dtype=np.uint8)
     wanted = [1, 50 / 150, 10 / 190, 0, 8 / 100]
     assert box_iou(boxes[:1], boxes)[0] == pytest.approx(wanted)
+    thin = np.array([(0, 0, 0.5, 4), (0, 0, 4, 0.25), (0, 0, 0.5, 2)])
+    assert box_iou(thin[:1], thin)[0] == pytest.approx([1.0, 0.125 / 2.875, 0.5])
     assert box_iou(boxes, boxes[:1])[:, 0] == pytest.approx(wanted)
 
 
@@ -366,7 +368,9 @@ def test_what_lies_in_ignored_places_counts_for_nothing() -> None:
         found = seen(in_place, A, scores=[0.9, 0.8])
         wanted = 0.5 if counted else 1.0
         assert voc_average_precision([truth], [found], 1).tolist() == [wanted]
-        assert coco_scores([truth], [found], 1).values["AP50"] == pytest.approx(wanted)
+        scores = coco_scores([truth], [found], 1).values
+        # At every overlap, the highest included.
+        assert scores["AP50"] == pytest.approx(wanted) and scores["AP"] == pytest.approx(wanted)
         oriented = TrueOriented(
             np.array([quad(*A)]), np.array([0]), np.array([False]), np.array([quad(*place)])
         )
@@ -378,6 +382,29 @@ def test_what_lies_in_ignored_places_counts_for_nothing() -> None:
     other = replace(true(A, labels=[1]), ignored_M4=np.array([place]))
     found = seen((30, 0, 40, 10), A, labels=[0, 1])
     assert coco_scores([other], [found], 2).class_ap50 == pytest.approx([NAN, 1.0], nan_ok=True)
+
+
+def test_at_most_a_hundred_detections_of_an_image_count() -> None:
+    wrong, right = np.array([[50.0, 50, 60, 60]]), np.array([A], float)
+    for count, wanted in ((99, True), (100, False)):
+        boxes, scores = np.concatenate([wrong.repeat(count, 0), right]), [0.9] * count + [0.1]
+        found = FoundObjects(boxes, np.array(scores), np.zeros(count + 1, int))
+        values = detection_scores([true(A)], [found], ["a"]).values
+        assert values["AR"] == pytest.approx(float(wanted)) and (values["AP"] > 0) is wanted
+        assert coco_scores([true(A)], [found], 1).values["AR"] == pytest.approx(float(wanted))
+
+
+def test_boxes_have_their_own_area_though_there_are_masks() -> None:
+    large, small = np.zeros((120, 240), bool), np.zeros((120, 240), bool)
+    large[:110, :110], small[:5, 120:125] = True, True
+    box, other = (0.0, 0.0, 110.0, 110.0), (120.0, 0.0, 230.0, 110.0)
+    truth = TrueObjects(np.array([box]), np.array([0]), np.array([False]), encode_masks(large[None]))
+    found = FoundObjects(
+        np.array([other, box]), np.array([0.9, 0.8]), np.array([0, 0]), encode_masks(np.stack([small, large]))
+    )
+    # The wrong one is large as a box, and small as a mask.
+    assert coco_scores([truth], [found], 1).values["AP_large"] == pytest.approx(0.5)
+    assert coco_scores([truth], [found], 1, kind="mask").values["AP_large"] == pytest.approx(1.0)
 
 
 def test_masks_of_ignored_places_must_be_there() -> None:

@@ -212,6 +212,8 @@ def test_pairs_touch_not_and_come_once() -> None:
         assert found == [(0, 0), (0, 1), (1, 1), (2, 1)]
     parts = [len(i) for i, _ in overlapping_pairs(first[:1].repeat(4, 1), second[:1].repeat(4, 1), 5)]
     assert sum(parts) == 16 and max(parts) <= 5
+    pairs = overlapping_pairs(first[:1].repeat(4, 1), second[:1].repeat(4, 1), 8)
+    assert [len(i) for i, _ in pairs if len(i)] == [8, 8]
     assert list(overlapping_pairs(first[:0], second)) == [] == list(overlapping_pairs(first, second[:0]))
 
 
@@ -275,3 +277,30 @@ def test_samples_and_edges_of_regions() -> None:
     assert features.grad is not None and not features.grad.any()
     single = torch.full((1, 1, 1, 1), 7.0)
     assert rotated_roi_align(single, torch.tensor([[0, 0.5, 0.5, 1.0, 1.0, 0.0]]), 1, 1.0, 1).item() == 7.0
+
+
+def test_regions_of_small_maps_and_of_half_precision() -> None:
+    two = torch.tensor([[[[0.0, 10.0]]]])
+    for x, value in ((0.5, 0.0), (1.0, 5.0), (1.5, 10.0), (1.9, 10.0)):
+        roi = torch.tensor([[0, x, 0.5, 1e-3, 1e-3, 0.0]])
+        assert rotated_roi_align(two, roi, 1, 1.0, 1).item() == pytest.approx(value, abs=1e-2)
+    high = torch.tensor([[[[0.0], [10.0]]]])
+    for y, value in ((0.5, 0.0), (1.0, 5.0), (1.5, 10.0)):
+        roi = torch.tensor([[0, 0.5, y, 1e-3, 1e-3, 0.0]])
+        assert rotated_roi_align(high, roi, 1, 1.0, 1).item() == pytest.approx(value, abs=1e-2)
+    ramp = (torch.arange(512.0) / 64).repeat(2, 1)[None, None]
+    roi = torch.tensor([[0, 400.75, 1.0, 2.0, 1.0, 0.0]])
+    exact = rotated_roi_align(ramp, roi, 1, 1.0, 1).item()
+    assert exact == pytest.approx(400.25 / 64, abs=1e-5)
+    # Positions keep their digits, whatever the features have.
+    saw = (torch.arange(512.0) % 8).repeat(2, 1)[None, None]
+    for kind in (torch.float32, torch.bfloat16, torch.float16):
+        roi = torch.tensor([[0, 401.5, 1.0, 1e-3, 1.0, 0.0]])
+        found = rotated_roi_align(saw.to(kind), roi, 1, 1.0, 1)
+        assert found.dtype is kind and found.item() == pytest.approx(1.0, abs=1e-3)
+    wide = torch.tensor([[0, 8.0, 1.0, 4.0, 2.0, 0.3]])
+    curved = ramp.square()
+    assert torch.equal(rotated_roi_align(curved, wide, 2, 1.0), rotated_roi_align(curved, wide, 2, 1.0, 2))
+    assert not torch.equal(
+        rotated_roi_align(curved, wide, 2, 1.0), rotated_roi_align(curved, wide, 2, 1.0, 1)
+    )

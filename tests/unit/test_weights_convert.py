@@ -187,7 +187,7 @@ def test_what_differs_is_never_left_behind(original, tmp_path, monkeypatch):
 def test_folders_of_others_are_kept(original, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(VitpError, match="is no export"):
+    with pytest.raises(VitpError, match="hold an export"):
         convert(original, tmp_path / "mine", "hf", overwrite=True)
     convert(original, tmp_path / "out", "original")
     with pytest.raises(VitpError, match="exists"):

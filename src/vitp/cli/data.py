@@ -32,7 +32,8 @@ def compile_command(
     fmt: Annotated[
         str,
         typer.Option(
-            "--format", help="coco, voc, yolo, dota, masks, folders, pairs, captions, scenes, vitp or auto."
+            "--format",
+            help="coco, voc, yolo, dota, masks, folders, pairs, captions, classes, scenes, vitp or auto.",
         ),
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of splits and questions.")] = 0,

@@ -201,7 +201,7 @@ def ask(
 ) -> None:
     """Ask a model about an image; the answer streams."""
     from vitp.ask import Assistant, draw_answer
-    from vitp.data.images import load_image
+    from vitp.data.images import IMAGE_SUFFIXES, load_image
     from vitp.pretrain import sequence_of
     from vitp.pretrained import load_vlm
     from vitp.targets import check_file
@@ -213,6 +213,14 @@ def ask(
             fix='write: vitp ask RUN IMAGE "question"',
         )
     *images, question = arguments
+    if not question.strip():
+        raise ConfigError("the question is empty", where="vitp ask", fix="ask something")
+    if Path(question).suffix.lower() in IMAGE_SUFFIXES and Path(question).is_file():
+        raise ConfigError(
+            f"the last word, {question}, is an image, not a question",
+            where="vitp ask",
+            fix='write: vitp ask RUN IMAGE "question"',
+        )
     if draw is not None:
         check_file(draw, "PNG", inputs=images)
     loaded = load_vlm(model)

@@ -128,8 +128,11 @@ def _from_file(
     try:
         values: Any = parse_yaml(read_text(path))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
         raise ConfigError(
-            f"can't be read ({error})", where=str(path), fix="name the YAML of a run"
+            f"can't be read ({line}{reason})", where=str(path), fix="name the YAML of a run"
         ) from error
     more = list(overrides)
     if isinstance(values, dict) and "task" in values:

@@ -13,9 +13,11 @@ The same labels, options and seed give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +33,8 @@ from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.data.records import InstructionRecord, to_line
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
-from vitp.data.synthesis.words import spoken
-from vitp.errors import DataError
+from vitp.data.synthesis.words import cell_name, spoken
+from vitp.errors import ConfigError, DataError
 from vitp.reading import parse_json, read_text
 from vitp.version import __version__
 
@@ -152,17 +154,21 @@ def compile_labels(
     labelled = read_labels(fmt, str(src) if generated else Path(src).resolve(), **options)
     synthesis = synthesis or SynthesisConfig()
     cropped = None if crop is None else _crop_folder(out, base, crop, overlap)
+    whole = labelled
     if crop is not None and cropped is not None:
-        labelled = cut(labelled, crop, overlap, cropped, min_visible)
+        with _removed_on_refusal(cropped):
+            labelled = cut(labelled, crop, overlap, cropped, min_visible)
     labelled = limit_empty(labelled, empty, seed)
     if cropped is not None:
         _remove_strangers(cropped, labelled)
-    with files.atomic_dir(out) as temporary:
+    with _removed_on_refusal(cropped), files.atomic_dir(out) as temporary:
         described = temporary if generated else base
         roots = Roots(temporary, cropped or described, described)
         splits, constant = _write_lines(labelled, roots, seed, synthesis)
         vitp_labels.write_head(labelled, roots, image_root="crops" if cropped else None)
         if not splits["train"].records:
+            if cropped is not None:
+                _refuse_lost_captions(src, whole, labelled)
             raise _nothing_to_ask(src, constant)
         image_root = "crops" if cropped else vitp_labels.relative(roots.images, temporary)
         _write_mixture(temporary, labelled.name, image_root, splits["train"].records, max_tiles)
@@ -186,6 +192,21 @@ def compile_labels(
             leftovers.claim(cropped).unlink()
             cropped.rename(temporary / "crops")
     return summary
+
+
+def _refuse_lost_captions(src: str | Path, whole: LabelledSet, cropped: LabelledSet) -> None:
+    """Raise when all that there was to ask about were captions and scene classes, which crops don't have."""
+
+    def count(labelled: LabelledSet) -> int:
+        return sum(bool(item.captions or item.scene) for item in labelled.items if item.split == "train")
+
+    if (before := count(whole)) and not count(cropped):
+        raise DataError(
+            f"{before:,} training images have captions or scene classes, which are about the whole image and not about "
+            "crops of it, and nothing else to ask about",
+            where=str(src),
+            fix="compile without --crop",
+        )
 
 
 def _nothing_to_ask(src: str | Path, constant: dict[str, ConstantTask]) -> DataError:
@@ -246,6 +267,17 @@ def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def _removed_on_refusal(folder: Path | None) -> Iterator[None]:
+    """Remove the waiting crops when the set is refused; those of an interrupted run stay for the next one."""
+    try:
+        yield
+    except (DataError, ConfigError):
+        if folder is not None:
+            leftovers.remove(folder)
+        raise
+
+
 def _remove_strangers(folder: Path, labelled: LabelledSet) -> None:
     """Remove what an interrupted run left of images that are no longer in the set."""
     names = {
@@ -301,7 +333,7 @@ def _check_spoken(labelled: LabelledSet) -> None:
     for names in (labelled.object_classes, labelled.scene_classes, labelled.semantic_classes):
         first: dict[str, str] = {}
         for name in dict.fromkeys(names):
-            other = first.setdefault(spoken(name), name)
+            other = first.setdefault(cell_name(name).casefold(), name)
             if other != name:
                 raise DataError(
                     f'the classes "{other}" and "{name}" are both spoken "{spoken(name)}"',

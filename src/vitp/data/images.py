@@ -146,6 +146,16 @@ def image_size(address: str | Path) -> tuple[int, int]:
         return (height, width) if file.orientation >= 5 else (width, height)
 
 
+def is_turned(path: str | Path) -> bool:
+    """Return whether an image file's EXIF orientation swaps its width and height.
+
+    Raises:
+        DataError: As `image_size`.
+    """
+    with _opened(path) as file:
+        return file.orientation >= 5
+
+
 def load_label_pixels(path: str | Path) -> np.ndarray:
     """Return a mask file's own values: (H, W) numbers for greyscale and palette files, (H, W, 3) for colour.
 

@@ -269,14 +269,16 @@ def write_clean(mixture: str | Path, report: LeakReport, out: str | Path) -> dic
         for source in _training(mixture):
             own = {image for name, image in leaking if name == source.name}
             root, count = source.records.root, 0
-            with (temporary / f"{source.name}.jsonl").open("w", encoding="utf-8") as file:
+            annotation = temporary / f"{files.inner_path(source.name)}.jsonl"
+            annotation.parent.mkdir(parents=True, exist_ok=True)
+            with annotation.open("w", encoding="utf-8") as file:
                 for row, uses in _rows(source, own):
                     if not uses:
                         file.write(to_json(source.records.row(row)) + "\n")
                         count += 1
             left[source.name] = count
             if not count:
-                (temporary / f"{source.name}.jsonl").unlink()
+                annotation.unlink()
                 continue
             kept = {
                 k: v
@@ -287,7 +289,7 @@ def write_clean(mixture: str | Path, report: LeakReport, out: str | Path) -> dic
                 "repeat_time": source.rate,
                 **kept,
                 "root": str(root.resolve()) if isinstance(root, Path) else root,
-                "annotation": f"{source.name}.jsonl",
+                "annotation": annotation.relative_to(temporary).as_posix(),
                 "length": count,
             }
         files.write_json(temporary / "mixture.json", table)

@@ -180,7 +180,9 @@ class LabelReader:
                 raise DataError(
                     f'has the class "{name}", the model has {", ".join(self.classes)}',
                     where=self.labelled.name,
-                    fix=did_you_mean(name, self.classes) or "evaluate on the classes it was trained for",
+                    # "foreground" is like "background", and not meant.
+                    fix=did_you_mean(name, self.classes, likeness=0.8)
+                    or "evaluate on the classes it was trained for",
                 )
         table_V = np.full(256, IGNORE, np.uint8)
         if self.kind in ("semantic", "change"):

@@ -169,6 +169,12 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     if (folder / BACKBONE_DESCRIPTION).is_file():
         return _read_export(folder, source)
     if (folder / CONFIG_FILE).is_file():
+        if (folder / "model" / CONFIG).is_file():
+            raise CheckpointError(
+                "is a run of `vitp finetune`, whose model is that of a task, not a backbone or a language model",
+                where=source,
+                fix="name a run of `vitp pretrain`; `vitp predict` and `vitp eval` use this one",
+            )
         # What lies in a run without a model are features and weights of its beginning.
         raise CheckpointError(
             "is a run without a model", where=source, fix="name a run that has finished, or resume this one"

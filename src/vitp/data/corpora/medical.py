@@ -30,7 +30,7 @@ def gmai_mmbench(source: Source) -> Iterator[InstructionRecord]:
         if letter not in dict(options):
             source.note(path, line, f'answer "{letter}" is none of the options; left out')
             continue
-        image = source.work / "images" / f"{index}.jpg"
+        image = source.work / "images" / f"{files.inner_path(index)}.jpg"
         if not image.is_file():
             try:
                 data = base64.b64decode(column(row, path, "image"), validate=True)

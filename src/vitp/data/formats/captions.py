@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vitp.data.formats.common import ReadOptions, SetBuilder, list_images, read_text, split_folders
+from vitp.data.formats.layouts import image_folders
 from vitp.data.formats.splits import split_of
-from vitp.data.formats.tables import IMAGE_KEYS, find_key, raw_rows, table_files
+from vitp.data.formats.tables import (
+    DELIMITERS,
+    IMAGE_KEYS,
+    delimiter_of,
+    find_key,
+    headed_texts,
+    raw_rows,
+    table_files,
+)
 from vitp.data.images import IMAGE_SUFFIXES
 from vitp.data.labels import LabelledSet
-from vitp.data.records import text_problem
+from vitp.data.records import IMAGE_MARK, text_problem
 from vitp.errors import DataError
 
-TEXT_KEYS = ("caption", "captions", "text", "sentences", "report", "description")
+TEXT_KEYS = (
+    *("caption", "captions", "text", "sentences", "report", "description"),
+    *("sentence", "comment"),
+)
+
+_MISSING = frozenset({"nan", "n/a", "#n/a", "na", "<na>", "none", "null", "-", "--"})
+"""How tables write that there is no text."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +77,23 @@ def read(
     text_keys = (caption_column,) if caption_column else TEXT_KEYS
     texts: dict[Path, list[str]] = {}
     splits: dict[Path, str | None] = {}
-    for row in _rows(path, builder, image_keys, text_keys):
+    if (delimiter := delimiter_of(path)) not in ("", ","):
+        builder.understand(f"{builder.place(path)}: its cells are parted by {DELIMITERS[delimiter]}")
+    elsewhere = _Elsewhere(base)
+    seen = _Texts(builder)
+    for row in _rows(path, builder, image_keys, text_keys, seen):
         image = next((p for p in _places(base, row) if p.is_file()), None)
+        others = elsewhere.find(row.image) if image is None else []
+        image = others[0] if len(others) == 1 else image
         if image is None:
-            builder.note(row.place, f"{row.image} is missing; left out")
+            fate = f"is {len(others)} files" if others else "is missing"
+            builder.note(row.place, f"{row.image} {fate}; left out")
         elif not row.texts:
             builder.note(row.place, "no caption; left out")
         else:
             texts.setdefault(image, []).extend(row.texts)
             splits[image] = splits.get(image) or row.split
+    seen.tell()
     for image, captions in texts.items():
         if (size := builder.size_of(image)) is not None:
             builder.add(image, size, split=splits[image], captions=tuple(dict.fromkeys(captions)))
@@ -89,7 +114,9 @@ def is_table(path: Path) -> bool:
 
 def tables(root: Path) -> list[Path]:
     """Return the files in a folder that are tables of captions."""
-    return [path for path in table_files(root) if is_table(path)]
+    return [
+        path for path in (*table_files(root), *headed_texts(root, (IMAGE_KEYS, TEXT_KEYS))) if is_table(path)
+    ]
 
 
 def _table(root: Path, name: str | None) -> Path | None:
@@ -108,19 +135,78 @@ def _table(root: Path, name: str | None) -> Path | None:
 
 
 def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
+    seen = _Texts(builder)
     for split, folder in split_folders(root):
         for image in [p for base in (folder, folder / "images") if base.is_dir() for p in list_images(base)]:
             path = image.with_suffix(".txt")
             if not path.is_file():
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
-            captions = _texts(read_text(path).splitlines())
+            captions = seen.used(_texts(read_text(path).splitlines()))
             _check_texts(captions, builder.place(path))
             if not captions:
                 builder.note(builder.place(path), "empty; image left out")
             elif (size := builder.size_of(image)) is not None:
                 builder.add(image, size, split=split, captions=captions)
+    seen.tell()
     return builder.build()
+
+
+class _Texts:
+    """Counts the texts that aren't used as they are.
+
+    Args:
+        builder: Takes the findings.
+    """
+
+    def __init__(self, builder: SetBuilder) -> None:
+        self.builder = builder
+        self.missing: Counter[str] = Counter()
+        self.marks = 0
+
+    def used(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """Return the texts that say something."""
+        kept = []
+        for text in texts:
+            if text.lower() in _MISSING:
+                self.missing[text] += 1
+                continue
+            self.marks += IMAGE_MARK in text
+            kept.append(text)
+        return tuple(kept)
+
+    def tell(self) -> None:
+        """Note what was counted."""
+        if self.missing:
+            listed = ", ".join(f'"{text}" {count:,}' for text, count in self.missing.most_common())
+            self.builder.note("captions", f"texts that say that there is none, not used: {listed}")
+        if self.marks:
+            self.builder.note(
+                "captions", f'{self.marks:,} hold {IMAGE_MARK}, which stands for an image; read as "image"'
+            )
+
+
+class _Elsewhere:
+    """Images by their names in any folder of a set, looked for when the first isn't in the usual places.
+
+    Args:
+        base: The set's folder.
+    """
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+
+    @cached_property
+    def _files(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for folder in image_folders(self.base):
+            for file in folder.files:
+                found.setdefault(file.name, []).append(file)
+        return found
+
+    def find(self, name: str) -> list[Path]:
+        """Return the files of a name; names with folders stand for what lies there only."""
+        return self._files.get(name, []) if "/" not in name else []
 
 
 def _places(base: Path, row: _Row) -> list[Path]:
@@ -129,7 +215,11 @@ def _places(base: Path, row: _Row) -> list[Path]:
 
 
 def _rows(
-    path: Path, builder: SetBuilder, image_keys: tuple[str, ...], text_keys: tuple[str, ...]
+    path: Path,
+    builder: SetBuilder,
+    image_keys: tuple[str, ...],
+    text_keys: tuple[str, ...],
+    seen: _Texts,
 ) -> Iterator[_Row]:
     for number, row in raw_rows(path):
         place = builder.place(path, number)
@@ -146,7 +236,7 @@ def _rows(
                 where=place,
                 fix="name the key with the option caption_column",
             )
-        texts = _texts(_values(row, text_keys))
+        texts = seen.used(_texts(_values(row, text_keys)))
         _check_texts((image, *texts), place)
         yield _Row(place, image.strip(), texts, split_of(str(row.get("split") or "")))
 

@@ -32,6 +32,8 @@ CLASS_KEYS = (
 _BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
 _SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
 _SEPARATORS = "|;,"
+_NAMED = 0.9
+"""Share of a column's values that name images when it is the column of the images."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,47 @@ def class_tables(root: Path) -> list[Path]:
     return [path for path in table_files(root) if columns_of(path) is not None]
 
 
+def guesses(root: Path) -> list[tuple[Path, str, Columns | None]]:
+    """Return the tables with a column of names of the set's images, under whatever name.
+
+    Each is the table, that column, and the columns of image and class; None where the class isn't the one other
+    column, with few values. Tables of boxes are left out.
+    """
+    found: list[tuple[Path, str, Columns | None]] = []
+    images: dict[str, list[Path]] | None = None
+    for path in table_files(root):
+        rows = _first_rows(path)
+        if not rows or find_key(rows[0], _BOX_KEYS) is not None:
+            continue
+        images = _images(root) if images is None else images
+        keys = [key for key in rows[0] if isinstance(key, str)]
+        shares = {
+            key: sum(str(row.get(key) or "").strip() in images for row in rows) / len(rows) for key in keys
+        }
+        image = max(shares, key=lambda key: shares[key], default="")
+        if not image or shares[image] < _NAMED:
+            continue
+        split = find_key(rows[0], _SPLIT_KEYS) or ""
+        others = [key for key in keys if key not in (image, split)]
+        known = find_key(dict.fromkeys(others), CLASS_KEYS)
+        label = known or (others[0] if len(others) == 1 and _few_values(rows, others[0]) else None)
+        found.append((path, image, None if label is None else Columns(image, label, (), split)))
+    return found
+
+
+def _first_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [row for (_, row), _ in zip(raw_rows(path), range(200), strict=False)]
+    except DataError:
+        return []
+    return rows if all(isinstance(row, dict) for row in rows) else []
+
+
+def _few_values(rows: list[dict[str, Any]], key: str) -> bool:
+    values = {str(row.get(key)) for row in rows}
+    return 2 <= len(values) <= len(rows) / 2 and not any("." in v.removesuffix(".0") for v in values)
+
+
 def read(
     root: Path,
     options: ReadOptions = ReadOptions(),
@@ -120,8 +163,9 @@ def read(
     known = comma_list(classes)
     images = _images(base)
     found: dict[Path, tuple[str, str | None, str]] = {}
-    for path in _paths(root, table):
-        columns = columns_of(path, image_column, class_column)
+    guessed = {} if image_column or class_column or root.is_file() else _guessed(root, table)
+    for path in _paths(root, table) if not guessed else list(guessed):
+        columns = guessed.get(path) or columns_of(path, image_column, class_column)
         if columns is None:
             raise DataError(
                 "has no columns of image and class",
@@ -140,6 +184,15 @@ def read(
             builder.add(image, size, split=split, scene=name)
     numbers = all(name.isdigit() for name in seen)
     return builder.build(scene_classes=known or sorted(seen, key=int if numbers else str))
+
+
+def _guessed(root: Path, table: str | None) -> dict[Path, Columns]:
+    """Return the tables that say by their values which columns they have; none where the heads say it."""
+    if columns_of(root / table) is not None if table is not None else class_tables(root):
+        return {}
+    found = {path: columns for path, _, columns in guesses(root) if columns is not None}
+    found = {path: columns for path, columns in found.items() if table is None or path.name == table}
+    return found if len(found) == 1 or all(split_of(path.stem) for path in found) else {}
 
 
 def _paths(root: Path, table: str | None) -> list[Path]:

@@ -79,6 +79,7 @@ def read(
     *,
     classes: str | list[str] | None = None,
     point_size: float | None = None,
+    images: str | None = None,
 ) -> LabelledSet:
     """Read COCO annotations.
 
@@ -94,6 +95,7 @@ def read(
             ignored: they are neither objects nor background.
         point_size: Side in pixels of the box around an object whose bbox has no width and height; such objects have no
             area by default, and are left out.
+        images: Folder of the images, relative to that of the set; by default they are looked for.
 
     Raises:
         DataError: A file isn't COCO JSON, a row lacks what it must have, or too many labels can't be used.
@@ -104,7 +106,12 @@ def read(
     base = root if root.is_dir() else root.parent
     builder = SetBuilder(base, options, point_size=point_size)
     paths = without_doubles(builder, paths)
-    files = [load(path, base) for path in paths]
+    folder = None if images is None else base / images
+    if folder is not None and not folder.is_dir():
+        raise DataError(
+            "is no folder", where=str(folder), fix="name the folder of the images with -o images=FOLDER"
+        )
+    files = [replace(load(path, base), images=folder) for path in paths]
     categories, names = _categories(files)
     known = comma_list(classes)
     reading = _Reading(builder, categories, known)

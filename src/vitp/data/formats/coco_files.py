@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vitp.data.formats.common import SetBuilder, read_text, split_in
+from vitp.data.formats.label_files import images_below
 from vitp.data.formats.splits import split_of
 from vitp.errors import DataError
 from vitp.reading import parse_json
@@ -22,12 +23,14 @@ class CocoFile:
         split: That its name or folder names, if any.
         content: Holds the lists `images` and `annotations`.
         images: Folder of its images, where it is known.
+        below: Images in all sub-folders of images/ by name, once they were looked for.
     """
 
     path: Path
     split: str | None
     content: dict[str, Any]
     images: Path | None = None
+    below: dict[str, list[Path]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def labels_objects(self) -> bool:
@@ -142,7 +145,30 @@ def find_image(file: CocoFile, name: str, folders: list[Path], root: Path, where
                     fix="write the folder into file_name, or the split into the name of the file",
                 )
         return found[0]
-    return None
+    return _find_below(file, plain, root, where)
+
+
+def _find_below(file: CocoFile, name: str, root: Path, where: str) -> Path | None:
+    """Return the one image of a name in the sub-folders of images/, as in images/default/ of CVAT; None without one.
+
+    Raises:
+        DataError: There are several.
+    """
+    if file.images is not None:
+        return None
+    if not file.below:
+        for base in dict.fromkeys((file.path.parent, root)):
+            for path in images_below(base / "images") if (base / "images").is_dir() else ():
+                if file.split is None or split_in(path.relative_to(base))[0] in (None, file.split):
+                    file.below.setdefault(path.name, []).append(path)
+        file.below.setdefault("", [])  # looked through, even where there is no image
+    found = file.below.get(name.rpartition("/")[2], [])
+    found = [path for path in found if path.as_posix().endswith(f"/{name}")] or found
+    if len(found) > 1:
+        raise DataError(
+            f"{name} may be {found[0]} or {found[-1]}", where=where, fix="write the folder into file_name"
+        )
+    return found[0] if found else None
 
 
 def split_of_image(file: CocoFile, path: Path, root: Path) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp import reading
+from vitp.data.formats.class_checks import check_names, without_reserved
 from vitp.data.formats.identity import equal_findings, join_equal, series_findings, within_splits
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.split_lists import lists_or_layout, match_entries
@@ -186,8 +187,10 @@ class SetBuilder:
         """Return the set, its items sorted by id, each with group and split.
 
         Raises:
-            DataError: There is no usable image, too many labels are lost, or the options of the splits don't fit.
+            DataError: There is no usable image, too many labels are lost, the options of the splits don't fit, or
+                a class can't be called what it is.
         """
+        scene_classes, semantic_classes = tuple(scene_classes), tuple(semantic_classes)
         self.tally.check(str(self.root))
         if not self._items:
             seen = (
@@ -197,6 +200,7 @@ class SetBuilder:
                 f"no labelled image found{seen}", where=str(self.root), fix="check the folder and its format"
             )
         self._items.sort(key=lambda entry: entry[0].id)
+        object_classes = self._checked_classes(object_classes, scene_classes, semantic_classes)
         items = self._with_splits()
         for line in (*counted(items, object_classes, scene_classes), *self.tally.lines()):
             self.understand(line)
@@ -210,6 +214,19 @@ class SetBuilder:
             findings=tuple(self.findings),
             understood=tuple(self.understood),
         )
+
+    def _checked_classes(
+        self, objects: Iterable[str], scenes: Iterable[str], semantic: Iterable[str]
+    ) -> tuple[str, ...]:
+        """Return the object classes, less those that only say that there is none."""
+        where = str(self.root)
+        used = {label.category for item, _ in self._items for label in item.objects or ()}
+        kept, unused = without_reserved(tuple(objects), used, where)
+        for name in unused:
+            self.note("classes", f'no object is of the class "{name}"; it is left out')
+        for names in (kept, scenes, semantic):
+            check_names(names, where, self.note)
+        return kept
 
     def _with_splits(self) -> list[LabelledImage]:
         pattern = compile_group_regex(self.options.group_regex)

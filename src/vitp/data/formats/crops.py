@@ -121,9 +121,11 @@ def _in_no_crop(item: LabelledImage, windows: Sequence[Window], min_visible: flo
 
 def _write_crops(source: str, name: str, windows: Sequence[Window], out_dir: Path) -> list[Path]:
     lossy = Path(source).suffix.lower() in _LOSSY
+    name = files.inner_path(name)
     paths = [
         out_dir / f"{name}_{x1}_{y1}_{x2}_{y2}{'.jpg' if lossy else '.png'}" for x1, y1, x2, y2 in windows
     ]
+    files.check_inside(paths[0], out_dir)
     try:
         changed = Path(source).stat().st_mtime
     except FileNotFoundError as error:

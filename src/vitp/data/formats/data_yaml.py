@@ -140,8 +140,11 @@ def read_data_yaml(path: Path) -> DataYaml:
         parse_yaml(text)  # bounds what aliases may expand to
         content = yaml.load(text, Loader=_TextLoader)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"is not YAML ({reason})", where=str(path), fix="mend the file") from error
+        # The whole error repeats the text and draws an arrow below it.
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise DataError(f"is not YAML ({line}{reason})", where=str(path), fix="mend the file") from error
     if not isinstance(content, dict):
         raise DataError("holds no keys such as names", where=str(path), fix=_ROOF)
     return DataYaml(path, content)

@@ -19,9 +19,10 @@ from vitp.data.formats import (
     yolo,
 )
 from vitp.data.formats.common import list_images, split_folders
-from vitp.data.formats.label_files import first_rows, label_places
+from vitp.data.formats.label_files import check_ordinary, first_rows, label_places
 from vitp.data.formats.layouts import image_folders
 from vitp.data.formats.tables import TABLES, table_files
+from vitp.data.formats.unread import refuse_beside_classes, refuse_unread
 from vitp.errors import DataError
 from vitp.reading import parse_json, read_text
 
@@ -58,7 +59,9 @@ def detect(root: Path) -> Detected:
         raise DataError("doesn't exist", where=str(root), fix="check the path")
     if root.is_file():
         return Detected(_of_file(root))
-    found = next((name for name, (test, _) in _SIGNS.items() if test(root)), None)
+    if not root.is_dir():
+        check_ordinary(root)
+    found = _first_that_fits(root)
     if found is not None:
         also = _also(root, found)
         others = ", ".join(f"{name} ({_SIGNS[name][1]})" for name in also)
@@ -72,6 +75,18 @@ def detect(root: Path) -> Detected:
     )
 
 
+def _first_that_fits(root: Path) -> str | None:
+    """Return the first format whose files are there, unless label files of one before it can't be read."""
+    for name, (test, _) in _SIGNS.items():
+        for suffix in _UNREAD_BEFORE.get(name, ()):
+            refuse_unread(root, suffix)
+        if test(root):
+            if name == "folders":
+                refuse_beside_classes(root)
+            return name
+    return None
+
+
 def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
@@ -79,8 +94,7 @@ def _also(root: Path, found: str) -> list[str]:
         if name == found or found in ("vitp", "pairs") or (name == "captions" and found == "coco"):
             continue
         try:
-            # Text beside images is no sign here: it is what the other formats have, too.
-            if captions.tables(root) if name == "captions" else _SIGNS[name][0](root):
+            if _CERTAIN.get(name, _SIGNS[name][0])(root):
                 also.append(name)
         except DataError:
             continue
@@ -115,6 +129,8 @@ def _of_file(path: Path) -> str:
         if class_tables.columns_of(path) is not None:
             return "classes"
         return "captions"
+    if path.suffix.lower() == ".txt" and captions.is_table(path):
+        return "captions"
     raise DataError("is not a table of labels", where=str(path), fix="name the folder of the set")
 
 
@@ -131,7 +147,7 @@ def _is_vitp(root: Path) -> bool:
 
 
 def _is_voc(root: Path) -> bool:
-    return bool(voc.annotation_places(root))
+    return bool(voc.annotation_places(voc.set_folder(root)))
 
 
 def _is_coco_folder(root: Path) -> bool:
@@ -193,7 +209,32 @@ def _is_captions(root: Path) -> bool:
 
 
 def _is_classes(root: Path) -> bool:
-    return bool(class_tables.class_tables(root))
+    if class_tables.class_tables(root):
+        return True
+    guesses = class_tables.guesses(root)
+    if not guesses or _are_class_folders(root):
+        return False
+    # Nothing else says what the images are: a table that names them, under columns of other names, must.
+    if any(columns is None for _, _, columns in guesses):
+        path, image, _ = next(guess for guess in guesses if guess[2] is None)
+        raise DataError(
+            f'the column "{image}" of {path.name} names the images, but which column is their class isn\'t known',
+            where=str(root),
+            fix=f"--format classes -o table={path.name} -o image_column={image} -o class_column=COLUMN; for texts "
+            f"--format captions -o table={path.name} -o image_column={image} -o caption_column=COLUMN",
+        )
+    return True
+
+
+def _are_class_folders(root: Path) -> bool:
+    found = folders.class_folders(root)
+    if not found:
+        return False
+    try:
+        folders.check_classes(root, found)
+    except DataError:
+        return False
+    return True
 
 
 def _is_folders(root: Path) -> bool:
@@ -204,6 +245,15 @@ def _is_folders(root: Path) -> bool:
     folders.check_classes(root, found)
     return True
 
+
+_UNREAD_BEFORE = {"pairs": (".json", ".xml"), "masks": (".txt",)}
+"""Kinds of label files that must all be readable before a format, or one after it, is taken for the right one."""
+
+_CERTAIN: dict[str, Callable[[Path], object]] = {
+    # Text beside images and columns of other names are no sign of a second format: others have them, too.
+    "captions": captions.tables,
+    "classes": class_tables.class_tables,
+}
 
 # The order matters: a caption file beside an image looks like a label file of YOLO until its row is read, and
 # any folder of folders with images passes for class folders.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
+from PIL import Image
+
 from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, list_images, split_folders
 from vitp.data.formats.layouts import Folder, described, image_folders, role_of, shared
 from vitp.data.labels import LabelledSet
@@ -137,10 +139,22 @@ def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> N
     numbers = all(stem.isdigit() for stem in common)
     alike = len(common) / len(a | b) >= ALIKE_NUMBERS if numbers else shared(first, second) >= ALIKE
     if alike:
-        one, other = (f.path.relative_to(root).as_posix() for f in (first, second))
+        # The reading with photographs as images comes first.
+        pair = sorted((first, second), key=lambda folder: not _are_photographs(folder))
+        one, other = (f.path.relative_to(root).as_posix() for f in pair)
         raise DataError(
             f"{one} and {other} have {len(common)} files of equal names: images and masks, two dates, or classes",
             where=str(root),
             fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
             f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
         )
+
+
+def _are_photographs(folder: Folder) -> bool:
+    if role_of(folder.path.name) == "mask":
+        return False
+    try:
+        with Image.open(folder.files[0]) as file:
+            return file.format == "JPEG" or file.mode in ("RGB", "RGBA", "CMYK")
+    except OSError:
+        return False

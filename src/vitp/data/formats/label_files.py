@@ -10,6 +10,7 @@ from vitp.data.formats.common import SetBuilder, child, split_folders, split_in
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.images import IMAGE_SUFFIXES
 from vitp.errors import DataError
+from vitp.reading import check_file
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,25 @@ def files_below(folder: Path) -> list[Path]:
     return list(walk(folder, ()))
 
 
+def check_ordinary(path: Path) -> None:
+    """Make sure that what stands in the place of a label file is a file, where there is anything.
+
+    Raises:
+        DataError: It is a folder, a named pipe, a device or a link that leads nowhere.
+    """
+    try:
+        check_file(path)
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise DataError(
+                "is a link that leads nowhere", where=str(path), fix="mend the link, or remove it"
+            ) from error
+    except OSError as error:
+        raise DataError(
+            f"can't be read ({error.strerror})", where=str(path), fix="put the label file in its place"
+        ) from error
+
+
 def find_labels(
     builder: SetBuilder, places: Sequence[Place], *, not_labels: Collection[str] = ()
 ) -> list[LabelFile]:
@@ -134,6 +154,7 @@ def find_labels(
             inside = image.relative_to(place.images)
             path = (place.labels / inside).with_suffix(".txt")
             if not path.is_file():
+                check_ordinary(path)
                 builder.note(builder.place(image), "no label file; image left out")
                 continue
             if (other := owners.setdefault(path, image)) != image:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import ImageColor
 
+from vitp.data.formats.class_lists import is_ignored_name, numbered
+from vitp.data.formats.colour_tables import ColourTable, read_colour_table
 from vitp.data.formats.common import read_text
 from vitp.data.labels import IGNORE
 from vitp.errors import ConfigError, DataError
@@ -33,10 +35,17 @@ _COLOUR_NAMES = {
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Names of the semantic classes, and the mask value (0xRRGGBB for colours) → class index pairs."""
+    """Names of the semantic classes, and the mask value (0xRRGGBB for colours) → class index pairs.
+
+    Attributes:
+        names: Of the classes.
+        values: Value and class index, or `IGNORE`.
+        said: Lines about the file that names them.
+    """
 
     names: tuple[str, ...]
     values: tuple[tuple[int, int], ...]
+    said: tuple[str, ...] = ()
 
 
 def from_option(classes: str | Sequence[str] | Mapping[str, str | int], *, colour: bool) -> ClassMap:
@@ -101,22 +110,68 @@ def _packed(text: str) -> int:
     return r << 16 | g << 8 | b
 
 
-def from_file(path: Path, *, colour: bool) -> ClassMap:
-    """Return the map in a file of lines `name` (in the order of the indices) or `name=value`.
+def from_file(path: Path, *, colour: bool, occurring: Collection[int] = ()) -> ClassMap:
+    """Return the map in a file of lines `name` (in the order of the indices), `index name` or `name=value`.
+
+    Names such as "void" and "no-data" are no classes: their values are ignored.
+
+    Args:
+        path: The file.
+        colour: The masks hold colours, not indices.
+        occurring: The values in the masks; they tell numbered lines from names that begin with a number.
 
     Raises:
         DataError: The file can't be read or names colours no class.
     """
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    if all("=" in line for line in lines):
+    if lines and all("=" in line for line in lines):
         return from_option(lines, colour=colour)
+    if (table := read_colour_table(path)) is not None:
+        return from_table(table, colour=colour)
     if colour:
         raise DataError(
             "names no colours, but the masks are coloured",
             where=str(path),
             fix='write lines like "forest=white"',
         )
-    return ClassMap(tuple(lines), tuple((i, i) for i in range(len(lines))))
+    pairs = numbered(lines, occurring)
+    said = () if pairs is None else (f"{path.name}: each line is a value of the masks and its class",)
+    return _named_values(path, [(name, i) for i, name in (pairs or enumerate(lines))], said)
+
+
+def from_table(table: ColourTable, *, colour: bool) -> ClassMap:
+    """Return the map of a table of colours. For masks of indices the table needs numbers, or grey levels.
+
+    Raises:
+        DataError: The masks hold indices, and the table doesn't say which is which class.
+    """
+    path = table.path
+    said = (f"{path.name}: the classes and their colours",)
+    if colour:
+        return _named_values(path, [(name, value) for name, value, _ in table.rows], said)
+    numbers = [(name, number) for name, _, number in table.rows if number is not None]
+    if len(numbers) == len(table.rows):
+        return _named_values(path, numbers, (f"{path.name}: the classes and their numbers",))
+    if all(value % 0x010101 == 0 for _, value, _ in table.rows):
+        return _named_values(path, [(name, value & 255) for name, value, _ in table.rows], said)
+    order = ",".join(f"{name}={i}" for i, (name, _, _) in enumerate(table.rows))
+    raise DataError(
+        "names colours, but the masks hold one value a pixel",
+        where=str(path),
+        fix=f'if the order of the rows is that of the values, -o classes="{order}"',
+    )
+
+
+def _named_values(path: Path, pairs: Sequence[tuple[str, int]], said: tuple[str, ...]) -> ClassMap:
+    if len({value for _, value in pairs}) < len(pairs):
+        raise DataError("gives one value to two classes", where=str(path), fix="give each value once")
+    names = tuple(dict.fromkeys(name for name, _ in pairs if not is_ignored_name(name)))
+    ignored = [name for name, _ in pairs if is_ignored_name(name)]
+    if ignored:
+        said += (
+            f"{path.name}: {', '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} no class; ignored there",
+        )
+    return ClassMap(names, tuple((v, names.index(n) if n in names else IGNORE) for n, v in pairs), said)
 
 
 def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: bool) -> ClassMap:

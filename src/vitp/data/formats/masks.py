@@ -10,9 +10,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vitp.data.formats.colour_tables import find_colour_table
 from vitp.data.formats.common import ReadOptions, SetBuilder
 from vitp.data.formats.geometry import area, as_points
-from vitp.data.formats.mask_classes import BACKGROUND, ClassMap, from_file, from_option, from_values, says
+from vitp.data.formats.mask_classes import (
+    BACKGROUND,
+    ClassMap,
+    from_file,
+    from_option,
+    from_table,
+    from_values,
+    says,
+)
 from vitp.data.formats.mask_kinds import (
     MOST_LOOKED_AT,
     MaskFacts,
@@ -28,7 +37,7 @@ from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
 from vitp.data.formats.mask_objects import InstanceMasks
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
 from vitp.data.formats.regions import objects_of
-from vitp.data.images import load_label_pixels
+from vitp.data.images import is_turned, load_label_pixels
 from vitp.data.labels import IGNORE, LabelledSet, ObjectLabel
 from vitp.errors import ConfigError, DataError
 
@@ -90,7 +99,7 @@ def read(
         root: The set's folder.
         options: Name, licence, splits.
         classes: "name=value,…" with indices or colours (see `mask_classes.from_option`); by default from
-            classes.txt, else from the values that occur. For masks of instances the name of their class.
+            classes.txt or a table of colours, else from the values that occur. For masks of instances the name of their class.
         instances: Derive objects from the connected regions of every class but "background".
         min_area: Regions of fewer pixels are no objects.
         images: Folder of the images, where its name doesn't say it.
@@ -132,7 +141,7 @@ def read(
 
 
 def _named(root: Path) -> bool:
-    return (root / "classes.txt").is_file()
+    return (root / "classes.txt").is_file() or find_colour_table(root) is not None
 
 
 def _is_named(how: MaskOptions) -> bool:
@@ -170,9 +179,11 @@ def _entries(builder: SetBuilder, entries: Sequence[MaskEntry], *, regions: bool
         values_HW = mask_values(load_label_pixels(mask))
         if values_HW.shape != (size[1], size[0]):
             height, width = values_HW.shape
+            turned = size == (height, width) and is_turned(entry.image)
+            why = " (turned by its EXIF orientation; the mask is of the pixels as stored)" if turned else ""
             builder.note(
                 builder.place(mask),
-                f"is {width}×{height} but its image {size[0]}×{size[1]}; image left out",
+                f"is {width}×{height} but its image {size[0]}×{size[1]}{why}; image left out",
             )
             continue
         yield _Read(entry, size, mask_facts(values_HW, mask, regions=regions and number % looked == 0))
@@ -218,7 +229,8 @@ def _read_classes(builder: SetBuilder, entries: list[_Read], how: MaskOptions) -
     facts = [_as_grey(found.facts) if grey else found.facts for found in entries]
     as_colour = colour and not grey
     class_map = _class_map(root, facts, how, colour=as_colour, palette=modes == {"P"})
-    builder.understand(says(class_map, colour=as_colour))
+    for line in (*class_map.said, says(class_map, colour=as_colour)):
+        builder.understand(line)
     if grey:
         builder.understand("the masks' three channels are equal: read as one")
     _check_any_used(root, facts, class_map, colour=as_colour)
@@ -257,8 +269,15 @@ def _class_map(
 ) -> ClassMap:
     if how.classes:
         return from_option(how.classes, colour=colour)
-    if _named(root):
-        return from_file(root / "classes.txt", colour=colour)
+    table, names = find_colour_table(root), root / "classes.txt"
+    if names.is_file() and (table is None or not colour or table.path == names):
+        named = from_file(names, colour=colour, occurring=totals(facts))
+        if table is None or table.path == names:
+            return named
+        line = f"{table.path.name}: not used, classes.txt names the values of the masks"
+        return replace(named, said=(*named.said, line))
+    if table is not None:
+        return from_table(table, colour=colour)
     strays = find_strays(facts, colour=colour)
     counts = totals(facts)
     if strays is None:
@@ -318,7 +337,7 @@ class _Objects:
 
     def __init__(self, builder: SetBuilder, class_map: ClassMap, how: MaskOptions) -> None:
         self.builder, self.how = builder, how
-        self.names = {i: name for i, name in enumerate(class_map.names) if name != BACKGROUND}
+        self.names = {i: name for i, name in enumerate(class_map.names) if name.lower() != BACKGROUND}
         self.found: list[ObjectLabel] = []
         self.used = False
         self.numbers = 0

@@ -1,4 +1,4 @@
-"""Rows of tables: CSV and TSV with a head, JSON and JSON Lines."""
+"""Rows of tables: CSV with a head, parted by commas, semicolons, tabs or bars; JSON and JSON Lines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vitp.data.formats.common import read_text
 from vitp.errors import DataError
 from vitp.reading import parse_json
 
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 TABLES = (".json", ".jsonl", ".csv", ".tsv")
 IMAGE_KEYS = (
     *("image", "file_name", "filename", "path", "filepath", "image_path", "image_name", "imagename", "img"),
@@ -32,7 +33,10 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
         DataError: The file can't be read or understood.
     """
     text = read_text(path)
-    if path.suffix.lower() in (".csv", ".tsv"):
+    # Files of other suffixes (.txt) are what they hold.
+    if path.suffix.lower() in (".csv", ".tsv") or (
+        path.suffix.lower() not in TABLES and text.lstrip()[:1] not in ("[", "{")
+    ):
         yield from _csv_rows(text, path)
         return
     if path.suffix.lower() == ".jsonl":
@@ -52,9 +56,40 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
     yield from enumerate(content, 1)
 
 
+def _delimiter(head: str, path: Path) -> str:
+    order = ("\t", ",", ";", "|") if path.suffix.lower() == ".tsv" else tuple(DELIMITERS)
+    return next((mark for mark in order if mark in head), order[0])
+
+
+def delimiter_of(path: Path) -> str:
+    """Return what parts the cells of a table that isn't JSON, "" for JSON.
+
+    Raises:
+        DataError: The file can't be read.
+    """
+    if path.suffix.lower() in (".json", ".jsonl"):
+        return ""
+    text = read_text(path)
+    return "" if text.lstrip()[:1] in ("[", "{") else _delimiter(text.split("\n", 1)[0], path)
+
+
+def headed_texts(root: Path, keys: Sequence[Sequence[str]]) -> list[Path]:
+    """Return the `.txt` files in a folder whose first line is the head of a table with a key of each list."""
+    found = []
+    for path in sorted(root.glob("*.txt")):
+        try:
+            with path.open(encoding="utf-8-sig") as file:
+                head = file.readline(2000).strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        cells = {cell.strip().strip('"'): "" for cell in head.split(_delimiter(head, path))}
+        if len(cells) > 1 and all(find_key(cells, known) is not None for known in keys):
+            found.append(path)
+    return found
+
+
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    head = text.split("\n", 1)[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in head and "," not in head else ","
+    delimiter = _delimiter(text.split("\n", 1)[0], path)
     # Quoted cells may hold line breaks, so the text isn't cut into lines before it is parsed.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     keys: list[str] | None = None

@@ -43,7 +43,7 @@ def read(
     An object has a `bndbox`, a `robndbox` (centre, width, height and angle, or four named corners) or a `polygon`.
 
     Args:
-        root: Holds `Annotations` and the images in `JPEGImages`, `images` or `Annotations` itself, in any case, also
+        root: Holds, itself or in its only folder of a set (VOCdevkit/VOC2007), `Annotations` and the images in `JPEGImages`, `images` or `Annotations` itself, in any case, also
             under folders of the splits; or images and XML files side by side.
         options: Name, licence, splits.
         classes: The object classes in order; by default those that occur, sorted. The places of labels of other
@@ -60,7 +60,10 @@ def read(
     """
     if angles not in ("radians", "degrees"):
         raise ConfigError(f'is "{angles}"', where="angles", fix="choose radians or degrees")
+    outer, root = root, set_folder(root)
     builder = SetBuilder(root, options, point_size=point_size)
+    if root != outer:
+        builder.understand(f"the set is the folder {root.relative_to(outer).as_posix()}")
     known = comma_list(classes)
     seen: set[str] = set()
     for place in annotation_places(root):
@@ -86,6 +89,32 @@ def read(
             split = place.split or split_in(path.relative_to(place.labels))[0]
             builder.add_labelled(image, found, split=split)
     return builder.build(object_classes=known or sorted(seen))
+
+
+def set_folder(root: Path) -> Path:
+    """Return the folder that holds the set: `root`, or the only one below it that holds it, as VOCdevkit/VOC2007.
+
+    Raises:
+        DataError: Several folders below hold one, as VOC2007 and VOC2012.
+    """
+    if annotation_places(root) or child(root, (*_LABEL_FOLDERS, *_IMAGE_FOLDERS)) is not None:
+        return root
+    for pattern in ("*", "*/*"):
+        below = sorted(path for path in root.glob(pattern) if path.is_dir() and not path.name.startswith("."))
+        found = [path for path in below if _is_set(path)]
+        if len(found) > 1:
+            names = ", ".join(path.relative_to(root).as_posix() for path in found[:6])
+            raise DataError(
+                f"holds several sets: {names}", where=str(root), fix="name the folder of one of them"
+            )
+        if found:
+            return found[0]
+    return root
+
+
+def _is_set(folder: Path) -> bool:
+    labels, images = child(folder, _LABEL_FOLDERS[:2]), child(folder, _IMAGE_FOLDERS)
+    return labels is not None and images is not None and bool(_xml_files(labels))
 
 
 def annotation_places(root: Path) -> list[Place]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vitp.data.formats.class_lists import numbered
 from vitp.data.formats.common import ReadOptions, SetBuilder, child, comma_list, read_text
 from vitp.data.formats.data_yaml import YAML_NAMES, DataYaml, doubles, read_data_yaml
 from vitp.data.formats.image_labels import ImageLabels
@@ -112,7 +113,15 @@ def _names(root: Path, yaml: DataYaml | None) -> tuple[tuple[str, ...], str]:
             where=f"{path}:{empty or 1}",
             fix="write one name a row",
         )
-    return tuple(lines), path.relative_to(root).as_posix()
+    pairs = numbered(lines)
+    if pairs is not None and [number for number, _ in pairs] != list(range(len(pairs))):
+        raise DataError(
+            f"the lines begin with the numbers {pairs[0][0]}–{pairs[-1][0]}, which aren't 0–{len(pairs) - 1}",
+            where=str(path),
+            fix="number the classes as the labels do, from 0, or name them in order with the option classes",
+        )
+    names = [name for _, name in pairs] if pairs is not None else lines
+    return tuple(names), path.relative_to(root).as_posix()
 
 
 def _data_yaml(root: Path) -> DataYaml | None:

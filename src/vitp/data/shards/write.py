@@ -12,7 +12,7 @@ from vitp.data.images import is_scene, load_image
 from vitp.data.records import InstructionRecord, to_json
 from vitp.data.shards.storage import is_member, is_remote, member_name, read_address
 from vitp.errors import DataError
-from vitp.files import atomic_path, write_json
+from vitp.files import atomic_path, inner_path, write_json
 from vitp.files import to_json as json_text
 from vitp.reading import open_file
 
@@ -39,13 +39,13 @@ def write_shards(
         DataError: There is no record, or an image can't be read.
         VitpError: The disk is full or can't be written.
     """
-    samples = _samples(records)
+    samples, stem = _samples(records), inner_path(name)
     shards: list[Path] = []
     sample = next(samples, None)
     if sample is None:
         raise DataError("has no records", where=name, fix="nothing to write")
     while sample is not None:
-        path = out / f"{name}-{len(shards):06d}.tar"
+        path = out / f"{stem}-{len(shards):06d}.tar"
         with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar:
             while sample is not None and tar.offset < shard_bytes:
                 for member, data in sample:
@@ -55,7 +55,7 @@ def write_shards(
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header that it has written
                 sample = next(samples, None)
         shards.append(path)
-    write_json(out / "mixture.json", {name: {"annotation": f"{name}-*.tar"}})
+    write_json(out / "mixture.json", {name: {"annotation": f"{stem}-*.tar"}})
     return shards
 
 
