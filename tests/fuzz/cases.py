@@ -79,7 +79,7 @@ _CHECKED = ("rows.jsonl", "array.json", "chat.jsonl", "mixture.json", "range.jso
 
 TEMPLATES: tuple[Template, ...] = (
     *_COMPILE,
-    Template(("data", "compile", "{in}/compiled/labels", "--out", "{out}"), ("compiled",), (), ("--format",), "summary.json"),
+    Template(("data", "compile", "{in}/compiled", "--out", "{out}"), ("compiled",), (), ("--format",), "summary.json"),
     *(
         Template(("data", "check", f"{{in}}/rows/{name}"), ("rows",), ("--max-length", "--max-tiles"), ("--against",), weight=1.5)
         for name in _CHECKED

@@ -235,8 +235,11 @@ def xml_text(random: Random, data: bytes, port: int) -> bytes:
 
 def image_file(random: Random, path: Path) -> None:
     """Replace an image by one of another kind, or by something that only looks like one."""
-    with Image.open(path) as image:
-        size = image.size
+    try:
+        with Image.open(path) as image:
+            size = image.size
+    except Image.DecompressionBombError as error:  # a change before has made it so
+        raise OSError(str(error)) from error
     pixels = np.random.default_rng(random.randrange(2**32)).integers(
         0, 256, (size[1], size[0], 4), dtype=np.uint8
     )

@@ -164,6 +164,17 @@ def load_label_pixels(path: str | Path) -> np.ndarray:
     Raises:
         DataError: As `load_image`; or colours of more than 8 bits, which are no labels.
     """
+    values = _label_pixels(path)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError(
+            "holds labels that are no numbers",
+            where=str(path),
+            fix="save it with a whole number where there is no label",
+        )
+    return values
+
+
+def _label_pixels(path: str | Path) -> np.ndarray:
     with _opened(path) as file, _decoding(file):
         if file.pages:
             values = labels_of_page(file.stream, file.pages[0], file.where)

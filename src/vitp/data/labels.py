@@ -114,6 +114,11 @@ class LabelledSet:
                 raise DataError(
                     f"the class {printable(str(name))!r} {problem}", where=self.name, fix="rename it"
                 )
+        for classes in (self.object_classes, self.scene_classes, self.semantic_classes):
+            # Labels name their class: two of one name could not be told apart.
+            if len(set(classes)) < len(classes):
+                twice = next(name for number, name in enumerate(classes) if name in classes[:number])
+                raise DataError(f'the class "{twice}" is named twice', where=self.name, fix="rename one")
 
     def __len__(self) -> int:
         return len(self.items)
