@@ -86,7 +86,7 @@ def test_a_timeout_ends_the_children_too(tmp_path: Path) -> None:
 
 
 def test_three_kills_change_no_bit(tmp_path: Path) -> None:
-    check(torment(tmp_path, kills=3, seed=1, steps=30), 3)
+    check(torment(tmp_path, kills=3, seed=1, steps=18), 3)
 
 
 @pytest.mark.slow

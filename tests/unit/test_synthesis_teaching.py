@@ -134,7 +134,7 @@ def test_classes_that_are_spoken_alike_are_refused(tmp_path: Path) -> None:
     for name in ("StorageTank", "storage_tank", "Harbour"):
         for number in range(3):
             save_image(tmp_path / "set" / name / f"{number}.png", number)
-    with pytest.raises(DataError, match=r'"StorageTank" and "storage_tank" are both spoken "storage tank"'):
+    with pytest.raises(DataError, match=r'"StorageTank" and "storage_tank" are spoken alike'):
         compile_labels(tmp_path / "set", "folders", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
