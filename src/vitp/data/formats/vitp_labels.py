@@ -27,6 +27,9 @@ from vitp.reading import parse_json
 
 VERSION = 1
 
+_LARGEST_SIDE = 10_000_000
+"""Pixels of an image's side, and of a coordinate in it."""
+
 
 @dataclass(frozen=True)
 class Roots:
@@ -244,15 +247,15 @@ def item_from_json(row: dict[str, Any], split: str, roots: Roots) -> LabelledIma
     second = row.get("second_image")
     semantic, change = row.get("semantic"), row.get("change")
     return LabelledImage(
-        id=row["id"],
+        id=_text(row["id"]),
         image=_address(row["image"], roots.images),
-        width=int(row["width"]),
-        height=int(row["height"]),
+        width=_side(row["width"]),
+        height=_side(row["height"]),
         split=split,
-        group=row.get("group", ""),
+        group=_text(row.get("group", "")),
         objects=_objects_from_json(row, "objects"),
-        scene=row.get("scene"),
-        captions=tuple(row.get("captions", ())),
+        scene=None if row.get("scene") is None else _text(row["scene"]),
+        captions=tuple(_text(caption) for caption in row.get("captions", ())),
         semantic=mask_from_json(semantic, roots.labels) if semantic is not None else None,
         second_image=_address(second, roots.images) if second is not None else None,
         change=mask_from_json(change, roots.labels) if change is not None else None,
@@ -270,12 +273,34 @@ def _objects_from_json(row: dict[str, Any], key: str) -> tuple[ObjectLabel, ...]
 
 
 def _object_from_json(row: dict[str, Any]) -> ObjectLabel:
-    x1, y1, x2, y2 = row["box"]
+    x1, y1, x2, y2 = _points(row["box"], 2)
     return ObjectLabel(
-        row["category"],
+        _text(row["category"]),
         (x1, y1, x2, y2),
-        tuple(row["quad"]) if "quad" in row else None,
-        tuple(tuple(ring) for ring in row.get("polygons", ())),
-        row.get("difficult", False),
-        tuple(tuple(ring) for ring in row.get("holes", ())),
+        _points(row["quad"], 4) if "quad" in row else None,
+        tuple(_points(ring) for ring in row.get("polygons", ())),
+        row.get("difficult", False) is True,
+        tuple(_points(ring) for ring in row.get("holes", ())),
     )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.60} is no text")
+    return value
+
+
+def _side(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _LARGEST_SIDE:
+        raise ValueError(f"{value!r:.60} is no width or height")
+    return value
+
+
+def _points(values: Any, count: int | None = None) -> tuple[float, ...]:
+    """Return the coordinates x, y, x, y, … of a number of points; None: of any number."""
+    numbers = isinstance(values, list) and all(
+        type(v) in (int, float) and abs(v) <= _LARGEST_SIDE for v in values
+    )
+    if not numbers or len(values) % 2 or (count is not None and len(values) != 2 * count):
+        raise ValueError(f"{values!r:.60} are no coordinates of points")
+    return tuple(values)
