@@ -148,14 +148,14 @@ def test_repeats_needed_with_one_draw_a_seed() -> None:
         wanted = needed(variances, float(difference.mean()), power, confidence)
         assert repeats_needed(ours, theirs, power=power, confidence=confidence) == wanted
     assert repeats_needed(ours, theirs) == needed(variances, float(difference.mean()), 0.8, 0.95) > 2
-    # Small numbers, where the degrees of freedom count, and large ones.
-    for seed, shift, power in [
-        (n, shift, power) for n in range(4) for shift in (0.08, 0.3) for power in (0.5, 0.9)
-    ]:
-        a, b = grid(5, 1, seed, shift=shift)
-        apart = np.array([a[key] - b[key] for key in a])
-        wanted = needed([(float(apart.var(ddof=1)), 0.0)], float(apart.mean()), power, 0.95)
-        assert repeats_needed(a, b, power=power) == wanted
+    # Effects at which one degree of freedom more or less would give another number.
+    for effect, wanted in ((3.24, 4), (2.12, 5), (1.68, 6), (0.52, 32)):
+        three = {(0, 0): effect - 1, (1, 0): effect, (2, 0): effect + 1}
+        assert (
+            repeats_needed(three, dict.fromkeys(three, 0.0))
+            == wanted
+            == needed([(1.0, 0.0)], effect, 0.8, 0.95)
+        )
     assert repeats_needed(ours, theirs, most=2) is None
     assert repeats_needed({(0, 0): 1.0}, {(0, 0): 0.5}) is None
     assert repeats_needed({}, {}) is None
