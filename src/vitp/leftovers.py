@@ -34,7 +34,8 @@ _lock = threading.Lock()
 
 def owned_prefix(name: str) -> str:
     """Return how the temporary name of a file or folder begins: hidden, with this process as its owner."""
-    short = name.encode()[:_LONGEST].decode(errors="ignore")
+    whole = os.fsencode(name)  # a name need not be UTF-8
+    short = name if len(whole) <= _LONGEST else whole[:_LONGEST].decode(errors="ignore")
     return f".{short}.{_host()}-{os.getpid()}-{_started(os.getpid())}."
 
 
@@ -81,7 +82,7 @@ def _final(path: Path) -> Path | None:
     """Return what a hidden name stands for; None where it was too long to be repeated."""
     match = _NAME.fullmatch(path.name)
     name = match["of"] if match is not None else path.name[1 : -len(OLD) - 1]
-    return None if len(name.encode()) >= _LONGEST else path.with_name(name)
+    return None if len(os.fsencode(name)) >= _LONGEST else path.with_name(name)
 
 
 def _entries(folder: Path) -> list[Path]:

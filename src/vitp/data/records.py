@@ -18,14 +18,20 @@ COORDINATE_RANGE = 1000
 _KINDS = ("question", "answer")
 
 
-def text_problem(text: str) -> str | None:
-    """Return why no tokenizer and no UTF-8 file can take a text: half a character or a NUL; None: nothing is wrong."""
+def text_problem(text: str, *, file_name: bool = False) -> str | None:
+    """Return why no tokenizer and no UTF-8 file can take a text: half a character or a NUL; None: nothing is wrong.
+
+    Args:
+        text: To be looked at.
+        file_name: It is, or comes from, the name of a file. Bytes of a name that aren't UTF-8 stand in it as U+DC80 to
+            U+DCFF; no tokenizer sees it, and JSON has an escape for them.
+    """
     if not isinstance(text, str):
         return "is no text"
     if "\0" in text:
         return "holds a NUL character"
     try:
-        text.encode()
+        text.encode(errors="surrogateescape" if file_name else "strict")
     except UnicodeEncodeError as error:
         return f"holds half a character (the lone surrogate U+{ord(text[error.start]):04X})"
     return None
@@ -127,10 +133,15 @@ class InstructionRecord:
             for kind, t in zip(_KINDS, (turn.question, turn.answer), strict=True)
         )
         regions = ((f"the label of region {n}", region.label) for n, region in enumerate(self.regions, 1))
+        named = (("its licence", self.licence),)
         images = (("an image's address", image) for image in self.images)
-        named = (("its id", self.id), ("its source", self.source), ("its licence", self.licence))
-        for part, text in (*turns, *regions, *images, *named):
-            if (problem := text_problem(text)) is not None:
+        of_files = (*images, ("its id", self.id), ("its source", self.source))
+        problems = (
+            *((part, text_problem(text)) for part, text in (*turns, *regions, *named)),
+            *((part, text_problem(text, file_name=True)) for part, text in of_files),
+        )
+        for part, problem in problems:
+            if problem is not None:
                 raise DataError(
                     f"{part} {problem}", where=printable(self.name), fix="mend the text or remove the row"
                 )
