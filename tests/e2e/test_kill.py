@@ -98,6 +98,6 @@ def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_twenty_kills_of_a_finetuning_change_no_bit(tmp_path: Path) -> None:
-    figures = torment(tmp_path, kills=20, seed=0, steps=18, command="finetune")
+    figures = torment(tmp_path, kills=20, seed=0, steps=12, command="finetune")
     check(figures, 20)
     assert {kill["mode"] for kill in figures["kills"]} >= {"any", "writing", "removing"}
