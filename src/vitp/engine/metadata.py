@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from vitp.errors import CheckpointError
+from vitp.errors import DamagedError
 from vitp.reading import read_bytes
 
 _LARGEST = 1 << 30
@@ -65,7 +65,7 @@ class PartsReader(dcp.FileSystemReader):
         """Return the description of the parts.
 
         Raises:
-            CheckpointError: It is missing or damaged, or names something that no checkpoint holds.
+            DamagedError: It is missing or damaged, or names something that no checkpoint holds.
         """
         found = read_metadata(Path(self._get_metadata_path(kwargs.get("rank"))))
         found.storage_meta = StorageMeta()
@@ -77,7 +77,7 @@ def read_metadata(path: Path) -> Metadata:
     """Return the description in a `.metadata` file; nothing in it can run.
 
     Raises:
-        CheckpointError: It is missing or damaged, or names something that no checkpoint holds.
+        DamagedError: It is missing or damaged, or names something that no checkpoint holds.
     """
     try:
         found = _Unpickler(io.BytesIO(read_bytes(path, largest=_LARGEST))).load()
@@ -85,7 +85,7 @@ def read_metadata(path: Path) -> Metadata:
             raise pickle.UnpicklingError(wrong)
     except Exception as error:  # what a cut-off or forged pickle raises depends on where it was cut
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
+        raise DamagedError(
             f"can't be read ({reason})",
             where=str(path),
             fix="remove this checkpoint to use the one before it",
