@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from vitp.files import write_json
+from vitp.core.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,10 +16,10 @@ import torch
 
 from common import save
 from published_step import PublishedObjective
-from vitp.bench.measure import Measurement, StepSettings, measure
-from vitp.bench.synthetic import SIZES, ModelSize, SyntheticSource, Workload, make_objective
 from vitp.models.compute import ComputeConfig, configure
 from vitp.objectives.vitp import ViTPObjective
+from vitp.planning.bench.measure import Measurement, StepSettings, measure
+from vitp.planning.bench.synthetic import SIZES, ModelSize, SyntheticSource, Workload, make_objective
 
 ON_GPU = torch.cuda.is_available()
 SIZE = "full" if ON_GPU else "micro"

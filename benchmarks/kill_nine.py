@@ -36,8 +36,8 @@ import yaml
 
 from common import save
 from vitp.cli import run as run_cli
+from vitp.core.tensors import load_tensors
 from vitp.engine import checkpoint
-from vitp.engine.weights import load_tensors
 
 KEEP_LAST = 2
 MODES = ("any", "any", "writing", "removing", "model")

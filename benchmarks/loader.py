@@ -27,11 +27,11 @@ from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.mixture_file import read_mixture
 from vitp.data.record_set import ListRecords
-from vitp.data.records import InstructionRecord, Turn
 from vitp.data.tiles import TileCache, TileLoader
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.loading import StepLoader
 from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.records.instructions import InstructionRecord, Turn
 
 SIZES = ((512, 512), (800, 800), (1024, 768), (2048, 1536), (4000, 3000))
 TILE, MAX_TILES = 448, 6

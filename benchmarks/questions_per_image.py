@@ -8,7 +8,7 @@ import torch
 from common import median_seconds, save
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch, pack
-from vitp.data.records import InstructionRecord, Turn
+from vitp.records.instructions import InstructionRecord, Turn
 from vrl_cost import model_and_tokenizer
 
 IMAGES, QUESTIONS = 8, 6

@@ -22,11 +22,11 @@ import torch
 
 from common import save
 from published_step import PublishedObjective, check_equal
-from vitp.bench.measure import StepRunner, StepSettings
-from vitp.bench.synthetic import SIZES, ModelSize, SyntheticSource, Workload, make_objective
 from vitp.data.packing import PackedBatch
 from vitp.models.compute import ComputeConfig, configure
 from vitp.objectives.vitp import ViTPObjective
+from vitp.planning.bench.measure import StepRunner, StepSettings
+from vitp.planning.bench.synthetic import SIZES, ModelSize, SyntheticSource, Workload, make_objective
 
 KINDS = {
     "one_tile_six_questions": {"tiles": ((1, 1.0),), "questions": 6},

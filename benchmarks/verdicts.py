@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import ttest_1samp
 
 from common import save
-from vitp.evaluation.statistics import paired_repeats
+from vitp.metrics.statistics import paired_repeats
 
 RUNS, RESAMPLES = 2000, 2000
 DESIGNS = ((3, 1), (3, 3), (3, 8), (5, 3), (8, 3))

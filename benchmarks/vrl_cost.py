@@ -12,13 +12,13 @@ import torch
 from common import median_seconds, save
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch, pack
-from vitp.data.records import InstructionRecord, Turn
 from vitp.data.tokenizer import train_tokenizer
 from vitp.models.language import micro_qwen2
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VisionLanguageModel, VLMConfig, packed_attention_mask
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.vitp import ViTPObjective
+from vitp.records.instructions import InstructionRecord, Turn
 
 RECORDS, TILES = 8, 5
 

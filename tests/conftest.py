@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from vitp.data.chat import ChatTokenizer
-from vitp.data.records import InstructionRecord, Turn
 from vitp.data.tokenizer import train_tokenizer
 from vitp.models.language import micro_qwen2
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
+from vitp.records.instructions import InstructionRecord, Turn
 
 CORPUS = [
     "Is there a ship in the image?",

@@ -11,7 +11,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitp.errors import DataError
+from vitp.core.errors import DataError
 from vitp.objectives.base import Objective, ParameterGroup
 
 CLASSES, WIDTH = 5, 16

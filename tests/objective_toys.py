@@ -16,8 +16,6 @@ from tests.conftest import tiny_chat
 from vitp.data.formats import vitp_labels
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.vitp_labels import Roots
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.data.records import IMAGE_MARK, InstructionRecord, Turn, to_line
 from vitp.data.views import ViewConfig
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.objectives.distillation import Crops, DistillationConfig, DistillationObjective
@@ -28,6 +26,8 @@ from vitp.objectives.simclr import SimCLRConfig, SimCLRObjective, TwoViews
 from vitp.objectives.supervised import ClassNames, LabelledViews, SupervisedConfig, SupervisedObjective
 from vitp.objectives.text_tower import SmallTextTower, Tokens, captions_of
 from vitp.objectives.views_source import ImageMixture, ViewSource, read_rows
+from vitp.records.instructions import IMAGE_MARK, InstructionRecord, Turn, to_line
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 SIZE, PATCH = 32, 8
 SCENES, OBJECTS, SEMANTIC = ("harbour", "field"), ("ship", "plane"), ("water", "land", "ship")

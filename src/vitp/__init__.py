@@ -8,45 +8,45 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vitp.version import __version__
+from vitp.core.version import __version__
 
 if TYPE_CHECKING:
-    from vitp.ask import Assistant
+    from vitp.checkpoints.export import export_backbone, load_backbone, verify_export
+    from vitp.checkpoints.pretrained import load_vlm, save_vlm
     from vitp.data.compile import compile_labels
-    from vitp.data.records import InstructionRecord, Turn
     from vitp.evaluation.probes import run_probes
-    from vitp.export import export_backbone, load_backbone, verify_export
-    from vitp.image_pretrain import ImagePretrainConfig, run_image_pretraining
+    from vitp.inference.ask import Assistant
     from vitp.models.backbone import Backbone
     from vitp.models.vision import VisionTower
     from vitp.objectives.base import Objective
-    from vitp.pretrain import PretrainConfig, run_pretraining
-    from vitp.pretrained import load_vlm, save_vlm
     from vitp.recipes.paradigms import starter_config
-    from vitp.tasks.finetune import run_finetune
-    from vitp.tasks.runs import load_task
+    from vitp.records.instructions import InstructionRecord, Turn
+    from vitp.runs.finetune import run_finetune
+    from vitp.runs.image_pretrain import ImagePretrainConfig, run_image_pretraining
+    from vitp.runs.pretrain import PretrainConfig, run_pretraining
+    from vitp.tasks.model_folder import load_task
 
 _HOMES = {
-    "Assistant": "vitp.ask",
+    "Assistant": "vitp.inference.ask",
     "Backbone": "vitp.models.backbone",
-    "ImagePretrainConfig": "vitp.image_pretrain",
-    "InstructionRecord": "vitp.data.records",
+    "ImagePretrainConfig": "vitp.runs.image_pretrain",
+    "InstructionRecord": "vitp.records.instructions",
     "Objective": "vitp.objectives.base",
-    "PretrainConfig": "vitp.pretrain",
-    "Turn": "vitp.data.records",
+    "PretrainConfig": "vitp.runs.pretrain",
+    "Turn": "vitp.records.instructions",
     "VisionTower": "vitp.models.vision",
     "compile_labels": "vitp.data.compile",
-    "export_backbone": "vitp.export",
-    "load_backbone": "vitp.export",
-    "load_task": "vitp.tasks.runs",
-    "load_vlm": "vitp.pretrained",
-    "run_finetune": "vitp.tasks.finetune",
-    "run_image_pretraining": "vitp.image_pretrain",
-    "run_pretraining": "vitp.pretrain",
+    "export_backbone": "vitp.checkpoints.export",
+    "load_backbone": "vitp.checkpoints.export",
+    "load_task": "vitp.tasks.model_folder",
+    "load_vlm": "vitp.checkpoints.pretrained",
+    "run_finetune": "vitp.runs.finetune",
+    "run_image_pretraining": "vitp.runs.image_pretrain",
+    "run_pretraining": "vitp.runs.pretrain",
     "run_probes": "vitp.evaluation.probes",
-    "save_vlm": "vitp.pretrained",
+    "save_vlm": "vitp.checkpoints.pretrained",
     "starter_config": "vitp.recipes.paradigms",
-    "verify_export": "vitp.export",
+    "verify_export": "vitp.checkpoints.export",
 }
 
 __all__ = [

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
 from vitp.cli import app
+from vitp.core.errors import ConfigError
 from vitp.data.packing import PackedBatch, pack
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
-from vitp.errors import ConfigError
 from vitp.models.backbone import Backbone
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel

@@ -397,7 +397,10 @@ def test_ctrl_c_in_the_middle_leaves_nothing(
             "os.fsync",
             ("data", "scenes", "port", "--count", 4, "--size", 32, "--out", tmp_path / "out"),
         ),
-        "export": ("vitp.export_format.model_card", ("export", finished, "--out", tmp_path / "out")),
+        "export": (
+            "vitp.checkpoints.export_format.model_card",
+            ("export", finished, "--out", tmp_path / "out"),
+        ),
         "report": ("os.fsync", ("report", finished, "--samples", 1, "--out", tmp_path / "out.html")),
     }[what]
     monkeypatch.setattr(place, ctrl_c)

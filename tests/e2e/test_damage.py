@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.e2e.conftest import SIZE, done, litter, read_rows, refused, snapshot, vitp, write_config
 from tests.e2e.test_finetune import FAST
-from vitp.weights.tensors import write_tensors
+from vitp.checkpoints.tensors import write_tensors
 
 MODEL = "model/model.safetensors"
 

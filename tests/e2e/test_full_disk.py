@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-import vitp.engine.weights as weights_module
+import vitp.core.tensors as weights_module
 from tests.e2e.conftest import done, litter, refused, snapshot, vitp, write_config
 
 

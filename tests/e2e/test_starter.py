@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import done
-from vitp.ask import Assistant
-from vitp.data.scenes import scene_set
+from vitp.checkpoints.export import load_backbone, random_backbone
+from vitp.checkpoints.pretrained import STARTER, load_vlm
 from vitp.evaluation.answers import ask_all, questions_of
 from vitp.evaluation.probes import run_probes
-from vitp.export import load_backbone, random_backbone
-from vitp.pretrained import STARTER, load_vlm
+from vitp.inference.ask import Assistant
+from vitp.scenes import scene_set
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from tests.objective_toys import CASES
-from vitp.engine import distributed
+from vitp.core import distributed
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from tests.engine_toys import ToyBatch, ToyObjective, ToySource
-from vitp.engine import distributed
+from vitp.core import distributed
+from vitp.core.errors import VitpError
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.engine.stopping import Interrupted
-from vitp.errors import VitpError
 
 STEPS = 8
 

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from tests.engine_toys import ToyObjective, ToySource
 from tests.parity.engine_ranks import Record
-from vitp.engine import checkpoint, distributed
+from vitp.core import distributed
+from vitp.core.errors import VitpError
+from vitp.engine import checkpoint
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.engine.stopping import Interrupted
-from vitp.errors import VitpError
 
 STEPS = 8
 

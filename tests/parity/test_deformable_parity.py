@@ -18,7 +18,7 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
 )
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.models.convolution import group_count
 from vitp.models.deformable import MultiScaleDeformableAttention, cell_centers, deformable_attention
 from vitp.models.heads.upernet import FCNHead, UperNet

@@ -18,9 +18,9 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, mask
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
-from vitp.evaluation import coco
-from vitp.evaluation.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
-from vitp.evaluation.detection import box_iou, voc_average_precision
+from vitp.metrics import coco
+from vitp.metrics.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
+from vitp.metrics.detection import box_iou, voc_average_precision
 from vitp.models.heads.cascade import CASCADE_STAGES, BoxSettings, BoxStage, CascadeHead
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.heads.mask import MaskHead, MaskSettings

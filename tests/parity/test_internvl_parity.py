@@ -25,15 +25,15 @@ from tests.weights_toys import (
     original_weights,
     vision_weights,
 )
-from vitp.export import load_backbone
+from vitp.checkpoints.checkpoint import read_checkpoint
+from vitp.checkpoints.checks import compare_weights, random_images, random_prompt
+from vitp.checkpoints.convert import convert
+from vitp.checkpoints.export import load_backbone
+from vitp.checkpoints.pretrained import load_vlm
+from vitp.checkpoints.writing import write_hf
 from vitp.models.projector import pixel_shuffle
 from vitp.models.resample import resized_tower
 from vitp.models.vlm import VisionLanguageModel
-from vitp.pretrained import load_vlm
-from vitp.weights.checkpoint import read_checkpoint
-from vitp.weights.checks import compare_weights, random_images, random_prompt
-from vitp.weights.convert import convert
-from vitp.weights.writing import write_hf
 
 TOLERANCE = 1e-5
 

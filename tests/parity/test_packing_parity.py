@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
-from vitp.check.batches import one_by_one
 from vitp.data.packing import pack
-from vitp.data.records import InstructionRecord
 from vitp.models.compute import set_recompute
 from vitp.models.vlm import VisionLanguageModel, packed_attention_mask
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.vitp import ViTPObjective
+from vitp.records.instructions import InstructionRecord
+from vitp.runs.check.batches import one_by_one
 
 CHAT = tiny_chat()
 

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from tests.conftest import save_image
-from vitp.ask import COLOURS, Assistant, _PieceStreamer, draw_answer, place_marks
+from vitp.core.errors import DataError
 from vitp.data.tiling import cut_tiles
-from vitp.errors import DataError
+from vitp.inference.ask import COLOURS, Assistant, _PieceStreamer, draw_answer, place_marks
 
 
 @pytest.fixture

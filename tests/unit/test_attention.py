@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.evaluation.attention import (
     attention,
     attention_distance,

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from tests.conftest import tiny_chat
-from vitp.bench import machine
-from vitp.bench.benchmark import BenchConfig, bench_config, changes, last_result, synthetic
-from vitp.bench.machine import data_sheet, measured_peak, peak_memory
-from vitp.bench.measure import StepSettings, measure
-from vitp.bench.profile import kind_of
-from vitp.bench.synthetic import SIZES, SyntheticSource, Workload
 from vitp.cli import run
-from vitp.errors import ConfigError
-from vitp.models.flops import vlm_step_flops
+from vitp.core.errors import ConfigError
+from vitp.objectives.vitp import vlm_step_flops
+from vitp.planning.bench import machine
+from vitp.planning.bench.benchmark import BenchConfig, bench_config, changes, last_result, synthetic
+from vitp.planning.bench.machine import data_sheet, measured_peak, peak_memory
+from vitp.planning.bench.measure import StepSettings, measure
+from vitp.planning.bench.profile import kind_of
+from vitp.planning.bench.synthetic import SIZES, SyntheticSource, Workload
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.benchmark_fixtures import WRITERS, mask, picture, text, write_benchmark, write_whu_cd_lists
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.benchmarks.base import count_problems
 from vitp.data.benchmarks.catalogue import BENCHMARKS, READERS, benchmark
 from vitp.data.formats import option_names, read_labels
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
-from vitp.errors import ConfigError, DataError
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.tasks.build import TASKS
 
 ON_DISK = [name for name in BENCHMARKS if not BENCHMARKS[name].volumes]

@@ -14,12 +14,12 @@ from PIL import Image
 
 from tests.benchmark_fixtures import nifti, read_nifti, write_benchmark
 from vitp.cli import run
+from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.data.benchmarks import volumes
 from vitp.data.benchmarks.medical import BRATS_REGIONS, brats_regions, region_dice
 from vitp.data.benchmarks.prepare import PrepareSettings, check, prepare
 from vitp.data.formats import read_labels
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError, DataError, VitpError
+from vitp.records.labels import LabelledSet
 
 
 @pytest.fixture

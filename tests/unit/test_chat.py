@@ -12,12 +12,12 @@ from tokenizers.pre_tokenizers import Split
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from tests.conftest import make_record, tiny_chat
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import first_fit_decreasing
 from vitp.data.plain_text import PlainText
-from vitp.data.records import InstructionRecord, Region, Turn
 from vitp.data.tokenizer import IMAGE_CONTEXT, MARKUP, train_tokenizer
-from vitp.errors import ConfigError, DataError
+from vitp.records.instructions import InstructionRecord, Region, Turn
 
 CHAT = tiny_chat()
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_chat
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.chat import TEMPLATES, ChatTemplate, ChatTokenizer, EncodedRecord
-from vitp.data.records import InstructionRecord, Turn
 from vitp.data.tokenizer import train_tokenizer
-from vitp.errors import ConfigError, DataError
+from vitp.records.instructions import InstructionRecord, Turn
 
 SYSTEM = TEMPLATES["internvl2_5"].system
 

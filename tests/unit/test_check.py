@@ -14,14 +14,14 @@ from rich.console import Console
 
 from tests.conftest import tiny_chat
 from tests.unit.test_chat import foreign_tokenizer
+from vitp.core.errors import DataError
 from vitp.data.chat import TEMPLATES, ChatTokenizer
 from vitp.data.check import check_records
 from vitp.data.coordinates import coordinate_problems
 from vitp.data.image_hash import find_pairs, image_print
-from vitp.data.records import InstructionRecord, Region, Turn
 from vitp.data.row_findings import CONTROL_TOKENS, look_over, mixture_warnings
-from vitp.errors import DataError
-from vitp.pretrain import DataSettings, open_mixture
+from vitp.records.instructions import InstructionRecord, Region, Turn
+from vitp.runs.pretrain import DataSettings, open_mixture
 
 
 def picture(seed: int, size: int = 96) -> Image.Image:
@@ -202,7 +202,7 @@ def test_repeats_in_one_split_are_information(folder: Path) -> None:
 
 
 def test_generated_scenes_leak_by_address(tmp_path: Path) -> None:
-    from vitp.data.scenes import scene_set
+    from vitp.scenes import scene_set
 
     names = [item.image for item in scene_set("general", count=3, seed=0, size=48).items]
     out = compiled(tmp_path, train=[row("a", names[0]), row("b", names[1])], test=[row("c", names[1])])

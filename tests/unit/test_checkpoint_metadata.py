@@ -14,8 +14,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
+from vitp.core.errors import CheckpointError
 from vitp.engine.metadata import PartsReader, read_metadata
-from vitp.errors import CheckpointError
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
-from vitp.data.labels import LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import LabelledSet
 
 
 def pictures(folder: Path, seed: int = 0) -> None:

@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from vitp.cli.boundary import INTERNAL, INTERRUPTED, guarded
-from vitp.errors import DataError
-from vitp.files import atomic_dir, atomic_path, to_json, write_json
+from vitp.core.errors import DataError
+from vitp.core.files import atomic_dir, atomic_path, to_json, write_json
 
 
 def _raise(error: BaseException) -> Callable[[], None]:
@@ -156,7 +156,7 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_moved(tmp_path: P
 
 
 def test_json_of_names_that_are_not_utf8_is_utf8_and_comes_back(tmp_path: Path) -> None:
-    from vitp.reading import parse_json, read_text
+    from vitp.core.reading import parse_json, read_text
 
     name = os.fsdecode(b"im\xe4.png")
     for value in (name, [name, "ä😀"], {name: {"x": name}}):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
 from vitp.data.formats.class_lists import numbered
 from vitp.data.formats.colour_tables import read_colour_table
-from vitp.data.labels import IGNORE
-from vitp.errors import DataError
+from vitp.records.labels import IGNORE
 
 RGB = np.array([[0, 0, 0], [255, 255, 0], [0, 255, 255]], np.uint8)
 

@@ -16,17 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitp import files
+from vitp.core import files
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels, vitp_labels
 from vitp.data.formats.crops import crop_object, crop_windows, cut
-from vitp.data.formats.geometry import area, as_points, bounds, clip_polygon, min_area_quad, signed_area
 from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
 from vitp.data.formats.vitp_labels import Roots
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.data.readers.mixture_file import read_mixture
 from vitp.data.synthesis import SynthesisConfig
-from vitp.errors import ConfigError, DataError
+from vitp.records.geometry import area, as_points, bounds, clip_polygon, min_area_quad, signed_area
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 DATA = Path(os.environ.get("VITP_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 

@@ -13,18 +13,18 @@ from pydantic import BaseModel
 
 import vitp
 from tests.conftest import make_record
-from vitp.config import load_config, make_config, save_config
+from vitp.core.config import load_config, make_config, save_config
+from vitp.core.errors import ConfigError
 from vitp.data.collate import InstructionSource
-from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.record_set import ListRecords
-from vitp.errors import ConfigError
-from vitp.image_pretrain import ImagePretrainConfig
 from vitp.models.vlm import VLMConfig
 from vitp.objectives.dense_source import LabelledSource
 from vitp.objectives.views_source import ViewSource
-from vitp.pretrain import PretrainConfig
-from vitp.tasks.finetune import FinetuneConfig
+from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.runs.finetune import FinetuneConfig
+from vitp.runs.image_pretrain import ImagePretrainConfig
+from vitp.runs.pretrain import PretrainConfig
 
 MINIMAL = {"data": {"mixture": ["x"]}}
 

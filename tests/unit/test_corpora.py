@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from tests.benchmark_fixtures import text
 from tests.corpus_fixtures import WRITERS, write_corpus
 from vitp.cli import run
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.coordinates import coordinate_problems
 from vitp.data.corpora.base import box_text
 from vitp.data.corpora.catalogue import CORPORA, corpus
 from vitp.data.corpora.conversations import percent_boxes
 from vitp.data.corpora.convert import Converted, convert
-from vitp.data.images import load_image
 from vitp.data.readers.mixture_file import read_mixture
-from vitp.data.records import InstructionRecord
-from vitp.errors import ConfigError, DataError
+from vitp.io.images import load_image
+from vitp.records.instructions import InstructionRecord
 
 COUNTS = {
     "rsvqa": (2, 3),

@@ -14,10 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitp.data.formats.geometry import as_points, bounds
-from vitp.data.formats.regions import objects_of, rasterise
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.evaluation.corruptions import CORRUPTIONS, EXTRAS, SEVERITIES, corrupt_sample, corrupted_set
 from vitp.evaluation.corruptions.blur import gaussian_deviation
 from vitp.evaluation.corruptions.catalogue import checked_severities, corruptions_of
@@ -25,6 +22,9 @@ from vitp.evaluation.corruptions.extras import LOOKS, RICIAN_DEVIATION
 from vitp.evaluation.corruptions.geometry import moved_label, moved_objects, warp
 from vitp.evaluation.corruptions.transmission import GAP_COUNT, GAP_WIDTH, gap_mask
 from vitp.evaluation.corruptions.weather import CLOUD_COVER, cloud_opacity, fractal_noise
+from vitp.records.geometry import as_points, bounds
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.regions import objects_of, rasterise
 from vitp.tasks.augment import Sample
 
 EVERY = {**CORRUPTIONS, **EXTRAS}

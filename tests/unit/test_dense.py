@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import ConfigError, DataError
+from vitp.core.errors import ConfigError, DataError
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.objectives.dense import ConvHead, DenseBatch, DenseObjective, patch_distribution
 from vitp.objectives.dense_source import Augmentation, LabelledSource, presence_of
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 CLASSES = ("water", "land", "ship")
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from vitp.data.scenes import scene_set
+from vitp.core.errors import ConfigError
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
-from vitp.errors import ConfigError
-from vitp.evaluation.detection import detection_scores, found_objects, true_objects
+from vitp.metrics.detection import detection_scores, found_objects, true_objects
+from vitp.metrics.results import Target
 from vitp.models.heads.cascade import BoxSettings, BoxStage, StageSettings
 from vitp.models.heads.fpn import DetectionNeck, RegionPool
 from vitp.models.heads.mask import MaskSettings, cut_masks, paste_masks
@@ -31,7 +31,8 @@ from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings,
 from vitp.models.pyramid import build_pyramid
 from vitp.models.timm_backbone import timm_backbone
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.tasks.base import Target, TaskBatch, pad_images
+from vitp.scenes import scene_set
+from vitp.tasks.base import TaskBatch, pad_images
 from vitp.tasks.data import LabelReader, TaskSource
 from vitp.tasks.detection import DetectionModel, image_truth, learnable
 from vitp.tasks.instance import InstanceModel

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from vitp.data.formats.rle import decode
-from vitp.errors import ConfigError
-from vitp.evaluation.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
-from vitp.evaluation.detection import (
+from vitp.core.errors import ConfigError
+from vitp.metrics.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
+from vitp.metrics.detection import (
     box_iou,
     detection_scores,
     found_objects,
     true_objects,
     voc_average_precision,
 )
-from vitp.tasks.base import Prediction, Target
+from vitp.metrics.results import Prediction, Target
+from vitp.records.rle import decode
 
 A, B, C = (0, 0, 10, 10), (20, 20, 40, 40), (50, 0, 60, 30)
 

@@ -9,8 +9,9 @@ import torch
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from vitp import doctor, pretrained
-from vitp.doctor import Device, DoctorReport, Package, Working, check_package, report
+from vitp.checkpoints import pretrained
+from vitp.planning import doctor
+from vitp.planning.doctor import Device, DoctorReport, Package, Working, check_package, report
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitp.core.errors import ConfigError
 from vitp.data.formats.empty import is_empty, limit_empty
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import ConfigError
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 SHIP = ObjectLabel("ship", (1.0, 1.0, 5.0, 5.0))
 

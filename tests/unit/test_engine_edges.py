@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from tests.engine_toys import ToyObjective
+from vitp.core.errors import CheckpointError, ConfigError, VitpError
+from vitp.core.tensors import differences, load_state, unique_state
 from vitp.engine.checkpoint import changed_settings
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.evidence import VisionEvidence, linear_cka, summary, weight_change
@@ -24,8 +26,6 @@ from vitp.engine.layers import layers_of
 from vitp.engine.numerics import amp_dtype, autocast, numerics
 from vitp.engine.optim import Part, build_optimizer, describe_parts, lr_factor, set_lr
 from vitp.engine.stopping import StopSignals
-from vitp.engine.weights import differences, load_state, unique_state
-from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.objectives.base import ParameterGroup
 
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ import torch
 
 from tests.engine_toys import ToyObjective
 from tests.unit.engine_runs import Recorder, make_trainer
+from vitp.core.errors import VitpError
 from vitp.engine.evidence import linear_cka, weight_change
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.layers import layers_of
 from vitp.engine.loop import Trainer
-from vitp.errors import VitpError
 
 
 def test_linear_cka_is_its_definition() -> None:

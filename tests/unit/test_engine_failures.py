@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from tests.engine_toys import ToyBatch, ToyObjective, ToySource
 from tests.unit.engine_runs import StopAfter, make_trainer
+from vitp.core.errors import DataError, VitpError
 from vitp.engine import checkpoint
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.engine.stopping import Interrupted
-from vitp.errors import DataError, VitpError
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

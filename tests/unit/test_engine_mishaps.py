@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorProperties, TensorStorag
 
 from tests.engine_toys import ToyObjective, ToySource
 from tests.unit.engine_runs import make_trainer
+from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.engine import checkpoint, shards
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimConfig, TrainConfig
@@ -27,7 +28,6 @@ from vitp.engine.numerics import what_is_not_finite
 from vitp.engine.optim import build_optimizer, check_trainable, describe_parts
 from vitp.engine.recovery import load_newest
 from vitp.engine.saving import Saver
-from vitp.errors import CheckpointError, ConfigError, VitpError
 
 NAN = math.nan
 

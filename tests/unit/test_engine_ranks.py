@@ -18,16 +18,17 @@ from torch import nn
 
 from tests.engine_toys import ToyObjective, ToySource
 from tests.unit.engine_runs import Recorder, StopAfter, make_trainer, rows
-from vitp.engine import checkpoint, distributed, loop
-from vitp.engine.distributed import RankReport
+from vitp.core import distributed
+from vitp.core.distributed import RankReport
+from vitp.core.errors import ConfigError, DamagedError, VitpError
+from vitp.core.tensors import load_tensors
+from vitp.engine import checkpoint, loop
 from vitp.engine.evidence import VisionEvidence, linear_cka
 from vitp.engine.gradients import Gradients
 from vitp.engine.hooks import Hook
 from vitp.engine.logging import RunLog
 from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted
-from vitp.engine.weights import load_tensors
-from vitp.errors import ConfigError, DamagedError, VitpError
 from vitp.objectives.base import ParameterGroup
 
 CPU = torch.device("cpu")

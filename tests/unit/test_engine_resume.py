@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from tests.engine_toys import ToyObjective, ToySource
 from tests.unit.engine_runs import Recorder, StopAfter, assert_same_checkpoint, make_trainer, rows
+from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.engine import checkpoint
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.engine.stopping import Interrupted
-from vitp.errors import CheckpointError, ConfigError, VitpError
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 
 from tests.engine_toys import ToyObjective
 from tests.unit.engine_runs import Recorder, StopAfter, assert_same_checkpoint, make_trainer
-from vitp.engine import checkpoint, distributed
+from vitp.core import distributed
+from vitp.core.errors import VitpError
+from vitp.engine import checkpoint
 from vitp.engine.checkpoint import changed_settings
 from vitp.engine.config import TrainConfig
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.engine.sharding import is_wanted, repeated_blocks
 from vitp.engine.stopping import Interrupted
-from vitp.errors import VitpError
 
 
 def test_a_save_in_the_background_is_of_the_step_that_asked_for_it(

@@ -18,15 +18,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from tests.engine_toys import ToyObjective, ToySource
-from vitp.engine import checkpoint, distributed, sharding, shards
+from vitp.core import distributed
+from vitp.core.errors import CheckpointError, ConfigError, DamagedError, VitpError
+from vitp.core.tensors import like, unique_state
+from vitp.engine import checkpoint, sharding, shards
 from vitp.engine.checkpoint import RunState, Tensors
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.gradients import Gradients
 from vitp.engine.optim import build_optimizer
 from vitp.engine.recovery import load_newest
 from vitp.engine.saving import Saver
-from vitp.engine.weights import like, unique_state
-from vitp.errors import CheckpointError, ConfigError, DamagedError, VitpError
 
 CPU = torch.device("cpu")
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 from tests.engine_toys import ToyObjective, ToySource
 from tests.unit.engine_runs import Recorder, make_trainer, rows
+from vitp.core.errors import ConfigError
 from vitp.engine import checkpoint
 from vitp.engine.config import OptimConfig
 from vitp.engine.numerics import seed_step
 from vitp.engine.optim import build_optimizer, lr_factor
-from vitp.errors import ConfigError
 
 
 def test_schedule_has_the_cosine_values() -> None:

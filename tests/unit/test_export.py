@@ -17,23 +17,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import make_record, tiny_vlm_config
-from vitp.data.mixture import Mixture, MixtureEntry
-from vitp.data.record_set import ListRecords
-from vitp.errors import CheckpointError, VitpError
-from vitp.export import (
+from vitp.checkpoints.card import Provenance, provenance_of_run
+from vitp.checkpoints.export import (
     export_backbone,
     inspect_export,
     load_backbone,
     random_backbone,
     verify_export,
 )
-from vitp.export_card import Provenance, provenance_of_run
-from vitp.export_format import content_hash, read_description, tensor_digests, write_backbone
-from vitp.files import write_json, write_text
+from vitp.checkpoints.export_format import content_hash, read_description, tensor_digests, write_backbone
+from vitp.checkpoints.pretrained import save_vlm
+from vitp.core.errors import CheckpointError, VitpError
+from vitp.core.files import write_json, write_text
+from vitp.data.mixture import Mixture, MixtureEntry
+from vitp.data.record_set import ListRecords
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel
-from vitp.pretrain import describe_mixture
-from vitp.pretrained import save_vlm
+from vitp.runs.pretrain import describe_mixture
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
@@ -262,7 +262,7 @@ def test_objectives_without_a_language_model_can_keep_a_backbone_in_their_run(tm
 
 
 def test_starter_is_loaded_by_name(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("vitp.pretrained.STARTER", run / "model")
+    monkeypatch.setattr("vitp.checkpoints.pretrained.STARTER", run / "model")
     tower = load_backbone("starter")
     assert torch.equal(tower.model.norm.weight, load_backbone(run).model.norm.weight)
     result = export_backbone("starter", tmp_path / "starter-vit")
@@ -413,7 +413,7 @@ def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
     def fail(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitp.export_format.write_text", fail)
+    monkeypatch.setattr("vitp.checkpoints.export_format.write_text", fail)
     with pytest.raises(VitpError, match="disk is full"):
         export_backbone(run, tmp_path / "new" / "vit")
     assert list((tmp_path / "new").iterdir()) == []

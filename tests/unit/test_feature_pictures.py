@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.unit.test_report import assert_self_contained
 from vitp.cli import app
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.evaluation.attention import ColourBasis, colour_basis, matched, patch_features
 from vitp.evaluation.attention_figures import attention_sheet, below_one_another, compare_rollout, patch_at
 from vitp.evaluation.feature_pictures import (
@@ -22,11 +22,11 @@ from vitp.evaluation.feature_pictures import (
     feature_colours_of_layers,
     layer_number,
 )
-from vitp.evaluation.features_page import explorer, write_features_page, write_pictures
-from vitp.evaluation.report.dot_chart import DotChart
 from vitp.models.backbone import Backbone
 from vitp.models.timm_backbone import TimmConfig, timm_backbone
 from vitp.models.vision import VisionConfig, VisionTower
+from vitp.report.dot_chart import DotChart
+from vitp.report.features_page import explorer, write_features_page, write_pictures
 
 
 def tiny_tower(seed: int = 0, **changes: object) -> VisionTower:

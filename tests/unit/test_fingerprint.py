@@ -17,13 +17,13 @@ from tests.objective_toys import labelled_folder
 from vitp.data.fingerprint import MOST_FILES, fingerprint, images_digest, labels_digest
 from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
 from vitp.data.formats.vitp_labels import read as read_compiled
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.data.readers.jsonl import JsonlRecords
-from vitp.data.scenes import scene_set
-from vitp.image_pretrain import ImagePretrainConfig
-from vitp.image_pretrain import build as build_images
 from vitp.objectives.base import is_of_source
 from vitp.objectives.supervised import RenamedMask
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.runs.image_pretrain import ImagePretrainConfig
+from vitp.runs.image_pretrain import build as build_images
+from vitp.scenes import scene_set
 from vitp.tasks.data import LabelKind, LabelReader, TaskSource
 
 

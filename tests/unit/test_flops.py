@@ -20,11 +20,10 @@ from vitp.models.flops import (
     training_flops,
     vision_flops,
     vision_shape,
-    vlm_forward_flops,
-    vlm_step_flops,
 )
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel
+from vitp.objectives.vitp import vlm_forward_flops, vlm_step_flops
 
 CHAT = tiny_chat()
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats import FORMATS, detect_format, option_names, read_labels
-from vitp.data.formats.geometry import area, as_points
 from vitp.data.formats.splits import assign_fractions
-from vitp.errors import ConfigError, DataError
+from vitp.records.geometry import area, as_points
 
 DATA = Path(os.environ.get("VITP_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 

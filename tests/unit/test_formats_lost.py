@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
 from vitp.data.formats.coco_rows import Ids
 from vitp.data.formats.empty import is_empty
-from vitp.data.labels import LabelledImage, LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import LabelledImage, LabelledSet
 
 BOX = [5, 6, 20, 24]
 GOOD = [

@@ -18,16 +18,16 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from shapely.geometry import Polygon
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats import detect_format, read_labels
 from vitp.data.formats.crops import crop_object
-from vitp.data.formats.geometry import area, as_flat, as_points, signed_area
-from vitp.data.formats.regions import object_of, objects_of, outline, parts, rasterise
-from vitp.data.formats.rle import decode, decode_counts, encode
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.data.scenes.export import write_scenes
 from vitp.data.synthesis import SetClasses
 from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits
-from vitp.errors import ConfigError, DataError
+from vitp.records.geometry import area, as_flat, as_points, signed_area
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.regions import object_of, objects_of, outline, parts, rasterise
+from vitp.records.rle import decode, decode_counts, encode
+from vitp.scenes.export import write_scenes
 from vitp.tasks.data import LabelReader
 
 

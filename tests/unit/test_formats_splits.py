@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats import detect_format, read_labels
 from vitp.data.formats.split_lists import match_entries
 from vitp.data.formats.splits import SplitEntry, split_of
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError, DataError
+from vitp.records.labels import LabelledSet
 
 QUAD = "5 6 25 6 25 30 5 30 ship 0\n"
 OBJECT = (

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats import detect_format, read_labels
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError, DataError
+from vitp.records.labels import LabelledSet
 
 ROW = "0 .5 .5 .2 .2\n"
 QUAD = "0 .1 .1 .3 .1 .3 .2 .1 .2\n"

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from tests.conftest import save_image
+from vitp.checkpoints.card import Provenance, provenance_of_run
 from vitp.cli import run as run_cli
+from vitp.core.errors import CheckpointError, DataError
 from vitp.data.formats import read_labels
-from vitp.data.labels import LabelledSet
-from vitp.errors import CheckpointError, DataError
-from vitp.export_card import Provenance, provenance_of_run
 from vitp.models.foreign import described_by, three_numbers
+from vitp.records.labels import LabelledSet
 
 
 def _refused(*arguments: object) -> str:

@@ -18,7 +18,7 @@ from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
 from vitp.data.formats.identity import join_equal, name_series
 from vitp.data.identical import find_equals
-from vitp.data.labels import LabelledImage
+from vitp.records.labels import LabelledImage
 
 
 def photo(path: Path, seed: int, size: tuple[int, int] = (24, 20), **options: object) -> Path:

@@ -20,14 +20,14 @@ from vitp.data.compile import compile_labels
 from vitp.data.formats import vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import is_empty, limit_empty
-from vitp.data.formats.regions import rasterise
 from vitp.data.formats.vitp_labels import Roots
 from vitp.data.ignored import known_semantic, touched
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import gather_statistics
 from vitp.data.synthesis.facts import BACKGROUND, UNKNOWN, Facts, Limits
 from vitp.objectives.text_tower import has_caption
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.regions import rasterise
 
 CLASSES = ("ship", "crane", "buoy")
 LAND = ("water", "quay", "crane")

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.evaluation import coco
-from vitp.evaluation.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
-from vitp.evaluation.detection import detection_scores, true_objects, voc_average_precision
-from vitp.evaluation.oriented import FoundOriented, TrueOriented, oriented_average_precision, true_oriented
-from vitp.tasks.base import Target
+from vitp.metrics import coco
+from vitp.metrics.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
+from vitp.metrics.detection import detection_scores, true_objects, voc_average_precision
+from vitp.metrics.oriented import FoundOriented, TrueOriented, oriented_average_precision, true_oriented
+from vitp.metrics.results import Target
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.tasks.data import LabelReader
 
 CLASSES = ("car", "ship")

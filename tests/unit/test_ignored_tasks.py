@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import DataError
+from vitp.core.errors import DataError
 from vitp.evaluation.corruptions.geometry import about_centre
 from vitp.evaluation.corruptions.sets import moved_item
-from vitp.evaluation.detection import shares_inside
 from vitp.evaluation.features import BACKGROUND, box_labels
+from vitp.metrics.detection import shares_inside
+from vitp.metrics.results import Target
 from vitp.models.heads.cascade import BoxSettings, BoxStage, StageSettings
 from vitp.models.heads.oriented_rpn import OrientedProposalNetwork, OrientedProposalSettings
 from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
@@ -26,8 +26,9 @@ from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings,
 from vitp.models.rotated.boxes import boxes_of_hulls
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.objectives.dense_source import presence_of, read_mask
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.tasks.augment import AugmentSettings, Sample, augment, crop, flip, quarter_turns, resize
-from vitp.tasks.base import Target, TaskBatch
+from vitp.tasks.base import TaskBatch
 from vitp.tasks.build import build_model
 from vitp.tasks.classification import multi_label_scores
 from vitp.tasks.data import LabelReader

@@ -14,10 +14,14 @@ from safetensors.torch import load_file
 
 from tests.conftest import tiny_chat, tiny_vlm_config
 from tests.objective_toys import VISION, labelled_folder
-from vitp.config import load_config, make_config, save_config
-from vitp.errors import ConfigError, DataError
-from vitp.export import load_backbone, random_backbone, verify_export
-from vitp.image_pretrain import (
+from vitp.checkpoints.export import load_backbone, random_backbone, verify_export
+from vitp.checkpoints.pretrained import save_vlm
+from vitp.core.config import load_config, make_config, save_config
+from vitp.core.errors import ConfigError, DataError
+from vitp.models.vlm import VisionLanguageModel
+from vitp.objectives.text_tower import LanguageTextTower
+from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, flops_per_image
+from vitp.runs.image_pretrain import (
     OBJECTIVES,
     ImageModelSettings,
     ImagePretrainConfig,
@@ -25,11 +29,7 @@ from vitp.image_pretrain import (
     initial_tower,
     run_image_pretraining,
 )
-from vitp.models.vlm import VisionLanguageModel
-from vitp.objectives.text_tower import LanguageTextTower
-from vitp.pretrain import PretrainConfig
-from vitp.pretrained import save_vlm
-from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, flops_per_image
+from vitp.runs.pretrain import PretrainConfig
 
 QUIET = Console(quiet=True)
 

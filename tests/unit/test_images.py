@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from vitp.data import images, pixels
-from vitp.data.images import image_size, load_image, load_label_pixels, load_planes
-from vitp.data.pixels import as_rgb
-from vitp.errors import DataError
+from vitp.core.errors import DataError
+from vitp.io import images, pixels
+from vitp.io.images import image_size, load_image, load_label_pixels, load_planes
+from vitp.io.pixels import as_rgb
 
 
 def _photo(width: int = 40, height: int = 24, seed: int = 0) -> np.ndarray:

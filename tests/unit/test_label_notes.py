@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from vitp.config import make_config
+from vitp.core.config import make_config
+from vitp.core.errors import DataError
 from vitp.data.formats import vitp_labels
 from vitp.data.formats.vitp_labels import Roots
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import DataError
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.runs.finetune import FinetuneConfig, run_finetune
 from vitp.tasks.data import labelled_only
-from vitp.tasks.finetune import FinetuneConfig, run_finetune
 from vitp.tasks.label_notes import label_notes, left_out_notes
 
 CLASSES = ("car", "ship")

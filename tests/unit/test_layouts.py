@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import detect, detect_format, read_labels
 from vitp.data.formats.layouts import role_of, words_of
-from vitp.errors import ConfigError, DataError
 
 SIDE = 40
 

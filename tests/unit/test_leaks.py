@@ -10,12 +10,12 @@ import pytest
 from PIL import Image, ImageFilter
 
 from vitp.cli import run
-from vitp.data.images import load_image
-from vitp.data.labels import LabelledImage, LabelledSet
+from vitp.core.errors import ConfigError
 from vitp.data.leaks import find_leaks, write_clean
 from vitp.data.overlap import OverlapIndex, landmarks
 from vitp.data.readers.mixture_file import read_mixture
-from vitp.errors import ConfigError
+from vitp.io.images import load_image
+from vitp.records.labels import LabelledImage, LabelledSet
 
 
 def scene(seed: int, size: int = 400) -> Image.Image:

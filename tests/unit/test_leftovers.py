@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vitp import leftovers
-from vitp.files import atomic_dir, atomic_path, put_in_place, write_text
+from vitp.core import leftovers
+from vitp.core.files import atomic_dir, atomic_path, put_in_place, write_text
 
 DEAD = 2**22 + 5
 """More than the largest number that Linux gives to a process."""
@@ -39,7 +39,7 @@ def test_the_next_command_removes_what_a_killed_one_left(tmp_path: Path) -> None
 
 def test_a_process_that_was_really_killed(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom vitp.files import atomic_dir\n"
+        "import os, sys\nfrom vitp.core.files import atomic_dir\n"
         "with atomic_dir(sys.argv[1]) as folder:\n"
         "    (folder / 'half').write_text('x')\n    os.kill(os.getpid(), 9)\n"
     )

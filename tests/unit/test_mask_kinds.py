@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
 from vitp.data.formats.mask_kinds import mask_facts
 from vitp.data.formats.pixel_masks import MaskFile, nearest_values
-from vitp.data.formats.regions import rasterise
-from vitp.data.labels import IGNORE, LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import IGNORE, LabelledSet
+from vitp.records.regions import rasterise
 
 SIDE = 96
 Make = Callable[[int], np.ndarray | Image.Image]

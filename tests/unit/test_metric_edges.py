@@ -10,19 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from vitp.errors import ConfigError
-from vitp.evaluation import coco
-from vitp.evaluation.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
-from vitp.evaluation.detection import (
-    box_iou,
-    detection_scores,
-    found_objects,
-    precision_area,
-    shares_inside,
-    true_objects,
-    voc_average_precision,
-)
-from vitp.evaluation.metrics import (
+from vitp.core.errors import ConfigError
+from vitp.metrics import coco
+from vitp.metrics.classification import (
     accuracy,
     average_precision,
     confusion_matrix,
@@ -33,7 +23,17 @@ from vitp.evaluation.metrics import (
     mean_dice,
     mean_iou,
 )
-from vitp.evaluation.oriented import (
+from vitp.metrics.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
+from vitp.metrics.detection import (
+    box_iou,
+    detection_scores,
+    found_objects,
+    precision_area,
+    shares_inside,
+    true_objects,
+    voc_average_precision,
+)
+from vitp.metrics.oriented import (
     FoundOriented,
     TrueOriented,
     found_oriented,
@@ -41,7 +41,8 @@ from vitp.evaluation.oriented import (
     oriented_scores,
     true_oriented,
 )
-from vitp.evaluation.segmentation_metrics import (
+from vitp.metrics.results import Prediction, Target
+from vitp.metrics.segmentation import (
     change_scores,
     hd95,
     mean_accuracy,
@@ -50,7 +51,6 @@ from vitp.evaluation.segmentation_metrics import (
     segmentation_scores,
     surface_distance,
 )
-from vitp.tasks.base import Prediction, Target
 
 NAN = math.nan
 # Rows are the truth. Class 2 is predicted but never true, class 3 occurs nowhere.

@@ -16,8 +16,8 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
-from vitp.errors import ConfigError
-from vitp.evaluation.metrics import (
+from vitp.core.errors import ConfigError
+from vitp.metrics.classification import (
     accuracy,
     average_precision,
     confusion_matrix,
@@ -28,7 +28,7 @@ from vitp.evaluation.metrics import (
     mean_dice,
     mean_iou,
 )
-from vitp.evaluation.statistics import mean_std, paired_bootstrap
+from vitp.metrics.statistics import mean_std, paired_bootstrap
 
 
 def test_confusion_and_scores_by_hand() -> None:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitp.core.errors import CheckpointError, DataError
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.permutation import Permutation
 from vitp.data.record_set import ListRecords
-from vitp.data.records import InstructionRecord, Turn
-from vitp.errors import CheckpointError, DataError
+from vitp.records.instructions import InstructionRecord, Turn
 
 
 def some_set(name: str, size: int) -> ListRecords:

@@ -17,18 +17,18 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from vitp.checkpoints.open import open_tower
 from vitp.cli import run as run_cli
-from vitp.config import make_config
-from vitp.data.images import load_image
+from vitp.core.config import make_config
+from vitp.core.errors import CheckpointError, ConfigError, DataError, VitpError
+from vitp.core.remote import VARIABLE, allow_remote, allowed_schemes, check_allowed
 from vitp.data.readers.llava import open_records
 from vitp.data.shards.records import expand_shards
-from vitp.errors import CheckpointError, ConfigError, DataError, VitpError
+from vitp.io.images import load_image
 from vitp.models.arguments import check_language_arguments, check_timm_arguments
 from vitp.models.language import LanguageConfig, build_language_model
 from vitp.models.timm_backbone import timm_backbone
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.remote import VARIABLE, allow_remote, allowed_schemes, check_allowed
-from vitp.weights.open import open_tower
 
 
 @dataclass

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
 from tests.objective_toys import CASES, labelled_folder, masked, tiny_tower
+from vitp.checkpoints.pretrained import load_vlm
+from vitp.core.errors import ConfigError
 from vitp.data.packing import PackedBatch, pack
-from vitp.errors import ConfigError
 from vitp.models.lora import VisionLoRAConfig, add_lora, plain_layers
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.preserving import FeaturePreserving
 from vitp.objectives.prior_weights import PriorWeights, TextOnlyObjective, TextReference, text_only_states
 from vitp.objectives.vitp import ViTPObjective
-from vitp.pretrained import load_vlm
 
 CHAT = tiny_chat()
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from tests.conftest import tiny_chat, tiny_vlm_config
 from tests.objective_toys import CASES, image_text, labelled_folder, simclr
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.image_text import clip_loss, siglip_loss
 from vitp.objectives.simclr import TwoViewBatch, nt_xent
@@ -27,6 +26,7 @@ from vitp.objectives.text_tower import (
     read_record_texts,
 )
 from vitp.objectives.views_source import ImageRows, PlacedImage
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 
 def vectors(rows: int, seed: int, width: int = 5) -> torch.Tensor:

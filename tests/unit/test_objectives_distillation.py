@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.objective_toys import DINO, IBOT, PATCH, SIZE, distillation
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.objectives.distillation import CropBatch, Crops, DistillationObjective
 
 

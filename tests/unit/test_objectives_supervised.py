@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.objective_toys import OBJECTS, SCENES, SIZE, labelled_folder, supervised, tiny_tower
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.core.errors import ConfigError
 from vitp.data.views import ViewConfig
-from vitp.errors import ConfigError
 from vitp.objectives.supervised import (
     ClassBatch,
     ClassNames,
@@ -23,6 +22,7 @@ from vitp.objectives.supervised import (
     merged_set,
 )
 from vitp.objectives.views_source import ImageMixture, ImageRows, PlacedImage, read_rows
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 
 def batch() -> ClassBatch:

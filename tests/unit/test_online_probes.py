@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook
 from vitp.engine.loop import Trainer
@@ -19,6 +18,7 @@ from vitp.evaluation.online import OnlineProbes, preserve_rng
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.objectives.dense import DenseObjective
 from vitp.objectives.dense_source import LabelledSource
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
 QUIET = Console(quiet=True)

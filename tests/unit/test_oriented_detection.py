@@ -11,18 +11,19 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from vitp.data.scenes import scene_set
+from vitp.core.errors import ConfigError
 from vitp.engine.config import OptimConfig
 from vitp.engine.optim import check_groups
-from vitp.errors import ConfigError
-from vitp.evaluation.oriented import found_oriented, oriented_scores, true_oriented
+from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
+from vitp.metrics.results import Target
 from vitp.models.heads import oriented_targets
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors, match_proposals
 from vitp.models.pyramid import build_pyramid
 from vitp.models.rotated.boxes import boxes_of_quads, hulls_of, quads_of
 from vitp.models.vision import VisionConfig, VisionTower
+from vitp.scenes import scene_set
 from vitp.tasks.augment import AugmentSettings
-from vitp.tasks.base import Target, TaskBatch, pad_images
+from vitp.tasks.base import TaskBatch, pad_images
 from vitp.tasks.data import LabelReader, TaskSource
 from vitp.tasks.oriented import LOSSES, OrientedRCNN, OrientedRCNNSettings, oriented_truth
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitp.errors import ConfigError, DataError
-from vitp.evaluation.oriented import (
+from vitp.core.errors import ConfigError, DataError
+from vitp.metrics.oriented import (
     FoundOriented,
     TrueOriented,
     found_oriented,
@@ -22,9 +22,9 @@ from vitp.evaluation.oriented import (
     oriented_scores,
     true_oriented,
 )
-from vitp.evaluation.oriented_files import read_dota_submission, write_dota_submission
+from vitp.metrics.oriented_files import read_dota_submission, write_dota_submission
+from vitp.metrics.results import Prediction, Target
 from vitp.models.rotated.boxes import quads_of
-from vitp.tasks.base import Prediction, Target
 
 
 def slow_average_precision(truths, found, label: int, limit: float, eleven_points: bool) -> float:

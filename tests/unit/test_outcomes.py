@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitp.errors import ConfigError
-from vitp.evaluation.metrics import accuracy, mean_average_precision, mean_iou
+from vitp.core.errors import ConfigError
 from vitp.evaluation.outcomes import LEAST_GROUPS, Counted, Outcomes, Ranked, over_images
+from vitp.metrics.classification import accuracy, mean_average_precision, mean_iou
 
 KEY = ("probe", "score")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from vitp.core.errors import DataError
 from vitp.data.chat import EncodedRecord
 from vitp.data.packing import PADDING_SEGMENT, first_fit_decreasing, pack
-from vitp.errors import DataError
 
 IMAGE = 900
 

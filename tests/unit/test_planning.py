@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from tests.conftest import make_record, random_tiles, tiny_chat
+from vitp.core.errors import ConfigError
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.packing import pack
 from vitp.data.record_set import ListRecords
-from vitp.errors import ConfigError
-from vitp.models.flops import vision_flops, vlm_forward_flops
+from vitp.models.flops import vision_flops
 from vitp.models.language import micro_qwen2
 from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VRLConfig
-from vitp.objectives.vitp import ViTPObjective
-from vitp.planning import RunShape, micro_batch, plan_pretraining, run_shape
-from vitp.planning_devices import DEVICES, machine_of
-from vitp.planning_finetune import plan_finetune
-from vitp.planning_memory import Workload, model_shape, shape_of, step_memory
-from vitp.planning_model import INTERNVL_1B, INTERNVL_VOCABULARY, planned_model
-from vitp.planning_samples import (
+from vitp.objectives.vitp import ViTPObjective, vlm_forward_flops
+from vitp.planning.devices import DEVICES, machine_of
+from vitp.planning.finetune import plan_finetune
+from vitp.planning.memory import Workload, model_shape, shape_of, step_memory
+from vitp.planning.model import INTERNVL_1B, INTERNVL_VOCABULARY, planned_model
+from vitp.planning.plan import RunShape, micro_batch, plan_pretraining, run_shape
+from vitp.planning.samples import (
     AssumedSet,
     SampleSize,
     TypicalRecord,
@@ -34,12 +34,12 @@ from vitp.planning_samples import (
     estimated_tokens,
     measured_samples,
 )
-from vitp.pretrain import ModelSettings
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING
 from vitp.recipes.paper.dry_run import small_finetune
 from vitp.recipes.paper.tables import PRETRAINING as FACTS
 from vitp.recipes.paper.tables import REMOTE_SENSING
 from vitp.recipes.paper.typical_sizes import TYPICAL
+from vitp.runs.pretrain import ModelSettings
 from vitp.tasks.base import TaskModel
 from vitp.tasks.build import build_model
 

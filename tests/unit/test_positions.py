@@ -13,21 +13,15 @@ from timm.layers import resample_abs_pos_embed
 
 from tests.pyramid_toys import SMALL, awake, images, tower_of
 from tests.weights_toys import Sizes, original_folder, vision_weights
-from vitp.errors import ConfigError
-from vitp.export import export_backbone, load_backbone
+from vitp.checkpoints.checkpoint import Hints
+from vitp.checkpoints.export import export_backbone, load_backbone
+from vitp.checkpoints.open import open_tower
+from vitp.checkpoints.pretrained import load_vlm, save_vlm
+from vitp.core.errors import ConfigError
 from vitp.models.positions import resample_positions, use_bicubic_positions
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.pretrained import load_vlm, save_vlm
-from vitp.tasks.build import (
-    BackboneSettings,
-    build_model,
-    describe_backbone,
-    empty_backbone,
-    open_backbone,
-)
-from vitp.weights.checkpoint import Hints
-from vitp.weights.open import open_tower
+from vitp.tasks.build import BackboneSettings, build_model, describe_backbone, empty_backbone, open_backbone
 
 
 def keys(distance: float, a: float) -> float:

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from vitp.cli import run as run_cli
-from vitp.errors import ConfigError, DataError, VitpError
+from vitp.core.errors import ConfigError, DataError, VitpError
+from vitp.core.targets import check_file
+from vitp.inference import prediction_files
+from vitp.inference.prediction_files import DESCRIPTION, Unusable, is_predictions, predict_files
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.targets import check_file
-from vitp.tasks import prediction_files
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
-from vitp.tasks.prediction_files import DESCRIPTION, Unusable, is_predictions, predict_files
 
 VISION = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 32}
 

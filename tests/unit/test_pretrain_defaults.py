@@ -6,9 +6,9 @@ import pytest
 
 import vitp
 from vitp.cli.training import PUBLISHED_STEPS, _pretrain_settings
-from vitp.errors import ConfigError
-from vitp.pretrain import PretrainConfig
+from vitp.core.errors import ConfigError
 from vitp.recipes.paradigms import PARADIGMS, STARTER_STEPS
+from vitp.runs.pretrain import PretrainConfig
 
 DATA = 'data.mixture=["here"]'
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import random_tiles, tiny_vlm_config
-from vitp.errors import CheckpointError, DamagedError
-from vitp.export import load_backbone
+from vitp.checkpoints.export import load_backbone
+from vitp.checkpoints.pretrained import STARTER, load_vlm, load_weights, read_weights, save_vlm, tied_names
+from vitp.core.errors import CheckpointError, DamagedError
 from vitp.models.language import micro_qwen2
 from vitp.models.vlm import VisionLanguageModel
-from vitp.pretrained import STARTER, load_vlm, load_weights, read_weights, save_vlm, tied_names
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_saving_replaces_an_older_model_or_leaves_it(folder, vlm, chat, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(Exception, match="disk is full"):
-        patch.setattr("vitp.engine.weights.write_safetensors", fail)
+        patch.setattr("vitp.core.tensors.write_safetensors", fail)
         save_vlm(folder, vlm, chat)
     assert torch.equal(load_file(folder / "model.safetensors")["projector.1.bias"], old)
     save_vlm(folder, vlm, chat)

@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import ConfigError
-from vitp.evaluation.features import Features, box_labels, extract, frozen, majority_labels
+from vitp.core.errors import ConfigError
+from vitp.data.splits import development_splits, draw, label_count
+from vitp.evaluation.features import Features, box_labels, extract, majority_labels
 from vitp.evaluation.linear import fit_logistic, fit_selected, knn_predict
-from vitp.evaluation.probe_data import ProbeData, development_splits, draw, label_count
+from vitp.evaluation.probe_data import ProbeData
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import probe_features, run_probes
+from vitp.models.backbone import frozen
 from vitp.models.vision import VisionConfig, VisionTower
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
 

@@ -17,7 +17,7 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
 )
 
 from tests.pyramid_toys import SLIM, VITS, adapter_of, awake, images, swin, tower_of, vit
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.models.adapter import ConvFFN, Extractor, Injector, ViTAdapter, interactions, join_maps, split_maps
 from vitp.models.deformable import MultiScaleDeformableAttention, cell_centers, deformable_attention
 from vitp.models.pyramid import CNNPyramid, SimpleFeaturePyramid, build_pyramid, to_stride

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.tiff_files import GEO, page, write_pages, write_tiff
-from vitp.data import images, pixels, tiff
-from vitp.data.images import image_size, load_image, load_label_pixels
-from vitp.errors import DataError
+from vitp.core.errors import DataError
+from vitp.io import images, pixels, tiff
+from vitp.io.images import image_size, load_image, load_label_pixels
 
 
 def _values(bands: int = 3, dtype: type = np.uint16, most: int = 4096, seed: int = 0) -> np.ndarray:

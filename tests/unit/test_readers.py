@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitp.core.errors import DataError
 from vitp.data.readers import index as row_index
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.data.readers.llava import JsonArrayRecords, open_records
 from vitp.data.readers.mixture_file import read_mixture
 from vitp.data.readers.rows import RowPlace, record_from_row
 from vitp.data.record_set import ListRecords, RecordSet
-from vitp.data.records import InstructionRecord, Region, Turn, to_json, to_line
-from vitp.errors import DataError
+from vitp.records.instructions import InstructionRecord, Region, Turn, to_json, to_line
 
 QUESTION = {"from": "human", "value": "<image>\nWhat is it?"}
 ANSWER = {"from": "gpt", "value": "A ship."}

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from vitp.reading import (
+from vitp.core.reading import (
     LARGEST_YAML,
     MOST_DIGITS,
     MOST_LEVELS,

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from vitp.config import load_config, save_config
-from vitp.errors import ConfigError
-from vitp.pretrain import PretrainConfig, open_mixture
+from vitp.core.config import load_config, save_config
+from vitp.core.errors import ConfigError
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING, recipe_of
 from vitp.recipes.paper.pretraining import mixture_table
 from vitp.recipes.paper.tables import MEDICAL, REMOTE_SENSING, PretrainingSet
 from vitp.recipes.paper.tables import PRETRAINING as FACTS
 from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM
 from vitp.recipes.paper.typical_sizes import TYPICAL
+from vitp.runs.finetune import FinetuneConfig
+from vitp.runs.pretrain import PretrainConfig, open_mixture
 from vitp.tasks.build import TASKS
-from vitp.tasks.finetune import FinetuneConfig
 
 # The paper's table, once more and by hand: set → classes, input, rate, decay, length, score, task.
 TABLE = {
@@ -231,9 +231,9 @@ def test_the_counts_agree_with_the_sets_readers() -> None:
 
 
 def test_splits_stand_in_for_each_other_but_never_choose_by_the_test(tmp_path: Path) -> None:
-    from vitp.config import make_config
+    from vitp.core.config import make_config
     from vitp.data.formats import read_labels
-    from vitp.tasks.finetune import run_splits
+    from vitp.runs.finetune import run_splits
 
     labelled = read_labels("scenes", "port", count=20, size=32, val=0.2, test=0.2)
     values = {"task": "segmentation", "data": {"root": "port", "format": "scenes", "splits": {"val": "test"}}}

@@ -11,11 +11,11 @@ import yaml
 from tests.benchmark_fixtures import read_nifti, write_benchmark
 from tests.e2e.conftest import done, refused
 from tests.unit.test_recipes import TABLE, prepared
-from vitp.config import load_config
+from vitp.core.config import load_config
 from vitp.data.benchmarks import volumes
-from vitp.pretrain import PretrainConfig
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING
 from vitp.recipes.paper.tables import MEDICAL, REMOTE_SENSING
+from vitp.runs.pretrain import PretrainConfig
 
 
 def test_the_list_shows_every_recipe() -> None:

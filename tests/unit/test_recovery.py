@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine_toys import ToyObjective
 from tests.unit.engine_runs import Recorder, assert_same_checkpoint, make_trainer, rows
-from vitp.config import CONFIG_FILE
+from vitp.core.config import CONFIG_FILE
+from vitp.core.errors import CheckpointError, ConfigError, DamagedError
 from vitp.engine import checkpoint
 from vitp.engine.config import OptimConfig
 from vitp.engine.optim import changed_rate
-from vitp.errors import CheckpointError, ConfigError, DamagedError
 
 CONSTANT = {"schedule": "constant", "warmup_steps": 2}
 

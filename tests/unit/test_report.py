@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitp.errors import ConfigError, DataError, VitpError
+from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.evaluation.probe_table import ProbeRow
-from vitp.evaluation.report import (
+from vitp.report import (
     AttentionExplorer,
     BackboneAttention,
     Bar,
@@ -39,7 +39,7 @@ from vitp.evaluation.report import (
     comparison_section,
     write_run_report,
 )
-from vitp.evaluation.report.attention import quantise, restore
+from vitp.report.attention import quantise, restore
 
 LOADING = {"src", "href", "xlink:href", "data", "poster", "srcset", "action"}
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitp.errors import DataError
-from vitp.evaluation.report import (
+from vitp.core.errors import DataError
+from vitp.report import (
     Bar,
     BarChart,
     Column,
@@ -27,9 +27,9 @@ from vitp.evaluation.report import (
     Table,
     Text,
 )
-from vitp.evaluation.report.charts import smoothed
-from vitp.evaluation.report.samples import asked_shapes, badge, grid_of, readable, shapes_in
-from vitp.evaluation.report.svg import linear_ticks, log_ticks, number, spread, tick_label
+from vitp.report.charts import smoothed
+from vitp.report.samples import asked_shapes, badge, grid_of, readable, shapes_in
+from vitp.report.svg import linear_ticks, log_ticks, number, spread, tick_label
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vitp.evaluation.report.charts import Bar, BarChart
-from vitp.evaluation.report.markdown import page_markdown
-from vitp.evaluation.report.page import Page
-from vitp.evaluation.report.sections import Code, Column, KeyValue, Measure, Section, Table, Text
+from vitp.report.charts import Bar, BarChart
+from vitp.report.markdown import page_markdown
+from vitp.report.page import Page
+from vitp.report.sections import Code, Column, KeyValue, Measure, Section, Table, Text
 
 
 def test_a_page_as_markdown() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.pyramid_toys import awake, images, tower_of
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.models.deformable import cell_centers
 from vitp.models.resample import fit_weights, resample_kernel, resample_positions, resized_tower
 

@@ -13,14 +13,11 @@ import torch
 from typer.testing import CliRunner
 
 from vitp.cli import app, evidence
-from vitp.data.labels import LabelledSet
-from vitp.data.scenes import scene_set
-from vitp.errors import ConfigError, DataError
+from vitp.core.errors import ConfigError, DataError
 from vitp.evaluation.corruptions import CORRUPTIONS, corrupted_set
 from vitp.evaluation.features import extract
 from vitp.evaluation.fitted_probes import fit_probes
 from vitp.evaluation.probe_data import probe_data
-from vitp.evaluation.report.heat_map import HeatMap
 from vitp.evaluation.robustness import (
     RobustnessResult,
     comparable,
@@ -28,10 +25,14 @@ from vitp.evaluation.robustness import (
     robustness_of_backbone,
     robustness_of_task,
 )
-from vitp.evaluation.robustness_examples import draw_labels, example_figures
-from vitp.evaluation.robustness_page import robustness_sections, write_robustness_page, write_table
+from vitp.metrics.results import Scores
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.tasks.base import InputSize, Scores, TestSettings
+from vitp.records.labels import LabelledSet
+from vitp.report.heat_map import HeatMap
+from vitp.report.robustness_examples import draw_labels, example_figures
+from vitp.report.robustness_page import robustness_sections, write_robustness_page, write_table
+from vitp.scenes import scene_set
+from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.build import NeckSettings, build_model, task_of
 from vitp.tasks.data import classes_of
 

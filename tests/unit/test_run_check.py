@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from tests.conftest import make_record, save_image, tiny_vlm_config
-from vitp.check.findings import Difference, Finding, Outcome, compare, compare_curves, compare_weights
-from vitp.check.run import check_run, load_run
-from vitp.check.runs import short_run
 from vitp.cli import run
-from vitp.config import make_config, save_config
-from vitp.data.records import to_line
-from vitp.errors import ConfigError
+from vitp.core.config import make_config, save_config
+from vitp.core.errors import ConfigError
 from vitp.models import run_attention
-from vitp.pretrain import PretrainConfig
+from vitp.records.instructions import to_line
+from vitp.runs.check.findings import Difference, Finding, Outcome, compare, compare_curves, compare_weights
+from vitp.runs.check.run import check_run, load_run
+from vitp.runs.check.runs import short_run
+from vitp.runs.pretrain import PretrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vitp.data.labels import IGNORE
-from vitp.data.scenes import (
+from vitp.core.errors import ConfigError, DataError
+from vitp.records.labels import IGNORE
+from vitp.scenes import (
     DOMAINS,
     LAYOUT_WRITERS,
     Scene,
@@ -33,14 +34,13 @@ from vitp.data.scenes import (
     scene_set,
     write_scenes,
 )
-from vitp.data.scenes.captions import number_word, plural
-from vitp.data.scenes.domains import SPLITS
-from vitp.data.scenes.layout import LAYOUTS
-from vitp.data.scenes.looks import LOOKS
-from vitp.data.scenes.render import MIN_SHOWN
-from vitp.data.scenes.shapes import COLOURS, ROLES, SHAPES
-from vitp.data.scenes.textures import SHAPE_PARAMETERS, TEXTURES, bank
-from vitp.errors import ConfigError, DataError
+from vitp.scenes.captions import number_word, plural
+from vitp.scenes.domains import SPLITS
+from vitp.scenes.layout import LAYOUTS
+from vitp.scenes.looks import LOOKS
+from vitp.scenes.render import MIN_SHOWN
+from vitp.scenes.shapes import COLOURS, ROLES, SHAPES
+from vitp.scenes.textures import SHAPE_PARAMETERS, TEXTURES, bank
 
 ADDRESSES = [
     scene_address("general", 3, 5),
@@ -60,7 +60,7 @@ def digest(address: str) -> str:
 # Another process renders the same addresses in the opposite order.
 DIGESTS = f"""
 import hashlib, sys
-from vitp.data.scenes import load_scene
+from vitp.scenes import load_scene
 
 {inspect.getsource(digest)}
 print(*reversed([digest(address) for address in reversed(sys.argv[1:])]), sep="\\n")

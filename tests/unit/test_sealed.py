@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitp import sealed
-from vitp.errors import CheckpointError, DamagedError
+from vitp.core import sealed
+from vitp.core.errors import CheckpointError, DamagedError
 
 
 def tensors() -> dict[str, Tensor]:

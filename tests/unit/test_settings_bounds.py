@@ -16,10 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 import vitp
 from vitp.cli import app
-from vitp.config import SettingsModel, make_config
-from vitp.errors import ConfigError
-from vitp.pretrain import PretrainConfig
-from vitp.tasks.finetune import FinetuneConfig
+from vitp.core.config import SettingsModel, make_config
+from vitp.core.errors import ConfigError
+from vitp.runs.finetune import FinetuneConfig
+from vitp.runs.pretrain import PretrainConfig
 
 FREE: dict[str, str] = {}
 """Fields whose numbers have no bounds, each with the reason."""
@@ -68,7 +68,7 @@ MODELS = _models()
 def test_all_settings_are_strict() -> None:
     assert len(MODELS) > 40
     lax = [kind.__qualname__ for kind in MODELS if not issubclass(kind, SettingsModel)]
-    assert lax == [], "derive them from vitp.config.SettingsModel"
+    assert lax == [], "derive them from vitp.core.config.SettingsModel"
     loose = [kind.__qualname__ for kind in MODELS if kind.model_config.get("extra") != "forbid"]
     assert loose == []
 

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from tests.conftest import tiny_chat
-from vitp.data.labels import LabelledImage
+from vitp.core.errors import DataError
 from vitp.data.lengths import RecordLength
-from vitp.data.records import InstructionRecord, Region, Turn
-from vitp.data.show import answer_kind, show_records
-from vitp.data.show_card import Colours, make_card
-from vitp.data.show_charts import bar_list, histogram
-from vitp.errors import DataError
+from vitp.records.instructions import InstructionRecord, Region, Turn
+from vitp.records.labels import LabelledImage
+from vitp.report.show import answer_kind, show_records
+from vitp.report.show_card import Colours, make_card
+from vitp.report.show_charts import bar_list, histogram
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], name: str = "ships.jsonl") -> Path:

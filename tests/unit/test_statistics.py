@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from vitp.errors import ConfigError
-from vitp.evaluation.statistics import paired_bootstrap, paired_repeats, repeats_needed
+from vitp.core.errors import ConfigError
+from vitp.metrics.statistics import paired_bootstrap, paired_repeats, repeats_needed
 
 
 def test_repeats_without_draws_are_the_plain_bootstrap() -> None:

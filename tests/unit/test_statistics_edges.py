@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vitp.errors import ConfigError
-from vitp.evaluation.statistics import (
+from vitp.core.errors import ConfigError
+from vitp.metrics.statistics import (
     PairedDifference,
     difference_of_draws,
     mean_std,

@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from vitp.config import CONFIG_FILE, save_config
-from vitp.errors import ConfigError, DataError
+from vitp.core.config import CONFIG_FILE, save_config
+from vitp.core.errors import ConfigError, DataError
+from vitp.runs.finetune import FinetuneConfig
 from vitp.studies.budget import EnergyMeter, _rapl_domains, duration, operations, total_cost
 from vitp.studies.cache import RESULT, Store, cell_keys
 from vitp.studies.grid import Cell, Study, ordered
 from vitp.studies.locks import LOCK, STALE, Lock
 from vitp.studies.process import Context, resumable, run_apart
 from vitp.studies.runner import Runner, leave_torchrun
-from vitp.tasks.finetune import FinetuneConfig
 
 QUIET = Console(quiet=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.studies.catalogue import STUDIES, make_study
 from vitp.studies.grid import Cell, Study
 from vitp.studies.main import Order

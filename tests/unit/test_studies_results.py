@@ -11,25 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitp.errors import ConfigError
-from vitp.evaluation.report.charts import LineChart, Series
-from vitp.evaluation.report.markdown import page_markdown
+from vitp.core.errors import ConfigError
+from vitp.report.charts import LineChart, Series
+from vitp.report.markdown import page_markdown
 from vitp.studies.cache import Store, cell_keys
 from vitp.studies.grid import Cell, Claim, Study
 from vitp.studies.page import Report, page_of
 from vitp.studies.plots import curves, write_plots
 from vitp.studies.pretraining import choose, development_score, phases_of
 from vitp.studies.process import Context, Input
-from vitp.studies.results import (
-    CORRUPTED,
-    compared,
-    measures_of,
-    read_claim,
-    repeats,
-    rows_of,
-    spent,
-    to_csv,
-)
+from vitp.studies.results import CORRUPTED, compared, measures_of, read_claim, repeats, rows_of, spent, to_csv
 from vitp.studies.scales import SCALES, as_quick, scale_of
 from vitp.studies.timing import Estimator
 

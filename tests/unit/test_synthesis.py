@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.data.scenes import scene_set
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.synthesis import (
     TASKS,
     LabelledRecords,
@@ -41,7 +40,8 @@ from vitp.data.synthesis.build import CHANGE_TASKS
 from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits, scale_box
 from vitp.data.synthesis.scoring import SCORES
 from vitp.data.synthesis.words import cell_name, plural, spoken
-from vitp.errors import ConfigError, DataError
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.scenes import scene_set
 
 OBJECTS = ("ship", "crane", "storage_tank", "barge", "buoy")
 # The rates at which the classes occur differ widely: balance must not come from them.

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitp.core.errors import ConfigError
 from vitp.data.synthesis import TASKS, score_answer
 from vitp.data.synthesis.answers import (
     format_boxes,
@@ -30,7 +31,6 @@ from vitp.data.synthesis.facts import scale_box, scale_quad
 from vitp.data.synthesis.grounding_tasks import turned_box
 from vitp.data.synthesis.scoring import quad_iou, turned_corners
 from vitp.data.synthesis.words import cell_name, counted, plural, spoken, with_article
-from vitp.errors import ConfigError
 
 
 def turned_quad(x: float, y: float, w: float, h: float, angle: float) -> tuple[float, ...]:

@@ -13,13 +13,13 @@ import pytest
 
 from tests.conftest import save_image
 from tests.unit.test_synthesis import _constant, only, port, rectangle, turns_of
+from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
-from vitp.data.labels import LabelledImage, LabelledSet
-from vitp.data.scenes import scene_set
 from vitp.data.synthesis import SetClasses, SynthesisConfig, phrases
 from vitp.data.synthesis.answers import parse_boxes, parse_cells
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks
-from vitp.errors import DataError
+from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.scenes import scene_set
 
 __all__ = ["port"]  # a fixture
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp.core.errors import DataError
 from vitp.data.formats import detect_format, read_labels
-from vitp.errors import DataError
 
 
 def pictures(folder: Path, names: list[str]) -> None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
-from vitp.data.formats.geometry import area, as_flat, as_points, min_area_quad, signed_area
-from vitp.data.formats.regions import object_of, outline, rasterise
-from vitp.data.labels import IGNORE, ObjectLabel
-from vitp.data.scenes import scene_set
+from vitp.records.geometry import area, as_flat, as_points, min_area_quad, signed_area
+from vitp.records.labels import IGNORE, ObjectLabel
+from vitp.records.regions import object_of, outline, rasterise
+from vitp.scenes import scene_set
 from vitp.tasks.augment import (
     AugmentSettings,
     Sample,
@@ -95,7 +95,7 @@ def test_rasterised_rectangles_are_exact() -> None:
 
 def test_a_scene_s_instances_come_back_from_its_outlines() -> None:
     item = scene_set("port", seed=3, count=1, size=96).items[0]
-    from vitp.data.scenes import load_scene
+    from vitp.scenes import load_scene
 
     scene = load_scene(item.image)
     assert item.objects

@@ -13,21 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from vitp.data import images, pixels
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.data.scenes import load_scene, scene_set, write_scenes
-from vitp.errors import ConfigError, DataError
-from vitp.tasks import augment, data, prediction_files
+from vitp.core.errors import ConfigError, DataError
+from vitp.inference import prediction_files
+from vitp.io import images, pixels
+from vitp.metrics.results import Target
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.scenes import load_scene, scene_set, write_scenes
+from vitp.tasks import augment, data
 from vitp.tasks.augment import AugmentSettings
-from vitp.tasks.base import InputSize, Target, TaskBatch, TestSettings, pad_images
-from vitp.tasks.data import (
-    LabelReader,
-    TaskSource,
-    draw_labels,
-    labelled_only,
-    open_labelled,
-    task_splits,
-)
+from vitp.tasks.base import InputSize, TaskBatch, TestSettings, pad_images
+from vitp.tasks.data import LabelReader, TaskSource, draw_labels, labelled_only, open_labelled, task_splits
 
 RNG = np.random.default_rng(0)
 

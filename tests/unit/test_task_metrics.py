@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional import classification as reference
 
-from vitp.data.labels import IGNORE
-from vitp.evaluation.metrics import confusion_matrix
-from vitp.evaluation.segmentation_metrics import (
+from vitp.metrics.classification import confusion_matrix
+from vitp.metrics.results import Scores
+from vitp.metrics.segmentation import (
     change_scores,
     hd95,
     mean_accuracy,
@@ -22,7 +22,7 @@ from vitp.evaluation.segmentation_metrics import (
     segmentation_scores,
     surface_distance,
 )
-from vitp.tasks.base import Scores
+from vitp.records.labels import IGNORE
 from vitp.tasks.classification import multi_label_scores, single_label_scores
 
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitp.data.labels import IGNORE
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
+from vitp.metrics.results import Target
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.tasks.base import Target, TaskBatch, TaskModel, pad_images
+from vitp.records.labels import IGNORE
+from vitp.tasks.base import TaskBatch, TaskModel, pad_images
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone
 from vitp.tasks.change import fuse
 from vitp.tasks.classification import ClassificationModel, ClassificationSettings

@@ -18,10 +18,7 @@ from shapely.geometry import shape
 
 from vitp.data.formats import read_labels
 from vitp.data.formats.pixel_masks import ChangeFile
-from vitp.data.formats.rle import decode, encode
-from vitp.data.images import load_label_pixels
-from vitp.tasks.base import Prediction
-from vitp.tasks.outputs import (
+from vitp.inference.outputs import (
     Named,
     picture,
     regions,
@@ -36,6 +33,9 @@ from vitp.tasks.outputs import (
     write_summary,
     write_table,
 )
+from vitp.io.images import load_label_pixels
+from vitp.metrics.results import Prediction
+from vitp.records.rle import decode, encode
 
 CLASSES = ("ship", "car")
 SIZE = (24, 32)

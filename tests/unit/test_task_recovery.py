@@ -14,11 +14,11 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from tests.unit.test_task_runs import config
-from vitp.config import save_config
+from vitp.core.config import save_config
+from vitp.core.errors import CheckpointError
 from vitp.engine import checkpoint
-from vitp.errors import CheckpointError
+from vitp.runs.finetune import FinetuneConfig, run_finetune
 from vitp.tasks import validation
-from vitp.tasks.finetune import FinetuneConfig, run_finetune
 from vitp.tasks.validation import CURVE_FILE, best_weights
 
 SCORES = {2: 0.3, 4: 0.6, 6: 0.5, 8: 0.9, 10: 0.1}
@@ -185,7 +185,7 @@ def test_a_length_that_is_refused_leaves_the_configuration(tmp_path: Path) -> No
 def test_a_damaged_configuration_is_taken_from_a_checkpoint(
     tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from vitp.run_folder import config_to_resume
+    from vitp.runs.folder import config_to_resume
 
     out = tmp_path / "run"
     run(config(train={"steps": 4}), out)

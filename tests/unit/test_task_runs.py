@@ -14,11 +14,12 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from vitp.config import make_config
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import CheckpointError, ConfigError, VitpError
+from vitp.core.config import make_config
+from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.run_folder import as_begun, changed_settings
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.runs.finetune import FinetuneConfig, build_run, run_finetune
+from vitp.runs.folder import as_begun, changed_settings
 from vitp.tasks.base import InputSize
 from vitp.tasks.build import (
     BackboneSettings,
@@ -28,8 +29,7 @@ from vitp.tasks.build import (
     empty_backbone,
     open_backbone,
 )
-from vitp.tasks.finetune import FinetuneConfig, build_run, run_finetune
-from vitp.tasks.runs import load_task
+from vitp.tasks.model_folder import load_task
 from vitp.tasks.validation import CURVE_FILE, best_weights
 
 VISION = {"arguments": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": 32}
@@ -197,7 +197,7 @@ def test_empty_training_images_are_limited(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
     def sizes(labelled: LabelledSet, **data: Any) -> dict[str, int]:
-        monkeypatch.setattr("vitp.tasks.finetune.open_labelled", lambda *_, **__: labelled)
+        monkeypatch.setattr("vitp.runs.finetune.open_labelled", lambda *_, **__: labelled)
         return {
             name: len(part) for name, part in build_run(config(task="detection", data=data)).splits.items()
         }

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vitp.errors import ConfigError, VitpError
+from vitp.core.errors import ConfigError, VitpError
+from vitp.metrics.results import Prediction
 from vitp.models.backbone import Backbone
 from vitp.models.rotated.boxes import quads_of
 from vitp.tasks import windows
-from vitp.tasks.base import InputSize, Prediction, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.predict import predict_images
 from vitp.tasks.windows import ClassMap, View, class_map, in_image, merge, views_of

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitp.data.images import load_image
+from vitp.core.errors import DataError
 from vitp.data.tiles import InputSettings, TileCache, TileLoader
 from vitp.data.tiling import cut_tiles
-from vitp.errors import DataError
+from vitp.io.images import load_image
 
 
 def smooth(width: int, height: int) -> Image.Image:

@@ -11,9 +11,9 @@ from torch import nn
 
 from tests.engine_toys import ToyObjective
 from tests.pyramid_toys import SMALL, SWIN, VITS, adapter_of, awake, images, swin, vit
+from vitp.core.errors import CheckpointError, ConfigError
 from vitp.engine.config import OptimConfig
 from vitp.engine.optim import build_optimizer
-from vitp.errors import CheckpointError, ConfigError
 from vitp.models.layer_decay import layer_distances
 from vitp.models.pyramid import build_pyramid
 from vitp.models.resample import resample_positions

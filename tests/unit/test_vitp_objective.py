@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.packing import PackedBatch, pack
-from vitp.data.records import InstructionRecord, Turn
-from vitp.errors import ConfigError, DataError
 from vitp.models.language import LoRAConfig, micro_qwen2
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.vitp import ViTPObjective
+from vitp.records.instructions import InstructionRecord, Turn
 
 CHAT = tiny_chat()
 

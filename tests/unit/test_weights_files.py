@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vitp.errors import CheckpointError
-from vitp.weights import hub
-from vitp.weights.report import apply_weights
-from vitp.weights.tensors import (
+from vitp.checkpoints import hub
+from vitp.checkpoints.report import apply_weights
+from vitp.checkpoints.tensors import (
     INDEX,
     _shards,
     read_index,
@@ -27,6 +26,7 @@ from vitp.weights.tensors import (
     weights_file,
     write_tensors,
 )
+from vitp.core.errors import CheckpointError
 
 
 def tensors() -> dict[str, torch.Tensor]:

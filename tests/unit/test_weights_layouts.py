@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.weights_toys import Sizes, hf_names, original_weights, vision_weights
-from vitp.errors import CheckpointError
-from vitp.weights.layouts import (
+from vitp.checkpoints.layouts import (
     LANGUAGE,
     PROJECTOR,
     VISION,
@@ -20,6 +19,7 @@ from vitp.weights.layouts import (
     to_hf,
     to_original,
 )
+from vitp.core.errors import CheckpointError
 
 SIZES = Sizes(width=8, layers=2, heads=2, mlp=12, patch=2, image=8, language_width=6, language_heads=2, kv_heads=1, language_mlp=10, vocabulary=20)  # fmt: skip
 

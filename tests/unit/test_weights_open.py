@@ -30,15 +30,15 @@ from tests.weights_toys import (
     write,
     write_tokenizer,
 )
-from vitp.data.records import InstructionRecord, Turn
-from vitp.errors import CheckpointError
-from vitp.export import export_backbone, load_backbone, verify_export
+from vitp.checkpoints.checkpoint import Hints, read_checkpoint
+from vitp.checkpoints.export import export_backbone, load_backbone, verify_export
+from vitp.checkpoints.open import open_tower, open_vlm
+from vitp.checkpoints.pretrained import load_vlm, save_vlm
+from vitp.checkpoints.tensors import write_tensors
+from vitp.core.errors import CheckpointError
 from vitp.models.resample import resample_positions
 from vitp.models.vision import IMAGENET_MEAN, VisionTower
-from vitp.pretrained import load_vlm, save_vlm
-from vitp.weights.checkpoint import Hints, read_checkpoint
-from vitp.weights.open import open_tower, open_vlm
-from vitp.weights.tensors import write_tensors
+from vitp.records.instructions import InstructionRecord, Turn
 
 SIZES = Sizes()
 
@@ -121,8 +121,8 @@ def test_the_tokenizer_of_a_published_folder_works_in_the_chat(original):
 
 
 def test_image_tokens_are_added_to_a_plain_language_models_tokenizer(tmp_path):
+    from vitp.checkpoints.open import read_tokenizer
     from vitp.data.chat import ChatTokenizer
-    from vitp.weights.open import read_tokenizer
 
     write_tokenizer(tmp_path, marks=CHAT_MARKS)
     tokenizer = read_tokenizer(tmp_path)
@@ -338,7 +338,7 @@ def test_the_hub_is_asked_when_nothing_is_here(original, monkeypatch, tmp_path):
         seen.append((repository, revision))
         return original
 
-    monkeypatch.setattr("vitp.weights.hub._fetch", fetch)
+    monkeypatch.setattr("vitp.checkpoints.hub._fetch", fetch)
     assert_is_the_published_tower(load_vlm("OpenGVLab/InternVL2_5-1B", revision="main").vlm.vision)
     assert_is_the_published_tower(load_backbone("OpenGVLab/InternVL2_5-1B"))
     assert seen == [("OpenGVLab/InternVL2_5-1B", "main"), ("OpenGVLab/InternVL2_5-1B", None)]

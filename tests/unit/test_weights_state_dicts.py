@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitp.errors import CheckpointError
-from vitp.export import load_backbone
+from vitp.checkpoints.checkpoint import Hints
+from vitp.checkpoints.export import load_backbone
+from vitp.checkpoints.open import open_tower
+from vitp.checkpoints.state_dicts import find_backbone
+from vitp.core.errors import CheckpointError
 from vitp.models.resample import resample_positions
 from vitp.models.timm_backbone import RotaryTower
 from vitp.models.vision import VisionTower
-from vitp.weights.checkpoint import Hints
-from vitp.weights.open import open_tower
-from vitp.weights.state_dicts import find_backbone
 
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 1}
 """A head of 64 channels, as all published plain ViTs have."""

@@ -23,7 +23,7 @@ from vitp.cli import (
     training,
 )
 from vitp.cli.boundary import guarded, prepare_streams
-from vitp.version import __version__
+from vitp.core.version import __version__
 
 app = typer.Typer(
     name="vitp",

@@ -18,9 +18,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from vitp.errors import VitpError
-from vitp.files import as_user_error
-from vitp.version import __version__
+from vitp.core.errors import VitpError
+from vitp.core.files import as_user_error
+from vitp.core.version import __version__
 
 WRONG_INPUT = 2
 INTERNAL = 70

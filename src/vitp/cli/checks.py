@@ -12,7 +12,7 @@ from rich.table import Table
 from vitp.cli.console import make_console
 
 if TYPE_CHECKING:
-    from vitp.check.findings import Finding
+    from vitp.runs.check.findings import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -42,9 +42,9 @@ def bench(
     ] = None,
 ) -> None:
     """Measure training: samples a second, utilisation, memory, packing, wait for data."""
-    from vitp.bench.benchmark import bench_config, last_result, of_run, run_benchmark, synthetic
-    from vitp.bench.profile import profiled
-    from vitp.files import write_json
+    from vitp.core.files import write_json
+    from vitp.planning.bench.benchmark import bench_config, last_result, of_run, run_benchmark, synthetic
+    from vitp.planning.bench.profile import profiled
 
     if run is not None:
         subject = of_run(run, steps, override or [])
@@ -86,8 +86,8 @@ def check(
     ] = None,
 ) -> None:
     """Compare fast ways of training with plain ones, on a run's own data; exit with 1 on a difference."""
-    from vitp.check.run import check_run, load_run
-    from vitp.files import write_json
+    from vitp.core.files import write_json
+    from vitp.runs.check.run import check_run, load_run
 
     config = load_run(run, override or [])
     console = make_console()
@@ -109,7 +109,7 @@ def _results_folder() -> Path | None:
 
 
 def _print_result(result: dict[str, Any], before: dict[str, Any] | None) -> None:
-    from vitp.bench.benchmark import COMPARED, changes
+    from vitp.planning.bench.benchmark import COMPARED, changes
 
     table = Table(title=f"{result['hardware']}, torch {result['torch']}")
     table.add_column("figure")

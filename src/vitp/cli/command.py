@@ -10,8 +10,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from vitp.errors import ConfigError
-from vitp.remote import VARIABLE, allow_remote, stay_offline
+from vitp.core.errors import ConfigError
+from vitp.core.remote import VARIABLE, allow_remote, stay_offline
 
 _OPTION = "allow_remote"
 AllowRemote = Annotated[

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from vitp.cli.console import make_console
 from vitp.cli.run_options import check_format_options
-from vitp.errors import ConfigError, did_you_mean
-from vitp.reading import parse_yaml
+from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.reading import parse_yaml
 
 if TYPE_CHECKING:
     from vitp.data.benchmarks.prepare import PrepareSettings
@@ -183,7 +183,7 @@ def scenes_command(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the scenes.")] = 0,
 ) -> None:
     """Write generated scenes with exact labels in a usual layout."""
-    from vitp.data.scenes import scene_set, write_scenes
+    from vitp.scenes import scene_set, write_scenes
 
     shares = {"train": 0.7, "val": 0.1, "test": 0.2}
     counts = {split: round(share * count) for split, share in shares.items()}
@@ -351,9 +351,9 @@ def leaks_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Find pretraining images that show downstream test images. Exit code 1 when there are any."""
+    from vitp.core.files import write_json
     from vitp.data.formats import read_labels
     from vitp.data.leaks import find_leaks, write_clean
-    from vitp.files import write_json
 
     tests = {}
     for entry in test:

@@ -71,9 +71,9 @@ def _length_of(model: str, max_tiles: int | None, max_length: int | None) -> tup
 
     What isn't given is taken from the run, where the model is the folder of one.
     """
+    from vitp.checkpoints.pretrained import load_vlm
     from vitp.data.lengths import RecordLength
-    from vitp.pretrain import sequence_of
-    from vitp.pretrained import load_vlm
+    from vitp.runs.pretrain import sequence_of
 
     loaded, sequence = load_vlm(model), sequence_of(model)
     tile = loaded.vlm.vision.image_size[0]
@@ -97,7 +97,7 @@ def show_command(
     ] = None,
 ) -> None:
     """Write a page with images, drawn labels, questions and answers, and histograms."""
-    from vitp.data.show import show_records
+    from vitp.report.show import show_records
 
     length, _ = _length_of(model, max_tiles, None)
     measured = f"as {Path(model).name} reads them, before any are dropped"

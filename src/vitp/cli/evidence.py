@@ -14,15 +14,15 @@ from typer.core import TyperCommand
 
 from vitp.cli.console import make_console
 from vitp.cli.tasks import format_options
-from vitp.errors import ConfigError, DataError
-from vitp.reading import parse_json, read_text
+from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import parse_json, read_text
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vitp.data.labels import LabelledSet
     from vitp.evaluation.robustness import RobustnessResult
     from vitp.models.backbone import Backbone
+    from vitp.records.labels import LabelledSet
     from vitp.tasks.data import LabelKind
 
 RESULT_FILE = "robustness.json"
@@ -100,8 +100,8 @@ def robustness(
     force: Annotated[bool, typer.Option("--force", help="Replace the results of another test.")] = False,
 ) -> None:
     """Score models on clean and on corrupted images: table, heat map, page. An interrupted test goes on."""
+    from vitp.core.targets import check_folder
     from vitp.evaluation.corruptions import SEVERITIES
-    from vitp.targets import check_folder
     from vitp.tasks.data import open_labelled
 
     check_folder(
@@ -174,7 +174,7 @@ class _Report:
 
     def on_cell(self, result: RobustnessResult) -> None:
         """Keep the result so far; the file is whole after every cell."""
-        from vitp.files import write_json
+        from vitp.core.files import write_json
 
         earlier = self.earlier.get(result.name)
         if not result.cells and earlier is not None and dict(earlier.facts) != dict(result.facts):
@@ -270,8 +270,8 @@ def _probes(
     report: _Report,
 ) -> tuple[LabelledSet, LabelKind]:
     from vitp.cli.models import open_backbone
-    from vitp.engine.distributed import resolve_device
-    from vitp.evaluation.probe_data import splits_of
+    from vitp.core.distributed import resolve_device
+    from vitp.data.splits import splits_of
     from vitp.evaluation.robustness import robustness_of_backbone
 
     splits = splits_of(labelled)
@@ -297,8 +297,8 @@ def _cell_count(plan: dict[str, Any]) -> int:
 
 def _finish(report: _Report, shown: LabelledSet, kind: LabelKind, plan: dict[str, Any]) -> None:
     from vitp.evaluation.corruptions import corruptions_of
-    from vitp.evaluation.robustness_examples import example_figures
-    from vitp.evaluation.robustness_page import write_robustness_page, write_table
+    from vitp.report.robustness_examples import example_figures
+    from vitp.report.robustness_page import write_robustness_page, write_table
 
     results = [report.results[name] for name in report.names]
     examples = example_figures(
@@ -353,8 +353,8 @@ def features(
     most: Annotated[int, typer.Option("--max-images", min=1, max=1000, help="Images at most.")] = 8,
 ) -> None:
     """Show what backbones see: features as colours, attention of a patch, rollout, reach of the heads."""
-    from vitp.evaluation.features_page import write_features_page, write_pictures
-    from vitp.targets import check_file
+    from vitp.core.targets import check_file
+    from vitp.report.features_page import write_features_page, write_pictures
 
     if not images:
         raise ConfigError("no image is named", where="vitp features", fix="name some with --images")
@@ -389,16 +389,16 @@ def _labelled(text: str) -> tuple[str, str]:
 
 
 def _backbone(source: str) -> Backbone:
-    from vitp.engine.distributed import resolve_device
+    from vitp.core.distributed import resolve_device
     from vitp.tasks.build import BackboneSettings, open_backbone
 
     return open_backbone(BackboneSettings(init=source)).eval().to(resolve_device("auto"))
 
 
 def _images(sources: Sequence[str], most: int) -> dict[str, Image.Image]:
-    from vitp.data.images import is_scene, load_image
-    from vitp.tasks.outputs import unique_names
-    from vitp.tasks.prediction_files import image_files
+    from vitp.inference.outputs import unique_names
+    from vitp.inference.prediction_files import image_files
+    from vitp.io.images import is_scene, load_image
 
     addresses: list[str] = []
     for source in sources:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vitp.cli.console import make_console
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitp.models.vision import VisionTower
@@ -92,8 +92,8 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Write the ViT for timm, transformers, InternVL's code or another runtime, and compare its features."""
-    from vitp.export import verify_export
-    from vitp.export_targets import LOADS, export_as
+    from vitp.checkpoints.export import verify_export
+    from vitp.checkpoints.targets import LOADS, export_as
 
     console = make_console()
     if verify:
@@ -131,8 +131,8 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
 ) -> None:
     """Write a model or ViT in another layout, and compare weights and outputs before it appears."""
-    from vitp.weights.checkpoint import Hints
-    from vitp.weights.convert import convert as convert_model
+    from vitp.checkpoints.checkpoint import Hints
+    from vitp.checkpoints.convert import convert as convert_model
 
     hints = Hints(
         architecture=architecture,
@@ -170,9 +170,9 @@ def swap(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier model.")] = False,
 ) -> None:
     """Put another ViT or language model into a vision-language model; align it afterwards."""
-    from vitp.export import check_target, load_backbone
-    from vitp.pretrained import load_vlm, save_vlm
-    from vitp.weights.swap import swap_language, swap_vision
+    from vitp.checkpoints.export import check_target, load_backbone
+    from vitp.checkpoints.pretrained import load_vlm, save_vlm
+    from vitp.checkpoints.swap import swap_language, swap_vision
 
     if vision is None and language is None:
         raise ConfigError("nothing to swap", where="vitp swap", fix="name --vision or --language")
@@ -200,11 +200,11 @@ def ask(
     ] = None,
 ) -> None:
     """Ask a model about an image; the answer streams."""
-    from vitp.ask import Assistant, draw_answer
-    from vitp.data.images import IMAGE_SUFFIXES, load_image
-    from vitp.pretrain import sequence_of
-    from vitp.pretrained import load_vlm
-    from vitp.targets import check_file
+    from vitp.checkpoints.pretrained import load_vlm
+    from vitp.core.targets import check_file
+    from vitp.inference.ask import Assistant, draw_answer
+    from vitp.io.images import IMAGE_SUFFIXES, load_image
+    from vitp.runs.pretrain import sequence_of
 
     if len(arguments) < 2:
         raise ConfigError(
@@ -230,7 +230,7 @@ def ask(
     )
     print()
     if draw is not None:
-        from vitp.files import atomic_path
+        from vitp.core.files import atomic_path
 
         picture = draw_answer(load_image(images[0]), answer)
         with atomic_path(draw) as temporary:
@@ -257,12 +257,12 @@ def probe(
 
     With --compare also the differences, and what is left of them when the test images are drawn anew.
     """
+    from vitp.core.files import write_json
+    from vitp.core.targets import check_file
     from vitp.data.formats.vitp_labels import read as read_labels
     from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, over_images
     from vitp.evaluation.probe_data import probe_data
     from vitp.evaluation.probes import probe_outcomes
-    from vitp.files import write_json
-    from vitp.targets import check_file
 
     if out is not None:
         check_file(out, "JSON")
@@ -287,7 +287,7 @@ def probe(
 
 def open_backbone(name: str) -> VisionTower:
     """Return the ViT of an export, run or model folder, the starter's, or one of its shape with random weights."""
-    from vitp.export import load_backbone, random_backbone
+    from vitp.checkpoints.export import load_backbone, random_backbone
 
     if name == "random":
         return random_backbone(load_backbone("starter"), seed=0)
@@ -298,7 +298,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Say what is installed, what is missing for which extra, and which device will be used."""
-    from vitp.doctor import report as inspect
+    from vitp.planning.doctor import report as inspect
 
     found = inspect()
     if as_json:

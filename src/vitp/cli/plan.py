@@ -11,21 +11,21 @@ import typer
 from rich.table import Table
 
 from vitp.cli.console import make_console
-from vitp.errors import ConfigError
-from vitp.files import to_json
-from vitp.reading import parse_yaml, read_text
+from vitp.core.errors import ConfigError
+from vitp.core.files import to_json
+from vitp.core.reading import parse_yaml, read_text
 
 if TYPE_CHECKING:
     from vitp.data.chat import ChatTokenizer
     from vitp.data.mixture import Mixture
-    from vitp.planning import Plan
-    from vitp.planning_devices import Machine
-    from vitp.planning_finetune import FinetunePlan
-    from vitp.planning_memory import ModelShape
-    from vitp.planning_samples import SampleSize
-    from vitp.pretrain import PretrainConfig
+    from vitp.planning.devices import Machine
+    from vitp.planning.finetune import FinetunePlan
+    from vitp.planning.memory import ModelShape
+    from vitp.planning.plan import Plan
+    from vitp.planning.samples import SampleSize
     from vitp.recipes.catalogue import PretrainRecipe, Recipe
-    from vitp.tasks.finetune import FinetuneConfig
+    from vitp.runs.finetune import FinetuneConfig
+    from vitp.runs.pretrain import PretrainConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -70,9 +70,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Estimate tiles and tokens a sample, packing, peak memory, speed, hours and cost of a run."""
-    from vitp.planning_devices import machine_of
-    from vitp.pretrain import PretrainConfig
+    from vitp.planning.devices import machine_of
     from vitp.recipes.catalogue import PretrainRecipe
+    from vitp.runs.pretrain import PretrainConfig
 
     machine = machine_of(gpu)
     config, recipe = _config(name, data, machine, init, as_published, override or ())
@@ -121,9 +121,9 @@ def _from_file(
 ) -> PretrainConfig | FinetuneConfig:
     import yaml
 
-    from vitp.config import load_config
-    from vitp.pretrain import PretrainConfig
-    from vitp.tasks.finetune import FinetuneConfig
+    from vitp.core.config import load_config
+    from vitp.runs.finetune import FinetuneConfig
+    from vitp.runs.pretrain import PretrainConfig
 
     try:
         values: Any = parse_yaml(read_text(path))
@@ -151,8 +151,8 @@ def _plan_pretraining(
     machine: Machine,
     options: tuple[bool, int, float | None, float | None],
 ) -> tuple[Plan, list[str]]:
-    from vitp.planning import plan_pretraining, run_shape
-    from vitp.planning_model import planned_model
+    from vitp.planning.model import planned_model
+    from vitp.planning.plan import plan_pretraining, run_shape
 
     as_published, count, utilisation, price = options
     model, chat = planned_model(config.model)
@@ -173,7 +173,7 @@ def _plan_pretraining(
 
 
 def _assumed(recipe: PretrainRecipe, model: ModelShape, count: int) -> tuple[list[SampleSize], str]:
-    from vitp.planning_samples import AssumedSet, assumed_samples
+    from vitp.planning.samples import AssumedSet, assumed_samples
     from vitp.recipes.paper.tables import PRETRAINING
     from vitp.recipes.paper.typical_sizes import TYPICAL
 
@@ -192,7 +192,7 @@ def _counted(
     chat: ChatTokenizer | None,
     count: int,
 ) -> tuple[list[SampleSize], str]:
-    from vitp.planning_samples import measured_samples
+    from vitp.planning.samples import measured_samples
 
     sequence = config.data.sequence
     mixture = _mixture(config, recipe)
@@ -207,8 +207,8 @@ def _mixture(config: PretrainConfig, recipe: PretrainRecipe | None) -> Mixture:
     """Return the mixture of the data; a folder of prepared sets stands for the recipe's mixture over them."""
     from vitp.data.mixture import Mixture
     from vitp.data.readers.mixture_file import open_entry
-    from vitp.pretrain import open_mixture
     from vitp.recipes.paper.pretraining import mixture_table
+    from vitp.runs.pretrain import open_mixture
 
     folder = Path(config.data.mixture[0])
     if recipe is None or not folder.is_dir() or (folder / "mixture.json").is_file():
@@ -226,12 +226,12 @@ def _plan_finetune(
     utilisation: float | None,
     price: float | None,
 ) -> tuple[FinetunePlan, list[str]]:
-    from vitp.planning_finetune import plan_finetune
+    from vitp.planning.finetune import plan_finetune
     from vitp.recipes.catalogue import DownstreamRecipe
     from vitp.recipes.parity import full_size_model, published_images
+    from vitp.runs.finetune import run_splits
     from vitp.tasks.build import task_of
     from vitp.tasks.data import classes_of, open_labelled
-    from vitp.tasks.finetune import run_splits
 
     basis = "FLOPs: counted on the model without weights, at its training size"
     if data is not None:
@@ -275,7 +275,7 @@ def _assumptions(machine: Machine, utilisation: float, price: float | None) -> l
 
 
 def _rows(found: Plan) -> list[tuple[str, str]]:
-    from vitp.planning_memory import GIB
+    from vitp.planning.memory import GIB
 
     memory = found.memory
     flops = sum(found.forward_tflop.values())

@@ -12,12 +12,12 @@ import typer
 from rich.table import Table
 
 from vitp.cli.console import make_console
-from vitp.errors import ConfigError, did_you_mean
+from vitp.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from vitp.pretrain import PretrainConfig
     from vitp.recipes.catalogue import Recipe
-    from vitp.tasks.finetune import FinetuneConfig
+    from vitp.runs.finetune import FinetuneConfig
+    from vitp.runs.pretrain import PretrainConfig
 
 app = typer.Typer()
 
@@ -148,12 +148,12 @@ def _filled(
     overrides: Sequence[str],
 ) -> PretrainConfig | FinetuneConfig:
     """Return the configuration over the user's data; the mixture of a pretraining is written down."""
-    from vitp.config import make_config
-    from vitp.files import write_json
-    from vitp.pretrain import PretrainConfig
+    from vitp.core.config import make_config
+    from vitp.core.files import write_json
     from vitp.recipes.catalogue import PretrainRecipe
     from vitp.recipes.paper.pretraining import mixture_table
-    from vitp.tasks.finetune import FinetuneConfig
+    from vitp.runs.finetune import FinetuneConfig
+    from vitp.runs.pretrain import PretrainConfig
 
     where = f"recipe {found.name}"
     if isinstance(found, PretrainRecipe):
@@ -168,10 +168,10 @@ def _filled(
 
 def _run(config: PretrainConfig | FinetuneConfig, out: Path) -> None:
     from vitp.cli.tasks import print_scores
-    from vitp.engine import distributed
-    from vitp.pretrain import PretrainConfig, run_pretraining
-    from vitp.run_folder import started
-    from vitp.tasks.finetune import run_finetune
+    from vitp.core import distributed
+    from vitp.runs.finetune import run_finetune
+    from vitp.runs.folder import started
+    from vitp.runs.pretrain import PretrainConfig, run_pretraining
 
     resume = started(out)
     if isinstance(config, PretrainConfig):
@@ -278,7 +278,7 @@ def show(
     """Print a run's lab page and its whole configuration."""
     import yaml
 
-    from vitp.config import save_config
+    from vitp.core.config import save_config
     from vitp.recipes.catalogue import PretrainRecipe, recipe_of
 
     found = recipe_of(name)
@@ -303,10 +303,10 @@ def resolved(
     overrides: Sequence[str] = (),
 ) -> PretrainConfig | FinetuneConfig:
     """Return a recipe's configuration without looking at any data."""
-    from vitp.config import make_config
-    from vitp.pretrain import PretrainConfig
+    from vitp.core.config import make_config
     from vitp.recipes.catalogue import PretrainRecipe
-    from vitp.tasks.finetune import FinetuneConfig
+    from vitp.runs.finetune import FinetuneConfig
+    from vitp.runs.pretrain import PretrainConfig
 
     place = () if data is None else (data,)
     where = f"recipe {found.name}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vitp.errors import ConfigError
-from vitp.files import to_json
+from vitp.core.errors import ConfigError
+from vitp.core.files import to_json
 
 
 def overrides_of(options: Mapping[str, object], override: Sequence[str] | None) -> list[str]:
@@ -53,7 +53,7 @@ def configuration_of(
         CheckpointError: There is no run to resume.
         ConfigError: Neither file nor data are named.
     """
-    from vitp.run_folder import config_to_resume
+    from vitp.runs.folder import config_to_resume
 
     if config is None and resume:
         return config_to_resume(out)

@@ -12,11 +12,12 @@ from rich.table import Table
 
 from vitp.cli.console import make_console
 from vitp.cli.run_options import check_format_options, configuration_of, overrides_of
-from vitp.errors import ConfigError
-from vitp.reading import parse_yaml
+from vitp.core.errors import ConfigError
+from vitp.core.reading import parse_yaml
 
 if TYPE_CHECKING:
-    from vitp.tasks.base import Scores, TaskModel, TestSettings
+    from vitp.metrics.results import Scores
+    from vitp.tasks.base import TaskModel, TestSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -52,10 +53,10 @@ def finetune(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Finetune a backbone on a task, and score it on the test images."""
-    from vitp.config import load_config, make_config
-    from vitp.engine import distributed
+    from vitp.core import distributed
+    from vitp.core.config import load_config, make_config
+    from vitp.runs.finetune import FinetuneConfig, run_finetune
     from vitp.tasks.build import task_of
-    from vitp.tasks.finetune import FinetuneConfig, run_finetune
 
     task_of(task)
     config = configuration_of(config, data, out, resume=resume, command="vitp finetune")
@@ -89,8 +90,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="JSON with all values.")] = None,
 ) -> None:
     """Score a finetuned model on labelled images."""
-    from vitp.files import write_json
-    from vitp.targets import check_file
+    from vitp.core.files import write_json
+    from vitp.core.targets import check_file
     from vitp.tasks.build import task_of
     from vitp.tasks.data import labelled_only, open_labelled
     from vitp.tasks.label_notes import label_notes, left_out_notes
@@ -136,8 +137,8 @@ def predict(
 
     Images that can't be read are named first and left out; the exit code is then 1.
     """
-    from vitp.targets import check_folder
-    from vitp.tasks.prediction_files import Unusable, is_predictions, predict_files
+    from vitp.core.targets import check_folder
+    from vitp.inference.prediction_files import Unusable, is_predictions, predict_files
 
     check_folder(out, is_predictions, what="predictions", overwrite=force)
     console = make_console()
@@ -155,10 +156,10 @@ def predict(
 
 def open_model(run: Path, override: Sequence[str] | None) -> tuple[TaskModel, TestSettings]:
     """Return a run's model on the device, and how it is applied, with `key=value` changes."""
-    from vitp.config import make_config
-    from vitp.engine.distributed import resolve_device
+    from vitp.core.config import make_config
+    from vitp.core.distributed import resolve_device
     from vitp.tasks.base import TestSettings
-    from vitp.tasks.runs import load_task
+    from vitp.tasks.model_folder import load_task
 
     model = load_task(run)
     settings = make_config(

@@ -9,12 +9,12 @@ import typer
 
 from vitp.cli.console import make_console
 from vitp.cli.run_options import configuration_of, overrides_of
-from vitp.errors import ConfigError, did_you_mean
-from vitp.reading import parse_yaml, read_text
+from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.reading import parse_yaml, read_text
 
 if TYPE_CHECKING:
-    from vitp.image_pretrain import ImagePretrainConfig
-    from vitp.pretrain import PretrainConfig
+    from vitp.runs.image_pretrain import ImagePretrainConfig
+    from vitp.runs.pretrain import PretrainConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -57,8 +57,8 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Pretrain a ViT inside a vision-language model on visual instructions (ViTP), or by another paradigm."""
-    from vitp.engine import distributed
-    from vitp.pretrain import PretrainConfig, run_pretraining
+    from vitp.core import distributed
+    from vitp.runs.pretrain import PretrainConfig, run_pretraining
 
     config = configuration_of(config, data, out, resume=resume, command="vitp pretrain")
     options = {"data.mixture": data, "model.init": init, "train.steps": steps}
@@ -66,7 +66,7 @@ def pretrain(
     if isinstance(settings, PretrainConfig):
         result = run_pretraining(settings, out, resume=resume)
     else:
-        from vitp.image_pretrain import run_image_pretraining
+        from vitp.runs.image_pretrain import run_image_pretraining
 
         result = run_image_pretraining(settings, out, resume=resume)
     if distributed.rank() > 0:
@@ -89,11 +89,11 @@ def _pretrain_settings(
     Raises:
         ConfigError: There is no such objective, or a setting is wrong.
     """
-    from vitp.config import load_config, make_config
-    from vitp.engine import distributed
-    from vitp.image_pretrain import OBJECTIVES, ImagePretrainConfig
-    from vitp.pretrain import PretrainConfig
+    from vitp.core import distributed
+    from vitp.core.config import load_config, make_config
     from vitp.recipes.paradigms import STARTER_STEPS, starter_config
+    from vitp.runs.image_pretrain import OBJECTIVES, ImagePretrainConfig
+    from vitp.runs.pretrain import PretrainConfig
 
     name = objective or (_objective_of(config) if config is not None else "vitp")
     kind: type[PretrainConfig] | type[ImagePretrainConfig]
@@ -138,8 +138,8 @@ def report(
     ] = 12,
 ) -> None:
     """Write one self-contained page about a run."""
-    from vitp.evaluation.run_page import report_run
-    from vitp.targets import check_file
+    from vitp.core.targets import check_file
+    from vitp.report.run_page import report_run
 
     if out is not None:
         check_file(out, "page")

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from itertools import combinations, islice, product
 from pathlib import Path
 
+from vitp.core.errors import DataError
 from vitp.data.check_report import CheckReport, Finding, Severity, SourceCount
 from vitp.data.coordinates import coordinate_problems
 from vitp.data.image_hash import ImagePrint, find_pairs, image_print
-from vitp.data.images import image_size, is_scene, load_image
 from vitp.data.readers.rows import row_id
-from vitp.data.records import COORDINATE_RANGE, InstructionRecord, printable
 from vitp.data.row_findings import CONTROL_TOKENS, NO_IMAGE, NO_IMAGE_FIX, Neglected, text_findings
 from vitp.data.sources import Source, open_sources
-from vitp.errors import DataError
+from vitp.io.images import image_size, is_scene, load_image
+from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord, printable
 
 LEAK_DISTANCE = 4
 """Bits of 64 in which the hashes of two images may differ for them to count as one picture."""

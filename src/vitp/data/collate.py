@@ -11,15 +11,15 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from pydantic import Field
 
-from vitp.config import SettingsModel
+from vitp.core.config import SettingsModel
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.chat import ChatTokenizer, EncodedRecord
 from vitp.data.fingerprint import fingerprint, images_digest
-from vitp.data.images import load_image
 from vitp.data.mixture import Mixture, Sample
 from vitp.data.packing import PackedBatch, pack
-from vitp.data.records import InstructionRecord
 from vitp.data.tiling import cut_tiles
-from vitp.errors import ConfigError, DataError
+from vitp.io.images import load_image
+from vitp.records.instructions import InstructionRecord
 
 DropTokens = Callable[[int, Sequence[int], int], np.ndarray]
 """(image tokens, key of the sample, step) → surviving token indices; see `vitp.models.vrl`."""

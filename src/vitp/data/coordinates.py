@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vitp.data.check_report import Severity
-from vitp.data.records import COORDINATE_RANGE, InstructionRecord
+from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord
 
 _TAGGED = re.compile(r"<(box|quad)>(.*?)(?:</\1>|$)", re.DOTALL)
 _LIST = re.compile(r"\[([^\[\]]*)\]")

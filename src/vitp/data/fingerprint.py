@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from vitp.data.images import is_scene
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.core.files import sha256
 from vitp.data.record_set import RecordSet
-from vitp.data.shards.storage import is_member, is_remote
-from vitp.files import sha256
+from vitp.io.images import is_scene
+from vitp.io.storage import is_member, is_remote
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 VERSION = "2"
 """Begins a fingerprint that counts labels and images. Those of earlier versions have no such beginning."""

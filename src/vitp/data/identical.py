@@ -19,8 +19,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from vitp.data.images import is_scene, load_image
-from vitp.errors import DataError
+from vitp.core.errors import DataError
+from vitp.io.images import is_scene, load_image
 
 MOST_PIXELS = 1_500_000_000
 """Pixels that are decoded at most to find equal ones in files of different bytes: about half a minute on two cores."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from vitp.data.labels import IGNORE, LabelledImage, ObjectLabel
+from vitp.records.labels import IGNORE, LabelledImage, ObjectLabel
 
 FINE = 256
 """Cells on the longer side, at least, on which places are drawn."""

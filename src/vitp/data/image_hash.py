@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vitp.data.pixels import planes_last
+from vitp.io.pixels import planes_last
 
 _THUMBNAIL = 16
 _REDUCED = 512

@@ -15,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from vitp import files
+from vitp.core import files
+from vitp.core.errors import ConfigError, DataError
+from vitp.core.files import to_json
 from vitp.data.image_hash import ImagePrint, find_pairs, image_print
-from vitp.data.images import is_scene, load_image
-from vitp.data.labels import LabelledSet
 from vitp.data.overlap import Landmarks, OverlapIndex, landmarks
 from vitp.data.sources import Source, open_sources
-from vitp.errors import ConfigError, DataError
-from vitp.files import to_json
+from vitp.io.images import is_scene, load_image
+from vitp.records.labels import LabelledSet
 
 Kind = Literal["pixels", "picture", "overlap"]
 HASH_DISTANCE = 4

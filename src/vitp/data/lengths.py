@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from vitp.core.errors import VitpError
+from vitp.core.files import atomic_path
 from vitp.data.chat import ChatTokenizer
-from vitp.data.images import image_size
 from vitp.data.mixture import Sample
 from vitp.data.readers.index import cache_folder
 from vitp.data.record_set import RecordSet
-from vitp.data.records import InstructionRecord
 from vitp.data.tiling import count_tiles
-from vitp.errors import VitpError
-from vitp.files import atomic_path
+from vitp.io.images import image_size
+from vitp.records.instructions import InstructionRecord
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from vitp.core.errors import CheckpointError, DataError
 from vitp.data.permutation import Permutation
 from vitp.data.record_set import RecordSet
-from vitp.data.records import InstructionRecord
-from vitp.errors import CheckpointError, DataError
+from vitp.records.instructions import InstructionRecord
 
 LARGEST_RATE = 10_000.0
 """Times that an epoch may take each record; the paper's largest is 10."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp.core.errors import DataError
 from vitp.data.chat import EncodedRecord
-from vitp.errors import DataError
 
 PADDING_SEGMENT = -1
 

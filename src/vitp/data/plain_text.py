@@ -17,8 +17,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from vitp.core.errors import DataError
 from vitp.data.tokenizer import MARKUP
-from vitp.errors import DataError
 
 _CONTROL_FORM = re.compile(r"<\|[^<>]*\|>")
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from vitp.data.records import InstructionRecord, to_line
+from vitp.records.instructions import InstructionRecord, to_line
 
 
 @runtime_checkable

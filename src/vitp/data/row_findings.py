@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from vitp.core.errors import DataError
 from vitp.data.mixture import Mixture
 from vitp.data.readers.rows import RowRecords
-from vitp.data.records import IMAGE_MARK, InstructionRecord
-from vitp.errors import DataError
+from vitp.records.instructions import IMAGE_MARK, InstructionRecord
 
 CONTROL_TOKENS = (
     *("<|endoftext|>", "<IMG_CONTEXT>", "<|im_start|>", "<assistant>", "<|im_end|>"),

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
+from vitp.core.reading import check_file, parse_json, read_text
 from vitp.data.readers.llava import open_records
 from vitp.data.readers.mixture_file import LARGEST_MIXTURE, open_entry, read_mixture_table
 from vitp.data.readers.rows import RowRecords
-from vitp.data.shards.storage import join
-from vitp.errors import DataError
-from vitp.reading import check_file, parse_json, read_text
+from vitp.io.storage import join
 
 SPLITS = ("train", "val", "test")
 

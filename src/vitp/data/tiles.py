@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from vitp.config import SettingsModel
-from vitp.data.images import is_scene, load_image
-from vitp.data.shards.storage import is_member, is_remote
+from vitp.core.config import SettingsModel
+from vitp.core.errors import VitpError
+from vitp.core.files import atomic_path
 from vitp.data.tiling import choose_grid, cut_grid
-from vitp.errors import VitpError
-from vitp.files import atomic_path
+from vitp.io.images import is_scene, load_image
+from vitp.io.storage import is_member, is_remote
 
 _GAP = 2
 """A JPEG is decoded at no less than this many times the tiles' resolution, so that resizing still has pixels to
@@ -53,7 +53,7 @@ class TileLoader:
     Attributes:
         tile: Side of a tile in pixels.
         draft: Whether JPEGs of at least four times the tiles' resolution are decoded at a fraction of their size, and
-            other images of more than `vitp.data.pixels.LARGE_PIXELS` are averaged while they are read. All the rest
+            other images of more than `vitp.io.pixels.LARGE_PIXELS` are averaged while they are read. All the rest
             comes out bit for bit as without it.
         cache: Keeps tiles; None makes them anew each time.
     """

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from vitp.config import SettingsModel, Share
+from vitp.core.config import SettingsModel, Share
 
 Window = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of the image, x2 and y2 exclusive."""

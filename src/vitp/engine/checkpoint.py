@@ -5,7 +5,7 @@
         optimizer.safetensors  AdamW's moments, "<moment>:<parameter>"
         state.json             step, counters, what the run was
         config.yaml            a copy of the run's configuration, where it has one
-        SHA256SUMS             digests of all files that don't carry their own (`vitp.sealed`)
+        SHA256SUMS             digests of all files that don't carry their own (`vitp.core.sealed`)
 
 A sharded run writes `shards/` in place of the two safetensors files (`vitp.engine.shards`); either form can be
 read on any number of processes. There is no random state: the engine derives it from seed, step and rank.
@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitp import sealed
-from vitp.config import CONFIG_FILE
+from vitp.core import sealed
+from vitp.core.config import CONFIG_FILE
+from vitp.core.errors import CheckpointError, DamagedError
+from vitp.core.files import atomic_dir, write_json
+from vitp.core.leftovers import recover, remove
+from vitp.core.reading import parse_json, read_text
+from vitp.core.tensors import like, load_state, load_tensors, save_tensors, unique_state
 from vitp.engine import shards
-from vitp.engine.weights import like, load_state, load_tensors, save_tensors, unique_state
-from vitp.errors import CheckpointError, DamagedError
-from vitp.files import atomic_dir, write_json
-from vitp.leftovers import recover, remove
-from vitp.reading import parse_json, read_text
 
 FORMAT, SHARDED_FORMAT = 1, 2
 STATE_FILE = "state.json"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vitp.config import SettingsModel, Share, Weight
+from vitp.core.config import SettingsModel, Share, Weight
 
 
 class OptimConfig(SettingsModel):

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitp.core.errors import DamagedError, VitpError
+from vitp.core.files import atomic_path, write_json
+from vitp.core.tensors import load_tensors, save_tensors
 from vitp.engine.layers import layers_of
-from vitp.engine.weights import load_tensors, save_tensors
-from vitp.errors import DamagedError, VitpError
-from vitp.files import atomic_path, write_json
 
 MIN_CHANGE = 1e-7
 """Relative change below which a tower counts as unchanged: the resolution of fp32."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from vitp.errors import DataError, VitpError
+from vitp.core.errors import DataError, VitpError
 from vitp.objectives.base import BatchSource
 
 

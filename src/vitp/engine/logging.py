@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vitp.core.files import write_text
+from vitp.core.reading import parse_json, read_text
 from vitp.engine.optim import Part
-from vitp.files import write_text
-from vitp.reading import parse_json, read_text
 
 
 class Meter:

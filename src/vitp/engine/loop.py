@@ -17,10 +17,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vitp.engine import checkpoint, distributed, recovery, sharding
+from vitp.core import distributed
+from vitp.core.distributed import RankReport
+from vitp.core.errors import ConfigError, VitpError, did_you_mean
+from vitp.core.files import atomic_dir
+from vitp.engine import checkpoint, recovery, sharding
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimConfig, TrainConfig
-from vitp.engine.distributed import RankReport
 from vitp.engine.evidence import VisionEvidence, summary
 from vitp.engine.gradients import Gradients
 from vitp.engine.hooks import Hook, StepMetrics, TrainResult
@@ -37,8 +40,6 @@ from vitp.engine.optim import (
 )
 from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted, StopSignals
-from vitp.errors import ConfigError, VitpError, did_you_mean
-from vitp.files import atomic_dir
 from vitp.objectives.base import BatchSource, Objective, is_of_source
 
 

@@ -17,8 +17,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from vitp.errors import DamagedError
-from vitp.reading import read_bytes
+from vitp.core.errors import DamagedError
+from vitp.core.reading import read_bytes
 
 _LARGEST = 1 << 30
 

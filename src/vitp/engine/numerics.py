@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp.core.errors import ConfigError
 from vitp.engine.config import TrainConfig
-from vitp.errors import ConfigError
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.engine.config import OptimConfig
-from vitp.errors import ConfigError, did_you_mean
 from vitp.objectives.base import Objective, ParameterGroup
 
 

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from vitp.engine import checkpoint, distributed
+from vitp.core import distributed
+from vitp.core.errors import CheckpointError, DamagedError, VitpError
+from vitp.engine import checkpoint
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimConfig
 from vitp.engine.optim import changed_rate
-from vitp.errors import CheckpointError, DamagedError, VitpError
 
 Value = TypeVar("Value")
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitp.engine import checkpoint, distributed, shards
+from vitp.core import distributed
+from vitp.core.errors import VitpError
+from vitp.core.files import as_user_error, put_in_place
+from vitp.engine import checkpoint, shards
 from vitp.engine.checkpoint import RunState, Tensors
-from vitp.errors import VitpError
-from vitp.files import as_user_error, put_in_place
 
 
 class Saver:

@@ -19,9 +19,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vitp.engine import distributed
+from vitp.core import distributed
+from vitp.core.errors import ConfigError
 from vitp.engine.config import TrainConfig
-from vitp.errors import ConfigError
 from vitp.objectives.base import Objective
 
 REPLICATE, SHARD = "replicate", "shard"

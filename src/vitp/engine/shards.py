@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from vitp.engine import distributed
+from vitp.core import distributed
+from vitp.core.errors import DamagedError, VitpError
+from vitp.core.files import as_user_error, sha256
+from vitp.core.tensors import unique_state
 from vitp.engine.metadata import PartsReader
-from vitp.engine.weights import unique_state
-from vitp.errors import DamagedError, VitpError
-from vitp.files import as_user_error, sha256
 
 FOLDER = "shards"
 _DAMAGE = (

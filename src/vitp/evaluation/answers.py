@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitp.ask import Assistant
-from vitp.data.labels import LabelledSet
-from vitp.data.records import InstructionRecord
 from vitp.data.synthesis import LabelledRecords, SetClasses, SynthesisConfig, score_answer
+from vitp.inference.ask import Assistant
+from vitp.records.instructions import InstructionRecord
+from vitp.records.labels import LabelledSet
 
 LONGEST_ANSWER = 160
 """Tokens; a 6 × 6 grid of long class names needs about that many."""

@@ -18,9 +18,8 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from vitp.errors import ConfigError
-from vitp.evaluation.features import frozen
-from vitp.models.backbone import Backbone
+from vitp.core.errors import ConfigError
+from vitp.models.backbone import Backbone, frozen
 from vitp.models.plain_vit import PlainViT
 from vitp.objectives.dense_source import resize
 

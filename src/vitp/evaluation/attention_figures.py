@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.evaluation.attention import Heads, attention_map, grid_of, head_maps, rollout_map
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.evaluation.attention import ColourBasis, colour_basis, matched, patch_features_of_layers
 from vitp.evaluation.attention_figures import side_by_side
 from vitp.models.backbone import Backbone

@@ -6,22 +6,22 @@ D width, C classes, K object classes.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vitp.core.errors import ConfigError
 from vitp.data.ignored import touched
-from vitp.data.images import load_image
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import ConfigError
+from vitp.io.images import load_image
+from vitp.models.backbone import frozen
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense import patch_distribution
 from vitp.objectives.dense_source import presence_of, read_mask, resize, resize_mask
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 BACKGROUND = "background"
 """Class of patches that no box covers, when labels come from boxes."""
@@ -68,19 +68,6 @@ class Features:
         """Return (N,) the group of each image, 0, 1, … in the order in which they come."""
         numbers = {name: number for number, name in enumerate(dict.fromkeys(self.groups))}
         return torch.tensor([numbers[name] for name in self.groups])
-
-
-@contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode without gradients, and each of its parts back afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def extract(

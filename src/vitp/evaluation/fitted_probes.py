@@ -14,22 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitp.data.labels import IGNORE
-from vitp.errors import ConfigError, did_you_mean
+from vitp.core.errors import ConfigError, did_you_mean
+from vitp.data.splits import draw, label_count
 from vitp.evaluation.features import Features
 from vitp.evaluation.linear import LinearModel, fit_selected, knn_predict
-from vitp.evaluation.metrics import accuracy, confusion_matrix, macro_f1, mean_average_precision, mean_iou
 from vitp.evaluation.outcomes import Counted, Outcomes, Ranked, table_of
-from vitp.evaluation.probe_data import (
-    TASKS,
-    ProbeData,
-    draw,
-    known_scenes,
-    label_count,
-    labelled_patches,
-    scene_class_count,
-)
+from vitp.evaluation.probe_data import TASKS, ProbeData, known_scenes, labelled_patches, scene_class_count
 from vitp.evaluation.probe_table import ProbeTable
+from vitp.metrics.classification import accuracy, confusion_matrix, macro_f1, mean_average_precision, mean_iou
+from vitp.records.labels import IGNORE
 
 OutcomeDict = dict[tuple[str, str], Counted | Ranked]
 

@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitp.data.images import load_image
-from vitp.data.labels import LabelledSet
+from vitp.core.errors import ConfigError, DamagedError
+from vitp.core.files import atomic_path, write_text
+from vitp.core.tensors import load_tensors, save_tensors
+from vitp.data.splits import development_splits, subset
 from vitp.engine.evidence import linear_cka
 from vitp.engine.hooks import Hook, StepMetrics
-from vitp.engine.weights import load_tensors, save_tensors
-from vitp.errors import ConfigError, DamagedError
-from vitp.evaluation.features import frozen
-from vitp.evaluation.probe_data import development_splits, probe_data, subset
+from vitp.evaluation.probe_data import probe_data
 from vitp.evaluation.probes import probe_features
-from vitp.files import atomic_path, write_text
+from vitp.io.images import load_image
+from vitp.models.backbone import frozen
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense_source import resize
+from vitp.records.labels import LabelledSet
 
 if TYPE_CHECKING:
     from vitp.engine.loop import Trainer

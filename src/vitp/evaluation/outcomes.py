@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from vitp.errors import ConfigError
-from vitp.evaluation.metrics import mean_average_precision
+from vitp.core.errors import ConfigError
 from vitp.evaluation.probe_table import ProbeTable, collect
-from vitp.evaluation.statistics import PairedDifference, difference_of_draws
+from vitp.metrics.classification import mean_average_precision
+from vitp.metrics.statistics import PairedDifference, difference_of_draws
 
 LEAST_GROUPS = 10
 """With fewer groups a bootstrap over them is too narrow to decide anything."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vitp.evaluation.statistics import mean_std
+from vitp.metrics.statistics import mean_std
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Literal
 
 import torch
 
-from vitp.data.labels import LabelledSet
 from vitp.evaluation.fitted_probes import fit_probes
 from vitp.evaluation.outcomes import Outcomes, table_of
 from vitp.evaluation.probe_data import ProbeData, probe_data
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.models.vision import VisionTower
+from vitp.records.labels import LabelledSet
 
 
 def run_probes(

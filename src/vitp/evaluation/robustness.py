@@ -18,20 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError
+from vitp.checkpoints.export_format import content_hash, tensor_digests
+from vitp.core.errors import ConfigError
+from vitp.core.leftovers import temporary_folder
+from vitp.data.splits import splits_of, subset
 from vitp.evaluation.corruptions import SEVERITIES, Corruption, corrupted_set, corruptions_of
 from vitp.evaluation.corruptions.catalogue import checked_severities
 from vitp.evaluation.corruptions.sets import load_pixels
 from vitp.evaluation.features import extract
 from vitp.evaluation.fitted_probes import fit_probes
-from vitp.evaluation.probe_data import probe_data, splits_of, subset
+from vitp.evaluation.probe_data import probe_data
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.robustness_result import Cells, RobustnessResult, comparable
-from vitp.export_format import content_hash, tensor_digests
-from vitp.leftovers import temporary_folder
+from vitp.metrics.results import Scores
 from vitp.models.vision import VisionTower
-from vitp.tasks.base import Scores, TaskModel, TestSettings
+from vitp.records.labels import LabelledSet
+from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.build import task_of
 from vitp.tasks.data import labelled_only
 

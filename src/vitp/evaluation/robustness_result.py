@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from vitp.errors import ConfigError, DataError
-from vitp.tasks.base import Scores
+from vitp.core.errors import ConfigError, DataError
+from vitp.metrics.results import Scores
 
 FORMAT = "vitp-robustness-1"
 

@@ -20,7 +20,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.models.backbone import Backbone
 from vitp.models.convolution import ConvNorm, NormKind, make_norm
 from vitp.models.deformable import MultiScaleDeformableAttention, cell_centers

@@ -14,7 +14,7 @@ from typing import Any
 
 import timm
 
-from vitp.errors import ConfigError, did_you_mean
+from vitp.core.errors import ConfigError, did_you_mean
 
 LARGEST_SIZE = 1 << 20
 """Of a whole number: a width, a count, a side."""

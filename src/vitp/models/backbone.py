@@ -5,8 +5,9 @@ Shapes: B images, C channels, H × W pixels or cells, N tokens, D width.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,3 +48,16 @@ class Backbone(nn.Module, ABC):
         mean_C11 = torch.tensor(self.mean, device=image_BCHW.device).view(-1, 1, 1)
         std_C11 = torch.tensor(self.std, device=image_BCHW.device).view(-1, 1, 1)
         return (image_BCHW - mean_C11) / std_C11
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode without gradients, and each of its parts back afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

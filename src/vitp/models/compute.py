@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from vitp.config import SettingsModel
+from vitp.core.config import SettingsModel
 from vitp.models import language
 from vitp.models.attention_layouts import AttentionKind
 from vitp.models.vlm import VisionLanguageModel

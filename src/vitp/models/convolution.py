@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 
 NormKind = Literal["group", "batch", "sync"]
 """`group` (the default everywhere here), `batch` (statistics of one rank's micro-batch) or `sync` (of all ranks').

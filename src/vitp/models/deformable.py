@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 
 
 def deformable_attention(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vitp.errors import CheckpointError, ConfigError
+from vitp.core.errors import CheckpointError, ConfigError
 
 _ODD = (
     ValueError,

@@ -12,8 +12,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vitp.config import SettingsModel
-from vitp.errors import ConfigError, did_you_mean
+from vitp.core.config import SettingsModel
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.models.arguments import check_language_arguments
 from vitp.models.attention_layouts import PackedAttention
 

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.config import SettingsModel
-from vitp.errors import ConfigError
+from vitp.core.config import SettingsModel
+from vitp.core.errors import ConfigError
 from vitp.models.vision import VisionTower
 
 

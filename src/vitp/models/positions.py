@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 
 PositionMethod = Literal["antialiased", "bicubic"]
 """How a position table gets the grid of another image size.

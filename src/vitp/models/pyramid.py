@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitp.errors import ConfigError, did_you_mean
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.models.backbone import Backbone
 from vitp.models.convolution import ChannelNorm, NormKind, make_norm
 

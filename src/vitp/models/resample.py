@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.layers import resample_patch_embed
 from torch import Tensor
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.models.positions import PositionMethod, resample_positions
 from vitp.models.vision import VisionTower
 

@@ -20,13 +20,13 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitp.config import Mean, Positive, SettingsModel
-from vitp.errors import CheckpointError, ConfigError
+from vitp.core.config import Mean, Positive, SettingsModel
+from vitp.core.errors import CheckpointError, ConfigError
+from vitp.core.sealed import check
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.sealed import check
 
 CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "attn_pool.", "conv_head.", "bn2.")
 """How the names of what follows the last feature map begin in timm's models."""

@@ -15,8 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vitp.config import Mean, Positive, SettingsModel
-from vitp.errors import ConfigError
+from vitp.core.config import Mean, Positive, SettingsModel
+from vitp.core.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod, use_bicubic_positions

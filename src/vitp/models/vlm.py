@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.config import SettingsModel
-from vitp.errors import ConfigError, DataError
+from vitp.core.config import SettingsModel
+from vitp.core.errors import ConfigError, DataError
 from vitp.models.attention_layouts import (
     AttentionKind,
     DenseAttention,

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from vitp.config import SettingsModel
+from vitp.core.config import SettingsModel
 
 
 class VRLConfig(SettingsModel):

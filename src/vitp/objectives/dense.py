@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitp.data.labels import IGNORE
-from vitp.engine.weights import save_tensors
-from vitp.errors import ConfigError
-from vitp.files import write_json
+from vitp.core.errors import ConfigError
+from vitp.core.files import write_json
+from vitp.core.tensors import save_tensors
 from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.records.labels import IGNORE
 
 UNKNOWN = -1
 """Value of `presence_BK` where nobody labelled whether the class is there."""

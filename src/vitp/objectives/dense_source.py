@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import torch
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.fingerprint import fingerprint, labels_digest
 from vitp.data.ignored import known_semantic, meets
-from vitp.data.images import load_image
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import ConfigError, DataError
+from vitp.io.images import load_image
 from vitp.objectives.dense import UNKNOWN, DenseBatch
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 
 @dataclass(frozen=True)

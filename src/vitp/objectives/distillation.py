@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.config import Positive, SettingsModel, Share
+from vitp.core import distributed
+from vitp.core.config import Positive, SettingsModel, Share
+from vitp.core.errors import ConfigError
 from vitp.data.views import ViewConfig, make_view
-from vitp.engine import distributed
-from vitp.errors import ConfigError
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import similarities
 from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, tower_flops

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vitp.engine import distributed
+from vitp.core import distributed
 
 
 class _Gather(torch.autograd.Function):

@@ -15,7 +15,7 @@ from pydantic import Field
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vitp.config import SettingsModel
+from vitp.core.config import SettingsModel
 from vitp.data.views import ViewConfig, make_view
 from vitp.models.flops import TransformerShape, forward_flops
 from vitp.models.vision import VisionTower

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from vitp.config import SettingsModel
+from vitp.core.config import SettingsModel
 from vitp.data.packing import PackedBatch
 from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.config import SettingsModel
+from vitp.core.config import SettingsModel
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch
 from vitp.models.vlm import VisionLanguageModel, packed_attention_mask
@@ -157,6 +157,6 @@ class TextOnlyObjective(Objective):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the whole model, which `vitp.load_vlm` reads."""
-        from vitp.pretrained import write_vlm
+        from vitp.checkpoints.pretrained import write_vlm
 
         write_vlm(Path(folder), self.vlm, self.chat)

@@ -16,22 +16,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from vitp.config import SettingsModel
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
+from vitp.core.config import SettingsModel
+from vitp.core.errors import ConfigError
 from vitp.data.permutation import Permutation
 from vitp.data.views import ViewConfig, make_view
-from vitp.errors import ConfigError
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense import UNKNOWN, DenseBatch, DenseObjective, LinearHead
 from vitp.objectives.dense_source import presence_of
-from vitp.objectives.image_base import (
-    ImageObjective,
-    backward_factor,
-    linear_flops,
-    save_tower,
-    tower_flops,
-)
+from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, save_tower, tower_flops
 from vitp.objectives.views_source import ImageMixture, ImageRows, PlacedImage, stacked
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 
 class SupervisedConfig(SettingsModel):

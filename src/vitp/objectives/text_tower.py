@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from vitp.data.labels import LabelledImage
+from vitp.core.errors import DataError
 from vitp.data.plain_text import PlainText
-from vitp.data.records import IMAGE_MARK
 from vitp.data.sources import open_sources
 from vitp.data.synthesis.classes import SetClasses, countable
 from vitp.data.synthesis.facts import Facts, Limits
 from vitp.data.synthesis.image_tasks import caption
-from vitp.errors import DataError
 from vitp.models.flops import TransformerShape, forward_flops, language_shape
 from vitp.objectives.image_base import linear_flops
 from vitp.objectives.views_source import ImageRows, PlacedImage
+from vitp.records.instructions import IMAGE_MARK
+from vitp.records.labels import LabelledImage
 
 TextKind = Literal["captions", "records"]
 

@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitp import files
+from vitp.core import files
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.fingerprint import fingerprint, labels_digest
 from vitp.data.formats.vitp_labels import read as read_labels
-from vitp.data.images import load_image
-from vitp.data.labels import LabelledImage, LabelledSet
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.record_set import RecordSet
-from vitp.errors import ConfigError, DataError
+from vitp.io.images import load_image
+from vitp.records.labels import LabelledImage, LabelledSet
 
 Batch = TypeVar("Batch", covariant=True)
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitp.core.errors import ConfigError
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch
-from vitp.errors import ConfigError
+from vitp.models.flops import forward_flops, language_shape, vision_flops
 from vitp.models.lora import plain_layers
+from vitp.models.token_runs import token_runs
 from vitp.models.vlm import PARTS, VisionLanguageModel
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.objectives.prior_weights import PriorWeights
@@ -132,8 +134,8 @@ class ViTPObjective(Objective):
         }
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write model, configuration and tokenizer; `vitp.pretrained.load_vlm` reads them."""
-        from vitp.pretrained import write_vlm
+        """Write model, configuration and tokenizer; `vitp.checkpoints.pretrained.load_vlm` reads them."""
+        from vitp.checkpoints.pretrained import write_vlm
 
         with plain_layers(self.vlm.vision):
             write_vlm(Path(folder), self.vlm, self.chat)
@@ -162,3 +164,30 @@ def freeze_parameters(vlm: VisionLanguageModel, patterns: Sequence[str]) -> None
             names[name].requires_grad_(False)
     if not any(p.requires_grad for p in names.values()):
         raise ConfigError("nothing is left to train", where="model.freeze", fix="freeze less")
+
+
+def vlm_forward_flops(vlm: VisionLanguageModel, batch: PackedBatch) -> dict[str, float]:
+    """Return the forward FLOPs of the three parts of a model for a batch: vision, projector, language."""
+    runs = token_runs(batch.segments_BL.cpu().numpy(), batch.branches_BL.cpu().numpy())
+    linear = [module for module in vlm.projector.modules() if isinstance(module, nn.Linear)]
+    return {
+        "vision": vision_flops(vlm.vision, len(batch.tiles_TCHW)),
+        "projector": sum(2.0 * module.in_features * module.out_features for module in linear)
+        * len(batch.keep_K),
+        "language": forward_flops(
+            language_shape(vlm.language), batch.tokens, runs.context, logits=len(batch.target_ids_S)
+        ),
+    }
+
+
+def vlm_step_flops(vlm: VisionLanguageModel, batch: PackedBatch) -> float:
+    """Return the FLOPs of forward and backward pass of a batch.
+
+    A frozen part costs no gradients of its weights, and none at all where nothing in front of it is trained.
+    """
+    total, gradient_arrives = 0.0, False
+    for part, forward in vlm_forward_flops(vlm, batch).items():
+        trained = any(parameter.requires_grad for parameter in getattr(vlm, part).parameters())
+        total += forward * (1 + trained + (trained or gradient_arrives))
+        gradient_arrives = gradient_arrives or trained
+    return total

@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vitp.errors import ConfigError, did_you_mean
-from vitp.pretrain import PretrainConfig
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.recipes.paper import downstream
 from vitp.recipes.paper.medical import medical
 from vitp.recipes.paper.remote_sensing import remote_sensing
 from vitp.recipes.paper.tables import MEDICAL, REMOTE_SENSING, PretrainingSet
 from vitp.recipes.paper.tables_downstream import DOWNSTREAM, DownstreamFacts
-from vitp.tasks.finetune import FinetuneConfig
+from vitp.runs.finetune import FinetuneConfig
+from vitp.runs.pretrain import PretrainConfig
 
 
 @dataclass(frozen=True)

@@ -24,22 +24,22 @@ from typing import Any
 
 from rich.console import Console
 
-from vitp.config import make_config
+from vitp.checkpoints.export import export_backbone, load_backbone, random_backbone, verify_export
+from vitp.checkpoints.pretrained import load_vlm
+from vitp.core.config import make_config
+from vitp.core.errors import ConfigError
+from vitp.core.files import write_json
+from vitp.core.reading import parse_json, read_text
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read as read_labels
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.evaluation.probes import run_probes
-from vitp.export import export_backbone, load_backbone, random_backbone, verify_export
-from vitp.files import write_json
 from vitp.models.vision import VisionTower
-from vitp.pretrain import run_pretraining
-from vitp.pretrained import load_vlm
-from vitp.reading import parse_json, read_text
 from vitp.recipes.micro import SYNTHESIS, Budget, continued_from_starter
-from vitp.run_folder import started
-from vitp.tasks.finetune import FinetuneConfig, run_finetune
+from vitp.records.labels import LabelledSet
+from vitp.runs.finetune import FinetuneConfig, run_finetune
+from vitp.runs.folder import started
+from vitp.runs.pretrain import run_pretraining
 
 RANDOM, STARTER, VITP = "random", "starter", "after ViTP"
 FINETUNE = "segmentation finetune"

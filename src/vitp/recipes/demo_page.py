@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vitp.core.files import write_json, write_text
+from vitp.core.reading import parse_json, read_text
 from vitp.evaluation.probe_table import ProbeTable
-from vitp.evaluation.report import Card, Headline, Section, Text, comparison_section
-from vitp.evaluation.run_page import report_run
-from vitp.files import write_json, write_text
 from vitp.models.vision import VisionTower
-from vitp.reading import parse_json, read_text
 from vitp.recipes.demo import FINETUNE, RANDOM, STARTER, VITP, DemoPlan
 from vitp.recipes.micro import Budget
+from vitp.report import Card, Headline, Section, Text, comparison_section
+from vitp.report.run_page import report_run
 
 FINETUNED = (FINETUNE, "mIoU")
 DENSE = ("patches linear", "patch mIoU")

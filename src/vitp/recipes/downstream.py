@@ -20,13 +20,13 @@ from typing import Any
 
 from rich.console import Console
 
-from vitp.config import make_config
-from vitp.evaluation.statistics import mean_std
-from vitp.files import write_json, write_text
-from vitp.reading import parse_json, read_text
+from vitp.core.config import make_config
+from vitp.core.files import write_json, write_text
+from vitp.core.reading import parse_json, read_text
+from vitp.metrics.statistics import mean_std
 from vitp.recipes.real_images import RealPlan, pretrained_backbones, supervised_backbones
-from vitp.run_folder import started
-from vitp.tasks.finetune import SCORES_FILE, FinetuneConfig, run_finetune
+from vitp.runs.finetune import SCORES_FILE, FinetuneConfig, run_finetune
+from vitp.runs.folder import started
 
 RANDOM, STARTER, SUPERVISED, VITP = "random", "starter", "supervised", "after ViTP"
 

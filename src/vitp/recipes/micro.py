@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitp.config import make_config
+from vitp.core.config import make_config
 from vitp.data.synthesis import SynthesisConfig
-from vitp.pretrain import PretrainConfig
+from vitp.runs.pretrain import PretrainConfig
 
 SYNTHESIS = SynthesisConfig(
     questions_per_image=6,

@@ -17,15 +17,15 @@ from typing import Any
 
 from rich.console import Console
 
-from vitp.config import make_config
+from vitp.core.config import make_config
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.engine.hooks import TrainResult
-from vitp.errors import ConfigError, did_you_mean
-from vitp.image_pretrain import ImagePretrainConfig, run_image_pretraining
-from vitp.image_pretrain import build as build_image_run
-from vitp.models.flops import vlm_step_flops
-from vitp.pretrain import PretrainConfig, run_pretraining
-from vitp.pretrain import build as build_vitp_run
+from vitp.objectives.vitp import vlm_step_flops
 from vitp.recipes.micro import Budget, continued_from_starter
+from vitp.runs.image_pretrain import ImagePretrainConfig, run_image_pretraining
+from vitp.runs.image_pretrain import build as build_image_run
+from vitp.runs.pretrain import PretrainConfig, run_pretraining
+from vitp.runs.pretrain import build as build_vitp_run
 
 Folders = Sequence[Path]
 AnyConfig = PretrainConfig | ImagePretrainConfig
@@ -97,7 +97,7 @@ def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> Pre
 def _vlm_init(init: str, like: str) -> dict[str, Any]:
     if init != "random":
         return {"init": init}
-    from vitp.pretrained import load_vlm, resolve
+    from vitp.checkpoints.pretrained import load_vlm, resolve
 
     return {"init": "scratch", "scratch": load_vlm(like).vlm.config, "tokenizer": str(resolve(like))}
 
@@ -105,7 +105,7 @@ def _vlm_init(init: str, like: str) -> dict[str, Any]:
 def _vision_init(init: str, like: str) -> dict[str, Any]:
     if init != "random":
         return {"init": init}
-    from vitp.export import load_backbone
+    from vitp.checkpoints.export import load_backbone
 
     return {"init": "random", "vision": load_backbone(like).config.model_dump()}
 

@@ -8,21 +8,21 @@ from typing import Any, cast
 
 import torch
 
+from vitp.core.errors import ConfigError
 from vitp.data.chat import ChatTokenizer
 from vitp.engine.config import OptimConfig
 from vitp.engine.layers import layers_of
 from vitp.engine.optim import build_optimizer, lr_factor
-from vitp.errors import ConfigError
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.base import Objective
 from vitp.objectives.vitp import ViTPObjective
-from vitp.planning_model import INTERNVL_1B, INTERNVL_VOCABULARY
+from vitp.planning.model import INTERNVL_1B, INTERNVL_VOCABULARY
 from vitp.recipes.catalogue import PretrainRecipe, Recipe
 from vitp.recipes.paper.tables_downstream import ADAPTER, PUBLISHED_ORDER
+from vitp.runs.finetune import FinetuneConfig
 from vitp.tasks.base import TaskModel
 from vitp.tasks.build import build_model
-from vitp.tasks.finetune import FinetuneConfig
 
 VIT_L = "vit_intern300m_patch14_448"
 """timm's name of the paper's ViT."""

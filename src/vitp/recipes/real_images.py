@@ -23,22 +23,22 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from vitp.checkpoints.export import export_backbone, load_backbone, random_backbone, verify_export
+from vitp.core.errors import ConfigError
+from vitp.core.files import write_json, write_text
 from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read as read_labels
-from vitp.errors import ConfigError
 from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, interval, over_images
 from vitp.evaluation.probe_data import probe_data
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.evaluation.probes import probe_outcomes
-from vitp.evaluation.statistics import PairedDifference, mean_std
-from vitp.export import export_backbone, load_backbone, random_backbone, verify_export
-from vitp.files import write_json, write_text
+from vitp.metrics.statistics import PairedDifference, mean_std
 from vitp.models.vision import VisionTower
-from vitp.pretrain import run_pretraining
 from vitp.recipes.micro import SYNTHESIS, Budget, continued_from_starter
 from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, run_paradigm
-from vitp.run_folder import started
+from vitp.runs.folder import started
+from vitp.runs.pretrain import run_pretraining
 
 RANDOM, STARTER, VITP = "random", "starter", "after ViTP"
 

@@ -22,15 +22,15 @@ from pathlib import Path
 
 import torch
 
+from vitp.checkpoints.pretrained import load_vlm, save_vlm
+from vitp.core.tensors import load_tensors, save_tensors
 from vitp.data.chat import ChatTokenizer
 from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.mixture import Mixture, MixtureEntry
-from vitp.data.scenes import DOMAINS, scene_set
 from vitp.data.synthesis import LabelledRecords, SynthesisConfig
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
-from vitp.engine.weights import load_tensors, save_tensors
 from vitp.models.language import micro_qwen2
 from vitp.models.resample import fit_weights
 from vitp.models.vision import VisionConfig, VisionTower
@@ -39,8 +39,8 @@ from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.dense import DenseObjective
 from vitp.objectives.dense_source import Augmentation, LabelledSource
 from vitp.objectives.vitp import ViTPObjective
-from vitp.pretrained import load_vlm, save_vlm
 from vitp.recipes.vocabulary import DOMAIN_WORDS
+from vitp.scenes import DOMAINS, scene_set
 
 IMAGE_SIZE = 96
 VIT = {"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8}

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from vitp.ask import Assistant
-from vitp.data.records import InstructionRecord
-from vitp.data.scenes import scene_set
+from vitp.checkpoints.export import load_backbone, random_backbone
+from vitp.checkpoints.pretrained import load_vlm
+from vitp.core.files import write_json, write_text
 from vitp.data.synthesis import score_answer
 from vitp.evaluation.answers import LONGEST_ANSWER, ask_all, mean_by_task, questions_of
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import run_probes
-from vitp.export import load_backbone, random_backbone
-from vitp.files import write_json, write_text
-from vitp.pretrained import load_vlm
+from vitp.inference.ask import Assistant
+from vitp.records.instructions import InstructionRecord
+from vitp.scenes import scene_set
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _probe_rows(probes: dict[str, ProbeTable]) -> str:
 CARD = """# Starter
 
 A general vision-language model of micro size, trained from scratch on generated scenes (`general` domain of
-`vitp.data.scenes`, CC0): what `vitp pretrain` continues from by default.
+`vitp.scenes`, CC0): what `vitp pretrain` continues from by default.
 
 - **Vision tower**: a plain timm ViT, 6 layers, 192 wide, 3 heads, patches of 8, 96 px, 2.7 million parameters.
 - **Projector**: LayerNorm and two linear layers, no pixel shuffle: 144 image tokens.

@@ -53,7 +53,7 @@ def step_flops(objective: Any, batch: Any) -> float:
     from vitp.objectives.vitp import ViTPObjective
 
     if isinstance(objective, ViTPObjective):
-        from vitp.models.flops import vlm_step_flops
+        from vitp.objectives.vitp import vlm_step_flops
 
         return float(vlm_step_flops(objective.vlm, batch))
     return float(objective.work(batch).get("flops", 0.0))
@@ -70,7 +70,7 @@ def seconds_a_step(objective: Any, source: Any, *, device: str = "auto", steps: 
         device: As in `TrainConfig`.
         steps: How many are averaged; one more goes before the clock starts.
     """
-    from vitp.engine.distributed import resolve_device
+    from vitp.core.distributed import resolve_device
     from vitp.engine.loading import to_device
 
     place = resolve_device(device)

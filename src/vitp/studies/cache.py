@@ -19,10 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vitp.files import write_json
-from vitp.reading import parse_json, read_text
+from vitp.core.files import write_json
+from vitp.core.reading import parse_json, read_text
+from vitp.core.version import __version__
 from vitp.studies.grid import Cell, Study, ordered
-from vitp.version import __version__
 
 RESULT, FAILURE, ATTEMPTS, LOG = "result.json", "failure.json", "attempts.json", "log.txt"
 

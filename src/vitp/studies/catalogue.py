@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vitp.errors import ConfigError, did_you_mean
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.studies.cost import cost
 from vitp.studies.data_efficiency import data_efficiency
 from vitp.studies.grid import Study
@@ -61,7 +61,7 @@ def start_identity(start: str) -> str:
     Raises:
         CheckpointError: There is no model.
     """
-    from vitp.files import sha256
-    from vitp.pretrained import WEIGHTS, resolve
+    from vitp.checkpoints.pretrained import WEIGHTS, resolve
+    from vitp.core.files import sha256
 
     return sha256(resolve(start) / WEIGHTS)[:16]

@@ -22,9 +22,9 @@ def probe(context: Context) -> Mapping[str, Any]:
 
     Settings: `labels`, `draws`, `images`, `development`. Needs: `data`, `backbone`.
     """
-    from vitp.evaluation.probe_data import development_splits, label_count, splits_of
+    from vitp.checkpoints.export import load_backbone
+    from vitp.data.splits import development_splits, label_count, splits_of
     from vitp.evaluation.probes import run_probes
-    from vitp.export import load_backbone
     from vitp.tasks.data import open_labelled
 
     settings = context.cell.settings
@@ -44,7 +44,7 @@ def probe(context: Context) -> Mapping[str, Any]:
 
 
 def _device() -> str:
-    from vitp.engine.distributed import resolve_device
+    from vitp.core.distributed import resolve_device
 
     return str(resolve_device("auto"))
 
@@ -53,8 +53,8 @@ def finetune_config(
     context: Context, root: Path, backbone: str, lr: float, labels: int | float | None
 ) -> Any:
     """Return the configuration of a finetuning cell around a backbone."""
-    from vitp.config import make_config
-    from vitp.tasks.finetune import FinetuneConfig
+    from vitp.core.config import make_config
+    from vitp.runs.finetune import FinetuneConfig
 
     settings = context.cell.settings
     values = {
@@ -96,7 +96,7 @@ def finetune(context: Context) -> Mapping[str, Any]:
     Settings: `task`, `steps`, `batch_size`, `labels`, `lr`, `layer_decay`, `head`, `neck`, `seed`,
     `development`. Needs: `data`, `backbone`; `lr` (a choice of the rate).
     """
-    from vitp.tasks.finetune import run_finetune
+    from vitp.runs.finetune import run_finetune
 
     settings, inputs = context.cell.settings, context.inputs
     root = folder_of(inputs["data"])
@@ -144,7 +144,7 @@ def robustness(context: Context) -> Mapping[str, Any]:
     from vitp.evaluation.robustness import robustness_of_task
     from vitp.tasks.build import task_of
     from vitp.tasks.data import open_labelled, task_splits
-    from vitp.tasks.runs import load_task
+    from vitp.tasks.model_folder import load_task
 
     settings = context.cell.settings
     model = load_task(context.inputs["model"].folder / RUN).to(_device())

@@ -8,7 +8,7 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 
 Fact = str | int | float | None
 

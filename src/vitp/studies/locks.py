@@ -10,7 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
-from vitp.reading import parse_json, read_text
+from vitp.core.reading import parse_json, read_text
 
 LOCK = "lock.json"
 BEAT = 20.0

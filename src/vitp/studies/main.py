@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vitp.errors import ConfigError
-from vitp.evaluation.report.markdown import page_markdown
-from vitp.files import write_json, write_text
+from vitp.core.errors import ConfigError
+from vitp.core.files import write_json, write_text
+from vitp.report.markdown import page_markdown
 from vitp.studies.budget import duration
 from vitp.studies.catalogue import make_study
 from vitp.studies.grid import Cell, Study

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vitp.evaluation.report.charts import Bar, BarChart, LineChart, Series
-from vitp.evaluation.report.page import Page
-from vitp.evaluation.report.sections import Block, Cell, Code, Column, KeyValue, Section, Table, Text
-from vitp.evaluation.report.sections import Measure as Mean
-from vitp.evaluation.report.svg import number
-from vitp.evaluation.statistics import mean_std, repeats_needed
+from vitp.metrics.statistics import mean_std, repeats_needed
+from vitp.report.charts import Bar, BarChart, LineChart, Series
+from vitp.report.page import Page
+from vitp.report.sections import Block, Cell, Code, Column, KeyValue, Section, Table, Text
+from vitp.report.sections import Measure as Mean
+from vitp.report.svg import number
 from vitp.studies.budget import duration, operations
 from vitp.studies.cache import Store, machine
 from vitp.studies.grid import Study

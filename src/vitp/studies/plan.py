@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.studies.evaluations import FINETUNED
 from vitp.studies.grid import Cell, Fact
 from vitp.studies.pretraining import MODEL, NONE

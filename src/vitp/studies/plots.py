@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitp.evaluation.statistics import mean_std
-from vitp.files import atomic_path
+from vitp.core.files import atomic_path
+from vitp.metrics.statistics import mean_std
 from vitp.studies.grid import Study
 from vitp.studies.results import Measure, Row, groups_of, label, measures_of, metric_name, repeats
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitp.errors import ConfigError
-from vitp.reading import parse_json, read_text
+from vitp.core.errors import ConfigError
+from vitp.core.reading import parse_json, read_text
 from vitp.studies.budget import StepWork, count_steps, seconds_a_step
 from vitp.studies.process import Context, Input, resumable
 from vitp.studies.sources import folder_of
@@ -51,7 +51,7 @@ def pretrain(context: Context) -> Mapping[str, Any]:
 
 def run_config(context: Context, images: int, lr: float | None) -> Any:
     """Return the configuration of the run: a `PretrainConfig` or an `ImagePretrainConfig`."""
-    from vitp.config import make_config
+    from vitp.core.config import make_config
     from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget
 
     settings = context.cell.settings
@@ -90,9 +90,9 @@ def _with_new_language_model(context: Context, init: str) -> Path:
     """Return the folder of a model with the ViT of `init` and a random language model of other sizes."""
     import torch
 
+    from vitp.checkpoints.pretrained import load_vlm, save_vlm
     from vitp.models.language import micro_qwen2
     from vitp.models.vlm import VisionLanguageModel
-    from vitp.pretrained import load_vlm, save_vlm
 
     folder = context.folder / "start"
     if folder.is_dir():
@@ -110,10 +110,10 @@ def _with_new_language_model(context: Context, init: str) -> Path:
 
 def _untrained(context: Context) -> dict[str, Any]:
     """Write the ViT as it is: the starter's, or one with random weights."""
-    from vitp import export_format
-    from vitp.export import load_backbone, random_backbone
-    from vitp.export_card import Provenance
-    from vitp.files import atomic_dir
+    from vitp.checkpoints import export_format
+    from vitp.checkpoints.card import Provenance
+    from vitp.checkpoints.export import load_backbone, random_backbone
+    from vitp.core.files import atomic_dir
 
     settings = context.cell.settings
     start = load_backbone(_start(context))
@@ -153,13 +153,13 @@ def phases_of(config: Any) -> list[tuple[int, Any]]:
 
 
 def _build(config: Any) -> Any:
-    from vitp.pretrain import PretrainConfig
+    from vitp.runs.pretrain import PretrainConfig
 
     if isinstance(config, PretrainConfig):
-        from vitp.pretrain import build
+        from vitp.runs.pretrain import build
 
         return build(config)
-    from vitp.image_pretrain import build as build_image_run
+    from vitp.runs.image_pretrain import build as build_image_run
 
     return build_image_run(config)
 

@@ -25,8 +25,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vitp.errors import VitpError
-from vitp.files import write_json
+from vitp.core.errors import VitpError
+from vitp.core.files import write_json
 from vitp.studies.budget import EnergyMeter
 from vitp.studies.cache import LOG, RESULT, read_json
 from vitp.studies.grid import Cell
@@ -67,7 +67,7 @@ def resumable(context: Context, run: Path, config: BaseModel) -> bool:
     A run can't when the cell was finished (its run was cleared then, and files that another study keeps are missing),
     and when its settings name other folders: the hash of the cell is the same, so all else is, and the study has moved.
     """
-    from vitp.run_folder import changed_settings, started
+    from vitp.runs.folder import changed_settings, started
 
     if not started(run):
         return False

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from vitp.evaluation.statistics import PairedDifference, Repeats, paired_repeats
+from vitp.metrics.statistics import PairedDifference, Repeats, paired_repeats
 from vitp.studies.cache import Store
 from vitp.studies.grid import Cell, Claim, Study, ordered
 from vitp.studies.pretraining import MAIN_PROBES

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from vitp.files import write_json
+from vitp.core.files import write_json
 from vitp.studies.budget import duration, total_cost
 from vitp.studies.cache import ATTEMPTS, Store, cell_keys, read_json
 from vitp.studies.grid import Cell, Study, ordered

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from vitp.config import Count, LearningRate, Positive, SettingsModel, make_config
-from vitp.errors import ConfigError, did_you_mean
+from vitp.core.config import Count, LearningRate, Positive, SettingsModel, make_config
+from vitp.core.errors import ConfigError, did_you_mean
 
 Paradigm = Literal["supervised", "dense", "mae", "simclr", "dino", "clip", "vitp"]
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitp.errors import ConfigError
-from vitp.reading import parse_json, read_text
+from vitp.core.errors import ConfigError
+from vitp.core.reading import parse_json, read_text
 from vitp.studies.grid import Cell
 from vitp.studies.process import Context, Input
 from vitp.studies.scales import Scale

@@ -58,12 +58,12 @@ def _pretraining(context: Context) -> dict[str, float]:
 
 
 def _finetuning(context: Context) -> dict[str, float]:
-    from vitp.evaluation.probe_data import subset
+    from vitp.data.splits import subset
+    from vitp.runs.finetune import build_run
     from vitp.studies.budget import seconds_a_step
     from vitp.studies.evaluations import finetune_config
     from vitp.studies.sources import folder_of
     from vitp.tasks.build import task_of
-    from vitp.tasks.finetune import build_run
 
     root = folder_of(context.inputs["data"])
     backbone = context.cell.places.get("start", "starter")
@@ -82,8 +82,8 @@ def _finetuning(context: Context) -> dict[str, float]:
 
 
 def _probing(context: Context) -> dict[str, float]:
+    from vitp.checkpoints.export import load_backbone
     from vitp.evaluation.probes import run_probes
-    from vitp.export import load_backbone
     from vitp.studies.sources import folder_of
     from vitp.tasks.data import open_labelled
 

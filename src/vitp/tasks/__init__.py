@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def load_task(path: str | Path) -> TaskModel:
-    """Return the finetuned model of a run or model folder; see `vitp.tasks.runs.load_task`."""
+    """Return the finetuned model of a run or model folder; see `vitp.tasks.model_folder.load_task`."""
     # Imported when it is used: the parts of this package must not pull in all the others.
-    from vitp.tasks import runs
+    from vitp.tasks import model_folder as runs
 
     return runs.load_task(path)

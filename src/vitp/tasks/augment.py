@@ -24,11 +24,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from vitp.config import Positive, SettingsModel
+from vitp.core.config import Positive, SettingsModel
 from vitp.data.formats.crops import any_part, visible_part
-from vitp.data.formats.geometry import as_flat, as_points, bounds, clockwise
-from vitp.data.labels import IGNORE, ObjectLabel
-from vitp.data.pixels import LARGE_PIXELS
+from vitp.io.pixels import LARGE_PIXELS
+from vitp.records.geometry import as_flat, as_points, bounds, clockwise
+from vitp.records.labels import IGNORE, ObjectLabel
 
 CROP_TRIES = 10
 """Random crops that are drawn before one with too much of one class is taken."""

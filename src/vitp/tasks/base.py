@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,61 +18,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from vitp.config import Positive, SettingsModel
-from vitp.engine.weights import save_tensors, unique_state
-from vitp.errors import ConfigError
-from vitp.files import write_json
+from vitp.core.config import Positive, SettingsModel
+from vitp.core.errors import ConfigError
+from vitp.core.files import write_json
+from vitp.core.tensors import map_tensors, save_tensors, unique_state
+from vitp.metrics.results import Prediction, Target
 from vitp.models.backbone import Backbone
 from vitp.objectives.base import Objective, ParameterGroup
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 FORMAT = "vitp-task-1"
-
-
-def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of a dataclass with `change` applied to its tensors."""
-    changed = {
-        f.name: change(tensor) for f in fields(value) if isinstance(tensor := getattr(value, f.name), Tensor)
-    }
-    return replace(value, **changed)
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is known of one image. What a task doesn't need, or nobody labelled, is None.
-
-    Attributes:
-        boxes_N4: float32 x1, y1, x2, y2 in pixels of the (augmented) input, right and bottom exclusive.
-        quads_N8: float32 four corners x1, y1, …, x4, y4, clockwise in the image.
-        labels_N: int64, 0 … C − 1; there is no background class.
-        difficult_N: bool; such objects are left out of training and ignored by the metrics.
-        masks_NHW: uint8 instance masks, 0 or 1.
-        semantic_HW: uint8 class of each pixel, 255 = ignore; of pairs 1 where something changed.
-        classes_C: float32 multi-hot (multi-label, −1 where unknown) or one-hot (single label).
-        ignored_M4: float32 boxes of places that are neither objects nor background.
-        ignored_M8: Their corners, where objects have quads.
-        ignored_MHW: Their uint8 masks, where objects have masks.
-    """
-
-    boxes_N4: Tensor | None = None
-    quads_N8: Tensor | None = None
-    labels_N: Tensor | None = None
-    difficult_N: Tensor | None = None
-    masks_NHW: Tensor | None = None
-    semantic_HW: Tensor | None = None
-    classes_C: Tensor | None = None
-    ignored_M4: Tensor | None = None
-    ignored_M8: Tensor | None = None
-    ignored_MHW: Tensor | None = None
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Target:
-        """Return the target with its tensors on `device`."""
-        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Target:
-        """Return the target in page-locked memory."""
-        return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -98,36 +54,13 @@ class TaskBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> TaskBatch:
         """Return the batch with its tensors on `device`."""
-        moved = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
         return replace(moved, targets=tuple(target.to(device, non_blocking) for target in self.targets))
 
     def pin_memory(self) -> TaskBatch:
         """Return the batch in page-locked memory, so that copies to a GPU don't wait."""
-        pinned = _map_tensors(self, lambda tensor: tensor.pin_memory())
+        pinned = map_tensors(self, lambda tensor: tensor.pin_memory())
         return replace(pinned, targets=tuple(target.pin_memory() for target in self.targets))
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one image: CPU tensors in pixels of the image that was given; unused fields are None.
-
-    Attributes:
-        boxes_N4: float32 x1, y1, x2, y2.
-        quads_N8: float32 corners, clockwise.
-        scores_N: float32 on 0..1, falling.
-        labels_N: int64, 0 … C − 1.
-        masks_NHW: bool.
-        semantic_HW: uint8; of pairs 1 where something changed.
-        probabilities_C: float32 on 0..1.
-    """
-
-    boxes_N4: Tensor | None = None
-    quads_N8: Tensor | None = None
-    scores_N: Tensor | None = None
-    labels_N: Tensor | None = None
-    masks_NHW: Tensor | None = None
-    semantic_HW: Tensor | None = None
-    probabilities_C: Tensor | None = None
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -169,7 +102,7 @@ class InputSize(SettingsModel):
         return max(1, round(height * self.size / side)), max(1, round(width * self.size / side))
 
     def enough(self, largest: float = 1.0) -> Callable[[int, int], tuple[int, int]] | None:
-        """Return which width and height of a larger image suffice; see `vitp.data.images.load_image`.
+        """Return which width and height of a larger image suffice; see `vitp.io.images.load_image`.
 
         Args:
             largest: Factor on the size, of random or several scales.
@@ -208,48 +141,6 @@ class TestSettings(SettingsModel):
     batch_size: int = Field(default=8, gt=0, le=1_000_000)
     score_threshold: float = Field(default=0.3, ge=0, le=1)
     surface: bool = False
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Numbers of one evaluation.
-
-    Attributes:
-        headline: Name of the value that models are chosen by; larger is better.
-        values: Name → value on 0..1 (unless the name says otherwise); NaN where nothing could be counted.
-        per_class: Class → name → value.
-        images: Number of images.
-    """
-
-    headline: str
-    values: Mapping[str, float]
-    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    images: int = 0
-
-    def __post_init__(self) -> None:
-        if self.headline not in self.values:
-            raise ValueError(f"the headline {self.headline!r} is none of {sorted(self.values)}")
-
-    @property
-    def score(self) -> float:
-        """The headline's value."""
-        return self.values[self.headline]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; NaN, which JSON lacks, becomes None."""
-        return {
-            "headline": self.headline,
-            "values": {name: _finite(value) for name, value in self.values.items()},
-            "per_class": {
-                name: {key: _finite(value) for key, value in row.items()}
-                for name, row in self.per_class.items()
-            },
-            "images": self.images,
-        }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 class TaskModel(Objective):

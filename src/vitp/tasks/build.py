@@ -10,12 +10,12 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from vitp.config import SettingsModel, make_config
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError, did_you_mean
-from vitp.evaluation.detection import detection_scores, found_objects, true_objects
-from vitp.evaluation.oriented import found_oriented, oriented_scores, true_oriented
-from vitp.export import load_backbone
+from vitp.checkpoints.export import load_backbone
+from vitp.core.config import SettingsModel, make_config
+from vitp.core.errors import ConfigError, did_you_mean
+from vitp.metrics.detection import detection_scores, found_objects, true_objects
+from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
+from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
 from vitp.models.heads.rcnn import DetectorSettings
 from vitp.models.positions import PositionMethod
@@ -23,8 +23,9 @@ from vitp.models.pyramid import Pyramid, build_pyramid, pad_to_multiple
 from vitp.models.resample import KernelMethod, resized_tower
 from vitp.models.timm_backbone import RotaryTower, TimmConfig, TimmStages, timm_backbone
 from vitp.models.vision import VisionConfig, VisionTower
+from vitp.records.labels import LabelledSet
 from vitp.tasks import change, classification, semantic
-from vitp.tasks.base import Scores, TaskModel, TestSettings
+from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.data import LabelKind, LabelReader
 from vitp.tasks.dense import DecoderSettings
 from vitp.tasks.detection import DetectionModel

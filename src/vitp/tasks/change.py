@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError
-from vitp.evaluation.metrics import confusion_matrix
-from vitp.evaluation.segmentation_metrics import change_scores
+from vitp.core.errors import ConfigError
+from vitp.metrics.classification import confusion_matrix
+from vitp.metrics.results import Scores
+from vitp.metrics.segmentation import change_scores
 from vitp.models.backbone import Backbone
 from vitp.models.pyramid import Pyramid
-from vitp.tasks.base import Scores, TestSettings
+from vitp.records.labels import LabelledSet
+from vitp.tasks.base import TestSettings
 from vitp.tasks.data import CHANGE_CLASSES, LabelReader
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.predict import predictions_of

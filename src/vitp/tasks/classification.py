@@ -17,11 +17,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.config import SettingsModel
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError
-from vitp.evaluation.features import frozen
-from vitp.evaluation.metrics import (
+from vitp.core.config import SettingsModel
+from vitp.core.errors import ConfigError
+from vitp.metrics.classification import (
     accuracy,
     average_precision,
     confusion_matrix,
@@ -29,9 +27,11 @@ from vitp.evaluation.metrics import (
     macro_f1,
     mean_average_precision,
 )
-from vitp.models.backbone import Backbone
+from vitp.metrics.results import Prediction, Scores
+from vitp.models.backbone import Backbone, frozen
 from vitp.models.pyramid import pad_to_multiple
-from vitp.tasks.base import Prediction, Scores, TaskBatch, TaskModel, TestSettings
+from vitp.records.labels import LabelledSet
+from vitp.tasks.base import TaskBatch, TaskModel, TestSettings
 from vitp.tasks.data import UNKNOWN, LabelKind, LabelReader
 from vitp.tasks.dense import by_size
 from vitp.tasks.predict import predictions_of

@@ -17,18 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.fingerprint import fingerprint, labels_digest
 from vitp.data.formats import read_labels
-from vitp.data.formats.regions import rasterise
 from vitp.data.ignored import outline
-from vitp.data.images import image_size, load_planes
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.data.pixels import LARGE_PIXELS
-from vitp.errors import ConfigError, DataError, did_you_mean
-from vitp.evaluation.probe_data import draw, label_count, splits_of
+from vitp.data.splits import draw, label_count, splits_of
+from vitp.io.images import image_size, load_planes
+from vitp.io.pixels import LARGE_PIXELS
+from vitp.metrics.results import Target
 from vitp.objectives.dense_source import read_mask
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.regions import rasterise
 from vitp.tasks.augment import AugmentSettings, Sample, augment
-from vitp.tasks.base import InputSize, Target, TaskBatch, pad_images
+from vitp.tasks.base import InputSize, TaskBatch, pad_images
 
 LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
 """What a task learns from: the class of the image, which object classes are in it, boxes, boxes with masks, quads,
@@ -195,7 +196,7 @@ class LabelReader:
         Args:
             item: One of the set.
             seen: What size the image gets later. A large one whose labels are of the whole image then comes smaller
-                at once, see `vitp.data.images.load_image`.
+                at once, see `vitp.io.images.load_image`.
             largest: Factor on that size.
 
         Raises:

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.config import SettingsModel, Weight
-from vitp.data.labels import IGNORE
-from vitp.errors import ConfigError
-from vitp.evaluation.features import frozen
+from vitp.core.config import SettingsModel, Weight
+from vitp.core.errors import ConfigError
+from vitp.metrics.results import Prediction
+from vitp.models.backbone import frozen
 from vitp.models.convolution import ConvNorm, NormKind
 from vitp.models.heads.upernet import FCNHead, UperNet, resize_map
-from vitp.tasks.base import Prediction, TaskBatch, TaskModel
+from vitp.records.labels import IGNORE
+from vitp.tasks.base import TaskBatch, TaskModel
 
 MOST_CLASSES = IGNORE
 """Class maps are 8-bit, and 255 means "ignore"."""

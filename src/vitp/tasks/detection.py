@@ -11,15 +11,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vitp.errors import ConfigError
-from vitp.evaluation.features import frozen
-from vitp.models.backbone import Backbone
+from vitp.core.errors import ConfigError
+from vitp.metrics.results import Prediction, Target
+from vitp.models.backbone import Backbone, frozen
 from vitp.models.heads.cascade import Found
 from vitp.models.heads.fpn import DetectionNeck
 from vitp.models.heads.rcnn import RCNN, DetectorSettings
 from vitp.models.heads.rpn import ImageTruth
 from vitp.models.pyramid import Pyramid
-from vitp.tasks.base import Prediction, Target, TaskBatch, TaskModel
+from vitp.tasks.base import TaskBatch, TaskModel
 from vitp.tasks.dense import by_size
 
 MIN_SIDE = 0.5

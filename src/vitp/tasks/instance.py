@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from vitp.metrics.results import Prediction
 from vitp.models.heads.cascade import Found
 from vitp.models.heads.mask import paste_masks
-from vitp.tasks.base import Prediction
 from vitp.tasks.detection import DetectionModel
 
 

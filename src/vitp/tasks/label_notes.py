@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from vitp.core.errors import DataError
 from vitp.data.ignored import known_semantic
-from vitp.data.labels import LabelledImage, LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.tasks.data import CHANGE_CLASSES, LabelKind
 
 MOST_MASKS = 500

@@ -14,17 +14,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vitp.config import SettingsModel
-from vitp.errors import ConfigError
-from vitp.evaluation.features import frozen
-from vitp.models.backbone import Backbone
+from vitp.core.config import SettingsModel
+from vitp.core.errors import ConfigError
+from vitp.metrics.results import Prediction, Target
+from vitp.models.backbone import Backbone, frozen
 from vitp.models.heads.fpn import DetectionNeck
 from vitp.models.heads.oriented_roi import OrientedBoxHead, OrientedBoxSettings, OrientedFound
 from vitp.models.heads.oriented_rpn import OrientedProposalNetwork, OrientedProposalSettings
 from vitp.models.heads.oriented_targets import OrientedTruth
 from vitp.models.pyramid import pad_to_multiple
 from vitp.models.rotated.boxes import boxes_of_hulls, boxes_of_quads, hulls_of, quads_of
-from vitp.tasks.base import Prediction, Target, TaskBatch, TaskModel
+from vitp.tasks.base import TaskBatch, TaskModel
 
 if TYPE_CHECKING:
     from vitp.models.pyramid import Pyramid

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitp.data.labels import LabelledImage
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
+from vitp.metrics.results import Prediction
+from vitp.records.labels import LabelledImage
 from vitp.tasks.augment import Sample
-from vitp.tasks.base import Prediction, TaskModel, TestSettings
+from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.windows import View, class_map, merge, views_of

@@ -11,12 +11,13 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from vitp.data.labels import LabelledSet
-from vitp.evaluation.metrics import confusion_matrix
-from vitp.evaluation.segmentation_metrics import segmentation_scores, surface_distance
+from vitp.metrics.classification import confusion_matrix
+from vitp.metrics.results import Scores
+from vitp.metrics.segmentation import segmentation_scores, surface_distance
 from vitp.models.backbone import Backbone
 from vitp.models.pyramid import Pyramid
-from vitp.tasks.base import Scores, TestSettings
+from vitp.records.labels import LabelledSet
+from vitp.tasks.base import TestSettings
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.predict import predictions_of

@@ -7,15 +7,15 @@ import json
 import math
 from pathlib import Path
 
-from vitp.data.labels import LabelledSet
+from vitp.core.errors import CheckpointError
+from vitp.core.files import atomic_path, write_json
+from vitp.core.sealed import check, read_metadata
+from vitp.core.tensors import load_state, load_tensors, save_tensors, unique_state
+from vitp.data.splits import subset
 from vitp.engine.checkpoint import checkpoints
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
-from vitp.engine.weights import load_state, load_tensors, save_tensors, unique_state
-from vitp.errors import CheckpointError
-from vitp.evaluation.probe_data import subset
-from vitp.files import atomic_path, write_json
-from vitp.sealed import check, read_metadata
+from vitp.records.labels import LabelledSet
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.build import Evaluate
 

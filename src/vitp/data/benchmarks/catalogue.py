@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.data.benchmarks import change, covidquex, dior, dota, isaid, land_cover, medical, sar
 from vitp.data.benchmarks.base import Benchmark
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError, did_you_mean
+from vitp.records.labels import LabelledSet
 
 _ENTRIES: tuple[tuple[Benchmark, Callable[..., LabelledSet]], ...] = (
     (dior.DIOR, dior.read),

@@ -16,7 +16,7 @@ from pathlib import Path
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.formats.common import list_images, read_text
 from vitp.data.formats.pixel_masks import ChangeFile
-from vitp.data.labels import LabelledSet
+from vitp.records.labels import LabelledSet
 
 _SPLITS = ("train", "val", "test")
 _change_set = partial(

@@ -9,7 +9,7 @@ Lung Segmentation Data/Lung Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COV
 from __future__ import annotations
 
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
-from vitp.data.labels import LabelledSet
+from vitp.records.labels import LabelledSet
 
 _GROUPS = ("COVID-19", "Non-COVID", "Normal")
 _VALUES = ((0, 0), *((value, 1) for value in range(1, 256)))

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_xml
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.formats.common import read_text
 from vitp.data.formats.image_labels import ImageLabels, Shape
-from vitp.data.labels import LabelledSet
-from vitp.errors import DataError
-from vitp.reading import parse_xml
+from vitp.records.labels import LabelledSet
 
 CLASSES = (
     "airplane",

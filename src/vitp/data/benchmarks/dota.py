@@ -17,7 +17,7 @@ from pathlib import Path
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.formats.common import list_images
 from vitp.data.formats.dota import read_objects
-from vitp.data.labels import LabelledSet
+from vitp.records.labels import LabelledSet
 
 DOTA = Benchmark(
     name="dota_v2",

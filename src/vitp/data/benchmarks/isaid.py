@@ -14,7 +14,7 @@ from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.formats.coco import read_files
 from vitp.data.formats.common import list_images
 from vitp.data.formats.pixel_masks import MaskFile
-from vitp.data.labels import LabelledSet
+from vitp.records.labels import LabelledSet
 
 _COLOURS = {
     "background": (0, 0, 0),

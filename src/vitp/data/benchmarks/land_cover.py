@@ -12,7 +12,7 @@ UAVid:
 from __future__ import annotations
 
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
-from vitp.data.labels import IGNORE, LabelledSet
+from vitp.records.labels import IGNORE, LabelledSet
 
 LOVEDA = Benchmark(
     name="loveda",

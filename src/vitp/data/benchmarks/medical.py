@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import parse_json
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.benchmarks.volumes import Case, add_slices, ct_window, mri_levels, slices_folder
 from vitp.data.formats.common import read_text
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError, DataError
-from vitp.reading import parse_json
+from vitp.records.labels import LabelledSet
 
 AMOS = Benchmark(
     name="amos2022",

@@ -16,7 +16,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from vitp import files
+from vitp.core import files
+from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import parse_json, read_text
+from vitp.core.version import __version__
 from vitp.data.benchmarks.base import Benchmark, Reading, count_problems, differing_counts, under_protocol
 from vitp.data.benchmarks.catalogue import benchmark
 from vitp.data.benchmarks.medical import amos_cases, brats_cases
@@ -24,10 +27,7 @@ from vitp.data.formats import ReadOptions, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.splits import SPLITS
 from vitp.data.formats.vitp_labels import LabelWriter, Roots
-from vitp.data.labels import LabelledImage, LabelledSet
-from vitp.errors import ConfigError, DataError
-from vitp.reading import parse_json, read_text
-from vitp.version import __version__
+from vitp.records.labels import LabelledImage, LabelledSet
 
 FORMAT = "vitp-prepared-1"
 _RECORD = "prepared.json"

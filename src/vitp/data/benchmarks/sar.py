@@ -15,10 +15,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from vitp.core.errors import DataError
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.formats.coco import read_files
-from vitp.data.labels import LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import LabelledSet
 
 SARDET = Benchmark(
     name="sardet100k",

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitp import files
+from vitp.core import files
+from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import parse_json, read_text
 from vitp.data.benchmarks.base import Benchmark, Reading
 from vitp.data.formats.pixel_masks import MaskFile
-from vitp.errors import ConfigError, DataError
-from vitp.reading import parse_json, read_text
 
 Levels = Callable[[np.ndarray], np.ndarray]
 """Maps a volume's values to 0..255, float; sees the whole volume, so that its slices share one scale."""

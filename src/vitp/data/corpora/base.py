@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json
 from vitp.data.formats.common import read_text
-from vitp.data.images import IMAGE_SUFFIXES
-from vitp.data.records import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
-from vitp.errors import DataError
-from vitp.reading import parse_json
+from vitp.io.images import IMAGE_SUFFIXES
+from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.data.corpora import medical, remote_sensing
 from vitp.data.corpora.base import Corpus
 from vitp.data.corpora.conversations import conversations
 from vitp.data.corpora.remote_sensing import class_folders
-from vitp.errors import ConfigError, did_you_mean
 
 _SCENE = "What kind of scene does the image show?"
 _COVER = "Which land cover does this radar image show?"

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
 from vitp.data.corpora.base import Convert, Source, images_by_name
 from vitp.data.readers.llava import open_records
 from vitp.data.readers.rows import record_from_row
-from vitp.data.records import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
-from vitp.errors import DataError
+from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
 
 _PERCENT_BOX = re.compile(r"\{((?:<-?\d+(?:\.\d+)?>\s*){4})(?:\|\s*<-?\d+(?:\.\d+)?>)?\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitp import files
+from vitp.core import files
+from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import parse_json, read_text
+from vitp.core.version import __version__
 from vitp.data.corpora.base import Source
 from vitp.data.corpora.catalogue import corpus
-from vitp.data.records import to_line
-from vitp.errors import ConfigError, DataError
-from vitp.reading import parse_json, read_text
-from vitp.version import __version__
+from vitp.records.instructions import to_line
 
 FORMAT = "vitp-converted-1"
 _RECORD = "converted.json"

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from vitp import files
+from vitp.core import files
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json, parse_xml
 from vitp.data.corpora.base import Source, choice_turn, column, images_by_name, read_json, read_rows
 from vitp.data.formats.common import read_text
-from vitp.data.records import InstructionRecord, Turn
-from vitp.errors import DataError
-from vitp.reading import parse_json, parse_xml
+from vitp.records.instructions import InstructionRecord, Turn
 
 _LETTERS = ("A", "B", "C", "D", "E")
 _DESCRIBE = "Describe the image."

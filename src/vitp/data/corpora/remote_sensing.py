@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_xml
 from vitp.data.corpora.base import Convert, Source, box_text, images_by_name, read_json
 from vitp.data.formats.common import read_text
-from vitp.data.images import IMAGE_SUFFIXES, image_size
-from vitp.data.records import InstructionRecord, Turn
-from vitp.errors import DataError
-from vitp.reading import parse_xml
+from vitp.io.images import IMAGE_SUFFIXES, image_size
+from vitp.records.instructions import InstructionRecord, Turn
 
 _RSVQA_PARTS = (("LR_split_train", "Images_LR"), ("USGS_split_train", "Data"))
 _GROUND = "Give the box of what this sentence describes: {}"

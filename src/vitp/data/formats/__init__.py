@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats import (
     captions,
     class_tables,
@@ -27,8 +28,7 @@ from vitp.data.formats import (
 )
 from vitp.data.formats.common import ReadOptions
 from vitp.data.formats.detect import detect, detect_format
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError, DataError, did_you_mean
+from vitp.records.labels import LabelledSet
 
 __all__ = ["FORMATS", "ReadOptions", "detect", "detect_format", "option_names", "read_labels"]
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
 from vitp.data.formats.common import ReadOptions, SetBuilder, list_images, read_text, split_folders
 from vitp.data.formats.layouts import image_folders
 from vitp.data.formats.splits import split_of
@@ -21,10 +22,9 @@ from vitp.data.formats.tables import (
     raw_rows,
     table_files,
 )
-from vitp.data.images import IMAGE_SUFFIXES
-from vitp.data.labels import LabelledSet
-from vitp.data.records import IMAGE_MARK, text_problem
-from vitp.errors import DataError
+from vitp.io.images import IMAGE_SUFFIXES
+from vitp.records.instructions import IMAGE_MARK, text_problem
+from vitp.records.labels import LabelledSet
 
 TEXT_KEYS = (
     *("caption", "captions", "text", "sentences", "report", "description"),

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 
-from vitp.errors import DataError
+from vitp.core.errors import DataError
 
 _RESERVED = frozenset({"background", "none"})
 """Words of answers about objects: a cell without any, and the answer where there is nothing."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
 from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list
 from vitp.data.formats.layouts import image_folders
 from vitp.data.formats.splits import split_of
 from vitp.data.formats.tables import IMAGE_KEYS, find_key, raw_rows, table_files
-from vitp.data.labels import LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import LabelledSet
 
 ID_KEYS = (*IMAGE_KEYS, "id", "name")
 CLASS_KEYS = (

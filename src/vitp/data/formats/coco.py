@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
 from vitp.data.formats.coco_files import (
     CocoFile,
     annotation_files,
@@ -19,8 +20,7 @@ from vitp.data.formats.coco_files import (
 from vitp.data.formats.coco_rows import Ids, is_id, is_set, shape_of
 from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list
 from vitp.data.formats.image_labels import ImageLabels
-from vitp.data.labels import LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import LabelledSet
 
 
 @dataclass

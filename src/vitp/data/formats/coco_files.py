@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json
 from vitp.data.formats.common import SetBuilder, read_text, split_in
 from vitp.data.formats.label_files import images_below
 from vitp.data.formats.splits import split_of
-from vitp.errors import DataError
-from vitp.reading import parse_json
 
 
 @dataclass(frozen=True)

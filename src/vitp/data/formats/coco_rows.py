@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from vitp.data.formats.geometry import area, as_flat, as_points
+from vitp.core.errors import DataError
 from vitp.data.formats.image_labels import Shape
-from vitp.data.formats.regions import Rings, outline
-from vitp.data.formats.rle import decode
-from vitp.errors import DataError
+from vitp.records.geometry import area, as_flat, as_points
+from vitp.records.regions import Rings, outline
+from vitp.records.rle import decode
 
 _WHOLE = re.compile(r"[+-]?\d{1,300}(\.0*)?$")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json
 from vitp.data.formats.common import read_text
-from vitp.errors import DataError
-from vitp.reading import parse_json
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".json")
 _LARGEST = 1 << 20

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vitp import reading
+from vitp.core import reading
+from vitp.core.errors import DataError
 from vitp.data.formats.class_checks import check_names, without_reserved
 from vitp.data.formats.identity import equal_findings, join_equal, series_findings, within_splits
 from vitp.data.formats.image_labels import ImageLabels
@@ -22,9 +23,8 @@ from vitp.data.formats.splits import (
     split_of,
 )
 from vitp.data.formats.tally import Tally
-from vitp.data.images import IMAGE_SUFFIXES, image_size
-from vitp.data.labels import LabelledImage, LabelledSet
-from vitp.errors import DataError
+from vitp.io.images import IMAGE_SUFFIXES, image_size
+from vitp.records.labels import LabelledImage, LabelledSet
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vitp import files
-from vitp.data.formats.geometry import (
+from vitp.core import files
+from vitp.core.errors import ConfigError, DataError
+from vitp.data.formats.pixel_masks import Window, windowed
+from vitp.io.images import is_scene, load_image
+from vitp.records.geometry import (
     Box,
     area,
     as_flat,
@@ -20,11 +23,8 @@ from vitp.data.formats.geometry import (
     is_convex,
     min_area_quad,
 )
-from vitp.data.formats.pixel_masks import Window, windowed
-from vitp.data.formats.regions import rasterise
-from vitp.data.images import is_scene, load_image
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import ConfigError, DataError
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.regions import rasterise
 
 JPEG_QUALITY = 95
 SMALLEST_PART = 1.0

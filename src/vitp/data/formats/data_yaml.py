@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 import yaml
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_yaml
 from vitp.data.formats.common import read_text
-from vitp.errors import DataError
-from vitp.reading import parse_yaml
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NULLS = ("", "~", "null", "Null", "NULL")

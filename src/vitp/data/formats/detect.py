@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json, read_text
 from vitp.data.formats import (
     captions,
     class_tables,
@@ -23,8 +25,6 @@ from vitp.data.formats.label_files import check_ordinary, first_rows, label_plac
 from vitp.data.formats.layouts import image_folders
 from vitp.data.formats.tables import TABLES, table_files
 from vitp.data.formats.unread import refuse_beside_classes, refuse_unread
-from vitp.errors import DataError
-from vitp.reading import parse_json, read_text
 
 
 @dataclass(frozen=True)

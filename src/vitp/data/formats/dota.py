@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from vitp.core.errors import DataError
 from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, read_text
 from vitp.data.formats.image_labels import ImageLabels, Shape
 from vitp.data.formats.label_files import add_labels, find_labels, label_places
-from vitp.data.labels import LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import LabelledSet
 
 LABEL_FOLDERS = ("labelTxt", "annfiles", "labels")
 NOT_LABELS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt", "README.txt")

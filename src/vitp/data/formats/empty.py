@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from vitp.data.labels import LabelledImage, LabelledSet
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
+from vitp.records.labels import LabelledImage, LabelledSet
 
 
 def limit_empty(labelled: LabelledSet, share: float, seed: int) -> LabelledSet:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from vitp.core.errors import DataError
 from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, list_images, split_folders
 from vitp.data.formats.layouts import Folder, described, image_folders, role_of, shared
-from vitp.data.labels import LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import LabelledSet
 
 ALIKE = 0.5
 """Share of equal names from which two folders hold the same images in different forms, not two classes."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import overload
 
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.data.formats.pixel_masks import SceneChange, SceneSemantic
 from vitp.data.formats.splits import SPLITS
-from vitp.data.labels import LabelledImage, LabelledSet
-from vitp.errors import ConfigError, did_you_mean
+from vitp.records.labels import LabelledImage, LabelledSet
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read(
     """Return generated scenes, each split from its own textures and shapes.
 
     Args:
-        domain: A key of `vitp.data.scenes.DOMAINS`.
+        domain: A key of `vitp.scenes.DOMAINS`.
         count: Scenes in all splits together.
         size: Width and height in pixels.
         seed: Of the scenes.
@@ -69,7 +69,7 @@ def read(
     Raises:
         ConfigError: There is no such domain, or the numbers can't be used.
     """
-    from vitp.data.scenes import DOMAINS, scene_set
+    from vitp.scenes import DOMAINS, scene_set
 
     if domain not in DOMAINS:
         hint = did_you_mean(domain, DOMAINS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vitp.data.formats.layouts import words_of
 from vitp.data.identical import find_equals
-from vitp.data.labels import LabelledImage
+from vitp.records.labels import LabelledImage
 
 LEAST_IMAGES = 2
 """Images of a group, on average, from which names are taken for those of a series."""

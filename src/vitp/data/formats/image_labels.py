@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vitp.data.formats.geometry import area, as_flat, as_points, bounds, clockwise, is_convex, min_area_quad
 from vitp.data.formats.tally import Tally
-from vitp.data.labels import ObjectLabel
+from vitp.records.geometry import area, as_flat, as_points, bounds, clockwise, is_convex, min_area_quad
+from vitp.records.labels import ObjectLabel
 
 ROUNDING_PIXELS = 1.0
 """A box that overshoots the image by no more than this was rounded, which is not worth a finding."""

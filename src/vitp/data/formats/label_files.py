@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitp.core.errors import DataError
+from vitp.core.reading import check_file
 from vitp.data.formats.common import SetBuilder, child, split_folders, split_in
 from vitp.data.formats.image_labels import ImageLabels
-from vitp.data.images import IMAGE_SUFFIXES
-from vitp.errors import DataError
-from vitp.reading import check_file
+from vitp.io.images import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitp.core.errors import DataError
 from vitp.data.formats.splits import split_of
-from vitp.data.images import IMAGE_SUFFIXES
-from vitp.errors import DataError
+from vitp.io.images import IMAGE_SUFFIXES
 
 DEEPEST = 4
 """Levels of folders that are looked at."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import ImageColor
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.class_lists import is_ignored_name, numbered
 from vitp.data.formats.colour_tables import ColourTable, read_colour_table
 from vitp.data.formats.common import read_text
-from vitp.data.labels import IGNORE
-from vitp.errors import ConfigError, DataError
+from vitp.records.labels import IGNORE
 
 MOST_FOUND_CLASSES = 64
 """More different values than this are a photograph or a lossy file, not a mask."""

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vitp.data.labels import IGNORE
-from vitp.errors import DataError
+from vitp.core.errors import DataError
+from vitp.records.labels import IGNORE
 
 STRAY_SHARE = 0.001
 """Values of less than this share of all pixels may be strays: one pixel in a thousand."""

@@ -15,15 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitp.data.formats.layouts import (
-    IMAGE_WORDS,
-    MASK_WORDS,
-    Folder,
-    described,
-    image_folders,
-    shared,
-)
-from vitp.errors import DataError
+from vitp.core.errors import DataError
+from vitp.data.formats.layouts import IMAGE_WORDS, MASK_WORDS, Folder, described, image_folders, shared
 
 ENOUGH_SHARED = 0.5
 """Share of equal names from which two folders are about the same images."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vitp.core.errors import DataError
 from vitp.data.formats.common import SetBuilder
 from vitp.data.formats.mask_layouts import MaskEntry
 from vitp.data.formats.pixel_masks import mask_values
-from vitp.data.formats.regions import object_of
-from vitp.data.images import load_label_pixels
-from vitp.data.labels import IGNORE, LabelledSet, ObjectLabel
-from vitp.errors import DataError
+from vitp.io.images import load_label_pixels
+from vitp.records.labels import IGNORE, LabelledSet, ObjectLabel
+from vitp.records.regions import object_of
 
 
 class InstanceMasks:

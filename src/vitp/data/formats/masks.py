@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.colour_tables import find_colour_table
 from vitp.data.formats.common import ReadOptions, SetBuilder
-from vitp.data.formats.geometry import area, as_points
 from vitp.data.formats.mask_classes import (
     BACKGROUND,
     ClassMap,
@@ -36,10 +36,10 @@ from vitp.data.formats.mask_kinds import (
 from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
 from vitp.data.formats.mask_objects import InstanceMasks
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
-from vitp.data.formats.regions import objects_of
-from vitp.data.images import is_turned, load_label_pixels
-from vitp.data.labels import IGNORE, LabelledSet, ObjectLabel
-from vitp.errors import ConfigError, DataError
+from vitp.io.images import is_turned, load_label_pixels
+from vitp.records.geometry import area, as_points
+from vitp.records.labels import IGNORE, LabelledSet, ObjectLabel
+from vitp.records.regions import objects_of
 
 MASK_TYPES = ("semantic", "instances")
 STRAYS = ("nearest", "ignore")

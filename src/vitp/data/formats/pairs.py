@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.common import ReadOptions, SetBuilder
 from vitp.data.formats.layouts import Folder, image_folders, role_of, shared
 from vitp.data.formats.mask_classes import parse_value
 from vitp.data.formats.mask_layouts import pair_files
 from vitp.data.formats.pixel_masks import ChangeFile, mask_values
 from vitp.data.formats.splits import split_of
-from vitp.data.images import load_label_pixels
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError, DataError
+from vitp.io.images import load_label_pixels
+from vitp.records.labels import LabelledSet
 
 _NUMBERED = ("t", "time", "im", "image", "images", "img", "imgs", "date", "phase")
 ROLES = {

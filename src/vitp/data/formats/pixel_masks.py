@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vitp.data.images import load_label_pixels
-from vitp.data.labels import IGNORE
-from vitp.errors import DataError
+from vitp.core.errors import DataError
+from vitp.io.images import load_label_pixels
+from vitp.records.labels import IGNORE
 
 Window = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels of the whole mask, x2 and y2 exclusive."""
@@ -121,7 +121,7 @@ class SceneSemantic:
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) uint8."""
-        from vitp.data.scenes import load_scene
+        from vitp.scenes import load_scene
 
         return load_scene(self.address).semantic_HW.copy()  # the generator's cache is read-only
 
@@ -138,7 +138,7 @@ class SceneChange:
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) bool."""
-        from vitp.data.scenes import load_pair
+        from vitp.scenes import load_pair
 
         return load_pair(self.before).change_HW.copy()
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from vitp.core.errors import DataError
 from vitp.data.formats.splits import SPLITS, SplitEntry, read_split_text, split_of
-from vitp.data.images import IMAGE_SUFFIXES
-from vitp.errors import DataError
+from vitp.io.images import IMAGE_SUFFIXES
 
 LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets/Segmentation", "ImageSets", "splits", "lists", "list")
 """Where lists may lie, below the set's folder; the first place that has some counts."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitp.errors import ConfigError, DataError
-from vitp.reading import parse_json, read_text
+from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import parse_json, read_text
 
 SPLITS = ("train", "val", "test")
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json
 from vitp.data.formats.common import read_text
-from vitp.errors import DataError
-from vitp.reading import parse_json
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 TABLES = (".json", ".jsonl", ".csv", ".tsv")

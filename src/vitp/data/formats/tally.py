@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vitp.errors import DataError
+from vitp.core.errors import DataError
 
 FEWEST_FOR_SHARE = 10
 """Labels from which on a set is refused when more than half of them are lost; below, only when all are."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json, parse_xml, read_text
 from vitp.data.formats.common import child, split_folders
 from vitp.data.formats.label_files import files_below, images_below
-from vitp.errors import DataError
-from vitp.reading import parse_json, parse_xml, read_text
 
 _XML_FOLDERS = ("Annotations", "Annotation", "xml", "xmls")
 _FIX = "mend it or move it away; --format reads the folder without it"

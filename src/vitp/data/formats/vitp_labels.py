@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from vitp import files
+from vitp.core import files
+from vitp.core.errors import DataError
+from vitp.core.files import to_json as json_text
+from vitp.core.reading import parse_json
 from vitp.data.formats.common import read_text
 from vitp.data.formats.pixel_masks import MaskReader, mask_from_json, mask_to_json
 from vitp.data.formats.splits import SPLITS
-from vitp.data.images import is_scene
-from vitp.data.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.errors import DataError
-from vitp.files import to_json as json_text
-from vitp.reading import parse_json
+from vitp.io.images import is_scene
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 VERSION = 1
 
@@ -57,7 +57,7 @@ def relative(path: str | Path, root: Path) -> str:
 class LabelWriter:
     """Writes `labels/` image by image, so that a large or generated set never has to be in memory.
 
-    It writes in place: give it a folder that is put in its place as a whole (`vitp.files.atomic_dir`).
+    It writes in place: give it a folder that is put in its place as a whole (`vitp.core.files.atomic_dir`).
 
     Args:
         roots: Folders that paths are made relative to.

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import parse_xml
 from vitp.data.formats.common import (
     ReadOptions,
     SetBuilder,
@@ -18,10 +20,8 @@ from vitp.data.formats.common import (
 )
 from vitp.data.formats.label_files import Place, files_below, images_below
 from vitp.data.formats.voc_shapes import shape_of
-from vitp.data.images import IMAGE_SUFFIXES
-from vitp.data.labels import LabelledSet
-from vitp.errors import ConfigError, DataError
-from vitp.reading import parse_xml
+from vitp.io.images import IMAGE_SUFFIXES
+from vitp.records.labels import LabelledSet
 
 _LABEL_FOLDERS = ("Annotations", "Annotation", "xml", "xmls", "labels")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs")

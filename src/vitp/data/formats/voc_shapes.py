@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from vitp.core.errors import DataError
 from vitp.data.formats.image_labels import Shape
-from vitp.errors import DataError
 
 CORNERS = tuple(
     f"{axis}_{corner}"

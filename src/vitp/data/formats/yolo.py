@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vitp.core.errors import DataError
 from vitp.data.formats.class_lists import numbered
 from vitp.data.formats.common import ReadOptions, SetBuilder, child, comma_list, read_text
 from vitp.data.formats.data_yaml import YAML_NAMES, DataYaml, doubles, read_data_yaml
@@ -15,8 +16,7 @@ from vitp.data.formats.label_files import LabelFile, Place, add_labels, find_lab
 from vitp.data.formats.split_lists import match_entries, read_list
 from vitp.data.formats.splits import SplitEntry
 from vitp.data.formats.yolo_rows import RowForm, Rows, form_of, parse_row, shape_of, survey
-from vitp.data.labels import LabelledSet
-from vitp.errors import DataError
+from vitp.records.labels import LabelledSet
 
 NOT_LABELS = (
     "classes.txt",

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.common import read_text
 from vitp.data.formats.image_labels import Shape
-from vitp.errors import ConfigError, DataError
 
 Rows = Literal["auto", "boxes", "oriented", "polygons", "pose"]
 

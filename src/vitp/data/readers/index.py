@@ -17,10 +17,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from vitp.core.errors import DataError, VitpError
+from vitp.core.files import atomic_path
+from vitp.core.reading import check_file, parse_json, read_text
 from vitp.data.readers.array_scan import BrokenArray, array_rows
-from vitp.errors import DataError, VitpError
-from vitp.files import atomic_path
-from vitp.reading import check_file, parse_json, read_text
 
 _VERSION = 1
 _HEADER_ROWS = 3  # version, size, mtime; then 32 bytes of SHA-256 and padding

@@ -9,11 +9,11 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, ClassVar
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json
 from vitp.data.readers.index import CACHE_ABOVE, RowIndex, line_index
 from vitp.data.readers.rows import RowPlace, RowRecords
-from vitp.data.shards.storage import is_remote
-from vitp.errors import DataError
-from vitp.reading import parse_json
+from vitp.io.storage import is_remote
 
 LARGEST_ROW = 256 << 20
 """Bytes of one row."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitp.core.errors import DataError
+from vitp.core.reading import open_file
 from vitp.data.readers.index import array_index, cache_folder
 from vitp.data.readers.jsonl import IndexedRecords, JsonlRecords
 from vitp.data.readers.rows import RowRecords
-from vitp.data.shards.storage import is_remote, local_copy, parent
-from vitp.errors import DataError
-from vitp.reading import open_file
+from vitp.io.storage import is_remote, local_copy, parent
 
 
 class JsonArrayRecords(IndexedRecords):

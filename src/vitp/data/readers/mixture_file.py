@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError, did_you_mean
+from vitp.core.reading import parse_json, read_text
 from vitp.data.mixture import MixtureEntry
 from vitp.data.readers.llava import open_records
-from vitp.data.shards.storage import join
-from vitp.errors import DataError, did_you_mean
-from vitp.reading import parse_json, read_text
+from vitp.io.storage import join
 
 LARGEST_MIXTURE = 4 << 20
 """Bytes of a mixture file."""

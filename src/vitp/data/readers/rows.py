@@ -6,7 +6,7 @@
 | ShareGPT | the same, or `from` user/assistant | `images`: list |
 | chat messages | `messages`: `role` user/assistant, `content` text or parts | `images`, or parts of type `image` |
 
-Beside them the optional keys of `vitp.data.records.to_json` are read: `id`, `width`, `height`, `independent`,
+Beside them the optional keys of `vitp.records.instructions.to_json` are read: `id`, `width`, `height`, `independent`,
 `regions`, `source`, `licence`. Keys that are not known are left alone: corpora carry many of their own.
 """
 
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vitp.data.records import IMAGE_MARK, InstructionRecord, Region, Turn, printable
-from vitp.data.shards.storage import join
-from vitp.errors import DataError
+from vitp.core.errors import DataError
+from vitp.io.storage import join
+from vitp.records.instructions import IMAGE_MARK, InstructionRecord, Region, Turn, printable
 
 _ASKS = {"human", "user"}
 _ANSWERS = {"gpt", "assistant", "bot", "model"}

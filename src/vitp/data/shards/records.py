@@ -9,12 +9,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json
 from vitp.data.readers.index import CACHE_ABOVE, RowIndex, cache_folder
 from vitp.data.readers.rows import RowPlace, RowRecords
-from vitp.data.shards.storage import Bytes, is_remote, local_copy, member_address, open_bytes
 from vitp.data.shards.tar_index import Member, members, tar_index
-from vitp.errors import DataError
-from vitp.reading import parse_json
+from vitp.io.storage import Bytes, is_remote, local_copy, member_address, open_bytes
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 100_000

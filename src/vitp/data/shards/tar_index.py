@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from vitp.core.errors import DataError
 from vitp.data.readers.index import CACHE_ABOVE, Hash, RowIndex, cached_index
-from vitp.data.shards.storage import Bytes
-from vitp.errors import DataError
+from vitp.io.storage import Bytes
 
 _LARGEST_ROW = 256 << 20
 _BROKEN = (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from vitp.data.images import is_scene, load_image
-from vitp.data.records import InstructionRecord, to_json
-from vitp.data.shards.storage import is_member, is_remote, member_name, read_address
-from vitp.errors import DataError
-from vitp.files import atomic_path, inner_path, write_json
-from vitp.files import to_json as json_text
-from vitp.reading import open_file
+from vitp.core.errors import DataError
+from vitp.core.files import atomic_path, inner_path, write_json
+from vitp.core.files import to_json as json_text
+from vitp.core.reading import open_file
+from vitp.io.images import is_scene, load_image
+from vitp.io.storage import is_member, is_remote, member_name, read_address
+from vitp.records.instructions import InstructionRecord, to_json
 
 DEFAULT_SIZE = 256 << 20
 

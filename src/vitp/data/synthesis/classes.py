@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vitp.data.ignored import known_semantic
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 NEVER_ASKED = frozenset(
     {

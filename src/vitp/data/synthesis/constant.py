@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitp.data.labels import LabelledImage
 from vitp.data.synthesis.build import CHANGE_TASKS, TASKS, SynthesisConfig
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import Facts
 from vitp.data.synthesis.scoring import normalised
+from vitp.records.labels import LabelledImage
 
 LOOKED_AT = 128
 """Images that are looked at, evenly spaced over the set."""

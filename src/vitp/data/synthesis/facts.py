@@ -9,11 +9,8 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from vitp.data.formats.geometry import as_flat, as_points
-from vitp.data.formats.regions import rasterise
+from vitp.core.errors import DataError
 from vitp.data.ignored import known_semantic, outline, touched
-from vitp.data.labels import LabelledImage, ObjectLabel
-from vitp.data.records import COORDINATE_RANGE
 from vitp.data.synthesis.classes import (
     NEVER_ASKED,
     SetClasses,
@@ -22,7 +19,10 @@ from vitp.data.synthesis.classes import (
     is_usable,
     mask_histogram,
 )
-from vitp.errors import DataError
+from vitp.records.geometry import as_flat, as_points
+from vitp.records.instructions import COORDINATE_RANGE
+from vitp.records.labels import LabelledImage, ObjectLabel
+from vitp.records.regions import rasterise
 
 BACKGROUND = "background"
 """Name of a grid cell without object, where only objects are labelled."""

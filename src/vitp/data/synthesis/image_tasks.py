@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vitp.data.records import IMAGE_MARK
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.choosing import ask, draw, draw_absent, draw_present, draw_yes_no
 from vitp.data.synthesis.classes import NEVER_ASKED
 from vitp.data.synthesis.facts import Facts, Question
 from vitp.data.synthesis.words import counted, listed, plural, spoken, with_article
+from vitp.records.instructions import IMAGE_MARK
 
 MOST_OPTIONS = 6
 """Most scene classes in one list of options: more would cost more tokens than the answer is worth."""

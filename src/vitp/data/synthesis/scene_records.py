@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import overload
 
-from vitp.data.labels import LabelledSet
-from vitp.data.records import InstructionRecord, to_line
+from vitp.core.errors import DataError
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
-from vitp.errors import DataError
+from vitp.records.instructions import InstructionRecord, to_line
+from vitp.records.labels import LabelledSet
 
 ATTEMPTS = 16
 """Draws before an image counts as having nothing to ask about."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.data.synthesis.answers import (
     Box,
     grid_rows,
@@ -23,7 +24,6 @@ from vitp.data.synthesis.answers import (
     parse_yes_no,
 )
 from vitp.data.synthesis.words import cell_name, words_apart
-from vitp.errors import ConfigError, did_you_mean
 
 Score = Callable[[str, str], float]
 Shape = TypeVar("Shape")

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitp.errors import ConfigError, did_you_mean
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.evaluation.corruptions import blur, extras, geometry, noise, photometric, transmission, weather
 from vitp.evaluation.corruptions.levels import SEVERITIES
 

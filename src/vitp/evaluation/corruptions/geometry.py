@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 
 from vitp.data.formats.crops import crop_object
-from vitp.data.formats.geometry import bounds
-from vitp.data.labels import ObjectLabel
 from vitp.evaluation.corruptions.levels import level, scaled
+from vitp.records.geometry import bounds
+from vitp.records.labels import ObjectLabel
 from vitp.tasks.augment import moved_object
 
 ROTATION_DEGREES = (30.0, 45.0, 60.0, 75.0, 90.0)

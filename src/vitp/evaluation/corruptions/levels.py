@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 """From hardly visible to hard."""

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitp.data.images import load_image
-from vitp.data.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.evaluation.corruptions.catalogue import Corruption
 from vitp.evaluation.corruptions.geometry import moved_objects, moved_places, warp
+from vitp.io.images import load_image
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.tasks.augment import Sample
 
 Load = Callable[[str], np.ndarray]

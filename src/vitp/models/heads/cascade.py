@@ -21,7 +21,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 
-from vitp.config import Positive, SettingsModel
+from vitp.core.config import Positive, SettingsModel
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.heads.rpn import ImageTruth, near
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import roi_align
 
-from vitp.config import SettingsModel
+from vitp.core.config import SettingsModel
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.heads.rpn import ImageTruth
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
-from vitp.config import Positive, SettingsModel
+from vitp.core.config import Positive, SettingsModel
 from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
 from vitp.models.rotated.coders import EdgeSwapCoder
 from vitp.models.rotated.nms import rotated_nms

@@ -16,7 +16,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
 
-from vitp.config import Count
+from vitp.core.config import Count
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors
 from vitp.models.heads.rpn import ProposalSettings, StrideAnchors, near, outside, sampled_losses
 from vitp.models.rotated.boxes import hulls_of

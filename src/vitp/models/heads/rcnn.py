@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.config import SettingsModel
+from vitp.core.config import SettingsModel
 from vitp.models.heads.cascade import BoxSettings, CascadeHead, Found
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.heads.mask import MaskHead, MaskSettings

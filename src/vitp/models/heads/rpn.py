@@ -19,7 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image
 
-from vitp.config import Count, Positive, SettingsModel
+from vitp.core.config import Count, Positive, SettingsModel
 
 SMOOTH_L1_BETA = 1 / 9
 """Of the losses of proposed boxes."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitp.errors import ConfigError
+from vitp.core.errors import ConfigError
 from vitp.models.convolution import ConvNorm, NormKind
 
 POOLS = (1, 2, 3, 6)

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from vitp.engine.config import OptimConfig
 from vitp.models.convolution import NormKind
 from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM, SVCD_COUNTED_LAYERS, DownstreamFacts
+from vitp.runs.finetune import DataSettings, FinetuneConfig, FinetuneTrainConfig
 from vitp.tasks.augment import AugmentSettings
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings
-from vitp.tasks.finetune import DataSettings, FinetuneConfig, FinetuneTrainConfig
 
 REMOTE_SENSING_WEIGHTS = "ViTP_ViT_L_300M_rs.safetensors"
 MEDICAL_WEIGHTS = "ViTP_ViT_L_300M_med.safetensors"

@@ -14,17 +14,18 @@ from typing import Any
 
 from rich.console import Console
 
-from vitp.config import make_config
+from vitp.core.config import make_config
+from vitp.data.splits import subset
 from vitp.engine.config import TrainConfig
 from vitp.engine.loop import Trainer
-from vitp.evaluation.probe_data import subset
+from vitp.metrics.results import Scores
 from vitp.models.language import micro_qwen2
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
-from vitp.pretrain import PretrainConfig, build
-from vitp.tasks.base import InputSize, Scores
+from vitp.runs.finetune import FinetuneConfig, build_run
+from vitp.runs.pretrain import PretrainConfig, build
+from vitp.tasks.base import InputSize
 from vitp.tasks.build import task_of
-from vitp.tasks.finetune import FinetuneConfig, build_run
 
 SIDE = 64
 """Pixels of a downstream image: four patches of 16 px on a side."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vitp.pretrain import PretrainConfig
 from vitp.recipes.paper.pretraining import pretraining
 from vitp.recipes.paper.tables import PRETRAINING
+from vitp.runs.pretrain import PretrainConfig
 
 
 def medical(

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vitp.core.errors import ConfigError
 from vitp.data.collate import SequenceConfig
 from vitp.engine.config import OptimConfig, TrainConfig
-from vitp.errors import ConfigError
 from vitp.models.vrl import VRLConfig
-from vitp.pretrain import DataSettings, ModelSettings, PretrainConfig
 from vitp.recipes.paper.tables import PRETRAINING, PretrainingSet
+from vitp.runs.pretrain import DataSettings, ModelSettings, PretrainConfig
 
 ANNOTATION = "train.jsonl"
 """What `vitp data prepare` writes for a pretraining set."""

@@ -6,7 +6,7 @@ Lengths of texts are rounded guesses. `vitp plan NAME --data DATA` counts instea
 
 from __future__ import annotations
 
-from vitp.planning_samples import TypicalRecord
+from vitp.planning.samples import TypicalRecord
 
 
 def _square(side: int, *, images: int = 1, text: int = 120, answer: int = 30) -> TypicalRecord:

@@ -1,0 +1,145 @@
+"""Another vision tower or another language model in a vision-language model; the projector between them is made anew.
+
+What comes out answers nothing sensible before it was aligned: pretrain it with `align.steps` (docs/weights.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitp.checkpoints import hub, layouts
+from vitp.checkpoints.build import grow_embeddings
+from vitp.checkpoints.checkpoint import CONFIG, read_checkpoint, read_config
+from vitp.checkpoints.language_models import language_config
+from vitp.checkpoints.layouts import DERIVED
+from vitp.checkpoints.open import read_tokenizer
+from vitp.checkpoints.pretrained import LoadedVLM
+from vitp.checkpoints.report import apply_weights
+from vitp.checkpoints.tensors import read_tensors, weights_file
+from vitp.core.errors import CheckpointError, ConfigError
+from vitp.data.chat import ChatTokenizer
+from vitp.models.language import LanguageConfig, build_language_model
+from vitp.models.resample import resized_tower
+from vitp.models.vision import VisionTower
+from vitp.models.vlm import VisionLanguageModel
+
+
+def swap_vision(
+    loaded: LoadedVLM,
+    tower: VisionTower,
+    *,
+    shuffle: int | None = None,
+    keep_projector: bool = False,
+    seed: int = 0,
+) -> LoadedVLM:
+    """Return the model with another vision tower; language model and tokenizer are the same.
+
+    Args:
+        loaded: The model; it isn't changed, and shares its language model with the new one.
+        tower: The tower, in the model's place from then on. An image size whose grid can't be folded is rounded down.
+        shuffle: Side of the square of patches folded into a token; None: as before.
+        keep_projector: Keep the projector's weights: for a tower that was trained on from the one before.
+        seed: Of the new projector.
+
+    Raises:
+        ConfigError: The projector is to be kept, but its sizes don't fit.
+    """
+    old = loaded.vlm
+    shuffle = shuffle or old.config.shuffle
+    if tower.grid % shuffle:
+        tower = resized_tower(tower, image_size=tower.grid // shuffle * shuffle * tower.patch_size)
+    config = old.config.model_copy(update={"vision": tower.config, "shuffle": shuffle})
+    vlm = _assemble(config, tower, old.language, old if keep_projector else None, seed)
+    chat = ChatTokenizer(loaded.chat.tokenizer, template=config.template, tokens_per_tile=vlm.tokens_per_tile)
+    return LoadedVLM(vlm.eval(), chat)
+
+
+def swap_language(
+    loaded: LoadedVLM, source: str | Path, *, template: str | None = None, seed: int = 0
+) -> LoadedVLM:
+    """Return the model with another language model and its tokenizer; the vision tower is the same.
+
+    Args:
+        loaded: The model; it isn't changed, and shares its vision tower with the new one.
+        source: Folder or hub id of a causal language model (Qwen2, Qwen2.5, Qwen3, Llama) in transformers' layout, or
+            of a vision-language model, whose language model is taken.
+        template: Chat template; None: that of the vision-language model, or ChatML for a language model.
+        seed: Of the new projector.
+
+    Raises:
+        CheckpointError: It holds no language model that vitp can run.
+        ConfigError: The tokenizer doesn't know the template's marks.
+    """
+    language_settings, language, folder, own_template = _read_language(source)
+    config = loaded.vlm.config.model_copy(
+        update={"language": language_settings, "template": template or own_template}
+    )
+    vlm = _assemble(config, loaded.vlm.vision, language, None, seed)
+    chat = ChatTokenizer(
+        read_tokenizer(folder), template=config.template, tokens_per_tile=vlm.tokens_per_tile
+    )
+    grow_embeddings(vlm, chat)
+    return LoadedVLM(vlm.eval(), chat)
+
+
+def _assemble(
+    config: Any, tower: VisionTower, language: Any, projector_of: VisionLanguageModel | None, seed: int
+) -> VisionLanguageModel:
+    """A model of given parts: only the projector is new."""
+    rows = int(language.get_input_embeddings().weight.shape[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # The parts that are there already are put in as they are; the ones made here cost memory for a moment only.
+        with torch.device("meta"):
+            vlm = VisionLanguageModel(config, vocabulary=rows)
+        vlm.projector.to_empty(device="cpu")
+        for layer in vlm.projector:
+            if isinstance(layer, nn.Linear | nn.LayerNorm):
+                layer.reset_parameters()
+    vlm.vision, vlm.language = tower, language
+    if projector_of is not None:
+        kept = projector_of.projector.state_dict()
+        own = vlm.projector.state_dict()
+        if any(kept[name].shape != tensor.shape for name, tensor in own.items()):
+            raise ConfigError(
+                "the projector's sizes don't fit the new part",
+                where="--keep-projector",
+                fix="let it be made anew",
+            )
+        vlm.projector.load_state_dict(kept)
+    return vlm
+
+
+def _read_language(source: str | Path) -> tuple[LanguageConfig, Any, Path, str]:
+    """Settings, model, folder of the tokenizer, chat template."""
+    path = hub.locate(source)
+    if path is None or not path.is_dir():
+        raise CheckpointError("is no folder of a language model", where=str(source), fix="check the path")
+    values = read_config(path)
+    if "vision_config" in values or str(values.get("format", "")).startswith("vitp-vlm"):
+        checkpoint = read_checkpoint(path)
+        assert checkpoint.vlm is not None and checkpoint.vocabulary is not None
+        weights = layouts.part_of(checkpoint.weights, layouts.LANGUAGE)
+        settings, rows, template = checkpoint.vlm.language, checkpoint.vocabulary, checkpoint.vlm.template
+    else:
+        weights = {
+            name: t for name, t in read_tensors(weights_file(path)).items() if not DERIVED.search(name)
+        }
+        settings = language_config(values, where=str(path / CONFIG), tied="lm_head.weight" not in weights)
+        rows, template = _rows(weights, path), "chatml"
+    model = build_language_model(settings, vocabulary=rows)
+    apply_weights(model, weights, source=str(source), layout="hf")
+    return settings, model.eval(), path, template
+
+
+def _rows(weights: dict[str, Tensor], path: Path) -> int:
+    table = weights.get("model.embed_tokens.weight")
+    if table is None:
+        raise CheckpointError(
+            "holds no token embeddings", where=str(path), fix="name a causal language model"
+        )
+    return int(table.shape[0])

@@ -1,0 +1,240 @@
+"""Configuration files: YAML into typed settings, once, with an answer for every mistake."""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.files import write_text
+from vitp.core.reading import parse_yaml, read_text
+
+CONFIG_FILE = "config.yaml"
+"""The settings of a run, in its folder."""
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A part of a whole."""
+
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+"""A scale, a ratio, a factor."""
+
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+"""A weight, or a factor that may be 0."""
+
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+
+Mean = Annotated[float, Field(ge=-1000, le=1000)]
+"""Of pixel values."""
+
+LearningRate = Annotated[float, Field(gt=0, le=100)]
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
+"""Numbers that YAML 1.1 reads as text: `1e-4`, where it wants `1.0e-4`."""
+
+
+class SettingsModel(BaseModel):
+    """Base of all settings: keys must be known, and a number is a number.
+
+    pydantic alone takes true for 1, "7" for 7, 1 for true, and NaN and infinity for numbers. Each number has bounds in
+    its field.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        return _as_annotated(value, cls.model_fields[str(info.field_name)].annotation)
+
+
+def _as_annotated(value: Any, annotation: Any) -> Any:
+    """Return a value with texts like `1e-4` as numbers where numbers are due, lists and mappings gone into.
+
+    Raises:
+        ValueError: It is another kind of value than those that the annotation names, or a number that isn't finite.
+    """
+    options = list(_options(annotation))
+    if isinstance(value, (list, tuple)) and (inner := _inner(options, (list, tuple))):
+        return type(value)(_as_annotated(part, inner[min(n, len(inner) - 1)]) for n, part in enumerate(value))
+    if isinstance(value, Mapping) and (inner := _inner(options, (dict, Mapping))):
+        return {key: _as_annotated(part, inner[-1]) for key, part in value.items()}
+    kinds = {option for option in options if isinstance(option, type)}
+    if Any in options or not kinds & {int, float, bool}:
+        return value
+    return _as_number(value, kinds, any(typing.get_origin(option) is typing.Literal for option in options))
+
+
+def _as_number(value: Any, kinds: set[type], words: bool) -> Any:
+    numbers = bool(kinds & {int, float})
+    if isinstance(value, bool) and bool not in kinds:
+        raise ValueError("must be a number, not true or false")
+    if isinstance(value, str) and str not in kinds and not words:
+        if not numbers:
+            raise ValueError("must be true or false")
+        if _EXPONENT.fullmatch(value) is None:
+            raise ValueError("must be a number, not text")
+        return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not numbers:
+            raise ValueError("must be true or false")
+        # A whole number of hundreds of digits has no `float`.
+        if isinstance(value, int) and value.bit_length() > 1000:
+            raise ValueError("the number is too large")
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+    return value
+
+
+def _options(annotation: Any) -> typing.Iterator[Any]:
+    """Yield what a value may be: the members of a union, without the bounds that are annotated."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        yield from _options(typing.get_args(annotation)[0])
+    elif origin in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _options(member)
+    else:
+        yield annotation
+
+
+def _inner(options: Sequence[Any], kinds: tuple[type, ...]) -> list[Any]:
+    """Return the annotations of the members of the container among the options; empty without one."""
+    for option in options:
+        if typing.get_origin(option) in kinds:
+            return [member for member in typing.get_args(option) if member is not Ellipsis]
+    return []
+
+
+def load_config(kind: type[Settings], path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Return the settings of a YAML file with `key.key=value` overrides laid over it.
+
+    Raises:
+        ConfigError: The file can't be read, or a key or value is wrong; the message names the key.
+    """
+    path = Path(path)
+    try:
+        values = parse_yaml(read_text(path))
+    except OSError as error:
+        raise ConfigError(f"can't be read ({error.strerror})", where=str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"is no YAML ({getattr(error, 'problem', 'not UTF-8')})", where=line) from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError("holds no mapping of keys to values", where=str(path))
+    return make_config(kind, values, overrides, where=str(path))
+
+
+def make_config(
+    kind: type[Settings],
+    values: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    where: str = "configuration",
+) -> Settings:
+    """Return settings from plain values and `key.key=value` overrides; see `load_config`."""
+    for override in overrides:
+        values = _with_override(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _explain(kind, error, where) from None
+
+
+def save_config(settings: BaseModel, path: str | Path) -> None:
+    """Write all settings, defaults included, as YAML that `load_config` reads back to the same."""
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(path, text)
+
+
+def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            f"{override!r} is no key=value", where="override", fix="write it like optim.lr=1e-4"
+        )
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is no YAML value", where=f"override {key}") from error
+    if isinstance(value, str):
+        value = _number(value)
+    result = dict(values)
+    place = result
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        child = place.get(parent)
+        place[parent] = dict(child) if isinstance(child, dict) else {}
+        place = place[parent]
+    place[last] = value
+    return result
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 1e-4 as text; people mean a number."""
+    return float(text) if _EXPONENT.fullmatch(text) else text
+
+
+def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
+    """Turn the first of pydantic's findings into one line."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if isinstance(part, (str, int))]
+    key = ".".join(str(part) for part in location)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(kind, location[:-1])
+        hint = did_you_mean(str(location[-1]), known)
+        return ConfigError(
+            f"unknown key {key!r}{more}",
+            where=where,
+            fix=hint or (f"keys here are {', '.join(sorted(known))}" if known else None),
+        )
+    if first["type"] == "missing":
+        return ConfigError(f"key {key!r} is missing{more}", where=where, fix="set it")
+    value = first.get("input")
+    shown = repr(value)
+    if len(shown) > 60:
+        shown = shown[:57] + "…"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return ConfigError(f"{key or 'value'} is {shown}: {message}{more}", where=where)
+
+
+def _fields_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Names of the settings at a place of a nested configuration."""
+    current: Any = kind
+    for part in location:
+        if not _is_model(current):
+            return []
+        info = current.model_fields.get(str(part))
+        if info is None:
+            return []
+        current = _model_in(info.annotation)
+    return list(current.model_fields) if _is_model(current) else []
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseModel)
+
+
+def _model_in(annotation: Any) -> Any:
+    if _is_model(annotation):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, tuple, dict, Annotated):
+        for argument in typing.get_args(annotation):
+            found = _model_in(argument)
+            if _is_model(found):
+                return found
+    return None

@@ -1,0 +1,292 @@
+"""Weights files that tell whether they are still as they were written.
+
+A safetensors file carries the SHA-256 of all its other bytes in its own metadata, so that it may be copied, renamed and
+loaded by any program, and one flipped bit anywhere in it is noticed:
+
+    "__metadata__": {"vitp_sha256": "vitp:<64 digits>", …}    hashed with 64 zeros in place of the digits
+
+What has no place for a digest (torch's distributed checkpoints, graphs) is listed in `SHA256SUMS` beside it, in the form
+that `sha256sum -c` reads. Files of others have neither, and are taken as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vitp.core.errors import CheckpointError, DamagedError
+from vitp.core.files import sha256, write_text
+from vitp.core.reading import check_file
+
+KEY, MARK, ZEROS = "vitp_sha256", "vitp:", "0" * 64
+SUMS = "SHA256SUMS"
+
+_DIGEST = re.compile(rb'"([^"]*)"\s*:\s*"([^"]*?)([0-9a-f]{64})"')
+_SUM = re.compile(r"([0-9a-f]{64})  (\S.*)")
+_LONGEST_HEADER = 100_000_000
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_log = logging.getLogger("vitp")
+_told: set[str] = set()
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors with a digest of the file in it. Equal tensors and metadata give equal files.
+
+    Args:
+        path: The file.
+        tensors: Name → tensor, on any device.
+        metadata: Further texts of the header.
+
+    Raises:
+        OSError: As any write does.
+        TypeError: A tensor is of a type that the format has no name for.
+    """
+    # As the library orders them: the widest numbers first, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {**(metadata or {}), KEY: MARK + ZEROS}}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name} is of type {tensor.dtype}, which safetensors files don't hold")
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    with path.open("wb") as file:
+        digest = hashlib.sha256(head)
+        file.write(head)
+        for name in names:
+            data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            digest.update(data)
+            file.write(data)
+        file.seek(head.index(f'"{MARK}{ZEROS}"'.encode()) + 1 + len(MARK))
+        file.write(digest.hexdigest().encode())
+
+
+def read_safetensors(
+    path: Path,
+    wanted: Callable[[str], bool] | None = None,
+    *,
+    device: str = "cpu",
+    fix: str = "copy it again",
+    ours: bool = False,
+) -> dict[str, Tensor]:
+    """Return name → tensor of a file that is as it was written. Numbers are read when they are used.
+
+    Args:
+        path: The file.
+        wanted: Says by name what to return; None: all.
+        device: Where to.
+        fix: What to do about a damaged file.
+        ours: vitp has written it: tell when no digest of it is known.
+
+    Raises:
+        DamagedError: It is missing, cut off, or was changed.
+    """
+    try:
+        check_file(path)
+        with safe_open(path, framework="pt", device=device) as file:
+            names = [name for name in file.keys() if wanted is None or wanted(name)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise _not_whole(path, error, fix) from error
+    if not check(path, fix=fix) and ours:
+        tell_unknown(path)
+    return tensors
+
+
+def read_metadata(path: Path, *, fix: str = "copy it again") -> dict[str, str]:
+    """Return the texts of a safetensors file's header; its digest isn't checked.
+
+    Raises:
+        DamagedError: It is missing or cut off.
+    """
+    try:
+        check_file(path)
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise _not_whole(path, error, fix) from error
+
+
+def check(path: Path, *, fix: str = "copy it again") -> bool:
+    """Return whether a digest of a weights file is known; it is then as it was written.
+
+    Raises:
+        DamagedError: It is missing, or isn't as it was written.
+    """
+    try:
+        with path.open("rb") as file:
+            known = _check_own(path, file, fix)
+    except OSError as error:
+        raise unreadable(path, error, fix) from error
+    if known:
+        return True
+    sums = read_sums(path.parent, fix=fix)
+    if path.name not in sums:
+        return False
+    check_sum(path, sums[path.name], fix=fix)
+    return True
+
+
+def _check_own(path: Path, file: FileIO | BufferedReader, fix: str) -> bool:
+    """Compare a file with the digest in its header, if it has one."""
+    size = path.stat().st_size
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size, _LONGEST_HEADER):
+        return False  # no header of this format: the library says what is wrong with it
+    head = bytearray(file.read(length))
+    found = None
+    for match in _DIGEST.finditer(head):
+        # Either of the two tells that there was a digest, so that no single bit hides it.
+        marks = (match[1] == KEY.encode(), match[2] == MARK.encode())
+        if all(marks):
+            found = match
+        elif any(marks):
+            raise _changed(path, fix)
+    if found is None:
+        if KEY.encode() in head or f'"{MARK}'.encode() in head:  # the digits themselves were hit
+            raise _changed(path, fix)
+        return False
+    stated = found[3].decode()
+    start, end = found.span(3)
+    head[start:end] = ZEROS.encode()
+    digest = hashlib.sha256(length.to_bytes(8, "little") + head)
+    hashlib.file_digest(file, lambda: digest)
+    if digest.hexdigest() != stated:
+        raise _changed(path, fix)
+    return True
+
+
+def write_sums(folder: Path, names: Iterable[str] = (), known: Mapping[str, str] | None = None) -> None:
+    """Write `SHA256SUMS` of files in a folder.
+
+    Args:
+        folder: Holds the files.
+        names: Those to hash, relative to it.
+        known: Name → digest of others.
+    """
+    digests = {**(known or {}), **{name: sha256(folder / name) for name in names}}
+    write_text(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())))
+
+
+def read_sums(folder: Path, *, fix: str = "copy it again") -> dict[str, str]:
+    """Return name → digest as `SHA256SUMS` of a folder lists them; empty without that file.
+
+    Raises:
+        DamagedError: It is damaged.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return {}
+    try:
+        *lines, end = path.read_bytes().decode().split("\n")
+    except OSError as error:
+        raise unreadable(path, error, fix) from error
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"can't be read ({error})", where=str(path), fix=fix) from error
+    rows = [_SUM.fullmatch(line) for line in lines]
+    if not rows or None in rows or end:
+        raise DamagedError("is no list of digests", where=str(path), fix=fix)
+    return {row[2]: row[1] for row in rows if row is not None}
+
+
+def check_sum(path: Path, digest: str, *, fix: str = "copy it again") -> None:
+    """Compare a file with a digest that is kept elsewhere.
+
+    Raises:
+        DamagedError: It is missing, or isn't the file that the digest is of.
+    """
+    try:
+        same = sha256(path) == digest
+    except OSError as error:
+        raise unreadable(path, error, fix) from error
+    if not same:
+        raise _changed(path, fix)
+
+
+def check_sums(folder: Path, *, fix: str) -> str:
+    """Compare all files that `SHA256SUMS` of a folder lists, and return in words how many there are.
+
+    Raises:
+        DamagedError: A file is missing, or isn't as it was written; or there is no list.
+    """
+    sums = read_sums(folder, fix=fix)
+    if not sums:
+        raise DamagedError("is missing", where=str(folder / SUMS), fix=fix)
+    for name, digest in sums.items():
+        check_sum(folder / name, digest, fix=fix)
+    return f"{len(sums)} files as written"
+
+
+def tell_unknown(path: Path) -> None:
+    """Say once a process and folder that damage to it, or to a file in it, can't be noticed."""
+    folder = str(path if path.is_dir() else path.parent)
+    if folder not in _told:
+        _told.add(folder)
+        _log.warning(
+            "note: %s: was written before weights had digests; whether it is still as written can't be told",
+            path,
+        )
+
+
+def _changed(path: Path, fix: str) -> DamagedError:
+    return DamagedError(
+        "is damaged: its content isn't what was written (SHA-256 differs)", where=str(path), fix=fix
+    )
+
+
+def unreadable(path: Path, error: OSError, fix: str) -> CheckpointError:
+    """Return what it means that a file can't be opened or read: that this user may not is no damage."""
+    if isinstance(error, FileNotFoundError):
+        return DamagedError("is missing", where=str(path), fix=fix)
+    if isinstance(error, PermissionError):
+        return CheckpointError(
+            f"can't be read ({error.strerror})", where=str(path), fix="check its permissions"
+        )
+    return DamagedError(f"can't be read ({error.strerror or error})", where=str(path), fix=fix)
+
+
+def _not_whole(path: Path, error: Exception, fix: str) -> CheckpointError:
+    # The library's own errors of the system have no number: they come with another text.
+    if isinstance(error, OSError) and error.errno is not None:
+        return unreadable(path, error, fix)
+    if isinstance(error, FileNotFoundError):
+        return DamagedError("is missing", where=str(path), fix=fix)
+    return DamagedError(f"is no whole safetensors file ({error})", where=str(path), fix=fix)

@@ -1,0 +1,304 @@
+"""Predictions as files that other programs read: COCO JSON, DOTA text, GeoJSON, masks, tables and pictures.
+
+    OUT/predictions.json        COCO: boxes and run-length masks with scores     (detection, instance, oriented)
+    OUT/labelTxt/NAME.txt       DOTA: x1 y1 … x4 y4 class difficult              (oriented, detection)
+    OUT/Task1.zip               DOTA's submission: image score x1 y1 … x4 y4     (oriented)
+    OUT/geojson/NAME.geojson    outlines in pixels of the image, y down          (all but classification)
+    OUT/masks/NAME.png          class of each pixel; OUT/classes.txt names them  (segmentation)
+    OUT/label/NAME.png          255 where something changed                      (change)
+    OUT/predictions.csv         probability of each class                        (classification)
+    OUT/pictures/NAME.png       drawn over the image
+    OUT/vitp_predictions.json   which NAME stands for which image, and which images were left out
+
+Shapes: N objects, C classes, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw
+from torch import Tensor
+
+from vitp.core.files import atomic_path, to_json, write_json, write_text
+from vitp.data.formats.mask_classes import BACKGROUND
+from vitp.io.colours import CLASS_COLOURS
+from vitp.io.pixels import row_bands
+from vitp.metrics.oriented_files import write_dota_submission
+from vitp.metrics.results import Prediction
+from vitp.records.geometry import area
+from vitp.records.labels import IGNORE
+from vitp.records.regions import parts
+from vitp.records.rle import encode
+
+SMALLEST_REGION = 4
+"""Pixels of a region of a class map that becomes an outline in GeoJSON; the masks hold all."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A prediction and what it is about.
+
+    Attributes:
+        name: Of the files, without suffix; unique.
+        image: Path as the user gave it.
+        size: Height and width.
+        prediction: In pixels of the image.
+    """
+
+    name: str
+    image: str
+    size: tuple[int, int]
+    prediction: Prediction
+
+
+def surest(prediction: Prediction, threshold: float) -> Prediction:
+    """Return only the objects with a score of at least `threshold`."""
+    if prediction.scores_N is None:
+        return prediction
+    kept = prediction.scores_N >= threshold
+
+    def keep(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[kept]
+
+    return replace(
+        prediction,
+        boxes_N4=keep(prediction.boxes_N4),
+        quads_N8=keep(prediction.quads_N8),
+        scores_N=keep(prediction.scores_N),
+        labels_N=keep(prediction.labels_N),
+        masks_NHW=keep(prediction.masks_NHW),
+    )
+
+
+def unique_names(paths: Sequence[str | Path]) -> list[str]:
+    """Return a file name without suffix for each path; equal ones get numbers."""
+    names: dict[str, None] = {}
+    for path in paths:
+        stem, number = Path(path).stem, 2
+        name = stem
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names[name] = None
+    return list(names)
+
+
+def write_coco(path: Path, found: Sequence[Named], classes: Sequence[str]) -> None:
+    """Write images, objects (box, run-length mask where there is one, score) and categories (from 1) as COCO JSON."""
+    annotations: list[dict[str, Any]] = []
+    for number, named in enumerate(found, 1):
+        boxes_N4, masks_NHW = named.prediction.boxes_N4, named.prediction.masks_NHW
+        scores_N, labels_N = _scored(named.prediction)
+        if boxes_N4 is None and named.prediction.quads_N8 is not None:
+            points_N42 = named.prediction.quads_N8.reshape(-1, 4, 2)
+            boxes_N4 = torch.cat([points_N42.amin(1), points_N42.amax(1)], dim=1)
+        assert boxes_N4 is not None
+        for index, (x1, y1, x2, y2) in enumerate(boxes_N4.tolist()):
+            row = {
+                "id": len(annotations) + 1,
+                "image_id": number,
+                "category_id": int(labels_N[index]) + 1,
+                "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(float(scores_N[index]), 5),
+                "area": round((x2 - x1) * (y2 - y1), 3),
+                "iscrowd": 0,
+            }
+            if masks_NHW is not None:
+                mask_HW = masks_NHW[index].numpy()
+                row |= {"segmentation": encode(mask_HW), "area": int(mask_HW.sum())}
+            annotations.append(row)
+    images = [
+        {"id": number, "file_name": named.image, "width": named.size[1], "height": named.size[0]}
+        for number, named in enumerate(found, 1)
+    ]
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+    write_json(path, {"images": images, "annotations": annotations, "categories": categories})
+
+
+def write_dota(path: Path, named: Named, classes: Sequence[str]) -> None:
+    """Write the objects of one image as DOTA label text, surest first; spaces in class names become hyphens."""
+    _, labels_N = _scored(named.prediction)
+    rows = [
+        " ".join(
+            [*(f"{value:.2f}" for value in ring.reshape(-1)), classes[int(label)].replace(" ", "-"), "0"]
+        )
+        for ring, label in zip(_quads(named.prediction), labels_N, strict=True)
+    ]
+    write_text(path, "".join(f"{row}\n" for row in rows))
+
+
+def write_geojson(path: Path, named: Named, classes: Sequence[str]) -> None:
+    """Write the outlines of objects, or of the regions of a class map, in pixels of the image with y down.
+
+    Regions of "background" and "unchanged" are left out, and regions of fewer than four pixels.
+    """
+    prediction = named.prediction
+    features = []
+    if prediction.semantic_HW is not None:
+        semantic_HW = prediction.semantic_HW.numpy()
+        for number, name in enumerate(classes):
+            if name not in (BACKGROUND, "unchanged"):
+                found = regions(semantic_HW == number)
+                features += [_feature([rings], {"class": name}) for rings in found]
+    else:
+        scores_N, labels_N = _scored(prediction)
+        for index, (score, label) in enumerate(zip(scores_N.tolist(), labels_N.tolist(), strict=True)):
+            if prediction.masks_NHW is not None:
+                polygons = regions(prediction.masks_NHW[index].numpy(), smallest=1)
+            else:
+                polygons = [[_quads(prediction)[index]]]
+            if polygons:
+                features.append(_feature(polygons, {"class": classes[label], "score": round(score, 5)}))
+    content = {
+        "type": "FeatureCollection",
+        "coordinates": "pixels of the image, x to the right, y down",
+        "image": named.image,
+        "features": features,
+    }
+    write_text(path, to_json(content) + "\n")
+
+
+def regions(mask_HW: np.ndarray, *, smallest: int = SMALLEST_REGION) -> list[list[np.ndarray]]:
+    """Return the connected regions of a mask as an outer ring and rings of holes each, along the pixels' edges.
+
+    Pixels that only touch at a corner are two regions: a ring must not touch itself in GeoJSON.
+    """
+    return [
+        [part.rings[0], *(hole[::-1] for hole in part.holes)]
+        for part in parts(mask_HW)
+        if area(part.rings[0]) >= smallest
+    ]
+
+
+def _feature(polygons: Sequence[Sequence[np.ndarray]], properties: dict[str, Any]) -> dict[str, Any]:
+    closed = [
+        [np.concatenate([ring, ring[:1]]).round(2).tolist() for ring in polygon] for polygon in polygons
+    ]
+    geometry: dict[str, Any] = {"type": "Polygon", "coordinates": closed[0]}
+    if len(closed) > 1:
+        geometry = {"type": "MultiPolygon", "coordinates": closed}
+    return {"type": "Feature", "properties": properties, "geometry": geometry}
+
+
+def _scored(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    assert prediction.scores_N is not None and prediction.labels_N is not None
+    return prediction.scores_N, prediction.labels_N
+
+
+def _quads(prediction: Prediction) -> np.ndarray:
+    """Return (N, 4, 2) corners of the oriented boxes, else of the boxes."""
+    if prediction.quads_N8 is not None:
+        return prediction.quads_N8.reshape(-1, 4, 2).double().numpy()
+    assert prediction.boxes_N4 is not None
+    x1, y1, x2, y2 = prediction.boxes_N4.double().numpy().T
+    return np.stack([x1, y1, x2, y1, x2, y2, x1, y2], axis=1).reshape(-1, 4, 2)
+
+
+def write_mask(path: Path, semantic_HW: Tensor) -> None:
+    """Write a class map as a PNG of class numbers that shows colours in any viewer."""
+    image = Image.fromarray(semantic_HW.numpy())
+    image.putpalette([value for number in range(256) for value in _colour(number)])
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def write_change(path: Path, semantic_HW: Tensor) -> None:
+    """Write a change mask: 255 where something changed."""
+    with atomic_path(path) as temporary:
+        Image.fromarray((semantic_HW.numpy() == 1).astype(np.uint8) * 255).save(temporary, format="PNG")
+
+
+def write_table(path: Path, found: Sequence[Named], classes: Sequence[str]) -> None:
+    """Write the surest class and the probability of every class of each image as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "class", *classes])
+    for named in found:
+        probability_C = named.prediction.probabilities_C
+        assert probability_C is not None
+        values = [f"{value:.5f}" for value in probability_C.tolist()]
+        writer.writerow([named.image, classes[int(probability_C.argmax())], *values])
+    write_text(path, text.getvalue())
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    if number == IGNORE:
+        return 0, 0, 0
+    red, green, blue = ImageColor.getrgb(CLASS_COLOURS[number % len(CLASS_COLOURS)])[:3]
+    return red, green, blue
+
+
+def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
+    """Return the image with what was found drawn over it."""
+    pixels_HWC = np.array(image.convert("RGB"))
+    if prediction.semantic_HW is not None:
+        classes_HW = prediction.semantic_HW.numpy()
+        for number, name in enumerate(classes):
+            if name not in (BACKGROUND, "unchanged"):
+                _tint(pixels_HWC, classes_HW == number, _colour(number))
+    if prediction.masks_NHW is not None and prediction.labels_N is not None:
+        for mask_HW, label in zip(prediction.masks_NHW.numpy(), prediction.labels_N.tolist(), strict=True):
+            _tint(pixels_HWC, mask_HW, _colour(label))
+    drawn = Image.fromarray(pixels_HWC)
+    pen = ImageDraw.Draw(drawn)
+    width = max(1, round(max(drawn.size) / 400))
+    if prediction.scores_N is not None:
+        scores_N, labels_N = _scored(prediction)
+        for ring, score, label in zip(_quads(prediction), scores_N.tolist(), labels_N.tolist(), strict=True):
+            points = [(float(x), float(y)) for x, y in ring]
+            pen.line([*points, points[0]], fill=_colour(label), width=width)
+            pen.text(points[0], f"{classes[label]} {score:.2f}", fill=_colour(label))
+    if prediction.probabilities_C is not None:
+        best = int(prediction.probabilities_C.argmax())
+        pen.text((2, 2), f"{classes[best]} {prediction.probabilities_C[best]:.2f}", fill=_colour(best))
+    return drawn
+
+
+def _tint(pixels_HWC: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Mix a colour half and half into the masked pixels, a few rows at a time: images may be large."""
+    half_3 = np.float32(0.5) * np.array(colour, np.float32)
+    for top, bottom in row_bands(mask_HW.shape[1], mask_HW.shape[0]):
+        part, chosen = pixels_HWC[top:bottom], mask_HW[top:bottom].astype(bool)
+        part[chosen] = np.rint(np.float32(0.5) * part[chosen] + half_3).astype(np.uint8)
+
+
+def write_picture(path: Path, image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> None:
+    """Write `picture` as PNG."""
+    drawn = picture(image, prediction, classes)
+    with atomic_path(path) as temporary:
+        drawn.save(temporary, format="PNG")
+
+
+def write_image(out: Path, task: str, named: Named, classes: Sequence[str], image: Image.Image) -> None:
+    """Write the files of one image; see the head of this file."""
+    write_picture(out / "pictures" / f"{named.name}.png", image, named.prediction, classes)
+    if task == "classification":
+        return
+    write_geojson(out / "geojson" / f"{named.name}.geojson", named, classes)
+    semantic_HW = named.prediction.semantic_HW
+    if task == "change" and semantic_HW is not None:
+        write_change(out / "label" / f"{named.name}.png", semantic_HW)
+    elif semantic_HW is not None:
+        write_mask(out / "masks" / f"{named.name}.png", semantic_HW)
+    else:
+        write_dota(out / "labelTxt" / f"{named.name}.txt", named, classes)
+
+
+def write_summary(out: Path, task: str, found: Sequence[Named], classes: Sequence[str]) -> None:
+    """Write the file about all images of a task that has one; see the head of this file."""
+    if task == "classification":
+        write_table(out / "predictions.csv", found, classes)
+    elif task == "segmentation":
+        write_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
+    elif task != "change":
+        write_coco(out / "predictions.json", found, classes)
+    if task == "oriented":
+        objects = {named.name: named.prediction for named in found}
+        write_dota_submission(objects, classes, out / "Task1.zip")

@@ -1,0 +1,99 @@
+"""What kind of file it is, told by its first bytes, and which kinds have no single picture."""
+
+from __future__ import annotations
+
+import struct
+
+from PIL import Image
+
+from vitp.core.errors import DataError
+from vitp.io.tiff_tags import Page
+
+_CONVERT = "remove it or convert it to PNG, JPEG or TIFF"
+
+_FOREIGN: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"jP  \r\n", "a JPEG 2000 file"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 file"),
+    (0, b"\xff\x0a", "a JPEG XL file"),
+    (4, b"JXL \r\n", "a JPEG XL file"),
+    (4, b"ftypheic", "a HEIF file"),
+    (4, b"ftypmif1", "a HEIF file"),
+    (0, b"\x89HDF", "an HDF5 or NetCDF file"),
+    (0, b"CDF", "a NetCDF file"),
+    (0, b"NITF", "a NITF file"),
+    (128, b"DICM", "a DICOM file"),
+    (0, b"%PDF", "a PDF file"),
+    (0, b"%!PS", "a PostScript file"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"GRIB", "a GRIB file"),
+    (0, b"SIMPLE  =", "a FITS file"),
+    (0, b"\x1f\x8b", "a gzip file"),
+    (0, b"PK\x03\x04", "a zip file"),
+    (0, b"<svg", "an SVG file"),
+    (0, b"<?xml", "an XML file"),
+    (0, b"<!DOCTYPE", "an HTML page"),
+    (0, b"<html", "an HTML page"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS (run git lfs pull)"),
+)
+
+
+def foreign_kind(head: bytes) -> str | None:
+    """Return the name of a kind of file that isn't read, None where the first bytes don't tell."""
+    for start, mark, name in _FOREIGN:
+        if head[start : start + len(mark)] == mark:
+            return name
+    return None
+
+
+def unreadable(head: bytes, where: str) -> DataError:
+    """Return what to tell of a file that no decoder takes for an image."""
+    if not head:
+        return DataError("is not an image that can be read: the file is empty", where=where, fix=_CONVERT)
+    kind = foreign_kind(head)
+    if kind is None:
+        return DataError("is not an image that can be read", where=where, fix=_CONVERT)
+    if "JPEG 2000" in kind:
+        fix = "convert it to TIFF (gdal_translate -of GTiff)"
+        return DataError(f"is {kind} that can't be decoded here", where=where, fix=fix)
+    return DataError(f"is not an image that can be read, but {kind}", where=where, fix=_CONVERT)
+
+
+def check_alone(image: Image.Image, where: str) -> None:
+    """Refuse files of several images, of which only the first would be seen.
+
+    Raises:
+        DataError: It is an animation. (The further pictures of a camera's multi-picture JPEG are previews.)
+    """
+    if image.format not in ("GIF", "PNG", "WEBP", "AVIF"):
+        return
+    frames = int(getattr(image, "n_frames", 1))
+    if frames > 1:
+        raise DataError(
+            f"holds {frames} images (an animation), only the first of which would be seen",
+            where=where,
+            fix="save each as a file of its own, or only the one that is meant",
+        )
+
+
+def check_pages(pages: list[Page], where: str) -> None:
+    """Refuse TIFF files of several pages that aren't overviews or masks of the first.
+
+    Raises:
+        DataError: There are several.
+    """
+    others = [page for page in pages[1:] if not page.is_reduced]
+    if others:
+        raise DataError(
+            f"holds {len(others) + 1} pages, only the first of which would be seen",
+            where=where,
+            fix="save each page as a file of its own, or only the one that is meant",
+        )
+
+
+def jpeg2000_depth(head: bytes) -> tuple[int, int]:
+    """Return components and bits of a JPEG 2000 file by its first bytes; (0, 0) where they don't tell."""
+    start = head.find(b"\xff\x4f\xff\x51")
+    if start < 0 or len(head) < start + 43:
+        return 0, 0
+    (components,) = struct.unpack_from(">H", head, start + 40)
+    return components, (head[start + 42] & 0x7F) + 1

@@ -1,0 +1,358 @@
+"""A TIFF page as an RGB image or as labels: which band is what, and which pixels hold nothing.
+
+A band beyond the colours is transparency in pictures and a measurement (near infrared, a second polarisation) in rasters,
+and the same tag marks both: GDAL tags the fourth band of 8 bits as transparency unless it is told otherwise. So the tag
+alone decides nothing; where its own text and its values don't decide either, the file is refused with both readings.
+
+Shapes: H × W pixels, N bands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vitp.core.errors import DataError
+from vitp.io.pixels import WIDE_MODES, as_rgb, blackened, fill_value, holds_value, joined, stretched
+from vitp.io.tiff import is_sparse, picture_bands, sample_bands, segment_bytes
+from vitp.io.tiff_tags import COMPRESSION, GDAL_METADATA, Page, TiffError
+
+_OPAQUE = 0.9
+"""Share of the values above 0 that are at the maximum from which a band is transparency …"""
+_MEASURED = 0.5
+"""… and below which it can't be: masks have hard edges."""
+
+_LARGEST_SEGMENT = 1 << 29
+
+_COMPRESSIONS = {
+    6: "JPEG of an old kind",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34925: "LZMA",
+    50000: "Zstandard",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+_PICTURES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
+"""Photometric interpretation → bands that hold colour."""
+_THREE_BANDS = "save red, green and blue as a file of three bands (gdal_translate -b 1 -b 2 -b 3)"
+RASTERS = "rasters of several bands aren't read; " + _THREE_BANDS
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the bands of a page are.
+
+    Attributes:
+        colours: 1 (grey or palette), 3 or 4 (CMYK).
+        extra: Whether there is one more band.
+        alpha: Whether that is transparency; None: its values must tell.
+        raw: Whether the page is read by its samples, not as one of Pillow's pictures.
+    """
+
+    colours: int
+    extra: bool = False
+    alpha: bool | None = False
+    raw: bool = False
+
+
+def layout_of(page: Page, where: str) -> Layout:
+    """Return what a page's bands are, as far as its tags say.
+
+    Raises:
+        DataError: They have no reading as a picture, or several.
+    """
+    bands, photometric = page.bands, page.photometric
+    depth = f"{page.bits}-bit {_KIND_NAMES.get(page.kind, 'mixed')} samples"
+    if page.kind in "c?" or (page.kind == "f" and page.bits not in (16, 32, 64)):
+        raise DataError(f"holds {depth}, which have no picture", where=where, fix="save it as one real type")
+    if photometric not in _PICTURES:
+        raise DataError(
+            f"its colours are of kind {photometric}, which isn't read", where=where, fix="save it as RGB"
+        )
+    raw = page.bits >= 16 or page.kind != "u"
+    if photometric in (0, 1) and bands == 3 and not set(page.extra) & {1, 2}:
+        # Writers of rasters leave the colours unnamed; three bands are shown as red, green and blue everywhere.
+        return _supported(Layout(3, raw=True), page, depth, where)
+    colours = _PICTURES[photometric]
+    if bands == colours:
+        return _supported(Layout(colours, raw=raw), page, depth, where)
+    if bands != colours + 1 or photometric not in (0, 1, 2, 3):
+        what = f"has {bands} bands of {depth}; which of them are red, green and blue isn't known"
+        raise DataError(what, where=where, fix=RASTERS)
+    alpha = _said_alpha(page, colours)
+    raw = raw or page.extra[:1] == (1,)  # Pillow would divide the colours by how opaque they are
+    if alpha is False and colours == 1:
+        what = "has two bands: is it grey with transparency, or two measurements such as VV and VH?"
+        raise DataError(
+            what, where=where, fix="save the band that is meant as a file of its own (gdal_translate -b 1)"
+        )
+    return _supported(Layout(colours, extra=True, alpha=alpha, raw=raw), page, depth, where)
+
+
+_KIND_NAMES = {"u": "unsigned", "i": "signed", "f": "floating", "c": "complex"}
+
+
+def _supported(layout: Layout, page: Page, depth: str, where: str) -> Layout:
+    if layout.raw and layout.colours > 1 and not (page.kind == "u" and page.bits in (8, 16)):
+        raise DataError(
+            f"has {page.bands} bands of {depth}",
+            where=where,
+            fix=RASTERS.replace("file of three bands", "file of three bands of 8 or 16 bits without sign"),
+        )
+    if layout.raw and (page.photometric not in (0, 1, 2) or (page.bits % 8 and page.bands > 1)):
+        raise DataError(
+            f"has {page.bands} bands of {depth} that aren't grey or RGB", where=where, fix="save it as RGB"
+        )
+    return layout
+
+
+def _said_alpha(page: Page, band: int) -> bool | None:
+    """Return what the tags say of the band beyond the colours; None: that it is transparency, which may be wrong."""
+    names = re.findall(rf'<Item[^>]*sample="{band}"[^>]*>([^<]*)</Item>', page.text(GDAL_METADATA))
+    for name in names:
+        if re.search(r"alpha|transparen|mask", name, re.IGNORECASE):
+            return True
+        if re.search(r"nir|infra|ir\b|\bv[vh]\b|\bh[vh]\b|\bb\d|height|dsm|dem", name, re.IGNORECASE):
+            return False
+    if not page.extra or page.extra[0] == 0:
+        return False  # the format's own words: nothing is said of it, so it isn't transparency
+    return None
+
+
+def rgb_of_page(
+    file: BinaryIO, pages: list[Page], where: str, whole: Image.Image | None, factor: int = 1
+) -> Image.Image:
+    """Return the first page as 8-bit RGB, not turned.
+
+    Args:
+        file: The TIFF file.
+        pages: All pages; of the others only masks matter.
+        where: For messages.
+        whole: The page as Pillow decoded it, not turned either; None: it is read in bands, for it is large.
+        factor: Squares of this side are averaged into one pixel.
+
+    Raises:
+        DataError: The bands have two readings, or the file is damaged.
+    """
+    page = pages[0]
+    layout = layout_of(page, where)
+    valid_HW = _mask_page(file, pages, where)
+    if layout.raw:
+        return joined(page.size, _sample_rgb(file, page, layout, valid_HW, where), factor)
+
+    def bands() -> Iterator[tuple[int, Image.Image]]:
+        if whole is not None:
+            return iter([(0, whole)])
+        return picture_bands(file, page)
+
+    if layout.extra and layout.alpha is None:
+        evidence = Evidence(255)
+        for _, band in bands():
+            evidence.add(np.asarray(band.getchannel(len(band.getbands()) - 1)), band)
+        layout = replace(layout, alpha=evidence.decide(layout.colours, where, page))
+
+    if whole is not None and whole.mode in WIDE_MODES:
+        values_HWN = np.asarray(whole)[..., None]
+        return joined(page.size, stretched(values_HWN, valid_HW, white_is_zero=page.photometric == 0), factor)
+
+    def rgb() -> Iterator[tuple[int, Image.Image]]:
+        for top, band in bands():
+            valid = None if valid_HW is None else valid_HW[top : top + band.height]
+            yield top, _picture_rgb(band, page, layout, valid)
+
+    return joined(page.size, rgb(), factor)
+
+
+def _picture_rgb(band: Image.Image, page: Page, layout: Layout, valid_HW: np.ndarray | None) -> Image.Image:
+    if page.nodata is not None and band.mode in ("L", "P", "LA", "RGB", "RGBA", "RGBX"):
+        values_HWN = np.asarray(band).reshape(band.height, band.width, -1)[..., : layout.colours]
+        held_HW = ~holds_value(values_HWN, page.nodata)
+        valid_HW = held_HW if valid_HW is None else valid_HW & held_HW
+    if layout.extra and not layout.alpha and band.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        # Without its last band a palette's picture has to keep its palette.
+        colours = band.split()[:-1] if band.mode != "PA" else band.convert("RGBA").split()[:-1]
+        band = Image.merge("RGB", colours) if len(colours) == 3 else colours[0]
+    image = as_rgb(band)
+    return image if valid_HW is None else blackened(image, valid_HW)
+
+
+def _sample_rgb(
+    file: BinaryIO, page: Page, layout: Layout, valid_HW: np.ndarray | None, where: str
+) -> Iterator[tuple[int, Image.Image]]:
+    values_HWN = _samples(file, page, where)
+    colours_HWN = values_HWN[..., : layout.colours]
+    opaque_HW = None
+    if layout.extra:
+        top = np.iinfo(values_HWN.dtype).max if values_HWN.dtype.kind in "iu" else 1.0
+        if layout.alpha is None:
+            evidence = Evidence(top)
+            evidence.add(values_HWN[..., -1], colours_HWN)
+            layout = replace(layout, alpha=evidence.decide(layout.colours, where, page))
+        if layout.alpha:
+            opaque_HW = (values_HWN[..., -1] / top).astype(np.float32)
+            seen_HW = opaque_HW > 0
+            if page.extra[:1] == (1,):  # the colours are stored as they look over black
+                seen_HW, opaque_HW = seen_HW | colours_HWN.any(axis=2), None
+            valid_HW = seen_HW if valid_HW is None else valid_HW & seen_HW
+    nodata = page.nodata if page.nodata is not None else fill_value(colours_HWN)
+    if nodata is not None:
+        held_HW = ~holds_value(colours_HWN, nodata)
+        valid_HW = held_HW if valid_HW is None else valid_HW & held_HW
+    if values_HWN.dtype == np.uint8:
+        image = Image.fromarray(np.ascontiguousarray(colours_HWN))
+        return iter([(0, image if valid_HW is None else blackened(image, valid_HW))])
+    return stretched(colours_HWN, valid_HW, opaque_HW=opaque_HW, white_is_zero=page.photometric == 0)
+
+
+def _samples(file: BinaryIO, page: Page, where: str) -> np.ndarray:
+    width, height = page.size
+    if segment_bytes(page) > _LARGEST_SEGMENT:
+        raise DataError(
+            f"is compressed in pieces of {segment_bytes(page) / 1e9:.1f} GB, too large to be decoded",
+            where=where,
+            fix="write it in tiles (gdal_translate -co TILED=YES)",
+        )
+    values_HWN: np.ndarray | None = None
+    for top, part in sample_bands(file, page):
+        if values_HWN is None:
+            values_HWN = np.empty((height, width, page.bands), part.dtype)
+        values_HWN[top : top + len(part)] = part
+    assert values_HWN is not None
+    return values_HWN
+
+
+class Evidence:
+    """What a band's values tell: transparency is mostly all or nothing, a measurement hardly ever.
+
+    Args:
+        top: The value of what is opaque.
+    """
+
+    def __init__(self, top: float) -> None:
+        self.top, self.above, self.full, self.colour = top, 0, 0, False
+        self.low, self.high = float("inf"), float("-inf")
+
+    def add(self, band_HW: np.ndarray, colours: Image.Image | np.ndarray) -> None:
+        """Look at a part of the image."""
+        self.above += int(np.count_nonzero(band_HW))
+        self.full += int(np.count_nonzero(band_HW == self.top))
+        self.low, self.high = min(self.low, float(band_HW.min())), max(self.high, float(band_HW.max()))
+        if isinstance(colours, np.ndarray):
+            self.colour = self.colour or bool(colours.any())
+        else:
+            self.colour = self.colour or bool(np.asarray(colours)[..., :-1].any())
+
+    def decide(self, colours: int, where: str, page: Page | None = None) -> bool:
+        """Return whether the band is transparency.
+
+        Args:
+            colours: Bands before it.
+            where: For messages.
+            page: Of a TIFF file.
+
+        Raises:
+            DataError: Both readings are left.
+        """
+        if page is not None and page.extra[:1] == (1,) and colours == 3:
+            return True  # the colours are stored as they look over black: both readings give them
+        if not self.above and not self.colour:
+            return True
+        if self.above and self.full >= _OPAQUE * self.above:
+            return True
+        if (
+            self.above
+            and self.full < _MEASURED * self.above
+            and page is not None
+            and page.is_measured
+            and colours == 3
+        ):
+            return False
+        number, other = ("4th", "near infrared") if colours == 3 else ("2nd", "a second polarisation")
+        fix = _THREE_BANDS if colours == 3 else "save the band that is meant alone (gdal_translate -b 1)"
+        raise DataError(
+            f"its {number} band ({self.low:g} to {self.high:g}) is tagged as transparency, but may be a measurement "
+            f"such as {other}",
+            where=where,
+            fix=f"{fix}, or, if it is transparency, save the image as PNG",
+        )
+
+
+def _mask_page(file: BinaryIO, pages: list[Page], where: str) -> np.ndarray | None:
+    """Return (H, W) bool of the mask that comes with the first page, True where the image holds something."""
+    for page in pages[1:]:
+        if not page.is_mask or page.size != pages[0].size:
+            continue
+        width, height = page.size
+        valid_HW = np.empty((height, width), bool)
+        for top, band in picture_bands(file, page):
+            valid_HW[top : top + band.height] = np.asarray(band.convert("L")) > 0
+        return valid_HW
+    return None
+
+
+def labels_of_page(file: BinaryIO, page: Page, where: str) -> np.ndarray | None:
+    """Return the values (H, W) or colours (H, W, 3) of a page of labels, not turned; None: Pillow reads them right.
+
+    Raises:
+        DataError: The bands have no single reading, or the file is damaged.
+    """
+    layout = layout_of(page, where)
+    doubtful = layout.extra and layout.colours == 1 and layout.alpha is None
+    # Pillow turns files in which white is zero round; numbers stay as they are.
+    if not (layout.raw or doubtful or (page.photometric == 0 and page.bits == 8)):
+        return None
+    if layout.colours > 1 and page.bits > 8:
+        raise DataError(
+            f"holds colours of {page.bits} bits as labels",
+            where=where,
+            fix="save labels as 8-bit colours or as numbers",
+        )
+    values_HWN = _samples(file, page, where)
+    if doubtful:
+        evidence = Evidence(np.iinfo(values_HWN.dtype).max if values_HWN.dtype.kind in "iu" else 1.0)
+        evidence.add(values_HWN[..., 1], values_HWN[..., :1])
+        evidence.decide(layout.colours, where, page)
+    return values_HWN[..., : layout.colours] if layout.colours == 3 else values_HWN[..., 0]
+
+
+def decode_error(error: Exception, page: Page | None, where: str) -> DataError:
+    """Return what to tell of a file that couldn't be decoded."""
+    if page is None:
+        return DataError(
+            f"image is damaged ({error})", where=where, fix="copy it again from its source or remove it"
+        )
+    name = _COMPRESSIONS.get(page.number(COMPRESSION, 1))
+    if name is not None and not isinstance(error, TiffError):
+        return DataError(
+            f"is a TIFF compressed as {name}, which can't be decoded here, or it is damaged",
+            where=where,
+            fix="compress it in another way (gdal_translate -co COMPRESS=DEFLATE)",
+        )
+    if is_sparse(page):
+        return DataError(
+            "is a sparse TIFF: some of its blocks were left out",
+            where=where,
+            fix="write it in full (gdal_translate -co SPARSE_OK=FALSE)",
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return unknown_page(page, where)
+    return decode_error(error, None, where)
+
+
+def unknown_page(page: Page, where: str) -> DataError:
+    """Return what to tell of a page of a kind that no decoder knows."""
+    return DataError(
+        f"is a TIFF of {page.bands} bands of {page.bits} bits, colours {page.photometric}, compression "
+        f"{page.number(COMPRESSION, 1)}, which isn't read",
+        where=where,
+        fix="save it as grey or RGB of 8 or 16 bits (gdal_translate -co COMPRESS=DEFLATE)",
+    )

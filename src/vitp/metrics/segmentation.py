@@ -1,0 +1,139 @@
+"""Tables of scores for segmentation and change detection, and surface distances.
+
+Shapes: N images, C classes, H × W pixels. Rows of a confusion matrix are the truth, columns the prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from vitp.metrics.classification import accuracy, f1_per_class, iou_per_class, macro_f1, mean_dice, mean_iou
+from vitp.metrics.results import Scores
+from vitp.records.labels import IGNORE
+
+
+def mean_accuracy(confusion_CC: np.ndarray) -> float:
+    """Return the mean recall over the classes that occur in the truth (mAcc); NaN without any."""
+    return _mean(recall_per_class(confusion_CC))
+
+
+def recall_per_class(confusion_CC: np.ndarray) -> np.ndarray:
+    """Return (C,) share of each class's pixels that were found; NaN for classes that the truth lacks."""
+    return _ratio(np.diag(confusion_CC), confusion_CC.sum(1))
+
+
+def precision_per_class(confusion_CC: np.ndarray) -> np.ndarray:
+    """Return (C,) share of the pixels given to each class that are of it; NaN for classes never predicted."""
+    return _ratio(np.diag(confusion_CC), confusion_CC.sum(0))
+
+
+def segmentation_scores(
+    confusion_NCC: np.ndarray, classes: Sequence[str], *, hd95_NC: np.ndarray | None = None
+) -> Scores:
+    """Return mIoU (the headline), mean accuracy, pixel accuracy, macro-F1, mean Dice and, where given, HD95.
+
+    mIoU, accuracies and F1 count all pixels of all images together; Dice and HD95 are means over images first,
+    as is usual in medicine. Means go over the classes that the truth holds.
+
+    Args:
+        confusion_NCC: Counts of each image.
+        classes: Names.
+        hd95_NC: Surface distances of each image, see `surface_distance`.
+    """
+    confusion_CC = confusion_NCC.sum(0)
+    iou_C, f1_C = iou_per_class(confusion_CC), f1_per_class(confusion_CC)
+    recall_C, precision_C = recall_per_class(confusion_CC), precision_per_class(confusion_CC)
+    values = {
+        "miou": mean_iou(confusion_CC),
+        "mean_accuracy": mean_accuracy(confusion_CC),
+        "pixel_accuracy": accuracy(confusion_CC),
+        "macro_f1": macro_f1(confusion_CC),
+        "mean_dice": mean_dice(confusion_NCC),
+    }
+    there_C = confusion_CC.sum(1) > 0
+    rows = {
+        name: {
+            "iou": float(iou_C[k]) if there_C[k] else math.nan,
+            "f1": float(f1_C[k]) if there_C[k] else math.nan,
+            "precision": float(precision_C[k]),
+            "recall": float(recall_C[k]),
+        }
+        for k, name in enumerate(classes)
+    }
+    if hd95_NC is not None:
+        hd95_C = [_mean(hd95_NC[:, k]) for k in range(len(classes))]
+        values["hd95_pixels"] = _mean(np.array(hd95_C))
+        for name, distance in zip(classes, hd95_C, strict=True):
+            rows[name]["hd95_pixels"] = distance
+    return Scores("miou", values, rows, images=len(confusion_NCC))
+
+
+def change_scores(confusion_CC: np.ndarray, *, images: int) -> Scores:
+    """Return F1 (the headline), IoU, precision and recall of the change class, and the accuracy of all pixels.
+
+    Args:
+        confusion_CC: (2, 2) counts over all pairs; class 1 is change.
+        images: Number of pairs.
+    """
+    unchanged, changed = (
+        {
+            "f1": float(f1_per_class(confusion_CC)[k]),
+            "iou": float(iou_per_class(confusion_CC)[k]),
+            "precision": float(precision_per_class(confusion_CC)[k]),
+            "recall": float(recall_per_class(confusion_CC)[k]),
+        }
+        for k in (0, 1)
+    )
+    values = {**changed, "pixel_accuracy": accuracy(confusion_CC)}
+    return Scores("f1", values, {"unchanged": unchanged, "changed": changed}, images=images)
+
+
+def hd95(guess_HW: np.ndarray, truth_HW: np.ndarray, spacing: Sequence[float] | None = None) -> float:
+    """Return the 95th percentile of the distances between the surfaces of two masks.
+
+    From every border pixel of one mask the distance to the nearest border pixel of the other; the 95th percentile
+    of each direction, and the larger of the two. A mask's border pixels are those with a 4-neighbour (in volumes: a
+    face neighbour) outside of it or of the image.
+
+    Args:
+        guess_HW: Mask of any number of dimensions.
+        truth_HW: Mask of the same shape.
+        spacing: Size of a pixel along each axis; None: 1, so that the distance is in pixels.
+
+    Returns:
+        0 for equal masks; NaN when both are empty (there is nothing to compare); the diagonal of the image, the
+        largest distance there can be, when one is empty and the other isn't.
+    """
+    guess, truth = np.asarray(guess_HW, bool), np.asarray(truth_HW, bool)
+    if not guess.any() and not truth.any():
+        return math.nan
+    steps = np.ones(guess.ndim) if spacing is None else np.asarray(spacing, float)
+    if not guess.any() or not truth.any():
+        return float(np.linalg.norm(np.array(guess.shape) * steps))
+    guess_edge, truth_edge = _border(guess), _border(truth)
+    to_truth = ndimage.distance_transform_edt(~truth_edge, sampling=steps)[guess_edge]
+    to_guess = ndimage.distance_transform_edt(~guess_edge, sampling=steps)[truth_edge]
+    return float(max(np.percentile(to_truth, 95), np.percentile(to_guess, 95)))
+
+
+def surface_distance(guess_HW: np.ndarray, truth_HW: np.ndarray, classes: int) -> np.ndarray:
+    """Return (C,) `hd95` of each class of two class maps; pixels that the truth ignores belong to no class."""
+    known_HW = truth_HW != IGNORE
+    return np.array([hd95((guess_HW == k) & known_HW, truth_HW == k) for k in range(classes)])
+
+
+def _border(mask: np.ndarray) -> np.ndarray:
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan

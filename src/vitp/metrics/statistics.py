@@ -1,0 +1,254 @@
+"""Means, spreads and honest verdicts over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy.stats import nct, t
+
+from vitp.core.errors import ConfigError
+
+Verdict = Literal["better", "worse", "no evidence"]
+
+
+def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Return mean and sample standard deviation (n − 1; 0 for one value); NaN values are left out."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    if not known.size:
+        return float("nan"), float("nan")
+    return float(known.mean()), float(known.std(ddof=1)) if known.size > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How two methods differ over the same seeds.
+
+    Attributes:
+        mean: Mean of `ours − theirs`.
+        low, high: Bootstrap interval of that mean.
+        n: Number of pairs.
+        verdict: `better` when the whole interval lies above zero, `worse` when below, and nothing else speaks against it.
+        p: Of the paired t-test, two-sided, the larger where there are two; None where none was made.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    verdict: Verdict
+    p: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}: {self.verdict}"
+
+
+def paired_bootstrap(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+    higher_is_better: bool = True,
+) -> PairedDifference:
+    """Return the difference of two methods run on the same seeds, with its percentile bootstrap interval.
+
+    A resample of n pairs can't reach beyond the n differences themselves, so the interval is too narrow for few pairs:
+    three equal methods' differences agree in sign, and leave zero outside, in one case of four. So the verdict also asks for
+    p < 1 − `confidence` in the paired t-test, and with fewer than three pairs it is always `no evidence`.
+
+    Args:
+        ours, theirs: One score a seed, in the same order of seeds.
+        confidence: Share of the resampled means inside the interval.
+        draws: Number of resamples.
+        seed: Of the resampling.
+        higher_is_better: False for errors and losses: the verdict turns round.
+
+    Raises:
+        ConfigError: The two differ in number, or there are none.
+    """
+    if len(ours) != len(theirs) or not len(ours):
+        raise ConfigError(
+            f"{len(ours)} and {len(theirs)} scores can't be paired", fix="run both methods on the same seeds"
+        )
+    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    rng = np.random.default_rng(seed)
+    means = difference[rng.integers(0, len(difference), (draws, len(difference)))].mean(1)
+    found = difference_of_draws(
+        float(difference.mean()),
+        means,
+        len(difference),
+        confidence=confidence,
+        higher_is_better=higher_is_better,
+    )
+    return _with_t_tests(found, [difference], confidence)
+
+
+def difference_of_draws(
+    mean: float,
+    draws_B: np.ndarray,
+    n: int,
+    *,
+    confidence: float = 0.95,
+    higher_is_better: bool = True,
+    least: int = 3,
+) -> PairedDifference:
+    """Return the verdict on a difference from its bootstrap draws; draws that are NaN are left out.
+
+    Args:
+        mean: The difference itself.
+        draws_B: The difference in each resample.
+        n: Units that were resampled.
+        confidence: Share of the draws inside the interval.
+        higher_is_better: False for errors and losses.
+        least: Units below which the verdict is always `no evidence`.
+    """
+    tail = (1 - confidence) / 2
+    low, high = (float(value) for value in np.nanquantile(draws_B, [tail, 1 - tail]))
+    return PairedDifference(mean, low, high, n, _verdict(low, high, n, higher_is_better, least))
+
+
+Repeats = Mapping[tuple[int, int], float]
+"""(pretraining seed, draw of labels) → score."""
+
+
+def paired_repeats(
+    ours: Repeats,
+    theirs: Repeats,
+    *,
+    confidence: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+    higher_is_better: bool = True,
+) -> PairedDifference:
+    """Return the difference of two methods over pretraining seeds and, within each, draws of labels.
+
+    Scores are paired where both methods have the same seed and draw. Every seed has the same draws, so the bootstrap
+    resamples both at once: seeds with replacement, draws with replacement, and the mean over all that meet (the
+    pigeonhole bootstrap, Owen, Ann. Appl. Stat. 2007). As in `paired_bootstrap` that interval is too narrow for few
+    repeats. So the verdict also asks for p < 1 − `confidence` in two paired t-tests, of the seeds' means and, where there
+    are several draws, of the draws' means (Clark, J. Verbal Learn. Verbal Behav. 1973): a difference has to hold for
+    other seeds and for other labels. `p` is the larger of the two, `n` counts seeds, and fewer than three decide nothing.
+
+    Args:
+        ours, theirs: (pretraining seed, draw) → score.
+        confidence, draws, seed, higher_is_better: As in `paired_bootstrap`.
+
+    Raises:
+        ConfigError: The two have no seed and draw in common.
+    """
+    found_SD = _differences(ours, theirs)
+    if not found_SD.size:
+        raise ConfigError("the scores have no seed in common", fix="run both methods on the same seeds")
+    rng = np.random.default_rng(seed)
+    seeds, columns = found_SD.shape
+    times_BS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws)
+    times_BD = rng.multinomial(columns, np.full(columns, 1 / columns), draws)
+    known_SD = ~np.isnan(found_SD)
+    total_B = np.einsum("bs,bd,sd->b", times_BS, times_BD, np.where(known_SD, found_SD, 0.0), optimize=True)
+    count_B = np.einsum("bs,bd,sd->b", times_BS, times_BD, known_SD.astype(np.float64), optimize=True)
+    # A resample of scores that were never run has no mean; it is left out.
+    means_B = np.divide(total_B, count_B, out=np.full(draws, np.nan), where=count_B > 0)
+    found = difference_of_draws(
+        float(found_SD[known_SD].mean()),
+        means_B,
+        seeds,
+        confidence=confidence,
+        higher_is_better=higher_is_better,
+    )
+    means = [np.nanmean(found_SD, 1)] + ([np.nanmean(found_SD, 0)] if columns > 1 else [])
+    return _with_t_tests(found, means, confidence)
+
+
+def _with_t_tests(
+    found: PairedDifference, samples: Sequence[np.ndarray], confidence: float
+) -> PairedDifference:
+    """Return the difference with the largest p of its samples of differences; the verdict falls where that is too large."""
+    tested = [p for p in map(_p_of_t_test, samples) if p is not None]
+    if not tested:
+        return found
+    return replace(
+        found, p=max(tested), verdict=found.verdict if max(tested) < 1 - confidence else "no evidence"
+    )
+
+
+def _p_of_t_test(differences_N: np.ndarray) -> float | None:
+    """Return the two-sided p of a mean of zero; None for fewer than two values."""
+    known_N = differences_N[~np.isnan(differences_N)]
+    if len(known_N) < 2:
+        return None
+    std = float(known_N.std(ddof=1))
+    if std > 1e-12 * np.abs(known_N).max():
+        return float(2 * t.sf(abs(known_N.mean()) / std * np.sqrt(len(known_N)), len(known_N) - 1))
+    return 0.0 if known_N.any() else 1.0  # the same difference each time
+
+
+def repeats_needed(
+    ours: Repeats, theirs: Repeats, *, power: float = 0.8, confidence: float = 0.95, most: int = 1000
+) -> int | None:
+    """Return how often a comparison would have to be repeated for the t-tests to see the difference that these runs show.
+
+    Where each seed has one draw (its own): pretraining seeds. Where all seeds share several draws: pretraining seeds and,
+    for each, as many draws. The mean and the spreads are taken as the truth; a handful of runs knows its spreads only
+    roughly, so this is an order of magnitude and not a plan.
+
+    Args:
+        ours, theirs: (pretraining seed, draw) → score.
+        power: Chance that a t-test sees a difference of this size; each, where there are two.
+        confidence: Of the two-sided tests.
+        most: Largest number that is tried.
+
+    Returns:
+        The smallest number from 2 to `most`; None when that is not enough, or when fewer than two seeds are in common.
+    """
+    found_SD = _differences(ours, theirs)
+    mean = float(np.nanmean(found_SD)) if found_SD.size else 0.0
+    if len(found_SD) < 2 or not mean:
+        return None
+    n_N = np.arange(2, most + 1)
+    critical_N = t.ppf(0.5 + confidence / 2, n_N - 1)
+    reached_N = np.ones(len(n_N), bool)
+    for own, shared in _variances(found_SD):
+        std_N = np.sqrt(own + shared / n_N)
+        with np.errstate(divide="ignore"):
+            # Beyond 38 standard errors the noncentral t has no digits left; the power is 1 long before.
+            shift_N = np.minimum(abs(mean) * np.sqrt(n_N) / std_N, 30.0)
+        # The other tail is next to nothing where the power is of use, and not a number where it is below all digits.
+        reached_N &= nct.sf(critical_N, n_N - 1, shift_N) >= power
+    return int(n_N[reached_N.argmax()]) if reached_N.any() else None
+
+
+def _variances(found_SD: np.ndarray) -> list[tuple[float, float]]:
+    """Return, for each of the t-tests, the variance that stays and the one that averages out over the other's repeats.
+
+    By the analysis of variance of two random factors, seeds and draws, and what is left.
+    """
+    seeds, draws = found_SD.shape
+    rows_S = np.nanmean(found_SD, 1)
+    if draws < 2:
+        return [(float(rows_S.var(ddof=1)), 0.0)]
+    columns_D = np.nanmean(found_SD, 0)
+    rest_SD = found_SD - rows_S[:, None] - columns_D + np.nanmean(found_SD)
+    freedom = max(1, int((~np.isnan(rest_SD)).sum()) - seeds - draws + 1)
+    rest = float(np.nansum(rest_SD**2)) / freedom
+    of_seeds = max(0.0, float(rows_S.var(ddof=1)) - rest / draws)
+    of_draws = max(0.0, float(columns_D.var(ddof=1)) - rest / seeds)
+    return [(of_seeds, rest), (of_draws, rest)]
+
+
+def _differences(ours: Repeats, theirs: Repeats) -> np.ndarray:
+    """Return the differences (seeds, draws) of all that both have; NaN where a draw of a seed is missing."""
+    found = {key: ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())}
+    found = {key: value for key, value in found.items() if not np.isnan(value)}
+    seeds, draws = (sorted({key[part] for key in found}) for part in (0, 1))
+    return np.array([[found.get((seed, draw), np.nan) for draw in draws] for seed in seeds], np.float64)
+
+
+def _verdict(low: float, high: float, n: int, higher_is_better: bool, least: int) -> Verdict:
+    if n < least or low <= 0 <= high or np.isnan(low):
+        return "no evidence"
+    return "better" if (low > 0) == higher_is_better else "worse"

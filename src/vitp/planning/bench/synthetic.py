@@ -1,0 +1,187 @@
+"""Models and batches of known sizes, without any data: what a benchmark trains where no run is named.
+
+Pixels are noise and weights are random: neither changes what a step costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vitp.data.chat import ChatTokenizer
+from vitp.data.packing import PackedBatch, pack
+from vitp.data.tokenizer import train_tokenizer
+from vitp.models.language import QWEN2_VOCABULARY, micro_qwen2, qwen2_half_billion
+from vitp.models.vision import VisionConfig
+from vitp.models.vlm import VisionLanguageModel, VLMConfig
+from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.objectives.vitp import ViTPObjective
+from vitp.records.instructions import InstructionRecord, Turn
+
+WORDS = ("ship", "plane", "harbour", "road", "field", "house", "tree", "car", "river", "bridge")
+TILE_HISTOGRAM = {1: 0.35, 3: 0.15, 5: 0.25, 7: 0.25}
+"""Tiles a record → share of the records: single tiles, and grids of 2, 4 and 6 with their thumbnail."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A model by name.
+
+    Attributes:
+        config: Its three parts.
+        vocabulary: Rows of its embedding.
+        padded_length: Tokens a padded sequence has in the published configuration: 16 times those of a tile.
+    """
+
+    config: VLMConfig
+    vocabulary: int
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Image tokens of a tile."""
+        vision = self.config.vision
+        patch = int(vision.arguments.get("patch_size", 14))
+        return (vision.image_size // patch // self.config.shuffle) ** 2
+
+    @property
+    def padded_length(self) -> int:
+        """Tokens that the published configuration gives every sequence: 4096 where a tile has 256, and so on."""
+        return 16 * self.tokens_per_tile
+
+
+def micro() -> ModelSize:
+    """The starter's kind: 96 px in patches of 8, a ViT of 2.7 M and a language model of 1.6 M parameters."""
+    vision = VisionConfig(
+        arguments={"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8}, image_size=96
+    )
+    return ModelSize(VLMConfig(vision=vision, language=micro_qwen2(), shuffle=1, template="micro"), 2000)
+
+
+def small() -> ModelSize:
+    """A ViT-S at 224 px and a language model of 8 layers; a tile has 196 image tokens, near the 256 of full scale."""
+    vision = VisionConfig(
+        arguments={"embed_dim": 384, "depth": 12, "num_heads": 6, "patch_size": 16}, image_size=224
+    )
+    language = micro_qwen2(width=512, layers=8, heads=8, kv_heads=2, mlp=1408)
+    return ModelSize(VLMConfig(vision=vision, language=language, shuffle=1, template="micro"), 8000)
+
+
+def full() -> ModelSize:
+    """The paper's: InternViT-300M at 448 px, Qwen2.5-0.5B."""
+    vision = VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448)
+    return ModelSize(
+        VLMConfig(vision=vision, language=qwen2_half_billion(), shuffle=2, template="micro"), QWEN2_VOCABULARY
+    )
+
+
+SIZES: dict[str, Callable[[], ModelSize]] = {"micro": micro, "small": small, "full": full}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a step is made of.
+
+    Attributes:
+        records: A step.
+        tiles: Tiles a record → share of the records.
+        questions: A record, all on its image.
+        question_words, answer_words: Length of each, about one token a word.
+        vrl_ratio: Image tokens dropped.
+        independent: Questions see the image and themselves only; False: each sees those before it.
+        together: Pack records into shared rows.
+    """
+
+    records: int = 16
+    tiles: tuple[tuple[int, float], ...] = tuple(TILE_HISTOGRAM.items())
+    questions: int = 1
+    question_words: int = 12
+    answer_words: int = 12
+    vrl_ratio: float = 0.75
+    independent: bool = True
+    together: bool = True
+
+
+def make_objective(size: ModelSize, *, seed: int = 0) -> ViTPObjective:
+    """Return the model with random weights and its tokenizer."""
+    torch.manual_seed(seed)
+    corpus = [" ".join(WORDS) + "?"] * 20
+    chat = ChatTokenizer(
+        train_tokenizer(corpus, vocabulary=400), template="micro", tokens_per_tile=size.tokens_per_tile
+    )
+    return ViTPObjective(VisionLanguageModel(size.config, vocabulary=size.vocabulary), chat)
+
+
+@dataclass
+class SyntheticSource:
+    """Batches of a workload as a pure function of their place; see `vitp.objectives.base.BatchSource`.
+
+    Attributes:
+        chat: The model's tokenizer.
+        tile: Side of a tile in pixels.
+        work: What a step is made of; the records are shared by micro-batches and ranks.
+        max_length: Room of a row.
+        micro_batches: Of each rank.
+        seed: Of pixels, texts and dropped tokens.
+    """
+
+    chat: ChatTokenizer
+    tile: int
+    work: Workload
+    max_length: int = 1 << 20
+    micro_batches: int = 1
+    seed: int = 0
+
+    def tile_counts(self, step: int) -> list[int]:
+        """Return the tiles of the records of a step, in the shares of the histogram as exactly as they fit."""
+        counts, shares = zip(*self.work.tiles, strict=True)
+        exact = np.asarray(shares, dtype=float) / sum(shares) * self.work.records
+        whole = np.floor(exact).astype(int)
+        for number in np.argsort(whole - exact, kind="stable")[: self.work.records - int(whole.sum())]:
+            whole[number] += 1
+        made = np.repeat(np.asarray(counts), whole)
+        return np.random.default_rng([self.seed, step]).permutation(made).tolist()
+
+    def record(self, number: int) -> InstructionRecord:
+        """Return the `number`-th record of the run."""
+        rng, work = np.random.default_rng([self.seed, number]), self.work
+        turns = [
+            Turn(
+                " ".join(rng.choice(WORDS, work.question_words)) + "?",
+                " ".join(rng.choice(WORDS, work.answer_words)),
+            )
+            for _ in range(work.questions)
+        ]
+        turns[0] = Turn(f"<image>\n{turns[0].question}", turns[0].answer)
+        return InstructionRecord(str(number), ("noise.png",), tuple(turns), independent=work.independent)
+
+    def __call__(self, step: int, micro: int, rank: int, world: int) -> PackedBatch:
+        """Return the `micro`-th batch of a step for a rank."""
+        work = self.work
+        part, parts = micro * world + rank, self.micro_batches * world
+        mine = range(part * work.records // parts, (part + 1) * work.records // parts)
+        counts = self.tile_counts(step)
+        vrl = VisualRobustness(VRLConfig(ratio=work.vrl_ratio), self.seed).train()
+        encoded, tiles, kept = [], [], []
+        for place in mine:
+            number = step * work.records + place
+            encoded.append(self.chat.encode(self.record(number), [counts[place]]))
+            rng = np.random.default_rng([self.seed, number, 1])
+            shape = (counts[place], 3, self.tile, self.tile)
+            tiles.append(rng.integers(0, 256, shape, dtype=np.uint8))
+            kept.append(vrl(int(encoded[-1].image_N.sum()), (number,), step))
+        return pack(
+            encoded,
+            tiles,
+            kept,
+            tokens_per_tile=self.chat.tokens_per_tile,
+            max_length=self.max_length,
+            pad_id=self.chat.pad_id,
+            together=work.together,
+        )
+
+    def fingerprint(self) -> str:
+        """Return what decides the batches."""
+        return f"{self.work} {self.tile} {self.micro_batches} {self.seed}"

@@ -1,0 +1,130 @@
+"""`LabelledImage`: what every label format is read into. Synthesis, probes and tasks start from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vitp.core.errors import DataError
+from vitp.records.instructions import printable, text_problem
+
+IGNORE = 255
+"""Value of a semantic mask's pixels that count for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectLabel:
+    """One object in pixels of its image.
+
+    Attributes:
+        category: Class name.
+        box: x1, y1, x2, y2; x right, y down, x2 and y2 exclusive.
+        quad: Corners of the oriented box, x1, y1, …, x4, y4, clockwise in the image.
+        polygons: Outline as one or more rings x1, y1, x2, y2, …; several rings are the parts of one object.
+        difficult: Hard to see, or a crowd of several objects: there is something of the class here, but it is
+            neither learned, counted nor missed.
+        holes: Rings that are cut out of `polygons`, in the same form.
+    """
+
+    category: str
+    box: tuple[float, float, float, float]
+    quad: tuple[float, ...] | None = None
+    polygons: tuple[tuple[float, ...], ...] = ()
+    difficult: bool = False
+    holes: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One image, or two dates of one place, with all that is known of it.
+
+    None means "not labelled", an empty tuple means "labelled, and there is none".
+
+    Attributes:
+        id: Unique within the set.
+        image: Path or `scene:` address.
+        width, height: Pixels.
+        split: `train`, `val` or `test`.
+        group: Images of one group must not be split (frames of a video, crops of one scene).
+        objects: Boxes and the like: all that there are outside of `ignored`.
+        ignored: Places of labels that can't be used, such as those of a class that the set doesn't know. What lies
+            there may be of any class: it is neither an object nor background, and nothing is said to be absent,
+            counted or listed in full. An image that lost a label without a place has no `objects` at all.
+        scene: Class of the whole image.
+        captions: Texts that describe the image.
+        semantic: Reads the class of each pixel: (H, W) uint8, an index into the set's
+            `semantic_classes`, 255 = ignore. A callable, so that masks stay on disk.
+        second_image: The later date of a pair.
+        change: Reads the change mask: (H, W) bool.
+        later_objects: Objects of the second image; `objects`, `scene`, `captions` and `semantic` of a pair are
+            those of the first.
+        change_captions: Texts that describe the change.
+    """
+
+    id: str
+    image: str
+    width: int
+    height: int
+    split: str = "train"
+    group: str = ""
+    objects: tuple[ObjectLabel, ...] | None = None
+    scene: str | None = None
+    captions: tuple[str, ...] = ()
+    semantic: Callable[[], np.ndarray] | None = None
+    second_image: str | None = None
+    change: Callable[[], np.ndarray] | None = None
+    later_objects: tuple[ObjectLabel, ...] | None = None
+    change_captions: tuple[str, ...] = ()
+    ignored: tuple[ObjectLabel, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A labelled data set as read from disk or generated.
+
+    Attributes:
+        name: Of the set.
+        items: Sequence of `LabelledImage`; may be lazy.
+        object_classes: Names of the object classes, in the set's order.
+        scene_classes: Names of the scene classes.
+        semantic_classes: Names of the classes of `semantic`, in the order of its values.
+        licence: As its publisher states it.
+        findings: Lines about labels that were left out or mended while reading, each with file and row.
+        understood: Lines about how the files were understood (readings that were chosen, where the splits come
+            from), which `vitp data compile` prints first.
+
+    Raises:
+        DataError: The name of a class holds half a character or a NUL.
+    """
+
+    name: str
+    items: Sequence[LabelledImage]
+    object_classes: tuple[str, ...] = ()
+    scene_classes: tuple[str, ...] = ()
+    semantic_classes: tuple[str, ...] = ()
+    licence: str = ""
+    findings: tuple[str, ...] = field(default=())
+    understood: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (*self.object_classes, *self.scene_classes, *self.semantic_classes):
+            if (problem := text_problem(name)) is not None:
+                raise DataError(
+                    f"the class {printable(str(name))!r} {problem}", where=self.name, fix="rename it"
+                )
+        for classes in (self.object_classes, self.scene_classes, self.semantic_classes):
+            # Labels name their class: two of one name could not be told apart.
+            if len(set(classes)) < len(classes):
+                twice = next(name for number, name in enumerate(classes) if name in classes[:number])
+                raise DataError(f'the class "{twice}" is named twice', where=self.name, fix="rename one")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def split(self, name: str) -> LabelledSet:
+        """Return the items of one split."""
+        from dataclasses import replace
+
+        return replace(self, items=[item for item in self.items if item.split == name])

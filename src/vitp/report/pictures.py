@@ -1,0 +1,65 @@
+"""Pictures inside the page: loaded, made small and written as data addresses."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitp.core.errors import DataError
+
+Picture = str | Path | Image.Image | np.ndarray
+"""A path or `scene:` address, a PIL image, or an (H, W) or (H, W, 3) uint8 array."""
+
+_LOSSLESS_BELOW = 128
+
+
+def open_picture(picture: Picture, *, base: Path | None = None) -> Image.Image:
+    """Return a picture as a PIL RGB image.
+
+    Args:
+        picture: What to load.
+        base: Relative paths that don't exist as they are, are looked for here.
+
+    Raises:
+        DataError: The file can't be read, or the array is no picture.
+    """
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.size == 0:
+            raise DataError(
+                f"an array of shape {picture.shape} and type {picture.dtype} is no picture",
+                where="report",
+                fix="give (H, W) or (H, W, 3) uint8",
+            )
+        return Image.fromarray(picture).convert("RGB")
+    from vitp.io.images import load_image
+
+    address = str(picture)
+    if base is not None and not address.startswith("scene:") and not Path(address).is_file():
+        beside = base / address
+        address = str(beside) if beside.is_file() else address
+    return load_image(address)
+
+
+def data_address(image: Image.Image, *, longest: int = 384) -> str:
+    """Return the image as a `data:` address, scaled down so that its longer side is at most `longest` pixels.
+
+    Small pictures stay lossless (PNG): a JPEG block is as large as the objects in them.
+    """
+    if max(image.size) > longest:
+        scale = longest / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if max(image.size) <= _LOSSLESS_BELOW:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.save(buffer, "JPEG", quality=84, optimize=True)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

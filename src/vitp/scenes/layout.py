@@ -1,0 +1,377 @@
+"""Land cover: what kind of ground is where, and which roads, rails and shores objects line up with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from vitp.scenes.domains import SceneDomain
+from vitp.scenes.textures import LAND_VARIANTS
+
+SHIFT = 4
+"""Fraction bits of the coordinates given to OpenCV."""
+
+
+def fixed(points_N2: np.ndarray) -> np.ndarray:
+    """Return pixel-edge coordinates as OpenCV's fixed-point ones, whose pixel centres are integers."""
+    return np.rint((points_N2 - 0.5) * (1 << SHIFT)).astype(np.int32)
+
+
+class Material(NamedTuple):
+    """One piece of ground: a land class in one variant, laid down with its own turn and tone."""
+
+    land: str
+    variant: int
+    angle: float
+    scale: float
+    offset: tuple[float, float]
+    tone: float
+
+
+class Line(NamedTuple):
+    """A road, rail, runway or quay edge: its ground, ends, width and how it is marked."""
+
+    land: str
+    start: tuple[float, float]
+    end: tuple[float, float]
+    width: float
+    marking: str
+
+
+@dataclass
+class Layout:
+    """The ground of one place while it is being laid out.
+
+    Attributes:
+        material_HW: uint8, index into `materials`.
+        materials: Pieces of ground.
+        lines: What objects line up with.
+        axis: Main direction of the place in radians.
+    """
+
+    domain: SceneDomain
+    split: str
+    size: int
+    rng: np.random.Generator
+    material_HW: np.ndarray = field(init=False)
+    materials: list[Material] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    axis: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.material_HW = np.zeros((self.size, self.size), np.uint8)
+        self.axis = float(self.rng.random() * math.pi)
+
+    def uniform(self, low: float, high: float) -> float:
+        """Return a number between low and high."""
+        return low + (high - low) * float(self.rng.random())
+
+    def pick(self, *lands: str) -> str:
+        """Return one of the land classes."""
+        return lands[int(self.rng.random() * len(lands))]
+
+    def point(self, margin: float = 0.0) -> tuple[float, float]:
+        """Return a place in the image, `margin` (share of its side) away from the border."""
+        low, high = self.size * margin, self.size * (1 - margin)
+        return self.uniform(low, high), self.uniform(low, high)
+
+    def ground(self, land: str, angle: float | None = None) -> int:
+        """Add a material and return its index. The variant is drawn, so two fields rarely look alike."""
+        variant = int(self.rng.random() * LAND_VARIANTS[self.split])
+        turn = self.uniform(0, 2 * math.pi) if angle is None else angle
+        offset = (self.uniform(0, 192), self.uniform(0, 192))
+        self.materials.append(
+            Material(land, variant, turn, self.uniform(0.8, 1.25), offset, self.uniform(-1, 1))
+        )
+        return len(self.materials) - 1
+
+    def fill(self, land: str) -> None:
+        """Cover everything."""
+        self.material_HW[:] = self.ground(land)
+
+    def polygon(self, points_N2: np.ndarray, material: int) -> None:
+        """Cover a polygon."""
+        cv2.fillPoly(self.material_HW, [fixed(points_N2)], (material,), cv2.LINE_8, SHIFT)
+
+    def blob(self, land: str, centre: tuple[float, float], radius: float) -> None:
+        """Cover a rounded, irregular area."""
+        turn = np.arange(14) * (2 * math.pi / 14)
+        reach = radius * (0.65 + 0.7 * self.rng.random(14))
+        reach = 0.5 * reach + 0.25 * (np.roll(reach, 1) + np.roll(reach, -1))
+        points = np.stack([centre[0] + reach * np.cos(turn), centre[1] + reach * np.sin(turn)], 1)
+        self.polygon(points, self.ground(land))
+
+    def rectangle(
+        self, land: str, centre: tuple[float, float], length: float, width: float, angle: float
+    ) -> None:
+        """Cover an oriented rectangle."""
+        cos, sin = math.cos(angle), math.sin(angle)
+        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (length / 2, width / 2)
+        points = corners @ np.array([[cos, sin], [-sin, cos]]) + centre
+        self.polygon(points, self.ground(land, angle))
+
+    def line(
+        self,
+        land: str,
+        through: tuple[float, float],
+        angle: float,
+        width: float,
+        marking: str = "",
+        keep: bool = True,
+    ) -> None:
+        """Lay a straight strip across the whole image."""
+        reach = self.size * 1.5
+        cos, sin = math.cos(angle), math.sin(angle)
+        self.rectangle(land, through, 2 * reach, width, angle)
+        if keep:
+            start = (through[0] - reach * cos, through[1] - reach * sin)
+            end = (through[0] + reach * cos, through[1] + reach * sin)
+            self.lines.append(Line(land, start, end, width, marking))
+
+    def side(self, land: str, through: tuple[float, float], angle: float, wobble: float) -> None:
+        """Cover everything to the right of a line through a point; the shore wobbles by up to `wobble` px."""
+        reach, steps = self.size * 1.6, 24
+        along = np.linspace(-reach, reach, steps)
+        bend = self.rng.standard_normal(steps)
+        bend = wobble * (bend + np.roll(bend, 1) + np.roll(bend, 2)) / 3
+        cos, sin = math.cos(angle), math.sin(angle)
+        shore = np.stack([through[0] + along * cos - bend * sin, through[1] + along * sin + bend * cos], 1)
+        far = (
+            np.array([[reach, 2 * reach], [-reach, 2 * reach]]) @ np.array([[cos, sin], [-sin, cos]])
+            + through
+        )
+        self.polygon(np.concatenate([shore, far]), self.ground(land))
+
+    def river(self, land: str, width: float) -> None:
+        """Lay a winding strip across the image."""
+        start, angle = self.point(0.2), self.uniform(0, math.pi)
+        along = np.linspace(-self.size * 1.5, self.size * 1.5, 24)
+        phase, bend = self.uniform(0, 6), self.uniform(0.05, 0.12) * self.size
+        swing = bend * np.sin(along / self.uniform(12, 25) + phase)
+        half = width / 2 * (0.8 + 0.4 * self.rng.random(24))
+        cos, sin = math.cos(angle), math.sin(angle)
+
+        def bank_at(across: np.ndarray) -> np.ndarray:
+            return np.stack([start[0] + along * cos - across * sin, start[1] + along * sin + across * cos], 1)
+
+        self.polygon(np.concatenate([bank_at(swing - half), bank_at(swing + half)[::-1]]), self.ground(land))
+
+    def parcels(self, lands: tuple[str, ...], length: float, width: float, skip: float = 0.0) -> None:
+        """Cover the image with a turned grid of fields, each with ground of its own."""
+        reach = int(self.size * 0.8 / min(length, width)) + 1
+        cos, sin = math.cos(self.axis), math.sin(self.axis)
+        centre = self.point(0.3)
+        for row in range(-reach, reach + 1):
+            stagger = self.uniform(0, length)
+            for column in range(-reach, reach + 1):
+                x, y = column * length + stagger, row * width
+                place = (centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos)
+                margin = max(length, width) * 0.7
+                inside = all(-margin < value < self.size + margin for value in place)
+                # uint8 material numbers: very large places keep their first fields and the base ground.
+                if inside and self.rng.random() >= skip and len(self.materials) < 200:
+                    turn = self.axis + (math.pi / 2 if self.rng.random() < 0.4 else 0.0)
+                    material = self.ground(self.pick(*lands), turn)
+                    self._parcel(place, length * self.uniform(1.0, 1.06), width * 1.04, material)
+
+    def _parcel(self, centre: tuple[float, float], length: float, width: float, material: int) -> None:
+        cos, sin = math.cos(self.axis), math.sin(self.axis)
+        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (length / 2, width / 2)
+        self.polygon(corners @ np.array([[cos, sin], [-sin, cos]]) + centre, material)
+
+    def shifted(self, distance: float, angle: float | None = None) -> tuple[float, float]:
+        """Return the point `distance` px to the right of the image's middle, seen along `angle`."""
+        turn = self.axis if angle is None else angle
+        return self.size / 2 - distance * math.sin(turn), self.size / 2 + distance * math.cos(turn)
+
+
+def _country(lay: Layout) -> None:
+    lay.fill(lay.pick("grass", "soil", "grass", "sand"))
+    for _ in range(int(lay.rng.random() * 3)):
+        lay.blob(lay.pick("forest", "soil", "grass", "crops"), lay.point(), lay.uniform(10, 26))
+    if lay.rng.random() < 0.15:
+        lay.river("water", lay.uniform(5, 12))
+
+
+def _airport(lay: Layout) -> None:
+    _country(lay)
+    near = lay.uniform(-0.35, -0.1) * lay.size
+    lay.line("road", lay.shifted(near), lay.axis, lay.uniform(10, 15), "runway")
+    apron = lay.shifted(lay.uniform(0.2, 0.35) * lay.size)
+    lay.rectangle("pavement", apron, lay.size * lay.uniform(0.8, 1.8), lay.uniform(38, 54), lay.axis)
+    if lay.rng.random() < 0.6:
+        turn = lay.axis + math.pi / 2 + lay.uniform(-0.4, 0.4)
+        lay.line("road", lay.point(0.2), turn, lay.uniform(5, 8), "yellow")
+
+
+def _harbour(lay: Layout) -> None:
+    lay.fill("water")
+    edge = lay.uniform(-0.15, 0.25) * lay.size
+    turn = lay.axis
+    lay.side("pavement", lay.shifted(edge, turn), turn, 0.0)
+    lay.line("road", lay.shifted(edge + 4, turn), turn, 5)
+    if lay.rng.random() < 0.5:
+        pier = (lay.point(0.2), lay.size * lay.uniform(0.4, 0.9), lay.uniform(6, 12))
+        lay.rectangle("pavement", *pier, turn + math.pi / 2)
+    if lay.rng.random() < 0.6:
+        lay.side(
+            lay.pick("grass", "soil", "pavement"),
+            lay.shifted(edge + lay.uniform(26, 40), turn),
+            turn,
+            lay.uniform(0, 3),
+        )
+
+
+def _residential(lay: Layout) -> None:
+    lay.fill(lay.pick("grass", "soil", "grass"))
+    if lay.rng.random() < 0.5:
+        lay.blob(lay.pick("forest", "grass", "soil"), lay.point(), lay.uniform(10, 24))
+    if lay.rng.random() < 0.2:
+        lay.river("water", lay.uniform(6, 14))
+    spacing, offset = lay.uniform(36, 50), lay.uniform(-20, 20)
+    count = int(lay.size / spacing) + 1
+    width = lay.uniform(5, 7.5)
+    for k in range(-count // 2, count // 2 + 1):
+        lay.line("road", lay.shifted(k * spacing + offset), lay.axis, width, "dash")
+    lay.line("road", lay.point(0.2), lay.axis + math.pi / 2, width, "dash")
+
+
+def _farmland(lay: Layout) -> None:
+    lay.fill(lay.pick("crops", "grass", "soil"))
+    lay.parcels(("crops", "crops", "soil", "grass"), lay.uniform(34, 60), lay.uniform(22, 40), 0.1)
+    if lay.rng.random() < 0.7:
+        lay.line("road", lay.point(0.2), lay.axis + lay.uniform(-0.1, 0.1), lay.uniform(3, 5.5))
+    if lay.rng.random() < 0.35:
+        lay.blob("forest", lay.point(), lay.uniform(9, 18))
+    if lay.rng.random() < 0.25:
+        lay.river("water", lay.uniform(4, 9))
+
+
+def _forest(lay: Layout) -> None:
+    lay.fill("forest")
+    for _ in range(1 + int(lay.rng.random() * 3)):
+        lay.blob(lay.pick("grass", "soil", "grass", "forest"), lay.point(), lay.uniform(10, 26))
+    if lay.rng.random() < 0.4:
+        lay.blob("water", lay.point(), lay.uniform(12, 28))
+    if lay.rng.random() < 0.6:
+        lay.line("road", lay.point(0.25), lay.axis, lay.uniform(3.5, 6))
+
+
+def _industrial(lay: Layout) -> None:
+    lay.fill(lay.pick("pavement", "soil", "pavement"))
+    lay.parcels(("pavement", "soil", "pavement", "grass"), lay.uniform(48, 70), lay.uniform(44, 60), 0.3)
+    lay.line("road", lay.shifted(lay.uniform(-30, 30)), lay.axis, lay.uniform(6, 9), "dash")
+    if lay.rng.random() < 0.5:
+        lay.line("road", lay.point(0.2), lay.axis + math.pi / 2, lay.uniform(5, 8))
+    if lay.rng.random() < 0.2:
+        lay.river("water", lay.uniform(6, 12))
+
+
+def _coast(lay: Layout) -> None:
+    lay.fill("water")
+    turn, edge = lay.axis * 2, lay.uniform(-0.2, 0.2) * lay.size
+    lay.side("sand", lay.shifted(edge, turn), turn, lay.uniform(3, 8))
+    lay.side(
+        lay.pick("grass", "grass", "forest", "soil"),
+        lay.shifted(edge + lay.uniform(8, 22), turn),
+        turn,
+        lay.uniform(2, 6),
+    )
+    if lay.rng.random() < 0.5:
+        lay.blob(lay.pick("forest", "grass"), lay.shifted(edge + 40, turn), lay.uniform(10, 20))
+    if lay.rng.random() < 0.5:
+        lay.line("road", lay.shifted(edge + lay.uniform(26, 34), turn), turn, lay.uniform(4, 6))
+    if lay.rng.random() < 0.4:
+        lay.blob("sand", lay.point(), lay.uniform(6, 14))
+
+
+def _parking(lay: Layout) -> None:
+    _country(lay)
+    lay.rectangle(
+        "pavement",
+        lay.point(0.35),
+        lay.size * lay.uniform(0.7, 1.2),
+        lay.size * lay.uniform(0.5, 0.9),
+        lay.axis,
+    )
+    lay.line("road", lay.shifted(lay.uniform(-0.4, 0.4) * lay.size), lay.axis, lay.uniform(6, 9), "dash")
+    if lay.rng.random() < 0.5:
+        lay.rectangle(
+            lay.pick("grass", "soil"), lay.point(0.2), lay.uniform(12, 40), lay.uniform(5, 12), lay.axis
+        )
+
+
+def _terminal(lay: Layout) -> None:
+    lay.fill("basin")
+    edge = lay.uniform(-0.25, 0.1) * lay.size
+    lay.side("quay", lay.shifted(edge), lay.axis, 0.0)
+    lay.line("lane", lay.shifted(edge + 6), lay.axis, lay.uniform(4, 7), "dash")
+    if lay.rng.random() < 0.7:
+        lay.side("yard", lay.shifted(edge + lay.uniform(26, 44)), lay.axis, 0.0)
+    if lay.rng.random() < 0.5:
+        lay.line("rail", lay.shifted(edge + lay.uniform(38, 60)), lay.axis, 7, "rails")
+
+
+def _railyard(lay: Layout) -> None:
+    lay.fill(lay.pick("yard", "scrub", "yard", "mud"))
+    if lay.rng.random() < 0.6:
+        lay.side(
+            lay.pick("scrub", "yard", "basin"), lay.shifted(lay.uniform(20, 38)), lay.axis, lay.uniform(0, 5)
+        )
+    start, gap = lay.uniform(-0.4, -0.1) * lay.size, lay.uniform(8, 13)
+    for k in range(2 + int(lay.rng.random() * 4)):
+        lay.line("rail", lay.shifted(start + k * gap), lay.axis, 7, "rails")
+    if lay.rng.random() < 0.5:
+        lay.line("lane", lay.point(0.2), lay.axis + math.pi / 2 + lay.uniform(-0.3, 0.3), lay.uniform(4, 6))
+
+
+def _anchorage(lay: Layout) -> None:
+    lay.fill("basin")
+    if lay.rng.random() < 0.6:
+        turn, edge = lay.axis * 2, lay.uniform(22, 42) * lay.size / 96
+        lay.side(lay.pick("quay", "mud"), lay.shifted(edge, turn), turn, lay.uniform(0, 3))
+        lay.side(lay.pick("yard", "scrub"), lay.shifted(edge + 16, turn), turn, 2.0)
+    if lay.rng.random() < 0.4:
+        lay.rectangle("quay", lay.point(), lay.size * lay.uniform(0.5, 1), lay.uniform(5, 9), lay.axis)
+
+
+def _flats(lay: Layout) -> None:
+    lay.fill(lay.pick("mud", "basin"))
+    turn = lay.axis * 2
+    if lay.rng.random() < 0.6:
+        lay.side("scrub", lay.shifted(lay.uniform(25, 40) * lay.size / 96, turn), turn, lay.uniform(4, 9))
+    for _ in range(1 + int(lay.rng.random() * 3)):
+        lay.blob(lay.pick("basin", "mud"), lay.point(), lay.uniform(16, 34))
+    lay.river("basin", lay.uniform(10, 26))
+
+
+def _depot(lay: Layout) -> None:
+    lay.fill(lay.pick("yard", "scrub", "yard", "mud"))
+    lay.parcels(("yard", "scrub", "yard", "mud"), lay.uniform(50, 70), lay.uniform(40, 56), 0.4)
+    lay.line("lane", lay.shifted(lay.uniform(-30, 30)), lay.axis, lay.uniform(5, 8), "dash")
+    if lay.rng.random() < 0.7:
+        lay.line("rail", lay.shifted(lay.uniform(-36, 36)), lay.axis, 7, "rails")
+    if lay.rng.random() < 0.25:
+        lay.side("basin", lay.shifted(lay.uniform(26, 40)), lay.axis, lay.uniform(0, 2))
+
+
+LAYOUTS: dict[str, Callable[[Layout], None]] = {
+    "airport": _airport,
+    "harbour": _harbour,
+    "residential": _residential,
+    "farmland": _farmland,
+    "forest": _forest,
+    "industrial": _industrial,
+    "coast": _coast,
+    "parking": _parking,
+    "terminal": _terminal,
+    "railyard": _railyard,
+    "anchorage": _anchorage,
+    "flats": _flats,
+    "depot": _depot,
+}

@@ -1,0 +1,85 @@
+"""Finetuned models on disk: `RUN/model` with architecture, classes, weights and how it is to be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitp.checkpoints.pretrained import load_weights, tied_names
+from vitp.core.config import make_config
+from vitp.core.errors import CheckpointError
+from vitp.core.reading import parse_json, read_text
+from vitp.core.sealed import read_safetensors
+from vitp.models.foreign import described_by
+from vitp.tasks.base import CONFIG, FORMAT, WEIGHTS, InputSize, TaskModel, TestSettings
+from vitp.tasks.build import NeckSettings, build_model, empty_backbone
+
+
+def model_folder(path: str | Path) -> Path:
+    """Return the folder of a finetuned model: the one that is named, or `model/` of a run.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    for folder in (Path(path) / "model", Path(path)):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    raise CheckpointError(
+        "holds no finetuned model",
+        where=str(path),
+        fix=f"name a run of `vitp finetune` that has finished, or a folder with {CONFIG} and {WEIGHTS}",
+    )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return what `config.json` says.
+
+    Raises:
+        CheckpointError: It isn't the configuration of a finetuned model.
+    """
+    path = folder / CONFIG
+    try:
+        description = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"can't be read ({error})", where=str(path), fix="copy the folder again"
+        ) from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(
+            "is not the configuration of a finetuned model",
+            where=str(path),
+            fix="name a run of `vitp finetune`; pretrained backbones are finetuned first",
+        )
+    return description
+
+
+def load_task(path: str | Path) -> TaskModel:
+    """Return the finetuned model of a run or model folder, in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: There is none, a file is broken, or weights don't fit (with a report name by name).
+    """
+    folder = model_folder(path)
+    description = read_description(folder)
+    with described_by(folder / CONFIG):
+        task, classes = description["task"], description["classes"]
+        model = build_model(
+            task,
+            empty_backbone(description["backbone"]),
+            classes,
+            make_config(NeckSettings, description["neck"], where="neck"),
+            description["head"],
+        )
+        model.input_size = make_config(InputSize, description.get("input", {}), where="input")
+        stated_settings(description)
+    model.description = {
+        key: value for key, value in description.items() if key not in ("format", "task", "classes")
+    }
+    weights = read_safetensors(folder / WEIGHTS, ours=True)
+    load_weights(model, weights, where=str(folder / WEIGHTS), tied=tied_names(model))
+    return model.eval()
+
+
+def stated_settings(description: dict[str, Any]) -> TestSettings:
+    """Return how a model's description wants it to be used."""
+    return make_config(TestSettings, dict(description.get("test", {})), where="test")
