@@ -23,7 +23,6 @@ from vitp.objectives.dense_source import LabelledSource
 from vitp.objectives.views_source import ViewSource
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs.finetune import FinetuneConfig
-from vitp.runs.image_pretrain import ImagePretrainConfig
 from vitp.runs.pretrain import PretrainConfig
 
 MINIMAL = {"data": {"mixture": ["x"]}}
@@ -31,8 +30,8 @@ MINIMAL = {"data": {"mixture": ["x"]}}
 
 def test_defaults_are_the_papers():
     config = make_config(PretrainConfig, MINIMAL)
-    assert config.vrl.ratio == 0.75
-    assert config.vrl.probability == 1.0
+    assert config.objective.vrl.ratio == 0.75
+    assert config.objective.vrl.probability == 1.0
     assert config.optim.lr == 2e-5
     assert config.optim.weight_decay == 0.01
     assert config.optim.warmup_ratio == 0.2
@@ -46,7 +45,7 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("vrl.ration=0.5", "unknown key 'vrl.ration'; did you mean \"ratio\"?"),
+        ("vrl.ration=0.5", "unknown key 'objective.vrl.ration'; did you mean \"ratio\"?"),
         ("optim.lr=fast", "optim.lr is 'fast'"),
         ("vrl.ratio=1.5", "vrl.ratio is 1.5"),
         ("train.steps=0", "train.steps is 0"),
@@ -125,7 +124,7 @@ FREE = ("head.", "neck.options.", "data.options.")
 
 def test_error_lines_name_keys_that_exist():
     """Whoever follows the line must be able to set the key that it names."""
-    keys = set().union(*map(config_keys, (PretrainConfig, ImagePretrainConfig, FinetuneConfig, VLMConfig)))
+    keys = set().union(*map(config_keys, (PretrainConfig, FinetuneConfig, VLMConfig)))
     named = [(key, place) for key, place in named_keys() if not NO_KEYS.fullmatch(key)]
     assert len(named) > 60
     assert [(key, place) for key, place in named if key not in keys and not key.startswith(FREE)] == []

@@ -19,10 +19,9 @@ from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
 from vitp.data.formats.vitp_labels import read as read_compiled
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.objectives.base import is_of_source
-from vitp.objectives.supervised import RenamedMask
+from vitp.objectives.dense_pretraining import RenamedMask
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.runs.image_pretrain import ImagePretrainConfig
-from vitp.runs.image_pretrain import build as build_images
+from vitp.runs.pretrain import PretrainConfig, build
 from vitp.scenes import scene_set
 from vitp.tasks.data import LabelKind, LabelReader, TaskSource
 
@@ -92,7 +91,7 @@ def blank(folder: Path) -> None:
 def test_every_paradigm_notices_a_blanked_mask(tmp_path: Path, objective: str) -> None:
     folder = labelled_folder(tmp_path / "toy")
     vision = {"arguments": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": 32}
-    config = ImagePretrainConfig.model_validate(
+    config = PretrainConfig.model_validate(
         {
             "objective": objective,
             "model": {"init": "random", "vision": vision},
@@ -100,10 +99,10 @@ def test_every_paradigm_notices_a_blanked_mask(tmp_path: Path, objective: str) -
             "train": {"steps": 2},
         }
     )
-    before: Any = build_images(config).source
+    before: Any = build(config).source
     first, former = before.fingerprint(), before.former_fingerprint()
     blank(folder)
-    after: Any = build_images(config).source
+    after: Any = build(config).source
     assert after.fingerprint() != first
     # A run of a version that didn't look at masks still goes on.
     assert after.former_fingerprint() == former

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from tests.objective_toys import OBJECTS, SCENES, SIZE, labelled_folder, supervised, tiny_tower
 from vitp.core.errors import ConfigError
 from vitp.data.views import ViewConfig
+from vitp.objectives.dense_pretraining import RenamedMask, merged_set
 from vitp.objectives.supervised import (
     ClassBatch,
     ClassNames,
     LabelledViews,
-    RenamedMask,
     SupervisedObjective,
-    merged_set,
 )
 from vitp.objectives.views_source import ImageMixture, ImageRows, PlacedImage, read_rows
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel

@@ -376,7 +376,7 @@ class TaskSource:
         if self.batch_size < parts or micro >= self.micro_batches:
             raise ConfigError(
                 f"a step of {self.batch_size} images can't be cut into {parts} parts (asked for micro-batch {micro})",
-                where="train.batch_size",
+                where="data.global_batch",
                 fix="give at least one image for each rank and micro-batch",
             )
         places = range(micro * world + rank, self.batch_size, parts)

@@ -124,7 +124,7 @@ def of_run(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subject:
     Raises:
         VitpError: The configuration or the data can't be used.
     """
-    from vitp.runs.pretrain import PretrainConfig, build
+    from vitp.runs.pretrain import PretrainConfig, build_vlm
 
     file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
@@ -132,7 +132,7 @@ def of_run(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subject:
     config = load_config(PretrainConfig, file, overrides)
     if path.is_dir() and (path / "model").is_dir():
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(path)})})
-    run = build(config)
+    objective, source = build_vlm(config)
     settings = StepSettings(
         steps=steps,
         micro_batches=config.train.micro_batches,
@@ -142,12 +142,12 @@ def of_run(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subject:
     )
     description = {
         "run": path.name,
-        "data": run.source.fingerprint()[:16],
+        "data": source.fingerprint()[:16],
         "records": config.data.global_batch,
         "precision": config.train.precision,
         "compute": config.compute.model_dump(mode="json"),
     }
-    return Subject(run.objective, run.source, settings, description)
+    return Subject(objective, source, settings, description)
 
 
 def bench_config(overrides: Sequence[str], **values: Any) -> BenchConfig:
