@@ -23,6 +23,7 @@ import yaml
 
 from vitp.core.config import make_config
 from vitp.core.errors import ConfigError
+from vitp.core.files import to_json
 from vitp.core.reading import parse_yaml
 from vitp.objectives import SETTINGS, Default
 
@@ -78,8 +79,8 @@ def pretraining_overrides(
     found, others = pretraining(values), []
     for override in overrides:
         key, _, text = override.partition("=")
-        chosen = _plain_text(text) if key.strip() in ("objective", "objective.name") else None
-        if chosen is None:
+        chosen = _plain(text) if key.strip() in ("objective", "objective.name") else None
+        if not isinstance(chosen, str):
             others.append(override)
         elif _name_of(found["objective"]) != chosen:
             found["objective"] = {"name": chosen}
@@ -93,7 +94,12 @@ def pretraining_overrides(
             continue
         now = ".".join(filter(None, ("objective", place)))
         said.append(f"{first} is {now} now")
-        words.append(f"{now}{dot}{rest}={override.partition('=')[2]}")
+        text = override.partition("=")[2]
+        section = None if place or dot else _plain(text)
+        if isinstance(section, Mapping):  # the name beside these settings stays
+            words += [f"{now}.{key}={to_json(value)}" for key, value in section.items()]
+        else:
+            words.append(f"{now}{dot}{rest}={text}")
     _say(list(dict.fromkeys(said)))
     return found, words
 
@@ -152,13 +158,12 @@ def _name_of(objective: Any) -> Any:
     return objective.get("name") if isinstance(objective, Mapping) else getattr(objective, "name", None)
 
 
-def _plain_text(text: str) -> str | None:
-    """Return the text that a YAML value is, or None where it is another kind of value."""
+def _plain(text: str) -> Any:
+    """Return what a YAML value is; None where it is none, which is told when it is read."""
     try:
-        value = parse_yaml(text)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return None
-    return value if isinstance(value, str) else None
 
 
 def _say(lines: Sequence[str]) -> None:
