@@ -57,12 +57,10 @@ def check_global_batch(global_batch: int, micro_batches: int) -> None:
 
 
 def say(lines: Sequence[str], console: Console | None) -> None:
-    """Print warnings about the data, on the first rank."""
+    """Print what a user should know about the data, on the first rank."""
     if distributed.rank() == 0:
         for line in lines:
-            (console or Console()).print(
-                f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True
-            )
+            (console or Console()).print(line, style="yellow", markup=False, highlight=False)
 
 
 def train_parts(

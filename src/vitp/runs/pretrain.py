@@ -199,7 +199,7 @@ def run_pretraining(
     names = [phase.folder for phase in phases]
     with claimed(run_dir, config, config.train.device, resume=resume, phases=names) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches)
-        say(config.objective.warnings(config), console)
+        say([f"warning: {line}" for line in config.objective.warnings(config)], console)
         started = config
         for phase in phases:
             started = _run_phase(phase, started, run_dir / phase.folder, console)
