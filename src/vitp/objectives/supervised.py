@@ -18,13 +18,23 @@ from torch import Tensor
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
+from vitp.data.ignored import UNLABELLED, presence_of
+from vitp.data.mixture import Mixture, Sample
 from vitp.data.permutation import Permutation
-from vitp.data.views import ViewConfig, make_view
 from vitp.models.vision import VisionTower
-from vitp.objectives.dense import UNKNOWN, DenseBatch, DenseObjective, LinearHead
-from vitp.objectives.dense_source import presence_of
+from vitp.objectives.dense import DenseBatch, DenseObjective, LinearHead
 from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, save_tower, tower_flops
-from vitp.objectives.views_source import ImageMixture, ImageRows, PlacedImage, stacked
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageRows,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
+)
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 
@@ -92,29 +102,24 @@ class ClassNames:
 
 
 @dataclass(frozen=True)
-class ClassBatch:
+class ClassBatch(TensorFields):
     """Images with their classes.
 
     Attributes:
         tiles_BCHW: RGB, uint8.
         scene_B: Scene class, int64; −1 where unknown.
         presence_BK: 1 where an object class is in the view, 0 where it isn't, −1 where unknown; int8.
-        names: Ids of the images.
+        record_names: Ids of the images, for messages.
     """
 
     tiles_BCHW: Tensor
     scene_B: Tensor
     presence_BK: Tensor
-    names: tuple[str, ...]
-
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
+    record_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class LabelledViews:
+class LabelledViews(ImageCollate[ClassBatch]):
     """Makes a `ClassBatch`.
 
     Attributes:
@@ -129,27 +134,28 @@ class LabelledViews:
     classes: ClassNames
     known: tuple[tuple[str, ...], ...]
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> ClassBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> ClassBatch:
         """Return the batch of some images."""
         made, presences, scenes = [], [], []
         place = {name: index for index, name in enumerate(self.classes.scenes)}
-        for image in images:
-            view, window = make_view(image.load(), self.size, self.views, image.generator())
+        for sample in samples:
+            view, window = make_view(load_sample(sample), self.size, self.views, view_generator(sample))
             made.append(view)
-            scenes.append(place.get(image.item.scene or "", UNKNOWN))
-            presences.append(self._presence(image, window))
+            scenes.append(place.get(sample.record.scene or "", UNLABELLED))
+            presences.append(self._presence(sample, window))
         return ClassBatch(
             stacked(made),
             torch.tensor(scenes, dtype=torch.int64),
             torch.from_numpy(np.stack(presences)),
-            tuple(image.item.id for image in images),
+            names_of(samples),
         )
 
-    def _presence(self, image: PlacedImage, window: tuple[float, ...]) -> np.ndarray:
-        presence_K = presence_of(image.item.objects, self.classes.objects, window, image.item.ignored)
-        known = self.known[image.entry]
+    def _presence(self, sample: Sample[LabelledImage], window: tuple[float, ...]) -> np.ndarray:
+        item = sample.record
+        presence_K = presence_of(item.objects, self.classes.objects, window, item.ignored)
+        known = self.known[sample.entry]
         foreign = [number for number, name in enumerate(self.classes.objects) if name not in known]
-        presence_K[foreign] = UNKNOWN
+        presence_K[foreign] = UNLABELLED
         return presence_K
 
     def describe(self) -> Mapping[str, Any]:
@@ -187,12 +193,12 @@ class SupervisedObjective(ImageObjective):
             losses["scene"] = F.cross_entropy(
                 self.scene_head(features_BD).float(),
                 batch.scene_B,
-                ignore_index=UNKNOWN,
+                ignore_index=UNLABELLED,
                 reduction="sum",
                 label_smoothing=self.label_smoothing,
             )
         if self.presence_head is not None:
-            known_BK = batch.presence_BK != UNKNOWN
+            known_BK = batch.presence_BK != UNLABELLED
             loss_BK = F.binary_cross_entropy_with_logits(
                 self.presence_head(features_BD).float(),
                 batch.presence_BK.clamp(min=0).float(),
@@ -205,9 +211,9 @@ class SupervisedObjective(ImageObjective):
         """Return name → number of known labels."""
         counts = {}
         if self.scene_head is not None:
-            counts["scene"] = float((batch.scene_B != UNKNOWN).sum())
+            counts["scene"] = float((batch.scene_B != UNLABELLED).sum())
         if self.presence_head is not None:
-            counts["presence"] = float((batch.presence_BK != UNKNOWN).sum())
+            counts["presence"] = float((batch.presence_BK != UNLABELLED).sum())
         return counts
 
     def work(self, batch: ClassBatch) -> dict[str, float]:
@@ -251,13 +257,17 @@ class RenamedMask:
         return table[self.mask()]
 
 
-def merged_set(images: ImageMixture) -> LabelledSet:
+def merged_set(sets: Sequence[ImageRows], mixture: Mixture[LabelledImage]) -> LabelledSet:
     """Return one epoch of a mixture as one labelled set, classes joined by name.
+
+    Args:
+        sets: Of the mixture.
+        mixture: Says how often an image comes, and in which order.
 
     Raises:
         ConfigError: There are fewer than two semantic classes.
     """
-    labelled = [one.labelled for one in images.sets]
+    labelled = [one.labelled for one in sets]
     semantic = tuple(dict.fromkeys(name for one in labelled for name in one.semantic_classes))
     if len(semantic) < 2:
         raise ConfigError(
@@ -266,9 +276,9 @@ def merged_set(images: ImageMixture) -> LabelledSet:
             fix="use sets with masks",
         )
     items: list[LabelledImage] = []
-    for one, entry in zip(labelled, images.order.entries, strict=True):
+    for one, entry in zip(labelled, mixture.entries, strict=True):
         numbers = tuple(semantic.index(name) for name in one.semantic_classes)
-        order = Permutation(len(one), images.seed, one.name)
+        order = Permutation(len(one), mixture.seed, one.name)
         for number in range(entry.per_epoch):
             item = one.items[order[number % len(one)]]
             mask = None if item.semantic is None else RenamedMask(item.semantic, numbers)

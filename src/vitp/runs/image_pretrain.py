@@ -20,14 +20,18 @@ from vitp.checkpoints.pretrained import load_tokenizer, load_vlm, resolve
 from vitp.core import distributed
 from vitp.core.config import Positive, SettingsModel
 from vitp.core.files import write_json
+from vitp.data.augment import MaskAugmentation
+from vitp.data.batches import SampledBatches
+from vitp.data.mixture import Mixture
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import TrainResult
 from vitp.engine.loop import Trainer
 from vitp.models.lora import VisionLoRAConfig, add_lora
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.objectives.base import BatchSource, Objective
-from vitp.objectives.dense_source import Augmentation, LabelledSource
+from vitp.objectives.dense import dense_batches
 from vitp.objectives.distillation import Crops, DistillationConfig, DistillationObjective
+from vitp.objectives.image_rows import ImageRows, image_mixture, read_image_rows
 from vitp.objectives.image_text import ImageTextConfig, ImageTextObjective, ImageTextPairs
 from vitp.objectives.masked_image import MaskedImageConfig, MaskedImageObjective, MaskedViews
 from vitp.objectives.preserving import PreserveConfig, preserving
@@ -51,7 +55,7 @@ from vitp.objectives.text_tower import (
     has_caption,
     read_record_texts,
 )
-from vitp.objectives.views_source import ImageMixture, ImageRows, ViewSource, read_rows
+from vitp.records.labels import LabelledImage
 from vitp.runs.folder import claimed
 from vitp.runs.pretrain import ProbeSettings, probe_hooks
 
@@ -118,7 +122,7 @@ class ImageRun:
     config: ImagePretrainConfig
     objective: Objective
     source: BatchSource
-    images: ImageMixture
+    images: Mixture[LabelledImage]
 
 
 def initial_tower(settings: ImageModelSettings, seed: int) -> VisionTower:
@@ -161,19 +165,19 @@ def build(config: ImagePretrainConfig) -> ImageRun:
     return ImageRun(config, preserving(objective, config.model.preserve), source, images)
 
 
-Built = tuple[Objective, BatchSource, ImageMixture]
+Built = tuple[Objective, BatchSource, Mixture[LabelledImage]]
 
 
-def _images(config: ImagePretrainConfig, rows: list[ImageRows]) -> ImageMixture:
-    return ImageMixture(rows, config.data.rates, config.seed)
+def _images(config: ImagePretrainConfig, rows: list[ImageRows]) -> Mixture[LabelledImage]:
+    return image_mixture(rows, config.data.rates, config.seed)
 
 
-def _unlabelled(config: ImagePretrainConfig) -> ImageMixture:
-    return _images(config, [read_rows(folder, both_dates=True) for folder in config.data.mixture])
+def _unlabelled(config: ImagePretrainConfig) -> Mixture[LabelledImage]:
+    return _images(config, [read_image_rows(folder, both_dates=True) for folder in config.data.mixture])
 
 
-def _source(config: ImagePretrainConfig, images: ImageMixture, collate: Any) -> ViewSource:
-    return ViewSource(images, collate, config.data.global_batch, config.train.micro_batches)
+def _source(config: ImagePretrainConfig, images: Mixture[LabelledImage], collate: Any) -> SampledBatches:
+    return SampledBatches(images, collate, config.data.global_batch, config.train.micro_batches)
 
 
 def _masked(config: ImagePretrainConfig, tower: VisionTower) -> Built:
@@ -199,12 +203,15 @@ def _image_text(config: ImagePretrainConfig, tower: VisionTower) -> Built:
     settings = config.image_text
     texts: Texts
     if settings.texts == "captions":
-        rows = [read_rows(folder).having(has_caption, "captions or labels") for folder in config.data.mixture]
+        rows = [
+            read_image_rows(folder).having(has_caption, "captions or labels")
+            for folder in config.data.mixture
+        ]
         texts = captions_of(rows)
     else:
         known = [read_record_texts(Path(folder)) for folder in config.data.mixture]
         rows = [
-            read_rows(folder).having(lambda item, own=own: item.image in own, "records")  # type: ignore[misc]
+            read_image_rows(folder).having(lambda item, own=own: item.image in own, "records")  # type: ignore[misc]
             for folder, own in zip(config.data.mixture, known, strict=True)
         ]
         texts = RecordTexts(tuple(known))
@@ -231,7 +238,7 @@ def _image_text(config: ImagePretrainConfig, tower: VisionTower) -> Built:
 
 def _supervised(config: ImagePretrainConfig, tower: VisionTower) -> Built:
     settings = config.supervised
-    rows = [read_rows(folder) for folder in config.data.mixture]
+    rows = [read_image_rows(folder) for folder in config.data.mixture]
     classes = ClassNames.of(rows, settings.labels)
     rows = [one.having(classes.labelled, "class labels") for one in rows]
     images = _images(config, rows)
@@ -244,18 +251,18 @@ def _supervised(config: ImagePretrainConfig, tower: VisionTower) -> Built:
 def _dense(config: ImagePretrainConfig, tower: VisionTower) -> Built:
     settings = config.dense
     rows = [
-        read_rows(folder).having(lambda item: item.semantic is not None, "masks")
+        read_image_rows(folder).having(lambda item: item.semantic is not None, "masks")
         for folder in config.data.mixture
     ]
     images = _images(config, rows)
-    merged = merged_set(images)
-    source = LabelledSource(
+    merged = merged_set(rows, images)
+    source = dense_batches(
         merged,
         config.data.global_batch,
         config.seed,
         size=tower.image_size[0],
         micro_batches=config.train.micro_batches,
-        augment=Augmentation(crop=settings.crop, photometric=settings.photometric),
+        augment=MaskAugmentation(crop=settings.crop, photometric=settings.photometric),
         presence=settings.presence,
     )
     objective = DensePretraining(

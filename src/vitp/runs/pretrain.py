@@ -17,8 +17,8 @@ from vitp.core.config import CONFIG_FILE, Positive, SettingsModel, Weight, load_
 from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.files import write_json
 from vitp.core.sealed import check
+from vitp.data.batches import SampledBatches
 from vitp.data.chat import ChatTokenizer
-from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.lengths import RecordCost, RecordLength
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.jsonl import JsonlRecords
@@ -36,7 +36,7 @@ from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.preserving import PreserveConfig, preserving
 from vitp.objectives.prior_weights import PriorConfig, PriorWeights, TextOnlyObjective, TextReference
-from vitp.objectives.vitp import ViTPObjective
+from vitp.objectives.vitp import PackedRecords, SequenceConfig, ViTPObjective
 from vitp.runs.folder import claimed
 
 
@@ -128,7 +128,7 @@ class PretrainRun:
 
     config: PretrainConfig
     objective: ViTPObjective
-    source: InstructionSource
+    source: SampledBatches
 
 
 def open_mixture(data: DataSettings, seed: int) -> Mixture:
@@ -202,14 +202,14 @@ def build(config: PretrainConfig) -> PretrainRun:
         lr_scale=config.model.lr_scale,
         prior=_prior_weights(config.prior),
     )
-    collator = Collator(
+    collator = PackedRecords(
         loaded.chat,
         tile=loaded.vlm.vision.image_size[0],
         config=config.data.sequence,
         drop=VisualRobustness(config.vrl, config.seed).train(),
         load_tiles=config.data.input.loader(loaded.vlm.vision.image_size[0]),
     )
-    source = InstructionSource(
+    source = SampledBatches(
         mixture,
         collator,
         config.data.global_batch,
@@ -384,20 +384,9 @@ def _fit_reference(config: PretrainConfig, run_dir: Path, console: Console | Non
 
 def describe_mixture(run: PretrainRun) -> dict[str, Any]:
     """Return what the card of an export says about the data: sets, sizes, rates, licences, hash."""
-    mixture = run.source.mixture
+    mixture = run.source.order
     assert isinstance(mixture, Mixture)
-    return {
-        "fingerprint": run.source.fingerprint(),
-        "sets": [
-            {
-                "name": entry.records.name,
-                "records": len(entry.records),
-                "rate": entry.rate,
-                "licence": entry.records[0].licence,
-            }
-            for entry in mixture.entries
-        ],
-    }
+    return {"fingerprint": run.source.fingerprint(), "sets": mixture.describe()}
 
 
 def probe_hooks(settings: ProbeSettings) -> list[Hook]:

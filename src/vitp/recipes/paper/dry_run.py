@@ -155,7 +155,7 @@ def dry_run(config: PretrainConfig | FinetuneConfig, out: Path, console: Console
         small = small_pretraining(config)
         run = build(small)
         result = Trainer(run.objective, run.source, small.optim, small.train, out, console=console).train()
-        return DryRun(result.loss, len(run.source.mixture), 0)
+        return DryRun(result.loss, len(run.source.order), 0)
     task = build_run(small_finetune(config))
     engine = TrainConfig.model_validate(task.config.train.model_dump(include=set(TrainConfig.model_fields)))
     result = Trainer(task.model, task.source, task.config.optim, engine, out, console=console).train()
