@@ -131,8 +131,7 @@ def test_several_folders_are_sampled_by_their_rates(folder: Path, tmp_path: Path
     data = {"mixture": [str(folder), str(other)], "rates": [0.5, 3.0], "global_batch": 6}
     run = build(config(folder, "mae", data=data))
     assert [one["rate"] for one in run.sets] == [0.5, 3.0]
-    images = run.source.images  # type: ignore[attr-defined]
-    names = [images.locate(position)[0] for position in range(18)]
+    names = [run.source.order.locate(position).entry for position in range(18)]
     assert (names.count(0), names.count(1)) == (6, 12)
     with pytest.raises(ConfigError, match="3 rates for 2 folders"):
         build(config(folder, "mae", data={**data, "rates": [1.0, 1.0, 1.0]}))

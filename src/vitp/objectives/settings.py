@@ -12,13 +12,13 @@ from pydantic import Field
 from pydantic.config import JsonDict
 
 from vitp.core.config import Positive, SettingsModel, Weight
-from vitp.data.collate import SequenceConfig
 from vitp.data.tiles import InputSettings
 from vitp.models.compute import ComputeConfig
 from vitp.models.lora import VisionLoRAConfig
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
 from vitp.objectives.base import BatchSource, Objective
+from vitp.objectives.packed_records import SequenceConfig
 
 Run = TypeVar("Run", bound="RunSettings")
 

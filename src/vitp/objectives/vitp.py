@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from vitp.checkpoints.pretrained import LoadedVLM, load_tokenizer, load_vlm, write_vlm
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.data.batches import SampledBatches
 from vitp.data.chat import ChatTokenizer
-from vitp.data.collate import Collator, InstructionSource
 from vitp.data.lengths import RecordCost, RecordLength
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.packing import PackedBatch
@@ -33,6 +33,7 @@ from vitp.models.vision import VisionTower
 from vitp.models.vlm import PARTS, VisionLanguageModel
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.settings import DataSettings, ObjectiveParts, ObjectiveSettings, Phase, Run, RunSettings
 
@@ -87,21 +88,21 @@ class ViTPSettings(ObjectiveSettings):
             prior=_prior_weights(self.prior),
         )
         tile = loaded.vlm.vision.image_size[0]
-        collator = Collator(
+        collate = PackedRecords(
             loaded.chat,
             tile=tile,
             config=run.data.sequence,
             drop=VisualRobustness(self.vrl, run.seed).train(),
             load_tiles=run.data.input.loader(tile),
         )
-        source = InstructionSource(
+        source = SampledBatches(
             mixture,
-            collator,
+            collate,
             run.data.global_batch,
             micro_batches,
             cost=self._record_cost(run, loaded) if run.data.balance else None,
         )
-        return ObjectiveParts(objective, source, describe_sets(mixture))
+        return ObjectiveParts(objective, source, mixture.describe())
 
     def _record_cost(self, run: RunSettings, loaded: LoadedVLM) -> RecordCost:
         """Return what a record costs, with a tile of the vision tower in tokens of the language model."""
@@ -239,19 +240,6 @@ def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
         tokenizer, template=vlm_config.template, tokens_per_tile=(grid // vlm_config.shuffle) ** 2
     )
     return LoadedVLM(VisionLanguageModel(vlm_config, vocabulary=len(chat)), chat)
-
-
-def describe_sets(mixture: Mixture) -> list[dict[str, Any]]:
-    """Return what the card of an export says about the data: name, size, sampling rate and licence of each set."""
-    return [
-        {
-            "name": entry.records.name,
-            "records": len(entry.records),
-            "rate": entry.rate,
-            "licence": entry.records[0].licence,
-        }
-        for entry in mixture.entries
-    ]
 
 
 def corpus_of(mixture: Mixture, limit: int = 20_000) -> list[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError
-from vitp.data.collate import SequenceConfig
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.models.vrl import VRLConfig
+from vitp.objectives.packed_records import SequenceConfig
 from vitp.objectives.settings import DataSettings, ModelSettings
 from vitp.objectives.vitp import ViTPSettings
 from vitp.recipes.paper.tables import PRETRAINING, PretrainingSet
