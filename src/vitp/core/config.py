@@ -49,7 +49,7 @@ class SettingsModel(BaseModel):
     its field.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def up_to_date(

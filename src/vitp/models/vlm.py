@@ -37,9 +37,8 @@ class VLMConfig(SettingsModel):
 
     vision: VisionConfig = Field(default_factory=VisionConfig)
     language: LanguageConfig = Field(default_factory=LanguageConfig)
-    shuffle: int = Field(
-        default=2, ge=1, le=64, description="Side of the square of patches folded into a token."
-    )
+    shuffle: int = Field(2, ge=1, le=64)
+    """Side of the square of patches folded into a token."""
     template: str = "internvl2_5"
     drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
 

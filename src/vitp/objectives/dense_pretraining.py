@@ -33,15 +33,16 @@ class DenseSettings(ObjectiveSettings):
 
     former_keys: ClassVar[Mapping[str, str]] = {"dense": ""}
 
-    name: Literal["dense"] = Field("dense", description="The class of each pixel.")
-    presence: bool = Field(False, description="Learn which object classes are in the image, too.")
-    head: Literal["linear", "conv"] = Field("linear", description="On patch tokens, or a light decoder.")
-    crop: float = Field(
-        0.6, gt=0, le=1, description="Smallest share of the short side that a square crop keeps."
-    )
-    photometric: float = Field(
-        0.2, ge=0, le=1, description="Strength of brightness, contrast and channel changes."
-    )
+    name: Literal["dense"] = "dense"
+    """The class of each pixel."""
+    presence: bool = False
+    """Learn which object classes are in the image, too."""
+    head: Literal["linear", "conv"] = "linear"
+    """On patch tokens, or a light decoder."""
+    crop: float = Field(0.6, gt=0, le=1)
+    """Smallest share of the short side that a square crop keeps."""
+    photometric: float = Field(0.2, ge=0, le=1)
+    """Strength of brightness, contrast and channel changes."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over the images with masks."""

@@ -53,43 +53,36 @@ class DistillationSettings(ObjectiveSettings):
 
     former_keys: ClassVar[Mapping[str, str]] = {"dino": ""}
 
-    name: Literal["dino"] = Field("dino", description="Self-distillation.")
-    local_views: int = Field(4, ge=0, le=1024, description="Small crops an image.")
-    local_size: int | None = Field(
-        None, ge=8, le=65_536, description="Side of the small crops in pixels; none: about half of a tile."
-    )
-    prototypes: int = Field(1024, ge=2, le=1_000_000, description="Outputs of the head (K).")
-    hidden: int = Field(512, ge=8, le=65_536, description="Width of the head's hidden layers.")
-    bottleneck: int = Field(128, ge=4, le=65_536, description="Width of the head before the prototypes.")
-    student_temperature: float = Field(0.1, gt=0, le=1000, description="Of the student's softmax.")
-    teacher_temperature: tuple[Positive, Positive] = Field(
-        (0.04, 0.07), description="Of the teacher's softmax, at the start and after its warm-up."
-    )
-    teacher_warmup: float = Field(
-        0.3, ge=0, le=1, description="Share of the steps over which the teacher's temperature rises."
-    )
-    momentum: float = Field(
-        0.996, ge=0, le=1, description="Of the teacher at the start; it rises to 1 along a cosine."
-    )
-    centre_momentum: float = Field(
-        0.9,
-        ge=0,
-        lt=1,
-        description="Of the running mean that is taken from the teacher's outputs against collapse.",
-    )
-    mask: float = Field(
-        0.0, ge=0, le=1, description="Share of the global views with masked patches (iBOT); 0: DINO alone."
-    )
-    mask_ratio: tuple[Share, Share] = Field(
-        (0.1, 0.5), description="Smallest and largest share of masked patches in such a view."
-    )
-    views: ViewConfig = Field(
-        default_factory=lambda: ViewConfig(crop=(0.4, 1.0), solarize=0.1),
-        description="How the global views change.",
-    )
-    local_crop: tuple[Share, Share] = Field(
-        (0.1, 0.4), description="Smallest and largest share of the area that a small crop shows."
-    )
+    name: Literal["dino"] = "dino"
+    """Self-distillation."""
+    local_views: int = Field(4, ge=0, le=1024)
+    """Small crops an image."""
+    local_size: int | None = Field(None, ge=8, le=65_536)
+    """Side of the small crops in pixels; none: about half of a tile."""
+    prototypes: int = Field(1024, ge=2, le=1_000_000)
+    """Outputs of the head (K)."""
+    hidden: int = Field(512, ge=8, le=65_536)
+    """Width of the head's hidden layers."""
+    bottleneck: int = Field(128, ge=4, le=65_536)
+    """Width of the head before the prototypes."""
+    student_temperature: float = Field(0.1, gt=0, le=1000)
+    """Of the student's softmax."""
+    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    """Of the teacher's softmax, at the start and after its warm-up."""
+    teacher_warmup: float = Field(0.3, ge=0, le=1)
+    """Share of the steps over which the teacher's temperature rises."""
+    momentum: float = Field(0.996, ge=0, le=1)
+    """Of the teacher at the start; it rises to 1 along a cosine."""
+    centre_momentum: float = Field(0.9, ge=0, lt=1)
+    """Of the running mean that is taken from the teacher's outputs against collapse."""
+    mask: float = Field(0.0, ge=0, le=1)
+    """Share of the global views with masked patches (iBOT); 0: DINO alone."""
+    mask_ratio: tuple[Share, Share] = (0.1, 0.5)
+    """Smallest and largest share of masked patches in such a view."""
+    views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.4, 1.0), solarize=0.1))
+    """How the global views change."""
+    local_crop: tuple[Share, Share] = (0.1, 0.4)
+    """Smallest and largest share of the area that a small crop shows."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over all images, both dates of a pair."""

@@ -67,29 +67,30 @@ class ImageTextSettings(ObjectiveSettings):
 
     former_keys: ClassVar[Mapping[str, str]] = {"image_text": ""}
 
-    name: Literal["clip", "siglip"] = Field("clip", description="Image-text contrast by softmax or sigmoid.")
-    text: Literal["small", "language"] = Field(
-        "small", description="A small transformer from scratch, or the language model of `language`."
-    )
-    language: str = Field(
-        "starter",
-        description='"starter" or a folder with a vision-language model: gives the tokenizer, and the language model.',
-    )
-    texts: TextKind = Field(
-        "captions",
-        description="Captions (composed from the labels where none is given), or questions and answers of the records.",
-    )
-    length: int = Field(96, ge=4, le=65_536, description="Most tokens of a text.")
-    text_width: int = Field(192, ge=8, le=65_536, description="Width of the small transformer.")
-    text_layers: int = Field(3, ge=1, le=1024, description="Blocks of the small transformer.")
-    text_heads: int = Field(6, ge=1, le=1024, description="Attention heads of the small transformer.")
-    dimension: int = Field(128, ge=2, le=65_536, description="Width of the compared vectors.")
+    name: Literal["clip", "siglip"] = "clip"
+    """Image-text contrast by softmax or sigmoid."""
+    text: Literal["small", "language"] = "small"
+    """A small transformer from scratch, or the language model of `language`."""
+    language: str = "starter"
+    """"starter" or a folder with a vision-language model: gives the tokenizer, and the language model."""
+    texts: TextKind = "captions"
+    """Captions (composed from the labels where none is given), or questions and answers of the records."""
+    length: int = Field(96, ge=4, le=65_536)
+    """Most tokens of a text."""
+    text_width: int = Field(192, ge=8, le=65_536)
+    """Width of the small transformer."""
+    text_layers: int = Field(3, ge=1, le=1024)
+    """Blocks of the small transformer."""
+    text_heads: int = Field(6, ge=1, le=1024)
+    """Attention heads of the small transformer."""
+    dimension: int = Field(128, ge=2, le=65_536)
+    """Width of the compared vectors."""
     views: ViewConfig = Field(
         default_factory=lambda: ViewConfig(
             crop=(0.9, 1.0), flip=False, rotate90=False, colour=0.2, hue=0, grey=0, blur=0
-        ),
-        description='How the images change. Mirroring would make "left" and "right" in a text wrong.',
+        )
     )
+    """How the images change. Mirroring would make "left" and "right" in a text wrong."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over the images that have a text."""

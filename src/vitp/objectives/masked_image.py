@@ -46,21 +46,18 @@ class MaskedImageSettings(ObjectiveSettings):
 
     former_keys: ClassVar[Mapping[str, str]] = {"mae": ""}
 
-    name: Literal["mae"] = Field("mae", description="Masked image modelling.")
-    ratio: float = Field(0.75, gt=0, lt=1, description="Share of the patches that are masked.")
-    decoder_width: int | None = Field(
-        None,
-        ge=16,
-        le=65_536,
-        description="Width of the decoder; none: half of the tower's, but at least 64.",
-    )
-    decoder_layers: int = Field(2, ge=1, le=1024, description="Blocks of the decoder.")
-    normalize: bool = Field(
-        True, description="The targets are the pixels of each patch minus their mean, over their deviation."
-    )
-    views: ViewConfig = Field(
-        default_factory=lambda: ViewConfig.geometric((0.4, 1.0)), description="How the images change."
-    )
+    name: Literal["mae"] = "mae"
+    """Masked image modelling."""
+    ratio: float = Field(0.75, gt=0, lt=1)
+    """Share of the patches that are masked."""
+    decoder_width: int | None = Field(None, ge=16, le=65_536)
+    """Width of the decoder; none: half of the tower's, but at least 64."""
+    decoder_layers: int = Field(2, ge=1, le=1024)
+    """Blocks of the decoder."""
+    normalize: bool = True
+    """The targets are the pixels of each patch minus their mean, over their deviation."""
+    views: ViewConfig = Field(default_factory=lambda: ViewConfig.geometric((0.4, 1.0)))
+    """How the images change."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over all images, both dates of a pair."""

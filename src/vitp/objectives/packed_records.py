@@ -37,14 +37,14 @@ LoadTiles = Callable[[str, int], np.ndarray]
 class SequenceConfig(SettingsModel):
     """How a record becomes tokens."""
 
-    max_length: int = Field(default=4096, ge=16, le=4_194_304, description="Tokens a row, after dropping.")
-    max_tiles: int = Field(
-        default=6, ge=1, le=1024, description="Tiles an image where the mixture says nothing."
-    )
-    pack: bool = Field(default=True, description="False: one record a row.")
-    max_turns: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Questions a record; the rest is left out."
-    )
+    max_length: int = Field(4096, ge=16, le=4_194_304)
+    """Tokens a row, after dropping."""
+    max_tiles: int = Field(6, ge=1, le=1024)
+    """Tiles an image where the mixture says nothing."""
+    pack: bool = True
+    """False: one record a row."""
+    max_turns: int | None = Field(None, ge=1, le=1_000_000)
+    """Questions a record; the rest is left out."""
 
 
 @dataclass

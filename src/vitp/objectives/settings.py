@@ -32,78 +32,53 @@ VISION: JsonDict = {"needs_language_model": False}
 class PreserveSettings(SettingsModel):
     """Feature preservation."""
 
-    weight: float = Field(
-        0.0, ge=0, le=1e6, description="Of its loss in the total loss; 0: the objective as it is."
-    )
+    weight: float = Field(0.0, ge=0, le=1e6)
+    """Of its loss in the total loss; 0: the objective as it is."""
 
 
 class ModelSettings(SettingsModel):
     """Where the model comes from and what of it is trained."""
 
-    init: str = Field(
-        "starter",
-        description='"starter", or a run, model or backbone folder. New weights: "scratch" where the objective '
-        'has a language model, "random" where it has none.',
-    )
-    scratch: VLMConfig | None = Field(
-        None, description="Sizes, for init: scratch.", json_schema_extra=LANGUAGE
-    )
-    vision: VisionConfig | None = Field(
-        None, description="Sizes, for init: random; none: the starter's.", json_schema_extra=VISION
-    )
-    tokenizer: str | None = Field(
-        None,
-        description="Tokenizer folder for init: scratch; none: trained on the mixture.",
-        json_schema_extra=LANGUAGE,
-    )
-    vocabulary: int = Field(
-        2048, ge=300, le=10_000_000, description="Tokens of a trained tokenizer.", json_schema_extra=LANGUAGE
-    )
-    drop_path: float = Field(0.1, ge=0, lt=1, description="Stochastic depth of the vision tower.")
-    freeze: list[str] = Field(
-        default_factory=list, description="Parts or patterns of parameter names.", json_schema_extra=LANGUAGE
-    )
-    lr_scale: dict[str, Weight] = Field(
-        default_factory=dict, description="Part → factor on the learning rate.", json_schema_extra=LANGUAGE
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations backward: less memory, about a third more time."
-    )
-    vision_lora: VisionLoRAConfig | None = Field(
-        None, description="Train the vision tower by low-rank updates and a few whole blocks only."
-    )
-    preserve: PreserveSettings = Field(
-        default_factory=PreserveSettings,
-        description="Keep the features near those of the initial vision tower.",
-    )
+    init: str = "starter"
+    """"starter", or a run, model or backbone folder. New weights: "scratch" where the objective has a
+    language model, "random" where it has none."""
+    scratch: VLMConfig | None = Field(None, json_schema_extra=LANGUAGE)
+    """Sizes, for init: scratch."""
+    vision: VisionConfig | None = Field(None, json_schema_extra=VISION)
+    """Sizes, for init: random; none: the starter's."""
+    tokenizer: str | None = Field(None, json_schema_extra=LANGUAGE)
+    """Tokenizer folder for init: scratch; none: trained on the mixture."""
+    vocabulary: int = Field(2048, ge=300, le=10_000_000, json_schema_extra=LANGUAGE)
+    """Tokens of a trained tokenizer."""
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    """Stochastic depth of the vision tower."""
+    freeze: list[str] = Field(default_factory=list, json_schema_extra=LANGUAGE)
+    """Parts or patterns of parameter names."""
+    lr_scale: dict[str, Weight] = Field(default_factory=dict, json_schema_extra=LANGUAGE)
+    """Part → factor on the learning rate."""
+    gradient_checkpointing: bool = False
+    """Recompute activations backward: less memory, about a third more time."""
+    vision_lora: VisionLoRAConfig | None = None
+    """Train the vision tower by low-rank updates and a few whole blocks only."""
+    preserve: PreserveSettings = Field(default_factory=PreserveSettings)
+    """Keep the features near those of the initial vision tower."""
 
 
 class DataSettings(SettingsModel):
     """What is learned from."""
 
-    mixture: list[str] = Field(
-        min_length=1,
-        description="Folders made by `vitp data compile`; with a language model also mixture files and JSON Lines files.",
-    )
-    rates: list[Positive] | None = Field(
-        None, description="Factor on the sampling rate, one for each entry of the mixture."
-    )
-    global_batch: int = Field(
-        128, ge=1, le=4_194_304, description="Samples an optimizer step, over all ranks and micro-batches."
-    )
-    sequence: SequenceConfig = Field(
-        default_factory=SequenceConfig,
-        description="How a record becomes tokens.",
-        json_schema_extra=LANGUAGE,
-    )
-    input: InputSettings = Field(
-        default_factory=InputSettings, description="How images are read.", json_schema_extra=LANGUAGE
-    )
-    balance: bool = Field(
-        False,
-        description="Share a step's records out so that all ranks have about the same to compute.",
-        json_schema_extra=LANGUAGE,
-    )
+    mixture: list[str] = Field(min_length=1)
+    """Folders made by `vitp data compile`; with a language model also mixture files and JSON Lines files."""
+    rates: list[Positive] | None = None
+    """Factor on the sampling rate, one for each entry of the mixture."""
+    global_batch: int = Field(128, ge=1, le=4_194_304)
+    """Samples an optimizer step, over all ranks and micro-batches."""
+    sequence: SequenceConfig = Field(default_factory=SequenceConfig, json_schema_extra=LANGUAGE)
+    """How a record becomes tokens."""
+    input: InputSettings = Field(default_factory=InputSettings, json_schema_extra=LANGUAGE)
+    """How images are read."""
+    balance: bool = Field(False, json_schema_extra=LANGUAGE)
+    """Share a step's records out so that all ranks have about the same to compute."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +122,14 @@ class ObjectiveSettings(SettingsModel):
 
     Attributes:
         has_language_model: Whether the fields that are marked `LANGUAGE` are used; those marked `VISION` are otherwise.
-        former_keys: Key at the root of configurations of earlier versions → its place in these settings; "": all of
-            them. See `vitp.runs.migrations`.
+        former_keys: Key at the root of configurations of earlier versions → its place in these settings; "": all of them. See `vitp.runs.migrations`.
     """
 
     has_language_model: ClassVar[bool] = False
     former_keys: ClassVar[Mapping[str, str]] = {}
 
-    name: str = Field("", description="Which objective this is.")
+    name: str = ""
+    """Which objective this is."""
 
     @abstractmethod
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
@@ -185,14 +160,13 @@ class ObjectiveSettings(SettingsModel):
 class RunSettings(SettingsModel):
     """What decides model and batches of a pretraining run; `vitp.runs.pretrain.PretrainConfig` is the whole."""
 
-    objective: ObjectiveSettings = Field(description="What is learned, and the settings of that.")
-    seed: int = Field(
-        0, ge=0, le=2**63 - 1, description="Of the order of the data, of random weights and of augmentation."
-    )
-    model: ModelSettings = Field(default_factory=ModelSettings, description="The model.")
-    data: DataSettings = Field(description="The data.")
-    compute: ComputeConfig = Field(
-        default_factory=ComputeConfig,
-        description="Speed and memory; changes no result beyond rounding.",
-        json_schema_extra=LANGUAGE,
-    )
+    objective: ObjectiveSettings
+    """What is learned, and the settings of that."""
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    """Of the order of the data, of random weights and of augmentation."""
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    """The model."""
+    data: DataSettings
+    """The data."""
+    compute: ComputeConfig = Field(default_factory=ComputeConfig, json_schema_extra=LANGUAGE)
+    """Speed and memory; changes no result beyond rounding."""

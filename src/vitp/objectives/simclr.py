@@ -44,16 +44,16 @@ class SimCLRSettings(ObjectiveSettings):
 
     former_keys: ClassVar[Mapping[str, str]] = {"simclr": ""}
 
-    name: Literal["simclr"] = Field("simclr", description="Contrast of two views of an image.")
-    temperature: float = Field(0.1, gt=0, le=1000, description="Divides the similarities.")
-    hidden: int | None = Field(
-        None, ge=8, le=65_536, description="Width of the projection head's hidden layer; none: the tower's."
-    )
-    dimension: int = Field(128, ge=2, le=65_536, description="Width of the compared vectors.")
-    views: ViewConfig = Field(
-        default_factory=lambda: ViewConfig(crop=(0.2, 1.0)),
-        description="How the two views of an image differ.",
-    )
+    name: Literal["simclr"] = "simclr"
+    """Contrast of two views of an image."""
+    temperature: float = Field(0.1, gt=0, le=1000)
+    """Divides the similarities."""
+    hidden: int | None = Field(None, ge=8, le=65_536)
+    """Width of the projection head's hidden layer; none: the tower's."""
+    dimension: int = Field(128, ge=2, le=65_536)
+    """Width of the compared vectors."""
+    views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.2, 1.0)))
+    """How the two views of an image differ."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over all images, both dates of a pair."""

@@ -50,19 +50,16 @@ class SupervisedSettings(ObjectiveSettings):
 
     former_keys: ClassVar[Mapping[str, str]] = {"supervised": ""}
 
-    name: Literal["supervised"] = Field("supervised", description="Classification of the image.")
-    labels: Literal["scene", "presence", "both"] = Field(
-        "both",
-        description="Which labels are learned: the scene class, which object classes are there, or both where they "
-        "exist.",
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Share of the scene's target that is spread evenly over the classes."
-    )
+    name: Literal["supervised"] = "supervised"
+    """Classification of the image."""
+    labels: Literal["scene", "presence", "both"] = "both"
+    """Which labels are learned: the scene class, which object classes are there, or both where they exist."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the scene's target that is spread evenly over the classes."""
     views: ViewConfig = Field(
-        default_factory=lambda: ViewConfig(crop=(0.5, 1.0), colour=0.2, hue=0, grey=0, blur=0),
-        description="How the images change. An object counts as present when its centre is in the crop.",
+        default_factory=lambda: ViewConfig(crop=(0.5, 1.0), colour=0.2, hue=0, grey=0, blur=0)
     )
+    """How the images change. An object counts as present when its centre is in the crop."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over the images with such labels."""

@@ -50,8 +50,10 @@ class AlignSettings(SettingsModel):
     without teaching it anything. In this phase projector and language model learn to read the ViT as it is.
     """
 
-    steps: int = Field(0, ge=0, le=100_000_000, description="Optimizer steps; 0: no such phase.")
-    lr: float = Field(1e-3, gt=0, le=100, description="Peak learning rate.")
+    steps: int = Field(0, ge=0, le=100_000_000)
+    """Optimizer steps; 0: no such phase."""
+    lr: float = Field(1e-3, gt=0, le=100)
+    """Peak learning rate."""
 
 
 class ViTPSettings(ObjectiveSettings):
@@ -60,14 +62,14 @@ class ViTPSettings(ObjectiveSettings):
     has_language_model: ClassVar[bool] = True
     former_keys: ClassVar[Mapping[str, str]] = {"vrl": "vrl", "align": "align", "prior": "prior"}
 
-    name: Literal["vitp"] = Field("vitp", description="Visual instruction pretraining.")
-    vrl: VRLConfig = Field(
-        default_factory=VRLConfig, description="Image tokens are dropped behind the projector."
-    )
-    align: AlignSettings = Field(
-        default_factory=AlignSettings, description="A phase with the vision tower frozen."
-    )
-    prior: PriorSettings = Field(default_factory=PriorSettings, description="Weights of the answers' tokens.")
+    name: Literal["vitp"] = "vitp"
+    """Visual instruction pretraining."""
+    vrl: VRLConfig = Field(default_factory=VRLConfig)
+    """Image tokens are dropped behind the projector."""
+    align: AlignSettings = Field(default_factory=AlignSettings)
+    """A phase with the vision tower frozen."""
+    prior: PriorSettings = Field(default_factory=PriorSettings)
+    """Weights of the answers' tokens."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over the instruction records of the mixture."""

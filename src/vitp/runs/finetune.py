@@ -54,73 +54,48 @@ SCORES_FILE = "scores.json"
 class FinetuneDataSettings(SettingsModel):
     """What is learned from."""
 
-    root: str = Field(
-        description='Folder with images and labels (or a domain of generated scenes, with format "scenes").'
-    )
-    format: str = Field("auto", description="Format of the labels; see `vitp data compile`.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description='Options of the format, as `{"classes": "forest=white"}`.'
-    )
-    splits: dict[Literal["val", "test"], Literal["train", "val", "test"]] = Field(
-        default_factory=dict,
-        description="Which of the set's splits stand for val and test, where not those of that name: `{test: val}` "
-        "where only a server has the labels of test, `{val: test}` where a set has no val. Such a test is of images "
-        "that the curve has shown before, so they can't choose the weights either.",
-    )
-    empty: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="Training images without objects at most, as a share of the training images (1: all may stay). "
-        "Which ones stay follows from `seed`; val and test keep theirs.",
-    )
-    labels: Count | Positive | None = Field(
-        None,
-        description="Training images: a number, a share (0..1), or none for all. Which ones follows from `seed`; they "
-        "are drawn from those that `empty` left.",
-    )
-    global_batch: int = Field(
-        16, ge=1, le=1_000_000, description="Images an optimizer step, over all ranks and micro-batches."
-    )
-    resize: InputSize | None = Field(
-        None, description="What size images get first; none: a square of the backbone's size."
-    )
-    crop: int | None = Field(
-        None,
-        ge=8,
-        le=65_536,
-        description="Side of random square crops while training; takes precedence over `augment.crop`.",
-    )
-    max_val_images: int = Field(
-        500, gt=0, le=10_000_000, description="Validation images at most, the same ones each time."
-    )
+    root: str
+    """Folder with images and labels (or a domain of generated scenes, with format "scenes")."""
+    format: str = "auto"
+    """Format of the labels; see `vitp data compile`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the format, as `{"classes": "forest=white"}`."""
+    splits: dict[Literal["val", "test"], Literal["train", "val", "test"]] = Field(default_factory=dict)
+    """Which of the set's splits stand for val and test, where not those of that name: `{test: val}` where
+    only a server has the labels of test, `{val: test}` where a set has no val. Such a test is of images
+    that the curve has shown before, so they can't choose the weights either."""
+    empty: float = Field(1.0, ge=0, le=1)
+    """Training images without objects at most, as a share of the training images (1: all may stay). Which
+    ones stay follows from `seed`; val and test keep theirs."""
+    labels: Count | Positive | None = None
+    """Training images: a number, a share (0..1), or none for all. Which ones follows from `seed`; they
+    are drawn from those that `empty` left."""
+    global_batch: int = Field(16, ge=1, le=1_000_000)
+    """Images an optimizer step, over all ranks and micro-batches."""
+    resize: InputSize | None = None
+    """What size images get first; none: a square of the backbone's size."""
+    crop: int | None = Field(None, ge=8, le=65_536)
+    """Side of random square crops while training; takes precedence over `augment.crop`."""
+    max_val_images: int = Field(500, gt=0, le=10_000_000)
+    """Validation images at most, the same ones each time."""
 
 
 class FinetuneTrainConfig(TrainConfig):
     """Length, precision and bookkeeping of a finetuning."""
 
-    steps: int = Field(600, gt=0, le=100_000_000, description="Optimizer steps.")
-    epochs: float | None = Field(
-        None,
-        gt=0,
-        le=1_000_000,
-        description="Passes over the training images, as publications state a length; takes precedence over `steps`.",
-    )
-    num_workers: int = Field(
-        0, ge=0, le=512, description="Processes that prepare batches; 0: the training process does."
-    )
-    tensorboard: bool = Field(False, description="Write TensorBoard curves.")
-    val_every: int | None = Field(
-        100,
-        ge=0,
-        le=100_000_000,
-        description="Steps between validations; none: only after the last step; 0: never.",
-    )
-    choose: Literal["last", "best"] = Field(
-        "last",
-        description="Which weights are kept: those of the `last` step, or the `best` on validation images. Test images "
-        "never choose.",
-    )
+    steps: int = Field(600, gt=0, le=100_000_000)
+    """Optimizer steps."""
+    epochs: float | None = Field(None, gt=0, le=1_000_000)
+    """Passes over the training images, as publications state a length; takes precedence over `steps`."""
+    num_workers: int = Field(0, ge=0, le=512)
+    """Processes that prepare batches; 0: the training process does."""
+    tensorboard: bool = False
+    """Write TensorBoard curves."""
+    val_every: int | None = Field(100, ge=0, le=100_000_000)
+    """Steps between validations; none: only after the last step; 0: never."""
+    choose: Literal["last", "best"] = "last"
+    """Which weights are kept: those of the `last` step, or the `best` on validation images. Test images
+    never choose."""
 
     @model_validator(mode="after")
     def _something_to_choose_by(self) -> FinetuneTrainConfig:
@@ -149,34 +124,28 @@ class FinetuneConfig(SettingsModel):
     The defaults suit small ViTs on small images. The published settings are in `docs/finetuning.md`.
     """
 
-    task: str = Field(
-        description="classification, segmentation, change, detection, instance or oriented; see `vitp finetune`."
-    )
-    seed: int = Field(
-        0,
-        ge=0,
-        le=2**63 - 1,
-        description="Of the order of the images, of random weights and of augmentation.",
-    )
-    backbone: BackboneSettings = Field(default_factory=BackboneSettings, description="The backbone.")
-    neck: NeckSettings = Field(
-        default_factory=NeckSettings, description="What makes the head's maps of the backbone's features."
-    )
-    head: dict[str, Any] = Field(default_factory=dict, description="Settings of the task's head.")
-    data: FinetuneDataSettings = Field(description="The data.")
-    augment: AugmentSettings = Field(
-        default_factory=AugmentSettings, description="How training images change."
-    )
+    task: str
+    """Classification, segmentation, change, detection, instance or oriented; see `vitp finetune`."""
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    """Of the order of the images, of random weights and of augmentation."""
+    backbone: BackboneSettings = Field(default_factory=BackboneSettings)
+    """The backbone."""
+    neck: NeckSettings = Field(default_factory=NeckSettings)
+    """What makes the head's maps of the backbone's features."""
+    head: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the task's head."""
+    data: FinetuneDataSettings
+    """The data."""
+    augment: AugmentSettings = Field(default_factory=AugmentSettings)
+    """How training images change."""
     optim: OptimConfig = Field(
-        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.05, warmup_ratio=0.1, layer_decay=0.75),
-        description="Optimizer and schedule.",
+        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.05, warmup_ratio=0.1, layer_decay=0.75)
     )
-    train: FinetuneTrainConfig = Field(
-        default_factory=lambda: FinetuneTrainConfig(), description="Length, precision and bookkeeping."
-    )
-    test: TestSettings = Field(
-        default_factory=TestSettings, description="How the model is applied to test and other images."
-    )
+    """Optimizer and schedule."""
+    train: FinetuneTrainConfig = Field(default_factory=lambda: FinetuneTrainConfig())
+    """Length, precision and bookkeeping."""
+    test: TestSettings = Field(default_factory=TestSettings)
+    """How the model is applied to test and other images."""
 
     @classmethod
     def up_to_date(

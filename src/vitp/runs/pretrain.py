@@ -50,14 +50,12 @@ from vitp.runs.folder import claimed
 class ProbeSettings(SettingsModel):
     """Probes while a run goes on."""
 
-    data: str | None = Field(
-        None,
-        description="Labelled folder made by `vitp data compile`; none: no probes while the run goes on.",
-    )
-    every: int = Field(500, ge=1, le=100_000_000, description="Steps between probes.")
-    images: int = Field(
-        300, ge=10, le=10_000_000, description="At most this many training and validation images each."
-    )
+    data: str | None = None
+    """Labelled folder made by `vitp data compile`; none: no probes while the run goes on."""
+    every: int = Field(500, ge=1, le=100_000_000)
+    """Steps between probes."""
+    images: int = Field(300, ge=10, le=10_000_000)
+    """At most this many training and validation images each."""
 
 
 class PretrainConfig(RunSettings):
@@ -67,14 +65,14 @@ class PretrainConfig(RunSettings):
     name of this class, from when objectives without a language model had a configuration of their own.
     """
 
-    objective: AnyObjective = Field(
-        default_factory=Default, description="What is learned: a name, and the settings of that objective."
-    )
-    optim: OptimConfig = Field(default_factory=OptimConfig, description="Optimizer and schedule.")
-    train: TrainConfig = Field(
-        default_factory=lambda: TrainConfig(steps=8000), description="Length, precision and bookkeeping."
-    )
-    probe: ProbeSettings = Field(default_factory=ProbeSettings, description="Probes while the run goes on.")
+    objective: AnyObjective = Field(default_factory=Default)
+    """What is learned: a name, and the settings of that objective."""
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig(steps=8000))
+    """Length, precision and bookkeeping."""
+    probe: ProbeSettings = Field(default_factory=ProbeSettings)
+    """Probes while the run goes on."""
 
     @classmethod
     def up_to_date(

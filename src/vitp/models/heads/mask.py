@@ -22,17 +22,14 @@ from vitp.models.heads.rpn import ImageTruth
 
 
 class MaskSettings(SettingsModel):
-    """Mask head; the defaults are those of Mask R-CNN with FPN.
+    """Mask head; the defaults are those of Mask R-CNN with FPN."""
 
-    Attributes:
-        pool_size: P; masks have twice as many cells on a side.
-        layers: 3×3 convolutions.
-        width: Their channels.
-    """
-
-    pool_size: int = Field(default=14, gt=0, le=256)
-    layers: int = Field(default=4, ge=1, le=1024)
-    width: int = Field(default=256, gt=0, le=65_536)
+    pool_size: int = Field(14, gt=0, le=256)
+    """P; masks have twice as many cells on a side."""
+    layers: int = Field(4, ge=1, le=1024)
+    """3×3 convolutions."""
+    width: int = Field(256, gt=0, le=65_536)
+    """Their channels."""
 
 
 class MaskHead(nn.Module):

@@ -51,27 +51,26 @@ class ImageTruth:
 
 
 class ProposalSettings(SettingsModel):
-    """Region proposals; the defaults are those of Faster R-CNN with FPN.
+    """Region proposals; the defaults are those of Faster R-CNN with FPN."""
 
-    Attributes:
-        anchor_scales: Side of the square anchor in strides: 8 gives 32 … 512 px. For objects of 4–40 px take 2.
-        anchor_ratios: Height / width.
-        positive_iou, negative_iou: From where on an anchor is an object, and below which it is background.
-        samples, positive_share: Anchors an image in the loss, and how many of them at most are objects.
-        keep_before: Best anchors a level before suppression, in training and at test.
-        keep: Proposals an image, in training and at test.
-        nms_iou: Of the suppression within a level.
-    """
-
-    anchor_scales: tuple[Positive, ...] = Field(default=(8.0,), min_length=1)
-    anchor_ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
-    positive_iou: float = Field(default=0.7, gt=0, le=1)
-    negative_iou: float = Field(default=0.3, ge=0, le=1)
-    samples: int = Field(default=256, gt=0, le=1_000_000)
-    positive_share: float = Field(default=0.5, gt=0, le=1)
+    anchor_scales: tuple[Positive, ...] = Field((8.0,), min_length=1)
+    """Side of the square anchor in strides: 8 gives 32 … 512 px. For objects of 4–40 px take 2."""
+    anchor_ratios: tuple[Positive, ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    """Height / width."""
+    positive_iou: float = Field(0.7, gt=0, le=1)
+    """From where on an anchor is an object, and below which it is background."""
+    negative_iou: float = Field(0.3, ge=0, le=1)
+    """From where on an anchor is an object, and below which it is background."""
+    samples: int = Field(256, gt=0, le=1_000_000)
+    """Anchors an image in the loss, and how many of them at most are objects."""
+    positive_share: float = Field(0.5, gt=0, le=1)
+    """Anchors an image in the loss, and how many of them at most are objects."""
     keep_before: tuple[Count, Count] = (2000, 1000)
+    """Best anchors a level before suppression, in training and at test."""
     keep: tuple[Count, Count] = (2000, 1000)
-    nms_iou: float = Field(default=0.7, gt=0, le=1)
+    """Proposals an image, in training and at test."""
+    nms_iou: float = Field(0.7, gt=0, le=1)
+    """Of the suppression within a level."""
 
 
 class StrideAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
