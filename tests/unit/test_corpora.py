@@ -17,7 +17,7 @@ from vitp.data.corpora.base import box_text
 from vitp.data.corpora.catalogue import CORPORA, corpus
 from vitp.data.corpora.conversations import percent_boxes
 from vitp.data.corpora.convert import Converted, convert
-from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.sources import read_mixture
 from vitp.io.images import load_image
 from vitp.records.instructions import InstructionRecord
 

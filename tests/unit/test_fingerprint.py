@@ -17,7 +17,7 @@ from tests.objective_toys import labelled_folder
 from vitp.data.fingerprint import MOST_FILES, fingerprint, images_digest, labels_digest
 from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
 from vitp.data.formats.vitp_labels import read as read_compiled
-from vitp.data.readers.jsonl import JsonlRecords
+from vitp.data.readers.records import JsonlRecords
 from vitp.objectives.base import is_of_source
 from vitp.objectives.supervised import RenamedMask
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel

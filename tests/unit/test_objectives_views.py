@@ -13,7 +13,7 @@ from PIL import Image
 from tests.objective_toys import SIZE, labelled_folder, source_of
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.mixture import Mixture, MixtureEntry
-from vitp.data.readers.jsonl import JsonlRecords
+from vitp.data.readers.records import JsonlRecords
 from vitp.data.views import ViewConfig, jittered, make_view
 from vitp.objectives.simclr import TwoViews
 from vitp.objectives.views_source import ImageMixture, read_rows

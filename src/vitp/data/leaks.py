@@ -298,8 +298,7 @@ def write_clean(mixture: str | Path, report: LeakReport, out: str | Path) -> dic
 
 def _fields(mixture: str | Path) -> dict[str, dict[str, Any]]:
     """Return set → fields of a mixture file; of anything else nothing."""
-    from vitp.data.readers.mixture_file import read_mixture_table
-    from vitp.data.sources import is_mixture
+    from vitp.data.sources import is_mixture, read_mixture_table
 
     path = Path(mixture)
     return read_mixture_table(path) if is_mixture(path) else {}

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.data.mixture import Mixture
-from vitp.data.readers.rows import RowRecords
+from vitp.data.readers.records import RowRecords
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord
 
 CONTROL_TOKENS = (
