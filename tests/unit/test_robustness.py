@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 from vitp.cli import app, evidence
 from vitp.core.errors import ConfigError, DataError
 from vitp.evaluation.corruptions import CORRUPTIONS, corrupted_set
-from vitp.evaluation.features import extract
-from vitp.evaluation.fitted_probes import fit_probes
-from vitp.evaluation.probe_data import probe_data
+from vitp.evaluation.features import extract, probe_data
+from vitp.evaluation.probes import fit_probes
 from vitp.evaluation.robustness import (
     RobustnessResult,
     comparable,

@@ -19,7 +19,7 @@ from vitp.core.tensors import load_tensors, save_tensors
 from vitp.data.splits import development_splits, subset
 from vitp.engine.evidence import linear_cka
 from vitp.engine.hooks import Hook, StepMetrics
-from vitp.evaluation.probe_data import probe_data
+from vitp.evaluation.features import probe_data
 from vitp.evaluation.probes import probe_features
 from vitp.io.images import load_image
 from vitp.models.backbone import frozen
@@ -162,7 +162,7 @@ class OnlineProbes(Hook):
         with frozen(tower):
             parts = [
                 tower.forward_tokens(tower.normalize(chunk.to(device))).mean(1).float().cpu()
-                for chunk in self._fixed_BCHW.split(32)
+                for chunk in torch.split(self._fixed_BCHW, 32)
             ]
         return torch.cat(parts)
 

@@ -25,10 +25,9 @@ from vitp.data.splits import splits_of, subset
 from vitp.evaluation.corruptions import SEVERITIES, Corruption, corrupted_set, corruptions_of
 from vitp.evaluation.corruptions.catalogue import checked_severities
 from vitp.evaluation.corruptions.sets import load_pixels
-from vitp.evaluation.features import extract
-from vitp.evaluation.fitted_probes import fit_probes
-from vitp.evaluation.probe_data import probe_data
+from vitp.evaluation.features import extract, probe_data
 from vitp.evaluation.probe_table import ProbeTable
+from vitp.evaluation.probes import fit_probes
 from vitp.evaluation.robustness_result import Cells, RobustnessResult, comparable
 from vitp.metrics.results import Scores
 from vitp.models.vision import VisionTower
@@ -236,7 +235,7 @@ def robustness_of_backbone(
 
     Args:
         tower: On the device that it is to run on.
-        labelled_set: See `vitp.evaluation.probe_data.probe_data`.
+        labelled_set: See `vitp.evaluation.features.probe_data`.
         name: Of the backbone, for tables.
         severities, corruptions, known, on_cell: See `measure`.
         seed: Of the corruptions.
