@@ -20,7 +20,7 @@ from vitp.core.reading import parse_json, read_text
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vitp.evaluation.robustness import RobustnessResult
+    from vitp.evaluation.robustness_result import RobustnessResult
     from vitp.models.backbone import Backbone
     from vitp.records.labels import LabelledSet
     from vitp.tasks.data import LabelKind
@@ -155,7 +155,7 @@ class _Report:
         self._started, self._cells = time.monotonic(), 0
 
     def _read(self) -> dict[str, RobustnessResult]:
-        from vitp.evaluation.robustness import RobustnessResult
+        from vitp.evaluation.robustness_result import RobustnessResult
 
         if not self.path.is_file():
             return {}

@@ -22,27 +22,19 @@ from vitp.checkpoints.export_format import content_hash, tensor_digests
 from vitp.core.errors import ConfigError
 from vitp.core.leftovers import temporary_folder
 from vitp.data.splits import splits_of, subset
-from vitp.evaluation.corruptions import SEVERITIES, Corruption, corrupted_set, corruptions_of
+from vitp.evaluation.corruptions import SEVERITIES, corrupted_set, corruptions_of
 from vitp.evaluation.corruptions.catalogue import checked_severities
 from vitp.evaluation.corruptions.sets import load_pixels
 from vitp.evaluation.features import extract, probe_data
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import fit_probes
-from vitp.evaluation.robustness_result import Cells, RobustnessResult, comparable
+from vitp.evaluation.robustness_result import Cells, RobustnessResult
 from vitp.metrics.results import Scores
 from vitp.models.vision import VisionTower
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.build import task_of
 from vitp.tasks.data import labelled_only
-
-__all__ = [
-    "RobustnessResult",
-    "comparable",
-    "measure",
-    "robustness_of_backbone",
-    "robustness_of_task",
-]
 
 PROBE_TASK = "probes"
 CACHED_BYTES = 1 << 30
@@ -121,25 +113,17 @@ def measure(
         for severity in wanted:
             found = earlier.get(corruption.name, {}).get(severity)
             if found is None:
-                found = _score_corrupted(labelled, corruption, severity, start.seed, score, load, keep)
+                with temporary_folder("vitp-robustness") as folder:
+                    found = score(
+                        corrupted_set(
+                            labelled, corruption, severity, folder, seed=start.seed, keep=keep, load=load
+                        )
+                    )
             cells[corruption.name][severity] = found
             if on_cell is not None:
                 done = {name: dict(row) for name, row in cells.items() if row}
                 on_cell(replace(start, cells=done))
     return replace(start, cells=cells)
-
-
-def _score_corrupted(
-    labelled: LabelledSet,
-    corruption: Corruption,
-    severity: int,
-    seed: int,
-    score: Callable[[LabelledSet], Scores],
-    load: PixelCache,
-    keep: int,
-) -> Scores:
-    with temporary_folder("vitp-robustness") as folder:
-        return score(corrupted_set(labelled, corruption, severity, folder, seed=seed, keep=keep, load=load))
 
 
 def robustness_of_task(
@@ -185,7 +169,8 @@ def robustness_of_task(
         "weights": content_hash(tensor_digests(model.state_dict())),
         "test": settings.model_dump(mode="json") | {"resize": resize.model_dump(mode="json")},
     }
-    clean = _known_clean(known, facts) or score(images)
+    same = known is not None and dict(known.facts) == facts
+    clean = known.clean if known is not None and same else score(images)
     start = RobustnessResult(name, model.name, labelled.name, clean, {}, seed, facts)
     return measure(
         images,
@@ -197,10 +182,6 @@ def robustness_of_task(
         on_cell=on_cell,
         keep=2 * max(_READ_AT_ONCE, settings.batch_size),
     )
-
-
-def _known_clean(known: RobustnessResult | None, facts: Mapping[str, Any]) -> Scores | None:
-    return known.clean if known is not None and dict(known.facts) == dict(facts) else None
 
 
 def _facts(images: LabelledSet, seed: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from vitp.core.errors import ConfigError, DataError
 from vitp.metrics.results import Scores
 
-FORMAT = "vitp-robustness-1"
+_FORMAT = "vitp-robustness-1"
 
 Cells = Mapping[str, Mapping[int, Scores]]
 
@@ -81,7 +81,7 @@ class RobustnessResult:
         headline = self.clean.headline
         means = self.by_corruption()
         return {
-            "format": FORMAT,
+            "format": _FORMAT,
             "name": self.name,
             "task": self.task,
             "data": self.data,
@@ -110,7 +110,7 @@ class RobustnessResult:
             DataError: The values are not such a result.
         """
         try:
-            if value["format"] != FORMAT:
+            if value["format"] != _FORMAT:
                 raise KeyError(value["format"])
             cells = {
                 name: {int(severity): _scores(scores) for severity, scores in row["severities"].items()}
