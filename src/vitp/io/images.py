@@ -33,7 +33,7 @@ from vitp.io.tiff_image import (
     rgb_of_page,
     unknown_page,
 )
-from vitp.io.tiff_tags import COMPRESSION, Page, TiffError, is_tiff, read_pages
+from vitp.io.tiff_tags import Page, TiffError, is_tiff, read_pages
 from vitp.io.wide_files import is_wide_png, netpbm_maximum, netpbm_values, png_values
 
 SCENE_PREFIX = "scene:"
@@ -319,7 +319,7 @@ def _check_plausible(file: _File) -> None:
     width, height = file.size
     if file.pages:
         page = file.pages[0]
-        bits, most = page.bits * page.bands, _MOST_IN_TIFF.get(page.number(COMPRESSION, 1))
+        bits, most = page.bits * page.bands, _MOST_IN_TIFF.get(page.compression)
     else:
         assert file.image is not None
         mode = file.image.mode

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from vitp.core.errors import DataError
 from vitp.io.pixels import WIDE_MODES, as_rgb, blackened, fill_value, holds_value, joined, stretched
 from vitp.io.tiff import is_sparse, picture_bands, sample_bands, segment_bytes
-from vitp.io.tiff_tags import COMPRESSION, GDAL_METADATA, Page, TiffError
+from vitp.io.tiff_tags import Page, Tag, TiffError
 
 _OPAQUE = 0.9
 """Share of the values above 0 that are at the maximum from which a band is transparency …"""
@@ -117,7 +117,7 @@ def _supported(layout: Layout, page: Page, depth: str, where: str) -> Layout:
 
 def _said_alpha(page: Page, band: int) -> bool | None:
     """Return what the tags say of the band beyond the colours; None: that it is transparency, which may be wrong."""
-    names = re.findall(rf'<Item[^>]*sample="{band}"[^>]*>([^<]*)</Item>', page.text(GDAL_METADATA))
+    names = re.findall(rf'<Item[^>]*sample="{band}"[^>]*>([^<]*)</Item>', page.text(Tag.GDAL_METADATA))
     for name in names:
         if re.search(r"alpha|transparen|mask", name, re.IGNORECASE):
             return True
@@ -330,7 +330,7 @@ def decode_error(error: Exception, page: Page | None, where: str) -> DataError:
         return DataError(
             f"image is damaged ({error})", where=where, fix="copy it again from its source or remove it"
         )
-    name = _COMPRESSIONS.get(page.number(COMPRESSION, 1))
+    name = _COMPRESSIONS.get(page.compression)
     if name is not None and not isinstance(error, TiffError):
         return DataError(
             f"is a TIFF compressed as {name}, which can't be decoded here, or it is damaged",
@@ -352,7 +352,7 @@ def unknown_page(page: Page, where: str) -> DataError:
     """Return what to tell of a page of a kind that no decoder knows."""
     return DataError(
         f"is a TIFF of {page.bands} bands of {page.bits} bits, colours {page.photometric}, compression "
-        f"{page.number(COMPRESSION, 1)}, which isn't read",
+        f"{page.compression}, which isn't read",
         where=where,
         fix="save it as grey or RGB of 8 or 16 bits (gdal_translate -co COMPRESS=DEFLATE)",
     )
