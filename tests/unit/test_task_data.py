@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.inference import prediction_files
-from vitp.io import images, pixels
+from vitp.io import image_file, pixels
 from vitp.metrics.results import Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import load_scene, scene_set, write_scenes
@@ -125,7 +125,7 @@ def test_pairs_must_fit_each_other(tmp_path: Path) -> None:
 
 
 def _pretend_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (images, pixels, data, augment, prediction_files):
+    for module in (image_file, pixels, data, augment, prediction_files):
         monkeypatch.setattr(module, "LARGE_PIXELS", 1000)
 
 

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from vitp.io.pillow import strict_pillow
+from vitp.io.image_kinds import strict_pillow
 from vitp.io.tiff_tags import TYPES, Entry, Page, Tag, TiffError
 
 _BAND_PIXELS = 1 << 22
@@ -135,7 +135,7 @@ def sample_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, np.ndarray]]
     inner = 1 if page.is_planar else page.bands
     width = grid.width * inner * dtype.itemsize
     # As if each byte were a grey pixel. The predictor is left out, and undone afterwards.
-    entries = {
+    entries: dict[int, Entry] = {
         Tag.WIDTH: _entry(page, 4, grid.across * width),
         Tag.BITS: _entry(page, 3, 8),
         Tag.PHOTOMETRIC: _entry(page, 3, 1),
@@ -147,7 +147,7 @@ def sample_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, np.ndarray]]
     for top, height, planes in _rows(file, page, grid):
         entries[Tag.HEIGHT] = _entry(page, 4, height)
         values = [
-            _undone(page, grid, np.asarray(_decoded(page, grid, dict(entries), segments)), dtype, inner)
+            _undone(page, grid, np.asarray(_decoded(page, grid, entries, segments)), dtype, inner)
             for segments in planes
         ]
         yield top, np.concatenate([part[:, : page.size[0]] for part in values], axis=2)

@@ -1,8 +1,9 @@
 """A TIFF page as an RGB image or as labels: which band is what, and which pixels hold nothing.
 
-A band beyond the colours is transparency in pictures and a measurement (near infrared, a second polarisation) in rasters,
-and the same tag marks both: GDAL tags the fourth band of 8 bits as transparency unless it is told otherwise. So the tag
-alone decides nothing; where its own text and its values don't decide either, the file is refused with both readings.
+A band beyond the colours is transparency in pictures and a measurement (near infrared, a second polarisation) in
+rasters, and the same tag marks both: GDAL tags the fourth band of 8 bits as transparency unless it is told otherwise.
+So the tag alone decides nothing; where its own text and its values don't decide either, the file is refused with both
+readings.
 
 Shapes: H × W pixels, N bands.
 """
@@ -89,7 +90,8 @@ def layout_of(page: Page, where: str) -> Layout:
         what = f"has {bands} bands of {depth}; which of them are red, green and blue isn't known"
         raise DataError(what, where=where, fix=RASTERS)
     alpha = _said_alpha(page, colours)
-    raw = raw or page.extra[:1] == (1,)  # Pillow would divide the colours by how opaque they are
+    # Pillow would divide the colours by how opaque they are, and knows grey with transparency in one layout only.
+    raw = raw or page.extra[:1] == (1,) or photometric == 0 or (page.is_planar and photometric == 1)
     if alpha is False and colours == 1:
         what = "has two bands: is it grey with transparency, or two measurements such as VV and VH?"
         raise DataError(
@@ -175,8 +177,7 @@ def rgb_of_page(
 def _picture_rgb(band: Image.Image, page: Page, layout: Layout, valid_HW: np.ndarray | None) -> Image.Image:
     if page.nodata is not None and band.mode in ("L", "P", "LA", "RGB", "RGBA", "RGBX"):
         values_HWN = np.asarray(band).reshape(band.height, band.width, -1)[..., : layout.colours]
-        held_HW = ~holds_value(values_HWN, page.nodata)
-        valid_HW = held_HW if valid_HW is None else valid_HW & held_HW
+        valid_HW = _both(valid_HW, ~holds_value(values_HWN, page.nodata))
     if layout.extra and not layout.alpha and band.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         # Without its last band a palette's picture has to keep its palette.
         colours = band.split()[:-1] if band.mode != "PA" else band.convert("RGBA").split()[:-1]
@@ -202,15 +203,25 @@ def _sample_rgb(
             seen_HW = opaque_HW > 0
             if page.extra[:1] == (1,):  # the colours are stored as they look over black
                 seen_HW, opaque_HW = seen_HW | colours_HWN.any(axis=2), None
-            valid_HW = seen_HW if valid_HW is None else valid_HW & seen_HW
+            valid_HW = _both(valid_HW, seen_HW)
     nodata = page.nodata if page.nodata is not None else fill_value(colours_HWN)
     if nodata is not None:
-        held_HW = ~holds_value(colours_HWN, nodata)
-        valid_HW = held_HW if valid_HW is None else valid_HW & held_HW
-    if values_HWN.dtype == np.uint8:
+        valid_HW = _both(valid_HW, ~holds_value(colours_HWN, nodata))
+    if values_HWN.dtype != np.uint8:
+        return stretched(colours_HWN, valid_HW, opaque_HW=opaque_HW, white_is_zero=page.photometric == 0)
+    if layout.colours == 3:
         image = Image.fromarray(np.ascontiguousarray(colours_HWN))
-        return iter([(0, image if valid_HW is None else blackened(image, valid_HW))])
-    return stretched(colours_HWN, valid_HW, opaque_HW=opaque_HW, white_is_zero=page.photometric == 0)
+    else:
+        grey = Image.fromarray(
+            255 - colours_HWN[..., 0] if page.photometric == 0 else colours_HWN[..., 0].copy()
+        )
+        alpha = None if opaque_HW is None else Image.fromarray(values_HWN[..., -1].copy())
+        image = as_rgb(grey if alpha is None else Image.merge("LA", [grey, alpha]))
+    return iter([(0, image if valid_HW is None else blackened(image, valid_HW))])
+
+
+def _both(valid_HW: np.ndarray | None, also_HW: np.ndarray) -> np.ndarray:
+    return also_HW if valid_HW is None else valid_HW & also_HW
 
 
 def _samples(file: BinaryIO, page: Page, where: str) -> np.ndarray:
