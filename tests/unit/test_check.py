@@ -17,9 +17,8 @@ from tests.unit.test_chat import foreign_tokenizer
 from vitp.core.errors import DataError
 from vitp.data.chat import TEMPLATES, ChatTokenizer
 from vitp.data.check import check_records
-from vitp.data.coordinates import coordinate_problems
 from vitp.data.image_hash import find_pairs, image_print
-from vitp.data.row_findings import CONTROL_TOKENS, look_over, mixture_warnings
+from vitp.data.row_checks import CONTROL_TOKENS, coordinate_problems, look_over, mixture_warnings
 from vitp.records.instructions import InstructionRecord, Region, Turn
 from vitp.runs.pretrain import DataSettings, open_mixture
 

@@ -136,7 +136,7 @@ def holds_value(values_HWN: np.ndarray, value: float) -> np.ndarray:
         if not (value == round(value) and limits.min <= value <= limits.max):
             return np.zeros(values_HWN.shape[:2], bool)
         own = values_HWN.dtype.type(int(value))
-    held_HWN: np.ndarray = np.equal(values_HWN, own)
+    held_HWN: np.ndarray = np.asarray(values_HWN == own)
     return held_HWN.all(axis=2)
 
 

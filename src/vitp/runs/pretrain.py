@@ -22,7 +22,7 @@ from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.lengths import RecordCost, RecordLength
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.records import JsonlRecords
-from vitp.data.row_findings import mixture_warnings
+from vitp.data.row_checks import mixture_warnings
 from vitp.data.sources import read_mixture
 from vitp.data.tiles import InputSettings
 from vitp.data.tokenizer import train_tokenizer
