@@ -75,7 +75,11 @@ def pixel_digest(pixels_HWC: np.ndarray) -> bytes:
 
 
 def in_threads(
-    function: Callable[[_Item], _Found], items: Iterable[Item], *, threads: int | None = None, block: int = 64
+    function: Callable[[_Item], _Found],
+    items: Iterable[_Item],
+    *,
+    threads: int | None = None,
+    block: int = 64,
 ) -> Iterator[tuple[_Item, _Found]]:
     """Yield each item with what a function makes of it, in order; block by block, so that no queue builds up.
 

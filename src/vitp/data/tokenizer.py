@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -43,6 +44,7 @@ def train_tokenizer(corpus: Iterable[str], *, vocabulary: int = 2048) -> PreTrai
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
+    build: Any = PreTrainedTokenizerFast  # whose constructor has no types
+    fast: PreTrainedTokenizerFast = build(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
     fast.clean_up_tokenization_spaces = False
     return fast

@@ -122,22 +122,17 @@ def blackened(image: Image.Image, valid_HW: np.ndarray) -> Image.Image:
 
 def holds_value(values_HWN: np.ndarray, value: float) -> np.ndarray:
     """Return (H, W) bool: whether all bands of a pixel have a value, compared in their own type."""
-    if np.isnan(value):
-        return (
-            np.isnan(values_HWN).all(axis=2)
-            if values_HWN.dtype.kind == "f"
-            else np.zeros(values_HWN.shape[:2], bool)
-        )
     if values_HWN.dtype.kind == "f":
         with np.errstate(over="ignore"):
             own = values_HWN.dtype.type(value)
+        same_HWN = np.isnan(values_HWN) if np.isnan(value) else values_HWN == own
     else:
         limits = np.iinfo(values_HWN.dtype)
-        if not (value == round(value) and limits.min <= value <= limits.max):
+        if not (float(value).is_integer() and limits.min <= value <= limits.max):
             return np.zeros(values_HWN.shape[:2], bool)
-        own = values_HWN.dtype.type(int(value))
-    held_HWN: np.ndarray = np.asarray(values_HWN == own)
-    return held_HWN.all(axis=2)
+        same_HWN = values_HWN == values_HWN.dtype.type(int(value))
+    held_HW: np.ndarray = np.all(same_HWN, axis=2)
+    return held_HW
 
 
 def fill_value(values_HWN: np.ndarray) -> float | None:
