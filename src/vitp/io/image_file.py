@@ -32,8 +32,8 @@ from vitp.io.storage import is_member, is_remote, read_address
 from vitp.io.tiff import is_cut
 from vitp.io.tiff_image import (
     RASTERS,
-    Evidence,
     decode_error,
+    is_alpha,
     labels_of_page,
     layout_of,
     rgb_of_page,
@@ -344,10 +344,8 @@ def _other_rgb(file: ImageFile, factor: int) -> Image.Image:
         return joined(image.size, _wide_png_rgb(values_HWN, image.info.get("transparency")), factor)
     if image.format == "JPEG2000" and image.mode in ("RGBA", "LA"):
         # Any further component comes as transparency.
-        evidence = Evidence(255)
-        for _, band in in_bands(image):
-            evidence.add(np.asarray(band.getchannel("A")), band)
-        evidence.decide(len(image.getbands()) - 1, file.where)
+        parts = (np.asarray(band) for _, band in in_bands(image))
+        is_alpha(parts, 255, file.where, colours=len(image.getbands()) - 1)
     if image.mode in WIDE_MODES:
         values_HW = np.asarray(image)
         clear = image.info.get("transparency")
