@@ -19,8 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
-from vitp.data.plain_text import PlainText
-from vitp.data.tokenizer import ASSISTANT, END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, USER
+from vitp.data.tokenizer import ASSISTANT, END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, USER, PlainText
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, text_problem
 
 

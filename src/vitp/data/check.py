@@ -233,12 +233,7 @@ def _find_neglected(checked: Sequence[_Checked]) -> None:
                 item.add_for_file("warning", kind, what, fix)
 
 
-def _find_leaks(
-    checked: Sequence[_Checked],
-    other: Sequence[_Checked],
-    facts: Facts,
-    distance: int,
-) -> None:
+def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: Facts, distance: int) -> None:
     """Compare the pictures of each two splits; findings stand at the split that comes first."""
     between = [(a, b) for a, b in combinations(checked, 2) if a.source.split != b.source.split]
     for left, right in [*between, *product(checked, other)]:

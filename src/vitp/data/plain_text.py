@@ -81,10 +81,8 @@ class PlainText:
             ids = [number for piece in pieces if piece for number in self._without_control(piece)]
         found = [self.control[number] for number in ids if number in self.control]
         if found:
-            raise DataError(
-                f"a text holds {found[0]}, which this tokenizer can only read as a control token",
-                fix="remove it from the text",
-            )
+            what = f"a text holds {found[0]}, which this tokenizer can only read as a control token"
+            raise DataError(what, fix="remove it from the text")
         return ids
 
     @cached_property

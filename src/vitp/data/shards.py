@@ -135,11 +135,8 @@ def _scan(path: Path, file: BinaryIO, seen: Seen) -> Iterator[np.ndarray]:
             seen(f"{member.name}\0{member.size}\0".encode(errors="surrogateescape"))
             if member.kind == "json":
                 if member.size > LARGEST_ROW:
-                    raise DataError(
-                        f"the row {member.name} has {member.size:,} bytes",
-                        where=str(path),
-                        fix="make the shard again",
-                    )
+                    what = f"the row {member.name} has {member.size:,} bytes"
+                    raise DataError(what, where=str(path), fix="make the shard again")
                 file.seek(member.offset)  # tarfile finds its own place again
                 seen(file.read(member.size))
                 has_row = True
@@ -233,11 +230,8 @@ def expand_shards(pattern: str) -> list[str]:
         else:
             count *= max(int(last) - int(first) + 1, 0)
         if count > MOST_SHARDS:
-            raise DataError(
-                f"counts more than {MOST_SHARDS:,} shards",
-                where=pattern,
-                fix="name the numbers that are there",
-            )
+            what = f"counts more than {MOST_SHARDS:,} shards"
+            raise DataError(what, where=pattern, fix="name the numbers that are there")
     if not count:
         raise DataError(
             "counts no shard", where=pattern, fix="write the smaller number first, as in {000..127}"

@@ -110,11 +110,8 @@ def read_mixture_table(path: Path) -> dict[str, dict[str, Any]]:
         with readable(path):
             value = parse_json(read_text(path, largest=LARGEST_MIXTURE), pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"broken JSON, column {error.colno}: {error.msg}",
-            where=f"{path}:{error.lineno}",
-            fix="mend the file",
-        ) from error
+        what = f"broken JSON, column {error.colno}: {error.msg}"
+        raise DataError(what, where=f"{path}:{error.lineno}", fix="mend the file") from error
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8 text", where=str(path), fix="is this the mixture file?") from error
     if not isinstance(value, dict) or not all(isinstance(fields, dict) for fields in value.values()):

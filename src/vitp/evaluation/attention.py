@@ -111,11 +111,7 @@ def patch_attention(
 
 
 def attention_map(
-    tower: PlainViT,
-    image: Picture,
-    patch: tuple[int, int],
-    layer: int = -1,
-    head: Heads = "mean",
+    tower: PlainViT, image: Picture, patch: tuple[int, int], layer: int = -1, head: Heads = "mean"
 ) -> np.ndarray:
     """Return (h, w): how much the patch in (row, column) attends to each patch.
 
@@ -265,11 +261,8 @@ def colour_basis(features: Sequence[np.ndarray]) -> ColourBasis:
         ConfigError: There are no features, they differ in width, or are narrower than 3.
     """
     if not features or len({each.shape[-1] for each in features}) > 1 or features[0].shape[-1] < 3:
-        raise ConfigError(
-            "one basis needs features of one width, at least 3",
-            where="colour basis",
-            fix="make one a backbone",
-        )
+        what = "one basis needs features of one width, at least 3"
+        raise ConfigError(what, where="colour basis", fix="make one a backbone")
     patches_PD = np.concatenate([each.reshape(-1, each.shape[-1]) for each in features]).astype(np.float64)
     mean_D = patches_PD.mean(0)
     _, sizes, axes_DD = np.linalg.svd(patches_PD - mean_D, full_matrices=False)
@@ -317,11 +310,7 @@ def matched(
 
 
 def pca_rgb(
-    backbone: Backbone,
-    images: Sequence[Picture],
-    layer: int = -1,
-    *,
-    basis: ColourBasis | None = None,
+    backbone: Backbone, images: Sequence[Picture], layer: int = -1, *, basis: ColourBasis | None = None
 ) -> list[np.ndarray]:
     """Return (h, w, 3) uint8 pictures of the patch features in one basis shared by all images."""
     features = [feature_maps(backbone, image, [layer])[0] for image in images]

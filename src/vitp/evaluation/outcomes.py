@@ -143,11 +143,7 @@ def over_images(
         picks_BS = rng.integers(0, len(difference_SB), (draws, len(difference_SB)))
         with_seeds_B = difference_SB[:, 1:][picks_BS, np.arange(draws)[:, None]].mean(1)
         found[key] = difference_of_draws(
-            float(difference_SB[:, 0].mean()),
-            with_seeds_B,
-            count,
-            confidence=confidence,
-            least=LEAST_GROUPS,
+            float(difference_SB[:, 0].mean()), with_seeds_B, count, confidence=confidence, least=LEAST_GROUPS
         )
     return found
 

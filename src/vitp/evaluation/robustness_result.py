@@ -164,8 +164,5 @@ def comparable(results: Sequence[RobustnessResult]) -> None:
     for other in results[1:]:
         differing = [key for key, value in test_of(other).items() if value != first[key]]
         if differing:
-            raise ConfigError(
-                f"{results[0].name} and {other.name} differ in {', '.join(differing)}",
-                where="robustness",
-                fix="compare models of one task on the same images",
-            )
+            what = f"{results[0].name} and {other.name} differ in {', '.join(differing)}"
+            raise ConfigError(what, where="robustness", fix="compare models of one task on the same images")

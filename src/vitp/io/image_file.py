@@ -142,11 +142,8 @@ class ImageFile:
         with _decoding(self):
             values = _label_values(self)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise DataError(
-                "holds labels that are no numbers",
-                where=self.where,
-                fix="save it with a whole number where there is no label",
-            )
+            what = "holds labels that are no numbers"
+            raise DataError(what, where=self.where, fix="save it with a whole number where there is no label")
         return values
 
 
@@ -246,11 +243,8 @@ def _check_size(file: ImageFile) -> None:
             fix="cut it into smaller files",
         )
     if most is not None and width * height * bits // 8 > max(held, 64) * most:
-        raise DataError(
-            f"image is damaged (it says {width}×{height} px, which {held} bytes can't hold)",
-            where=file.where,
-            fix=_COPY_AGAIN,
-        )
+        what = f"image is damaged (it says {width}×{height} px, which {held} bytes can't hold)"
+        raise DataError(what, where=file.where, fix=_COPY_AGAIN)
 
 
 def _label_values(file: ImageFile) -> np.ndarray:
@@ -267,11 +261,8 @@ def _label_values(file: ImageFile) -> np.ndarray:
     assert image is not None
     wide = is_wide_png(image)
     if image.mode != "LA" and (wide or (image.format == "PPM" and (maximum or 0) > 255)):
-        raise DataError(
-            "holds colours of 16 bits as labels",
-            where=file.where,
-            fix="save labels as 8-bit colours or as numbers",
-        )
+        what = "holds colours of 16 bits as labels"
+        raise DataError(what, where=file.where, fix="save labels as 8-bit colours or as numbers")
     image.load()
     # Pillow has turned what it read of a TIFF.
     orientation = 1 if file.pages else file.orientation
@@ -297,11 +288,8 @@ def _decoding(file: ImageFile) -> Iterator[None]:
         raise
     except MemoryError as error:
         width, height = file.stored_size
-        raise DataError(
-            f"image of {width}×{height} px doesn't fit into memory",
-            where=file.where,
-            fix="cut it into smaller files",
-        ) from error
+        what = f"image of {width}×{height} px doesn't fit into memory"
+        raise DataError(what, where=file.where, fix="cut it into smaller files") from error
     except (OSError, *_BROKEN) as error:
         if file.image is not None and file.image.format == "JPEG2000":
             raise DataError(

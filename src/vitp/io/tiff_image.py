@@ -222,11 +222,8 @@ def _both(valid_HW: np.ndarray | None, also_HW: np.ndarray) -> np.ndarray:
 def _samples(file: BinaryIO, page: Page, where: str) -> np.ndarray:
     width, height = page.size
     if segment_bytes(page) > _LARGEST_SEGMENT:
-        raise DataError(
-            f"is compressed in pieces of {segment_bytes(page) / 1e9:.1f} GB, too large to be decoded",
-            where=where,
-            fix="write it in tiles (gdal_translate -co TILED=YES)",
-        )
+        what = f"is compressed in pieces of {segment_bytes(page) / 1e9:.1f} GB, too large to be decoded"
+        raise DataError(what, where=where, fix="write it in tiles (gdal_translate -co TILED=YES)")
     values_HWN: np.ndarray | None = None
     for top, part in sample_bands(file, page):
         if values_HWN is None:
@@ -302,11 +299,8 @@ def labels_of_page(file: BinaryIO, page: Page, where: str) -> np.ndarray | None:
     if not (layout.raw or doubtful or (page.photometric == 0 and page.bits == 8)):
         return None
     if layout.colours > 1 and page.bits > 8:
-        raise DataError(
-            f"holds colours of {page.bits} bits as labels",
-            where=where,
-            fix="save labels as 8-bit colours or as numbers",
-        )
+        what = f"holds colours of {page.bits} bits as labels"
+        raise DataError(what, where=where, fix="save labels as 8-bit colours or as numbers")
     values_HWN = _samples(file, page, where)
     if doubtful:
         is_alpha([values_HWN], _opaque(values_HWN.dtype), where, page, layout.colours)

@@ -57,11 +57,8 @@ def record_from_row(row: Any, *, place: RowPlace, root: str | Path | None, sourc
         DataError: The row can't be used; the message names file, line, id and what to do.
     """
     if not isinstance(row, dict):
-        raise DataError(
-            f"a row must be an object, this one is {_kind(row)}",
-            where=str(place),
-            fix='write {"id": …, "image": …, "conversations": […]}',
-        )
+        what = f"a row must be an object, this one is {_kind(row)}"
+        raise DataError(what, where=str(place), fix='write {"id": …, "image": …, "conversations": […]}')
     return _Row(row, place, root).record(source)
 
 

@@ -111,10 +111,7 @@ CORRUPTIONS: dict[str, Corruption] = _by_name(
     ),
     Corruption(geometry.scale, (0.9, 0.8, 0.7, 0.6, 0.5), "0.9, 0.8, 0.7, 0.6, 0.5 of the size", "geometry"),
     Corruption(
-        geometry.translation,
-        (15.0, 20.0, 25.0, 30.0, 35.0),
-        "15, 20, 25, 30, 35 px at 800 px",
-        "geometry",
+        geometry.translation, (15.0, 20.0, 25.0, 30.0, 35.0), "15, 20, 25, 30, 35 px at 800 px", "geometry"
     ),
 )
 """The twelve of the paper's table 13, in its order."""
@@ -168,9 +165,6 @@ def checked_severities(severities: Iterable[int]) -> tuple[int, ...]:
     """
     found = tuple(sorted(set(severities)))
     if not found or not set(found) <= set(SEVERITIES):
-        raise ConfigError(
-            f"severities {', '.join(map(str, found)) or 'none'}",
-            where="severities",
-            fix="choose some of 1 to 5",
-        )
+        what = f"severities {', '.join(map(str, found)) or 'none'}"
+        raise ConfigError(what, where="severities", fix="choose some of 1 to 5")
     return found
