@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.data.check_report import CheckReport, Finding, Severity, SourceCount
-from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, find_pairs, image_print, in_threads
+from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, image_print, in_threads
 from vitp.data.readers.rows import row_id
 from vitp.data.row_checks import (
     CONTROL_TOKENS,
@@ -62,7 +62,7 @@ def check_records(
     control = CONTROL_TOKENS if control is None else control
     checked = [_Checked(item) for item in _open(source, report)]
     other = [_Checked(item, held_out=True) for item in _open(against, report)] if against is not None else []
-    facts: Facts = {}
+    facts: _Facts = {}
     for item in checked + other:
         _check_rows(item, None if item.held_out else length_of, max_tokens, control)
         new = (address for address in item.users if address not in facts)
@@ -85,7 +85,7 @@ class _ImageFacts:
     print: ImagePrint | None
 
 
-Facts = dict[str, _ImageFacts | DataError]
+_Facts = dict[str, _ImageFacts | DataError]
 """Address of an image → what is known of it, or why it can't be read."""
 
 
@@ -204,7 +204,7 @@ def _image_facts(address: str) -> _ImageFacts | DataError:
         return error
 
 
-def _check_images(item: _Checked, facts: Facts) -> None:
+def _check_images(item: _Checked, facts: _Facts) -> None:
     for address, users in item.users.items():
         found = facts[address]
         if isinstance(found, DataError):
@@ -233,7 +233,7 @@ def _find_neglected(checked: Sequence[_Checked]) -> None:
                 item.add_for_file("warning", kind, what, fix)
 
 
-def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: Facts, distance: int) -> None:
+def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: _Facts, distance: int) -> None:
     """Compare the pictures of each two splits; findings stand at the split that comes first."""
     between = [(a, b) for a, b in combinations(checked, 2) if a.source.split != b.source.split]
     for left, right in [*between, *product(checked, other)]:
@@ -246,7 +246,7 @@ def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: F
 
 
 def _common_pictures(
-    left: _Checked, right: _Checked, facts: Facts, distance: int
+    left: _Checked, right: _Checked, facts: _Facts, distance: int
 ) -> Iterator[tuple[str, str, bool]]:
     """Yield (address on the left, its twin on the right, they are exactly equal), once for each on the left."""
     shared = left.users.keys() & right.users.keys()
@@ -254,7 +254,7 @@ def _common_pictures(
     mine = [(a, p) for a, p in _prints(left.users, facts) if a not in shared]
     its = _prints(right.users, facts)
     twins: dict[int, int] = {}
-    for i, j in find_pairs([p for _, p in mine], [p for _, p in its], distance):
+    for i, j in alike_pairs([p for _, p in mine], [p for _, p in its], distance):
         # An equal twin says more than an earlier one that is only alike.
         if i not in twins or mine[i][1].digest == its[j][1].digest != its[twins[i]][1].digest:
             twins[i] = j
@@ -262,17 +262,17 @@ def _common_pictures(
         yield mine[i][0], its[j][0], mine[i][1].digest == its[j][1].digest
 
 
-def _prints(addresses: Iterable[str], facts: Facts) -> list[tuple[str, ImagePrint]]:
+def _prints(addresses: Iterable[str], facts: _Facts) -> list[tuple[str, ImagePrint]]:
     found = ((address, facts[address]) for address in addresses)
     return [(a, f.print) for a, f in found if isinstance(f, _ImageFacts) and f.print is not None]
 
 
-def _find_repeats(checked: Sequence[_Checked], facts: Facts, distance: int) -> None:
+def _find_repeats(checked: Sequence[_Checked], facts: _Facts, distance: int) -> None:
     """Count the pictures that come again under another name in the same source."""
     for item in checked:
         prints = _prints(item.users, facts)
         values = [p for _, p in prints]
-        pairs = [(i, j) for i, j in find_pairs(values, values, distance) if i < j]
+        pairs = [(i, j) for i, j in alike_pairs(values, values, distance) if i < j]
         if pairs:
             first, second = (Path(prints[i][0]).name for i in pairs[0])
             again = _number(len({j for _, j in pairs}), "image")

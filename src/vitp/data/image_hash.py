@@ -108,7 +108,7 @@ def same_picture(a: ImagePrint, b: ImagePrint, distance: int) -> bool:
     return float(a.thumbnail @ b.thumbnail) >= SAME_PICTURE
 
 
-def find_pairs(
+def alike_pairs(
     left: Sequence[ImagePrint], right: Sequence[ImagePrint], distance: int
 ) -> Iterator[tuple[int, int]]:
     """Yield each (i, j) for which left[i] and right[j] are one picture.

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import to_json
-from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, find_pairs, image_print, in_threads
+from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, image_print, in_threads
 from vitp.data.overlap import Landmarks, OverlapIndex, landmarks
 from vitp.data.sources import Source, is_mixture, open_sources, read_mixture_table
 from vitp.io.images import is_scene, load_image
@@ -148,7 +148,7 @@ def _training(mixture: str | Path) -> list[Source]:
     return [source for source in sources if source.split == "train"]
 
 
-Place = tuple[str, str]
+_Place = tuple[str, str]
 """Set and path of an image."""
 
 
@@ -157,11 +157,11 @@ def _look(
     threads: int | None,
     progress: Callable[[], None] | None,
     unreadable: list[str],
-    places: Iterable[Place],
-) -> Iterator[tuple[Place, _Seen]]:
+    places: Iterable[_Place],
+) -> Iterator[tuple[_Place, _Seen]]:
     """Decode images in threads; yield where each is and what is seen, and note those that can't be read."""
 
-    def one(place: Place) -> _Seen | DataError:
+    def one(place: _Place) -> _Seen | DataError:
         try:
             image = load_image(place[1])
         except DataError as error:
@@ -179,9 +179,9 @@ def _look(
 
 def _compare(
     source: Source,
-    known: list[tuple[Place, _Seen]],
+    known: list[tuple[_Place, _Seen]],
     index: OverlapIndex | None,
-    look: Callable[[Iterable[Place]], Iterator[tuple[Place, _Seen]]],
+    look: Callable[[Iterable[_Place]], Iterator[tuple[_Place, _Seen]]],
     report: LeakReport,
 ) -> None:
     """Add the leaks of one source to the report."""
@@ -198,7 +198,7 @@ def _compare(
     leaking: set[str] = set()
     while chunk := list(islice(seen_images, _CHUNK)):
         report.images += len(chunk)
-        for k, j in find_pairs(prints, [own for _, own, _ in chunk], HASH_DISTANCE):
+        for k, j in alike_pairs(prints, [own for _, own, _ in chunk], HASH_DISTANCE):
             _, own, found = chunk[j]
             found[k] = ("pixels" if prints[k].digest == own.digest else "picture", 1.0)
         for path, _, found in chunk:

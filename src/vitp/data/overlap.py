@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-LARGEST_SIDE = 1600
+_LARGEST_SIDE = 1600
 """Larger images are reduced before key points are looked for; ORB covers a factor of about three in scale."""
 
 KEYPOINTS = 1000
@@ -71,7 +71,7 @@ def landmarks(image: Image.Image) -> Landmarks:
     """Return the key points of an RGB image."""
     grey_HW = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY)
     height, width = grey_HW.shape
-    scale = min(1.0, LARGEST_SIDE / max(height, width))
+    scale = min(1.0, _LARGEST_SIDE / max(height, width))
     if scale < 1:
         grey_HW = cv2.resize(grey_HW, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     orb = cv2.ORB.create(nfeatures=KEYPOINTS, fastThreshold=5, edgeThreshold=16, patchSize=31)
