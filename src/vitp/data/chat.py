@@ -67,9 +67,9 @@ class EncodedRecord:
         branches_N: 0 = shared by all turns, k = belongs to the k-th independent question.
         image_N: True at image tokens.
         supervised_N: True where the token is to be predicted (answers and stop tokens).
-        tiles: Tiles of all images.
-        turns: Questions and answers it holds.
-        name: For messages.
+        tiles: Number of tiles of all images.
+        turns: Number of questions that it holds with their answers.
+        name: Name of the record, for messages.
     """
 
     ids_N: np.ndarray
@@ -268,8 +268,8 @@ class _Piece(NamedTuple):
     """A piece of a sequence that is tokenized on its own.
 
     Attributes:
-        before, after: Of the template: its marks become control tokens.
-        text: Of the data, between them: plain text.
+        before, after: Texts of the template, whose marks become control tokens.
+        text: Text of the data between them, which is plain text.
         branch: See `EncodedRecord`.
         supervised: It is to be predicted.
         image: It stands for an image and has no text.

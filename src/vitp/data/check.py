@@ -45,13 +45,13 @@ def check_records(
     warning. Repeats inside of a split are counted in one line. Memory: about 1.3 kB an image, 100 B a row.
 
     Args:
-        source: What to check.
+        source: Data to check.
         max_tokens: Longest row that the run takes. Needs `length_of`.
         length_of: Tokens of a record, images included, given the most tiles of its set where a mixture says so.
         control: Control tokens of the tokenizer, longest first; None: those of all chat templates.
         against: Held-out data, of any kind that `source` may be, that must not share pictures with it.
         leak_distance: Bits in which the 64-bit hashes of two images may differ, 0..15.
-        threads: That decode images; twice the cores by default, 16 at most.
+        threads: Number of threads that decode images; twice the cores by default, 16 at most.
 
     Returns:
         The findings; broken data is no exception here.

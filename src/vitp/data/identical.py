@@ -42,7 +42,7 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
 
     Args:
         images: Path, and width and height, of each; generated scenes and repeated paths are left out.
-        most_pixels: To be decoded at most.
+        most_pixels: Most pixels that are decoded in all.
     """
     sizes = {path: size for path, size in images if not is_scene(path)}
     paths = list(sizes)

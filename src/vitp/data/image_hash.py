@@ -40,7 +40,7 @@ class ImagePrint:
     Attributes:
         bits: 64-bit difference hash: whether each of 8×8 places is brighter than its left neighbour.
         thumbnail: (256,) float32, a 16×16 grey thumbnail of zero mean and unit norm; zeros for a flat image.
-        digest: Of the pixels.
+        digest: Hash of size and pixels.
     """
 
     bits: int
@@ -85,7 +85,7 @@ def in_threads(
 
     Args:
         function: Releases Python's lock most of the time, as decoding an image does.
-        items: Any.
+        items: What the function is called with.
         threads: Twice the cores by default, 16 at most.
         block: Items at a time.
     """

@@ -37,9 +37,9 @@ class Leak:
 
     Attributes:
         image: The pretraining image.
-        source: Its set.
+        source: Name of its set.
         test_image: The test image.
-        test_set: Its set.
+        test_set: Name of the test set.
         kind: "pixels": equal; "picture": alike as a whole; "overlap": a part.
         share: Part of the test image that is seen, 0..1.
     """
@@ -112,7 +112,7 @@ def find_leaks(
         mixture: Annotation file, mixture file or compiled folder; only its training rows count.
         tests: Name → set; its items of the split `test` are compared.
         overlaps: Also look for crops and tiles, which costs about as much as decoding.
-        threads: That decode images; twice the cores by default, 16 at most.
+        threads: Number of threads that decode images; twice the cores by default, 16 at most.
         progress: Called after each image, test images first.
 
     Raises:

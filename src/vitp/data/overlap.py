@@ -55,10 +55,10 @@ class Overlap:
     """One image holds a part of another.
 
     Attributes:
-        known: Index of the indexed image.
+        known: Number of the indexed image.
         share: Part of the indexed image that the other one shows, 0..1.
-        correlation: Of the pixels that both show, −1..1.
-        matches: Key points that agree.
+        correlation: Correlation of the pixels that both show, −1..1.
+        matches: Number of key points that agree.
     """
 
     known: int
@@ -90,7 +90,7 @@ class OverlapIndex:
     share a band are compared. About 300 kB an image, its key points included.
 
     Args:
-        images: Key points of the images to be found.
+        images: Key points of the images that are to be found.
     """
 
     def __init__(self, images: Iterable[Landmarks]) -> None:

@@ -144,11 +144,11 @@ class Neglected:
     """Rows of a set of which a run doesn't learn all that they hold.
 
     Attributes:
-        name: Of the set.
-        rows: Rows in it.
-        looked_at: Usable rows that were looked at.
-        without_image: Of them, those that name no image.
-        with_system: Of them, those whose system text is dropped.
+        name: Name of the set.
+        rows: Number of its rows.
+        looked_at: Number of usable rows that were looked at.
+        without_image: Number of looked-at rows that name no image.
+        with_system: Number of looked-at rows whose system text is dropped.
     """
 
     name: str

@@ -159,7 +159,7 @@ class ShardRecords(RowRecords):
 
     Args:
         shards: Tar files. Remote ones are fetched into the cache: random access over a network is too slow.
-        name: Of the set.
+        name: Name of the set.
         cache_above: Shards of at least this many bytes get their index cached.
 
     Raises:
@@ -265,10 +265,10 @@ def write_shards(
     Image files go in as they are; generated scenes as PNG. A shard is closed when it has reached its size.
 
     Args:
-        records: Any.
-        out: Folder.
-        name: Of the set, and of the shards.
-        shard_bytes: Size of a shard.
+        records: Records to write; they are read one after the other.
+        out: Folder for the shards.
+        name: Name of the set, from which the names of the shards are made.
+        shard_bytes: Size at which a shard is closed.
 
     Returns:
         The shards.

@@ -42,7 +42,7 @@ class Source:
     Attributes:
         name: What reports call it.
         split: `train`, `val` or `test`; everything that doesn't say so is `train`.
-        records: Its rows.
+        records: Rows of the file.
         rate: How often an epoch takes each record, where a mixture says so.
         max_tiles: Most tiles an image of it is cut into, where a mixture says so.
     """
@@ -150,8 +150,8 @@ def open_entry(name: str, fields: dict[str, Any], path: Path) -> MixtureEntry:
     """Open one set of `read_mixture_table`.
 
     Args:
-        name: Of the set.
-        fields: Its fields, keys checked.
+        name: Name of the set.
+        fields: Fields of the set, with checked keys.
         path: The mixture file, which relative paths start from.
 
     Raises:

@@ -286,10 +286,10 @@ def matched(
     that what the pictures show stays each backbone's own.
 
     Args:
-        basis: To be matched.
-        features: (h, w, D) of each image.
-        reference: Of another backbone, of any width and grid.
-        reference_features: Of the same images.
+        basis: Basis whose axes are to be matched.
+        features: (h, w, D) features of each image.
+        reference: Basis of another backbone, of any width and grid.
+        reference_features: The other backbone's features of the same images.
     """
     own, theirs = [], []
     for feature_hwD, reference_hwD in zip(features, reference_features, strict=True):

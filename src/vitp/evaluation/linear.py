@@ -126,7 +126,7 @@ def fit_selected(
 
     Args:
         features_ND, target, classes, max_iter: See `fit_logistic`.
-        score: Of a model on the *validation* split, higher is better. A NaN loses.
+        score: Returns the score of a model on the *validation* split; higher is better. A NaN loses.
         choices: Strengths, strong ones first: each fit starts where the one before ended.
     """
     best: tuple[float, LinearModel, float] | None = None

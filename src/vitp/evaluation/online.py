@@ -59,11 +59,11 @@ class OnlineProbes(Hook):
 
     Args:
         labelled_set: See `probe_data.development_splits`.
-        every: Steps between probes; 0: only at the start and the end.
+        every: Steps between probes; 0 probes only at the start and the end.
         tasks: See `probes.run_probes`.
-        max_images: Images of each split.
-        cka_images: Fixed validation images for the CKA between the features now and at the start.
-        seeds: Of the fitted patches; one keeps a probe short.
+        max_images: Most images of each split.
+        cka_images: Number of fixed validation images for the CKA between the features now and at the start.
+        seeds: Seeds by which the fitted patches are chosen; one keeps a probe short.
 
     Raises:
         ConfigError: The set has no probes to offer (at the start of the run).

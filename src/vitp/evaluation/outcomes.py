@@ -105,8 +105,8 @@ def over_images(
         ours: Outcomes by pretraining seed and, within each, draw of labels.
         theirs: The same; one pretraining seed serves all of `ours`.
         confidence: Share of the differences inside the interval.
-        draws: B.
-        seed: Of the draws.
+        draws: Number of draws, B.
+        seed: Seed of the draws.
 
     Returns:
         (task, metric) → mean difference and interval; `n` counts groups of test images. A draw takes groups with

@@ -107,7 +107,7 @@ class FittedProbes:
         scene_classes: Number of scene classes.
         patch_classes: Number of classes of patches.
         device: Where they are applied.
-        labels: Labelled images of a seed.
+        labels: Number of labelled images of a seed.
         note: What they were fitted on.
         classifiers: Task → classifier, for each draw of labels.
     """
@@ -132,7 +132,7 @@ class FittedProbes:
         """Return what each group of the images adds to the scores, for each seed.
 
         Args:
-            features: Of test images.
+            features: Features of test images.
             grouped: False: all images are one group, which takes less memory where only the score is wanted.
 
         Raises:

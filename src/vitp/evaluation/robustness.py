@@ -55,7 +55,7 @@ class PixelCache:
     """Reads images and keeps them decoded, the first ones that fit: each is needed once a corruption.
 
     Args:
-        most: Bytes at most.
+        most: Most bytes of pixels that are kept.
     """
 
     def __init__(self, most: int = CACHED_BYTES) -> None:
@@ -142,13 +142,13 @@ def robustness_of_task(
     """Score a finetuned model on clean and on corrupted test images.
 
     Args:
-        model: Any task's, on the device that it is to run on.
+        model: Model of any task, on the device that it is to run on.
         labelled: Labelled images that it has not learned from.
         settings: How it is applied; None: as its description says.
-        name: Of the model, for tables.
+        name: Name of the model, for tables.
         severities, corruptions, known, on_cell: See `measure`.
-        seed: Of the corruptions.
-        max_images: Images at most: a fixed random subset, the same for every model.
+        seed: Seed of the corruptions.
+        max_images: Most images: a fixed random subset, the same for every model.
 
     Raises:
         ConfigError: There is no such corruption or severity, or there are no images.
@@ -215,14 +215,14 @@ def robustness_of_backbone(
     """Fit probes on a frozen backbone's features of clean images, and score them on corrupted test images.
 
     Args:
-        tower: On the device that it is to run on.
+        tower: Backbone, on the device that it is to run on.
         labelled_set: See `vitp.evaluation.features.probe_data`.
-        name: Of the backbone, for tables.
+        name: Name of the backbone, for tables.
         severities, corruptions, known, on_cell: See `measure`.
-        seed: Of the corruptions.
+        seed: Seed of the corruptions.
         seeds: Draws of the labelled images; scores are means over them.
         labels_per_seed: See `vitp.evaluation.probes.run_probes`.
-        max_images: Images of a split at most.
+        max_images: Most images of a split.
 
     Raises:
         ConfigError: A split is empty, the labels allow no probe, or there is no such corruption or severity.

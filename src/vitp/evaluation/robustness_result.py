@@ -21,12 +21,12 @@ class RobustnessResult:
     """Scores of one model on clean and on corrupted images.
 
     Attributes:
-        name: Of the model.
+        name: Name of the model.
         task: Name of the task, or "probes".
         data: Name of the labelled set.
         clean: Scores on the clean images.
         cells: Corruption → severity → scores.
-        seed: Of the corruptions.
+        seed: Seed of the corruptions.
         facts: What the scores depend on, as JSON values: two results can be compared cell by cell, and one can be
             continued, where they agree.
     """

@@ -84,12 +84,12 @@ class ImageFile:
     """An image file that was opened but not decoded.
 
     Attributes:
-        where: Its address, for messages.
-        stream: Its bytes.
-        pages: Of a TIFF file.
-        image: As Pillow opened it; None: a TIFF that is read by its samples (`vitp.io.tiff`).
+        where: Address of the file, for messages.
+        stream: The open file.
+        pages: Pages of a TIFF file; empty for other kinds.
+        image: The image as Pillow opened it; None for a TIFF that is read by its samples (`vitp.io.tiff`).
         orientation: 1–8, as EXIF has it.
-        stored_size: Width and height as stored.
+        stored_size: Width and height as stored, before `orientation` turns them.
     """
 
     where: str

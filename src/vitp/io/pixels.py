@@ -48,7 +48,7 @@ def joined(size: tuple[int, int], bands: Iterable[tuple[int, Image.Image]], fact
 
     Args:
         size: Width and height of the whole.
-        bands: Without gaps.
+        bands: All rows of the image, without gaps.
         factor: Squares of this side are averaged into one pixel.
     """
     width, height = size

@@ -45,7 +45,7 @@ class LocalBytes:
     """A file on disk, read by position. Safe to fork and to share between threads: no place moves.
 
     Attributes:
-        size: In bytes.
+        size: Size in bytes.
         version: Changes when the file does.
 
     Raises:
@@ -183,8 +183,8 @@ def local_copy(url: str, folder: Path) -> Path:
     """Return a local copy of a remote file, fetched when there is none of its present version.
 
     Args:
-        url: Of the file.
-        folder: That keeps the copies.
+        url: URL of the file.
+        folder: Folder that keeps the copies.
 
     Raises:
         DataError: The file can't be fetched.

@@ -130,8 +130,8 @@ def rgb_of_page(
 
     Args:
         file: The TIFF file.
-        pages: All pages; of the others only masks matter.
-        where: For messages.
+        pages: All pages; beside the first only masks matter.
+        where: Address of the file, for messages.
         whole: The page as Pillow decoded it, not turned either; None: it is read in bands, for it is large.
         factor: Squares of this side are averaged into one pixel.
 
@@ -241,8 +241,8 @@ def is_alpha(
     Args:
         parts: (H, W, N) bands of the image, part by part.
         top: The value of what is opaque.
-        where: For messages.
-        page: Of a TIFF file.
+        where: Address of the file, for messages.
+        page: The page, when it is a TIFF file.
         colours: Bands before it.
 
     Raises:

@@ -53,7 +53,7 @@ class RowIndex:
     Attributes:
         rows: (N, 3) int64: byte offset, length in bytes, line from 1.
         digest: SHA-256 of the file.
-        size: Bytes of the file.
+        size: Size of the file in bytes.
         mtime_ns: Time of its last change.
         cache: The file that `rows` is mapped from; None when it is held in memory.
     """
@@ -98,7 +98,7 @@ def cached_index(path: Path, kind: str, scan: Scan, cache_above: int) -> RowInde
 
     Args:
         path: The file.
-        kind: Of the scan; another kind has another cache.
+        kind: Name of the scan; each kind has a cache of its own.
         scan: Finds the rows.
         cache_above: Files of at least this many bytes are cached.
 

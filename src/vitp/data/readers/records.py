@@ -24,13 +24,13 @@ class RowRecords(ABC):
     Safe to pickle, to fork and to share between threads: rows are read by position (`pread`), no state moves.
 
     Args:
-        files: What the rows stand in, in this order.
-        name: Of the set.
+        files: Files that hold the rows, in this order.
+        name: Name of the set.
         root: Folder or URL that relative image paths start from; None leaves them as they are.
         cache_above: Files of at least this many bytes get their index cached.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         root: Folder or URL that relative image paths start from; None leaves them as they are.
         annotation: The file, or the first of them.
 
@@ -134,7 +134,7 @@ class JsonlRecords(RowRecords):
     Args:
         annotation: The file.
         root: Folder or URL that relative image paths start from; the annotation's folder by default.
-        name: Of the set; the file's stem by default.
+        name: Name of the set; the file's stem by default.
         cache_above: Files of at least this many bytes get their index cached.
 
     Raises:

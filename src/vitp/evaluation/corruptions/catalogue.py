@@ -32,7 +32,7 @@ class Corruption:
             level, random numbers → 2 × 3 matrix in edge coordinates, for pixels and labels.
         levels: What the five severities are for the function.
         words: What they are in words.
-        family: Of the twelve those that change how things look, and those that move them; or an extra.
+        family: Whether it changes how things look or moves them; the extras are a family of their own.
     """
 
     function: Callable[[Any, Any, np.random.Generator], np.ndarray]
@@ -68,8 +68,8 @@ class Corruption:
         Args:
             image_HWC: uint8 RGB; not changed.
             severity: 1 to 5; 0 leaves the image as it is.
-            seed: Of the test.
-            image: Id of the image: it gets clouds and noise of its own.
+            seed: Seed of the test.
+            image: Id of the image, which gets clouds and noise of its own.
             date: 1 for the later image of a pair: the weather differs, the viewpoint doesn't.
 
         Raises:

@@ -72,7 +72,7 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, *, nearest: bool = False, fill:
         pixels: Image or mask.
         matrix: 2 × 3, in edge coordinates.
         nearest: Never mix values (masks).
-        fill: Of what comes in from outside.
+        fill: Value of what comes in from outside.
     """
     linear_22, shift_2 = matrix[:, :2], matrix[:, 2]
     factor = float(np.sqrt(abs(np.linalg.det(linear_22))))
@@ -99,7 +99,7 @@ def moved_objects(
     """Return the labels under a matrix, cut at the border of the image; what left it is gone.
 
     Args:
-        objects: In pixels of the image.
+        objects: Objects in pixels of the image.
         matrix: 2 × 3, in edge coordinates.
         size: Height and width.
     """

@@ -39,9 +39,9 @@ def corrupt_sample(sample: Sample, corruption: Corruption, severity: int, seed: 
 
     Args:
         sample: Image, or two dates, with labels; not changed.
-        corruption: What happens.
+        corruption: The corruption.
         severity: 1 to 5; 0 changes nothing.
-        seed: Of the test.
+        seed: Seed of the test.
         name: Id of the image.
     """
 
@@ -83,10 +83,10 @@ def corrupted_set(
 
     Args:
         labelled: The clean set.
-        corruption: What happens.
+        corruption: The corruption.
         severity: 1 to 5; 0 leaves the pixels as they are.
         folder: Gets the images as PNG.
-        seed: Of the test.
+        seed: Seed of the test.
         keep: Files that stay; older ones are removed as new ones come, so that a large set needs little room.
             None: all. At least twice as many as are read at once.
         load: Reads the clean images.
