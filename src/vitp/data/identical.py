@@ -46,7 +46,7 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
     """
     sizes = {path: size for path, size in images if not is_scene(path)}
     paths = list(sizes)
-    same_bytes = _split(_split([paths], _file_size), _file_digest)
+    same_bytes = _split(_split([paths], partial(_file_key, whole=False)), partial(_file_key, whole=True))
     twin = {path: group[0] for group in same_bytes for path in group[1:]}
     by_size: dict[tuple[int, int], list[str]] = defaultdict(list)
     for path in paths:
@@ -82,15 +82,11 @@ def _split(groups: Iterable[Sequence[str]], key: Callable[[str], Hashable | None
     return [part for part in parts.values() if len(part) > 1]
 
 
-def _file_size(path: str) -> int | None:
+def _file_key(path: str, *, whole: bool) -> Hashable | None:
+    """Return the size of a file, or a digest of the whole; None: it can't be read."""
     try:
-        return Path(path).stat().st_size
-    except OSError:
-        return None
-
-
-def _file_digest(path: str) -> bytes | None:
-    try:
+        if not whole:
+            return Path(path).stat().st_size
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
     except OSError:

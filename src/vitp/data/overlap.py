@@ -183,16 +183,14 @@ def _agreement(image: Landmarks, known: Landmarks, matrix_23: np.ndarray) -> tup
     count = int(covered_hw.sum())
     if count < 64:
         return 0.0, 0.0
-    a, b = (_structure(grey_hw)[covered_hw].astype(np.float64) for grey_hw in (moved_hw, known.grey_hw))
+    seen: list[np.ndarray] = []
+    for image_hw in (moved_hw, known.grey_hw):
+        # What lies between noise and large areas is compared: different resolutions blur differently, and any two
+        # harbours agree in where land and water are.
+        grey_hw = image_hw.astype(np.float32)
+        middle_hw = cv2.GaussianBlur(grey_hw, (0, 0), 1.0) - cv2.GaussianBlur(grey_hw, (0, 0), 5.0)
+        seen.append(middle_hw[covered_hw].astype(np.float64))
+    a, b = seen
     if a.std() < 0.5 or b.std() < 0.5:
         return count / covered_hw.size, 0.0
     return count / covered_hw.size, float(np.corrcoef(a, b)[0, 1])
-
-
-def _structure(grey_hw: np.ndarray) -> np.ndarray:
-    """Return what lies between noise and large areas.
-
-    Different resolutions blur differently, and any two harbours agree in where land and water are.
-    """
-    grey_hw = grey_hw.astype(np.float32)
-    return cv2.GaussianBlur(grey_hw, (0, 0), 1.0) - cv2.GaussianBlur(grey_hw, (0, 0), 5.0)

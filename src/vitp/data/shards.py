@@ -12,6 +12,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,7 +21,7 @@ import numpy as np
 from vitp.core import files
 from vitp.core.errors import DataError
 from vitp.core.reading import open_file, parse_json
-from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, RowIndex, Seen, cache_folder, cached_index
+from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, Seen, cache_folder, cached_index
 from vitp.data.readers.records import RowRecords
 from vitp.io.images import is_scene, load_image
 from vitp.io.storage import (
@@ -103,18 +104,11 @@ class _Window:
         return data
 
 
-def _tar_index(path: Path, *, cache_above: int = CACHE_ABOVE) -> RowIndex:
-    """Return the samples of a tar file: byte offset, length in bytes, number from 1.
+def _scan(path: Path, file: BinaryIO, seen: Seen) -> Iterator[np.ndarray]:
+    """Find the samples of a tar file: byte offset, length in bytes, number from 1.
 
     The digest is of the members' names and sizes and of the rows; images count by name and size only.
-
-    Raises:
-        DataError: The file is missing, is no tar file, or has a sample without a row.
     """
-    return cached_index(path, "tar", _scan, cache_above)
-
-
-def _scan(path: Path, file: BinaryIO, seen: Seen) -> Iterator[np.ndarray]:
     rows: list[tuple[int, int, int]] = []
     key, begin, number, has_row, end = "", 0, 0, True, 0
 
@@ -166,7 +160,7 @@ class ShardRecords(RowRecords):
         DataError: There is no shard, or one can't be used.
     """
 
-    _indexer = staticmethod(_tar_index)
+    _indexer = staticmethod(partial(cached_index, kind="tar", scan=_scan))
 
     def __init__(self, shards: Sequence[str], name: str, *, cache_above: int = CACHE_ABOVE) -> None:
         if not shards:

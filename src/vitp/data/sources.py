@@ -1,6 +1,7 @@
 """What a path that a user names holds: an annotation file, tar shards, a mixture, or a compiled folder.
 
-A mixture file is one JSON object: set name → `{root, annotation, data_augment, repeat_time, length, max_dynamic_patch}`.
+A mixture file is one JSON object: set name → `{root, annotation, data_augment, repeat_time, length,
+max_dynamic_patch}`.
 """
 
 from __future__ import annotations

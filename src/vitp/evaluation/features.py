@@ -213,11 +213,12 @@ def extract(
     view_VD = torch.stack([view_hwD.float().mean((0, 1)) for view_hwD in patches_VhwD])
     sums_ND = torch.zeros(total, view_VD.shape[1]).index_add_(0, view_image_V, view_VD)
     by_view = [label for own in labels for label in own.patches]
+    objects = (*labelled_set.object_classes, UNCOVERED) if labelled_set.object_classes else ()
     return Features(
         patches_VhwD=patches_VhwD,
         pooled_ND=sums_ND / view_image_V.bincount(minlength=total)[:, None],
         view_image_V=view_image_V,
-        patch_classes=_patch_classes(labelled_set),
+        patch_classes=labelled_set.semantic_classes or objects,
         patch_labels_Vhw=torch.from_numpy(np.stack(by_view)) if by_view else None,
         pixel_labels_VSS=torch.from_numpy(np.stack([mask for own in labels for mask in own.pixels]))
         if labelled_set.semantic_classes
@@ -236,12 +237,6 @@ class _Labels(NamedTuple):
     scene: int
     presence_K: np.ndarray
     group: str
-
-
-def _patch_classes(labelled_set: LabelledSet) -> tuple[str, ...]:
-    if labelled_set.semantic_classes:
-        return labelled_set.semantic_classes
-    return (*labelled_set.object_classes, UNCOVERED) if labelled_set.object_classes else ()
 
 
 def _views(
@@ -335,7 +330,9 @@ def box_labels(
     label_hw = np.full(grid, len(classes), np.uint8)
     best_hw = np.zeros(grid)
     scale = np.array([grid[1] / size[1], grid[0] / size[0]])
-    for labelled in sorted(objects, key=_box_area):
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one.box for one in objects)]
+    for index in np.argsort(areas, kind="stable").tolist():
+        labelled = objects[index]
         x1, y1, x2, y2 = labelled.box
         corners_42 = np.reshape(labelled.quad or (x1, y1, x2, y1, x2, y2, x1, y2), (4, 2)) * scale
         (top, left), cover_hw = _cover(corners_42, grid)
@@ -347,11 +344,6 @@ def box_labels(
     if ignored:
         label_hw[(label_hw == len(classes)) & touched(ignored, size, grid)] = IGNORE
     return label_hw
-
-
-def _box_area(label: ObjectLabel) -> float:
-    x1, y1, x2, y2 = label.box
-    return (x2 - x1) * (y2 - y1)
 
 
 def _cover(corners_42: np.ndarray, grid: tuple[int, int]) -> tuple[tuple[int, int], np.ndarray]:

@@ -153,7 +153,7 @@ def fill_value(values_HWN: np.ndarray) -> float | None:
 
 
 def value_range(values_HWN: np.ndarray, valid_HW: np.ndarray | None) -> tuple[float, float] | None:
-    """Return the 2nd and 98th percentile of the finite values of valid pixels, of all bands together; None: no values."""
+    """Return the 2nd and 98th percentile of the finite values of valid pixels in all bands; None: no values."""
     if values_HWN.dtype.kind in "iu" and values_HWN.dtype.itemsize <= 2:
         return _range_of_counts(values_HWN, valid_HW)
     height, width, bands = values_HWN.shape

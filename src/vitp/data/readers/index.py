@@ -113,7 +113,9 @@ def cached_index(path: Path, kind: str, scan: Scan, cache_above: int) -> RowInde
     if stat.st_size >= cache_above:
         cache = cache_folder() / f"{path.stem[:40]}-{key}.npy"
         found = _load(cache, stat)
-        if found is None and _can_write(cache.parent):
+        with contextlib.suppress(OSError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+        if found is None and os.access(cache.parent, os.W_OK):
             try:
                 _store(cache, path, scan, stat)
                 found = _load(cache, stat)
@@ -126,12 +128,6 @@ def cached_index(path: Path, kind: str, scan: Scan, cache_above: int) -> RowInde
     digest, rows = hashlib.sha256(), [np.zeros((0, 3), np.int64)]
     rows.extend(_scanning(path, scan, digest))
     return RowIndex(np.concatenate(rows), digest.hexdigest(), stat.st_size, stat.st_mtime_ns, None)
-
-
-def _can_write(folder: Path) -> bool:
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return os.access(folder, os.W_OK)
 
 
 def _scanning(path: Path, scan: Scan, digest: Any) -> Iterator[np.ndarray]:

@@ -41,7 +41,7 @@ def about_centre(linear_22: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def rotation(size: tuple[int, int], degrees: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the matrix of a turn about the centre against the clock; the image keeps its size, and loses its corners."""
+    """Return the matrix of a turn about the centre against the clock; the image loses its corners."""
     angle = np.deg2rad(degrees)
     cosine, sine = round(float(np.cos(angle)), 12), round(float(np.sin(angle)), 12)
     matrix = about_centre(np.array([[cosine, sine], [-sine, cosine]]), size)  # y points down
