@@ -12,12 +12,12 @@ from tests.benchmark_fixtures import text
 from tests.corpus_fixtures import WRITERS, write_corpus
 from vitp.cli import run
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.coordinates import coordinate_problems
 from vitp.data.corpora.base import box_text
 from vitp.data.corpora.catalogue import CORPORA, corpus
 from vitp.data.corpora.conversations import percent_boxes
 from vitp.data.corpora.convert import Converted, convert
-from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.row_checks import coordinate_problems
+from vitp.data.sources import read_mixture
 from vitp.io.images import load_image
 from vitp.records.instructions import InstructionRecord
 

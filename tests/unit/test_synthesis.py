@@ -16,16 +16,7 @@ import numpy as np
 import pytest
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.synthesis import (
-    TASKS,
-    LabelledRecords,
-    SetClasses,
-    SynthesisConfig,
-    phrases,
-    score_answer,
-    synthesize,
-    synthesize_with_tasks,
-)
+from vitp.data.synthesis import TASKS, phrases
 from vitp.data.synthesis.answers import (
     format_cells,
     grid_rows,
@@ -36,9 +27,11 @@ from vitp.data.synthesis.answers import (
     parse_quads,
     parse_yes_no,
 )
-from vitp.data.synthesis.build import CHANGE_TASKS
+from vitp.data.synthesis.build import CHANGE_TASKS, SynthesisConfig, synthesize, synthesize_with_tasks
+from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits, scale_box
-from vitp.data.synthesis.scoring import SCORES
+from vitp.data.synthesis.scene_records import LabelledRecords
+from vitp.data.synthesis.scoring import SCORES, score_answer
 from vitp.data.synthesis.words import cell_name, plural, spoken
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import scene_set

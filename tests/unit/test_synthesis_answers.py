@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitp.core.errors import ConfigError
-from vitp.data.synthesis import TASKS, score_answer
+from vitp.data.synthesis import TASKS
 from vitp.data.synthesis.answers import (
     format_boxes,
     format_cells,
@@ -29,7 +29,7 @@ from vitp.data.synthesis.answers import (
 )
 from vitp.data.synthesis.facts import scale_box, scale_quad
 from vitp.data.synthesis.grounding_tasks import turned_box
-from vitp.data.synthesis.scoring import quad_iou, turned_corners
+from vitp.data.synthesis.scoring import quad_iou, score_answer, turned_corners
 from vitp.data.synthesis.words import cell_name, counted, plural, spoken, with_article
 
 

@@ -67,7 +67,8 @@ def compile_command(
 ) -> None:
     """Turn labels into visual instructions."""
     from vitp.data.compile import compile_labels
-    from vitp.data.synthesis import TASKS, SynthesisConfig
+    from vitp.data.synthesis import TASKS
+    from vitp.data.synthesis.build import SynthesisConfig
 
     weights = {name: _number(name, value) for name, value in _pairs(tasks, "--task").items()}
     options = {name: _plain(value) for name, value in _pairs(option, "--option").items()}

@@ -23,7 +23,8 @@ from vitp.core.version import __version__
 from vitp.data.benchmarks.base import Benchmark, Reading, count_problems, differing_counts, under_protocol
 from vitp.data.benchmarks.catalogue import benchmark
 from vitp.data.benchmarks.medical import amos_cases, brats_cases
-from vitp.data.formats import ReadOptions, read_labels, vitp_labels
+from vitp.data.formats import read_labels, vitp_labels
+from vitp.data.formats.common import ReadOptions
 from vitp.data.formats.crops import cut
 from vitp.data.formats.splits import SPLITS
 from vitp.data.formats.vitp_labels import LabelWriter, Roots

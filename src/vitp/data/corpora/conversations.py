@@ -10,8 +10,8 @@ from typing import Any
 
 from vitp.core.errors import DataError
 from vitp.data.corpora.base import Convert, Source, images_by_name
-from vitp.data.readers.llava import open_records
 from vitp.data.readers.rows import record_from_row
+from vitp.data.sources import open_records
 from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
 
 _PERCENT_BOX = re.compile(r"\{((?:<-?\d+(?:\.\d+)?>\s*){4})(?:\|\s*<-?\d+(?:\.\d+)?>)?\}")

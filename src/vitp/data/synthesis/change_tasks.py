@@ -11,7 +11,8 @@ import numpy as np
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import format_boxes, format_cells, format_share
 from vitp.data.synthesis.choosing import ask, draw
-from vitp.data.synthesis.facts import Facts, Question, cell_histogram, is_usable, scale_box
+from vitp.data.synthesis.classes import is_usable
+from vitp.data.synthesis.facts import Facts, Question, cell_histogram, scale_box
 from vitp.data.synthesis.image_tasks import next_caption
 from vitp.data.synthesis.words import NINTHS, counted
 from vitp.records.labels import ObjectLabel
