@@ -19,7 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.records.labels import IGNORE
+from vitp.core.words import how_many
+from vitp.records.labels import IGNORE, SPLITS
 from vitp.scenes import (
     DOMAINS,
     LAYOUT_WRITERS,
@@ -34,8 +35,6 @@ from vitp.scenes import (
     scene_set,
     write_scenes,
 )
-from vitp.scenes.captions import number_word, plural
-from vitp.scenes.domains import SPLITS
 from vitp.scenes.layout import LAYOUTS
 from vitp.scenes.looks import LOOKS
 from vitp.scenes.render import MIN_SHOWN
@@ -272,7 +271,7 @@ def test_captions_are_true(domain: str, scenes: dict[str, list[Scene]]) -> None:
     texts = set()
     for scene in scenes[domain]:
         for name, count in Counter(item.category for item in scene.objects).items():
-            words = f"{number_word(count)} {plural(name, count)}"
+            words = how_many(count, name)
             assert words.lower() in scene.caption.lower()
         for name in set(DOMAINS[domain].object_classes) - {item.category for item in scene.objects}:
             assert f" {name} " not in scene.caption.replace("container terminal", "")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.words import cell_name, plural, spoken
 from vitp.data.synthesis import (
     TASKS,
     LabelledRecords,
@@ -39,7 +40,6 @@ from vitp.data.synthesis.answers import (
 from vitp.data.synthesis.build import CHANGE_TASKS
 from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits, scale_box
 from vitp.data.synthesis.scoring import SCORES
-from vitp.data.synthesis.words import cell_name, plural, spoken
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import scene_set
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitp.core.errors import ConfigError
+from vitp.core.words import cell_name, how_many, plural, spoken, with_article
 from vitp.data.synthesis import TASKS, score_answer
 from vitp.data.synthesis.answers import (
     format_boxes,
@@ -30,7 +31,6 @@ from vitp.data.synthesis.answers import (
 from vitp.data.synthesis.facts import scale_box, scale_quad
 from vitp.data.synthesis.grounding_tasks import turned_box
 from vitp.data.synthesis.scoring import quad_iou, turned_corners
-from vitp.data.synthesis.words import cell_name, counted, plural, spoken, with_article
 
 
 def turned_quad(x: float, y: float, w: float, h: float, angle: float) -> tuple[float, ...]:
@@ -224,9 +224,10 @@ def test_names_of_generated_scenes_are_spoken_as_the_starter_learned_them() -> N
 
 
 def test_counted_names() -> None:
-    assert counted(1, "ship") == "one ship" and counted(31, "bus") == "31 buses"
+    assert how_many(1, "ship") == "one ship" and how_many(31, "bus") == "31 buses"
     assert (
-        counted(117, "nucleus") == "117 nuclei" and counted(1, "DenseResidential") == "one dense residential"
+        how_many(117, "nucleus") == "117 nuclei"
+        and how_many(1, "DenseResidential") == "one dense residential"
     )
     assert with_article("DenseResidential") == "a dense residential area"
 

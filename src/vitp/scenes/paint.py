@@ -14,7 +14,7 @@ from vitp.scenes.plan import PlacedObject, Plan
 from vitp.scenes.shapes import ROLES
 from vitp.scenes.textures import TILE, Bank
 
-MAX_RISE = 8.0
+_MAX_RISE = 8.0
 """Tallest object in pixels; a shadow longer than that would hide its neighbours."""
 
 
@@ -37,7 +37,7 @@ class Light:
     offset: tuple[float, float]
 
 
-def draw_light(rng: np.random.Generator) -> Light:
+def random_light(rng: np.random.Generator) -> Light:
     """Return the light of a random date and hour."""
     values = rng.random(8)
     azimuth, length = 2 * math.pi * values[0], 0.4 + 1.1 * values[1]
@@ -61,12 +61,8 @@ def _tile(
     """Sample a periodic texture, turned and scaled, in a window (x, y, width, height) of the image."""
     x, y, width, height = window
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
-    matrix = np.array(
-        [
-            [cos, sin, offset[0] + cos * x + sin * y],
-            [-sin, cos, offset[1] - sin * x + cos * y],
-        ]
-    )
+    shift_x, shift_y = offset[0] + cos * x + sin * y, offset[1] - sin * x + cos * y
+    matrix = np.array([[cos, sin, shift_x], [-sin, cos, shift_y]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(texture_HW, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_WRAP)
 
@@ -85,9 +81,8 @@ def _ground(plan: Plan, bank: Bank, light: Light) -> tuple[np.ndarray, np.ndarra
         variant = bank.land[material.land][material.variant]
         inside_HW = (material_HW == number).view(np.uint8)
         x, y, width, height = cv2.boundingRect(inside_HW)
-        part_HW = _tile(
-            variant.texture_HW, (x, y, width, height), material.angle, material.scale, material.offset
-        )
+        window = (x, y, width, height)
+        part_HW = _tile(variant.texture_HW, window, material.angle, material.scale, material.offset)
         rows, columns = slice(y, y + height), slice(x, x + width)
         np.copyto(texture_HW[rows, columns], part_HW, where=inside_HW[rows, columns].view(bool))
         level_MB[number] = variant.level_B * (1 + 0.08 * material.tone)
@@ -110,16 +105,15 @@ def _shadows(objects: Sequence[PlacedObject], light: Light, size: int) -> np.nda
     shade_HW = np.full((size, size), 255, np.uint8)
     dark = int(255 * light.dark)
     for item in objects:
-        rise = min(item.style.length * item.style.spec.height, MAX_RISE)
+        rise = min(item.style.length * item.style.spec.height, _MAX_RISE)
         if rise <= 0:
             continue
-        shift = np.array([rise * light.shadow[0], rise * light.shadow[1]])
+        shift = rise * np.array(light.shadow)
         near = fixed(item.points_N2)
-        both = zip(item.parts(near), item.parts(near + fixed(shift + 0.5)), item.style.solid, strict=True)
-        for here, there, solid in both:
-            if solid:
-                swept = cv2.convexHull(np.concatenate([here, there]))
-                cv2.fillConvexPoly(shade_HW, swept, (dark,), cv2.LINE_AA, SHIFT)
+        far = near + fixed(shift + 0.5)
+        for here, there in zip(item.style.solid_parts(near), item.style.solid_parts(far), strict=True):
+            swept = cv2.convexHull(np.concatenate([here, there]))
+            cv2.fillConvexPoly(shade_HW, swept, (dark,), cv2.LINE_AA, SHIFT)
     return cv2.GaussianBlur(shade_HW, (3, 3), 0.6).astype(np.float32) / 255
 
 
@@ -146,9 +140,8 @@ def _strokes(line: Line, size: int) -> list[tuple[np.ndarray, Stroke]]:
         return ends[near]
 
     def beside(distance: float) -> np.ndarray:
-        return np.stack(
-            [[start + side * right * distance, end + side * right * distance] for side in (-1, 1)]
-        )
+        shifts = (-right * distance, right * distance)
+        return np.stack([[start + shift, end + shift] for shift in shifts])
 
     if line.marking == "rails":
         ties = dashes(2.4, 0.0) + np.stack([-right * 2.2, right * 2.2])
@@ -193,7 +186,7 @@ def _object(item: PlacedObject, colour_C: np.ndarray, other_C: np.ndarray) -> No
     heat_R = item.heat + np.where(_HOLE_R, 0.2, 0.36 * (0.5 - bright_R))
     other_R3 = np.clip(np.stack([infrared_R, radar_R, heat_R], 1), 0.02, 1.0) * 255
     values = dict(zip(_ROLE_NAMES, zip(paint_R3.tolist(), other_R3.tolist(), strict=True), strict=True))
-    for points, role in zip(item.parts(fixed(item.points_N2)), item.style.roles, strict=True):
+    for points, role in zip(item.style.parts(fixed(item.points_N2)), item.style.roles, strict=True):
         rgb, other = values[role]
         cv2.fillConvexPoly(colour_C, points, rgb, cv2.LINE_AA, SHIFT)
         cv2.fillConvexPoly(other_C, points, other, cv2.LINE_AA, SHIFT)

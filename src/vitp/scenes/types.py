@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Box = tuple[float, float, float, float]
+from vitp.records.geometry import Box
 
 
 @dataclass(frozen=True)

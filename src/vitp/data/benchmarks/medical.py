@@ -111,11 +111,7 @@ def region_dice(predicted_HW: np.ndarray, true_HW: np.ndarray) -> dict[str, floa
 
 @reader_of(AMOS)
 def read_amos(
-    reading: Reading,
-    *,
-    modality: str = "CT",
-    slices: str = "",
-    progress: Callable[[], None] | None = None,
+    reading: Reading, *, modality: str = "CT", slices: str = "", progress: Callable[[], None] | None = None
 ) -> LabelledSet:
     """Read AMOS2022 as axial slices.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from vitp.data.synthesis.words import NUMBER_WORDS, cell_name, spoken
+from vitp.core.words import NUMBER_WORDS, cell_name, spoken
 
 Box = tuple[int, int, int, int]
 

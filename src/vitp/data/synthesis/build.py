@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.words import spoken
 from vitp.data.synthesis import cell_tasks, change_tasks, grounding_tasks, image_tasks, object_tasks
 from vitp.data.synthesis.choosing import draw_weighted
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import Facts, Limits, Question, place, scale_box, scale_quad
-from vitp.data.synthesis.words import spoken
 from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord, Region, Turn
 from vitp.records.labels import LabelledImage
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from vitp.core.words import spoken
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import format_cells, format_grid, format_share
 from vitp.data.synthesis.choosing import ask, draw, draw_absent, draw_present
 from vitp.data.synthesis.classes import NEVER_ASKED
 from vitp.data.synthesis.facts import UNKNOWN, Facts, Question
-from vitp.data.synthesis.words import spoken
 
 COVER_STEP = 5
 """Land cover is given in steps of this many percent; the questions say so."""

@@ -8,12 +8,12 @@ from collections import Counter
 import cv2
 import numpy as np
 
+from vitp.core.words import NINTHS, how_many
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import format_boxes, format_cells, format_share
 from vitp.data.synthesis.choosing import ask, draw
 from vitp.data.synthesis.facts import Facts, Question, cell_histogram, is_usable, scale_box
 from vitp.data.synthesis.image_tasks import next_caption
-from vitp.data.synthesis.words import NINTHS, counted
 from vitp.records.labels import ObjectLabel
 
 CHANGED_CELL = 0.1
@@ -190,6 +190,6 @@ def change_objects(facts: Facts, rng: np.random.Generator) -> Question | None:
     appeared = bool(rng.integers(2))
     pair = (item.later_objects, item.objects) if appeared else (item.objects, item.later_objects)
     found = only_in_first(*pair)
-    answer = ", ".join(counted(number, name) for name, number in sorted(found.items())) or NOTHING
+    answer = ", ".join(how_many(number, name) for name, number in sorted(found.items())) or NOTHING
     wordings = phrases.APPEARED if appeared else phrases.DISAPPEARED
     return Question(ask(rng, wordings), answer, "appeared" if appeared else "disappeared")

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
+from vitp.core.words import plural, spoken
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import NONE, Box, format_boxes, format_geochat, format_quads
 from vitp.data.synthesis.choosing import ask, draw_absent, draw_present
 from vitp.data.synthesis.facts import Facts, Placed, Question, scale_quad
-from vitp.data.synthesis.words import plural, spoken
 
 
 def _pick_class(facts: Facts, rng: np.random.Generator, names: list[str]) -> str | None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vitp.core.words import how_many, listed, plural, spoken, with_article
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.choosing import ask, draw, draw_absent, draw_present, draw_yes_no
 from vitp.data.synthesis.classes import NEVER_ASKED
 from vitp.data.synthesis.facts import Facts, Question
-from vitp.data.synthesis.words import counted, listed, plural, spoken, with_article
 from vitp.records.instructions import IMAGE_MARK
 
 MOST_OPTIONS = 6
@@ -34,7 +34,7 @@ def _capital(text: str) -> str:
 def compose_caption(facts: Facts, rng: np.random.Generator) -> str | None:
     """Compose a true caption from scene class, counts and land cover; None when there is nothing to say."""
     things = [
-        counted(len(found), name)
+        how_many(len(found), name)
         for name, found in sorted(facts.by_class.items(), key=lambda entry: -len(entry[1]))[:4]
     ]
     cover = [

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vitp.core.words import ninth_of, size_word, spoken
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import format_boxes
 from vitp.data.synthesis.choosing import ask, draw, draw_present
 from vitp.data.synthesis.facts import Facts, Placed, Question
-from vitp.data.synthesis.words import ninth_of, size_word, spoken
 
 CLEAR_OFFSET = 0.04
 """Centres must differ by this fraction of the image before one counts as further left, up, …"""

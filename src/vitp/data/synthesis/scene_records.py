@@ -74,11 +74,7 @@ class LabelledRecords(Sequence[InstructionRecord]):
         # With few tasks a balanced draw can come out empty for an image that has something to ask.
         for attempt in range(ATTEMPTS):
             made = synthesize_with_tasks(
-                item,
-                self.classes,
-                seed=self.seed + (attempt << 32),
-                config=self.config,
-                epoch=self.epoch,
+                item, self.classes, seed=self.seed + (attempt << 32), config=self.config, epoch=self.epoch
             )
             if made is not None:
                 return made

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.words import cell_name, words_apart
 from vitp.data.synthesis.answers import (
     Box,
     grid_rows,
@@ -23,7 +24,6 @@ from vitp.data.synthesis.answers import (
     parse_share,
     parse_yes_no,
 )
-from vitp.data.synthesis.words import cell_name, words_apart
 
 Score = Callable[[str, str], float]
 Shape = TypeVar("Shape")
