@@ -276,11 +276,11 @@ def prepare_command(
 
 
 def _prepare(name: str, root: Path, out: Path | None, settings: PrepareSettings, force: bool) -> None:
-    from vitp.data.benchmarks.prepare import check, prepare
+    from vitp.data.benchmarks.prepare import check_download, prepare_benchmark
 
     console = make_console()
     if out is None:
-        result = check(name, root, settings)
+        result = check_download(name, root, settings)
     else:
         with _bars() as bars:
 
@@ -288,7 +288,7 @@ def _prepare(name: str, root: Path, out: Path | None, settings: PrepareSettings,
                 task = bars.add_task(title, total=total)
                 return lambda: bars.advance(task)
 
-            result = prepare(name, root, out, settings, force=force, progress=progress)
+            result = prepare_benchmark(name, root, out, settings, force=force, progress=progress)
     counts = ", ".join(f"{split} {count:,}" for split, count in result.splits.items() if count)
     unit = "volumes" if result.facts.volumes and out is None else "images"
     done = "complete" if out is None else ("prepared before" if result.again else "prepared")

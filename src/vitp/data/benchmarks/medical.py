@@ -11,7 +11,6 @@ BraTS2021:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,35 +18,24 @@ from pathlib import Path
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.core.reading import parse_json
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.benchmarks.volumes import Case, add_slices, ct_window, mri_levels, slices_folder
-from vitp.data.formats.common import read_text
+from vitp.data.published import read_json
 from vitp.records.labels import LabelledSet
 
+# fmt: off
+_ORGANS = (
+    "background", "spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach",
+    "aorta", "postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder",
+    "prostate/uterus",
+)
+# fmt: on
 AMOS = Benchmark(
     name="amos2022",
     title="AMOS2022",
     task="segmentation",
     modality="CT",
-    classes=(
-        "background",
-        "spleen",
-        "right kidney",
-        "left kidney",
-        "gall bladder",
-        "esophagus",
-        "liver",
-        "stomach",
-        "aorta",
-        "postcava",
-        "pancreas",
-        "right adrenal gland",
-        "left adrenal gland",
-        "duodenum",
-        "bladder",
-        "prostate/uterus",
-    ),
+    classes=_ORGANS,
     published_by="the AMOS 2022 challenge (Y. Ji and others), as amos22.zip on Zenodo",
     counts={"train": 200, "val": 100, "test": 200},
     metric="mean Dice",
@@ -62,7 +50,7 @@ AMOS = Benchmark(
     ),
 )
 
-MODALITIES = ("flair", "t1", "t1ce", "t2")
+_MODALITIES = ("flair", "t1", "t1ce", "t2")
 BRATS = Benchmark(
     name="brats2021",
     title="BraTS2021",
@@ -89,8 +77,8 @@ BRATS_REGIONS: dict[str, tuple[int, ...]] = {
 }
 """Region that BraTS scores → indices of the classes that it is made of."""
 
-CT_WINDOW = (-160.0, 240.0)
-"""Hounsfield units of the soft-tissue window (centre 40, width 400)."""
+_SOFT_TISSUE = ct_window(-160.0, 240.0)
+"""Levels of the soft-tissue window in Hounsfield units (centre 40, width 400)."""
 
 
 def brats_regions(semantic_HW: np.ndarray) -> dict[str, np.ndarray]:
@@ -126,16 +114,15 @@ def read_amos(
     out = slices_folder(slices, AMOS, reading.root)
     cases = amos_cases(reading, modality)
     values = tuple((index, index) for index in range(len(AMOS.classes)))
-    levels = (
-        _by_modality if modality == "both" else (ct_window(*CT_WINDOW) if modality == "CT" else mri_levels)
-    )
+    levels = {"CT": _SOFT_TISSUE, "MRI": mri_levels, "both": _by_modality}[modality]
     add_slices(reading, cases, out, levels, values, progress=progress)
     return reading.finish(semantic_classes=AMOS.classes)
 
 
 def _by_modality(values_XYZ: np.ndarray) -> np.ndarray:
     # Air is about −1000 in CT; MRI has next to no negative values.
-    return (ct_window(*CT_WINDOW) if values_XYZ.min() < -200 else mri_levels)(values_XYZ)
+    levels = _SOFT_TISSUE if values_XYZ.min() < -200 else mri_levels
+    return levels(values_XYZ)
 
 
 def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
@@ -147,11 +134,11 @@ def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
     """
     option("modality", modality, ("CT", "MRI", "both"), "amos2022")
     path = reading.file("dataset.json")
+    content = read_json(path)
     try:
-        content = parse_json(read_text(path))
         keys = {"training": "train", "validation": "val", "test": "test"}
         rows = [(split, row) for key, split in keys.items() for row in content.get(key, [])]
-    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+    except (AttributeError, TypeError) as error:
         raise DataError(f"is not AMOS's list ({error})", where=str(path), fix="unpack it again") from error
     if not rows:
         raise DataError("names no case", where=str(path), fix="unpack it again")
@@ -163,11 +150,9 @@ def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
         kind = "CT" if number is None or int(number.group(1)) <= 500 else "MRI"
         if modality not in (kind, "both"):
             continue
-        mask = (
-            None
-            if split == "test" or not names.get("label")
-            else _amos_path(reading.root, names["label"], path)
-        )
+        mask = None
+        if split != "test" and names.get("label"):
+            mask = _amos_path(reading.root, names["label"], path)
         if reading.has(image) and (mask is None or reading.has(mask)):
             cases.append(Case(image.name.split(".")[0], (image,), mask, split))
     reading.refuse_missing()
@@ -212,11 +197,11 @@ def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[Case]
         ConfigError: The channels can't be used.
     """
     chosen = [name.strip() for name in channels.split(",")]
-    if len(chosen) not in (1, 3) or any(name not in MODALITIES for name in chosen):
+    if len(chosen) not in (1, 3) or any(name not in _MODALITIES for name in chosen):
         raise ConfigError(
             f'"{channels}" are no channels',
             where="brats2021",
-            fix=f"give one or three of {', '.join(MODALITIES)}",
+            fix=f"give one or three of {', '.join(_MODALITIES)}",
         )
     direct = sorted(reading.root.glob("BraTS2021_[0-9]*"))
     base = reading.root if direct else reading.folder("BraTS2021_Training_Data")
@@ -225,13 +210,11 @@ def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[Case]
         reading.refuse(f"{reading.builder.place(base)}/ holds no folder BraTS2021_00000")
     cases = []
     for folder in folders:
-        paths = {name: _nifti(folder, f"{folder.name}_{name}") for name in (*MODALITIES, "seg")}
-        if reading.have(*paths.values()):
+        paths = {}
+        for name in (*_MODALITIES, "seg"):
+            plain = folder / f"{folder.name}_{name}.nii"
+            paths[name] = plain if plain.is_file() else plain.with_name(f"{plain.name}.gz")
+        if reading.has(*paths.values()):
             cases.append(Case(folder.name, tuple(paths[name] for name in chosen), paths["seg"], None))
     reading.refuse_missing()
     return cases
-
-
-def _nifti(folder: Path, stem: str) -> Path:
-    plain = folder / f"{stem}.nii"
-    return plain if plain.is_file() else folder / f"{stem}.nii.gz"
