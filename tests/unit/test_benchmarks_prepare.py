@@ -189,7 +189,7 @@ def test_slices_of_finished_cases_are_kept(tmp_path: Path) -> None:
         "a", (next(root.rglob("*_00000_t2.nii.gz")),), next(root.rglob("*_00000_seg.nii.gz")), "train"
     )
     assert volumes.slice_case(first, tmp_path / "s", volumes.mri_levels, drop_blank=True) == [1, 2, 3]
-    path = volumes.slice_path(tmp_path / "s" / "a", 1)
+    path = volumes._slice_path(tmp_path / "s" / "a", 1)
     path.write_bytes(b"untouched")
     assert volumes.slice_case(first, tmp_path / "s", volumes.mri_levels, drop_blank=True) == [1, 2, 3]
     assert path.read_bytes() == b"untouched"

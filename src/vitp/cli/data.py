@@ -301,11 +301,11 @@ def _prepare(name: str, root: Path, out: Path | None, settings: PrepareSettings,
 
 
 def _convert(name: str, root: Path, out: Path, force: bool) -> None:
-    from vitp.data.corpora.convert import convert
+    from vitp.data.corpora.convert import convert_corpus
 
     with _bars() as bars:
         task = bars.add_task(f"{name}: records", total=None)
-        result = convert(name, root, out, force=force, progress=lambda: bars.advance(task))
+        result = convert_corpus(name, root, out, force=force, progress=lambda: bars.advance(task))
     done = "converted before" if result.again else "converted"
     make_console().print(
         f"{name}: {done} ({result.records:,} records, {result.questions:,} questions, {result.images:,} images)"
