@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vitp.core.errors import ConfigError
 from vitp.core.words import cell_name, how_many, plural, spoken, with_article
-from vitp.data.synthesis import TASKS, score_answer
+from vitp.data.synthesis import QUESTION_TASKS, score_answer
 from vitp.data.synthesis.answers import (
     format_boxes,
     format_cells,
@@ -20,16 +20,16 @@ from vitp.data.synthesis.answers import (
     format_grid,
     format_quads,
     format_share,
+    grid_rows,
     parse_boxes,
     parse_cells,
     parse_count,
     parse_geochat,
-    parse_grid,
     parse_quads,
     parse_yes_no,
 )
 from vitp.data.synthesis.facts import scale_box, scale_quad
-from vitp.data.synthesis.grounding_tasks import turned_box
+from vitp.data.synthesis.object_tasks import turned_box
 from vitp.data.synthesis.scoring import quad_iou, turned_corners
 
 
@@ -74,8 +74,7 @@ def test_geochat_comes_back(name: str, given_boxes: list) -> None:
 @given(st.integers(1, 8), st.data())
 def test_grids_and_cells_come_back(n: int, data: st.DataObject) -> None:
     names = [[data.draw(label) for _ in range(n)] for _ in range(n)]
-    assert parse_grid(format_grid(names), n) == [[cell_name(name) for name in row] for row in names]
-    assert parse_grid(format_grid(names), n + 1) == []
+    assert grid_rows(format_grid(names)) == [[cell_name(name) for name in row] for row in names]
     cells = data.draw(st.sets(st.tuples(st.integers(1, n), st.integers(1, n)), min_size=1))
     assert parse_cells(format_cells(cells)) == sorted(cells)
 
@@ -91,10 +90,9 @@ FRAGMENTS = st.lists(
 @given(st.one_of(st.text(max_size=60), FRAGMENTS))
 def test_nothing_that_a_model_writes_raises(text: str) -> None:
     assert all(0 <= v <= 1000 for _, box in parse_boxes(text) for v in box)
-    for parse in (parse_quads, parse_geochat, parse_cells, parse_count, parse_yes_no):
+    for parse in (parse_quads, parse_geochat, parse_cells, parse_count, parse_yes_no, grid_rows):
         parse(text)
-    parse_grid(text, 3)
-    for task in TASKS:
+    for task in QUESTION_TASKS:
         assert 0 <= score_answer(task, text, "<ref>ship</ref><box>[[1, 2, 30, 40]]</box>") <= 1
 
 

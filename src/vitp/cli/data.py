@@ -67,17 +67,17 @@ def compile_command(
 ) -> None:
     """Turn labels into visual instructions."""
     from vitp.data.compile import compile_labels
-    from vitp.data.synthesis import TASKS, SynthesisConfig
+    from vitp.data.synthesis import QUESTION_TASKS, SynthesisConfig
 
     weights = {name: _number(name, value) for name, value in _pairs(tasks, "--task").items()}
     options = {name: _plain(value) for name, value in _pairs(option, "--option").items()}
     check_format_options(options)
     for name in weights:
-        if name not in TASKS:
+        if name not in QUESTION_TASKS:
             raise ConfigError(
                 f"unknown task {name!r}",
                 where="--task",
-                fix=did_you_mean(name, TASKS) or f"tasks are {', '.join(TASKS)}",
+                fix=did_you_mean(name, QUESTION_TASKS) or f"tasks are {', '.join(QUESTION_TASKS)}",
             )
     summary = compile_labels(
         source,

@@ -33,7 +33,7 @@ from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
 from vitp.data.formats.vitp_labels import LabelWriter, Roots
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
-from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
+from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without_tasks
 from vitp.records.instructions import InstructionRecord, to_line
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
@@ -312,7 +312,7 @@ def _write_lines(
     training = _training_part(labelled)
     classes = SetClasses.from_set(training)
     constant = constant_tasks(training.items, classes, config)
-    config = without(config, list(constant))
+    config = without_tasks(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
     records = {split: roots.out / f"{split}.jsonl" for split in SPLITS}
     with LabelWriter(roots) as writer, _Lines(records) as lines:

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from vitp.data.ignored import known_semantic
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
-NEVER_ASKED = frozenset(
-    {
-        "background",
-        "other",
-        "others",
-        "unknown",
-        "unlabelled",
-        "unlabeled",
-        "void",
-        "ignore",
-        "clutter",
-        "none",
-    }
-)
+# fmt: off
+NEVER_ASKED = frozenset({
+    "background", "other", "others", "unknown", "unlabelled", "unlabeled", "void", "ignore", "clutter", "none",
+})
+# fmt: on
 """Semantic classes that mean "anything else": they may stand in grids, but nobody asks for them."""
 
-MIN_SHARE = 0.005
+_MIN_SHARE = 0.005
 """A class without objects counts as present from this share of the pixels on, as absent at none of them."""
 
 
@@ -95,17 +86,15 @@ class SetClasses:
             labelled.name,
             labelled.licence,
         )
-        count = len(labelled.items)
-        places = np.unique(np.linspace(0, count - 1, min(sample, count)).astype(int)) if count else ()
-        statistics = gather_statistics((labelled.items[int(i)] for i in places), bare)
-        return cls(
-            bare.object_classes,
-            bare.scene_classes,
-            bare.semantic_classes,
-            bare.name,
-            bare.licence,
-            statistics,
-        )
+        looked_at = (item for _, item in evenly_spaced(labelled.items, sample))
+        return replace(bare, statistics=gather_statistics(looked_at, bare))
+
+
+def evenly_spaced(items: Sequence[LabelledImage], most: int) -> Iterator[tuple[int, LabelledImage]]:
+    """Yield the places and items of `most` of a sequence, evenly spaced, or all when there are no more."""
+    count = len(items)
+    places = np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)) if count else ()
+    return ((int(place), items[int(place)]) for place in places)
 
 
 def mask_histogram(mask_HW: np.ndarray) -> np.ndarray:
@@ -139,7 +128,7 @@ def class_states(
             if count == 0:
                 states[name] = False if nearly_all_labelled else None
             else:
-                states[name] = True if count >= MIN_SHARE * pixels else None
+                states[name] = True if count >= _MIN_SHARE * pixels else None
     if item.objects is not None:
         clear = Counter(
             o.category for o in item.objects if not o.difficult and is_usable(o.box, item.width, item.height)
