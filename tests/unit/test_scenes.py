@@ -38,7 +38,7 @@ from vitp.scenes import (
 from vitp.scenes.layout import LAYOUTS
 from vitp.scenes.looks import LOOKS
 from vitp.scenes.render import MIN_SHOWN
-from vitp.scenes.shapes import COLOURS, ROLES, SHAPES
+from vitp.scenes.shapes import PAINTS, ROLES, SHAPES
 from vitp.scenes.textures import SHAPE_PARAMETERS, TEXTURES, bank
 
 ADDRESSES = [
@@ -190,7 +190,7 @@ def test_domains_are_complete_and_share_neither_objects_nor_looks() -> None:
         assert set(domain.object_classes) <= set(SHAPES)
         assert domain.semantic_classes == domain.land_classes + domain.object_classes
         for spec in domain.objects.values():
-            assert set(spec.palette) <= set(COLOURS)
+            assert set(spec.palette) <= set(PAINTS)
         for land in domain.land.values():
             assert set(land.textures) <= set(TEXTURES)
         for rule in itertools.chain.from_iterable(domain.rules.values()):

@@ -36,7 +36,7 @@ from vitp.data.synthesis.answers import (
     parse_quads,
     parse_yes_no,
 )
-from vitp.data.synthesis.build import tasks_of
+from vitp.data.synthesis.build import tasks_asked
 from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits, scale_box
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import scene_set
@@ -157,7 +157,7 @@ def test_pairs_have_two_marks_and_only_change_questions(pairs: LabelledSet) -> N
     record, tasks = synthesize_with_tasks(pairs.items[0], SetClasses.from_set(pairs), seed=0) or (None, ())
     assert record is not None and record.prefix == "Image-1: <image>\nImage-2: <image>\n"
     assert record.images == ("images/0.png", "later/0.png") and record.sizes == ((96, 96), (96, 96))
-    assert set(tasks) <= set(tasks_of(pairs.items[0]))
+    assert set(tasks) <= set(tasks_asked(pairs.items[0]))
 
 
 def test_mask_is_read_once_and_unlabelled_images_give_nothing(port: LabelledSet) -> None:

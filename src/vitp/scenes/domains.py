@@ -32,7 +32,7 @@ class ObjectSpec:
 
     Attributes:
         length: Shortest and longest in pixels.
-        palette: Colour names of `vitp.scenes.shapes.COLOURS`.
+        palette: Colour names of `vitp.scenes.shapes.PAINTS`.
         radar: Backscatter 0..1.
         heat: Temperature 0..1; each object differs by up to `heat_spread`.
         height: Height over length, for shadows.

@@ -32,7 +32,7 @@ from vitp.records.regions import rasterise
 from vitp.records.rle import encode
 from vitp.scenes.address import load_scene
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 LayoutWriter = Callable[[LabelledSet, Iterable[LabelledImage], Path], None]
 LAYOUT_WRITERS: dict[str, LayoutWriter] = {}
 """Layout → function that writes a set's classes and its images, which are rendered one by one, to a folder."""
@@ -44,7 +44,7 @@ def _layout(write: LayoutWriter) -> LayoutWriter:
     return write
 
 
-def _given(value: Value | None, item: LabelledImage, what: str, fix: str = "use another layout") -> Value:
+def _given(value: _Value | None, item: LabelledImage, what: str, fix: str = "use another layout") -> _Value:
     """Return what a layout needs of an image.
 
     Raises:

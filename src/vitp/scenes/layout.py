@@ -12,15 +12,15 @@ import numpy as np
 
 from vitp.scenes.chance import pick, uniform, whole
 from vitp.scenes.domains import SceneDomain
-from vitp.scenes.textures import LAND_VARIANTS, TILE
+from vitp.scenes.textures import LAND_VARIANTS, TILE_SIDE
 
-SHIFT = 4
+FRACTION_BITS = 4
 """Fraction bits of the coordinates given to OpenCV."""
 
 
 def fixed(points_N2: np.ndarray) -> np.ndarray:
     """Return pixel-edge coordinates as OpenCV's fixed-point ones, whose pixel centres are integers."""
-    fixed_N2: np.ndarray = np.rint((points_N2 - 0.5) * (1 << SHIFT)).astype(np.int32)
+    fixed_N2: np.ndarray = np.rint((points_N2 - 0.5) * (1 << FRACTION_BITS)).astype(np.int32)
     return fixed_N2
 
 
@@ -66,7 +66,7 @@ def _beside(
 
 
 @dataclass
-class Layout:
+class LandLayout:
     """The ground of one place while it is being laid out.
 
     Attributes:
@@ -115,7 +115,7 @@ class Layout:
         """Add a material of a random variant, so that two fields rarely look alike, and return its index."""
         variant = whole(self.rng, 0, LAND_VARIANTS[self.split] - 1)
         turn = self.uniform(0, 2 * math.pi) if angle is None else angle
-        offset = (self.uniform(0, TILE), self.uniform(0, TILE))
+        offset = (self.uniform(0, TILE_SIDE), self.uniform(0, TILE_SIDE))
         scale, tone = self.uniform(0.8, 1.25), self.uniform(-1, 1)
         self.materials.append(Material(land, variant, turn, scale, offset, tone))
         return len(self.materials) - 1
@@ -126,7 +126,7 @@ class Layout:
 
     def polygon(self, points_N2: np.ndarray, material: int) -> None:
         """Cover a polygon."""
-        cv2.fillPoly(self.material_HW, [fixed(points_N2)], (material,), cv2.LINE_8, SHIFT)
+        cv2.fillPoly(self.material_HW, [fixed(points_N2)], (material,), cv2.LINE_8, FRACTION_BITS)
 
     def blob(self, land: str, centre: tuple[float, float], radius: float) -> None:
         """Cover a rounded, irregular area."""
@@ -152,13 +152,17 @@ class Layout:
         start, end = (through[0] - x, through[1] - y), (through[0] + x, through[1] + y)
         self.lines.append(Line(land, start, end, width, marking))
 
-    def side(self, land: str, through: tuple[float, float], angle: float, wobble: float) -> None:
-        """Cover everything to the right of a line through a point; the shore wobbles by up to `wobble` px."""
+    def side(self, land: str, distance: float, wobble: float = 0.0, angle: float | None = None) -> None:
+        """Cover everything `distance` px and more to the right of the image's middle, seen along `angle`.
+
+        The shore wobbles by up to `wobble` px.
+        """
         reach, steps = self.size * 1.6, 24
+        through, turn = self.shifted(distance, angle), self.axis if angle is None else angle
         bend = self.rng.standard_normal(steps)
         bend = wobble * (bend + np.roll(bend, 1) + np.roll(bend, 2)) / 3
-        shore = _beside(through, angle, np.linspace(-reach, reach, steps), bend)
-        far = _turn(np.array([[reach, 2 * reach], [-reach, 2 * reach]]), through, angle)
+        shore = _beside(through, turn, np.linspace(-reach, reach, steps), bend)
+        far = _turn(np.array([[reach, 2 * reach], [-reach, 2 * reach]]), through, turn)
         self.polygon(np.concatenate([shore, far]), self.ground(land))
 
     def river(self, land: str, width: float) -> None:
@@ -191,17 +195,17 @@ class Layout:
                     self.polygon(_corners(place, field_length, width * 1.04, self.axis), material)
 
 
-LAYOUTS: dict[str, Callable[[Layout], None]] = {}
+LAYOUTS: dict[str, Callable[[LandLayout], None]] = {}
 """Scene type → function that lays out the ground of one place."""
 
 
-def _place(lay_out: Callable[[Layout], None]) -> Callable[[Layout], None]:
+def _place(lay_out: Callable[[LandLayout], None]) -> Callable[[LandLayout], None]:
     """Enter a function into `LAYOUTS` under its name."""
     LAYOUTS[lay_out.__name__.lstrip("_")] = lay_out
     return lay_out
 
 
-def _country(lay: Layout) -> None:
+def _country(lay: LandLayout) -> None:
     lay.fill(lay.pick("grass", "soil", "grass", "sand"))
     for _ in range(int(lay.rng.random() * 3)):
         lay.blob(lay.pick("forest", "soil", "grass", "crops"), lay.point(), lay.uniform(10, 26))
@@ -210,7 +214,7 @@ def _country(lay: Layout) -> None:
 
 
 @_place
-def _airport(lay: Layout) -> None:
+def _airport(lay: LandLayout) -> None:
     _country(lay)
     near = lay.uniform(-0.35, -0.1) * lay.size
     lay.line("road", lay.shifted(near), lay.axis, lay.uniform(10, 15), "runway")
@@ -222,26 +226,20 @@ def _airport(lay: Layout) -> None:
 
 
 @_place
-def _harbour(lay: Layout) -> None:
+def _harbour(lay: LandLayout) -> None:
     lay.fill("water")
     edge = lay.uniform(-0.15, 0.25) * lay.size
-    turn = lay.axis
-    lay.side("pavement", lay.shifted(edge, turn), turn, 0.0)
-    lay.line("road", lay.shifted(edge + 4, turn), turn, 5)
+    lay.side("pavement", edge)
+    lay.line("road", lay.shifted(edge + 4), lay.axis, 5)
     if lay.chance(0.5):
         pier = (lay.point(0.2), lay.size * lay.uniform(0.4, 0.9), lay.uniform(6, 12))
-        lay.rectangle("pavement", *pier, turn + math.pi / 2)
+        lay.rectangle("pavement", *pier, lay.axis + math.pi / 2)
     if lay.chance(0.6):
-        lay.side(
-            lay.pick("grass", "soil", "pavement"),
-            lay.shifted(edge + lay.uniform(26, 40), turn),
-            turn,
-            lay.uniform(0, 3),
-        )
+        lay.side(lay.pick("grass", "soil", "pavement"), edge + lay.uniform(26, 40), lay.uniform(0, 3))
 
 
 @_place
-def _residential(lay: Layout) -> None:
+def _residential(lay: LandLayout) -> None:
     lay.fill(lay.pick("grass", "soil", "grass"))
     if lay.chance(0.5):
         lay.blob(lay.pick("forest", "grass", "soil"), lay.point(), lay.uniform(10, 24))
@@ -256,7 +254,7 @@ def _residential(lay: Layout) -> None:
 
 
 @_place
-def _farmland(lay: Layout) -> None:
+def _farmland(lay: LandLayout) -> None:
     lay.fill(lay.pick("crops", "grass", "soil"))
     lay.parcels(("crops", "crops", "soil", "grass"), lay.uniform(34, 60), lay.uniform(22, 40), 0.1)
     if lay.chance(0.7):
@@ -268,7 +266,7 @@ def _farmland(lay: Layout) -> None:
 
 
 @_place
-def _forest(lay: Layout) -> None:
+def _forest(lay: LandLayout) -> None:
     lay.fill("forest")
     for _ in range(1 + int(lay.rng.random() * 3)):
         lay.blob(lay.pick("grass", "soil", "grass", "forest"), lay.point(), lay.uniform(10, 26))
@@ -279,7 +277,7 @@ def _forest(lay: Layout) -> None:
 
 
 @_place
-def _industrial(lay: Layout) -> None:
+def _industrial(lay: LandLayout) -> None:
     lay.fill(lay.pick("pavement", "soil", "pavement"))
     lay.parcels(("pavement", "soil", "pavement", "grass"), lay.uniform(48, 70), lay.uniform(44, 60), 0.3)
     lay.line("road", lay.shifted(lay.uniform(-30, 30)), lay.axis, lay.uniform(6, 9), "dash")
@@ -290,16 +288,11 @@ def _industrial(lay: Layout) -> None:
 
 
 @_place
-def _coast(lay: Layout) -> None:
+def _coast(lay: LandLayout) -> None:
     lay.fill("water")
     turn, edge = lay.axis * 2, lay.uniform(-0.2, 0.2) * lay.size
-    lay.side("sand", lay.shifted(edge, turn), turn, lay.uniform(3, 8))
-    lay.side(
-        lay.pick("grass", "grass", "forest", "soil"),
-        lay.shifted(edge + lay.uniform(8, 22), turn),
-        turn,
-        lay.uniform(2, 6),
-    )
+    lay.side("sand", edge, lay.uniform(3, 8), turn)
+    lay.side(lay.pick("grass", "grass", "forest", "soil"), edge + lay.uniform(8, 22), lay.uniform(2, 6), turn)
     if lay.chance(0.5):
         lay.blob(lay.pick("forest", "grass"), lay.shifted(edge + 40, turn), lay.uniform(10, 20))
     if lay.chance(0.5):
@@ -309,7 +302,7 @@ def _coast(lay: Layout) -> None:
 
 
 @_place
-def _parking(lay: Layout) -> None:
+def _parking(lay: LandLayout) -> None:
     _country(lay)
     lay.rectangle(
         "pavement",
@@ -326,24 +319,22 @@ def _parking(lay: Layout) -> None:
 
 
 @_place
-def _terminal(lay: Layout) -> None:
+def _terminal(lay: LandLayout) -> None:
     lay.fill("basin")
     edge = lay.uniform(-0.25, 0.1) * lay.size
-    lay.side("quay", lay.shifted(edge), lay.axis, 0.0)
+    lay.side("quay", edge)
     lay.line("lane", lay.shifted(edge + 6), lay.axis, lay.uniform(4, 7), "dash")
     if lay.chance(0.7):
-        lay.side("yard", lay.shifted(edge + lay.uniform(26, 44)), lay.axis, 0.0)
+        lay.side("yard", edge + lay.uniform(26, 44))
     if lay.chance(0.5):
         lay.line("rail", lay.shifted(edge + lay.uniform(38, 60)), lay.axis, 7, "rails")
 
 
 @_place
-def _railyard(lay: Layout) -> None:
+def _railyard(lay: LandLayout) -> None:
     lay.fill(lay.pick("yard", "scrub", "yard", "mud"))
     if lay.chance(0.6):
-        lay.side(
-            lay.pick("scrub", "yard", "basin"), lay.shifted(lay.uniform(20, 38)), lay.axis, lay.uniform(0, 5)
-        )
+        lay.side(lay.pick("scrub", "yard", "basin"), lay.uniform(20, 38), lay.uniform(0, 5))
     start, gap = lay.uniform(-0.4, -0.1) * lay.size, lay.uniform(8, 13)
     for k in range(2 + int(lay.rng.random() * 4)):
         lay.line("rail", lay.shifted(start + k * gap), lay.axis, 7, "rails")
@@ -352,33 +343,33 @@ def _railyard(lay: Layout) -> None:
 
 
 @_place
-def _anchorage(lay: Layout) -> None:
+def _anchorage(lay: LandLayout) -> None:
     lay.fill("basin")
     if lay.chance(0.6):
         turn, edge = lay.axis * 2, lay.uniform(22, 42) * lay.size / 96
-        lay.side(lay.pick("quay", "mud"), lay.shifted(edge, turn), turn, lay.uniform(0, 3))
-        lay.side(lay.pick("yard", "scrub"), lay.shifted(edge + 16, turn), turn, 2.0)
+        lay.side(lay.pick("quay", "mud"), edge, lay.uniform(0, 3), turn)
+        lay.side(lay.pick("yard", "scrub"), edge + 16, 2.0, turn)
     if lay.chance(0.4):
         lay.rectangle("quay", lay.point(), lay.size * lay.uniform(0.5, 1), lay.uniform(5, 9), lay.axis)
 
 
 @_place
-def _flats(lay: Layout) -> None:
+def _flats(lay: LandLayout) -> None:
     lay.fill(lay.pick("mud", "basin"))
     turn = lay.axis * 2
     if lay.chance(0.6):
-        lay.side("scrub", lay.shifted(lay.uniform(25, 40) * lay.size / 96, turn), turn, lay.uniform(4, 9))
+        lay.side("scrub", lay.uniform(25, 40) * lay.size / 96, lay.uniform(4, 9), turn)
     for _ in range(1 + int(lay.rng.random() * 3)):
         lay.blob(lay.pick("basin", "mud"), lay.point(), lay.uniform(16, 34))
     lay.river("basin", lay.uniform(10, 26))
 
 
 @_place
-def _depot(lay: Layout) -> None:
+def _depot(lay: LandLayout) -> None:
     lay.fill(lay.pick("yard", "scrub", "yard", "mud"))
     lay.parcels(("yard", "scrub", "yard", "mud"), lay.uniform(50, 70), lay.uniform(40, 56), 0.4)
     lay.line("lane", lay.shifted(lay.uniform(-30, 30)), lay.axis, lay.uniform(5, 8), "dash")
     if lay.chance(0.7):
         lay.line("rail", lay.shifted(lay.uniform(-36, 36)), lay.axis, 7, "rails")
     if lay.chance(0.25):
-        lay.side("basin", lay.shifted(lay.uniform(26, 40)), lay.axis, lay.uniform(0, 2))
+        lay.side("basin", lay.uniform(26, 40), lay.uniform(0, 2))

@@ -48,7 +48,8 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _noise(image: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    return image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
+    noise: np.ndarray = sigma * rng.standard_normal(image.shape, dtype=np.float32)
+    return image + noise
 
 
 def _grey(image_HW: np.ndarray) -> np.ndarray:

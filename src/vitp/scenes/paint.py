@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from vitp.scenes.layout import SHIFT, Line, fixed
-from vitp.scenes.plan import PlacedObject, Plan
+from vitp.scenes.layout import FRACTION_BITS, Line, fixed
+from vitp.scenes.plan import PlacedObject, ScenePlan
 from vitp.scenes.shapes import ROLES
-from vitp.scenes.textures import TILE, Bank
+from vitp.scenes.textures import TILE_SIDE, Bank
 
 _MAX_RISE = 8.0
 """Tallest object in pixels; a shadow longer than that would hide its neighbours."""
@@ -47,7 +47,7 @@ def random_light(rng: np.random.Generator) -> Light:
         2 * float(values[3]) - 1,
         0.03 + 0.07 * float(values[4]),
         int(values[5] * 4),
-        (TILE * float(values[6]), TILE * float(values[7])),
+        (TILE_SIDE * float(values[6]), TILE_SIDE * float(values[7])),
     )
 
 
@@ -67,7 +67,7 @@ def _tile(
     return cv2.warpAffine(texture_HW, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_WRAP)
 
 
-def _ground(plan: Plan, bank: Bank, light: Light) -> tuple[np.ndarray, np.ndarray]:
+def _ground(plan: ScenePlan, bank: Bank, light: Light) -> tuple[np.ndarray, np.ndarray]:
     """Return (H, W, 3) float32 of red, green, blue and of infrared, radar, temperature, about 0..1."""
     material_HW = plan.layout.material_HW
     size = material_HW.shape[0]
@@ -113,7 +113,7 @@ def _shadows(objects: Sequence[PlacedObject], light: Light, size: int) -> np.nda
         far = near + fixed(shift + 0.5)
         for here, there in zip(item.style.solid_parts(near), item.style.solid_parts(far), strict=True):
             swept = cv2.convexHull(np.concatenate([here, there]))
-            cv2.fillConvexPoly(shade_HW, swept, (dark,), cv2.LINE_AA, SHIFT)
+            cv2.fillConvexPoly(shade_HW, swept, (dark,), cv2.LINE_AA, FRACTION_BITS)
     return cv2.GaussianBlur(shade_HW, (3, 3), 0.6).astype(np.float32) / 255
 
 
@@ -153,7 +153,7 @@ def _strokes(line: Line, size: int) -> list[tuple[np.ndarray, Stroke]]:
     return [(np.stack([[start, end]]), _YELLOW)]
 
 
-def _mark(plan: Plan, colour_C: np.ndarray, other_C: np.ndarray) -> None:
+def _mark(plan: ScenePlan, colour_C: np.ndarray, other_C: np.ndarray) -> None:
     """Draw the markings where their road can be seen; ground stays ground in the masks."""
     lines = [line for line in plan.layout.lines if line.marking]
     if not lines:
@@ -162,8 +162,8 @@ def _mark(plan: Plan, colour_C: np.ndarray, other_C: np.ndarray) -> None:
     for line in lines:
         for ends_K22, (rgb, other) in _strokes(line, plan.layout.size):
             strokes = list(fixed(ends_K22))
-            cv2.polylines(marked, strokes, False, rgb, 1, cv2.LINE_AA, SHIFT)
-            cv2.polylines(others, strokes, False, other, 1, cv2.LINE_AA, SHIFT)
+            cv2.polylines(marked, strokes, False, rgb, 1, cv2.LINE_AA, FRACTION_BITS)
+            cv2.polylines(others, strokes, False, other, 1, cv2.LINE_AA, FRACTION_BITS)
     shows = np.zeros(256, np.uint8)
     shows[[plan.domain.land_classes.index(line.land) for line in lines]] = 1
     visible_HW1 = cv2.LUT(plan.land_HW, shows)[..., None].view(bool)
@@ -188,12 +188,12 @@ def _object(item: PlacedObject, colour_C: np.ndarray, other_C: np.ndarray) -> No
     values = dict(zip(_ROLE_NAMES, zip(paint_R3.tolist(), other_R3.tolist(), strict=True), strict=True))
     for points, role in zip(item.style.parts(fixed(item.points_N2)), item.style.roles, strict=True):
         rgb, other = values[role]
-        cv2.fillConvexPoly(colour_C, points, rgb, cv2.LINE_AA, SHIFT)
-        cv2.fillConvexPoly(other_C, points, other, cv2.LINE_AA, SHIFT)
+        cv2.fillConvexPoly(colour_C, points, rgb, cv2.LINE_AA, FRACTION_BITS)
+        cv2.fillConvexPoly(other_C, points, other, cv2.LINE_AA, FRACTION_BITS)
 
 
 def paint(
-    plan: Plan, objects: Sequence[PlacedObject], bank: Bank, light: Light
+    plan: ScenePlan, objects: Sequence[PlacedObject], bank: Bank, light: Light
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint a place.
 

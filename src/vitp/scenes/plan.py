@@ -11,8 +11,8 @@ import numpy as np
 
 from vitp.scenes.chance import pick, uniform, whole
 from vitp.scenes.domains import ObjectSpec, Rule, SceneDomain
-from vitp.scenes.layout import LAYOUTS, Layout, Line
-from vitp.scenes.shapes import COLOURS, SHAPES
+from vitp.scenes.layout import LAYOUTS, LandLayout, Line
+from vitp.scenes.shapes import PAINTS, SHAPES
 from vitp.scenes.textures import Bank
 
 _OVERSAMPLE = 4
@@ -109,7 +109,7 @@ class PlacedObject:
 
 
 @dataclass
-class Plan:
+class ScenePlan:
     """A place: ground and objects, which never cover each other.
 
     Attributes:
@@ -119,7 +119,7 @@ class Plan:
 
     domain: SceneDomain
     scene_type: str
-    layout: Layout
+    layout: LandLayout
     land_HW: np.ndarray
     taken_HW: np.ndarray
     objects: list[PlacedObject] = field(default_factory=list)
@@ -149,10 +149,10 @@ def _quad(style: Style, centre: tuple[float, float], angle: float) -> tuple[floa
     )
 
 
-class Planner:
+class _Planner:
     """Puts objects into a layout by the rules of its scene type."""
 
-    def __init__(self, plan: Plan, bank: Bank, rng: np.random.Generator) -> None:
+    def __init__(self, plan: ScenePlan, bank: Bank, rng: np.random.Generator) -> None:
         self.plan, self.bank, self.rng = plan, bank, rng
         self.size = plan.layout.size
 
@@ -186,7 +186,7 @@ class Planner:
         length = low * (high / low) ** chance[1]
         colour = spec.palette[int(chance[2] * len(spec.palette))]
         jitter = (self.rng.standard_normal(3) * 7).tolist()
-        red, green, blue = (COLOURS[colour][k] + jitter[k] + variant.tint[k] for k in range(3))
+        red, green, blue = (PAINTS[colour][k] + jitter[k] + variant.tint[k] for k in range(3))
         parts = SHAPES[category](length, variant.shape)
         return Style(
             category,
@@ -224,7 +224,7 @@ class Planner:
             self._place(style, centre, angle, zone_HW)
 
     def _pose(self, rule: Rule, pixels: np.ndarray, style: Style) -> tuple[tuple[float, float], float]:
-        pixel = int(pick(self.rng, pixels))
+        pixel = int(pixels[int(self.rng.random() * pixels.size)])
         x, y = pixel % self.size + float(self.rng.random()), pixel // self.size + float(self.rng.random())
         quarter = math.pi / 2 * whole(self.rng, 0, 3)
         axis = self.plan.layout.axis
@@ -301,14 +301,14 @@ class Planner:
         return True
 
 
-def make_plan(domain: SceneDomain, bank: Bank, rng: np.random.Generator, size: int, split: str) -> Plan:
+def make_plan(domain: SceneDomain, bank: Bank, rng: np.random.Generator, size: int, split: str) -> ScenePlan:
     """Lay out one place and fill it with objects."""
     scene_type = pick(rng, domain.scene_types)
-    layout = Layout(domain, split, size, rng)
+    layout = LandLayout(domain, split, size, rng)
     LAYOUTS[scene_type](layout)
     table = np.zeros(256, np.uint8)
     table[: len(layout.materials)] = [domain.land_classes.index(m.land) for m in layout.materials]
     taken_HW = np.zeros((size, size), np.uint8)
-    plan = Plan(domain, scene_type, layout, cv2.LUT(layout.material_HW, table), taken_HW)
-    Planner(plan, bank, rng).place_all()
+    plan = ScenePlan(domain, scene_type, layout, cv2.LUT(layout.material_HW, table), taken_HW)
+    _Planner(plan, bank, rng).place_all()
     return plan

@@ -20,7 +20,7 @@ from vitp.scenes.chance import pick
 from vitp.scenes.domains import SceneDomain, get_domain
 from vitp.scenes.looks import LOOKS, take_picture
 from vitp.scenes.paint import paint, random_light
-from vitp.scenes.plan import PlacedObject, Plan, make_plan
+from vitp.scenes.plan import PlacedObject, ScenePlan, make_plan
 from vitp.scenes.textures import Bank, bank, name_seed
 from vitp.scenes.types import Scene, SceneChange, SceneObject, ScenePair
 
@@ -33,7 +33,7 @@ _SIZES = (16, 2048)
 
 def _begin(
     domain: SceneDomain | str, seed: int, index: int, size: int, split: str, purpose: str, number: int
-) -> tuple[Plan, Bank, list[np.random.Generator]]:
+) -> tuple[ScenePlan, Bank, list[np.random.Generator]]:
     """Return the plan of a place, what its picture is made of, and `number` generators; the first made the plan."""
     domain = get_domain(domain)
     if seed < 0 or index < 0:
@@ -59,7 +59,7 @@ def _shown(item: PlacedObject, size: int) -> tuple[bool, int, Box]:
 
 
 def _labels(
-    plan: Plan, land_HW: np.ndarray, objects: Sequence[PlacedObject], true_colour: bool
+    plan: ScenePlan, land_HW: np.ndarray, objects: Sequence[PlacedObject], true_colour: bool
 ) -> tuple[np.ndarray, np.ndarray, tuple[SceneObject, ...]]:
     """Return semantic mask, instance mask and what is labelled. Objects never overlap, so order is free."""
     size = land_HW.shape[0]
@@ -86,7 +86,7 @@ def _labels(
 
 
 def _scene(
-    plan: Plan,
+    plan: ScenePlan,
     objects: Sequence[PlacedObject],
     variants: Bank,
     look: str,
@@ -120,7 +120,7 @@ def render_scene(
     return _scene(plan, plan.objects, variants, look, plan.land_HW, picture_rng)
 
 
-def _change_land(plan: Plan, rng: np.random.Generator) -> SceneChange | None:
+def _change_land(plan: ScenePlan, rng: np.random.Generator) -> SceneChange | None:
     """Turn a free piece of ground into another class, in place; return what changed or None."""
     layout, size = plan.layout, plan.layout.size
     target = pick(rng, plan.domain.land_classes)
@@ -139,7 +139,7 @@ def _change_land(plan: Plan, rng: np.random.Generator) -> SceneChange | None:
     return SceneChange("land", target, (float(x), float(y), float(x + width), float(y + height)))
 
 
-def _identity(objects: Sequence[PlacedObject], plan: Plan) -> np.ndarray:
+def _identity(objects: Sequence[PlacedObject], plan: ScenePlan) -> np.ndarray:
     """Return the number that each pixel's object has in the plan, 0 where there is none."""
     size = plan.layout.size
     numbers = {id(item): number for number, item in enumerate(plan.objects, 1)}
@@ -151,7 +151,7 @@ def _identity(objects: Sequence[PlacedObject], plan: Plan) -> np.ndarray:
 
 
 def _split_objects(
-    plan: Plan, rng: np.random.Generator, active: bool
+    plan: ScenePlan, rng: np.random.Generator, active: bool
 ) -> tuple[list[PlacedObject], list[PlacedObject], list[SceneChange]]:
     """Return the objects of the earlier and of the later date, and what came and went."""
     before: list[PlacedObject] = []

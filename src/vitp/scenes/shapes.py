@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+PAINTS: dict[str, tuple[int, int, int]] = {
     "white": (232, 232, 228),
     "gray": (140, 142, 146),
     "black": (42, 42, 46),
@@ -33,7 +33,7 @@ ROLES: dict[str, tuple[float, tuple[int, int, int], float]] = {
 }
 
 
-class Part(NamedTuple):
+class ShapePart(NamedTuple):
     """A convex polygon of an object.
 
     Attributes:
@@ -47,37 +47,37 @@ class Part(NamedTuple):
     solid: bool
 
 
-Shape = Callable[[float, Sequence[float]], list[Part]]
-SHAPES: dict[str, Shape] = {}
+ShapeBuilder = Callable[[float, Sequence[float]], list[ShapePart]]
+SHAPES: dict[str, ShapeBuilder] = {}
 """Object class → function of its length in pixels and `SHAPE_PARAMETERS` numbers in 0..1 that builds its parts."""
 
 
-def _shape(build: Shape) -> Shape:
+def _shape(build: ShapeBuilder) -> ShapeBuilder:
     """Enter a function into `SHAPES` under its name."""
     SHAPES[build.__name__.lstrip("_")] = build
     return build
 
 
-def _poly(points: Sequence[tuple[float, float]], role: str, solid: bool = False) -> Part:
-    return Part(np.asarray(points, np.float32), role, solid)
+def _poly(points: Sequence[tuple[float, float]], role: str, solid: bool = False) -> ShapePart:
+    return ShapePart(np.asarray(points, np.float32), role, solid)
 
 
-def _hull(side: Sequence[tuple[float, float]], role: str) -> Part:
+def _hull(side: Sequence[tuple[float, float]], role: str) -> ShapePart:
     """Return a solid polygon from its right side, front to rear; the left side is its mirror image."""
     return _poly([*side, *((x, -y) for x, y in reversed(side) if y)], role, True)
 
 
-def _rect(x1: float, y1: float, x2: float, y2: float, role: str, solid: bool = False) -> Part:
+def _rect(x1: float, y1: float, x2: float, y2: float, role: str, solid: bool = False) -> ShapePart:
     return _poly(((x1, y1), (x2, y1), (x2, y2), (x1, y2)), role, solid)
 
 
-def _bar(x1: float, x2: float, wide: float, role: str, solid: bool = False) -> Part:
+def _bar(x1: float, x2: float, wide: float, role: str, solid: bool = False) -> ShapePart:
     """Return a rectangle that reaches `wide` to both sides of the object's axis."""
     return _rect(x1, -wide, x2, wide, role, solid)
 
 
-def _round(x: float, y: float, radius: float, role: str, solid: bool = False, sides: int = 16) -> Part:
-    return Part(_circle(sides) * np.float32(radius) + np.array((x, y), np.float32), role, solid)
+def _round(x: float, y: float, radius: float, role: str, solid: bool = False, sides: int = 16) -> ShapePart:
+    return ShapePart(_circle(sides) * np.float32(radius) + np.array((x, y), np.float32), role, solid)
 
 
 @lru_cache(maxsize=32)
@@ -91,7 +91,7 @@ def _mix(low: float, high: float, share: float) -> float:
 
 
 @_shape
-def _plane(length: float, p: Sequence[float]) -> list[Part]:
+def _plane(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, body = length / 2, length * _mix(0.045, 0.075, p[0])
     span, chord = length * _mix(0.38, 0.54, p[1]), length * _mix(0.13, 0.22, p[2])
     sweep, root = length * _mix(0.0, 0.30, p[3]), half * _mix(0.05, 0.3, p[4])
@@ -117,7 +117,7 @@ def _plane(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _ship(length: float, p: Sequence[float]) -> list[Part]:
+def _ship(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, beam = length / 2, length * _mix(0.09, 0.15, p[0])
     bow = length * _mix(0.16, 0.34, p[1])
     stern = beam * _mix(0.6, 1.0, p[2])
@@ -143,7 +143,7 @@ def _ship(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _car(length: float, p: Sequence[float]) -> list[Part]:
+def _car(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.21, 0.26, p[0])
     nose = half * 0.2
     screen = _mix(0.15, 0.45, p[1]) * half
@@ -155,7 +155,7 @@ def _car(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _truck(length: float, p: Sequence[float]) -> list[Part]:
+def _truck(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.13, 0.17, p[0])
     cab = length * _mix(0.2, 0.3, p[1])
     parts = [
@@ -170,7 +170,7 @@ def _truck(length: float, p: Sequence[float]) -> list[Part]:
     return parts
 
 
-def _roof(x1: float, y1: float, x2: float, y2: float, style: float) -> list[Part]:
+def _roof(x1: float, y1: float, x2: float, y2: float, style: float) -> list[ShapePart]:
     middle = (y1 + y2) / 2
     if style < 0.4:
         inset = min(1.4, (y2 - y1) * 0.12)
@@ -187,7 +187,7 @@ def _roof(x1: float, y1: float, x2: float, y2: float, style: float) -> list[Part
 
 
 @_shape
-def _building(length: float, p: Sequence[float]) -> list[Part]:
+def _building(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.24, 0.48, p[0])
     if p[1] > 0.55:
         wing = length * _mix(0.28, 0.42, p[2])
@@ -202,7 +202,7 @@ def _building(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _tank(length: float, p: Sequence[float]) -> list[Part]:
+def _tank(length: float, p: Sequence[float]) -> list[ShapePart]:
     radius = length / 2
     parts = [
         _round(0, 0, radius, "shade" if p[0] > 0.5 else "light", True),
@@ -217,7 +217,7 @@ def _tank(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _court(length: float, p: Sequence[float]) -> list[Part]:
+def _court(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.24, 0.34, p[0])
     ground = "shade" if p[1] > 0.5 else "light"
     x, y, line = half * _mix(0.72, 0.88, p[2]), wide * _mix(0.7, 0.86, p[3]), 0.4
@@ -238,7 +238,7 @@ def _court(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _tree(length: float, p: Sequence[float]) -> list[Part]:
+def _tree(length: float, p: Sequence[float]) -> list[ShapePart]:
     radius = length / 2
     parts = [_round(0, 0, radius, "shade", True, 9)]
     for k, role in enumerate(("dark", "body", "light", "body")):
@@ -249,7 +249,7 @@ def _tree(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _crane(length: float, p: Sequence[float]) -> list[Part]:
+def _crane(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, beam = length / 2, max(0.8, length * _mix(0.035, 0.06, p[0]))
     gauge, leg = length * _mix(0.14, 0.24, p[1]), length * _mix(0.16, 0.26, p[2])
     at = _mix(-0.35, 0.0, p[3]) * length
@@ -264,7 +264,7 @@ def _crane(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _container(length: float, p: Sequence[float]) -> list[Part]:
+def _container(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.24, 0.42, p[0])
     rows, cols = 2 + int(p[1] * 3), 1 + int(p[2] * 2)
     roles = ("body", "shade", "light", "body", "dark", "mark")
@@ -278,7 +278,7 @@ def _container(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _barge(length: float, p: Sequence[float]) -> list[Part]:
+def _barge(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, beam = length / 2, length * _mix(0.12, 0.17, p[0])
     cut = beam * _mix(0.15, 0.5, p[1])
     holds = 1 + int(p[2] * 4)
@@ -296,7 +296,7 @@ def _barge(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _dredger(length: float, p: Sequence[float]) -> list[Part]:
+def _dredger(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, beam = length / 2, length * _mix(0.14, 0.19, p[0])
     notch, prong = length * _mix(0.22, 0.36, p[1]), beam * _mix(0.32, 0.45, p[2])
     return [
@@ -310,7 +310,7 @@ def _dredger(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _warehouse(length: float, p: Sequence[float]) -> list[Part]:
+def _warehouse(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.24, 0.38, p[0])
     parts = [_bar(-half, half, wide, "body", True)]
     bays = 3 + int(p[1] * 5)
@@ -324,7 +324,7 @@ def _warehouse(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _wagon(length: float, p: Sequence[float]) -> list[Part]:
+def _wagon(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.12, 0.15, p[0])
     parts = [
         _bar(-half, half, wide * 0.35, "steel", True),
@@ -340,7 +340,7 @@ def _wagon(length: float, p: Sequence[float]) -> list[Part]:
 
 
 @_shape
-def _buoy(length: float, p: Sequence[float]) -> list[Part]:
+def _buoy(length: float, p: Sequence[float]) -> list[ShapePart]:
     radius = length / 2
     bar = radius * _mix(0.16, 0.28, p[0])
     return [

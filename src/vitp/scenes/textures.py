@@ -11,7 +11,7 @@ import numpy as np
 
 from vitp.scenes.domains import LandSpec, check_split, get_domain
 
-TILE = 192
+TILE_SIDE = 192
 """Side of a texture tile in pixels; tiles continue periodically."""
 
 LAND_VARIANTS = {"train": 12, "val": 6, "test": 6}
@@ -20,7 +20,7 @@ SHAPE_PARAMETERS = 10
 
 Texture = Callable[[np.random.Generator], np.ndarray]
 TEXTURES: dict[str, Texture] = {}
-"""Family of textures → function that makes one of its tiles: float32 (TILE, TILE)."""
+"""Family of textures → function that makes one of its tiles: float32 (TILE_SIDE, TILE_SIDE)."""
 
 
 def name_seed(*names: str) -> list[int]:
@@ -33,7 +33,7 @@ class LandVariant:
     """One appearance of a land class.
 
     Attributes:
-        texture_HW: float32 (TILE, TILE), zero mean, unit deviation, periodic.
+        texture_HW: float32 (TILE_SIDE, TILE_SIDE), zero mean, unit deviation, periodic.
         level_B: float32 (6,), mean of red, green, blue, near infrared, radar, temperature, 0..1.
         swing_B: float32 (6,), what one deviation of the texture adds to each band.
     """
@@ -48,7 +48,7 @@ class ObjectVariant:
     """One appearance of an object class: numbers in 0..1 that shape functions turn into proportions."""
 
     shape: tuple[float, ...]
-    tint: tuple[float, float, float]
+    tint: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Bank:
     relief: tuple[np.ndarray, ...]
 
 
-_FY = np.fft.fftfreq(TILE)[:, None].astype(np.float32)
-_FX = np.fft.rfftfreq(TILE)[None, :].astype(np.float32)
+_FY = np.fft.fftfreq(TILE_SIDE)[:, None].astype(np.float32)
+_FX = np.fft.rfftfreq(TILE_SIDE)[None, :].astype(np.float32)
 
 
 def _unit(tile_HW: np.ndarray) -> np.ndarray:
@@ -91,8 +91,8 @@ def _filtered(
     else:
         gain = np.where(radius > 1 / wavelength, radius ** (-power), 0.0)
     gain[0, 0] = 0.0
-    noise = rng.standard_normal((TILE, TILE), dtype=np.float32)
-    return _unit(np.fft.irfft2(np.fft.rfft2(noise) * gain, s=(TILE, TILE)))
+    noise = rng.standard_normal((TILE_SIDE, TILE_SIDE), dtype=np.float32)
+    return _unit(np.fft.irfft2(np.fft.rfft2(noise) * gain, s=(TILE_SIDE, TILE_SIDE)))
 
 
 def _texture(make: Texture) -> Texture:
@@ -126,9 +126,9 @@ def _canopy(rng: np.random.Generator) -> np.ndarray:
 
 @_texture
 def _rows(rng: np.random.Generator) -> np.ndarray:
-    count = int(rng.integers(TILE // 9, TILE // 3))
+    count = int(rng.integers(TILE_SIDE // 9, TILE_SIDE // 3))
     bend = _filtered(rng, 80, 0.5) * rng.uniform(0.0, 0.9)
-    wave = np.sin(2 * np.pi * count * np.arange(TILE)[:, None] / TILE + bend)
+    wave = np.sin(2 * np.pi * count * np.arange(TILE_SIDE)[:, None] / TILE_SIDE + bend)
     return _unit(np.sign(wave) * np.abs(wave) ** rng.uniform(0.4, 1.5) + rng.uniform(0.2, 0.7) * _cloud(rng))
 
 
@@ -141,14 +141,16 @@ def _waves(rng: np.random.Generator) -> np.ndarray:
 @_texture
 def _ripples(rng: np.random.Generator) -> np.ndarray:
     bend = _filtered(rng, rng.uniform(25, 50), 0.5) * rng.uniform(1.0, 2.5)
-    count = int(rng.integers(TILE // 14, TILE // 6))
-    return _unit(np.sin(2 * np.pi * count * np.arange(TILE)[None, :] / TILE + bend) + 0.5 * _cloud(rng))
+    count = int(rng.integers(TILE_SIDE // 14, TILE_SIDE // 6))
+    return _unit(
+        np.sin(2 * np.pi * count * np.arange(TILE_SIDE)[None, :] / TILE_SIDE + bend) + 0.5 * _cloud(rng)
+    )
 
 
 @_texture
 def _slabs(rng: np.random.Generator) -> np.ndarray:
     period_y, period_x = rng.choice([6, 8, 12, 16, 24], size=2)
-    tones = rng.standard_normal((TILE // period_y, TILE // period_x))
+    tones = rng.standard_normal((TILE_SIDE // period_y, TILE_SIDE // period_x))
     tile = np.repeat(np.repeat(tones, period_y, 0), period_x, 1) * rng.uniform(0.2, 0.8)
     tile[::period_y] -= rng.uniform(0.8, 2.0)
     tile[:, ::period_x] -= rng.uniform(0.8, 2.0)
@@ -173,11 +175,6 @@ def _land_variant(spec: LandSpec, number: int, rng: np.random.Generator) -> Land
     return LandVariant(TEXTURES[family](rng), level.astype(np.float32), swing.astype(np.float32))
 
 
-def _object_variant(rng: np.random.Generator) -> ObjectVariant:
-    red, green, blue = rng.normal(0, 9, 3).tolist()
-    return ObjectVariant(tuple(rng.random(SHAPE_PARAMETERS).tolist()), (red, green, blue))
-
-
 _BANK_NUMBER: dict[str, tuple[str, ...]] = {"test": ("2",)}
 """Splits whose bank was made anew. Test scenes that development has looked at are no test any more."""
 
@@ -199,6 +196,12 @@ def bank(domain: str, split: str) -> Bank:
         for name, spec in specs.land.items()
     }
     objects = {
-        name: tuple(_object_variant(rng) for _ in range(_OBJECT_VARIANTS[split])) for name in specs.objects
+        name: tuple(
+            ObjectVariant(
+                tint=tuple(rng.normal(0, 9, 3).tolist()), shape=tuple(rng.random(SHAPE_PARAMETERS).tolist())
+            )
+            for _ in range(_OBJECT_VARIANTS[split])
+        )
+        for name in specs.objects
     }
     return Bank(land, objects, tuple(_cloud(rng) for _ in range(4)))

@@ -19,7 +19,7 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
-from vitp.data.benchmarks.volumes import Case, add_slices, ct_window, mri_levels, slices_folder
+from vitp.data.benchmarks.volumes import Case, Levels, add_slices, ct_window, mri_levels, slices_folder
 from vitp.data.published import read_json
 from vitp.records.labels import LabelledSet
 
@@ -114,15 +114,14 @@ def read_amos(
     out = slices_folder(slices, AMOS, reading.root)
     cases = amos_cases(reading, modality)
     values = tuple((index, index) for index in range(len(AMOS.classes)))
-    levels = {"CT": _SOFT_TISSUE, "MRI": mri_levels, "both": _by_modality}[modality]
-    add_slices(reading, cases, out, levels, values, progress=progress)
+    levels: dict[str, Levels] = {
+        "CT": _SOFT_TISSUE,
+        "MRI": mri_levels,
+        # Air is about −1000 in CT; MRI has next to no negative values.
+        "both": lambda values_XYZ: (_SOFT_TISSUE if values_XYZ.min() < -200 else mri_levels)(values_XYZ),
+    }
+    add_slices(reading, cases, out, levels[modality], values, progress=progress)
     return reading.finish(semantic_classes=AMOS.classes)
-
-
-def _by_modality(values_XYZ: np.ndarray) -> np.ndarray:
-    # Air is about −1000 in CT; MRI has next to no negative values.
-    levels = _SOFT_TISSUE if values_XYZ.min() < -200 else mri_levels
-    return levels(values_XYZ)
 
 
 def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:

@@ -124,8 +124,8 @@ def prepare_benchmark(
     content = json.dumps([_FORMAT, facts.name, str(root), asdict(settings)], sort_keys=True, default=str)
     key = hashlib.sha256(content.encode()).hexdigest()
     if (before := read_record(out / _RECORD, _FORMAT)) is not None and before["key"] == key:
-        told = (tuple(before[name]) for name in ("counts", "findings"))
-        return Prepared(facts, out, before["images"], *told, again=True)
+        counts, findings = (tuple(before[name]) for name in ("counts", "findings"))
+        return Prepared(facts, out, before["images"], counts, findings, again=True)
     check_out(out, root, ours=before is not None, force=force)
     work = out.parent / f".{out.name}.images-{key[:12]}"
     labelled, problems = _labels(facts, root, work, settings, progress)
@@ -177,9 +177,8 @@ def _cut(
     if not size or facts.volumes:
         return labelled
     overlap = facts.overlap if settings.overlap is None else settings.overlap
-    cropped, whole = [], []
-    for item in labelled.items:
-        (cropped if facts.crop_test or item.split != "test" else whole).append(item)
+    whole = [item for item in labelled.items if item.split == "test" and not facts.crop_test]
+    cropped = [item for item in labelled.items if item.split != "test" or facts.crop_test]
     step = progress(f"{facts.title}: crops of {size} px", len(cropped))
     crops = cut(replace(labelled, items=cropped), size, overlap, work, facts.min_visible, step)
     items = list(crops.items)

@@ -96,7 +96,7 @@ class Download:
 
 
 DESCRIBE = "Describe the image."
-Conversion = Callable[[Download], Iterator[InstructionRecord]]
+CorpusConversion = Callable[[Download], Iterator[InstructionRecord]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Corpus(PublishedSet):
     """
 
     layout: str
-    convert: Conversion
+    convert: CorpusConversion
     notes: str = ""
     domain: str = ""
 

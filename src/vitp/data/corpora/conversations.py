@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.data.corpora.base import Conversion, Download
+from vitp.data.corpora.base import CorpusConversion, Download
 from vitp.data.readers.llava import open_records
 from vitp.data.readers.rows import record_from_row
 from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
@@ -22,7 +22,7 @@ _TAG = re.compile(r"^\s*\[(?:caption|vqa|refer|grounding|identify)\]\s*", re.IGN
 
 def conversations(
     *tables: str, images: tuple[str, ...] = ("images", ""), boxes: bool = False, tags: bool = False
-) -> Conversion:
+) -> CorpusConversion:
     """Return the conversion of conversation files.
 
     Args:

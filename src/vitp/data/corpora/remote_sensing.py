@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from vitp.core.errors import DataError
 from vitp.data.corpora.base import (
     DESCRIBE,
-    Conversion,
+    CorpusConversion,
     Download,
     box_text,
     column,
@@ -163,7 +163,7 @@ def gaia(source: Download) -> Iterator[InstructionRecord]:
             yield source.record(f"{row['id']}:{k}", [image], [Turn(DESCRIBE, caption)])
 
 
-def scene_folders(*places: str, question: str, only: str = "") -> Conversion:
+def scene_folders(*places: str, question: str, only: str = "") -> CorpusConversion:
     """Return the conversion of folders of classes, which may be nested (Million-AID): the innermost name counts.
 
     Args:

@@ -16,7 +16,7 @@ from vitp.data.synthesis.choosing import one_weighted
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import Facts, Limits, Question, place, scale_box, scale_quad
 from vitp.data.synthesis.scoring import (
-    Score,
+    AnswerScore,
     boxes_f1,
     cell_accuracy,
     cells_f1,
@@ -46,7 +46,7 @@ class QuestionTask:
     """
 
     ask: Callable[[Facts, np.random.Generator], Question | None]
-    score: Score
+    score: AnswerScore
     change: bool = False
     balanced: bool = False
     given: Callable[[LabelledImage], Iterable[str]] | None = None
@@ -54,10 +54,6 @@ class QuestionTask:
 
 def _scenes(item: LabelledImage) -> Iterable[str]:
     return () if item.scene is None else (item.scene,)
-
-
-def _categories(item: LabelledImage) -> Iterable[str]:
-    return (label.category for label in item.objects or ())
 
 
 QUESTION_TASKS: dict[str, QuestionTask] = {
@@ -73,7 +69,9 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "box": QuestionTask(object_tasks.box, boxes_f1),
     "boxes": QuestionTask(object_tasks.boxes, boxes_f1),
     "oriented": QuestionTask(object_tasks.oriented, oriented_f1),
-    "region_class": QuestionTask(object_tasks.region_class, exact, given=_categories),
+    "region_class": QuestionTask(
+        object_tasks.region_class, exact, given=lambda item: (label.category for label in item.objects or ())
+    ),
     "region_attribute": QuestionTask(object_tasks.region_attribute, exact),
     "grid": QuestionTask(image_tasks.grid, cell_accuracy),
     "grid_row": QuestionTask(image_tasks.grid_row, cell_accuracy),
@@ -94,7 +92,7 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
 }
 
 
-def tasks_of(item: LabelledImage) -> list[str]:
+def tasks_asked(item: LabelledImage) -> list[str]:
     """Return the names of the tasks that can be asked of an image, or of a pair."""
     if item.second_image is None:
         return [name for name, task in QUESTION_TASKS.items() if not task.change]
@@ -176,7 +174,7 @@ def _questions(facts: Facts, config: SynthesisConfig, rng: np.random.Generator) 
     round, one of weight 6 up to six times. A task that answers None is not tried again: its None may be half of a
     yes/no balance.
     """
-    names = tasks_of(facts.item)
+    names = tasks_asked(facts.item)
     # How often each task may still repeat itself; tasks with nothing left to ask are taken out.
     patience = {name: _DUPLICATES for name in names if config.weight(name) > 0}
     asked: list[tuple[str, Question]] = []

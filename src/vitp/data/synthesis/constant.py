@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitp.data.synthesis.build import QUESTION_TASKS, SynthesisConfig, tasks_of
+from vitp.data.synthesis.build import QUESTION_TASKS, SynthesisConfig, tasks_asked
 from vitp.data.synthesis.classes import SetClasses, evenly_spaced
 from vitp.data.synthesis.facts import Facts
 from vitp.data.synthesis.scoring import normalised
@@ -54,7 +54,7 @@ def constant_tasks(
     answers: dict[str, Counter[str]] = {}
     for place, item in evenly_spaced(items, _LOOKED_AT):
         facts, rng = Facts(item, classes, config), np.random.default_rng(place)
-        for name in tasks_of(item):
+        for name in tasks_asked(item):
             task = QUESTION_TASKS[name]
             if task.balanced or name in config.tasks:
                 continue

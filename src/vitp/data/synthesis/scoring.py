@@ -25,8 +25,8 @@ from vitp.data.synthesis.answers import (
 )
 from vitp.data.synthesis.facts import match_pairs, overlap
 
-Score = Callable[[str, str], float]
-Outline = TypeVar("Outline")
+AnswerScore = Callable[[str, str], float]
+_Outline = TypeVar("_Outline")
 
 _MATCH_IOU = 0.5
 """Boxes of one label match from this intersection over union on."""
@@ -42,7 +42,7 @@ def exact(predicted: str, expected: str) -> float:
     return float(normalised(predicted) == normalised(expected))
 
 
-def _same(parse: Callable[[str], object]) -> Score:
+def _same(parse: Callable[[str], object]) -> AnswerScore:
     """Return a score of 1 for answers that mean the same; one that means nothing counts 0."""
 
     def score(predicted: str, expected: str) -> float:
@@ -92,9 +92,9 @@ def quad_iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def match_f1(
-    predicted: Sequence[tuple[str, Outline]],
-    expected: Sequence[tuple[str, Outline]],
-    iou: Callable[[Outline, Outline], float],
+    predicted: Sequence[tuple[str, _Outline]],
+    expected: Sequence[tuple[str, _Outline]],
+    iou: Callable[[_Outline, _Outline], float],
 ) -> float:
     """Return the F1 of labelled shapes, matched one to one by overlap, best first, from an IoU of 0.5 on."""
     overlaps = (
