@@ -31,7 +31,6 @@ from vitp.scenes import (
     parse_scene_address,
     render_pair,
     render_scene,
-    scene_address,
     scene_set,
     write_scenes,
 )
@@ -42,10 +41,10 @@ from vitp.scenes.shapes import PAINTS, ROLES, SHAPES
 from vitp.scenes.textures import SHAPE_PARAMETERS, TEXTURES, bank
 
 ADDRESSES = [
-    scene_address("general", 3, 5),
-    scene_address("general", 4, 5, split="val"),
-    scene_address("general", 0, 11, size=64, split="val"),
-    scene_address("port", 2, 4, size=128, date="after"),
+    str(SceneAddress("general", 3, 5)),
+    str(SceneAddress("general", 4, 5, split="val")),
+    str(SceneAddress("general", 0, 11, size=64, split="val")),
+    str(SceneAddress("port", 2, 4, size=128, date="after")),
 ]
 
 
@@ -334,13 +333,13 @@ def test_objects_that_show_little_are_ignored_not_labelled() -> None:
 def test_addresses_round_trip(
     domain: str, seed: int, index: int, size: int, split: str, date: str | None
 ) -> None:
-    text = scene_address(domain, seed, index, size=size, split=split, date=date)
+    text = str(SceneAddress(domain, seed, index, size=size, split=split, date=date))
     assert parse_scene_address(text) == SceneAddress(domain, seed, index, size, split, date)
     assert str(parse_scene_address(text)) == text
 
 
 def test_the_address_form_is_fixed() -> None:
-    assert scene_address("port", 7, 123, split="val") == "scene:port/7/123?size=96&split=val"
+    assert str(SceneAddress("port", 7, 123, split="val")) == "scene:port/7/123?size=96&split=val"
     assert ADDRESSES[3] == "scene:port/2/4?size=128&split=train&date=after"
     assert parse_scene_address("scene:general/0/1") == SceneAddress("general", 0, 1)
 

@@ -35,13 +35,6 @@ class SceneAddress:
         return f"scene:{self.domain}/{self.seed}/{self.index}?size={self.size}&split={self.split}{date}"
 
 
-def scene_address(
-    domain: str, seed: int, index: int, *, size: int = 96, split: str = "train", date: str | None = None
-) -> str:
-    """Return the address of a scene, or of one date (`before`, `after`) of a pair."""
-    return str(SceneAddress(domain, seed, index, size, split, date))
-
-
 def parse_scene_address(address: str) -> SceneAddress:
     """Return the parts of an address.
 

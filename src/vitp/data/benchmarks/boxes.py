@@ -53,100 +53,66 @@ _DIOR_CLASSES = (
     "expressway-service-area", "expressway-toll-station", "dam", "golffield", "groundtrackfield", "harbor",
     "overpass", "ship", "stadium", "storagetank", "tenniscourt", "trainstation", "vehicle", "windmill",
 )
-# fmt: on
+
 DIOR = Benchmark(
-    name="dior",
-    title="DIOR",
-    task="detection",
-    modality="RGB",
-    classes=_DIOR_CLASSES,
+    name="dior", title="DIOR", task="detection", modality="RGB", classes=_DIOR_CLASSES,
     published_by="Northwestern Polytechnical University (G. Cheng, J. Han), on the DIOR page of its authors",
-    counts={"train": 5862, "val": 5863, "test": 11738},
-    metric="AP50",
-    train_on=("train", "val"),
+    counts={"train": 5862, "val": 5863, "test": 11738}, metric="AP50", train_on=("train", "val"),
     drop_empty=True,
     notes=(
         "class names are written in several ways in the XML files (Expressway-Service-area); they are lowered",
         "trained on train and val, tested on test",
     ),
 )
+
 DIOR_R = replace(
-    DIOR,
-    name="dior_r",
-    title="DIOR-R",
-    task="oriented",
+    DIOR, name="dior_r", title="DIOR-R", task="oriented",
     notes=(*DIOR.notes, "oriented boxes are four named corners (robndbox), not centre and angle"),
 )
-# fmt: off
+
 _DOTA_CLASSES = (
     "plane", "baseball-diamond", "bridge", "ground-track-field", "small-vehicle", "large-vehicle", "ship",
     "tennis-court", "basketball-court", "storage-tank", "soccer-ball-field", "roundabout", "harbor",
     "swimming-pool", "helicopter", "container-crane", "airport", "helipad",
 )
-# fmt: on
+
 DOTA = Benchmark(
-    name="dota_v2",
-    title="DOTA-v2.0",
-    task="oriented",
-    modality="RGB",
-    classes=_DOTA_CLASSES,
+    name="dota_v2", title="DOTA-v2.0", task="oriented", modality="RGB", classes=_DOTA_CLASSES,
     published_by="Wuhan University (CAPTAIN group), on the DOTA page; train and val images are those of DOTA-v1.0 "
-    "plus the v2.0 additions",
-    counts={"train": 1830, "val": 593, "test": 2792},
-    metric="AP50",
-    train_on=("train", "val"),
-    test_labels=False,
-    crop=1024,
-    overlap=200,
-    min_visible=0.7,
-    window=1024,
-    stride=824,
-    drop_empty=True,
+        "plus the v2.0 additions",
+    counts={"train": 1830, "val": 593, "test": 2792}, metric="AP50", train_on=("train", "val"),
+    test_labels=False, crop=1024, overlap=200, min_visible=0.7, window=1024, stride=824, drop_empty=True,
     notes=(
         "files of older versions begin with the header lines imagesource: and gsd:",
         "the last column is 1 for difficult objects; they are not trained on and not counted",
         "test-dev has no labels: the evaluation server scores the archive that write_dota_submission makes",
     ),
 )
+
 RSAR = Benchmark(
-    name="rsar",
-    title="RSAR",
-    task="oriented",
-    modality="SAR",
-    classes=_RADAR_CLASSES,
+    name="rsar", title="RSAR", task="oriented", modality="SAR", classes=_RADAR_CLASSES,
     published_by="the authors of RSAR (X. Zhang and others, CVPR 2025), in the project's repository",
-    counts={"train": 78837, "val": 8467, "test": 8538},
-    metric="AP50",
-    drop_empty=True,
+    counts={"train": 78837, "val": 8467, "test": 8538}, metric="AP50", drop_empty=True,
     notes=("images are PNG, JPEG and BMP files side by side; an image is found by its stem",),
 )
+
 SARDET = Benchmark(
-    name="sardet100k",
-    title="SARDet-100K",
-    task="detection",
-    modality="SAR",
-    classes=_RADAR_CLASSES,
+    name="sardet100k", title="SARDet-100K", task="detection", modality="SAR", classes=_RADAR_CLASSES,
     published_by="the authors of SARDet-100K (Y. Li and others, NeurIPS 2024), in the project's repository",
-    counts={"train": 94493, "val": 10492, "test": 11613},
-    metric="mAP",
-    drop_empty=True,
+    counts={"train": 94493, "val": 10492, "test": 11613}, metric="mAP", drop_empty=True,
     notes=("the paper says 800 px, the published configuration 1024",),
 )
+
 SSDD = Benchmark(
-    name="ssdd",
-    title="SSDD",
-    task="instance",
-    modality="SAR",
-    classes=("ship",),
+    name="ssdd", title="SSDD", task="instance", modality="SAR", classes=("ship",),
     published_by="the authors of SSDD (T. Zhang and others, Remote Sensing 2021), as Official-SSDD-OPEN",
-    counts={"train": 928, "test": 232},
-    metric="box mAP and mask mAP",
-    drop_empty=True,
+    counts={"train": 928, "test": 232}, metric="box mAP and mask mAP", drop_empty=True,
     notes=(
         "images whose number ends with 1 or 9 are the test images; there is no validation split",
         "the parts inshore and offshore of the test split are chosen with the option part",
     ),
 )
+# fmt: on
 
 
 @reader_of(DIOR)

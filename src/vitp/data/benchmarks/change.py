@@ -18,18 +18,14 @@ from vitp.data.formats.common import list_images, read_text
 from vitp.data.formats.pixel_masks import ChangeFile
 from vitp.records.labels import SPLITS, LabelledSet
 
+# fmt: off
 _change_set = partial(
-    Benchmark,
-    task="change",
-    modality="RGB pair",
-    classes=("unchanged", "changed"),
-    palette=((0, 0, 0), (255, 255, 255)),
-    metric="F1",
+    Benchmark, task="change", modality="RGB pair", classes=("unchanged", "changed"),
+    palette=((0, 0, 0), (255, 255, 255)), metric="F1",
 )
 
 SVCD = _change_set(
-    name="svcd",
-    title="SVCD (CDD)",
+    name="svcd", title="SVCD (CDD)",
     published_by="M. Lebedev and others (ISPRS Archives 2018), as ChangeDetectionDataset",
     counts={"train": 10000, "val": 3000, "test": 3000},
     notes=(
@@ -37,34 +33,29 @@ SVCD = _change_set(
         "masks are JPEG files: what is at least half bright has changed",
     ),
 )
+
 WHU_CD = _change_set(
-    name="whu_cd",
-    title="WHU-CD",
-    published_by="Wuhan University (S. Ji and others), as Building change detection dataset",
-    counts={},
-    crop=256,
-    crop_test=True,
+    name="whu_cd", title="WHU-CD",
+    published_by="Wuhan University (S. Ji and others), as Building change detection dataset", counts={},
+    crop=256, crop_test=True,
     notes=(
         "published as two mosaics of 2012 and 2016, cut into a western train and an eastern test part",
         "papers use several random splits of its crops; the scores of different splits can't be compared",
     ),
 )
+
 LEVIR_CD = _change_set(
-    name="levir_cd",
-    title="LEVIR-CD",
-    published_by="Beihang University (H. Chen, Z. Shi), on the LEVIR page",
-    counts={"train": 445, "val": 64, "test": 128},
-    crop=256,
-    window=256,
-    stride=128,
+    name="levir_cd", title="LEVIR-CD", published_by="Beihang University (H. Chen, Z. Shi), on the LEVIR page",
+    counts={"train": 445, "val": 64, "test": 128}, crop=256, window=256, stride=128,
 )
+
 S2LOOKING = _change_set(
-    name="s2looking",
-    title="S2Looking",
+    name="s2looking", title="S2Looking",
     published_by="L. Shen and others (Remote Sensing 2021), in the S2Looking repository",
     counts={"train": 3500, "val": 500, "test": 1000},
     notes=("label is what changed; label1 and label2 tell new and demolished buildings apart",),
 )
+# fmt: on
 
 
 def _read_split_folders(reading: Reading, base: str, *folders: str) -> LabelledSet:

@@ -29,38 +29,27 @@ _ORGANS = (
     "aorta", "postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder",
     "prostate/uterus",
 )
-# fmt: on
+
 AMOS = Benchmark(
-    name="amos2022",
-    title="AMOS2022",
-    task="segmentation",
-    modality="CT",
-    classes=_ORGANS,
+    name="amos2022", title="AMOS2022", task="segmentation", modality="CT", classes=_ORGANS,
     published_by="the AMOS 2022 challenge (Y. Ji and others), as amos22.zip on Zenodo",
-    counts={"train": 200, "val": 100, "test": 200},
-    metric="mean Dice",
-    test_on="val",
-    test_labels=False,
-    volumes=True,
-    licence="CC BY 4.0",
+    counts={"train": 200, "val": 100, "test": 200}, metric="mean Dice", test_on="val", test_labels=False,
+    volumes=True, licence="CC BY 4.0",
     notes=(
         "numbers up to 500 are CT, above 500 MRI (option modality); the counts are those of CT",
         "the paper's table counts 14 classes, the set has 15 organs; which ones were used isn't published",
         "splits follow dataset.json; the labels of test are hidden, so the paper's protocol tests on val",
     ),
 )
+# fmt: on
 
 _MODALITIES = ("flair", "t1", "t1ce", "t2")
+# fmt: off
 BRATS = Benchmark(
-    name="brats2021",
-    title="BraTS2021",
-    task="segmentation",
-    modality="MRI",
+    name="brats2021", title="BraTS2021", task="segmentation", modality="MRI",
     classes=("background", "necrotic core", "oedema", "enhancing tumour"),
-    published_by="the RSNA-ASNR-MICCAI BraTS 2021 challenge, on Synapse",
-    counts={},
-    metric="mean Dice of whole tumour, tumour core and enhancing tumour",
-    volumes=True,
+    published_by="the RSNA-ASNR-MICCAI BraTS 2021 challenge, on Synapse", counts={},
+    metric="mean Dice of whole tumour, tumour core and enhancing tumour", volumes=True,
     notes=(
         "1,251 labelled cases; the official validation cases have no labels, so cases are held out of the labelled ones "
         "(10 % val and 10 % test by default)",
@@ -68,6 +57,7 @@ BRATS = Benchmark(
         "three of the four modalities become red, green and blue (option channels)",
     ),
 )
+# fmt: on
 _BRATS_VALUES = ((0, 0), (1, 1), (2, 2), (4, 3))
 
 BRATS_REGIONS: dict[str, tuple[int, ...]] = {

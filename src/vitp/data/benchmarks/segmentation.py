@@ -30,127 +30,75 @@ from vitp.data.formats.coco import read_files
 from vitp.data.formats.common import list_images
 from vitp.records.labels import IGNORE, SPLITS, LabelledSet
 
+# fmt: off
 _ISAID = {
-    "background": (0, 0, 0),
-    "ship": (0, 0, 63),
-    "storage_tank": (0, 63, 63),
-    "baseball_diamond": (0, 63, 0),
-    "tennis_court": (0, 63, 127),
-    "basketball_court": (0, 63, 191),
-    "Ground_Track_Field": (0, 63, 255),
-    "Bridge": (0, 127, 63),
-    "Large_Vehicle": (0, 127, 127),
-    "Small_Vehicle": (0, 0, 127),
-    "Helicopter": (0, 0, 191),
-    "Swimming_pool": (0, 0, 255),
-    "Roundabout": (0, 191, 127),
-    "Soccer_ball_field": (0, 127, 191),
-    "plane": (0, 127, 255),
-    "Harbor": (0, 100, 155),
+    "background": (0, 0, 0), "ship": (0, 0, 63), "storage_tank": (0, 63, 63), "baseball_diamond": (0, 63, 0),
+    "tennis_court": (0, 63, 127), "basketball_court": (0, 63, 191), "Ground_Track_Field": (0, 63, 255),
+    "Bridge": (0, 127, 63), "Large_Vehicle": (0, 127, 127), "Small_Vehicle": (0, 0, 127),
+    "Helicopter": (0, 0, 191), "Swimming_pool": (0, 0, 255), "Roundabout": (0, 191, 127),
+    "Soccer_ball_field": (0, 127, 191), "plane": (0, 127, 255), "Harbor": (0, 100, 155),
 }
 ISAID = Benchmark(
-    name="isaid",
-    title="iSAID",
-    task="segmentation",
-    modality="RGB",
-    classes=tuple(_ISAID),
+    name="isaid", title="iSAID", task="segmentation", modality="RGB", classes=tuple(_ISAID),
     palette=tuple(_ISAID.values()),
     published_by="the authors of iSAID (Inception Institute and Wuhan University), on the iSAID page; the images are "
-    "those of DOTA-v1.0",
-    counts={"train": 1411, "val": 458, "test": 937},
-    metric="mIoU",
-    test_on="val",
-    test_labels=False,
-    crop=896,
-    overlap=384,
-    window=896,
-    stride=448,
+        "those of DOTA-v1.0",
+    counts={"train": 1411, "val": 458, "test": 937}, metric="mIoU", test_on="val", test_labels=False,
+    crop=896, overlap=384, window=896, stride=448,
     notes=(
         "masks are colours; background counts as a class",
         "the published code trains and tests on val crops of 896 with an overlap of 384; here the test images stay "
         "whole and a window slides over them",
     ),
 )
-
 _LOVEDA = {
-    "background": (255, 255, 255),
-    "building": (255, 0, 0),
-    "road": (255, 255, 0),
-    "water": (0, 0, 255),
-    "barren": (159, 129, 183),
-    "forest": (0, 255, 0),
-    "agricultural": (255, 195, 128),
+    "background": (255, 255, 255), "building": (255, 0, 0), "road": (255, 255, 0), "water": (0, 0, 255),
+    "barren": (159, 129, 183), "forest": (0, 255, 0), "agricultural": (255, 195, 128),
 }
 LOVEDA = Benchmark(
-    name="loveda",
-    title="LoveDA",
-    task="segmentation",
-    modality="RGB",
-    classes=tuple(_LOVEDA),
+    name="loveda", title="LoveDA", task="segmentation", modality="RGB", classes=tuple(_LOVEDA),
     palette=tuple(_LOVEDA.values()),
     published_by="Wuhan University (J. Wang and others), in the LoveDA repository and on Zenodo",
-    counts={"train": 2522, "val": 1669, "test": 1796},
-    metric="mIoU",
-    train_on=("train", "val"),
-    test_labels=False,
-    window=512,
-    stride=384,
-    licence="CC BY-NC-SA 4.0",
+    counts={"train": 2522, "val": 1669, "test": 1796}, metric="mIoU", train_on=("train", "val"),
+    test_labels=False, window=512, stride=384, licence="CC BY-NC-SA 4.0",
     notes=(
         "mask values: 0 is no data and ignored, 1–7 are the classes",
         "the server scores the test split; whether the paper trains on val as well isn't said",
     ),
 )
-
 _UAVID = {
-    "background clutter": (0, 0, 0),
-    "building": (128, 0, 0),
-    "road": (128, 64, 128),
-    "tree": (0, 128, 0),
-    "low vegetation": (128, 128, 0),
-    "moving car": (64, 0, 128),
-    "static car": (192, 0, 192),
+    "background clutter": (0, 0, 0), "building": (128, 0, 0), "road": (128, 64, 128), "tree": (0, 128, 0),
+    "low vegetation": (128, 128, 0), "moving car": (64, 0, 128), "static car": (192, 0, 192),
     "human": (64, 64, 0),
 }
 UAVID = Benchmark(
-    name="uavid",
-    title="UAVid",
-    task="segmentation",
-    modality="RGB",
-    classes=tuple(_UAVID),
+    name="uavid", title="UAVid", task="segmentation", modality="RGB", classes=tuple(_UAVID),
     palette=tuple(_UAVID.values()),
     published_by="the University of Twente (Y. Lyu and others), on the UAVid page",
-    counts={"train": 200, "val": 70, "test": 150},
-    metric="mIoU",
-    train_on=("train", "val"),
-    test_labels=False,
-    window=768,
-    stride=512,
-    licence="CC BY-NC-SA 4.0",
+    counts={"train": 200, "val": 70, "test": 150}, metric="mIoU", train_on=("train", "val"),
+    test_labels=False, window=768, stride=512, licence="CC BY-NC-SA 4.0",
     notes=(
         "ten frames of each sequence are labelled; a sequence is never split",
         "masks are colours; images of 3840 × 2160 and 4096 × 2160",
         "the server scores the test split; whether the paper trains on val as well isn't said",
     ),
 )
+# fmt: on
 
 _CASES = ("COVID-19", "Non-COVID", "Normal")
+# fmt: off
 COVIDQUEX = Benchmark(
-    name="covidquex",
-    title="COVID-QU-Ex",
-    task="segmentation",
-    modality="X-ray",
-    classes=("background", "infection"),
-    palette=((0, 0, 0), (255, 255, 255)),
+    name="covidquex", title="COVID-QU-Ex", task="segmentation", modality="X-ray",
+    classes=("background", "infection"), palette=((0, 0, 0), (255, 255, 255)),
     published_by="Qatar University (A. Tahir and others), on Kaggle as covidqu",
-    counts={"train": 3728, "val": 932, "test": 1166},
-    metric="mean Dice",
+    counts={"train": 3728, "val": 932, "test": 1166}, metric="mean Dice",
     notes=(
         "the infection part of the set; option target=lung reads the lung masks instead, cases=COVID-19 only the ill",
         "the paper's table says two classes: background and infection are assumed",
         "images without infection have an empty mask; where a mask file is not 0 the class is there",
     ),
 )
+# fmt: on
 
 
 @reader_of(ISAID)

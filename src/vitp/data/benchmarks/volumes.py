@@ -105,11 +105,7 @@ def axial(values_XYZ: np.ndarray, index: int) -> np.ndarray:
 def slice_case(case: Case, out: Path, levels: Levels, *, drop_blank: bool) -> list[int]:
     """Write the axial slices of a case under `out/<case>`, unless they are there, and return their numbers.
 
-    Args:
-        case: The volumes.
-        out: Folder of all cases.
-        levels: Maps values to grey levels.
-        drop_blank: Leave slices out in which every pixel is the same.
+    With `drop_blank`, slices in which every pixel is the same are left out.
 
     Raises:
         DataError: A volume can't be read, or the volumes differ in shape.
@@ -174,16 +170,9 @@ def add_slices(
     drop_blank: bool = False,
     progress: Callable[[], None] | None = None,
 ) -> None:
-    """Cut cases into slices and add them to a reading; the slices of a case are one group.
+    """Cut cases into slices under `out` and add them to a reading; the slices of a case are one group.
 
-    Args:
-        reading: Takes the images.
-        cases: What to cut.
-        out: Where the slices go.
-        levels: Maps values to grey levels.
-        values: (label value, class index) pairs.
-        drop_blank: Leave slices out in which every pixel is the same.
-        progress: Called after each case.
+    `values` are (label value, class index) pairs; `progress` is called after each case; the rest as `slice_case`.
     """
     reading.builder.root = out  # ids and findings name the slices, not the volumes
     for case in cases:
