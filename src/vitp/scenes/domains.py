@@ -11,7 +11,7 @@ from vitp.records.labels import SPLITS
 
 @dataclass(frozen=True)
 class LandSpec:
-    """How one land class looks before its variants are drawn.
+    """The look of one land class; its variants are random mixes of it.
 
     Attributes:
         colours: Typical RGB values 0..255; a variant is a random mix of them.
@@ -50,7 +50,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class Rule:
-    """Where objects of one class stand in one scene type.
+    """A rule that places objects of one class in one scene type.
 
     Attributes:
         category: Object class.

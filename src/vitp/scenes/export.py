@@ -31,17 +31,12 @@ from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
 from vitp.records.rle import encode
 from vitp.scenes.address import load_scene
+from vitp.scenes.named import entered
 
 _Value = TypeVar("_Value")
 LayoutWriter = Callable[[LabelledSet, Iterable[LabelledImage], Path], None]
 LAYOUT_WRITERS: dict[str, LayoutWriter] = {}
 """Layout → function that writes a set's classes and its images, which are rendered one by one, to a folder."""
-
-
-def _layout(write: LayoutWriter) -> LayoutWriter:
-    """Enter a function into `LAYOUT_WRITERS` under its name."""
-    LAYOUT_WRITERS[write.__name__.lstrip("_")] = write
-    return write
 
 
 def _given(value: _Value | None, item: LabelledImage, what: str, fix: str = "use another layout") -> _Value:
@@ -77,7 +72,7 @@ def _objects(item: LabelledImage) -> tuple[ObjectLabel, ...]:
     return _given(item.objects, item, "object labels", "use a layout without objects")
 
 
-@_layout
+@entered(LAYOUT_WRITERS)
 def _masks(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     for item in items:
         _save_image(item, out / item.split / "images")
@@ -100,7 +95,7 @@ def _coco_annotation(label: ObjectLabel, item: LabelledImage) -> dict[str, Any]:
     }
 
 
-@_layout
+@entered(LAYOUT_WRITERS)
 def _coco(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     categories = [{"id": number, "name": name} for number, name in enumerate(labels.object_classes, 1)]
     files: dict[str, dict[str, list[Any]]] = {}
@@ -132,7 +127,7 @@ def _yolo_line(label: ObjectLabel, item: LabelledImage, number: int) -> str:
     return " ".join([str(number), *(f"{value:.6f}" for value in values)])
 
 
-@_layout
+@entered(LAYOUT_WRITERS)
 def _yolo(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     splits = set()
     for item in items:
@@ -145,7 +140,7 @@ def _yolo(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> Non
     _save_lines([*rows, "names:", *names], out / "data.yaml")
 
 
-@_layout
+@entered(LAYOUT_WRITERS)
 def _dota(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     for item in items:
         _save_image(item, out / item.split / "images")
@@ -164,7 +159,7 @@ def _nodes(parent: ElementTree.Element, **texts: object) -> ElementTree.Element:
     return parent
 
 
-@_layout
+@entered(LAYOUT_WRITERS)
 def _voc(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     splits: dict[str, list[str]] = {}
     for item in items:
@@ -184,13 +179,13 @@ def _voc(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None
         _save_lines(names, out / "ImageSets" / "Main" / f"{split}.txt")
 
 
-@_layout
+@entered(LAYOUT_WRITERS)
 def _folders(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     for item in items:
         _save_image(item, out / item.split / _given(item.scene, item, "scene class"))
 
 
-@_layout
+@entered(LAYOUT_WRITERS)
 def _pairs(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     for item in items:
         fix = "generate the set with pairs"

@@ -12,6 +12,7 @@ import numpy as np
 
 from vitp.scenes.chance import pick, uniform, whole
 from vitp.scenes.domains import SceneDomain
+from vitp.scenes.named import entered
 from vitp.scenes.textures import LAND_VARIANTS, TILE_SIDE
 
 FRACTION_BITS = 4
@@ -199,12 +200,6 @@ LAYOUTS: dict[str, Callable[[LandLayout], None]] = {}
 """Scene type → function that lays out the ground of one place."""
 
 
-def _place(lay_out: Callable[[LandLayout], None]) -> Callable[[LandLayout], None]:
-    """Enter a function into `LAYOUTS` under its name."""
-    LAYOUTS[lay_out.__name__.lstrip("_")] = lay_out
-    return lay_out
-
-
 def _country(lay: LandLayout) -> None:
     lay.fill(lay.pick("grass", "soil", "grass", "sand"))
     for _ in range(int(lay.rng.random() * 3)):
@@ -213,7 +208,7 @@ def _country(lay: LandLayout) -> None:
         lay.river("water", lay.uniform(5, 12))
 
 
-@_place
+@entered(LAYOUTS)
 def _airport(lay: LandLayout) -> None:
     _country(lay)
     near = lay.uniform(-0.35, -0.1) * lay.size
@@ -225,7 +220,7 @@ def _airport(lay: LandLayout) -> None:
         lay.line("road", lay.point(0.2), turn, lay.uniform(5, 8), "yellow")
 
 
-@_place
+@entered(LAYOUTS)
 def _harbour(lay: LandLayout) -> None:
     lay.fill("water")
     edge = lay.uniform(-0.15, 0.25) * lay.size
@@ -238,7 +233,7 @@ def _harbour(lay: LandLayout) -> None:
         lay.side(lay.pick("grass", "soil", "pavement"), edge + lay.uniform(26, 40), lay.uniform(0, 3))
 
 
-@_place
+@entered(LAYOUTS)
 def _residential(lay: LandLayout) -> None:
     lay.fill(lay.pick("grass", "soil", "grass"))
     if lay.chance(0.5):
@@ -253,7 +248,7 @@ def _residential(lay: LandLayout) -> None:
     lay.line("road", lay.point(0.2), lay.axis + math.pi / 2, width, "dash")
 
 
-@_place
+@entered(LAYOUTS)
 def _farmland(lay: LandLayout) -> None:
     lay.fill(lay.pick("crops", "grass", "soil"))
     lay.parcels(("crops", "crops", "soil", "grass"), lay.uniform(34, 60), lay.uniform(22, 40), 0.1)
@@ -265,7 +260,7 @@ def _farmland(lay: LandLayout) -> None:
         lay.river("water", lay.uniform(4, 9))
 
 
-@_place
+@entered(LAYOUTS)
 def _forest(lay: LandLayout) -> None:
     lay.fill("forest")
     for _ in range(1 + int(lay.rng.random() * 3)):
@@ -276,7 +271,7 @@ def _forest(lay: LandLayout) -> None:
         lay.line("road", lay.point(0.25), lay.axis, lay.uniform(3.5, 6))
 
 
-@_place
+@entered(LAYOUTS)
 def _industrial(lay: LandLayout) -> None:
     lay.fill(lay.pick("pavement", "soil", "pavement"))
     lay.parcels(("pavement", "soil", "pavement", "grass"), lay.uniform(48, 70), lay.uniform(44, 60), 0.3)
@@ -287,7 +282,7 @@ def _industrial(lay: LandLayout) -> None:
         lay.river("water", lay.uniform(6, 12))
 
 
-@_place
+@entered(LAYOUTS)
 def _coast(lay: LandLayout) -> None:
     lay.fill("water")
     turn, edge = lay.axis * 2, lay.uniform(-0.2, 0.2) * lay.size
@@ -301,7 +296,7 @@ def _coast(lay: LandLayout) -> None:
         lay.blob("sand", lay.point(), lay.uniform(6, 14))
 
 
-@_place
+@entered(LAYOUTS)
 def _parking(lay: LandLayout) -> None:
     _country(lay)
     lay.rectangle(
@@ -318,7 +313,7 @@ def _parking(lay: LandLayout) -> None:
         )
 
 
-@_place
+@entered(LAYOUTS)
 def _terminal(lay: LandLayout) -> None:
     lay.fill("basin")
     edge = lay.uniform(-0.25, 0.1) * lay.size
@@ -330,7 +325,7 @@ def _terminal(lay: LandLayout) -> None:
         lay.line("rail", lay.shifted(edge + lay.uniform(38, 60)), lay.axis, 7, "rails")
 
 
-@_place
+@entered(LAYOUTS)
 def _railyard(lay: LandLayout) -> None:
     lay.fill(lay.pick("yard", "scrub", "yard", "mud"))
     if lay.chance(0.6):
@@ -342,7 +337,7 @@ def _railyard(lay: LandLayout) -> None:
         lay.line("lane", lay.point(0.2), lay.axis + math.pi / 2 + lay.uniform(-0.3, 0.3), lay.uniform(4, 6))
 
 
-@_place
+@entered(LAYOUTS)
 def _anchorage(lay: LandLayout) -> None:
     lay.fill("basin")
     if lay.chance(0.6):
@@ -353,7 +348,7 @@ def _anchorage(lay: LandLayout) -> None:
         lay.rectangle("quay", lay.point(), lay.size * lay.uniform(0.5, 1), lay.uniform(5, 9), lay.axis)
 
 
-@_place
+@entered(LAYOUTS)
 def _flats(lay: LandLayout) -> None:
     lay.fill(lay.pick("mud", "basin"))
     turn = lay.axis * 2
@@ -364,7 +359,7 @@ def _flats(lay: LandLayout) -> None:
     lay.river("basin", lay.uniform(10, 26))
 
 
-@_place
+@entered(LAYOUTS)
 def _depot(lay: LandLayout) -> None:
     lay.fill(lay.pick("yard", "scrub", "yard", "mud"))
     lay.parcels(("yard", "scrub", "yard", "mud"), lay.uniform(50, 70), lay.uniform(40, 56), 0.4)

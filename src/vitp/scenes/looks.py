@@ -48,8 +48,8 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _noise(image: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    noise: np.ndarray = sigma * rng.standard_normal(image.shape, dtype=np.float32)
-    return image + noise
+    noisy: np.ndarray = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
+    return noisy
 
 
 def _grey(image_HW: np.ndarray) -> np.ndarray:

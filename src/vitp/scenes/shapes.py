@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vitp.scenes.named import entered
+
 PAINTS: dict[str, tuple[int, int, int]] = {
     "white": (232, 232, 228),
     "gray": (140, 142, 146),
@@ -52,12 +54,6 @@ SHAPES: dict[str, ShapeBuilder] = {}
 """Object class → function of its length in pixels and `SHAPE_PARAMETERS` numbers in 0..1 that builds its parts."""
 
 
-def _shape(build: ShapeBuilder) -> ShapeBuilder:
-    """Enter a function into `SHAPES` under its name."""
-    SHAPES[build.__name__.lstrip("_")] = build
-    return build
-
-
 def _poly(points: Sequence[tuple[float, float]], role: str, solid: bool = False) -> ShapePart:
     return ShapePart(np.asarray(points, np.float32), role, solid)
 
@@ -90,7 +86,7 @@ def _mix(low: float, high: float, share: float) -> float:
     return low + (high - low) * share
 
 
-@_shape
+@entered(SHAPES)
 def _plane(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, body = length / 2, length * _mix(0.045, 0.075, p[0])
     span, chord = length * _mix(0.38, 0.54, p[1]), length * _mix(0.13, 0.22, p[2])
@@ -116,7 +112,7 @@ def _plane(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _ship(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, beam = length / 2, length * _mix(0.09, 0.15, p[0])
     bow = length * _mix(0.16, 0.34, p[1])
@@ -142,7 +138,7 @@ def _ship(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _car(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.21, 0.26, p[0])
     nose = half * 0.2
@@ -154,7 +150,7 @@ def _car(length: float, p: Sequence[float]) -> list[ShapePart]:
     ]
 
 
-@_shape
+@entered(SHAPES)
 def _truck(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.13, 0.17, p[0])
     cab = length * _mix(0.2, 0.3, p[1])
@@ -186,7 +182,7 @@ def _roof(x1: float, y1: float, x2: float, y2: float, style: float) -> list[Shap
     ]
 
 
-@_shape
+@entered(SHAPES)
 def _building(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.24, 0.48, p[0])
     if p[1] > 0.55:
@@ -201,7 +197,7 @@ def _building(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _tank(length: float, p: Sequence[float]) -> list[ShapePart]:
     radius = length / 2
     parts = [
@@ -216,7 +212,7 @@ def _tank(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _court(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.24, 0.34, p[0])
     ground = "shade" if p[1] > 0.5 else "light"
@@ -237,7 +233,7 @@ def _court(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _tree(length: float, p: Sequence[float]) -> list[ShapePart]:
     radius = length / 2
     parts = [_round(0, 0, radius, "shade", True, 9)]
@@ -248,7 +244,7 @@ def _tree(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _crane(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, beam = length / 2, max(0.8, length * _mix(0.035, 0.06, p[0]))
     gauge, leg = length * _mix(0.14, 0.24, p[1]), length * _mix(0.16, 0.26, p[2])
@@ -263,7 +259,7 @@ def _crane(length: float, p: Sequence[float]) -> list[ShapePart]:
     ]
 
 
-@_shape
+@entered(SHAPES)
 def _container(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.24, 0.42, p[0])
     rows, cols = 2 + int(p[1] * 3), 1 + int(p[2] * 2)
@@ -277,7 +273,7 @@ def _container(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _barge(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, beam = length / 2, length * _mix(0.12, 0.17, p[0])
     cut = beam * _mix(0.15, 0.5, p[1])
@@ -295,7 +291,7 @@ def _barge(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _dredger(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, beam = length / 2, length * _mix(0.14, 0.19, p[0])
     notch, prong = length * _mix(0.22, 0.36, p[1]), beam * _mix(0.32, 0.45, p[2])
@@ -309,7 +305,7 @@ def _dredger(length: float, p: Sequence[float]) -> list[ShapePart]:
     ]
 
 
-@_shape
+@entered(SHAPES)
 def _warehouse(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.24, 0.38, p[0])
     parts = [_bar(-half, half, wide, "body", True)]
@@ -323,7 +319,7 @@ def _warehouse(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _wagon(length: float, p: Sequence[float]) -> list[ShapePart]:
     half, wide = length / 2, length * _mix(0.12, 0.15, p[0])
     parts = [
@@ -339,7 +335,7 @@ def _wagon(length: float, p: Sequence[float]) -> list[ShapePart]:
     return parts
 
 
-@_shape
+@entered(SHAPES)
 def _buoy(length: float, p: Sequence[float]) -> list[ShapePart]:
     radius = length / 2
     bar = radius * _mix(0.16, 0.28, p[0])

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from vitp.scenes.domains import LandSpec, check_split, get_domain
+from vitp.scenes.named import entered
 
 TILE_SIDE = 192
 """Side of a texture tile in pixels; tiles continue periodically."""
@@ -95,36 +96,30 @@ def _filtered(
     return _unit(np.fft.irfft2(np.fft.rfft2(noise) * gain, s=(TILE_SIDE, TILE_SIDE)))
 
 
-def _texture(make: Texture) -> Texture:
-    """Enter a function into `TEXTURES` under its name."""
-    TEXTURES[make.__name__.lstrip("_")] = make
-    return make
-
-
-@_texture
+@entered(TEXTURES)
 def _cloud(rng: np.random.Generator) -> np.ndarray:
     return _filtered(rng, rng.uniform(30, 90), 0.0, power=rng.uniform(0.9, 1.9))
 
 
-@_texture
+@entered(TEXTURES)
 def _grain(rng: np.random.Generator) -> np.ndarray:
     return _filtered(rng, rng.uniform(2.2, 4.5), rng.uniform(0.4, 0.9))
 
 
-@_texture
+@entered(TEXTURES)
 def _patches(rng: np.random.Generator) -> np.ndarray:
     coarse = _filtered(rng, rng.uniform(14, 34), 0.6)
     return _unit(np.round(coarse * rng.uniform(0.8, 1.6)) + 0.5 * _grain(rng))
 
 
-@_texture
+@entered(TEXTURES)
 def _canopy(rng: np.random.Generator) -> np.ndarray:
     crowns = _filtered(rng, rng.uniform(5, 11), rng.uniform(0.5, 0.9))
     lit = crowns - np.roll(crowns, (1, 1), (0, 1))
     return _unit(np.maximum(crowns, -0.6) + rng.uniform(0.6, 1.6) * lit + 0.25 * _grain(rng))
 
 
-@_texture
+@entered(TEXTURES)
 def _rows(rng: np.random.Generator) -> np.ndarray:
     count = int(rng.integers(TILE_SIDE // 9, TILE_SIDE // 3))
     bend = _filtered(rng, 80, 0.5) * rng.uniform(0.0, 0.9)
@@ -132,13 +127,13 @@ def _rows(rng: np.random.Generator) -> np.ndarray:
     return _unit(np.sign(wave) * np.abs(wave) ** rng.uniform(0.4, 1.5) + rng.uniform(0.2, 0.7) * _cloud(rng))
 
 
-@_texture
+@entered(TEXTURES)
 def _waves(rng: np.random.Generator) -> np.ndarray:
     swell = _filtered(rng, rng.uniform(4, 12), 0.4, stretch=rng.uniform(0.15, 0.5), angle=rng.uniform(0, 3))
     return _unit(swell + rng.uniform(0, 0.8) * _grain(rng))
 
 
-@_texture
+@entered(TEXTURES)
 def _ripples(rng: np.random.Generator) -> np.ndarray:
     bend = _filtered(rng, rng.uniform(25, 50), 0.5) * rng.uniform(1.0, 2.5)
     count = int(rng.integers(TILE_SIDE // 14, TILE_SIDE // 6))
@@ -147,7 +142,7 @@ def _ripples(rng: np.random.Generator) -> np.ndarray:
     )
 
 
-@_texture
+@entered(TEXTURES)
 def _slabs(rng: np.random.Generator) -> np.ndarray:
     period_y, period_x = rng.choice([6, 8, 12, 16, 24], size=2)
     tones = rng.standard_normal((TILE_SIDE // period_y, TILE_SIDE // period_x))
@@ -157,7 +152,7 @@ def _slabs(rng: np.random.Generator) -> np.ndarray:
     return _unit(tile + 0.6 * _grain(rng))
 
 
-@_texture
+@entered(TEXTURES)
 def _sleepers(rng: np.random.Generator) -> np.ndarray:
     # Ballast only: `vitp.scenes.paint` adds rails and ties along each track.
     return _unit(_grain(rng) + 0.5 * _patches(rng))

@@ -1,4 +1,4 @@
-"""What a generated scene consists of.
+"""The contents of a generated scene.
 
 Arrays carry their shape in the name: H and W are pixels, C is red, green, blue.
 """

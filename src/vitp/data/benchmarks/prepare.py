@@ -38,7 +38,7 @@ Progress = Callable[[str, int | None], Callable[[], None]]
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """How a set is prepared.
+    """Settings of a preparation.
 
     Attributes:
         protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
@@ -57,7 +57,7 @@ class PrepareSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was prepared.
+    """The result of a preparation.
 
     Attributes:
         facts: Of the set.

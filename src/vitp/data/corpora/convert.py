@@ -28,7 +28,7 @@ _MOST_FINDINGS = 10_000
 
 @dataclass(frozen=True)
 class Converted:
-    """What was converted.
+    """The result of a conversion.
 
     Attributes:
         name: Of the set.

@@ -117,7 +117,7 @@ def score_answer(task: str, predicted: str, expected: str) -> float:
 
 @dataclass(frozen=True)
 class SynthesisConfig(Limits):
-    """What is asked of each image.
+    """Settings of the questions that are asked about each image.
 
     Attributes:
         questions_per_image: Most questions in one record.

@@ -1,4 +1,4 @@
-"""The classes of a set, and how often they occur: what keeps yes/no answers from being guessable."""
+"""The classes of a set and their frequencies, which keep yes/no answers from being guessable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MIN_SHARE = 0.005
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """How often classes are present in a set, alone and together; estimated from a sample of it.
+    """Frequencies of the classes of a set, alone and together; estimated from a sample of it.
 
     Attributes:
         share: Class → share of the images that have it, smoothed, so inside (0, 1).
@@ -49,10 +49,10 @@ class ClassStatistics:
 
     @property
     def yes_probability(self) -> float:
-        """How often to draw "yes" so that as many yes as no questions come out over the set.
+        """Probability of asking for a "yes" at which as many yes as no questions come out over the set.
 
-        An image without any class can't give a yes, one that has them all no no; such draws are skipped, and
-        this makes up for them.
+        An image without any class can't give a yes, and one that has them all can't give a no; such images are
+        skipped, and this makes up for them.
         """
         yes, no = self.askable
         return no / (yes + no) if yes + no > 0 else 0.5
@@ -60,7 +60,7 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class SetClasses:
-    """What a set can be asked about.
+    """The classes of a set that questions can be about.
 
     Attributes:
         object_classes, scene_classes, semantic_classes: Names, in the set's order.

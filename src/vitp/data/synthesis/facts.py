@@ -1,4 +1,4 @@
-"""`Facts`: what is known of one image, computed on demand and once, in the units that answers use."""
+"""`Facts`: all that is known of one image, computed on demand and once, in the units that answers use."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OBJECT_CELL_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Limits:
-    """What the answers may look like.
+    """Limits of the answers.
 
     Attributes:
         grid: Cells per row and per column of grid questions.
@@ -168,12 +168,12 @@ def cell_histogram(mask_HW: np.ndarray, n: int) -> np.ndarray:
 
 
 class Facts:
-    """What is known of one image; masks are read at most once.
+    """All that is known of one image; masks are read at most once.
 
     Args:
         item: The image's labels.
         classes: Of its set.
-        limits: What the answers may look like.
+        limits: Of the answers.
     """
 
     def __init__(self, item: LabelledImage, classes: SetClasses, limits: Limits) -> None:

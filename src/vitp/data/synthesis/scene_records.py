@@ -71,7 +71,7 @@ class LabelledRecords(Sequence[InstructionRecord]):
             DataError: Nothing is known of the image that the tasks could ask.
         """
         item = self.labelled.items[index]
-        # With few tasks a balanced draw can come out empty for an image that has something to ask.
+        # With few tasks a balanced choice can come out empty for an image that has something to ask.
         for attempt in range(_ATTEMPTS):
             made = synthesize_with_tasks(
                 item, self.classes, seed=self.seed + (attempt << 32), config=self.config, epoch=self.epoch

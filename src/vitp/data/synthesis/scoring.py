@@ -1,4 +1,4 @@
-"""How right an answer is, by task: 0..1."""
+"""Scores of answers, 0 (wrong) to 1 (right)."""
 
 from __future__ import annotations
 
