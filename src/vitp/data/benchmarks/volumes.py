@@ -83,7 +83,8 @@ def load_volume(path: Path) -> np.ndarray:
         ) from error
     again = "download it again"
     try:
-        image: Any = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
+        closest: Any = nibabel.as_closest_canonical  # nibabel has no types
+        image = closest(nibabel.load(path))
     except FileNotFoundError as error:
         raise DataError("is missing", where=str(path), fix="unpack the download again") from error
     except (OSError, EOFError, nibabel.filebasedimages.ImageFileError) as error:

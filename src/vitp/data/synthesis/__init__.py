@@ -4,7 +4,6 @@ from vitp.data.synthesis.build import (
     QUESTION_TASKS,
     SynthesisConfig,
     score_answer,
-    synthesize,
     synthesize_with_tasks,
 )
 from vitp.data.synthesis.classes import ClassStatistics, SetClasses
@@ -17,6 +16,5 @@ __all__ = [
     "SetClasses",
     "SynthesisConfig",
     "score_answer",
-    "synthesize",
     "synthesize_with_tasks",
 ]

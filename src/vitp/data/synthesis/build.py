@@ -1,4 +1,4 @@
-"""`synthesize`: labels of one image → one instruction record."""
+"""`synthesize_with_tasks`: labels of one image → one instruction record; and the table of all tasks."""
 
 from __future__ import annotations
 
@@ -224,7 +224,21 @@ def synthesize_with_tasks(
     config: SynthesisConfig | None = None,
     epoch: int = 0,
 ) -> tuple[InstructionRecord, tuple[str, ...]] | None:
-    """Like `synthesize`, with the task of each turn beside the record."""
+    """Turn the labels of an image, or of a pair, into a record of independent questions about it.
+
+    The same arguments give the same record; another epoch asks other questions.
+
+    Args:
+        item: The image and its labels; its mask is read once.
+        classes: Of the set; `SetClasses.from_set` adds the statistics that balance the answers.
+        seed: From 0 on.
+        config: What to ask.
+        epoch: From 0 on; above 0 it is added to the record's id as `@epoch`.
+
+    Returns:
+        The record and the task of each of its turns, or None when nothing is known of the image that the tasks
+        could ask.
+    """
     config = config or SynthesisConfig()
     rng = np.random.default_rng(
         np.random.SeedSequence([seed, epoch, zlib.crc32(item.id.encode(errors="surrogatepass"))])
@@ -247,29 +261,3 @@ def synthesize_with_tasks(
         licence=classes.licence,
     )
     return record, tuple(name for name, _ in asked)
-
-
-def synthesize(
-    item: LabelledImage,
-    classes: SetClasses,
-    *,
-    seed: int,
-    config: SynthesisConfig | None = None,
-    epoch: int = 0,
-) -> InstructionRecord | None:
-    """Turn the labels of an image, or of a pair, into a record of independent questions about it.
-
-    The same arguments give the same record; another epoch asks other questions.
-
-    Args:
-        item: The image and its labels; its mask is read once.
-        classes: Of the set; `SetClasses.from_set` adds the statistics that balance the answers.
-        seed: From 0 on.
-        config: What to ask.
-        epoch: From 0 on; above 0 it is added to the record's id as `@epoch`.
-
-    Returns:
-        The record, or None when nothing is known of the image that the tasks could ask.
-    """
-    made = synthesize_with_tasks(item, classes, seed=seed, config=config, epoch=epoch)
-    return None if made is None else made[0]
