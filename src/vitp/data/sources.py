@@ -18,7 +18,7 @@ from vitp.data.readers.index import cache_folder
 from vitp.data.readers.records import JsonArrayRecords, JsonlRecords, RowRecords
 from vitp.data.shards import ShardRecords, expand_shards
 from vitp.io.storage import is_remote, join, local_copy, parent, readable
-from vitp.scenes.domains import SPLITS
+from vitp.records.labels import SPLITS
 
 LARGEST_MIXTURE = 4 << 20
 """Bytes of a mixture file."""
