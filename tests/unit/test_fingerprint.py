@@ -16,7 +16,7 @@ from PIL import Image
 from tests.objective_toys import labelled_folder
 from vitp.data.fingerprint import MOST_FILES, fingerprint, images_digest, labels_digest
 from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
-from vitp.data.formats.vitp_labels import read as read_compiled
+from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.objectives.base import is_of_source
 from vitp.objectives.supervised import RenamedMask

@@ -245,12 +245,12 @@ def test_images_of_which_nothing_can_be_asked_are_counted(tmp_path: Path) -> Non
     src = tmp_path / "src"
     src.mkdir()
     whole = labelled_files(src, *items)
-    vitp_labels.write(whole, Roots(src, src, src))
+    vitp_labels.write_compiled(whole, Roots(src, src, src))
     summary = compile_labels(src, "vitp", tmp_path / "out")
     train = summary.splits["train"]
     assert summary.unasked == 1 and (train.images, train.records) == (3, 2)
     assert train.objects == {"ship": 2}
-    kept = vitp_labels.read(tmp_path / "out").items
+    kept = vitp_labels.read_compiled(tmp_path / "out").items
     assert [len(item.ignored) for item in kept] == [1, 0, 0]
 
 

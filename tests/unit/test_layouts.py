@@ -13,7 +13,7 @@ from PIL import Image
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import detect, detect_format, read_labels
-from vitp.data.formats.layouts import role_of, words_of
+from vitp.data.formats.walk import role_of, words_of
 
 SIDE = 40
 

@@ -30,13 +30,12 @@ from vitp.data.formats import detect, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
-from vitp.data.formats.splits import SPLITS
 from vitp.data.formats.vitp_labels import LabelWriter, Roots
 from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
 from vitp.data.synthesis.words import cell_name, spoken
 from vitp.records.instructions import InstructionRecord, to_line
-from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 _FORMAT = "vitp-compiled"
 

@@ -12,8 +12,7 @@ from vitp.data.readers.llava import open_records
 from vitp.data.readers.mixture_file import LARGEST_MIXTURE, open_entry, read_mixture_table
 from vitp.data.readers.rows import RowRecords
 from vitp.io.storage import join
-
-SPLITS = ("train", "val", "test")
+from vitp.records.labels import SPLITS
 
 
 @dataclass(frozen=True)

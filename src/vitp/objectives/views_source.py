@@ -21,7 +21,7 @@ from torch import Tensor
 from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.fingerprint import fingerprint, labels_digest
-from vitp.data.formats.vitp_labels import read as read_labels
+from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.record_set import RecordSet
 from vitp.io.images import load_image
@@ -93,7 +93,7 @@ def read_rows(folder: str | Path, *, both_dates: bool = False) -> ImageRows:
         DataError: The folder holds no compiled labels, or no training images.
     """
     folder = Path(folder)
-    train = read_labels(folder).split("train")
+    train = read_compiled(folder).split("train")
     later = [_later(item) for item in train.items if item.second_image is not None] if both_dates else []
     digest = files.sha256(folder / "labels" / "train.jsonl")
     rows = ImageRows(replace(train, items=[*train.items, *later]), digest, folder)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.records.instructions import printable, text_problem
+
+SPLITS = ("train", "val", "test")
 
 IGNORE = 255
 """Value of a semantic mask's pixels that count for nothing."""
@@ -125,6 +127,4 @@ class LabelledSet:
 
     def split(self, name: str) -> LabelledSet:
         """Return the items of one split."""
-        from dataclasses import replace
-
         return replace(self, items=[item for item in self.items if item.split == name])

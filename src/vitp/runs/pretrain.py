@@ -404,7 +404,7 @@ def probe_hooks(settings: ProbeSettings) -> list[Hook]:
     """Return the hook that probes while a run goes on, or none where no data is named."""
     if settings.data is None:
         return []
-    from vitp.data.formats.vitp_labels import read as read_labels
+    from vitp.data.formats.vitp_labels import read_compiled
     from vitp.evaluation.online import OnlineProbes
 
-    return [OnlineProbes(read_labels(Path(settings.data)), settings.every, max_images=settings.images)]
+    return [OnlineProbes(read_compiled(Path(settings.data)), settings.every, max_images=settings.images)]

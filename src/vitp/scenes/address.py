@@ -8,7 +8,8 @@ from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from vitp.core.errors import DataError
-from vitp.scenes.domains import SPLITS, get_domain
+from vitp.records.labels import SPLITS
+from vitp.scenes.domains import get_domain
 from vitp.scenes.render import render_pair, render_scene
 from vitp.scenes.types import Scene, ScenePair
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from vitp.core.errors import ConfigError, did_you_mean
 
-SPLITS = ("train", "val", "test")
-
 
 @dataclass(frozen=True)
 class LandSpec:

@@ -11,10 +11,10 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.records.geometry import as_flat
-from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import outline
 from vitp.scenes.address import SceneAddress, load_pair, load_scene
-from vitp.scenes.domains import SPLITS, SceneDomain, get_domain
+from vitp.scenes.domains import SceneDomain, get_domain
 from vitp.scenes.types import Scene
 
 

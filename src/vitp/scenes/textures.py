@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.scenes.domains import SPLITS, LandSpec, get_domain
+from vitp.records.labels import SPLITS
+from vitp.scenes.domains import LandSpec, get_domain
 
 TILE = 192
 """Side of a texture tile in pixels; tiles continue periodically."""

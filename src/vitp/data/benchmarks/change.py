@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
-from vitp.data.formats.common import list_images, read_text
 from vitp.data.formats.pixel_masks import ChangeFile
+from vitp.data.formats.walk import list_images, read_label_text
 from vitp.records.labels import LabelledSet
 
 _SPLITS = ("train", "val", "test")
@@ -138,7 +138,7 @@ def read_whu_cd(reading: Reading) -> LabelledSet:
         lists = {split: reading.file(f"list/{split}.txt") for split in _SPLITS}
         before, after, masks = (reading.folder(name) for name in ("A", "B", "label"))
         for split, path in lists.items():
-            _add_pairs(reading, split, before, after, masks, read_text(path).split())
+            _add_pairs(reading, split, before, after, masks, read_label_text(path).split())
         return reading.finish()
     if (reading.root / "train" / "A").is_dir():
         return _read_split_folders(reading, "", ("A", "B", "label"))

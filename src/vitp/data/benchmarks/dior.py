@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_xml
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
-from vitp.data.formats.common import read_text
-from vitp.data.formats.image_labels import ImageLabels, Shape
+from vitp.data.formats.image_labels import ImageLabels, LabelShape
+from vitp.data.formats.walk import read_label_text
 from vitp.records.labels import LabelledSet
 
 CLASSES = (
@@ -91,7 +91,7 @@ def _read(reading: Reading, labels: str) -> LabelledSet:
     trainval, test = reading.folder("JPEGImages-trainval"), reading.folder("JPEGImages-test")
     for split, path in lists.items():
         folder = test if split == "test" else trainval
-        for stem in read_text(path).split():
+        for stem in read_label_text(path).split():
             image, xml = folder / f"{stem}.jpg", label_folder / f"{stem}.xml"
             if not (reading.has(image) and reading.has(xml)):
                 continue
@@ -105,7 +105,7 @@ def _read(reading: Reading, labels: str) -> LabelledSet:
 
 def _read_objects(reading: Reading, path: Path, found: ImageLabels, oriented: bool) -> None:
     try:
-        tree = parse_xml(read_text(path))
+        tree = parse_xml(read_label_text(path))
     except ElementTree.ParseError as error:
         raise DataError(
             f"is not XML ({error})", where=f"{path}:{error.position[0]}", fix="unpack the file again"
@@ -116,9 +116,9 @@ def _read_objects(reading: Reading, path: Path, found: ImageLabels, oriented: bo
         box, quad = _shape(node, path, number, oriented)
         difficult = (node.findtext("difficult") or "0").strip() not in ("", "0")
         if name in CLASSES:
-            found.add(where, name, Shape(box=box, quad=quad), difficult=difficult)
+            found.add(where, name, LabelShape(box=box, quad=quad), difficult=difficult)
         else:
-            found.ignore(where, f'unknown class "{name}"', name, Shape(box=box, quad=quad))
+            found.ignore(where, f'unknown class "{name}"', name, LabelShape(box=box, quad=quad))
 
 
 def _shape(

@@ -15,8 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
-from vitp.data.formats.common import list_images
-from vitp.data.formats.dota import read_objects
+from vitp.data.formats.dota import read_dota_objects
+from vitp.data.formats.walk import list_images
 from vitp.records.labels import LabelledSet
 
 DOTA = Benchmark(
@@ -122,5 +122,5 @@ def _add_split(reading: Reading, split: str, images: Path, labels: Path) -> None
         if not reading.has(path) or (size := reading.builder.size_of(image)) is None:
             continue
         labelled = reading.builder.labels_of(size, reading.builder.place(labels), folder=True)
-        read_objects(reading.builder.place(path), path, labelled, reading.facts.classes)
+        read_dota_objects(reading.builder.place(path), path, labelled, reading.facts.classes)
         reading.builder.add_labelled(image, labelled, split=split)

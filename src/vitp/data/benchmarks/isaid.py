@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
-from vitp.data.formats.coco import read_files
-from vitp.data.formats.common import list_images
+from vitp.data.formats.coco import read_coco_files
 from vitp.data.formats.pixel_masks import MaskFile
+from vitp.data.formats.walk import list_images
 from vitp.records.labels import LabelledSet
 
 _COLOURS = {
@@ -105,4 +105,4 @@ def _read_instances(reading: Reading, images: dict[str, Path]) -> None:
         (reading.file(f"{split}/Annotations/iSAID_{split}.json"), split, images[split])
         for split in ("train", "val")
     ]
-    read_files(reading.builder, entries, reading.lacks)
+    read_coco_files(reading.builder, entries, reading.lacks)

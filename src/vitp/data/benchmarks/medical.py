@@ -22,7 +22,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.core.reading import parse_json
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.benchmarks.volumes import Case, add_slices, ct_window, mri_levels, slices_folder
-from vitp.data.formats.common import read_text
+from vitp.data.formats.walk import read_label_text
 from vitp.records.labels import LabelledSet
 
 AMOS = Benchmark(
@@ -152,7 +152,7 @@ def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
     option("modality", modality, ("CT", "MRI", "both"), "amos2022")
     path = reading.file("dataset.json")
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(read_label_text(path))
         keys = {"training": "train", "validation": "val", "test": "test"}
         rows = [(split, row) for key, split in keys.items() for row in content.get(key, [])]
     except (json.JSONDecodeError, AttributeError, TypeError) as error:

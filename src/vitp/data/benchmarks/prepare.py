@@ -25,9 +25,8 @@ from vitp.data.benchmarks.catalogue import benchmark
 from vitp.data.benchmarks.medical import amos_cases, brats_cases
 from vitp.data.formats import ReadOptions, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
-from vitp.data.formats.splits import SPLITS
 from vitp.data.formats.vitp_labels import LabelWriter, Roots
-from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 FORMAT = "vitp-prepared-1"
 _RECORD = "prepared.json"

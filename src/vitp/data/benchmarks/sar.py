@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
-from vitp.data.formats.coco import read_files
+from vitp.data.formats.coco import read_coco_files
 from vitp.records.labels import LabelledSet
 
 SARDET = Benchmark(
@@ -79,7 +79,7 @@ def read_ssdd(reading: Reading, *, part: str = "") -> LabelledSet:
 
 
 def _finish(reading: Reading, entries: list[tuple[Path, str, Path]]) -> LabelledSet:
-    found = read_files(reading.builder, entries, reading.lacks)
+    found = read_coco_files(reading.builder, entries, reading.lacks)
     classes = reading.facts.classes
     if unknown := [name for name in found if name.lower() not in classes]:
         raise DataError(

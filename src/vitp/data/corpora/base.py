@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json
-from vitp.data.formats.common import read_text
+from vitp.data.formats.walk import read_label_text
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
 
@@ -113,7 +113,7 @@ def read_json(path: Path) -> Any:
         DataError: It can't be read; the message names the row.
     """
     try:
-        return parse_json(read_text(path))
+        return parse_json(read_label_text(path))
     except json.JSONDecodeError as error:
         raise DataError(
             f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix="download the file again"

@@ -12,7 +12,7 @@ from vitp.core import files
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, parse_xml
 from vitp.data.corpora.base import Source, choice_turn, column, images_by_name, read_json, read_rows
-from vitp.data.formats.common import read_text
+from vitp.data.formats.walk import read_label_text
 from vitp.records.instructions import InstructionRecord, Turn
 
 _LETTERS = ("A", "B", "C", "D", "E")
@@ -53,7 +53,7 @@ def open_i(source: Source) -> Iterator[InstructionRecord]:
     }
     for path in sorted(reports.glob("*.xml")):
         try:
-            tree = parse_xml(read_text(path))
+            tree = parse_xml(read_label_text(path))
         except ElementTree.ParseError as error:
             raise DataError(f"is not XML ({error})", where=str(path), fix="unpack it again") from error
         texts = {

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_xml
 from vitp.data.corpora.base import Convert, Source, box_text, images_by_name, read_json
-from vitp.data.formats.common import read_text
+from vitp.data.formats.walk import read_label_text
 from vitp.io.images import IMAGE_SUFFIXES, image_size
 from vitp.records.instructions import InstructionRecord, Turn
 
@@ -70,13 +70,13 @@ def dior_rsvg(source: Source) -> Iterator[InstructionRecord]:
     annotations, images = source.path("Annotations"), source.path("JPEGImages")
     split = source.path("train.txt")
     try:
-        wanted = {int(word) for word in read_text(split).split()}
+        wanted = {int(word) for word in read_label_text(split).split()}
     except ValueError as error:
         raise DataError(f"holds no numbers ({error})", where=str(split), fix="download it again") from error
     number = 0
     for path in sorted(annotations.glob("*.xml")):
         try:
-            tree = parse_xml(read_text(path))
+            tree = parse_xml(read_label_text(path))
         except ElementTree.ParseError as error:
             raise DataError(f"is not XML ({error})", where=str(path), fix="unpack it again") from error
         chosen = []
@@ -112,7 +112,7 @@ def rsvg(source: Source) -> Iterator[InstructionRecord]:
     """
     path = source.path("rsvg_train.txt", "train.txt", "annotations/train.txt")
     images = images_by_name(source.path("images", "image", "JPEGImages"))
-    for number, row in enumerate(csv.reader(read_text(path).splitlines()), 1):
+    for number, row in enumerate(csv.reader(read_label_text(path).splitlines()), 1):
         if not row:
             continue
         try:

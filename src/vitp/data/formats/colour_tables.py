@@ -12,7 +12,7 @@ from typing import Any
 
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json
-from vitp.data.formats.common import read_text
+from vitp.data.formats.walk import read_label_text
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".json")
 _LARGEST = 1 << 20
@@ -116,7 +116,7 @@ def _colour(value: Any, where: str) -> int:
 
 def _text_rows(path: Path) -> list[tuple[str, int, int | None]] | None:
     try:
-        text = read_text(path)
+        text = read_label_text(path)
     except DataError:
         if _COLOUR_STEM.search(path.stem):
             raise
@@ -185,7 +185,7 @@ def _headed_rows(path: Path, lines: list[tuple[int, str]]) -> list[tuple[str, in
 
 def _json_rows(path: Path) -> list[tuple[str, int, int | None]] | None:
     try:
-        content = parse_json(read_text(path))
+        content = parse_json(read_label_text(path))
     except json.JSONDecodeError as error:
         if not _COLOUR_STEM.search(path.stem):
             return None

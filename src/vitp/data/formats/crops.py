@@ -11,7 +11,7 @@ import numpy as np
 
 from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.pixel_masks import Window, windowed
+from vitp.data.formats.pixel_masks import MaskWindow, windowed
 from vitp.io.images import is_scene, load_image
 from vitp.records.geometry import (
     Box,
@@ -26,14 +26,14 @@ from vitp.records.geometry import (
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
 
-JPEG_QUALITY = 95
-SMALLEST_PART = 1.0
+_JPEG_QUALITY = 95
+_SMALLEST_PART = 1.0
 """Pixels: of an object of which a narrower strip lies in a crop nothing can be seen."""
 
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
-def crop_windows(width: int, height: int, size: int, overlap: int) -> list[Window]:
+def crop_windows(width: int, height: int, size: int, overlap: int) -> list[MaskWindow]:
     """Return windows of at most `size` pixels that cover the image, row by row.
 
     The last window of a row or column moves back to end at the border, so that all are of full size; an image
@@ -114,12 +114,12 @@ def cut(
     return replace(labelled_set, items=crops, findings=findings)
 
 
-def _in_no_crop(item: LabelledImage, windows: Sequence[Window], min_visible: float) -> int:
+def _in_no_crop(item: LabelledImage, windows: Sequence[MaskWindow], min_visible: float) -> int:
     labels = (*(item.objects or ()), *(item.later_objects or ()))
     return sum(all(crop_object(label, w, min_visible) is None for w in windows) for label in labels)
 
 
-def _write_crops(source: str, name: str, windows: Sequence[Window], out_dir: Path) -> list[Path]:
+def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path) -> list[Path]:
     lossy = Path(source).suffix.lower() in _LOSSY
     name = files.inner_path(name)
     paths = [
@@ -143,13 +143,13 @@ def _write_crops(source: str, name: str, windows: Sequence[Window], out_dir: Pat
             with files.atomic_path(paths[k]) as temporary:
                 crop = image.crop(windows[k])
                 if lossy:
-                    crop.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+                    crop.save(temporary, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
                 else:
                     crop.save(temporary, format="PNG")
     return paths
 
 
-def _crop_item(item: LabelledImage, window: Window, min_visible: float, *, whole: bool) -> LabelledImage:
+def _crop_item(item: LabelledImage, window: MaskWindow, min_visible: float, *, whole: bool) -> LabelledImage:
     x1, y1, x2, y2 = window
     return replace(
         item,
@@ -168,7 +168,7 @@ def _crop_item(item: LabelledImage, window: Window, min_visible: float, *, whole
 
 
 def _crop_objects(
-    objects: tuple[ObjectLabel, ...] | None, window: Window, min_visible: float
+    objects: tuple[ObjectLabel, ...] | None, window: MaskWindow, min_visible: float
 ) -> tuple[ObjectLabel, ...] | None:
     if objects is None:
         return None
@@ -176,7 +176,7 @@ def _crop_objects(
     return tuple(label for label in parts if label is not None)
 
 
-def visible_part(label: ObjectLabel, window: Window, min_visible: float) -> ObjectLabel | None:
+def visible_part(label: ObjectLabel, window: MaskWindow, min_visible: float) -> ObjectLabel | None:
     """Return what is to be known of a label in a crop; see `crop_object`.
 
     A part of less than `min_visible` is difficult rather than gone: a strip of a car is not to be learned as a car,
@@ -189,16 +189,16 @@ def visible_part(label: ObjectLabel, window: Window, min_visible: float) -> Obje
     return None if rest is None else replace(rest, difficult=True)
 
 
-def any_part(label: ObjectLabel, window: Window) -> ObjectLabel | None:
+def any_part(label: ObjectLabel, window: MaskWindow) -> ObjectLabel | None:
     """Return what lies of a label in a crop, however little of it, or None below a pixel's breadth."""
     part = crop_object(label, window, 0.0)
     if part is None:
         return None
     x1, y1, x2, y2 = part.box
-    return part if min(x2 - x1, y2 - y1) >= SMALLEST_PART else None
+    return part if min(x2 - x1, y2 - y1) >= _SMALLEST_PART else None
 
 
-def crop_object(label: ObjectLabel, window: Window, min_visible: float) -> ObjectLabel | None:
+def crop_object(label: ObjectLabel, window: MaskWindow, min_visible: float) -> ObjectLabel | None:
     """Return the label in the pixels of a crop, or None when less than `min_visible` of its area is in it.
 
     An object inside the window only moves. Otherwise its outline is clipped: the box is the box of what is

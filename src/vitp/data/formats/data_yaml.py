@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,11 +11,12 @@ import yaml
 
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_yaml
-from vitp.data.formats.common import read_text
+from vitp.data.formats.walk import read_label_text
 
-YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NULLS = ("", "~", "null", "Null", "NULL")
-_ROOF = "write names: [first, second] or 0: first"
+_WRITE_NAMES = "write names: [first, second] or 0: first"
 
 
 class _TextLoader(yaml.BaseLoader):
@@ -48,7 +48,7 @@ class DataYaml:
         if isinstance(names, dict):
             names = self._numbered(names)
         if not isinstance(names, list) or not names:
-            self._refuse("has no list of class names", _ROOF)
+            self._refuse("has no list of class names", _WRITE_NAMES)
         for number, name in enumerate(names):
             if not isinstance(name, str) or not name.strip():
                 self._refuse(
@@ -66,11 +66,7 @@ class DataYaml:
             DataError: An entry is neither text nor a list of texts.
         """
         found: dict[str, list[str]] = {}
-        for split, keys in (
-            ("train", ("train",)),
-            ("val", ("val", "valid", "validation")),
-            ("test", ("test",)),
-        ):
+        for split, keys in _SPLIT_KEYS.items():
             value = next((self.content[key] for key in keys if self.content.get(key) is not None), None)
             if value is None:
                 continue
@@ -84,11 +80,21 @@ class DataYaml:
             found[split] = [entry.strip() for entry in entries]
         return found
 
-    def bases(self) -> list[Path]:
-        """Return the folders that entries may be relative to, the likeliest first."""
-        own = self.path.parent
-        path = self.content.get("path")
-        return [own / path.strip(), own] if isinstance(path, str) and path.strip() else [own]
+    def entries(self, root: Path) -> list[tuple[str, str, Path | None]]:
+        """Return split, entry and the folder or list in the set's folder that it names, None where it isn't there.
+
+        Exported sets are moved: an entry may begin with "../", and `path` may be that of another machine.
+        """
+        own, path = self.path.parent, self.content.get("path")
+        bases = [own / path.strip(), own] if isinstance(path, str) and path.strip() else [own]
+        found = []
+        for split, entry in ((split, entry) for split, entries in self.splits().items() for entry in entries):
+            name = entry.replace("\\", "/")
+            plain = "/".join(part for part in name.split("/") if part not in (".", ".."))
+            places = [p for base in bases for p in (Path(os.path.normpath(base / name)), base / plain)]
+            there = (p for p in places if p.exists() and p.is_relative_to(root))
+            found.append((split, entry, next(there, None)))
+        return found
 
     def keypoints(self) -> tuple[int, int] | None:
         """Return number and columns of an object's keypoints, or None where the set has none.
@@ -118,7 +124,7 @@ class DataYaml:
         for key, name in names.items():
             text = str(key).strip()
             if not text.isdecimal():
-                self._refuse(f'"{text}" is not the number of a class', _ROOF)
+                self._refuse(f'"{text}" is not the number of a class', _WRITE_NAMES)
             numbers[int(text)] = name
         missing = next((i for i in range(len(numbers)) if i not in numbers), None)
         if missing is not None:
@@ -129,13 +135,27 @@ class DataYaml:
         raise DataError(what, where=f"{self.path}: names{item}", fix=fix)
 
 
-def read_data_yaml(path: Path) -> DataYaml:
-    """Read the YAML file of a set.
+def find_data_yaml(root: Path) -> DataYaml | None:
+    """Return data.yaml, or another YAML file in the set's folder that names classes or splits.
 
     Raises:
-        DataError: It isn't YAML, or no mapping.
+        DataError: data.yaml isn't YAML, or no mapping.
     """
-    text = read_text(path)
+    path = next((root / name for name in _YAML_NAMES if (root / name).is_file()), None)
+    if path is not None:
+        return _read_data_yaml(path)
+    for path in sorted((*root.glob("*.yaml"), *root.glob("*.yml"))):
+        try:
+            found = _read_data_yaml(path)
+        except DataError:
+            continue  # the set's folder may hold other YAML files
+        if found.content.keys() & {"names", "train"}:
+            return found
+    return None
+
+
+def _read_data_yaml(path: Path) -> DataYaml:
+    text = read_label_text(path)
     try:
         parse_yaml(text)  # bounds what aliases may expand to
         content = yaml.load(text, Loader=_TextLoader)
@@ -146,10 +166,5 @@ def read_data_yaml(path: Path) -> DataYaml:
         line = f"line {mark.line + 1}: " if mark is not None else ""
         raise DataError(f"is not YAML ({line}{reason})", where=str(path), fix="mend the file") from error
     if not isinstance(content, dict):
-        raise DataError("holds no keys such as names", where=str(path), fix=_ROOF)
+        raise DataError("holds no keys such as names", where=str(path), fix=_WRITE_NAMES)
     return DataYaml(path, content)
-
-
-def doubles(names: Sequence[str]) -> list[str]:
-    """Return the names that several classes have."""
-    return [name for name, count in Counter(names).items() if count > 1]

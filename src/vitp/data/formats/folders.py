@@ -10,8 +10,17 @@ from pathlib import Path
 from PIL import Image
 
 from vitp.core.errors import DataError
-from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, list_images, split_folders
-from vitp.data.formats.layouts import Folder, described, image_folders, role_of, shared
+from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.walk import (
+    Folder,
+    comma_list,
+    described,
+    image_folders,
+    list_images,
+    role_of,
+    shared,
+    split_folders,
+)
 from vitp.records.labels import LabelledSet
 
 ALIKE = 0.5
@@ -21,7 +30,7 @@ ALIKE_NUMBERS = 0.8
 """The same for names that are numbers, as in folders that each count from 1."""
 
 
-def read(
+def read_folders(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,

@@ -9,9 +9,9 @@ from itertools import accumulate
 from typing import overload
 
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.data.formats.pixel_masks import SceneChange, SceneSemantic
-from vitp.data.formats.splits import SPLITS
-from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.data.formats.pixel_masks import SceneChangeMask, SceneSemantic
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
+from vitp.scenes import DOMAINS, scene_set
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Chained(Sequence[LabelledImage]):
         return replace(
             item,
             semantic=SceneSemantic(item.image) if item.semantic is not None else None,
-            change=SceneChange(item.image) if item.change is not None else None,
+            change=SceneChangeMask(item.image) if item.change is not None else None,
         )
 
 
-def read(
+def read_scenes(
     domain: str,
     *,
     count: int = 1000,
@@ -69,8 +69,6 @@ def read(
     Raises:
         ConfigError: There is no such domain, or the numbers can't be used.
     """
-    from vitp.scenes import DOMAINS, scene_set
-
     if domain not in DOMAINS:
         hint = did_you_mean(domain, DOMAINS)
         raise ConfigError(

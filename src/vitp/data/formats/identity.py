@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from vitp.data.formats.layouts import words_of
+from vitp.data.formats.walk import words_of
 from vitp.data.identical import find_equals
 from vitp.records.labels import LabelledImage
 
-LEAST_IMAGES = 2
+_LEAST_IMAGES = 2
 """Images of a group, on average, from which names are taken for those of a series."""
 
 _NUMBER_LAST = r"^(.*[A-Za-z]\d.*?)[_\-. ]*\d+$"
@@ -26,7 +26,7 @@ _SERIES_WORDS = frozenset(
         *("flight", "track", "frame", "frames"),
     )
 )
-Place = Callable[[str], str]
+_Place = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def within_splits(
     return _grouped(plain, equal)
 
 
-def equal_findings(found: Identity, items: Sequence[LabelledImage], place: Place) -> list[str]:
+def equal_findings(found: Identity, items: Sequence[LabelledImage], place: _Place) -> list[str]:
     """Return lines about equal images that are on several sides, or have different labels.
 
     Args:
@@ -144,7 +144,7 @@ def equal_findings(found: Identity, items: Sequence[LabelledImage], place: Place
     return lines
 
 
-def _pair(items: Sequence[LabelledImage], place: Place) -> str:
+def _pair(items: Sequence[LabelledImage], place: _Place) -> str:
     first = items[0]
     other = next((item for item in items[1:] if item.split != first.split), items[1])
     return f"{place(first.image)} ({first.split}) and {place(other.image)} ({other.split})"
@@ -194,7 +194,7 @@ def name_series(stems: Sequence[str], classes: Sequence[str | None]) -> Series |
         groups = tuple(match[1] if (match := pattern.search(stem)) else "" for stem in stems)
         names = set(groups) - {""}
         grouped = sum(group != "" for group in groups)
-        if len(names) < 2 or grouped < LEAST_IMAGES * len(names) or 2 * grouped < len(stems):
+        if len(names) < 2 or grouped < _LEAST_IMAGES * len(names) or 2 * grouped < len(stems):
             continue
         pairs = {(group, name) for group, name in zip(groups, classes, strict=True) if group}
         if any(classes) and len(pairs) == len(names) == len({name for _, name in pairs}):

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import ImageColor
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.class_lists import is_ignored_name, numbered
+from vitp.data.formats.class_names import is_ignored_name, numbered
 from vitp.data.formats.colour_tables import ColourTable, read_colour_table
-from vitp.data.formats.common import read_text
+from vitp.data.formats.walk import read_label_text
 from vitp.records.labels import IGNORE
 
 MOST_FOUND_CLASSES = 64
@@ -123,7 +123,7 @@ def from_file(path: Path, *, colour: bool, occurring: Collection[int] = ()) -> C
     Raises:
         DataError: The file can't be read or names colours no class.
     """
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_label_text(path).splitlines() if line.strip()]
     if lines and all("=" in line for line in lines):
         return from_option(lines, colour=colour)
     if (table := read_colour_table(path)) is not None:

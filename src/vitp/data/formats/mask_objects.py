@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.data.formats.common import SetBuilder
+from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.mask_layouts import MaskEntry
 from vitp.data.formats.pixel_masks import mask_values
 from vitp.io.images import load_label_pixels

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.colour_tables import find_colour_table
-from vitp.data.formats.common import ReadOptions, SetBuilder
 from vitp.data.formats.mask_classes import (
     BACKGROUND,
     ClassMap,
@@ -78,7 +78,7 @@ class _Read:
         return self.entry.masks[0]
 
 
-def read(
+def read_masks(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,

@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.common import ReadOptions, SetBuilder
-from vitp.data.formats.layouts import Folder, image_folders, role_of, shared
+from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.mask_classes import parse_value
 from vitp.data.formats.mask_layouts import pair_files
 from vitp.data.formats.pixel_masks import ChangeFile, mask_values
-from vitp.data.formats.splits import split_of
+from vitp.data.formats.walk import Folder, image_folders, role_of, shared, split_of
 from vitp.io.images import load_label_pixels
 from vitp.records.labels import LabelledSet
 
 _NUMBERED = ("t", "time", "im", "image", "images", "img", "imgs", "date", "phase")
-ROLES = {
+_ROLES = {
     "before": ("a", "before", "pre", "imagea", *(f"{word}1" for word in _NUMBERED)),
     "after": ("b", "after", "post", "imageb", *(f"{word}2" for word in _NUMBERED)),
     "mask": (
@@ -56,7 +55,7 @@ class PairPlace:
         return "mask" in self.folders or {"before mask", "after mask"} <= self.folders.keys()
 
 
-def find_pairs(root: Path, names: dict[str, str] | None = None) -> list[PairPlace]:
+def find_pair_places(root: Path, names: dict[str, str] | None = None) -> list[PairPlace]:
     """Return the places that hold both dates, whether with a mask or without.
 
     Args:
@@ -66,7 +65,7 @@ def find_pairs(root: Path, names: dict[str, str] | None = None) -> list[PairPlac
     Raises:
         DataError: Two folders may be the same date, or T1 and T2 are kinds of MRI.
     """
-    roles = {role: (_bare(names[role]),) if names and role in names else ROLES[role] for role in ROLES}
+    roles = {role: (_bare(names[role]),) if names and role in names else _ROLES[role] for role in _ROLES}
     found: dict[tuple[str | None, tuple[str, ...]], PairPlace] = defaultdict(lambda: PairPlace(None))
     folders = image_folders(root)
     for folder in folders:
@@ -116,7 +115,7 @@ def _describe(
     return split, role, tuple(rest)
 
 
-def read(
+def read_pairs(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
@@ -145,7 +144,7 @@ def read(
     """
     builder = SetBuilder(root, options)
     named = {key: name for key, name in (("before", before), ("after", after), ("mask", masks)) if name}
-    places = [place for place in find_pairs(root, named) if place.has_mask]
+    places = [place for place in find_pair_places(root, named) if place.has_mask]
     if not places:
         raise DataError(
             "has no A/, B/ and label/ folders",

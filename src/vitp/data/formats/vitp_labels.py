@@ -9,7 +9,6 @@ to `label_root`; the two differ where the images are crops.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from vitp.core import files
 from vitp.core.errors import DataError
 from vitp.core.files import to_json as json_text
 from vitp.core.reading import parse_json
-from vitp.data.formats.common import read_text
 from vitp.data.formats.pixel_masks import MaskReader, mask_from_json, mask_to_json
-from vitp.data.formats.splits import SPLITS
+from vitp.data.formats.walk import parse_label_json, read_label_text, within
 from vitp.io.images import is_scene
-from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet, ObjectLabel
 
-VERSION = 1
+_VERSION = 1
 
 _LARGEST_SIDE = 10_000_000
 """Pixels of an image's side, and of a coordinate in it."""
@@ -48,10 +46,7 @@ class Roots:
 
 def relative(path: str | Path, root: Path) -> str:
     """Return a path relative to `root` where it lies in it, `scene:` addresses as they are."""
-    if is_scene(path):
-        return str(path)
-    path = Path(path)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return str(path) if is_scene(path) else within(path, root)
 
 
 class LabelWriter:
@@ -102,7 +97,7 @@ def write_head(
     """
     head = {
         "format": "vitp-labels",
-        "version": VERSION,
+        "version": _VERSION,
         "name": labelled.name,
         "image_root": image_root or relative(roots.images, roots.out),
         "label_root": label_root or relative(roots.labels, roots.out),
@@ -116,7 +111,7 @@ def write_head(
     files.write_json(roots.out / "labels" / "set.json", head)
 
 
-def write(labelled: LabelledSet, roots: Roots) -> None:
+def write_compiled(labelled: LabelledSet, roots: Roots) -> None:
     """Write a whole set under `roots.out`.
 
     Raises:
@@ -128,8 +123,8 @@ def write(labelled: LabelledSet, roots: Roots) -> None:
     write_head(labelled, roots)
 
 
-def read(root: Path) -> LabelledSet:
-    """Read the set that `write` wrote under `root`.
+def read_compiled(root: Path) -> LabelledSet:
+    """Read the set that `write_compiled` wrote under `root`.
 
     Raises:
         DataError: There is no such set, or a row can't be understood.
@@ -158,12 +153,9 @@ def _head(path: Path) -> dict[str, Any]:
             where=str(path.parent.parent),
             fix="make them with `vitp data compile`",
         )
-    try:
-        head = parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix=fix) from error
-    if not isinstance(head, dict) or head.get("format") != "vitp-labels" or head.get("version") != VERSION:
-        raise DataError(f"is not a label set of version {VERSION}", where=str(path), fix=fix)
+    head = parse_label_json(read_label_text(path), path, fix)
+    if not isinstance(head, dict) or head.get("format") != "vitp-labels" or head.get("version") != _VERSION:
+        raise DataError(f"is not a label set of version {_VERSION}", where=str(path), fix=fix)
     for key in ("name", "image_root", "label_root", "licence"):
         if not isinstance(head.get(key), str) or "\0" in head[key]:
             raise DataError(f'"{key}" is no text', where=str(path), fix=fix)
@@ -175,7 +167,7 @@ def _head(path: Path) -> dict[str, Any]:
 
 
 def _items(path: Path, split: str, roots: Roots) -> Iterable[LabelledImage]:
-    for row, line in enumerate(read_text(path).splitlines(), 1):
+    for row, line in enumerate(read_label_text(path).splitlines(), 1):
         try:
             yield item_from_json(parse_json(line), split, roots)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.data.formats.class_lists import numbered
-from vitp.data.formats.common import ReadOptions, SetBuilder, child, comma_list, read_text
-from vitp.data.formats.data_yaml import YAML_NAMES, DataYaml, doubles, read_data_yaml
+from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.class_names import doubles, numbered
+from vitp.data.formats.data_yaml import DataYaml, find_data_yaml
+from vitp.data.formats.dota import are_numbers
 from vitp.data.formats.image_labels import ImageLabels
-from vitp.data.formats.label_files import LabelFile, Place, add_labels, find_labels, label_places
-from vitp.data.formats.split_lists import match_entries, read_list
-from vitp.data.formats.splits import SplitEntry
-from vitp.data.formats.yolo_rows import RowForm, Rows, form_of, parse_row, shape_of, survey
+from vitp.data.formats.label_files import (
+    TEXTS_BESIDE_LABELS,
+    LabelFile,
+    LabelPlace,
+    add_labels,
+    find_labels,
+    first_rows,
+    label_places,
+    rows_of,
+)
+from vitp.data.formats.splits import SplitEntry, match_entries, read_split_list
+from vitp.data.formats.walk import child, comma_list, read_label_text, within
+from vitp.data.formats.yolo_rows import Rows, form_of, parse_row, survey, yolo_shape
 from vitp.records.labels import LabelledSet
 
-NOT_LABELS = (
-    "classes.txt",
-    "obj.names",
-    "train.txt",
-    "val.txt",
-    "valid.txt",
-    "test.txt",
-    "trainval.txt",
-    "README.txt",
-    "README.dataset.txt",
-    "README.roboflow.txt",
-)
+_NOT_LABELS = TEXTS_BESIDE_LABELS | {"obj.names", "README.dataset.txt", "README.roboflow.txt"}
 
 
-def read(
+def is_yolo(root: Path) -> bool:
+    """Return whether the first row of a folder's label files is one of YOLO."""
+    rows = first_rows(
+        [*_yaml_places(root, find_data_yaml(root)), *label_places(root, ("labels",))], _NOT_LABELS
+    )
+    return any(len(row) >= 5 and are_numbers(row) for row in rows)
+
+
+def read_yolo(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
@@ -62,7 +68,7 @@ def read(
         DataError: A row can't be understood, there are no class names, or too many labels can't be used.
     """
     builder = SetBuilder(root, options, point_size=point_size)
-    yaml = _data_yaml(root)
+    yaml = find_data_yaml(root)
     names, origin = (known, "the option classes") if (known := comma_list(classes)) else _names(root, yaml)
     builder.understand(f"class numbers: 0–{len(names) - 1}, named by {origin}")
     for name in doubles(names):
@@ -73,24 +79,24 @@ def read(
         builder.understand(form.text)
 
     def read_one(path: Path, found: ImageLabels) -> int:
-        return _read_objects(builder.place(path), path, found, names, form)
+        count = 0
+        for row, words in rows_of(path):
+            count += 1
+            where = builder.place(path, row)
+            number, values = parse_row(words, path, row, form)
+            name = names[number] if 0 <= number < len(names) else ""
+            shape = yolo_shape(values, form, found.size)
+            if isinstance(shape, str):
+                found.lose(where, shape, name)
+            elif name:
+                found.add(where, name, shape)
+            else:
+                why = f"class number {number} is not one of 0–{len(names) - 1}"
+                found.ignore(where, why, f"class {number}", shape)
+        return count
 
     add_labels(builder, labels, read_one, drop_empty=drop_empty)
     return builder.build(object_classes=tuple(dict.fromkeys(names)))
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """Return the class names in the order of their numbers.
-
-    Raises:
-        DataError: There is no file that names them, or it can't be understood.
-    """
-    return _names(root, _data_yaml(root))[0]
-
-
-def label_folders(root: Path) -> list[Place]:
-    """Return where images and labels may lie: what data.yaml names, and the usual folders."""
-    return [*_yaml_places(root, _data_yaml(root)), *label_places(root, ("labels",))]
 
 
 def _names(root: Path, yaml: DataYaml | None) -> tuple[tuple[str, ...], str]:
@@ -105,7 +111,7 @@ def _names(root: Path, yaml: DataYaml | None) -> tuple[tuple[str, ...], str]:
             where=str(root),
             fix="add one of them, or name the classes in order with the option classes",
         )
-    lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
+    lines = [line.strip() for line in read_label_text(path).rstrip().splitlines()]
     empty = next((row for row, line in enumerate(lines, 1) if not line), None)
     if empty is not None or not lines:
         raise DataError(
@@ -121,22 +127,7 @@ def _names(root: Path, yaml: DataYaml | None) -> tuple[tuple[str, ...], str]:
             fix="number the classes as the labels do, from 0, or name them in order with the option classes",
         )
     names = [name for _, name in pairs] if pairs is not None else lines
-    return tuple(names), path.relative_to(root).as_posix()
-
-
-def _data_yaml(root: Path) -> DataYaml | None:
-    """Return data.yaml, or another YAML file in the set's folder that names classes or splits."""
-    path = next((root / name for name in YAML_NAMES if (root / name).is_file()), None)
-    if path is not None:
-        return read_data_yaml(path)
-    for path in sorted((*root.glob("*.yaml"), *root.glob("*.yml"))):
-        try:
-            found = read_data_yaml(path)
-        except DataError:
-            continue  # the set's folder may hold other YAML files
-        if found.content.keys() & {"names", "train"}:
-            return found
-    return None
+    return tuple(names), within(path, root)
 
 
 def _labels(builder: SetBuilder, yaml: DataYaml | None) -> list[LabelFile]:
@@ -144,85 +135,50 @@ def _labels(builder: SetBuilder, yaml: DataYaml | None) -> list[LabelFile]:
     root = builder.root
     named = _yaml_places(root, yaml)
     layout = label_places(root, ("labels",))
-    _refuse_shared(root, named, yaml)
-    labels = find_labels(builder, [*named, *layout], not_labels=NOT_LABELS)
-    lists, gone = _entries(root, yaml)
+    if yaml is not None:
+        _refuse_shared(root, named, yaml)
+    labels = find_labels(builder, [*named, *layout], not_labels=_NOT_LABELS)
+    entries = yaml.entries(root) if yaml else []
+    gone = [f"{split}: {entry}" for split, entry, path in entries if path is None]
+    lists: list[SplitEntry] = []
+    for split, _, path in entries:
+        if path is not None and path.is_file():
+            lists += read_split_list(path, split, root)
     if not named and not lists:
         if gone and yaml is not None:
-            builder.understand(
-                f"{yaml.path.name}: {gone[0]} isn't there; the splits are those of the folders"
-            )
+            text = f"{gone[0]} isn't there; the splits are those of the folders"
+            builder.understand(f"{yaml.path.name}: {text}")
         return labels
     assert yaml is not None
-    for entry in gone:
-        builder.note(yaml.path.name, f"{entry} isn't there; left out")
-    splits, missing = match_entries(lists, [builder.place(entry.image) for entry in labels])
-    for miss in missing[:20]:
-        builder.note(miss.where, f'"{miss.name}" is no labelled image of the set')
+    for missing in gone:
+        builder.note(yaml.path.name, f"{missing} isn't there; left out")
+    splits, misses = match_entries(lists, [builder.place(entry.image) for entry in labels])
+    for miss in misses[:20]:
+        builder.note(miss.where, f'"{miss.names[0]}" is no labelled image of the set')
     builder.splits_from = yaml.path.name
-    return [
-        replace(entry, split=_split(builder, yaml, entry, listed, named))
-        for entry, listed in zip(labels, splits, strict=True)
-    ]
+    found = []
+    for entry, listed in zip(labels, splits, strict=True):
+        folder = next((place.split for place in named if entry.image.is_relative_to(place.images)), None)
+        if listed and folder and listed != folder:
+            raise DataError(
+                f"is in the list of {listed} and in the folder of {folder}",
+                where=builder.place(entry.image),
+                fix=f"mend {yaml.path.name}",
+            )
+        # The folder that an image lies in says only what data.yaml leaves out.
+        other = entry.split if entry.split not in yaml.splits() else None
+        found.append(replace(entry, split=listed or folder or other))
+    return found
 
 
-def _split(
-    builder: SetBuilder, yaml: DataYaml, entry: LabelFile, listed: str | None, named: Sequence[Place]
-) -> str | None:
-    """Return the split of an image by data.yaml; its folder says only what data.yaml leaves out."""
-    folder = next((place.split for place in named if entry.image.is_relative_to(place.images)), None)
-    if listed and folder and listed != folder:
-        raise DataError(
-            f"is in the list of {listed} and in the folder of {folder}",
-            where=builder.place(entry.image),
-            fix=f"mend {yaml.path.name}",
-        )
-    return listed or folder or (entry.split if entry.split not in yaml.splits() else None)
-
-
-def _entries(root: Path, yaml: DataYaml | None) -> tuple[list[SplitEntry], list[str]]:
-    """Return what the lists of data.yaml name, and the entries of data.yaml that aren't there."""
-    found: list[SplitEntry] = []
-    gone = []
-    for split, entry in _split_entries(yaml):
-        path = _found(root, yaml, entry)
-        if path is None:
-            gone.append(f"{split}: {entry}")
-        elif path.is_file():
-            found += read_list(path, split, root)
-    return found, gone
-
-
-def _split_entries(yaml: DataYaml | None) -> list[tuple[str, str]]:
-    if yaml is None:
-        return []
-    return [(split, entry) for split, entries in yaml.splits().items() for entry in entries]
-
-
-def _found(root: Path, yaml: DataYaml | None, entry: str) -> Path | None:
-    """Return the folder or list that an entry of data.yaml names, in the set's folder, or None.
-
-    Exported sets are moved: an entry may begin with "../", and `path` may be that of another machine.
-    """
-    name = entry.replace("\\", "/")
-    plain = "/".join(part for part in name.split("/") if part not in (".", ".."))
-    for base in yaml.bases() if yaml else ():
-        for path in (Path(os.path.normpath(base / name)), base / plain):
-            if path.exists() and path.is_relative_to(root):
-                return path
-    return None
-
-
-def _yaml_places(root: Path, yaml: DataYaml | None) -> list[Place]:
+def _yaml_places(root: Path, yaml: DataYaml | None) -> list[LabelPlace]:
     """Return the image folders that data.yaml names, each with the folder of its labels."""
     places = []
-    for split, entry in _split_entries(yaml):
-        folder = _found(root, yaml, entry)
-        if folder is None or not folder.is_dir():
-            continue
-        if (folder / "images").is_dir():  # some write train: train, and mean train/images
-            folder = folder / "images"
-        places.append(Place(folder, _labels_of(folder, root), split))
+    for split, _, folder in yaml.entries(root) if yaml else ():
+        if folder is not None and folder.is_dir():
+            # Some write train: train, and mean train/images.
+            folder = folder / "images" if (folder / "images").is_dir() else folder
+            places.append(LabelPlace(folder, _labels_of(folder, root), split))
     return places
 
 
@@ -237,35 +193,13 @@ def _labels_of(folder: Path, root: Path) -> Path:
     return folder
 
 
-def _refuse_shared(root: Path, places: Sequence[Place], yaml: DataYaml | None) -> None:
+def _refuse_shared(root: Path, places: Sequence[LabelPlace], yaml: DataYaml) -> None:
     for i, place in enumerate(places):
         for other in places[:i]:
             nested = place.images.is_relative_to(other.images) or other.images.is_relative_to(place.images)
-            if nested and place.split != other.split and yaml is not None:
+            if nested and place.split != other.split:
                 raise DataError(
                     f"{other.split} and {place.split} name the same images, {place.images.relative_to(root)}",
                     where=str(yaml.path),
                     fix="name other images, or remove one of the two, or say the splits with the option split_file",
                 )
-
-
-def _read_objects(place: str, path: Path, found: ImageLabels, names: tuple[str, ...], form: RowForm) -> int:
-    """Read the labels of one file, and return how many rows it has."""
-    count = 0
-    for row, line in enumerate(read_text(path).splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        count += 1
-        where = f"{place}:{row}"
-        number, values = parse_row(words, path, row, form)
-        known = 0 <= number < len(names)
-        shape = shape_of(values, form, found.size)
-        if isinstance(shape, str):
-            found.lose(where, shape, names[number] if known else "")
-        elif known:
-            found.add(where, names[number], shape)
-        else:
-            why = f"class number {number} is not one of 0–{len(names) - 1}"
-            found.ignore(where, why, f"class {number}", shape)
-    return count
