@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,16 @@ _COLOUR_FIRST = re.compile(rf"(?:(\d+){_BETWEEN})?{_RGB}{_BETWEEN}([^\W\d].*)$")
 _NAME_FIRST = re.compile(rf"(?:(\d+){_BETWEEN})?([^\W\d].*?){_BETWEEN}{_RGB}$")
 _FIX = 'write rows "name,r,g,b" of 0–255, or name the classes with the option classes'
 
+_Row = tuple[str, int, int | None]
+"""Name, colour 0xRRGGBB and number (None where the table has none) of a class."""
+
 
 @dataclass(frozen=True)
 class ColourTable:
-    """The classes of a table.
-
-    Attributes:
-        path: Of the table.
-        rows: Name, colour 0xRRGGBB and number (None where the table has none) of each class.
-    """
+    """The classes of a table: name, colour 0xRRGGBB and number (None where the table has none) of each."""
 
     path: Path
-    rows: tuple[tuple[str, int, int | None], ...]
+    rows: tuple[_Row, ...]
 
 
 def find_colour_table(root: Path) -> ColourTable | None:
@@ -83,19 +81,9 @@ def read_colour_table(path: Path) -> ColourTable | None:
     for name, colour, _ in rows:
         if colours.setdefault(colour, name) != name:
             text = f"{colour >> 16}, {colour >> 8 & 255}, {colour & 255}"
-            raise DataError(
-                f'gives the colour {text} to "{colours[colour]}" and "{name}"',
-                where=str(path),
-                fix="give each class its own colour",
-            )
+            what = f'gives the colour {text} to "{colours[colour]}" and "{name}"'
+            raise DataError(what, where=str(path), fix="give each class its own colour")
     return ColourTable(path, tuple(rows))
-
-
-def _packed(values: Any, where: str) -> int:
-    if len(values) != 3 or not all(str(v).strip().isdigit() and int(v) <= 255 for v in values):
-        raise DataError(f"{', '.join(map(str, values))} is no colour of 0–255", where=where, fix=_FIX)
-    r, g, b = (int(v) for v in values)
-    return r << 16 | g << 8 | b
 
 
 def _is_colour(value: Any) -> bool:
@@ -105,16 +93,32 @@ def _is_colour(value: Any) -> bool:
     return re.fullmatch(r"#?[0-9A-Fa-f]{6}|\D*\d{1,3}\D+\d{1,3}\D+\d{1,3}\D*", text) is not None
 
 
-def _colour(value: Any, where: str) -> int:
+def _colour(value: str | Sequence[Any], where: str) -> int:
+    """Return 0xRRGGBB of "#rrggbb", of text with three numbers, or of three values."""
     if isinstance(value, str):
         text = value.strip().removeprefix("#")
         if re.fullmatch(r"[0-9A-Fa-f]{6}", text):
             return int(text, 16)
         value = re.findall(r"\d+", text)
-    return _packed(value if isinstance(value, list | tuple) else [value], where)
+    if len(value) != 3 or not all(str(v).strip().isdigit() and int(v) <= 255 for v in value):
+        raise DataError(f"{', '.join(map(str, value))} is no colour of 0–255", where=where, fix=_FIX)
+    r, g, b = (int(v) for v in value)
+    return r << 16 | g << 8 | b
 
 
-def _text_rows(path: Path) -> list[tuple[str, int, int | None]] | None:
+def _number(value: Any) -> int | None:
+    return int(value) if isinstance(value, int) or (value and str(value).strip().isdigit()) else None
+
+
+def _by_keys(row: Mapping[str, Any], name_keys: Sequence[str]) -> tuple[Any, Any, int | None]:
+    """Return a row's name, colour and number; None for what it doesn't have."""
+    name = next((row[key] for key in name_keys if isinstance(row.get(key), str)), None)
+    parts = next(([row[key] for key in keys] for keys in _RGB_KEYS if set(keys) <= row.keys()), None)
+    colour = parts or next((row[key] for key in _HEX_KEYS if isinstance(row.get(key), str | list)), None)
+    return name, colour, next((n for key in _ID_KEYS if (n := _number(row.get(key))) is not None), None)
+
+
+def _text_rows(path: Path) -> list[_Row] | None:
     try:
         text = read_label_text(path)
     except DataError:
@@ -126,13 +130,9 @@ def _text_rows(path: Path) -> list[tuple[str, int, int | None]] | None:
         for number, line in enumerate(text.splitlines(), 1)
         if line.strip() and not line.lstrip().startswith(("#", "//"))
     ]
-    if not lines:
-        return None
-    headed = _headed_rows(path, lines)
-    if headed is not None:
+    headed = _headed_rows(path, lines) if lines else None
+    if headed is not None or not lines or not _STEM.search(path.stem):
         return headed
-    if not _STEM.search(path.stem):
-        return None
     rows = [(number, line, _plain_row(line, f"{path}:{number}")) for number, line in lines]
     if rows[0][2] is None and len(rows) > 1:  # a head in words of its own
         rows = rows[1:]
@@ -144,46 +144,39 @@ def _text_rows(path: Path) -> list[tuple[str, int, int | None]] | None:
     return [row for _, _, row in rows if row is not None]
 
 
-def _plain_row(line: str, where: str) -> tuple[str, int, int | None] | None:
+def _plain_row(line: str, where: str) -> _Row | None:
     if match := _CVAT.match(line):
-        return match[1].strip(), _packed(match.groups()[1:], where), None
+        return match[1].strip(), _colour(match.groups()[1:], where), None
     if match := _COLOUR_FIRST.match(line):
-        return match[5].strip(' "'), _packed(match.groups()[1:4], where), _number(match[1])
+        return match[5].strip(' "'), _colour(match.groups()[1:4], where), _number(match[1])
     if match := _NAME_FIRST.match(line):
-        return match[2].strip(' "'), _packed(match.groups()[2:], where), _number(match[1])
+        return match[2].strip(' "'), _colour(match.groups()[2:], where), _number(match[1])
     return None
 
 
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.strip().isdigit() else None
-
-
-def _headed_rows(path: Path, lines: list[tuple[int, str]]) -> list[tuple[str, int, int | None]] | None:
+def _headed_rows(path: Path, lines: list[tuple[int, str]]) -> list[_Row] | None:
     """Return the rows of a table whose head names the columns, or None when it has no such head."""
     marks = [mark for mark in ",;\t" if mark in lines[0][1]]
     if not marks:
         return None
     cells = list(csv.reader([line for _, line in lines], delimiter=marks[0], skipinitialspace=True))
     head = [cell.strip().lower() for cell in cells[0]]
-    name = next((head.index(key) for key in _NAME_KEYS if key in head), None)
-    parts = next(([head.index(k) for k in keys] for keys in _RGB_KEYS if set(keys) <= set(head)), None)
-    hexed = next((head.index(key) for key in _HEX_KEYS if key in head), None)
-    if name is None or (parts is None and hexed is None):
+    name, colour, _ = _by_keys(dict.fromkeys(head, ""), _NAME_KEYS)
+    if name is None or colour is None:
         return None
-    if parts is None and not all(_is_colour(row[hexed]) for row in cells[1:2] if hexed and len(row) > hexed):
-        return None
-    number = next((head.index(key) for key in _ID_KEYS if key in head), None)
-    rows = []
+    rows: list[_Row] = []
     for (line, _), row in zip(lines[1:], cells[1:], strict=True):
         where = f"{path}:{line}"
-        if len(row) != len(head) or not row[name].strip():
+        name, colour, number = _by_keys(dict(zip(head, row, strict=False)), _NAME_KEYS)
+        if not rows and isinstance(colour, str) and not _is_colour(colour):
+            return None  # the column of that name holds something else
+        if len(row) != len(head) or not name.strip():
             raise DataError(f"has {len(row)} cells, the head {len(head)}, or no name", where=where, fix=_FIX)
-        colour = _packed([row[i] for i in parts], where) if parts else _colour(row[hexed or 0], where)
-        rows.append((row[name].strip(), colour, _number(row[number]) if number is not None else None))
+        rows.append((name.strip(), _colour(colour, where), number))
     return rows or None
 
 
-def _json_rows(path: Path) -> list[tuple[str, int, int | None]] | None:
+def _json_rows(path: Path) -> list[_Row] | None:
     try:
         content = parse_json(read_label_text(path))
     except json.JSONDecodeError as error:
@@ -195,25 +188,15 @@ def _json_rows(path: Path) -> list[tuple[str, int, int | None]] | None:
         if inner is None:
             inner = [{"name": name, "color": value} for name, value in content.items()]
         content = inner
-    if not isinstance(content, list) or not content:
-        return None
-    rows = [_json_row(row, f"{path}: entry {i}") for i, row in enumerate(content, 1)]
+    rows: list[_Row | None] = []
+    for number, row in enumerate(content if isinstance(content, list) else (), 1):
+        known = {str(key).lower(): value for key, value in row.items()} if isinstance(row, Mapping) else {}
+        # Where there are both, "readable" is the name to speak.
+        name, colour, own = _by_keys(known, ("readable", *_NAME_KEYS))
+        usable = bool(name) and _is_colour(colour)
+        rows.append((name.strip(), _colour(colour, f"{path}: entry {number}"), own) if usable else None)
     if all(row is None for row in rows):
         return None
     if None in rows:
         raise DataError(f"entry {rows.index(None) + 1} has no name and colour", where=str(path), fix=_FIX)
     return [row for row in rows if row is not None]
-
-
-def _json_row(row: Any, where: str) -> tuple[str, int, int | None] | None:
-    if not isinstance(row, Mapping):
-        return None
-    known = {str(key).lower(): value for key, value in row.items()}
-    # Where there are both, "readable" is the name to speak.
-    name = next((known[k] for k in ("readable", *_NAME_KEYS) if isinstance(known.get(k), str)), None)
-    parts = next(([known[k] for k in keys] for keys in _RGB_KEYS if set(keys) <= known.keys()), None)
-    value = parts or next((known[k] for k in _HEX_KEYS if isinstance(known.get(k), str | list)), None)
-    if not name or not _is_colour(value):
-        return None
-    number = next((known[k] for k in _ID_KEYS if isinstance(known.get(k), int)), None)
-    return name.strip(), _colour(value, where), number

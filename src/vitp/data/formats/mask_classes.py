@@ -14,41 +14,32 @@ from vitp.data.formats.colour_tables import ColourTable, read_colour_table
 from vitp.data.formats.walk import read_label_text
 from vitp.records.labels import IGNORE
 
-MOST_FOUND_CLASSES = 64
+_MOST_FOUND_CLASSES = 64
 """More different values than this are a photograph or a lossy file, not a mask."""
 
-LARGEST_INDEX = 63
+_LARGEST_INDEX = 63
 """Values up to this count classes; larger ones are grey levels somebody chose."""
 
-BACKGROUND, IGNORE_NAME = "background", "ignore"
+BACKGROUND = "background"
+_IGNORE_NAME = "ignore"
 
-_COLOUR_NAMES = {
-    0xFFFFFF: "white",
-    0xFF0000: "red",
-    0x00FF00: "green",
-    0x0000FF: "blue",
-    0xFFFF00: "yellow",
-    0x00FFFF: "cyan",
-    0xFF00FF: "magenta",
+_COLOURS = {
+    "white": 0xFFFFFF, "red": 0xFF0000, "green": 0x00FF00, "blue": 0x0000FF,
+    "yellow": 0xFFFF00, "cyan": 0x00FFFF, "magenta": 0xFF00FF,
 }
+_COLOUR_NAMES = {value: name for name, value in _COLOURS.items()}
 
 
 @dataclass(frozen=True)
-class ClassMap:
-    """Names of the semantic classes, and the mask value (0xRRGGBB for colours) → class index pairs.
-
-    Attributes:
-        names: Of the classes.
-        values: Value and class index, or `IGNORE`.
-        said: Lines about the file that names them.
-    """
+class MaskClasses:
+    """Names of the classes, (value or 0xRRGGBB, class index or `IGNORE`) pairs, and lines about where they come from."""
 
     names: tuple[str, ...]
     values: tuple[tuple[int, int], ...]
     said: tuple[str, ...] = ()
 
 
-def from_option(classes: str | Sequence[str] | Mapping[str, str | int], *, colour: bool) -> ClassMap:
+def from_option(classes: str | Sequence[str] | Mapping[str, str | int], *, colour: bool) -> MaskClasses:
     """Return the map that "name=value,name=value" or {name: value} says.
 
     A value is an index, a colour name, #rrggbb or r:g:b; one name may stand several times. "ignore" is no
@@ -75,9 +66,9 @@ def from_option(classes: str | Sequence[str] | Mapping[str, str | int], *, colou
         raise ConfigError("gives one value to two classes", where="classes", fix="give each value once")
     if all(value != 0 for _, value in pairs) and BACKGROUND not in dict(pairs):
         pairs.insert(0, (BACKGROUND, 0))
-    names = tuple(dict.fromkeys(name for name, _ in pairs if name != IGNORE_NAME))
-    return ClassMap(
-        names, tuple((v, IGNORE if name == IGNORE_NAME else names.index(name)) for name, v in pairs)
+    names = tuple(dict.fromkeys(name for name, _ in pairs if name != _IGNORE_NAME))
+    return MaskClasses(
+        names, tuple((v, IGNORE if name == _IGNORE_NAME else names.index(name)) for name, v in pairs)
     )
 
 
@@ -89,20 +80,16 @@ def _value(name: str, text: str, colour: bool) -> int:
         if not colour:
             # Binary greyscale masks are told in colours, too: white is 255 there.
             return int(text) if text.lstrip("-").isdigit() else _packed(text) & 0xFF
-        if text == "0":
-            return 0
-        return _packed(text)
+        return 0 if text == "0" else _packed(text)
     except ValueError as error:
-        raise ConfigError(
-            f'"{text}" is not a value of {"colour" if colour else "index"} masks', where="classes", fix=fix
-        ) from error
+        what = f'"{text}" is not a value of {"colour" if colour else "index"} masks'
+        raise ConfigError(what, where="classes", fix=fix) from error
 
 
 def _packed(text: str) -> int:
     # In CSS, and so for Pillow, "green" is a dark (0, 128, 0); people who draw masks mean (0, 255, 0).
-    for value, name in _COLOUR_NAMES.items():
-        if text.lower() == name:
-            return value
+    if text.lower() in _COLOURS:
+        return _COLOURS[text.lower()]
     if text.count(":") == 2:
         r, g, b = (int(part) for part in text.split(":"))
     else:
@@ -110,7 +97,7 @@ def _packed(text: str) -> int:
     return r << 16 | g << 8 | b
 
 
-def from_file(path: Path, *, colour: bool, occurring: Collection[int] = ()) -> ClassMap:
+def from_file(path: Path, *, colour: bool, occurring: Collection[int] = ()) -> MaskClasses:
     """Return the map in a file of lines `name` (in the order of the indices), `index name` or `name=value`.
 
     Names such as "void" and "no-data" are no classes: their values are ignored.
@@ -139,7 +126,7 @@ def from_file(path: Path, *, colour: bool, occurring: Collection[int] = ()) -> C
     return _named_values(path, [(name, i) for i, name in (pairs or enumerate(lines))], said)
 
 
-def from_table(table: ColourTable, *, colour: bool) -> ClassMap:
+def from_table(table: ColourTable, *, colour: bool) -> MaskClasses:
     """Return the map of a table of colours. For masks of indices the table needs numbers, or grey levels.
 
     Raises:
@@ -162,7 +149,7 @@ def from_table(table: ColourTable, *, colour: bool) -> ClassMap:
     )
 
 
-def _named_values(path: Path, pairs: Sequence[tuple[str, int]], said: tuple[str, ...]) -> ClassMap:
+def _named_values(path: Path, pairs: Sequence[tuple[str, int]], said: tuple[str, ...]) -> MaskClasses:
     if len({value for _, value in pairs}) < len(pairs):
         raise DataError("gives one value to two classes", where=str(path), fix="give each value once")
     names = tuple(dict.fromkeys(name for name, _ in pairs if not is_ignored_name(name)))
@@ -171,10 +158,10 @@ def _named_values(path: Path, pairs: Sequence[tuple[str, int]], said: tuple[str,
         said += (
             f"{path.name}: {', '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} no class; ignored there",
         )
-    return ClassMap(names, tuple((v, names.index(n) if n in names else IGNORE) for n, v in pairs), said)
+    return MaskClasses(names, tuple((v, names.index(n) if n in names else IGNORE) for n, v in pairs), said)
 
 
-def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: bool) -> ClassMap:
+def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: bool) -> MaskClasses:
     """Return a map for the values that occur, when nobody named them.
 
     Two values with 0 among them are background and foreground. 255 beside small indices is ignored, which is the
@@ -185,7 +172,7 @@ def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: boo
         DataError: There are too many values for a mask, or 255 has two readings.
     """
     found = sorted(set(values))
-    if len(found) > MOST_FOUND_CLASSES:
+    if len(found) > _MOST_FOUND_CLASSES:
         raise DataError(
             f"the masks hold {len(found)} different values, too many for classes",
             where=str(root),
@@ -200,7 +187,7 @@ def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: boo
         names = [BACKGROUND if v == 0 else _COLOUR_NAMES.get(v, f"#{v:06x}") for v in used]
     else:
         names = [BACKGROUND if v == 0 else f"class_{v}" for v in used]
-    return ClassMap(
+    return MaskClasses(
         tuple(names), tuple((v, i) for i, v in enumerate(used)) + tuple((v, IGNORE) for v in ignored)
     )
 
@@ -210,7 +197,7 @@ def _ignored(found: Sequence[int], root: Path, *, palette: bool) -> list[int]:
     others = [value for value in found if value not in (0, IGNORE)]
     if IGNORE not in found or not others:
         return []
-    if palette or max(others) <= LARGEST_INDEX:
+    if palette or max(others) <= _LARGEST_INDEX:
         return [IGNORE]
     levels = ",".join(f"{'background' if v == 0 else f'NAME_{v}'}={v}" for v in found if v != IGNORE)
     raise DataError(
@@ -220,11 +207,11 @@ def _ignored(found: Sequence[int], root: Path, *, palette: bool) -> list[int]:
     )
 
 
-def says(class_map: ClassMap, *, colour: bool) -> str:
+def says(named: MaskClasses, *, colour: bool) -> str:
     """Return a line about which value is which class."""
     listed = [
-        f"{f'#{value:06x}' if colour else value} = {IGNORE_NAME if i == IGNORE else class_map.names[i]}"
-        for value, i in class_map.values
+        f"{f'#{value:06x}' if colour else value} = {_IGNORE_NAME if i == IGNORE else named.names[i]}"
+        for value, i in named.values
     ]
     more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
     return f"values of the masks: {', '.join(listed[:20])}{more}"
