@@ -311,7 +311,7 @@ def test_items_survive_json(objects, later, scene, captions, split) -> None:
         later_objects=later,
     )
     roots = Roots(Path("/out"), root, root)
-    row = json.loads(json.dumps(vitp_labels.item_to_json(item, roots)))
+    row = json.loads(vitp_labels.label_line(item, roots))
     assert vitp_labels.item_from_json(row, split, roots) == item
     assert row["image"] == "x/a.png"
 
@@ -429,7 +429,7 @@ def test_what_is_there_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitp.data.compile._write_mixture", fail)
+        patch.setattr("vitp.data.compile._write_summary", fail)
         with pytest.raises(KeyboardInterrupt):
             compile_labels(root, "masks", out, seed=1, force=True, **OPTIONS)
     assert tree(out) == before

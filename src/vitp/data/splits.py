@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
-from vitp.records.labels import SPLITS, LabelledSet
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 
 def subset(images: LabelledSet, count: int) -> LabelledSet:
@@ -28,7 +28,7 @@ def splits_of(labelled_set: LabelledSet | Mapping[str, LabelledSet]) -> dict[str
         ConfigError: There are no train or no test images.
     """
     if isinstance(labelled_set, LabelledSet):
-        items: dict[str, list] = {name: [] for name in SPLITS}
+        items: dict[str, list[LabelledImage]] = {name: [] for name in SPLITS}
         for index in range(len(labelled_set)):
             item = labelled_set.items[index]
             if item.split in items:

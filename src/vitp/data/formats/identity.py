@@ -21,23 +21,29 @@ _FIRST_WORD = r"^([A-Za-z]+[_\-]?\d+)[_\-. ]"
 _BEFORE_NUMBER = r"^(.*[A-Za-z].*?)[_\-. ]*\d+$"
 _TEN_FRAMES = r"^(.*\d)\d$"
 _SERIES_WORDS = frozenset(
-    (
-        *("seq", "sequence", "video", "vid", "clip", "scene", "patient", "case", "subject", "slide"),
-        *("flight", "track", "frame", "frames"),
-    )
+    [
+        "seq",
+        "sequence",
+        "video",
+        "vid",
+        "clip",
+        "scene",
+        "patient",
+        "case",
+        "subject",
+        "slide",
+        "flight",
+        "track",
+        "frame",
+        "frames",
+    ]
 )
 _Place = Callable[[str], str]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What is known of images that are equal.
-
-    Attributes:
-        items: The images; equal ones have the same group.
-        equal: Indices of the items of each image that several have.
-        by_pixels: Files of different bytes were compared, too.
-    """
+    """Images, equal ones with the same group; the indices of those that are equal; whether pixels were compared."""
 
     items: list[LabelledImage]
     equal: tuple[tuple[int, ...], ...]
@@ -94,14 +100,9 @@ def _grouped(items: Sequence[LabelledImage], equal: Sequence[tuple[int, ...]]) -
 def within_splits(
     found: Identity, before: Sequence[LabelledImage], items: Sequence[LabelledImage]
 ) -> list[LabelledImage]:
-    """Return images of given splits with the groups that they had, equal ones joined within each split.
+    """Return images of given splits with the groups that they had `before`, equal ones joined within each split.
 
     What is on two sides already is told, not joined: groups are for what is still to be split.
-
-    Args:
-        found: Equal images.
-        before: All images, with their own groups.
-        items: Those that are left, with their splits.
     """
     groups = {item.id: item.group for item in before}
     plain = [replace(item, group=groups[item.id]) for item in items]
@@ -165,12 +166,7 @@ def _differ(first: LabelledImage, second: LabelledImage) -> bool:
 
 @dataclass(frozen=True)
 class Series:
-    """A way to group images by their names.
-
-    Attributes:
-        regex: Finds the group in a name.
-        groups: Of each image, "" where the name has none.
-    """
+    """A way to group images by their names: what finds the group, and that of each image ("" without one)."""
 
     regex: str
     groups: tuple[str, ...]

@@ -24,8 +24,13 @@ BACKGROUND = "background"
 _IGNORE_NAME = "ignore"
 
 _COLOURS = {
-    "white": 0xFFFFFF, "red": 0xFF0000, "green": 0x00FF00, "blue": 0x0000FF,
-    "yellow": 0xFFFF00, "cyan": 0x00FFFF, "magenta": 0xFF00FF,
+    "white": 0xFFFFFF,
+    "red": 0xFF0000,
+    "green": 0x00FF00,
+    "blue": 0x0000FF,
+    "yellow": 0xFFFF00,
+    "cyan": 0x00FFFF,
+    "magenta": 0xFF00FF,
 }
 _COLOUR_NAMES = {value: name for name, value in _COLOURS.items()}
 

@@ -82,7 +82,7 @@ def nearest_values(values_HW: np.ndarray, known: Sequence[int], *, colour: bool)
 
     known_K = np.asarray(known, np.int64)
     far_VK = ((channels(found_V)[:, None] - channels(known_K)[None]) ** 2).sum(-1)
-    return known_K[far_VK.argmin(1)][inverse].reshape(values_HW.shape)
+    return np.asarray(known_K[far_VK.argmin(1)][inverse].reshape(values_HW.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +107,11 @@ class ChangeFile:
         """
         pixels = _pixels(self.path)
         if self.unchanged is not None:
-            return mask_values(_cut(pixels, self.window)) != self.unchanged
+            return np.asarray(mask_values(_cut(pixels, self.window)) != self.unchanged)
         brightest = pixels if pixels.ndim == 2 else pixels.max(axis=-1)
         # Files of 0 and 1, of class numbers, and of 0 and 255 softened by resizing all occur.
         threshold = 127 if brightest.size and brightest.max() >= 128 else 0
-        return _cut(brightest, self.window) > threshold
+        return np.asarray(_cut(brightest, self.window) > threshold)
 
 
 @dataclass(frozen=True, slots=True)
