@@ -121,7 +121,7 @@ def compile_labels(
 
     Args:
         src: Folder (or file) of the set; the domain for `fmt="scenes"`.
-        fmt: A key of `vitp.data.formats.FORMATS`, or "auto".
+        fmt: A key of `vitp.data.formats.LABEL_FORMATS`, or "auto".
         out: New or empty folder, or with `force` one of an earlier compilation.
         seed: Of the splits, the questions and, for generated scenes, the scenes.
         crop: Cut images into crops of this many pixels.

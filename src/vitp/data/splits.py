@@ -94,7 +94,7 @@ def label_count(available: int, labels: int | float | None) -> int:
     return count
 
 
-def draw(scene_N: Tensor, count: int, seed: int) -> Tensor:
+def draw_images(scene_N: Tensor, count: int, seed: int) -> Tensor:
     """Return `count` random image numbers, in turn from each scene class where there are some; sorted."""
     order = np.random.default_rng([seed, len(scene_N)]).permutation(len(scene_N))
     rank = np.zeros(len(scene_N), int)

@@ -21,10 +21,7 @@ from vitp.models.backbone import frozen
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense import patch_distribution
 from vitp.objectives.dense_source import presence_of, read_mask, resize, resize_mask
-from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-
-BACKGROUND = "background"
-"""Class of patches that no box covers, when labels come from boxes."""
+from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 _SAMPLES = 16
 """Points on a side of a patch at which the cover of an oriented box is measured: an error below 1 %."""

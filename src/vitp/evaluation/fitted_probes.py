@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.data.splits import draw, label_count
+from vitp.data.splits import draw_images, label_count
 from vitp.evaluation.features import Features
 from vitp.evaluation.linear import LinearModel, fit_selected, knn_predict
 from vitp.evaluation.outcomes import Counted, Outcomes, Ranked, table_of
@@ -220,7 +220,9 @@ def fit_probes(
         device=data.device,
         labels=count,
         note=f"{count} train and {len(data.val)} val images, clean; over {len(seeds)} seeds",
-        _seeds=tuple(_fit(data, wanted, draw(data.train.scene_N, count, seed), seed) for seed in seeds),
+        _seeds=tuple(
+            _fit(data, wanted, draw_images(data.train.scene_N, count, seed), seed) for seed in seeds
+        ),
     )
 
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.core.files import to_json as json_text
+from vitp.core.files import to_json
 
 IMAGE_MARK = "<image>"
 """Marks the place of one image in the text of a question."""
 
 COORDINATE_RANGE = 1000
 """Coordinates in text are integers on 0..1000 of the whole image."""
-
 
 _KINDS = ("question", "answer")
 
@@ -166,7 +165,7 @@ class InstructionRecord:
         return replace(self, turns=turns)
 
 
-def to_json(record: InstructionRecord) -> dict[str, Any]:
+def record_to_json(record: InstructionRecord) -> dict[str, Any]:
     """Return the canonical JSON object: the InternVL form plus optional keys of ours.
 
     One image gives `"image": path, "width": w, "height": h`; several give lists.
@@ -202,4 +201,4 @@ def to_json(record: InstructionRecord) -> dict[str, Any]:
 
 def to_line(record: InstructionRecord) -> str:
     """Return the record as one line of JSON Lines, without the line break."""
-    return json_text(to_json(record))
+    return to_json(record_to_json(record))

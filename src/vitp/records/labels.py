@@ -15,6 +15,9 @@ SPLITS = ("train", "val", "test")
 IGNORE = 255
 """Value of a semantic mask's pixels that count for nothing."""
 
+BACKGROUND = "background"
+"""Class of pixels of no other class; where only objects are labelled, of cells and patches without any."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectLabel:

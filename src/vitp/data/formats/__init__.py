@@ -9,8 +9,8 @@ How a folder becomes a set:
    what has two readings is refused, and the message names the option for each.
 2. **Walk** (`walk`). All readers list files, folders and splits through it: `train/images` and `images/train` are the
    same to them. `label_files` adds the walk of formats with one text file an image, `mask_layouts` that of masks.
-3. **Read** (`read_coco`, `read_voc`, … of `FORMATS`, one file a format). A reader understands rows or pixels, and gives
-   each image with what was found to the `SetBuilder` (`builder`).
+3. **Read** (`read_coco`, `read_voc`, … of `LABEL_FORMATS`, one file a format). A reader understands rows or pixels,
+   and gives each image with what was found to the `SetBuilder` (`builder`).
 4. **Tally** (`image_labels`). Each label is used, ignored in its place, or lost; a set that lost too many is refused.
    Nothing that can't be used becomes "there is nothing".
 5. **Build** (`SetBuilder.build`). Splits come from the user, from lists, from folders, or are drawn (`splits`); equal
@@ -44,9 +44,9 @@ from vitp.data.formats.voc import read_voc
 from vitp.data.formats.yolo import read_yolo
 from vitp.records.labels import LabelledSet
 
-__all__ = ["FORMATS", "ReadOptions", "detect", "detect_format", "option_names", "read_labels"]
+__all__ = ["LABEL_FORMATS", "ReadOptions", "detect", "detect_format", "option_names", "read_labels"]
 
-FORMATS: dict[str, Callable[..., LabelledSet]] = {
+LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "coco": read_coco,
     "voc": read_voc,
     "yolo": read_yolo,
@@ -79,7 +79,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     """Read labels.
 
     Args:
-        fmt: A key of `FORMATS`, the name of a published set (`vitp.data.benchmarks`), or "auto".
+        fmt: A key of `LABEL_FORMATS`, the name of a published set (`vitp.data.benchmarks`), or "auto".
         root: The set's folder (or file, for tables and single COCO files; or the domain of "scenes").
         **options: Those of the format's reader and the fields of `ReadOptions`.
 
@@ -111,13 +111,13 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
 
 
 def _reader(fmt: str) -> Callable[..., LabelledSet]:
-    if fmt in FORMATS:
-        return FORMATS[fmt]
+    if fmt in LABEL_FORMATS:
+        return LABEL_FORMATS[fmt]
     # Published sets are formats of their own; their readers are built from those above.
     from vitp.data.benchmarks.catalogue import READERS
 
     if fmt not in READERS:
-        others = f"known are {', '.join(FORMATS)}, and the sets that `vitp data sets` lists"
-        fix = did_you_mean(fmt, [*FORMATS, *READERS]) or others
+        others = f"known are {', '.join(LABEL_FORMATS)}, and the sets that `vitp data sets` lists"
+        fix = did_you_mean(fmt, [*LABEL_FORMATS, *READERS]) or others
         raise ConfigError(f'no label format "{fmt}"', where="format", fix=fix)
     return READERS[fmt]

@@ -110,13 +110,7 @@ class SetBuilder:
         return False
 
     def labels_of(self, size: tuple[int, int], source: str, *, folder: bool = False) -> ImageLabels:
-        """Return what collects the labels of one image; `add_labelled` takes it.
-
-        Args:
-            size: Width and height of the image.
-            source: File or folder that the labels stand in.
-            folder: The source is a folder of label files.
-        """
+        """Return what collects the labels of one image, of a file or a folder of them; `add_labelled` takes it."""
         if folder:
             self.tally.folders.add(source)
         return ImageLabels(size, source, self.note, self.tally, self.point_size)

@@ -44,13 +44,7 @@ class Columns:
 def columns_of(
     path: Path, image_column: str | None = None, class_column: str | None = None
 ) -> Columns | None:
-    """Return the columns of a table of classes, or None when it isn't one.
-
-    Args:
-        path: The table.
-        image_column: Names the image, where it isn't one of the usual.
-        class_column: Holds the class, likewise.
-    """
+    """Return the columns of a table of classes, or None when it isn't one; the options name unusual ones."""
     rows = first_table_rows(path)
     if not rows:
         return None

@@ -29,16 +29,7 @@ from vitp.records.labels import LabelledSet
 
 @dataclass
 class _Image:
-    """What the files of one set say of one image.
-
-    Attributes:
-        path: The image.
-        split: Of the image, if a file or folder says it.
-        found: Its objects.
-        where: File and row that list it.
-        objects_from: The file that labels its objects; None while only captions are known.
-        captions: Its captions.
-    """
+    """What the files of one set say of one image: `objects_from` is None while only captions are known."""
 
     path: Path
     split: str | None

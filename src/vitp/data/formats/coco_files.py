@@ -27,14 +27,10 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class CocoFile:
-    """One annotation file.
+    """One annotation file, with the split that its name says and the folder of its images, where they are known.
 
-    Attributes:
-        path: The file.
-        split: That its name or folder names, if any.
-        content: Holds the lists `images` and `annotations`.
-        images: Folder of its images, where it is known.
-        below: Images in all sub-folders of images/ by name, once they were looked for.
+    `content` holds the lists `images` and `annotations`; `below` the images in all sub-folders of images/ by name, once
+    they were looked for.
     """
 
     path: Path
@@ -122,17 +118,10 @@ def coco_image_folders(builder: SetBuilder, file: CocoFile) -> list[Path]:
 
 
 def find_coco_image(file: CocoFile, name: str, folders: list[Path], root: Path, where: str) -> Path | None:
-    """Return the image that a row names, or None.
+    """Return the image that the row at `where` names, or None.
 
-    The name is looked up as it is written, then without its folders, which may be those of another machine; then in
-    the sub-folders of images/, as in images/default/ of CVAT.
-
-    Args:
-        file: The annotation file.
-        name: `file_name` of the row.
-        folders: As `coco_image_folders` gives them.
-        root: The set's folder.
-        where: The row, for errors.
+    The name is looked up in the folders as it is written, then without its own, which may be those of another machine;
+    then in the sub-folders of images/, as in images/default/ of CVAT.
 
     Raises:
         DataError: Several images of that name lie in the folders of different splits, or in sub-folders.
@@ -245,12 +234,7 @@ def is_set(value: Any) -> bool:
 
 
 def coco_shape(row: dict[str, Any], size: tuple[int, int]) -> tuple[LabelShape | None, str]:
-    """Return where an object lies, and what had to be mended or why it has no place.
-
-    Args:
-        row: The annotation.
-        size: Width and height of the image.
-    """
+    """Return where the object of an annotation lies, and what had to be mended or why it has no place."""
     box, wrong = _box(row.get("bbox"))
     rings: Rings = ()
     holes: Rings = ()

@@ -28,12 +28,7 @@ class _TextLoader(yaml.BaseLoader):
 
 @dataclass(frozen=True)
 class DataYaml:
-    """What a set's YAML file says.
-
-    Attributes:
-        path: The file.
-        content: Its values as text, lists and mappings; what is empty or null is None.
-    """
+    """A set's YAML file: its values as text, lists and mappings; what is empty or null is None."""
 
     path: Path
     content: dict[Any, Any]

@@ -39,7 +39,7 @@ class Detected:
     """What a folder holds.
 
     Attributes:
-        format: Key of `vitp.data.formats.FORMATS`.
+        format: Key of `vitp.data.formats.LABEL_FORMATS`.
         understood: Lines about what else is there.
     """
 

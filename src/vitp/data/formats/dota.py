@@ -14,7 +14,7 @@ from vitp.data.formats.label_files import (
     find_labels,
     first_rows,
     label_places,
-    rows_of,
+    label_rows,
 )
 from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
@@ -85,7 +85,7 @@ def read_dota_objects(place: str, path: Path, found: ImageLabels, known: tuple[s
         DataError: A row can't be understood.
     """
     count = 0
-    for row, words in rows_of(path):
+    for row, words in label_rows(path):
         if " ".join(words).split(":")[0].strip().lower() in _HEADERS:
             continue
         count += 1

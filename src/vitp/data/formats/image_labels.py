@@ -1,6 +1,7 @@
-"""The labels of an image while they are read: what is an object, what is ignored, what is lost, and the counts of a set.
+"""The labels of an image while they are read: objects, ignored places, lost labels; and their counts in a set.
 
-A label that can't be used never becomes "there is nothing", and a set that lost its labels never passes as an empty one.
+A label that can't be used never becomes "there is nothing", and a set that lost its labels never passes as an
+empty one.
 """
 
 from __future__ import annotations

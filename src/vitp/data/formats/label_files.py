@@ -27,13 +27,7 @@ TEXTS_BESIDE_LABELS = frozenset(
 
 @dataclass(frozen=True)
 class LabelPlace:
-    """Where images lie, and where their label files lie in the same sub-folders.
-
-    Attributes:
-        images: Folder of the images.
-        labels: Folder of the label files; may be the same.
-        split: Of all of them, or None: that of the sub-folder that names one, if any does.
-    """
+    """Folders of images and of their label files, which may be the same; sub-folders without split may name one."""
 
     images: Path
     labels: Path
@@ -54,11 +48,7 @@ def label_places(root: Path, label_folders: Sequence[str]) -> list[LabelPlace]:
     """Return where images and labels lie.
 
     These are `{split}/{images,LABELS}`, and `{images,LABELS}` with or without sub-folders, or else the set's folder
-    with images and text side by side, in sub-folders, too.
-
-    Args:
-        root: The set's folder.
-        label_folders: Names that LABELS may have.
+    with images and text side by side, in sub-folders, too. LABELS is one of `label_folders`.
     """
     found = []
     for split, base in bases_of(root):
@@ -90,7 +80,7 @@ def first_rows(places: Sequence[LabelPlace], not_labels: Collection[str]) -> lis
     return found
 
 
-def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
+def label_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the words of each row of a label file that isn't empty.
 
     Raises:
@@ -106,10 +96,7 @@ def find_labels(
 ) -> list[LabelFile]:
     """Return the images that have a label file; what is missing becomes findings.
 
-    Args:
-        builder: Takes the findings.
-        places: Where to look; an image counts for the first of them.
-        not_labels: Names of text files that are no labels.
+    An image counts for the first of the places. Text files of the names in `not_labels` are none.
 
     Raises:
         DataError: Two images have one label file.
@@ -155,11 +142,8 @@ def add_labels(
 ) -> None:
     """Add the images with what their label files hold.
 
-    Args:
-        builder: Takes images and findings.
-        labels: The images and their label files.
-        read: Reads a label file into the labels of its image, and returns its number of rows.
-        drop_empty: Leave images with an empty label file out instead of counting them as without objects.
+    `read` reads a label file into the labels of its image, and returns its number of rows. With `drop_empty` images
+    with an empty label file are left out instead of being counted as without objects.
     """
     for entry in labels:
         size = builder.size_of(entry.image)

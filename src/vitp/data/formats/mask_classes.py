@@ -12,7 +12,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.class_names import is_ignored_name, numbered
 from vitp.data.formats.colour_tables import ColourTable, read_colour_table
 from vitp.data.formats.walk import read_label_text
-from vitp.records.labels import IGNORE
+from vitp.records.labels import BACKGROUND, IGNORE
 
 _MOST_FOUND_CLASSES = 64
 """More different values than this are a photograph or a lossy file, not a mask."""
@@ -20,7 +20,6 @@ _MOST_FOUND_CLASSES = 64
 _LARGEST_INDEX = 63
 """Values up to this count classes; larger ones are grey levels somebody chose."""
 
-BACKGROUND = "background"
 _IGNORE_NAME = "ignore"
 
 _COLOURS = {
@@ -37,7 +36,7 @@ _COLOUR_NAMES = {value: name for name, value in _COLOURS.items()}
 
 @dataclass(frozen=True)
 class MaskClasses:
-    """Names of the classes, (value or 0xRRGGBB, class index or `IGNORE`) pairs, and lines about where they come from."""
+    """Names of classes, pairs of value (0xRRGGBB) and class index or `IGNORE`, and lines about their source."""
 
     names: tuple[str, ...]
     values: tuple[tuple[int, int], ...]

@@ -52,12 +52,7 @@ class MaskFacts:
 
 
 def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
-    """Return what is counted in a mask.
-
-    Args:
-        values_HW: Its values.
-        path: The file, for its format.
-        regions: Also look which values are one region.
+    """Return what is counted in a mask and its file; with `regions` also which values are one region.
 
     Raises:
         DataError: It isn't an image.
@@ -177,14 +172,7 @@ def large_indices(facts: Sequence[MaskFacts]) -> int | None:
 
 @dataclass(frozen=True)
 class Strays:
-    """Values that are no classes.
-
-    Attributes:
-        main: The values that are classes.
-        pixels: Of all other values.
-        share: Of all pixels.
-        why: How it is known.
-    """
+    """Values that are classes, the number of pixels of all others, their share, and how it is known."""
 
     main: tuple[int, ...]
     pixels: int

@@ -39,14 +39,7 @@ _Key = tuple[str | None, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class MaskEntry:
-    """An image and its masks.
-
-    Attributes:
-        image: The image.
-        masks: Its mask, or one file an object.
-        split: That the layout names.
-        instances: Mask with a number for each object, where there is one beside a mask of classes.
-    """
+    """An image and its mask, or one file an object; `instances` numbers the objects beside a mask of classes."""
 
     image: Path
     masks: tuple[Path, ...]
@@ -56,16 +49,7 @@ class MaskEntry:
 
 @dataclass
 class MaskLayout:
-    """The masks of a set.
-
-    Attributes:
-        entries: Images with their masks.
-        per_object: Each file holds one object.
-        understood: What was taken for what.
-        alone: Images without mask.
-        without: Folders of images for which there are no masks at all.
-        strangers: Masks without image.
-    """
+    """The masks of a set: images with them, images `alone`, folders `without` any, and masks without image."""
 
     entries: list[MaskEntry] = field(default_factory=list)
     per_object: bool = False
@@ -76,12 +60,7 @@ class MaskLayout:
 
 
 def find_masks(root: Path, images: str | None = None, masks: str | None = None) -> MaskLayout | None:
-    """Return the masks under a folder, or None when there are none to be seen.
-
-    Args:
-        root: The set's folder.
-        images: Folder of the images under `root`, where its name doesn't say it.
-        masks: Folder of the masks, likewise.
+    """Return the masks under a folder, or None when there are none to be seen; the options may name both folders.
 
     Raises:
         DataError: There are several readings; the message names them.

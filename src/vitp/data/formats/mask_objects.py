@@ -24,12 +24,7 @@ def mask_fits(
 ) -> bool:
     """Return whether a mask has the width and height of its image; else note it.
 
-    Args:
-        builder: Takes the finding.
-        values_HW: The mask.
-        mask: Its file.
-        image: Looked at for an EXIF orientation that would explain the difference; None: it isn't.
-        size: Width and height of the image.
+    An image that is given is looked at for an EXIF orientation that would explain the difference.
     """
     height, width = values_HW.shape
     if (width, height) == size:

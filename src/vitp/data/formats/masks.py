@@ -11,7 +11,6 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.colour_tables import find_colour_table
 from vitp.data.formats.mask_classes import (
-    BACKGROUND,
     MaskClasses,
     from_file,
     from_option,
@@ -40,7 +39,7 @@ from vitp.data.formats.mask_objects import (
 )
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
 from vitp.io.images import load_label_pixels
-from vitp.records.labels import IGNORE, LabelledSet, ObjectLabel
+from vitp.records.labels import BACKGROUND, IGNORE, LabelledSet, ObjectLabel
 from vitp.records.regions import objects_of
 
 _MASK_TYPES = ("semantic", "instances")

@@ -103,13 +103,7 @@ def _fill_empty(chosen: dict[str, list[str]], members: Mapping[str, list[int]]) 
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One image that a list puts into a split.
-
-    Attributes:
-        names: What the list may call it, as it is written first.
-        split: `train`, `val` or `test`.
-        where: "file:row".
-    """
+    """One image that a list puts into a split; the first of its possible names is as the list writes it."""
 
     names: tuple[str, ...]
     split: str
@@ -169,11 +163,7 @@ def read_split_list(path: Path, split: str, root: Path) -> list[SplitEntry]:
 
 
 class _Names:
-    """The images of a set, found by what a list may call them: their paths and the ends of these, without suffix, too.
-
-    Args:
-        places: Paths under the set's folder, "/" between the parts.
-    """
+    """The images of a set, found by what a list may call them: their paths and the ends of these, without suffix, too."""
 
     def __init__(self, places: Sequence[str]) -> None:
         self.places = places
@@ -217,11 +207,8 @@ def match_entries(
 ) -> tuple[list[str | None], list[SplitEntry]]:
     """Return the split of each image, and the entries that mean no image.
 
-    Names that are whole paths are looked up first: what they mean can't be meant by the end of another path.
-
-    Args:
-        entries: Of the lists.
-        places: Paths of the images under the set's folder.
+    Names that are whole paths are looked up first: what they mean can't be meant by the end of another path. Places are
+    paths under the set's folder.
 
     Raises:
         DataError: A name means two images, or an image is in two splits.
@@ -284,13 +271,7 @@ def find_split_lists(root: Path, places: Iterable[str] = ()) -> list[tuple[Path,
 def splits_from_lists(
     root: Path, places: Sequence[str], layout: Sequence[str | None], note: Note
 ) -> tuple[list[str | None], str]:
-    """Return the split of each image from the lists in the set's folder, else from its folders, and which it was.
-
-    Args:
-        root: The set's folder.
-        places: Paths of the images under it.
-        layout: Split that each image's folder or file names, if any.
-        note: Takes findings.
+    """Return the split of each image from the lists in the set's folder, else from its layout, and which it was.
 
     Raises:
         DataError: A name means two images, an image is in two lists, or a list contradicts a folder.

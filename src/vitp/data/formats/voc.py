@@ -88,16 +88,10 @@ def read_voc(
             size = builder.size_of(image)
             if size is None:
                 continue
-            told = [
-                _number(tree, f"size/{key}", f"{path}: size", "write whole numbers of pixels")
-                for key in ("width", "height")
-            ]
-            # Several tools leave the size at 0.
-            if 0 not in told and not builder.agree(builder.place(path), told, size):
+            if not _size_agrees(builder, path, tree, size):
                 continue
             found = builder.labels_of(size, builder.place(place.labels), folder=True)
-            for number, node in enumerate(tree.iter("object"), 1):
-                title = f"object {number}"
+            for title, node in ((f"object {n}", node) for n, node in enumerate(tree.iter("object"), 1)):
                 where = builder.place(path, title)
                 shape = voc_shape(node, str(path), title, one_based=one_based, degrees=angles == "degrees")
                 name = " ".join((node.findtext("name") or "").split())
@@ -110,6 +104,12 @@ def read_voc(
             split = place.split or split_in(path.relative_to(place.labels))[0]
             builder.add_labelled(image, found, split=split)
     return builder.build(object_classes=known or sorted(seen))
+
+
+def _size_agrees(builder: SetBuilder, path: Path, tree: ElementTree.Element, size: tuple[int, int]) -> bool:
+    fix = "write whole numbers of pixels"
+    told = [_number(tree, f"size/{key}", f"{path}: size", fix) for key in ("width", "height")]
+    return 0 in told or builder.agree(builder.place(path), told, size)  # several tools leave the size at 0
 
 
 def _number(node: ElementTree.Element, key: str, where: str, fix: str) -> int:

@@ -1,8 +1,8 @@
 """The walk through a set's folder that all readers share: its files, its splits, and what its folders are for.
 
-`train/images`, `images/train`, `train_images` and `imagesTr` say the same: images of the training split. `image_folders`
-takes the path of each folder of images apart into split, role and rest; folders belong together where split and rest
-are equal.
+`train/images`, `images/train`, `train_images` and `imagesTr` say the same: images of the training split.
+`image_folders` takes the path of each folder of images apart into split, role and rest; folders belong together where
+split and rest are equal.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from vitp.data.formats.label_files import (
     find_labels,
     first_rows,
     label_places,
-    rows_of,
+    label_rows,
 )
 from vitp.data.formats.splits import SplitEntry, match_entries, read_split_list
 from vitp.data.formats.walk import child, comma_list, read_label_text, within
@@ -80,7 +80,7 @@ def read_yolo(
 
     def read_one(path: Path, found: ImageLabels) -> int:
         count = 0
-        for row, words in rows_of(path):
+        for row, words in label_rows(path):
             count += 1
             where = builder.place(path, row)
             number, values = parse_row(words, path, row, form)

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.image_labels import LabelShape
-from vitp.data.formats.label_files import rows_of
+from vitp.data.formats.label_files import label_rows
 
 Rows = Literal["auto", "boxes", "oriented", "polygons", "pose"]
 
@@ -51,13 +51,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class RowForm:
-    """What the rows of a set mean.
-
-    Attributes:
-        kind: What rows of more than five columns are.
-        pose_columns: Columns of a row with keypoints, where it is known.
-        text: The decision in words.
-    """
+    """What rows of more than five columns are, how many keypoint rows have (if known), and the decision in words."""
 
     kind: Rows
     pose_columns: int | None = None
@@ -74,7 +68,7 @@ def survey(paths: Iterable[Path]) -> Survey:
     not_flagged: set[int] = set()
     not_pointed: set[int] = set()
     for path in paths:
-        for row, words in rows_of(path):
+        for row, words in label_rows(path):
             count = len(words)
             found.columns[count] += 1
             found.first.setdefault(count, f"{path}:{row}")
@@ -89,12 +83,7 @@ def survey(paths: Iterable[Path]) -> Survey:
 
 
 def form_of(rows: Rows, found: Survey, keypoints: tuple[int, int] | None) -> RowForm:
-    """Decide what the rows of a set mean.
-
-    Args:
-        rows: What the user says, or "auto".
-        found: What was seen in the label files.
-        keypoints: `kpt_shape` of data.yaml.
+    """Decide what the rows of a set mean, by the option, the label files and `kpt_shape` of data.yaml.
 
     Raises:
         ConfigError: There is no such kind of rows.
@@ -122,13 +111,7 @@ def form_of(rows: Rows, found: Survey, keypoints: tuple[int, int] | None) -> Row
 
 
 def yolo_shape(values: list[float], form: RowForm, size: tuple[int, int]) -> LabelShape | str:
-    """Return where a row's label lies in pixels, or why it has no place.
-
-    Args:
-        values: The row without its class.
-        form: What the rows mean.
-        size: Width and height of the image.
-    """
+    """Return where the label of a row's values lies in pixels, or why it has no place."""
     box = len(values) == 4 or form.kind == "pose"
     if box:
         values = values[:4]

@@ -14,7 +14,7 @@ from vitp.core.files import to_json as json_text
 from vitp.core.reading import open_file
 from vitp.io.images import is_scene, load_image
 from vitp.io.storage import is_member, is_remote, member_name, read_address
-from vitp.records.instructions import InstructionRecord, to_json
+from vitp.records.instructions import InstructionRecord, record_to_json
 
 DEFAULT_SIZE = 256 << 20
 
@@ -65,7 +65,7 @@ def _samples(records: Iterable[InstructionRecord]) -> Iterator[list[tuple[str, b
         images = [_image(address) for address in record.images]
         one = len(images) == 1
         names = [f"{key}{'' if one else f'.{i}'}{suffix}" for i, (suffix, _) in enumerate(images)]
-        row = json_text(to_json(replace(record, images=tuple(names)))).encode()
+        row = json_text(record_to_json(replace(record, images=tuple(names)))).encode()
         yield [(f"{key}.json", row), *zip(names, (data for _, data in images), strict=True)]
 
 
