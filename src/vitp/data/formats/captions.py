@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,7 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
             if not path.is_file():
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
-            captions = seen.used(_texts(read_label_text(path).splitlines()))
-            _check_texts(captions, builder.place(path))
+            captions = seen.used(read_label_text(path).splitlines(), builder.place(path))
             if not captions:
                 builder.note(builder.place(path), "empty; image left out")
             elif (size := builder.size_of(image)) is not None:
@@ -157,26 +156,30 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
 
 
 class _Texts:
-    """Counts the texts that aren't used as they are.
-
-    Args:
-        builder: Takes the findings.
-    """
+    """Counts the texts that aren't used as they are."""
 
     def __init__(self, builder: SetBuilder) -> None:
         self.builder = builder
         self.missing: Counter[str] = Counter()
         self.marks = 0
 
-    def used(self, texts: Iterable[str]) -> tuple[str, ...]:
-        """Return the texts that say something."""
+    def used(self, value: Any, place: str) -> tuple[str, ...]:
+        """Return the texts that say something, of one text, a list of texts or a list of {"raw": text}.
+
+        Raises:
+            DataError: A text holds what no file can.
+        """
         kept = []
-        for text in texts:
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, dict):
+                text = text.get("raw") or text.get("caption") or text.get("text")
+            text = "" if text is None else " ".join(str(text).split())
             if text.lower() in _MISSING:
                 self.missing[text] += 1
-                continue
-            self.marks += IMAGE_MARK in text
-            kept.append(text)
+            elif text:
+                _check_text(text, place)
+                self.marks += IMAGE_MARK in text
+                kept.append(text)
         return tuple(kept)
 
     def tell(self) -> None:
@@ -185,9 +188,8 @@ class _Texts:
             listed = ", ".join(f'"{text}" {count:,}' for text, count in self.missing.most_common())
             self.builder.note("captions", f"texts that say that there is none, not used: {listed}")
         if self.marks:
-            self.builder.note(
-                "captions", f'{self.marks:,} hold {IMAGE_MARK}, which stands for an image; read as "image"'
-            )
+            text = f'{self.marks:,} hold {IMAGE_MARK}, which stands for an image; read as "image"'
+            self.builder.note("captions", text)
 
 
 def _rows(
@@ -201,26 +203,19 @@ def _rows(
         place = builder.place(path, number)
         image = _values(row, image_keys) if isinstance(row, dict) else None
         if not isinstance(image, str) or not image.strip():
-            raise DataError(
-                f"row names no image (looked for {', '.join(image_keys)})",
-                where=place,
-                fix="name the key with the option image_column",
-            )
+            what = f"row names no image (looked for {', '.join(image_keys)})"
+            raise DataError(what, where=place, fix="name the key with the option image_column")
         if find_key(row, text_keys) is None:
-            raise DataError(
-                f"row has no caption (looked for {', '.join(text_keys)})",
-                where=place,
-                fix="name the key with the option caption_column",
-            )
-        texts = seen.used(_texts(_values(row, text_keys)))
-        _check_texts((image, *texts), place)
+            what = f"row has no caption (looked for {', '.join(text_keys)})"
+            raise DataError(what, where=place, fix="name the key with the option caption_column")
+        _check_text(image, place)
+        texts = seen.used(_values(row, text_keys), place)
         yield _Row(place, image.strip(), texts, split_of(str(row.get("split") or "")))
 
 
-def _check_texts(texts: Iterable[str], place: str) -> None:
-    for text in texts:
-        if (problem := text_problem(text)) is not None:
-            raise DataError(problem, where=place, fix="mend the text or remove the row")
+def _check_text(text: str, place: str) -> None:
+    if (problem := text_problem(text)) is not None:
+        raise DataError(problem, where=place, fix="mend the text or remove the row")
 
 
 def _values(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
@@ -230,12 +225,3 @@ def _values(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
         if own is not None and row[own]:
             return row[own]
     return None
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    """Return one text, a list of texts or a list of {"raw": text} as texts with single spaces."""
-    values = value if isinstance(value, list | tuple) else [value]
-    texts = (
-        (v.get("raw") or v.get("caption") or v.get("text")) if isinstance(v, dict) else v for v in values
-    )
-    return tuple(" ".join(str(text).split()) for text in texts if text is not None and str(text).strip())

@@ -182,9 +182,8 @@ def _paths(root: Path, table: str | None) -> list[Path]:
     if len(paths) > 1 and not all(split_of(path.stem) for path in paths):
         refuse_several_tables(root, paths)
     if not paths:
-        raise DataError(
-            "no table of image and class found", where=str(root), fix="name it with the option table"
-        )
+        what = "no table of image and class found"
+        raise DataError(what, where=str(root), fix="name it with the option table")
     return paths
 
 
@@ -224,11 +223,8 @@ def _take(
             fix="give each image one class; images of several classes can't be read yet",
         )
     if earlier[1] != (told or split):
-        raise DataError(
-            f"{name} is in the split {told or split} here and {earlier[1]} in {earlier[2]}",
-            where=where,
-            fix="name it once",
-        )
+        what = f"{name} is in the split {told or split} here and {earlier[1]} in {earlier[2]}"
+        raise DataError(what, where=where, fix="name it once")
 
 
 def _label(where: str, row: dict[str, Any], columns: Columns) -> str | None:

@@ -21,22 +21,10 @@ _FIRST_WORD = r"^([A-Za-z]+[_\-]?\d+)[_\-. ]"
 _BEFORE_NUMBER = r"^(.*[A-Za-z].*?)[_\-. ]*\d+$"
 _TEN_FRAMES = r"^(.*\d)\d$"
 _SERIES_WORDS = frozenset(
-    [
-        "seq",
-        "sequence",
-        "video",
-        "vid",
-        "clip",
-        "scene",
-        "patient",
-        "case",
-        "subject",
-        "slide",
-        "flight",
-        "track",
-        "frame",
-        "frames",
-    ]
+    (
+        *("seq", "sequence", "video", "vid", "clip", "scene", "patient", "case", "subject", "slide"),
+        *("flight", "track", "frame", "frames"),
+    )
 )
 _Place = Callable[[str], str]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
-from vitp.data.formats.colour_tables import find_colour_table
 from vitp.data.formats.mask_classes import (
     MaskClasses,
+    find_colour_table,
     from_file,
     from_option,
     from_table,

@@ -36,66 +36,18 @@ _SHORT_SPLITS = {"tr": "train", "va": "val", "ts": "test", "te": "test"}
 _YEAR = re.compile(r"[-_ ]?(19|20)\d\d$")
 
 IMAGE_WORDS = frozenset(
-    [
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "input",
-        "inputs",
-        "photo",
-        "photos",
-        "picture",
-        "pictures",
-        "pic",
-        "pics",
-        "frame",
-        "frames",
-        "sat",
-        "rgb",
-        "original",
-        "originals",
-        "raw",
-        "source",
-        "src",
-        "scan",
-        "scans",
-        "tile",
-        "tiles",
-        "patch",
-        "patches",
-    ]
+    (
+        *("image", "images", "img", "imgs", "input", "inputs", "photo", "photos", "picture", "pictures"),
+        *("pic", "pics", "frame", "frames", "sat", "rgb", "original", "originals", "raw", "source", "src"),
+        *("scan", "scans", "tile", "tiles", "patch", "patches"),
+    )
 )
 MASK_WORDS = frozenset(
-    [
-        "mask",
-        "masks",
-        "label",
-        "labels",
-        "lbl",
-        "lbls",
-        "annotation",
-        "annotations",
-        "annot",
-        "annots",
-        "anno",
-        "annos",
-        "ann",
-        "gt",
-        "gts",
-        "groundtruth",
-        "truth",
-        "seg",
-        "segs",
-        "segmentation",
-        "segmentations",
-        "semantic",
-        "target",
-        "targets",
-        "trimap",
-        "trimaps",
-        "manual",
-    ]
+    (
+        *("mask", "masks", "label", "labels", "lbl", "lbls", "annotation", "annotations", "annot", "annots"),
+        *("anno", "annos", "ann", "gt", "gts", "groundtruth", "truth", "seg", "segs", "segmentation"),
+        *("segmentations", "semantic", "target", "targets", "trimap", "trimaps", "manual"),
+    )
 )
 _INSTANCE_WORDS = frozenset(("instance", "instances", "inst", "insts"))
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")

@@ -1,15 +1,19 @@
-"""YOLO text, normalised to the image: boxes, oriented boxes and polygons; class names in a file beside them."""
+"""YOLO text, normalised to the image: boxes, oriented boxes and polygons; `data.yaml` with class names and splits."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
 
 from vitp.core.errors import DataError
+from vitp.core.reading import parse_yaml
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import doubles, numbered
-from vitp.data.formats.data_yaml import DataYaml, find_data_yaml
 from vitp.data.formats.dota import are_numbers
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.label_files import (
@@ -68,13 +72,13 @@ def read_yolo(
         DataError: A row can't be understood, there are no class names, or too many labels can't be used.
     """
     builder = SetBuilder(root, options, point_size=point_size)
-    yaml = find_data_yaml(root)
-    names, origin = (known, "the option classes") if (known := comma_list(classes)) else _names(root, yaml)
+    told = find_data_yaml(root)
+    names, origin = (known, "the option classes") if (known := comma_list(classes)) else _names(root, told)
     builder.understand(f"class numbers: 0–{len(names) - 1}, named by {origin}")
     for name in doubles(names):
         builder.understand(f'classes: several numbers are called "{name}" and count as one class')
-    labels = _labels(builder, yaml)
-    form = form_of(rows, survey(entry.labels for entry in labels), yaml.keypoints() if yaml else None)
+    labels = _labels(builder, told)
+    form = form_of(rows, survey(entry.labels for entry in labels), told.keypoints() if told else None)
     if form.text:
         builder.understand(form.text)
 
@@ -99,12 +103,12 @@ def read_yolo(
     return builder.build(object_classes=tuple(dict.fromkeys(names)))
 
 
-def _names(root: Path, yaml: DataYaml | None) -> tuple[tuple[str, ...], str]:
+def _names(root: Path, told: DataYaml | None) -> tuple[tuple[str, ...], str]:
     """Return the class names and the file that they come from."""
     places = [root / "classes.txt", root / "labels" / "classes.txt", *sorted(root.glob("*.names"))]
     path = next((place for place in places if place.is_file()), None)
-    if yaml is not None and (yaml.content.get("names") is not None or path is None):
-        return yaml.names(), yaml.path.name
+    if told is not None and (told.content.get("names") is not None or path is None):
+        return told.names(), told.path.name
     if path is None:
         raise DataError(
             "no class names found (data.yaml, classes.txt or *.names)",
@@ -130,32 +134,32 @@ def _names(root: Path, yaml: DataYaml | None) -> tuple[tuple[str, ...], str]:
     return tuple(names), within(path, root)
 
 
-def _labels(builder: SetBuilder, yaml: DataYaml | None) -> list[LabelFile]:
+def _labels(builder: SetBuilder, told: DataYaml | None) -> list[LabelFile]:
     """Return images and label files with the splits of data.yaml, or else of the folders."""
     root = builder.root
-    named = _yaml_places(root, yaml)
+    named = _yaml_places(root, told)
     layout = label_places(root, ("labels",))
-    if yaml is not None:
-        _refuse_shared(root, named, yaml)
+    if told is not None:
+        _refuse_shared(root, named, told)
     labels = find_labels(builder, [*named, *layout], not_labels=_NOT_LABELS)
-    entries = yaml.entries(root) if yaml else []
+    entries = told.entries(root) if told else []
     gone = [f"{split}: {entry}" for split, entry, path in entries if path is None]
     lists: list[SplitEntry] = []
     for split, _, path in entries:
         if path is not None and path.is_file():
             lists += read_split_list(path, split, root)
     if not named and not lists:
-        if gone and yaml is not None:
+        if gone and told is not None:
             text = f"{gone[0]} isn't there; the splits are those of the folders"
-            builder.understand(f"{yaml.path.name}: {text}")
+            builder.understand(f"{told.path.name}: {text}")
         return labels
-    assert yaml is not None
+    assert told is not None
     for missing in gone:
-        builder.note(yaml.path.name, f"{missing} isn't there; left out")
+        builder.note(told.path.name, f"{missing} isn't there; left out")
     splits, misses = match_entries(lists, [builder.place(entry.image) for entry in labels])
     for miss in misses[:20]:
         builder.note(miss.where, f'"{miss.names[0]}" is no labelled image of the set')
-    builder.splits_from = yaml.path.name
+    builder.splits_from = told.path.name
     found = []
     for entry, listed in zip(labels, splits, strict=True):
         folder = next((place.split for place in named if entry.image.is_relative_to(place.images)), None)
@@ -163,18 +167,18 @@ def _labels(builder: SetBuilder, yaml: DataYaml | None) -> list[LabelFile]:
             raise DataError(
                 f"is in the list of {listed} and in the folder of {folder}",
                 where=builder.place(entry.image),
-                fix=f"mend {yaml.path.name}",
+                fix=f"mend {told.path.name}",
             )
         # The folder that an image lies in says only what data.yaml leaves out.
-        other = entry.split if entry.split not in yaml.splits() else None
+        other = entry.split if entry.split not in told.splits() else None
         found.append(replace(entry, split=listed or folder or other))
     return found
 
 
-def _yaml_places(root: Path, yaml: DataYaml | None) -> list[LabelPlace]:
+def _yaml_places(root: Path, told: DataYaml | None) -> list[LabelPlace]:
     """Return the image folders that data.yaml names, each with the folder of its labels."""
     places = []
-    for split, _, folder in yaml.entries(root) if yaml else ():
+    for split, _, folder in told.entries(root) if told else ():
         if folder is not None and folder.is_dir():
             # Some write train: train, and mean train/images.
             folder = folder / "images" if (folder / "images").is_dir() else folder
@@ -193,13 +197,165 @@ def _labels_of(folder: Path, root: Path) -> Path:
     return folder
 
 
-def _refuse_shared(root: Path, places: Sequence[LabelPlace], yaml: DataYaml) -> None:
+def _refuse_shared(root: Path, places: Sequence[LabelPlace], told: DataYaml) -> None:
     for i, place in enumerate(places):
         for other in places[:i]:
             nested = place.images.is_relative_to(other.images) or other.images.is_relative_to(place.images)
             if nested and place.split != other.split:
                 raise DataError(
                     f"{other.split} and {place.split} name the same images, {place.images.relative_to(root)}",
-                    where=str(yaml.path),
+                    where=str(told.path),
                     fix="name other images, or remove one of the two, or say the splits with the option split_file",
                 )
+
+
+_YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_NULLS = ("", "~", "null", "Null", "NULL")
+_WRITE_NAMES = "write names: [first, second] or 0: first"
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Reads every value as the text that is written; "no" and "on" are names here, not booleans."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        return None if node.style is None and node.value in _NULLS else node.value
+
+
+@dataclass(frozen=True)
+class DataYaml:
+    """A set's YAML file: its values as text, lists and mappings; what is empty or null is None."""
+
+    path: Path
+    content: dict[Any, Any]
+
+    def names(self) -> tuple[str, ...]:
+        """Return the class names in the order of their numbers.
+
+        Raises:
+            DataError: There are none, one is empty, numbers are missing, or `nc` says another count.
+        """
+        names = self.content.get("names")
+        if isinstance(names, dict):
+            names = self._numbered(names)
+        if not isinstance(names, list) or not names:
+            self._refuse("has no list of class names", _WRITE_NAMES)
+        for number, name in enumerate(names):
+            if not isinstance(name, str) or not name.strip():
+                self._refuse(
+                    f"class {number} has no name", "write it in quotes if it is meant so", f"[{number}]"
+                )
+        count = self.content.get("nc")
+        if isinstance(count, str) and count.strip().isdecimal() and int(count) != len(names):
+            self._refuse(f"there are {len(names)} names, but nc says {count}", "mend the one that is wrong")
+        return tuple(name.strip() for name in names)
+
+    def splits(self) -> dict[str, list[str]]:
+        """Return the entries of train, val and test: folders or lists, as they are written.
+
+        Raises:
+            DataError: An entry is neither text nor a list of texts.
+        """
+        found: dict[str, list[str]] = {}
+        for split, keys in _SPLIT_KEYS.items():
+            value = next((self.content[key] for key in keys if self.content.get(key) is not None), None)
+            if value is None:
+                continue
+            entries = value if isinstance(value, list) else [value]
+            if not all(isinstance(entry, str) and entry.strip() for entry in entries):
+                raise DataError(
+                    "is neither a folder, nor a list of names, nor several of them",
+                    where=f"{self.path}: {split}",
+                    fix="write train: images/train or train: train.txt",
+                )
+            found[split] = [entry.strip() for entry in entries]
+        return found
+
+    def entries(self, root: Path) -> list[tuple[str, str, Path | None]]:
+        """Return split, entry and the folder or list in the set's folder that it names, None where it isn't there.
+
+        Exported sets are moved: an entry may begin with "../", and `path` may be that of another machine.
+        """
+        own, path = self.path.parent, self.content.get("path")
+        bases = [own / path.strip(), own] if isinstance(path, str) and path.strip() else [own]
+        found = []
+        for split, entry in ((split, entry) for split, entries in self.splits().items() for entry in entries):
+            name = entry.replace("\\", "/")
+            plain = "/".join(part for part in name.split("/") if part not in (".", ".."))
+            places = [p for base in bases for p in (Path(os.path.normpath(base / name)), base / plain)]
+            there = (p for p in places if p.exists() and p.is_relative_to(root))
+            found.append((split, entry, next(there, None)))
+        return found
+
+    def keypoints(self) -> tuple[int, int] | None:
+        """Return number and columns of an object's keypoints, or None where the set has none.
+
+        Raises:
+            DataError: `kpt_shape` isn't of the form [17, 3].
+        """
+        shape = self.content.get("kpt_shape")
+        if shape is None:
+            return None
+        texts = shape if isinstance(shape, list) else [shape]
+        if not (
+            len(texts) == 2
+            and all(isinstance(text, str) and text.strip().isdecimal() for text in texts)
+            and 0 < int(texts[0]) < 10_000
+            and int(texts[1]) in (2, 3)
+        ):
+            raise DataError(
+                "is not the number of keypoints and their columns",
+                where=f"{self.path}: kpt_shape",
+                fix="write kpt_shape: [17, 3]",
+            )
+        return int(texts[0]), int(texts[1])
+
+    def _numbered(self, names: dict[Any, Any]) -> list[Any]:
+        numbers = {}
+        for key, name in names.items():
+            text = str(key).strip()
+            if not text.isdecimal():
+                self._refuse(f'"{text}" is not the number of a class', _WRITE_NAMES)
+            numbers[int(text)] = name
+        missing = next((i for i in range(len(numbers)) if i not in numbers), None)
+        if missing is not None:
+            self._refuse(f"class {missing} is missing", "number the classes from 0 on without gaps")
+        return [numbers[i] for i in range(len(numbers))]
+
+    def _refuse(self, what: str, fix: str, item: str = "") -> NoReturn:
+        raise DataError(what, where=f"{self.path}: names{item}", fix=fix)
+
+
+def find_data_yaml(root: Path) -> DataYaml | None:
+    """Return data.yaml, or another YAML file in the set's folder that names classes or splits.
+
+    Raises:
+        DataError: data.yaml isn't YAML, or no mapping.
+    """
+    path = next((root / name for name in _YAML_NAMES if (root / name).is_file()), None)
+    if path is not None:
+        return _read_data_yaml(path)
+    for path in sorted((*root.glob("*.yaml"), *root.glob("*.yml"))):
+        try:
+            found = _read_data_yaml(path)
+        except DataError:
+            continue  # the set's folder may hold other YAML files
+        if found.content.keys() & {"names", "train"}:
+            return found
+    return None
+
+
+def _read_data_yaml(path: Path) -> DataYaml:
+    text = read_label_text(path)
+    try:
+        parse_yaml(text)  # bounds what aliases may expand to
+        content = yaml.load(text, Loader=_TextLoader)
+    except yaml.YAMLError as error:
+        # The whole error repeats the text and draws an arrow below it.
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise DataError(f"is not YAML ({line}{reason})", where=str(path), fix="mend the file") from error
+    if not isinstance(content, dict):
+        raise DataError("holds no keys such as names", where=str(path), fix=_WRITE_NAMES)
+    return DataYaml(path, content)
