@@ -63,11 +63,8 @@ def _hold_out(train: LabelledSet, share: float = 0.2) -> tuple[LabelledSet, Labe
     items = [train.items[index] for index in range(len(train))]
     groups = sorted({item.group or item.id for item in items})
     if len(groups) < 2:
-        raise ConfigError(
-            "there are no val images, and one group of train images can't be split",
-            where="probes",
-            fix="label some as val",
-        )
+        what = "there are no val images, and one group of train images can't be split"
+        raise ConfigError(what, where="probes", fix="label some as val")
     order = np.random.default_rng(0).permutation(len(groups))
     held = {groups[index] for index in order[: max(1, round(share * len(groups)))]}
     return (
@@ -86,11 +83,8 @@ def label_count(available: int, labels: int | float | None) -> int:
         available if labels is None else round(labels * available) if isinstance(labels, float) else labels
     )
     if not 2 <= count <= available:
-        raise ConfigError(
-            f"{labels} labels asked for, {available} train images there",
-            where="--labels",
-            fix="choose 2 or more",
-        )
+        what = f"{labels} labels asked for, {available} train images there"
+        raise ConfigError(what, where="--labels", fix="choose 2 or more")
     return count
 
 

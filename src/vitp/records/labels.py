@@ -116,9 +116,8 @@ class LabelledSet:
     def __post_init__(self) -> None:
         for name in (*self.object_classes, *self.scene_classes, *self.semantic_classes):
             if (problem := text_problem(name)) is not None:
-                raise DataError(
-                    f"the class {printable(str(name))!r} {problem}", where=self.name, fix="rename it"
-                )
+                what = f"the class {printable(str(name))!r} {problem}"
+                raise DataError(what, where=self.name, fix="rename it")
         for classes in (self.object_classes, self.scene_classes, self.semantic_classes):
             # Labels name their class: two of one name could not be told apart.
             if len(set(classes)) < len(classes):

@@ -143,11 +143,8 @@ def read_class_tables(
     for path in _paths(root, table) if not guessed else list(guessed):
         columns = guessed.get(path) or columns_of(path, image_column, class_column)
         if columns is None:
-            raise DataError(
-                "has no columns of image and class",
-                where=str(path),
-                fix="name them with the options image_column and class_column",
-            )
+            fix = "name them with the options image_column and class_column"
+            raise DataError("has no columns of image and class", where=str(path), fix=fix)
         listed = ", ".join(columns.one_hot)
         said = f'"{columns.label}" its class' if columns.label else f"1 in one of {listed} its class"
         builder.understand(f'{builder.place(path)}: column "{columns.image}" is the image, {said}')
@@ -241,9 +238,6 @@ def _label(where: str, row: dict[str, Any], columns: Columns) -> str | None:
         ones = [key for key, bit in bits.items() if bit]
         several, text, shown = len(ones) > 1, ones[0] if ones else "", ", ".join(ones)
     if several:
-        raise DataError(
-            f"several classes of one image ({shown})",
-            where=where,
-            fix="give each image one class; images of several classes can't be read yet",
-        )
+        fix = "give each image one class; images of several classes can't be read yet"
+        raise DataError(f"several classes of one image ({shown})", where=where, fix=fix)
     return text or None

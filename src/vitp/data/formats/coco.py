@@ -135,20 +135,14 @@ def _categories(files: Sequence[CocoFile]) -> tuple[Ids[str], tuple[str, ...]]:
                 raise DataError(str(error), where=where, fix="give each category a number") from error
             if before != name:
                 place = "this file" if before in own else "another file"
-                raise DataError(
-                    f'number {key} is "{before}" in {place} and "{name}" here',
-                    where=where,
-                    fix="number the categories alike in all files, each once",
-                )
+                what = f'number {key} is "{before}" in {place} and "{name}" here'
+                raise DataError(what, where=where, fix="number the categories alike in all files, each once")
             own.add(name)
             names[name] = None
     named = next((file for file in files if _first_category(file.content) is not None), None)
     if named is not None and not names:
-        raise DataError(
-            f"has no categories, so class {_first_category(named.content)} has no name",
-            where=str(named.path),
-            fix='add "categories": [{"id": 1, "name": …}]',
-        )
+        what = f"has no categories, so class {_first_category(named.content)} has no name"
+        raise DataError(what, where=str(named.path), fix='add "categories": [{"id": 1, "name": …}]')
     return categories, tuple(names)
 
 
@@ -255,11 +249,8 @@ class _Reading:
                 else:
                     builder.note(where, f"{name} is missing; image left out")
             elif (other := listed.setdefault(path, where)) != where:
-                raise DataError(
-                    f"{name} is listed under two ids, before in {other}",
-                    where=where,
-                    fix="keep one of the entries, with the annotations of both",
-                )
+                fix = "keep one of the entries, with the annotations of both"
+                raise DataError(f"{name} is listed under two ids, before in {other}", where=where, fix=fix)
             entries.add(key, _Entry(name, self._image(file, row, path, where) if path else None))
         return entries
 

@@ -70,11 +70,8 @@ def detect(root: Path) -> Detected:
         return Detected(found, (f"not read, but there, too: {others}; --format chooses",) if others else ())
     _refuse_unlabelled(root)
     looked_for = "; ".join(f"{name}: {sign}" for name, (_, sign) in _SIGNS.items())
-    raise DataError(
-        f"no label format recognised (looked for {looked_for})",
-        where=str(root),
-        fix="name the format, or arrange the files in one of these ways",
-    )
+    what = f"no label format recognised (looked for {looked_for})"
+    raise DataError(what, where=str(root), fix="name the format, or arrange the files in one of these ways")
 
 
 def _of_file(path: Path) -> str:
@@ -121,11 +118,8 @@ def _refuse_unlabelled(root: Path) -> None:
     """Raise for folders of images whose labels are of a kind that no reader knows."""
     boxes = [path.name for path in table_files(root) if is_box_table(path)]
     if boxes:
-        raise DataError(
-            f"{boxes[0]} is a table of boxes or outlines, which no reader knows",
-            where=str(root),
-            fix="write it as COCO JSON (annotations/instances_train.json)",
-        )
+        what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
+        raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
     dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
     if dates is not None:
         before, after = (within(dates.folders[key].path, root) for key in ("before", "after"))

@@ -92,11 +92,8 @@ def read_dota_objects(place: str, path: Path, found: ImageLabels, known: tuple[s
         try:
             quad, (name, difficult) = [float(word) for word in words[:8]], _name_and_flag(words[8:])
         except ValueError as error:
-            raise DataError(
-                f"is not a DOTA row ({error})",
-                where=f"{path}:{row}",
-                fix='write "x1 y1 x2 y2 x3 y3 x4 y4 class difficult"',
-            ) from error
+            fix = 'write "x1 y1 x2 y2 x3 y3 x4 y4 class difficult"'
+            raise DataError(f"is not a DOTA row ({error})", where=f"{path}:{row}", fix=fix) from error
         found.add(f"{place}:{row}", name, LabelShape(quad=quad), known=known, difficult=difficult)
     return count
 

@@ -125,11 +125,8 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
         )
     if len({folder.path.name for folder in folders}) < 2:
         only = within(folders[0].path, root)
-        raise DataError(
-            f"no labels found: all images lie in {only}",
-            where=str(root),
-            fix=f"put labels beside them, or name the format; {explicit}",
-        )
+        what = f"no labels found: all images lie in {only}"
+        raise DataError(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
 
 
 def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> None:

@@ -74,11 +74,8 @@ class Tally:
             fewest = _FEWEST_IN_FOLDER if source in self.folders else 1
             self._refuse_lost(source or root, fewest, source=source)
             if self.largest.get(source, 2.0) <= 1.0:
-                raise DataError(
-                    "all boxes lie within the first pixel: their coordinates look like shares of the image",
-                    where=source or root,
-                    fix="write them in pixels",
-                )
+                what = "all boxes lie within the first pixel: their coordinates look like shares of the image"
+                raise DataError(what, where=source or root, fix="write them in pixels")
         for category in sorted({category for _, category in (*self.lost, *self.flat)} - {""}):
             self._refuse_lost(root, category=category)
         self._refuse_lost(root)

@@ -122,11 +122,8 @@ def from_file(path: Path, *, colour: bool, occurring: Collection[int] = ()) -> M
     if (table := read_colour_table(path)) is not None:
         return from_table(table, colour=colour)
     if colour:
-        raise DataError(
-            "names no colours, but the masks are coloured",
-            where=str(path),
-            fix='write lines like "forest=white"',
-        )
+        what = "names no colours, but the masks are coloured"
+        raise DataError(what, where=str(path), fix='write lines like "forest=white"')
     pairs = numbered(lines, occurring)
     said = () if pairs is None else (f"{path.name}: each line is a value of the masks and its class",)
     return _named_values(path, [(name, i) for i, name in (pairs or enumerate(lines))], said)
@@ -148,11 +145,8 @@ def from_table(table: ColourTable, *, colour: bool) -> MaskClasses:
     if all(value % 0x010101 == 0 for _, value, _ in table.rows):
         return _named_values(path, [(name, value & 255) for name, value, _ in table.rows], said)
     order = ",".join(f"{name}={i}" for i, (name, _, _) in enumerate(table.rows))
-    raise DataError(
-        "names colours, but the masks hold one value a pixel",
-        where=str(path),
-        fix=f'if the order of the rows is that of the values, -o classes="{order}"',
-    )
+    fix = f'if the order of the rows is that of the values, -o classes="{order}"'
+    raise DataError("names colours, but the masks hold one value a pixel", where=str(path), fix=fix)
 
 
 def _named_values(path: Path, pairs: Sequence[tuple[str, int]], said: tuple[str, ...]) -> MaskClasses:

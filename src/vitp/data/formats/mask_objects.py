@@ -44,11 +44,8 @@ def single_object(values_HW: np.ndarray, path: Path, name: str) -> ObjectLabel |
     """
     found = np.unique(values_HW)
     if len(found) > 2 or (len(found) == 2 and found[0] != 0):
-        raise DataError(
-            f"holds {len(found)} values, but a mask of one object holds 0 and one other",
-            where=str(path),
-            fix="save it without smoothing and as PNG",
-        )
+        what = f"holds {len(found)} values, but a mask of one object holds 0 and one other"
+        raise DataError(what, where=str(path), fix="save it without smoothing and as PNG")
     return object_of(values_HW != 0, name)
 
 

@@ -137,11 +137,8 @@ def read_pairs(
     named = {key: name for key, name in (("before", before), ("after", after), ("mask", masks)) if name}
     places = [place for place in find_pair_places(root, named) if place.has_mask]
     if not places:
-        raise DataError(
-            "has no A/, B/ and label/ folders",
-            where=str(root),
-            fix="put the files into them, or name yours with the options before, after and masks",
-        )
+        fix = "put the files into them, or name yours with the options before, after and masks"
+        raise DataError("has no A/, B/ and label/ folders", where=str(root), fix=fix)
     for place in places:
         _read_place(builder, place, unchanged)
     return builder.build()

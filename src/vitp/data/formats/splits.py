@@ -294,11 +294,8 @@ def splits_from_lists(
     _note_missing(missing, note)
     for place, split, own in zip(places, listed, layout, strict=True):
         if split and own and split != own:
-            raise DataError(
-                f"is in the list of {split} and in the folder of {own}",
-                where=place,
-                fix="move the image or mend the list, or say it with the option split_file",
-            )
+            fix = "move the image or mend the list, or say it with the option split_file"
+            raise DataError(f"is in the list of {split} and in the folder of {own}", where=place, fix=fix)
     shown = ", ".join(path.name for path, _ in lists)
     origin = f"the {'list' if len(lists) == 1 else 'lists'} {shown}"
     if all(entry.split != "train" for entry in (*named, *both)):

@@ -49,9 +49,8 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
     elif isinstance(content, dict):
         content = [{"image": name, "caption": value} for name, value in content.items()]
     if not isinstance(content, list):
-        raise DataError(
-            "is neither a list nor an object", where=str(path), fix='write [{"image": …, "caption": …}]'
-        )
+        what = "is neither a list nor an object"
+        raise DataError(what, where=str(path), fix='write [{"image": …, "caption": …}]')
     yield from enumerate(content, 1)
 
 

@@ -202,11 +202,8 @@ def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, Element
                 fix="keep one of the images, or name it in <filename>",
             )
         if (other := owners.setdefault(images[0], path)) != path:
-            raise DataError(
-                f"is labelled in {builder.place(other)} and in {builder.place(path)}",
-                where=builder.place(images[0]),
-                fix="keep one of the files",
-            )
+            what = f"is labelled in {builder.place(other)} and in {builder.place(path)}"
+            raise DataError(what, where=builder.place(images[0]), fix="keep one of the files")
         entries.append((path, tree, images[0]))
     bare = [image for group in by_place.values() for image in group if image not in owners]
     if bare:
@@ -253,19 +250,15 @@ def _values(
     try:
         return tuple(float(text or "") for text in texts)
     except ValueError as error:
-        raise DataError(
-            f"{name} has no readable {parent}", where=path, fix=f"give {', '.join(names)} as numbers"
-        ) from error
+        what = f"{name} has no readable {parent}"
+        raise DataError(what, where=path, fix=f"give {', '.join(names)} as numbers") from error
 
 
 def _turned(centre: Sequence[float], path: str, name: str, degrees: bool) -> tuple[float, ...]:
     cx, cy, w, h, angle = centre
     if not degrees and abs(angle) > 2 * math.pi + 1e-6:
-        raise DataError(
-            f"the angle {angle:g} of {name} is no angle in radians",
-            where=path,
-            fix="if angles are degrees, say so with the option angles=degrees",
-        )
+        what = f"the angle {angle:g} of {name} is no angle in radians"
+        raise DataError(what, where=path, fix="if angles are degrees, say so with the option angles=degrees")
     turn = math.radians(angle) if degrees else angle
     cos, sin = math.cos(turn), math.sin(turn)
     offsets = ((-w / 2, -h / 2), (w / 2, -h / 2), (w / 2, h / 2), (-w / 2, h / 2))
@@ -286,9 +279,6 @@ def _polygons(node: ElementTree.Element, path: str, name: str) -> tuple[tuple[fl
         try:
             rings.append(tuple(float(text or "") for point in points for text in point))
         except ValueError as error:
-            raise DataError(
-                f"{name} has a polygon that can't be read",
-                where=path,
-                fix="give x and y of each corner as numbers",
-            ) from error
+            what = f"{name} has a polygon that can't be read"
+            raise DataError(what, where=path, fix="give x and y of each corner as numbers") from error
     return tuple(ring for ring in rings if len(ring) >= 6)

@@ -110,19 +110,13 @@ def _names(root: Path, told: DataYaml | None) -> tuple[tuple[str, ...], str]:
     if told is not None and (told.content.get("names") is not None or path is None):
         return told.names(), told.path.name
     if path is None:
-        raise DataError(
-            "no class names found (data.yaml, classes.txt or *.names)",
-            where=str(root),
-            fix="add one of them, or name the classes in order with the option classes",
-        )
+        fix = "add one of them, or name the classes in order with the option classes"
+        raise DataError("no class names found (data.yaml, classes.txt or *.names)", where=str(root), fix=fix)
     lines = [line.strip() for line in read_label_text(path).rstrip().splitlines()]
     empty = next((row for row, line in enumerate(lines, 1) if not line), None)
     if empty is not None or not lines:
-        raise DataError(
-            "a class has no name: the row is the class's number",
-            where=f"{path}:{empty or 1}",
-            fix="write one name a row",
-        )
+        what = "a class has no name: the row is the class's number"
+        raise DataError(what, where=f"{path}:{empty or 1}", fix="write one name a row")
     pairs = numbered(lines)
     if pairs is not None and [number for number, _ in pairs] != list(range(len(pairs))):
         raise DataError(
@@ -164,11 +158,8 @@ def _labels(builder: SetBuilder, told: DataYaml | None) -> list[LabelFile]:
     for entry, listed in zip(labels, splits, strict=True):
         folder = next((place.split for place in named if entry.image.is_relative_to(place.images)), None)
         if listed and folder and listed != folder:
-            raise DataError(
-                f"is in the list of {listed} and in the folder of {folder}",
-                where=builder.place(entry.image),
-                fix=f"mend {told.path.name}",
-            )
+            what = f"is in the list of {listed} and in the folder of {folder}"
+            raise DataError(what, where=builder.place(entry.image), fix=f"mend {told.path.name}")
         # The folder that an image lies in says only what data.yaml leaves out.
         other = entry.split if entry.split not in told.splits() else None
         found.append(replace(entry, split=listed or folder or other))
@@ -303,11 +294,8 @@ class DataYaml:
             and 0 < int(texts[0]) < 10_000
             and int(texts[1]) in (2, 3)
         ):
-            raise DataError(
-                "is not the number of keypoints and their columns",
-                where=f"{self.path}: kpt_shape",
-                fix="write kpt_shape: [17, 3]",
-            )
+            what = "is not the number of keypoints and their columns"
+            raise DataError(what, where=f"{self.path}: kpt_shape", fix="write kpt_shape: [17, 3]")
         return int(texts[0]), int(texts[1])
 
     def _numbered(self, names: dict[Any, Any]) -> list[Any]:
