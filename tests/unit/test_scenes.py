@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.records.labels import IGNORE
+from vitp.records.labels import IGNORE, SPLITS
 from vitp.scenes import (
     DOMAINS,
     LAYOUT_WRITERS,
@@ -35,7 +35,6 @@ from vitp.scenes import (
     write_scenes,
 )
 from vitp.scenes.captions import number_word, plural
-from vitp.scenes.domains import SPLITS
 from vitp.scenes.layout import LAYOUTS
 from vitp.scenes.looks import LOOKS
 from vitp.scenes.render import MIN_SHOWN
