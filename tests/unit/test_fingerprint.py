@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.objective_toys import labelled_folder
 from vitp.data.fingerprint import MOST_FILES, fingerprint, images_digest, labels_digest
+from vitp.data.formats import read_labels
 from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.readers.jsonl import JsonlRecords
@@ -203,3 +204,9 @@ def test_the_form_tells_the_version() -> None:
     one = fingerprint("order", ["a", "b"])
     assert one.startswith("2:") and len(one) == 66
     assert len({one, fingerprint("order", ["b", "a"]), fingerprint("other", ["a", "b"])}) == 3
+
+
+def test_masks_of_generated_pairs_keep_the_name_that_earlier_runs_hold() -> None:
+    pairs = read_labels("scenes", "general", count=6, size=32, pairs=True)
+    assert type(pairs.items[0].change).__name__ == "SceneChange"
+    assert labels_digest(pairs) == "fd151b85251678b3a293db882fd1929592d7f037b032f990f885ace94b28e733"

@@ -17,7 +17,7 @@ from vitp.data.formats.captions import caption_tables, has_captions, is_caption_
 from vitp.data.formats.class_tables import class_tables, columns_of, guessed_columns, is_box_table
 from vitp.data.formats.coco_files import annotation_files, is_coco_file
 from vitp.data.formats.dota import is_dota
-from vitp.data.formats.folders import check_classes, class_folders
+from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.tables import TABLE_SUFFIXES, table_files
@@ -235,7 +235,7 @@ def _is_classes(root: Path) -> bool:
 
 
 def _are_class_folders(root: Path) -> bool:
-    found = class_folders(root)
+    found = find_class_folders(root)
     try:
         if found:
             check_classes(root, found)
@@ -245,7 +245,7 @@ def _are_class_folders(root: Path) -> bool:
 
 
 def _is_folders(root: Path) -> bool:
-    found = class_folders(root)
+    found = find_class_folders(root)
     if found:
         _refuse_unlabelled(root)
         check_classes(root, found)

@@ -91,7 +91,7 @@ def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) 
     return parts[-1]
 
 
-def class_folders(root: Path) -> list[Folder]:
+def find_class_folders(root: Path) -> list[Folder]:
     """Return the folders of images that may be classes, whatever the files in them are called."""
     found = []
     for split, base in split_folders(root):

@@ -262,7 +262,11 @@ def _object_files(root: Path, folders: Sequence[Folder]) -> MaskLayout | None:
     used = set()
     for folder in (folder for folder in folders if folder.role == "image"):
         own = masks.get(_key(folder))
-        if own is not None and len(folder.files) == 1 and not _pairs_by_name(folder, own):
+        alike = own is not None and (
+            bool(folder.stems & own.stems)
+            or (len(own.files) == 1 and _bare(folder.files[0].stem) == _bare(own.files[0].stem))
+        )
+        if own is not None and len(folder.files) == 1 and not alike:
             layout.entries.append(MaskEntry(folder.files[0], own.files, folder.split))
             used.add(own.path)
             continue
@@ -280,8 +284,3 @@ def _object_files(root: Path, folders: Sequence[Folder]) -> MaskLayout | None:
     example = f"{within(first.masks[0], root)} of {within(first.image, root)}"
     layout.understood = f"{count} masks of one object each, {example} for example"
     return layout
-
-
-def _pairs_by_name(images: Folder, masks: Folder) -> bool:
-    alone = len(masks.files) == 1 and _bare(images.files[0].stem) == _bare(masks.files[0].stem)
-    return alone or bool(images.stems & masks.stems)

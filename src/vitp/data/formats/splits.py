@@ -163,7 +163,7 @@ def read_split_list(path: Path, split: str, root: Path) -> list[SplitEntry]:
 
 
 class _Names:
-    """The images of a set, found by what a list may call them: their paths and the ends of these, without suffix, too."""
+    """The images of a set by what a list may call them: their paths and the ends of these, without suffix, too."""
 
     def __init__(self, places: Sequence[str]) -> None:
         self.places = places
