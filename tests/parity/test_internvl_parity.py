@@ -26,10 +26,8 @@ from tests.weights_toys import (
     vision_weights,
 )
 from vitp.checkpoints.checkpoint import read_checkpoint
-from vitp.checkpoints.checks import compare_weights, random_images, random_prompt
-from vitp.checkpoints.convert import convert
-from vitp.checkpoints.export import load_backbone
-from vitp.checkpoints.pretrained import load_vlm
+from vitp.checkpoints.convert import compare_weights, convert, random_images, random_prompt
+from vitp.checkpoints.loading import load_backbone, load_vlm
 from vitp.checkpoints.writing import write_hf
 from vitp.models.projector import pixel_shuffle
 from vitp.models.resample import resized_tower

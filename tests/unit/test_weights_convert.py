@@ -28,11 +28,10 @@ from tests.weights_toys import (
 from vitp.checkpoints import convert as conversion
 from vitp.checkpoints.checkpoint import Hints, read_checkpoint
 from vitp.checkpoints.convert import convert
-from vitp.checkpoints.export import load_backbone
-from vitp.checkpoints.graph import PixelsToFeatures
-from vitp.checkpoints.pretrained import load_vlm, save_vlm
+from vitp.checkpoints.formats import PixelsToFeatures, export_as
+from vitp.checkpoints.loading import load_backbone, load_vlm
 from vitp.checkpoints.swap import swap_language, swap_vision
-from vitp.checkpoints.targets import export_as
+from vitp.checkpoints.writing import save_vlm
 from vitp.cli import run
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.models.positions import resample_positions
@@ -251,8 +250,8 @@ def test_formats_that_have_no_place_for_a_tower_say_so(starterlike, tmp_path):
         export_as(starterlike, tmp_path / "out", "timm", image_size=64)
     small = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "reg_tokens": 2}
     tower = VisionTower(VisionConfig(arguments=small, image_size=32))
-    from vitp.checkpoints.card import Provenance
-    from vitp.checkpoints.export_format import write_backbone
+    from vitp.checkpoints.description import Provenance
+    from vitp.checkpoints.export import write_backbone
 
     write_backbone(tmp_path / "registers", tower, Provenance(source="test"))
     with pytest.raises(CheckpointError, match=r"\[CLS\] token with a position and no registers"):

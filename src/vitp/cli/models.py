@@ -92,8 +92,8 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Write the ViT for timm, transformers, InternVL's code or another runtime, and compare its features."""
-    from vitp.checkpoints.export import verify_export
-    from vitp.checkpoints.targets import LOADS, export_as
+    from vitp.checkpoints.formats import LOADS, export_as
+    from vitp.checkpoints.verify import verify_export
 
     console = make_console()
     if verify:
@@ -170,9 +170,10 @@ def swap(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier model.")] = False,
 ) -> None:
     """Put another ViT or language model into a vision-language model; align it afterwards."""
-    from vitp.checkpoints.export import check_target, load_backbone
-    from vitp.checkpoints.pretrained import load_vlm, save_vlm
+    from vitp.checkpoints.export import check_target
+    from vitp.checkpoints.loading import load_backbone, load_vlm
     from vitp.checkpoints.swap import swap_language, swap_vision
+    from vitp.checkpoints.writing import save_vlm
 
     if vision is None and language is None:
         raise ConfigError("nothing to swap", where="vitp swap", fix="name --vision or --language")
@@ -200,7 +201,7 @@ def ask(
     ] = None,
 ) -> None:
     """Ask a model about an image; the answer streams."""
-    from vitp.checkpoints.pretrained import load_vlm
+    from vitp.checkpoints.loading import load_vlm
     from vitp.core.targets import check_file
     from vitp.inference.ask import Assistant, draw_answer
     from vitp.io.images import IMAGE_SUFFIXES, load_image
@@ -287,7 +288,7 @@ def probe(
 
 def open_backbone(name: str) -> VisionTower:
     """Return the ViT of an export, run or model folder, the starter's, or one of its shape with random weights."""
-    from vitp.checkpoints.export import load_backbone, random_backbone
+    from vitp.checkpoints.loading import load_backbone, random_backbone
 
     if name == "random":
         return random_backbone(load_backbone("starter"), seed=0)

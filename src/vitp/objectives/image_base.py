@@ -57,8 +57,8 @@ class ImageObjective(Objective):
 
 def save_tower(folder: Path, tower: VisionTower) -> None:
     """Write a tower as an export into the model folder of a run; low-rank updates are merged into its weights."""
-    from vitp.checkpoints.card import provenance_of_run
-    from vitp.checkpoints.export_format import write_backbone
+    from vitp.checkpoints.description import provenance_of_run
+    from vitp.checkpoints.export import write_backbone
 
     with plain_layers(tower):
         write_backbone(folder, tower, provenance_of_run(folder.parent), name="model")

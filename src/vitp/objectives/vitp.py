@@ -134,8 +134,8 @@ class ViTPObjective(Objective):
         }
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write model, configuration and tokenizer; `vitp.checkpoints.pretrained.load_vlm` reads them."""
-        from vitp.checkpoints.pretrained import write_vlm
+        """Write model, configuration and tokenizer; `vitp.load_vlm` reads them."""
+        from vitp.checkpoints.writing import write_vlm
 
         with plain_layers(self.vlm.vision):
             write_vlm(Path(folder), self.vlm, self.chat)

@@ -15,8 +15,7 @@ import torch
 from pydantic import Field
 from rich.console import Console
 
-from vitp.checkpoints.export import load_backbone, random_backbone
-from vitp.checkpoints.pretrained import load_tokenizer, load_vlm, resolve
+from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone, read_tokenizer, vlm_folder
 from vitp.core import distributed
 from vitp.core.config import Positive, SettingsModel
 from vitp.core.files import write_json
@@ -208,7 +207,7 @@ def _image_text(config: ImagePretrainConfig, tower: VisionTower) -> Built:
             for folder, own in zip(config.data.mixture, known, strict=True)
         ]
         texts = RecordTexts(tuple(known))
-    tokenizer = load_tokenizer(resolve(settings.language))
+    tokenizer = read_tokenizer(vlm_folder(settings.language))
     text: SmallTextTower | LanguageTextTower
     if settings.text == "language":
         text = LanguageTextTower(load_vlm(settings.language).vlm.language)

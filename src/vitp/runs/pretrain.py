@@ -11,7 +11,8 @@ from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
 
-from vitp.checkpoints.pretrained import WEIGHTS, LoadedVLM, load_tokenizer, load_vlm
+from vitp.checkpoints.loading import LoadedVLM, load_vlm, read_tokenizer
+from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core import distributed
 from vitp.core.config import CONFIG_FILE, Positive, SettingsModel, Weight, load_config
 from vitp.core.errors import ConfigError, DamagedError
@@ -248,7 +249,7 @@ def _initial_model(config: PretrainConfig, mixture: Mixture) -> LoadedVLM:
         raise ConfigError("says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
     vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path})
     if settings.tokenizer is not None:
-        tokenizer = load_tokenizer(Path(settings.tokenizer))
+        tokenizer = read_tokenizer(Path(settings.tokenizer))
     else:
         if vlm_config.template != "micro":
             raise ConfigError(
