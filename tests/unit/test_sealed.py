@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitp.core import sealed
-from vitp.core.tensors import load_tensors, save_tensors
 from vitp.core.errors import CheckpointError, DamagedError
+from vitp.core.tensors import load_tensors, save_tensors
 
 
 def tensors() -> dict[str, Tensor]:

@@ -121,11 +121,17 @@ def test_models_and_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"other\.pth: holds no named tensors"):
         open_timm(TimmConfig(architecture="resnet18"), tmp_path / "other.pth")
     other = timm.create_model("resnet34", num_classes=0).state_dict()
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in other.items()}}, tmp_path / "r34.pth")
-    with pytest.raises(CheckpointError, match=r"r34\.pth: is of another architecture: \d+ unexpected \(layer1"):
+    torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in other.items()}}, tmp_path / "r34.pth"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"r34\.pth: is of another architecture: \d+ unexpected \(layer1"
+    ):
         open_timm(TimmConfig(architecture="resnet18"), tmp_path / "r34.pth")
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match=r"broken\.pth: (is no whole PyTorch file|holds Python objects)"):
+    with pytest.raises(
+        CheckpointError, match=r"broken\.pth: (is no whole PyTorch file|holds Python objects)"
+    ):
         open_timm(TimmConfig(architecture="resnet18"), tmp_path / "broken.pth")
 
 

@@ -42,7 +42,6 @@ from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, did_you_mean
 from vitp.data.chat import TEMPLATES
 from vitp.models.foreign import described_by
-from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod
 from vitp.models.timm_backbone import TimmConfig
 from vitp.models.vision import VisionConfig, VisionTower
@@ -402,13 +401,10 @@ def _read_timm(path: Path, source: str, config: TimmConfig) -> Checkpoint:
     """Read a ViT with learned positions under timm's names, or those of a publication that timm converts."""
     converted = convert_state(read_state(path), config, where=str(path))
     if not isinstance(converted.model, VisionTower):
-        rotary = isinstance(converted.model, PlainViT)
         raise CheckpointError(
             f"is a {config.architecture}, whose positions are rotary: vision-language models and exports "
-            "take ViTs with learned positions"
-            if rotary
-            else f"{config.architecture} is no plain Vision Transformer",
-            where=source if rotary else str(path),
+            "take ViTs with learned positions",
+            where=source,
             fix=f'finetune it with backbone.init "timm:{config.architecture}" and backbone.weights',
         )
     return Checkpoint(

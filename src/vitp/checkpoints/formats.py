@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -91,8 +91,8 @@ def export_as(
             )
         result = export_backbone(source, out, overwrite=overwrite)
         return result, verify_export(out)
-    if form == "onnx" or form == "torch-export":
-        return export_graph(source, out, form, image_size=image_size, overwrite=overwrite)
+    if form in _GRAPHS:
+        return export_graph(source, out, cast(GraphKind, form), image_size=image_size, overwrite=overwrite)
     layout: LayoutName = "hf" if form == "hf" else "original"
     hints = Hints(image_size=image_size)
     done = convert(source, out, layout, hints=hints, vision_only=True, overwrite=overwrite)
@@ -117,7 +117,7 @@ class PixelsToFeatures(nn.Module):
         """Return the feature maps."""
         tokens_BND = self.tower.forward_tokens((image_BCHW - self.mean_C11) / self.std_C11)
         grid = self.tower.grid
-        return tokens_BND.transpose(1, 2).unflatten(2, (grid, grid))
+        return tokens_BND.transpose(1, 2).reshape(len(tokens_BND), -1, grid, grid)
 
 
 def export_graph(

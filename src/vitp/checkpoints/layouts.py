@@ -71,7 +71,8 @@ _ORIGINAL = _Names(
         **_weights_and_biases(
             {part: part for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")}
         ),
-        "ls1": "ls1.gamma", "ls2": "ls2.gamma",
+        "ls1": "ls1.gamma",
+        "ls2": "ls2.gamma",
     },
     layers={number: number for number in "0123"},
 )
@@ -98,7 +99,8 @@ _HF = _Names(
                 "layernorm_after": "norm2",
             }
         ),
-        "lambda_1": "ls1.gamma", "lambda_2": "ls2.gamma",
+        "lambda_1": "ls1.gamma",
+        "lambda_2": "ls2.gamma",
     },
     layers={"layer_norm": "0", "linear_1": "1", "linear_2": "3"},
 )

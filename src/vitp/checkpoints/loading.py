@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import nn
@@ -153,18 +153,21 @@ def open_tower(
     if hints.image_size is not None:
         config = config.model_copy(update={"image_size": hints.image_size})
     file = weights_file(path) if path.is_dir() else path
-    backbone, report = open_timm(config, file, source=str(source), drop_path=drop_path, strict=strict)
-    if not isinstance(backbone, PlainViT):
-        raise CheckpointError(
-            f"{config.architecture} is no plain Vision Transformer",
-            where=str(file),
-            fix=f'finetune it with backbone.init "timm:{config.architecture}" and backbone.weights',
-        )
+    backbone, report = open_timm(
+        config, file, source=str(source), drop_path=drop_path, strict=strict, plain=True
+    )
+    assert isinstance(backbone, PlainViT)
     return backbone, report
 
 
 def open_timm(
-    config: TimmConfig, file: Path, *, source: str = "", drop_path: float = 0.0, strict: bool = True
+    config: TimmConfig,
+    file: Path,
+    *,
+    source: str = "",
+    drop_path: float = 0.0,
+    strict: bool = True,
+    plain: bool = False,
 ) -> tuple[Backbone, WeightsReport]:
     """Return any backbone of timm, rotary and hierarchical ones included, filled from a file, in eval mode.
 
@@ -174,15 +177,16 @@ def open_timm(
         source: As the user named it, for messages; the file by default.
         drop_path: Stochastic depth rate, where the architecture has it.
         strict: Refuse anything missing, unexpected or of another shape.
+        plain: Refuse what is no plain ViT.
 
     Raises:
         ConfigError: timm has no such model, refuses an argument, or it gives no feature maps.
         CheckpointError: The file is missing, broken or of another architecture.
     """
-    converted = convert_state(read_state(file), config, where=str(file))
+    converted = convert_state(read_state(file), config, where=str(file), plain=plain)
     backbone = timm_backbone(config, drop_path=drop_path)
     report = load_weights(
-        backbone.model,
+        cast(nn.Module, backbone.model),
         converted.weights,
         source=source or str(file),
         layout="timm",

@@ -282,7 +282,7 @@ def internvit_of_weights(
     for name in (_KERNEL, _TABLE, _MLP):
         if name not in weights:
             raise CheckpointError(f"holds no whole vision tower: '{name}' is missing", where=where)
-    sizes = _sizes_told(weights, heads, where)
+    sizes: dict[str, Any] = {**_sizes_told(weights, heads, where)}
     return _internvit(
         **sizes,
         image=round((weights[_TABLE].shape[1] - 1) ** 0.5) * sizes["patch"],

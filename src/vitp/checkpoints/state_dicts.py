@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vitp.core.errors import CheckpointError
 from vitp.models.backbone import Backbone
+from vitp.models.plain_vit import PlainViT
 from vitp.models.timm_backbone import CLASSIFIERS, TimmConfig, timm_backbone
 
 _CONTAINERS = (
@@ -127,13 +128,16 @@ class TimmWeights:
     ignored: tuple[str, ...]
 
 
-def convert_state(state: Mapping[str, Any], config: TimmConfig, *, where: str) -> TimmWeights:
+def convert_state(
+    state: Mapping[str, Any], config: TimmConfig, *, where: str, plain: bool = True
+) -> TimmWeights:
     """Return what of a file's state belongs to a timm model, under timm's names.
 
     Args:
         state: What the file holds, nested or flat.
         config: The model.
         where: The file, for messages.
+        plain: Refuse what is no plain ViT.
 
     Raises:
         CheckpointError: It holds weights of another architecture, or several vision transformers.
@@ -141,7 +145,13 @@ def convert_state(state: Mapping[str, Any], config: TimmConfig, *, where: str) -
     """
     with torch.device("meta"):
         backbone = timm_backbone(config)
-    model: nn.Module = backbone.model
+    if plain and not isinstance(backbone, PlainViT):
+        raise CheckpointError(
+            f"{config.architecture} is no plain Vision Transformer",
+            where=where,
+            fix=f'finetune it with backbone.init "timm:{config.architecture}" and backbone.weights',
+        )
+    model = cast(nn.Module, backbone.model)
     found = find_backbone(state, where=where)
     if found is not None:
         before = found.weights
@@ -154,9 +164,9 @@ def convert_state(state: Mapping[str, Any], config: TimmConfig, *, where: str) -
     own = model.state_dict()
     kept = {name: t for name, t in after.items() if name in own or not name.startswith(CLASSIFIERS)}
     resampled = {
-        name: f"{tuple(before[name].shape)} → {tuple(kept[name].shape)}"
-        for name in ("pos_embed", "patch_embed.proj.weight")
-        if name in kept
+        name: f"{tuple(before[name].shape)} → {tuple(tensor.shape)}"
+        for name, tensor in kept.items()
+        if name in ("pos_embed", "patch_embed.proj.weight")
         and isinstance(before.get(name), Tensor)
         and before[name].numel() != kept[name].numel()
         and "register_tokens" not in before

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
 from rich.markup import escape
 from rich.table import Table
+from timm.data.config import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -188,7 +189,7 @@ class _Verifier:
             raise CheckpointError(f"timm can't load it ({error})") from error
         if not isinstance(model, VisionTransformer):
             raise CheckpointError(f"timm makes a {type(model).__name__} of it")
-        data = timm.data.resolve_model_data_config(model)
+        data: dict[str, Any] = resolve_model_data_config(model)
         with described_by(path):
             mean_C11, std_C11 = (
                 torch.tensor(three_numbers(data[key])).view(3, 1, 1) for key in ("mean", "std")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,11 +47,21 @@ class Target:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Target:
         """Return the target with its tensors on `device`."""
-        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved: Target = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return moved
 
     def pin_memory(self) -> Target:
         """Return the target in page-locked memory."""
-        return map_tensors(self, lambda tensor: tensor.pin_memory())
+        pinned: Target = map_tensors(self, lambda tensor: tensor.pin_memory())
+        return pinned
+
+
+def difficult_of(target: Target) -> np.ndarray:
+    """Return (N,) bool: which of a target's objects are difficult."""
+    assert target.labels_N is not None
+    if target.difficult_N is None:
+        return np.zeros(len(target.labels_N), bool)
+    return np.asarray(target.difficult_N.cpu().numpy())
 
 
 @dataclass(frozen=True)
