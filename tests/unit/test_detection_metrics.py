@@ -110,7 +110,9 @@ def test_a_detection_belongs_to_the_object_it_overlaps_most() -> None:
     near = (0, 0, 10, 15)
     truths = [_truth(A, near)]
     found = [_found(A, (0, 0, 10, 11))]
-    assert pairwise_iou(np.array([(0, 0, 10, 11)]), np.array([A, near]))[0] == pytest.approx([10 / 11, 11 / 15])
+    assert pairwise_iou(np.array([(0, 0, 10, 11)]), np.array([A, near]))[0] == pytest.approx(
+        [10 / 11, 11 / 15]
+    )
     assert _voc(truths, found) == pytest.approx(0.5)
     # COCO gives it the free one.
     assert coco_scores(truths, found, 1).values["AP50"] == pytest.approx(1.0)

@@ -25,7 +25,7 @@ from vitp.checkpoints.description import (
     provenance_of_folder,
     read_config,
     read_description,
-    vlm_config,
+    vlm_of_config,
 )
 from vitp.checkpoints.layouts import LayoutName, Renamed
 from vitp.checkpoints.published import (
@@ -37,7 +37,7 @@ from vitp.checkpoints.published import (
     plain_vit_of_weights,
 )
 from vitp.checkpoints.state_dicts import convert_state, find_backbone
-from vitp.checkpoints.tensors import Wanted, everything, read_state, read_tensors, weights_file
+from vitp.checkpoints.tensors import Wanted, everything, read_tensors, read_weights, weights_file
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, did_you_mean
 from vitp.data.chat import TEMPLATES
@@ -198,7 +198,7 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     config = read_config(folder)
     kind = str(config.get("model_type", ""))
     if is_vlm_config(config):
-        vlm, vocabulary = vlm_config(config, folder / CONFIG)
+        vlm, vocabulary = vlm_of_config(config, folder / CONFIG)
         wanted = _of_the_tower(layouts.VISION) if vision_only else everything
         weights = read_tensors(weights_file(folder), wanted, ours=True)
         return Checkpoint(source, folder, "vitp", vlm.vision, weights, vlm, vocabulary)
@@ -350,7 +350,7 @@ def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
     """
     if hints.architecture is not None:
         return _read_timm(path, source, timm_config_of({}, hints))
-    state = read_state(path)
+    state = read_weights(path)
     if path.suffix in (".safetensors", ".json") and (renamed := _internvit_names(state)) is not None:
         # Its folder may describe it, or belong to something else altogether: only the shapes are trusted.
         own = layouts.part_of(renamed.weights, layouts.VISION)
@@ -399,7 +399,7 @@ def timm_config_of(config: Mapping[str, Any], hints: Hints) -> TimmConfig:
 
 def _read_timm(path: Path, source: str, config: TimmConfig) -> Checkpoint:
     """Read a ViT with learned positions under timm's names, or those of a publication that timm converts."""
-    converted = convert_state(read_state(path), config, where=str(path))
+    converted = convert_state(read_weights(path), config, where=str(path))
     if not isinstance(converted.model, VisionTower):
         raise CheckpointError(
             f"is a {config.architecture}, whose positions are rotary: vision-language models and exports "

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 from vitp.checkpoints.checkpoint import Checkpoint, Hints, provenance_of, read_checkpoint
@@ -54,7 +55,7 @@ class Conversion:
     whole: bool
 
 
-def convert(
+def convert_model(
     source: str | Path,
     out: str | Path,
     to: LayoutName,
@@ -91,9 +92,8 @@ def convert(
         choices = ", ".join(get_args(LayoutName))
         raise ConfigError(f'there is no layout "{to}"', where="--to", fix=f"choose one of {choices}")
     check_target(out, overwrite)
-    # timm has no place for projector and language model.
-    vision_only = vision_only or to == "timm"
-    checkpoint = read_checkpoint(source, hints=hints, vision_only=vision_only, revision=revision)
+    alone = vision_only or to == "timm"  # timm has no place for projector and language model
+    checkpoint = read_checkpoint(source, hints=hints, vision_only=alone, revision=revision)
     if dtype is not None:
         if dtype not in _DTYPES:
             raise ConfigError(
@@ -155,17 +155,18 @@ def _compare(
     if exported:
         # Reads the folder with timm and with vitp, and compares weights, features and what the card says.
         checks += list(verify_export(folder, tolerance=tolerance).checks)
-    steps: list[tuple[str, Callable[[], str]]] = [
-        ("weights", lambda: _weights_read_back(folder, reference, to, exported)),
-        ("outputs through vitp", lambda: _outputs_read_back(folder, reference, tolerance)),
-    ]
+    wanted, whole = reference.outputs, reference.checkpoint.vlm is not None
+    steps: dict[str, Callable[[], str]] = {
+        "weights": lambda: _weights_read_back(folder, reference, to, exported),
+        "outputs through vitp": lambda: _differences(
+            _Reference(read_checkpoint(folder)).outputs, wanted, tolerance
+        ),
+    }
     if to == "hf":
-        whole = reference.checkpoint.vlm is not None
-        theirs = lambda: hf_outputs(folder, reference.normalised, whole=whole)  # noqa: E731
-        steps.append(
-            ("outputs through transformers", lambda: _differences(theirs(), reference.outputs, tolerance))
+        steps["outputs through transformers"] = lambda: _differences(
+            hf_outputs(folder, reference.normalised, whole=whole), wanted, tolerance
         )
-    for name, step in steps:
+    for name, step in steps.items():
         try:
             checks.append(Check(name, True, step()))
         except VitpError as error:
@@ -183,10 +184,6 @@ def _weights_read_back(folder: Path, reference: _Reference, to: str, exported: b
     # Layer scales of one, where the source has none, are the only names that a layout adds.
     added = {n for n in read.keys() - written.keys() if n.endswith(".gamma") and bool((read[n] == 1).all())}
     return compare_weights(written, {name: t for name, t in read.items() if name not in added})
-
-
-def _outputs_read_back(folder: Path, reference: _Reference, tolerance: float) -> str:
-    return _differences(_Reference(read_checkpoint(folder)).outputs, reference.outputs, tolerance)
 
 
 def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float) -> str:
@@ -246,13 +243,10 @@ def hf_outputs(
     Raises:
         CheckpointError: transformers can't load the folder, or finds names missing or too many.
     """
-    # Heavy, and needed by this comparison alone.
-    from transformers import InternVLForConditionalGeneration, InternVLVisionModel
-    from transformers.utils import logging as transformers_logging
-
-    kind: Any = InternVLForConditionalGeneration if whole else InternVLVisionModel
-    shows_progress = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    library: Any = transformers  # which imports the code of a model when it is named
+    kind = library.InternVLForConditionalGeneration if whole else library.InternVLVisionModel
+    shows_progress = library.utils.logging.is_progress_bar_enabled()
+    library.utils.logging.disable_progress_bar()
     try:
         model, info = kind.from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True
@@ -261,7 +255,7 @@ def hf_outputs(
         raise CheckpointError(f"transformers can't load it ({error})", where=str(folder)) from error
     finally:
         if shows_progress:
-            transformers_logging.enable_progress_bar()
+            library.utils.logging.enable_progress_bar()
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, info.get(what) or ())):
             raise CheckpointError(f"transformers finds {len(names)} {what} ({names[0]})", where=str(folder))

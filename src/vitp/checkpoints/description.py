@@ -1,4 +1,4 @@
-"""What vitp's own model folders say about themselves: `config.json`, `vitp_backbone.json`, and where weights come from."""
+"""Our own model folders: what `config.json` and `vitp_backbone.json` say, and where weights come from."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def is_vlm_config(config: Mapping[str, Any]) -> bool:
     return "model" in config or str(config.get("format", "")).startswith("vitp-vlm")
 
 
-def vlm_config(config: Mapping[str, Any], where: Path) -> tuple[VLMConfig, int]:
+def vlm_of_config(config: Mapping[str, Any], where: Path) -> tuple[VLMConfig, int]:
     """Return sizes and vocabulary that the configuration of one of our vision-language models states.
 
     Raises:

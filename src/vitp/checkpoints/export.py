@@ -232,7 +232,7 @@ def features_of(tower: VisionTower, images_BCHW: Tensor) -> dict[str, Tensor]:
 
 
 def _test_images(size: int) -> Tensor:
-    """Return (2, 3, size, size) uint8 waves of several scales, which tell geometry, and noise, which tells every weight."""
+    """Return (2, 3, size, size) uint8: waves, which tell the geometry, and noise, which tells every weight."""
     y, x = np.mgrid[0:size, 0:size] / size
     waves = np.stack([np.sin((3 + c) * np.pi * x) * np.cos((5 - c) * np.pi * y) for c in range(3)])
     smooth = np.rint((waves + 1) * 127.5).astype(np.uint8)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitp.checkpoints.checkpoint import Hints, provenance_of, read_checkpoint
-from vitp.checkpoints.convert import convert
+from vitp.checkpoints.convert import convert_model
 from vitp.checkpoints.description import GRAPH_DESCRIPTION, content_hash, tensor_digests
 from vitp.checkpoints.export import ExportResult, check_target, export_backbone
 from vitp.checkpoints.layouts import LayoutName
@@ -92,10 +92,10 @@ def export_as(
         result = export_backbone(source, out, overwrite=overwrite)
         return result, verify_export(out)
     if form in _GRAPHS:
-        return export_graph(source, out, cast(GraphKind, form), image_size=image_size, overwrite=overwrite)
+        return export_graph(source, out, form, image_size=image_size, overwrite=overwrite)
     layout: LayoutName = "hf" if form == "hf" else "original"
     hints = Hints(image_size=image_size)
-    done = convert(source, out, layout, hints=hints, vision_only=True, overwrite=overwrite)
+    done = convert_model(source, out, layout, hints=hints, vision_only=True, overwrite=overwrite)
     weights = read_checkpoint(out).weights
     parameters = sum(tensor.numel() for tensor in weights.values())
     return ExportResult(out, content_hash(tensor_digests(weights)), parameters), done.checks
@@ -117,7 +117,7 @@ class PixelsToFeatures(nn.Module):
         """Return the feature maps."""
         tokens_BND = self.tower.forward_tokens((image_BCHW - self.mean_C11) / self.std_C11)
         grid = self.tower.grid
-        return tokens_BND.transpose(1, 2).reshape(len(tokens_BND), -1, grid, grid)
+        return torch.unflatten(tokens_BND.transpose(1, 2), 2, (grid, grid))
 
 
 def export_graph(

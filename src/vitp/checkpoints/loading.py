@@ -18,7 +18,7 @@ from vitp.checkpoints import hub, layouts
 from vitp.checkpoints.checkpoint import Checkpoint, Hints, read_checkpoint, timm_config_of
 from vitp.checkpoints.description import CONFIG, own_folder, read_config
 from vitp.checkpoints.state_dicts import convert_state
-from vitp.checkpoints.tensors import INDEX, WEIGHTS, holds_weights, read_state, weights_file
+from vitp.checkpoints.tensors import INDEX, WEIGHTS, holds_weights, read_weights, weights_file
 from vitp.core.errors import CheckpointError
 from vitp.core.tensors import WeightsReport, load_weights
 from vitp.core.version import STARTER
@@ -183,7 +183,7 @@ def open_timm(
         ConfigError: timm has no such model, refuses an argument, or it gives no feature maps.
         CheckpointError: The file is missing, broken or of another architecture.
     """
-    converted = convert_state(read_state(file), config, where=str(file), plain=plain)
+    converted = convert_state(read_weights(file), config, where=str(file), plain=plain)
     backbone = timm_backbone(config, drop_path=drop_path)
     report = load_weights(
         cast(nn.Module, backbone.model),

@@ -134,6 +134,6 @@ def _read_language(source: str | Path) -> tuple[LanguageConfig, Any, Path, str]:
                 "holds no token embeddings", where=str(path), fix="name a causal language model"
             )
         rows, template = int(table.shape[0]), "chatml"
-    model = build_language_model(settings, vocabulary=rows)
+    model: Any = build_language_model(settings, vocabulary=rows)
     load_weights(model, weights, source=str(source), layout="hf")
     return settings, model.eval(), path, template

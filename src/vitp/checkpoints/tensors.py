@@ -105,7 +105,7 @@ def read_tensors(path: Path, wanted: Wanted = everything, *, ours: bool = False)
     )
 
 
-def read_state(path: Path) -> Mapping[str, Any]:
+def read_weights(path: Path) -> Mapping[str, Any]:
     """Return what a weights file holds: named tensors, or the nested state of a training run.
 
     Raises:

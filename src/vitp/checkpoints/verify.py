@@ -189,7 +189,8 @@ class _Verifier:
             raise CheckpointError(f"timm can't load it ({error})") from error
         if not isinstance(model, VisionTransformer):
             raise CheckpointError(f"timm makes a {type(model).__name__} of it")
-        data: dict[str, Any] = resolve_model_data_config(model)
+        resolve: Any = resolve_model_data_config
+        data = resolve(model)
         with described_by(path):
             mean_C11, std_C11 = (
                 torch.tensor(three_numbers(data[key])).view(3, 1, 1) for key in ("mean", "std")

@@ -1,4 +1,4 @@
-"""Writing vision-language models, and checkpoints in the layouts that others read: InternVL's original one and transformers'.
+"""Writing models in our own layout, and in those that others read: InternVL's original one and transformers'.
 
 config.json                 sizes, in the layout's own words; what it has no place for under the key "vitp"
 model.safetensors           or shards with an index

@@ -132,7 +132,7 @@ def convert(
 ) -> None:
     """Write a model or ViT in another layout, and compare weights and outputs before it appears."""
     from vitp.checkpoints.checkpoint import Hints
-    from vitp.checkpoints.convert import convert as convert_model
+    from vitp.checkpoints.convert import convert_model
 
     hints = Hints(
         architecture=architecture,
@@ -202,7 +202,7 @@ def ask(
 ) -> None:
     """Ask a model about an image; the answer streams."""
     from vitp.checkpoints.loading import load_vlm
-    from vitp.core.targets import check_file
+    from vitp.core.targets import check_output_file
     from vitp.inference.ask import Assistant, draw_answer
     from vitp.io.images import IMAGE_SUFFIXES, load_image
     from vitp.runs.pretrain import sequence_of
@@ -223,7 +223,7 @@ def ask(
             fix='write: vitp ask RUN IMAGE "question"',
         )
     if draw is not None:
-        check_file(draw, "PNG", inputs=images)
+        check_output_file(draw, "PNG", inputs=images)
     loaded = load_vlm(model)
     assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles or sequence_of(model).max_tiles)
     answer = assistant.answer(
@@ -259,14 +259,14 @@ def probe(
     With --compare also the differences, and what is left of them when the test images are drawn anew.
     """
     from vitp.core.files import write_json
-    from vitp.core.targets import check_file
+    from vitp.core.targets import check_output_file
     from vitp.data.formats.vitp_labels import read as read_labels
     from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, over_images
     from vitp.evaluation.probe_data import probe_data
     from vitp.evaluation.probes import probe_outcomes
 
     if out is not None:
-        check_file(out, "JSON")
+        check_output_file(out, "JSON")
     amount = None if labels is None else (labels if labels < 1 else int(labels))
     labelled = read_labels(data)
     console, results = make_console(), {}

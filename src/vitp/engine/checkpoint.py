@@ -254,7 +254,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_tensors(
+def read_saved(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]
 ) -> Tensors:
     """Return the tensors of a checkpoint, for a model and optimizer that stay as they are.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitp.checkpoints.description import CONFIG, read_config, vlm_config
+from vitp.checkpoints.description import CONFIG, read_config, vlm_of_config
 from vitp.checkpoints.loading import read_tokenizer, vlm_folder
 from vitp.core.errors import ConfigError
 from vitp.data.chat import ChatTokenizer
@@ -39,7 +39,7 @@ def planned_model(settings: ModelSettings) -> tuple[ModelShape, ChatTokenizer | 
     if settings.init.rstrip("/").endswith(tuple(f"{name}{end}" for name in _BY_NAME for end in ("", "-hf"))):
         return model_shape(INTERNVL_1B, INTERNVL_VOCABULARY), None
     folder = vlm_folder(settings.init)
-    config, vocabulary = vlm_config(read_config(folder), folder / CONFIG)
+    config, vocabulary = vlm_of_config(read_config(folder), folder / CONFIG)
     shape = model_shape(config, vocabulary)
     return shape, ChatTokenizer(
         read_tokenizer(folder), template=config.template, tokens_per_tile=shape.image_tokens

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitp.checkpoints.description import read_config
+from vitp.checkpoints.description import CONFIG, read_config
+from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError
 from vitp.core.tensors import load_tensors, load_weights
 from vitp.models.foreign import described_by
-from vitp.tasks.base import CONFIG, FORMAT, WEIGHTS, InputSize, TaskModel, TestSettings
+from vitp.tasks.base import TASK_FORMAT, InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model, empty_backbone
 
 
@@ -37,7 +38,7 @@ def task_description(folder: Path) -> dict[str, Any]:
         CheckpointError: It isn't the configuration of a finetuned model.
     """
     description = read_config(folder)
-    if description.get("format") != FORMAT:
+    if description.get("format") != TASK_FORMAT:
         raise CheckpointError(
             "is not the configuration of a finetuned model",
             where=str(folder / CONFIG),
