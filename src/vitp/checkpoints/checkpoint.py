@@ -20,6 +20,7 @@ from vitp.checkpoints.description import (
     DESCRIPTION,
     EXTRA,
     Provenance,
+    is_task_config,
     is_vlm_config,
     own_folder,
     provenance_of_folder,
@@ -141,7 +142,8 @@ def read_checkpoint(
     """Return the weights of whatever a user names, in any layout.
 
     Args:
-        source: "starter", a file, a folder, a run (its `model/` is taken), or an id of the hub.
+        source: "starter", a file, a folder, a run (its `model/` is taken; of a finetuned one the tower), or an id of
+            the hub.
         hints: What the file may not say about itself.
         vision_only: Leave projector and language model in the file.
         revision: Of the hub's repository.
@@ -185,18 +187,14 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     if (folder / DESCRIPTION).is_file():
         return _read_export(folder, source)
     if (folder / CONFIG_FILE).is_file():
-        if (folder / "model" / CONFIG).is_file():
-            raise CheckpointError(
-                "is a run of `vitp finetune`, whose model is that of a task, not a backbone or a language model",
-                where=source,
-                fix="name a run of `vitp pretrain`; `vitp predict` and `vitp eval` use this one",
-            )
         # What lies in a run without a model are features and weights of its beginning.
         raise CheckpointError(
             "is a run without a model", where=source, fix="name a run that has finished, or resume this one"
         )
     config = read_config(folder)
     kind = str(config.get("model_type", ""))
+    if is_task_config(config):
+        return _read_task(folder, source, config)
     if is_vlm_config(config):
         vlm, vocabulary = vlm_of_config(config, folder / CONFIG)
         wanted = _of_the_tower(layouts.VISION) if vision_only else everything
@@ -225,6 +223,25 @@ def _read_export(folder: Path, source: str) -> Checkpoint:
     description.check_contract(path)
     description.check_digests(weights, path)
     return Checkpoint(source, folder, "vitp", description.vision, layouts.from_timm(weights))
+
+
+def _read_task(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoint:
+    """Read the vision tower of a finetuned model; what its neck and head learned stays behind."""
+    backbone = config["backbone"]
+    if backbone["kind"] != "vision":
+        raise CheckpointError(
+            f"is finetuned from a {backbone['config']['architecture']}, which is no ViT with learned positions",
+            where=source,
+            fix="name a model with a plain ViT; `vitp predict` and `vitp eval` use this one",
+        )
+    weights = read_tensors(weights_file(folder), ours=True)
+    mark = "model.patch_embed.proj.weight"
+    # The head may hold the tower inside of its neck, and under two names: the first one is stored.
+    prefix = next((name.removesuffix(mark) for name in weights if name.endswith(mark)), "")
+    own = layouts.part_of(weights, prefix + "model.")
+    return Checkpoint(
+        source, folder, "vitp", VisionConfig.model_validate(backbone["config"]), layouts.from_timm(own)
+    )
 
 
 def _read_internvl(

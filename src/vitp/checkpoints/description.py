@@ -62,6 +62,11 @@ def is_vlm_config(config: Mapping[str, Any]) -> bool:
     return "model" in config or str(config.get("format", "")).startswith("vitp-vlm")
 
 
+def is_task_config(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is that of a finetuned model."""
+    return str(config.get("format", "")).startswith("vitp-task-")
+
+
 def vlm_of_config(config: Mapping[str, Any], where: Path) -> tuple[VLMConfig, int]:
     """Return sizes and vocabulary that the configuration of one of our vision-language models states.
 
@@ -94,8 +99,10 @@ def own_folder(source: str | Path) -> Path | None:
     for folder in (Path(source), Path(source) / "model"):
         if (folder / DESCRIPTION).is_file():
             return folder
-        if (folder / WEIGHTS).is_file() and is_vlm_config(read_config(folder)):
-            return folder
+        if (folder / WEIGHTS).is_file():
+            config = read_config(folder)
+            if is_vlm_config(config) or is_task_config(config):
+                return folder
     return None
 
 

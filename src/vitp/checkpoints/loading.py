@@ -86,10 +86,10 @@ def load_backbone(
     Names and shapes must fit; `open_tower` returns the report of names, too.
 
     Args:
-        source: An exported folder, a folder with a vision-language model of vitp, a run folder (its `model/`), or
-            "starter" for the ViT of the model that comes with the package. Also what others publish: a folder in
-            InternVL's original layout, transformers' or timm's, a weights file such as a released ViTP backbone, or
-            an id of the hub.
+        source: An exported folder, a folder with a vision-language model or a finetuned model of vitp, a run folder
+            (its `model/`), or "starter" for the ViT of the model that comes with the package. Also what others
+            publish: a folder in InternVL's original layout, transformers' or timm's, a weights file such as a
+            released ViTP backbone, or an id of the hub.
         architecture: timm's name, for a file under timm's names or those of a publication that timm knows; the
             tower may then be a rotary one (DINOv3).
         arguments: What `timm.create_model` gets beside the architecture.
