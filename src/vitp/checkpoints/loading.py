@@ -302,6 +302,7 @@ def load_vlm(
     template: str | None = None,
     image_size: int | None = None,
     revision: str | None = None,
+    strict: bool = True,
 ) -> LoadedVLM:
     """Return the model of a folder, of a run, of the hub, or the starter that comes with the package ("starter").
 
@@ -312,42 +313,19 @@ def load_vlm(
         template: Chat template of a published model that names another; None: as it says.
         image_size: Side of a tile in pixels, positions resampled; None: as it says.
         revision: Branch, tag or commit, for the hub.
-
-    Raises:
-        CheckpointError: No model is there, a file is broken, or names and shapes don't fit.
-    """
-    found: str | Path = source if _find(source) is None and hub.hub_id(str(source)) else vlm_folder(source)
-    hints = Hints(template=template, image_size=image_size)
-    vlm, chat, report = open_vlm(found, hints=hints, drop_path=drop_path, revision=revision)
-    return LoadedVLM(vlm, chat, None if report.layout == "vitp" else report)
-
-
-def open_vlm(
-    source: str | Path,
-    *,
-    hints: Hints | None = None,
-    drop_path: float = 0.0,
-    revision: str | None = None,
-    strict: bool = True,
-) -> tuple[VisionLanguageModel, ChatTokenizer, WeightsReport]:
-    """Return a vision-language model in float32 and eval mode, its tokenizer, and what became of every name.
-
-    Args:
-        source: A folder in InternVL's original layout, transformers' or ours, or an id of the hub.
-        hints: Chat template and image size, where they are to differ from what the folder says.
-        drop_path: Stochastic depth rate of the vision tower while training.
-        revision: Of the hub's repository.
         strict: Refuse anything missing, unexpected or of another shape.
 
     Raises:
-        CheckpointError: Nothing is there, a file is broken, the language model is of a kind that vitp can't run, or
+        CheckpointError: No model is there, a file is broken, the language model is of a kind that vitp can't run, or
             names and shapes don't fit.
     """
-    checkpoint = read_checkpoint(source, hints=hints, revision=revision)
+    found: str | Path = source if _find(source) is None and hub.hub_id(str(source)) else vlm_folder(source)
+    hints = Hints(template=template, image_size=image_size)
+    checkpoint = read_checkpoint(found, hints=hints, revision=revision)
     vlm, report = build_vlm(checkpoint, drop_path=drop_path, strict=strict)
     chat = chat_of(checkpoint, vlm)
     grow_embeddings(vlm, chat)
-    return vlm, chat, report
+    return LoadedVLM(vlm, chat, None if report.layout == "vitp" else report)
 
 
 def chat_of(checkpoint: Checkpoint, vlm: VisionLanguageModel) -> ChatTokenizer:
