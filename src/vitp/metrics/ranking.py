@@ -136,11 +136,12 @@ def scores_of_classes(
         columns: Name → (C,) values.
         classes: Names.
         images: Number of images.
-        values: Values over all classes; of other columns that is the mean over the classes.
+        values: Values over all classes; None: the means of the columns over the classes.
     """
     per_class = {
         name: {column: float(value_C[number]) for column, value_C in columns.items()}
         for number, name in enumerate(classes)
     }
-    means = {name: known_mean(value_C) for name, value_C in columns.items()}
-    return Scores(headline, {**means, **(values or {})}, per_class, images)
+    if values is None:
+        values = {name: known_mean(value_C) for name, value_C in columns.items()}
+    return Scores(headline, values, per_class, images)
