@@ -48,7 +48,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         values = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            "is no configuration of a vitp model, nor of any other",
+            f"can't be read ({error}), so it is no configuration of a vitp model, nor of any other",
             where=str(path),
             fix="copy the folder again",
         ) from error
