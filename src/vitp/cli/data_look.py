@@ -71,7 +71,7 @@ def _length_of(model: str, max_tiles: int | None, max_length: int | None) -> tup
 
     What isn't given is taken from the run, where the model is the folder of one.
     """
-    from vitp.checkpoints.pretrained import load_vlm
+    from vitp.checkpoints.loading import load_vlm
     from vitp.data.lengths import RecordLength
     from vitp.runs.pretrain import sequence_of
 

@@ -120,11 +120,11 @@ def report(
     ] = 12,
 ) -> None:
     """Write one self-contained page about a run."""
-    from vitp.core.targets import check_file
+    from vitp.core.targets import check_output_file
     from vitp.report.run_page import report_run
 
     if out is not None:
-        check_file(out, "page")
+        check_output_file(out, "page")
     print(f"wrote {report_run(run, out, samples=samples)}")
 
 

@@ -24,8 +24,9 @@ from typing import Any
 
 from rich.console import Console
 
-from vitp.checkpoints.export import export_backbone, load_backbone, random_backbone, verify_export
-from vitp.checkpoints.pretrained import load_vlm
+from vitp.checkpoints.export import export_backbone
+from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
+from vitp.checkpoints.verify import verify_export
 from vitp.core.config import make_config
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json

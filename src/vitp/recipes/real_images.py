@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from vitp.checkpoints.export import export_backbone, load_backbone, random_backbone, verify_export
+from vitp.checkpoints.export import export_backbone
+from vitp.checkpoints.loading import load_backbone, random_backbone
+from vitp.checkpoints.verify import verify_export
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json, write_text
 from vitp.data.check import check_records

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from vitp.checkpoints.export import load_backbone, random_backbone
-from vitp.checkpoints.pretrained import load_vlm
+from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
 from vitp.core.files import write_json, write_text
 from vitp.data.synthesis.build import score_answer
 from vitp.evaluation.answers import LONGEST_ANSWER, ask_all, mean_by_task, questions_of

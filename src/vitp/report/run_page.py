@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitp.checkpoints.pretrained import load_vlm, resolve
+from vitp.checkpoints.loading import load_vlm, vlm_folder
 from vitp.core.config import CONFIG_FILE, load_config
 from vitp.core.files import write_json
 from vitp.data.augment import resize_image
@@ -52,7 +52,7 @@ def report_run(
         VitpError: The folder holds no finished run, or its data is gone.
     """
     run = Path(run)
-    resolve(run)
+    vlm_folder(run)
     config = load_config(PretrainConfig, run / CONFIG_FILE)
     loaded = load_vlm(run)
     answered: list[Answered] = []
