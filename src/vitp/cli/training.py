@@ -139,7 +139,7 @@ def report(
 ) -> None:
     """Write one self-contained page about a run."""
     from vitp.core.targets import check_file
-    from vitp.report.run_page import report_run
+    from vitp.report.run_report import report_run
 
     if out is not None:
         check_file(out, "page")

@@ -1,10 +1,12 @@
-"""What a vision-language model answers to questions whose answers are known."""
+"""Asks a vision-language model questions whose answers are known."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from vitp.data.synthesis import LabelledRecords, SetClasses, SynthesisConfig, score_answer
 from vitp.inference.ask import Assistant
@@ -22,7 +24,7 @@ class Answered:
     Attributes:
         image: Path or address of the first image.
         question, expected, answer: Texts; the question without image marks.
-        task: Of the question.
+        task: Of the question, such as "box"; "" where it isn't known.
         score: 0..1, see `vitp.data.synthesis.scoring`; None where the task isn't known.
     """
 
@@ -30,8 +32,8 @@ class Answered:
     question: str
     expected: str
     answer: str
-    task: str
-    score: float | None
+    task: str = ""
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `samples.json` of a run holds."""
@@ -53,13 +55,11 @@ def questions_of(
     number = 0
     for index in range(len(records)):
         record, tasks = records.with_tasks(index)
-        prefix = record.prefix
         for place, (turn, task) in enumerate(zip(record.turns, tasks, strict=True)):
             if (place + index) % 3:  # two or three questions an image: more images, and all tasks
                 continue
-            question = turn.question if turn.question.startswith(prefix) else prefix + turn.question
-            single = type(turn)(question, turn.answer)
-            yield record.with_turns((single,)), task
+            marks = "" if turn.question.startswith(record.prefix) else record.prefix
+            yield record.with_turns((type(turn)(marks + turn.question, turn.answer),)), task
             number += 1
             if number == count:
                 return

@@ -92,10 +92,7 @@ def _probe_rows(probes: dict[str, ProbeTable]) -> str:
     lines = []
     for row in probes["starter"].rows:
         chance = probes["random"][row.task, row.metric]
-        lines.append(
-            f"| {row.task}, {row.metric} | {100 * chance.mean:.1f} ± {100 * chance.std:.1f} "
-            f"| {100 * row.mean:.1f} ± {100 * row.std:.1f} |"
-        )
+        lines.append(f"| {row.task}, {row.metric} | {chance.percent} | {row.percent} |")
     return "\n".join(lines)
 
 

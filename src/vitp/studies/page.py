@@ -7,22 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vitp.metrics.statistics import mean_std, repeats_needed
-from vitp.report.charts import Bar, BarChart, LineChart, Series
-from vitp.report.page import Page
-from vitp.report.sections import Block, Cell, Code, Column, KeyValue, Section, Table, Text
-from vitp.report.sections import Measure as Mean
-from vitp.report.svg import number
+from vitp.report.page import (
+    Block,
+    Code,
+    Column,
+    HtmlPage,
+    KeyValue,
+    MeanStd,
+    Section,
+    Table,
+    TableCell,
+    Text,
+)
+from vitp.report.text import format_number
 from vitp.studies.budget import duration, operations
 from vitp.studies.cache import Store, machine
 from vitp.studies.grid import Study
-from vitp.studies.plots import curves
+from vitp.studies.plots import bars, curves
 from vitp.studies.results import (
     CORRUPTED,
     LOWER_IS_BETTER,
+    ClaimReading,
     Measure,
-    Reading,
     Row,
-    Spent,
     compared,
     groups_of,
     label,
@@ -35,13 +42,13 @@ from vitp.studies.results import (
 )
 from vitp.studies.scales import Scale
 
-UNPROVEN = (
+_UNPROVEN = (
     "**This is a first look and proves nothing**: one pretraining seed, settings that were not tuned, short runs. Take "
     "away `--quick` for an answer."
 )
 
 
-DIFFERENCES_NOTE = (
+_DIFFERENCES_NOTE = (
     "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test, two-sided, of the "
     "seeds' means, and of the draws' means where there are several draws, the larger of the two. *better* and *worse* ask "
     "for an interval without zero and p < 0.05; among so many comparisons one in twenty of equal methods gets there. "
@@ -51,7 +58,7 @@ DIFFERENCES_NOTE = (
 )
 
 
-MOST_REPEATS = 100
+_MOST_REPEATS = 100
 """Pretraining seeds beyond which it doesn't matter how many more a comparison would need."""
 
 
@@ -78,8 +85,8 @@ class Report:
     since: float = 0.0
 
 
-def page_of(report: Report) -> Page:
-    """Return the page: `write` makes it a file, `page_markdown` text."""
+def page_of(report: Report) -> HtmlPage:
+    """Return the page: `write` makes it a file, `markdown` text."""
     study, scale = report.study, report.scale
     sections = [_answer(report)]
     if study.x_label:
@@ -98,13 +105,13 @@ def page_of(report: Report) -> Page:
         ("finetunings of each", str(max(finetunings, default=0))),
         ("made", time.strftime("%Y-%m-%d")),
     ]
-    return Page(title, sections, study.question, facts)
+    return HtmlPage(title, sections, study.question, facts)
 
 
 def _answer(report: Report) -> Section:
     blocks: list[Block] = []
     if report.scale.quick:
-        blocks.append(Text(UNPROVEN, "bad"))
+        blocks.append(Text(_UNPROVEN, "bad"))
     elif report.scale.seeds < 3:
         blocks.append(
             Text("Fewer than three pretraining seeds decide nothing: every verdict is open.", "note")
@@ -121,11 +128,11 @@ def _answer(report: Report) -> Section:
     )
 
 
-def _claims(readings: Sequence[Reading]) -> Table:
+def _claims(readings: Sequence[ClaimReading]) -> Table:
     def names(measures: Sequence[Measure]) -> str:
         return "; ".join(map(label, measures)) or "–"
 
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [
             reading.claim.text,
             reading.answer,
@@ -139,13 +146,9 @@ def _claims(readings: Sequence[Reading]) -> Table:
 
 
 def _curves(report: Report) -> Section:
-    charts: list[Block] = []
-    for measure in measures_of(report.rows):
-        lines = curves(report.study, report.rows, measure)
-        series = [Series(name, xs, means, error=stds) for name, (xs, means, stds) in lines.items() if xs]
-        if series:
-            charts.append(LineChart(label(measure), series, x_label=report.study.x_label, y_label="%"))
-    return Section("Curves", charts, "Mean over all runs; error bars are one standard deviation.")
+    charts = [curves(report.study, report.rows, measure) for measure in measures_of(report.rows)]
+    lead = "Mean over all runs, each of which is a dot; error bars are one standard deviation."
+    return Section("Curves", [chart for chart in charts if any(len(line.x) for line in chart.lines)], lead)
 
 
 def _group(report: Report, group: str) -> Section:
@@ -155,7 +158,7 @@ def _group(report: Report, group: str) -> Section:
     blocks: list[Block] = [_means(rows, group, arms, measures, report.study.ours)]
     blocks += _differences(report.study, rows, group, arms, measures)
     blocks += _corruptions(rows, group, arms)
-    blocks += [_bars(rows, group, arms, measure, report.study.ours) for measure in measures]
+    blocks += [bars(rows, group, measure, report.study.ours) for measure in measures]
     return Section(group[0].upper() + group[1:], blocks)
 
 
@@ -165,7 +168,7 @@ def _corruptions(rows: Sequence[Row], group: str, arms: Sequence[str]) -> list[B
     sets = several_sets(single)
     tables: list[Block] = []
     for set_, task in dict.fromkeys((measure[0], measure[1]) for measure in single):
-        table: list[list[Cell]] = []
+        table: list[list[TableCell]] = []
         for measure in (one for one in single if one[:2] == (set_, task)):
             if measure[2] in ("average", "drop"):
                 continue
@@ -187,13 +190,13 @@ def _means(
         Column(label(m, with_set=sets), "min" if m[2] in LOWER_IS_BETTER else "max", 1) for m in measures
     ]
     columns += ["images", "operations", "time"]
-    table: list[list[Cell]] = []
+    table: list[list[TableCell]] = []
     for arm in arms:
-        cells: list[Cell] = [arm]
+        cells: list[TableCell] = [arm]
         for measure in measures:
             values = [100 * value for value in repeats(rows, group, arm, measure).values()]
             mean, std = mean_std(values)
-            cells.append(Mean(mean, std if len(values) > 1 else None, len(values)) if values else None)
+            cells.append(MeanStd(mean, std if len(values) > 1 else None, len(values)) if values else None)
         table.append(cells + _budget([row for row in rows if row.arm == arm]))
     note = (
         "Percent: mean ± standard deviation over pretraining seeds × draws of labels. Images, operations and time are those "
@@ -203,7 +206,7 @@ def _means(
     return Table(columns, table, note=note, highlight=[arms.index(ours)] if ours in arms else [])
 
 
-def _budget(rows: Sequence[Row]) -> list[Cell]:
+def _budget(rows: Sequence[Row]) -> list[TableCell]:
     known = {row.seed: row for row in rows if row.images is not None}.values()
     if not known or not any(row.images for row in known):
         return ["–", "–", "–"]
@@ -227,21 +230,22 @@ def _differences(
             pairs.setdefault(claim.ours, []).append(claim.theirs)
     tables = [_minus(rows, group, ours, others, measures) for ours, others in pairs.items()]
     shown = [table for table in tables if table.rows]
-    return [*shown[:-1], *(replace(table, note=DIFFERENCES_NOTE) for table in shown[-1:])]
+    return [*shown[:-1], *(replace(table, note=_DIFFERENCES_NOTE) for table in shown[-1:])]
 
 
 def _minus(
     rows: Sequence[Row], group: str, ours: str, others: Sequence[str], measures: Sequence[Measure]
 ) -> Table:
     sets = several_sets(measures)
-    table: list[list[Cell]] = []
+    table: list[list[TableCell]] = []
     for measure in measures:
         for arm in others:
             found = compared(rows, group, ours, arm, measure)
             if found is None:
                 continue
             # One seed has no interval.
-            interval = f"{_signed(found.low)} to {_signed(found.high)}" if found.n > 1 else None
+            low, high = (format_number(100 * value, 1, signed=True) for value in (found.low, found.high))
+            interval = f"{low} to {high}" if found.n > 1 else None
             needed = _needed(rows, group, ours, arm, measure)
             table.append(
                 [
@@ -268,43 +272,37 @@ def _minus(
     return Table(columns, table)
 
 
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + number(100 * value, 1)
-
-
 def _needed(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure) -> str | None:
     """Return how many repeats would show a difference like this one."""
     mine, others, _ = paired(rows, group, ours, theirs, measure)
     if len({seed for seed, _ in mine.keys() & others.keys()}) < 2:
         return None
-    needed = repeats_needed(mine, others, most=MOST_REPEATS)
-    return f"> {MOST_REPEATS}" if needed is None else str(needed)
-
-
-def _bars(rows: Sequence[Row], group: str, arms: Sequence[str], measure: Measure, ours: str) -> BarChart:
-    bars = []
-    for arm in arms:
-        values = [100 * value for value in repeats(rows, group, arm, measure).values()]
-        if values:
-            mean, std = mean_std(values)
-            several = len(values) > 1
-            colour = 0 if arm == ours else 1
-            bars.append(Bar(arm, mean, std if several else None, values if several else (), colour))
-    return BarChart(label(measure), bars, digits=1, x_label="%")
+    needed = repeats_needed(mine, others, most=_MOST_REPEATS)
+    return f"> {_MOST_REPEATS}" if needed is None else str(needed)
 
 
 def _cost(report: Report) -> Section | None:
-    found = spent(report.study, report.store)
-    if not found:
-        return None
-    rows: list[list[Cell]] = [_cost_row(one) for one in found]
-    columns: list[Column | str] = [
-        "arm",
-        "from",
-        "equal",
-        Column("runs", digits=0),
-        "images",
-        "tokens",
+    rows: list[list[TableCell]] = []
+    for one in spent(report.study, report.store):
+        speed = one.images / one.seconds if one.seconds and one.images else None
+        rows.append(
+            [
+                one.arm,
+                one.init,
+                one.budget,
+                one.runs,
+                f"{one.images:,.0f}",
+                f"{one.tokens:,.0f}" if one.tokens else "–",
+                operations(one.flops) if one.flops else "–",
+                "–" if one.seconds is None else duration(one.seconds),
+                speed,
+                "–" if one.processor_seconds is None else duration(one.processor_seconds),
+                "–" if one.memory is None else f"{one.memory / 2**30:.1f} GiB",
+                "not readable" if one.joules is None else f"{one.joules / 3600:.1f} Wh",
+            ]
+        )
+    columns: list[Column | str] = ["arm", "from", "equal", Column("runs", digits=0), "images", "tokens"]
+    columns += [
         "operations",
         "time",
         Column("images a second", digits=1),
@@ -317,31 +315,14 @@ def _cost(report: Report) -> Section | None:
         "Tokens: those that a language model computed. Energy: of the whole machine while the run was on, where the system "
         "lets it be read."
     )
-    return Section("Cost", [Table(columns, rows, note=note)])
-
-
-def _cost_row(one: Spent) -> list[Cell]:
-    return [
-        one.arm,
-        one.init,
-        one.budget,
-        one.runs,
-        f"{one.images:,.0f}",
-        f"{one.tokens:,.0f}" if one.tokens else "–",
-        operations(one.flops) if one.flops else "–",
-        "–" if one.seconds is None else duration(one.seconds),
-        one.images / one.seconds if one.seconds and one.images else None,
-        "–" if one.processor_seconds is None else duration(one.processor_seconds),
-        "–" if one.memory is None else f"{one.memory / 2**30:.1f} GiB",
-        "not readable" if one.joules is None else f"{one.joules / 3600:.1f} Wh",
-    ]
+    return Section("Cost", [Table(columns, rows, note=note)]) if rows else None
 
 
 def _information(report: Report) -> Section | None:
     information = report.study.information
     if not information:
         return None
-    rows: list[list[Cell]] = [[arm, text] for arm, text in information.items()]
+    rows: list[list[TableCell]] = [[arm, text] for arm, text in information.items()]
     return Section(
         "Label information",
         [Table(["arm", "what its pretraining was told"], rows)],
@@ -350,13 +331,13 @@ def _information(report: Report) -> Section | None:
 
 
 def _tuning(report: Report) -> Section | None:
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for cell in report.study.cells:
         result = report.store.result(cell) if cell.kind == "choose" else None
         if result is None:
             continue
         tried = "; ".join(
-            f"{row['value']:g}: {'failed' if row['score'] is None else number(100 * row['score'], 1)}"
+            f"{row['value']:g}: {'failed' if row['score'] is None else format_number(100 * row['score'], 1)}"
             for row in result["values"]["tried"]
         )
         facts = cell.facts
@@ -372,7 +353,7 @@ def _tuning(report: Report) -> Section | None:
 
 
 def _failed(report: Report) -> Section | None:
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for cell in report.study.cells:
         failure = report.store.failure(cell, report.since)
         if failure is not None:

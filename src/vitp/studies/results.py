@@ -102,7 +102,7 @@ def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> I
     }
     if result is None:
         task = str(facts.get("task", "frozen features"))
-        yield Row(task=task, metric="", main=True, draw=_int(facts.get("draw")), value=None, **common)
+        yield Row(task=task, metric="", main=True, draw=int(facts.get("draw") or 0), value=None, **common)
     elif cell.kind == "probe":
         for row in result["values"]["rows"]:
             for draw, value in enumerate(row["values"]):
@@ -116,14 +116,10 @@ def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> I
                 task=f"{facts['task']}{corrupted}",
                 metric=metric,
                 main=metric == facts["score"] or (bool(corrupted) and metric == "drop"),
-                draw=_int(facts.get("draw")),
+                draw=int(facts.get("draw") or 0),
                 value=value,
                 **common,
             )
-
-
-def _int(value: Any) -> int:
-    return int(value or 0)
 
 
 def _pretraining_cost(study: Study, store: Store, cell: Cell) -> dict[str, Any]:
@@ -210,7 +206,7 @@ def _spread(
 
 
 @dataclass(frozen=True)
-class Reading:
+class ClaimReading:
     """What the numbers say about a claim.
 
     Attributes:
@@ -226,7 +222,7 @@ class Reading:
     undecided: tuple[Measure, ...] = ()
 
 
-def read_claim(rows: Sequence[Row], claim: Claim) -> Reading:
+def read_claim(rows: Sequence[Row], claim: Claim) -> ClaimReading:
     """Return what the main measures say about a claim."""
     verdicts: dict[str, list[Measure]] = {"better": [], "worse": [], "no evidence": []}
     for measure in measures_of(rows):
@@ -242,7 +238,7 @@ def read_claim(rows: Sequence[Row], claim: Claim) -> Reading:
         answer = "agrees" if better else "does not agree"
     else:
         answer = "cannot tell"
-    return Reading(claim, answer, tuple(better), tuple(worse), tuple(verdicts["no evidence"]))
+    return ClaimReading(claim, answer, tuple(better), tuple(worse), tuple(verdicts["no evidence"]))
 
 
 def metric_name(metric: str) -> str:
