@@ -14,8 +14,11 @@ from tests.unit.test_report import assert_self_contained
 from vitp.cli import app
 from vitp.core.errors import ConfigError
 from vitp.evaluation.attention import ColourBasis, colour_basis, matched, patch_features
-from vitp.evaluation.attention_figures import attention_sheet, below_one_another, compare_rollout, patch_at
 from vitp.evaluation.feature_pictures import (
+    attention_sheet,
+    below_one_another,
+    compare_rollout,
+    patch_at,
     compare_features,
     enlarged_cells,
     feature_colours,
@@ -25,8 +28,8 @@ from vitp.evaluation.feature_pictures import (
 from vitp.models.backbone import Backbone
 from vitp.models.timm_backbone import TimmConfig, timm_backbone
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.report.dot_chart import DotChart
-from vitp.report.features_page import explorer, write_features_page, write_pictures
+from vitp.report.attention import attention_explorer
+from vitp.report.features_page import write_features_page, write_pictures
 
 
 def tiny_tower(seed: int = 0, **changes: object) -> VisionTower:
@@ -138,19 +141,9 @@ def test_places_are_shares_of_every_grid() -> None:
     assert sheet.size == (3 * 64 + 2 * 6, 64 + 18)
 
 
-def test_charts_of_dots_read_their_values() -> None:
-    chart = DotChart("reach", [[1.0, 3.0], [4.0, 6.0]], "layer", "px", highest=8.0)
-    assert chart.means == [2.0, 5.0] and chart.table == [("layer 0", "2.0"), ("layer 1", "5.0")]
-    assert chart.svg.count("<circle") == 4 and "mean 5.0 of 4.0, 6.0" in chart.svg
-    heights = sorted(float(part.split('"')[0]) for part in chart.svg.split('cy="')[1:])
-    # The plot is 212 high: 8 px of the data are 18 … 230 of the drawing.
-    assert heights == pytest.approx([230 - v / 8 * 212 for v in (6, 4, 3, 1)], abs=0.01)
-    with pytest.raises(ValueError, match="measurement at each place"):
-        DotChart("x", [[]], "layer", "px")
-
-
 def test_explorers_show_as_many_layers_of_deeper_backbones() -> None:
-    block = explorer({"a": tiny_tower(depth=2), "b": tiny_tower(depth=5)}, {"one": picture()}, (0.9, 0.1))
+    towers = {"a": tiny_tower(depth=2), "b": tiny_tower(depth=5)}
+    block = attention_explorer(towers, {"one": picture()}, (0.9, 0.1), heads=True)
     assert [list(each.layers) for each in block.backbones] == [[0, 1], [0, 4]]
     assert block.patch == (3, 0) and block.head_count == 2 and block.layer_count == 2
 

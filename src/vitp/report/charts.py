@@ -235,7 +235,9 @@ class LineChart(Chart):
                 errors = np.asarray(line.error, float)[keep]
                 axes.errorbar(x, middle, errors, color=colour, linestyle="", capsize=3)
             axes.plot([a for a, _ in line.runs], [b for _, b in line.runs], ".", color=colour, alpha=0.6)
-        axes.set_ylim(min(0.0, *axes.dataLim.intervaly) if self.from_zero else None, self.highest)
+        if self.from_zero and self._known:
+            axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
+        axes.set_ylim(top=self.highest)
         axes.set_ylabel(printable(self.y_label), fontsize=11)
         axes.grid(axis="y")
         _number_axis(axes.xaxis, 9 if self.wide else 5)

@@ -47,13 +47,13 @@ class Section:
     @property
     def laid_out(self) -> list[Block]:
         """The blocks, with a chart that would stand alone in a row of two made wide."""
-        laid: list[Block] = []
+        laid = list(self.blocks)
+        narrow = [isinstance(block, Chart) and not block.wide for block in laid]
         in_row = 0
-        for block, after in zip(self.blocks, [*self.blocks[1:], None], strict=True):
-            narrow, more = (isinstance(one, Chart) and not one.wide for one in (block, after))
-            in_row = in_row + 1 if narrow else 0
-            alone = narrow and not more and in_row % 2
-            laid.append(replace(block, wide=True) if alone and isinstance(block, Chart) else block)
+        for place, block in enumerate(laid):
+            in_row = in_row + 1 if narrow[place] else 0
+            if isinstance(block, Chart) and in_row % 2 and not any(narrow[place + 1 : place + 2]):
+                laid[place] = replace(block, wide=True)
         return laid
 
 
