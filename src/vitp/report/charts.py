@@ -236,7 +236,8 @@ class LineChart(Chart):
                 axes.errorbar(x, middle, errors, color=colour, linestyle="", capsize=3)
             axes.plot([a for a, _ in line.runs], [b for _, b in line.runs], ".", color=colour, alpha=0.6)
         if self.from_zero and self._known:
-            axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
+            low, high = min(0.0, axes.dataLim.ymin), axes.dataLim.ymax
+            axes.set_ylim(low, high + 0.06 * (high - low))
         axes.set_ylim(top=self.highest)
         axes.set_ylabel(printable(self.y_label), fontsize=11)
         axes.grid(axis="y")
