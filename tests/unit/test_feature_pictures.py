@@ -17,13 +17,13 @@ from vitp.evaluation.attention import ColourBasis, colour_basis, matched, patch_
 from vitp.evaluation.feature_pictures import (
     attention_sheet,
     below_one_another,
-    compare_rollout,
-    patch_at,
     compare_features,
+    compare_rollout,
     enlarged_cells,
     feature_colours,
     feature_colours_of_layers,
     layer_number,
+    patch_at,
 )
 from vitp.models.backbone import Backbone
 from vitp.models.timm_backbone import TimmConfig, timm_backbone

@@ -20,7 +20,7 @@ from vitp.evaluation.answers import Answered
 from vitp.evaluation.probe_table import ProbeRow
 from vitp.report.answered import AnsweredCards
 from vitp.report.attention import AttentionExplorer, BackboneAttention, quantise
-from vitp.report.charts import Bar, BarChart, HeatMap, Histogram, Line, LineChart
+from vitp.report.charts import Bar, BarChart, Curve, HeatMap, Histogram, LineChart
 from vitp.report.compare import comparison_section
 from vitp.report.page import (
     Card,
@@ -297,7 +297,7 @@ def test_user_text_is_escaped_everywhere(evil, tmp_path):
         Table([evil], [[evil]], note=evil),
         LineChart(
             title=evil,
-            lines=[Line(evil, [0, 1], [1, 2]), Line("b", [0, 1], [2, 1])],
+            lines=[Curve(evil, [0, 1], [1, 2]), Curve("b", [0, 1], [2, 1])],
             x_label=evil,
             y_label=evil,
             note=evil,

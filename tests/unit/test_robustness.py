@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,7 +260,7 @@ def test_heat_maps_colour_by_loss() -> None:
     assert chart.colour(80.0) == (255, 247, 236) and chart.colour(60.0) == (127, 0, 0)
     assert chart.colour(90.0) == (209, 229, 240) and chart.colour(float("nan")) == (200, 204, 210)
     assert [chart.svg.count(colour) for colour in ("#fff7ec", "#7f0000", "#d1e5f0", "#c8ccd2")] == [1] * 4
-    assert "<title>a, 2: 60.0 (−20.0)</title>" in chart.svg and "<title>b, 2: –</title>" in chart.svg
+    assert "<title>a, 2: 60.0 (−20.0)</title>" in chart.svg and "<title>b, 2: – (–)</title>" in chart.svg
     assert re.findall(r">([\d.–]+)</text>", chart.svg)[-4:] == ["80.0", "60.0", "90.0", "–"]
     with pytest.raises(ValueError, match="don't fit"):
         HeatMap(title="t", rows=["a"], columns=["1"], values=[[1.0, 2.0]], reference=1.0)
@@ -301,7 +301,7 @@ def test_examples_show_the_labels_where_they_went() -> None:
     assert not (plain == (255, 159, 28)).all(-1).any()
     masked = np.asarray(example_figures(labelled, "semantic", [CORRUPTIONS["haze"]], 1, 0)[0].image)
     assert not np.array_equal(masked, plain)
-    assert draw_labels.__doc__
+    assert labelled_picture.__doc__
 
 
 def test_list_options_take_several_values(monkeypatch: pytest.MonkeyPatch) -> None:

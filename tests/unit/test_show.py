@@ -18,9 +18,9 @@ from vitp.core.errors import DataError
 from vitp.data.lengths import RecordLength
 from vitp.records.instructions import InstructionRecord, Region, Turn
 from vitp.records.labels import LabelledImage
-from vitp.report.charts import Histogram, counted_bars
+from vitp.report.charts import Histogram
 from vitp.report.places import Colours
-from vitp.report.records_page import answer_kind, record_card, show_records
+from vitp.report.records_page import answer_kind, counted_bars, record_card, show_records
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], name: str = "ships.jsonl") -> Path:

@@ -19,7 +19,7 @@ from vitp.core.errors import VitpError
 from vitp.evaluation.attention import grid_of, patch_attention
 from vitp.models.plain_vit import PlainViT
 from vitp.objectives.dense_source import resize
-from vitp.report.pictures import ImageLike, data_address, open_picture
+from vitp.report.pictures import PictureSource, data_address, open_picture
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class AttentionExplorer:
 
     kind: ClassVar[str] = "attention"
     title: str
-    images: Sequence[ImageLike]
+    images: Sequence[PictureSource]
     backbones: Sequence[BackboneAttention]
     patch: tuple[int, int] | None = None
     image_names: Sequence[str] = ()

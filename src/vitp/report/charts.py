@@ -24,7 +24,6 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import style, ticker
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from vitp.core.files import atomic_path
@@ -37,8 +36,11 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8588f", "#c98a00", "#3fa0d8", "#7
 _INK, _SOFT, _FAINT, _EDGE, _PAPER = "#16191d", "#5a6472", "#8b95a3", "#e4e8ed", "#fefefe"
 _VARIABLES = {
     **{colour: f"var(--c{place})" for place, colour in enumerate(PALETTE)},
-    **{_INK: "var(--ink)", _SOFT: "var(--soft)", _FAINT: "var(--faint)"},
-    **{_EDGE: "var(--edge)", _PAPER: "var(--bg)"},
+    _INK: "var(--ink)",
+    _SOFT: "var(--soft)",
+    _FAINT: "var(--faint)",
+    _EDGE: "var(--edge)",
+    _PAPER: "var(--bg)",
 }
 """Colours of a light page that the SVG takes from the style sheet, so that a dark page has its own."""
 
@@ -64,10 +66,9 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 10,
 }
-_TICKS = ticker.FuncFormatter(lambda value, _: format_tick(value))
-_WIDTH, _WIDE = 480, 860
 _MOST_POINTS = 600
 _MOST_ROWS = 24
+_MOST_BINS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +110,10 @@ class Chart(ABC):
     @property
     def svg(self) -> Markup:
         """The drawing as an SVG element."""
+        buffer = io.StringIO()
         with self._figure() as figure:
-            buffer = io.StringIO()
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        width = _WIDE if self.wide else _WIDTH
-        return Markup(_inline(buffer.getvalue(), f"0 0 {width} {self.height:.0f}", self.title))
+        return Markup(_inline(buffer.getvalue(), self.title))
 
     def write_png(self, path: Path) -> None:
         """Write the drawing with its title and its legend as a picture of its own."""
@@ -130,17 +130,16 @@ class Chart(ABC):
         with style.context(["default", _STYLE]), warnings.catch_warnings():
             # The browser has the letters that matplotlib's font lacks.
             warnings.filterwarnings("ignore", message="Glyph")
-            size = ((_WIDE if self.wide else _WIDTH) / 72, self.height / 72)
-            figure = Figure(figsize=size, layout="constrained")
+            figure = Figure(((860 if self.wide else 480) / 72, self.height / 72), layout="constrained")
             axes = figure.add_subplot()
             axes.set_xlabel(printable(self.x_label), fontsize=11)
             self._draw(axes)
             yield figure
 
 
-def _inline(svg: str, view_box: str, title: str) -> str:
-    """Return what matplotlib wrote as an element of a page: themed, in the page's font, without what only files need."""
-    body = svg.partition("<svg ")[2].partition(">")[2].replace("xlink:href", "href")
+def _inline(svg: str, title: str) -> str:
+    """Return what matplotlib wrote as an element of a page, in its colours and font, without what only files need."""
+    head, _, body = svg.partition("<svg ")[2].replace("xlink:href", "href").partition(">")
     body = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
     body = re.sub(
         r'(<text style="font[^"]*?)font-family:[^";]*(?:&quot;[^";]*)*', r"\1font-family: inherit", body
@@ -150,9 +149,10 @@ def _inline(svg: str, view_box: str, title: str) -> str:
     body = re.sub(r"<g id=\"[^\"]*\">", "<g>", body)
     # Hundredths of a pixel are enough.
     body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0].replace("\n", "")), body)
-    body = re.sub("#[0-9a-f]{6}(?=[;\"'])", lambda colour: _VARIABLES.get(colour[0], colour[0]), body)
+    body = re.sub("(?<=: )#[0-9a-f]{6}", lambda colour: _VARIABLES.get(colour[0], colour[0]), body)
     body = re.sub(r">\s+<", "><", body)
-    return f'<svg viewBox="{view_box}" role="img" aria-label="{escape(title, quote=True)}">{body}'
+    size = re.findall(r'viewBox="[^"]*"', head)[0]
+    return f'<svg {size} role="img" aria-label="{escape(title)}">{body}'
 
 
 def _with_tip(artist: Any, tip: str) -> None:
@@ -162,18 +162,24 @@ def _with_tip(artist: Any, tip: str) -> None:
 
 def _number_axis(axis: Any, ticks: int = 6) -> None:
     axis.set_major_locator(ticker.MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(_TICKS)
+    axis.set_major_formatter(lambda value, _: format_tick(value))
+
+
+def _name_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a chart that has a row for each name."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", labelcolor=_INK)
+    axes.spines["bottom"].set_visible(False)
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line.
+class Curve:
+    """One line of a chart.
 
     Attributes:
         name: In the legend.
         x, y: Points, by ascending x. Points whose y is not finite are left out.
-        smooth: 0..1, share of its weight that a neighbour keeps a place further on, in the mean that is drawn over the
-            pale raw line (see `smoothed`). 0 draws the raw line only.
+        raw: What the line is a smoothed form of, at the same x, drawn pale below it; empty: none.
         colour: Index into the palette; None takes the place in the chart.
         error: Half the length of the error bar of each point; empty: none.
         runs: Single measurements (x, y) that the line is the mean of, drawn as pale dots.
@@ -182,15 +188,10 @@ class Line:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    smooth: float = 0.0
+    raw: Sequence[float] = ()
     colour: int | None = None
     error: Sequence[float] = ()
     runs: Sequence[tuple[float, float]] = ()
-
-    @property
-    def middle(self) -> Sequence[float]:
-        """The mean that is drawn over the raw line, or the line itself where none is wanted."""
-        return smoothed(self.y, self.smooth) if self.smooth else self.y
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,68 +200,51 @@ class LineChart(Chart):
 
     Attributes:
         lines: The lines; a point marks each value where a line has few.
-        y_log: Logarithmic y axis; values ≤ 0 are left out.
         from_zero: The y axis begins at 0.
         highest: Upper end of the y axis; None: by the data. Give one for charts to compare.
     """
 
-    lines: Sequence[Line]
+    lines: Sequence[Curve]
     x_label: str = "step"
     y_label: str = ""
-    y_log: bool = False
     from_zero: bool = False
     highest: float | None = None
 
     def _draw(self, axes: Axes) -> None:
-        if self.y_log:
-            axes.set_yscale("log")
         for line in self._known:
             keep = np.linspace(0, len(line.x) - 1, min(len(line.x), _MOST_POINTS)).round().astype(int)
-            x, y, middle = (np.asarray(values, float)[keep] for values in (line.x, line.y, line.middle))
+            x, y = (np.asarray(values, float)[keep] for values in (line.x, line.y))
             colour = PALETTE[line.colour or 0]
-            if line.smooth:
-                axes.plot(x, y, color=colour, linewidth=1, alpha=0.28)
-            few = len(x) <= 24 and not line.smooth and not line.runs
-            axes.plot(
-                x,
-                middle,
-                "o-" if few else "-",
-                color=colour,
-                linewidth=2,
-                markersize=5,
-                # matplotlib leaves names that begin with an underscore out of the legend.
-                label=printable(line.name).lstrip("_"),
-            )
+            if line.raw:
+                axes.plot(x, np.asarray(line.raw)[keep], color=colour, linewidth=1, alpha=0.28)
+            dots = "o-" if len(x) <= 24 and not line.raw and not line.runs else "-"
+            # matplotlib leaves names that begin with an underscore out of the legend.
+            name = printable(line.name).lstrip("_")
+            axes.plot(x, y, dots, color=colour, linewidth=2, markersize=5, label=name)
             if line.error:
-                errors = np.asarray(line.error, float)[keep]
-                axes.errorbar(x, middle, errors, color=colour, linestyle="", capsize=3)
-            axes.plot([a for a, _ in line.runs], [b for _, b in line.runs], ".", color=colour, alpha=0.6)
-        if self.from_zero and self._known:
-            low, high = min(0.0, axes.dataLim.ymin), axes.dataLim.ymax
+                axes.errorbar(x, y, np.asarray(line.error)[keep], color=colour, linestyle="", capsize=3)
+            runs = np.asarray(line.runs, float).reshape(-1, 2)
+            axes.plot(runs[:, 0], runs[:, 1], "o", color=colour, markersize=5, markeredgewidth=0, alpha=0.5)
+        low, high = min(0.0, axes.dataLim.ymin), axes.dataLim.ymax
+        if self.from_zero and low < high:
             axes.set_ylim(low, high + 0.06 * (high - low))
         axes.set_ylim(top=self.highest)
         axes.set_ylabel(printable(self.y_label), fontsize=11)
         axes.grid(axis="y")
         _number_axis(axes.xaxis, 9 if self.wide else 5)
-        if self.y_log:
-            low, high = axes.get_ylim()
-            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1,) if high > 1000 * low else (1, 2, 5)))
-            axes.yaxis.set_minor_locator(ticker.NullLocator())
-            axes.yaxis.set_major_formatter(_TICKS)
-        else:
-            _number_axis(axes.yaxis)
+        _number_axis(axes.yaxis)
 
     @property
-    def _known(self) -> list[Line]:
+    def _known(self) -> list[Curve]:
         """The lines that have points, with these points only, and each with a colour."""
         found = []
         for place, line in enumerate(self.lines):
-            keep = [n for n, y in enumerate(line.y) if math.isfinite(y) and (y > 0 or not self.y_log)]
+            keep = [n for n, y in enumerate(line.y) if math.isfinite(y)]
             x, y = [float(line.x[n]) for n in keep], [float(line.y[n]) for n in keep]
             colour = (place if line.colour is None else line.colour) % len(PALETTE)
-            error = [line.error[n] for n in keep] if line.error else ()
+            raw, error = ([of[n] for n in keep] if of else () for of in (line.raw, line.error))
             if keep:
-                found.append(replace(line, x=x, y=y, colour=colour, error=error))
+                found.append(replace(line, x=x, y=y, colour=colour, raw=raw, error=error))
         return found
 
     @property
@@ -271,36 +255,18 @@ class LineChart(Chart):
 
     @property
     def table(self) -> list[tuple[str, ...]]:
-        """Values at evenly spread x, the first and the last included, of smoothed lines the smooth ones."""
+        """Values at evenly spread x, the first and the last included."""
         lines = self._known
-        known = [dict(zip(line.x, line.middle, strict=True)) for line in lines]
-        places = sorted(set[float]().union(*known))
+        places = sorted({x for line in lines for x in line.x})
         chosen = np.linspace(0, len(places) - 1, min(len(places), _MOST_ROWS)).round().astype(int)
-
-        def cell(line: Line, values: dict[float, float], x: float) -> str:
-            runs = ", ".join(format_number(y) for at, y in line.runs if at == x)
-            return "" if x not in values else format_number(values[x]) + (f" ({runs})" if runs else "")
-
-        rows = [
-            (format_number(x), *(cell(line, values, x) for line, values in zip(lines, known, strict=True)))
-            for x in (places[n] for n in chosen)
-        ]
-        return [(self.x_label, *(line.name for line in lines)), *rows]
-
-
-def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Return the mean of `values` around each place, weighted by `weight ** distance` to both sides.
-
-    Looking to both sides, the curve does not lag behind a falling loss as a running mean does.
-    """
-    # Beyond this distance a neighbour's weight is below the rounding of the mean.
-    reach = min(len(values) - 1, math.ceil(math.log(1e-12) / math.log(weight)))
-    kernel = weight ** np.abs(np.arange(-reach, reach + 1.0))
-    total, weights = (
-        np.convolve(one, kernel)[reach : reach + len(values)]
-        for one in (np.asarray(values, float), np.ones(len(values)))
-    )
-    return list((total / weights).tolist())
+        columns = []
+        for line in lines:
+            shown = {x: format_number(y) for x, y in zip(line.x, line.y, strict=True)}
+            for x in shown if line.runs else ():
+                shown[x] += f" ({', '.join(format_number(y) for at, y in line.runs if at == x)})"
+            columns.append([line.name, *(shown.get(places[n], "") for n in chosen)])
+        heads = [self.x_label, *(format_number(places[n]) for n in chosen)]
+        return list(zip(heads, *columns, strict=True))
 
 
 @dataclass(frozen=True)
@@ -340,7 +306,7 @@ class BarChart(Chart):
 
     @property
     def height(self) -> float:
-        """Height in pixels: thirty a bar, and fewer where there are many."""
+        """Height in pixels."""
         return 44 + (16 if self.x_label else 0) + len(self.bars) * (30 if len(self.bars) <= 10 else 22)
 
     def _draw(self, axes: Axes) -> None:
@@ -356,25 +322,14 @@ class BarChart(Chart):
                 axes.errorbar(value, place, xerr=error, color=_INK, capsize=3, linewidth=1.4)
             # The dots lie above one another, so that runs that agree don't hide each other.
             spread = np.linspace(-1, 1, len(bar.points)) * min(0.22, 0.06 * (len(bar.points) - 1))
-            axes.plot(
-                bar.points,
-                place + spread,
-                "o",
-                color=_PAPER,
-                markeredgecolor=_INK,
-                markersize=4,
-                markeredgewidth=1,
-            )
+            axes.plot(bar.points, place + spread, "o", color=_PAPER, markeredgecolor=_INK, markersize=4)
             end = max([value + error, 0.0, *(point for point in bar.points if math.isfinite(point))])
-            axes.annotate(
-                printable(self.shown(bar)), (end, place), (6, 0), textcoords="offset points", va="center"
-            )
-        names = [printable(bar.label) for bar in self.bars]
+            shown = printable(self.shown(bar))
+            axes.annotate(shown, (end, place), (6, 0), textcoords="offset points", va="center")
+        names = (printable(bar.label) for bar in self.bars)
         short = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
-        axes.set_yticks(range(len(short)), short)
-        axes.tick_params(axis="y", labelcolor=_INK)
+        _name_axis(axes, short)
         axes.axvline(0, color=_FAINT, linewidth=1)
-        axes.spines["bottom"].set_visible(False)
         axes.grid(axis="x")
         if not any(bar.value and math.isfinite(bar.value) for bar in self.bars):
             axes.set_xlim(0, 1)
@@ -384,18 +339,6 @@ class BarChart(Chart):
         """Return the bar's number as it is written beside it."""
         error = "" if bar.error is None else f" ± {format_number(bar.error, self.digits)}"
         return bar.text or f"{format_number(bar.value, self.digits)}{error}{self.unit}"
-
-
-def counted_bars(title: str, counts: Sequence[tuple[str, int]], *, most: int = 8) -> BarChart:
-    """Return named counts as bars with their shares, longest first; what is beyond `most` is added up."""
-    ordered = sorted(counts, key=lambda item: (-item[1], item[0]))
-    rest, total = sum(count for _, count in ordered[most:]), sum(count for _, count in ordered)
-    shown = [*ordered[:most], *([("others", rest)] if rest else [])]
-    bars = [
-        Bar(name, count, text="<1%" if count < 0.005 * total else f"{count / total:.0%}")
-        for name, count in shown
-    ]
-    return BarChart(title=title, bars=bars, note=f"{total:,} in all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,7 +380,7 @@ class HeatMap(Chart):
         """Return the colour of a cell: ColorBrewer's OrRd, blue for a gain, grey for what isn't known."""
         # Even in lightness, so it can be read by colour-blind people and in grey.
         shades = mpl.colormaps["OrRd"].with_extremes(under="#d1e5f0", bad="#c8ccd2")
-        loss = Normalize(0, self.largest_loss)(self.reference - value)
+        loss = (self.reference - value) / self.largest_loss
         red, green, blue = (round(255 * part) for part in shades(loss)[:3])
         return red, green, blue
 
@@ -446,20 +389,15 @@ class HeatMap(Chart):
             for c, value in enumerate(row):
                 colour = self.colour(value)
                 cell = axes.bar(c, 0.92, 0.98, r - 0.46, color=[part / 255 for part in colour])[0]
-                shown = format_number(value, self.digits)
-                more = (
-                    f" ({format_number(value - self.reference, self.digits)})" if math.isfinite(value) else ""
-                )
-                _with_tip(cell, f"{self.rows[r]}, {self.columns[c]}: {shown}{more}")
+                shown, more = (format_number(v, self.digits) for v in (value, value - self.reference))
+                _with_tip(cell, f"{self.rows[r]}, {self.columns[c]}: {shown} ({more})")
                 dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 140
                 # The cell decides about the colour of its number, whatever the page's theme is.
                 axes.text(c, r, shown, ha="center", va="center", color="white" if dark else "black")
         axes.set(xlim=(-0.5, len(self.columns) - 0.5), ylim=(len(self.rows) - 0.5, -0.5))
         axes.set_xticks(range(len(self.columns)), map(printable, self.columns))
-        axes.set_yticks(range(len(self.rows)), map(printable, self.rows))
+        _name_axis(axes, [printable(name) for name in self.rows])
         axes.tick_params(axis="x", length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
-        axes.tick_params(axis="y", labelcolor=_INK)
-        axes.spines["bottom"].set_visible(False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -469,12 +407,10 @@ class Histogram(Chart):
     Attributes:
         values: At least one.
         unit: Of the values, in the tooltips.
-        bins: Bars at most.
     """
 
     values: Sequence[float]
     unit: str
-    bins: int = 24
 
     @property
     def height(self) -> float:
@@ -486,25 +422,21 @@ class Histogram(Chart):
         """Lower edge, upper edge and count of each bar."""
         data = np.asarray(self.values, np.float64)
         low, high = float(data.min()), float(data.max())
-        if (data == np.rint(data)).all() and high - low < self.bins:
+        if (data == np.rint(data)).all() and high - low < _MOST_BINS:
             edges = np.arange(low - 0.5, high + 1)
         else:
-            edges = np.linspace(low, high if high > low else low + 1, self.bins + 1)
+            edges = np.linspace(low, high if high > low else low + 1, _MOST_BINS + 1)
         counts, _ = np.histogram(data, edges)
         return list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True))
 
     def _draw(self, axes: Axes) -> None:
         for low, high, count in self.counted:
             (drawn,) = axes.bar((low + high) / 2, count, 0.92 * (high - low), color=PALETTE[0])
-            _with_tip(drawn, f"{_span(low, high)} {self.unit}: {count:,}")
+            first, last = math.ceil(low), math.floor(high)
+            span = f"{first:,}" if first >= last else f"{first:,}–{last:,}"
+            _with_tip(drawn, f"{span} {self.unit}: {count:,}")
         if len(self.counted) < 6:  # a single bar should not fill the chart
             axes.set_xlim(right=axes.get_xlim()[0] + 6)
         axes.grid(axis="y")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
         _number_axis(axes.yaxis, 3)
-
-
-def _span(low: float, high: float) -> str:
-    """Return the whole numbers between two edges."""
-    first, last = math.ceil(low), math.floor(high)
-    return f"{first:,}" if first >= last else f"{first:,}–{last:,}"

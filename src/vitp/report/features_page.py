@@ -28,7 +28,7 @@ from vitp.evaluation.feature_pictures import (
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
 from vitp.report.attention import attention_explorer
-from vitp.report.charts import Line, LineChart
+from vitp.report.charts import Curve, LineChart
 from vitp.report.page import Block, Column, Figure, HtmlPage, ImageGrid, Section, Table, TableCell, Text
 from vitp.report.run_report import EXPLORED_IMAGES
 
@@ -203,7 +203,7 @@ def _reach(name: str, profile_LH: np.ndarray, highest: float, colour: int) -> Li
     """Return how far the heads of each layer look: a dot a head, and their mean as a line."""
     means = profile_LH.mean(1).tolist()
     heads = [(layer, value) for layer, row in enumerate(profile_LH.tolist()) for value in row]
-    line = Line(name, range(len(means)), means, colour=colour, runs=heads)
+    line = Curve(name, range(len(means)), means, colour=colour, runs=heads)
     return LineChart(title=name, lines=[line], x_label="layer", y_label="px", from_zero=True, highest=highest)
 
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from vitp.core import files
 from vitp.core.version import __version__
 from vitp.report.charts import Chart
-from vitp.report.pictures import ImageLike, data_address, open_picture
+from vitp.report.pictures import PictureSource, data_address, open_picture
 from vitp.report.text import format_number, inline_html
 
 
@@ -305,7 +305,7 @@ def _shown(cell: TableCell, head: Column) -> dict[str, Any]:
 class Figure:
     """A picture with a caption below it."""
 
-    image: ImageLike
+    image: PictureSource
     caption: str = ""
 
     @property

@@ -12,13 +12,13 @@ from PIL import Image
 from vitp.core.errors import DataError
 from vitp.io.images import is_scene, load_image
 
-ImageLike = str | Path | Image.Image | np.ndarray
+PictureSource = str | Path | Image.Image | np.ndarray
 """A path or `scene:` address, a PIL image, or an (H, W) or (H, W, 3) uint8 array."""
 
 _LOSSLESS_BELOW = 128
 
 
-def open_picture(picture: ImageLike, *, base: Path | None = None) -> Image.Image:
+def open_picture(picture: PictureSource, *, base: Path | None = None) -> Image.Image:
     """Return a picture as a PIL RGB image.
 
     Args:

@@ -1,4 +1,4 @@
-"""Questions and answers taken apart for a page: places to draw over the picture, classes to colour, the words between."""
+"""Questions and answers taken apart for a page: places to draw over the picture, classes to colour, and words."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def class_words(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class PlaceOutline:
     """A polygon over a picture.
 
     Attributes:
@@ -67,7 +67,7 @@ def box_corners(box: Sequence[int]) -> tuple[int, ...]:
     return x1, y1, x2, y1, x2, y2, x1, y2
 
 
-def outlines_in(text: str, size: tuple[int, int], turn: int = 0) -> list[Outline]:
+def outlines_in(text: str, size: tuple[int, int], turn: int = 0) -> list[PlaceOutline]:
     """Return the named boxes and oriented boxes of a text; broken ones are left out.
 
     Args:
@@ -78,14 +78,14 @@ def outlines_in(text: str, size: tuple[int, int], turn: int = 0) -> list[Outline
     found = [(label, box_corners(box)) for label, box in parse_boxes(text, limit=COORDINATE_RANGE)]
     found += parse_quads(text, limit=COORDINATE_RANGE)
     found += [(label, _turned(box, angle, size)) for label, box, angle in parse_geochat(text)]
-    return [Outline(label, corners, turn) for label, corners in found]
+    return [PlaceOutline(label, corners, turn) for label, corners in found]
 
 
-def asked_outlines(question: str) -> list[Outline]:
+def asked_outlines(question: str) -> list[PlaceOutline]:
     """Return the regions without a name that a question is about."""
     boxes = [[int(value) for value in match] for match in _ASKED_BOX.findall(question)]
     return [
-        Outline("", box_corners(box))
+        PlaceOutline("", box_corners(box))
         for box in boxes
         if box[0] < box[2] <= COORDINATE_RANGE and box[1] < box[3] <= COORDINATE_RANGE
     ]

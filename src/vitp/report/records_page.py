@@ -1,4 +1,4 @@
-"""`vitp data show`: instruction data as one HTML page, with what its labels and answers name drawn over the pictures."""
+"""`vitp data show`: instruction data as one HTML page; what labels and answers name is drawn over the pictures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ from vitp.data.sources import Source, open_sources
 from vitp.io.images import is_scene, load_image
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord
 from vitp.records.labels import IGNORE, LabelledImage
-from vitp.report.charts import BarChart, Chart, Histogram, counted_bars
+from vitp.report.charts import Bar, BarChart, Chart, Histogram
 from vitp.report.page import Block, HtmlPage, Section, Text
 from vitp.report.pictures import data_address
-from vitp.report.places import Colours, Outline, TextPart, box_corners, class_words, outlines_in, text_parts
+from vitp.report.places import (
+    Colours,
+    PlaceOutline,
+    TextPart,
+    box_corners,
+    class_words,
+    outlines_in,
+    text_parts,
+)
 
 _COUNTED = 2000
 """Records that the charts are drawn from: a random sample of larger data."""
@@ -65,7 +73,7 @@ class RecordPicture:
     width: int
     height: int
     mask: str
-    outlines: tuple[Outline, ...]
+    outlines: tuple[PlaceOutline, ...]
     classes: tuple[str, ...]
 
 
@@ -231,6 +239,18 @@ class _Numbers:
         return list(charts)
 
 
+def counted_bars(title: str, counts: Sequence[tuple[str, int]], *, most: int = 8) -> BarChart:
+    """Return named counts as bars with their shares, longest first; what is beyond `most` is added up."""
+    ordered = sorted(counts, key=lambda item: (-item[1], item[0]))
+    rest, total = sum(count for _, count in ordered[most:]), sum(count for _, count in ordered)
+    shown = [*ordered[:most], *([("others", rest)] if rest else [])]
+    bars = [
+        Bar(name, count, text="<1%" if count < 0.005 * total else f"{count / total:.0%}")
+        for name, count in shown
+    ]
+    return BarChart(title=title, bars=bars, note=f"{total:,} in all")
+
+
 def _sample(item: Source, seed: int) -> Iterator[int]:
     order = Permutation(len(item.records), seed, "show", item.name)
     return (order[i] for i in range(len(item.records)))
@@ -326,7 +346,7 @@ def record_card(
         image = load_image(address)
         mask, names = _mask(labels, number, classes, colours)
         outlines = [
-            Outline(region.label, region.quad or box_corners(region.box))
+            PlaceOutline(region.label, region.quad or box_corners(region.box))
             for region in record.regions
             if region.image == number
         ]

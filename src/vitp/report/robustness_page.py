@@ -24,7 +24,7 @@ from vitp.evaluation.corruptions.sets import load_pixels
 from vitp.evaluation.robustness_result import RobustnessResult, comparable
 from vitp.io.colours import CLASS_COLOURS
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
-from vitp.report.charts import Bar, BarChart, HeatMap, Line, LineChart
+from vitp.report.charts import Bar, BarChart, Curve, HeatMap, LineChart
 from vitp.report.page import (
     Block,
     Card,
@@ -130,7 +130,7 @@ def _summary(results: Sequence[RobustnessResult], metric: str | None) -> Section
     for result in results:
         found = result.by_severity(metric)
         values = [100 * value for value in (result.value(metric), *found.values())]
-        lines.append(Line(result.name, [0, *found], values))
+        lines.append(Curve(result.name, [0, *found], values))
     curve = LineChart(
         title="Mean over corruptions by severity",
         lines=lines,

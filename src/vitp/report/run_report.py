@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitp.checkpoints.pretrained import load_vlm, resolve
 from vitp.core.config import CONFIG_FILE, load_config
 from vitp.core.files import write_json
@@ -18,7 +20,7 @@ from vitp.models.vision import VisionTower
 from vitp.records.instructions import InstructionRecord
 from vitp.report.answered import AnsweredCards
 from vitp.report.attention import AttentionExplorer, attention_explorer
-from vitp.report.charts import Bar, BarChart, Line, LineChart
+from vitp.report.charts import Bar, BarChart, Curve, LineChart
 from vitp.report.page import (
     Block,
     Card,
@@ -168,8 +170,22 @@ def _points(rows: Sequence[StepRow], key: str, inner: str | None = None) -> Poin
     return points
 
 
-def _line(name: str, points: Points, smooth: float = 0.0) -> Line:
-    return Line(name, [x for x, _ in points], [y for _, y in points], smooth=smooth)
+def _line(name: str, points: Points, smooth: float = 0.0) -> Curve:
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    return Curve(name, steps, smoothed(values, smooth), values) if smooth else Curve(name, steps, values)
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Return the mean of `values` around each place, weighted by `weight ** distance` to both sides.
+
+    Looking to both sides, the curve does not lag behind a falling loss as a running mean does.
+    """
+    # Beyond this distance a neighbour's weight is below the rounding of the mean.
+    reach = min(len(values) - 1, math.ceil(math.log(1e-12) / math.log(weight)))
+    kernel = weight ** np.abs(np.arange(-reach, reach + 1.0))
+    window = slice(reach, reach + len(values))
+    total, weights = (np.convolve(one, kernel)[window] for one in (values, np.ones(len(values))))
+    return [float(mean) for mean in total / weights]
 
 
 def _facts(steps: Sequence[StepRow]) -> list[tuple[str, str]]:
@@ -222,7 +238,7 @@ def _training(rows: Sequence[StepRow]) -> Section:
     losses = _points(rows, "loss")
     smooth = 0.9 if len(losses) > 40 else 0.0
 
-    def named(key: str) -> list[Line]:
+    def named(key: str) -> list[Curve]:
         """Return one line for each name in the mappings that rows hold under `key`."""
         names = dict.fromkeys(name for row in rows if isinstance(row.get(key), Mapping) for name in row[key])
         return [_line(name, points, smooth) for name in names if (points := _points(rows, key, name))]
@@ -310,7 +326,7 @@ def _spoken(name: str) -> str:
 
 
 def _probes(rows: Sequence[StepRow], curves: Mapping[str, Points]) -> Section:
-    tasks: dict[str, list[Line]] = {}
+    tasks: dict[str, list[Curve]] = {}
     for name, points in curves.items():
         task, _, metric = name.rpartition("/")
         shown = metric.replace("_", " ")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitp.metrics.statistics import mean_std
-from vitp.report.charts import Bar, BarChart, Chart, Line, LineChart
+from vitp.report.charts import Bar, BarChart, Chart, Curve, LineChart
 from vitp.studies.grid import Study
 from vitp.studies.results import Measure, Row, groups_of, label, measures_of, metric_name, repeats
 
@@ -48,7 +48,7 @@ def curves(study: Study, rows: Sequence[Row], measure: Measure) -> LineChart:
         xs = list(dict.fromkeys(x for x, _ in runs))
         stats = [mean_std([value for at, value in runs if at == x]) for x in xs]
         means, stds = [mean for mean, _ in stats], [std for _, std in stats]
-        lines.append(Line(name if several else label(measure), xs, means, error=stds, runs=runs))
+        lines.append(Curve(name if several else label(measure), xs, means, error=stds, runs=runs))
     y_label = f"{metric_name(measure[2])} (%)"
     return LineChart(title=label(measure), lines=lines, x_label=study.x_label, y_label=y_label)
 
