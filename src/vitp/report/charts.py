@@ -226,7 +226,7 @@ class LineChart(Chart):
             runs = np.asarray(line.runs, float).reshape(-1, 2)
             axes.plot(runs[:, 0], runs[:, 1], "o", color=colour, markersize=5, markeredgewidth=0, alpha=0.5)
         low, high = min(0.0, axes.dataLim.ymin), axes.dataLim.ymax
-        if self.from_zero and low < high:
+        if self.from_zero and low < high < math.inf:
             axes.set_ylim(low, high + 0.06 * (high - low))
         axes.set_ylim(top=self.highest)
         axes.set_ylabel(printable(self.y_label), fontsize=11)

@@ -172,7 +172,9 @@ def _points(rows: Sequence[StepRow], key: str, inner: str | None = None) -> Poin
 
 def _line(name: str, points: Points, smooth: float = 0.0) -> Curve:
     steps, values = [step for step, _ in points], [value for _, value in points]
-    return Curve(name, steps, smoothed(values, smooth), values) if smooth else Curve(name, steps, values)
+    if smooth and values:
+        return Curve(name, steps, smoothed(values, smooth), values)
+    return Curve(name, steps, values)
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
