@@ -21,7 +21,6 @@ from vitp.evaluation.feature_pictures import (
     compare_rollout,
     enlarged_cells,
     feature_colours,
-    feature_colours_of_layers,
     layer_number,
     patch_at,
 )
@@ -85,16 +84,16 @@ def test_a_basis_says_how_much_it_shows() -> None:
 def test_bases_are_shared_on_request_only() -> None:
     towers = {"a": tiny_tower(0), "b": tiny_tower(1)}
     images = [picture(0), picture(1)]
-    own = feature_colours(towers, images)
+    (own,) = feature_colours(towers, images)
     assert own["a"].basis is not own["b"].basis and own["a"].pictures[0].shape == (4, 4, 3)
-    shared = feature_colours(towers, images, shared=True)
+    (shared,) = feature_colours(towers, images, shared=True)
     assert shared["a"].basis is shared["b"].basis
     expected = colour_basis([patch_features(tower, image) for tower in towers.values() for image in images])
     assert np.allclose(shared["a"].basis.axes_D3, expected.axes_D3)
     assert np.array_equal(
         own["a"].pictures[1], own["a"].basis.colours(patch_features(towers["a"], images[1]))
     )
-    twin = feature_colours({"a": towers["a"], "twin": towers["a"]}, images)
+    (twin,) = feature_colours({"a": towers["a"], "twin": towers["a"]}, images)
     assert np.array_equal(twin["a"].pictures[0], twin["twin"].pictures[0])
     with pytest.raises(ConfigError, match="one width"):
         feature_colours({"a": towers["a"], "c": tiny_tower(embed_dim=48)}, images, shared=True)
@@ -105,7 +104,7 @@ def test_bases_are_shared_on_request_only() -> None:
 def test_layers_are_numbers_or_shares_of_the_depth() -> None:
     deep = tiny_tower(depth=5)
     assert [layer_number(deep, layer) for layer in (0.0, 0.25, 0.5, 1.0, -1, 3)] == [0, 1, 2, 4, -1, 3]
-    first, last = feature_colours_of_layers({"a": deep}, [picture()], [0.0, -1])
+    first, last = feature_colours({"a": deep}, [picture()], [0.0, -1])
     assert np.array_equal(last["a"].pictures[0], last["a"].basis.colours(patch_features(deep, picture(), 4)))
     assert not np.array_equal(first["a"].pictures[0], last["a"].pictures[0])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from vitp.core.errors import ConfigError
 from vitp.evaluation.attention import (
@@ -76,11 +76,10 @@ def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
     """
     sheets = []
     for name, picture in pictures.items():
-        sheet = Image.new("RGB", (picture.width, picture.height + _CAPTION), "white")
+        sheet = ImageOps.expand(picture, (0, _CAPTION, 0, 0), "white")
         ImageDraw.Draw(sheet).text((2, 3), name, fill="black")
-        sheet.paste(picture, (0, _CAPTION))
-        sheets.append(sheet)
-    return _on_white(sheets, down=False)
+        sheets.append(sheet.transpose(Image.Transpose.TRANSPOSE))
+    return below_one_another(sheets).transpose(Image.Transpose.TRANSPOSE)
 
 
 def below_one_another(rows: Sequence[Image.Image]) -> Image.Image:
@@ -89,21 +88,14 @@ def below_one_another(rows: Sequence[Image.Image]) -> Image.Image:
     Raises:
         ConfigError: There are no pictures.
     """
-    return _on_white(rows, down=True)
-
-
-def _on_white(pictures: Sequence[Image.Image], *, down: bool) -> Image.Image:
-    if not pictures:
+    if not rows:
         raise ConfigError("there are no pictures to put together", where="figure")
-    sizes = np.array([picture.size for picture in pictures])
-    total, most = sizes.sum(0) + _GAP * (len(pictures) - 1), sizes.max(0)
-    sheet = Image.new(
-        "RGB", (int(most[0]), int(total[1])) if down else (int(total[0]), int(most[1])), "white"
-    )
-    place = 0
-    for picture in pictures:
-        sheet.paste(picture, (0, place) if down else (place, 0))
-        place += (picture.height if down else picture.width) + _GAP
+    height = sum(row.height for row in rows) + _GAP * (len(rows) - 1)
+    sheet = Image.new("RGB", (max(row.width for row in rows), height), "white")
+    y = 0
+    for row in rows:
+        sheet.paste(row, (0, y))
+        y += row.height + _GAP
     return sheet
 
 
@@ -233,39 +225,23 @@ class FeatureColours:
 def feature_colours(
     backbones: Mapping[str, Backbone],
     images: Sequence[Image.Image],
-    layer: int = -1,
+    layers: Sequence[float] = (-1,),
     *,
     shared: bool = False,
-) -> dict[str, FeatureColours]:
-    """Return the features of several backbones as colours.
+) -> list[dict[str, FeatureColours]]:
+    """Return the features of several backbones as colours, for each of some layers: name → colours.
 
     Colours are shared over the images of a backbone. Backbones have bases of their own, whose colours are assigned
     so that they look like the first one's; with `shared` all have one basis, and equal colours are equal features.
 
     Args:
-        backbones: Name → backbone.
+        backbones: Name → backbone; each sees an image once.
         images: RGB.
-        layer: Of each backbone.
+        layers: Layer numbers; fractions in 0..1 (floats) mean that share of each backbone's depth, 1.0 the last.
         shared: One basis for all: for backbones of one width that descend from one initialisation.
 
     Raises:
         ConfigError: There are no backbones or images, or `shared` and their widths differ.
-    """
-    return feature_colours_of_layers(backbones, images, [layer], shared=shared)[0]
-
-
-def feature_colours_of_layers(
-    backbones: Mapping[str, Backbone],
-    images: Sequence[Image.Image],
-    layers: Sequence[float],
-    *,
-    shared: bool = False,
-) -> list[dict[str, FeatureColours]]:
-    """Return `feature_colours` of several layers, with one forward pass a backbone and image.
-
-    Args:
-        backbones, images, shared: See `feature_colours`.
-        layers: Layer numbers; fractions in 0..1 (floats) mean that share of each backbone's depth, 1.0 the last.
     """
     if not backbones or not images:
         raise ConfigError("needs a backbone and an image", where="feature pictures", fix="name both")
@@ -282,9 +258,7 @@ def feature_colours_of_layers(
 
 def layer_number(backbone: Backbone, layer: float) -> int:
     """Return a layer's number; a float is a share of the depth."""
-    if isinstance(layer, int):
-        return layer
-    return round(layer * (backbone.num_layers - 1))
+    return layer if isinstance(layer, int) else round(layer * (backbone.num_layers - 1))
 
 
 def _colours(features: Mapping[str, list[np.ndarray]], shared: bool) -> dict[str, FeatureColours]:
@@ -315,7 +289,7 @@ def compare_features(
         backbones, images, layer, shared: See `feature_colours`.
         side: Pixels of a picture's side.
     """
-    found = feature_colours(backbones, images, layer, shared=shared)
+    (found,) = feature_colours(backbones, images, [layer], shared=shared)
     rows = []
     for number, image in enumerate(images):
         row = {"image": image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)}

@@ -22,7 +22,7 @@ from vitp.evaluation.feature_pictures import (
     compare_rollout,
     enlarged,
     enlarged_cells,
-    feature_colours_of_layers,
+    feature_colours,
     rollout_picture,
 )
 from vitp.models.backbone import Backbone
@@ -68,9 +68,7 @@ def write_features_page(
     """
     if not backbones or not images:
         raise ConfigError("needs a backbone and an image", where="features", fix="name both")
-    by_depth = feature_colours_of_layers(
-        backbones, list(images.values()), list(_DEPTHS.values()), shared=shared
-    )
+    by_depth = feature_colours(backbones, list(images.values()), list(_DEPTHS.values()), shared=shared)
     towers = {name: tower for name, tower in backbones.items() if isinstance(tower, PlainViT)}
     shown = list(images.values())[:_PROFILE_IMAGES]
     profiles = {name: distance_profile(tower, shown) for name, tower in towers.items()}

@@ -7,7 +7,7 @@ with files of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -213,12 +213,14 @@ class Column:
             all numbers do.
         digits: Decimals; None chooses by size.
         signed: Show a plus before positive numbers.
+        written: How its numbers are written, in place of digits and sign.
     """
 
     title: str
     best: Literal["max", "min"] | None = None
     digits: int | None = None
     signed: bool = False
+    written: Callable[[float], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def _shown(cell: TableCell, head: Column) -> dict[str, Any]:
         spread = "" if cell.std is None else format_number(cell.std, head.digits)
         title = "" if cell.n is None else f"{cell.n} run{'s' if cell.n != 1 else ''}"
     assert not isinstance(value, MeanStd)
-    text = format_number(value, head.digits, signed=head.signed)
+    text = head.written(value) if head.written else format_number(value, head.digits, signed=head.signed)
     known = None if text == "–" else value
     return {"text": text, "spread": spread, "numeric": True, "best": False, "title": title, "value": known}
 

@@ -27,7 +27,6 @@ from vitp.studies.plots import bars, curves
 from vitp.studies.results import (
     CORRUPTED,
     LOWER_IS_BETTER,
-    ClaimReading,
     Measure,
     Row,
     compared,
@@ -88,15 +87,13 @@ class Report:
 def page_of(report: Report) -> HtmlPage:
     """Return the page: `write` makes it a file, `markdown` text."""
     study, scale = report.study, report.scale
-    sections = [_answer(report)]
+    sections = [_answer(report), *_failed(report)]
     if study.x_label:
-        sections.append(_curves(report))
+        charts = [curves(study, report.rows, measure) for measure in measures_of(report.rows)]
+        lead = "Mean over all runs, each of which is a dot; error bars are one standard deviation."
+        sections.append(Section("Curves", [one for one in charts if any(line.x for line in one.lines)], lead))
     sections += [_group(report, group) for group in groups_of(report.rows)]
-    sections += [part for part in (_cost(report), _information(report), _tuning(report)) if part is not None]
-    failed = _failed(report)
-    if failed is not None:
-        sections.insert(1, failed)
-    sections.append(_how(report))
+    sections += [*_cost(report), *_information(study), *_tuning(report), _how(report)]
     title = study.title + (" (first look)" if scale.quick else "")
     finetunings = [row.draw + 1 for row in report.rows if not row.task.startswith("frozen")]
     facts = [
@@ -106,6 +103,17 @@ def page_of(report: Report) -> HtmlPage:
         ("made", time.strftime("%Y-%m-%d")),
     ]
     return HtmlPage(title, sections, study.question, facts)
+
+
+def _section(
+    title: str,
+    columns: Sequence[Column | str],
+    rows: Sequence[Sequence[TableCell]],
+    lead: str = "",
+    note: str = "",
+) -> list[Section]:
+    """Return a section with a table, or none where the table has no rows."""
+    return [Section(title, [Table(columns, rows, note=note)], lead)] if rows else []
 
 
 def _answer(report: Report) -> Section:
@@ -118,37 +126,19 @@ def _answer(report: Report) -> Section:
         )
     if report.left:
         blocks.append(Text(f"{report.left} cells have not been run yet; run the command again.", "note"))
-    readings = [read_claim(report.rows, claim) for claim in report.study.claims]
-    if readings:
-        blocks.append(_claims(readings))
+    rows: list[list[TableCell]] = []
+    for claim in report.study.claims:
+        found = read_claim(report.rows, claim)
+        better, worse = ("; ".join(map(label, measures)) or "–" for measures in (found.better, found.worse))
+        rows.append([claim.text, found.answer, better, worse, len(found.undecided)])
+    if rows:
+        columns = ["claim", "here", "better on", "worse on", Column("no evidence", digits=0)]
+        blocks.append(Table(columns, rows))
     return Section(
         "The answer",
         blocks or [Text("The tables below hold the numbers; the paper makes no claim that they test.")],
         "What the paper says, and what these runs say. A claim *agrees* when at least one measure is better and none worse.",
     )
-
-
-def _claims(readings: Sequence[ClaimReading]) -> Table:
-    def names(measures: Sequence[Measure]) -> str:
-        return "; ".join(map(label, measures)) or "–"
-
-    rows: list[list[TableCell]] = [
-        [
-            reading.claim.text,
-            reading.answer,
-            names(reading.better),
-            names(reading.worse),
-            len(reading.undecided),
-        ]
-        for reading in readings
-    ]
-    return Table(["claim", "here", "better on", "worse on", Column("no evidence", digits=0)], rows)
-
-
-def _curves(report: Report) -> Section:
-    charts = [curves(report.study, report.rows, measure) for measure in measures_of(report.rows)]
-    lead = "Mean over all runs, each of which is a dot; error bars are one standard deviation."
-    return Section("Curves", [chart for chart in charts if any(len(line.x) for line in chart.lines)], lead)
 
 
 def _group(report: Report, group: str) -> Section:
@@ -189,7 +179,11 @@ def _means(
     columns += [
         Column(label(m, with_set=sets), "min" if m[2] in LOWER_IS_BETTER else "max", 1) for m in measures
     ]
-    columns += ["images", "operations", "time"]
+    columns += [
+        Column("images", digits=0),
+        Column("operations", written=operations),
+        Column("time", written=duration),
+    ]
     table: list[list[TableCell]] = []
     for arm in arms:
         cells: list[TableCell] = [arm]
@@ -207,14 +201,12 @@ def _means(
 
 
 def _budget(rows: Sequence[Row]) -> list[TableCell]:
-    known = {row.seed: row for row in rows if row.images is not None}.values()
-    if not known or not any(row.images for row in known):
-        return ["–", "–", "–"]
-    images, flops, seconds = (
-        mean_std([float(value) for row in known if (value := getattr(row, name)) is not None])[0]
-        for name in ("images", "flops", "seconds")
-    )
-    return [f"{images:,.0f}", operations(flops), duration(seconds)]
+    """Return images, operations and time of one pretraining run, where there was one."""
+    known = list({row.seed: row for row in rows if row.images is not None}.values())
+    if not any(row.images for row in known):
+        return [None, None, None]
+    by_name = ([getattr(row, name) for row in known] for name in ("images", "flops", "seconds"))
+    return [mean_std([float(v) for v in values if v is not None])[0] for values in by_name]
 
 
 def _differences(
@@ -243,22 +235,10 @@ def _minus(
             found = compared(rows, group, ours, arm, measure)
             if found is None:
                 continue
-            # One seed has no interval.
             low, high = (format_number(100 * value, 1, signed=True) for value in (found.low, found.high))
-            interval = f"{low} to {high}" if found.n > 1 else None
-            needed = _needed(rows, group, ours, arm, measure)
-            table.append(
-                [
-                    label(measure, with_set=sets),
-                    arm,
-                    100 * found.mean,
-                    interval,
-                    found.n,
-                    found.p,
-                    found.verdict,
-                    needed,
-                ]
-            )
+            interval = f"{low} to {high}" if found.n > 1 else None  # one seed has none
+            name, needed = label(measure, with_set=sets), _needed(rows, group, ours, arm, measure)
+            table.append([name, arm, 100 * found.mean, interval, found.n, found.p, found.verdict, needed])
     columns: list[Column | str] = [
         "measure",
         f"{ours} minus",
@@ -281,33 +261,27 @@ def _needed(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Me
     return f"> {_MOST_REPEATS}" if needed is None else str(needed)
 
 
-def _cost(report: Report) -> Section | None:
+def _cost(report: Report) -> list[Section]:
     rows: list[list[TableCell]] = []
     for one in spent(report.study, report.store):
         speed = one.images / one.seconds if one.seconds and one.images else None
-        rows.append(
-            [
-                one.arm,
-                one.init,
-                one.budget,
-                one.runs,
-                f"{one.images:,.0f}",
-                f"{one.tokens:,.0f}" if one.tokens else "–",
-                operations(one.flops) if one.flops else "–",
-                "–" if one.seconds is None else duration(one.seconds),
-                speed,
-                "–" if one.processor_seconds is None else duration(one.processor_seconds),
-                "–" if one.memory is None else f"{one.memory / 2**30:.1f} GiB",
-                "not readable" if one.joules is None else f"{one.joules / 3600:.1f} Wh",
-            ]
-        )
-    columns: list[Column | str] = ["arm", "from", "equal", Column("runs", digits=0), "images", "tokens"]
-    columns += [
-        "operations",
-        "time",
+        run = [one.arm, one.init, one.budget, one.runs, one.images, one.tokens or None, one.flops or None]
+        energy = "not readable" if one.joules is None else f"{one.joules / 3600:.1f} Wh"
+        rows.append([*run, one.seconds, speed, one.processor_seconds, one.memory, energy])
+    columns = [
+        *(
+            "arm",
+            "from",
+            "equal",
+            Column("runs", digits=0),
+            Column("images", digits=0),
+            Column("tokens", digits=0),
+        ),
+        Column("operations", written=operations),
+        Column("time", written=duration),
         Column("images a second", digits=1),
-        "processor time",
-        "memory",
+        Column("processor time", written=duration),
+        Column("memory", written=lambda size: f"{size / 2**30:.1f} GiB"),
         "energy",
     ]
     note = (
@@ -315,22 +289,16 @@ def _cost(report: Report) -> Section | None:
         "Tokens: those that a language model computed. Energy: of the whole machine while the run was on, where the system "
         "lets it be read."
     )
-    return Section("Cost", [Table(columns, rows, note=note)]) if rows else None
+    return _section("Cost", columns, rows, note=note)
 
 
-def _information(report: Report) -> Section | None:
-    information = report.study.information
-    if not information:
-        return None
-    rows: list[list[TableCell]] = [[arm, text] for arm, text in information.items()]
-    return Section(
-        "Label information",
-        [Table(["arm", "what its pretraining was told"], rows)],
-        "Paradigms that are told more should do better; the table says how much more.",
-    )
+def _information(study: Study) -> list[Section]:
+    rows = list((study.information or {}).items())
+    lead = "Paradigms that are told more should do better; the table says how much more."
+    return _section("Label information", ["arm", "what its pretraining was told"], rows, lead)
 
 
-def _tuning(report: Report) -> Section | None:
+def _tuning(report: Report) -> list[Section]:
     rows: list[list[TableCell]] = []
     for cell in report.study.cells:
         result = report.store.result(cell) if cell.kind == "choose" else None
@@ -343,25 +311,16 @@ def _tuning(report: Report) -> Section | None:
         facts = cell.facts
         what = f"{facts['tunes']}" + (f", {facts['set']}" if "set" in facts else "")
         rows.append([str(facts["arm"]), str(facts["init"]), what, tried, f"{result['values']['chosen']:g}"])
-    if not rows:
-        return None
-    return Section(
-        "Tuning",
-        [Table(["arm", "from", "setting", "tried: score on validation images (%)", "chosen"], rows)],
-        "The same number of values for each arm, on a seed of its own, never on test images.",
-    )
+    columns = ["arm", "from", "setting", "tried: score on validation images (%)", "chosen"]
+    lead = "The same number of values for each arm, on a seed of its own, never on test images."
+    return _section("Tuning", columns, rows, lead)
 
 
-def _failed(report: Report) -> Section | None:
-    rows: list[list[TableCell]] = []
-    for cell in report.study.cells:
-        failure = report.store.failure(cell, report.since)
-        if failure is not None:
-            rows.append([cell.name, failure.kind, failure.message])
-    if not rows:
-        return None
+def _failed(report: Report) -> list[Section]:
+    failures = [(cell.name, report.store.failure(cell, report.since)) for cell in report.study.cells]
+    rows = [(name, failure.kind, failure.message) for name, failure in failures if failure is not None]
     lead = "They are missing in the tables. Run the command again to try them anew."
-    return Section("Failed cells", [Table(["cell", "how", "why"], rows)], lead)
+    return _section("Failed cells", ["cell", "how", "why"], rows, lead)
 
 
 def _how(report: Report) -> Section:
