@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
+from PIL import Image
 from pydantic import Field
 
 from vitp.data.synthesis import LabelledRecords, SetClasses, SynthesisConfig, score_answer
@@ -13,7 +14,7 @@ from vitp.inference.ask import Assistant
 from vitp.records.instructions import InstructionRecord
 from vitp.records.labels import LabelledSet
 
-LONGEST_ANSWER = 160
+_LONGEST_ANSWER = 160
 """Tokens; a 6 × 6 grid of long class names needs about that many."""
 
 
@@ -65,15 +66,27 @@ def questions_of(
                 return
 
 
-def ask_all(assistant: Assistant, questions: Iterable[tuple[InstructionRecord, str]]) -> list[Answered]:
-    """Ask greedily, and score by task (an empty task is not scored)."""
+def ask_all(
+    assistant: Assistant,
+    questions: Iterable[tuple[InstructionRecord, str]],
+    *,
+    shown: Image.Image | None = None,
+) -> list[Answered]:
+    """Ask greedily, and score by task (an empty task is not scored).
+
+    Args:
+        assistant: The model.
+        questions: Records with one question, and its task.
+        shown: Picture that the model sees in place of each of the record's images.
+    """
     answered = []
     for record, task in questions:
         turn = record.turns[0]
-        answer = assistant.answer(list(record.images), turn.question, max_new_tokens=LONGEST_ANSWER)
+        images = list(record.images) if shown is None else [shown] * len(record.images)
+        answer = assistant.answer(images, turn.question, max_new_tokens=_LONGEST_ANSWER)
         score = score_answer(task, answer, turn.answer) if task else None
-        shown = turn.question[len(record.prefix) :]
-        answered.append(Answered(record.images[0], shown, turn.answer, answer, task, score))
+        question = turn.question[len(record.prefix) :]
+        answered.append(Answered(record.images[0], question, turn.answer, answer, task, score))
     return answered
 
 

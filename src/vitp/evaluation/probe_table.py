@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.table import Table
 
 from vitp.metrics.statistics import mean_std
@@ -79,8 +80,7 @@ class ProbeTable:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ProbeTable:
         """Return the table that `to_json` made."""
-        rows = (ProbeRow(row["task"], row["metric"], tuple(row["values"])) for row in value["rows"])
-        return cls(tuple(rows), value.get("note", ""))
+        return TypeAdapter(cls).validate_python(value)
 
     @classmethod
     def joined(cls, tables: Sequence[ProbeTable]) -> ProbeTable:

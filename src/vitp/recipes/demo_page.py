@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from vitp.core.files import write_json, write_text
 from vitp.core.reading import parse_json, read_text
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.models.vision import VisionTower
 from vitp.recipes.demo import FINETUNE, RANDOM, STARTER, VITP, DemoPlan
-from vitp.recipes.micro import Budget
 from vitp.report.compare import comparison_section
 from vitp.report.page import Card, Headline, Section, Text
 from vitp.report.run_report import report_run
@@ -29,8 +30,6 @@ SHOWN = (
 
 COMMITTED = Path(__file__).parent.parent / "assets" / "demo_results.json"
 """Results of three pretraining seeds under the same plan, which a run of one seed is shown beside."""
-
-_TABLES = ("probes", "finetuned", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -52,19 +51,15 @@ class DemoResults:
     def to_json(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
         found = {
-            name: {init: table.to_json() for init, table in getattr(self, name).items()} for name in _TABLES
+            name: {init: table.to_json() for init, table in getattr(self, name).items()}
+            for name in ("probes", "finetuned", "ceiling")
         }
         return {"plan": asdict(self.plan), **found}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DemoResults:
         """Return the results that `to_json` wrote."""
-        plan = {key: tuple(v) if isinstance(v, list) else v for key, v in values["plan"].items()}
-        tables = {
-            name: {init: ProbeTable.from_json(table) for init, table in values[name].items()}
-            for name in _TABLES
-        }
-        return cls(DemoPlan(**{**plan, "budget": Budget(**plan["budget"])}), **tables)
+        return TypeAdapter(cls).validate_python(values)
 
 
 def committed_results(plan: DemoPlan) -> DemoResults | None:
