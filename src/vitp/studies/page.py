@@ -212,7 +212,7 @@ def _budget(rows: Sequence[Row]) -> list[TableCell]:
 def _differences(
     study: Study, rows: Sequence[Row], group: str, arms: Sequence[str], measures: Sequence[Measure]
 ) -> list[Block]:
-    """Return a table of the study's arm minus each other, and one for each other arm that a claim sets against a third."""
+    """Return a table of the study's arm minus each other, and of each arm that a claim sets against a third."""
     pairs = {study.ours: [arm for arm in arms if arm != study.ours]} if study.ours in arms else {}
     known = {frozenset((ours, theirs)) for ours, others in pairs.items() for theirs in others}
     for claim in study.claims:

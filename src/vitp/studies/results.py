@@ -1,4 +1,4 @@
-"""What came out: one row a number, and tables of means."""
+"""The results of a study: one row a number, comparisons of arms, and what their pretraining cost."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def compared(
 def paired(
     rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure
 ) -> tuple[Repeats, Repeats, bool]:
-    """Return (pretraining seed, draw) → value of two arms as `compared` pairs them, and whether their spread is known."""
+    """Return (pretraining seed, draw) → value of two arms in pairs, and whether their spread is known."""
     mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
     known = True
     if not _pretrained(rows, group, theirs):
