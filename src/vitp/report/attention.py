@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from vitp.core.errors import VitpError
+from vitp.data.augment import resize_image
 from vitp.evaluation.attention import grid_of, patch_attention
 from vitp.models.plain_vit import PlainViT
-from vitp.objectives.dense_source import resize
 from vitp.report.pictures import PictureSource, data_address, open_picture
 
 
@@ -233,7 +233,7 @@ def attention_explorer(
     rows, columns = grid_of(first)
     return AttentionExplorer(
         title,
-        [Image.fromarray(resize(np.asarray(image), first.image_size)) for image in images.values()],
+        [Image.fromarray(resize_image(np.asarray(image), first.image_size)) for image in images.values()],
         maps,
         patch=(int(place[0] * rows), int(place[1] * columns)),
         image_names=list(images),

@@ -17,6 +17,7 @@ from vitp.evaluation.answers import Answered, ask_all, questions_of
 from vitp.inference.ask import Assistant
 from vitp.io.images import load_image
 from vitp.models.vision import VisionTower
+from vitp.objectives.vitp import open_entries, open_mixture
 from vitp.records.instructions import InstructionRecord
 from vitp.report.answered import AnsweredCards
 from vitp.report.attention import AttentionExplorer, attention_explorer
@@ -36,7 +37,7 @@ from vitp.report.page import (
 )
 from vitp.report.run_folder import RUN_FILES, RunFolder, StepRow, read_run
 from vitp.report.text import format_number
-from vitp.runs.pretrain import PretrainConfig, open_entries, open_mixture
+from vitp.runs.pretrain import PretrainConfig
 
 EXPLORED_IMAGES = 4
 """Images whose attention the reader can explore."""

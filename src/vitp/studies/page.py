@@ -132,7 +132,13 @@ def _answer(report: Report) -> Section:
         better, worse = ("; ".join(map(label, measures)) or "–" for measures in (found.better, found.worse))
         rows.append([claim.text, found.answer, better, worse, len(found.undecided)])
     if rows:
-        columns = ["claim", "here", "better on", "worse on", Column("no evidence", digits=0)]
+        columns: list[Column | str] = [
+            "claim",
+            "here",
+            "better on",
+            "worse on",
+            Column("no evidence", digits=0),
+        ]
         blocks.append(Table(columns, rows))
     return Section(
         "The answer",
@@ -265,10 +271,18 @@ def _cost(report: Report) -> list[Section]:
     rows: list[list[TableCell]] = []
     for one in spent(report.study, report.store):
         speed = one.images / one.seconds if one.seconds and one.images else None
-        run = [one.arm, one.init, one.budget, one.runs, one.images, one.tokens or None, one.flops or None]
+        run: list[TableCell] = [
+            one.arm,
+            one.init,
+            one.budget,
+            one.runs,
+            one.images,
+            one.tokens or None,
+            one.flops or None,
+        ]
         energy = "not readable" if one.joules is None else f"{one.joules / 3600:.1f} Wh"
         rows.append([*run, one.seconds, speed, one.processor_seconds, one.memory, energy])
-    columns = [
+    columns: list[Column | str] = [
         *(
             "arm",
             "from",

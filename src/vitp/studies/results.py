@@ -88,7 +88,7 @@ def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> I
     failure = store.failure(cell, since) if result is None else None
     source = study[cell.needs["model"]] if "model" in cell.needs else cell
     run = store.result(study[source.needs["backbone"]])
-    common = {
+    common: dict[str, Any] = {
         "study": study.name,
         "scale": scale,
         **{name: facts[name] for name in ("group", "arm", "seed")},
@@ -109,7 +109,12 @@ def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> I
     elif cell.kind == "probe":
         for row in result["values"]["rows"]:
             main = (row["task"], row["metric"]) in MAIN_PROBES
-            shown = {"task": f"frozen: {row['task']}", "metric": row["metric"], "main": main, **common}
+            shown: dict[str, Any] = {
+                "task": f"frozen: {row['task']}",
+                "metric": row["metric"],
+                "main": main,
+                **common,
+            }
             for draw, value in enumerate(row["values"]):
                 yield Row(draw=draw, value=value, **shown)
     else:
