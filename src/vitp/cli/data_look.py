@@ -97,7 +97,7 @@ def show_command(
     ] = None,
 ) -> None:
     """Write a page with images, drawn labels, questions and answers, and histograms."""
-    from vitp.report.show import show_records
+    from vitp.report.records_page import show_records
 
     length, _ = _length_of(model, max_tiles, None)
     measured = f"as {Path(model).name} reads them, before any are dropped"

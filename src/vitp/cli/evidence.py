@@ -298,8 +298,11 @@ def _cell_count(plan: dict[str, Any]) -> int:
 
 def _finish(report: _Report, shown: LabelledSet, kind: LabelKind, plan: dict[str, Any]) -> None:
     from vitp.evaluation.corruptions.catalogue import corruptions_of
-    from vitp.report.robustness_examples import example_figures
-    from vitp.report.robustness_page import write_robustness_page, write_table
+    from vitp.report.robustness_page import (
+        example_figures,
+        write_robustness_page,
+        write_robustness_table,
+    )
 
     results = [report.results[name] for name in report.names]
     examples = example_figures(
@@ -307,7 +310,7 @@ def _finish(report: _Report, shown: LabelledSet, kind: LabelKind, plan: dict[str
     )
     folder, metric = report.path.parent, report.metric
     page = write_robustness_page(results, folder / PAGE_FILE, metric=metric, examples=examples)
-    write_table(results, folder / TABLE_FILE)
+    write_robustness_table(results, folder / TABLE_FILE)
     print_robustness(results, metric, report.console)
     report.console.print(f"wrote {report.path}, {folder / TABLE_FILE}, {page}")
 
