@@ -133,6 +133,10 @@ class ViTPObjective(Objective):
             "questions": batch.turns,
         }
 
+    def step_flops(self, batch: PackedBatch) -> float:
+        """Return the FLOPs of forward and backward pass of a batch."""
+        return vlm_step_flops(self.vlm, batch)
+
     def save_pretrained(self, folder: Path) -> None:
         """Write model, configuration and tokenizer; `vitp.checkpoints.pretrained.load_vlm` reads them."""
         from vitp.checkpoints.pretrained import write_vlm

@@ -1,4 +1,4 @@
-"""The demo: the whole way on a domain that the starter has not seen, in seven to ten minutes on two CPU cores.
+"""The demo goes the whole way on a domain that the starter has not seen, in seven to ten minutes on two CPU cores.
 
 Scenes of ports in a thermal and an unusual false colour look, with classes that the starter was never shown. The
 starter's pretraining is continued on instructions made from their labels (ViTP, VRL 0.75); the ViT is exported;
@@ -6,8 +6,8 @@ then three initialisations of the same ViT (random, starter, after ViTP) get the
 short segmentation finetune on few labels. Textures, object variants and layouts of the test split are held out.
 
 Command: `make demo`, or `vitp demo --out demo` (resumable: stages that are done are kept).
-Hardware and time: two CPU cores, seven minutes when they are idle. `vitp demo --seeds 3 --ceiling 600` makes the table of three
-pretraining seeds that the page shows beside one run (`assets/demo_results.json`); about 40 minutes.
+Hardware and time: two CPU cores, seven minutes when they are idle. `vitp demo --seeds 3 --ceiling 600` makes the table
+of three pretraining seeds that the page shows beside one run (`assets/demo_results.json`); about 40 minutes.
 Settings were chosen on the validation split.
 """
 

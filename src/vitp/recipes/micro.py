@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitp.core.config import make_config
 from vitp.data.synthesis import SynthesisConfig
@@ -19,6 +20,13 @@ SYNTHESIS = SynthesisConfig(
 )
 """A grid of each image, and short questions. Without the grid images are told apart better and places worse (`docs/log.md`);
 lists of coordinates are beyond a small language model and cost it most of its time."""
+
+SMALL_DETECTOR: dict[str, Any] = {
+    "width": 64,
+    "proposals": {"anchor_scales": [2.0], "keep_before": [300, 200], "keep": [100, 60]},
+    "box": {"kind": "faster", "hidden": 128, "samples": 48, "detections": 40},
+}
+"""Faster R-CNN for a small ViT and objects of 5–40 px: the published heads have more parameters than this ViT."""
 
 
 @dataclass(frozen=True)

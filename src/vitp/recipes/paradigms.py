@@ -1,11 +1,11 @@
 """Every paradigm of the paper's figure 2 on the same folders, from the same ViT, under one budget, at micro scale.
 
-Command: `vitp pretrain --objective mae --data DATA --out RUN` for one of them; `vitp study paradigms` compares them all.
+Command: `vitp pretrain --objective mae --data DATA --out RUN` for one; `vitp study paradigms` compares them all.
 Hardware and time: two CPU cores; about as long as a ViTP run over as many images, self-distillation about four times.
 
-Equal images is what a budget says. What that costs differs: `flops_per_image` tells it of any of the runs, and a budget
-of `images = flops / flops_per_image` makes the costs equal instead. Batches and learning rates below are where to begin a
-sweep, not the result of one.
+A budget gives each run equally many images. Their cost differs: `flops_per_image` tells it of any of the runs, and a
+budget of `images = flops / flops_per_image` makes the costs equal instead. Batches and learning rates below are where
+to begin a sweep, not the result of one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
-from vitp.core.config import make_config
+from vitp.checkpoints.export import load_backbone
+from vitp.checkpoints.pretrained import load_vlm, resolve
+from vitp.core.config import load_config, make_config
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.reading import parse_yaml, read_text
 from vitp.engine.hooks import TrainResult
-from vitp.objectives.vitp import vlm_step_flops
 from vitp.recipes.micro import Budget, continued_from_starter
-from vitp.runs.image_pretrain import ImagePretrainConfig, run_image_pretraining
+from vitp.runs.image_pretrain import OBJECTIVES, ImagePretrainConfig, run_image_pretraining
 from vitp.runs.image_pretrain import build as build_image_run
 from vitp.runs.pretrain import PretrainConfig, run_pretraining
 from vitp.runs.pretrain import build as build_vitp_run
@@ -33,7 +36,7 @@ AnyConfig = PretrainConfig | ImagePretrainConfig
 
 @dataclass(frozen=True)
 class ParadigmBudget:
-    """What a run may use.
+    """Limits of a run.
 
     Attributes:
         images: Images seen, repeats counted; however many views a paradigm makes of each.
@@ -43,7 +46,7 @@ class ParadigmBudget:
         workers: Processes that prepare batches.
         align_share: Share of `images` that ViTP spends on its first phase, with the ViT frozen.
         vrl_ratio: Image tokens that ViTP drops.
-        like: The model whose sizes (and tokenizer) a run from scratch has.
+        like: Model that lends its sizes (and tokenizer) to a run from scratch.
     """
 
     images: int
@@ -97,16 +100,12 @@ def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> Pre
 def _vlm_init(init: str, like: str) -> dict[str, Any]:
     if init != "random":
         return {"init": init}
-    from vitp.checkpoints.pretrained import load_vlm, resolve
-
     return {"init": "scratch", "scratch": load_vlm(like).vlm.config, "tokenizer": str(resolve(like))}
 
 
 def _vision_init(init: str, like: str) -> dict[str, Any]:
     if init != "random":
         return {"init": init}
-    from vitp.checkpoints.export import load_backbone
-
     return {"init": "random", "vision": load_backbone(like).config.model_dump()}
 
 
@@ -187,6 +186,7 @@ PARADIGMS: dict[str, Paradigm] = {
 """Name → paradigm, in the order of tables."""
 
 
+PUBLISHED_STEPS = 8000
 STARTER_STEPS = 1000
 """Steps in which the starter is continued where nobody says how many: minutes on two cores."""
 
@@ -225,6 +225,47 @@ def starter_config(
     return make_config(type(config), values, overrides, where="settings")
 
 
+def pretrain_settings(config: Path | None, objective: str | None, overrides: Sequence[str]) -> AnyConfig:
+    """Return the settings of `vitp pretrain`, of the kind that its objective has.
+
+    Without a configuration they are those of the micro recipes where the run starts from the starter, else the
+    paper's.
+
+    Args:
+        config: YAML file of the run.
+        objective: Instead of the file's.
+        overrides: `key.key=value` over the settings.
+
+    Raises:
+        ConfigError: There is no such objective, or a setting is wrong.
+    """
+    name = objective or (_objective_of(config) if config is not None else "vitp")
+    kind: type[PretrainConfig] | type[ImagePretrainConfig]
+    kind = PretrainConfig if name == "vitp" else ImagePretrainConfig
+    if objective is not None:
+        known = ("vitp", *OBJECTIVES)
+        if objective not in known:
+            hint = did_you_mean(objective, known) or f"objectives are: {', '.join(known)}"
+            raise ConfigError(f"unknown objective {objective!r}", where="--objective", fix=hint)
+        overrides = [f"objective={objective}", *overrides]
+    if config is not None:
+        return load_config(kind, config, overrides)
+    settings = make_config(kind, {}, [f"train.steps={PUBLISHED_STEPS}", *overrides], where="command line")
+    if settings.model.init != "starter":
+        return settings
+    steps = settings.train.steps if settings.train.steps != PUBLISHED_STEPS else STARTER_STEPS
+    return starter_config(settings.data.mixture, objective=name, steps=steps, overrides=overrides)
+
+
+def _objective_of(config: Path) -> str:
+    """Return the objective that a configuration file names; what is wrong with the file is told when it is loaded."""
+    try:
+        values = parse_yaml(read_text(config))
+    except (OSError, ValueError, yaml.YAMLError):
+        return "vitp"
+    return str(values.get("objective", "vitp")) if isinstance(values, dict) else "vitp"
+
+
 def run_paradigm(
     config: AnyConfig, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
 ) -> TrainResult:
@@ -236,6 +277,15 @@ def run_paradigm(
     if isinstance(config, PretrainConfig):
         return run_pretraining(config, run_dir, resume=resume, console=console)
     return run_image_pretraining(config, run_dir, resume=resume, console=console)
+
+
+def build_paradigm(config: AnyConfig) -> Any:
+    """Return a run of any paradigm with its `objective` and `source`, not begun.
+
+    Raises:
+        VitpError: The run can't be built.
+    """
+    return build_vitp_run(config) if isinstance(config, PretrainConfig) else build_image_run(config)
 
 
 def flops_per_image(config: AnyConfig, *, steps: int = 3) -> float:
@@ -251,20 +301,20 @@ def flops_per_image(config: AnyConfig, *, steps: int = 3) -> float:
         VitpError: The run can't be built.
     """
     if isinstance(config, ImagePretrainConfig):
-        run = build_image_run(config)
-        work = [run.objective.work(run.source(step, 0, 0, 1)) for step in range(steps)]
-        return sum(one["flops"] for one in work) / sum(one["samples"] for one in work)
-    full = _vlm_flops(config, steps)
+        return _flops(config, steps)
+    # Weights of the tokens cost nothing that is counted, and may need a run of their own first.
+    config = config.model_copy(update={"prior": type(config.prior)()})
+    full = _flops(config, steps)
     if not config.align.steps:
         return full
     model = config.model.model_copy(update={"freeze": [*config.model.freeze, "vision"]})
-    frozen = _vlm_flops(config.model_copy(update={"model": model}), steps)
+    frozen = _flops(config.model_copy(update={"model": model}), steps)
     share = config.align.steps / (config.align.steps + config.train.steps)
     return share * frozen + (1 - share) * full
 
 
-def _vlm_flops(config: PretrainConfig, steps: int) -> float:
-    run = build_vitp_run(config.model_copy(update={"prior": type(config.prior)()}))
+def _flops(config: AnyConfig, steps: int) -> float:
+    run = build_paradigm(config)
     batches = [run.source(step, 0, 0, 1) for step in range(steps)]
-    flops = sum(vlm_step_flops(run.objective.vlm, batch) for batch in batches)
-    return flops / sum(len(batch.record_names) for batch in batches)
+    flops = sum(run.objective.step_flops(batch) for batch in batches)
+    return float(flops / sum(run.objective.work(batch)["samples"] for batch in batches))

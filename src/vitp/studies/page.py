@@ -12,9 +12,8 @@ from vitp.report.page import Page
 from vitp.report.sections import Block, Cell, Code, Column, KeyValue, Section, Table, Text
 from vitp.report.sections import Measure as Mean
 from vitp.report.svg import number
-from vitp.studies.budget import duration, operations
-from vitp.studies.cache import Store, machine
-from vitp.studies.grid import Study
+from vitp.studies.cost import duration, operations
+from vitp.studies.grid import Store, Study, machine
 from vitp.studies.plots import curves
 from vitp.studies.results import (
     CORRUPTED,

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from vitp.metrics.statistics import PairedDifference, Repeats, paired_repeats
-from vitp.studies.cache import Store
-from vitp.studies.grid import Cell, Claim, Study, ordered
-from vitp.studies.pretraining import MAIN_PROBES
+from vitp.studies.cells import MAIN_PROBES
+from vitp.studies.grid import Claim, Store, Study, StudyCell, ordered
 
 Measure = tuple[str, str, str]
 """Set, task, metric."""
@@ -83,7 +82,7 @@ def rows_of(study: Study, store: Store, scale: str, since: float = 0.0) -> list[
     return found
 
 
-def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> Iterable[Row]:
+def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float) -> Iterable[Row]:
     facts, result = cell.facts, store.result(cell)
     failure = store.failure(cell, since)
     common = {
@@ -126,7 +125,7 @@ def _int(value: Any) -> int:
     return int(value or 0)
 
 
-def _pretraining_cost(study: Study, store: Store, cell: Cell) -> dict[str, Any]:
+def _pretraining_cost(study: Study, store: Store, cell: StudyCell) -> dict[str, Any]:
     source = study[cell.needs["model"]] if "model" in cell.needs else cell
     run = study[source.needs["backbone"]]
     result = store.result(run)
