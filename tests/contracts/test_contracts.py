@@ -279,6 +279,11 @@ def test_two_steps_move_the_vision_tower(case: Case, tmp_path: Path) -> None:
 
 # The command line: what people's scripts depend on. A change here is a change for them.
 
+RECIPE = [
+    "NAME", "--out", "--scale", "--seeds", "--data", "--init", "--gpus", "--as-published", "--available",
+    "--dry-run", "--set -s",
+]  # fmt: skip
+
 SURFACE = {
     "": ["--version"],
     "ask": ["MODEL", "ARGUMENTS", "--draw", "--max-tokens", "--max-tiles"],
@@ -316,11 +321,9 @@ SURFACE = {
         "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",
         "--samples", "--set -s", "--json",
     ],
-    "recipe": [
-        "NAME", "--out", "--scale", "--seeds", "--data", "--init", "--gpus", "--as-published", "--available",
-        "--dry-run", "--set -s",
-    ],
+    "recipe": RECIPE,
     "recipes parity": ["NAME", "--images", "--json"],
+    "recipes run": RECIPE,
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
     "report": ["RUN", "--out", "--samples"],
     "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan"],

@@ -82,9 +82,9 @@ def test_plan_of_a_finetuning_run() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("recipe", "levircd", "--out", "x"), 'did you mean "levir_cd"?'),
-        (("recipe", "loveda", "--out", "x"), "name its folder with --data"),
-        (("recipe", "medical", "--data", "nowhere", "--out", "x"), "10 of 10 sets are missing"),
+        (("recipes", "run", "levircd", "--out", "x"), 'did you mean "levir_cd"?'),
+        (("recipes", "run", "loveda", "--out", "x"), "name its folder with --data"),
+        (("recipes", "run", "medical", "--data", "nowhere", "--out", "x"), "10 of 10 sets are missing"),
         (("recipes", "show", "loveda", "-s", "optim.lrr=1"), 'did you mean "lr"'),
         (("plan", "nothing.yaml"), "can't be read"),
     ],
@@ -100,7 +100,7 @@ def test_pretraining_dry_runs(name: str, tmp_path: Path) -> None:
     for one in REMOTE_SENSING if name == "remote_sensing" else MEDICAL:
         # Enough rows that a rate of 0.02 takes one of them.
         prepared(tmp_path / "data", one.name, rows=max(3, round(1 / one.rate)))
-    result = done("recipe", name, "--data", tmp_path / "data", "--out", tmp_path / "run", "--dry-run")
+    result = done("recipes", "run", name, "--data", tmp_path / "data", "--out", tmp_path / "run", "--dry-run")
     assert f"{name}: two steps done, loss" in result.out
     table = json.loads((tmp_path / "run" / "sets.json").read_text())
     assert len(table) == (13 if name == "remote_sensing" else 10)
@@ -115,5 +115,5 @@ def test_downstream_dry_runs(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     if FINETUNING[name].make().data.format == "vitp":
         done("data", "prepare", name, "--root", data, "--out", tmp_path / "prepared", "--protocol", "paper")
         data = tmp_path / "prepared"
-    result = done("recipe", name, "--data", data, "--out", tmp_path / "run", "--dry-run")
+    result = done("recipes", "run", name, "--data", data, "--out", tmp_path / "run", "--dry-run")
     assert f"{name}: two steps done, loss" in result.out

@@ -92,21 +92,11 @@ def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> Pre
         rates=budget.rates,
     )
     train = config.train.model_copy(update={"num_workers": budget.workers})
-    return config.model_copy(
-        update={"train": train, "model": config.model.model_copy(update=_vlm_init(init, budget.like))}
-    )
-
-
-def _vlm_init(init: str, like: str) -> dict[str, Any]:
-    if init != "random":
-        return {"init": init}
-    return {"init": "scratch", "scratch": load_vlm(like).vlm.config, "tokenizer": str(resolve(like))}
-
-
-def _vision_init(init: str, like: str) -> dict[str, Any]:
-    if init != "random":
-        return {"init": init}
-    return {"init": "random", "vision": load_backbone(like).config.model_dump()}
+    start: dict[str, Any] = {"init": init}
+    if init == "random":
+        like, folder = load_vlm(budget.like), str(resolve(budget.like))
+        start = {"init": "scratch", "scratch": like.vlm.config, "tokenizer": folder}
+    return config.model_copy(update={"train": train, "model": config.model.model_copy(update=start)})
 
 
 def _image_paradigm(
@@ -118,12 +108,15 @@ def _image_paradigm(
         own = PARADIGMS[name]
         batch = budget.batch or own.batch
         steps = max(1, round(budget.images / batch))
+        start: dict[str, Any] = {"init": init}
+        if init == "random":
+            start["vision"] = load_backbone(budget.like).config.model_dump()
         return make_config(
             ImagePretrainConfig,
             {
                 "objective": objective or name,
                 "seed": seed,
-                "model": {**_vision_init(init, budget.like), "drop_path": 0.0},
+                "model": {**start, "drop_path": 0.0},
                 "data": {
                     "mixture": [str(folder) for folder in folders],
                     "rates": None if budget.rates is None else list(budget.rates),

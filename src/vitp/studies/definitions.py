@@ -44,8 +44,10 @@ _GROUPS = {
 
 def _arms(scale: Scale, init: str) -> dict[str, Arm]:
     """Return paradigm → arm at equal images, of the scale's paradigms."""
-    titles = {name: title for name, title in _TITLES.items() if name in scale.paradigms}
-    found = {name: Arm(title, name, init) for name, title in titles.items()}
+    found: dict[str, Arm] = {}
+    for name, title in _TITLES.items():
+        if name in scale.paradigms:
+            found[name] = Arm(title, name, init)
     return found | {"vitp": _vitp(scale.vrl, init=init)}
 
 

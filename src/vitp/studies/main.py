@@ -21,7 +21,7 @@ from vitp.studies.grid import Study, StudyCell
 from vitp.studies.page import Report, page_of
 from vitp.studies.plots import write_plots
 from vitp.studies.results import rows_of, to_csv
-from vitp.studies.runner import Progress, StudyRunner, leave_torchrun
+from vitp.studies.runner import StudyProgress, StudyRunner, leave_torchrun
 from vitp.studies.scales import Scale, scale_of
 
 
@@ -83,7 +83,7 @@ class Order:
         return shlex.join(words)
 
 
-def run_study(order: Order, console: Console | None = None) -> Progress:
+def run_study(order: Order, console: Console | None = None) -> StudyProgress:
     """Run what is missing of a study, write its tables and its page, and return what is done, failed and left.
 
     Raises:

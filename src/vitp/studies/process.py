@@ -206,7 +206,14 @@ def _child(work: Work, context: Context, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+    def watch() -> None:
+        # End with the parent: nobody would know of this process, and the next study would do its work again.
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
     with _printing_to(context.folder / LOG):
         try:
             attempt = run_here(work, context)
@@ -216,13 +223,6 @@ def _child(work: Work, context: Context, parent: int) -> None:
         if attempt.message:
             print(f"{attempt.kind}: {attempt.message}\n{attempt.trace}", flush=True)
         write_json(context.folder / _OUTCOME, attempt.__dict__)
-
-
-def _watch(parent: int) -> None:
-    """End with the parent: nobody would know of this process, and the next study would do its work again."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextlib.contextmanager

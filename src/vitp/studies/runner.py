@@ -129,7 +129,7 @@ def _alive(pid: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Progress:
+class StudyProgress:
     """State of the cells after a call of `StudyRunner.run`.
 
     Attributes:
@@ -179,7 +179,7 @@ class StudyRunner:
         kinds: frozenset[str] | None = None,
         until: float | None = None,
         left: Callable[[], float | None] = lambda: None,
-    ) -> Progress:
+    ) -> StudyProgress:
         """Work until nothing is left that can be done.
 
         Args:
@@ -196,13 +196,13 @@ class StudyRunner:
                 time.sleep(POLL)  # others work on what is left
         return self.progress(cells)
 
-    def progress(self, cells: list[StudyCell] | None = None) -> Progress:
+    def progress(self, cells: list[StudyCell] | None = None) -> StudyProgress:
         """Return which cells are done, failed and left."""
         cells = list(self.study.cells) if cells is None else cells
         done = {cell.name for cell in cells if self.store.result(cell) is not None}
         failed = [cell.name for cell in cells if cell.name not in done and self._failed(cell)]
         left = [cell.name for cell in cells if cell.name not in done and cell.name not in failed]
-        return Progress(len(done), tuple(failed), tuple(left))
+        return StudyProgress(len(done), tuple(failed), tuple(left))
 
     def _ready(self, cells: list[StudyCell]) -> list[StudyCell]:
         """Return the cells that can be worked on now; mark those that never can."""

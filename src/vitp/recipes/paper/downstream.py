@@ -1,8 +1,9 @@
 """The sixteen downstream runs of the paper: ViT-Adapter and a head around a pretrained ViT-L, all finetuned.
 
-Each function returns the complete configuration; its docstring is the lab page. All numbers come from `tables_downstream.py`.
+Each function returns the complete configuration; its docstring is the lab page. All numbers come from
+`tables_downstream.py`.
 The published runs give each of eight GPUs its share of a batch; here a batch is that of the whole run, and a GPU's
-share follows from the number of ranks (`torchrun --nproc-per-node 8 -m vitp recipe NAME …`) and
+share follows from the number of ranks (`torchrun --nproc-per-node 8 -m vitp recipes run NAME …`) and
 `train.micro_batches`. Hours and memory of these runs are not published; `vitp plan NAME --gpu H100:8` estimates them.
 """
 
@@ -32,8 +33,9 @@ NORM: NormKind = "sync"
 def dior(root: str = "data/dior", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> FinetuneConfig:
     """DIOR: boxes of 20 classes in aerial photographs of 800 px. Expected: 79.80 mAP50 ± 0.5.
 
-    Data: the download with `JPEGImages-trainval`, `JPEGImages-test`, `Annotations` and `ImageSets`; train and val are learned from.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe dior --data data/dior --out runs/dior`
+    Data: the download with `JPEGImages-trainval`, `JPEGImages-test`, `Annotations` and `ImageSets`; train and val are
+    learned from.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run dior --data data/dior --out runs/dior`
     """
     return _boxes(DOWNSTREAM["dior"], root, backbone)
 
@@ -42,7 +44,7 @@ def dior_r(root: str = "data/dior", *, backbone: str = REMOTE_SENSING_WEIGHTS) -
     """DIOR-R: oriented boxes on DIOR's images. Expected: 75.08 mAP50 ± 0.5.
 
     Data: DIOR's download with its oriented annotations; train and val are learned from.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe dior_r --data data/dior --out runs/dior_r`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run dior_r --data data/dior --out runs/dior_r`
     """
     return _oriented(DOWNSTREAM["dior_r"], root, backbone)
 
@@ -50,8 +52,9 @@ def dior_r(root: str = "data/dior", *, backbone: str = REMOTE_SENSING_WEIGHTS) -
 def dota_v2(root: str = "data/dota_v2", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> FinetuneConfig:
     """DOTA-v2.0: oriented boxes of 18 classes. Expected: 60.23 mAP50 ± 0.5, as the evaluation server scores it.
 
-    Data: `vitp data prepare dota_v2 --root DOWNLOAD --out data/dota_v2 --protocol paper` makes crops of 1024 px that share 200.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe dota_v2 --data data/dota_v2 --out runs/dota_v2`
+    Data: `vitp data prepare dota_v2 --root DOWNLOAD --out data/dota_v2 --protocol paper` makes crops of 1024 px that
+    share 200.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run dota_v2 --data data/dota_v2 --out runs/dota_v2`
     Score: only a server has the labels of test. `vitp predict runs/dota_v2 TEST --out submission` writes its zip; the
     score that the run prints at its end is of val crops, which were learned from, too (prepare with
     `--protocol official` to leave val out).
@@ -67,7 +70,7 @@ def sardet100k(root: str = "data/sardet100k", *, backbone: str = REMOTE_SENSING_
     """SARDet-100K: boxes of 6 classes in SAR images. Expected: 59.7 mAP ± 0.5 (or 57.9, see below).
 
     Data: the download with `Annotations` in COCO's form.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe sardet100k --data data/sardet100k --out runs/sardet100k`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run sardet100k --data data/sardet100k --out runs/sardet100k`
     """
     return _boxes(DOWNSTREAM["sardet100k"], root, backbone)
 
@@ -76,7 +79,7 @@ def rsar(root: str = "data/rsar", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> 
     """RSAR: oriented boxes of 6 classes in SAR images. Expected: 72.31 mAP50 ± 0.5.
 
     Data: the download with `train`, `val` and `test`.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe rsar --data data/rsar --out runs/rsar`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run rsar --data data/rsar --out runs/rsar`
     """
     return _oriented(DOWNSTREAM["rsar"], root, backbone)
 
@@ -85,7 +88,7 @@ def ssdd(root: str = "data/ssdd", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> 
     """SSDD: ships in SAR images, boxes and masks. Expected: 70.80 box AP and 65.90 mask AP, ± 0.5.
 
     Data: the download in COCO's form.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe ssdd --data data/ssdd --out runs/ssdd`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run ssdd --data data/ssdd --out runs/ssdd`
     """
     return _instance(DOWNSTREAM["ssdd"], root, backbone)
 
@@ -94,7 +97,7 @@ def isaid(root: str = "data/isaid", *, backbone: str = REMOTE_SENSING_WEIGHTS) -
     """iSAID: 15 classes and background, pixel by pixel. Expected: 71.14 mIoU ± 0.5.
 
     Data: `vitp data prepare isaid --root DOWNLOAD --out data/isaid --protocol paper` makes crops of 896 px.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe isaid --data data/isaid --out runs/isaid`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run isaid --data data/isaid --out runs/isaid`
     """
     config = _pixels(DOWNSTREAM["isaid"], root, backbone)
     augment = config.augment.model_copy(update={"scale": (1.0, 1.0), "max_class_share": 1.0})
@@ -106,9 +109,9 @@ def loveda(root: str = "data/loveda", *, backbone: str = REMOTE_SENSING_WEIGHTS)
     """LoveDA: 7 classes of land, pixel by pixel. Expected: 54.28 mIoU ± 0.5, as the evaluation server scores it.
 
     Data: the download with `Train`, `Val` and `Test`; train and val are learned from.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe loveda --data data/loveda --out runs/loveda`
-    Score: only a server has the labels of test. `vitp predict runs/loveda TEST --out submission` makes what it wants; the
-    score that the run prints at its end is of val, which was learned from, too (`-s data.options.protocol=official`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run loveda --data data/loveda --out runs/loveda`
+    Score: only a server has the labels of test. `vitp predict runs/loveda TEST --out submission` makes what it wants;
+    the score that the run prints at its end is of val, which was learned from, too (`-s data.options.protocol=official`
     leaves val out).
     """
     return _pixels(DOWNSTREAM["loveda"], root, backbone)
@@ -118,9 +121,9 @@ def uavid(root: str = "data/uavid", *, backbone: str = REMOTE_SENSING_WEIGHTS) -
     """UAVid: 8 classes in oblique video frames, pixel by pixel. Expected: 73.39 mIoU ± 0.5.
 
     Data: the download with its `seq` folders; train and val are learned from.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe uavid --data data/uavid --out runs/uavid`
-    Score: only a server has the labels of test. `vitp predict runs/uavid TEST --out submission` makes what it wants; the
-    score that the run prints at its end is of val, which was learned from, too (`-s data.options.protocol=official`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run uavid --data data/uavid --out runs/uavid`
+    Score: only a server has the labels of test. `vitp predict runs/uavid TEST --out submission` makes what it wants;
+    the score that the run prints at its end is of val, which was learned from, too (`-s data.options.protocol=official`
     leaves val out).
     """
     config = _pixels(DOWNSTREAM["uavid"], root, backbone)
@@ -135,7 +138,7 @@ def svcd(root: str = "data/svcd", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> 
     """SVCD: change between seasons. Expected: 98.63 F1 ± 0.3.
 
     Data: the download with `train`, `val` and `test`, each with `A`, `B` and `OUT`.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe svcd --data data/svcd --out runs/svcd`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run svcd --data data/svcd --out runs/svcd`
     """
     facts = DOWNSTREAM["svcd"]
     config = _change(facts, root, backbone)
@@ -149,9 +152,9 @@ def svcd(root: str = "data/svcd", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> 
 def whu_cd(root: str = "data/whu_cd", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> FinetuneConfig:
     """WHU-CD: changed buildings. Expected: 94.98 F1 ± 0.3.
 
-    Data: `vitp data prepare whu_cd --root DOWNLOAD --out data/whu_cd --protocol paper` makes crops of 256 px. There is no
-    val: the curve is of test images and chooses nothing.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe whu_cd --data data/whu_cd --out runs/whu_cd`
+    Data: `vitp data prepare whu_cd --root DOWNLOAD --out data/whu_cd --protocol paper` makes crops of 256 px. There is
+    no val: the curve is of test images and chooses nothing.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run whu_cd --data data/whu_cd --out runs/whu_cd`
     """
     return _change(DOWNSTREAM["whu_cd"], root, backbone)
 
@@ -160,7 +163,7 @@ def levir_cd(root: str = "data/levir_cd", *, backbone: str = REMOTE_SENSING_WEIG
     """LEVIR-CD: changed buildings. Expected: 92.67 F1 ± 0.3.
 
     Data: the download with `A`, `B` and `label`.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe levir_cd --data data/levir_cd --out runs/levir_cd`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run levir_cd --data data/levir_cd --out runs/levir_cd`
     """
     config = _change(DOWNSTREAM["levir_cd"], root, backbone)
     return config.model_copy(update={"augment": config.augment.model_copy(update=_ANY_ANGLE)})
@@ -170,7 +173,7 @@ def s2looking(root: str = "data/s2looking", *, backbone: str = REMOTE_SENSING_WE
     """S2Looking: changed buildings, seen obliquely. Expected: 69.89 F1 ± 1.0.
 
     Data: the download with `Image1`, `Image2` and `label`.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe s2looking --data data/s2looking --out runs/s2looking`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run s2looking --data data/s2looking --out runs/s2looking`
     """
     return _change(DOWNSTREAM["s2looking"], root, backbone)
 
@@ -178,8 +181,9 @@ def s2looking(root: str = "data/s2looking", *, backbone: str = REMOTE_SENSING_WE
 def amos2022(root: str = "data/amos2022", *, backbone: str = MEDICAL_WEIGHTS) -> FinetuneConfig:
     """AMOS2022: organs in CT slices. Expected: 90.60 mDice ± 1.0.
 
-    Data: `vitp data prepare amos2022 --root DOWNLOAD --out data/amos2022 --protocol paper` cuts the volumes into slices.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe amos2022 --data data/amos2022 --out runs/amos2022`
+    Data: `vitp data prepare amos2022 --root DOWNLOAD --out data/amos2022 --protocol paper` cuts the volumes into
+    slices.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run amos2022 --data data/amos2022 --out runs/amos2022`
     """
     return _pixels(DOWNSTREAM["amos2022"], root, backbone)
 
@@ -187,8 +191,9 @@ def amos2022(root: str = "data/amos2022", *, backbone: str = MEDICAL_WEIGHTS) ->
 def brats2021(root: str = "data/brats2021", *, backbone: str = MEDICAL_WEIGHTS) -> FinetuneConfig:
     """BraTS2021: parts of brain tumours in MRI slices. Expected: 72.11 mDice ± 1.0.
 
-    Data: `vitp data prepare brats2021 --root DOWNLOAD --out data/brats2021 --protocol paper` cuts the volumes into slices.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe brats2021 --data data/brats2021 --out runs/brats2021`
+    Data: `vitp data prepare brats2021 --root DOWNLOAD --out data/brats2021 --protocol paper` cuts the volumes into
+    slices.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run brats2021 --data data/brats2021 --out runs/brats2021`
     """
     return _pixels(DOWNSTREAM["brats2021"], root, backbone)
 
@@ -197,7 +202,7 @@ def covidquex(root: str = "data/covidquex", *, backbone: str = MEDICAL_WEIGHTS) 
     """CovidQUEx: infected lung in chest X-rays. Expected: 91.55 mDice ± 1.0.
 
     Data: the download with its infection masks.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe covidquex --data data/covidquex --out runs/covidquex`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run covidquex --data data/covidquex --out runs/covidquex`
     """
     return _pixels(DOWNSTREAM["covidquex"], root, backbone)
 
