@@ -12,7 +12,7 @@ from vitp.data.chat import ChatTokenizer
 from vitp.data.mixture import Mixture
 from vitp.data.tiling import count_tiles
 from vitp.io.images import image_size
-from vitp.records.instructions import IMAGE_MARK, InstructionRecord
+from vitp.records.instructions import IMAGE_MARK
 
 _FRAME_TOKENS = 40
 """Tokens of system text and turn marks, where no tokenizer is at hand."""
@@ -105,20 +105,18 @@ def measured_samples(
         record = sample.record
         if max_turns is not None:
             record = record.with_turns(record.turns[:max_turns])
-        samples.append(_measure(record, tile, sample.max_tiles or max_tiles, chat))
+        budget = max(1, (sample.max_tiles or max_tiles) // max(1, len(record.images)))
+        sizes = record.sizes or [image_size(path) for path in record.images]
+        tiles = [count_tiles(width, height, tile, budget) for width, height in sizes]
+        if chat is not None:
+            encoded = chat.encode(record, tiles)
+            text, answers = int((~encoded.image_N).sum()), int(encoded.supervised_N.sum())
+        else:
+            answers = sum(estimated_tokens(turn.answer) + 2 for turn in record.turns)
+            asked = (turn.question.replace(IMAGE_MARK, "") for turn in record.turns)
+            text = _FRAME_TOKENS + sum(estimated_tokens(question) for question in asked) + answers
+        samples.append(SampleSize(sum(tiles), text, answers))
     return samples
-
-
-def _measure(record: InstructionRecord, tile: int, max_tiles: int, chat: ChatTokenizer | None) -> SampleSize:
-    budget = max(1, max_tiles // max(1, len(record.images)))
-    sizes = record.sizes or [image_size(path) for path in record.images]
-    tiles = [count_tiles(width, height, tile, budget) for width, height in sizes]
-    if chat is not None:
-        encoded = chat.encode(record, tiles)
-        return SampleSize(sum(tiles), int((~encoded.image_N).sum()), int(encoded.supervised_N.sum()))
-    answers = sum(estimated_tokens(turn.answer) + 2 for turn in record.turns)
-    questions = sum(estimated_tokens(turn.question.replace(IMAGE_MARK, "")) for turn in record.turns)
-    return SampleSize(sum(tiles), _FRAME_TOKENS + questions + answers, answers)
 
 
 _PIECES = re.compile(r"\d|[^\W\d_]+|[^\w\s]|_")

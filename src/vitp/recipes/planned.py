@@ -84,7 +84,19 @@ def plan_run(request: PlanRequest) -> PlannedRun:
         VitpError: There is no such recipe, file, GPU or data, or the length of the run can't be known.
     """
     machine = machine_of(request.gpu)
-    config, recipe = _config_and_recipe(request, machine)
+    recipe: Recipe | None = None
+    if Path(request.name).suffix in (".yaml", ".yml"):
+        config = _from_file(Path(request.name), request)
+    else:
+        recipe = recipe_of(request.name)
+        config = recipe_config(
+            recipe,
+            None if request.data is None else str(request.data),
+            init=request.init,
+            gpus=machine.count,
+            as_published=request.as_published,
+            overrides=request.overrides,
+        )
     if isinstance(config, PretrainConfig):
         made = _pretraining(config, recipe if isinstance(recipe, PretrainRecipe) else None, machine, request)
     else:
@@ -98,23 +110,6 @@ def plan_run(request: PlanRequest) -> PlannedRun:
         "not counted: reading data too slowly, talk between GPUs, validation, checkpoints",
     ]
     return PlannedRun(made.rows, made.values, made.basis + assumed)
-
-
-def _config_and_recipe(
-    request: PlanRequest, machine: Machine
-) -> tuple[PretrainConfig | FinetuneConfig, Recipe | None]:
-    if Path(request.name).suffix in (".yaml", ".yml"):
-        return _from_file(Path(request.name), request), None
-    recipe = recipe_of(request.name)
-    config = recipe_config(
-        recipe,
-        None if request.data is None else str(request.data),
-        init=request.init,
-        gpus=machine.count,
-        as_published=request.as_published,
-        overrides=request.overrides,
-    )
-    return config, recipe
 
 
 def _from_file(path: Path, request: PlanRequest) -> PretrainConfig | FinetuneConfig:
@@ -142,7 +137,12 @@ def _pretraining(
 ) -> PlannedRun:
     model, chat = planned_model(config.model)
     if recipe is not None and request.data is None:
-        sizes, samples = _assumed_sizes(recipe, model, request.samples)
+        most = PRETRAINING_FACTS.max_tiles
+        sets = [AssumedSet(s.thousands * s.rate, TYPICAL[s.name], s.max_tiles or most) for s in recipe.sets]
+        sizes = assumed_samples(sets, model.tile, request.samples)
+        samples = (
+            "samples: drawn from the usual image sizes of the paper's sets, texts guessed; --data counts them"
+        )
     else:
         sizes, samples = _counted_sizes(config, recipe, model, chat, request.samples)
     found = plan_pretraining(
@@ -173,15 +173,6 @@ def _pretraining(
     parameters = ", ".join(f"{part} {number / 1e6:.0f} M" for part, number in model.parameters.items())
     basis = [f"model: {config.model.init} ({parameters} parameters)", samples]
     return PlannedRun(rows, found.to_json(), basis)
-
-
-def _assumed_sizes(recipe: PretrainRecipe, model: ModelShape, count: int) -> tuple[list[SampleSize], str]:
-    most = PRETRAINING_FACTS.max_tiles
-    sets = [
-        AssumedSet(one.thousands * one.rate, TYPICAL[one.name], one.max_tiles or most) for one in recipe.sets
-    ]
-    basis = "samples: drawn from the usual image sizes of the paper's sets, texts guessed; --data counts them"
-    return assumed_samples(sets, model.tile, count), basis
 
 
 def _counted_sizes(

@@ -133,7 +133,18 @@ def pretrained_backbones(out: Path, plan: RealPlan, console: Console) -> list[Pa
         ConfigError: The images aren't there.
     """
     compile_sets(out, console)
-    return [_pretrain(out, plan, seed, console) for seed in plan.seeds]
+    exports = []
+    for seed in plan.seeds:
+        run, backbone = out / f"pretrain-{seed}", out / f"backbone-{seed}"
+        if not (run / "model").is_dir():
+            folders = [out / "data" / one.folder for one in SETS]
+            config = continued_from_starter(folders, plan.budget, seed, rates=[one.rate for one in SETS])
+            run_pretraining(config, run, resume=started(run))
+        if not backbone.is_dir():
+            export_backbone(run, backbone)
+            console.print(verify_export(backbone, against=run))
+        exports.append(backbone)
+    return exports
 
 
 def supervised_backbones(out: Path, plan: RealPlan, console: Console) -> list[Path]:
@@ -169,7 +180,17 @@ def compile_sets(out: Path, console: Console) -> None:
     if not root.is_dir():
         raise ConfigError("there are no real images", where=str(root), fix="name their folder in VITP_DATA")
     for one in SETS:
-        _compile(root / one.folder, one, out / "data" / one.folder, console)
+        folder = out / "data" / one.folder
+        if folder.is_dir():
+            continue
+        common: dict[str, Any] = {"synthesis": SYNTHESIS, "max_tiles": 1, "name": one.folder}
+        summary = compile_labels(root / one.folder, one.fmt, folder, crop=one.crop, **common, **one.options)
+        splits = (f"{name} {c.images} crops, {c.turns} questions" for name, c in summary.splits.items())
+        report = check_records(folder)
+        counts = {str(kind): number for kind, number in report.counts().items()}
+        console.print(f"{one.folder}: {', '.join(splits)}; check: {json.dumps(counts)}")
+        if report.exit_code:
+            raise ConfigError("has unusable rows", where=str(folder), fix="run `vitp data check` on it")
 
 
 @dataclass(frozen=True)
@@ -246,36 +267,3 @@ def _markdown(results: Mapping[str, SetResult], draws: int) -> str:
             shown += [f"{gain.mean():+.1f} ({gain.min():+.1f} … {gain.max():+.1f})", interval(difference)]
             lines.append(f"| {name} ({difference.n}) | {row.task}, {row.metric} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
-
-
-def _compile(source: Path, one: RealSet, out: Path, console: Console) -> None:
-    if out.is_dir():
-        return
-    summary = compile_labels(
-        source,
-        one.fmt,
-        out,
-        crop=one.crop,
-        synthesis=SYNTHESIS,
-        max_tiles=1,
-        name=one.folder,
-        **one.options,
-    )
-    splits = ", ".join(f"{name} {c.images} crops, {c.turns} questions" for name, c in summary.splits.items())
-    report = check_records(out)
-    counts = {str(kind): number for kind, number in report.counts().items()}
-    console.print(f"{one.folder}: {splits}; check: {json.dumps(counts)}")
-    if report.exit_code:
-        raise ConfigError("has unusable rows", where=str(out), fix="run `vitp data check` on it")
-
-
-def _pretrain(out: Path, plan: RealPlan, seed: int, console: Console) -> Path:
-    run, backbone = out / f"pretrain-{seed}", out / f"backbone-{seed}"
-    if not (run / "model").is_dir():
-        folders = [out / "data" / one.folder for one in SETS]
-        config = continued_from_starter(folders, plan.budget, seed, rates=[one.rate for one in SETS])
-        run_pretraining(config, run, resume=started(run))
-    if not backbone.is_dir():
-        export_backbone(run, backbone)
-        console.print(verify_export(backbone, against=run))
-    return backbone

@@ -26,6 +26,7 @@ from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
+from vitp.planning.bench.measure import processor_names
 
 RESULT, FAILURE, ATTEMPTS, LOG = "result.json", "failure.json", "attempts.json", "log.txt"
 
@@ -255,17 +256,10 @@ def json_or_none(path: Path) -> Any | None:
 @cache
 def machine() -> dict[str, str]:
     """Return what the results were made with, as far as it can change them or their cost."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    if lines:
-        processor = f"{len(names)} × {names[0]}" if names else platform.machine()
+    names = processor_names()
     return {
         "host": socket.gethostname(),
-        "processor": processor,
+        "processor": f"{len(names)} × {names[0]}" if names else platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "vitp": __version__,

@@ -141,7 +141,20 @@ def _estimate(runner: StudyRunner) -> Estimator:
     data = [cell for cell in study.cells if cell.kind == "data"]
     runner.run(kinds=frozenset({"data"}))
     estimator = Estimator(runner.store)
-    unknown = _unknown_paces(runner, estimator)
+    store = runner.store
+    open_paces = {
+        cell.pace
+        for cell in study.cells
+        if cell.pace and cell.pace not in estimator.paces and store.result(cell) is None
+    }
+    failed = {cell.name for cell in data if store.result(cell) is None}
+    unknown = [
+        cell
+        for cell in timing_cells(study)
+        if cell.settings["pace"] in open_paces
+        and cell.settings["times"] != "robustness"
+        and not failed & set(cell.needs.values())
+    ]
     if unknown:
         console.print(f"measuring the pace of {len(unknown)} kinds of work")
         timings = Study("timing", "Timing", "", (*data, *unknown))
@@ -168,24 +181,6 @@ def timing_cells(study: Study) -> list[StudyCell]:
         timing = replace(cell, name=f"timing/{cell.pace}", kind=TIMING, settings=settings, needs=needs)
         found[cell.pace] = replace(timing, keep=(), pace="", units=0.0)
     return list(found.values())
-
-
-def _unknown_paces(runner: StudyRunner, estimator: Estimator) -> list[StudyCell]:
-    """Return the timing cells of open work that no earlier cell tells about."""
-    store, cells = runner.store, runner.study.cells
-    open_paces = {
-        cell.pace
-        for cell in cells
-        if cell.pace and cell.pace not in estimator.paces and store.result(cell) is None
-    }
-    failed = {cell.name for cell in cells if cell.kind == "data" and store.result(cell) is None}
-    return [
-        cell
-        for cell in timing_cells(runner.study)
-        if cell.settings["pace"] in open_paces
-        and cell.settings["times"] != "robustness"
-        and not failed & set(cell.needs.values())
-    ]
 
 
 def write_study(order: Order, scale: Scale, study: Study, runner: StudyRunner) -> Path:

@@ -85,8 +85,13 @@ class Lock:
 
     def _abandoned(self) -> bool:
         owner = _owner_of(self.path)
-        if owner.get("host") == socket.gethostname() and not _alive(owner.get("pid")):
-            return True
+        if owner.get("host") == socket.gethostname():
+            try:
+                os.kill(owner.get("pid"), 0)  # type: ignore[arg-type]
+            except (ProcessLookupError, TypeError, OverflowError):
+                return True
+            except PermissionError:  # a living process of somebody else
+                pass
         # Clocks of machines differ: the time is read from the common file system, by a file made now.
         probe = self.path.with_name(f".now-{self.token}")
         try:
@@ -116,16 +121,6 @@ class Lock:
 def _owner_of(path: Path) -> dict[str, object]:
     found = json_or_none(path)
     return found if isinstance(found, dict) else {}
-
-
-def _alive(pid: object) -> bool:
-    try:
-        os.kill(pid, 0)  # type: ignore[arg-type]
-    except PermissionError:  # a process of somebody else
-        return True
-    except (ProcessLookupError, TypeError, OverflowError):
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -252,7 +247,13 @@ class StudyRunner:
         more = f"  [dim]about {duration(rest)} left[/]" if rest else ""
         self.console.print(f"{time.strftime('%H:%M:%S')} [bold]{cell.name}[/]{more}")
         folder = self.store.folder(cell)
-        context = Context(cell, folder, self._inputs(cell))
+        inputs = {}
+        for role, name in cell.needs.items():
+            needed = self.study[name]
+            result = self.store.result(needed)
+            if result is not None:
+                inputs[role] = Input(needed, self.store.folder(needed), result["values"])
+        context = Context(cell, folder, inputs)
         attempts: list[Mapping[str, float | None]] = json_or_none(folder / ATTEMPTS) or []
         began, noted = time.monotonic(), 0.0
 
@@ -277,15 +278,6 @@ class StudyRunner:
             return
         failure = self.store.fail(cell, attempt.message, attempt.kind, attempt.trace)
         self.console.print(f"  [red]failed[/] ({failure.kind}): {escape(failure.message)}")
-
-    def _inputs(self, cell: StudyCell) -> dict[str, Input]:
-        found = {}
-        for role, name in cell.needs.items():
-            needed = self.study[name]
-            result = self.store.result(needed)
-            if result is not None:
-                found[role] = Input(needed, self.store.folder(needed), result["values"])
-        return found
 
 
 def leave_torchrun() -> int:

@@ -182,8 +182,15 @@ def last_result(folder: Path, result: Mapping[str, Any]) -> dict[str, Any] | Non
 
     Of a file that git knows, its committed text counts, not what a later run has written over it.
     """
-    found = [one for path in sorted(folder.glob("*.json")) if (one := _read(path)) is not None]
-    same = [one for one in found if _likeness(one) == _likeness(result)]
+    same = []
+    for path in sorted(folder.glob("*.json")):
+        text = _git(["show", f"HEAD:./{path.name}"], path.parent)
+        try:
+            one = parse_json(text or read_text(path))
+        except (OSError, ValueError):
+            continue
+        if isinstance(one, dict) and one.get("benchmark") == _NAME and _likeness(one) == _likeness(result):
+            same.append(one)
     return max(same, key=lambda one: str(one.get("date")), default=None)
 
 
@@ -199,15 +206,6 @@ def _likeness(result: Mapping[str, Any]) -> tuple[Any, Any]:
     if isinstance(subject, dict):
         subject = {name: value for name, value in subject.items() if name != "steps"}
     return result.get("hardware"), subject
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    text = _git(["show", f"HEAD:./{path.name}"], path.parent)
-    try:
-        value = parse_json(text or read_text(path))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) and value.get("benchmark") == _NAME else None
 
 
 def _git(arguments: Sequence[str], folder: Path) -> str:

@@ -45,14 +45,18 @@ def hardware(device: torch.device) -> str:
     """Return a line about a device, the same for the same kind of machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = read_text(cpuinfo).splitlines()
-        model = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
-        )
+    names = processor_names()
+    model = names[0] if names else platform.processor() or platform.machine()
     return f"{model}, {torch.get_num_threads()} threads"
+
+
+def processor_names() -> list[str]:
+    """Return the model of each core, where the system tells it."""
+    try:
+        lines = read_text("/proc/cpuinfo").splitlines()
+    except OSError:
+        return []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
 
 
 def data_sheet(name: str) -> float | None:

@@ -23,9 +23,6 @@ REMOTE_SENSING_WEIGHTS = "ViTP_ViT_L_300M_rs.safetensors"
 MEDICAL_WEIGHTS = "ViTP_ViT_L_300M_med.safetensors"
 """The released backbones. Any export, run or model folder may stand in their place."""
 
-PREPARED = "vitp"
-"""Format of what `vitp data prepare` writes: crops of large images, slices of volumes."""
-
 NORM: NormKind = "sync"
 """As published. One image a step needs `-s neck.options.norm=group -s head.norm=group` (detectors: the first)."""
 
@@ -90,7 +87,10 @@ def ssdd(root: str = "data/ssdd", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> 
     Data: the download in COCO's form.
     Command: `torchrun --nproc-per-node 8 -m vitp recipes run ssdd --data data/ssdd --out runs/ssdd`
     """
-    return _instance(DOWNSTREAM["ssdd"], root, backbone)
+    config = _boxes(DOWNSTREAM["ssdd"], root, backbone)
+    # Mask R-CNN; a smooth L1 of so small a beta is as good as the published L1.
+    head = {"box": {"kind": "faster", "smooth_l1_beta": 1e-6}, "proposals": {"keep": [1000, 1000]}}
+    return config.model_copy(update={"head": head, "test": config.test.model_copy(update={"flip": True})})
 
 
 def isaid(root: str = "data/isaid", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> FinetuneConfig:
@@ -209,6 +209,7 @@ def covidquex(root: str = "data/covidquex", *, backbone: str = MEDICAL_WEIGHTS) 
 
 _ANY_ANGLE: dict[str, Any] = {"rotate": 180.0, "rotate90": False}
 _READS_PREPARED = ("dota_v2", "isaid", "whu_cd", "amos2022", "brats2021")
+"""These read the crops of large images and slices of volumes that `vitp data prepare` writes."""
 _STAND_INS: dict[str, dict[Literal["val", "test"], Literal["train", "val", "test"]]] = {
     "dota_v2": {"test": "val"},
     "loveda": {"test": "val"},
@@ -223,12 +224,13 @@ def _config(facts: DownstreamFacts, root: str, backbone: str, **parts: Any) -> F
     prepared = facts.name in _READS_PREPARED
     data = DataSettings(
         root=root,
-        format=PREPARED if prepared else facts.name,
+        format="vitp" if prepared else facts.name,
         options={} if prepared else {"protocol": "paper"},
         splits=_STAND_INS.get(facts.name, {}),
         resize=parts.pop("resize", InputSize()),
         crop=parts.pop("crop", None),
     )
+    length: dict[str, Any] = {"epochs": facts.epochs} if facts.steps is None else {"steps": facts.steps}
     return FinetuneConfig(
         task=facts.task,
         backbone=BackboneSettings(
@@ -252,35 +254,21 @@ def _config(facts: DownstreamFacts, root: str, backbone: str, **parts: Any) -> F
             },
         ),
         data=data,
-        optim=_optim(facts),
-        train=_train(facts),
+        optim=OptimConfig(
+            lr=facts.lr,
+            weight_decay=facts.weight_decay,
+            layer_decay=facts.layer_decay,
+            clip_norm=facts.clip_norm,
+            schedule=facts.schedule,
+            decay_from=facts.decay_from,
+            warmup_steps=facts.warmup_steps,
+            warmup_start=facts.warmup_start,
+            milestones=tuple(epoch / (facts.epochs or 1) for epoch in facts.milestones) or (8 / 12, 11 / 12),
+        ),
+        train=FinetuneTrainConfig(
+            **length, batch_size=facts.batch, val_every=4000, save_every=2000, log_every=50, num_workers=8
+        ),
         **parts,
-    )
-
-
-def _optim(facts: DownstreamFacts) -> OptimConfig:
-    return OptimConfig(
-        lr=facts.lr,
-        weight_decay=facts.weight_decay,
-        layer_decay=facts.layer_decay,
-        clip_norm=facts.clip_norm,
-        schedule=facts.schedule,
-        decay_from=facts.decay_from,
-        warmup_steps=facts.warmup_steps,
-        warmup_start=facts.warmup_start,
-        milestones=tuple(epoch / (facts.epochs or 1) for epoch in facts.milestones) or (8 / 12, 11 / 12),
-    )
-
-
-def _train(facts: DownstreamFacts) -> FinetuneTrainConfig:
-    length: dict[str, Any] = {"epochs": facts.epochs} if facts.steps is None else {"steps": facts.steps}
-    return FinetuneTrainConfig(
-        **length,
-        batch_size=facts.batch,
-        val_every=4000,
-        save_every=2000,
-        log_every=50,
-        num_workers=8,
     )
 
 
@@ -293,18 +281,6 @@ def _boxes(facts: DownstreamFacts, root: str, backbone: str) -> FinetuneConfig:
         resize=InputSize(mode="fixed", size=facts.input_size),
         augment=AugmentSettings(flip="horizontal", rotate90=False, photometric=0.0),
         head={"box": {"kind": "cascade"}},
-    )
-
-
-def _instance(facts: DownstreamFacts, root: str, backbone: str) -> FinetuneConfig:
-    """As `_boxes`, with Mask R-CNN; the test looks at the mirrored image, too."""
-    config = _boxes(facts, root, backbone)
-    box = {"kind": "faster", "smooth_l1_beta": 1e-6}  # as good as the published L1
-    return config.model_copy(
-        update={
-            "head": {"box": box, "proposals": {"keep": [1000, 1000]}},
-            "test": config.test.model_copy(update={"flip": True}),
-        }
     )
 
 
