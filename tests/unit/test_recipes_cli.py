@@ -11,6 +11,7 @@ import yaml
 from tests.benchmark_fixtures import read_nifti, write_benchmark
 from tests.e2e.conftest import done, refused
 from tests.unit.test_recipes import TABLE, prepared
+from vitp.cli import run as run_cli
 from vitp.core.config import load_config
 from vitp.data.benchmarks import volumes
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING
@@ -93,6 +94,23 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert message in refused(*arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_spelling_works_and_says_the_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("vrsbench", "rsvg"):
+        prepared(tmp_path / "data", name)
+    arguments = ["remote_sensing", "--data", tmp_path / "data", "--available", "--dry-run", "--out"]
+    assert run_cli(["recipe", *map(str, arguments), str(tmp_path / "old")]) == 0
+    old = capsys.readouterr()
+    assert run_cli(["recipes", "run", *map(str, arguments), str(tmp_path / "new")]) == 0
+    new = capsys.readouterr()
+    (note,) = [line for line in old.err.splitlines() if "vitp recipe" in line]
+    assert note == "note: `vitp recipe` is called `vitp recipes run` now; both work"
+    assert "vitp recipe" not in new.err
+    assert [text.out.splitlines()[-1] for text in (old, new)] == [new.out.splitlines()[-1]] * 2
+    assert len(json.loads((tmp_path / "old" / "sets.json").read_text())) == 2
 
 
 @pytest.mark.parametrize("name", ["remote_sensing", "medical"])
