@@ -128,12 +128,12 @@ class SampledBatches(Generic[Item, Batch]):
 
     def fingerprint(self) -> str:
         """Return a hash of all that decides the batches: samples, labels, image files, order and options."""
-        return fingerprint(self._facts(), [*self.order.contents(), *self.collate.contents(self.order)])
+        return fingerprint(self._facts(), self.order.contents(), self.collate.contents(self.order))
 
     def former_fingerprints(self) -> tuple[str, ...]:
         """Return the hashes that earlier versions saved with the same batches; those looked at less."""
         facts = self._facts()
-        return fingerprint(facts, self.order.contents(), form="2"), facts
+        return fingerprint(facts, self.order.contents()), facts
 
     def _facts(self) -> str:
         return json_digest(self.collate.facts(self.order, self.global_batch))
