@@ -13,19 +13,20 @@ import torch
 from PIL import Image
 
 from tests.conftest import tiny_chat
+from vitp.data.augment import ViewConfig
+from vitp.data.batches import SampledBatches
 from vitp.data.formats import vitp_labels
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.vitp_labels import Roots
-from vitp.data.views import ViewConfig
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.objectives.distillation import Crops, DistillationObjective, DistillationSettings
 from vitp.objectives.image_base import ImageObjective
+from vitp.objectives.image_rows import image_mixture, read_image_rows
 from vitp.objectives.image_text import ImageTextObjective, ImageTextPairs
 from vitp.objectives.masked_image import MaskedImageObjective, MaskedImageSettings, MaskedViews
 from vitp.objectives.simclr import SimCLRObjective, SimCLRSettings, TwoViews
 from vitp.objectives.supervised import ClassNames, LabelledViews, SupervisedObjective, SupervisedSettings
 from vitp.objectives.text_tower import SmallTextTower, Tokens, captions_of
-from vitp.objectives.views_source import ImageMixture, ViewSource, read_rows
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, Turn, to_line
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
@@ -99,14 +100,14 @@ class Case:
     """
 
     make: Callable[..., ImageObjective]
-    source: Callable[[Path], ViewSource[Any]]
+    source: Callable[[Path], SampledBatches[LabelledImage]]
     losses: frozenset[str]
     groups: tuple[str, ...]
     views: int
 
 
-def source_of(folder: Path, collate: Any, batch: int = 4, micro: int = 1) -> ViewSource[Any]:
-    return ViewSource(ImageMixture([read_rows(folder)], None, 3), collate, batch, micro)
+def source_of(folder: Path, collate: Any, batch: int = 4, micro: int = 1) -> SampledBatches[LabelledImage]:
+    return SampledBatches(image_mixture([read_image_rows(folder)], None, 3), collate, batch, micro)
 
 
 def masked(tower: VisionTower | None = None) -> MaskedImageObjective:
@@ -141,13 +142,13 @@ def supervised(tower: VisionTower | None = None) -> SupervisedObjective:
     return SupervisedObjective(tower, ClassNames(SCENES, OBJECTS))
 
 
-def _pairs(folder: Path) -> ViewSource[Any]:
+def _pairs(folder: Path) -> SampledBatches[LabelledImage]:
     tokens = Tokens(tiny_chat().tokenizer, 16)
-    texts = captions_of([read_rows(folder)])
+    texts = captions_of([read_image_rows(folder)])
     return source_of(folder, ImageTextPairs(SIZE, ViewConfig.neutral(), texts, tokens, "captions"))
 
 
-def _labelled(folder: Path) -> ViewSource[Any]:
+def _labelled(folder: Path) -> SampledBatches[LabelledImage]:
     views = SupervisedSettings().views
     return source_of(folder, LabelledViews(SIZE, views, ClassNames(SCENES, OBJECTS), (OBJECTS,)))
 

@@ -114,7 +114,7 @@ def test_a_batch_depends_on_its_place_in_the_run_only(case: Case, folder: Path) 
     source = case.source(folder)
     once, again = source(5, 0, 0, 1), case.source(folder)(5, 0, 0, 1)
     assert source.fingerprint() == case.source(folder).fingerprint()
-    assert once.names == again.names
+    assert once.record_names == again.record_names
     assert torch.equal(once.tiles_BCHW, again.tiles_BCHW)
     halves = [source(5, 0, rank, 2) for rank in range(2)]
     assert torch.equal(torch.cat([half.tiles_BCHW for half in halves]), once.tiles_BCHW)

@@ -20,8 +20,8 @@ from vitp.data.check import check_records
 from vitp.data.coordinates import coordinate_problems
 from vitp.data.image_hash import find_pairs, image_print
 from vitp.data.row_findings import CONTROL_TOKENS, look_over, mixture_warnings
+from vitp.objectives.instructions import open_mixture
 from vitp.objectives.settings import DataSettings
-from vitp.objectives.vitp import open_mixture
 from vitp.records.instructions import InstructionRecord, Region, Turn
 
 

@@ -32,7 +32,7 @@ from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.record_set import ListRecords
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel
-from vitp.objectives.vitp import describe_sets
+from vitp.objectives.instructions import describe_sets
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from vitp.cli import run
-from vitp.core import distributed
 from vitp.core.errors import ConfigError
+from vitp.data.batches import check_global_batch
 from vitp.objectives import SETTINGS
-from vitp.runs.assemble import check_global_batch
 from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.pretrain import PretrainConfig
 from vitp.tasks.build import TASKS
@@ -47,17 +46,14 @@ def test_the_keys_that_the_line_names_exist() -> None:
 
 
 @pytest.mark.parametrize(("batch", "micro", "ranks"), [(8, 2, 4), (6, 3, 1), (1, 1, 1), (12, 2, 6)])
-def test_equal_parts_are_taken(batch: int, micro: int, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
-    check_global_batch(batch, micro)
+def test_equal_parts_are_taken(batch: int, micro: int, ranks: int) -> None:
+    check_global_batch(batch, micro, ranks)
     with pytest.raises(ConfigError, match=rf"choose a multiple of {micro * (ranks + 1)}, or "):
-        monkeypatch.setattr(distributed, "world_size", lambda: ranks + 1)
-        check_global_batch(batch * (ranks + 1) + 1 if micro == 1 else batch + 1, micro)
+        check_global_batch(batch * (ranks + 1) + 1 if micro == 1 else batch + 1, micro, ranks + 1)
 
 
-def test_ranks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+def test_ranks_are_named() -> None:
     with pytest.raises(
         ConfigError, match="a step of 8 samples can't be cut into 2 equal micro-batches on 3 ranks"
     ):
-        check_global_batch(8, 2)
+        check_global_batch(8, 2, 3)

@@ -130,9 +130,8 @@ def test_several_folders_are_sampled_by_their_rates(folder: Path, tmp_path: Path
     other = labelled_folder(tmp_path / "other", images=4, name="other")
     data = {"mixture": [str(folder), str(other)], "rates": [0.5, 3.0], "global_batch": 6}
     run = build(config(folder, "mae", data=data))
-    assert [one["rate"] for one in run.sets] == [0.5, 3.0]
-    images = run.source.images  # type: ignore[attr-defined]
-    names = [images.locate(position)[0] for position in range(18)]
+    assert [one["rate"] for one in run.images.describe()] == [0.5, 3.0]
+    names = [run.images.locate(position).entry for position in range(18)]
     assert (names.count(0), names.count(1)) == (6, 12)
     with pytest.raises(ConfigError, match="3 rates for 2 folders"):
         build(config(folder, "mae", data={**data, "rates": [1.0, 1.0, 1.0]}))

@@ -10,7 +10,7 @@ import pytest
 
 from vitp.core.config import load_config, save_config
 from vitp.core.errors import ConfigError
-from vitp.objectives.vitp import open_mixture
+from vitp.objectives.instructions import open_mixture
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING, recipe_of
 from vitp.recipes.paper.pretraining import mixture_table
 from vitp.recipes.paper.tables import MEDICAL, REMOTE_SENSING, PretrainingSet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import Field
 
 from vitp.core.errors import ConfigError
+from vitp.data.augment import MaskAugmentation
+from vitp.data.mixture import Mixture
 from vitp.data.permutation import Permutation
-from vitp.objectives.dense import DenseBatch, DenseObjective
-from vitp.objectives.dense_source import Augmentation, LabelledSource
+from vitp.objectives.dense import DenseBatch, DenseObjective, dense_batches
 from vitp.objectives.image_base import (
     backward_factor,
     folders_of,
@@ -22,8 +23,8 @@ from vitp.objectives.image_base import (
     seeded_tower,
     tower_flops,
 )
+from vitp.objectives.image_rows import ImageRows
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
-from vitp.objectives.views_source import ImageMixture
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 
@@ -47,14 +48,14 @@ class DenseSettings(ObjectiveSettings):
         tower = seeded_tower(run)
         rows = [one.having(lambda item: item.semantic is not None, "masks") for one in folders_of(run)]
         images = mixture_of(run, rows)
-        merged = merged_set(images)
-        source = LabelledSource(
+        merged = merged_set(rows, images)
+        source = dense_batches(
             merged,
             run.data.global_batch,
             run.seed,
             size=tower.image_size[0],
             micro_batches=micro_batches,
-            augment=Augmentation(crop=self.crop, photometric=self.photometric),
+            augment=MaskAugmentation(crop=self.crop, photometric=self.photometric),
             presence=self.presence,
         )
         objective = DensePretraining(
@@ -98,13 +99,17 @@ class RenamedMask:
         return table[self.mask()]
 
 
-def merged_set(images: ImageMixture) -> LabelledSet:
+def merged_set(sets: Sequence[ImageRows], mixture: Mixture[LabelledImage]) -> LabelledSet:
     """Return one epoch of a mixture as one labelled set, classes joined by name.
+
+    Args:
+        sets: Of the mixture.
+        mixture: Says how often an image comes, and in which order.
 
     Raises:
         ConfigError: There are fewer than two semantic classes.
     """
-    labelled = [one.labelled for one in images.sets]
+    labelled = [one.labelled for one in sets]
     semantic = tuple(dict.fromkeys(name for one in labelled for name in one.semantic_classes))
     if len(semantic) < 2:
         raise ConfigError(
@@ -113,9 +118,9 @@ def merged_set(images: ImageMixture) -> LabelledSet:
             fix="use sets with masks",
         )
     items: list[LabelledImage] = []
-    for one, entry in zip(labelled, images.order.entries, strict=True):
+    for one, entry in zip(labelled, mixture.entries, strict=True):
         numbers = tuple(semantic.index(name) for name in one.semantic_classes)
-        order = Permutation(len(one), images.seed, one.name)
+        order = Permutation(len(one), mixture.seed, one.name)
         for number in range(entry.per_epoch):
             item = one.items[order[number % len(one)]]
             mask = None if item.semantic is None else RenamedMask(item.semantic, numbers)

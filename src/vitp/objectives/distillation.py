@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from vitp.core import distributed
 from vitp.core.config import Positive, Share
 from vitp.core.errors import ConfigError
-from vitp.data.views import ViewConfig, make_view
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import similarities
 from vitp.objectives.image_base import (
@@ -34,8 +35,15 @@ from vitp.objectives.image_base import (
     seeded_tower,
     tower_flops,
 )
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
+)
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
-from vitp.objectives.views_source import PlacedImage, stacked
 
 GLOBAL_VIEWS = 2
 
@@ -92,7 +100,7 @@ class DistillationSettings(ObjectiveSettings):
 
 
 @dataclass(frozen=True)
-class CropBatch:
+class CropBatch(TensorFields):
     """Large and small crops of some images.
 
     Attributes:
@@ -100,28 +108,23 @@ class CropBatch:
         local_VBChw: Smaller, RGB, uint8; V may be 0.
         mask_GBN: Which patches of the global views the student doesn't see, bool.
         step: Optimizer step: the teacher moves once a step, and its schedules follow it.
-        names: Ids of the images.
+        record_names: Ids of the images, for messages.
     """
 
     global_GBCHW: Tensor
     local_VBChw: Tensor
     mask_GBN: Tensor
     step: int
-    names: tuple[str, ...]
+    record_names: tuple[str, ...]
 
     @property
     def tiles_BCHW(self) -> Tensor:
         """The first global view of each image."""
         return self.global_GBCHW[0]
 
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
-
 
 @dataclass(frozen=True)
-class Crops:
+class Crops(ImageCollate[CropBatch]):
     """Makes a `CropBatch`.
 
     Attributes:
@@ -152,15 +155,15 @@ class Crops:
             )
         return wanted
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> CropBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> CropBatch:
         """Return the batch of some images."""
         config, patches = self.config, (self.size // self.patch_size) ** 2
         local = config.views.model_copy(update={"crop": config.local_crop, "solarize": 0.0})
         large: list[list[Any]] = [[] for _ in range(GLOBAL_VIEWS)]
         small: list[list[Any]] = [[] for _ in range(config.local_views)]
         masks: list[list[Tensor]] = [[] for _ in range(GLOBAL_VIEWS)]
-        for image in images:
-            pixels, rng = image.load(), image.generator()
+        for sample in samples:
+            pixels, rng = load_sample(sample), view_generator(sample)
             for views in large:
                 views.append(make_view(pixels, self.size, config.views, rng)[0])
             for views in small:
@@ -170,13 +173,13 @@ class Crops:
                 order = torch.from_numpy(rng.permutation(patches))
                 of_view.append(order < (round(share * patches) if chosen else 0))
         side = self.local_size
-        empty = torch.empty(0, len(images), 3, side, side, dtype=torch.uint8)
+        empty = torch.empty(0, len(samples), 3, side, side, dtype=torch.uint8)
         return CropBatch(
             torch.stack([stacked(views) for views in large]),
             torch.stack([stacked(views) for views in small]) if small else empty,
             torch.stack([torch.stack(of_view) for of_view in masks]),
             step,
-            tuple(image.item.id for image in images),
+            names_of(samples),
         )
 
     def describe(self) -> Mapping[str, Any]:

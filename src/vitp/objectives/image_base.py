@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from vitp.checkpoints.export import load_backbone, random_backbone
+from vitp.data.batches import SampledBatches
+from vitp.data.mixture import Mixture
 from vitp.models.flops import forward_flops, patch_embed_flops, vision_shape
 from vitp.models.lora import add_lora, plain_layers
 from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.objectives.image_rows import ImageRows, image_mixture, read_image_rows
 from vitp.objectives.settings import ModelSettings, ObjectiveParts, RunSettings
-from vitp.objectives.views_source import ImageMixture, ImageRows, ViewSource, read_rows
+from vitp.records.labels import LabelledImage
 
 
 class ImageObjective(Objective):
@@ -95,20 +98,20 @@ def seeded_tower(run: RunSettings) -> VisionTower:
 
 
 def folders_of(run: RunSettings, *, both_dates: bool = False) -> list[ImageRows]:
-    """Return the training images of each folder of a run; see `read_rows`."""
-    return [read_rows(folder, both_dates=both_dates) for folder in run.data.mixture]
+    """Return the training images of each folder of a run; see `read_image_rows`."""
+    return [read_image_rows(folder, both_dates=both_dates) for folder in run.data.mixture]
 
 
-def mixture_of(run: RunSettings, rows: list[ImageRows]) -> ImageMixture:
+def mixture_of(run: RunSettings, rows: list[ImageRows]) -> Mixture[LabelledImage]:
     """Return the order in which a run sees the images of its folders."""
-    return ImageMixture(rows, run.data.rates, run.seed)
+    return image_mixture(rows, run.data.rates, run.seed)
 
 
 def image_parts(
-    run: RunSettings, objective: Objective, images: ImageMixture, collate: Any, micro_batches: int
+    run: RunSettings, objective: Objective, images: Mixture[LabelledImage], collate: Any, micro_batches: int
 ) -> ObjectiveParts:
     """Return an objective with batches of views of the images."""
-    source = ViewSource(images, collate, run.data.global_batch, micro_batches)
+    source = SampledBatches(images, collate, run.data.global_batch, micro_batches)
     return ObjectiveParts(objective, source, images.describe())
 
 

@@ -6,7 +6,7 @@ Shapes: B pairs, E width of the compared vectors, L tokens of a text.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,7 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vitp.checkpoints.pretrained import load_tokenizer, load_vlm, resolve
-from vitp.data.views import ViewConfig, make_view
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
+from vitp.data.tokenizer import vocabulary_digest
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
@@ -29,6 +31,14 @@ from vitp.objectives.image_base import (
     mixture_of,
     seeded_tower,
     tower_flops,
+)
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 from vitp.objectives.text_tower import (
@@ -44,7 +54,6 @@ from vitp.objectives.text_tower import (
     head_flops,
     read_record_texts,
 )
-from vitp.objectives.views_source import PlacedImage, stacked
 
 _LARGEST_SCALE = 100.0
 """CLIP keeps its learned scale below this; above it training became unstable."""
@@ -117,27 +126,22 @@ class ImageTextSettings(ObjectiveSettings):
 
 
 @dataclass(frozen=True)
-class ImageTextBatch:
+class ImageTextBatch(TensorFields):
     """Images with a text each.
 
     Attributes:
         tiles_BCHW: RGB, uint8.
         text: Tokens of the texts.
-        names: Ids of the images.
+        record_names: Ids of the images, for messages.
     """
 
     tiles_BCHW: Tensor
     text: TextBatch
-    names: tuple[str, ...]
-
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
+    record_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class ImageTextPairs:
+class ImageTextPairs(ImageCollate[ImageTextBatch]):
     """Makes an `ImageTextBatch`.
 
     Attributes:
@@ -154,13 +158,14 @@ class ImageTextPairs:
     tokens: Tokens
     kind: TextKind
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> ImageTextBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> ImageTextBatch:
         """Return the batch of some images."""
         views, texts = [], []
-        for image in images:
-            views.append(make_view(image.load(), self.size, self.views, image.generator())[0])
-            texts.append(self.texts(image, np.random.default_rng([image.seed, _TEXT, image.position])))
-        return ImageTextBatch(stacked(views), self.tokens(texts), tuple(image.item.id for image in images))
+        for sample in samples:
+            view, _ = make_view(load_sample(sample), self.size, self.views, view_generator(sample))
+            views.append(view)
+            texts.append(self.texts(sample, np.random.default_rng([sample.seed, _TEXT, sample.position])))
+        return ImageTextBatch(stacked(views), self.tokens(texts), names_of(samples))
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""
@@ -171,6 +176,10 @@ class ImageTextPairs:
             "length": self.tokens.length,
             "vocabulary": len(self.tokens.tokenizer),
         }
+
+    def contents(self, order: Any) -> list[Any]:
+        """Return the tokenizer, and the texts where they aren't made of the labels; see `Collate.contents`."""
+        return [vocabulary_digest(self.tokens.tokenizer), self.texts.digest()]
 
 
 def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B images, H × W pixels, N patches of P × P pixels, K visible patches, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,8 @@ from pydantic import Field
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vitp.data.views import ViewConfig, make_view
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
 from vitp.models.flops import TransformerShape, forward_flops
 from vitp.models.vision import VisionTower
 from vitp.models.vrl import surviving_tokens
@@ -29,8 +30,15 @@ from vitp.objectives.image_base import (
     seeded_tower,
     tower_flops,
 )
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
+)
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
-from vitp.objectives.views_source import PlacedImage, stacked
 
 
 class MaskedImageSettings(ObjectiveSettings):
@@ -62,27 +70,22 @@ class MaskedImageSettings(ObjectiveSettings):
 
 
 @dataclass(frozen=True)
-class MaskedBatch:
+class MaskedBatch(TensorFields):
     """Images, and which of their patches the encoder sees.
 
     Attributes:
         tiles_BCHW: RGB, uint8.
         keep_BK: Indices of the visible patches, ascending, int64.
-        names: Ids of the images, for messages.
+        record_names: Ids of the images, for messages.
     """
 
     tiles_BCHW: Tensor
     keep_BK: Tensor
-    names: tuple[str, ...]
-
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
+    record_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class MaskedViews:
+class MaskedViews(ImageCollate[MaskedBatch]):
     """Makes a `MaskedBatch`.
 
     Attributes:
@@ -95,14 +98,14 @@ class MaskedViews:
     patches: int
     config: MaskedImageSettings
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> MaskedBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> MaskedBatch:
         """Return the batch of some images."""
         views, kept = [], []
-        for image in images:
-            rng = image.generator()
-            views.append(make_view(image.load(), self.size, self.config.views, rng)[0])
+        for sample in samples:
+            rng = view_generator(sample)
+            views.append(make_view(load_sample(sample), self.size, self.config.views, rng)[0])
             kept.append(torch.from_numpy(surviving_tokens(self.patches, self.config.ratio, rng)))
-        return MaskedBatch(stacked(views), torch.stack(kept), tuple(image.item.id for image in images))
+        return MaskedBatch(stacked(views), torch.stack(kept), names_of(samples))
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""

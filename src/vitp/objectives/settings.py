@@ -12,7 +12,6 @@ from pydantic import Field
 from pydantic.config import JsonDict
 
 from vitp.core.config import Positive, SettingsModel, Weight
-from vitp.data.collate import SequenceConfig
 from vitp.data.tiles import InputSettings
 from vitp.models.compute import ComputeConfig
 from vitp.models.lora import VisionLoRAConfig
@@ -27,6 +26,19 @@ LANGUAGE: JsonDict = {"needs_language_model": True}
 
 VISION: JsonDict = {"needs_language_model": False}
 """Marks fields that only objectives without a language model use."""
+
+
+class SequenceConfig(SettingsModel):
+    """How a record becomes tokens."""
+
+    max_length: int = Field(default=4096, ge=16, le=4_194_304, description="Tokens a row, after dropping.")
+    max_tiles: int = Field(
+        default=6, ge=1, le=1024, description="Tiles an image where the mixture says nothing."
+    )
+    pack: bool = Field(default=True, description="False: one record a row.")
+    max_turns: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Questions a record; the rest is left out."
+    )
 
 
 class PreserveSettings(SettingsModel):

@@ -5,7 +5,7 @@ Shapes: B images, E width of the compared vectors, D width of the tower.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.data.views import ViewConfig, make_view
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
@@ -27,8 +28,15 @@ from vitp.objectives.image_base import (
     seeded_tower,
     tower_flops,
 )
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
+)
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
-from vitp.objectives.views_source import PlacedImage, stacked
 
 
 class SimCLRSettings(ObjectiveSettings):
@@ -55,44 +63,39 @@ class SimCLRSettings(ObjectiveSettings):
 
 
 @dataclass(frozen=True)
-class TwoViewBatch:
+class TwoViewBatch(TensorFields):
     """Two views of each image.
 
     Attributes:
         views_2BCHW: RGB, uint8.
-        names: Ids of the images.
+        record_names: Ids of the images, for messages.
     """
 
     views_2BCHW: Tensor
-    names: tuple[str, ...]
+    record_names: tuple[str, ...]
 
     @property
     def tiles_BCHW(self) -> Tensor:
         """The first view of each image."""
         return self.views_2BCHW[0]
 
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
-
 
 @dataclass(frozen=True)
-class TwoViews:
+class TwoViews(ImageCollate[TwoViewBatch]):
     """Makes a `TwoViewBatch` of views of `size` pixels."""
 
     size: int
     views: ViewConfig
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> TwoViewBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> TwoViewBatch:
         """Return the batch of some images."""
         first, second = [], []
-        for image in images:
-            pixels, rng = image.load(), image.generator()
+        for sample in samples:
+            pixels, rng = load_sample(sample), view_generator(sample)
             first.append(make_view(pixels, self.size, self.views, rng)[0])
             second.append(make_view(pixels, self.size, self.views, rng)[0])
         views_2BCHW = torch.stack([stacked(first), stacked(second)])
-        return TwoViewBatch(views_2BCHW, tuple(image.item.id for image in images))
+        return TwoViewBatch(views_2BCHW, names_of(samples))
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""

@@ -16,10 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
-from vitp.data.views import ViewConfig, make_view
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
+from vitp.data.ignored import UNLABELLED, presence_of
+from vitp.data.mixture import Sample
 from vitp.models.vision import VisionTower
-from vitp.objectives.dense import UNKNOWN, LinearHead
-from vitp.objectives.dense_source import presence_of
+from vitp.objectives.dense import LinearHead
 from vitp.objectives.image_base import (
     ImageObjective,
     backward_factor,
@@ -30,8 +32,16 @@ from vitp.objectives.image_base import (
     seeded_tower,
     tower_flops,
 )
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageRows,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
+)
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
-from vitp.objectives.views_source import ImageRows, PlacedImage, stacked
 from vitp.records.labels import LabelledImage
 
 
@@ -97,29 +107,24 @@ class ClassNames:
 
 
 @dataclass(frozen=True)
-class ClassBatch:
+class ClassBatch(TensorFields):
     """Images with their classes.
 
     Attributes:
         tiles_BCHW: RGB, uint8.
         scene_B: Scene class, int64; −1 where unknown.
         presence_BK: 1 where an object class is in the view, 0 where it isn't, −1 where unknown; int8.
-        names: Ids of the images.
+        record_names: Ids of the images, for messages.
     """
 
     tiles_BCHW: Tensor
     scene_B: Tensor
     presence_BK: Tensor
-    names: tuple[str, ...]
-
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
+    record_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class LabelledViews:
+class LabelledViews(ImageCollate[ClassBatch]):
     """Makes a `ClassBatch`.
 
     Attributes:
@@ -134,27 +139,28 @@ class LabelledViews:
     classes: ClassNames
     known: tuple[tuple[str, ...], ...]
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> ClassBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> ClassBatch:
         """Return the batch of some images."""
         made, presences, scenes = [], [], []
         place = {name: index for index, name in enumerate(self.classes.scenes)}
-        for image in images:
-            view, window = make_view(image.load(), self.size, self.views, image.generator())
+        for sample in samples:
+            view, window = make_view(load_sample(sample), self.size, self.views, view_generator(sample))
             made.append(view)
-            scenes.append(place.get(image.item.scene or "", UNKNOWN))
-            presences.append(self._presence(image, window))
+            scenes.append(place.get(sample.record.scene or "", UNLABELLED))
+            presences.append(self._presence(sample, window))
         return ClassBatch(
             stacked(made),
             torch.tensor(scenes, dtype=torch.int64),
             torch.from_numpy(np.stack(presences)),
-            tuple(image.item.id for image in images),
+            names_of(samples),
         )
 
-    def _presence(self, image: PlacedImage, window: tuple[float, ...]) -> np.ndarray:
-        presence_K = presence_of(image.item.objects, self.classes.objects, window, image.item.ignored)
-        known = self.known[image.entry]
+    def _presence(self, sample: Sample[LabelledImage], window: tuple[float, ...]) -> np.ndarray:
+        item = sample.record
+        presence_K = presence_of(item.objects, self.classes.objects, window, item.ignored)
+        known = self.known[sample.entry]
         foreign = [number for number, name in enumerate(self.classes.objects) if name not in known]
-        presence_K[foreign] = UNKNOWN
+        presence_K[foreign] = UNLABELLED
         return presence_K
 
     def describe(self) -> Mapping[str, Any]:
@@ -192,12 +198,12 @@ class SupervisedObjective(ImageObjective):
             losses["scene"] = F.cross_entropy(
                 self.scene_head(features_BD).float(),
                 batch.scene_B,
-                ignore_index=UNKNOWN,
+                ignore_index=UNLABELLED,
                 reduction="sum",
                 label_smoothing=self.label_smoothing,
             )
         if self.presence_head is not None:
-            known_BK = batch.presence_BK != UNKNOWN
+            known_BK = batch.presence_BK != UNLABELLED
             loss_BK = F.binary_cross_entropy_with_logits(
                 self.presence_head(features_BD).float(),
                 batch.presence_BK.clamp(min=0).float(),
@@ -210,9 +216,9 @@ class SupervisedObjective(ImageObjective):
         """Return name → number of known labels."""
         counts = {}
         if self.scene_head is not None:
-            counts["scene"] = float((batch.scene_B != UNKNOWN).sum())
+            counts["scene"] = float((batch.scene_B != UNLABELLED).sum())
         if self.presence_head is not None:
-            counts["presence"] = float((batch.presence_BK != UNKNOWN).sum())
+            counts["presence"] = float((batch.presence_BK != UNLABELLED).sum())
         return counts
 
     def work(self, batch: ClassBatch) -> dict[str, float]:

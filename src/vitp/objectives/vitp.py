@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from vitp.checkpoints.pretrained import LoadedVLM, load_tokenizer, load_vlm, write_vlm
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.data.batches import SampledBatches
 from vitp.data.chat import ChatTokenizer
-from vitp.data.collate import Collator, InstructionSource
 from vitp.data.lengths import RecordCost, RecordLength
-from vitp.data.mixture import Mixture, MixtureEntry
+from vitp.data.mixture import Mixture
 from vitp.data.packing import PackedBatch
-from vitp.data.readers.jsonl import JsonlRecords
-from vitp.data.readers.mixture_file import read_mixture
 from vitp.data.row_findings import mixture_warnings
 from vitp.data.tokenizer import train_tokenizer
 from vitp.models.compute import configure
@@ -33,8 +31,15 @@ from vitp.models.vision import VisionTower
 from vitp.models.vlm import PARTS, VisionLanguageModel
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.objectives.instructions import PackedRecords, corpus_of, describe_sets, open_mixture
 from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
-from vitp.objectives.settings import DataSettings, ObjectiveParts, ObjectiveSettings, Phase, Run, RunSettings
+from vitp.objectives.settings import (
+    ObjectiveParts,
+    ObjectiveSettings,
+    Phase,
+    Run,
+    RunSettings,
+)
 
 LOGITS = 2**26
 """Logits in memory at once: 256 MB in fp32, and the same again for their gradient."""
@@ -87,14 +92,14 @@ class ViTPSettings(ObjectiveSettings):
             prior=_prior_weights(self.prior),
         )
         tile = loaded.vlm.vision.image_size[0]
-        collator = Collator(
+        collator = PackedRecords(
             loaded.chat,
             tile=tile,
             config=run.data.sequence,
             drop=VisualRobustness(self.vrl, run.seed).train(),
             load_tiles=run.data.input.loader(tile),
         )
-        source = InstructionSource(
+        source = SampledBatches(
             mixture,
             collator,
             run.data.global_batch,
@@ -161,47 +166,6 @@ def _without_prior(run: Run) -> Run:
     return _with_model(_with_objective(run, prior=PriorSettings()), freeze=[], vision_lora=None)
 
 
-def open_mixture(data: DataSettings, seed: int) -> Mixture:
-    """Return the mixture of all files that the settings name.
-
-    Raises:
-        DataError, ConfigError: A file is missing, empty or wrong.
-    """
-    if data.rates is not None and len(data.rates) != len(data.mixture):
-        raise ConfigError(
-            f"{len(data.rates)} rates for {len(data.mixture)} mixtures",
-            where="data.rates",
-            fix="give one each",
-        )
-    entries: list[MixtureEntry] = []
-    for number, name in enumerate(data.mixture):
-        factor = data.rates[number] if data.rates else 1.0
-        entries += [
-            MixtureEntry(entry.records, entry.rate * factor, max_tiles=entry.max_tiles, augment=entry.augment)
-            for entry in open_entries(Path(name))
-        ]
-    return Mixture(entries, seed)
-
-
-def open_entries(path: Path) -> list[MixtureEntry]:
-    """Return the sets of one of the files or folders that a run learns from.
-
-    Raises:
-        DataError, ConfigError: It is missing, empty or wrong.
-    """
-    if path.is_dir():
-        path = path / "mixture.json"
-        if not path.is_file():
-            raise ConfigError(
-                "holds no mixture.json", where=str(path.parent), fix="make it with `vitp data compile`"
-            )
-    if not path.is_file():
-        raise ConfigError("no such file", where=str(path), fix="check data.mixture")
-    if path.suffix == ".jsonl":
-        return [MixtureEntry(JsonlRecords(path, path.parent, path.stem))]
-    return list(read_mixture(path))
-
-
 def _prior_weights(settings: PriorSettings) -> PriorWeights | None:
     if settings.alpha == 0:
         return None
@@ -239,28 +203,6 @@ def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
         tokenizer, template=vlm_config.template, tokens_per_tile=(grid // vlm_config.shuffle) ** 2
     )
     return LoadedVLM(VisionLanguageModel(vlm_config, vocabulary=len(chat)), chat)
-
-
-def describe_sets(mixture: Mixture) -> list[dict[str, Any]]:
-    """Return what the card of an export says about the data: name, size, sampling rate and licence of each set."""
-    return [
-        {
-            "name": entry.records.name,
-            "records": len(entry.records),
-            "rate": entry.rate,
-            "licence": entry.records[0].licence,
-        }
-        for entry in mixture.entries
-    ]
-
-
-def corpus_of(mixture: Mixture, limit: int = 20_000) -> list[str]:
-    """Return the texts of the first records of the mixture's order, for training a tokenizer."""
-    texts: list[str] = []
-    for position in range(min(limit, len(mixture))):
-        for turn in mixture[position].record.turns:
-            texts += [turn.question, turn.answer]
-    return texts
 
 
 class ViTPObjective(Objective):

@@ -76,7 +76,7 @@ def group_rows(objective: Objective, optim: OptimConfig) -> list[GroupRow]:
 
 
 def augmentation_order(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """Return (change, how) in the order in which `vitp.tasks.augment.augment` makes them."""
+    """Return (change, how) in the order in which `vitp.data.augment.augment` makes them."""
     augment, data = config.augment, config.data
     crop = augment.crop if data.crop is None else data.crop
     turned = f"by up to ±{augment.rotate:g}°, {augment.rotate_probability:.0%} of the images"

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from vitp.core import distributed
-from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, TrainResult
@@ -37,23 +36,6 @@ class RunParts:
     train: TrainConfig
     hooks: Sequence[Hook] = ()
     sets: Sequence[dict[str, Any]] | None = None
-
-
-def check_global_batch(global_batch: int, micro_batches: int) -> None:
-    """Do nothing when all micro-batches of all ranks of this run get as many samples.
-
-    Raises:
-        ConfigError: They don't: sums over unequal parts would weigh samples differently, and contrastive losses
-            gather as many rows from each rank.
-    """
-    ranks = distributed.world_size()
-    if global_batch % (micro_batches * ranks):
-        on = f" on {ranks} ranks" if ranks > 1 else ""
-        raise ConfigError(
-            f"a step of {global_batch} samples can't be cut into {micro_batches} equal micro-batches{on}",
-            where="data.global_batch",
-            fix=f"choose a multiple of {micro_batches * ranks}, or another train.micro_batches",
-        )
 
 
 def say(lines: Sequence[str], console: Console | None) -> None:

@@ -24,24 +24,25 @@ from vitp.core.config import Count, Positive, SettingsModel
 from vitp.core.errors import ConfigError, VitpError
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.version import __version__
+from vitp.data.augment import AugmentSettings
+from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
-from vitp.records.labels import LabelledSet
+from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
-from vitp.runs.assemble import RunParts, check_global_batch, say, train_parts
+from vitp.runs.assemble import RunParts, say, train_parts
 from vitp.runs.folder import as_begun, claimed
-from vitp.tasks.augment import AugmentSettings
-from vitp.tasks.base import InputSize, TaskModel, TestSettings
+from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
 from vitp.tasks.data import (
     LabelKind,
     LabelReader,
-    TaskSource,
     classes_of,
     draw_labels,
     open_labelled,
+    task_batches,
     task_splits,
 )
 from vitp.tasks.label_notes import label_notes, left_out_notes
@@ -213,7 +214,7 @@ class FinetuneRun:
 
     config: FinetuneConfig
     model: TaskModel
-    source: TaskSource
+    source: SampledBatches[LabelledImage, TaskBatch]
     splits: Mapping[str, LabelledSet]
     notes: tuple[str, ...] = ()
 
@@ -286,7 +287,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
-    source = TaskSource(
+    source = task_batches(
         LabelReader(splits["train"], kind, model.classes),
         config.data.global_batch,
         config.seed,
@@ -349,7 +350,7 @@ def run_finetune(
     out = Path(out)
     config = as_begun(config, out)
     with claimed(out, config, config.train.device, resume=resume) as resume:
-        check_global_batch(config.data.global_batch, config.train.micro_batches)
+        check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
         run = build_run(config)
         say(run.notes, console)
         validation = run.validation(out)

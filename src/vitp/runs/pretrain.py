@@ -31,7 +31,7 @@ from vitp.core import distributed
 from vitp.core.config import CONFIG_FILE, SettingsModel, load_config
 from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.sealed import check
-from vitp.data.collate import InstructionSource, SequenceConfig
+from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.vitp_labels import read as read_labels
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, TrainResult
@@ -39,10 +39,10 @@ from vitp.evaluation.online import OnlineProbes
 from vitp.objectives import AnyObjective, Default
 from vitp.objectives.base import BatchSource, Objective
 from vitp.objectives.preserving import preserving
-from vitp.objectives.settings import Phase, RunSettings
+from vitp.objectives.settings import Phase, RunSettings, SequenceConfig
 from vitp.objectives.vitp import ViTPObjective
 from vitp.runs import migrations
-from vitp.runs.assemble import RunParts, check_global_batch, say, train_parts
+from vitp.runs.assemble import RunParts, say, train_parts
 from vitp.runs.folder import claimed
 
 
@@ -151,7 +151,7 @@ def build(config: PretrainConfig) -> PretrainRun:
     return PretrainRun(config, made.objective, made.source, made.sets)
 
 
-def build_vlm(config: PretrainConfig) -> tuple[ViTPObjective, InstructionSource]:
+def build_vlm(config: PretrainConfig) -> tuple[ViTPObjective, SampledBatches]:
     """Return model and batches of a run with a language model.
 
     Raises:
@@ -160,7 +160,7 @@ def build_vlm(config: PretrainConfig) -> tuple[ViTPObjective, InstructionSource]
     """
     if config.objective.has_language_model:
         run = build(config)
-        if isinstance(run.objective, ViTPObjective) and isinstance(run.source, InstructionSource):
+        if isinstance(run.objective, ViTPObjective) and isinstance(run.source, SampledBatches):
             return run.objective, run.source
     raise ConfigError(
         f"{config.objective.name} has no language model, which this is about",
@@ -198,7 +198,7 @@ def run_pretraining(
     phases = config.objective.phases()
     names = [phase.folder for phase in phases]
     with claimed(run_dir, config, config.train.device, resume=resume, phases=names) as resume:
-        check_global_batch(config.data.global_batch, config.train.micro_batches)
+        check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
         say([f"warning: {line}" for line in config.objective.warnings(config)], console)
         started = config
         for phase in phases:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from vitp.data.augment import AugmentSettings
 from vitp.engine.config import OptimConfig
 from vitp.models.convolution import NormKind
 from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM, SVCD_COUNTED_LAYERS, DownstreamFacts
 from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings, FinetuneTrainConfig
-from vitp.tasks.augment import AugmentSettings
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError
-from vitp.data.collate import SequenceConfig
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.models.vrl import VRLConfig
-from vitp.objectives.settings import DataSettings, ModelSettings
+from vitp.objectives.settings import DataSettings, ModelSettings, SequenceConfig
 from vitp.objectives.vitp import ViTPSettings
 from vitp.recipes.paper.tables import PRETRAINING, PretrainingSet
 from vitp.runs.pretrain import PretrainConfig
