@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image, features
 
 from common import save
+from vitp.data.batches import SampledBatches
 from vitp.data.chat import ChatTokenizer
-from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.mixture_file import read_mixture
 from vitp.data.record_set import ListRecords
@@ -31,6 +31,8 @@ from vitp.data.tiles import TileCache, TileLoader
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.loading import StepLoader
 from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.objectives.instructions import PackedRecords
+from vitp.objectives.settings import SequenceConfig
 from vitp.records.instructions import InstructionRecord, Turn
 
 SIZES = ((512, 512), (800, 800), (1024, 768), (2048, 1536), (4000, 3000))
@@ -69,23 +71,23 @@ def make_images(folder: Path, count: int) -> Mixture:
     return Mixture([MixtureEntry(ListRecords(records, "generated"))])
 
 
-def source(mixture: Mixture, batch: int, setting: Setting, cache: Path) -> InstructionSource:
+def source(mixture: Mixture, batch: int, setting: Setting, cache: Path) -> SampledBatches:
     """Return the batches of a run at full scale: tiles of 448, 256 image tokens each, VRL 0.75."""
     tokenizer = train_tokenizer(
         ["How many ships are in this image? There are three ships."] * 20, vocabulary=400
     )
     kept = TileCache(8 << 30, cache) if setting.cached else None
-    collator = Collator(
+    collator = PackedRecords(
         ChatTokenizer(tokenizer, template="micro", tokens_per_tile=256),
         tile=TILE,
         config=SequenceConfig(max_length=4096, max_tiles=MAX_TILES),
         drop=VisualRobustness(VRLConfig(ratio=0.75), seed=0).train(),
         load_tiles=TileLoader(TILE, draft=setting.draft, cache=kept),
     )
-    return InstructionSource(mixture, collator, batch)
+    return SampledBatches(mixture, collator, batch)
 
 
-def measure(batches: InstructionSource, workers: int, steps: int, step_s: float) -> dict[str, Any]:
+def measure(batches: SampledBatches, workers: int, steps: int, step_s: float) -> dict[str, Any]:
     """Return the rate without a consumer, and the wait of one that takes `step_s` a step."""
     result: dict[str, Any] = {"workers": workers}
     for name, busy in (("free", 0.0), ("busy", step_s)):

@@ -18,7 +18,7 @@ from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
 from vitp.models.lora import VisionLoRAConfig, add_lora
 from vitp.models.vision import VisionTower
-from vitp.objectives.preserving import PreserveConfig, preserving
+from vitp.objectives.preserving import PreserveSettings, preserving
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_batch_depends_on_its_place_in_the_run_only(case: Case, folder: Path) 
     source = case.source(folder)
     once, again = source(5, 0, 0, 1), case.source(folder)(5, 0, 0, 1)
     assert source.fingerprint() == case.source(folder).fingerprint()
-    assert once.names == again.names
+    assert once.record_names == again.record_names
     assert torch.equal(once.tiles_BCHW, again.tiles_BCHW)
     halves = [source(5, 0, rank, 2) for rank in range(2)]
     assert torch.equal(torch.cat([half.tiles_BCHW for half in halves]), once.tiles_BCHW)
@@ -123,11 +123,11 @@ def test_a_batch_depends_on_its_place_in_the_run_only(case: Case, folder: Path) 
 
 def test_no_preservation_is_the_objective_itself(case: Case) -> None:
     objective = case.make()
-    assert preserving(objective, PreserveConfig()) is objective
+    assert preserving(objective, PreserveSettings()) is objective
 
 
 def test_preservation_keeps_the_contract(case: Case, folder: Path, tmp_path: Path) -> None:
-    objective = preserving(case.make(), PreserveConfig(weight=0.5))
+    objective = preserving(case.make(), PreserveSettings(weight=0.5))
     batch = case.source(folder)(0, 0, 0, 1)
     counts = objective.loss_counts(batch)
     assert counts.keys() == case.losses | {"preserve"} and counts["preserve"] == 4

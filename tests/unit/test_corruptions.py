@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitp.core.errors import ConfigError
+from vitp.data.image_sample import ImageSample
 from vitp.evaluation.corruptions import CORRUPTIONS, EXTRAS, SEVERITIES, corrupt_sample, corrupted_set
 from vitp.evaluation.corruptions.blur import gaussian_deviation
 from vitp.evaluation.corruptions.catalogue import checked_severities, corruptions_of
@@ -25,7 +26,6 @@ from vitp.evaluation.corruptions.weather import CLOUD_COVER, cloud_opacity, frac
 from vitp.records.geometry import as_points, bounds
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import objects_of, rasterise
-from vitp.tasks.augment import Sample
 
 EVERY = {**CORRUPTIONS, **EXTRAS}
 
@@ -362,7 +362,7 @@ def test_bare_boxes_turn_as_the_ellipse_in_them() -> None:
 def test_samples_move_with_their_labels() -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[10:20, 30:40] = 3
-    sample = Sample(
+    sample = ImageSample(
         torch.from_numpy(natural(64)).permute(2, 0, 1).contiguous(),
         objects=(square(30, 10, 10),),
         semantic_HW=torch.from_numpy(mask),
@@ -382,7 +382,7 @@ def test_samples_move_with_their_labels() -> None:
 
 def test_pairs_share_the_viewpoint_but_not_the_weather() -> None:
     image = torch.from_numpy(natural(64)).permute(2, 0, 1).contiguous()
-    pair = Sample(image, later_CHW=image.clone(), semantic_HW=torch.zeros(64, 64, dtype=torch.uint8))
+    pair = ImageSample(image, later_CHW=image.clone(), semantic_HW=torch.zeros(64, 64, dtype=torch.uint8))
     for name, same in (
         ("translation", True),
         ("rotation", True),

@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.data.augment import MaskAugmentation
+from vitp.data.ignored import presence_of
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.objectives.dense import ConvHead, DenseBatch, DenseObjective, patch_distribution
-from vitp.objectives.dense_source import Augmentation, LabelledSource, presence_of
+from vitp.objectives.dense import ConvHead, DenseBatch, DenseObjective, dense_batches, patch_distribution
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 CLASSES = ("water", "land", "ship")
@@ -35,7 +36,7 @@ def random_batch(images: int = 4, size: int = 32, seed: int = 0) -> DenseBatch:
     return DenseBatch(
         tiles_BCHW=torch.randint(0, 256, (images, 3, size, size), generator=generator, dtype=torch.uint8),
         target_BHW=target,
-        names=tuple(f"image {index}" for index in range(images)),
+        record_names=tuple(f"image {index}" for index in range(images)),
         presence_BK=torch.randint(-1, 2, (images, 2), generator=generator, dtype=torch.int8),
     )
 
@@ -127,7 +128,9 @@ def test_sums_add_up_over_micro_batches(head: str) -> None:
     objective = DenseObjective(tiny_tower(), CLASSES, head=head, presence_classes=("ship", "car"))
     batch = random_batch()
     halves = [
-        DenseBatch(batch.tiles_BCHW[part], batch.target_BHW[part], batch.names[part], batch.presence_BK[part])
+        DenseBatch(
+            batch.tiles_BCHW[part], batch.target_BHW[part], batch.record_names[part], batch.presence_BK[part]
+        )
         for part in (slice(0, 1), slice(1, 4))
     ]
     for name, value in objective(batch).items():
@@ -209,47 +212,53 @@ def image_set(tmp_path: Path) -> LabelledSet:
 
 
 def test_batches_depend_on_the_place_only(image_set: LabelledSet) -> None:
-    source = LabelledSource(image_set, 6, seed=1, size=32)
-    again = LabelledSource(image_set, 6, seed=1, size=32)
-    other = LabelledSource(image_set, 6, seed=2, size=32)
+    source = dense_batches(image_set, 6, seed=1, size=32)
+    again = dense_batches(image_set, 6, seed=1, size=32)
+    other = dense_batches(image_set, 6, seed=2, size=32)
     assert source.fingerprint() == again.fingerprint() != other.fingerprint()
     later, first = source(3, 0, 0, 1), source(0, 0, 0, 1)
     assert torch.equal(again(3, 0, 0, 1).tiles_BCHW, later.tiles_BCHW)
     assert not torch.equal(first.tiles_BCHW, later.tiles_BCHW)
-    assert other(3, 0, 0, 1).names != later.names
+    assert other(3, 0, 0, 1).record_names != later.record_names
 
 
 @pytest.mark.parametrize(("micro_batches", "world"), [(1, 2), (2, 1), (2, 3)])
 def test_parts_of_a_step_make_up_the_same_step(
     image_set: LabelledSet, micro_batches: int, world: int
 ) -> None:
-    whole = LabelledSource(image_set, 8, seed=1, size=32)(5, 0, 0, 1)
-    source = LabelledSource(image_set, 8, seed=1, size=32, micro_batches=micro_batches)
+    whole = dense_batches(image_set, 6, seed=1, size=32)(5, 0, 0, 1)
+    source = dense_batches(image_set, 6, seed=1, size=32, micro_batches=micro_batches)
     parts = [source(5, micro, rank, world) for micro in range(micro_batches) for rank in range(world)]
-    pixels = {name: tile for part in parts for name, tile in zip(part.names, part.tiles_BCHW, strict=True)}
-    assert sorted(name for part in parts for name in part.names) == sorted(whole.names)
+    pixels = {
+        name: tile for part in parts for name, tile in zip(part.record_names, part.tiles_BCHW, strict=True)
+    }
+    assert sorted(name for part in parts for name in part.record_names) == sorted(whole.record_names)
     assert all(
-        torch.equal(pixels[name], tile) for name, tile in zip(whole.names, whole.tiles_BCHW, strict=True)
+        torch.equal(pixels[name], tile)
+        for name, tile in zip(whole.record_names, whole.tiles_BCHW, strict=True)
     )
 
 
 def test_an_epoch_sees_each_image_once(image_set: LabelledSet) -> None:
-    source = LabelledSource(image_set, 5, seed=0, size=16)
+    source = dense_batches(image_set, 5, seed=0, size=16)
     epochs = [
-        [name for step in (0, 1) for name in source(2 * epoch + step, 0, 0, 1).names] for epoch in (0, 1)
+        [name for step in (0, 1) for name in source(2 * epoch + step, 0, 0, 1).record_names]
+        for epoch in (0, 1)
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(str(index) for index in range(10))
     assert epochs[0] != epochs[1]
 
 
 def test_image_and_mask_move_together(image_set: LabelledSet) -> None:
-    source = LabelledSource(image_set, 10, seed=3, size=40, augment=Augmentation(crop=1.0, photometric=0.0))
+    source = dense_batches(
+        image_set, 10, seed=3, size=40, augment=MaskAugmentation(crop=1.0, photometric=0.0)
+    )
     batch = source(0, 0, 0, 1)
     red = batch.tiles_BCHW[:, 0].float()
     # Squeezing 48 to 40 px mixes colours at borders of classes only.
     agree = (red - 40 * batch.target_BHW.float()).abs() < 1
     assert agree.float().mean() > 0.9
-    cropped = LabelledSource(image_set, 10, seed=3, size=24, augment=Augmentation(photometric=0.0))(
+    cropped = dense_batches(image_set, 10, seed=3, size=24, augment=MaskAugmentation(photometric=0.0))(
         0, 0, 0, 1
     )
     agree = (cropped.tiles_BCHW[:, 0].float() - 40 * cropped.target_BHW.float()).abs() < 1
@@ -257,19 +266,19 @@ def test_image_and_mask_move_together(image_set: LabelledSet) -> None:
 
 
 def test_neutral_augmentation_returns_the_image_itself(image_set: LabelledSet) -> None:
-    source = LabelledSource(image_set, 10, seed=3, size=40, augment=Augmentation.none())
+    source = dense_batches(image_set, 10, seed=3, size=40, augment=MaskAugmentation.none())
     batch = source(0, 0, 0, 1)
-    for name, target in zip(batch.names, batch.target_BHW, strict=True):
+    for name, target in zip(batch.record_names, batch.target_BHW, strict=True):
         mask = image_set.items[int(name)].semantic()
         columns = ((np.arange(40) + 0.5) * 48 / 40).astype(int)
         assert np.array_equal(target.numpy(), mask[:, columns])
 
 
 def test_presence_follows_the_crop(image_set: LabelledSet) -> None:
-    batch = LabelledSource(image_set, 10, seed=0, size=32, presence=True, augment=Augmentation.none())(
+    batch = dense_batches(image_set, 10, seed=0, size=32, presence=True, augment=MaskAugmentation.none())(
         0, 0, 0, 1
     )
-    expected = [[int(name) % 2, 0] for name in batch.names]
+    expected = [[int(name) % 2, 0] for name in batch.record_names]
     assert batch.presence_BK.tolist() == expected
     objects = (ObjectLabel("ship", (10.0, 10.0, 14.0, 14.0)),)
     assert presence_of(objects, ("ship",), (0, 0, 12, 12)).tolist() == [0]
@@ -280,10 +289,10 @@ def test_presence_follows_the_crop(image_set: LabelledSet) -> None:
 def test_masks_that_do_not_fit_are_named(image_set: LabelledSet) -> None:
     item = image_set.items[0]
     bad = LabelledImage("odd", item.image, 48, 40, semantic=lambda: np.full((40, 48), 7, np.uint8))
-    source = LabelledSource(LabelledSet("bad", [bad], semantic_classes=CLASSES), 1, seed=0, size=32)
+    source = dense_batches(LabelledSet("bad", [bad], semantic_classes=CLASSES), 1, seed=0, size=32)
     with pytest.raises(DataError, match=r"image odd: mask holds class 7, but there are 3 classes"):
         source(0, 0, 0, 1)
     small = LabelledImage("small", item.image, 48, 40, semantic=lambda: np.zeros((8, 8), np.uint8))
-    source = LabelledSource(LabelledSet("bad", [small], semantic_classes=CLASSES), 1, seed=0, size=32)
+    source = dense_batches(LabelledSet("bad", [small], semantic_classes=CLASSES), 1, seed=0, size=32)
     with pytest.raises(DataError, match=r"8×8 px for an image of 48×40 px"):
         source(0, 0, 0, 1)

@@ -19,6 +19,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from vitp.core.errors import ConfigError
+from vitp.data.augment import AugmentSettings
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
 from vitp.metrics.detection import detection_scores, found_objects, true_objects
@@ -32,8 +33,8 @@ from vitp.models.pyramid import build_pyramid
 from vitp.models.timm_backbone import timm_backbone
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.scenes import scene_set
-from vitp.tasks.base import TaskBatch, pad_images
-from vitp.tasks.data import LabelReader, TaskSource
+from vitp.tasks.base import InputSize, TaskBatch, pad_images
+from vitp.tasks.data import LabelledSamples, LabelReader, task_batches
 from vitp.tasks.detection import DetectionModel, image_truth, learnable
 from vitp.tasks.instance import InstanceModel
 
@@ -387,7 +388,9 @@ def test_over_a_convolutional_network() -> None:
 def _fit(model: DetectionModel, reader: LabelReader, steps: int) -> dict[str, float]:
     """Return the scores on four scenes after so many steps on them."""
     samples = [reader.sample(item) for item in reader.labelled.items]
-    batch = TaskSource(reader, len(samples), 0).collate([(str(i), s) for i, s in enumerate(samples)])
+    batch = LabelledSamples(reader, InputSize(), AugmentSettings.none()).pad(
+        samples, [str(i) for i in range(len(samples))]
+    )
     counts = model.loss_counts(batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     for step in range(steps):
@@ -432,7 +435,7 @@ def test_the_engine_trains_a_cascade(tmp_path: Path) -> None:
         build_pyramid(_tower(), "simple", channels=16), reader.classes, _settings("cascade")
     )
     model.description = {"head": {}}
-    source = TaskSource(reader, 4, 0, micro_batches=2)
+    source = task_batches(reader, 4, 0, micro_batches=2)
     train = TrainConfig(
         steps=2, micro_batches=2, device="cpu", num_workers=0, log_every=1, tensorboard=False, threads=1
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,102 +14,149 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.batch_cases import (
+    OBJECTIVES,
+    TASKS,
+    objective_batches,
+    pretraining_folder,
+    save,
+    task_batches_of,
+    task_set,
+)
 from tests.objective_toys import labelled_folder
+from vitp.data.batches import SampledBatches
 from vitp.data.fingerprint import MOST_FILES, fingerprint, images_digest, labels_digest
-from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
-from vitp.data.formats.vitp_labels import read as read_compiled
+from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.readers.jsonl import JsonlRecords
 from vitp.objectives.base import is_of_source
 from vitp.objectives.supervised import RenamedMask
-from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.runs.image_pretrain import ImagePretrainConfig
-from vitp.runs.image_pretrain import build as build_images
+from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.scenes import scene_set
-from vitp.tasks.data import LabelKind, LabelReader, TaskSource
-
-
-def save(path: Path, pixels: np.ndarray) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return str(path)
 
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> LabelledSet:
-    """Four images with every kind of label."""
-    rng = np.random.default_rng(0)
-    box = ObjectLabel("ship", (2.0, 2.0, 9.0, 9.0), polygons=((2.0, 2.0, 9.0, 2.0, 9.0, 9.0),))
-    items = []
-    for number in range(4):
-        image = save(tmp_path / "images" / f"{number}.png", rng.integers(0, 255, (16, 16, 3)))
-        mask = save(tmp_path / "masks" / f"{number}.png", rng.integers(0, 2, (16, 16)))
-        change = save(tmp_path / "change" / f"{number}.png", rng.integers(0, 2, (16, 16)) * 255)
-        items.append(
-            LabelledImage(
-                id=str(number),
-                image=image,
-                width=16,
-                height=16,
-                objects=(box,),
-                scene="port",
-                semantic=MaskFile(mask, ((0, 0), (1, 1))),
-                second_image=image,
-                change=ChangeFile(change),
-            )
+    return task_set(tmp_path)
+
+
+def blank(path: str) -> None:
+    """Make every pixel of an image file 0, its size as it was."""
+    save(Path(path), np.zeros(np.asarray(Image.open(path)).shape))
+
+
+def edit_labels(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the labels of the third training image of a compiled folder."""
+    edit_rows(folder / "labels" / "train.jsonl", change)
+
+
+def edit_rows(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    change(rows[2])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def other_answer(row: dict[str, Any]) -> None:
+    turns = row["conversations"]
+    turns[1]["value"] = "field" if turns[1]["value"] != "field" else "harbour"
+
+
+IN_FILES: dict[str, Callable[[Path], None]] = {
+    "a blanked mask": lambda folder: blank(str(folder / "2_mask.png")),
+    "a moved box": lambda folder: edit_labels(
+        folder, lambda row: row["objects"][0].update(box=[1.0, 1.0, 9.0, 9.0])
+    ),
+    "another class": lambda folder: edit_labels(
+        folder, lambda row: row["objects"][0].update(category="plane")
+    ),
+    "another scene": lambda folder: edit_labels(folder, lambda row: row.update(scene="field")),
+    "another caption": lambda folder: edit_labels(folder, lambda row: row.update(captions=["a field"])),
+    "another image": lambda folder: blank(str(folder / "2.png")),
+    "another answer": lambda folder: edit_rows(folder / "train.jsonl", other_answer),
+}
+"""What may change in the files of a compiled folder."""
+
+READS = {
+    # ViTP learns from the records alone, and `clip` with `texts: records` from both.
+    "vitp": {"another image", "another answer"},
+    "records": set(IN_FILES),
+}
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "records"])
+def test_every_objective_notices_what_its_batches_are_made_of(tmp_path: Path, objective: str) -> None:
+    sections = {"image_text": {"texts": "records"}} if objective == "records" else {}
+    name = "clip" if objective == "records" else objective
+
+    def now() -> SampledBatches[Any]:
+        return objective_batches(name, folder, **sections)
+
+    for change in sorted(READS.get(objective, IN_FILES.keys() - {"another answer"})):
+        folder = pretraining_folder(tmp_path / change)
+        before, again = now(), now()
+        assert before.fingerprint() == again.fingerprint()
+        saved = (before.fingerprint(), *before.former_fingerprints())
+        IN_FILES[change](folder)
+        after = now()
+        assert after.fingerprint() != saved[0], change
+        assert not is_of_source(saved[0], after, after.fingerprint()), change
+        if change == "a blanked mask":
+            # A run of a version that didn't look at masks still goes on.
+            assert is_of_source(saved[2], after, after.fingerprint())
+            assert not is_of_source(saved[1], after, after.fingerprint())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_runs_of_earlier_versions_go_on(tmp_path: Path, objective: str) -> None:
+    source = objective_batches(objective, pretraining_folder(tmp_path))
+    own, (second, first) = source.fingerprint(), source.former_fingerprints()
+    assert own.startswith("3:" if objective in ("vitp", "clip", "siglip") else "2:")
+    assert second.startswith("2:") and len(first) == 64
+    assert all(is_of_source(saved, source, own) for saved in (own, second, first))
+    assert not any(is_of_source(saved, source, own) for saved in ("3:" + first, "2:" + first, own[2:]))
+
+
+def test_vitp_notices_what_is_dropped_and_how_images_are_read(tmp_path: Path) -> None:
+    folder = pretraining_folder(tmp_path)
+    data = {"mixture": [str(folder)], "global_batch": 4}
+    found = {
+        objective_batches("vitp", folder, **sections).fingerprint()
+        for sections in (
+            {},
+            {"vrl": {"ratio": 0.5}},
+            {"vrl": {"probability": 0.5}},
+            {"data": {**data, "input": {"draft": False}}},
+            {"data": {**data, "sequence": {"max_turns": 1}}},
         )
-    return LabelledSet("toy", items, ("ship", "car"), ("port", "field"), ("sea", "land"))
+    }
+    assert len(found) == 5
+    # Where tiles are kept, and who computes which of them, decides nothing.
+    same = objective_batches("vitp", folder, data={**data, "input": {"cache_gb": 0.1}, "balance": True})
+    assert same.fingerprint() == objective_batches("vitp", folder, micro_batches=2).fingerprint()
+    assert same.fingerprint() in found
 
 
-KINDS: tuple[LabelKind, ...] = (
-    *("scene", "presence", "objects", "instances", "oriented", "semantic", "change"),
-)
+HEADS = [*((task, {}) for task in TASKS), ("classification", {"multi_label": True})]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("file", ["masks/2.png", "change/2.png", "images/2.png"])
-def test_every_task_notices_another_mask_or_image(
-    labelled: LabelledSet, tmp_path: Path, kind: LabelKind, file: str
+@pytest.mark.parametrize(("task", "head"), HEADS)
+def test_every_task_notices_another_mask_image_or_label(
+    labelled: LabelledSet, tmp_path: Path, task: str, head: dict[str, Any]
 ) -> None:
-    def now() -> str:
-        return TaskSource(LabelReader(labelled, kind), 2, 0).fingerprint()
-
-    before = now()
-    assert before == now()
-    path = tmp_path / file
-    shape = np.asarray(Image.open(path)).shape
-    save(path, np.zeros(shape))
-    assert now() != before
-
-
-def blank(folder: Path) -> None:
-    """Blank one training mask of a compiled folder, in its file."""
-    item = next(item for item in read_compiled(folder).split("train").items if item.semantic is not None)
-    assert isinstance(item.semantic, MaskFile)
-    size = np.asarray(Image.open(item.semantic.path)).shape
-    save(Path(item.semantic.path), np.zeros(size))
-
-
-@pytest.mark.parametrize("objective", ["mae", "simclr", "supervised", "dense"])
-def test_every_paradigm_notices_a_blanked_mask(tmp_path: Path, objective: str) -> None:
-    folder = labelled_folder(tmp_path / "toy")
-    vision = {"arguments": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": 32}
-    config = ImagePretrainConfig.model_validate(
-        {
-            "objective": objective,
-            "model": {"init": "random", "vision": vision},
-            "data": {"mixture": [str(folder)], "global_batch": 4},
-            "train": {"steps": 2},
-        }
-    )
-    before: Any = build_images(config).source
-    first, former = before.fingerprint(), before.former_fingerprint()
-    blank(folder)
-    after: Any = build_images(config).source
-    assert after.fingerprint() != first
-    # A run of a version that didn't look at masks still goes on.
-    assert after.former_fingerprint() == former
-    assert is_of_source(former, after, after.fingerprint())
-    assert not is_of_source(first, after, after.fingerprint())
+    before = task_batches_of(task, labelled, **head)
+    first, former = before.fingerprint(), before.former_fingerprints()[1]
+    assert task_batches_of(task, labelled, **head).fingerprint() == first
+    for name, change in CHANGES.items():
+        items = list(labelled.items)
+        items[3] = change(items[3])
+        changed = task_batches_of(task, replace(labelled, items=items), **head)
+        assert changed.fingerprint() != first, name
+    for file in ("masks/2.png", "change/2.png", "images/2.png"):
+        blank(str(tmp_path / file))
+        after = task_batches_of(task, labelled, **head)
+        assert after.fingerprint() != first, file
+        assert not is_of_source(first, after, after.fingerprint())
+        assert is_of_source(former, after, after.fingerprint())
+        first = after.fingerprint()
 
 
 CHANGES: dict[str, Callable[[LabelledImage], LabelledImage]] = {
@@ -199,7 +247,7 @@ def test_instructions_notice_another_image(tmp_path: Path) -> None:
     assert images_digest(records) != before  # which file is missing is told when its turn comes
 
 
-def test_the_form_tells_the_version() -> None:
-    one = fingerprint("order", ["a", "b"])
-    assert one.startswith("2:") and len(one) == 66
-    assert len({one, fingerprint("order", ["b", "a"]), fingerprint("other", ["a", "b"])}) == 3
+def test_the_form_tells_what_counts() -> None:
+    one, more = fingerprint("order", ["a", "b"]), fingerprint("order", ["a"], ["b"])
+    assert one.startswith("2:") and more.startswith("3:") and len(one) == len(more) == 66
+    assert len({one, fingerprint("order", ["b", "a"]), fingerprint("other", ["a", "b"]), more}) == 4

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitp.core.errors import DataError
+from vitp.data.augment import AugmentSettings, augment
+from vitp.data.ignored import presence_of, read_mask
+from vitp.data.image_sample import ImageSample, crop, flip, quarter_turns, resize
 from vitp.evaluation.corruptions.geometry import about_centre
 from vitp.evaluation.corruptions.sets import moved_item
 from vitp.evaluation.features import BACKGROUND, box_labels
@@ -25,9 +28,7 @@ from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
 from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings, near
 from vitp.models.rotated.boxes import boxes_of_hulls
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.objectives.dense_source import presence_of, read_mask
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
-from vitp.tasks.augment import AugmentSettings, Sample, augment, crop, flip, quarter_turns, resize
 from vitp.tasks.base import TaskBatch
 from vitp.tasks.build import build_model
 from vitp.tasks.classification import multi_label_scores
@@ -115,16 +116,18 @@ moves = [
 def test_ignored_places_move_with_the_pixels(change: Any) -> None:
     label = at("?", 20, 4, 36, 28, polygons=(ring(20, 4, 36, 28),))
     image = torch.zeros(3, 32, 40, dtype=torch.uint8)
-    with_object = change(Sample(image, objects=(label,)))
-    hidden = change(Sample(image, objects=(), ignored=(label,)))
-    unlabelled = change(Sample(image, ignored=(label,)))
+    with_object = change(ImageSample(image, objects=(label,)))
+    hidden = change(ImageSample(image, objects=(), ignored=(label,)))
+    unlabelled = change(ImageSample(image, ignored=(label,)))
     assert len(hidden.ignored) == 1 and hidden.objects == ()
     assert hidden.ignored[0] == replace(with_object.objects[0], difficult=False)
     assert unlabelled.ignored == hidden.ignored and unlabelled.objects is None
 
 
 def test_a_strip_of_an_ignored_place_stays_and_a_hair_goes() -> None:
-    sample = Sample(torch.zeros(3, 32, 40, dtype=torch.uint8), objects=(), ignored=(at("?", 10, 0, 40, 32),))
+    sample = ImageSample(
+        torch.zeros(3, 32, 40, dtype=torch.uint8), objects=(), ignored=(at("?", 10, 0, 40, 32),)
+    )
     assert [p.box for p in crop(sample, (0, 0, 12, 32), min_visible=0.9).ignored] == [(10, 0, 12, 32)]
     assert not crop(sample, (0, 0, 10, 32), min_visible=0.9).ignored
     hair = replace(sample, ignored=(at("?", 9.6, 0, 40, 32),))

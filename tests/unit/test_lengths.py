@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_record, tiny_chat
-from vitp.data.collate import Collator, InstructionSource, SequenceConfig
+from vitp.data.batches import SampledBatches
 from vitp.data.lengths import RecordCost, RecordLength, balanced, length_index
 from vitp.data.mixture import Mixture, MixtureEntry, Sample
 from vitp.data.record_set import ListRecords
+from vitp.objectives.instructions import PackedRecords
+from vitp.objectives.settings import SequenceConfig
 from vitp.records.instructions import InstructionRecord, Turn
 
 costs = st.lists(st.floats(0, 1e6), min_size=1, max_size=40)
@@ -102,12 +104,11 @@ def test_a_step_has_the_same_samples_on_any_number_of_ranks(world: int) -> None:
     mixture = Mixture([MixtureEntry(ListRecords([make_record(n) for n in range(29)], "set"))], seed=3)
     seen: list[int] = []
 
-    class Positions(Collator):
-        def __call__(self, samples, keys, step=0):  # type: ignore[no-untyped-def, override]
-            assert [sample.position for sample in samples] == list(keys)
-            return list(keys)
+    class Positions(PackedRecords):
+        def __call__(self, samples, step=0):  # type: ignore[no-untyped-def, override]
+            return [sample.position for sample in samples]
 
-    source = InstructionSource(mixture, Positions(tiny_chat(), 32, SequenceConfig()), 8, 4 // world)
+    source = SampledBatches(mixture, Positions(tiny_chat(), 32, SequenceConfig()), 8, 4 // world)
     for step in range(3):
         parts = [source(step, m, rank, world) for m in range(4 // world) for rank in range(world)]
         seen += [key for part in parts for key in part]  # type: ignore[attr-defined]

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 
 from tests.conftest import tiny_chat, tiny_vlm_config
 from tests.objective_toys import CASES, image_text, labelled_folder, simclr
+from vitp.data.mixture import Sample
 from vitp.models.vlm import VisionLanguageModel
+from vitp.objectives.image_rows import ImageRows
 from vitp.objectives.image_text import clip_loss, siglip_loss
 from vitp.objectives.simclr import TwoViewBatch, nt_xent
 from vitp.objectives.text_tower import (
@@ -25,7 +27,6 @@ from vitp.objectives.text_tower import (
     has_caption,
     read_record_texts,
 )
-from vitp.objectives.views_source import ImageRows, PlacedImage
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 
@@ -118,8 +119,8 @@ def test_tokens_are_cut_and_marked() -> None:
     assert made.ids_BL[0].tolist() == expected[:4]
 
 
-def place(item: LabelledImage) -> PlacedImage:
-    return PlacedImage(item, 0, 0, 0)
+def place(item: LabelledImage) -> Sample[LabelledImage]:
+    return Sample(item, None, False, 0, 0)
 
 
 def test_captions_are_given_or_composed_from_labels() -> None:

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 
 from tests.objective_toys import OBJECTS, SCENES, SIZE, labelled_folder, supervised, tiny_tower
 from vitp.core.errors import ConfigError
-from vitp.data.views import ViewConfig
+from vitp.data.augment import ViewConfig
+from vitp.data.mixture import Sample
+from vitp.objectives.dense_pretraining import RenamedMask, merged_set
+from vitp.objectives.image_rows import ImageRows, image_mixture, read_image_rows
 from vitp.objectives.supervised import (
     ClassBatch,
     ClassNames,
     LabelledViews,
-    RenamedMask,
     SupervisedObjective,
-    merged_set,
 )
-from vitp.objectives.views_source import ImageMixture, ImageRows, PlacedImage, read_rows
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 
@@ -86,23 +86,23 @@ def test_classes_are_joined_by_name() -> None:
 
 def test_classes_that_a_set_does_not_label_are_unknown_in_it(tmp_path: Path) -> None:
     folder = labelled_folder(tmp_path / "toy")
-    item = read_rows(folder).labelled.items[0]
+    item = read_image_rows(folder).labelled.items[0]
     inside = replace(item, objects=(ObjectLabel("ship", (20, 16, 28, 24)),))
     names = ClassNames(SCENES, ("ship", "plane", "car"))
     collate = LabelledViews(SIZE, ViewConfig.neutral(), names, (("ship", "plane"),))
-    made = collate([PlacedImage(inside, 0, 0, 0)], 0)
+    made = collate([Sample(inside, None, False, 0, 0)], 0)
     assert made.presence_BK.tolist() == [[1, 0, -1]]
     assert made.scene_B.tolist() == [0]
-    unlabelled = collate([PlacedImage(replace(item, objects=None, scene=None), 0, 0, 0)], 0)
+    unlabelled = collate([Sample(replace(item, objects=None, scene=None), None, False, 0, 0)], 0)
     assert unlabelled.presence_BK.tolist() == [[-1, -1, -1]] and unlabelled.scene_B.tolist() == [-1]
 
 
 def test_objects_outside_of_the_crop_are_not_there(tmp_path: Path) -> None:
-    item = read_rows(labelled_folder(tmp_path / "toy")).labelled.items[0]
+    item = read_image_rows(labelled_folder(tmp_path / "toy")).labelled.items[0]
     off_centre = replace(item, objects=(ObjectLabel("ship", (11, 9, 13, 11)),))
     collate = LabelledViews(SIZE, ViewConfig.geometric((0.2, 0.2)), ClassNames((), OBJECTS), (OBJECTS,))
     seen = [
-        collate([PlacedImage(off_centre, 0, position, 0)], 0).presence_BK[0, 0].item()
+        collate([Sample(off_centre, None, False, 0, position)], 0).presence_BK[0, 0].item()
         for position in range(30)
     ]
     assert 0 < sum(seen) < 15
@@ -110,14 +110,14 @@ def test_objects_outside_of_the_crop_are_not_there(tmp_path: Path) -> None:
 
 def test_masks_get_the_numbers_of_the_joined_classes(tmp_path: Path) -> None:
     folder = labelled_folder(tmp_path / "toy")
-    toy = read_rows(folder)
+    toy = read_image_rows(folder)
     other = rows(
         "other",
         [replace(item, id=f"other {item.id}") for item in toy.labelled.items[:4]],
         ("car",),
         semantic_classes=("ship", "water", "road"),
     )
-    merged = merged_set(ImageMixture([toy, other], [1.0, 2.0], 0))
+    merged = merged_set([toy, other], image_mixture([toy, other], [1.0, 2.0], 0))
     assert merged.semantic_classes == ("water", "land", "ship", "road")
     assert merged.object_classes == ("ship", "plane", "car")
     assert len(merged) == 12 + 8

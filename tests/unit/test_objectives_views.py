@@ -12,11 +12,11 @@ from PIL import Image
 
 from tests.objective_toys import SIZE, labelled_folder, source_of
 from vitp.core.errors import ConfigError, DataError
+from vitp.data.augment import ViewConfig, jittered, make_view
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.jsonl import JsonlRecords
-from vitp.data.views import ViewConfig, jittered, make_view
+from vitp.objectives.image_rows import image_mixture, read_image_rows
 from vitp.objectives.simclr import TwoViews
-from vitp.objectives.views_source import ImageMixture, read_rows
 
 
 def picture(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
@@ -109,16 +109,15 @@ def test_images_come_in_the_order_of_the_instructions(folder: Path) -> None:
     """At equal rates and seeds ViTP and the other paradigms see the same images at the same places."""
     records = JsonlRecords(folder / "train.jsonl", folder, "toy")
     instructions = Mixture([MixtureEntry(records, 1.5)], seed=7)
-    images = ImageMixture([read_rows(folder)], [1.5], seed=7)
+    images = image_mixture([read_image_rows(folder)], [1.5], seed=7)
     assert len(images) == len(instructions) == 18
     for position in range(40):
-        _, item = images.locate(position)
-        assert item.image == instructions[position].record.images[0]
+        assert images[position].record.image == instructions[position].record.images[0]
 
 
 def test_an_epoch_has_every_training_image_once_and_no_other(folder: Path) -> None:
-    images = ImageMixture([read_rows(folder)], None, seed=0)
-    ids = [images.locate(position)[1].id for position in range(len(images))]
+    images = image_mixture([read_image_rows(folder)], None, seed=0)
+    ids = [images[position].record.id for position in range(len(images))]
     assert sorted(ids) == sorted(f"image {number}" for number in range(12))
     assert images.describe() == [{"name": "toy", "records": 12, "rate": 1.0, "licence": "CC0"}]
 
@@ -144,7 +143,7 @@ def test_unequal_parts_are_refused(folder: Path) -> None:
 
 
 def test_images_without_the_labels_are_left_out(folder: Path) -> None:
-    rows = read_rows(folder)
+    rows = read_image_rows(folder)
     assert len(rows.having(lambda item: item.scene == "harbour", "harbours")) == 6
     with pytest.raises(DataError, match="has no training heights"):
         rows.having(lambda item: False, "heights")

@@ -16,8 +16,7 @@ from vitp.engine.hooks import Hook
 from vitp.engine.loop import Trainer
 from vitp.evaluation.online import OnlineProbes, preserve_rng
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.objectives.dense import DenseObjective
-from vitp.objectives.dense_source import LabelledSource
+from vitp.objectives.dense import DenseObjective, dense_batches
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
@@ -56,7 +55,7 @@ def train(
     objective = DenseObjective(tiny_tower(drop_path=0.3), source_set.semantic_classes)
     trainer = Trainer(
         objective,
-        LabelledSource(source_set.split("train"), 8, 0, size=32),
+        dense_batches(source_set.split("train"), 8, 0, size=32),
         OptimConfig(lr=1e-3),
         TrainConfig(
             steps=steps, save_every=2, num_workers=0, device="cpu", tensorboard=False, deterministic=True

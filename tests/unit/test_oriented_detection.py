@@ -12,6 +12,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from vitp.core.errors import ConfigError
+from vitp.data.augment import AugmentSettings
 from vitp.engine.config import OptimConfig
 from vitp.engine.optim import check_groups
 from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
@@ -22,9 +23,8 @@ from vitp.models.pyramid import build_pyramid
 from vitp.models.rotated.boxes import boxes_of_quads, hulls_of, quads_of
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.scenes import scene_set
-from vitp.tasks.augment import AugmentSettings
 from vitp.tasks.base import TaskBatch, pad_images
-from vitp.tasks.data import LabelReader, TaskSource
+from vitp.tasks.data import LabelReader, task_batches
 from vitp.tasks.oriented import LOSSES, OrientedRCNN, OrientedRCNNSettings, oriented_truth
 
 ALL = 10**6
@@ -234,7 +234,7 @@ def test_settings_are_the_papers():
 def test_it_fits_a_few_scenes():
     """Four generated scenes with 45 objects of 2–29 px; no augmentation, 160 steps."""
     reader = LabelReader(scene_set("general", seed=3, count=4, size=96), "oriented")
-    batch = TaskSource(reader, 4, 0, augmentation=AugmentSettings.none())(0, 0, 0, 1)
+    batch = task_batches(reader, 4, 0, augmentation=AugmentSettings.none())(0, 0, 0, 1)
     model = micro_model(reader.classes, width=64).train()
     steps, lr = 160, 2e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)

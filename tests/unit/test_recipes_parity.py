@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from vitp.data.augment import AugmentSettings, augment
+from vitp.data.image_sample import ImageSample
 from vitp.engine.config import OptimConfig
 from vitp.engine.optim import lr_factor
 from vitp.models.vision import VisionTower
@@ -15,7 +17,6 @@ from vitp.recipes.catalogue import FINETUNING, PRETRAINING
 from vitp.recipes.paper.dry_run import small_finetune
 from vitp.recipes.paper.tables_downstream import PUBLISHED_ORDER
 from vitp.recipes.parity import augmentation_order, group_rows, parity_of, schedule_rows
-from vitp.tasks.augment import AugmentSettings, Sample, augment
 from vitp.tasks.build import build_model
 
 LAYERS = 24
@@ -183,13 +184,15 @@ def test_changes_come_in_the_published_order(name: str) -> None:
 def test_a_mirror_can_be_left_right_only() -> None:
     image = torch.arange(3 * 4 * 4, dtype=torch.uint8).view(3, 4, 4)
     settings = AugmentSettings.none().model_copy(update={"flip": "horizontal"})
-    seen = [augment(Sample(image), settings, np.random.default_rng(seed)).image_CHW for seed in range(40)]
+    seen = [
+        augment(ImageSample(image), settings, np.random.default_rng(seed)).image_CHW for seed in range(40)
+    ]
     kinds = [torch.equal(one, image) for one in seen]
     assert all(torch.equal(one, image) or torch.equal(one, image.flip(-1)) for one in seen)
     assert 8 < sum(kinds) < 32
     both = settings.model_copy(update={"flip": True})
     assert any(
-        torch.equal(augment(Sample(image), both, np.random.default_rng(seed)).image_CHW, image.flip(-2))
+        torch.equal(augment(ImageSample(image), both, np.random.default_rng(seed)).image_CHW, image.flip(-2))
         for seed in range(40)
     )
 
@@ -199,9 +202,9 @@ def test_a_share_of_the_images_is_turned() -> None:
     settings = AugmentSettings.none().model_copy(update={"rotate": 180.0, "rotate_probability": 0.25})
     turned = [
         # A turned square leaves black corners in its canvas; the crop may still miss them.
-        not torch.equal(augment(Sample(image), settings, np.random.default_rng(seed)).image_CHW, image)
+        not torch.equal(augment(ImageSample(image), settings, np.random.default_rng(seed)).image_CHW, image)
         for seed in range(200)
     ]
     assert 20 < sum(turned) < 80
     never = settings.model_copy(update={"rotate_probability": 0.0})
-    assert torch.equal(augment(Sample(image), never, np.random.default_rng(0)).image_CHW, image)
+    assert torch.equal(augment(ImageSample(image), never, np.random.default_rng(0)).image_CHW, image)

@@ -13,21 +13,12 @@ from hypothesis import strategies as st
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
+from vitp.data.augment import AugmentSettings, augment, random_crop
+from vitp.data.image_sample import ImageSample, crop, flip, quarter_turns, resize, rotate
 from vitp.records.geometry import area, as_flat, as_points, min_area_quad, signed_area
 from vitp.records.labels import IGNORE, ObjectLabel
 from vitp.records.regions import object_of, outline, rasterise
 from vitp.scenes import scene_set
-from vitp.tasks.augment import (
-    AugmentSettings,
-    Sample,
-    augment,
-    crop,
-    flip,
-    quarter_turns,
-    random_crop,
-    resize,
-    rotate,
-)
 
 HEIGHT, WIDTH = 40, 56
 
@@ -44,7 +35,7 @@ def blob(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     return ((u / rx) ** 2 + (v / ry) ** 2 <= 1).astype(np.uint8)
 
 
-def sample_of(mask_HW: np.ndarray, seed: int = 0) -> Sample:
+def sample_of(mask_HW: np.ndarray, seed: int = 0) -> ImageSample:
     """An image that is white where the object is, with the object as box, quad, outline and mask."""
     rings = outline(mask_HW).rings
     points = np.concatenate(rings)
@@ -55,7 +46,7 @@ def sample_of(mask_HW: np.ndarray, seed: int = 0) -> Sample:
         tuple(as_flat(ring) for ring in rings),
     )
     image = torch.from_numpy(np.repeat(mask_HW[None] * 255, 3, 0))
-    return Sample(image, objects=(label,), semantic_HW=torch.from_numpy(mask_HW.copy()))
+    return ImageSample(image, objects=(label,), semantic_HW=torch.from_numpy(mask_HW.copy()))
 
 
 def box_of(mask_HW: np.ndarray) -> tuple[float, float, float, float]:
@@ -129,7 +120,7 @@ def test_exact_steps_move_labels_with_the_pixels(step: str) -> None:
         assert (again == moved.semantic_HW.numpy()).all()
 
 
-def ring_sample() -> Sample:
+def ring_sample() -> ImageSample:
     mask_HW = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask_HW[5:25, 10:34] = 1
     mask_HW[9:18, 15:30] = 0
@@ -137,7 +128,7 @@ def ring_sample() -> Sample:
     label = object_of(mask_HW, "ring")
     assert label is not None and len(label.polygons) == 2 and len(label.holes) == 1
     image = torch.from_numpy(np.repeat(mask_HW[None] * 255, 3, 0))
-    return Sample(image, objects=(label,), semantic_HW=torch.from_numpy(mask_HW))
+    return ImageSample(image, objects=(label,), semantic_HW=torch.from_numpy(mask_HW))
 
 
 @pytest.mark.parametrize("step", ["flip", "turn", "double", "crop", "crop to the hole"])
@@ -169,10 +160,10 @@ def test_four_quarter_turns_and_two_flips_are_nothing() -> None:
 
 def test_boxes_move_as_torchvision_moves_them() -> None:
     box = (7.0, 5.0, 31.0, 22.0)
-    sample = Sample(torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8), objects=(ObjectLabel("a", box),))
+    sample = ImageSample(torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8), objects=(ObjectLabel("a", box),))
     theirs = tv_tensors.BoundingBoxes([box], format="XYXY", canvas_size=(HEIGHT, WIDTH))  # type: ignore[call-overload]
 
-    def ours(changed: Sample) -> torch.Tensor:
+    def ours(changed: ImageSample) -> torch.Tensor:
         return torch.tensor([changed.objects[0].box])  # type: ignore[index]
 
     for changed, expected in (
@@ -240,12 +231,12 @@ def test_objects_that_leave_are_gone_and_the_rest_is_clipped() -> None:
         ObjectLabel("half", (8.0, 2.0, 12.0, 6.0)),
         ObjectLabel("gone", (14.0, 14.0, 18.0, 18.0)),
     )
-    part = crop(Sample(image, objects=labels), (0, 0, 10, 10), min_visible=0.4)
+    part = crop(ImageSample(image, objects=labels), (0, 0, 10, 10), min_visible=0.4)
     assert [(label.category, label.box) for label in part.objects or ()] == [
         ("stays", (2.0, 2.0, 6.0, 6.0)),
         ("half", (8.0, 2.0, 10.0, 6.0)),
     ]
-    strict = crop(Sample(image, objects=labels), (0, 0, 10, 10), min_visible=0.6)
+    strict = crop(ImageSample(image, objects=labels), (0, 0, 10, 10), min_visible=0.6)
     # Half an object is neither one to learn nor background.
     assert [(label.category, label.difficult) for label in strict.objects or ()] == [
         ("stays", False),
@@ -254,7 +245,7 @@ def test_objects_that_leave_are_gone_and_the_rest_is_clipped() -> None:
 
 
 def test_padding_is_black_and_ignored() -> None:
-    sample = Sample(
+    sample = ImageSample(
         torch.full((3, 4, 5), 9, dtype=torch.uint8), semantic_HW=torch.ones(4, 5, dtype=torch.uint8)
     )
     part = crop(sample, (0, 0, 8, 8), min_visible=0.5)
@@ -266,7 +257,7 @@ def test_padding_is_black_and_ignored() -> None:
 def test_crops_avoid_too_much_of_one_class() -> None:
     semantic_HW = torch.zeros(64, 64, dtype=torch.uint8)
     semantic_HW[:, 40:] = 1
-    sample = Sample(torch.zeros(3, 64, 64, dtype=torch.uint8), semantic_HW=semantic_HW)
+    sample = ImageSample(torch.zeros(3, 64, 64, dtype=torch.uint8), semantic_HW=semantic_HW)
 
     def shares(most: float) -> list[float]:
         wanted = AugmentSettings(crop=16, max_class_share=most)
@@ -281,7 +272,7 @@ def test_crops_avoid_too_much_of_one_class() -> None:
 
 def test_dates_change_together_and_swap() -> None:
     image = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 8, 8)
-    sample = Sample(image, later_CHW=255 - image, semantic_HW=(image[0] > 30).to(torch.uint8))
+    sample = ImageSample(image, later_CHW=255 - image, semantic_HW=(image[0] > 30).to(torch.uint8))
     wanted = AugmentSettings(photometric=0.0, swap_dates=0.5)
     swapped = 0
     for seed in range(40):

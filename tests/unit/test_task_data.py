@@ -14,15 +14,17 @@ import torch
 from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.data import image_sample
+from vitp.data.augment import AugmentSettings
+from vitp.data.batches import SampledBatches
 from vitp.inference import prediction_files
 from vitp.io import images, pixels
 from vitp.metrics.results import Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import load_scene, scene_set, write_scenes
-from vitp.tasks import augment, data
-from vitp.tasks.augment import AugmentSettings
+from vitp.tasks import data
 from vitp.tasks.base import InputSize, TaskBatch, TestSettings, pad_images
-from vitp.tasks.data import LabelReader, TaskSource, draw_labels, labelled_only, open_labelled, task_splits
+from vitp.tasks.data import LabelReader, draw_labels, labelled_only, open_labelled, task_batches, task_splits
 
 RNG = np.random.default_rng(0)
 
@@ -125,7 +127,7 @@ def test_pairs_must_fit_each_other(tmp_path: Path) -> None:
 
 
 def _pretend_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (images, pixels, data, augment, prediction_files):
+    for module in (images, pixels, data, image_sample, prediction_files):
         monkeypatch.setattr(module, "LARGE_PIXELS", 1000)
 
 
@@ -140,13 +142,16 @@ def test_large_images_of_one_class_come_at_the_size_that_is_seen(
     _pretend_large(monkeypatch)
     small = reader.sample(item, InputSize(mode="fixed", size=16))
     assert small.size == (76, 51), "a quarter: an eighth would have 25 columns, and 32 are needed"
-    seen = augment.resized(small.image_CHW, (16, 16)).int() - augment.resized(whole.image_CHW, (16, 16)).int()
+    seen = (
+        image_sample.resized(small.image_CHW, (16, 16)).int()
+        - image_sample.resized(whole.image_CHW, (16, 16)).int()
+    )
     assert int(seen.abs().max()) <= 12 and float(seen.float().abs().mean()) < 3
     assert reader.sample(item, InputSize(mode="fixed", size=16), largest=2.0).size == (151, 102)
     assert reader.sample(item, InputSize()).size == reader.sample(item).size == (301, 203)
     with pytest.raises(DataError, match="is 203×301 px, its labels say 301×203"):
         reader.sample(replace(item, width=301, height=203), InputSize(mode="fixed", size=16))
-    batch = TaskSource(reader, 1, 0, size=InputSize(mode="fixed", size=16))(0, 0, 0, 1)
+    batch = task_batches(reader, 1, 0, size=InputSize(mode="fixed", size=16))(0, 0, 0, 1)
     assert tuple(batch.images_BCHW.shape) == (1, 3, 16, 16)
 
 
@@ -165,10 +170,10 @@ def test_a_large_image_is_resized_without_floating_copies(monkeypatch: pytest.Mo
         )
     )
     image_CHW = torch.from_numpy(smooth.copy()).permute(2, 0, 1)
-    expected = augment.resized(image_CHW, (31, 23)).int()
+    expected = image_sample.resized(image_CHW, (31, 23)).int()
     _pretend_large(monkeypatch)
-    assert int((augment.resized(image_CHW, (31, 23)).int() - expected).abs().max()) <= 3
-    assert tuple(augment.resized(image_CHW, (200, 23)).shape) == (3, 200, 23)
+    assert int((image_sample.resized(image_CHW, (31, 23)).int() - expected).abs().max()) <= 3
+    assert tuple(image_sample.resized(image_CHW, (200, 23)).shape) == (3, 200, 23)
 
 
 def test_predictions_of_whole_images_need_no_more_than_is_seen(
@@ -230,10 +235,10 @@ def test_drawn_labels_depend_on_the_set_and_the_seed_alone() -> None:
         draw_labels(train, 99, 0)
 
 
-def source(**changes: Any) -> TaskSource:
+def source(**changes: Any) -> SampledBatches[Any, TaskBatch]:
     labelled = scene_set("port", seed=0, count=6, size=40)
     options = {"size": InputSize(mode="fixed", size=32), "augmentation": AugmentSettings(scale=(0.7, 1.4))}
-    return TaskSource(LabelReader(labelled, "instances"), 4, 0, **(options | changes))
+    return task_batches(LabelReader(labelled, "instances"), 4, 0, **(options | changes))
 
 
 def same(one: TaskBatch, two: TaskBatch) -> bool:
@@ -253,7 +258,9 @@ def test_batches_are_a_pure_function_of_the_place() -> None:
     for part in parts:
         at = whole.record_names.index(part.record_names[0])
         assert torch.equal(part.images_BCHW[0], whole.images_BCHW[at])
-    with pytest.raises(ConfigError, match="can't be cut into 6 parts"):
+    with pytest.raises(
+        ConfigError, match=r"^train\.batch_size: a batch of 4 can't be cut into 6 equal parts"
+    ):
         source()(0, 0, 0, 6)
 
 
@@ -329,7 +336,7 @@ def test_real_labels_become_targets(name: str, real_data: Path) -> None:
     labelled = labelled_only(open_labelled(real_data / name, **options), kind)  # type: ignore[arg-type]
     reader = LabelReader(labelled, kind)  # type: ignore[arg-type]
     wanted = AugmentSettings(scale=(0.5, 2.0), crop=256, rotate=30 if kind == "oriented" else 0)
-    batch = TaskSource(reader, 4, 0, augmentation=wanted)(0, 0, 0, 1)
+    batch = task_batches(reader, 4, 0, augmentation=wanted)(0, 0, 0, 1)
     assert batch.images_BCHW.shape == (4, 3, 256, 256)
     for target in batch.targets:
         if kind == "semantic":

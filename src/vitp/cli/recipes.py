@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +76,7 @@ def run_command(
     if dry_run:
         _dry_run(name, config, out)
     else:
-        _run(config, out)
+        _run(name, config, out)
 
 
 def old_run_command(**values: Any) -> None:
@@ -99,22 +100,22 @@ def _dry_run(name: str, config: PretrainConfig | FinetuneConfig, out: Path) -> N
     make_console().print(f"{name}: two steps done, loss {found.loss:.3g}; {', '.join(parts)}")
 
 
-def _run(config: PretrainConfig | FinetuneConfig, out: Path) -> None:
+def _run(name: str, config: PretrainConfig | FinetuneConfig, out: Path) -> None:
     from vitp.core import distributed
-    from vitp.runs.finetune import run_finetune
+    from vitp.runs.finetune import FinetuneConfig, run_finetune
     from vitp.runs.folder import started
     from vitp.runs.pretrain import PretrainConfig, run_pretraining
 
-    resume = started(out)
-    if isinstance(config, PretrainConfig):
-        result = run_pretraining(config, out, resume=resume)
-        if distributed.rank() == 0:
-            make_console().print(f"model: {result.model}\nnext: vitp export {out} --out BACKBONE")
+    run: dict[type, Callable[..., Any]] = {PretrainConfig: run_pretraining, FinetuneConfig: run_finetune}
+    result = run[type(config)](config, out, resume=started(out))
+    if distributed.rank() > 0:
         return
-    tuned = run_finetune(config, out, resume=resume)
-    if distributed.rank() == 0:
-        print_scores(tuned.scores, f"{config.task} on the test images ({tuned.scores.images})")
-        make_console().print(f"model: {tuned.model}")
+    scores = getattr(result, "scores", None)
+    if scores is not None:
+        print_scores(scores, f"{getattr(config, 'task', name)} on the test images ({scores.images})")
+    make_console().print(f"model: {result.model}")
+    if scores is None:
+        make_console().print(f"next: vitp export {out} --out BACKBONE")
 
 
 @app.callback(invoke_without_command=True)

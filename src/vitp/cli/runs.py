@@ -38,20 +38,20 @@ def pretrain_command(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="vitp, mae, clip, siglip, simclr, dino, supervised or dense. By default the YAML's, else vitp."
+            help="Objective to learn, see docs/paradigms.md. By default the YAML's, else visual instructions."
         ),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", help="Compiled folder; for vitp also a mixture file or JSON Lines. Repeatable."
+            "--data", help="Compiled folder; for instructions also a mixture file or JSON Lines. Repeatable."
         ),
     ] = None,
     init: Annotated[
         str | None,
         typer.Option(
             "--init",
-            help='Model to start from: "starter", a model or run folder, or "scratch" (not vitp: "random").',
+            help='"starter", a model or run folder, or "scratch" ("random" without a language model).',
         ),
     ] = None,
     steps: Steps = None,
@@ -60,8 +60,8 @@ def pretrain_command(
 ) -> None:
     """Pretrain a ViT inside a vision-language model on visual instructions (ViTP), or by another paradigm."""
     from vitp.core import distributed
-    from vitp.recipes.paradigms import pretrain_settings, run_paradigm
-    from vitp.runs.pretrain import PretrainConfig
+    from vitp.recipes.paradigms import pretrain_settings
+    from vitp.runs.pretrain import run_pretraining
 
     config = configuration_of(config, data, out, resume=resume, command="vitp pretrain")
     options = {"data.mixture": data, "model.init": init, "train.steps": steps}
@@ -72,11 +72,11 @@ def pretrain_command(
             f"[dim]no configuration: from the starter with batches of {settings.data.global_batch}, learning rate "
             f"{settings.optim.lr:g}, {settings.train.steps} steps; -s KEY=VALUE changes them[/]"
         )
-    result = run_paradigm(settings, out, resume=resume)
+    result = run_pretraining(settings, out, resume=resume)
     if distributed.rank() > 0:
         return
     console.print(f"model: {result.model}")
-    if isinstance(settings, PretrainConfig):
+    if settings.objective.has_language_model:
         console.print(f"next: vitp report {out}, vitp export {out} --out BACKBONE")
     else:
         console.print(f"next: vitp probe {out} DATA, vitp finetune TASK --backbone {out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -99,9 +99,27 @@ def load_state(module: nn.Module, saved: Mapping[str, Tensor], where: str) -> No
             tensor.copy_(like(saved[name], tensor))
 
 
+class TensorFields:
+    """A dataclass whose tensors move together, with those of its fields that are such dataclasses, or tuples of them."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
+        """Return the same with its tensors on `device`."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Return the same in page-locked memory, so that copies to a GPU don't wait."""
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of a dataclass with `change` applied to its tensors."""
-    changed = {
-        f.name: change(tensor) for f in fields(value) if isinstance(tensor := getattr(value, f.name), Tensor)
-    }
-    return replace(value, **changed)
+    """Return a copy of a dataclass with `change` applied to its tensors; see `TensorFields`."""
+
+    def changed(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return change(part)
+        if isinstance(part, TensorFields):
+            return map_tensors(part, change)
+        return tuple(map(changed, part)) if isinstance(part, tuple) else part
+
+    # The fields of a batch are those of its constructor.
+    return replace(value, **{f.name: changed(getattr(value, f.name)) for f in fields(value)})

@@ -18,37 +18,48 @@ from typing import Any
 import numpy as np
 
 from vitp.core.files import sha256
-from vitp.data.record_set import RecordSet
+from vitp.data.record_set import SampleSet
 from vitp.io.images import is_scene
 from vitp.io.storage import is_member, is_remote
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
-VERSION = "2"
-"""Begins a fingerprint that counts labels and images. Those of earlier versions have no such beginning."""
-
 MOST_FILES = 20_000
-LAZY_ITEMS = 8
+_LAZY_ITEMS = 8
 """Items of a set whose images are generated when they are touched: a few of them stand for all."""
 
 _BLOCK = 4096
 _OBJECT = tuple((field.name, field.default) for field in dataclasses.fields(ObjectLabel))
 
 
-def fingerprint(order: str, contents: Iterable[str]) -> str:
-    """Return the fingerprint of a source of batches.
+def fingerprint(order: str, contents: Iterable[str], more: Sequence[Any] = ()) -> str:
+    """Return the fingerprint of a source of batches: "2:" and a hash, or "3:" where more than images and labels counts.
+
+    Those of the earliest versions have no such beginning: they are `order` alone.
 
     Args:
         order: Hash of which images come at which place, and of all options.
         contents: Hashes of what the images and labels are.
+        more: What else decides the batches, as JSON values.
     """
-    return f"{VERSION}:{hashlib.sha256(json.dumps([order, *contents]).encode()).hexdigest()}"
+    return f"{'3' if more else '2'}:{json_digest([order, *contents, *more])}"
+
+
+def json_digest(value: Any) -> str:
+    """Return the hash of a value as JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def contents_digest(samples: SampleSet[Any]) -> str:
+    """Return a hash of what a set's images and labels are, their files included."""
+    own = getattr(samples, "contents_digest", None)  # sets of labelled images say it themselves
+    return images_digest(samples) if own is None else str(own())
 
 
 def labels_digest(labelled: LabelledSet) -> str:
     """Return a hash of all labels and images of a set."""
     eager = isinstance(labelled.items, list | tuple)
-    step = 1 if eager else max(1, len(labelled) // LAZY_ITEMS)
-    look = _chosen(len(labelled), MOST_FILES if eager else LAZY_ITEMS)
+    step = 1 if eager else max(1, len(labelled) // _LAZY_ITEMS)
+    look = _chosen(len(labelled), MOST_FILES if eager else _LAZY_ITEMS)
     digest = hashlib.sha256()
     for number in range(0, len(labelled), step):
         facts = _item_facts(labelled.items[number], not eager or number in look)
@@ -58,7 +69,7 @@ def labels_digest(labelled: LabelledSet) -> str:
     return digest.hexdigest()
 
 
-def images_digest(records: RecordSet) -> str:
+def images_digest(records: SampleSet[Any]) -> str:
     """Return a hash of the image files that instruction records name; their texts are in the set's own fingerprint.
 
     Images within shards, on other machines or generated ones have no file of their own: their addresses count there.

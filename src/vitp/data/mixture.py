@@ -1,4 +1,4 @@
-"""The mixture: which record comes at which place of the run.
+"""The mixture: which record or image comes at which place of the run.
 
 Order is a pure function of (seed, position). Workers and ranks only decide who computes a position, so neither
 their number nor a restart can change the data.
@@ -14,19 +14,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
+
+from typing_extensions import TypeVar
 
 from vitp.core.errors import CheckpointError, DataError
+from vitp.data.fingerprint import contents_digest
 from vitp.data.permutation import Permutation
-from vitp.data.record_set import RecordSet
+from vitp.data.record_set import SampleSet
 from vitp.records.instructions import InstructionRecord
+
+Item = TypeVar("Item", default=InstructionRecord)
+"""What is sampled: an instruction record, or an image with its labels."""
 
 LARGEST_RATE = 10_000.0
 """Times that an epoch may take each record; the paper's largest is 10."""
 
 
 @dataclass(frozen=True)
-class MixtureEntry:
+class MixtureEntry(Generic[Item]):
     """One set of a mixture.
 
     Attributes:
@@ -36,7 +42,7 @@ class MixtureEntry:
         augment: Whether images may be augmented.
     """
 
-    records: RecordSet
+    records: SampleSet[Item]
     rate: float = 1.0
     max_tiles: int | None = None
     augment: bool = False
@@ -76,22 +82,24 @@ class Location(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """A record as drawn from the mixture.
+class Sample(Generic[Item]):
+    """A record or an image at its place in the run.
 
     Attributes:
-        record: The record.
+        record: The record, or the image with its labels.
         max_tiles: Most tiles an image of it is cut into; None leaves it to the run.
         augment: Whether its images may be augmented.
         entry: Index of its set in the mixture.
-        position: Its place in the run; seed what is random about the sample with it.
+        position: Its place in the run. What is random about the sample is a function of the seed and of it.
+        seed: Of the run.
     """
 
-    record: InstructionRecord
+    record: Item
     max_tiles: int | None
     augment: bool
     entry: int
     position: int
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +121,7 @@ class RateRow:
     share: float
 
 
-class Mixture:
+class Mixture(Generic[Item]):
     """An endless, seeded, random-access sequence of samples.
 
     An epoch takes `entry.per_epoch` samples of each set, shuffled together. Over the epochs each set is gone
@@ -132,7 +140,7 @@ class Mixture:
         DataError: There is no set, or two have the same name.
     """
 
-    def __init__(self, entries: Sequence[MixtureEntry], seed: int = 0) -> None:
+    def __init__(self, entries: Sequence[MixtureEntry[Item]], seed: int = 0) -> None:
         if not entries:
             raise DataError("the mixture has no sets", fix="name at least one")
         names = [entry.records.name for entry in entries]
@@ -161,16 +169,16 @@ class Mixture:
         record = _permutation(size, self.seed, entry.records.name, turn)[place_in_turn]
         return Location(number, record, epoch)
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, position: int) -> Sample[Item]:
         location = self.locate(position)
         entry = self.entries[location.entry]
         record = entry.records[location.record]
-        return Sample(record, entry.max_tiles, entry.augment, location.entry, position)
+        return Sample(record, entry.max_tiles, entry.augment, location.entry, position, self.seed)
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Sample[Item]]:
         return self
 
-    def __next__(self) -> Sample:
+    def __next__(self) -> Sample[Item]:
         sample = self[self.position]
         self.position += 1
         return sample
@@ -199,6 +207,24 @@ class Mixture:
             [e.records.name, e.records.fingerprint(), e.rate, e.max_tiles, e.augment] for e in self.entries
         ]
         return hashlib.sha256(json.dumps([self.seed, parts]).encode()).hexdigest()
+
+    def contents(self) -> list[str]:
+        """Return a hash for each set of what its images and labels are, their files included."""
+        return [contents_digest(entry.records) for entry in self.entries]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return name, size, rate and licence of each set, as a run's `mixture.json` has them."""
+        return [
+            {
+                "name": entry.records.name,
+                "records": len(entry.records),
+                "rate": entry.rate,
+                # Images have theirs from their set, each record has its own.
+                "licence": getattr(entry.records, "licence", None)
+                or getattr(entry.records[0], "licence", ""),
+            }
+            for entry in self.entries
+        ]
 
     def expected_rates(self) -> list[RateRow]:
         """Return size, rate, samples an epoch and share of each set."""

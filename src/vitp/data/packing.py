@@ -6,20 +6,21 @@ Shapes: B rows, L tokens a row, T tiles, K surviving image tokens, S supervised 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitp.core.errors import DataError
+from vitp.core.tensors import TensorFields
 from vitp.data.chat import EncodedRecord
 
 PADDING_SEGMENT = -1
 
 
 @dataclass(frozen=True)
-class PackedBatch:
+class PackedBatch(TensorFields):
     """What the vision-language model computes in one forward pass.
 
     Attributes:
@@ -46,24 +47,6 @@ class PackedBatch:
     target_ids_S: Tensor
     record_names: tuple[str, ...]
     turns: int
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """Return the batch on another device."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
-
-    def pin_memory(self) -> PackedBatch:
-        """Return the batch in page-locked memory."""
-        pinned = {
-            f.name: getattr(self, f.name).pin_memory()
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **pinned)
 
     @property
     def tokens(self) -> int:

@@ -1,19 +1,21 @@
-"""`RecordSet`: a named, indexable collection of instruction records."""
+"""`SampleSet`: a named, indexable collection that a mixture samples from; of instruction records: `RecordSet`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from vitp.records.instructions import InstructionRecord, to_line
 
+Item = TypeVar("Item", covariant=True)
+
 
 @runtime_checkable
-class RecordSet(Protocol):
-    """What the mixture samples from: any object with a name, a length and random access.
+class SampleSet(Protocol[Item]):
+    """What a mixture samples from: any object with a name, a length and random access.
 
-    A record set must be picklable, because data workers get a copy of it.
+    It must be picklable, because data workers get a copy of it.
     """
 
     @property
@@ -23,11 +25,16 @@ class RecordSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> InstructionRecord: ...
+    def __getitem__(self, index: int) -> Item: ...
 
     def fingerprint(self) -> str:
         """Return a hash of the set's rows: equal for equal rows, wherever they are stored."""
         ...
+
+
+@runtime_checkable
+class RecordSet(SampleSet[InstructionRecord], Protocol):
+    """A set of instruction records."""
 
 
 class ListRecords:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from vitp.data.fingerprint import json_digest
 
 PAD = "<pad>"
 END = "<end>"
@@ -46,3 +48,8 @@ def train_tokenizer(corpus: Iterable[str], *, vocabulary: int = 2048) -> PreTrai
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
     fast.clean_up_tokenization_spaces = False
     return fast
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the hash of a tokenizer's tokens and their ids."""
+    return json_digest(sorted(tokenizer.get_vocab().items()))

@@ -19,9 +19,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
+from vitp.data.augment import resize_image
 from vitp.models.backbone import Backbone, frozen
 from vitp.models.plain_vit import PlainViT
-from vitp.objectives.dense_source import resize
 
 Heads = int | Literal["mean"]
 Picture = Image.Image | np.ndarray
@@ -31,7 +31,7 @@ Picture = Image.Image | np.ndarray
 def prepare(backbone: Backbone, image: Picture) -> Tensor:
     """Return an RGB image (8 bit) as a normalised batch of one at the backbone's size and on its device."""
     height, width = backbone.image_size
-    array_HWC = resize(np.asarray(image), (height, width))
+    array_HWC = resize_image(np.asarray(image), (height, width))
     image_BCSS = torch.from_numpy(array_HWC.copy()).permute(2, 0, 1)[None]
     return backbone.normalize(image_BCSS.to(next(backbone.parameters()).device))
 

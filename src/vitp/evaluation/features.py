@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
-from vitp.data.ignored import touched
+from vitp.data.augment import resize_image, resize_mask
+from vitp.data.ignored import presence_of, read_mask, touched
 from vitp.io.images import load_image
 from vitp.models.backbone import frozen
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense import patch_distribution
-from vitp.objectives.dense_source import presence_of, read_mask, resize, resize_mask
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 BACKGROUND = "background"
@@ -168,7 +168,7 @@ class _Labels:
         self.presences.append(
             presence_of(item.objects, self.labelled_set.object_classes, ignored=item.ignored)
         )
-        return _cut(resize(image_HWC, size), self.side)
+        return _cut(resize_image(image_HWC, size), self.side)
 
 
 def _cut(array_HW: np.ndarray, side: int) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.files import atomic_path, write_text
 from vitp.core.tensors import load_tensors, save_tensors
+from vitp.data.augment import resize_image
 from vitp.data.splits import development_splits, subset
 from vitp.engine.evidence import linear_cka
 from vitp.engine.hooks import Hook, StepMetrics
@@ -24,7 +25,6 @@ from vitp.evaluation.probes import probe_features
 from vitp.io.images import load_image
 from vitp.models.backbone import frozen
 from vitp.models.vision import VisionTower
-from vitp.objectives.dense_source import resize
 from vitp.records.labels import LabelledSet
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class OnlineProbes(Hook):
     def _fixed_images(self, tower: VisionTower) -> Tensor:
         images = subset(self.splits["test"], self.cka_images)
         arrays = [
-            resize(np.asarray(load_image(images.items[index].image)), tower.image_size)
+            resize_image(np.asarray(load_image(images.items[index].image)), tower.image_size)
             for index in range(len(images))
         ]
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vitp.core.tensors import map_tensors
+from vitp.core.tensors import TensorFields
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(TensorFields):
     """What is known of one image. What a task doesn't need, or nobody labelled, is None.
 
     Attributes:
@@ -43,14 +42,6 @@ class Target:
     ignored_M4: Tensor | None = None
     ignored_M8: Tensor | None = None
     ignored_MHW: Tensor | None = None
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Target:
-        """Return the target with its tensors on `device`."""
-        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Target:
-        """Return the target in page-locked memory."""
-        return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ class VisionTower(PlainViT):
         batch, tokens, _ = x_BND.shape
         qkv = attn.qkv(x_BND).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         query, key = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
-        return ((query * attn.scale) @ key.transpose(-2, -1)).softmax(-1)
+        weights_BhLL: Tensor = ((query * attn.scale) @ key.transpose(-2, -1)).softmax(-1)
+        return weights_BhLL
 
 
 def _create_vit(config: VisionConfig, drop_path: float) -> VisionTransformer:

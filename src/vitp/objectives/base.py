@@ -74,7 +74,10 @@ class Objective(nn.Module, ABC):
         return {}
 
     def step_flops(self, batch: Any) -> float:
-        """Return the FLOPs of forward and backward pass of a batch; 0 where nobody knows."""
+        """Return the FLOPs of forward and backward pass of a batch; 0 where nobody counts them.
+
+        Unlike `work`, it may take long: nothing calls it in each step.
+        """
         return float(self.work(batch).get("flops", 0.0))
 
     def save_pretrained(self, folder: Any) -> None:
@@ -97,7 +100,7 @@ class BatchSource(Protocol):
     def fingerprint(self) -> str:
         """Return a hash of all that decides the batches; a resumed run must have the same one.
 
-        A source whose fingerprints once were others has `former_fingerprint`, too, for runs of that time.
+        A source whose fingerprints once were others has `former_fingerprints()`, too, for runs of that time.
         """
         ...
 
@@ -110,10 +113,8 @@ def is_of_source(fingerprint: str, source: BatchSource, own: str) -> bool:
         source: Of the batches.
         own: What its `fingerprint` returns.
     """
-    former = getattr(source, "former_fingerprint", None)
-    if former is None or ":" in fingerprint:
-        return fingerprint == own
-    return bool(fingerprint == former())
+    former = getattr(source, "former_fingerprints", tuple)
+    return fingerprint == own or fingerprint in former()
 
 
 @dataclass

@@ -6,63 +6,125 @@ Shapes: B images, H × W pixels, h × w patches of P × P pixels, N = h·w, D wi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
-from vitp.core.tensors import save_tensors
+from vitp.core.tensors import TensorFields, save_tensors
+from vitp.data.augment import MaskAugmentation, augment_with_mask
+from vitp.data.batches import Collate, SampledBatches, ShuffledImages
+from vitp.data.ignored import UNLABELLED, presence_of, read_mask
+from vitp.data.mixture import Sample
+from vitp.io.images import load_image
 from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
-from vitp.records.labels import IGNORE
-
-UNKNOWN = -1
-"""Value of `presence_BK` where nobody labelled whether the class is there."""
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 
 @dataclass(frozen=True)
-class DenseBatch:
+class DenseBatch(TensorFields):
     """Images with the class of each pixel.
 
     Attributes:
         tiles_BCHW: RGB, uint8.
         target_BHW: Class of each pixel, uint8; 255 counts for nothing.
-        names: Ids of the images, for messages.
+        record_names: Ids of the images, for messages.
         presence_BK: 1 where an object class is in the image, 0 where it isn't, -1 where unknown; int8.
             None: not asked for.
     """
 
     tiles_BCHW: Tensor
     target_BHW: Tensor
-    names: tuple[str, ...]
+    record_names: tuple[str, ...]
     presence_BK: Tensor | None = None
 
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
 
-    def to(self, device: torch.device | str) -> DenseBatch:
-        """Return the batch with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+@dataclass(frozen=True)
+class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
+    """Makes a `DenseBatch`.
 
-    def pin_memory(self) -> DenseBatch:
-        """Return the batch in page-locked memory, so that copies to a GPU don't wait."""
-        return self._map(lambda tensor: tensor.pin_memory())
+    Attributes:
+        labelled: The set that the images are of.
+        size: Side of the square tiles in pixels.
+        augment: Random changes.
+        presence: Also tell which object classes are there. Images without masks are taken then, too.
+        global_batch: Images of one optimizer step: a place in the step, not in the run, decides what is random.
+    """
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> DenseBatch:
-        return replace(
-            self,
-            tiles_BCHW=change(self.tiles_BCHW),
-            target_BHW=change(self.target_BHW),
-            presence_BK=None if self.presence_BK is None else change(self.presence_BK),
+    labelled: LabelledSet
+    size: int
+    augment: MaskAugmentation
+    presence: bool
+    global_batch: int
+
+    def __call__(self, samples: Sequence[Sample[LabelledImage]], step: int) -> DenseBatch:
+        """Return the batch; see `Collate`."""
+        images, masks, presences = [], [], []
+        for sample in samples:
+            item, place = sample.record, sample.position - step * self.global_batch
+            image_HWC = np.asarray(load_image(item.image))
+            mask_HW = read_mask(item, self.labelled, image_HWC.shape[:2], optional=self.presence)
+            rng = np.random.default_rng([sample.seed, step, place, 1])
+            image_HWC, mask_HW, window = augment_with_mask(image_HWC, mask_HW, self.size, self.augment, rng)
+            images.append(image_HWC)
+            masks.append(mask_HW)
+            presences.append(presence_of(item.objects, self.labelled.object_classes, window, item.ignored))
+        return DenseBatch(
+            tiles_BCHW=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+            target_BHW=torch.from_numpy(np.stack(masks)),
+            record_names=tuple(sample.record.id for sample in samples),
+            presence_BK=torch.from_numpy(np.stack(presences)) if self.presence else None,
         )
+
+    def facts(self, order: ShuffledImages, global_batch: int) -> dict[str, Any]:
+        """Return images and options; see `Collate.facts`."""
+        return {
+            **order.facts(),
+            "classes": [self.labelled.semantic_classes, self.labelled.object_classes],
+            "options": [global_batch, order.seed, self.size, self.presence, asdict(self.augment)],
+        }
+
+
+def dense_batches(
+    labelled: LabelledSet,
+    global_batch: int,
+    seed: int,
+    *,
+    size: int,
+    micro_batches: int = 1,
+    augment: MaskAugmentation | None = None,
+    presence: bool = False,
+) -> SampledBatches[LabelledImage, DenseBatch]:
+    """Return random batches of a set with masks, and optionally the presence of its object classes.
+
+    Args:
+        labelled: Images of the wanted split only; may be lazy.
+        global_batch: Images of one optimizer step, over all micro-batches and ranks.
+        seed: Of order and augmentation.
+        size: Side of the square tiles in pixels.
+        micro_batches: Parts that a rank cuts its share of a step into.
+        augment: Random changes.
+        presence: See `ImagesWithMasks`.
+
+    Raises:
+        ConfigError: The set is empty or has not the labels.
+        DataError: A mask doesn't fit its image or the classes (when the image's turn comes).
+    """
+    order = ShuffledImages(labelled, seed)
+    if not labelled.semantic_classes and not presence:
+        raise ConfigError("has no masks", where=labelled.name, fix="choose a set with semantic classes")
+    if presence and not labelled.object_classes:
+        raise ConfigError("has no object classes", where=labelled.name, fix="leave out presence")
+    collate = ImagesWithMasks(labelled, size, augment or MaskAugmentation(), presence, global_batch)
+    return SampledBatches(order, collate, global_batch, micro_batches, interleaved=True)
 
 
 def patch_distribution(target_BHW: Tensor, patch: int, classes: int) -> Tensor:
@@ -242,7 +304,7 @@ class DenseObjective(Objective):
             weighted = float((pixels_C[:classes].cpu() * self._counting_weights).sum())
             counts["dense"] = weighted / self.tower.patch_size**2 if self.head_kind == "linear" else weighted
         if self.presence_head is not None:
-            counts["presence"] = float((self._presence(batch) != UNKNOWN).sum())
+            counts["presence"] = float((self._presence(batch) != UNLABELLED).sum())
         return counts
 
     @torch.no_grad()
@@ -299,7 +361,7 @@ def _to_pixels(logits_BChw: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _presence_loss(logits_BK: Tensor, presence_BK: Tensor) -> Tensor:
-    known_BK = presence_BK != UNKNOWN
+    known_BK = presence_BK != UNLABELLED
     loss_BK = F.binary_cross_entropy_with_logits(
         logits_BK.float(), presence_BK.clamp(min=0).float(), reduction="none"
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,54 +19,88 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vitp.core import distributed
-from vitp.core.config import Positive, SettingsModel, Share
+from vitp.core.config import Positive, Share
 from vitp.core.errors import ConfigError
-from vitp.data.views import ViewConfig, make_view
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import similarities
-from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, tower_flops
-from vitp.objectives.views_source import PlacedImage, stacked
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    folders_of,
+    image_parts,
+    linear_flops,
+    mixture_of,
+    seeded_tower,
+    tower_flops,
+)
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
+)
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
 GLOBAL_VIEWS = 2
 
 
-class DistillationConfig(SettingsModel):
-    """Self-distillation. The publication's head has 65,536 prototypes, for ImageNet and batches of 1,024.
+class DistillationSettings(ObjectiveSettings):
+    """Self-distillation. The publication's head has 65,536 prototypes, for ImageNet and batches of 1,024."""
 
-    Attributes:
-        local_views: Small crops an image.
-        local_size: Their side in pixels; None: about half of a tile.
-        prototypes: Outputs of the head (K).
-        hidden, bottleneck: Widths of the head.
-        student_temperature: Of the student's softmax.
-        teacher_temperature: At the start and after the warm-up.
-        teacher_warmup: Share of the steps over which the teacher's temperature rises.
-        momentum: Of the teacher at the start; it rises to 1 along a cosine.
-        centre_momentum: Of the running mean that is taken from the teacher's outputs against collapse.
-        mask: Share of the global views with masked patches (iBOT); 0: DINO alone.
-        mask_ratio: Smallest and largest share of masked patches in such a view.
-        views: How the global views change.
-        local_crop: Smallest and largest share of the area that a local view shows.
-    """
+    former_keys: ClassVar[Mapping[str, str]] = {"dino": ""}
 
-    local_views: int = Field(4, ge=0, le=1024)
-    local_size: int | None = Field(None, ge=8, le=65_536)
-    prototypes: int = Field(1024, ge=2, le=1_000_000)
-    hidden: int = Field(512, ge=8, le=65_536)
-    bottleneck: int = Field(128, ge=4, le=65_536)
-    student_temperature: float = Field(0.1, gt=0, le=1000)
-    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
-    teacher_warmup: float = Field(0.3, ge=0, le=1)
-    momentum: float = Field(0.996, ge=0, le=1)
-    centre_momentum: float = Field(0.9, ge=0, lt=1)
-    mask: float = Field(0.0, ge=0, le=1)
-    mask_ratio: tuple[Share, Share] = (0.1, 0.5)
-    views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.4, 1.0), solarize=0.1))
-    local_crop: tuple[Share, Share] = (0.1, 0.4)
+    name: Literal["dino"] = Field("dino", description="Self-distillation.")
+    local_views: int = Field(4, ge=0, le=1024, description="Small crops an image.")
+    local_size: int | None = Field(
+        None, ge=8, le=65_536, description="Side of the small crops in pixels; none: about half of a tile."
+    )
+    prototypes: int = Field(1024, ge=2, le=1_000_000, description="Outputs of the head (K).")
+    hidden: int = Field(512, ge=8, le=65_536, description="Width of the head's hidden layers.")
+    bottleneck: int = Field(128, ge=4, le=65_536, description="Width of the head before the prototypes.")
+    student_temperature: float = Field(0.1, gt=0, le=1000, description="Of the student's softmax.")
+    teacher_temperature: tuple[Positive, Positive] = Field(
+        (0.04, 0.07), description="Of the teacher's softmax, at the start and after its warm-up."
+    )
+    teacher_warmup: float = Field(
+        0.3, ge=0, le=1, description="Share of the steps over which the teacher's temperature rises."
+    )
+    momentum: float = Field(
+        0.996, ge=0, le=1, description="Of the teacher at the start; it rises to 1 along a cosine."
+    )
+    centre_momentum: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="Of the running mean that is taken from the teacher's outputs against collapse.",
+    )
+    mask: float = Field(
+        0.0, ge=0, le=1, description="Share of the global views with masked patches (iBOT); 0: DINO alone."
+    )
+    mask_ratio: tuple[Share, Share] = Field(
+        (0.1, 0.5), description="Smallest and largest share of masked patches in such a view."
+    )
+    views: ViewConfig = Field(
+        default_factory=lambda: ViewConfig(crop=(0.4, 1.0), solarize=0.1),
+        description="How the global views change.",
+    )
+    local_crop: tuple[Share, Share] = Field(
+        (0.1, 0.4), description="Smallest and largest share of the area that a small crop shows."
+    )
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over all images, both dates of a pair."""
+        tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
+        collate = Crops(tower.image_size[0], tower.patch_size, self)
+        objective = DistillationObjective(tower, self, steps=steps)
+        return image_parts(run, objective, images, collate, micro_batches)
 
 
 @dataclass(frozen=True)
-class CropBatch:
+class CropBatch(TensorFields):
     """Large and small crops of some images.
 
     Attributes:
@@ -74,28 +108,23 @@ class CropBatch:
         local_VBChw: Smaller, RGB, uint8; V may be 0.
         mask_GBN: Which patches of the global views the student doesn't see, bool.
         step: Optimizer step: the teacher moves once a step, and its schedules follow it.
-        names: Ids of the images.
+        record_names: Ids of the images, for messages.
     """
 
     global_GBCHW: Tensor
     local_VBChw: Tensor
     mask_GBN: Tensor
     step: int
-    names: tuple[str, ...]
+    record_names: tuple[str, ...]
 
     @property
     def tiles_BCHW(self) -> Tensor:
         """The first global view of each image."""
         return self.global_GBCHW[0]
 
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
-
 
 @dataclass(frozen=True)
-class Crops:
+class Crops(ImageCollate[CropBatch]):
     """Makes a `CropBatch`.
 
     Attributes:
@@ -106,7 +135,7 @@ class Crops:
 
     size: int
     patch_size: int
-    config: DistillationConfig
+    config: DistillationSettings
 
     @property
     def local_size(self) -> int:
@@ -121,20 +150,20 @@ class Crops:
         if wanted % self.patch_size:
             raise ConfigError(
                 f"patches of {self.patch_size} px don't cut {wanted} px evenly",
-                where="dino.local_size",
+                where="objective.local_size",
                 fix=f"choose a multiple of {self.patch_size}",
             )
         return wanted
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> CropBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> CropBatch:
         """Return the batch of some images."""
         config, patches = self.config, (self.size // self.patch_size) ** 2
         local = config.views.model_copy(update={"crop": config.local_crop, "solarize": 0.0})
         large: list[list[Any]] = [[] for _ in range(GLOBAL_VIEWS)]
         small: list[list[Any]] = [[] for _ in range(config.local_views)]
         masks: list[list[Tensor]] = [[] for _ in range(GLOBAL_VIEWS)]
-        for image in images:
-            pixels, rng = image.load(), image.generator()
+        for sample in samples:
+            pixels, rng = load_sample(sample), view_generator(sample)
             for views in large:
                 views.append(make_view(pixels, self.size, config.views, rng)[0])
             for views in small:
@@ -144,13 +173,13 @@ class Crops:
                 order = torch.from_numpy(rng.permutation(patches))
                 of_view.append(order < (round(share * patches) if chosen else 0))
         side = self.local_size
-        empty = torch.empty(0, len(images), 3, side, side, dtype=torch.uint8)
+        empty = torch.empty(0, len(samples), 3, side, side, dtype=torch.uint8)
         return CropBatch(
             torch.stack([stacked(views) for views in large]),
             torch.stack([stacked(views) for views in small]) if small else empty,
             torch.stack([torch.stack(of_view) for of_view in masks]),
             step,
-            tuple(image.item.id for image in images),
+            names_of(samples),
         )
 
     def describe(self) -> Mapping[str, Any]:
@@ -237,7 +266,7 @@ class DistillationObjective(ImageObjective):
     PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower", "teacher.": "teacher"}
     scheduled = ("the teacher's momentum", "its temperature")
 
-    def __init__(self, tower: VisionTower, config: DistillationConfig, *, steps: int) -> None:
+    def __init__(self, tower: VisionTower, config: DistillationSettings, *, steps: int) -> None:
         super().__init__(tower)
         self.config, self.steps = config, steps
         self.head = PrototypeHead(tower.width, config.hidden, config.bottleneck, config.prototypes)

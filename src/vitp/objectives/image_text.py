@@ -6,8 +6,9 @@ Shapes: B pairs, E width of the compared vectors, L tokens of a text.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,21 +17,43 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.core.config import SettingsModel
-from vitp.data.views import ViewConfig, make_view
+from vitp.checkpoints.pretrained import load_tokenizer, load_vlm, resolve
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
+from vitp.data.tokenizer import vocabulary_digest
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
-from vitp.objectives.image_base import ImageObjective, backward_factor, tower_flops
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    folders_of,
+    image_parts,
+    mixture_of,
+    seeded_tower,
+    tower_flops,
+)
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
+)
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 from vitp.objectives.text_tower import (
     LanguageTextTower,
+    RecordTexts,
     SmallTextTower,
     TextBatch,
     TextKind,
     Texts,
     Tokens,
+    captions_of,
+    has_caption,
     head_flops,
+    read_record_texts,
 )
-from vitp.objectives.views_source import PlacedImage, stacked
 
 _LARGEST_SCALE = 100.0
 """CLIP keeps its learned scale below this; above it training became unstable."""
@@ -39,56 +62,86 @@ _TEXT = 0x545854
 """Keeps the choice of the text apart from the view: another text tower must not change the pixels."""
 
 
-class ImageTextConfig(SettingsModel):
-    """Image-text contrast.
+class ImageTextSettings(ObjectiveSettings):
+    """Image-text contrast."""
 
-    Attributes:
-        text: A small transformer from scratch, or the language model of `language`.
-        language: "starter" or a folder with a vision-language model: gives the tokenizer, and the language model.
-        texts: Captions (composed from the labels where none is given), or questions and answers of the records.
-        length: Most tokens of a text.
-        text_width, text_layers, text_heads: Of the small transformer.
-        dimension: Of the compared vectors.
-        views: How the images change. Mirroring would make "left" and "right" in a text wrong.
-    """
+    former_keys: ClassVar[Mapping[str, str]] = {"image_text": ""}
 
-    text: Literal["small", "language"] = "small"
-    language: str = "starter"
-    texts: TextKind = "captions"
-    length: int = Field(96, ge=4, le=65_536)
-    text_width: int = Field(192, ge=8, le=65_536)
-    text_layers: int = Field(3, ge=1, le=1024)
-    text_heads: int = Field(6, ge=1, le=1024)
-    dimension: int = Field(128, ge=2, le=65_536)
+    name: Literal["clip", "siglip"] = Field("clip", description="Image-text contrast by softmax or sigmoid.")
+    text: Literal["small", "language"] = Field(
+        "small", description="A small transformer from scratch, or the language model of `language`."
+    )
+    language: str = Field(
+        "starter",
+        description='"starter" or a folder with a vision-language model: gives the tokenizer, and the language model.',
+    )
+    texts: TextKind = Field(
+        "captions",
+        description="Captions (composed from the labels where none is given), or questions and answers of the records.",
+    )
+    length: int = Field(96, ge=4, le=65_536, description="Most tokens of a text.")
+    text_width: int = Field(192, ge=8, le=65_536, description="Width of the small transformer.")
+    text_layers: int = Field(3, ge=1, le=1024, description="Blocks of the small transformer.")
+    text_heads: int = Field(6, ge=1, le=1024, description="Attention heads of the small transformer.")
+    dimension: int = Field(128, ge=2, le=65_536, description="Width of the compared vectors.")
     views: ViewConfig = Field(
         default_factory=lambda: ViewConfig(
             crop=(0.9, 1.0), flip=False, rotate90=False, colour=0.2, hue=0, grey=0, blur=0
-        )
+        ),
+        description='How the images change. Mirroring would make "left" and "right" in a text wrong.',
     )
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over the images that have a text."""
+        tower, rows = seeded_tower(run), folders_of(run)
+        texts: Texts
+        if self.texts == "captions":
+            rows = [one.having(has_caption, "captions or labels") for one in rows]
+            texts = captions_of(rows)
+        else:
+            known = [read_record_texts(Path(folder)) for folder in run.data.mixture]
+            rows = [
+                one.having(lambda item, own=own: item.image in own, "records")  # type: ignore[misc]
+                for one, own in zip(rows, known, strict=True)
+            ]
+            texts = RecordTexts(tuple(known))
+        tokenizer = load_tokenizer(resolve(self.language))
+        objective = ImageTextObjective(
+            tower, self._text_tower(len(tokenizer)), loss=self.name, dimension=self.dimension
+        )
+        tokens = Tokens(tokenizer, self.length)
+        collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts)
+        return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
+
+    def _text_tower(self, vocabulary: int) -> SmallTextTower | LanguageTextTower:
+        if self.text == "language":
+            return LanguageTextTower(load_vlm(self.language).vlm.language)
+        return SmallTextTower(
+            vocabulary,
+            width=self.text_width,
+            layers=self.text_layers,
+            heads=self.text_heads,
+            length=self.length,
+        )
 
 
 @dataclass(frozen=True)
-class ImageTextBatch:
+class ImageTextBatch(TensorFields):
     """Images with a text each.
 
     Attributes:
         tiles_BCHW: RGB, uint8.
         text: Tokens of the texts.
-        names: Ids of the images.
+        record_names: Ids of the images, for messages.
     """
 
     tiles_BCHW: Tensor
     text: TextBatch
-    names: tuple[str, ...]
-
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
+    record_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class ImageTextPairs:
+class ImageTextPairs(ImageCollate[ImageTextBatch]):
     """Makes an `ImageTextBatch`.
 
     Attributes:
@@ -105,13 +158,14 @@ class ImageTextPairs:
     tokens: Tokens
     kind: TextKind
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> ImageTextBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> ImageTextBatch:
         """Return the batch of some images."""
         views, texts = [], []
-        for image in images:
-            views.append(make_view(image.load(), self.size, self.views, image.generator())[0])
-            texts.append(self.texts(image, np.random.default_rng([image.seed, _TEXT, image.position])))
-        return ImageTextBatch(stacked(views), self.tokens(texts), tuple(image.item.id for image in images))
+        for sample in samples:
+            view, _ = make_view(load_sample(sample), self.size, self.views, view_generator(sample))
+            views.append(view)
+            texts.append(self.texts(sample, np.random.default_rng([sample.seed, _TEXT, sample.position])))
+        return ImageTextBatch(stacked(views), self.tokens(texts), names_of(samples))
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""
@@ -122,6 +176,10 @@ class ImageTextPairs:
             "length": self.tokens.length,
             "vocabulary": len(self.tokens.tokenizer),
         }
+
+    def contents(self, order: Any) -> list[Any]:
+        """Return the tokenizer, and the texts where they aren't made of the labels; see `Collate.contents`."""
+        return [vocabulary_digest(self.tokens.tokenizer), self.texts.digest()]
 
 
 def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:

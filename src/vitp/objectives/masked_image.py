@@ -6,64 +6,86 @@ Shapes: B images, H × W pixels, N patches of P × P pixels, K visible patches, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vitp.core.config import SettingsModel
-from vitp.data.views import ViewConfig, make_view
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
 from vitp.models.flops import TransformerShape, forward_flops
 from vitp.models.vision import VisionTower
 from vitp.models.vrl import surviving_tokens
-from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, tower_flops
-from vitp.objectives.views_source import PlacedImage, stacked
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    folders_of,
+    image_parts,
+    linear_flops,
+    mixture_of,
+    seeded_tower,
+    tower_flops,
+)
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
+)
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
 
-class MaskedImageConfig(SettingsModel):
-    """Masked image modelling. The paper's decoder is 512 wide and 8 blocks deep, for a ViT-B or larger.
+class MaskedImageSettings(ObjectiveSettings):
+    """Masked image modelling. The paper's decoder is 512 wide and 8 blocks deep, for a ViT-B or larger."""
 
-    Attributes:
-        ratio: Share of the patches that are masked.
-        decoder_width: Of the decoder; None: half of the tower's, but at least 64.
-        decoder_layers: Its blocks.
-        normalize: The targets are the pixels of each patch minus their mean, over their deviation.
-        views: How the images change.
-    """
+    former_keys: ClassVar[Mapping[str, str]] = {"mae": ""}
 
-    ratio: float = Field(0.75, gt=0, lt=1)
-    decoder_width: int | None = Field(None, ge=16, le=65_536)
-    decoder_layers: int = Field(2, ge=1, le=1024)
-    normalize: bool = True
-    views: ViewConfig = Field(default_factory=lambda: ViewConfig.geometric((0.4, 1.0)))
+    name: Literal["mae"] = Field("mae", description="Masked image modelling.")
+    ratio: float = Field(0.75, gt=0, lt=1, description="Share of the patches that are masked.")
+    decoder_width: int | None = Field(
+        None,
+        ge=16,
+        le=65_536,
+        description="Width of the decoder; none: half of the tower's, but at least 64.",
+    )
+    decoder_layers: int = Field(2, ge=1, le=1024, description="Blocks of the decoder.")
+    normalize: bool = Field(
+        True, description="The targets are the pixels of each patch minus their mean, over their deviation."
+    )
+    views: ViewConfig = Field(
+        default_factory=lambda: ViewConfig.geometric((0.4, 1.0)), description="How the images change."
+    )
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over all images, both dates of a pair."""
+        tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
+        collate = MaskedViews(tower.image_size[0], tower.grid**2, self)
+        return image_parts(run, MaskedImageObjective(tower, self), images, collate, micro_batches)
 
 
 @dataclass(frozen=True)
-class MaskedBatch:
+class MaskedBatch(TensorFields):
     """Images, and which of their patches the encoder sees.
 
     Attributes:
         tiles_BCHW: RGB, uint8.
         keep_BK: Indices of the visible patches, ascending, int64.
-        names: Ids of the images, for messages.
+        record_names: Ids of the images, for messages.
     """
 
     tiles_BCHW: Tensor
     keep_BK: Tensor
-    names: tuple[str, ...]
-
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
+    record_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class MaskedViews:
+class MaskedViews(ImageCollate[MaskedBatch]):
     """Makes a `MaskedBatch`.
 
     Attributes:
@@ -74,16 +96,16 @@ class MaskedViews:
 
     size: int
     patches: int
-    config: MaskedImageConfig
+    config: MaskedImageSettings
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> MaskedBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> MaskedBatch:
         """Return the batch of some images."""
         views, kept = [], []
-        for image in images:
-            rng = image.generator()
-            views.append(make_view(image.load(), self.size, self.config.views, rng)[0])
+        for sample in samples:
+            rng = view_generator(sample)
+            views.append(make_view(load_sample(sample), self.size, self.config.views, rng)[0])
             kept.append(torch.from_numpy(surviving_tokens(self.patches, self.config.ratio, rng)))
-        return MaskedBatch(stacked(views), torch.stack(kept), tuple(image.item.id for image in images))
+        return MaskedBatch(stacked(views), torch.stack(kept), names_of(samples))
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""
@@ -183,7 +205,7 @@ class MaskedImageObjective(ImageObjective):
         config: Ratio is the source's affair; the decoder and the targets are taken from here.
     """
 
-    def __init__(self, tower: VisionTower, config: MaskedImageConfig) -> None:
+    def __init__(self, tower: VisionTower, config: MaskedImageSettings) -> None:
         super().__init__(tower)
         self.config = config
         width = config.decoder_width or max(64, tower.width // 2)

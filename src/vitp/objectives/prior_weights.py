@@ -29,21 +29,17 @@ _HIDDEN_SEGMENT = -2
 """Image tokens get a record number that no text token has, so that none sees them."""
 
 
-class PriorConfig(SettingsModel):
-    """Weighting of the answers' tokens.
+class PriorSettings(SettingsModel):
+    """Weighting of the answers' tokens."""
 
-    Attributes:
-        alpha: Exponent; 0: all tokens alike.
-        reference: Folder of a model whose language model has learned the answers without images; None: trained
-            beforehand in the run's own folder.
-        steps: Optimizer steps of that training.
-        lr: Its peak learning rate.
-    """
-
-    alpha: float = Field(0.0, ge=0, le=1e6)
-    reference: str | None = None
-    steps: int = Field(200, ge=1, le=100_000_000)
-    lr: float = Field(1e-3, gt=0, le=100)
+    alpha: float = Field(0.0, ge=0, le=1e6, description="Exponent; 0: all tokens alike.")
+    reference: str | None = Field(
+        None,
+        description="Folder of a model whose language model has learned the answers without images; none: it is "
+        "trained beforehand, in the run's own folder.",
+    )
+    steps: int = Field(200, ge=1, le=100_000_000, description="Optimizer steps of that training.")
+    lr: float = Field(1e-3, gt=0, le=100, description="Peak learning rate of that training.")
 
 
 def text_only_states(language: Any, batch: PackedBatch) -> Tensor:

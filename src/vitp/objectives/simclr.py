@@ -5,78 +5,97 @@ Shapes: B images, E width of the compared vectors, D width of the tower.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.core.config import SettingsModel
-from vitp.data.views import ViewConfig, make_view
+from vitp.core.tensors import TensorFields
+from vitp.data.augment import ViewConfig, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
-from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, tower_flops
-from vitp.objectives.views_source import PlacedImage, stacked
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    folders_of,
+    image_parts,
+    linear_flops,
+    mixture_of,
+    seeded_tower,
+    tower_flops,
+)
+from vitp.objectives.image_rows import (
+    ImageCollate,
+    ImageSamples,
+    load_sample,
+    names_of,
+    stacked,
+    view_generator,
+)
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
 
-class SimCLRConfig(SettingsModel):
-    """SimCLR.
+class SimCLRSettings(ObjectiveSettings):
+    """Contrast of two views of an image."""
 
-    Attributes:
-        temperature: Of the similarities.
-        hidden: Width of the projection head's hidden layer; None: the tower's.
-        dimension: Of the compared vectors.
-        views: How the two views of an image differ.
-    """
+    former_keys: ClassVar[Mapping[str, str]] = {"simclr": ""}
 
-    temperature: float = Field(0.1, gt=0, le=1000)
-    hidden: int | None = Field(None, ge=8, le=65_536)
-    dimension: int = Field(128, ge=2, le=65_536)
-    views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.2, 1.0)))
+    name: Literal["simclr"] = Field("simclr", description="Contrast of two views of an image.")
+    temperature: float = Field(0.1, gt=0, le=1000, description="Divides the similarities.")
+    hidden: int | None = Field(
+        None, ge=8, le=65_536, description="Width of the projection head's hidden layer; none: the tower's."
+    )
+    dimension: int = Field(128, ge=2, le=65_536, description="Width of the compared vectors.")
+    views: ViewConfig = Field(
+        default_factory=lambda: ViewConfig(crop=(0.2, 1.0)),
+        description="How the two views of an image differ.",
+    )
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over all images, both dates of a pair."""
+        tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
+        collate = TwoViews(tower.image_size[0], self.views)
+        return image_parts(run, SimCLRObjective(tower, self), images, collate, micro_batches)
 
 
 @dataclass(frozen=True)
-class TwoViewBatch:
+class TwoViewBatch(TensorFields):
     """Two views of each image.
 
     Attributes:
         views_2BCHW: RGB, uint8.
-        names: Ids of the images.
+        record_names: Ids of the images, for messages.
     """
 
     views_2BCHW: Tensor
-    names: tuple[str, ...]
+    record_names: tuple[str, ...]
 
     @property
     def tiles_BCHW(self) -> Tensor:
         """The first view of each image."""
         return self.views_2BCHW[0]
 
-    @property
-    def record_names(self) -> tuple[str, ...]:
-        """What the engine calls the samples when a step goes wrong."""
-        return self.names
-
 
 @dataclass(frozen=True)
-class TwoViews:
+class TwoViews(ImageCollate[TwoViewBatch]):
     """Makes a `TwoViewBatch` of views of `size` pixels."""
 
     size: int
     views: ViewConfig
 
-    def __call__(self, images: Sequence[PlacedImage], step: int) -> TwoViewBatch:
+    def __call__(self, samples: ImageSamples, step: int) -> TwoViewBatch:
         """Return the batch of some images."""
         first, second = [], []
-        for image in images:
-            pixels, rng = image.load(), image.generator()
+        for sample in samples:
+            pixels, rng = load_sample(sample), view_generator(sample)
             first.append(make_view(pixels, self.size, self.views, rng)[0])
             second.append(make_view(pixels, self.size, self.views, rng)[0])
         views_2BCHW = torch.stack([stacked(first), stacked(second)])
-        return TwoViewBatch(views_2BCHW, tuple(image.item.id for image in images))
+        return TwoViewBatch(views_2BCHW, names_of(samples))
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""
@@ -122,7 +141,7 @@ class SimCLRObjective(ImageObjective):
         config: Head and temperature.
     """
 
-    def __init__(self, tower: VisionTower, config: SimCLRConfig) -> None:
+    def __init__(self, tower: VisionTower, config: SimCLRSettings) -> None:
         super().__init__(tower)
         self.config = config
         self.project = projection_head(tower.width, config.hidden or tower.width, config.dimension)

@@ -5,7 +5,7 @@ Shapes: B texts, L tokens, W width of the tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from vitp.core.errors import DataError
+from vitp.core.tensors import TensorFields
+from vitp.data.fingerprint import json_digest
+from vitp.data.mixture import Sample
 from vitp.data.plain_text import PlainText
 from vitp.data.sources import open_sources
 from vitp.data.synthesis.classes import SetClasses, countable
@@ -24,7 +27,7 @@ from vitp.data.synthesis.facts import Facts, Limits
 from vitp.data.synthesis.image_tasks import caption
 from vitp.models.flops import TransformerShape, forward_flops, language_shape
 from vitp.objectives.image_base import linear_flops
-from vitp.objectives.views_source import ImageRows, PlacedImage
+from vitp.objectives.image_rows import ImageRows
 from vitp.records.instructions import IMAGE_MARK
 from vitp.records.labels import LabelledImage
 
@@ -32,7 +35,7 @@ TextKind = Literal["captions", "records"]
 
 
 @dataclass(frozen=True)
-class TextBatch:
+class TextBatch(TensorFields):
     """Tokens of some texts.
 
     Attributes:
@@ -146,10 +149,14 @@ class Captions:
 
     classes: tuple[SetClasses, ...]
 
-    def __call__(self, image: PlacedImage, rng: np.random.Generator) -> str:
+    def __call__(self, image: Sample[LabelledImage], rng: np.random.Generator) -> str:
         """Return a text of the image."""
-        found = caption(Facts(image.item, self.classes[image.entry], Limits()), rng)
+        found = caption(Facts(image.record, self.classes[image.entry], Limits()), rng)
         return found.answer if found is not None else "an image"
+
+    def digest(self) -> str:
+        """Return nothing: captions follow from the labels."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -162,10 +169,14 @@ class RecordTexts:
 
     turns: tuple[dict[str, tuple[str, ...]], ...]
 
-    def __call__(self, image: PlacedImage, rng: np.random.Generator) -> str:
+    def __call__(self, image: Sample[LabelledImage], rng: np.random.Generator) -> str:
         """Return a text of the image."""
-        texts = self.turns[image.entry][image.item.image]
+        texts = self.turns[image.entry][image.record.image]
         return texts[int(rng.integers(len(texts)))]
+
+    def digest(self) -> str:
+        """Return the hash of all texts and of the images that they are of; folders may move."""
+        return json_digest([[(Path(name).name, texts) for name, texts in one.items()] for one in self.turns])
 
 
 def captions_of(sets: Sequence[ImageRows]) -> Captions:
@@ -207,5 +218,5 @@ def head_flops(module: nn.Module, rows: int) -> float:
     return 3 * linear_flops(module, rows)
 
 
-Texts = Callable[[PlacedImage, np.random.Generator], str]
+Texts = Captions | RecordTexts
 """(image at its place, random numbers) → a text about it."""

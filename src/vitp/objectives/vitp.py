@@ -5,23 +5,201 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitp.checkpoints.pretrained import LoadedVLM, load_tokenizer, load_vlm, write_vlm
+from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.data.batches import SampledBatches
 from vitp.data.chat import ChatTokenizer
+from vitp.data.lengths import RecordCost, RecordLength
+from vitp.data.mixture import Mixture
 from vitp.data.packing import PackedBatch
+from vitp.data.row_findings import mixture_warnings
+from vitp.data.tokenizer import train_tokenizer
+from vitp.models.compute import configure
 from vitp.models.flops import forward_flops, language_shape, vision_flops
-from vitp.models.lora import plain_layers
+from vitp.models.lora import add_lora, plain_layers
 from vitp.models.token_runs import token_runs
+from vitp.models.vision import VisionTower
 from vitp.models.vlm import MOST_LOGITS, PARTS, VisionLanguageModel
+from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.base import Objective, ParameterGroup
-from vitp.objectives.prior_weights import PriorWeights
+from vitp.objectives.instructions import PackedRecords, corpus_of, describe_sets, open_mixture
+from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
+from vitp.objectives.settings import (
+    ObjectiveParts,
+    ObjectiveSettings,
+    Phase,
+    Run,
+    RunSettings,
+)
 
 GROUP_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model"}
+
+
+class AlignSettings(SettingsModel):
+    """A phase before the run proper in which the vision tower is frozen.
+
+    A language model that doesn't know the domain's words yet sends the ViT noise: the first steps would move it
+    without teaching it anything. In this phase projector and language model learn to read the ViT as it is.
+    """
+
+    steps: int = Field(0, ge=0, le=100_000_000, description="Optimizer steps; 0: no such phase.")
+    lr: float = Field(1e-3, gt=0, le=100, description="Peak learning rate.")
+
+
+class ViTPSettings(ObjectiveSettings):
+    """Visual instruction pretraining. The defaults are the paper's."""
+
+    has_language_model: ClassVar[bool] = True
+    former_keys: ClassVar[Mapping[str, str]] = {"vrl": "vrl", "align": "align", "prior": "prior"}
+
+    name: Literal["vitp"] = Field("vitp", description="Visual instruction pretraining.")
+    vrl: VRLConfig = Field(
+        default_factory=VRLConfig, description="Image tokens are dropped behind the projector."
+    )
+    align: AlignSettings = Field(
+        default_factory=AlignSettings, description="A phase with the vision tower frozen."
+    )
+    prior: PriorSettings = Field(default_factory=PriorSettings, description="Weights of the answers' tokens.")
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over the instruction records of the mixture."""
+        torch.manual_seed(run.seed)
+        mixture = open_mixture(run.data, run.seed)
+        loaded = _initial_model(run, mixture)
+        compute = run.compute
+        if run.model.gradient_checkpointing and compute.recompute == "none":
+            compute = compute.model_copy(update={"recompute": "full"})
+        configure(loaded.vlm, compute)
+        if run.model.vision_lora is not None:
+            add_lora(loaded.vlm.vision, run.model.vision_lora)
+        objective = ViTPObjective(
+            loaded.vlm,
+            loaded.chat,
+            freeze=run.model.freeze,
+            lr_scale=run.model.lr_scale,
+            prior=_prior_weights(self.prior),
+        )
+        tile = loaded.vlm.vision.image_size[0]
+        collator = PackedRecords(
+            loaded.chat,
+            tile=tile,
+            config=run.data.sequence,
+            drop=VisualRobustness(self.vrl, run.seed).train(),
+            load_tiles=run.data.input.loader(tile),
+        )
+        source = SampledBatches(
+            mixture,
+            collator,
+            run.data.global_batch,
+            micro_batches,
+            cost=self._record_cost(run, loaded) if run.data.balance else None,
+        )
+        return ObjectiveParts(objective, source, describe_sets(mixture))
+
+    def _record_cost(self, run: RunSettings, loaded: LoadedVLM) -> RecordCost:
+        """Return what a record costs, with a tile of the vision tower in tokens of the language model."""
+        vision, language, sequence = loaded.vlm.vision, language_shape(loaded.vlm.language), run.data.sequence
+        tile, token = vision_flops(vision, 1), forward_flops(language, 1, sequence.max_length / 4)
+        length = RecordLength(loaded.chat, vision.image_size[0], sequence.max_tiles, sequence.max_turns)
+        return RecordCost(length, tile / token, 1 - self.vrl.ratio * self.vrl.probability)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the training of the text reference and the alignment, as far as they are wanted."""
+        found = []
+        if self.prior.alpha > 0 and self.prior.reference is None:
+            found.append(
+                Phase(
+                    "prior",
+                    self.prior.steps,
+                    self.prior.lr,
+                    prepare=_without_prior,
+                    proceed=lambda run, folder: _with_objective(
+                        run, prior=run.objective.prior.model_copy(update={"reference": str(folder)})
+                    ),
+                    part=lambda objective: TextOnlyObjective(objective.vlm, objective.chat),
+                )
+            )
+        if self.align.steps:
+            found.append(
+                Phase(
+                    "align",
+                    self.align.steps,
+                    self.align.lr,
+                    prepare=lambda run: _with_model(run, freeze=[*run.model.freeze, "vision"]),
+                    proceed=lambda run, folder: _with_model(run, init=str(folder)),
+                )
+            )
+        return tuple(found)
+
+    def alone(self) -> ViTPSettings:
+        """Return the settings without alignment and with all tokens alike."""
+        align = self.align.model_copy(update={"steps": 0})
+        return self.model_copy(update={"align": align, "prior": PriorSettings()})
+
+    def warnings(self, run: RunSettings) -> list[str]:
+        """Return what the records of the mixture lack."""
+        return mixture_warnings(open_mixture(run.data, run.seed))
+
+
+def _with_model(run: Run, **changes: object) -> Run:
+    return run.model_copy(update={"model": run.model.model_copy(update=changes)})
+
+
+def _with_objective(run: Run, **changes: object) -> Run:
+    return run.model_copy(update={"objective": run.objective.model_copy(update=changes)})
+
+
+def _without_prior(run: Run) -> Run:
+    """Return the settings that a language model learns the answers with: all of it trains, the tower takes no part."""
+    return _with_model(_with_objective(run, prior=PriorSettings()), freeze=[], vision_lora=None)
+
+
+def _prior_weights(settings: PriorSettings) -> PriorWeights | None:
+    if settings.alpha == 0:
+        return None
+    if settings.reference is None:
+        raise ConfigError(
+            "names no model that knows the answers without images",
+            where="objective.prior.reference",
+            fix="name one, or start the run with `vitp pretrain`, which trains one first",
+        )
+    return PriorWeights(TextReference(load_vlm(settings.reference).vlm.language), settings.alpha)
+
+
+def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
+    settings = run.model
+    if settings.init != "scratch":
+        return load_vlm(settings.init, drop_path=settings.drop_path)
+    if settings.scratch is None:
+        raise ConfigError("says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
+    vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path})
+    if settings.tokenizer is not None:
+        tokenizer = load_tokenizer(Path(settings.tokenizer))
+    else:
+        if vlm_config.template != "micro":
+            raise ConfigError(
+                "a tokenizer trained on the mixture goes with the micro template",
+                where="model.scratch.template",
+                fix='set it to "micro", or name a tokenizer folder',
+            )
+        tokenizer = train_tokenizer(corpus_of(mixture), vocabulary=settings.vocabulary)
+    # The tower's patch size is that of its architecture; on the meta device it costs no memory to ask.
+    with torch.device("meta"):
+        patch = VisionTower(vlm_config.vision).patch_size
+    grid = vlm_config.vision.image_size // patch
+    chat = ChatTokenizer(
+        tokenizer, template=vlm_config.template, tokens_per_tile=(grid // vlm_config.shuffle) ** 2
+    )
+    return LoadedVLM(VisionLanguageModel(vlm_config, vocabulary=len(chat)), chat)
 
 
 class ViTPObjective(Objective):
@@ -136,8 +314,6 @@ class ViTPObjective(Objective):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write model, configuration and tokenizer; `vitp.checkpoints.pretrained.load_vlm` reads them."""
-        from vitp.checkpoints.pretrained import write_vlm
-
         with plain_layers(self.vlm.vision):
             write_vlm(Path(folder), self.vlm, self.chat)
 

@@ -89,7 +89,7 @@ def plan_finetune(
             where="vitp plan",
             fix="name the prepared data with --data, or give the number with --images",
         )
-    train = config.train.of(images or 0)
+    train = config.train.of(images or 0, config.data.global_batch)
     # The side of what the model sees while training.
     resize = config.data.resize
     side = config.data.crop or config.augment.crop or (resize.size if resize is not None else None)
@@ -104,7 +104,7 @@ def plan_finetune(
     return FinetunePlan(
         machine=machine,
         steps=train.steps,
-        batch=train.batch_size,
+        batch=config.data.global_batch,
         input_size=side,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         forward_tflop=forward / 1e12,

@@ -16,7 +16,7 @@ from vitp.models.flops import TransformerShape, language_shape, vision_shape
 from vitp.models.language import QWEN2_VOCABULARY, qwen2_half_billion
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
-from vitp.runs.pretrain import ModelSettings
+from vitp.objectives.settings import ModelSettings
 
 INTERNVL_1B = VLMConfig(
     vision=VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448),

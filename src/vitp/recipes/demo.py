@@ -227,10 +227,15 @@ def _finetune_config(plan: DemoPlan, data: Path, init: str, seed: int) -> Finetu
     """Return the finetuning protocol, the same for every initialisation: a light decoder on a feature pyramid."""
     return small_finetune_config(
         "segmentation",
-        {"root": str(data), "labels": plan.finetune_labels, "max_val_images": 50},
+        {
+            "root": str(data),
+            "labels": plan.finetune_labels,
+            "global_batch": plan.finetune_batch,
+            "max_val_images": 50,
+        },
         init,
         seed,
         head={"kind": "fpn", "width": 64, "auxiliary": 0.0},
-        train={"steps": plan.finetune_steps, "batch_size": plan.finetune_batch},
+        train={"steps": plan.finetune_steps},
         augment={"scale": [1.0, 1.6]},
     )

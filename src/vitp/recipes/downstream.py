@@ -135,11 +135,11 @@ def finetuned(run: Path, data: Path, one: RealTask, backbone: str, seed: int, pl
     if not (run / SCORES_FILE).is_file():
         config = small_finetune_config(
             one.task,
-            {"root": str(data), "empty": 0.5, "max_val_images": 60},
+            {"root": str(data), "empty": 0.5, "global_batch": plan.batch, "max_val_images": 60},
             backbone,
             seed,
             head=one.head,
-            train={"steps": plan.steps, "batch_size": plan.batch, "log_every": 50},
+            train={"steps": plan.steps, "log_every": 50},
             augment={"flip": True, "rotate90": True},
             optim={"lr": plan.lr, "weight_decay": 0.05, "warmup_ratio": 0.1, "layer_decay": 0.75},
         )

@@ -15,23 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rich.console import Console
-
 from vitp.checkpoints.export import load_backbone
 from vitp.checkpoints.pretrained import load_vlm, resolve
 from vitp.core.config import load_config, make_config
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.core.reading import parse_yaml, read_text
-from vitp.engine.hooks import TrainResult
+from vitp.objectives import SETTINGS, Default
+from vitp.objectives.preserving import preserving
 from vitp.recipes.micro import Budget, continued_from_starter
-from vitp.runs.image_pretrain import OBJECTIVES, ImagePretrainConfig, run_image_pretraining
-from vitp.runs.image_pretrain import build as build_image_run
-from vitp.runs.pretrain import PretrainConfig, run_pretraining
-from vitp.runs.pretrain import build as build_vitp_run
+from vitp.runs.pretrain import PretrainConfig, build
 
 Folders = Sequence[Path]
-AnyConfig = PretrainConfig | ImagePretrainConfig
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class Paradigm:
     labels: str
     batch: int
     lr: float
-    make: Callable[[Folders, str, ParadigmBudget, int], AnyConfig]
+    make: Callable[[Folders, str, ParadigmBudget, int], PretrainConfig]
 
 
 def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> PretrainConfig:
@@ -100,11 +93,11 @@ def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> Pre
 
 
 def _image_paradigm(
-    name: str, objective: str | None = None, **sections: Any
-) -> Callable[[Folders, str, ParadigmBudget, int], AnyConfig]:
+    name: str, objective: str | None = None, **settings: Any
+) -> Callable[[Folders, str, ParadigmBudget, int], PretrainConfig]:
     """Return what makes the configuration of the paradigm `name`, whose objective has the same name unless said."""
 
-    def make(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> ImagePretrainConfig:
+    def make(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> PretrainConfig:
         own = PARADIGMS[name]
         batch = budget.batch or own.batch
         steps = max(1, round(budget.images / batch))
@@ -112,9 +105,9 @@ def _image_paradigm(
         if init == "random":
             start["vision"] = load_backbone(budget.like).config.model_dump()
         return make_config(
-            ImagePretrainConfig,
+            PretrainConfig,
             {
-                "objective": objective or name,
+                "objective": {"name": objective or name, **settings},
                 "seed": seed,
                 "model": {**start, "drop_path": 0.0},
                 "data": {
@@ -131,7 +124,6 @@ def _image_paradigm(
                     "save_every": max(1, steps // 3),
                     "must_train": ["vision tower"],
                 },
-                **sections,
             },
             where=f"micro run of {name}",
         )
@@ -139,8 +131,8 @@ def _image_paradigm(
     return make
 
 
-_MICRO_TEXT = {"text_width": 192, "text_layers": 3, "text_heads": 6}
-_MICRO_DINO = {"prototypes": 512, "hidden": 256, "bottleneck": 64, "momentum": 0.99}
+_MICRO_TEXT: dict[str, Any] = {"text_width": 192, "text_layers": 3, "text_heads": 6}
+_MICRO_DINO: dict[str, Any] = {"prototypes": 512, "hidden": 256, "bottleneck": 64, "momentum": 0.99}
 _CAPTIONS = "captions; where none is given, composed from scene class, object counts and land cover"
 
 PARADIGMS: dict[str, Paradigm] = {
@@ -153,19 +145,19 @@ PARADIGMS: dict[str, Paradigm] = {
     ),
     "mae": Paradigm("masked image modelling (MAE)", "none", 16, 3e-4, _image_paradigm("mae")),
     "simclr": Paradigm("SimCLR", "none", 32, 3e-4, _image_paradigm("simclr")),
-    "dino": Paradigm("self-distillation (DINO)", "none", 16, 2e-4, _image_paradigm("dino", dino=_MICRO_DINO)),
+    "dino": Paradigm("self-distillation (DINO)", "none", 16, 2e-4, _image_paradigm("dino", **_MICRO_DINO)),
     "ibot": Paradigm(
         "self-distillation with masked patches (iBOT)",
         "none",
         16,
         2e-4,
-        _image_paradigm("ibot", "dino", dino={**_MICRO_DINO, "mask": 0.5}),
+        _image_paradigm("ibot", "dino", **_MICRO_DINO, mask=0.5),
     ),
     "clip": Paradigm(
-        "image-text contrast (CLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("clip", image_text=_MICRO_TEXT)
+        "image-text contrast (CLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("clip", **_MICRO_TEXT)
     ),
     "siglip": Paradigm(
-        "image-text contrast (SigLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("siglip", image_text=_MICRO_TEXT)
+        "image-text contrast (SigLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("siglip", **_MICRO_TEXT)
     ),
     "supervised": Paradigm(
         "supervised classification",
@@ -187,10 +179,10 @@ STARTER_STEPS = 1000
 def starter_config(
     mixture: Sequence[str | Path],
     *,
-    objective: str = "vitp",
+    objective: str = Default().name,
     steps: int = STARTER_STEPS,
     overrides: Sequence[str] = (),
-) -> AnyConfig:
+) -> PretrainConfig:
     """Return the run with which a paradigm continues the starter on data of its user.
 
     Batches and rates are those of the micro recipes: the published ones are for a ViT of a hundred times the size.
@@ -207,7 +199,7 @@ def starter_config(
     if objective not in PARADIGMS:
         hint = did_you_mean(objective, PARADIGMS) or f"objectives are: {', '.join(PARADIGMS)}"
         raise ConfigError(f"unknown objective {objective!r}", where="objective", fix=hint)
-    config: AnyConfig
+    config: PretrainConfig
     if objective == "vitp":
         config = continued_from_starter([Path()], Budget(min(160, steps // 5), steps), 0)
     else:
@@ -218,8 +210,8 @@ def starter_config(
     return make_config(type(config), values, overrides, where="settings")
 
 
-def pretrain_settings(config: Path | None, objective: str | None, overrides: Sequence[str]) -> AnyConfig:
-    """Return the settings of `vitp pretrain`, of the kind that its objective has.
+def pretrain_settings(config: Path | None, objective: str | None, overrides: Sequence[str]) -> PretrainConfig:
+    """Return the settings of `vitp pretrain`.
 
     Without a configuration they are those of the micro recipes where the run starts from the starter, else the
     paper's.
@@ -232,56 +224,24 @@ def pretrain_settings(config: Path | None, objective: str | None, overrides: Seq
     Raises:
         ConfigError: There is no such objective, or a setting is wrong.
     """
-    name = objective or (_objective_of(config) if config is not None else "vitp")
-    kind: type[PretrainConfig] | type[ImagePretrainConfig]
-    kind = PretrainConfig if name == "vitp" else ImagePretrainConfig
     if objective is not None:
-        known = ("vitp", *OBJECTIVES)
-        if objective not in known:
-            hint = did_you_mean(objective, known) or f"objectives are: {', '.join(known)}"
+        if objective not in SETTINGS:
+            hint = did_you_mean(objective, SETTINGS) or f"objectives are: {', '.join(SETTINGS)}"
             raise ConfigError(f"unknown objective {objective!r}", where="--objective", fix=hint)
         overrides = [f"objective={objective}", *overrides]
     if config is not None:
-        return load_config(kind, config, overrides)
-    settings = make_config(kind, {}, [f"train.steps={PUBLISHED_STEPS}", *overrides], where="command line")
+        return load_config(PretrainConfig, config, overrides)
+    words = [f"train.steps={PUBLISHED_STEPS}", *overrides]
+    settings = make_config(PretrainConfig, {}, words, where="command line")
     if settings.model.init != "starter":
         return settings
     steps = settings.train.steps if settings.train.steps != PUBLISHED_STEPS else STARTER_STEPS
-    return starter_config(settings.data.mixture, objective=name, steps=steps, overrides=overrides)
+    return starter_config(
+        settings.data.mixture, objective=settings.objective.name, steps=steps, overrides=overrides
+    )
 
 
-def _objective_of(config: Path) -> str:
-    """Return the objective that a configuration file names; what is wrong with the file is told when it is loaded."""
-    try:
-        values = parse_yaml(read_text(config))
-    except (OSError, ValueError, yaml.YAMLError):
-        return "vitp"
-    return str(values.get("objective", "vitp")) if isinstance(values, dict) else "vitp"
-
-
-def run_paradigm(
-    config: AnyConfig, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
-) -> TrainResult:
-    """Run a configuration of any paradigm.
-
-    Raises:
-        VitpError: As `run_pretraining` and `run_image_pretraining`.
-    """
-    if isinstance(config, PretrainConfig):
-        return run_pretraining(config, run_dir, resume=resume, console=console)
-    return run_image_pretraining(config, run_dir, resume=resume, console=console)
-
-
-def build_paradigm(config: AnyConfig) -> Any:
-    """Return a run of any paradigm with its `objective` and `source`, not begun.
-
-    Raises:
-        VitpError: The run can't be built.
-    """
-    return build_vitp_run(config) if isinstance(config, PretrainConfig) else build_image_run(config)
-
-
-def flops_per_image(config: AnyConfig, *, steps: int = 3) -> float:
+def flops_per_image(config: PretrainConfig, *, steps: int = 3) -> float:
     """Return the training FLOPs an image of a run, as the mean over its first batches.
 
     ViTP's first phase counts as it is: with the ViT frozen an image costs less.
@@ -293,21 +253,20 @@ def flops_per_image(config: AnyConfig, *, steps: int = 3) -> float:
     Raises:
         VitpError: The run can't be built.
     """
-    if isinstance(config, ImagePretrainConfig):
-        return _flops(config, steps)
-    # Weights of the tokens cost nothing that is counted, and may need a run of their own first.
-    config = config.model_copy(update={"prior": type(config.prior)()})
+    # Phases that don't look at images cost little beside the others.
+    phases = [phase for phase in config.objective.phases() if phase.part is None]
     full = _flops(config, steps)
-    if not config.align.steps:
-        return full
-    model = config.model.model_copy(update={"freeze": [*config.model.freeze, "vision"]})
-    frozen = _flops(config.model_copy(update={"model": model}), steps)
-    share = config.align.steps / (config.align.steps + config.train.steps)
-    return share * frozen + (1 - share) * full
+    total = config.train.steps + sum(phase.steps for phase in phases)
+    for phase in phases:
+        share = phase.steps / total
+        full = share * _flops(phase.prepare(config), steps) + (1 - share) * full
+    return full
 
 
-def _flops(config: AnyConfig, steps: int) -> float:
-    run = build_paradigm(config)
+def _flops(config: PretrainConfig, steps: int) -> float:
+    """Return the FLOPs an image of a run's first batches, its phases left out."""
+    run = build(config.model_copy(update={"objective": config.objective.alone()}))
+    objective = preserving(run.objective, config.model.preserve)
     batches = [run.source(step, 0, 0, 1) for step in range(steps)]
-    flops = sum(run.objective.step_flops(batch) for batch in batches)
-    return float(flops / sum(run.objective.work(batch)["samples"] for batch in batches))
+    images = sum(objective.work(batch)["samples"] for batch in batches)
+    return sum(objective.step_flops(batch) for batch in batches) / images

@@ -77,7 +77,7 @@ def group_rows(objective: Objective, optim: OptimConfig) -> list[GroupRow]:
 
 
 def augmentation_order(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """Return (change, how) in the order in which `vitp.tasks.augment.augment` makes them."""
+    """Return (change, how) in the order in which `vitp.data.augment.augment` makes them."""
     augment, data = config.augment, config.data
     crop = augment.crop if data.crop is None else data.crop
     turned = f"by up to ±{augment.rotate:g}°, {augment.rotate_probability:.0%} of the images"
@@ -168,7 +168,7 @@ def parity_of(recipe: Recipe, *, images: int | None = None) -> Parity:
             where=f"recipe {recipe.name}",
             fix="count the prepared training crops and give their number with --images",
         )
-    steps = task.train.of(count or 0).steps
+    steps = task.train.of(count or 0, task.data.global_batch).steps
     with torch.device("meta"):
         model = full_size_model(task, placeholder_classes(recipe.facts.classes))
     return Parity(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vitp.core.reading import parse_yaml, read_text
 from vitp.data.chat import ChatTokenizer
 from vitp.data.mixture import Mixture
 from vitp.data.readers.mixture_file import open_entry
+from vitp.objectives.instructions import open_mixture
 from vitp.planning.devices import Machine, machine_of
 from vitp.planning.finetune import plan_finetune
 from vitp.planning.memory import GIB
@@ -28,7 +29,7 @@ from vitp.recipes.paper.tables import PRETRAINING_FACTS
 from vitp.recipes.paper.typical_sizes import TYPICAL
 from vitp.recipes.parity import full_size_model, placeholder_classes, published_images
 from vitp.runs.finetune import FinetuneConfig, run_splits
-from vitp.runs.pretrain import PretrainConfig, open_mixture
+from vitp.runs.pretrain import PretrainConfig
 from vitp.tasks.build import task_of
 from vitp.tasks.data import classes_of, open_labelled
 
@@ -97,10 +98,11 @@ def plan_run(request: PlanRequest) -> PlannedRun:
             as_published=request.as_published,
             overrides=request.overrides,
         )
-    if isinstance(config, PretrainConfig):
-        made = _pretraining(config, recipe if isinstance(recipe, PretrainRecipe) else None, machine, request)
-    else:
-        made = _finetuning(config, recipe, machine, request)
+    planners: dict[type, Callable[..., PlannedRun]] = {
+        PretrainConfig: _pretraining,
+        FinetuneConfig: _finetuning,
+    }
+    made = planners[type(config)](config, recipe, machine, request)
     device, price = machine.device, f"assumed ${machine.device.dollars_per_hour:.2f} an hour; --price"
     assumed = [
         f"speed: {made.values['utilisation']:.0%} of the data sheet's {device.bf16_tflops:g} bf16 TFLOP/s, assumed; "
@@ -133,8 +135,10 @@ def _from_file(path: Path, request: PlanRequest) -> PretrainConfig | FinetuneCon
 
 
 def _pretraining(
-    config: PretrainConfig, recipe: PretrainRecipe | None, machine: Machine, request: PlanRequest
+    config: PretrainConfig, recipe: Recipe | None, machine: Machine, request: PlanRequest
 ) -> PlannedRun:
+    shape = run_shape(config, pads_dropped=request.as_published)  # says first what can't be planned
+    recipe = recipe if isinstance(recipe, PretrainRecipe) else None
     model, chat = planned_model(config.model)
     if recipe is not None and request.data is None:
         most = PRETRAINING_FACTS.max_tiles
@@ -147,7 +151,7 @@ def _pretraining(
         sizes, samples = _counted_sizes(config, recipe, model, chat, request.samples)
     found = plan_pretraining(
         model,
-        run_shape(config, pads_dropped=request.as_published),
+        shape,
         sizes,
         machine,
         utilisation=request.utilisation,

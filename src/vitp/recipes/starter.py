@@ -24,8 +24,9 @@ import torch
 
 from vitp.checkpoints.pretrained import load_vlm, save_vlm
 from vitp.core.tensors import load_tensors, save_tensors
+from vitp.data.augment import MaskAugmentation
+from vitp.data.batches import SampledBatches
 from vitp.data.chat import ChatTokenizer
-from vitp.data.collate import Collator, InstructionSource, SequenceConfig
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.synthesis import LabelledRecords, SynthesisConfig
 from vitp.data.tokenizer import train_tokenizer
@@ -36,8 +37,9 @@ from vitp.models.resample import fit_weights
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VisualRobustness, VRLConfig
-from vitp.objectives.dense import DenseObjective
-from vitp.objectives.dense_source import Augmentation, LabelledSource
+from vitp.objectives.dense import DenseObjective, dense_batches
+from vitp.objectives.instructions import PackedRecords
+from vitp.objectives.settings import SequenceConfig
 from vitp.objectives.vitp import ViTPObjective
 from vitp.recipes.vocabulary import DOMAIN_WORDS
 from vitp.scenes import DOMAINS, scene_set
@@ -116,12 +118,12 @@ def _dense(folder: Path, plan: StarterPlan, resume: bool) -> None:
     scenes = scene_set("general", seed=plan.seed, count=plan.scenes, size=plan.dense_size, split="train")
     domain = DOMAINS["general"]
     objective = DenseObjective(tower, domain.semantic_classes, head="linear")
-    source = LabelledSource(
+    source = dense_batches(
         scenes,
         plan.dense_batch,
         plan.seed,
         size=plan.dense_size,
-        augment=Augmentation(flip=True, rotate90=True, crop=1.0, photometric=0.1),
+        augment=MaskAugmentation(flip=True, rotate90=True, crop=1.0, photometric=0.1),
     )
     optim = OptimConfig(lr=plan.dense_lr, weight_decay=0.05, warmup_ratio=0.05, min_lr_ratio=0.02)
     Trainer(objective, source, optim, _train_config(plan, plan.dense_steps), folder, resume=resume).train()
@@ -167,14 +169,14 @@ def starter_tokenizer(mixture: Mixture, plan: StarterPlan, texts: int = 600) -> 
     )
 
 
-def _source(mixture: Mixture, chat: ChatTokenizer, plan: StarterPlan, vrl: VRLConfig) -> InstructionSource:
-    collator = Collator(
+def _source(mixture: Mixture, chat: ChatTokenizer, plan: StarterPlan, vrl: VRLConfig) -> SampledBatches:
+    collator = PackedRecords(
         chat,
         tile=IMAGE_SIZE,
         config=SequenceConfig(max_length=1024),
         drop=VisualRobustness(vrl, plan.seed).train(),
     )
-    return InstructionSource(mixture, collator, plan.batch)
+    return SampledBatches(mixture, collator, plan.batch)
 
 
 def _align(folder: Path, plan: StarterPlan, tower_weights: Path, resume: bool) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError
 from vitp.core.files import atomic_path
+from vitp.data.augment import resize_image
 from vitp.evaluation.attention import distance_profile, grid_of, patch_attention
 from vitp.evaluation.attention_figures import (
     attention_sheet,
@@ -29,7 +30,6 @@ from vitp.evaluation.feature_pictures import (
 )
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
-from vitp.objectives.dense_source import resize
 from vitp.report import (
     AttentionExplorer,
     BackboneAttention,
@@ -231,7 +231,7 @@ def explorer(
     rows, columns = grid_of(first)
     return AttentionExplorer(
         "",
-        [Image.fromarray(resize(np.asarray(image), first.image_size)) for image in images.values()],
+        [Image.fromarray(resize_image(np.asarray(image), first.image_size)) for image in images.values()],
         maps,
         patch=(int(place[0] * rows), int(place[1] * columns)),
         image_names=list(images),

@@ -13,12 +13,12 @@ from PIL import Image, ImageColor, ImageDraw
 
 from vitp.data.formats.mask_classes import BACKGROUND
 from vitp.data.ignored import known_semantic, outline
+from vitp.data.image_sample import ImageSample
 from vitp.evaluation.corruptions import Corruption, corrupt_sample
 from vitp.evaluation.corruptions.sets import load_pixels
 from vitp.io.colours import CLASS_COLOURS
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.report import Figure
-from vitp.tasks.augment import Sample
 from vitp.tasks.data import LabelKind
 
 SIDE = 320
@@ -53,7 +53,7 @@ def example_figures(
     return figures
 
 
-def _sample(item: LabelledImage, kind: LabelKind | None) -> Sample:
+def _sample(item: LabelledImage, kind: LabelKind | None) -> ImageSample:
     image_CHW = torch.from_numpy(np.array(load_pixels(item.image))).permute(2, 0, 1).contiguous()
     semantic_HW = None
     if kind == "semantic" and item.semantic is not None:
@@ -61,11 +61,11 @@ def _sample(item: LabelledImage, kind: LabelKind | None) -> Sample:
     elif kind == "change" and item.change is not None:
         semantic_HW = torch.from_numpy(item.change().astype(np.uint8))
     if kind not in _OUTLINED:
-        return Sample(image_CHW, semantic_HW=semantic_HW)
-    return Sample(image_CHW, objects=item.objects, semantic_HW=semantic_HW, ignored=item.ignored)
+        return ImageSample(image_CHW, semantic_HW=semantic_HW)
+    return ImageSample(image_CHW, objects=item.objects, semantic_HW=semantic_HW, ignored=item.ignored)
 
 
-def draw_labels(sample: Sample, classes: Sequence[str], *, side: int = SIDE) -> Image.Image:
+def draw_labels(sample: ImageSample, classes: Sequence[str], *, side: int = SIDE) -> Image.Image:
     """Return a sample's image, `side` pixels long, with its mask laid over it and its objects outlined.
 
     Difficult objects and ignored places, which count neither as found nor as missed, are outlined in grey.

@@ -11,16 +11,17 @@ from PIL import Image
 from vitp.checkpoints.pretrained import load_vlm, resolve
 from vitp.core.config import CONFIG_FILE, load_config
 from vitp.core.files import write_json
+from vitp.data.augment import resize_image
 from vitp.data.formats.vitp_labels import read as read_labels
 from vitp.evaluation.answers import Answered, ask_all, questions_of
 from vitp.evaluation.attention import patch_attention
 from vitp.inference.ask import Assistant
 from vitp.io.images import load_image
 from vitp.models.vision import VisionTower
-from vitp.objectives.dense_source import resize
+from vitp.objectives.instructions import open_entries, open_mixture
 from vitp.records.instructions import InstructionRecord
 from vitp.report import AttentionExplorer, BackboneAttention, Section, write_run_report
-from vitp.runs.pretrain import PretrainConfig, open_entries, open_mixture
+from vitp.runs.pretrain import PretrainConfig
 
 EXPLORED_IMAGES = 4
 SAMPLES_FILE = "samples.json"
@@ -106,7 +107,7 @@ def attention_explorer(towers: Mapping[str, VisionTower], images: Sequence[str])
     if not images:
         return None
     size = next(iter(towers.values())).image_size
-    pictures = [resize(np.asarray(load_image(image)), size) for image in images]
+    pictures = [resize_image(np.asarray(load_image(image)), size) for image in images]
     backbones = [
         BackboneAttention(
             name,

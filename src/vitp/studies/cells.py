@@ -25,8 +25,9 @@ from vitp.evaluation.probes import run_probes
 from vitp.evaluation.robustness import robustness_of_task
 from vitp.models.language import micro_qwen2
 from vitp.models.vlm import VisionLanguageModel
-from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, build_paradigm, flops_per_image, run_paradigm
+from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, flops_per_image
 from vitp.runs.finetune import FinetuneConfig, build_run, run_finetune
+from vitp.runs.pretrain import PretrainConfig, build, run_pretraining
 from vitp.studies.cost import STARTUP, TIMING, count_steps, seconds_a_step
 from vitp.studies.process import Context, Work, resumable
 from vitp.studies.sources import folder_of, provide_data
@@ -74,10 +75,10 @@ def pretrain_backbone(context: Context) -> Mapping[str, Any]:
         images = max(int(config.data.global_batch), round(float(inputs["equal"].values["flops"]) / cost))
     config = run_config(context, images, lr)
     run = context.folder / RUN
-    result = run_paradigm(config, run, resume=resumable(context, run, config))
+    result = run_pretraining(config, run, resume=resumable(context, run, config))
     phases = []
     for steps, phase in phases_of(config):
-        built = build_paradigm(phase)
+        built = build(phase)
         phases.append((steps, count_steps(built.objective, built.source)))
     (run / "start_vision.safetensors").unlink(missing_ok=True)
     for leftover in (*(run / name for name in ("checkpoints", "align", "prior")), context.folder / "start"):
@@ -96,7 +97,7 @@ def pretrain_backbone(context: Context) -> Mapping[str, Any]:
     }
 
 
-def run_config(context: Context, images: int, lr: float | None) -> Any:
+def run_config(context: Context, images: int, lr: float | None) -> PretrainConfig:
     """Return the configuration of a pretraining cell's run.
 
     Args:
@@ -155,12 +156,11 @@ def _write_untrained(context: Context) -> dict[str, Any]:
 
 
 def phases_of(config: Any) -> list[tuple[int, Any]]:
-    """Return (steps, configuration) of the phases of a run: the frozen one of ViTP, and the one proper."""
-    align = getattr(config, "align", None)
-    if align is None or not align.steps:
-        return [(config.train.steps, config)]
-    frozen = config.model.model_copy(update={"freeze": [*config.model.freeze, "vision"]})
-    return [(align.steps, config.model_copy(update={"model": frozen})), (config.train.steps, config)]
+    """Return (steps, configuration) of the phases of a run that look at images, and of the run proper."""
+    phases = [
+        (phase.steps, phase.prepare(config)) for phase in config.objective.phases() if phase.part is None
+    ]
+    return [*phases, (config.train.steps, config)]
 
 
 def choose_value(context: Context) -> Mapping[str, Any]:
@@ -230,6 +230,7 @@ def cell_finetune_config(
             "root": str(root),
             "format": "vitp",
             "labels": labels,
+            "global_batch": settings["batch_size"],
             # What is tried to choose a setting never sees a test image.
             "splits": {"test": "val"} if settings["development"] else {},
         },
@@ -241,7 +242,6 @@ def cell_finetune_config(
         },
         "train": {
             "steps": settings["steps"],
-            "batch_size": settings["batch_size"],
             "val_every": 0,
             "log_every": 50,
             "save_every": max(1, settings["steps"] // 2),
@@ -317,7 +317,7 @@ def _pretraining_pace(context: Context) -> dict[str, float]:
     config = run_config(context, int(context.cell.settings["images"]), context.cell.settings.get("lr"))
     images = seconds = flops = 0.0
     for steps, phase in phases_of(config):
-        run = build_paradigm(phase)
+        run = build(phase)
         of_step = seconds_a_step(run.objective, run.source, device=phase.train.device)
         run.objective.to("cpu")
         images += steps * config.data.global_batch

@@ -9,7 +9,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from vitp.core.config import Positive, SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
-from vitp.core.tensors import map_tensors, save_tensors, unique_state
+from vitp.core.tensors import TensorFields, save_tensors, unique_state
 from vitp.metrics.results import Prediction, Target
 from vitp.models.backbone import Backbone
 from vitp.objectives.base import Objective, ParameterGroup
@@ -32,7 +32,7 @@ FORMAT = "vitp-task-1"
 
 
 @dataclass(frozen=True)
-class TaskBatch:
+class TaskBatch(TensorFields):
     """Images of one size with their targets.
 
     Attributes:
@@ -51,16 +51,6 @@ class TaskBatch:
 
     def __len__(self) -> int:
         return self.images_BCHW.shape[0]
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> TaskBatch:
-        """Return the batch with its tensors on `device`."""
-        moved = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, targets=tuple(target.to(device, non_blocking) for target in self.targets))
-
-    def pin_memory(self) -> TaskBatch:
-        """Return the batch in page-locked memory, so that copies to a GPU don't wait."""
-        pinned = map_tensors(self, lambda tensor: tensor.pin_memory())
-        return replace(pinned, targets=tuple(target.pin_memory() for target in self.targets))
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

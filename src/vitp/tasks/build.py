@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from vitp.checkpoints.export import load_backbone
@@ -35,7 +35,7 @@ from vitp.tasks.predict import predictions_of
 
 TIMM_PREFIX = "timm:"
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=SettingsModel)
 
 
 class BackboneSettings(SettingsModel):

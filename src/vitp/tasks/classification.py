@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.data.ignored import UNLABELLED
 from vitp.metrics.classification import (
     accuracy,
     average_precision,
@@ -32,7 +33,7 @@ from vitp.models.backbone import Backbone, frozen
 from vitp.models.pyramid import pad_to_multiple
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import TaskBatch, TaskModel, TestSettings
-from vitp.tasks.data import UNKNOWN, LabelKind, LabelReader
+from vitp.tasks.data import LabelKind, LabelReader
 from vitp.tasks.dense import by_size
 from vitp.tasks.predict import predictions_of
 
@@ -115,7 +116,7 @@ class ClassificationModel(TaskModel):
         logits_BK = self.logits(batch.images_BCHW, batch.sizes_B2).float()
         target_BK = torch.stack([_classes(target.classes_C) for target in batch.targets])
         if self.settings.multi_label:
-            known_BK = target_BK != UNKNOWN
+            known_BK = target_BK != UNLABELLED
             loss_BK = F.binary_cross_entropy_with_logits(logits_BK, target_BK.clamp(min=0), reduction="none")
             loss = (loss_BK * known_BK).sum()
         else:
@@ -128,7 +129,7 @@ class ClassificationModel(TaskModel):
         """Return the number of images, or of known entries of images × classes."""
         if not self.settings.multi_label:
             return {"class": float(len(batch))}
-        known = sum(int((_classes(target.classes_C) != UNKNOWN).sum()) for target in batch.targets)
+        known = sum(int((_classes(target.classes_C) != UNLABELLED).sum()) for target in batch.targets)
         return {"class": float(known)}
 
     def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:

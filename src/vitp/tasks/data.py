@@ -5,9 +5,6 @@ Shapes: B images, N objects, C classes, H × W pixels.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,17 +15,18 @@ import torch
 from torch import Tensor
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
-from vitp.data.fingerprint import fingerprint, labels_digest
+from vitp.data.augment import AugmentSettings, augment
+from vitp.data.batches import Collate, SampledBatches, ShuffledImages
 from vitp.data.formats import read_labels
-from vitp.data.ignored import outline
+from vitp.data.ignored import UNLABELLED, outline, read_mask
+from vitp.data.image_sample import ImageSample
+from vitp.data.mixture import Sample
 from vitp.data.splits import draw, label_count, splits_of
 from vitp.io.images import image_size, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Target
-from vitp.objectives.dense_source import read_mask
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
-from vitp.tasks.augment import AugmentSettings, Sample, augment
 from vitp.tasks.base import InputSize, TaskBatch, pad_images
 
 LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
@@ -36,9 +34,6 @@ LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "se
 the class of each pixel, or what changed between two dates."""
 
 CHANGE_CLASSES = ("unchanged", "changed")
-UNKNOWN = -1.0
-"""In `Target.classes_C`: whether the image holds the class can't be told."""
-
 OUTSIDE_TOLERANCE = 1.0
 """Pixels that a box may reach over the border: annotation tools round."""
 
@@ -190,7 +185,7 @@ class LabelReader:
             table_V[: len(own)] = [self.classes.index(name) for name in own]
         object.__setattr__(self, "_semantic_V", table_V)
 
-    def sample(self, item: LabelledImage, seen: InputSize | None = None, largest: float = 1.0) -> Sample:
+    def sample(self, item: LabelledImage, seen: InputSize | None = None, largest: float = 1.0) -> ImageSample:
         """Return an image with its labels.
 
         Args:
@@ -212,7 +207,7 @@ class LabelReader:
                 where=item.image,
                 fix="compile the labels again",
             )
-        sample = Sample(torch.from_numpy(image_CHW))
+        sample = ImageSample(torch.from_numpy(image_CHW))
         if self.kind == "semantic":
             mask_HW = self._semantic_V[read_mask(item, self.labelled, size)]
             return replace(sample, semantic_HW=torch.from_numpy(mask_HW))
@@ -223,7 +218,7 @@ class LabelReader:
         objects = tuple(self._checked(item, label) for label in item.objects or ())
         return replace(sample, objects=objects, ignored=item.ignored)
 
-    def _pair(self, sample: Sample, item: LabelledImage) -> Sample:
+    def _pair(self, sample: ImageSample, item: LabelledImage) -> ImageSample:
         assert item.second_image is not None and item.change is not None
         later_CHW = load_planes(item.second_image)
         change_HW = item.change()
@@ -275,7 +270,7 @@ class LabelReader:
             )
         return label
 
-    def target(self, sample: Sample) -> Target:
+    def target(self, sample: ImageSample) -> Target:
         """Return what a model is told of a sample, after augmentation."""
         if self.kind in ("semantic", "change"):
             return Target(semantic_HW=sample.semantic_HW)
@@ -286,8 +281,8 @@ class LabelReader:
         numbers_N = torch.tensor([self.classes.index(o.category) for o in labels], dtype=torch.int64)
         difficult_N = torch.tensor([label.difficult for label in labels], dtype=torch.bool)
         if self.kind == "presence":
-            classes_C = torch.full((len(self.classes),), UNKNOWN if ignored else 0.0)
-            classes_C[numbers_N[difficult_N]] = UNKNOWN
+            classes_C = torch.full((len(self.classes),), float(UNLABELLED if ignored else 0))
+            classes_C[numbers_N[difficult_N]] = UNLABELLED
             classes_C[numbers_N[~difficult_N]] = 1.0
             return Target(classes_C=classes_C)
         target = Target(
@@ -334,11 +329,61 @@ def _numbers(rows: Sequence[Sequence[float]], columns: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, columns)
 
 
-class TaskSource:
-    """Random batches of a labelled set for one task.
+@dataclass(frozen=True)
+class LabelledSamples(Collate[LabelledImage, TaskBatch]):
+    """Makes a `TaskBatch`: reads images and labels, changes them at random, pads them to the largest.
 
-    Every epoch sees each image once, in an order of its own. Position `step · batch_size + k` of the run
-    decides image and augmentation, so that a batch doesn't depend on how many micro-batches or ranks share it.
+    Attributes:
+        reader: The images and how they are read.
+        size: What size images get first.
+        augmentation: Random changes.
+    """
+
+    reader: LabelReader
+    size: InputSize
+    augmentation: AugmentSettings
+
+    def __call__(self, samples: Sequence[Sample[LabelledImage]], step: int) -> TaskBatch:
+        """Return the batch; see `Collate`."""
+        return self.pad([self._augmented(one) for one in samples], [one.record.id for one in samples])
+
+    def pad(self, samples: Sequence[ImageSample], names: Sequence[str]) -> TaskBatch:
+        """Return samples as one batch, padded to the largest of them, with what a model is told of them."""
+        images_BCHW, sizes_B2 = pad_images([sample.image_CHW for sample in samples])
+        later = [sample.later_CHW for sample in samples if sample.later_CHW is not None]
+        return TaskBatch(
+            images_BCHW,
+            pad_images(later)[0] if later else None,
+            sizes_B2,
+            tuple(self.reader.target(sample) for sample in samples),
+            tuple(names),
+        )
+
+    def _augmented(self, sample: Sample[LabelledImage]) -> ImageSample:
+        item, rng = sample.record, np.random.default_rng([sample.seed, sample.position, 1])
+        read = self.reader.sample(item, self.size, self.augmentation.scale[1])
+        return augment(read, self.augmentation, rng, size=self.size.of(item.height, item.width))
+
+    def facts(self, order: ShuffledImages, global_batch: int) -> dict[str, Any]:
+        """Return images and options; see `Collate.facts`."""
+        return {
+            # File names, not paths: a set that moved to another disk is still the same set.
+            **order.facts(image=lambda address: Path(address).name),
+            "labels": [self.reader.kind, self.reader.classes],
+            "options": [global_batch, order.seed, self.size.model_dump(), self.augmentation.model_dump()],
+        }
+
+
+def task_batches(
+    reader: LabelReader,
+    batch_size: int,
+    seed: int,
+    *,
+    micro_batches: int = 1,
+    size: InputSize | None = None,
+    augmentation: AugmentSettings | None = None,
+) -> SampledBatches[LabelledImage, TaskBatch]:
+    """Return random batches of a labelled set for one task.
 
     Args:
         reader: The training images and how they are read.
@@ -352,78 +397,10 @@ class TaskSource:
         ConfigError: The set is empty.
         DataError: A label doesn't fit its image (when the image's turn comes).
     """
-
-    def __init__(
-        self,
-        reader: LabelReader,
-        batch_size: int,
-        seed: int,
-        *,
-        micro_batches: int = 1,
-        size: InputSize | None = None,
-        augmentation: AugmentSettings | None = None,
-    ) -> None:
-        if not len(reader.labelled):
-            raise ConfigError("has no images", where=reader.labelled.name, fix="choose another split or set")
-        self.reader, self.batch_size, self.seed = reader, batch_size, seed
-        self.micro_batches = micro_batches
-        self.size = size or InputSize()
-        self.augmentation = augmentation or AugmentSettings()
-
-    def __call__(self, step: int, micro: int, rank: int, world: int) -> TaskBatch:
-        """Return the `micro`-th micro-batch of step `step` for this rank."""
-        parts = self.micro_batches * world
-        if self.batch_size < parts or micro >= self.micro_batches:
-            raise ConfigError(
-                f"a step of {self.batch_size} images can't be cut into {parts} parts (asked for micro-batch {micro})",
-                where="train.batch_size",
-                fix="give at least one image for each rank and micro-batch",
-            )
-        places = range(micro * world + rank, self.batch_size, parts)
-        return self.collate([self.sample(step * self.batch_size + place) for place in places])
-
-    def sample(self, position: int) -> tuple[str, Sample]:
-        """Return id and augmented sample of a position in the run: a function of the seed and it alone."""
-        items = self.reader.labelled.items
-        epoch, offset = divmod(position, len(items))
-        item = items[int(_order(self.seed, epoch, len(items))[offset])]
-        sample = self.reader.sample(item, self.size, self.augmentation.scale[1])
-        rng = np.random.default_rng([self.seed, position, 1])
-        return item.id, augment(sample, self.augmentation, rng, size=self.size.of(item.height, item.width))
-
-    def collate(self, samples: Sequence[tuple[str, Sample]]) -> TaskBatch:
-        """Return named samples as one batch, padded to the largest of them."""
-        images_BCHW, sizes_B2 = pad_images([sample.image_CHW for _, sample in samples])
-        later = [sample.later_CHW for _, sample in samples if sample.later_CHW is not None]
-        return TaskBatch(
-            images_BCHW,
-            pad_images(later)[0] if later else None,
-            sizes_B2,
-            tuple(self.reader.target(sample) for _, sample in samples),
-            tuple(name for name, _ in samples),
-        )
-
-    def fingerprint(self) -> str:
-        """Return a hash of images, labels and all options that decide the batches; see `vitp.data.fingerprint`."""
-        return fingerprint(self.former_fingerprint(), [labels_digest(self.reader.labelled)])
-
-    def former_fingerprint(self) -> str:
-        """Return the hash without that of labels and image files."""
-        labelled = self.reader.labelled
-        # Items of a lazy set are rendered when touched: a few of them stand for all.
-        eager = isinstance(labelled.items, list | tuple)
-        probe = range(len(labelled)) if eager else range(0, len(labelled), max(1, len(labelled) // 8))
-        facts = {
-            "set": labelled.name,
-            "count": len(labelled),
-            # File names, not paths: a set that moved to another disk is still the same set.
-            "items": [(labelled.items[i].id, Path(labelled.items[i].image).name) for i in probe],
-            "labels": [self.reader.kind, self.reader.classes],
-            "options": [self.batch_size, self.seed, self.size.model_dump(), self.augmentation.model_dump()],
-        }
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, 0]).permutation(count)
+    return SampledBatches(
+        ShuffledImages(reader.labelled, seed),
+        LabelledSamples(reader, size or InputSize(), augmentation or AugmentSettings()),
+        batch_size,
+        micro_batches,
+        interleaved=True,
+    )

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
+from vitp.data.image_sample import ImageSample
 from vitp.metrics.results import Prediction
 from vitp.records.labels import LabelledImage
-from vitp.tasks.augment import Sample
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DenseModel
@@ -121,7 +121,7 @@ def _mean_probability(predictions: Sequence[Prediction]) -> Prediction:
 
 def predictions_of(
     model: TaskModel, reader: LabelReader, settings: TestSettings
-) -> Iterator[tuple[LabelledImage, Sample, Prediction]]:
+) -> Iterator[tuple[LabelledImage, ImageSample, Prediction]]:
     """Yield each image of a set with its labels and what the model says of it, in pixels of the image.
 
     Args:

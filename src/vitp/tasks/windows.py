@@ -16,10 +16,10 @@ from torchvision.ops import batched_nms
 
 from vitp.core.errors import VitpError
 from vitp.data.formats.crops import crop_windows
+from vitp.data.image_sample import resized
 from vitp.metrics.results import Prediction
 from vitp.models.rotated.boxes import boxes_of_quads, hulls_of_quads
 from vitp.models.rotated.nms import rotated_nms
-from vitp.tasks.augment import resized
 from vitp.tasks.base import InputSize, TestSettings
 
 BOX_OVERLAP = 0.5

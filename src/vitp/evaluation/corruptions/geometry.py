@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 
 from vitp.data.formats.crops import crop_object
+from vitp.data.image_sample import moved_object
 from vitp.evaluation.corruptions.levels import level, scaled
 from vitp.records.geometry import bounds
 from vitp.records.labels import ObjectLabel
-from vitp.tasks.augment import moved_object
 
 ROTATION_DEGREES = (30.0, 45.0, 60.0, 75.0, 90.0)
 SCALE_FACTOR = (0.9, 0.8, 0.7, 0.6, 0.5)

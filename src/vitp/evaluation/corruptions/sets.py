@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitp.data.image_sample import ImageSample
 from vitp.evaluation.corruptions.catalogue import Corruption
 from vitp.evaluation.corruptions.geometry import moved_objects, moved_places, warp
 from vitp.io.images import load_image
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
-from vitp.tasks.augment import Sample
 
 Load = Callable[[str], np.ndarray]
 """Path or `scene:` address → (H, W, 3) uint8 RGB."""
@@ -32,7 +32,9 @@ def load_pixels(address: str) -> np.ndarray:
     return np.asarray(load_image(address))
 
 
-def corrupt_sample(sample: Sample, corruption: Corruption, severity: int, seed: int, name: str) -> Sample:
+def corrupt_sample(
+    sample: ImageSample, corruption: Corruption, severity: int, seed: int, name: str
+) -> ImageSample:
     """Return a sample with image, objects and masks corrupted together.
 
     What comes into a semantic mask from outside is 255, into a change mask too; the class of the image stays.

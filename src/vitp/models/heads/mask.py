@@ -53,7 +53,8 @@ class MaskHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Return logits (R, C, M, M) in float32."""
-        return self.predictor(self.layers(self.pool(maps, boxes))).float()
+        logits_NKhw: Tensor = self.predictor(self.layers(self.pool(maps, boxes))).float()
+        return logits_NKhw
 
     def loss(
         self,
@@ -118,7 +119,8 @@ def cut_masks(masks_NHW: Tensor, boxes_R4: Tensor, matched_R: Tensor, size: int)
     )  # only these masks are made floats: a quarter of RAM
     rois_R5 = torch.cat([index_R[:, None].to(boxes_R4), boxes_R4], dim=1)
     masks_N1HW = masks_NHW[used][:, None].to(boxes_R4.dtype)
-    return roi_align(masks_N1HW, rois_R5, (size, size), 1.0, -1, True)[:, 0]
+    cut_NHW: Tensor = roi_align(masks_N1HW, rois_R5, (size, size), 1.0, -1, True)[:, 0]
+    return cut_NHW
 
 
 def paste_masks(

@@ -74,7 +74,7 @@ class ProposalSettings(SettingsModel):
     nms_iou: float = Field(default=0.7, gt=0, le=1)
 
 
-class StrideAnchors(AnchorGenerator):
+class StrideAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
     """Anchors at given strides in float32.
 
     torchvision's generator derives strides from the sizes of image and map, which is wrong where a map is
@@ -96,7 +96,7 @@ class StrideAnchors(AnchorGenerator):
         return [anchors_A4] * len(image_list.image_sizes)
 
 
-class _Float32Head(RPNHead):
+class _Float32Head(RPNHead):  # type: ignore[misc]  # torchvision has no types
     """Boxes are decoded from these outputs: bfloat16 would round their corners to whole pixels."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -104,7 +104,7 @@ class _Float32Head(RPNHead):
         return [logit.float() for logit in logits], [delta.float() for delta in deltas]
 
 
-class ProposalNetwork(RegionProposalNetwork):
+class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvision has no types
     """Anchors on every level → boxes that may hold an object.
 
     Beside torchvision's it looks away from ignored objects and from padding, and takes the mean loss over each
@@ -247,7 +247,10 @@ def shares_inside(boxes_A4: Tensor, places_M4: Tensor) -> Tensor:
     """Return (A, M) the share of each box's own area that lies in each place; 0 for boxes without area."""
     first_AM2 = torch.maximum(boxes_A4[:, None, :2], places_M4[None, :, :2])
     last_AM2 = torch.minimum(boxes_A4[:, None, 2:], places_M4[None, :, 2:])
-    return (last_AM2 - first_AM2).clamp(min=0).prod(-1) / box_area(boxes_A4)[:, None].clamp(min=1e-6)
+    shares_AM: Tensor = (last_AM2 - first_AM2).clamp(min=0).prod(-1) / box_area(boxes_A4)[:, None].clamp(
+        min=1e-6
+    )
+    return shares_AM
 
 
 def outside(boxes_A4: Tensor, size: Tensor | tuple[int, int]) -> Tensor:

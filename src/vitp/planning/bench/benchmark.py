@@ -30,7 +30,7 @@ from vitp.planning.bench.synthetic import (
     Workload,
     make_objective,
 )
-from vitp.runs.pretrain import PretrainConfig, build
+from vitp.runs.pretrain import PretrainConfig, build_vlm
 
 _NAME = "vitp bench"
 
@@ -132,15 +132,15 @@ def run_subject(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subjec
     config = load_config(PretrainConfig, file, overrides)
     if path.is_dir() and (path / "model").is_dir():
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(path)})})
-    run = build(config)
+    objective, source = build_vlm(config)
     description = {
         "run": path.name,
-        "data": run.source.fingerprint()[:16],
+        "data": source.fingerprint()[:16],
         "records": config.data.global_batch,
         "precision": config.train.precision,
         "compute": config.compute.model_dump(mode="json"),
     }
-    return Subject(run.objective, run.source, _step_settings(config.train, steps), description)
+    return Subject(objective, source, _step_settings(config.train, steps), description)
 
 
 def bench_config(overrides: Sequence[str], **values: Any) -> BenchConfig:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from vitp.data.augment import AugmentSettings
 from vitp.engine.config import OptimConfig
 from vitp.models.convolution import NormKind
 from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM, SVCD_COUNTED_LAYERS, DownstreamFacts
-from vitp.runs.finetune import DataSettings, FinetuneConfig, FinetuneTrainConfig
-from vitp.tasks.augment import AugmentSettings
+from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings, FinetuneTrainConfig
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings
 
@@ -216,13 +216,14 @@ _STAND_INS: dict[str, dict[Literal["val", "test"], Literal["train", "val", "test
     "uavid": {"test": "val"},
     "whu_cd": {"val": "test"},
 }
-"""Only servers have the test labels of three sets; one has no val. See `DataSettings.splits`."""
+"""Only servers have the test labels of three sets; one has no val. See `data.splits` of a finetuning."""
 
 
 def _config(facts: DownstreamFacts, root: str, backbone: str, **parts: Any) -> FinetuneConfig:
     """Return what all runs share, with the parts of one."""
     prepared = facts.name in _READS_PREPARED
-    data = DataSettings(
+    data = FinetuneDataSettings(
+        global_batch=facts.batch,
         root=root,
         format="vitp" if prepared else facts.name,
         options={} if prepared else {"protocol": "paper"},
@@ -265,9 +266,7 @@ def _config(facts: DownstreamFacts, root: str, backbone: str, **parts: Any) -> F
             warmup_start=facts.warmup_start,
             milestones=tuple(epoch / (facts.epochs or 1) for epoch in facts.milestones) or (8 / 12, 11 / 12),
         ),
-        train=FinetuneTrainConfig(
-            **length, batch_size=facts.batch, val_every=4000, save_every=2000, log_every=50, num_workers=8
-        ),
+        train=FinetuneTrainConfig(**length, val_every=4000, save_every=2000, log_every=50, num_workers=8),
         **parts,
     )
 

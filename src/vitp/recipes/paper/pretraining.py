@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError
-from vitp.data.collate import SequenceConfig
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.models.vrl import VRLConfig
+from vitp.objectives.settings import DataSettings, ModelSettings, SequenceConfig
+from vitp.objectives.vitp import ViTPSettings
 from vitp.recipes.paper.tables import PRETRAINING_FACTS, PretrainingSet
-from vitp.runs.pretrain import DataSettings, ModelSettings, PretrainConfig
+from vitp.runs.pretrain import PretrainConfig
 
 _ANNOTATION = "train.jsonl"
 """What `vitp data prepare` writes for a pretraining set."""
@@ -89,6 +90,11 @@ def _pretraining(mixture: str, *, init: str, gpus: int, as_published: bool) -> P
             fix="choose 1, 2, 4, 8, 16 or 32",
         )
     return PretrainConfig(
+        objective=ViTPSettings(
+            vrl=VRLConfig(
+                ratio=facts.vrl_ratio, probability=facts.published_vrl_probability if as_published else 1.0
+            )
+        ),
         model=ModelSettings(init=init, drop_path=facts.drop_path, gradient_checkpointing=True),
         data=DataSettings(
             mixture=[mixture],
@@ -96,9 +102,6 @@ def _pretraining(mixture: str, *, init: str, gpus: int, as_published: bool) -> P
             sequence=SequenceConfig(
                 max_length=facts.max_length, max_tiles=facts.max_tiles, pack=not as_published
             ),
-        ),
-        vrl=VRLConfig(
-            ratio=facts.vrl_ratio, probability=facts.published_vrl_probability if as_published else 1.0
         ),
         optim=OptimConfig(
             lr=facts.lr,

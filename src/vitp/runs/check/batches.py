@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from vitp.data.collate import Collator, InstructionSource
-from vitp.data.mixture import Sample
+from vitp.data.batches import SampledBatches
+from vitp.data.mixture import Mixture, Sample
 from vitp.data.packing import PackedBatch
 from vitp.models.attention_layouts import AttentionKind, choose
 from vitp.models.compute import ComputeConfig, configure
+from vitp.objectives.instructions import PackedRecords
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord
 from vitp.runs.check.findings import Finding, Outcome, compare, outcome
@@ -34,22 +35,21 @@ class BatchChecks:
     """
 
     def __init__(
-        self, objective: ViTPObjective, source: InstructionSource, device: torch.device, records: int
+        self, objective: ViTPObjective, source: SampledBatches, device: torch.device, records: int
     ) -> None:
         self.objective, self.device = objective.to(device).eval(), device
-        self.collator = source.collator
-        self.samples = [source.mixture[position] for position in range(min(records, len(source.mixture)))]
+        assert isinstance(source.collate, PackedRecords) and isinstance(source.order, Mixture)
+        self.collate, mixture = source.collate, source.order
+        self.samples = [mixture[position] for position in range(min(records, len(mixture)))]
         self.packed = self._collate(self.samples)
 
-    def _collate(self, samples: Sequence[Sample], *, first: int = 0, pack: bool = True) -> PackedBatch:
-        keys = range(first, first + len(samples))
-        config = self.collator.config.model_copy(update={"pack": pack})
-        collator: Collator = replace(self.collator, config=config)
-        return collator(samples, list(keys))
+    def _collate(self, samples: Sequence[Sample], *, pack: bool = True) -> PackedBatch:
+        config = self.collate.config.model_copy(update={"pack": pack})
+        return replace(self.collate, config=config)(samples)
 
     def packed_equals_single(self) -> Finding:
         """All records in shared rows against each in a batch of its own."""
-        single = [self._collate([sample], first=place) for place, sample in enumerate(self.samples)]
+        single = [self._collate([sample]) for sample in self.samples]
         return Finding(
             f"packed ≡ one by one ({len(self.samples)} records)",
             compare(self._outcome([self.packed]), self._outcome(single), TOLERANCE),
@@ -59,21 +59,16 @@ class BatchChecks:
         """Questions that share an image against a sequence for each of them."""
         name = "questions on one image ≡ each alone"
         shared = next(
-            (
-                (place, sample)
-                for place, sample in enumerate(self.samples)
-                if sample.record.independent and len(sample.record.turns) > 1
-            ),
+            (sample for sample in self.samples if sample.record.independent and len(sample.record.turns) > 1),
             None,
         )
         if shared is None:
             return Finding(name, skipped="no record with several independent questions")
-        place, sample = shared
-        limit = self.collator.config.max_turns
-        apart = [replace(sample, record=record) for record in one_by_one(sample.record, limit)]
-        together = self._collate([sample], first=place)
-        # The same key: the same image tokens survive.
-        alone = [self._collate([one], first=place) for one in apart]
+        limit = self.collate.config.max_turns
+        apart = [replace(shared, record=record) for record in one_by_one(shared.record, limit)]
+        together = self._collate([shared])
+        # At the same position: the same image tokens survive.
+        alone = [self._collate([one]) for one in apart]
         return Finding(
             f"{name} ({len(apart)} questions)",
             compare(self._outcome([together]), self._outcome(alone), TOLERANCE),

@@ -1,10 +1,8 @@
-"""Random changes of images that take boxes, quads, outlines and masks along.
+"""An image with its labels, and the geometric steps that move both: resize, rotate, crop, flip, quarter turns.
 
-Objects travel as points (`ObjectLabel`), not as pixels: each geometric step is a change of the pixels and the
-2 × 3 matrix that does the same to points, so that labels stay exact however often an image is changed. Instance
-masks are made once, at the end, by `rasterise`.
-
-Points are in edge coordinates: pixel (column i, row j) covers i … i + 1 and j … j + 1.
+Objects travel as points (`ObjectLabel`), not as pixels: each step is a change of the pixels and the 2 × 3 matrix that
+does the same to points, so that labels stay exact however often an image is changed. Instance masks are made once, at
+the end, by `rasterise`. Points are in edge coordinates: pixel (column i, row j) covers i … i + 1 and j … j + 1.
 
 Shapes: C channels, H × W pixels, K classes.
 """
@@ -13,29 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from vitp.core.config import Positive, SettingsModel
 from vitp.data.formats.crops import any_part, visible_part
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.records.geometry import as_flat, as_points, bounds, clockwise
 from vitp.records.labels import IGNORE, ObjectLabel
 
-CROP_TRIES = 10
-"""Random crops that are drawn before one with too much of one class is taken."""
-
 
 @dataclass(frozen=True)
-class Sample:
+class ImageSample:
     """One image, or two dates, with its labels, before they become a `Target`.
 
     Attributes:
@@ -60,84 +52,6 @@ class Sample:
         return int(self.image_CHW.shape[-2]), int(self.image_CHW.shape[-1])
 
 
-class AugmentSettings(SettingsModel):
-    """Random changes. `AugmentSettings.none()` changes nothing.
-
-    Attributes:
-        scale: Smallest and largest factor on the size.
-        crop: Side of the square that is cut out at random, padded where the image is smaller (zeros, and 255 in
-            masks); None: where scale or rotate changed the size, the size from before.
-        max_class_share: Of the labelled pixels in a crop one class may fill at most this share, where ten tries
-            find such a crop.
-        flip: Mirror left-right and top-bottom, each with probability ½; `horizontal`: left-right only.
-        rotate90: Turn by a random multiple of 90°; overhead images have no up.
-        rotate: Turn by a random angle of at most this many degrees, for oriented boxes.
-        rotate_probability: Share of the images that `rotate` turns.
-        photometric: Strength of brightness, contrast, saturation and hue changes; 0: none, 1: as is usual in
-            segmentation (±50 %, hue ±18°). Dates change independently.
-        swap_dates: Probability that the two dates of a pair are swapped.
-        min_visible: Objects of which less of the area is left are difficult: neither objects nor background.
-    """
-
-    scale: tuple[Positive, Positive] = (1.0, 1.0)
-    crop: int | None = Field(default=None, ge=8, le=65_536)
-    max_class_share: float = Field(default=0.75, gt=0, le=1)
-    flip: bool | Literal["horizontal"] = True
-    rotate90: bool = True
-    rotate: float = Field(default=0.0, ge=0, le=180)
-    rotate_probability: float = Field(default=1.0, ge=0, le=1)
-    photometric: float = Field(default=0.25, ge=0, le=1)
-    swap_dates: float = Field(default=0.5, ge=0, le=1)
-    min_visible: float = Field(default=0.3, gt=0, le=1)
-
-    @classmethod
-    def none(cls) -> AugmentSettings:
-        """Return the neutral setting."""
-        return cls(flip=False, rotate90=False, photometric=0.0, swap_dates=0.0)
-
-
-def augment(
-    sample: Sample,
-    settings: AugmentSettings,
-    rng: np.random.Generator,
-    *,
-    size: tuple[int, int] | None = None,
-) -> Sample:
-    """Return the sample under random changes that `rng` decides.
-
-    Args:
-        sample: Image and labels; not changed.
-        settings: What may happen.
-        rng: Decides.
-        size: Height and width that the image is resized to (before the random scale); None: as it is.
-    """
-    height, width = size or sample.size
-    low, high = settings.scale
-    # Uniform in the logarithm: as much enlarged as reduced.
-    factor = float(np.exp(rng.uniform(np.log(low), np.log(high)))) if low < high else low
-    sample = resize(sample, (max(1, round(height * factor)), max(1, round(width * factor))))
-    if settings.rotate and (settings.rotate_probability >= 1 or rng.random() < settings.rotate_probability):
-        sample = rotate(sample, float(rng.uniform(-settings.rotate, settings.rotate)))
-    wanted = (height, width) if settings.crop is None else (settings.crop, settings.crop)
-    if settings.crop is not None or settings.rotate or sample.size != wanted:
-        sample = random_crop(sample, wanted, settings, rng)
-    if settings.flip:
-        left_right, top_bottom = (bool(value) for value in rng.random(2) < 0.5)
-        sample = flip(sample, left_right, top_bottom and settings.flip is True)
-    if settings.rotate90:
-        sample = quarter_turns(sample, int(rng.integers(4)))
-    if settings.photometric:
-        later = sample.later_CHW
-        sample = replace(
-            sample,
-            image_CHW=distort(sample.image_CHW, settings.photometric, rng),
-            later_CHW=None if later is None else distort(later, settings.photometric, rng),
-        )
-    if sample.later_CHW is not None and rng.random() < settings.swap_dates:
-        sample = replace(sample, image_CHW=sample.later_CHW, later_CHW=sample.image_CHW)
-    return sample
-
-
 def resized(image_CHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Return an image at `size` (height, width), bilinear and antialiased.
 
@@ -152,26 +66,20 @@ def resized(image_CHW: Tensor, size: tuple[int, int]) -> Tensor:
     return transforms.resize(image_CHW, list(size), InterpolationMode.BILINEAR, antialias=True)
 
 
-def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+def resize(sample: ImageSample, size: tuple[int, int]) -> ImageSample:
     """Return the sample at `size` (height, width): images antialiased, classes never mixed."""
     if sample.size == size:
         return sample
     height, width = sample.size
-    matrix = np.array([[size[1] / width, 0.0, 0.0], [0.0, size[0] / height, 0.0]])
-    shape = list(size)
-
-    def mask(semantic_HW: Tensor) -> Tensor:
-        return transforms.resize(semantic_HW[None], shape, InterpolationMode.NEAREST_EXACT)[0]
-
     return _changed(
         sample,
         lambda image: resized(image, size),
-        mask,
-        matrix,
+        lambda mask: transforms.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0],
+        np.array([[size[1] / width, 0.0, 0.0], [0.0, size[0] / height, 0.0]]),
     )
 
 
-def rotate(sample: Sample, degrees: float) -> Sample:
+def rotate(sample: ImageSample, degrees: float) -> ImageSample:
     """Return the sample turned clockwise on a canvas that holds all of it; the rest is black, 255 in masks.
 
     Boxes become the boxes around what is turned: around the outline where there is one, else around the
@@ -207,27 +115,7 @@ def rotate(sample: Sample, degrees: float) -> Sample:
     )
 
 
-def random_crop(
-    sample: Sample, size: tuple[int, int], settings: AugmentSettings, rng: np.random.Generator
-) -> Sample:
-    """Return a random part of `size` (height, width), padded at the bottom and the right where that is more.
-
-    With a mask the part is drawn anew while one class fills too much of it, at most ten times.
-    """
-    height, width = sample.size
-    for _ in range(CROP_TRIES):
-        y = int(rng.integers(max(height - size[0], 0) + 1))
-        x = int(rng.integers(max(width - size[1], 0) + 1))
-        if sample.semantic_HW is None or settings.max_class_share >= 1:
-            break
-        part_HW = sample.semantic_HW[y : y + size[0], x : x + size[1]]
-        counts_V = torch.bincount(part_HW[part_HW != IGNORE].flatten(), minlength=1)
-        if 0 < int(counts_V.max()) <= settings.max_class_share * int(counts_V.sum()):
-            break
-    return crop(sample, (x, y, x + size[1], y + size[0]), min_visible=settings.min_visible)
-
-
-def crop(sample: Sample, window: tuple[int, int, int, int], *, min_visible: float) -> Sample:
+def crop(sample: ImageSample, window: tuple[int, int, int, int], *, min_visible: float) -> ImageSample:
     """Return a part of the sample.
 
     Args:
@@ -253,7 +141,7 @@ def crop(sample: Sample, window: tuple[int, int, int, int], *, min_visible: floa
     return replace(moved, objects=tuple(label for label in parts if label is not None))
 
 
-def flip(sample: Sample, left_right: bool, top_bottom: bool) -> Sample:
+def flip(sample: ImageSample, left_right: bool, top_bottom: bool) -> ImageSample:
     """Return the sample mirrored."""
     height, width = sample.size
     dims = [dim for dim, wanted in ((-1, left_right), (-2, top_bottom)) if wanted]
@@ -268,7 +156,7 @@ def flip(sample: Sample, left_right: bool, top_bottom: bool) -> Sample:
     return _changed(sample, lambda image: image.flip(dims), lambda mask: mask.flip(dims), matrix)
 
 
-def quarter_turns(sample: Sample, turns: int) -> Sample:
+def quarter_turns(sample: ImageSample, turns: int) -> ImageSample:
     """Return the sample turned clockwise by `turns` × 90°."""
     for _ in range(turns % 4):
         matrix = np.array([[0.0, -1.0, sample.size[0]], [1.0, 0.0, 0.0]])
@@ -281,29 +169,12 @@ def quarter_turns(sample: Sample, turns: int) -> Sample:
     return sample
 
 
-def distort(image_CHW: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Return the image under random brightness, contrast, saturation and hue, each with probability ½."""
-    low, high = 1 - strength / 2, 1 + strength / 2
-    steps: Sequence[tuple[Callable[[Tensor, float], Tensor], float, float]] = (
-        (transforms.adjust_brightness, low, high),
-        (transforms.adjust_contrast, low, high),
-        (transforms.adjust_saturation, low, high),
-        (transforms.adjust_hue, -0.05 * strength, 0.05 * strength),
-    )
-    for index in rng.permutation(len(steps)):
-        change, smallest, largest = steps[int(index)]
-        amount = float(rng.uniform(smallest, largest))
-        if rng.random() < 0.5:
-            image_CHW = change(image_CHW, amount)
-    return image_CHW
-
-
 def _changed(
-    sample: Sample,
+    sample: ImageSample,
     image: Callable[[Tensor], Tensor],
     mask: Callable[[Tensor], Tensor],
     matrix: np.ndarray | None,
-) -> Sample:
+) -> ImageSample:
     """Return the sample with its pixels changed, and its labels moved by a 2 × 3 matrix where one is given."""
     objects, ignored = sample.objects, sample.ignored
     if matrix is not None:

@@ -1,0 +1,196 @@
+"""The batches of a run, of every objective and every task: a pure function of the place in the run.
+
+An order says which sample comes at which position, a collate makes the batch of some samples, and `SampledBatches` says
+which positions belong to a step, a micro-batch and a rank. None of them has a state, so neither workers nor ranks nor a
+resume change what is learned from. Fetching ahead is the engine's (`vitp.engine.loading`).
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol
+
+import numpy as np
+from typing_extensions import TypeVar
+
+from vitp.core.errors import ConfigError
+from vitp.data.fingerprint import fingerprint, json_digest, labels_digest
+from vitp.data.lengths import balanced
+from vitp.data.mixture import Sample
+from vitp.records.instructions import InstructionRecord
+from vitp.records.labels import LabelledImage, LabelledSet
+
+Item = TypeVar("Item", default=InstructionRecord)
+Batch = TypeVar("Batch", default=Any)
+
+
+class Order(Protocol[Item]):
+    """Position in the run → sample."""
+
+    def __len__(self) -> int:
+        """Return the samples of an epoch."""
+        ...
+
+    def __getitem__(self, position: int) -> Sample[Item]: ...
+
+    def contents(self) -> list[str]:
+        """Return hashes of what the samples are: labels, texts and image files."""
+        ...
+
+
+class Collate(ABC, Generic[Item, Batch]):
+    """Makes the batch of some samples: what an objective or a task sees of them."""
+
+    @abstractmethod
+    def __call__(self, samples: Sequence[Sample[Item]], step: int) -> Batch:
+        """Return the batch.
+
+        Args:
+            samples: With their positions, which decide all that is random about them.
+            step: Optimizer step, for what follows a schedule.
+
+        Raises:
+            DataError: A sample can't be used.
+        """
+
+    @abstractmethod
+    def facts(self, order: Any, global_batch: int) -> Any:
+        """Return order and options that decide the batches, as JSON in the form that saved runs have hashed."""
+
+    def contents(self, order: Any) -> list[Any]:
+        """Return what else decides the batches, as JSON: texts, the tokenizer, options that `facts` leaves out."""
+        return []
+
+
+class SampledBatches(Generic[Item, Batch]):
+    """The batches of a run: step, micro-batch and rank → batch.
+
+    Step s takes positions s · G … (s + 1) · G − 1 of the order, which its micro-batches and ranks share out.
+
+    Args:
+        order: Samples by position.
+        collate: Samples → batch.
+        global_batch: Samples an optimizer step (G), over all micro-batches and ranks.
+        micro_batches: Parts that a rank cuts its share of a step into.
+        cost: What computing a sample costs; with it the samples of a step are shared out so that all ranks and
+            micro-batches have about the same to do (`vitp.data.lengths.balanced`).
+        interleaved: Without a cost: deal the positions out in turn, instead of in slices of neighbours. The samples of
+            a step are the same either way.
+    """
+
+    def __init__(
+        self,
+        order: Order[Item],
+        collate: Collate[Item, Batch],
+        global_batch: int,
+        micro_batches: int = 1,
+        *,
+        cost: Callable[[Sample[Item]], float] | None = None,
+        interleaved: bool = False,
+    ) -> None:
+        self.order, self.collate = order, collate
+        self.global_batch, self.micro_batches = global_batch, micro_batches
+        self.cost, self.interleaved = cost, interleaved
+
+    def __call__(self, step: int, micro: int, rank: int, world: int) -> Batch:
+        """Return the `micro`-th batch of a step for a rank.
+
+        Raises:
+            ConfigError: A step can't be cut into equal parts.
+            DataError: A sample can't be used.
+        """
+        check_global_batch(self.global_batch, self.micro_batches, world)
+        parts = self.micro_batches * world
+        positions = self._share(step, micro * world + rank, parts)
+        return self.collate([self.order[position] for position in positions], step)
+
+    def _share(self, step: int, part: int, parts: int) -> Sequence[int]:
+        """Return the positions of one part of a step."""
+        positions = range(step * self.global_batch, (step + 1) * self.global_batch)
+        if self.cost is not None:
+            costs = [self.cost(self.order[position]) for position in positions]
+            return [positions[number] for number in balanced(costs, parts)[part]]
+        if self.interleaved:
+            return positions[part::parts]
+        size = self.global_batch // parts
+        return positions[part * size : (part + 1) * size]
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that decides the batches: samples, labels, image files, order and options."""
+        return fingerprint(self._facts(), self.order.contents(), self.collate.contents(self.order))
+
+    def former_fingerprints(self) -> tuple[str, ...]:
+        """Return the hashes that earlier versions saved with the same batches; those looked at less."""
+        facts = self._facts()
+        return fingerprint(facts, self.order.contents()), facts
+
+    def _facts(self) -> str:
+        return json_digest(self.collate.facts(self.order, self.global_batch))
+
+
+def check_global_batch(global_batch: int, micro_batches: int, ranks: int) -> None:
+    """Do nothing when all micro-batches of all ranks get as many samples.
+
+    Raises:
+        ConfigError: They don't: sums over unequal parts would weigh samples differently, and contrastive losses
+            gather as many rows from each rank.
+    """
+    if global_batch % (micro_batches * ranks):
+        on = f" on {ranks} ranks" if ranks > 1 else ""
+        raise ConfigError(
+            f"a step of {global_batch} samples can't be cut into {micro_batches} equal micro-batches{on}",
+            where="data.global_batch",
+            fix=f"choose a multiple of {micro_batches * ranks}, or another train.micro_batches",
+        )
+
+
+class ShuffledImages:
+    """The images of a labelled set, each of them once an epoch, in another order each time.
+
+    Args:
+        labelled: Images of the wanted split; may be lazy.
+        seed: Of the order.
+
+    Raises:
+        ConfigError: There are none.
+    """
+
+    def __init__(self, labelled: LabelledSet, seed: int) -> None:
+        if not len(labelled):
+            raise ConfigError("has no images", where=labelled.name, fix="choose another split or set")
+        self.labelled, self.seed = labelled, seed
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, position: int) -> Sample[LabelledImage]:
+        epoch, offset = divmod(position, len(self.labelled))
+        item = self.labelled.items[int(_permutation(self.seed, epoch, len(self.labelled))[offset])]
+        return Sample(item, None, False, 0, position, self.seed)
+
+    def contents(self) -> list[str]:
+        """Return the hash of all labels and images."""
+        return [labels_digest(self.labelled)]
+
+    def facts(self, image: Callable[[str], str] = str) -> dict[str, Any]:
+        """Return name, size and images of the set for `Collate.facts`.
+
+        Args:
+            image: Address of an image → what of it counts.
+        """
+        labelled, count = self.labelled, len(self.labelled)
+        # Items of a lazy set are rendered when they are touched: a few of them stand for all.
+        eager = isinstance(labelled.items, list | tuple)
+        items = [labelled.items[index] for index in range(0, count, 1 if eager else max(1, count // 8))]
+        return {
+            "set": labelled.name,
+            "count": count,
+            "items": [(item.id, image(item.image)) for item in items],
+        }
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, 0]).permutation(count)

@@ -1,0 +1,210 @@
+"""The settings of a pretraining run that decide its model and its batches, and what each objective adds to them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import Field
+from pydantic.config import JsonDict
+
+from vitp.core.config import Positive, SettingsModel, Weight
+from vitp.data.tiles import InputSettings
+from vitp.models.compute import ComputeConfig
+from vitp.models.lora import VisionLoRAConfig
+from vitp.models.vision import VisionConfig
+from vitp.models.vlm import VLMConfig
+from vitp.objectives.base import BatchSource, Objective
+
+Run = TypeVar("Run", bound="RunSettings")
+
+LANGUAGE: JsonDict = {"needs_language_model": True}
+"""Marks fields (`json_schema_extra`) that only objectives with a language model use."""
+
+VISION: JsonDict = {"needs_language_model": False}
+"""Marks fields that only objectives without a language model use."""
+
+
+class SequenceConfig(SettingsModel):
+    """How a record becomes tokens."""
+
+    max_length: int = Field(default=4096, ge=16, le=4_194_304, description="Tokens a row, after dropping.")
+    max_tiles: int = Field(
+        default=6, ge=1, le=1024, description="Tiles an image where the mixture says nothing."
+    )
+    pack: bool = Field(default=True, description="False: one record a row.")
+    max_turns: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Questions a record; the rest is left out."
+    )
+
+
+class PreserveSettings(SettingsModel):
+    """Feature preservation."""
+
+    weight: float = Field(
+        0.0, ge=0, le=1e6, description="Of its loss in the total loss; 0: the objective as it is."
+    )
+
+
+class ModelSettings(SettingsModel):
+    """Where the model comes from and what of it is trained."""
+
+    init: str = Field(
+        "starter",
+        description='"starter", or a run, model or backbone folder. New weights: "scratch" where the objective '
+        'has a language model, "random" where it has none.',
+    )
+    scratch: VLMConfig | None = Field(
+        None, description="Sizes, for init: scratch.", json_schema_extra=LANGUAGE
+    )
+    vision: VisionConfig | None = Field(
+        None, description="Sizes, for init: random; none: the starter's.", json_schema_extra=VISION
+    )
+    tokenizer: str | None = Field(
+        None,
+        description="Tokenizer folder for init: scratch; none: trained on the mixture.",
+        json_schema_extra=LANGUAGE,
+    )
+    vocabulary: int = Field(
+        2048, ge=300, le=10_000_000, description="Tokens of a trained tokenizer.", json_schema_extra=LANGUAGE
+    )
+    drop_path: float = Field(0.1, ge=0, lt=1, description="Stochastic depth of the vision tower.")
+    freeze: list[str] = Field(
+        default_factory=list, description="Parts or patterns of parameter names.", json_schema_extra=LANGUAGE
+    )
+    lr_scale: dict[str, Weight] = Field(
+        default_factory=dict, description="Part → factor on the learning rate.", json_schema_extra=LANGUAGE
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations backward: less memory, about a third more time."
+    )
+    vision_lora: VisionLoRAConfig | None = Field(
+        None, description="Train the vision tower by low-rank updates and a few whole blocks only."
+    )
+    preserve: PreserveSettings = Field(
+        default_factory=PreserveSettings,
+        description="Keep the features near those of the initial vision tower.",
+    )
+
+
+class DataSettings(SettingsModel):
+    """What is learned from."""
+
+    mixture: list[str] = Field(
+        min_length=1,
+        description="Folders made by `vitp data compile`; with a language model also mixture files and JSON Lines files.",
+    )
+    rates: list[Positive] | None = Field(
+        None, description="Factor on the sampling rate, one for each entry of the mixture."
+    )
+    global_batch: int = Field(
+        128, ge=1, le=4_194_304, description="Samples an optimizer step, over all ranks and micro-batches."
+    )
+    sequence: SequenceConfig = Field(
+        default_factory=SequenceConfig,
+        description="How a record becomes tokens.",
+        json_schema_extra=LANGUAGE,
+    )
+    input: InputSettings = Field(
+        default_factory=InputSettings, description="How images are read.", json_schema_extra=LANGUAGE
+    )
+    balance: bool = Field(
+        False,
+        description="Share a step's records out so that all ranks have about the same to compute.",
+        json_schema_extra=LANGUAGE,
+    )
+
+
+@dataclass(frozen=True)
+class ObjectiveParts:
+    """An objective and its batches, as the settings of a run make them.
+
+    Attributes:
+        objective: Model, heads and losses.
+        source: Its batches.
+        sets: Name, size, sampling rate and licence of each set that is learned from, for the card of an export.
+    """
+
+    objective: Objective
+    source: BatchSource
+    sets: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A training before the run proper, in a folder of its own below the run's.
+
+    Attributes:
+        folder: Name of that folder.
+        steps: Optimizer steps.
+        lr: Peak learning rate.
+        prepare: Returns the settings that the phase trains with, given the run's.
+        proceed: Returns the settings that the run goes on with, given the run's and the phase's folder.
+        part: Makes of the run's objective the one that is trained; None: the objective itself.
+    """
+
+    folder: str
+    steps: int
+    lr: float
+    prepare: Callable[[Any], Any]
+    proceed: Callable[[Any, Path], Any]
+    part: Callable[[Any], Objective] | None = None
+
+
+class ObjectiveSettings(SettingsModel):
+    """Base of the settings of an objective: they know how to build it.
+
+    Attributes:
+        has_language_model: Whether the fields that are marked `LANGUAGE` are used; those marked `VISION` are otherwise.
+        former_keys: Key at the root of configurations of earlier versions → its place in these settings; "": all of
+            them. See `vitp.runs.migrations`.
+    """
+
+    has_language_model: ClassVar[bool] = False
+    former_keys: ClassVar[Mapping[str, str]] = {}
+
+    name: str = Field("", description="Which objective this is.")
+
+    @abstractmethod
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective and its batches.
+
+        Args:
+            run: Model, data and seed.
+            steps: Optimizer steps of the run, for what follows a schedule.
+            micro_batches: Parts that a rank cuts its share of a step into.
+
+        Raises:
+            VitpError: Something in the settings or in the data can't be used.
+        """
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return what is trained before the run proper."""
+        return ()
+
+    def alone(self) -> Self:
+        """Return the settings without phases and without what phases leave, so that they can be built at once."""
+        return self
+
+    def warnings(self, run: RunSettings) -> list[str]:
+        """Return what a user should know about the data before the run begins."""
+        return []
+
+
+class RunSettings(SettingsModel):
+    """What decides model and batches of a pretraining run; `vitp.runs.pretrain.PretrainConfig` is the whole."""
+
+    objective: ObjectiveSettings = Field(description="What is learned, and the settings of that.")
+    seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="Of the order of the data, of random weights and of augmentation."
+    )
+    model: ModelSettings = Field(default_factory=ModelSettings, description="The model.")
+    data: DataSettings = Field(description="The data.")
+    compute: ComputeConfig = Field(
+        default_factory=ComputeConfig,
+        description="Speed and memory; changes no result beyond rounding.",
+        json_schema_extra=LANGUAGE,
+    )
