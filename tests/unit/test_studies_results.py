@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from vitp.core.errors import ConfigError
+from vitp.recipes.micro import Budget, continued_from_starter
+from vitp.recipes.paradigms import starter_config
 from vitp.report.charts import LineChart, Series
 from vitp.report.markdown import page_markdown
 from vitp.studies.cells import choose_value, development_score, phases_of
@@ -266,18 +268,12 @@ def test_scales_can_be_changed_and_mistakes_are_named() -> None:
 
 
 def test_a_phase_is_one_configuration() -> None:
-    class Bag:
-        def __init__(self, **values: Any) -> None:
-            self.__dict__.update(values)
-
-        def model_copy(self, update: dict[str, Any]) -> Any:
-            return Bag(**{**self.__dict__, **update})
-
-    config = Bag(train=Bag(steps=70), align=Bag(steps=30), model=Bag(freeze=["projector"]))
+    config = continued_from_starter([Path("data")], Budget(30, 70), 0)
     phases = phases_of(config)
     assert [steps for steps, _ in phases] == [30, 70]
-    assert phases[0][1].model.freeze == ["projector", "vision"] and phases[1][1] is config
-    assert [steps for steps, _ in phases_of(Bag(train=Bag(steps=9)))] == [9]
+    assert "vision" in phases[0][1].model.freeze and phases[1][1] is config
+    assert "vision" not in config.model.freeze
+    assert [steps for steps, _ in phases_of(starter_config(["data"], objective="mae", steps=9))] == [9]
 
 
 def test_time_left_comes_from_what_is_done(tmp_path: Path) -> None:
