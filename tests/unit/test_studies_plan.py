@@ -13,7 +13,7 @@ from vitp.core.errors import ConfigError
 from vitp.studies.cells import VERSIONS
 from vitp.studies.definitions import STUDIES, make_study
 from vitp.studies.grid import Study, StudyCell, cell_keys
-from vitp.studies.main import Order
+from vitp.studies.main import StudyOrder
 from vitp.studies.scales import SCALES, scale_of
 
 START = "not continued"
@@ -149,8 +149,8 @@ def test_the_start_is_probed_once() -> None:
 
 
 def test_a_variant_has_a_folder_of_its_own() -> None:
-    order = Order("paradigms", overrides=("seeds=5",), label="five-seeds")
+    order = StudyOrder("paradigms", overrides=("seeds=5",), label="five-seeds")
     assert order.folder == Path("studies/paradigms-micro-five-seeds")
     assert order.command.endswith("--set seeds=5 --label five-seeds")
     with pytest.raises(ConfigError, match="end the name of a folder"):
-        Order("paradigms", label="../elsewhere")
+        StudyOrder("paradigms", label="../elsewhere")

@@ -78,14 +78,14 @@ def probe_command(
     from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, over_images
     from vitp.evaluation.probe_data import probe_data
     from vitp.evaluation.probes import probe_outcomes
-    from vitp.evaluation.robustness_comparison import open_tower
+    from vitp.evaluation.robustness_comparison import tower_to_probe
 
     if out is not None:
         check_file(out, "JSON")
     labelled, console, results = read_labels(data), make_console(), {}
     outcomes: list[list[Outcomes]] = []
     for name in [backbone, *(compare or [])]:
-        features = probe_data(open_tower(name), labelled, view=view)
+        features = probe_data(tower_to_probe(name), labelled, view=view)
         table, found = probe_outcomes(features, seeds=tuple(range(seeds)), labels_per_seed=amount_of(labels))
         console.print(table.to_rich(title=f"{name}: probes of the frozen features on {labelled.name}"))
         results[name] = table.to_json()

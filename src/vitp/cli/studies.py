@@ -58,9 +58,9 @@ def study_command(
 
     --set changes the scale, as in seeds=5. The exit code is 1 while anything is failed or left.
     """
-    from vitp.studies.main import Order, run_study
+    from vitp.studies.main import StudyOrder, run_study
 
     overrides = tuple(override or ())
-    order = Order(name, scale, out, data, quick, overrides, label=label, minutes=minutes, only_plan=plan)
+    order = StudyOrder(name, scale, out, data, quick, overrides, label=label, minutes=minutes, only_plan=plan)
     if not run_study(order, make_console()).complete and not plan:
         raise typer.Exit(1)

@@ -33,7 +33,7 @@ def open_model(run: str | Path, overrides: Sequence[str]) -> tuple[TaskModel, Te
     return model.to(resolve_device("auto")), settings
 
 
-def open_tower(name: str) -> VisionTower:
+def tower_to_probe(name: str) -> VisionTower:
     """Return the ViT of an export, run or model folder, the starter's, or one of its shape with random weights."""
     if name == "random":
         return random_backbone(load_backbone("starter"), seed=0)
@@ -137,7 +137,7 @@ class RobustnessComparison:
         for name in self.names:
             self._start()
             robustness_of_backbone(
-                open_tower(name).to(resolve_device("auto")),
+                tower_to_probe(name).to(resolve_device("auto")),
                 splits,
                 max_images=max_images or 2000,
                 seeds=tuple(range(seeds)),

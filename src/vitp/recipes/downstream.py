@@ -1,9 +1,10 @@
 """The exported ViT is finetuned as a detector, a segmenter and an oriented detector, on real images with true splits.
 
-Blood cells (BCCD) and airplanes (GDIT) by boxes, ships in SAR (HRSID) by masks and by oriented boxes, forest (Amazon)
-by pixels. Everything is finetuned from four initialisations of one ViT under one budget: random weights; the starter; the
-starter continued with supervised labels (which classes are in the image); the starter continued with ViTP. The
-supervised run sees as many of the same images as the ViTP run, and is cheaper, as it has no language model.
+Blood cells (BCCD) and airplanes (GDIT) by boxes, ships in SAR (HRSID) by masks and by oriented boxes, forest
+(Amazon) by pixels. Everything is finetuned from four initialisations of one ViT under one budget: random weights;
+the starter; the starter continued with supervised labels (which classes are in the image); the starter continued
+with ViTP. The supervised run sees as many of the same images as the ViTP run, and is cheaper, as it has no language
+model.
 
 Command: `vitp recipes run downstream --out runs/real --seeds 3`, in the folder of `vitp recipes run real-images` or a
 new one, with the folder of the images in `VITP_DATA`. Resumable.

@@ -26,7 +26,7 @@ from vitp.studies.scales import Scale, scale_of
 
 
 @dataclass(frozen=True)
-class Order:
+class StudyOrder:
     """Arguments of `vitp study`.
 
     Attributes:
@@ -83,7 +83,7 @@ class Order:
         return shlex.join(words)
 
 
-def run_study(order: Order, console: Console | None = None) -> StudyProgress:
+def run_study(order: StudyOrder, console: Console | None = None) -> StudyProgress:
     """Run what is missing of a study, write its tables and its page, and return what is done, failed and left.
 
     Raises:
@@ -183,7 +183,7 @@ def timing_cells(study: Study) -> list[StudyCell]:
     return list(found.values())
 
 
-def write_study(order: Order, scale: Scale, study: Study, runner: StudyRunner) -> Path:
+def write_study(order: StudyOrder, scale: Scale, study: Study, runner: StudyRunner) -> Path:
     """Write `results.csv`, `results.md`, `plots/`, `plan.json` and `index.html`; return the page's path."""
     folder = order.folder
     rows = rows_of(study, runner.store, scale.name, runner.began)
