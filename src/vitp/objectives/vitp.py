@@ -31,15 +31,12 @@ from vitp.models.flops import forward_flops, language_shape, vision_flops
 from vitp.models.lora import add_lora, plain_layers
 from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionTower
-from vitp.models.vlm import PARTS, VisionLanguageModel
+from vitp.models.vlm import MOST_LOGITS, PARTS, VisionLanguageModel
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.settings import DataSettings, ObjectiveParts, ObjectiveSettings, Phase, Run, RunSettings
-
-LOGITS = 2**26
-"""Logits in memory at once: 256 MB in fp32, and the same again for their gradient."""
 
 GROUP_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model"}
 
@@ -279,7 +276,7 @@ class ViTPObjective(Objective):
     ) -> None:
         super().__init__()
         self.vlm, self.chat = vlm, chat
-        self.logit_chunk = logit_chunk or max(1, LOGITS // int(vlm.language.config.vocab_size))
+        self.logit_chunk = logit_chunk or max(1, MOST_LOGITS // int(vlm.language.config.vocab_size))
         self.prior = prior
         self.lr_scale = dict(lr_scale or {})
         for part in self.lr_scale:
