@@ -134,7 +134,7 @@ def test_data_folder_and_disk(monkeypatch, tmp_path):
 
 def test_starter_is_looked_for_where_it_is_loaded_from(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "STARTER", tmp_path)
-    assert report().starter is False
+    assert inspect_machine().starter is False
     for name in (CONFIG, WEIGHTS):
         (tmp_path / name).touch()
     assert inspect_machine().starter is True

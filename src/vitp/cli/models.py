@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vitp.checkpoints.convert import convert_model
 from vitp.cli.options import (
     LABELLED,
     FormatOption,
@@ -212,6 +211,7 @@ def convert_command(
 ) -> None:
     """Write a model or ViT in another layout; weights and outputs are compared before it appears."""
     from vitp.checkpoints.checkpoint import Hints
+    from vitp.checkpoints.convert import convert_model
 
     hints = Hints(
         architecture=architecture,
