@@ -25,9 +25,13 @@ class LoRAConfig(SettingsModel):
     """Low-rank adaptation of the language model's linear layers; all else of it is frozen."""
 
     rank: int = Field(default=16, ge=1, le=65_536)
+    """Rank of the updates."""
     alpha: int = Field(default=32, gt=0, le=65_536)
+    """The updates are scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the input of the updates."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an update."""
 
 
 class LanguageConfig(SettingsModel):
@@ -38,8 +42,11 @@ class LanguageConfig(SettingsModel):
     """
 
     model_type: str = "qwen2"
+    """Architecture, by the name that transformers has for it ("qwen2", …)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the Hugging Face configuration. `vocab_size` is set from the tokenizer."""
     lora: LoRAConfig | None = None
+    """Train low-rank updates only; none: all weights."""
 
 
 def micro_qwen2(

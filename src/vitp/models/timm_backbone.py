@@ -36,15 +36,15 @@ class TimmConfig(SettingsModel):
     """A model as timm knows it."""
 
     architecture: str
-    """Timm's name, with or without the tag of a training (`resnet50.a1_in1k`)."""
+    """Name of the model in timm, with or without the tag of its weights (`resnet50.a1_in1k`)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """What `timm.create_model` gets beside it."""
+    """Further arguments of `timm.create_model`."""
     image_size: int | None = Field(None, ge=8, le=65_536)
-    """Side in pixels that it is meant for; none: what timm says."""
+    """Side in pixels that the model is meant for; none: what timm says."""
     mean: tuple[Mean, Mean, Mean] | None = None
-    """Normalisation of RGB values on 0..1; none: what timm says."""
+    """Mean of RGB values on 0..1 for the normalisation; none: what timm says."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """Normalisation of RGB values on 0..1; none: what timm says."""
+    """Deviation of RGB values on 0..1 for the normalisation; none: what timm says."""
 
 
 class TimmStages(Backbone):

@@ -33,11 +33,15 @@ class VisionConfig(SettingsModel):
     """
 
     architecture: str = "vit_tiny_patch16_224"
+    """Name of the ViT in timm."""
     arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `timm.create_model`, such as `embed_dim`, `depth` and `patch_size`."""
     image_size: int = Field(96, ge=8, le=65_536)
     """Side of a tile in pixels."""
     mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    """Mean of RGB values on 0..1, which is subtracted."""
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    """Deviation of RGB values on 0..1, which they are divided by."""
     positions: PositionMethod = "antialiased"
     """How the position table follows an image of another size: timm's way, or InternVL's (bicubic)."""
 

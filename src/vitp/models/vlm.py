@@ -36,11 +36,15 @@ class VLMConfig(SettingsModel):
     """The three parts and how they meet."""
 
     vision: VisionConfig = Field(default_factory=VisionConfig)
+    """Vision tower."""
     language: LanguageConfig = Field(default_factory=LanguageConfig)
+    """Language model."""
     shuffle: int = Field(2, ge=1, le=64)
-    """Side of the square of patches folded into a token."""
+    """Side of the square of patches that is folded into one token of the language model."""
     template: str = "internvl2_5"
+    """Chat template."""
     drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Stochastic depth of the vision tower's last block; earlier blocks get less, linearly."""
 
     @property
     def language_width(self) -> int:

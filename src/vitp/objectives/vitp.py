@@ -65,9 +65,9 @@ class ViTPSettings(ObjectiveSettings):
     name: Literal["vitp"] = "vitp"
     """Visual instruction pretraining."""
     vrl: VRLConfig = Field(default_factory=VRLConfig)
-    """Image tokens are dropped behind the projector."""
+    """Image tokens that are dropped at random between projector and language model."""
     align: AlignSettings = Field(default_factory=AlignSettings)
-    """A phase with the vision tower frozen."""
+    """A phase before the run proper in which the vision tower is frozen."""
     prior: PriorSettings = Field(default_factory=PriorSettings)
     """Weights of the answers' tokens."""
 

@@ -125,17 +125,17 @@ class FinetuneConfig(SettingsModel):
     """
 
     task: str
-    """Classification, segmentation, change, detection, instance or oriented; see `vitp finetune`."""
+    """`classification`, `segmentation`, `change`, `detection`, `instance` or `oriented`."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
-    """Of the order of the images, of random weights and of augmentation."""
+    """Seed of the order of the images, of random weights and of augmentation."""
     backbone: BackboneSettings = Field(default_factory=BackboneSettings)
-    """The backbone."""
+    """Where the backbone comes from."""
     neck: NeckSettings = Field(default_factory=NeckSettings)
-    """What makes the head's maps of the backbone's features."""
+    """What lies between backbone and head."""
     head: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the task's head."""
+    """Settings of the task's head; see the tables of the heads."""
     data: FinetuneDataSettings
-    """The data."""
+    """What is learned from."""
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
     """How training images change."""
     optim: OptimConfig = Field(

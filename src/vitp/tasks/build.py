@@ -47,11 +47,11 @@ class BackboneSettings(SettingsModel):
     weights: str | None = None
     """File of weights for "timm:NAME"; none: random ones."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """What timm gets beside the name, for "timm:NAME"."""
+    """Further arguments of `timm.create_model` for "timm:NAME"."""
     vision: VisionConfig | None = None
-    """Architecture of "random"; none: the starter's."""
+    """Sizes of the tower for "random"; none: the starter's."""
     image_size: int | None = Field(None, ge=8, le=65_536)
-    """Side of the images that positions are kept for; none: the backbone's own."""
+    """Side of the images for which positions are resampled; none: the backbone's own."""
     patch_size: int | None = Field(None, ge=2, le=1024)
     """Pixels of a patch, resampled where the ViT was trained with others (the paper: 14 → 16)."""
     patch_kernel: KernelMethod = "bicubic"
@@ -76,7 +76,7 @@ class NeckSettings(SettingsModel):
     ViT), `cnn` (the stages of a hierarchical network), `none` (the last map alone: a probe), `auto`:
     `cnn` for hierarchical networks and `simple` for ViTs, with channels that suit the backbone's width."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`."""
+    """Arguments of the neck: `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`."""
 
 
 class LastMap(Pyramid):

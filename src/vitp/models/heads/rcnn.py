@@ -28,7 +28,7 @@ class DetectorSettings(SettingsModel):
     box: BoxSettings = Field(default_factory=BoxSettings)
     """Box head."""
     mask: MaskSettings = Field(default_factory=MaskSettings)
-    """Mask head, of models that have one."""
+    """Mask head of instance segmentation."""
 
 
 class RCNN(nn.Module):

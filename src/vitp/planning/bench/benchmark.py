@@ -42,27 +42,27 @@ class BenchConfig(SettingsModel):
     """What is measured where no run is named: a model of random weights on made-up records."""
 
     size: Literal["micro", "small", "full"] = "micro"
-    """Of the model: `micro`, `small`, or `full` (InternViT-300M at 448 px and Qwen2.5-0.5B)."""
+    """Size of the model: `micro`, `small`, or `full` (InternViT-300M at 448 px and Qwen2.5-0.5B)."""
     records: int = Field(16, ge=1, le=10_000_000)
-    """A micro-batch."""
+    """Records of a micro-batch."""
     tiles: int | None = Field(None, ge=1, le=40)
-    """A record; none: a mixture of 1, 3, 5 and 7."""
+    """Tiles of a record; none: a mixture of 1, 3, 5 and 7."""
     questions: int = Field(1, ge=1, le=64)
-    """A record."""
+    """Questions of a record."""
     vrl_ratio: float = Field(0.75, ge=0, lt=1)
-    """Image tokens dropped."""
+    """Share of image tokens that are dropped."""
     steps: int = Field(8, ge=1, le=100_000_000)
-    """That are timed."""
+    """Steps that are timed."""
     micro_batches: int = Field(1, ge=1, le=65_536)
-    """A step."""
+    """Micro-batches of a step."""
     num_workers: int = Field(0, ge=0, le=512)
     """Processes that prepare batches."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """As in `train`."""
+    """Precision, as `train.precision` of a run."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """As in `train`."""
+    """Device, as `train.device` of a run."""
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
-    """As in a run."""
+    """Speed and memory, as `compute` of a run."""
 
 
 class Subject:
