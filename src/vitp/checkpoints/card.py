@@ -39,7 +39,7 @@ class MixtureUsed(SettingsModel):
     fingerprint: str
     """Hash of all that decides the batches."""
     sets: list[DataUsed] = Field(default_factory=list)
-    """The sets."""
+    """Sets of the mixture."""
 
     def share(self, used: DataUsed) -> float:
         """Return the part of an epoch that one of the sets makes up, 0..1."""

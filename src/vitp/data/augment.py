@@ -288,7 +288,7 @@ class AugmentSettings(SettingsModel):
     """Side of the square that is cut out at random, padded where the image is smaller (zeros, and 255 in
     masks); none: where scale or rotate changed the size, the size from before."""
     max_class_share: float = Field(0.75, gt=0, le=1)
-    """Of the labelled pixels in a crop one class may fill at most this share, where ten tries find such a
+    """Largest share of the labelled pixels of a crop that one class may fill, where ten tries find such a
     crop."""
     flip: bool | Literal["horizontal"] = True
     """Mirror left-right and top-bottom, each with probability ½; `horizontal`: left-right only."""

@@ -204,11 +204,13 @@ class Task:
     """One entry of the table of tasks.
 
     Attributes:
+        settings: Those of its head.
         build: Backbone, classes, neck, head settings → model.
         evaluate: Model, labelled images, how to apply the model → scores.
         labels: Head settings → what the task learns from.
     """
 
+    settings: type[SettingsModel]
     build: Callable[[Backbone, Sequence[str], NeckSettings, Mapping[str, Any]], TaskModel]
     evaluate: Evaluate
     labels: Callable[[Mapping[str, Any]], LabelKind]
@@ -293,15 +295,16 @@ def _always(kind: LabelKind) -> Callable[[Mapping[str, Any]], LabelKind]:
 
 TASKS: dict[str, Task] = {
     "classification": Task(
+        classification.ClassificationSettings,
         _classification,
         classification.evaluate,
         lambda head: _head(classification.ClassificationSettings, head).labels,
     ),
-    "segmentation": Task(_segmentation, semantic.evaluate, _always("semantic")),
-    "change": Task(_change, change.evaluate, _always("change")),
-    "detection": Task(_detection, _evaluate_objects("objects"), _always("objects")),
-    "instance": Task(_instance, _evaluate_objects("instances"), _always("instances")),
-    "oriented": Task(_oriented, _evaluate_oriented, _always("oriented")),
+    "segmentation": Task(DecoderSettings, _segmentation, semantic.evaluate, _always("semantic")),
+    "change": Task(change.ChangeSettings, _change, change.evaluate, _always("change")),
+    "detection": Task(DetectorSettings, _detection, _evaluate_objects("objects"), _always("objects")),
+    "instance": Task(DetectorSettings, _instance, _evaluate_objects("instances"), _always("instances")),
+    "oriented": Task(OrientedRCNNSettings, _oriented, _evaluate_oriented, _always("oriented")),
 }
 """Name → how a task's model is built and scored, and what it learns from."""
 
