@@ -44,8 +44,9 @@ def config(**changes: Any) -> FinetuneConfig:
             "root": "port",
             "format": "scenes",
             "options": {"count": 20, "size": 32, "val": 0.2, "test": 0.2},
+            "global_batch": 4,
         },
-        "train": {"steps": 4, "batch_size": 4, "val_every": 2, "save_every": 2, "log_every": 1, "threads": 1},
+        "train": {"steps": 4, "val_every": 2, "save_every": 2, "log_every": 1, "threads": 1},
     }
     for key, value in changes.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
@@ -249,7 +250,7 @@ def test_runs_are_not_written_over_and_resume_only_themselves(tmp_path: Path) ->
         run_finetune(config(train={"steps": 2}), tmp_path / "run", console=QUIET)
     with pytest.raises(ConfigError, match=r"differs from the run.*data\.global_batch"):
         run_finetune(
-            config(train={"steps": 2, "batch_size": 2}), tmp_path / "run", resume=True, console=QUIET
+            config(train={"steps": 2}, data={"global_batch": 2}), tmp_path / "run", resume=True, console=QUIET
         )
     with pytest.raises(CheckpointError, match="no run to resume"):
         run_finetune(config(), tmp_path / "other", resume=True, console=QUIET)

@@ -1,6 +1,6 @@
 """Another vision tower or another language model in a vision-language model; the projector between them is made anew.
 
-What comes out answers nothing sensible before it was aligned: pretrain it with `align.steps` (docs/weights.md).
+What comes out answers nothing sensible before it was aligned: pretrain it with `objective.align.steps` (docs/weights.md).
 """
 
 from __future__ import annotations
