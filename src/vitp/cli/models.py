@@ -259,15 +259,15 @@ def probe(
     """
     from vitp.core.files import write_json
     from vitp.core.targets import check_file
-    from vitp.data.formats.vitp_labels import read as read_labels
+    from vitp.data.formats.vitp_labels import read_compiled
+    from vitp.evaluation.features import probe_data
     from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, over_images
-    from vitp.evaluation.probe_data import probe_data
     from vitp.evaluation.probes import probe_outcomes
 
     if out is not None:
         check_file(out, "JSON")
     amount = None if labels is None else (labels if labels < 1 else int(labels))
-    labelled = read_labels(data)
+    labelled = read_compiled(data)
     console, results = make_console(), {}
     outcomes: list[list[Outcomes]] = []
     for name in [backbone, *(compare or [])]:

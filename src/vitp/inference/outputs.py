@@ -28,13 +28,12 @@ from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from vitp.core.files import atomic_path, to_json, write_json, write_text
-from vitp.data.formats.mask_classes import BACKGROUND
 from vitp.io.colours import CLASS_COLOURS
 from vitp.io.pixels import row_bands
 from vitp.metrics.oriented_files import write_dota_submission
 from vitp.metrics.results import Prediction
 from vitp.records.geometry import area
-from vitp.records.labels import IGNORE
+from vitp.records.labels import BACKGROUND, IGNORE
 from vitp.records.regions import parts
 from vitp.records.rle import encode
 

@@ -16,7 +16,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.targets import check_folder
 from vitp.core.version import __version__
-from vitp.data.formats.common import list_images
+from vitp.data.formats.walk import list_images
 from vitp.inference.outputs import Named, surest, unique_names, write_image, write_summary
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.pixels import LARGE_PIXELS

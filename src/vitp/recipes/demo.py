@@ -31,7 +31,7 @@ from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.data.compile import compile_labels
-from vitp.data.formats.vitp_labels import read as read_labels
+from vitp.data.formats.vitp_labels import read_compiled
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.evaluation.probes import run_probes
 from vitp.models.vision import VisionTower
@@ -96,7 +96,7 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) ->
         towers.append(
             {RANDOM: random_backbone(starter, seed=seed), STARTER: starter, VITP: load_backbone(backbone)}
         )
-    labelled = read_labels(data)
+    labelled = read_compiled(data)
     probes = _cached(
         out / "probes.json", lambda: stage.run(4, "frozen probes", lambda: _probe(towers, labelled, plan))
     )

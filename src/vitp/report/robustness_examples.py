@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw
 
-from vitp.data.formats.mask_classes import BACKGROUND
-from vitp.data.ignored import known_semantic, outline
+from vitp.data.ignored import known_semantic, rings_of
 from vitp.data.image_sample import ImageSample
-from vitp.evaluation.corruptions import Corruption, corrupt_sample
-from vitp.evaluation.corruptions.sets import load_pixels
+from vitp.evaluation.corruptions.catalogue import Corruption
+from vitp.evaluation.corruptions.sets import corrupt_sample, load_pixels
 from vitp.io.colours import CLASS_COLOURS
-from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
+from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet
 from vitp.report import Figure
 from vitp.tasks.data import LabelKind
 
@@ -92,7 +91,7 @@ def draw_labels(sample: ImageSample, classes: Sequence[str], *, side: int = SIDE
     coloured = [(label, _UNCOUNTED) for label in uncounted]
     coloured += [(label, _COUNTED) for label in objects if not label.difficult]
     for label, line in coloured:
-        for ring in outline(label):
+        for ring in rings_of(label):
             points = [(x * scale, y * scale) for x, y in zip(ring[::2], ring[1::2], strict=True)]
             pen.line([*points, points[0]], fill=line, width=2)
     return image

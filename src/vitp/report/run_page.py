@@ -12,7 +12,7 @@ from vitp.checkpoints.pretrained import load_vlm, resolve
 from vitp.core.config import CONFIG_FILE, load_config
 from vitp.core.files import write_json
 from vitp.data.augment import resize_image
-from vitp.data.formats.vitp_labels import read as read_labels
+from vitp.data.formats.vitp_labels import read_compiled
 from vitp.evaluation.answers import Answered, ask_all, questions_of
 from vitp.evaluation.attention import patch_attention
 from vitp.inference.ask import Assistant
@@ -73,7 +73,7 @@ def _questions(config: PretrainConfig, count: int) -> Iterator[tuple[Instruction
     for name in config.data.mixture:
         folder = Path(name) if Path(name).is_dir() else Path(name).parent
         if (folder / "labels" / "set.json").is_file():
-            labelled = read_labels(folder)
+            labelled = read_compiled(folder)
             for split in ("val", "test", "train"):
                 held_out = labelled.split(split)
                 if len(held_out):

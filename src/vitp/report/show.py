@@ -111,7 +111,7 @@ class _Labels:
         self.classes: tuple[str, ...] = ()
         self._items: dict[str, LabelledImage] = {}
         if (folder / "labels" / "set.json").is_file():
-            labelled = vitp_labels.read(folder)
+            labelled = vitp_labels.read_compiled(folder)
             self.classes = labelled.semantic_classes
             self._items = {picture_key(item.image): item for item in labelled.items}
 
