@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
 from vitp.cli import app
+from vitp.cli.panels import DATA, JUDGE, PLAN, TRAIN, USE
 from vitp.core.errors import ConfigError
 from vitp.data.packing import PackedBatch, pack
 from vitp.engine.config import OptimConfig, TrainConfig
@@ -279,6 +280,11 @@ def test_two_steps_move_the_vision_tower(case: Case, tmp_path: Path) -> None:
 
 # The command line: what people's scripts depend on. A change here is a change for them.
 
+RECIPE = [
+    "NAME", "--out", "--scale", "--seeds", "--data", "--init", "--gpus", "--as-published", "--available",
+    "--dry-run", "--set -s",
+]  # fmt: skip
+
 SURFACE = {
     "": ["--version"],
     "ask": ["MODEL", "ARGUMENTS", "--draw", "--max-tokens", "--max-tiles"],
@@ -316,11 +322,9 @@ SURFACE = {
         "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",
         "--samples", "--set -s", "--json",
     ],
-    "recipe": [
-        "NAME", "--out", "--scale", "--seeds", "--data", "--init", "--gpus", "--as-published", "--available",
-        "--dry-run", "--set -s",
-    ],
+    "recipe": RECIPE,
     "recipes parity": ["NAME", "--images", "--json"],
+    "recipes run": RECIPE,
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
     "report": ["RUN", "--out", "--samples"],
     "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan"],
@@ -355,3 +359,29 @@ def test_the_command_line_is_what_it_was() -> None:
     commands = {name: [own for own in options if own != "--allow-remote"] for name, options in found.items()}
     assert commands == SURFACE
     assert [name for name, options in found.items() if "--allow-remote" not in options] == [""]
+
+
+def test_help_groups_the_commands_in_panels() -> None:
+    """Every command that is shown is in one of five panels, and those come in the order of the work."""
+    group = typer.main.get_command(app)
+    shown = {name: c for name, c in group.commands.items() if not c.hidden}  # type: ignore[attr-defined]
+    panels = [shown[name].rich_help_panel for name in group.list_commands(None) if name in shown]  # type: ignore[attr-defined]
+    assert list(dict.fromkeys(panels)) == [DATA, TRAIN, USE, JUDGE, PLAN]
+    assert len(panels) == len(shown) == 20
+    assert [name for name, command in group.commands.items() if command.hidden] == ["recipe"]  # type: ignore[attr-defined]
+
+
+def test_every_command_and_option_has_a_sentence() -> None:
+    def silent(command: Any, path: str) -> list[str]:
+        found = [
+            f"{path} {one.name}"
+            for one in command.params
+            if one.name not in ("help", "version") and not (one.help or "").rstrip().endswith((".", "?"))
+        ]
+        if not (command.help or "").strip():
+            found.append(path)
+        for name, child in getattr(command, "commands", {}).items():
+            found += silent(child, f"{path} {name}".strip())
+        return found
+
+    assert silent(typer.main.get_command(app), "") == []

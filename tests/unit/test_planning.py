@@ -24,8 +24,8 @@ from vitp.objectives.settings import ModelSettings
 from vitp.objectives.vitp import ViTPObjective, vlm_forward_flops
 from vitp.planning.devices import DEVICES, machine_of
 from vitp.planning.finetune import plan_finetune
-from vitp.planning.memory import Workload, model_shape, shape_of, step_memory
-from vitp.planning.model import INTERNVL_1B, INTERNVL_VOCABULARY, planned_model
+from vitp.planning.memory import BatchLoad, step_memory
+from vitp.planning.model import INTERNVL_1B, INTERNVL_VOCABULARY, model_shape, planned_model, vlm_shape
 from vitp.planning.plan import RunShape, micro_batch, plan_pretraining, run_shape
 from vitp.planning.samples import (
     AssumedSet,
@@ -37,7 +37,7 @@ from vitp.planning.samples import (
 )
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING
 from vitp.recipes.paper.dry_run import small_finetune
-from vitp.recipes.paper.tables import PRETRAINING as FACTS
+from vitp.recipes.paper.tables import PRETRAINING_FACTS as FACTS
 from vitp.recipes.paper.tables import REMOTE_SENSING
 from vitp.recipes.paper.typical_sizes import TYPICAL
 from vitp.tasks.base import TaskModel
@@ -236,8 +236,8 @@ def test_memory_is_what_torch_reports(name: str, checkpointing: bool) -> None:
     chat, batch = real_batch(vlm, records)
     runs = token_runs(batch.segments_BL.numpy(), batch.branches_BL.numpy())
     keys = int((runs.prefix_length_R + runs.length_R).sum())
-    work = Workload(len(batch.tiles_TCHW), len(batch.keep_K), batch.tokens, keys, len(batch.target_ids_S))
-    predicted = step_memory(shape_of(vlm), work, bf16=False, checkpointing=checkpointing, accumulates=False)
+    work = BatchLoad(len(batch.tiles_TCHW), len(batch.keep_K), batch.tokens, keys, len(batch.target_ids_S))
+    predicted = step_memory(vlm_shape(vlm), work, bf16=False, checkpointing=checkpointing, accumulates=False)
     weights = sum(p.numel() * 4 for p in vlm.parameters())
     assert predicted.weights == weights and predicted.optimizer == 2 * weights
     measured = peak_of_a_step(ViTPObjective(vlm, chat), batch)
@@ -256,7 +256,7 @@ def test_flops_are_those_of_the_model(name: str) -> None:
     text = batch.tokens // records - image // 2
     run = RunShape(1, records, 1, True, VRLConfig(ratio=0.5), False)
     planned = micro_batch(
-        shape_of(vlm),
+        vlm_shape(vlm),
         run,
         [SampleSize(2, text, len(batch.target_ids_S) // records)] * records,
         np.random.default_rng(0),

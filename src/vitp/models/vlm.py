@@ -28,6 +28,9 @@ from vitp.models.vision import VisionConfig, VisionTower
 
 __all__ = ["PARTS", "VLMConfig", "VisionLanguageModel", "packed_attention_mask"]
 
+MOST_LOGITS = 2**26
+"""Logits in memory at once: 256 MB in fp32, and the same again for their gradient."""
+
 PARTS = ("vision", "projector", "language")
 """The three parts of the model, as configuration and console name them."""
 

@@ -155,6 +155,6 @@ class TextOnlyObjective(Objective):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the whole model, which `vitp.load_vlm` reads."""
-        from vitp.checkpoints.pretrained import write_vlm
+        from vitp.checkpoints.writing import write_vlm
 
         write_vlm(Path(folder), self.vlm, self.chat)

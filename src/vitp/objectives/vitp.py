@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitp.checkpoints.pretrained import LoadedVLM, load_tokenizer, load_vlm, write_vlm
+from vitp.checkpoints.loading import LoadedVLM, load_vlm, read_tokenizer
+from vitp.checkpoints.writing import write_vlm
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.data.batches import SampledBatches
@@ -30,15 +31,12 @@ from vitp.models.flops import forward_flops, language_shape, vision_flops
 from vitp.models.lora import add_lora, plain_layers
 from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionTower
-from vitp.models.vlm import PARTS, VisionLanguageModel
+from vitp.models.vlm import MOST_LOGITS, PARTS, VisionLanguageModel
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.settings import DataSettings, ObjectiveParts, ObjectiveSettings, Phase, Run, RunSettings
-
-LOGITS = 2**26
-"""Logits in memory at once: 256 MB in fp32, and the same again for their gradient."""
 
 GROUP_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model"}
 
@@ -225,7 +223,7 @@ def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
         raise ConfigError("says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
     vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path})
     if settings.tokenizer is not None:
-        tokenizer = load_tokenizer(Path(settings.tokenizer))
+        tokenizer = read_tokenizer(Path(settings.tokenizer))
     else:
         if vlm_config.template != "micro":
             raise ConfigError(
@@ -278,7 +276,7 @@ class ViTPObjective(Objective):
     ) -> None:
         super().__init__()
         self.vlm, self.chat = vlm, chat
-        self.logit_chunk = logit_chunk or max(1, LOGITS // int(vlm.language.config.vocab_size))
+        self.logit_chunk = logit_chunk or max(1, MOST_LOGITS // int(vlm.language.config.vocab_size))
         self.prior = prior
         self.lr_scale = dict(lr_scale or {})
         for part in self.lr_scale:
@@ -364,7 +362,7 @@ class ViTPObjective(Objective):
         return vlm_step_flops(self.vlm, batch)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write model, configuration and tokenizer; `vitp.checkpoints.pretrained.load_vlm` reads them."""
+        """Write model, configuration and tokenizer; `vitp.load_vlm` reads them."""
         with plain_layers(self.vlm.vision):
             write_vlm(Path(folder), self.vlm, self.chat)
 

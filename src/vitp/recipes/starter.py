@@ -9,7 +9,7 @@ three stages on scenes of the `general` domain (eight object classes, eight land
 2. `align`: projector and language model learn to read the frozen ViT, at 96 px.
 3. `joint`: everything is trained on instructions, the ViT with them.
 
-Command: `vitp recipe starter --out runs/starter` (resumable: run it again; `--scale 0.01` for a dry run).
+Command: `vitp recipes run starter --out runs/starter` (resumable: run it again; `--scale 0.01` for a dry run).
 Hardware and time: two CPU cores, about an hour and a half.
 Result: `runs/starter/starter`, at most 12 MB in float16; what it reaches is in `assets/starter/README.md`.
 """
@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from vitp.checkpoints.pretrained import load_vlm, save_vlm
+from vitp.checkpoints.loading import load_vlm
+from vitp.checkpoints.writing import save_vlm
 from vitp.core.tensors import load_tensors, save_tensors
 from vitp.data.augment import MaskAugmentation
 from vitp.data.batches import SampledBatches

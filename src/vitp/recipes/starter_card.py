@@ -1,26 +1,23 @@
 """The starter's card: what it answers and what its frozen features know, on held-out general scenes.
 
-Command: `vitp recipe starter-card --out DIR` writes `DIR/README.md` and `DIR/card.json` (a few minutes on two cores).
+Command: `vitp recipes run starter-card --out DIR` writes `DIR/README.md` and `DIR/card.json`
+(a few minutes on two cores).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from vitp.checkpoints.export import load_backbone, random_backbone
-from vitp.checkpoints.pretrained import load_vlm
+from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
 from vitp.core.files import write_json, write_text
-from vitp.data.synthesis.build import score_answer
-from vitp.evaluation.answers import LONGEST_ANSWER, ask_all, mean_by_task, questions_of
+from vitp.evaluation.answers import ask_all, mean_by_task, questions_of
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import run_probes
 from vitp.inference.ask import Assistant
-from vitp.records.instructions import InstructionRecord
 from vitp.scenes import scene_set
 
 
@@ -42,33 +39,26 @@ def write_card(out: Path, source: str = "starter", plan: CardPlan | None = None)
     scenes = scene_set("general", seed=plan.seed, count=plan.images, size=96, split="val")
     questions = list(questions_of(scenes, plan.questions))
     seen = mean_by_task(ask_all(assistant, questions))
-    blind = _blind_scores(assistant, questions)
+    # Of a grey picture: what the language model guesses without looking.
+    grey = Image.new("RGB", (96, 96), (110, 110, 110))
+    blind = mean_by_task(ask_all(assistant, questions, shown=grey))
     probes = _probes(source, plan)
     write_json(
         out / "card.json",
         {
             "answers": {
-                task: {"score": s, "blind": blind[task], "questions": n} for task, (s, n) in seen.items()
+                task: {"score": s, "blind": blind[task][0], "questions": n} for task, (s, n) in seen.items()
             },
             "probes": {name: table.to_json() for name, table in probes.items()},
         },
     )
-    rows = [f"| {task} | {100 * s:.0f} | {100 * blind[task]:.0f} | {n} |" for task, (s, n) in seen.items()]
-    write_text(out / "README.md", CARD.format(answers="\n".join(rows), probes=_probe_rows(probes)))
+    rows = [f"| {task} | {100 * s:.0f} | {100 * blind[task][0]:.0f} | {n} |" for task, (s, n) in seen.items()]
+    probed = [
+        f"| {row.task}, {row.metric} | {probes['random'][row.task, row.metric].percent} | {row.percent} |"
+        for row in probes["starter"].rows
+    ]
+    write_text(out / "README.md", _CARD.format(answers="\n".join(rows), probes="\n".join(probed)))
     return out / "README.md"
-
-
-def _blind_scores(
-    assistant: Assistant, questions: Sequence[tuple[InstructionRecord, str]]
-) -> dict[str, float]:
-    """Ask the same questions with a grey picture: what the language model guesses without looking."""
-    grey = Image.new("RGB", (96, 96), (110, 110, 110))
-    scores: dict[str, list[float]] = {}
-    for record, task in questions:
-        turn = record.turns[0]
-        answer = assistant.answer([grey] * len(record.images), turn.question, max_new_tokens=LONGEST_ANSWER)
-        scores.setdefault(task, []).append(score_answer(task, answer, turn.answer))
-    return {task: sum(values) / len(values) for task, values in scores.items()}
 
 
 def _probes(source: str, plan: CardPlan) -> dict[str, ProbeTable]:
@@ -88,18 +78,7 @@ def _probes(source: str, plan: CardPlan) -> dict[str, ProbeTable]:
     }
 
 
-def _probe_rows(probes: dict[str, ProbeTable]) -> str:
-    lines = []
-    for row in probes["starter"].rows:
-        chance = probes["random"][row.task, row.metric]
-        lines.append(
-            f"| {row.task}, {row.metric} | {100 * chance.mean:.1f} ± {100 * chance.std:.1f} "
-            f"| {100 * row.mean:.1f} ± {100 * row.std:.1f} |"
-        )
-    return "\n".join(lines)
-
-
-CARD = """# Starter
+_CARD = """# Starter
 
 A general vision-language model of micro size, trained from scratch on generated scenes (`general` domain of
 `vitp.scenes`, CC0): what `vitp pretrain` continues from by default.
@@ -109,7 +88,7 @@ A general vision-language model of micro size, trained from scratch on generated
 - **Language model**: Qwen2 of 3 layers, 192 wide, 1.5 million parameters, byte-level BPE tokenizer of about 1,600 tokens.
 - **Normalisation**: ImageNet mean and standard deviation, RGB.
 - **Storage**: float16, 8.6 MB.
-- **Recipe**: `vitp recipe starter` (`src/vitp/recipes/starter.py`): 64,000 scenes with dense labels at 64 px, 8,000 scenes
+- **Recipe**: `vitp recipes run starter` (`src/vitp/recipes/starter.py`): 64,000 scenes with dense labels at 64 px, 8,000 scenes
   of instructions with the ViT frozen, 12,800 scenes with everything trained; two CPU cores.
 - **Limits**: it knows eight object and eight land classes of generated scenes, and reads real images only after continued
   pretraining. It is a place to start from, not an assistant.
@@ -131,5 +110,5 @@ Linear probes on 200 labelled scenes, held-out textures, three draws of the labe
 |---|---|---|
 {probes}
 
-Both tables are written by `vitp recipe starter-card`.
+Both tables are written by `vitp recipes run starter-card`.
 """

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from rich.console import Console
 
-from vitp.checkpoints.pretrained import WEIGHTS
+from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core import distributed
 from vitp.core.config import CONFIG_FILE, SettingsModel, load_config
 from vitp.core.errors import ConfigError, DamagedError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,11 @@ class Finding:
     def ok(self) -> bool:
         """Whether nothing differs; a check that was skipped finds nothing."""
         return all(difference.ok for difference in self.differences)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        differences = [{**asdict(one), "ok": one.ok} for one in self.differences]
+        return {"check": self.name, "ok": self.ok, "skipped": self.skipped, "differences": differences}
 
 
 @dataclass(frozen=True)
