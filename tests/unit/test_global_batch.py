@@ -54,6 +54,6 @@ def test_equal_parts_are_taken(batch: int, micro: int, ranks: int) -> None:
 
 def test_ranks_are_named() -> None:
     with pytest.raises(
-        ConfigError, match="a step of 8 samples can't be cut into 6 equal parts .2 micro-batches × 3 ranks"
+        ConfigError, match=r"a step of 8 samples can't be cut into 6 equal parts \(2 micro-batches × 3 ranks"
     ):
         check_global_batch(8, 2, 3)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs.finetune import FinetuneConfig, build_run, run_finetune
 from vitp.runs.folder import as_begun, changed_settings
@@ -58,7 +58,7 @@ def config(**changes: Any) -> FinetuneConfig:
     [("random", {}), ("timm:resnet18", {}), ("timm:vit_tiny_patch16_224", {"embed_dim": 32, "depth": 1, "num_heads": 2})],
 )  # fmt: skip
 def test_models_come_back_as_they_were_saved(tmp_path: Path, init: str, arguments: dict) -> None:
-    vision = VisionConfig.model_validate(VISION) if init == "random" else None
+    vision = VisionSettings.model_validate(VISION) if init == "random" else None
     size = None if init == "timm:resnet18" else 64
     backbone = open_backbone(
         BackboneSettings(init=init, vision=vision, arguments=arguments, image_size=size), seed=3
@@ -83,7 +83,7 @@ def test_models_come_back_as_they_were_saved(tmp_path: Path, init: str, argument
 
 
 def saved(folder: Path) -> Path:
-    backbone = VisionTower(VisionConfig.model_validate(VISION))
+    backbone = VisionTower(VisionSettings.model_validate(VISION))
     build_model("classification", backbone, ("a", "b")).save_pretrained(folder)
     return folder
 
@@ -166,7 +166,7 @@ def test_backbones_that_are_not_there_are_refused(settings: dict, message: str) 
 def test_the_kind_of_neck_follows_the_backbone() -> None:
     cnn = build_model("segmentation", open_backbone(BackboneSettings(init="timm:resnet18")), ("a", "b"))
     assert type(cnn.pyramid).__name__ == "CNNPyramid"
-    tower = VisionTower(VisionConfig.model_validate(VISION))
+    tower = VisionTower(VisionSettings.model_validate(VISION))
     kinds = {
         kind: type(build_model("segmentation", tower, ("a", "b"), NeckSettings(kind=kind)).pyramid).__name__
         for kind in ("auto", "adapter", "none")
@@ -298,7 +298,7 @@ def documented() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("values", documented(), ids=lambda values: values["task"])
 def test_documented_configurations_can_be_built(values: dict[str, Any]) -> None:
     settings = make_config(FinetuneConfig, values)
-    tower = VisionTower(VisionConfig.model_validate(VISION))
+    tower = VisionTower(VisionSettings.model_validate(VISION))
     with torch.device("meta"):
         model = build_model(
             settings.task,

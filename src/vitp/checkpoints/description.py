@@ -19,8 +19,8 @@ from vitp.core.sealed import read_metadata
 from vitp.core.tensors import first_of, tensor_bytes
 from vitp.core.version import STARTER, __version__
 from vitp.models.foreign import described_by
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VLMConfig
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VLMSettings
 
 CONFIG = "config.json"
 DESCRIPTION = "vitp_backbone.json"
@@ -67,21 +67,21 @@ def is_task_config(config: Mapping[str, Any]) -> bool:
     return str(config.get("format", "")).startswith("vitp-task-")
 
 
-def vlm_of_config(config: Mapping[str, Any], where: Path) -> tuple[VLMConfig, int]:
+def vlm_of_config(config: Mapping[str, Any], where: Path) -> tuple[VLMSettings, int]:
     """Return sizes and vocabulary that the configuration of one of our vision-language models states.
 
     Raises:
         CheckpointError: It states none.
     """
     try:
-        return VLMConfig.model_validate(config["model"]), int(config["vocabulary"])
+        return VLMSettings.model_validate(config["model"]), int(config["vocabulary"])
     except (KeyError, TypeError, ValueError) as error:  # pydantic's are `ValueError`s
         raise CheckpointError(
             "is no configuration of a vitp model", where=str(where), fix="export or train it anew"
         ) from error
 
 
-def describe_vlm(config: VLMConfig, vocabulary: int) -> dict[str, Any]:
+def describe_vlm(config: VLMSettings, vocabulary: int) -> dict[str, Any]:
     """Return the `config.json` of a model with these sizes."""
     # Drop path is a matter of the run that trains, not of the weights.
     sizes = config.model_copy(update={"drop_path": 0.0}).model_dump()
@@ -156,7 +156,7 @@ class BackboneDescription(SettingsModel):
     """Version of vitp that wrote it."""
     created: str
     """Day of the export, as YYYY-MM-DD."""
-    vision: VisionConfig
+    vision: VisionSettings
     """Architecture, image size and normalisation."""
     patch_size: int = Field(ge=1, le=65_536)
     """Side of a patch in pixels."""

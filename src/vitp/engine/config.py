@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from vitp.core.config import SettingsModel, Share, Weight
 
 
-class OptimConfig(SettingsModel):
+class OptimSettings(SettingsModel):
     """AdamW and its schedule."""
 
     lr: float = Field(2e-5, gt=0, le=100)
@@ -46,7 +46,7 @@ class OptimConfig(SettingsModel):
     """Factor on the rate from one vision block to the one below it; none: the same for all."""
 
     @model_validator(mode="after")
-    def _check(self) -> OptimConfig:
+    def _check(self) -> OptimSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m <= 1 for m in self.milestones):
@@ -62,7 +62,7 @@ class OptimConfig(SettingsModel):
         return min(wanted, steps)
 
 
-class TrainConfig(SettingsModel):
+class TrainSettings(SettingsModel):
     """Length, precision and bookkeeping of a run."""
 
     steps: int = Field(gt=0, le=100_000_000)

@@ -21,7 +21,7 @@ from vitp.models.attention_layouts import AttentionKind
 from vitp.models.vlm import VisionLanguageModel
 
 
-class ComputeConfig(SettingsModel):
+class ComputeSettings(SettingsModel):
     """Settings of speed and memory."""
 
     attention: AttentionKind = "auto"
@@ -39,7 +39,7 @@ class ComputeConfig(SettingsModel):
     """Keep the padding of the language model's rows, so that a compiled language model sees few shapes."""
 
 
-def configure(vlm: VisionLanguageModel, config: ComputeConfig) -> None:
+def configure(vlm: VisionLanguageModel, config: ComputeSettings) -> None:
     """Set a model up, in place. State, names and results stay what they are."""
     vlm.attention = config.attention
     vlm.static_rows, vlm.tile_multiple = config.static_rows, config.tile_multiple

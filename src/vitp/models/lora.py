@@ -20,7 +20,7 @@ from vitp.core.errors import ConfigError
 from vitp.models.vision import VisionTower
 
 
-class VisionLoRAConfig(SettingsModel):
+class VisionLoRASettings(SettingsModel):
     """Which part of a vision tower learns, and how."""
 
     rank: int = Field(8, ge=1, le=65_536)
@@ -37,7 +37,7 @@ class VisionLoRAConfig(SettingsModel):
     """Also train all norm layers."""
 
 
-def add_lora(tower: VisionTower, config: VisionLoRAConfig) -> None:
+def add_lora(tower: VisionTower, config: VisionLoRASettings) -> None:
     """Freeze a tower but for low-rank updates, its last blocks and its norms, in place.
 
     The updates start at zero: the tower computes what it did before.

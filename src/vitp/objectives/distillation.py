@@ -22,7 +22,7 @@ from vitp.core import distributed
 from vitp.core.config import Positive, Share
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewConfig, make_view
+from vitp.data.augment import ViewSettings, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import similarities
 from vitp.objectives.image_base import (
@@ -79,7 +79,7 @@ class DistillationSettings(ObjectiveSettings):
     """Share of the global views with masked patches (iBOT); 0: DINO alone."""
     mask_ratio: tuple[Share, Share] = (0.1, 0.5)
     """Smallest and largest share of masked patches in such a view."""
-    views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.4, 1.0), solarize=0.1))
+    views: ViewSettings = Field(default_factory=lambda: ViewSettings(crop=(0.4, 1.0), solarize=0.1))
     """How the global views change."""
     local_crop: tuple[Share, Share] = (0.1, 0.4)
     """Smallest and largest share of the area that a small crop shows."""

@@ -34,7 +34,7 @@ LoadTiles = Callable[[str, int], np.ndarray]
 """(address of an image, most tiles) → (tiles, 3, tile, tile) uint8; see `vitp.data.tiles`."""
 
 
-class SequenceConfig(SettingsModel):
+class SequenceSettings(SettingsModel):
     """How a record becomes tokens."""
 
     max_length: int = Field(4096, ge=16, le=4_194_304)
@@ -61,7 +61,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
 
     chat: ChatTokenizer
     tile: int
-    config: SequenceConfig
+    config: SequenceSettings
     drop: DropTokens | None = None
     load_tiles: LoadTiles | None = None
 

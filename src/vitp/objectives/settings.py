@@ -13,12 +13,12 @@ from pydantic.config import JsonDict
 
 from vitp.core.config import Positive, SettingsModel, Weight
 from vitp.data.tiles import InputSettings
-from vitp.models.compute import ComputeConfig
-from vitp.models.lora import VisionLoRAConfig
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VLMConfig
+from vitp.models.compute import ComputeSettings
+from vitp.models.lora import VisionLoRASettings
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VLMSettings
 from vitp.objectives.base import BatchSource, Objective
-from vitp.objectives.packed_records import SequenceConfig
+from vitp.objectives.packed_records import SequenceSettings
 
 Run = TypeVar("Run", bound="RunSettings")
 
@@ -42,9 +42,9 @@ class ModelSettings(SettingsModel):
     init: str = "starter"
     """"starter", or a run, model or backbone folder. New weights: "scratch" where the objective has a
     language model, "random" where it has none."""
-    scratch: VLMConfig | None = Field(None, json_schema_extra=LANGUAGE)
+    scratch: VLMSettings | None = Field(None, json_schema_extra=LANGUAGE)
     """Sizes of the model for `init: scratch`."""
-    vision: VisionConfig | None = Field(None, json_schema_extra=VISION)
+    vision: VisionSettings | None = Field(None, json_schema_extra=VISION)
     """Sizes of the tower for `init: random`; none: the starter's."""
     tokenizer: str | None = Field(None, json_schema_extra=LANGUAGE)
     """Tokenizer folder for `init: scratch`; none: it is trained on the mixture."""
@@ -58,7 +58,7 @@ class ModelSettings(SettingsModel):
     """Part (`vision`, `projector`, `language`) → factor on the learning rate."""
     gradient_checkpointing: bool = False
     """Recompute activations backward: less memory, about a third more time."""
-    vision_lora: VisionLoRAConfig | None = None
+    vision_lora: VisionLoRASettings | None = None
     """Train the vision tower by low-rank updates and a few whole blocks only."""
     preserve: PreserveSettings = Field(default_factory=PreserveSettings)
     """Keep the features near those of the vision tower that the run starts from."""
@@ -73,7 +73,7 @@ class DataSettings(SettingsModel):
     """Factor on the sampling rate, one for each entry of the mixture."""
     global_batch: int = Field(128, ge=1, le=4_194_304)
     """Samples an optimizer step, over all ranks and micro-batches."""
-    sequence: SequenceConfig = Field(default_factory=SequenceConfig, json_schema_extra=LANGUAGE)
+    sequence: SequenceSettings = Field(default_factory=SequenceSettings, json_schema_extra=LANGUAGE)
     """How a record becomes tokens."""
     input: InputSettings = Field(default_factory=InputSettings, json_schema_extra=LANGUAGE)
     """How images are read."""
@@ -168,5 +168,5 @@ class RunSettings(SettingsModel):
     """Where the model comes from and what of it is trained."""
     data: DataSettings
     """What is learned from."""
-    compute: ComputeConfig = Field(default_factory=ComputeConfig, json_schema_extra=LANGUAGE)
+    compute: ComputeSettings = Field(default_factory=ComputeSettings, json_schema_extra=LANGUAGE)
     """Speed and memory; changes no result beyond rounding."""

@@ -27,7 +27,7 @@ from vitp.core.version import __version__
 from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
 from vitp.records.labels import LabelledImage, LabelledSet
@@ -80,7 +80,7 @@ class FinetuneDataSettings(SettingsModel):
     """Validation images at most, the same ones each time."""
 
 
-class FinetuneTrainConfig(TrainConfig):
+class FinetuneTrainSettings(TrainSettings):
     """Length, precision and bookkeeping of a finetuning."""
 
     steps: int = Field(600, gt=0, le=100_000_000)
@@ -98,24 +98,24 @@ class FinetuneTrainConfig(TrainConfig):
     never choose."""
 
     @model_validator(mode="after")
-    def _something_to_choose_by(self) -> FinetuneTrainConfig:
+    def _something_to_choose_by(self) -> FinetuneTrainSettings:
         if self.choose == "best" and self.val_every == 0:
             raise ValueError(
                 'the "best" weights are chosen on validation images, and val_every 0 looks at none'
             )
         return self
 
-    def of(self, images: int, global_batch: int) -> FinetuneTrainConfig:
+    def of(self, images: int, global_batch: int) -> FinetuneTrainSettings:
         """Return the settings with `epochs` over a number of training images turned into steps."""
         if self.epochs is None:
             return self
         steps = max(1, round(self.epochs * images / global_batch))
         return self.model_copy(update={"steps": steps, "epochs": None})
 
-    def of_engine(self, **changes: Any) -> TrainConfig:
+    def of_engine(self, **changes: Any) -> TrainSettings:
         """Return what the engine needs of the settings, with some of them changed."""
-        known = self.model_dump(include=set(TrainConfig.model_fields))
-        return TrainConfig.model_validate({**known, **changes})
+        known = self.model_dump(include=set(TrainSettings.model_fields))
+        return TrainSettings.model_validate({**known, **changes})
 
 
 class FinetuneConfig(SettingsModel):
@@ -138,11 +138,11 @@ class FinetuneConfig(SettingsModel):
     """What is learned from."""
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
     """How training images change."""
-    optim: OptimConfig = Field(
-        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.05, warmup_ratio=0.1, layer_decay=0.75)
+    optim: OptimSettings = Field(
+        default_factory=lambda: OptimSettings(lr=1e-3, weight_decay=0.05, warmup_ratio=0.1, layer_decay=0.75)
     )
     """Optimizer and schedule."""
-    train: FinetuneTrainConfig = Field(default_factory=lambda: FinetuneTrainConfig())
+    train: FinetuneTrainSettings = Field(default_factory=lambda: FinetuneTrainSettings())
     """Length, precision and bookkeeping."""
     test: TestSettings = Field(default_factory=TestSettings)
     """How the model is applied to test and other images."""

@@ -123,7 +123,7 @@ def claimed(
     Args:
         run_dir: New folder, or the folder to resume.
         config: Of the run.
-        device: Of the run, as in `TrainConfig`.
+        device: Of the run, as in `TrainSettings`.
         resume: Whether the folder holds this run already.
         phases: Folders below that may hold checkpoints of the run, too.
 

@@ -33,12 +33,12 @@ from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.sealed import check
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.vitp_labels import read_compiled
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.evaluation.online import OnlineProbes
 from vitp.objectives import AnyObjective, Default
 from vitp.objectives.base import BatchSource, Objective
-from vitp.objectives.packed_records import SequenceConfig
+from vitp.objectives.packed_records import SequenceSettings
 from vitp.objectives.preserving import preserving
 from vitp.objectives.settings import Phase, RunSettings
 from vitp.objectives.vitp import ViTPObjective
@@ -67,9 +67,9 @@ class PretrainConfig(RunSettings):
 
     objective: AnyObjective = Field(default_factory=Default)
     """What is learned: a name, and the settings of that objective."""
-    optim: OptimConfig = Field(default_factory=OptimConfig)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
     """Optimizer and schedule."""
-    train: TrainConfig = Field(default_factory=lambda: TrainConfig(steps=8000))
+    train: TrainSettings = Field(default_factory=lambda: TrainSettings(steps=8000))
     """Length, precision and bookkeeping."""
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
     """Probes while the run goes on."""
@@ -168,12 +168,12 @@ def build_vlm(config: PretrainConfig) -> tuple[ViTPObjective, SampledBatches]:
     )
 
 
-def sequence_of(model: str | Path) -> SequenceConfig:
+def sequence_of(model: str | Path) -> SequenceSettings:
     """Return how a pretraining run cuts records into tiles and tokens; the defaults where a model isn't one's folder."""
     try:
         return load_config(PretrainConfig, Path(model) / CONFIG_FILE).data.sequence
     except ConfigError:
-        return SequenceConfig()
+        return SequenceSettings()
 
 
 def run_pretraining(

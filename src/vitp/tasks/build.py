@@ -22,8 +22,8 @@ from vitp.models.heads.rcnn import DetectorSettings
 from vitp.models.positions import PositionMethod
 from vitp.models.pyramid import Pyramid, build_pyramid, pad_to_multiple
 from vitp.models.resample import KernelMethod, resized_tower
-from vitp.models.timm_backbone import RotaryTower, TimmConfig, TimmStages, timm_backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import LabelledSet
 from vitp.tasks import change, classification, semantic
 from vitp.tasks.base import TaskModel, TestSettings
@@ -49,7 +49,7 @@ class BackboneSettings(SettingsModel):
     """File of weights for "timm:NAME"; none: random ones."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model` for "timm:NAME"."""
-    vision: VisionConfig | None = None
+    vision: VisionSettings | None = None
     """Sizes of the tower for "random"; none: the starter's."""
     image_size: int | None = Field(None, ge=8, le=65_536)
     """Side of the images for which positions are resampled; none: the backbone's own."""
@@ -118,7 +118,7 @@ def open_backbone(settings: BackboneSettings, seed: int = 0) -> Backbone:
 def _open(settings: BackboneSettings) -> Backbone:
     name = settings.init
     if name.startswith(TIMM_PREFIX):
-        config = TimmConfig(
+        config = TimmSettings(
             architecture=name.removeprefix(TIMM_PREFIX),
             arguments=settings.arguments,
             image_size=settings.image_size,
@@ -175,9 +175,9 @@ def empty_backbone(description: Mapping[str, Any]) -> Backbone:
         ConfigError: The description can't be understood.
     """
     if description["kind"] == "vision":
-        return VisionTower(make_config(VisionConfig, dict(description["config"]), where="backbone"))
+        return VisionTower(make_config(VisionSettings, dict(description["config"]), where="backbone"))
     if description["kind"] == "timm":
-        return timm_backbone(make_config(TimmConfig, dict(description["config"]), where="backbone"))
+        return timm_backbone(make_config(TimmSettings, dict(description["config"]), where="backbone"))
     raise ConfigError(f'unknown kind "{description["kind"]}"', where="backbone")
 
 

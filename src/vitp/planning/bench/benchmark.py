@@ -18,8 +18,8 @@ from vitp.core.config import CONFIG_FILE, SettingsModel, load_config, make_confi
 from vitp.core.errors import ConfigError
 from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
-from vitp.engine.config import TrainConfig
-from vitp.models.compute import ComputeConfig, configure
+from vitp.engine.config import TrainSettings
+from vitp.models.compute import ComputeSettings, configure
 from vitp.objectives.base import BatchSource
 from vitp.objectives.vitp import ViTPObjective
 from vitp.planning.bench.measure import StepSettings, hardware, measure_steps
@@ -69,7 +69,7 @@ class BenchConfig(SettingsModel):
     """Precision, as `train.precision` of a run."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Device, as `train.device` of a run."""
-    compute: ComputeConfig = Field(default_factory=ComputeConfig)
+    compute: ComputeSettings = Field(default_factory=ComputeSettings)
     """Speed and memory, as `compute` of a run."""
 
 
@@ -108,7 +108,7 @@ def synthetic_subject(config: BenchConfig) -> Subject:
     return Subject(objective, source, _step_settings(config, config.steps), config.model_dump(mode="json"))
 
 
-def _step_settings(config: BenchConfig | TrainConfig, steps: int) -> StepSettings:
+def _step_settings(config: BenchConfig | TrainSettings, steps: int) -> StepSettings:
     shared = config.model_dump(include={"micro_batches", "num_workers", "precision", "device"})
     return StepSettings(steps=steps, **shared)
 

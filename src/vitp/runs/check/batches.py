@@ -12,7 +12,7 @@ from vitp.data.batches import SampledBatches
 from vitp.data.mixture import Mixture, Sample
 from vitp.data.packing import PackedBatch
 from vitp.models.attention_layouts import AttentionKind, choose
-from vitp.models.compute import ComputeConfig, configure
+from vitp.models.compute import ComputeSettings, configure
 from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord
@@ -98,7 +98,7 @@ class BatchChecks:
         eager = self._outcome([self.packed])
         # A copy: a module that is compiled once stays so.
         compiled = copy.deepcopy(self.objective)
-        configure(compiled.vlm, ComputeConfig(compile="all", attention=self.objective.vlm.attention))
+        configure(compiled.vlm, ComputeSettings(compile="all", attention=self.objective.vlm.attention))
         try:
             found = outcome(compiled.eval(), [self.packed], self.device)
         except Exception as error:
@@ -113,7 +113,7 @@ class BatchChecks:
         kept = self._outcome([self.packed])
         recomputed = copy.deepcopy(self.objective)
         configure(
-            recomputed.vlm, ComputeConfig(recompute="selective", attention=self.objective.vlm.attention)
+            recomputed.vlm, ComputeSettings(recompute="selective", attention=self.objective.vlm.attention)
         )
         # Recomputation is for training mode only; drop path is off in the configuration of a check.
         found = outcome(recomputed.train(), [self.packed], self.device)
