@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from tools.keys import reference
 
 from tests.unit.test_config import config_keys
 from tests.unit.test_settings_bounds import MODELS, _bounded, _numbers
 from vitp.objectives import SETTINGS
 from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.pretrain import PretrainConfig
-from vitp.runs.reference import reference
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "keys.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == reference(), "python -m vitp.runs.reference docs/keys.md"
+    assert PAGE.read_text(encoding="utf-8") == reference(), "python tools/keys.py docs/keys.md"
 
 
 def test_lines_are_short() -> None:

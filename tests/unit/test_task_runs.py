@@ -19,7 +19,7 @@ from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs.finetune import FinetuneConfig, build_run, run_finetune
-from vitp.runs.folder import as_begun, changed_settings
+from vitp.runs.folder import as_begun, settings_that_differ
 from vitp.tasks.base import InputSize
 from vitp.tasks.build import (
     BackboneSettings,
@@ -269,14 +269,14 @@ def test_an_old_run_goes_on_with_what_it_did_before_there_was_a_choice(tmp_path:
     (run / "config.yaml").write_text(yaml.safe_dump(values))
     # As a recipe of today asks for it.
     today = config(backbone={"positions": "bicubic"}, optim={**optim, "decay_from": "start"}, train=train)
-    assert changed_settings(run, today) == []
+    assert settings_that_differ(run, today) == []
     run_finetune(today, run, resume=True, console=QUIET)
     kept = yaml.safe_load((run / "config.yaml").read_text())
     assert (kept["backbone"]["positions"], kept["optim"]["decay_from"]) == ("antialiased", "warmup")
     backbone = load_task(run).description["backbone"]["config"]
     assert backbone["positions"] == "antialiased"
     # A run that began with a choice is held to it.
-    assert changed_settings(run, today) == ["backbone.positions", "optim.decay_from"]
+    assert settings_that_differ(run, today) == ["backbone.positions", "optim.decay_from"]
     (run / "config.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="is no YAML"):
         as_begun(today, run)

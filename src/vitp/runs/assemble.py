@@ -1,4 +1,4 @@
-"""How every run is put together: model and batches, optimizer, evidence, folder. Pretraining and finetuning share it."""
+"""The assembly of a run from its parts, which pretraining and finetuning share."""
 
 from __future__ import annotations
 

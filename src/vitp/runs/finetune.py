@@ -152,12 +152,12 @@ class FinetuneConfig(SettingsModel):
         cls, values: Mapping[str, Any], overrides: Sequence[str]
     ) -> tuple[dict[str, Any], list[str]]:
         """Return values and `key=value` words under the keys of today; see `vitp.runs.migrations`."""
-        return migrations.finetuning(values), migrations.finetuning_overrides(overrides)
+        return migrations.finetuning_values(values), migrations.finetuning_overrides(overrides)
 
     @model_validator(mode="before")
     @classmethod
     def _of_today(cls, values: Any) -> Any:
-        return migrations.finetuning(values) if isinstance(values, Mapping) else values
+        return migrations.finetuning_values(values) if isinstance(values, Mapping) else values
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from vitp.checkpoints.loading import load_backbone, open_timm
-from vitp.core.config import SettingsModel, make_config
+from vitp.core.config import Settings, SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.metrics.detection import detection_scores, found_objects, true_objects
 from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
@@ -35,8 +35,6 @@ from vitp.tasks.oriented import OrientedRCNN, OrientedRCNNSettings
 from vitp.tasks.predict import predictions_of
 
 TIMM_PREFIX = "timm:"
-
-Settings = TypeVar("Settings", bound=SettingsModel)
 
 
 class BackboneSettings(SettingsModel):

@@ -30,7 +30,7 @@ from vitp.planning.bench.synthetic import (
     Workload,
     make_objective,
 )
-from vitp.runs.pretrain import PretrainConfig, build_vlm
+from vitp.runs.pretrain import PretrainConfig, build_with_language
 
 _NAME = "vitp bench"
 
@@ -130,7 +130,7 @@ def run_subject(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subjec
     config = load_config(PretrainConfig, file, overrides)
     if path.is_dir() and (path / "model").is_dir():
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(path)})})
-    objective, source = build_vlm(config)
+    objective, source = build_with_language(config)
     description = {
         "run": path.name,
         "data": source.fingerprint()[:16],

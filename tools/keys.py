@@ -1,6 +1,6 @@
 """The reference of all keys of configuration files, made from the settings themselves.
 
-`python -m vitp.runs.reference docs/keys.md` writes it; a test tells when it is out of date.
+`python tools/keys.py docs/keys.md` writes it; a test tells when it is out of date.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vitp.tasks.build import TASKS
 WIDTH = 110
 HEAD = f"""# Keys of configuration files
 
-This page is made from the settings (`python -m vitp.runs.reference docs/keys.md`); don't edit it.
+This page is made from the settings (`python tools/keys.py docs/keys.md`); don't edit it.
 
 `vitp pretrain FILE.yaml` and `vitp finetune FILE.yaml` read YAML files with these keys, and write all of them into
 `{CONFIG_FILE}` of the run's folder. `-s key.key=value` sets one of them on the command line. Unknown keys, values of
