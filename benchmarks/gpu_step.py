@@ -16,7 +16,7 @@ import torch
 
 from common import save
 from published_step import PublishedObjective
-from vitp.models.compute import ComputeConfig, configure
+from vitp.models.compute import ComputeSettings, configure
 from vitp.objectives.vitp import ViTPObjective
 from vitp.planning.bench.measure import Measurement, StepSettings, measure_steps
 from vitp.planning.bench.synthetic import MODEL_SIZES, ModelSize, SyntheticSource, Workload, make_objective
@@ -37,7 +37,7 @@ def source_of(size: ModelSize, objective: ViTPObjective, records: int, *, packed
 def ours(size: ModelSize, records: int) -> Measurement:
     """Measure our step: ViT compiled over a static number of tiles, no recomputation."""
     objective = make_objective(size)
-    compute = ComputeConfig(compile="vision" if ON_GPU else "none", tile_multiple=8 if ON_GPU else 1)
+    compute = ComputeSettings(compile="vision" if ON_GPU else "none", tile_multiple=8 if ON_GPU else 1)
     configure(objective.vlm, compute)
     return measure_steps(objective, source_of(size, objective, records, packed=True), STEPS)
 

@@ -20,10 +20,10 @@ from vitp.cli import app
 from vitp.cli.panels import DATA, JUDGE, PLAN, TRAIN, USE
 from vitp.core.errors import ConfigError
 from vitp.data.packing import PackedBatch, pack
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loop import Trainer
 from vitp.models.backbone import Backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.base import Objective
 from vitp.objectives.dense import DenseBatch, DenseObjective
@@ -46,7 +46,7 @@ def tower(request: pytest.FixtureRequest) -> VisionTower:
     patch, _ = TOWERS[request.param]
     torch.manual_seed(0)
     arguments = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2}
-    config = VisionConfig(
+    config = VisionSettings(
         architecture=request.param,
         arguments=arguments,
         image_size=4 * patch,
@@ -118,7 +118,7 @@ def test_gradients_reach_every_layer_of_a_tower(tower: VisionTower) -> None:
 
 def test_a_grid_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose a multiple of 14"):
-        VisionTower(VisionConfig(architecture="vit_small_patch14_reg4_dinov2", image_size=64))
+        VisionTower(VisionSettings(architecture="vit_small_patch14_reg4_dinov2", image_size=64))
 
 
 # Objectives.
@@ -171,7 +171,7 @@ def dense_objective(head: str) -> Callable[[], DenseObjective]:
     def make() -> DenseObjective:
         torch.manual_seed(0)
         arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
-        tower = VisionTower(VisionConfig(arguments=arguments, image_size=32))
+        tower = VisionTower(VisionSettings(arguments=arguments, image_size=32))
         classes = () if head == "none" else ("water", "land", "ship")
         return DenseObjective(
             tower,
@@ -262,8 +262,8 @@ def test_two_steps_move_the_vision_tower(case: Case, tmp_path: Path) -> None:
     trainer = Trainer(
         objective,
         Source(case),
-        OptimConfig(lr=1e-3, warmup_ratio=0, schedule="constant"),
-        TrainConfig(
+        OptimSettings(lr=1e-3, warmup_ratio=0, schedule="constant"),
+        TrainSettings(
             steps=2, num_workers=0, tensorboard=False, device="cpu", log_every=1, must_train=("vision tower",)
         ),
         tmp_path / "run",

@@ -226,7 +226,7 @@ def _word(random: Random, name: str, port: int) -> str:
                 "data.rates",
                 "data.sequence.max_tiles",
                 "model.init",
-                "vrl.ratio",
+                "objective.vrl.ratio",
                 "window",
             ),
             *(

@@ -12,7 +12,7 @@ from vitp.cli.output import make_console, print_lines, print_scores
 from vitp.cli.panels import JUDGE, TRAIN
 
 if TYPE_CHECKING:
-    from vitp.runs.check.findings import Finding
+    from vitp.runs.check.findings import CheckFinding
 
 
 def register(app: typer.Typer) -> None:
@@ -200,7 +200,7 @@ def check_run_command(
         raise typer.Exit(1)
 
 
-def _lines(finding: Finding) -> list[str]:
+def _lines(finding: CheckFinding) -> list[str]:
     if finding.skipped is not None:
         return [f"skipped    {finding.name}: {finding.skipped}"]
     lines = [f"{'equal' if finding.ok else 'DIFFERENT':<10} {finding.name}"]

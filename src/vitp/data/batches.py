@@ -73,9 +73,9 @@ def check_global_batch(global_batch: int, micro_batches: int, ranks: int) -> Non
     """
     parts = micro_batches * ranks
     if global_batch % parts:
-        on = f" on {ranks} ranks" if ranks > 1 else ""
         raise ConfigError(
-            f"a step of {global_batch} samples can't be cut into {micro_batches} equal micro-batches{on}",
+            f"a step of {global_batch} samples can't be cut into {parts} equal parts ({micro_batches} micro-batches "
+            f"× {ranks} ranks)",
             where="data.global_batch",
             fix=f"choose a multiple of {parts}, or another train.micro_batches",
         )

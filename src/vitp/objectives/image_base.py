@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vitp.checkpoints.description import provenance_of_run
+from vitp.checkpoints.export import write_backbone
 from vitp.checkpoints.loading import load_backbone, random_backbone
 from vitp.data.batches import SampledBatches
 from vitp.data.mixture import Mixture
@@ -117,9 +119,6 @@ def image_parts(
 
 def save_tower(folder: Path, tower: VisionTower) -> None:
     """Write a tower as an export into the model folder of a run; low-rank updates are merged into its weights."""
-    from vitp.checkpoints.description import provenance_of_run
-    from vitp.checkpoints.export import write_backbone
-
     with plain_layers(tower):
         write_backbone(folder, tower, provenance_of_run(folder.parent), name="model")
 

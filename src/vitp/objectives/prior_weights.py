@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.checkpoints.writing import write_vlm
 from vitp.core.config import SettingsModel
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch
@@ -34,7 +35,7 @@ class PriorSettings(SettingsModel):
     """Weighting of the answers' tokens."""
 
     alpha: float = Field(0.0, ge=0, le=1e6)
-    """Exponent; 0: all tokens alike."""
+    """Exponent α of the weights (1 − p)^α; 0: all tokens weigh alike."""
     reference: str | None = None
     """Folder of a model whose language model has learned the answers without images; none: it is trained
     beforehand, in the run's own folder."""
@@ -45,7 +46,7 @@ class PriorSettings(SettingsModel):
 
 
 def text_only_states(language: Any, batch: PackedBatch) -> Tensor:
-    """Return the last hidden states (S, H) at the tokens that predict supervised ones, with no token seeing an image."""
+    """Return the last hidden states (S, H) at the tokens that predict supervised ones; no token sees an image."""
     segments_BL = batch.segments_BL.flatten().index_fill(0, batch.image_index_K, _HIDDEN_SEGMENT)
     segments_BL = segments_BL.view_as(batch.segments_BL)
     hidden_BLH = language.get_decoder()(
@@ -155,6 +156,5 @@ class TextOnlyObjective(Objective):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the whole model, which `vitp.load_vlm` reads."""
-        from vitp.checkpoints.writing import write_vlm
 
         write_vlm(Path(folder), self.vlm, self.chat)

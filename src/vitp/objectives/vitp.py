@@ -32,7 +32,7 @@ from vitp.models.lora import add_lora, plain_layers
 from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import MOST_LOGITS, PARTS, VisionLanguageModel
-from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
@@ -62,10 +62,10 @@ class ViTPSettings(ObjectiveSettings):
 
     name: Literal["vitp"] = "vitp"
     """Visual instruction pretraining."""
-    vrl: VRLConfig = Field(default_factory=VRLConfig)
-    """Image tokens are dropped behind the projector."""
+    vrl: VRLSettings = Field(default_factory=VRLSettings)
+    """Image tokens that are dropped at random between projector and language model."""
     align: AlignSettings = Field(default_factory=AlignSettings)
-    """A phase with the vision tower frozen."""
+    """A phase before the run proper in which the vision tower is frozen."""
     prior: PriorSettings = Field(default_factory=PriorSettings)
     """Weights of the answers' tokens."""
 

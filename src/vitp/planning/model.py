@@ -13,12 +13,12 @@ from vitp.core.errors import ConfigError
 from vitp.data.chat import ChatTokenizer
 from vitp.models.flops import TransformerShape, language_shape, vision_shape
 from vitp.models.language import QWEN2_VOCABULARY, qwen2_half_billion
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VisionLanguageModel, VLMConfig
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VisionLanguageModel, VLMSettings
 from vitp.objectives.settings import ModelSettings
 
-INTERNVL_1B = VLMConfig(
-    vision=VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448),
+INTERNVL_1B = VLMSettings(
+    vision=VisionSettings(architecture="vit_intern300m_patch14_448", image_size=448),
     language=qwen2_half_billion(tied=False),
     shuffle=2,
 )
@@ -65,7 +65,7 @@ class ModelShape:
         return sum(self.parameters.values())
 
 
-def model_shape(config: VLMConfig, vocabulary: int) -> ModelShape:
+def model_shape(config: VLMSettings, vocabulary: int) -> ModelShape:
     """Return the shape of a model without making its weights.
 
     Raises:

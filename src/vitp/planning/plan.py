@@ -16,7 +16,7 @@ import numpy as np
 from vitp.core.errors import ConfigError
 from vitp.data.packing import first_fit_decreasing
 from vitp.models.flops import forward_flops, patch_embed_flops, training_flops
-from vitp.models.vrl import VRLConfig, count_kept
+from vitp.models.vrl import VRLSettings, count_kept
 from vitp.objectives.vitp import ViTPSettings
 from vitp.planning.devices import Machine
 from vitp.planning.memory import GIB, BatchLoad, Memory, step_memory
@@ -48,7 +48,7 @@ class RunShape:
     global_batch: int
     micro_batches: int
     pack: bool
-    vrl: VRLConfig
+    vrl: VRLSettings
     checkpointing: bool
     bf16: bool = True
     pads_dropped: bool = False

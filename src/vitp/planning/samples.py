@@ -96,7 +96,7 @@ def measured_samples(
         max_tiles: Tiles an image where the mixture says nothing.
         count: At most so many samples.
         chat: The model's tokenizer; without it tokens are estimated from the characters.
-        max_turns: See `SequenceConfig`.
+        max_turns: See `SequenceSettings`.
     """
     positions = np.linspace(0, len(mixture) - 1, min(count, len(mixture))).round().astype(int)
     samples = []

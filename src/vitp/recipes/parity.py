@@ -11,10 +11,10 @@ import torch
 from vitp.core.errors import ConfigError
 from vitp.data.benchmarks.catalogue import BENCHMARKS
 from vitp.data.chat import ChatTokenizer
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.engine.layers import layers_of
 from vitp.engine.optim import build_optimizer, lr_factor
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.base import Objective
 from vitp.objectives.vitp import ViTPObjective
@@ -49,7 +49,7 @@ class GroupRow:
     parameters: int
 
 
-def schedule_rows(optim: OptimConfig, steps: int) -> list[tuple[int, float]]:
+def schedule_rows(optim: OptimSettings, steps: int) -> list[tuple[int, float]]:
     """Return (step, learning rate) at the start, through the warm-up, around milestones, at quarters and at the end."""
     warmup = optim.warmup(steps)
     wanted = {0, warmup // 2, warmup, steps // 4, steps // 2, 3 * steps // 4, steps - 1}
@@ -59,7 +59,7 @@ def schedule_rows(optim: OptimConfig, steps: int) -> list[tuple[int, float]]:
     return [(step, optim.lr * lr_factor(step, steps, optim)) for step in sorted(wanted) if 0 <= step < steps]
 
 
-def group_rows(objective: Objective, optim: OptimConfig) -> list[GroupRow]:
+def group_rows(objective: Objective, optim: OptimSettings) -> list[GroupRow]:
     """Return the groups of the optimizer that would train the objective, top of the network last."""
     groups = objective.parameter_groups()
     optimizer, names = build_optimizer(objective, groups, optim)
@@ -109,7 +109,7 @@ def full_size_model(config: FinetuneConfig, classes: Sequence[str]) -> TaskModel
     Make it under `torch.device("meta")` or a `FakeTensorMode` where only names and shapes are wanted.
     """
     size = config.backbone.image_size or 448
-    vision = VisionConfig(
+    vision = VisionSettings(
         architecture=_VIT_L,
         arguments={"patch_size": config.backbone.patch_size or ADAPTER.patch_size},
         image_size=size,

@@ -61,7 +61,7 @@ def seconds_a_step(
     Args:
         objective: Model and losses.
         source: Its batches.
-        device: As in `TrainConfig`.
+        device: As in `TrainSettings`.
         steps: How many are averaged; one more goes before the clock starts.
     """
     place = resolve_device(device)

@@ -26,7 +26,7 @@ from typing import Any
 from vitp.core.config import SettingsModel
 from vitp.core.errors import VitpError
 from vitp.core.files import write_json
-from vitp.runs.folder import changed_settings, started
+from vitp.runs.folder import settings_that_differ, started
 from vitp.studies.cost import EnergyMeter
 from vitp.studies.grid import LOG, RESULT, StudyCell, json_or_none
 
@@ -70,7 +70,7 @@ def resumable(context: Context, run: Path, config: SettingsModel) -> bool:
         return False
     if not (context.folder / RESULT).exists():
         with contextlib.suppress(VitpError):
-            if not changed_settings(run, config):
+            if not settings_that_differ(run, config):
                 return True
     shutil.rmtree(run)
     return False

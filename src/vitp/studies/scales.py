@@ -21,26 +21,26 @@ class SceneScale(SettingsModel):
     """Generated scenes."""
 
     domain: str = "port"
-    """Of `vitp data scenes`."""
+    """Domain, as `vitp data scenes` names it."""
     count: int = Field(3000, gt=0, le=10_000_000)
     """Scenes in all splits together."""
     val: float = Field(0.06, ge=0, lt=1)
-    """Share of validation and test scenes, each from textures and shapes of its own."""
+    """Share of the scenes that validate, with textures and shapes of their own."""
     test: float = Field(0.08, ge=0, lt=1)
-    """Share of validation and test scenes, each from textures and shapes of its own."""
+    """Share of the scenes that test, with textures and shapes of their own."""
     size: int = Field(96, ge=16, le=65_536)
     """Side in pixels."""
     seed: int = Field(31, ge=0, le=2**63 - 1)
-    """Of the scenes."""
+    """Seed of the scenes."""
 
 
 class TaskScale(SettingsModel):
     """How one downstream task is finetuned: the same for every arm, but for the learning rate where it is tuned."""
 
     steps: int = Field(gt=0, le=100_000_000)
-    """Of a finetuning on few labels."""
+    """Steps of a finetuning on few labels."""
     batch_size: int = Field(8, gt=0, le=1_000_000)
-    """Of a finetuning on few labels."""
+    """Images of a step."""
     labels: Count | Positive | None = 100
     """Labelled images of a finetuning on few labels: a number, or a share below 1."""
     lrs: tuple[LearningRate, ...] = Field((1e-3,), min_length=1)
@@ -49,13 +49,13 @@ class TaskScale(SettingsModel):
     full_steps: int = Field(gt=0, le=100_000_000)
     """Steps with all labels (the ceiling)."""
     layer_decay: float = Field(0.75, gt=0, le=1)
-    """See `OptimConfig`."""
+    """Factor on the rate from one vision block to the one below it."""
     head: dict[str, Any] = Field(default_factory=dict)
-    """Of `vitp finetune`."""
+    """Settings of the head, as `head` of a finetuning."""
     neck: dict[str, Any] = Field(default_factory=dict)
-    """Of `vitp finetune`."""
+    """Settings of the neck, as `neck` of a finetuning."""
     score: str
-    """The value that arms are compared by."""
+    """Name of the value that arms are compared by."""
 
 
 class Scale(SettingsModel):
@@ -64,29 +64,28 @@ class Scale(SettingsModel):
     name: str
     """"micro", "small" or "paper"."""
     quick: bool = False
-    """One seed and less of everything: proves nothing."""
+    """One seed and less of everything; such a study proves nothing."""
     start: str = "starter"
     """What pretraining continues from: "starter", or the folder of a vision-language model."""
     paradigms: tuple[_Paradigm, ...] = ("supervised", "dense", "mae", "simclr", "dino", "clip", "vitp")
-    """Which are compared: keys of `vitp.recipes.paradigms.PARADIGMS`, ViTP among them."""
+    """Paradigms that are compared, ViTP among them."""
     inits: tuple[Literal["start", "scratch"], ...] = ("start", "scratch")
-    """Also from scratch?"""
+    """Where pretraining starts: continued from `start`, and from scratch."""
     budgets: tuple[Literal["images", "flops"], ...] = ("images", "flops")
     """What is made equal between paradigms: images seen, floating-point operations, or each in turn."""
     seeds: int = Field(3, ge=1, le=100_000)
-    """Pretraining seeds 0, 1, …."""
+    """Pretraining seeds: 0, 1, …."""
     draws: int = Field(3, ge=1, le=100_000)
-    """Finetuning seeds of the paradigms that continue the start: each draws its own labels, head and
-    order."""
+    """Finetuning seeds of the paradigms that continue the start; each has its own labels, head and order."""
     side_draws: int = Field(3, ge=1, le=100_000)
-    """The same from scratch, with all labels, and in all other studies."""
+    """Finetuning seeds from scratch, with all labels, and in all other studies."""
     images: int = Field(gt=0, le=10_000_000)
     """Images seen in pretraining, ViTP's alignment included."""
     batch: int | None = Field(None, gt=0, le=1_000_000)
     """Images a step, for all paradigms; none: each its own (contrast needs more beside each other than
     the language loss) times `batch_factor`."""
     batch_factor: int = Field(1, gt=0, le=1_000_000)
-    """See `batch`."""
+    """Factor on each paradigm's own batch, where `batch` is none."""
     align_share: float = Field(0.3, ge=0, lt=1)
     """Share of ViTP's images with the ViT frozen."""
     lrs: tuple[LearningRate, ...] | None = (1e-4, 3e-4, 1e-3)
@@ -100,15 +99,15 @@ class Scale(SettingsModel):
     threads: int | None = Field(None, gt=0, le=4096)
     """CPU threads of a training; none: torch's choice."""
     scenes: SceneScale = Field(default_factory=SceneScale)
-    """Where no data are given."""
+    """Generated scenes, where no data are given."""
     probe_labels: int = Field(300, ge=2, le=10_000_000)
     """Labelled images of a probe."""
     probe_draws: int = Field(3, ge=1, le=100_000)
-    """Draws of them."""
+    """Random choices of these labelled images."""
     probe_images: int = Field(400, ge=10, le=10_000_000)
-    """Images of a split at most."""
+    """Most images of a split."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
-    """Of the corruptions whose cost is measured."""
+    """Severities of the corruptions that are measured."""
     corrupted_images: int = Field(500, gt=0, le=10_000_000)
     """Test images of such a measurement."""
     downstream: tuple[_Task, ...] = Field(DOWNSTREAM_TASKS, min_length=1)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from vitp.checkpoints.loading import load_backbone, open_timm
-from vitp.core.config import SettingsModel, make_config
+from vitp.core.config import Settings, SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.metrics.detection import detection_scores, found_objects, true_objects
 from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
@@ -22,8 +22,8 @@ from vitp.models.heads.rcnn import DetectorSettings
 from vitp.models.positions import PositionMethod
 from vitp.models.pyramid import Pyramid, build_pyramid, pad_to_multiple
 from vitp.models.resample import KernelMethod, resized_tower
-from vitp.models.timm_backbone import RotaryTower, TimmConfig, TimmStages, timm_backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import LabelledSet
 from vitp.tasks import change, classification, semantic
 from vitp.tasks.base import TaskModel, TestSettings
@@ -36,8 +36,6 @@ from vitp.tasks.predict import predictions_of
 
 TIMM_PREFIX = "timm:"
 
-Settings = TypeVar("Settings", bound=SettingsModel)
-
 
 class BackboneSettings(SettingsModel):
     """Where the backbone comes from."""
@@ -48,11 +46,11 @@ class BackboneSettings(SettingsModel):
     weights: str | None = None
     """File of weights for "timm:NAME"; none: random ones."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """What timm gets beside the name, for "timm:NAME"."""
-    vision: VisionConfig | None = None
-    """Architecture of "random"; none: the starter's."""
+    """Further arguments of `timm.create_model` for "timm:NAME"."""
+    vision: VisionSettings | None = None
+    """Sizes of the tower for "random"; none: the starter's."""
     image_size: int | None = Field(None, ge=8, le=65_536)
-    """Side of the images that positions are kept for; none: the backbone's own."""
+    """Side of the images for which positions are resampled; none: the backbone's own."""
     patch_size: int | None = Field(None, ge=2, le=1024)
     """Pixels of a patch, resampled where the ViT was trained with others (the paper: 14 → 16)."""
     patch_kernel: KernelMethod = "bicubic"
@@ -77,7 +75,7 @@ class NeckSettings(SettingsModel):
     ViT), `cnn` (the stages of a hierarchical network), `none` (the last map alone: a probe), `auto`:
     `cnn` for hierarchical networks and `simple` for ViTs, with channels that suit the backbone's width."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`."""
+    """Arguments of the neck: `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`."""
 
 
 class LastMap(Pyramid):
@@ -118,7 +116,7 @@ def open_backbone(settings: BackboneSettings, seed: int = 0) -> Backbone:
 def _open(settings: BackboneSettings) -> Backbone:
     name = settings.init
     if name.startswith(TIMM_PREFIX):
-        config = TimmConfig(
+        config = TimmSettings(
             architecture=name.removeprefix(TIMM_PREFIX),
             arguments=settings.arguments,
             image_size=settings.image_size,
@@ -175,9 +173,9 @@ def empty_backbone(description: Mapping[str, Any]) -> Backbone:
         ConfigError: The description can't be understood.
     """
     if description["kind"] == "vision":
-        return VisionTower(make_config(VisionConfig, dict(description["config"]), where="backbone"))
+        return VisionTower(make_config(VisionSettings, dict(description["config"]), where="backbone"))
     if description["kind"] == "timm":
-        return timm_backbone(make_config(TimmConfig, dict(description["config"]), where="backbone"))
+        return timm_backbone(make_config(TimmSettings, dict(description["config"]), where="backbone"))
     raise ConfigError(f'unknown kind "{description["kind"]}"', where="backbone")
 
 
@@ -207,11 +205,13 @@ class Task:
     """One entry of the table of tasks.
 
     Attributes:
+        settings: Those of its head.
         build: Backbone, classes, neck, head settings → model.
         evaluate: Model, labelled images, how to apply the model → scores.
         labels: Head settings → what the task learns from.
     """
 
+    settings: type[SettingsModel]
     build: Callable[[Backbone, Sequence[str], NeckSettings, Mapping[str, Any]], TaskModel]
     evaluate: Evaluate
     labels: Callable[[Mapping[str, Any]], LabelKind]
@@ -296,15 +296,16 @@ def _always(kind: LabelKind) -> Callable[[Mapping[str, Any]], LabelKind]:
 
 TASKS: dict[str, Task] = {
     "classification": Task(
+        classification.ClassificationSettings,
         _classification,
         classification.evaluate,
         lambda head: _head(classification.ClassificationSettings, head).labels,
     ),
-    "segmentation": Task(_segmentation, semantic.evaluate, _always("semantic")),
-    "change": Task(_change, change.evaluate, _always("change")),
-    "detection": Task(_detection, _evaluate_objects("objects"), _always("objects")),
-    "instance": Task(_instance, _evaluate_objects("instances"), _always("instances")),
-    "oriented": Task(_oriented, _evaluate_oriented, _always("oriented")),
+    "segmentation": Task(DecoderSettings, _segmentation, semantic.evaluate, _always("semantic")),
+    "change": Task(change.ChangeSettings, _change, change.evaluate, _always("change")),
+    "detection": Task(DetectorSettings, _detection, _evaluate_objects("objects"), _always("objects")),
+    "instance": Task(DetectorSettings, _instance, _evaluate_objects("instances"), _always("instances")),
+    "oriented": Task(OrientedRCNNSettings, _oriented, _evaluate_oriented, _always("oriented")),
 }
 """Name → how a task's model is built and scored, and what it learns from."""
 

@@ -18,8 +18,8 @@ from vitp.core.config import CONFIG_FILE, SettingsModel, load_config, make_confi
 from vitp.core.errors import ConfigError
 from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
-from vitp.engine.config import TrainConfig
-from vitp.models.compute import ComputeConfig, configure
+from vitp.engine.config import TrainSettings
+from vitp.models.compute import ComputeSettings, configure
 from vitp.objectives.base import BatchSource
 from vitp.objectives.vitp import ViTPObjective
 from vitp.planning.bench.measure import StepSettings, hardware, measure_steps
@@ -30,7 +30,7 @@ from vitp.planning.bench.synthetic import (
     Workload,
     make_objective,
 )
-from vitp.runs.pretrain import PretrainConfig, build_vlm
+from vitp.runs.pretrain import PretrainConfig, build_with_language
 
 _NAME = "vitp bench"
 
@@ -50,27 +50,27 @@ class BenchConfig(SettingsModel):
     """What is measured where no run is named: a model of random weights on made-up records."""
 
     size: Literal["micro", "small", "full"] = "micro"
-    """Of the model: `micro`, `small`, or `full` (InternViT-300M at 448 px and Qwen2.5-0.5B)."""
+    """Size of the model: `micro`, `small`, or `full` (InternViT-300M at 448 px and Qwen2.5-0.5B)."""
     records: int = Field(16, ge=1, le=10_000_000)
-    """A micro-batch."""
+    """Records of a micro-batch."""
     tiles: int | None = Field(None, ge=1, le=40)
-    """A record; none: a mixture of 1, 3, 5 and 7."""
+    """Tiles of a record; none: a mixture of 1, 3, 5 and 7."""
     questions: int = Field(1, ge=1, le=64)
-    """A record."""
+    """Questions of a record."""
     vrl_ratio: float = Field(0.75, ge=0, lt=1)
-    """Image tokens dropped."""
+    """Share of image tokens that are dropped."""
     steps: int = Field(8, ge=1, le=100_000_000)
-    """That are timed."""
+    """Steps that are timed."""
     micro_batches: int = Field(1, ge=1, le=65_536)
-    """A step."""
+    """Micro-batches of a step."""
     num_workers: int = Field(0, ge=0, le=512)
     """Processes that prepare batches."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """As in `train`."""
+    """Precision, as `train.precision` of a run."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """As in `train`."""
-    compute: ComputeConfig = Field(default_factory=ComputeConfig)
-    """As in a run."""
+    """Device, as `train.device` of a run."""
+    compute: ComputeSettings = Field(default_factory=ComputeSettings)
+    """Speed and memory, as `compute` of a run."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def synthetic_subject(config: BenchConfig) -> Subject:
     return Subject(objective, source, _step_settings(config, config.steps), config.model_dump(mode="json"))
 
 
-def _step_settings(config: BenchConfig | TrainConfig, steps: int) -> StepSettings:
+def _step_settings(config: BenchConfig | TrainSettings, steps: int) -> StepSettings:
     shared = config.model_dump(include={"micro_batches", "num_workers", "precision", "device"})
     return StepSettings(steps=steps, **shared)
 
@@ -130,7 +130,7 @@ def run_subject(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subjec
     config = load_config(PretrainConfig, file, overrides)
     if path.is_dir() and (path / "model").is_dir():
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(path)})})
-    objective, source = build_vlm(config)
+    objective, source = build_with_language(config)
     description = {
         "run": path.name,
         "data": source.fingerprint()[:16],

@@ -150,7 +150,7 @@ class StepSettings:
         warmup: Steps before them.
         micro_batches: Micro-batches of a step.
         num_workers: Processes that prepare batches.
-        precision, device: As in `TrainConfig`.
+        precision, device: As in `TrainSettings`.
     """
 
     steps: int = 8

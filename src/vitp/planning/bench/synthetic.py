@@ -13,10 +13,10 @@ import torch
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch, pack
 from vitp.data.tokenizer import train_tokenizer
-from vitp.models.language import QWEN2_VOCABULARY, LanguageConfig, micro_qwen2, qwen2_half_billion
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VisionLanguageModel, VLMConfig
-from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.models.language import QWEN2_VOCABULARY, LanguageSettings, micro_qwen2, qwen2_half_billion
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VisionLanguageModel, VLMSettings
+from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord, Turn
 
@@ -34,7 +34,7 @@ class ModelSize:
         vocabulary: Rows of its embedding.
     """
 
-    config: VLMConfig
+    config: VLMSettings
     vocabulary: int
 
     @property
@@ -50,8 +50,10 @@ class ModelSize:
         return 16 * self.tokens_per_tile
 
 
-def _size(vision: VisionConfig, language: LanguageConfig, vocabulary: int, *, shuffle: int = 1) -> ModelSize:
-    config = VLMConfig(vision=vision, language=language, shuffle=shuffle, template="micro")
+def _size(
+    vision: VisionSettings, language: LanguageSettings, vocabulary: int, *, shuffle: int = 1
+) -> ModelSize:
+    config = VLMSettings(vision=vision, language=language, shuffle=shuffle, template="micro")
     return ModelSize(config, vocabulary)
 
 
@@ -60,16 +62,16 @@ _SMALL_VIT = {"embed_dim": 384, "depth": 12, "num_heads": 6, "patch_size": 16}
 
 MODEL_SIZES: dict[str, ModelSize] = {
     # The starter's kind: a ViT of 2.7 M and a language model of 1.6 M parameters.
-    "micro": _size(VisionConfig(arguments=_MICRO_VIT, image_size=96), micro_qwen2(), 2000),
+    "micro": _size(VisionSettings(arguments=_MICRO_VIT, image_size=96), micro_qwen2(), 2000),
     # A ViT-S and a language model of 8 layers; a tile has 196 image tokens, near the 256 of full scale.
     "small": _size(
-        VisionConfig(arguments=_SMALL_VIT, image_size=224),
+        VisionSettings(arguments=_SMALL_VIT, image_size=224),
         micro_qwen2(width=512, layers=8, heads=8, kv_heads=2, mlp=1408),
         8000,
     ),
     # The paper's InternViT-300M and Qwen2.5-0.5B.
     "full": _size(
-        VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448),
+        VisionSettings(architecture="vit_intern300m_patch14_448", image_size=448),
         qwen2_half_billion(),
         QWEN2_VOCABULARY,
         shuffle=2,
@@ -160,7 +162,7 @@ class SyntheticSource:
         part, parts = micro * world + rank, self.micro_batches * world
         mine = range(part * work.records // parts, (part + 1) * work.records // parts)
         counts = self.tile_counts(step)
-        vrl = VisualRobustness(VRLConfig(ratio=work.vrl_ratio), self.seed).train()
+        vrl = VisualRobustness(VRLSettings(ratio=work.vrl_ratio), self.seed).train()
         encoded, tiles, kept = [], [], []
         for place in mine:
             number = step * work.records + place

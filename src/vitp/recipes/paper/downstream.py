@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from vitp.data.augment import AugmentSettings
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.models.convolution import NormKind
 from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM, SVCD_COUNTED_LAYERS, DownstreamFacts
-from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings, FinetuneTrainConfig
+from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings, FinetuneTrainSettings
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings
 
@@ -255,7 +255,7 @@ def _config(facts: DownstreamFacts, root: str, backbone: str, **parts: Any) -> F
             },
         ),
         data=data,
-        optim=OptimConfig(
+        optim=OptimSettings(
             lr=facts.lr,
             weight_decay=facts.weight_decay,
             layer_decay=facts.layer_decay,
@@ -266,7 +266,7 @@ def _config(facts: DownstreamFacts, root: str, backbone: str, **parts: Any) -> F
             warmup_start=facts.warmup_start,
             milestones=tuple(epoch / (facts.epochs or 1) for epoch in facts.milestones) or (8 / 12, 11 / 12),
         ),
-        train=FinetuneTrainConfig(**length, val_every=4000, save_every=2000, log_every=50, num_workers=8),
+        train=FinetuneTrainSettings(**length, val_every=4000, save_every=2000, log_every=50, num_workers=8),
         **parts,
     )
 

@@ -19,8 +19,8 @@ from vitp.core.config import make_config
 from vitp.data.splits import subset
 from vitp.metrics.results import Scores
 from vitp.models.language import micro_qwen2
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VLMConfig
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VLMSettings
 from vitp.runs.assemble import train_parts
 from vitp.runs.finetune import FinetuneConfig, build_run
 from vitp.runs.pretrain import PretrainConfig, build
@@ -53,8 +53,8 @@ class DryRun:
 
 def small_pretraining(config: PretrainConfig) -> PretrainConfig:
     """Return the run with a tiny model from scratch and two steps."""
-    vlm = VLMConfig(
-        vision=VisionConfig(
+    vlm = VLMSettings(
+        vision=VisionSettings(
             arguments={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, image_size=_TILE
         ),
         language=micro_qwen2(width=32, layers=2, heads=4, kv_heads=2, mlp=64),

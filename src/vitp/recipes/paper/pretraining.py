@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError
-from vitp.engine.config import OptimConfig, TrainConfig
-from vitp.models.vrl import VRLConfig
-from vitp.objectives.packed_records import SequenceConfig
+from vitp.engine.config import OptimSettings, TrainSettings
+from vitp.models.vrl import VRLSettings
+from vitp.objectives.packed_records import SequenceSettings
 from vitp.objectives.settings import DataSettings, ModelSettings
 from vitp.objectives.vitp import ViTPSettings
 from vitp.recipes.paper.tables import PRETRAINING_FACTS, PretrainingSet
@@ -92,7 +92,7 @@ def _pretraining(mixture: str, *, init: str, gpus: int, as_published: bool) -> P
         )
     return PretrainConfig(
         objective=ViTPSettings(
-            vrl=VRLConfig(
+            vrl=VRLSettings(
                 ratio=facts.vrl_ratio, probability=facts.published_vrl_probability if as_published else 1.0
             )
         ),
@@ -100,17 +100,17 @@ def _pretraining(mixture: str, *, init: str, gpus: int, as_published: bool) -> P
         data=DataSettings(
             mixture=[mixture],
             global_batch=facts.global_batch,
-            sequence=SequenceConfig(
+            sequence=SequenceSettings(
                 max_length=facts.max_length, max_tiles=facts.max_tiles, pack=not as_published
             ),
         ),
-        optim=OptimConfig(
+        optim=OptimSettings(
             lr=facts.lr,
             weight_decay=facts.weight_decay,
             warmup_ratio=facts.warmup_ratio,
             schedule=facts.schedule,
         ),
-        train=TrainConfig(
+        train=TrainSettings(
             steps=facts.steps,
             micro_batches=facts.global_batch // (gpus * facts.batch_per_gpu),
             save_every=500,

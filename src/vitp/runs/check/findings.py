@@ -39,7 +39,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckFinding:
     """The outcome of one check.
 
     Attributes:
@@ -64,7 +64,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BatchOutcome:
     """Loss and gradients of some batches.
 
     Attributes:
@@ -76,7 +76,7 @@ class Outcome:
     gradients: Mapping[str, Tensor]
 
 
-def outcome(objective: ViTPObjective, batches: Sequence[PackedBatch], device: torch.device) -> Outcome:
+def outcome(objective: ViTPObjective, batches: Sequence[PackedBatch], device: torch.device) -> BatchOutcome:
     """Return loss and gradients of batches together, in fp32."""
     objective.zero_grad(set_to_none=True)
     total = 0.0
@@ -90,10 +90,12 @@ def outcome(objective: ViTPObjective, batches: Sequence[PackedBatch], device: to
         if parameter.grad is not None
     }
     objective.zero_grad(set_to_none=True)
-    return Outcome(total, gradients)
+    return BatchOutcome(total, gradients)
 
 
-def compare(a: Outcome, b: Outcome, tolerance: float, cosine: float = 0.9999) -> tuple[Difference, ...]:
+def compare(
+    a: BatchOutcome, b: BatchOutcome, tolerance: float, cosine: float = 0.9999
+) -> tuple[Difference, ...]:
     """Return how far two outcomes are apart: loss, length and direction of the whole gradient, worst parameter.
 
     Args:
@@ -118,7 +120,7 @@ def compare(a: Outcome, b: Outcome, tolerance: float, cosine: float = 0.9999) ->
     )
 
 
-def compare_weights(
+def compare_tensors(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float
 ) -> tuple[Difference, ...]:
     """Return how far two sets of weights are apart: length of the difference over length of the reference.
@@ -143,6 +145,6 @@ def compare_curves(a: Sequence[float], b: Sequence[float], tolerance: float) -> 
     return (Difference("loss curve, worst relative", worst, tolerance),)
 
 
-def _gradient(one: Outcome, other: Outcome, name: str) -> Tensor:
+def _gradient(one: BatchOutcome, other: BatchOutcome, name: str) -> Tensor:
     """A gradient that only the other side has counts as zero."""
     return one.gradients[name] if name in one.gradients else torch.zeros_like(other.gradients[name])
