@@ -13,12 +13,11 @@ from vitp.data.batches import SampledBatches
 from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs import image_pretrain, pretrain
-from vitp.tasks.build import TASKS as TASK_TABLE
-from vitp.tasks.build import task_of
+from vitp.tasks.build import TASK_MODELS, task_of
 from vitp.tasks.data import LabelReader, task_batches
 
 OBJECTIVES = ("vitp", *get_args(image_pretrain.ObjectiveName))
-TASKS = tuple(TASK_TABLE)
+TASKS = tuple(TASK_MODELS)
 LANGUAGE = {
     "hidden_size": 32,
     "num_hidden_layers": 1,

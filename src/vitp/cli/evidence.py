@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vitp.evaluation.robustness import RobustnessResult
     from vitp.models.backbone import Backbone
     from vitp.records.labels import LabelledSet
-    from vitp.tasks.data import LabelKind
+    from vitp.tasks.base import LabelKind
 
 RESULT_FILE = "robustness.json"
 PAGE_FILE = "robustness.html"

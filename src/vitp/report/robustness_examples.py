@@ -19,7 +19,7 @@ from vitp.evaluation.corruptions.sets import load_pixels
 from vitp.io.colours import CLASS_COLOURS
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.report import Figure
-from vitp.tasks.data import LabelKind
+from vitp.tasks.base import LabelKind
 
 SIDE = 320
 """Pixels of the longer side of a picture, so that lines stay thin on small images."""

@@ -33,10 +33,9 @@ from vitp.engine.loop import Trainer
 from vitp.metrics.results import Scores
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs.folder import as_begun, claimed
-from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
 from vitp.tasks.data import (
-    LabelKind,
     LabelReader,
     classes_of,
     draw_labels,
@@ -289,9 +288,8 @@ def _train(config: FinetuneConfig, out: Path, resume: bool, console: Console | N
     if distributed.rank() == 0:
         for note in run.notes:
             console.print(note, style="yellow", markup=False, highlight=False)
-    evaluate = task_of(config.task).evaluate
     validation = Validation(
-        run.splits["val"], evaluate, run.test, config.train.val_every, config.data.max_val_images, out
+        run.splits["val"], run.test, config.train.val_every, config.data.max_val_images, out
     )
     engine = TrainConfig.model_validate(config.train.model_dump(include=set(TrainConfig.model_fields)))
     if not engine.must_train:
@@ -321,7 +319,7 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
             run.model.description["card"] |= {"chosen": run.config.train.choose, "step": step}
             with atomic_dir(out / "model") as temporary:
                 run.model.save_pretrained(temporary)
-            scores = task_of(run.config.task).evaluate(run.model, run.splits["test"], run.test)
+            scores = run.model.evaluate(run.splits["test"], run.test)
             write_json(out / SCORES_FILE, _scores_file(run, validation, scores, step))
         except VitpError as caught:
             error = caught

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,7 @@ from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
-from vitp.tasks.base import InputSize, TaskBatch, pad_images
-
-LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
-"""What a task learns from: the class of the image, which object classes are in it, boxes, boxes with masks, quads,
-the class of each pixel, or what changed between two dates."""
+from vitp.tasks.base import InputSize, LabelKind, TaskBatch, pad_images
 
 CHANGE_CLASSES = ("unchanged", "changed")
 OUTSIDE_TOLERANCE = 1.0

@@ -10,7 +10,8 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.data.ignored import known_semantic
 from vitp.records.labels import LabelledImage, LabelledSet
-from vitp.tasks.data import CHANGE_CLASSES, LabelKind
+from vitp.tasks.base import LabelKind
+from vitp.tasks.data import CHANGE_CLASSES
 
 MOST_MASKS = 500
 """Masks that are read at most to find the classes that none of them holds."""
