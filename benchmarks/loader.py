@@ -31,7 +31,7 @@ from vitp.data.tiles import TileCache, TileLoader
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.loading import StepLoader
 from vitp.models.vrl import VisualRobustness, VRLConfig
-from vitp.objectives.vitp import PackedRecords, SequenceConfig
+from vitp.objectives.packed_records import PackedRecords, SequenceConfig
 from vitp.records.instructions import InstructionRecord, Turn
 
 SIZES = ((512, 512), (800, 800), (1024, 768), (2048, 1536), (4000, 3000))

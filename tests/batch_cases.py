@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,12 +11,13 @@ from PIL import Image
 from tests.objective_toys import VISION, labelled_folder
 from vitp.data.batches import SampledBatches
 from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
+from vitp.objectives import SETTINGS
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.runs import image_pretrain, pretrain
+from vitp.runs.pretrain import PretrainConfig, build
 from vitp.tasks.build import TASK_MODELS, task_of
 from vitp.tasks.data import LabelReader, task_batches
 
-OBJECTIVES = ("vitp", *get_args(image_pretrain.ObjectiveName))
+OBJECTIVES = tuple(SETTINGS)
 TASKS = tuple(TASK_MODELS)
 LANGUAGE = {
     "hidden_size": 32,
@@ -48,9 +49,9 @@ def objective_batches(
         language = {"model_type": "qwen2", "arguments": LANGUAGE}
         scratch = {"vision": vision, "language": language, "shuffle": 1, "template": "micro"}
         values["model"] = {"init": "scratch", "vocabulary": 300, "scratch": scratch}
-        return pretrain.build(pretrain.PretrainConfig.model_validate(values)).source
-    values["model"] = {"init": "random", "vision": vision}
-    source = image_pretrain.build(image_pretrain.ImagePretrainConfig.model_validate(values)).source
+    else:
+        values["model"] = {"init": "random", "vision": vision}
+    source = build(PretrainConfig.model_validate(values)).source
     assert isinstance(source, SampledBatches)
     return source
 

@@ -19,13 +19,13 @@ from vitp.data.formats import vitp_labels
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.vitp_labels import Roots
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.objectives.distillation import Crops, DistillationConfig, DistillationObjective
+from vitp.objectives.distillation import Crops, DistillationObjective, DistillationSettings
 from vitp.objectives.image_base import ImageObjective
 from vitp.objectives.image_rows import image_mixture, read_image_rows
 from vitp.objectives.image_text import ImageTextObjective, ImageTextPairs
-from vitp.objectives.masked_image import MaskedImageConfig, MaskedImageObjective, MaskedViews
-from vitp.objectives.simclr import SimCLRConfig, SimCLRObjective, TwoViews
-from vitp.objectives.supervised import ClassNames, LabelledViews, SupervisedConfig, SupervisedObjective
+from vitp.objectives.masked_image import MaskedImageObjective, MaskedImageSettings, MaskedViews
+from vitp.objectives.simclr import SimCLRObjective, SimCLRSettings, TwoViews
+from vitp.objectives.supervised import ClassNames, LabelledViews, SupervisedObjective, SupervisedSettings
 from vitp.objectives.text_tower import SmallTextTower, Tokens, captions_of
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, Turn, to_line
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
@@ -112,20 +112,20 @@ def source_of(folder: Path, collate: Any, batch: int = 4, micro: int = 1) -> Sam
 
 def masked(tower: VisionTower | None = None) -> MaskedImageObjective:
     tower = tower or tiny_tower()
-    return MaskedImageObjective(tower, MaskedImageConfig(decoder_width=32, decoder_layers=1))
+    return MaskedImageObjective(tower, MaskedImageSettings(decoder_width=32, decoder_layers=1))
 
 
 def simclr(tower: VisionTower | None = None) -> SimCLRObjective:
     tower = tower or tiny_tower()
-    return SimCLRObjective(tower, SimCLRConfig(dimension=16))
+    return SimCLRObjective(tower, SimCLRSettings(dimension=16))
 
 
-DINO = DistillationConfig(local_views=2, prototypes=24, hidden=32, bottleneck=16, momentum=0.9)
+DINO = DistillationSettings(local_views=2, prototypes=24, hidden=32, bottleneck=16, momentum=0.9)
 IBOT = DINO.model_copy(update={"mask": 1.0, "mask_ratio": (0.3, 0.5)})
 
 
 def distillation(
-    config: DistillationConfig = DINO, tower: VisionTower | None = None
+    config: DistillationSettings = DINO, tower: VisionTower | None = None
 ) -> DistillationObjective:
     tower = tower or tiny_tower()
     return DistillationObjective(tower, config, steps=10)
@@ -149,7 +149,7 @@ def _pairs(folder: Path) -> SampledBatches[LabelledImage]:
 
 
 def _labelled(folder: Path) -> SampledBatches[LabelledImage]:
-    views = SupervisedConfig().views
+    views = SupervisedSettings().views
     return source_of(folder, LabelledViews(SIZE, views, ClassNames(SCENES, OBJECTS), (OBJECTS,)))
 
 
@@ -158,14 +158,14 @@ TOWER_AND_HEAD = ("vision tower", "head")
 CASES = {
     "mae": Case(
         masked,
-        lambda folder: source_of(folder, MaskedViews(SIZE, 16, MaskedImageConfig())),
+        lambda folder: source_of(folder, MaskedViews(SIZE, 16, MaskedImageSettings())),
         frozenset({"pixels"}),
         TOWER_AND_HEAD,
         1,
     ),
     "simclr": Case(
         simclr,
-        lambda folder: source_of(folder, TwoViews(SIZE, SimCLRConfig().views)),
+        lambda folder: source_of(folder, TwoViews(SIZE, SimCLRSettings().views)),
         frozenset({"contrast"}),
         TOWER_AND_HEAD,
         2,

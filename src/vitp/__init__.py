@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from vitp.recipes.paradigms import starter_config
     from vitp.records.instructions import InstructionRecord, Turn
     from vitp.runs.finetune import run_finetune
-    from vitp.runs.image_pretrain import ImagePretrainConfig, run_image_pretraining
-    from vitp.runs.pretrain import PretrainConfig, run_pretraining
+    from vitp.runs.pretrain import (
+        ImagePretrainConfig,
+        PretrainConfig,
+        run_image_pretraining,
+        run_pretraining,
+    )
     from vitp.tasks.model_folder import load_task
 
 _HOMES = {
     "Assistant": "vitp.inference.ask",
     "Backbone": "vitp.models.backbone",
-    "ImagePretrainConfig": "vitp.runs.image_pretrain",
+    "ImagePretrainConfig": "vitp.runs.pretrain",
     "InstructionRecord": "vitp.records.instructions",
     "Objective": "vitp.objectives.base",
     "PretrainConfig": "vitp.runs.pretrain",
@@ -41,7 +45,7 @@ _HOMES = {
     "load_task": "vitp.tasks.model_folder",
     "load_vlm": "vitp.checkpoints.pretrained",
     "run_finetune": "vitp.runs.finetune",
-    "run_image_pretraining": "vitp.runs.image_pretrain",
+    "run_image_pretraining": "vitp.runs.pretrain",
     "run_pretraining": "vitp.runs.pretrain",
     "run_probes": "vitp.evaluation.probes",
     "save_vlm": "vitp.checkpoints.pretrained",

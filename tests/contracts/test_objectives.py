@@ -18,7 +18,7 @@ from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
 from vitp.models.lora import VisionLoRAConfig, add_lora
 from vitp.models.vision import VisionTower
-from vitp.objectives.preserving import PreserveConfig, preserving
+from vitp.objectives.preserving import PreserveSettings, preserving
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +123,11 @@ def test_a_batch_depends_on_its_place_in_the_run_only(case: Case, folder: Path) 
 
 def test_no_preservation_is_the_objective_itself(case: Case) -> None:
     objective = case.make()
-    assert preserving(objective, PreserveConfig()) is objective
+    assert preserving(objective, PreserveSettings()) is objective
 
 
 def test_preservation_keeps_the_contract(case: Case, folder: Path, tmp_path: Path) -> None:
-    objective = preserving(case.make(), PreserveConfig(weight=0.5))
+    objective = preserving(case.make(), PreserveSettings(weight=0.5))
     batch = case.source(folder)(0, 0, 0, 1)
     counts = objective.loss_counts(batch)
     assert counts.keys() == case.losses | {"preserve"} and counts["preserve"] == 4

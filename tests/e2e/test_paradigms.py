@@ -41,7 +41,7 @@ def test_a_paradigm_from_the_command_line(config: Path, tmp_path: Path) -> None:
 def test_the_option_wins_over_the_file(config: Path, tmp_path: Path) -> None:
     done("pretrain", config, "--objective", "clip", "--steps", 2, "--out", tmp_path / "run")
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (written["objective"], written["train"]["steps"]) == ("clip", 2)
+    assert (written["objective"]["name"], written["train"]["steps"]) == ("clip", 2)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(config: Path, tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from vitp.data.check import check_records
 from vitp.data.coordinates import coordinate_problems
 from vitp.data.image_hash import find_pairs, image_print
 from vitp.data.row_findings import CONTROL_TOKENS, look_over, mixture_warnings
+from vitp.objectives.settings import DataSettings
+from vitp.objectives.vitp import open_mixture
 from vitp.records.instructions import InstructionRecord, Region, Turn
-from vitp.runs.pretrain import DataSettings, open_mixture
 
 
 def picture(seed: int, size: int = 96) -> Image.Image:

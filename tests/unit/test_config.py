@@ -24,7 +24,6 @@ from vitp.core.config import load_config, make_config, save_config
 from vitp.core.errors import ConfigError
 from vitp.models.vlm import VLMConfig
 from vitp.runs.finetune import FinetuneConfig
-from vitp.runs.image_pretrain import ImagePretrainConfig
 from vitp.runs.pretrain import PretrainConfig
 
 MINIMAL = {"data": {"mixture": ["x"]}}
@@ -32,8 +31,8 @@ MINIMAL = {"data": {"mixture": ["x"]}}
 
 def test_defaults_are_the_papers():
     config = make_config(PretrainConfig, MINIMAL)
-    assert config.vrl.ratio == 0.75
-    assert config.vrl.probability == 1.0
+    assert config.objective.vrl.ratio == 0.75
+    assert config.objective.vrl.probability == 1.0
     assert config.optim.lr == 2e-5
     assert config.optim.weight_decay == 0.01
     assert config.optim.warmup_ratio == 0.2
@@ -47,7 +46,7 @@ def test_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("vrl.ration=0.5", "unknown key 'vrl.ration'; did you mean \"ratio\"?"),
+        ("vrl.ration=0.5", "unknown key 'objective.vrl.ration'; did you mean \"ratio\"?"),
         ("optim.lr=fast", "optim.lr is 'fast'"),
         ("vrl.ratio=1.5", "vrl.ratio is 1.5"),
         ("train.steps=0", "train.steps is 0"),
@@ -126,7 +125,7 @@ FREE = ("head.", "neck.options.", "data.options.")
 
 def test_error_lines_name_keys_that_exist():
     """Whoever follows the line must be able to set the key that it names."""
-    keys = set().union(*map(config_keys, (PretrainConfig, ImagePretrainConfig, FinetuneConfig, VLMConfig)))
+    keys = set().union(*map(config_keys, (PretrainConfig, FinetuneConfig, VLMConfig)))
     named = [(key, place) for key, place in named_keys() if not NO_KEYS.fullmatch(key)]
     assert len(named) > 60
     assert [(key, place) for key, place in named if key not in keys and not key.startswith(FREE)] == []
@@ -135,7 +134,9 @@ def test_error_lines_name_keys_that_exist():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_batch_that_cannot_be_cut_is_named_by_its_key(objective, tmp_path):
     source = objective_batches(objective, pretraining_folder(tmp_path), global_batch=6, micro_batches=4)
-    with pytest.raises(ConfigError, match=r"^data\.global_batch: a batch of 6 .* choose a multiple of 4"):
+    with pytest.raises(
+        ConfigError, match=r"^data\.global_batch: a step of 6 samples .* choose a multiple of 4"
+    ):
         source(0, 0, 0, 1)
     source = objective_batches(objective, tmp_path / "toy", global_batch=6, micro_batches=3)
     with pytest.raises(ConfigError, match=r"^data\.global_batch: .* choose a multiple of 12"):
@@ -145,5 +146,7 @@ def test_a_batch_that_cannot_be_cut_is_named_by_its_key(objective, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_finetuning_batch_that_cannot_be_cut_is_named_by_its_key(task, tmp_path):
     source = task_batches_of(task, task_set(tmp_path), batch_size=6, micro_batches=4)
-    with pytest.raises(ConfigError, match=r"^train\.batch_size: a batch of 6 .* choose a multiple of 4"):
+    with pytest.raises(
+        ConfigError, match=r"^data\.global_batch: a step of 6 samples .* choose a multiple of 4"
+    ):
         source(0, 0, 0, 1)

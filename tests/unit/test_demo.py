@@ -54,6 +54,11 @@ def test_committed_results_are_shown_for_the_same_plan_only(
 
 def test_the_run_says_what_the_budget_says() -> None:
     config = continued_from_starter(["a", "b"], Budget(12, 34, batch=4, lr=1e-4), 5, rates=[1.0, 2.0])
-    assert (config.align.steps, config.train.steps, config.data.global_batch) == (12, 34, 4)
-    assert (config.seed, config.optim.lr, config.vrl.ratio, config.model.init) == (5, 1e-4, 0.75, "starter")
+    assert (config.objective.align.steps, config.train.steps, config.data.global_batch) == (12, 34, 4)
+    assert (config.seed, config.optim.lr, config.objective.vrl.ratio, config.model.init) == (
+        5,
+        1e-4,
+        0.75,
+        "starter",
+    )
     assert config.data.mixture == ["a", "b"] and config.data.rates == [1.0, 2.0]

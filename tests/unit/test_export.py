@@ -6,7 +6,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.record_set import ListRecords
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel
-from vitp.runs.pretrain import describe_mixture
+from vitp.objectives.vitp import describe_sets
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
@@ -50,8 +49,7 @@ def odd_vision(**changes) -> VisionConfig:
 
 def described(mixture: Mixture) -> dict:
     """What a pretraining run writes about its data."""
-    source = SimpleNamespace(mixture=mixture, fingerprint=lambda: "ab" * 32)
-    return describe_mixture(SimpleNamespace(source=source))
+    return {"fingerprint": "ab" * 32, "sets": describe_sets(mixture)}
 
 
 @pytest.fixture

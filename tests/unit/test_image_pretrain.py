@@ -19,17 +19,12 @@ from vitp.checkpoints.pretrained import save_vlm
 from vitp.core.config import load_config, make_config, save_config
 from vitp.core.errors import ConfigError, DataError
 from vitp.models.vlm import VisionLanguageModel
+from vitp.objectives import SETTINGS
+from vitp.objectives.image_base import initial_tower
+from vitp.objectives.settings import ModelSettings
 from vitp.objectives.text_tower import LanguageTextTower
 from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, flops_per_image
-from vitp.runs.image_pretrain import (
-    OBJECTIVES,
-    ImageModelSettings,
-    ImagePretrainConfig,
-    build,
-    initial_tower,
-    run_image_pretraining,
-)
-from vitp.runs.pretrain import PretrainConfig
+from vitp.runs.pretrain import PretrainConfig, build, run_pretraining
 
 QUIET = Console(quiet=True)
 
@@ -39,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled_folder(tmp_path_factory.mktemp("runs") / "toy")
 
 
-def config(folder: Path, objective: str, **sections: Any) -> ImagePretrainConfig:
+def config(folder: Path, objective: str, **sections: Any) -> PretrainConfig:
     """A run of two steps of the tiny tower."""
     values: dict[str, Any] = {
         "objective": objective,
@@ -59,13 +54,15 @@ def config(folder: Path, objective: str, **sections: Any) -> ImagePretrainConfig
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
-    return make_config(ImagePretrainConfig, values)
+    return make_config(PretrainConfig, values)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", [name for name, kind in SETTINGS.items() if not kind.has_language_model]
+)
 def test_a_run_leaves_a_backbone(objective: str, folder: Path, tmp_path: Path) -> None:
     settings, run = config(folder, objective), tmp_path / "run"
-    result = run_image_pretraining(settings, run, console=QUIET)
+    result = run_pretraining(settings, run, console=QUIET)
     assert result.step == 2 and result.model == run / "model"
     counters = json.loads((result.checkpoint / "state.json").read_text())["counters"]
     assert counters["samples"] == 8 and counters["flops"] > 1e6
@@ -78,18 +75,18 @@ def test_a_run_leaves_a_backbone(objective: str, folder: Path, tmp_path: Path) -
     description = json.loads((run / "model" / "vitp_backbone.json").read_text())
     provenance = description["provenance"]
     assert provenance["source"] == "run" and provenance["steps"] == 2
-    assert provenance["configuration"]["objective"] == objective
+    assert provenance["configuration"]["objective"]["name"] == objective
     assert provenance["mixture"]["sets"] == [{"name": "toy", "records": 12, "rate": 1.0, "licence": "CC0"}]
-    assert load_config(ImagePretrainConfig, run / "config.yaml") == settings
+    assert load_config(PretrainConfig, run / "config.yaml") == settings
 
 
 def test_a_run_is_the_same_twice_and_resumes_to_the_bit(folder: Path, tmp_path: Path) -> None:
     long = config(folder, "dino", train={"steps": 4, "save_every": 2})
-    run_image_pretraining(long, tmp_path / "one", console=QUIET)
-    run_image_pretraining(long, tmp_path / "two", console=QUIET)
+    run_pretraining(long, tmp_path / "one", console=QUIET)
+    run_pretraining(long, tmp_path / "two", console=QUIET)
     # As if the process had died after the first checkpoint.
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step_00000004")
-    run_image_pretraining(long, tmp_path / "two", resume=True, console=QUIET)
+    run_pretraining(long, tmp_path / "two", resume=True, console=QUIET)
     one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
@@ -98,7 +95,7 @@ def test_a_run_is_the_same_twice_and_resumes_to_the_bit(folder: Path, tmp_path: 
 def test_low_rank_updates_with_a_teacher_are_merged(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     settings = config(folder, "dino", model={"vision_lora": {"rank": 2}, "preserve": {"weight": 0.5}})
-    run_image_pretraining(settings, tmp_path / "run", console=QUIET)
+    run_pretraining(settings, tmp_path / "run", console=QUIET)
     exported = load_backbone(tmp_path / "run")
     start = initial_tower(config(folder, "dino").model, 0)
     assert exported.state_dict().keys() == start.state_dict().keys()
@@ -109,13 +106,13 @@ def test_low_rank_updates_with_a_teacher_are_merged(folder: Path, tmp_path: Path
 
 def test_towers_start_from_where_they_are_told(folder: Path, tmp_path: Path) -> None:
     starter = load_backbone("starter")
-    named = initial_tower(ImageModelSettings(init="starter", drop_path=0.2), 0)
+    named = initial_tower(ModelSettings(init="starter", drop_path=0.2), 0)
     assert all(torch.equal(a, b) for a, b in zip(named.parameters(), starter.parameters(), strict=True))
-    random = initial_tower(ImageModelSettings(init="random"), 3)
+    random = initial_tower(ModelSettings(init="random"), 3)
     expected = random_backbone(starter, 3)
     assert all(torch.equal(a, b) for a, b in zip(random.parameters(), expected.parameters(), strict=True))
-    run_image_pretraining(config(folder, "supervised"), tmp_path / "run", console=QUIET)
-    again = initial_tower(ImageModelSettings(init=str(tmp_path / "run")), 0)
+    run_pretraining(config(folder, "supervised"), tmp_path / "run", console=QUIET)
+    again = initial_tower(ModelSettings(init=str(tmp_path / "run")), 0)
     exported = load_backbone(tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), exported.parameters(), strict=True))
 
@@ -133,8 +130,8 @@ def test_several_folders_are_sampled_by_their_rates(folder: Path, tmp_path: Path
     other = labelled_folder(tmp_path / "other", images=4, name="other")
     data = {"mixture": [str(folder), str(other)], "rates": [0.5, 3.0], "global_batch": 6}
     run = build(config(folder, "mae", data=data))
-    assert [one["rate"] for one in run.images.describe()] == [0.5, 3.0]
-    names = [run.images.locate(position).entry for position in range(18)]
+    assert [one["rate"] for one in run.sets] == [0.5, 3.0]
+    names = [run.source.order.locate(position).entry for position in range(18)]
     assert (names.count(0), names.count(1)) == (6, 12)
     with pytest.raises(ConfigError, match="3 rates for 2 folders"):
         build(config(folder, "mae", data={**data, "rates": [1.0, 1.0, 1.0]}))
@@ -148,9 +145,9 @@ def test_folders_without_what_is_needed_are_refused(tmp_path: Path) -> None:
 def test_configurations_survive_their_file(folder: Path, tmp_path: Path) -> None:
     settings = config(folder, "clip", model={"vision_lora": {"rank": 4}})
     save_config(settings, tmp_path / "run.yaml")
-    assert load_config(ImagePretrainConfig, tmp_path / "run.yaml") == settings
+    assert load_config(PretrainConfig, tmp_path / "run.yaml") == settings
     with pytest.raises(ConfigError, match="did you mean"):
-        load_config(ImagePretrainConfig, tmp_path / "run.yaml", ["simclr.temprature=0.2"])
+        load_config(PretrainConfig, tmp_path / "run.yaml", ["simclr.temprature=0.2"])
 
 
 # Paradigms.
@@ -160,7 +157,7 @@ def test_configurations_survive_their_file(folder: Path, tmp_path: Path) -> None
 def test_a_paradigm_makes_a_run_of_its_budget(name: str, folder: Path) -> None:
     paradigm = PARADIGMS[name]
     made = paradigm.make([folder], "starter", ParadigmBudget(images=640), 5)
-    steps = made.train.steps + (made.align.steps if isinstance(made, PretrainConfig) else 0)
+    steps = made.train.steps + sum(phase.steps for phase in made.objective.phases())
     assert made.data.global_batch == paradigm.batch and steps * paradigm.batch == 640
     assert (made.seed, made.train.seed, made.optim.lr) == (5, 5, paradigm.lr)
     swept = paradigm.make([folder], "random", ParadigmBudget(images=640, batch=8, lr=1e-4, workers=0), 5)
@@ -175,7 +172,7 @@ def test_a_run_from_scratch_has_the_sizes_of_a_model(name: str, folder: Path, tm
     save_vlm(tmp_path / "vlm", like, chat)
     budget = ParadigmBudget(images=640, like=str(tmp_path / "vlm"))
     made = PARADIGMS[name].make([folder], "random", budget, 0)
-    if isinstance(made, PretrainConfig):
+    if made.objective.has_language_model:
         assert (made.model.init, made.model.scratch) == ("scratch", like.config)
         assert made.model.tokenizer == str(tmp_path / "vlm")
     else:

@@ -14,7 +14,7 @@ from vitp.data.batches import SampledBatches
 from vitp.data.lengths import RecordCost, RecordLength, balanced, length_index
 from vitp.data.mixture import Mixture, MixtureEntry, Sample
 from vitp.data.record_set import ListRecords
-from vitp.objectives.vitp import PackedRecords, SequenceConfig
+from vitp.objectives.packed_records import PackedRecords, SequenceConfig
 from vitp.records.instructions import InstructionRecord, Turn
 
 costs = st.lists(st.floats(0, 1e6), min_size=1, max_size=40)

@@ -11,8 +11,8 @@ import torch
 from tests.objective_toys import PATCH, SIZE, masked, tiny_tower
 from vitp.objectives.masked_image import (
     MaskedBatch,
-    MaskedImageConfig,
     MaskedImageObjective,
+    MaskedImageSettings,
     patchify,
     sincos_positions,
 )
@@ -37,7 +37,7 @@ def test_patchify_cuts_row_by_row() -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_loss_is_the_mean_squared_error_of_the_masked_patches(normalize: bool) -> None:
     objective = MaskedImageObjective(
-        tiny_tower(), MaskedImageConfig(decoder_width=32, decoder_layers=1, normalize=normalize)
+        tiny_tower(), MaskedImageSettings(decoder_width=32, decoder_layers=1, normalize=normalize)
     ).eval()
     made = batch()
     image = objective.tower.normalize(made.tiles_BCHW)

@@ -20,6 +20,7 @@ from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VRLConfig
+from vitp.objectives.settings import ModelSettings
 from vitp.objectives.vitp import ViTPObjective, vlm_forward_flops
 from vitp.planning.devices import DEVICES, machine_of
 from vitp.planning.finetune import plan_finetune
@@ -39,7 +40,6 @@ from vitp.recipes.paper.dry_run import small_finetune
 from vitp.recipes.paper.tables import PRETRAINING as FACTS
 from vitp.recipes.paper.tables import REMOTE_SENSING
 from vitp.recipes.paper.typical_sizes import TYPICAL
-from vitp.runs.pretrain import ModelSettings
 from vitp.tasks.base import TaskModel
 from vitp.tasks.build import build_model
 

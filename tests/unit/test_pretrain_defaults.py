@@ -18,7 +18,11 @@ def test_the_starter_is_continued_at_its_own_rates() -> None:
     assert isinstance(found, PretrainConfig)
     own = PARADIGMS["vitp"]
     assert (found.data.global_batch, found.optim.lr, found.train.steps) == (own.batch, own.lr, STARTER_STEPS)
-    assert (found.align.steps, found.vrl.ratio, found.data.mixture) == (160, 0.75, ["here"])
+    assert (found.objective.align.steps, found.objective.vrl.ratio, found.data.mixture) == (
+        160,
+        0.75,
+        ["here"],
+    )
     # Large images are cut into tiles here as with a file.
     assert found.data.sequence == PretrainConfig(data={"mixture": ["here"]}).data.sequence  # type: ignore[arg-type]
 
@@ -26,7 +30,12 @@ def test_the_starter_is_continued_at_its_own_rates() -> None:
 def test_what_is_said_counts() -> None:
     found = _pretrain_settings(None, None, [DATA, "train.steps=50", "optim.lr=0.1", "vrl.ratio=0.5"])
     assert isinstance(found, PretrainConfig)
-    assert (found.train.steps, found.align.steps, found.optim.lr, found.vrl.ratio) == (50, 10, 0.1, 0.5)
+    assert (found.train.steps, found.objective.align.steps, found.optim.lr, found.objective.vrl.ratio) == (
+        50,
+        10,
+        0.1,
+        0.5,
+    )
 
 
 @pytest.mark.parametrize("name", ["mae", "clip", "simclr", "dino", "supervised", "dense", "siglip"])

@@ -10,6 +10,7 @@ import pytest
 
 from vitp.core.config import load_config, save_config
 from vitp.core.errors import ConfigError
+from vitp.objectives.vitp import open_mixture
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING, recipe_of
 from vitp.recipes.paper.pretraining import mixture_table
 from vitp.recipes.paper.tables import MEDICAL, REMOTE_SENSING, PretrainingSet
@@ -17,7 +18,7 @@ from vitp.recipes.paper.tables import PRETRAINING as FACTS
 from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM
 from vitp.recipes.paper.typical_sizes import TYPICAL
 from vitp.runs.finetune import FinetuneConfig
-from vitp.runs.pretrain import PretrainConfig, open_mixture
+from vitp.runs.pretrain import PretrainConfig
 from vitp.tasks.build import TASK_MODELS
 
 # The paper's table, once more and by hand: set → classes, input, rate, decay, length, score, task.
@@ -82,7 +83,7 @@ def test_a_downstream_recipe_holds_the_tables_values(name: str, tmp_path: Path) 
         facts.clip_norm,
     )
     assert (optim.betas, optim.eps) == ((0.9, 0.999), 1e-8)
-    assert config.train.batch_size == facts.batch
+    assert config.data.global_batch == facts.batch
     assert (config.train.epochs or config.train.steps) == (facts.epochs or facts.steps)
     assert (config.backbone.patch_size, config.backbone.image_size) == (16, facts.input_size)
     assert config.backbone.drop_path == 0.1 and config.backbone.gradient_checkpointing
@@ -154,11 +155,15 @@ def test_a_pretraining_recipe_holds_the_papers_values(name: str) -> None:
     assert (config.optim.lr, config.optim.weight_decay, config.optim.schedule) == (2e-5, 0.01, "cosine")
     assert (config.train.steps, config.data.global_batch, config.train.micro_batches) == (8000, 128, 4)
     assert config.optim.warmup(config.train.steps) == 1600
-    assert (config.vrl.ratio, config.vrl.probability, config.data.sequence.pack) == (0.75, 1.0, True)
+    assert (config.objective.vrl.ratio, config.objective.vrl.probability, config.data.sequence.pack) == (
+        0.75,
+        1.0,
+        True,
+    )
     assert (config.data.sequence.max_length, config.data.sequence.max_tiles) == (4096, 6)
     assert config.model.drop_path == 0.1 and config.model.gradient_checkpointing and not config.model.freeze
     published = PRETRAINING[name].make("mixture.json", as_published=True)
-    assert (published.vrl.probability, published.data.sequence.pack) == (0.25, False)
+    assert (published.objective.vrl.probability, published.data.sequence.pack) == (0.25, False)
     assert PRETRAINING[name].make("m.json", gpus=1).train.micro_batches == 32
     with pytest.raises(ConfigError, match="can't be shared by 3 GPUs"):
         PRETRAINING[name].make("m.json", gpus=3)
@@ -259,5 +264,5 @@ def test_splits_stand_in_for_each_other_but_never_choose_by_the_test(tmp_path: P
 
 def test_epochs_become_steps() -> None:
     train = FINETUNING["dior"].make().train
-    assert train.of(11_725).steps == round(12 * 11_725 / 8) and train.of(11_725).epochs is None
-    assert FINETUNING["loveda"].make().train.of(5).steps == 80_000
+    assert train.of(11_725, 8).steps == round(12 * 11_725 / 8) and train.of(11_725, 8).epochs is None
+    assert FINETUNING["loveda"].make().train.of(5, 16).steps == 80_000

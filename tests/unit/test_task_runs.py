@@ -247,7 +247,7 @@ def test_runs_are_not_written_over_and_resume_only_themselves(tmp_path: Path) ->
     run_finetune(config(train={"steps": 2}), tmp_path / "run", console=QUIET)
     with pytest.raises(ConfigError, match="holds a run already"):
         run_finetune(config(train={"steps": 2}), tmp_path / "run", console=QUIET)
-    with pytest.raises(ConfigError, match=r"differs from the run.*train\.batch_size"):
+    with pytest.raises(ConfigError, match=r"differs from the run.*data\.global_batch"):
         run_finetune(
             config(train={"steps": 2, "batch_size": 2}), tmp_path / "run", resume=True, console=QUIET
         )

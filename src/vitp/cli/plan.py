@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,25 +72,18 @@ def plan(
 ) -> None:
     """Estimate tiles and tokens a sample, packing, peak memory, speed, hours and cost of a run."""
     from vitp.planning.devices import machine_of
-    from vitp.recipes.catalogue import PretrainRecipe
+    from vitp.runs.finetune import FinetuneConfig
     from vitp.runs.pretrain import PretrainConfig
 
     machine = machine_of(gpu)
     config, recipe = _config(name, data, machine, init, as_published, override or ())
-    if isinstance(config, PretrainConfig):
-        found, basis = _plan_pretraining(
-            config,
-            recipe if isinstance(recipe, PretrainRecipe) else None,
-            data is not None,
-            machine,
-            (as_published, samples, utilisation, price),
-        )
-        basis += _assumptions(machine, found.utilisation, price)
-        _print(_rows(found), found.to_json(), basis, as_json)
-        return
-    tuned, basis = _plan_finetune(config, recipe, data, machine, images, utilisation, price)
-    basis += _assumptions(machine, tuned.utilisation, price)
-    _print(_finetune_rows(tuned), tuned.to_json(), basis, as_json)
+    planners: dict[type, Callable[..., tuple[Any, list[tuple[str, str]], list[str]]]] = {
+        PretrainConfig: partial(_plan_pretraining, as_published=as_published, count=samples),
+        FinetuneConfig: partial(_plan_finetune, images=images),
+    }
+    planner = planners[type(config)]
+    found, rows, basis = planner(config, recipe, data, machine, utilisation=utilisation, price=price)
+    _print(rows, found.to_json(), basis + _assumptions(machine, found.utilisation, price), as_json)
 
 
 def _config(
@@ -146,30 +140,36 @@ def _from_file(
 
 def _plan_pretraining(
     config: PretrainConfig,
-    recipe: PretrainRecipe | None,
-    has_data: bool,
+    recipe: Recipe | None,
+    data: Path | None,
     machine: Machine,
-    options: tuple[bool, int, float | None, float | None],
-) -> tuple[Plan, list[str]]:
+    *,
+    as_published: bool,
+    count: int,
+    utilisation: float | None,
+    price: float | None,
+) -> tuple[Plan, list[tuple[str, str]], list[str]]:
     from vitp.planning.model import planned_model
     from vitp.planning.plan import plan_pretraining, run_shape
+    from vitp.recipes.catalogue import PretrainRecipe
 
-    as_published, count, utilisation, price = options
+    shape = run_shape(config, pads_dropped=as_published)
+    known = recipe if isinstance(recipe, PretrainRecipe) else None
     model, chat = planned_model(config.model)
-    if recipe is not None and not has_data:
-        sizes, basis = _assumed(recipe, model, count)
+    if known is not None and data is None:
+        sizes, basis = _assumed(known, model, count)
     else:
-        sizes, basis = _counted(config, recipe, model, chat, count)
+        sizes, basis = _counted(config, known, model, chat, count)
     found = plan_pretraining(
         model,
-        run_shape(config, pads_dropped=as_published),
+        shape,
         sizes,
         machine,
         utilisation=utilisation,
         dollars_per_hour=price,
     )
     parameters = ", ".join(f"{part} {number / 1e6:.0f} M" for part, number in model.parameters.items())
-    return found, [f"model: {config.model.init} ({parameters} parameters)", basis]
+    return found, _rows(found), [f"model: {config.model.init} ({parameters} parameters)", basis]
 
 
 def _assumed(recipe: PretrainRecipe, model: ModelShape, count: int) -> tuple[list[SampleSize], str]:
@@ -207,8 +207,8 @@ def _mixture(config: PretrainConfig, recipe: PretrainRecipe | None) -> Mixture:
     """Return the mixture of the data; a folder of prepared sets stands for the recipe's mixture over them."""
     from vitp.data.mixture import Mixture
     from vitp.data.readers.mixture_file import open_entry
+    from vitp.objectives.vitp import open_mixture
     from vitp.recipes.paper.pretraining import mixture_table
-    from vitp.runs.pretrain import open_mixture
 
     folder = Path(config.data.mixture[0])
     if recipe is None or not folder.is_dir() or (folder / "mixture.json").is_file():
@@ -222,10 +222,11 @@ def _plan_finetune(
     recipe: Recipe | None,
     data: Path | None,
     machine: Machine,
+    *,
     images: int | None,
     utilisation: float | None,
     price: float | None,
-) -> tuple[FinetunePlan, list[str]]:
+) -> tuple[FinetunePlan, list[tuple[str, str]], list[str]]:
     from vitp.planning.finetune import plan_finetune
     from vitp.recipes.catalogue import DownstreamRecipe
     from vitp.recipes.parity import full_size_model, published_images
@@ -255,11 +256,12 @@ def _plan_finetune(
         utilisation=utilisation,
         dollars_per_hour=price,
     )
-    return found, [
+    lines = [
         f"model: the paper's ViT-L, {found.parameters / 1e6:.0f} M parameters in all",
         basis,
         counted,
     ]
+    return found, _finetune_rows(found), lines
 
 
 def _assumptions(machine: Machine, utilisation: float, price: float | None) -> list[str]:

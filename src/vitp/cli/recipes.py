@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -167,18 +167,28 @@ def _filled(
 
 
 def _run(config: PretrainConfig | FinetuneConfig, out: Path) -> None:
+    from vitp.runs.finetune import FinetuneConfig
+    from vitp.runs.folder import started
+    from vitp.runs.pretrain import PretrainConfig
+
+    runs: dict[type, Any] = {PretrainConfig: _pretrain, FinetuneConfig: _finetune}
+    runs[type(config)](config, out, resume=started(out))
+
+
+def _pretrain(config: PretrainConfig, out: Path, *, resume: bool) -> None:
+    from vitp.core import distributed
+    from vitp.runs.pretrain import run_pretraining
+
+    result = run_pretraining(config, out, resume=resume)
+    if distributed.rank() == 0:
+        make_console().print(f"model: {result.model}\nnext: vitp export {out} --out BACKBONE")
+
+
+def _finetune(config: FinetuneConfig, out: Path, *, resume: bool) -> None:
     from vitp.cli.tasks import print_scores
     from vitp.core import distributed
     from vitp.runs.finetune import run_finetune
-    from vitp.runs.folder import started
-    from vitp.runs.pretrain import PretrainConfig, run_pretraining
 
-    resume = started(out)
-    if isinstance(config, PretrainConfig):
-        result = run_pretraining(config, out, resume=resume)
-        if distributed.rank() == 0:
-            make_console().print(f"model: {result.model}\nnext: vitp export {out} --out BACKBONE")
-        return
     tuned = run_finetune(config, out, resume=resume)
     if distributed.rank() == 0:
         print_scores(tuned.scores, f"{config.task} on the test images ({tuned.scores.images})")

@@ -10,10 +10,8 @@ import typer
 from vitp.cli.console import make_console
 from vitp.cli.run_options import configuration_of, overrides_of
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.core.reading import parse_yaml, read_text
 
 if TYPE_CHECKING:
-    from vitp.runs.image_pretrain import ImagePretrainConfig
     from vitp.runs.pretrain import PretrainConfig
 
 
@@ -35,16 +33,19 @@ def pretrain(
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/pretrain"),
     objective: Annotated[
         str | None,
-        typer.Option(help="vitp, mae, clip, siglip, simclr, dino, supervised or dense; the YAML's, or vitp."),
+        typer.Option(help="What is learned: see docs/paradigms.md; the YAML's, or visual instructions."),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", help="Compiled folder; vitp: mixture or JSON Lines, too. Repeatable."),
+        typer.Option(
+            "--data", help="Compiled folder; for instructions mixture or JSON Lines, too. Repeatable."
+        ),
     ] = None,
     init: Annotated[
         str | None,
         typer.Option(
-            "--init", help='"starter", a model or run folder, or "scratch" ("random" but for vitp).'
+            "--init",
+            help='"starter", a model or run folder, or "scratch" ("random" without a language model).',
         ),
     ] = None,
     steps: Annotated[
@@ -58,31 +59,24 @@ def pretrain(
 ) -> None:
     """Pretrain a ViT inside a vision-language model on visual instructions (ViTP), or by another paradigm."""
     from vitp.core import distributed
-    from vitp.runs.pretrain import PretrainConfig, run_pretraining
+    from vitp.runs.pretrain import run_pretraining
 
     config = configuration_of(config, data, out, resume=resume, command="vitp pretrain")
     options = {"data.mixture": data, "model.init": init, "train.steps": steps}
     settings = _pretrain_settings(config, objective, overrides_of(options, override))
-    if isinstance(settings, PretrainConfig):
-        result = run_pretraining(settings, out, resume=resume)
-    else:
-        from vitp.runs.image_pretrain import run_image_pretraining
-
-        result = run_image_pretraining(settings, out, resume=resume)
+    result = run_pretraining(settings, out, resume=resume)
     if distributed.rank() > 0:
         return
     console = make_console()
     console.print(f"model: {result.model}")
-    if isinstance(settings, PretrainConfig):
+    if settings.objective.has_language_model:
         console.print(f"next: vitp report {out}, vitp export {out} --out BACKBONE")
     else:
         console.print(f"next: vitp probe {out} DATA, vitp finetune TASK --backbone {out}")
 
 
-def _pretrain_settings(
-    config: Path | None, objective: str | None, overrides: list[str]
-) -> PretrainConfig | ImagePretrainConfig:
-    """Return the settings of a run, of the kind that its objective has.
+def _pretrain_settings(config: Path | None, objective: str | None, overrides: list[str]) -> PretrainConfig:
+    """Return the settings of a run.
 
     Without a configuration they are those of the micro recipes where the run starts from the starter, else the paper's.
 
@@ -91,43 +85,31 @@ def _pretrain_settings(
     """
     from vitp.core import distributed
     from vitp.core.config import load_config, make_config
+    from vitp.objectives import SETTINGS
     from vitp.recipes.paradigms import STARTER_STEPS, starter_config
-    from vitp.runs.image_pretrain import OBJECTIVES, ImagePretrainConfig
     from vitp.runs.pretrain import PretrainConfig
 
-    name = objective or (_objective_of(config) if config is not None else "vitp")
-    kind: type[PretrainConfig] | type[ImagePretrainConfig]
-    kind = PretrainConfig if name == "vitp" else ImagePretrainConfig
     if objective is not None:
-        known = ("vitp", *OBJECTIVES)
-        if objective not in known:
-            hint = did_you_mean(objective, known) or f"objectives are: {', '.join(known)}"
+        if objective not in SETTINGS:
+            hint = did_you_mean(objective, SETTINGS) or f"objectives are: {', '.join(SETTINGS)}"
             raise ConfigError(f"unknown objective {objective!r}", where="--objective", fix=hint)
         overrides = [f"objective={objective}", *overrides]
     if config is not None:
-        return load_config(kind, config, overrides)
-    settings = make_config(kind, {}, [f"train.steps={PUBLISHED_STEPS}", *overrides], where="command line")
+        return load_config(PretrainConfig, config, overrides)
+    words = [f"train.steps={PUBLISHED_STEPS}", *overrides]
+    settings = make_config(PretrainConfig, {}, words, where="command line")
     if settings.model.init != "starter":
         return settings
     steps = settings.train.steps if settings.train.steps != PUBLISHED_STEPS else STARTER_STEPS
-    settings = starter_config(settings.data.mixture, objective=name, steps=steps, overrides=overrides)
+    settings = starter_config(
+        settings.data.mixture, objective=settings.objective.name, steps=steps, overrides=overrides
+    )
     if distributed.rank() == 0:
         make_console().print(
             f"[dim]no configuration: from the starter with batches of {settings.data.global_batch}, learning rate "
             f"{settings.optim.lr:g}, {settings.train.steps} steps; -s KEY=VALUE changes them[/]"
         )
     return settings
-
-
-def _objective_of(config: Path) -> str:
-    """Return the objective that a configuration file names; what is wrong with the file is told when it is loaded."""
-    import yaml
-
-    try:
-        values = parse_yaml(read_text(config))
-    except (OSError, ValueError, yaml.YAMLError):
-        return "vitp"
-    return str(values.get("objective", "vitp")) if isinstance(values, dict) else "vitp"
 
 
 def report(

@@ -20,7 +20,7 @@ from vitp.core.reading import parse_yaml, read_text
 CONFIG_FILE = "config.yaml"
 """The settings of a run, in its folder."""
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound="SettingsModel")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole."""
@@ -49,7 +49,14 @@ class SettingsModel(BaseModel):
     its field.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def up_to_date(
+        cls, values: Mapping[str, Any], overrides: Sequence[str]
+    ) -> tuple[dict[str, Any], Sequence[str]]:
+        """Return values and `key=value` words under the keys of today; settings with a past have their own way."""
+        return dict(values), overrides
 
     @field_validator("*", mode="before")
     @classmethod
@@ -145,8 +152,9 @@ def make_config(
     where: str = "configuration",
 ) -> Settings:
     """Return settings from plain values and `key.key=value` overrides; see `load_config`."""
-    for override in overrides:
-        values = _with_override(values, override)
+    values, words = kind.up_to_date(values, overrides)
+    for word in words:
+        values = _with_override(values, word)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -190,12 +198,12 @@ def _number(text: str) -> Any:
 def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
     """Turn the first of pydantic's findings into one line."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if isinstance(part, (str, int))]
-    key = ".".join(str(part) for part in location)
+    parts, place = _located(kind, [part for part in first["loc"] if isinstance(part, (str, int))])
+    key = ".".join(str(part) for part in parts)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _fields_at(kind, location[:-1])
-        hint = did_you_mean(str(location[-1]), known)
+        known = [] if place is None else list(place.model_fields)
+        hint = did_you_mean(str(parts[-1]), known)
         return ConfigError(
             f"unknown key {key!r}{more}",
             where=where,
@@ -203,26 +211,47 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> Confi
         )
     if first["type"] == "missing":
         return ConfigError(f"key {key!r} is missing{more}", where=where, fix="set it")
-    value = first.get("input")
-    shown = repr(value)
+    if first["type"].startswith("union_tag") and place is not None:
+        tag, known = first["ctx"].get("tag"), list(_tagged(place.model_fields[str(parts[-1])].annotation))
+        hint = (did_you_mean(tag, known) if tag else None) or f"choose one of {', '.join(known)}"
+        return ConfigError(f"unknown {key} {tag or first['input']!r}{more}", where=where, fix=hint)
+    message = first["msg"].removeprefix("Value error, ")
+    if not parts:  # about settings that don't go together
+        return ConfigError(message + more, where=where)
+    shown = repr(first.get("input"))
     if len(shown) > 60:
         shown = shown[:57] + "…"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return ConfigError(f"{key or 'value'} is {shown}: {message}{more}", where=where)
+    return ConfigError(f"{key} is {shown}: {message[0].lower() + message[1:]}{more}", where=where)
 
 
-def _fields_at(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Names of the settings at a place of a nested configuration."""
-    current: Any = kind
+def _located(
+    kind: type[BaseModel], location: Sequence[str | int]
+) -> tuple[list[str | int], type[BaseModel] | None]:
+    """Return the key that a location of pydantic's names, in parts, and the settings that hold its last part.
+
+    Where settings are chosen by name, pydantic's location has that name in it, which the key has not.
+    """
+    parts: list[str | int] = []
+    holder: type[BaseModel] | None = kind
+    inner: Any = kind
+    chosen: dict[str, type[BaseModel]] = {}
     for part in location:
-        if not _is_model(current):
-            return []
-        info = current.model_fields.get(str(part))
-        if info is None:
-            return []
-        current = _model_in(info.annotation)
-    return list(current.model_fields) if _is_model(current) else []
+        if str(part) in chosen:
+            inner, chosen = chosen[str(part)], {}
+            continue
+        holder = inner if _is_model(inner) else None
+        info = None if holder is None else holder.model_fields.get(str(part))
+        inner, chosen = (None, {}) if info is None else (_model_in(info.annotation), _tagged(info.annotation))
+        parts.append(part)
+    return parts, holder
+
+
+def _tagged(annotation: Any) -> dict[str, type[BaseModel]]:
+    """Return name → settings where an annotation is a choice between settings that have a `name`."""
+    models = [option for option in _options(annotation) if _is_model(option)]
+    if len(models) < 2 or not all("name" in model.model_fields for model in models):
+        return {}
+    return {tag: model for model in models for tag in typing.get_args(model.model_fields["name"].annotation)}
 
 
 def _is_model(value: Any) -> bool:

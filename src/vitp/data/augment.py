@@ -37,31 +37,28 @@ _BLUR_REFERENCE = 224
 
 
 class ViewConfig(SettingsModel):
-    """How an image may change. `ViewConfig.neutral()` changes nothing but the size.
-
-    Attributes:
-        crop: Smallest and largest share of the image's area that is kept; (1, 1): the whole image, squeezed.
-        aspect: Largest ratio of a crop's sides to each other, relative to the image's own.
-        flip: Mirror left-right and top-bottom, each with probability ½.
-        rotate90: Turn by a random multiple of 90°; overhead images have no up.
-        colour: Strength of the change of brightness, contrast and saturation: factors on 1 ± this.
-        hue: Largest turn of the hue, as a share of the colour circle.
-        colour_probability: Share of the views whose colours change.
-        grey: Share of the views without colour.
-        blur: Share of the views that are blurred.
-        solarize: Share of the views whose bright half is inverted.
-    """
+    """How an image may change. `ViewConfig.neutral()` changes nothing but the size."""
 
     crop: tuple[Share, Share] = (0.4, 1.0)
+    """Smallest and largest share of the image's area that is kept; (1, 1): the whole image, squeezed."""
     aspect: float = Field(4 / 3, ge=1, le=100)
+    """Largest ratio of a crop's sides to each other, relative to the image's own."""
     flip: bool = True
+    """Mirror left-right and top-bottom, each with probability ½."""
     rotate90: bool = True
+    """Turn by a random multiple of 90°; overhead images have no up."""
     colour: float = Field(0.4, ge=0, le=1)
+    """Strength of the change of brightness, contrast and saturation: factors on 1 ± this."""
     hue: float = Field(0.1, ge=0, le=0.5)
+    """Largest turn of the hue, as a share of the colour circle."""
     colour_probability: float = Field(0.8, ge=0, le=1)
+    """Share of the views whose colours change."""
     grey: float = Field(0.2, ge=0, le=1)
+    """Share of the views without colour."""
     blur: float = Field(0.5, ge=0, le=1)
+    """Share of the views that are blurred."""
     solarize: float = Field(0.0, ge=0, le=1)
+    """Share of the views whose bright half is inverted."""
 
     @model_validator(mode="after")
     def _check(self) -> ViewConfig:
@@ -283,34 +280,31 @@ _ADJUST: Sequence[Callable[..., Any]] = (
 
 
 class AugmentSettings(SettingsModel):
-    """Random changes. `AugmentSettings.none()` changes nothing.
-
-    Attributes:
-        scale: Smallest and largest factor on the size.
-        crop: Side of the square that is cut out at random, padded where the image is smaller (zeros, and 255 in
-            masks); None: where scale or rotate changed the size, the size from before.
-        max_class_share: Of the labelled pixels in a crop one class may fill at most this share, where ten tries
-            find such a crop.
-        flip: Mirror left-right and top-bottom, each with probability ½; `horizontal`: left-right only.
-        rotate90: Turn by a random multiple of 90°; overhead images have no up.
-        rotate: Turn by a random angle of at most this many degrees, for oriented boxes.
-        rotate_probability: Share of the images that `rotate` turns.
-        photometric: Strength of brightness, contrast, saturation and hue changes; 0: none, 1: as is usual in
-            segmentation (±50 %, hue ±18°). Dates change independently.
-        swap_dates: Probability that the two dates of a pair are swapped.
-        min_visible: Objects of which less of the area is left are difficult: neither objects nor background.
-    """
+    """Random changes. `AugmentSettings.none()` changes nothing."""
 
     scale: tuple[Positive, Positive] = (1.0, 1.0)
-    crop: int | None = Field(default=None, ge=8, le=65_536)
-    max_class_share: float = Field(default=0.75, gt=0, le=1)
+    """Smallest and largest factor on the size."""
+    crop: int | None = Field(None, ge=8, le=65_536)
+    """Side of the square that is cut out at random, padded where the image is smaller (zeros, and 255 in
+    masks); none: where scale or rotate changed the size, the size from before."""
+    max_class_share: float = Field(0.75, gt=0, le=1)
+    """Of the labelled pixels in a crop one class may fill at most this share, where ten tries find such a
+    crop."""
     flip: bool | Literal["horizontal"] = True
+    """Mirror left-right and top-bottom, each with probability ½; `horizontal`: left-right only."""
     rotate90: bool = True
-    rotate: float = Field(default=0.0, ge=0, le=180)
-    rotate_probability: float = Field(default=1.0, ge=0, le=1)
-    photometric: float = Field(default=0.25, ge=0, le=1)
-    swap_dates: float = Field(default=0.5, ge=0, le=1)
-    min_visible: float = Field(default=0.3, gt=0, le=1)
+    """Turn by a random multiple of 90°; overhead images have no up."""
+    rotate: float = Field(0.0, ge=0, le=180)
+    """Turn by a random angle of at most this many degrees, for oriented boxes."""
+    rotate_probability: float = Field(1.0, ge=0, le=1)
+    """Share of the images that `rotate` turns."""
+    photometric: float = Field(0.25, ge=0, le=1)
+    """Strength of brightness, contrast, saturation and hue changes; 0: none, 1: as is usual in
+    segmentation (±50 %, hue ±18°). Dates change independently."""
+    swap_dates: float = Field(0.5, ge=0, le=1)
+    """Probability that the two dates of a pair are swapped."""
+    min_visible: float = Field(0.3, gt=0, le=1)
+    """Objects of which less of the area is left are difficult: neither objects nor background."""
 
     @classmethod
     def none(cls) -> AugmentSettings:

@@ -64,6 +64,23 @@ class Collate(ABC, Generic[Item, Batch]):
         return []
 
 
+def check_global_batch(global_batch: int, micro_batches: int, ranks: int) -> None:
+    """Do nothing when all micro-batches of all ranks get as many samples of a step.
+
+    Raises:
+        ConfigError: They don't. Contrastive losses gather rows over ranks, which must be as many on each, and which
+            samples share a batch would depend on the number of parts.
+    """
+    parts = micro_batches * ranks
+    if global_batch % parts:
+        on = f" on {ranks} ranks" if ranks > 1 else ""
+        raise ConfigError(
+            f"a step of {global_batch} samples can't be cut into {micro_batches} equal micro-batches{on}",
+            where="data.global_batch",
+            fix=f"choose a multiple of {parts}, or another train.micro_batches",
+        )
+
+
 class SampledBatches(Generic[Item, Batch]):
     """The batches of a run: step, micro-batch and rank → batch.
 
@@ -78,7 +95,6 @@ class SampledBatches(Generic[Item, Batch]):
             micro-batches have about the same to do (`vitp.data.lengths.balanced`).
         interleaved: Without a cost: deal the positions out in turn, instead of in slices of neighbours. The samples of
             a step are the same either way.
-        key: Of the configuration, that says G.
     """
 
     def __init__(
@@ -90,11 +106,10 @@ class SampledBatches(Generic[Item, Batch]):
         *,
         cost: Callable[[Sample[Item]], float] | None = None,
         interleaved: bool = False,
-        key: str = "data.global_batch",
     ) -> None:
         self.order, self.collate = order, collate
         self.global_batch, self.micro_batches = global_batch, micro_batches
-        self.cost, self.interleaved, self.key = cost, interleaved, key
+        self.cost, self.interleaved = cost, interleaved
 
     def __call__(self, step: int, micro: int, rank: int, world: int) -> Batch:
         """Return the `micro`-th batch of a step for a rank.
@@ -103,15 +118,8 @@ class SampledBatches(Generic[Item, Batch]):
             ConfigError: A step can't be cut into equal parts.
             DataError: A sample can't be used.
         """
+        check_global_batch(self.global_batch, self.micro_batches, world)
         parts = self.micro_batches * world
-        if self.global_batch % parts:
-            # Contrastive losses gather rows over ranks, which must be as many on each.
-            raise ConfigError(
-                f"a batch of {self.global_batch} can't be cut into {parts} equal parts "
-                f"({self.micro_batches} micro-batches on {world} ranks)",
-                where=self.key,
-                fix=f"choose a multiple of {parts}",
-            )
         positions = self._share(step, micro * world + rank, parts)
         return self.collate([self.order[position] for position in positions], step)
 

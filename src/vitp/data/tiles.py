@@ -28,14 +28,12 @@ average (Pillow's `thumbnail` keeps the same distance)."""
 class InputSettings(SettingsModel):
     """How images are read. None of it changes which records are learned from."""
 
-    draft: bool = Field(
-        True,
-        description="Decode JPEGs, and very large images, of four times the tiles' resolution at a fraction of it.",
-    )
-    cache_gb: float = Field(0.0, ge=0, le=1_000_000, description="Tiles that are kept, in GB; 0: none.")
-    cache_folder: str | None = Field(
-        None, description="Where they are kept, shared by all data workers; none: in each worker's memory."
-    )
+    draft: bool = True
+    """Decode JPEGs, and very large images, of four times the tiles' resolution at a fraction of it."""
+    cache_gb: float = Field(0.0, ge=0, le=1_000_000)
+    """Tiles that are kept, in GB; 0: none."""
+    cache_folder: str | None = None
+    """Where they are kept, shared by all data workers; none: in each worker's memory."""
 
     def loader(self, tile: int) -> TileLoader:
         """Return what reads images into tiles of a size."""

@@ -10,42 +10,39 @@ from vitp.core.config import SettingsModel, Share, Weight
 
 
 class OptimConfig(SettingsModel):
-    """AdamW and its schedule.
-
-    Attributes:
-        lr: Peak learning rate.
-        betas: Decay of AdamW's first and second moment.
-        eps: Added to AdamW's denominator.
-        weight_decay: Decoupled weight decay; parameters with fewer than two dimensions get none.
-        clip_norm: Largest gradient norm; None: no clipping.
-        warmup_ratio: Share of the steps with a linearly rising rate.
-        warmup_steps: The same as a number of steps; takes precedence.
-        warmup_start: Share of `lr` that the warm-up rises from.
-        schedule: What follows the warm-up. `step`: the rate falls to `gamma` times itself at each milestone.
-        decay_from: Where `cosine` and `linear` begin to fall. `warmup`: after the warm-up, as transformers does.
-            `start`: at the first step; the warm-up scales what has already begun to fall.
-        min_lr_ratio: Share of `lr` that `cosine` and `linear` end at.
-        milestones: Of `step`: shares of all steps, rising. Detection's "12 epochs, step 8, 11" is [8/12, 11/12].
-        gamma: Of `step`.
-        lr_scale: Part (as the objective names it) → factor on `lr`.
-        layer_decay: Factor on the rate from one vision block to the one below it; None: the same for all.
-    """
+    """AdamW and its schedule."""
 
     lr: float = Field(2e-5, gt=0, le=100)
+    """Peak learning rate."""
     betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of AdamW's first and second moment."""
     eps: float = Field(1e-8, gt=0, le=1)
+    """Added to AdamW's denominator."""
     weight_decay: float = Field(0.01, ge=0, le=100)
+    """Decoupled weight decay; parameters with fewer than two dimensions get none."""
     clip_norm: float | None = Field(1.0, gt=0, le=1e6)
+    """Largest gradient norm; none: no clipping."""
     warmup_ratio: float = Field(0.2, ge=0, le=1)
+    """Share of the steps with a linearly rising rate."""
     warmup_steps: int | None = Field(None, ge=0, le=100_000_000)
+    """The same as a number of steps; takes precedence."""
     warmup_start: float = Field(0.0, ge=0, lt=1)
+    """Share of `lr` that the warm-up rises from."""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    """What follows the warm-up. `step`: the rate falls to `gamma` times itself at each milestone."""
     decay_from: Literal["warmup", "start"] = "warmup"
+    """Where `cosine` and `linear` begin to fall. `warmup`: after the warm-up, as transformers does.
+    `start`: at the first step; the warm-up scales what has already begun to fall."""
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Share of `lr` that `cosine` and `linear` end at."""
     milestones: tuple[Share, ...] = (8 / 12, 11 / 12)
+    """Of `step`: shares of all steps, rising. Detection's "12 epochs, step 8, 11" is [8/12, 11/12]."""
     gamma: float = Field(0.1, gt=0, le=1)
+    """Of `step`."""
     lr_scale: dict[str, Weight] = Field(default_factory=dict)
+    """Part (as the objective names it) → factor on `lr`."""
     layer_decay: float | None = Field(None, gt=0, le=1)
+    """Factor on the rate from one vision block to the one below it; none: the same for all."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimConfig:
@@ -65,47 +62,44 @@ class OptimConfig(SettingsModel):
 
 
 class TrainConfig(SettingsModel):
-    """Length, precision and bookkeeping of a run.
-
-    Attributes:
-        steps: Optimizer steps.
-        micro_batches: Batches whose gradients are summed in one step, on each rank.
-        precision: `auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in either case.
-        save_every: Steps between checkpoints; None: only at the end. An interrupt saves in either case.
-        keep_last: Checkpoints that are kept. Two at least let a run go on when the newest one is damaged.
-        log_every: Steps between rows of `metrics.jsonl`.
-        num_workers: Processes that prepare batches; 0: the training process does.
-        seed: Of dropout and drop path. Batches are the source's affair.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        deterministic: Refuse operations that may differ from run to run.
-        loss_weights: Name → weight in the total loss; overrides the objective's.
-        tensorboard: Write TensorBoard curves.
-        threads: CPU threads of the training process; None: torch's choice.
-        must_train: Parts that must be trainable, checked before the first step. The vision tower is listed
-            by whoever wants it trained.
-        check_at: Step after which the vision tower must have changed; None: soon after the warm-up, at most 50.
-        parallel: What several processes share. `ddp`: each holds the whole model. `fsdp`: each holds its part of
-            weights, gradients and moments. `hybrid`: parts within groups of `shard_size` processes, copies
-            between the groups. With one process all three are the same.
-        shard_size: Of `hybrid`: processes that share one copy; None: those of one machine.
-        async_save: Write checkpoints while training goes on, at the price of a copy of the state in memory.
-    """
+    """Length, precision and bookkeeping of a run."""
 
     steps: int = Field(gt=0, le=100_000_000)
+    """Optimizer steps."""
     micro_batches: int = Field(1, gt=0, le=65_536)
+    """Batches whose gradients are summed in one step, on each rank."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in either case."""
     save_every: int | None = Field(500, gt=0, le=100_000_000)
+    """Steps between checkpoints; none: only at the end. An interrupt saves in either case."""
     keep_last: int = Field(2, gt=0, le=100_000)
+    """Checkpoints that are kept. Two at least let a run go on when the newest one is damaged."""
     log_every: int = Field(10, gt=0, le=100_000_000)
+    """Steps between rows of `metrics.jsonl`."""
     num_workers: int = Field(2, ge=0, le=512)
+    """Processes that prepare batches; 0: the training process does."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
+    """Of dropout and drop path. Batches are the source's affair."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
     deterministic: bool = False
+    """Refuse operations that may differ from run to run."""
     loss_weights: dict[str, Weight] = Field(default_factory=dict)
+    """Name → weight in the total loss; overrides the objective's."""
     tensorboard: bool = True
+    """Write TensorBoard curves."""
     threads: int | None = Field(None, gt=0, le=4096)
+    """CPU threads of the training process; none: torch's choice."""
     must_train: tuple[str, ...] = ()
+    """Parts that must be trainable, checked before the first step. The vision tower is listed by whoever
+    wants it trained."""
     check_at: int | None = Field(None, gt=0, le=100_000_000)
+    """Step after which the vision tower must have changed; none: soon after the warm-up, at most 50."""
     parallel: Literal["ddp", "fsdp", "hybrid"] = "ddp"
+    """What several processes share. `ddp`: each holds the whole model. `fsdp`: each holds its part of
+    weights, gradients and moments. `hybrid`: parts within groups of `shard_size` processes, copies
+    between the groups. With one process all three are the same."""
     shard_size: int | None = Field(None, gt=0, le=65_536)
+    """Of `hybrid`: processes that share one copy; none: those of one machine."""
     async_save: bool = False
+    """Write checkpoints while training goes on, at the price of a copy of the state in memory."""

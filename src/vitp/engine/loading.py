@@ -30,7 +30,7 @@ class _Failure:
     traceback: str = ""
 
 
-class _StepDataset(Dataset):
+class _StepDataset(Dataset[Any]):
     """Item i is micro-batch `i % micro_batches` of step `start + i // micro_batches`."""
 
     def __init__(
@@ -100,7 +100,7 @@ class StepLoader:
         dataset = _StepDataset(source, start, steps, micro_batches, rank, world)
         self.micro_batches = micro_batches
         self.wait_s = 0.0
-        self._loader: DataLoader = DataLoader(
+        self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=None,
             shuffle=False,

@@ -86,7 +86,8 @@ class MetricsFile:
     @staticmethod
     def _step(line: str) -> float:
         try:
-            return parse_json(line)["step"]
+            step: float = parse_json(line)["step"]
+            return step
         except (ValueError, KeyError, TypeError):  # the row that a crash cut off
             return float("inf")
 

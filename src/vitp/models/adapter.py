@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -91,7 +91,8 @@ class ConvFFN(nn.Module):
         """Return the changed cells of maps of the given heights and widths."""
         maps = split_maps(self.expand(cells_BSD), shapes)
         mixed_BSE = join_maps([self.depthwise(level) for level in maps])
-        return self.reduce(self.activation(mixed_BSE))
+        changed_BSD: Tensor = self.reduce(self.activation(mixed_BSE))
+        return changed_BSD
 
 
 def split_maps(cells_BSD: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -126,7 +127,8 @@ class Injector(nn.Module):
         found = self.attention(
             self.query_norm(patches_BND), places_N2, self.value_norm(cells_BSD), list(shapes)
         )
-        return patches_BND + self.gamma * found
+        changed_BND: Tensor = patches_BND + self.gamma * found
+        return changed_BND
 
 
 class Extractor(nn.Module):
@@ -153,7 +155,8 @@ class Extractor(nn.Module):
         cells_BSD = cells_BSD + self.attention(
             self.query_norm(cells_BSD), places_S2, self.value_norm(patches_BND), [grid]
         )
-        return cells_BSD + self.drop_path(self.ffn(self.ffn_norm(cells_BSD), shapes))
+        changed_BSD: Tensor = cells_BSD + self.drop_path(self.ffn(self.ffn_norm(cells_BSD), shapes))
+        return changed_BSD
 
 
 class ViTAdapter(Pyramid):

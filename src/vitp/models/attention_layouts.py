@@ -15,6 +15,7 @@ Shapes: B rows, L tokens a row, N flat tokens, h query heads, g key and value he
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -238,10 +239,11 @@ class FlexAttention:
             scale=scale,
             enable_gqa=query_BhLd.shape[1] != key_BgLd.shape[1],
         )
-        return attended.transpose(1, 2)
+        swapped: Tensor = attended.transpose(1, 2)
+        return swapped
 
 
-_COMPILED: dict[Any, Any] = {}
+_COMPILED: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -270,8 +272,6 @@ def _torch_varlen(
     longest_key: int,
     scale: float,
 ) -> Tensor:
-    import inspect
-
     from torch.nn.attention.varlen import varlen_attn
 
     # The function grew between versions: grouped heads and windows came after the flag for causal masks.
@@ -289,7 +289,9 @@ def _torch_varlen(
     attended: Any = varlen_attn(
         query_Nhd, key_Mgd, value_Mgd, query_ends, key_ends, longest_query, longest_key, **options
     )
-    return attended
+    # Asked for nothing more, it returns the values alone.
+    only: Tensor = attended
+    return only
 
 
 def _flash_varlen(
@@ -304,7 +306,7 @@ def _flash_varlen(
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    return flash_attn_varlen_func(
+    attended: Tensor = flash_attn_varlen_func(
         query_Nhd,
         key_Mgd,
         value_Mgd,
@@ -315,6 +317,7 @@ def _flash_varlen(
         softmax_scale=scale,
         causal=True,
     )
+    return attended
 
 
 def _half(query: Tensor) -> torch.dtype:

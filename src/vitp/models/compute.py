@@ -22,22 +22,20 @@ from vitp.models.vlm import VisionLanguageModel
 
 
 class ComputeConfig(SettingsModel):
-    """Settings of speed and memory.
-
-    Attributes:
-        attention: Way of attending packed rows, see `vitp.models.attention_layouts`; `auto` takes the fastest.
-        recompute: Activations that the backward pass makes again: `none`; `selective`: all but the results of matrix
-            products and attention, which costs little time; `full`: all but one a block, which costs a third more time.
-        compile: What torch.compile gets: nothing, the blocks of the ViT, or the language model's layers, too.
-        tile_multiple: Tiles of a batch are padded to a multiple of this, so that a compiled ViT sees few shapes.
-        static_rows: Keep the padding of the language model's rows, for the same reason.
-    """
+    """Settings of speed and memory."""
 
     attention: AttentionKind = "auto"
+    """Way of attending packed rows, see `vitp.models.attention_layouts`; `auto` takes the fastest."""
     recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that the backward pass makes again: `none`; `selective`: all but the results of matrix
+    products and attention, which costs little time; `full`: all but one a block, which costs a third more
+    time."""
     compile: Literal["none", "vision", "all"] = "none"
+    """What torch.compile gets: nothing, the blocks of the ViT, or the language model's layers, too."""
     tile_multiple: int = Field(1, ge=1, le=65_536)
+    """Tiles of a batch are padded to a multiple of this, so that a compiled ViT sees few shapes."""
     static_rows: bool = False
+    """Keep the padding of the language model's rows, for the same reason."""
 
 
 def configure(vlm: VisionLanguageModel, config: ComputeConfig) -> None:

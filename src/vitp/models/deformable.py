@@ -165,4 +165,5 @@ class MultiScaleDeformableAttention(nn.Module):
         reference = reference_Q2.view(-1, queries, 1, 1, 1, 2).to(size_L2.dtype)
         locations_BQALP2 = reference + offsets_BQALP2.to(size_L2.dtype) / size_L2[:, None]
         out_BQV = deformable_attention(value_BSAd, shapes, locations_BQALP2, weights_BQALP)
-        return self.output_proj(out_BQV.to(value_BSAd.dtype))
+        looked_BQD: Tensor = self.output_proj(out_BQV.to(value_BSAd.dtype))
+        return looked_BQD

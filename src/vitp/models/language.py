@@ -90,7 +90,7 @@ def build_language_model(config: LanguageConfig, *, vocabulary: int) -> PreTrain
         ConfigError: transformers knows no such model type, refuses an argument, or the model takes no
             explicit attention masks.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 
     if config.model_type not in CONFIG_MAPPING_NAMES:
         raise ConfigError(
@@ -102,7 +102,7 @@ def build_language_model(config: LanguageConfig, *, vocabulary: int) -> PreTrain
     arguments = {**config.arguments, "vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None}
     try:
         hf_config = AutoConfig.for_model(config.model_type, **arguments)
-        model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
     except MemoryError:
         raise
     except Exception as error:  # whatever sizes that don't go together make transformers and torch raise
@@ -140,7 +140,8 @@ def set_recompute(model: PreTrainedModel, options: dict[str, Any] | None) -> Non
 
 def takes_packed_attention(model: PreTrainedModel) -> bool:
     """Return whether the model's `forward` takes `packed=`: the attention of a packed batch."""
-    return model.config._attn_implementation == PACKED
+    packed: bool = model.config._attn_implementation == PACKED
+    return packed
 
 
 def _packed_attention(

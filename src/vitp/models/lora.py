@@ -21,23 +21,20 @@ from vitp.models.vision import VisionTower
 
 
 class VisionLoRAConfig(SettingsModel):
-    """Which part of a vision tower learns, and how.
-
-    Attributes:
-        rank: Of the updates.
-        alpha: The updates are scaled by alpha / rank.
-        dropout: Of the updates' input.
-        targets: Linear layers of a block that get an update. timm's `qkv` is one layer: keys are adapted, too.
-        unfrozen_blocks: Blocks that are trained whole, counted from the last.
-        norms: Train all norms.
-    """
+    """Which part of a vision tower learns, and how."""
 
     rank: int = Field(8, ge=1, le=65_536)
+    """Of the updates."""
     alpha: int = Field(16, gt=0, le=65_536)
+    """The updates are scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the updates' input."""
     targets: tuple[str, ...] = ("attn.qkv",)
+    """Linear layers of a block that get an update. timm's `qkv` is one layer: keys are adapted, too."""
     unfrozen_blocks: int = Field(1, ge=0, le=1024)
+    """Blocks that are trained whole, counted from the last."""
     norms: bool = True
+    """Train all norms."""
 
 
 def add_lora(tower: VisionTower, config: VisionLoRAConfig) -> None:

@@ -39,7 +39,8 @@ class TokenGrid:
     @property
     def map_BDhw(self) -> Tensor:
         """The patch tokens as a map."""
-        return self.patches_BND.transpose(1, 2).unflatten(2, self.grid)
+        map_BDhw: Tensor = self.patches_BND.transpose(1, 2).unflatten(2, self.grid)
+        return map_BDhw
 
     def with_tokens(self, tokens_BLD: Tensor) -> TokenGrid:
         """Return the same grid with other tokens."""
@@ -70,7 +71,8 @@ class PlainViT(Backbone):
     @property
     def heads(self) -> int:
         """Attention heads of a block."""
-        return self.model.blocks[0].attn.num_heads
+        heads: int = self.model.blocks[0].attn.num_heads
+        return heads
 
     def embed_tokens(self, image_BCHW: Tensor) -> TokenGrid:
         """Return the tokens that the first block gets. Sides must be multiples of the patch size."""

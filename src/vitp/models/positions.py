@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -54,7 +54,10 @@ def resample_positions(
             fix="give its grid",
         )
     if method == "antialiased":
-        return resample_abs_pos_embed(table_1ND, list(grid), list(old), num_prefix_tokens=prefix)
+        resized_1ND: Tensor = resample_abs_pos_embed(
+            table_1ND, list(grid), list(old), num_prefix_tokens=prefix
+        )
+        return resized_1ND
     if method != "bicubic":
         raise ConfigError(
             f'there is no method "{method}"', where="position table", fix="choose bicubic or antialiased"
@@ -84,7 +87,8 @@ class BicubicViT(VisionTransformer):
             tokens_BLD = torch.cat([*before, patches_BND + table_1ND], dim=1)
         else:
             tokens_BLD = torch.cat([*before, patches_BND], dim=1) + table_1ND
-        return self.pos_drop(tokens_BLD)
+        placed_BLD: Tensor = self.pos_drop(tokens_BLD)
+        return placed_BLD
 
 
 def use_bicubic_positions(model: VisionTransformer) -> None:

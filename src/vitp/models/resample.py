@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from timm.layers import resample_patch_embed
+from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
@@ -41,7 +41,8 @@ def resample_kernel(kernel_D3PP: Tensor, patch_size: int, method: KernelMethod =
         resized = F.interpolate(kernel_D3PP.float(), size=size, mode="bicubic", align_corners=False)
         return resized.to(kernel_D3PP.dtype)
     if method == "pseudo_inverse":
-        return resample_patch_embed(kernel_D3PP, list(size))
+        resized_D3QQ: Tensor = resample_patch_embed(kernel_D3PP, list(size))
+        return resized_D3QQ
     raise ConfigError(
         f'there is no method "{method}"', where="patch kernel", fix="choose bicubic or pseudo_inverse"
     )

@@ -82,7 +82,8 @@ class _Taking:
 
     def __call__(self, rows: Tensor) -> Tensor:
         read = None if self.read is None else self.read.to(rows.dtype)
-        return _Take.apply(rows, self.index, self.back, read)
+        taken: Tensor = _Take.apply(rows, self.index, self.back, read)
+        return taken
 
 
 @dataclass(frozen=True)

@@ -33,20 +33,18 @@ CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "attn_po
 
 
 class TimmConfig(SettingsModel):
-    """A model as timm knows it.
-
-    Attributes:
-        architecture: timm's name, with or without the tag of a training (`resnet50.a1_in1k`).
-        arguments: What `timm.create_model` gets beside it.
-        image_size: Side in pixels that it is meant for; None: what timm says.
-        mean, std: Normalisation of RGB values on 0..1; None: what timm says.
-    """
+    """A model as timm knows it."""
 
     architecture: str
+    """Timm's name, with or without the tag of a training (`resnet50.a1_in1k`)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    image_size: int | None = Field(default=None, ge=8, le=65_536)
+    """What `timm.create_model` gets beside it."""
+    image_size: int | None = Field(None, ge=8, le=65_536)
+    """Side in pixels that it is meant for; none: what timm says."""
     mean: tuple[Mean, Mean, Mean] | None = None
+    """Normalisation of RGB values on 0..1; none: what timm says."""
     std: tuple[Positive, Positive, Positive] | None = None
+    """Normalisation of RGB values on 0..1; none: what timm says."""
 
 
 class TimmStages(Backbone):

@@ -34,13 +34,12 @@ class VisionConfig(SettingsModel):
 
     architecture: str = "vit_tiny_patch16_224"
     arguments: dict[str, Any] = Field(default_factory=dict)
-    image_size: int = Field(default=96, ge=8, le=65_536, description="Side of a tile in pixels.")
+    image_size: int = Field(96, ge=8, le=65_536)
+    """Side of a tile in pixels."""
     mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
-    positions: PositionMethod = Field(
-        default="antialiased",
-        description="How the position table follows an image of another size: timm's way, or InternVL's (bicubic).",
-    )
+    positions: PositionMethod = "antialiased"
+    """How the position table follows an image of another size: timm's way, or InternVL's (bicubic)."""
 
 
 class VisionTower(PlainViT):
@@ -123,7 +122,8 @@ class VisionTower(PlainViT):
         batch, tokens, _ = x_BND.shape
         qkv = attn.qkv(x_BND).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         query, key = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
-        return ((query * attn.scale) @ key.transpose(-2, -1)).softmax(-1)
+        weights_BhLL: Tensor = ((query * attn.scale) @ key.transpose(-2, -1)).softmax(-1)
+        return weights_BhLL
 
 
 def _create_vit(config: VisionConfig, drop_path: float) -> VisionTransformer:

@@ -37,9 +37,8 @@ class VLMConfig(SettingsModel):
 
     vision: VisionConfig = Field(default_factory=VisionConfig)
     language: LanguageConfig = Field(default_factory=LanguageConfig)
-    shuffle: int = Field(
-        default=2, ge=1, le=64, description="Side of the square of patches folded into a token."
-    )
+    shuffle: int = Field(2, ge=1, le=64)
+    """Side of the square of patches folded into a token."""
     template: str = "internvl2_5"
     drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
 
@@ -97,7 +96,8 @@ class VisionLanguageModel(nn.Module):
             tiles_TCHW = torch.cat([tiles_TCHW, tiles_TCHW.new_zeros(shape)])
         patches_TND = self.vision.forward_tokens(self.vision.normalize(tiles_TCHW))[:tiles]
         folded_TnF = pixel_shuffle(patches_TND, self.config.shuffle)
-        return self.projector(folded_TnF if keep_K is None else folded_TnF.flatten(0, 1)[keep_K])
+        projected: Tensor = self.projector(folded_TnF if keep_K is None else folded_TnF.flatten(0, 1)[keep_K])
+        return projected
 
     def embed(
         self,
@@ -121,11 +121,15 @@ class VisionLanguageModel(nn.Module):
         if len(tiles_TCHW) == 0:
             # The vision tower must take part, or data parallel ranks would wait for its gradients.
             blank = torch.zeros(1, 3, *self.vision.image_size, dtype=torch.uint8, device=ids_BL.device)
-            return text_BLH + 0.0 * self.encode_tiles(blank).sum()
+            unchanged_BLH: Tensor = text_BLH + 0.0 * self.encode_tiles(blank).sum()
+            return unchanged_BLH
         image_KH = self.encode_tiles(tiles_TCHW, keep_K)
         rows, length, width = text_BLH.shape
         flat = text_BLH.reshape(rows * length, width)
-        return flat.index_copy(0, image_index_K, image_KH.to(flat.dtype)).view(rows, length, width)
+        filled_BLH: Tensor = flat.index_copy(0, image_index_K, image_KH.to(flat.dtype)).view(
+            rows, length, width
+        )
+        return filled_BLH
 
     def forward(
         self,
@@ -159,7 +163,8 @@ class VisionLanguageModel(nn.Module):
             use_cache=False,
             **self._attention_arguments(layout, ids_BL.device),
         ).last_hidden_state
-        return hidden_BLH.flatten(0, 1)[target_index_S]
+        kept_SH: Tensor = hidden_BLH.flatten(0, 1)[target_index_S]
+        return kept_SH
 
     def _layout(self, segments_BL: Tensor, branches_BL: Tensor) -> Layout:
         kind = segments_BL.device.type
@@ -186,7 +191,8 @@ class VisionLanguageModel(nn.Module):
 
     def logits(self, hidden_SH: Tensor) -> Tensor:
         """Return the logits (S, V) of hidden states."""
-        return self.language.get_output_embeddings()(hidden_SH)
+        logits_SV: Tensor = self.language.get_output_embeddings()(hidden_SH)
+        return logits_SV
 
     @torch.no_grad()
     def generate(self, tiles_TCHW: Tensor, ids_N: Tensor, image_index_K: Tensor, **options: Any) -> Tensor:
@@ -201,7 +207,8 @@ class VisionLanguageModel(nn.Module):
         keep_K = torch.arange(len(tiles_TCHW) * self.tokens_per_tile, device=ids_N.device)
         inputs = self.embed(tiles_TCHW, keep_K, image_index_K, ids_N[None])
         mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=ids_N.device)
-        return self.language.generate(inputs_embeds=inputs, attention_mask=mask, **options)[0]
+        ids_L: Tensor = self.language.generate(inputs_embeds=inputs, attention_mask=mask, **options)[0]
+        return ids_L
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations of ViT and language model in the backward pass."""

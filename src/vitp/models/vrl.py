@@ -19,11 +19,12 @@ from vitp.core.config import SettingsModel
 class VRLConfig(SettingsModel):
     """Ratio of image tokens dropped, and probability that a sample is treated at all."""
 
-    ratio: float = Field(default=0.75, ge=0.0, lt=1.0, description="Share of image tokens dropped (r).")
-    probability: float = Field(default=1.0, ge=0.0, le=1.0, description="Share of samples that drop tokens.")
-    ramp_steps: int = Field(
-        default=0, ge=0, le=100_000_000, description="Steps over which the ratio grows from 0 to its value."
-    )
+    ratio: float = Field(0.75, ge=0.0, lt=1.0)
+    """Share of image tokens dropped (r)."""
+    probability: float = Field(1.0, ge=0.0, le=1.0)
+    """Share of samples that drop tokens."""
+    ramp_steps: int = Field(0, ge=0, le=100_000_000)
+    """Steps over which the ratio grows from 0 to its value."""
 
 
 def count_kept(count: int, ratio: float) -> int:

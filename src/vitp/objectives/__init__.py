@@ -1,0 +1,45 @@
+"""The objectives of pretraining. This table is the only list of them: a new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import Discriminator, Tag
+
+from vitp.objectives.dense_pretraining import DenseSettings
+from vitp.objectives.distillation import DistillationSettings
+from vitp.objectives.image_text import ImageTextSettings
+from vitp.objectives.masked_image import MaskedImageSettings
+from vitp.objectives.settings import ObjectiveSettings
+from vitp.objectives.simclr import SimCLRSettings
+from vitp.objectives.supervised import SupervisedSettings
+from vitp.objectives.vitp import ViTPSettings
+
+Default = ViTPSettings
+"""What a configuration learns by that names no objective."""
+
+
+def _name_of(value: Any) -> Any:
+    """Return the name in the settings of an objective, validated or not."""
+    return value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+
+
+# pydantic's `Field(discriminator="name")` refuses settings whose values are looked at before they are taken.
+AnyObjective = Annotated[
+    Annotated[ViTPSettings, Tag("vitp")]
+    | Annotated[MaskedImageSettings, Tag("mae")]
+    | Annotated[ImageTextSettings, Tag("clip")]
+    | Annotated[ImageTextSettings, Tag("siglip")]
+    | Annotated[SimCLRSettings, Tag("simclr")]
+    | Annotated[DistillationSettings, Tag("dino")]
+    | Annotated[SupervisedSettings, Tag("supervised")]
+    | Annotated[DenseSettings, Tag("dense")],
+    Discriminator(_name_of),
+]
+"""The settings of one objective, chosen by their name."""
+
+SETTINGS: dict[str, type[ObjectiveSettings]] = {
+    get_args(option)[1].tag: get_args(option)[0] for option in get_args(get_args(AnyObjective)[0])
+}
+"""Name → settings, in the order of tables."""

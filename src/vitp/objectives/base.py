@@ -73,6 +73,13 @@ class Objective(nn.Module, ABC):
         """
         return {}
 
+    def step_flops(self, batch: Any) -> float:
+        """Return the FLOPs of forward and backward pass of a batch; 0 where nobody counts them.
+
+        Unlike `work`, it may take long: nothing calls it in each step.
+        """
+        return float(self.work(batch).get("flops", 0.0))
+
     def save_pretrained(self, folder: Any) -> None:
         """Write the model in its own format beside a checkpoint, where it has one."""
         raise NotImplementedError(f"{type(self).__name__} has no format of its own")

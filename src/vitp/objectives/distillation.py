@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vitp.core import distributed
-from vitp.core.config import Positive, SettingsModel, Share
+from vitp.core.config import Positive, Share
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewConfig, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import similarities
-from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, tower_flops
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    folders_of,
+    image_parts,
+    linear_flops,
+    mixture_of,
+    seeded_tower,
+    tower_flops,
+)
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageSamples,
@@ -34,43 +43,53 @@ from vitp.objectives.image_rows import (
     stacked,
     view_generator,
 )
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
 GLOBAL_VIEWS = 2
 
 
-class DistillationConfig(SettingsModel):
-    """Self-distillation. The publication's head has 65,536 prototypes, for ImageNet and batches of 1,024.
+class DistillationSettings(ObjectiveSettings):
+    """Self-distillation. The publication's head has 65,536 prototypes, for ImageNet and batches of 1,024."""
 
-    Attributes:
-        local_views: Small crops an image.
-        local_size: Their side in pixels; None: about half of a tile.
-        prototypes: Outputs of the head (K).
-        hidden, bottleneck: Widths of the head.
-        student_temperature: Of the student's softmax.
-        teacher_temperature: At the start and after the warm-up.
-        teacher_warmup: Share of the steps over which the teacher's temperature rises.
-        momentum: Of the teacher at the start; it rises to 1 along a cosine.
-        centre_momentum: Of the running mean that is taken from the teacher's outputs against collapse.
-        mask: Share of the global views with masked patches (iBOT); 0: DINO alone.
-        mask_ratio: Smallest and largest share of masked patches in such a view.
-        views: How the global views change.
-        local_crop: Smallest and largest share of the area that a local view shows.
-    """
+    former_keys: ClassVar[Mapping[str, str]] = {"dino": ""}
 
+    name: Literal["dino"] = "dino"
+    """Self-distillation."""
     local_views: int = Field(4, ge=0, le=1024)
+    """Small crops an image."""
     local_size: int | None = Field(None, ge=8, le=65_536)
+    """Side of the small crops in pixels; none: about half of a tile."""
     prototypes: int = Field(1024, ge=2, le=1_000_000)
+    """Outputs of the head (K)."""
     hidden: int = Field(512, ge=8, le=65_536)
+    """Width of the head's hidden layers."""
     bottleneck: int = Field(128, ge=4, le=65_536)
+    """Width of the head before the prototypes."""
     student_temperature: float = Field(0.1, gt=0, le=1000)
+    """Of the student's softmax."""
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    """Of the teacher's softmax, at the start and after its warm-up."""
     teacher_warmup: float = Field(0.3, ge=0, le=1)
+    """Share of the steps over which the teacher's temperature rises."""
     momentum: float = Field(0.996, ge=0, le=1)
+    """Of the teacher at the start; it rises to 1 along a cosine."""
     centre_momentum: float = Field(0.9, ge=0, lt=1)
+    """Of the running mean that is taken from the teacher's outputs against collapse."""
     mask: float = Field(0.0, ge=0, le=1)
+    """Share of the global views with masked patches (iBOT); 0: DINO alone."""
     mask_ratio: tuple[Share, Share] = (0.1, 0.5)
+    """Smallest and largest share of masked patches in such a view."""
     views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.4, 1.0), solarize=0.1))
+    """How the global views change."""
     local_crop: tuple[Share, Share] = (0.1, 0.4)
+    """Smallest and largest share of the area that a small crop shows."""
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over all images, both dates of a pair."""
+        tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
+        collate = Crops(tower.image_size[0], tower.patch_size, self)
+        objective = DistillationObjective(tower, self, steps=steps)
+        return image_parts(run, objective, images, collate, micro_batches)
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,7 @@ class Crops(ImageCollate[CropBatch]):
 
     size: int
     patch_size: int
-    config: DistillationConfig
+    config: DistillationSettings
 
     @property
     def local_size(self) -> int:
@@ -124,7 +143,7 @@ class Crops(ImageCollate[CropBatch]):
         if wanted % self.patch_size:
             raise ConfigError(
                 f"patches of {self.patch_size} px don't cut {wanted} px evenly",
-                where="dino.local_size",
+                where="objective.local_size",
                 fix=f"choose a multiple of {self.patch_size}",
             )
         return wanted
@@ -240,7 +259,7 @@ class DistillationObjective(ImageObjective):
     PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower", "teacher.": "teacher"}
     scheduled = ("the teacher's momentum", "its temperature")
 
-    def __init__(self, tower: VisionTower, config: DistillationConfig, *, steps: int) -> None:
+    def __init__(self, tower: VisionTower, config: DistillationSettings, *, steps: int) -> None:
         super().__init__(tower)
         self.config, self.steps = config, steps
         self.head = PrototypeHead(tower.width, config.hidden, config.bottleneck, config.prototypes)

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from vitp.checkpoints.export import load_backbone, random_backbone
+from vitp.data.batches import SampledBatches
+from vitp.data.mixture import Mixture
 from vitp.models.flops import forward_flops, patch_embed_flops, vision_shape
-from vitp.models.lora import plain_layers
+from vitp.models.lora import add_lora, plain_layers
 from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.objectives.image_rows import ImageRows, image_mixture, read_image_rows
+from vitp.objectives.settings import ModelSettings, ObjectiveParts, RunSettings
+from vitp.records.labels import LabelledImage
 
 
 class ImageObjective(Objective):
@@ -53,6 +60,59 @@ class ImageObjective(Objective):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tower as an export, with what the run folder around `folder` says about its origin."""
         save_tower(Path(folder), self.tower)
+
+
+def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
+    """Return the tower that a run without a language model starts from.
+
+    Args:
+        settings: Where it comes from.
+        seed: Of random weights.
+
+    Raises:
+        CheckpointError: The folder holds no backbone.
+        ConfigError: timm can't make the tower.
+    """
+    if settings.init != "random":
+        start = load_backbone(settings.init)
+    elif settings.vision is None:
+        start = random_backbone(load_backbone("starter"), seed)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            start = VisionTower(settings.vision)
+    tower = VisionTower(start.config, drop_path=settings.drop_path)
+    tower.load_state_dict(start.state_dict())
+    if settings.gradient_checkpointing:
+        tower.set_gradient_checkpointing(True)
+    if settings.vision_lora is not None:
+        add_lora(tower, settings.vision_lora)
+    return tower
+
+
+def seeded_tower(run: RunSettings) -> VisionTower:
+    """Return the tower that a run starts from, and seed the random weights of the heads that follow."""
+    tower = initial_tower(run.model, run.seed)
+    torch.manual_seed(run.seed)
+    return tower
+
+
+def folders_of(run: RunSettings, *, both_dates: bool = False) -> list[ImageRows]:
+    """Return the training images of each folder of a run; see `read_image_rows`."""
+    return [read_image_rows(folder, both_dates=both_dates) for folder in run.data.mixture]
+
+
+def mixture_of(run: RunSettings, rows: list[ImageRows]) -> Mixture[LabelledImage]:
+    """Return the order in which a run sees the images of its folders."""
+    return image_mixture(rows, run.data.rates, run.seed)
+
+
+def image_parts(
+    run: RunSettings, objective: Objective, images: Mixture[LabelledImage], collate: Any, micro_batches: int
+) -> ObjectiveParts:
+    """Return an objective with batches of views of the images."""
+    source = SampledBatches(images, collate, run.data.global_batch, micro_batches)
+    return ObjectiveParts(objective, source, images.describe())
 
 
 def save_tower(folder: Path, tower: VisionTower) -> None:

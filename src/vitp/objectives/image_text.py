@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,13 +17,21 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.core.config import SettingsModel
+from vitp.checkpoints.pretrained import load_tokenizer, load_vlm, resolve
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewConfig, make_view
 from vitp.data.tokenizer import vocabulary_digest
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
-from vitp.objectives.image_base import ImageObjective, backward_factor, tower_flops
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    folders_of,
+    image_parts,
+    mixture_of,
+    seeded_tower,
+    tower_flops,
+)
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageSamples,
@@ -31,14 +40,19 @@ from vitp.objectives.image_rows import (
     stacked,
     view_generator,
 )
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 from vitp.objectives.text_tower import (
     LanguageTextTower,
+    RecordTexts,
     SmallTextTower,
     TextBatch,
     TextKind,
     Texts,
     Tokens,
+    captions_of,
+    has_caption,
     head_flops,
+    read_record_texts,
 )
 
 _LARGEST_SCALE = 100.0
@@ -48,32 +62,68 @@ _TEXT = 0x545854
 """Keeps the choice of the text apart from the view: another text tower must not change the pixels."""
 
 
-class ImageTextConfig(SettingsModel):
-    """Image-text contrast.
+class ImageTextSettings(ObjectiveSettings):
+    """Image-text contrast."""
 
-    Attributes:
-        text: A small transformer from scratch, or the language model of `language`.
-        language: "starter" or a folder with a vision-language model: gives the tokenizer, and the language model.
-        texts: Captions (composed from the labels where none is given), or questions and answers of the records.
-        length: Most tokens of a text.
-        text_width, text_layers, text_heads: Of the small transformer.
-        dimension: Of the compared vectors.
-        views: How the images change. Mirroring would make "left" and "right" in a text wrong.
-    """
+    former_keys: ClassVar[Mapping[str, str]] = {"image_text": ""}
 
+    name: Literal["clip", "siglip"] = "clip"
+    """Image-text contrast by softmax or sigmoid."""
     text: Literal["small", "language"] = "small"
+    """A small transformer from scratch, or the language model of `language`."""
     language: str = "starter"
+    """"starter" or a folder with a vision-language model: gives the tokenizer, and the language model."""
     texts: TextKind = "captions"
+    """Captions (composed from the labels where none is given), or questions and answers of the records."""
     length: int = Field(96, ge=4, le=65_536)
+    """Most tokens of a text."""
     text_width: int = Field(192, ge=8, le=65_536)
+    """Width of the small transformer."""
     text_layers: int = Field(3, ge=1, le=1024)
+    """Blocks of the small transformer."""
     text_heads: int = Field(6, ge=1, le=1024)
+    """Attention heads of the small transformer."""
     dimension: int = Field(128, ge=2, le=65_536)
+    """Width of the compared vectors."""
     views: ViewConfig = Field(
         default_factory=lambda: ViewConfig(
             crop=(0.9, 1.0), flip=False, rotate90=False, colour=0.2, hue=0, grey=0, blur=0
         )
     )
+    """How the images change. Mirroring would make "left" and "right" in a text wrong."""
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over the images that have a text."""
+        tower, rows = seeded_tower(run), folders_of(run)
+        texts: Texts
+        if self.texts == "captions":
+            rows = [one.having(has_caption, "captions or labels") for one in rows]
+            texts = captions_of(rows)
+        else:
+            known = [read_record_texts(Path(folder)) for folder in run.data.mixture]
+            rows = [
+                one.having(lambda item, own=own: item.image in own, "records")  # type: ignore[misc]
+                for one, own in zip(rows, known, strict=True)
+            ]
+            texts = RecordTexts(tuple(known))
+        tokenizer = load_tokenizer(resolve(self.language))
+        objective = ImageTextObjective(
+            tower, self._text_tower(len(tokenizer)), loss=self.name, dimension=self.dimension
+        )
+        tokens = Tokens(tokenizer, self.length)
+        collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts)
+        return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
+
+    def _text_tower(self, vocabulary: int) -> SmallTextTower | LanguageTextTower:
+        if self.text == "language":
+            return LanguageTextTower(load_vlm(self.language).vlm.language)
+        return SmallTextTower(
+            vocabulary,
+            width=self.text_width,
+            layers=self.text_layers,
+            heads=self.text_heads,
+            length=self.length,
+        )
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vitp.core.config import SettingsModel
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewConfig, make_view
 from vitp.models.flops import TransformerShape, forward_flops
 from vitp.models.vision import VisionTower
 from vitp.models.vrl import surviving_tokens
-from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, tower_flops
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    folders_of,
+    image_parts,
+    linear_flops,
+    mixture_of,
+    seeded_tower,
+    tower_flops,
+)
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageSamples,
@@ -30,24 +38,32 @@ from vitp.objectives.image_rows import (
     stacked,
     view_generator,
 )
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
 
-class MaskedImageConfig(SettingsModel):
-    """Masked image modelling. The paper's decoder is 512 wide and 8 blocks deep, for a ViT-B or larger.
+class MaskedImageSettings(ObjectiveSettings):
+    """Masked image modelling. The paper's decoder is 512 wide and 8 blocks deep, for a ViT-B or larger."""
 
-    Attributes:
-        ratio: Share of the patches that are masked.
-        decoder_width: Of the decoder; None: half of the tower's, but at least 64.
-        decoder_layers: Its blocks.
-        normalize: The targets are the pixels of each patch minus their mean, over their deviation.
-        views: How the images change.
-    """
+    former_keys: ClassVar[Mapping[str, str]] = {"mae": ""}
 
+    name: Literal["mae"] = "mae"
+    """Masked image modelling."""
     ratio: float = Field(0.75, gt=0, lt=1)
+    """Share of the patches that are masked."""
     decoder_width: int | None = Field(None, ge=16, le=65_536)
+    """Width of the decoder; none: half of the tower's, but at least 64."""
     decoder_layers: int = Field(2, ge=1, le=1024)
+    """Blocks of the decoder."""
     normalize: bool = True
+    """The targets are the pixels of each patch minus their mean, over their deviation."""
     views: ViewConfig = Field(default_factory=lambda: ViewConfig.geometric((0.4, 1.0)))
+    """How the images change."""
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over all images, both dates of a pair."""
+        tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
+        collate = MaskedViews(tower.image_size[0], tower.grid**2, self)
+        return image_parts(run, MaskedImageObjective(tower, self), images, collate, micro_batches)
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,7 @@ class MaskedViews(ImageCollate[MaskedBatch]):
 
     size: int
     patches: int
-    config: MaskedImageConfig
+    config: MaskedImageSettings
 
     def __call__(self, samples: ImageSamples, step: int) -> MaskedBatch:
         """Return the batch of some images."""
@@ -186,7 +202,7 @@ class MaskedImageObjective(ImageObjective):
         config: Ratio is the source's affair; the decoder and the targets are taken from here.
     """
 
-    def __init__(self, tower: VisionTower, config: MaskedImageConfig) -> None:
+    def __init__(self, tower: VisionTower, config: MaskedImageSettings) -> None:
         super().__init__(tower)
         self.config = config
         width = config.decoder_width or max(64, tower.width // 2)

@@ -11,36 +11,25 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from vitp.core.config import SettingsModel
 from vitp.data.packing import PackedBatch
 from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.objectives.image_base import backward_factor, tower_flops
+from vitp.objectives.settings import PreserveSettings
 
 LOSS = "preserve"
 
 
-class PreserveConfig(SettingsModel):
-    """Feature preservation.
-
-    Attributes:
-        weight: Of its loss in the total loss; 0: the objective as it is.
-    """
-
-    weight: float = Field(0.0, ge=0, le=1e6)
-
-
-def preserving(objective: Objective, config: PreserveConfig) -> Objective:
+def preserving(objective: Objective, settings: PreserveSettings) -> Objective:
     """Return the objective with feature preservation, or itself where the weight is 0.
 
     Args:
         objective: Before its first step: the features of its tower as it is now are the ones that are preserved.
-        config: Weight.
+        settings: Weight.
     """
-    return objective if config.weight == 0 else FeaturePreserving(objective, config.weight)
+    return objective if settings.weight == 0 else FeaturePreserving(objective, settings.weight)
 
 
 def tiles_of(batch: Any) -> Tensor:
@@ -116,9 +105,16 @@ class FeaturePreserving(Objective):
         """Return the inner work, with the cost of the features where FLOPs are counted."""
         work = self.inner.work(batch)
         if "flops" in work:
-            forward = tower_flops(self.initial, len(tiles_of(batch)), self.initial.grid**2)
-            work["flops"] += forward * (1 + backward_factor(self.vision_tower))
+            work["flops"] += self._own_flops(batch)
         return work
+
+    def step_flops(self, batch: Any) -> float:
+        """Return the FLOPs of the inner objective and of the features."""
+        return self.inner.step_flops(batch) + self._own_flops(batch)
+
+    def _own_flops(self, batch: Any) -> float:
+        forward = tower_flops(self.initial, len(tiles_of(batch)), self.initial.grid**2)
+        return forward * (1 + backward_factor(self.vision_tower))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what the inner objective writes."""

@@ -29,21 +29,18 @@ _HIDDEN_SEGMENT = -2
 """Image tokens get a record number that no text token has, so that none sees them."""
 
 
-class PriorConfig(SettingsModel):
-    """Weighting of the answers' tokens.
-
-    Attributes:
-        alpha: Exponent; 0: all tokens alike.
-        reference: Folder of a model whose language model has learned the answers without images; None: trained
-            beforehand in the run's own folder.
-        steps: Optimizer steps of that training.
-        lr: Its peak learning rate.
-    """
+class PriorSettings(SettingsModel):
+    """Weighting of the answers' tokens."""
 
     alpha: float = Field(0.0, ge=0, le=1e6)
+    """Exponent; 0: all tokens alike."""
     reference: str | None = None
+    """Folder of a model whose language model has learned the answers without images; none: it is trained
+    beforehand, in the run's own folder."""
     steps: int = Field(200, ge=1, le=100_000_000)
+    """Optimizer steps of that training."""
     lr: float = Field(1e-3, gt=0, le=100)
+    """Peak learning rate of that training."""
 
 
 def text_only_states(language: Any, batch: PackedBatch) -> Tensor:

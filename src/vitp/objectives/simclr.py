@@ -7,19 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.core.config import SettingsModel
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewConfig, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
-from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, tower_flops
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    folders_of,
+    image_parts,
+    linear_flops,
+    mixture_of,
+    seeded_tower,
+    tower_flops,
+)
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageSamples,
@@ -28,22 +36,30 @@ from vitp.objectives.image_rows import (
     stacked,
     view_generator,
 )
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
 
-class SimCLRConfig(SettingsModel):
-    """SimCLR.
+class SimCLRSettings(ObjectiveSettings):
+    """Contrast of two views of an image."""
 
-    Attributes:
-        temperature: Of the similarities.
-        hidden: Width of the projection head's hidden layer; None: the tower's.
-        dimension: Of the compared vectors.
-        views: How the two views of an image differ.
-    """
+    former_keys: ClassVar[Mapping[str, str]] = {"simclr": ""}
 
+    name: Literal["simclr"] = "simclr"
+    """Contrast of two views of an image."""
     temperature: float = Field(0.1, gt=0, le=1000)
+    """Divides the similarities."""
     hidden: int | None = Field(None, ge=8, le=65_536)
+    """Width of the projection head's hidden layer; none: the tower's."""
     dimension: int = Field(128, ge=2, le=65_536)
+    """Width of the compared vectors."""
     views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.2, 1.0)))
+    """How the two views of an image differ."""
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over all images, both dates of a pair."""
+        tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
+        collate = TwoViews(tower.image_size[0], self.views)
+        return image_parts(run, SimCLRObjective(tower, self), images, collate, micro_batches)
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,7 @@ class SimCLRObjective(ImageObjective):
         config: Head and temperature.
     """
 
-    def __init__(self, tower: VisionTower, config: SimCLRConfig) -> None:
+    def __init__(self, tower: VisionTower, config: SimCLRSettings) -> None:
         super().__init__(tower)
         self.config = config
         self.project = projection_head(tower.width, config.hidden or tower.width, config.dimension)

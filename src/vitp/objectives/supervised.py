@@ -1,4 +1,4 @@
-"""Supervised pretraining: the class of the image, the object classes in it, or the class of each pixel.
+"""Supervised pretraining: the class of the image, and the object classes in it.
 
 Shapes: B images, D width of the tower, S scene classes, K object classes.
 """
@@ -6,9 +6,8 @@ Shapes: B images, D width of the tower, S scene classes, K object classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,16 +15,23 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewConfig, make_view
 from vitp.data.ignored import UNLABELLED, presence_of
-from vitp.data.mixture import Mixture, Sample
-from vitp.data.permutation import Permutation
+from vitp.data.mixture import Sample
 from vitp.models.vision import VisionTower
-from vitp.objectives.dense import DenseBatch, DenseObjective, LinearHead
-from vitp.objectives.image_base import ImageObjective, backward_factor, linear_flops, save_tower, tower_flops
+from vitp.objectives.dense import LinearHead
+from vitp.objectives.image_base import (
+    ImageObjective,
+    backward_factor,
+    folders_of,
+    image_parts,
+    linear_flops,
+    mixture_of,
+    seeded_tower,
+    tower_flops,
+)
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageRows,
@@ -35,39 +41,35 @@ from vitp.objectives.image_rows import (
     stacked,
     view_generator,
 )
-from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
+from vitp.records.labels import LabelledImage
 
 
-class SupervisedConfig(SettingsModel):
-    """Classification.
+class SupervisedSettings(ObjectiveSettings):
+    """Classification."""
 
-    Attributes:
-        labels: Which labels are learned: the scene class, which object classes are there, or both where they exist.
-        label_smoothing: Share of the scene's target that is spread evenly over the classes.
-        views: How the images change. An object counts as present when its centre is in the crop.
-    """
+    former_keys: ClassVar[Mapping[str, str]] = {"supervised": ""}
 
+    name: Literal["supervised"] = "supervised"
+    """Classification of the image."""
     labels: Literal["scene", "presence", "both"] = "both"
+    """Which labels are learned: the scene class, which object classes are there, or both where they exist."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the scene's target that is spread evenly over the classes."""
     views: ViewConfig = Field(
         default_factory=lambda: ViewConfig(crop=(0.5, 1.0), colour=0.2, hue=0, grey=0, blur=0)
     )
+    """How the images change. An object counts as present when its centre is in the crop."""
 
-
-class DenseSettings(SettingsModel):
-    """The class of each pixel, from a linear layer on the patch tokens (see `vitp.objectives.dense`).
-
-    Attributes:
-        presence: Learn which object classes are in the image, too.
-        head: On patch tokens, or a light decoder.
-        crop: Smallest share of the short side that a square crop keeps.
-        photometric: Strength of brightness, contrast and channel changes.
-    """
-
-    presence: bool = False
-    head: Literal["linear", "conv"] = "linear"
-    crop: float = Field(0.6, gt=0, le=1)
-    photometric: float = Field(0.2, ge=0, le=1)
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over the images with such labels."""
+        tower, rows = seeded_tower(run), folders_of(run)
+        classes = ClassNames.of(rows, self.labels)
+        rows = [one.having(classes.labelled, "class labels") for one in rows]
+        known = tuple(one.labelled.object_classes for one in rows)
+        collate = LabelledViews(tower.image_size[0], self.views, classes, known)
+        objective = SupervisedObjective(tower, classes, label_smoothing=self.label_smoothing)
+        return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class ClassNames:
         )
         if not names.scenes and not names.objects:
             raise ConfigError(
-                "the sets have no such classes to learn", where="supervised.labels", fix="choose other labels"
+                "the sets have no such classes to learn", where="objective.labels", fix="choose other labels"
             )
         return names
 
@@ -176,7 +178,7 @@ class SupervisedObjective(ImageObjective):
     Args:
         tower: The vision tower.
         classes: What is learned.
-        label_smoothing: See `SupervisedConfig`.
+        label_smoothing: See `SupervisedSettings`.
     """
 
     def __init__(self, tower: VisionTower, classes: ClassNames, *, label_smoothing: float = 0.0) -> None:
@@ -223,69 +225,3 @@ class SupervisedObjective(ImageObjective):
         for head in (self.scene_head, self.presence_head):
             flops += 3 * linear_flops(head, images) if head is not None else 0.0
         return {"samples": float(images), "tiles": float(images), "flops": flops}
-
-
-class DensePretraining(DenseObjective):
-    """`DenseObjective` as pretraining: only the tower is saved, as an export, and its cost is counted."""
-
-    def work(self, batch: DenseBatch) -> dict[str, float]:
-        """Return images and the FLOPs of the tower's forward and backward pass; the heads' are left out."""
-        flops = tower_flops(self.tower, len(batch.tiles_BCHW), self.tower.grid**2)
-        return {**super().work(batch), "flops": backward_factor(self.tower) * flops}
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tower as an export."""
-        save_tower(Path(folder), self.tower)
-
-
-@dataclass(frozen=True)
-class RenamedMask:
-    """A mask whose class numbers are those of another list of classes. A class of its own, so that workers get it.
-
-    Attributes:
-        mask: Reads the mask.
-        numbers: New number of each class.
-    """
-
-    mask: Any
-    numbers: tuple[int, ...]
-
-    def __call__(self) -> np.ndarray:
-        """Return the mask (H, W) uint8."""
-        table = np.full(256, IGNORE, np.uint8)
-        table[: len(self.numbers)] = self.numbers
-        return table[self.mask()]
-
-
-def merged_set(sets: Sequence[ImageRows], mixture: Mixture[LabelledImage]) -> LabelledSet:
-    """Return one epoch of a mixture as one labelled set, classes joined by name.
-
-    Args:
-        sets: Of the mixture.
-        mixture: Says how often an image comes, and in which order.
-
-    Raises:
-        ConfigError: There are fewer than two semantic classes.
-    """
-    labelled = [one.labelled for one in sets]
-    semantic = tuple(dict.fromkeys(name for one in labelled for name in one.semantic_classes))
-    if len(semantic) < 2:
-        raise ConfigError(
-            f"{len(semantic)} semantic classes can't be told apart",
-            where="data.mixture",
-            fix="use sets with masks",
-        )
-    items: list[LabelledImage] = []
-    for one, entry in zip(labelled, mixture.entries, strict=True):
-        numbers = tuple(semantic.index(name) for name in one.semantic_classes)
-        order = Permutation(len(one), mixture.seed, one.name)
-        for number in range(entry.per_epoch):
-            item = one.items[order[number % len(one)]]
-            mask = None if item.semantic is None else RenamedMask(item.semantic, numbers)
-            items.append(replace(item, id=f"{one.name}/{item.id}", semantic=mask))
-    return LabelledSet(
-        name="+".join(one.name for one in labelled),
-        items=items,
-        object_classes=tuple(dict.fromkeys(name for one in labelled for name in one.object_classes)),
-        semantic_classes=semantic,
-    )

@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitp.checkpoints.pretrained import LoadedVLM, load_tokenizer, load_vlm, write_vlm
 from vitp.core.config import SettingsModel
-from vitp.core.errors import ConfigError, DataError
-from vitp.data.augment import jitter_tiles
-from vitp.data.batches import Collate
-from vitp.data.chat import ChatTokenizer, EncodedRecord
-from vitp.data.fingerprint import labels_digest
-from vitp.data.mixture import Mixture, Sample
-from vitp.data.packing import PackedBatch, pack
-from vitp.data.tiles import TileLoader
-from vitp.data.tiling import cut_tiles
-from vitp.data.tokenizer import vocabulary_digest
-from vitp.io.images import load_image
+from vitp.core.errors import ConfigError
+from vitp.data.batches import SampledBatches
+from vitp.data.chat import ChatTokenizer
+from vitp.data.lengths import RecordCost, RecordLength
+from vitp.data.mixture import Mixture, MixtureEntry
+from vitp.data.packing import PackedBatch
+from vitp.data.readers.jsonl import JsonlRecords
+from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.row_findings import mixture_warnings
+from vitp.data.tokenizer import train_tokenizer
+from vitp.models.compute import configure
 from vitp.models.flops import forward_flops, language_shape, vision_flops
-from vitp.models.lora import plain_layers
+from vitp.models.lora import add_lora, plain_layers
 from vitp.models.token_runs import token_runs
+from vitp.models.vision import VisionTower
 from vitp.models.vlm import PARTS, VisionLanguageModel
-from vitp.models.vrl import VisualRobustness
+from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.base import Objective, ParameterGroup
-from vitp.objectives.prior_weights import PriorWeights
-from vitp.records.instructions import InstructionRecord
-
-_JITTER = 0x415547
-"""Keeps the random numbers of colour changes apart from those of other uses of a position."""
+from vitp.objectives.packed_records import PackedRecords
+from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
+from vitp.objectives.settings import DataSettings, ObjectiveParts, ObjectiveSettings, Phase, Run, RunSettings
 
 LOGITS = 2**26
 """Logits in memory at once: 256 MB in fp32, and the same again for their gradient."""
@@ -45,110 +43,214 @@ LOGITS = 2**26
 GROUP_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model"}
 
 
-DropTokens = Callable[[int, Sequence[int], int], np.ndarray]
-"""(image tokens, key of the sample, step) → surviving token indices; see `vitp.models.vrl`."""
+class AlignSettings(SettingsModel):
+    """A phase before the run proper in which the vision tower is frozen.
 
-LoadTiles = Callable[[str, int], np.ndarray]
-"""(address of an image, most tiles) → (tiles, 3, tile, tile) uint8; see `vitp.data.tiles`."""
-
-
-class SequenceConfig(SettingsModel):
-    """How a record becomes tokens."""
-
-    max_length: int = Field(default=4096, ge=16, le=4_194_304, description="Tokens a row, after dropping.")
-    max_tiles: int = Field(
-        default=6, ge=1, le=1024, description="Tiles an image where the mixture says nothing."
-    )
-    pack: bool = Field(default=True, description="False: one record a row.")
-    max_turns: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Questions a record; the rest is left out."
-    )
-
-
-@dataclass
-class PackedRecords(Collate[InstructionRecord, PackedBatch]):
-    """Loads images, tiles, encodes, drops and packs.
-
-    Attributes:
-        chat: Tokenizer with template.
-        tile: Side of a tile in pixels.
-        config: Lengths and limits.
-        drop: Chooses the surviving image tokens; None keeps all.
-        load_tiles: Reads and tiles an image; None: plainly, with nothing kept in between.
+    A language model that doesn't know the domain's words yet sends the ViT noise: the first steps would move it
+    without teaching it anything. In this phase projector and language model learn to read the ViT as it is.
     """
 
-    chat: ChatTokenizer
-    tile: int
-    config: SequenceConfig
-    drop: DropTokens | None = None
-    load_tiles: LoadTiles | None = None
+    steps: int = Field(0, ge=0, le=100_000_000)
+    """Optimizer steps; 0: no such phase."""
+    lr: float = Field(1e-3, gt=0, le=100)
+    """Peak learning rate."""
 
-    def encode(self, sample: Sample[InstructionRecord]) -> tuple[EncodedRecord, np.ndarray]:
-        """Return the record's tokens and tiles.
 
-        Raises:
-            DataError: An image can't be read, or marks and images differ.
-        """
-        record = sample.record
-        if self.config.max_turns is not None and len(record.turns) > self.config.max_turns:
-            record = record.with_turns(record.turns[: self.config.max_turns])
-        budget = sample.max_tiles or self.config.max_tiles
-        if len(record.images) > 1:
-            budget = max(1, budget // len(record.images))
-        tiles = [self._tiles(path, budget, record) for path in record.images]
-        encoded = self.chat.encode(record, [len(t) for t in tiles])
-        if not tiles:
-            return encoded, np.empty((0, 3, self.tile, self.tile), dtype=np.uint8)
-        return encoded, np.concatenate(tiles)
+class ViTPSettings(ObjectiveSettings):
+    """Visual instruction pretraining. The defaults are the paper's."""
 
-    def __call__(self, samples: Sequence[Sample[InstructionRecord]], step: int = 0) -> PackedBatch:
-        """Return the packed batch of some samples; their positions seed what is random about them."""
-        encoded, tiles, kept = [], [], []
-        for sample in samples:
-            record, record_tiles = self.encode(sample)
-            if sample.augment:
-                record_tiles = jitter_tiles(record_tiles, np.random.default_rng([sample.position, _JITTER]))
-            count = int(record.image_N.sum())
-            survivors = np.arange(count) if self.drop is None else self.drop(count, (sample.position,), step)
-            encoded.append(record)
-            tiles.append(record_tiles)
-            kept.append(survivors)
-        return pack(
-            encoded,
-            tiles,
-            kept,
-            tokens_per_tile=self.chat.tokens_per_tile,
-            max_length=self.config.max_length,
-            pad_id=self.chat.pad_id,
-            together=self.config.pack,
+    has_language_model: ClassVar[bool] = True
+    former_keys: ClassVar[Mapping[str, str]] = {"vrl": "vrl", "align": "align", "prior": "prior"}
+
+    name: Literal["vitp"] = "vitp"
+    """Visual instruction pretraining."""
+    vrl: VRLConfig = Field(default_factory=VRLConfig)
+    """Image tokens are dropped behind the projector."""
+    align: AlignSettings = Field(default_factory=AlignSettings)
+    """A phase with the vision tower frozen."""
+    prior: PriorSettings = Field(default_factory=PriorSettings)
+    """Weights of the answers' tokens."""
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over the instruction records of the mixture."""
+        torch.manual_seed(run.seed)
+        mixture = open_mixture(run.data, run.seed)
+        loaded = _initial_model(run, mixture)
+        compute = run.compute
+        if run.model.gradient_checkpointing and compute.recompute == "none":
+            compute = compute.model_copy(update={"recompute": "full"})
+        configure(loaded.vlm, compute)
+        if run.model.vision_lora is not None:
+            add_lora(loaded.vlm.vision, run.model.vision_lora)
+        objective = ViTPObjective(
+            loaded.vlm,
+            loaded.chat,
+            freeze=run.model.freeze,
+            lr_scale=run.model.lr_scale,
+            prior=_prior_weights(self.prior),
         )
+        tile = loaded.vlm.vision.image_size[0]
+        collate = PackedRecords(
+            loaded.chat,
+            tile=tile,
+            config=run.data.sequence,
+            drop=VisualRobustness(self.vrl, run.seed).train(),
+            load_tiles=run.data.input.loader(tile),
+        )
+        source = SampledBatches(
+            mixture,
+            collate,
+            run.data.global_batch,
+            micro_batches,
+            cost=self._record_cost(run, loaded) if run.data.balance else None,
+        )
+        return ObjectiveParts(objective, source, mixture.describe())
 
-    def facts(self, order: Mixture, global_batch: int) -> list[Any]:
-        """Return order, template and lengths; see `Collate.facts`."""
-        chat = self.chat
-        return [
-            *(order.fingerprint(), global_batch, self.tile),
-            *(chat.template_name, len(chat), self.config.model_dump()),
+    def _record_cost(self, run: RunSettings, loaded: LoadedVLM) -> RecordCost:
+        """Return what a record costs, with a tile of the vision tower in tokens of the language model."""
+        vision, language, sequence = loaded.vlm.vision, language_shape(loaded.vlm.language), run.data.sequence
+        tile, token = vision_flops(vision, 1), forward_flops(language, 1, sequence.max_length / 4)
+        length = RecordLength(loaded.chat, vision.image_size[0], sequence.max_tiles, sequence.max_turns)
+        return RecordCost(length, tile / token, 1 - self.vrl.ratio * self.vrl.probability)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the training of the text reference and the alignment, as far as they are wanted."""
+        found = []
+        if self.prior.alpha > 0 and self.prior.reference is None:
+            found.append(
+                Phase(
+                    "prior",
+                    self.prior.steps,
+                    self.prior.lr,
+                    prepare=_without_prior,
+                    proceed=lambda run, folder: _with_objective(
+                        run, prior=run.objective.prior.model_copy(update={"reference": str(folder)})
+                    ),
+                    part=lambda objective: TextOnlyObjective(objective.vlm, objective.chat),
+                )
+            )
+        if self.align.steps:
+            found.append(
+                Phase(
+                    "align",
+                    self.align.steps,
+                    self.align.lr,
+                    prepare=lambda run: _with_model(run, freeze=[*run.model.freeze, "vision"]),
+                    proceed=lambda run, folder: _with_model(run, init=str(folder)),
+                )
+            )
+        return tuple(found)
+
+    def alone(self) -> ViTPSettings:
+        """Return the settings without alignment and with all tokens alike."""
+        align = self.align.model_copy(update={"steps": 0})
+        return self.model_copy(update={"align": align, "prior": PriorSettings()})
+
+    def warnings(self, run: RunSettings) -> list[str]:
+        """Return what the records of the mixture lack."""
+        return mixture_warnings(open_mixture(run.data, run.seed))
+
+
+def _with_model(run: Run, **changes: object) -> Run:
+    return run.model_copy(update={"model": run.model.model_copy(update=changes)})
+
+
+def _with_objective(run: Run, **changes: object) -> Run:
+    return run.model_copy(update={"objective": run.objective.model_copy(update=changes)})
+
+
+def _without_prior(run: Run) -> Run:
+    """Return the settings that a language model learns the answers with: all of it trains, the tower takes no part."""
+    return _with_model(_with_objective(run, prior=PriorSettings()), freeze=[], vision_lora=None)
+
+
+def open_mixture(data: DataSettings, seed: int) -> Mixture:
+    """Return the mixture of all files that the settings name.
+
+    Raises:
+        DataError, ConfigError: A file is missing, empty or wrong.
+    """
+    if data.rates is not None and len(data.rates) != len(data.mixture):
+        raise ConfigError(
+            f"{len(data.rates)} rates for {len(data.mixture)} mixtures",
+            where="data.rates",
+            fix="give one each",
+        )
+    entries: list[MixtureEntry] = []
+    for number, name in enumerate(data.mixture):
+        factor = data.rates[number] if data.rates else 1.0
+        entries += [
+            MixtureEntry(entry.records, entry.rate * factor, max_tiles=entry.max_tiles, augment=entry.augment)
+            for entry in open_entries(Path(name))
         ]
+    return Mixture(entries, seed)
 
-    def contents(self, order: Mixture) -> list[Any]:
-        """Return the tokenizer, what is dropped, how images are read, and the labels that records are made of."""
-        drop, load = self.drop, self.load_tiles
-        made = [getattr(entry.records, "labelled", None) for entry in order.entries]
-        return [
-            vocabulary_digest(self.chat.tokenizer),
-            [drop.config.model_dump(), drop.seed] if isinstance(drop, VisualRobustness) else drop is not None,
-            isinstance(load, TileLoader) and load.draft,
-            [labels_digest(labelled) for labelled in made if labelled is not None],
-        ]
 
-    def _tiles(self, path: str, budget: int, record: InstructionRecord) -> np.ndarray:
-        try:
-            if self.load_tiles is not None:
-                return self.load_tiles(path, budget)
-            return cut_tiles(load_image(path), self.tile, budget)
-        except DataError as error:
-            raise DataError(error.what, where=f"{record.name}: {error.where}", fix=error.fix) from error
+def open_entries(path: Path) -> list[MixtureEntry]:
+    """Return the sets of one of the files or folders that a run learns from.
+
+    Raises:
+        DataError, ConfigError: It is missing, empty or wrong.
+    """
+    if path.is_dir():
+        path = path / "mixture.json"
+        if not path.is_file():
+            raise ConfigError(
+                "holds no mixture.json", where=str(path.parent), fix="make it with `vitp data compile`"
+            )
+    if not path.is_file():
+        raise ConfigError("no such file", where=str(path), fix="check data.mixture")
+    if path.suffix == ".jsonl":
+        return [MixtureEntry(JsonlRecords(path, path.parent, path.stem))]
+    return list(read_mixture(path))
+
+
+def _prior_weights(settings: PriorSettings) -> PriorWeights | None:
+    if settings.alpha == 0:
+        return None
+    if settings.reference is None:
+        raise ConfigError(
+            "names no model that knows the answers without images",
+            where="objective.prior.reference",
+            fix="name one, or start the run with `vitp pretrain`, which trains one first",
+        )
+    return PriorWeights(TextReference(load_vlm(settings.reference).vlm.language), settings.alpha)
+
+
+def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
+    settings = run.model
+    if settings.init != "scratch":
+        return load_vlm(settings.init, drop_path=settings.drop_path)
+    if settings.scratch is None:
+        raise ConfigError("says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
+    vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path})
+    if settings.tokenizer is not None:
+        tokenizer = load_tokenizer(Path(settings.tokenizer))
+    else:
+        if vlm_config.template != "micro":
+            raise ConfigError(
+                "a tokenizer trained on the mixture goes with the micro template",
+                where="model.scratch.template",
+                fix='set it to "micro", or name a tokenizer folder',
+            )
+        tokenizer = train_tokenizer(corpus_of(mixture), vocabulary=settings.vocabulary)
+    # The tower's patch size is that of its architecture; on the meta device it costs no memory to ask.
+    with torch.device("meta"):
+        patch = VisionTower(vlm_config.vision).patch_size
+    grid = vlm_config.vision.image_size // patch
+    chat = ChatTokenizer(
+        tokenizer, template=vlm_config.template, tokens_per_tile=(grid // vlm_config.shuffle) ** 2
+    )
+    return LoadedVLM(VisionLanguageModel(vlm_config, vocabulary=len(chat)), chat)
+
+
+def corpus_of(mixture: Mixture, limit: int = 20_000) -> list[str]:
+    """Return the texts of the first records of the mixture's order, for training a tokenizer."""
+    texts: list[str] = []
+    for position in range(min(limit, len(mixture))):
+        for turn in mixture[position].record.turns:
+            texts += [turn.question, turn.answer]
+    return texts
 
 
 class ViTPObjective(Objective):
@@ -257,10 +359,12 @@ class ViTPObjective(Objective):
             "questions": batch.turns,
         }
 
+    def step_flops(self, batch: PackedBatch) -> float:
+        """Return the FLOPs of forward and backward pass of a batch."""
+        return vlm_step_flops(self.vlm, batch)
+
     def save_pretrained(self, folder: Path) -> None:
         """Write model, configuration and tokenizer; `vitp.checkpoints.pretrained.load_vlm` reads them."""
-        from vitp.checkpoints.pretrained import write_vlm
-
         with plain_layers(self.vlm.vision):
             write_vlm(Path(folder), self.vlm, self.chat)
 

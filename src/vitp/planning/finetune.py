@@ -89,7 +89,7 @@ def plan_finetune(
             where="vitp plan",
             fix="name the prepared data with --data, or give the number with --images",
         )
-    train = config.train.of(images or 0)
+    train = config.train.of(images or 0, config.data.global_batch)
     side = training_side(config)
     with torch.device("meta"):
         model = make_model()
@@ -101,7 +101,7 @@ def plan_finetune(
     return FinetunePlan(
         machine=machine,
         steps=train.steps,
-        batch=train.batch_size,
+        batch=config.data.global_batch,
         input_size=side,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         forward_tflop=forward / 1e12,

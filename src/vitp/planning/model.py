@@ -12,8 +12,8 @@ from vitp.data.chat import ChatTokenizer
 from vitp.models.language import QWEN2_VOCABULARY, qwen2_half_billion
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
+from vitp.objectives.settings import ModelSettings
 from vitp.planning.memory import ModelShape, model_shape
-from vitp.runs.pretrain import ModelSettings
 
 INTERNVL_1B = VLMConfig(
     vision=VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448),

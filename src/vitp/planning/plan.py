@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from vitp.core.errors import ConfigError
 from vitp.data.packing import first_fit_decreasing
 from vitp.models.flops import forward_flops, patch_embed_flops, training_flops
 from vitp.models.vrl import VRLConfig, count_kept
+from vitp.objectives.vitp import ViTPSettings
 from vitp.planning.devices import Machine
 from vitp.planning.memory import GIB, Memory, ModelShape, Workload, step_memory
 from vitp.planning.samples import SampleSize
@@ -52,13 +54,24 @@ class RunShape:
 
 
 def run_shape(config: PretrainConfig, *, pads_dropped: bool = False) -> RunShape:
-    """Return what of a configuration decides its cost; see `RunShape`."""
+    """Return what of a configuration decides its cost; see `RunShape`.
+
+    Raises:
+        ConfigError: It has no language model; what such a run costs isn't known.
+    """
+    objective = config.objective
+    if not isinstance(objective, ViTPSettings):
+        raise ConfigError(
+            f"only runs with a language model can be planned, and {objective.name} has none",
+            where="objective",
+            fix="time a few steps of the run instead",
+        )
     return RunShape(
         steps=config.train.steps,
         global_batch=config.data.global_batch,
         micro_batches=config.train.micro_batches,
         pack=config.data.sequence.pack,
-        vrl=config.vrl,
+        vrl=objective.vrl,
         checkpointing=config.model.gradient_checkpointing or config.compute.recompute == "full",
         bf16=config.train.precision != "fp32",
         pads_dropped=pads_dropped,

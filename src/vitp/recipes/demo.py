@@ -265,12 +265,12 @@ def finetune_config(plan: DemoPlan, data: Path, init: str, seed: int) -> Finetun
                 "root": str(data),
                 "format": "vitp",
                 "labels": plan.finetune_labels,
+                "global_batch": plan.finetune_batch,
                 "max_val_images": 50,
             },
             "augment": {"scale": [1.0, 1.6]},
             "train": {
                 "steps": plan.finetune_steps,
-                "batch_size": plan.finetune_batch,
                 "val_every": None,
                 "save_every": plan.finetune_steps,
                 "keep_last": 1,

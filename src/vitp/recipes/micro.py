@@ -57,6 +57,11 @@ def continued_from_starter(
     return make_config(
         PretrainConfig,
         {
+            "objective": {
+                "name": "vitp",
+                "vrl": {"ratio": budget.vrl_ratio},
+                "align": {"steps": budget.align_steps, "lr": budget.align_lr},
+            },
             "seed": seed,
             "model": {"init": "starter", "drop_path": 0.0},
             "data": {
@@ -65,8 +70,6 @@ def continued_from_starter(
                 "global_batch": budget.batch,
                 "sequence": {"max_length": 1024, "max_tiles": 1},
             },
-            "vrl": {"ratio": budget.vrl_ratio},
-            "align": {"steps": budget.align_steps, "lr": budget.align_lr},
             "optim": {"lr": budget.lr, "warmup_ratio": 0.1, "min_lr_ratio": 0.02},
             "train": {
                 "steps": budget.steps,

@@ -15,20 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vitp.core.config import make_config
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.engine.hooks import TrainResult
-from vitp.objectives.vitp import vlm_step_flops
+from vitp.objectives import Default
+from vitp.objectives.preserving import preserving
 from vitp.recipes.micro import Budget, continued_from_starter
-from vitp.runs.image_pretrain import ImagePretrainConfig, run_image_pretraining
-from vitp.runs.image_pretrain import build as build_image_run
-from vitp.runs.pretrain import PretrainConfig, run_pretraining
-from vitp.runs.pretrain import build as build_vitp_run
+from vitp.runs.pretrain import PretrainConfig, build
 
 Folders = Sequence[Path]
-AnyConfig = PretrainConfig | ImagePretrainConfig
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ class Paradigm:
     labels: str
     batch: int
     lr: float
-    make: Callable[[Folders, str, ParadigmBudget, int], AnyConfig]
+    make: Callable[[Folders, str, ParadigmBudget, int], PretrainConfig]
 
 
 def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> PretrainConfig:
@@ -111,18 +105,18 @@ def _vision_init(init: str, like: str) -> dict[str, Any]:
 
 
 def _image_paradigm(
-    name: str, objective: str | None = None, **sections: Any
-) -> Callable[[Folders, str, ParadigmBudget, int], AnyConfig]:
+    name: str, objective: str | None = None, **settings: Any
+) -> Callable[[Folders, str, ParadigmBudget, int], PretrainConfig]:
     """Return what makes the configuration of the paradigm `name`, whose objective has the same name unless said."""
 
-    def make(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> ImagePretrainConfig:
+    def make(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> PretrainConfig:
         own = PARADIGMS[name]
         batch = budget.batch or own.batch
         steps = max(1, round(budget.images / batch))
         return make_config(
-            ImagePretrainConfig,
+            PretrainConfig,
             {
-                "objective": objective or name,
+                "objective": {"name": objective or name, **settings},
                 "seed": seed,
                 "model": {**_vision_init(init, budget.like), "drop_path": 0.0},
                 "data": {
@@ -139,7 +133,6 @@ def _image_paradigm(
                     "save_every": max(1, steps // 3),
                     "must_train": ["vision tower"],
                 },
-                **sections,
             },
             where=f"micro run of {name}",
         )
@@ -147,8 +140,8 @@ def _image_paradigm(
     return make
 
 
-_MICRO_TEXT = {"text_width": 192, "text_layers": 3, "text_heads": 6}
-_MICRO_DINO = {"prototypes": 512, "hidden": 256, "bottleneck": 64, "momentum": 0.99}
+_MICRO_TEXT: dict[str, Any] = {"text_width": 192, "text_layers": 3, "text_heads": 6}
+_MICRO_DINO: dict[str, Any] = {"prototypes": 512, "hidden": 256, "bottleneck": 64, "momentum": 0.99}
 _CAPTIONS = "captions; where none is given, composed from scene class, object counts and land cover"
 
 PARADIGMS: dict[str, Paradigm] = {
@@ -161,19 +154,19 @@ PARADIGMS: dict[str, Paradigm] = {
     ),
     "mae": Paradigm("masked image modelling (MAE)", "none", 16, 3e-4, _image_paradigm("mae")),
     "simclr": Paradigm("SimCLR", "none", 32, 3e-4, _image_paradigm("simclr")),
-    "dino": Paradigm("self-distillation (DINO)", "none", 16, 2e-4, _image_paradigm("dino", dino=_MICRO_DINO)),
+    "dino": Paradigm("self-distillation (DINO)", "none", 16, 2e-4, _image_paradigm("dino", **_MICRO_DINO)),
     "ibot": Paradigm(
         "self-distillation with masked patches (iBOT)",
         "none",
         16,
         2e-4,
-        _image_paradigm("ibot", "dino", dino={**_MICRO_DINO, "mask": 0.5}),
+        _image_paradigm("ibot", "dino", **_MICRO_DINO, mask=0.5),
     ),
     "clip": Paradigm(
-        "image-text contrast (CLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("clip", image_text=_MICRO_TEXT)
+        "image-text contrast (CLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("clip", **_MICRO_TEXT)
     ),
     "siglip": Paradigm(
-        "image-text contrast (SigLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("siglip", image_text=_MICRO_TEXT)
+        "image-text contrast (SigLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("siglip", **_MICRO_TEXT)
     ),
     "supervised": Paradigm(
         "supervised classification",
@@ -194,10 +187,10 @@ STARTER_STEPS = 1000
 def starter_config(
     mixture: Sequence[str | Path],
     *,
-    objective: str = "vitp",
+    objective: str = Default().name,
     steps: int = STARTER_STEPS,
     overrides: Sequence[str] = (),
-) -> AnyConfig:
+) -> PretrainConfig:
     """Return the run with which a paradigm continues the starter on data of its user.
 
     Batches and rates are those of the micro recipes: the published ones are for a ViT of a hundred times the size.
@@ -214,7 +207,7 @@ def starter_config(
     if objective not in PARADIGMS:
         hint = did_you_mean(objective, PARADIGMS) or f"objectives are: {', '.join(PARADIGMS)}"
         raise ConfigError(f"unknown objective {objective!r}", where="objective", fix=hint)
-    config: AnyConfig
+    config: PretrainConfig
     if objective == "vitp":
         config = continued_from_starter([Path()], Budget(min(160, steps // 5), steps), 0)
     else:
@@ -225,20 +218,7 @@ def starter_config(
     return make_config(type(config), values, overrides, where="settings")
 
 
-def run_paradigm(
-    config: AnyConfig, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
-) -> TrainResult:
-    """Run a configuration of any paradigm.
-
-    Raises:
-        VitpError: As `run_pretraining` and `run_image_pretraining`.
-    """
-    if isinstance(config, PretrainConfig):
-        return run_pretraining(config, run_dir, resume=resume, console=console)
-    return run_image_pretraining(config, run_dir, resume=resume, console=console)
-
-
-def flops_per_image(config: AnyConfig, *, steps: int = 3) -> float:
+def flops_per_image(config: PretrainConfig, *, steps: int = 3) -> float:
     """Return the training FLOPs an image of a run, as the mean over its first batches.
 
     ViTP's first phase counts as it is: with the ViT frozen an image costs less.
@@ -250,21 +230,20 @@ def flops_per_image(config: AnyConfig, *, steps: int = 3) -> float:
     Raises:
         VitpError: The run can't be built.
     """
-    if isinstance(config, ImagePretrainConfig):
-        run = build_image_run(config)
-        work = [run.objective.work(run.source(step, 0, 0, 1)) for step in range(steps)]
-        return sum(one["flops"] for one in work) / sum(one["samples"] for one in work)
-    full = _vlm_flops(config, steps)
-    if not config.align.steps:
-        return full
-    model = config.model.model_copy(update={"freeze": [*config.model.freeze, "vision"]})
-    frozen = _vlm_flops(config.model_copy(update={"model": model}), steps)
-    share = config.align.steps / (config.align.steps + config.train.steps)
-    return share * frozen + (1 - share) * full
+    # Phases that don't look at images cost little beside the others.
+    phases = [phase for phase in config.objective.phases() if phase.part is None]
+    full = _flops(config, steps)
+    total = config.train.steps + sum(phase.steps for phase in phases)
+    for phase in phases:
+        share = phase.steps / total
+        full = share * _flops(phase.prepare(config), steps) + (1 - share) * full
+    return full
 
 
-def _vlm_flops(config: PretrainConfig, steps: int) -> float:
-    run = build_vitp_run(config.model_copy(update={"prior": type(config.prior)()}))
+def _flops(config: PretrainConfig, steps: int) -> float:
+    """Return the FLOPs an image of a run's first batches, its phases left out."""
+    run = build(config.model_copy(update={"objective": config.objective.alone()}))
+    objective = preserving(run.objective, config.model.preserve)
     batches = [run.source(step, 0, 0, 1) for step in range(steps)]
-    flops = sum(vlm_step_flops(run.objective.vlm, batch) for batch in batches)
-    return flops / sum(len(batch.record_names) for batch in batches)
+    images = sum(objective.work(batch)["samples"] for batch in batches)
+    return sum(objective.step_flops(batch) for batch in batches) / images

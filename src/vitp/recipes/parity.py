@@ -163,7 +163,7 @@ def parity_of(recipe: Recipe, *, images: int | None = None) -> Parity:
             where=f"recipe {recipe.name}",
             fix="count the prepared training crops and give their number with --images",
         )
-    steps = task.train.of(count or 0).steps
+    steps = task.train.of(count or 0, task.data.global_batch).steps
     with torch.device("meta"):
         model = full_size_model(task, _placeholders(recipe.facts.classes))
     return Parity(

@@ -36,7 +36,7 @@ from vitp.evaluation.probes import probe_outcomes
 from vitp.metrics.statistics import PairedDifference, mean_std
 from vitp.models.vision import VisionTower
 from vitp.recipes.micro import SYNTHESIS, Budget, continued_from_starter
-from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, run_paradigm
+from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget
 from vitp.runs.folder import started
 from vitp.runs.pretrain import run_pretraining
 
@@ -162,7 +162,7 @@ def supervised_backbones(out: Path, plan: RealPlan, console: Console) -> list[Pa
             config = PARADIGMS["supervised"].make(
                 [out / "data" / one.folder for one in sets], "starter", images, seed
             )
-            run_paradigm(config, run, resume=started(run))
+            run_pretraining(config, run, resume=started(run))
         runs.append(run)
     return runs
 

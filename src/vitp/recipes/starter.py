@@ -38,7 +38,8 @@ from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.dense import DenseObjective, dense_batches
-from vitp.objectives.vitp import PackedRecords, SequenceConfig, ViTPObjective
+from vitp.objectives.packed_records import PackedRecords, SequenceConfig
+from vitp.objectives.vitp import ViTPObjective
 from vitp.recipes.vocabulary import DOMAIN_WORDS
 from vitp.scenes import DOMAINS, scene_set
 

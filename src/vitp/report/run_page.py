@@ -18,9 +18,10 @@ from vitp.evaluation.attention import patch_attention
 from vitp.inference.ask import Assistant
 from vitp.io.images import load_image
 from vitp.models.vision import VisionTower
+from vitp.objectives.vitp import open_entries, open_mixture
 from vitp.records.instructions import InstructionRecord
 from vitp.report import AttentionExplorer, BackboneAttention, Section, write_run_report
-from vitp.runs.pretrain import PretrainConfig, open_entries, open_mixture
+from vitp.runs.pretrain import PretrainConfig
 
 EXPLORED_IMAGES = 4
 SAMPLES_FILE = "samples.json"

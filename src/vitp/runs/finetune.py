@@ -11,7 +11,7 @@ RUN/scores.json      the scores on the test images, looked at once, at the end
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +25,14 @@ from vitp.core.errors import ConfigError, VitpError
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.version import __version__
 from vitp.data.augment import AugmentSettings
-from vitp.data.batches import SampledBatches
+from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
 from vitp.engine.config import OptimConfig, TrainConfig
-from vitp.engine.hooks import TrainResult
-from vitp.engine.loop import Trainer
+from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
 from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.runs import migrations
+from vitp.runs.assemble import RunParts, say, train_parts
 from vitp.runs.folder import as_begun, claimed
 from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -49,54 +50,51 @@ from vitp.tasks.validation import Validation
 SCORES_FILE = "scores.json"
 
 
-class DataSettings(SettingsModel):
-    """What is learned from.
-
-    Attributes:
-        root: Folder with images and labels (or a domain of generated scenes, with format "scenes").
-        format: See `vitp data compile`.
-        options: Options of the format, as `{"classes": "forest=white"}`.
-        splits: Which of the set's splits stand for val and test, where not those of that name: `{test: val}` where
-            only a server has the labels of test, `{val: test}` where a set has no val. Such a test is of images that
-            the curve has shown before, so they can't choose the weights either.
-        empty: Training images without objects at most, as a share of the training images (1: all may stay). Which ones
-            stay follows from `seed`; val and test keep theirs.
-        labels: Training images: a number, a share (0..1), or None for all. Which ones follows from `seed`; they are
-            drawn from those that `empty` left.
-        resize: What size images get first; None: a square of the backbone's size.
-        crop: Side of random square crops while training; see `AugmentSettings.crop`.
-        max_val_images: Validation images at most, the same ones each time.
-    """
+class FinetuneDataSettings(SettingsModel):
+    """What is learned from."""
 
     root: str
+    """Folder with images and labels (or a domain of generated scenes, with format "scenes")."""
     format: str = "auto"
+    """Format of the labels; see `vitp data compile`."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the format, as `{"classes": "forest=white"}`."""
     splits: dict[Literal["val", "test"], Literal["train", "val", "test"]] = Field(default_factory=dict)
-    empty: float = Field(default=1.0, ge=0, le=1)
+    """Which of the set's splits stand for val and test, where not those of that name: `{test: val}` where
+    only a server has the labels of test, `{val: test}` where a set has no val. Such a test is of images
+    that the curve has shown before, so they can't choose the weights either."""
+    empty: float = Field(1.0, ge=0, le=1)
+    """Training images without objects at most, as a share of the training images (1: all may stay). Which
+    ones stay follows from `seed`; val and test keep theirs."""
     labels: Count | Positive | None = None
+    """Training images: a number, a share (0..1), or none for all. Which ones follows from `seed`; they
+    are drawn from those that `empty` left."""
+    global_batch: int = Field(16, ge=1, le=1_000_000)
+    """Images an optimizer step, over all ranks and micro-batches."""
     resize: InputSize | None = None
-    crop: int | None = Field(default=None, ge=8, le=65_536)
-    max_val_images: int = Field(default=500, gt=0, le=10_000_000)
+    """What size images get first; none: a square of the backbone's size."""
+    crop: int | None = Field(None, ge=8, le=65_536)
+    """Side of random square crops while training; takes precedence over `augment.crop`."""
+    max_val_images: int = Field(500, gt=0, le=10_000_000)
+    """Validation images at most, the same ones each time."""
 
 
 class FinetuneTrainConfig(TrainConfig):
-    """Length, precision and bookkeeping of a finetuning; see `TrainConfig`.
-
-    Attributes:
-        epochs: Passes over the training images, as publications state a length; it takes precedence over `steps`.
-        batch_size: Images an optimizer step, over all micro-batches and ranks.
-        val_every: Steps between validations; None: only after the last step; 0: never.
-        choose: Which weights are kept: those of the `last` step, or the `best` on validation images. Test
-            images never choose.
-    """
+    """Length, precision and bookkeeping of a finetuning."""
 
     steps: int = Field(600, gt=0, le=100_000_000)
+    """Optimizer steps."""
     epochs: float | None = Field(None, gt=0, le=1_000_000)
+    """Passes over the training images, as publications state a length; takes precedence over `steps`."""
     num_workers: int = Field(0, ge=0, le=512)
+    """Processes that prepare batches; 0: the training process does."""
     tensorboard: bool = False
-    batch_size: int = Field(16, gt=0, le=1_000_000)
+    """Write TensorBoard curves."""
     val_every: int | None = Field(100, ge=0, le=100_000_000)
+    """Steps between validations; none: only after the last step; 0: never."""
     choose: Literal["last", "best"] = "last"
+    """Which weights are kept: those of the `last` step, or the `best` on validation images. Test images
+    never choose."""
 
     @model_validator(mode="after")
     def _something_to_choose_by(self) -> FinetuneTrainConfig:
@@ -106,33 +104,59 @@ class FinetuneTrainConfig(TrainConfig):
             )
         return self
 
-    def of(self, images: int) -> FinetuneTrainConfig:
+    def of(self, images: int, global_batch: int) -> FinetuneTrainConfig:
         """Return the settings with `epochs` over a number of training images turned into steps."""
         if self.epochs is None:
             return self
-        steps = max(1, round(self.epochs * images / self.batch_size))
+        steps = max(1, round(self.epochs * images / global_batch))
         return self.model_copy(update={"steps": steps, "epochs": None})
+
+    def of_engine(self, **changes: Any) -> TrainConfig:
+        """Return what the engine needs of the settings, with some of them changed."""
+        known = self.model_dump(include=set(TrainConfig.model_fields))
+        return TrainConfig.model_validate({**known, **changes})
 
 
 class FinetuneConfig(SettingsModel):
     """A complete finetuning run.
 
-    The defaults suit small ViTs on small images. The published settings are in
-    `docs/finetuning.md`.
+    The defaults suit small ViTs on small images. The published settings are in `docs/finetuning.md`.
     """
 
     task: str
+    """Classification, segmentation, change, detection, instance or oriented; see `vitp finetune`."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
+    """Of the order of the images, of random weights and of augmentation."""
     backbone: BackboneSettings = Field(default_factory=BackboneSettings)
+    """The backbone."""
     neck: NeckSettings = Field(default_factory=NeckSettings)
+    """What makes the head's maps of the backbone's features."""
     head: dict[str, Any] = Field(default_factory=dict)
-    data: DataSettings
+    """Settings of the task's head."""
+    data: FinetuneDataSettings
+    """The data."""
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
+    """How training images change."""
     optim: OptimConfig = Field(
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.05, warmup_ratio=0.1, layer_decay=0.75)
     )
+    """Optimizer and schedule."""
     train: FinetuneTrainConfig = Field(default_factory=lambda: FinetuneTrainConfig())
+    """Length, precision and bookkeeping."""
     test: TestSettings = Field(default_factory=TestSettings)
+    """How the model is applied to test and other images."""
+
+    @classmethod
+    def up_to_date(
+        cls, values: Mapping[str, Any], overrides: Sequence[str]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return values and `key=value` words under the keys of today; see `vitp.runs.migrations`."""
+        return migrations.finetuning(values), migrations.finetuning_overrides(overrides)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_today(cls, values: Any) -> Any:
+        return migrations.finetuning(values) if isinstance(values, Mapping) else values
 
 
 @dataclass(frozen=True)
@@ -169,9 +193,22 @@ class FinetuneRun:
             update={"resize": self.config.test.resize or self.model.input_size}
         )
 
+    def validation(self, folder: Path) -> Validation:
+        """Return what looks at validation images while the run goes on."""
+        every, most = self.config.train.val_every, self.config.data.max_val_images
+        return Validation(self.splits["val"], self.test, every, most, folder)
+
+    def parts(self, hooks: Sequence[Hook] = ()) -> RunParts:
+        """Return what is trained; hooks only count where the run validates at all."""
+        config = self.config
+        frozen = ("head",) if config.backbone.freeze else ("vision tower", "head")
+        train = config.train.of_engine(seed=config.seed, must_train=config.train.must_train or frozen)
+        hooks = () if config.train.val_every == 0 else hooks
+        return RunParts(self.model, self.source, config.optim, train, hooks)
+
 
 def run_splits(labelled: LabelledSet, config: FinetuneConfig, kind: LabelKind) -> dict[str, LabelledSet]:
-    """Return the train, val and test images of a run; see `DataSettings.splits` and `task_splits`.
+    """Return the train, val and test images of a run; see `data.splits` and `task_splits`.
 
     Raises:
         ConfigError: Val and test are the same images, and the best weights on them are wanted.
@@ -210,14 +247,16 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     splits["train"] = draw_labels(train, config.data.labels, config.seed)
     classes = classes_of(labelled, kind)
     notes = (*left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes))
-    config = config.model_copy(update={"train": config.train.of(len(splits["train"]))})
+    config = config.model_copy(
+        update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}
+    )
     backbone = open_backbone(config.backbone, config.seed)
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
     source = task_batches(
         LabelReader(splits["train"], kind, model.classes),
-        config.train.batch_size,
+        config.data.global_batch,
         config.seed,
         micro_batches=config.train.micro_batches,
         size=model.input_size,
@@ -278,35 +317,12 @@ def run_finetune(
     out = Path(out)
     config = as_begun(config, out)
     with claimed(out, config, config.train.device, resume=resume) as resume:
-        return _train(config, out, resume, console)
-
-
-def _train(config: FinetuneConfig, out: Path, resume: bool, console: Console | None) -> FinetuneResult:
-    run = build_run(config)
-    config = run.config
-    console = console or Console()
-    if distributed.rank() == 0:
-        for note in run.notes:
-            console.print(note, style="yellow", markup=False, highlight=False)
-    validation = Validation(
-        run.splits["val"], run.test, config.train.val_every, config.data.max_val_images, out
-    )
-    engine = TrainConfig.model_validate(config.train.model_dump(include=set(TrainConfig.model_fields)))
-    if not engine.must_train:
-        parts = ("head",) if config.backbone.freeze else ("vision tower", "head")
-        engine = engine.model_copy(update={"must_train": parts})
-    trainer = Trainer(
-        run.model,
-        run.source,
-        config.optim,
-        engine.model_copy(update={"seed": config.seed}),
-        out,
-        hooks=() if config.train.val_every == 0 else (validation,),
-        console=console,
-        resume=resume,
-    )
-    result = trainer.train()
-    return _finish(run, validation, result, out)
+        check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
+        run = build_run(config)
+        say(run.notes, console)
+        validation = run.validation(out)
+        result = train_parts(run.parts([validation]), out, console=console, resume=resume)
+        return _finish(run, validation, result, out)
 
 
 def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: Path) -> FinetuneResult:

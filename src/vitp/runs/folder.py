@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from vitp.core import distributed, sealed
-from vitp.core.config import CONFIG_FILE, Settings, load_config, save_config
+from vitp.core.config import CONFIG_FILE, Settings, SettingsModel, load_config, save_config
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.core.files import write_text
 from vitp.engine import checkpoint
@@ -80,7 +79,7 @@ def _is_mapping(file: Path) -> bool:
         return False
 
 
-def changed_settings(run_dir: Path, config: BaseModel) -> list[str]:
+def changed_settings(run_dir: Path, config: SettingsModel) -> list[str]:
     """Return the settings in which a run that began differs from `config`, but for those that a resumed run may change.
 
     Raises:
@@ -115,7 +114,7 @@ def as_begun(config: Settings, run_dir: Path) -> Settings:
 
 @contextlib.contextmanager
 def claimed(
-    run_dir: Path, config: BaseModel, device: str, *, resume: bool, phases: Sequence[str] = ()
+    run_dir: Path, config: SettingsModel, device: str, *, resume: bool, phases: Sequence[str] = ()
 ) -> Iterator[bool]:
     """Write the configuration into a run folder for as long as the block trains there, on all ranks together.
 
@@ -197,7 +196,7 @@ def _alone(run_dir: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
-def _claim(run_dir: Path, config: BaseModel, resume: bool) -> None:
+def _claim(run_dir: Path, config: SettingsModel, resume: bool) -> None:
     """Refuse to write over another run."""
     if not resume:
         if started(run_dir) or (run_dir / "checkpoints").is_dir():

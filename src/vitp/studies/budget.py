@@ -50,13 +50,7 @@ def step_flops(objective: Any, batch: Any) -> float:
 
     Those of the model: what attention computes under a mask beyond them is not counted, for no objective.
     """
-    from vitp.objectives.vitp import ViTPObjective
-
-    if isinstance(objective, ViTPObjective):
-        from vitp.objectives.vitp import vlm_step_flops
-
-        return float(vlm_step_flops(objective.vlm, batch))
-    return float(objective.work(batch).get("flops", 0.0))
+    return float(objective.step_flops(batch))
 
 
 def seconds_a_step(objective: Any, source: Any, *, device: str = "auto", steps: int = 2) -> float:

@@ -67,6 +67,7 @@ def finetune_config(
             "root": str(root),
             "format": "vitp",
             "labels": labels,
+            "global_batch": settings["batch_size"],
             # What is tried to choose a setting never sees a test image.
             "splits": {"test": "val"} if settings["development"] else {},
         },
@@ -78,7 +79,6 @@ def finetune_config(
         },
         "train": {
             "steps": settings["steps"],
-            "batch_size": settings["batch_size"],
             "val_every": 0,
             "log_every": 50,
             "save_every": max(1, settings["steps"] // 2),

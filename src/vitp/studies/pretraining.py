@@ -31,7 +31,7 @@ def pretrain(context: Context) -> Mapping[str, Any]:
     settings = context.cell.settings
     if settings["paradigm"] == NONE:
         return _untrained(context)
-    from vitp.recipes.paradigms import run_paradigm
+    from vitp.runs.pretrain import run_pretraining
 
     lr = settings.get("lr")
     if "lr" in context.inputs:
@@ -41,7 +41,7 @@ def pretrain(context: Context) -> Mapping[str, Any]:
         images = _equal_images(context, lr)
     config = run_config(context, images, lr)
     run = context.folder / RUN
-    result = run_paradigm(config, run, resume=resumable(context, run, config))
+    result = run_pretraining(config, run, resume=resumable(context, run, config))
     phases = [(steps, _count(phase)) for steps, phase in phases_of(config)]
     (run / "start_vision.safetensors").unlink(missing_ok=True)
     for leftover in (*(run / name for name in ("checkpoints", "align", "prior")), context.folder / "start"):
@@ -50,7 +50,7 @@ def pretrain(context: Context) -> Mapping[str, Any]:
 
 
 def run_config(context: Context, images: int, lr: float | None) -> Any:
-    """Return the configuration of the run: a `PretrainConfig` or an `ImagePretrainConfig`."""
+    """Return the configuration of the run: a `PretrainConfig`."""
     from vitp.core.config import make_config
     from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget
 
@@ -144,34 +144,25 @@ def _global_batch(config: Any) -> int:
 
 
 def phases_of(config: Any) -> list[tuple[int, Any]]:
-    """Return (steps, configuration) of the phases of a run: the frozen one of ViTP, and the one proper."""
-    align = getattr(config, "align", None)
-    if align is None or not align.steps:
-        return [(config.train.steps, config)]
-    frozen = config.model.model_copy(update={"freeze": [*config.model.freeze, "vision"]})
-    return [(align.steps, config.model_copy(update={"model": frozen})), (config.train.steps, config)]
-
-
-def _build(config: Any) -> Any:
-    from vitp.runs.pretrain import PretrainConfig
-
-    if isinstance(config, PretrainConfig):
-        from vitp.runs.pretrain import build
-
-        return build(config)
-    from vitp.runs.image_pretrain import build as build_image_run
-
-    return build_image_run(config)
+    """Return (steps, configuration) of the phases of a run that look at images, and of the run proper."""
+    phases = [
+        (phase.steps, phase.prepare(config)) for phase in config.objective.phases() if phase.part is None
+    ]
+    return [*phases, (config.train.steps, config)]
 
 
 def _count(config: Any) -> StepWork:
-    run = _build(config)
+    from vitp.runs.pretrain import build
+
+    run = build(config)
     return count_steps(run.objective, run.source)
 
 
 def measured_phase(config: Any) -> tuple[StepWork, float]:
     """Return the work of a step and its seconds, of a run that need not have begun."""
-    run = _build(config)
+    from vitp.runs.pretrain import build
+
+    run = build(config)
     seconds = seconds_a_step(run.objective, run.source, device=config.train.device)
     run.objective.to("cpu")
     return count_steps(run.objective, run.source), seconds

@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
+from vitp.core.config import SettingsModel
 from vitp.core.errors import VitpError
 from vitp.core.files import write_json
 from vitp.studies.budget import EnergyMeter
@@ -61,7 +60,7 @@ class Context:
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
 
-def resumable(context: Context, run: Path, config: BaseModel) -> bool:
+def resumable(context: Context, run: Path, config: SettingsModel) -> bool:
     """Return whether the cell's run goes on with what an interrupted attempt left; remove what it can't go on with.
 
     A run can't when the cell was finished (its run was cleared then, and files that another study keeps are missing),

@@ -25,109 +25,103 @@ SMALL_DETECTOR: dict[str, Any] = {
 
 
 class SceneScale(SettingsModel):
-    """Generated scenes.
-
-    Attributes:
-        domain: Of `vitp data scenes`.
-        count: Scenes in all splits together.
-        val, test: Share of validation and test scenes, each from textures and shapes of its own.
-        size: Side in pixels.
-        seed: Of the scenes.
-    """
+    """Generated scenes."""
 
     domain: str = "port"
+    """Of `vitp data scenes`."""
     count: int = Field(3000, gt=0, le=10_000_000)
+    """Scenes in all splits together."""
     val: float = Field(0.06, ge=0, lt=1)
+    """Share of validation and test scenes, each from textures and shapes of its own."""
     test: float = Field(0.08, ge=0, lt=1)
+    """Share of validation and test scenes, each from textures and shapes of its own."""
     size: int = Field(96, ge=16, le=65_536)
+    """Side in pixels."""
     seed: int = Field(31, ge=0, le=2**63 - 1)
+    """Of the scenes."""
 
 
 class TaskScale(SettingsModel):
-    """How one downstream task is finetuned: the same for every arm, but for the learning rate where it is tuned.
-
-    Attributes:
-        steps, batch_size: Of a finetuning on few labels.
-        labels: Labelled images of a finetuning on few labels: a number, or a share below 1.
-        lrs: Learning rates that are tried for each arm on validation images; one: nothing is tried. The last is that of
-            studies that try none, and of `--quick`.
-        full_steps: Steps with all labels (the ceiling).
-        layer_decay: See `OptimConfig`.
-        head: Of `vitp finetune`.
-        neck: Of `vitp finetune`.
-        score: The value that arms are compared by.
-    """
+    """How one downstream task is finetuned: the same for every arm, but for the learning rate where it is tuned."""
 
     steps: int = Field(gt=0, le=100_000_000)
+    """Of a finetuning on few labels."""
     batch_size: int = Field(8, gt=0, le=1_000_000)
+    """Of a finetuning on few labels."""
     labels: Count | Positive | None = 100
+    """Labelled images of a finetuning on few labels: a number, or a share below 1."""
     lrs: tuple[LearningRate, ...] = Field((1e-3,), min_length=1)
+    """Learning rates that are tried for each arm on validation images; one: nothing is tried. The last is
+    that of studies that try none, and of `--quick`."""
     full_steps: int = Field(gt=0, le=100_000_000)
+    """Steps with all labels (the ceiling)."""
     layer_decay: float = Field(0.75, gt=0, le=1)
+    """See `OptimConfig`."""
     head: dict[str, Any] = Field(default_factory=dict)
+    """Of `vitp finetune`."""
     neck: dict[str, Any] = Field(default_factory=dict)
+    """Of `vitp finetune`."""
     score: str
+    """The value that arms are compared by."""
 
 
 class Scale(SettingsModel):
-    """All sizes of a study.
-
-    Attributes:
-        name: "micro", "small" or "paper".
-        quick: One seed and less of everything: proves nothing.
-        start: What pretraining continues from: "starter", or the folder of a vision-language model.
-        paradigms: Which are compared: keys of `vitp.recipes.paradigms.PARADIGMS`, ViTP among them.
-        inits: Also from scratch?
-        budgets: What is made equal between paradigms: images seen, floating-point operations, or each in turn.
-        seeds: Pretraining seeds 0, 1, ….
-        draws: Finetuning seeds of the paradigms that continue the start: each draws its own labels, head and order.
-        side_draws: The same from scratch, with all labels, and in all other studies.
-        images: Images seen in pretraining, ViTP's alignment included.
-        batch: Images a step, for all paradigms; None: each its own (contrast needs more beside each other than
-            the language loss) times `batch_factor`.
-        batch_factor: See `batch`.
-        align_share: Share of ViTP's images with the ViT frozen.
-        lrs: Pretraining rates tried for each paradigm; None: each its own default, untuned. One: that one.
-        tuning_images: Images seen by a run that only serves to choose a rate.
-        vrl: Share of image tokens that ViTP drops.
-        workers: Processes that prepare batches.
-        threads: CPU threads of a training; None: torch's choice.
-        scenes: Where no data are given.
-        probe_labels: Labelled images of a probe.
-        probe_draws: Draws of them.
-        probe_images: Images of a split at most.
-        severities: Of the corruptions whose cost is measured.
-        corrupted_images: Test images of such a measurement.
-        downstream: Tasks that are finetuned, where the labels allow them.
-        tasks: Downstream task → how.
-    """
+    """All sizes of a study."""
 
     name: str
+    """"micro", "small" or "paper"."""
     quick: bool = False
+    """One seed and less of everything: proves nothing."""
     start: str = "starter"
+    """What pretraining continues from: "starter", or the folder of a vision-language model."""
     paradigms: tuple[Paradigm, ...] = ("supervised", "dense", "mae", "simclr", "dino", "clip", "vitp")
+    """Which are compared: keys of `vitp.recipes.paradigms.PARADIGMS`, ViTP among them."""
     inits: tuple[Literal["start", "scratch"], ...] = ("start", "scratch")
+    """Also from scratch?"""
     budgets: tuple[Literal["images", "flops"], ...] = ("images", "flops")
+    """What is made equal between paradigms: images seen, floating-point operations, or each in turn."""
     seeds: int = Field(3, ge=1, le=100_000)
+    """Pretraining seeds 0, 1, …."""
     draws: int = Field(3, ge=1, le=100_000)
+    """Finetuning seeds of the paradigms that continue the start: each draws its own labels, head and
+    order."""
     side_draws: int = Field(3, ge=1, le=100_000)
+    """The same from scratch, with all labels, and in all other studies."""
     images: int = Field(gt=0, le=10_000_000)
+    """Images seen in pretraining, ViTP's alignment included."""
     batch: int | None = Field(None, gt=0, le=1_000_000)
+    """Images a step, for all paradigms; none: each its own (contrast needs more beside each other than
+    the language loss) times `batch_factor`."""
     batch_factor: int = Field(1, gt=0, le=1_000_000)
+    """See `batch`."""
     align_share: float = Field(0.3, ge=0, lt=1)
+    """Share of ViTP's images with the ViT frozen."""
     lrs: tuple[LearningRate, ...] | None = (1e-4, 3e-4, 1e-3)
+    """Pretraining rates tried for each paradigm; none: each its own default, untuned. One: that one."""
     tuning_images: int = Field(gt=0, le=10_000_000)
+    """Images seen by a run that only serves to choose a rate."""
     vrl: float = Field(0.75, ge=0, lt=1)
+    """Share of image tokens that ViTP drops."""
     workers: int = Field(1, ge=0, le=512)
+    """Processes that prepare batches."""
     threads: int | None = Field(None, gt=0, le=4096)
+    """CPU threads of a training; none: torch's choice."""
     scenes: SceneScale = Field(default_factory=SceneScale)
+    """Where no data are given."""
     probe_labels: int = Field(300, ge=2, le=10_000_000)
+    """Labelled images of a probe."""
     probe_draws: int = Field(3, ge=1, le=100_000)
+    """Draws of them."""
     probe_images: int = Field(400, ge=10, le=10_000_000)
+    """Images of a split at most."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    """Of the corruptions whose cost is measured."""
     corrupted_images: int = Field(500, gt=0, le=10_000_000)
+    """Test images of such a measurement."""
     downstream: tuple[Task, ...] = Field(TASKS, min_length=1)
+    """Tasks that are finetuned, where the labels allow them."""
     tasks: dict[str, TaskScale]
+    """Downstream task → how."""
 
     @field_validator("paradigms")
     @classmethod

@@ -73,15 +73,12 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class InputSize(SettingsModel):
-    """What size images get before they enter a model; predictions are brought back to the image's own.
-
-    Attributes:
-        mode: `fixed`: a square of `size`; `short` or `long`: that side becomes `size`; `none`: as they are.
-        size: Pixels.
-    """
+    """What size images get before they enter a model; predictions are brought back to the image's own."""
 
     mode: Literal["none", "fixed", "short", "long"] = "none"
-    size: int | None = Field(default=None, ge=8, le=65_536)
+    """`fixed`: a square of `size`; `short` or `long`: that side becomes `size`; `none`: as they are."""
+    size: int | None = Field(None, ge=8, le=65_536)
+    """Pixels."""
 
     def of(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that an image of this height and width gets.
@@ -121,28 +118,25 @@ the class of each pixel, or what changed between two dates."""
 
 
 class TestSettings(SettingsModel):
-    """How a model is applied to images of any size.
-
-    Attributes:
-        resize: First of all; None: as in training (what a run remembers).
-        window: Side of the square window that slides over larger images; None: the whole image at once.
-        overlap: Share of a window that the next one sees again.
-        scales: Factors that the image is resized by; the results are merged.
-        flip: Also look at the mirrored image.
-        batch_size: Windows or images at once.
-        score_threshold: Objects below it are not drawn or written; scores are computed without it.
-        surface: Also compute the 95th percentile of surface distances (HD95) in segmentation.
-    """
+    """How a model is applied to images of any size."""
 
     __test__: ClassVar[bool] = False  # the name is no invitation to pytest
     resize: InputSize | None = None
-    window: int | None = Field(default=None, ge=8, le=65_536)
-    overlap: float = Field(default=0.25, ge=0, lt=1)
-    scales: tuple[Positive, ...] = Field(default=(1.0,), min_length=1)
+    """First of all; none: as in training (what a run remembers)."""
+    window: int | None = Field(None, ge=8, le=65_536)
+    """Side of the square window that slides over larger images; none: the whole image at once."""
+    overlap: float = Field(0.25, ge=0, lt=1)
+    """Share of a window that the next one sees again."""
+    scales: tuple[Positive, ...] = Field((1.0,), min_length=1)
+    """Factors that the image is resized by; the results are merged."""
     flip: bool = False
-    batch_size: int = Field(default=8, gt=0, le=1_000_000)
-    score_threshold: float = Field(default=0.3, ge=0, le=1)
+    """Also look at the mirrored image."""
+    batch_size: int = Field(8, gt=0, le=1_000_000)
+    """Windows or images at once."""
+    score_threshold: float = Field(0.3, ge=0, le=1)
+    """Objects below it are not drawn or written; scores are computed without it."""
     surface: bool = False
+    """Also compute the 95th percentile of surface distances (HD95) in segmentation."""
 
 
 class TaskModel(Objective):

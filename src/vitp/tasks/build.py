@@ -30,49 +30,44 @@ TIMM_PREFIX = "timm:"
 
 
 class BackboneSettings(SettingsModel):
-    """Where the backbone comes from.
-
-    Attributes:
-        init: "starter" (comes with the package), the folder of an export, a run or a model, "timm:NAME" (any
-            architecture of timm), or "random" (see `vision`).
-        weights: File of weights for "timm:NAME"; None: random ones.
-        arguments: What timm gets beside the name, for "timm:NAME".
-        vision: Architecture of "random"; None: the starter's.
-        image_size: Side of the images that positions are kept for; None: the backbone's own.
-        patch_size: Pixels of a patch, resampled where the ViT was trained with others (the paper: 14 → 16).
-        patch_kernel: How the patch kernel is resampled.
-        positions: How positions are resampled to `image_size`, and to other sizes later: "bicubic" as published, or
-            "antialiased" as timm does. None: as the backbone's folder says; weights in InternVL's layouts "bicubic".
-        drop_path: Stochastic depth rate of the last block.
-        freeze: Train neck and head only.
-        gradient_checkpointing: Recompute activations: less memory, more time.
-    """
+    """Where the backbone comes from."""
 
     init: str = "starter"
+    """"starter" (comes with the package), the folder of an export, a run or a model, "timm:NAME" (any
+    architecture of timm), or "random" (see `vision`)."""
     weights: str | None = None
+    """File of weights for "timm:NAME"; none: random ones."""
     arguments: dict[str, Any] = Field(default_factory=dict)
+    """What timm gets beside the name, for "timm:NAME"."""
     vision: VisionConfig | None = None
-    image_size: int | None = Field(default=None, ge=8, le=65_536)
-    patch_size: int | None = Field(default=None, ge=2, le=1024)
+    """Architecture of "random"; none: the starter's."""
+    image_size: int | None = Field(None, ge=8, le=65_536)
+    """Side of the images that positions are kept for; none: the backbone's own."""
+    patch_size: int | None = Field(None, ge=2, le=1024)
+    """Pixels of a patch, resampled where the ViT was trained with others (the paper: 14 → 16)."""
     patch_kernel: KernelMethod = "bicubic"
+    """How the patch kernel is resampled."""
     positions: PositionMethod | None = None
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """How positions are resampled to `image_size`, and to other sizes later: "bicubic" as published, or
+    "antialiased" as timm does. none: as the backbone's folder says; weights in InternVL's layouts
+    "bicubic"."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth rate of the last block."""
     freeze: bool = False
+    """Train neck and head only."""
     gradient_checkpointing: bool = False
+    """Recompute activations: less memory, more time."""
 
 
 class NeckSettings(SettingsModel):
-    """What lies between backbone and head.
-
-    Attributes:
-        kind: `adapter` (ViT-Adapter, the paper's; plain ViTs), `simple` (feature pyramid from the last map; any
-            ViT), `cnn` (the stages of a hierarchical network), `none` (the last map alone: a probe), `auto`:
-            `cnn` for hierarchical networks and `simple` for ViTs, with channels that suit the backbone's width.
-        options: Arguments of `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`.
-    """
+    """What lies between backbone and head."""
 
     kind: Literal["auto", "adapter", "simple", "cnn", "none"] = "auto"
+    """`adapter` (ViT-Adapter, the paper's; plain ViTs), `simple` (feature pyramid from the last map; any
+    ViT), `cnn` (the stages of a hierarchical network), `none` (the last map alone: a probe), `auto`:
+    `cnn` for hierarchical networks and `simple` for ViTs, with channels that suit the backbone's width."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`."""
 
 
 class LastMap(Pyramid):

@@ -31,13 +31,10 @@ Fusion = Literal["concatenate", "difference", "both"]
 
 
 class ChangeSettings(DecoderSettings):
-    """Decoder, losses and how the dates meet.
-
-    Attributes:
-        fusion: `concatenate` the channels of both dates (the paper's), the absolute `difference`, or `both`.
-    """
+    """Decoder, losses and how the dates meet."""
 
     fusion: Fusion = "concatenate"
+    """`concatenate` the channels of both dates (the paper's), the absolute `difference`, or `both`."""
 
 
 def fuse(before_BChw: Tensor, after_BChw: Tensor, fusion: Fusion) -> Tensor:

@@ -38,18 +38,15 @@ from vitp.tasks.predict import predictions_of
 
 
 class ClassificationSettings(SettingsModel):
-    """Head and loss.
-
-    Attributes:
-        multi_label: An image may have several classes or none: which object classes are in it. False: the class
-            of the whole image.
-        dropout: Before the classifier while training.
-        label_smoothing: Share of the target that is spread evenly over the classes (single label only).
-    """
+    """Head and loss."""
 
     multi_label: bool = False
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """An image may have several classes or none: which object classes are in it. False: the class of the
+    whole image."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Before the classifier while training."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over the classes (single label only)."""
 
     @property
     def labels(self) -> LabelKind:

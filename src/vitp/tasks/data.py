@@ -399,5 +399,4 @@ def task_batches(
         batch_size,
         micro_batches,
         interleaved=True,
-        key="train.batch_size",
     )

@@ -28,28 +28,25 @@ MOST_CLASSES = IGNORE
 
 
 class DecoderSettings(SettingsModel):
-    """Decoder and losses.
-
-    Attributes:
-        kind: `upernet` (the paper's), `fpn` (adds up the levels: light), `linear` (one 1 × 1 convolution on the
-            coarsest map: a probe).
-        width: Channels of the decoder; the paper has 512, and 1024 for LEVIR-CD.
-        auxiliary: Weight of a small head on the second coarsest map while training; 0: none.
-        dice: Weight of a soft Dice loss beside the cross-entropy; 0: none.
-        class_weights: One positive weight for each class in the cross-entropy; None: all 1.
-        label_smoothing: Share of the target that is spread evenly over the classes.
-        dropout: Share of the channels that is left out before the classifier while training.
-        norm: See `vitp.models.convolution`.
-    """
+    """Decoder and losses."""
 
     kind: Literal["upernet", "fpn", "linear"] = "upernet"
-    width: int = Field(default=128, ge=8, le=65_536)
-    auxiliary: float = Field(default=0.4, ge=0, le=1e6)
-    dice: float = Field(default=0.0, ge=0, le=1e6)
+    """`upernet` (the paper's), `fpn` (adds up the levels: light), `linear` (one 1 × 1 convolution on the
+    coarsest map: a probe)."""
+    width: int = Field(128, ge=8, le=65_536)
+    """Channels of the decoder; the paper has 512, and 1024 for LEVIR-CD."""
+    auxiliary: float = Field(0.4, ge=0, le=1e6)
+    """Weight of a small head on the second coarsest map while training; 0: none."""
+    dice: float = Field(0.0, ge=0, le=1e6)
+    """Weight of a soft Dice loss beside the cross-entropy; 0: none."""
     class_weights: list[Weight] | None = None
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """One positive weight for each class in the cross-entropy; none: all 1."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over the classes."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of the channels that is left out before the classifier while training."""
     norm: NormKind = "group"
+    """See `vitp.models.convolution`."""
 
 
 class LightDecoder(nn.Module):

@@ -33,17 +33,14 @@ LOSSES = ("objectness", "proposal_box", "class", "box")
 
 
 class OrientedRCNNSettings(SettingsModel):
-    """Oriented R-CNN; the defaults are the paper's, for images of about 1000 px.
+    """Oriented R-CNN; the defaults are the paper's, for images of about 1000 px."""
 
-    Attributes:
-        width: Channels of the pyramid's levels.
-        proposals: Anchors and region proposals.
-        box: Second stage.
-    """
-
-    width: int = Field(default=256, gt=0, le=65_536)
+    width: int = Field(256, gt=0, le=65_536)
+    """Channels of the pyramid's levels."""
     proposals: OrientedProposalSettings = Field(default_factory=OrientedProposalSettings)
+    """Anchors and region proposals."""
     box: OrientedBoxSettings = Field(default_factory=OrientedBoxSettings)
+    """Second stage."""
 
 
 class OrientedRCNN(TaskModel):

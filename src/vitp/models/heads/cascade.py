@@ -30,17 +30,14 @@ MIN_SIDE = 1e-2
 
 
 class StageSettings(SettingsModel):
-    """One stage.
+    """One stage."""
 
-    Attributes:
-        iou: From which overlap on a region holds an object.
-        box_weights: Factors on the differences x, y, width, height: later stages move boxes less.
-        loss_weight: Of the stage's losses in the total.
-    """
-
-    iou: float = Field(default=0.5, gt=0, le=1)
+    iou: float = Field(0.5, gt=0, le=1)
+    """From which overlap on a region holds an object."""
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
-    loss_weight: float = Field(default=1.0, ge=0, le=1e6)
+    """Factors on the differences x, y, width, height: later stages move boxes less."""
+    loss_weight: float = Field(1.0, ge=0, le=1e6)
+    """Of the stage's losses in the total."""
 
 
 FASTER_STAGES = (StageSettings(),)
@@ -52,35 +49,38 @@ CASCADE_STAGES = (
 
 
 class BoxSettings(SettingsModel):
-    """Box head.
-
-    Attributes:
-        kind: `faster`: one stage that moves boxes for each class on its own; `cascade`: three stages that move
-            them whatever the class.
-        stages: Other stages than the kind's. More than one move boxes whatever the class.
-        pool_size, sampling: Cells on a side of a region, points a cell and direction.
-        canonical_size: Side in pixels of regions that are read at stride 16.
-        aligned: See `RegionPool`.
-        hidden: Width of the two layers.
-        samples, positive_share: Regions an image in a stage's loss, and how many of them at most hold objects.
-        smooth_l1_beta: Where the box loss turns from square to linear.
-        score_threshold, nms_iou, detections: What is kept of an image at test: boxes above the score, after
-            suppression within each class, at most so many.
-    """
+    """Box head."""
 
     kind: Literal["faster", "cascade"] = "cascade"
-    stages: tuple[StageSettings, ...] | None = Field(default=None, min_length=1)
-    pool_size: int = Field(default=7, gt=0, le=256)
-    sampling: int = Field(default=2, gt=0, le=64)
-    canonical_size: float = Field(default=224.0, gt=0, le=100_000)
+    """`faster`: one stage that moves boxes for each class on its own; `cascade`: three stages that move
+    them whatever the class."""
+    stages: tuple[StageSettings, ...] | None = Field(None, min_length=1)
+    """Other stages than the kind's. More than one move boxes whatever the class."""
+    pool_size: int = Field(7, gt=0, le=256)
+    """Cells on a side of a region, points a cell and direction."""
+    sampling: int = Field(2, gt=0, le=64)
+    """Cells on a side of a region, points a cell and direction."""
+    canonical_size: float = Field(224.0, gt=0, le=100_000)
+    """Side in pixels of regions that are read at stride 16."""
     aligned: bool = True
-    hidden: int = Field(default=1024, gt=0, le=65_536)
-    samples: int = Field(default=512, gt=0, le=1_000_000)
-    positive_share: float = Field(default=0.25, gt=0, le=1)
-    smooth_l1_beta: float = Field(default=1.0, gt=0, le=1000)
-    score_threshold: float = Field(default=0.05, ge=0, lt=1)
-    nms_iou: float = Field(default=0.5, gt=0, le=1)
-    detections: int = Field(default=100, gt=0, le=1_000_000)
+    """See `RegionPool`."""
+    hidden: int = Field(1024, gt=0, le=65_536)
+    """Width of the two layers."""
+    samples: int = Field(512, gt=0, le=1_000_000)
+    """Regions an image in a stage's loss, and how many of them at most hold objects."""
+    positive_share: float = Field(0.25, gt=0, le=1)
+    """Regions an image in a stage's loss, and how many of them at most hold objects."""
+    smooth_l1_beta: float = Field(1.0, gt=0, le=1000)
+    """Where the box loss turns from square to linear."""
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    """What is kept of an image at test: boxes above the score, after suppression within each class, at
+    most so many."""
+    nms_iou: float = Field(0.5, gt=0, le=1)
+    """What is kept of an image at test: boxes above the score, after suppression within each class, at
+    most so many."""
+    detections: int = Field(100, gt=0, le=1_000_000)
+    """What is kept of an image at test: boxes above the score, after suppression within each class, at
+    most so many."""
 
     def all_stages(self) -> tuple[StageSettings, ...]:
         """The stages in order."""

@@ -22,17 +22,14 @@ from vitp.models.heads.rpn import ImageTruth
 
 
 class MaskSettings(SettingsModel):
-    """Mask head; the defaults are those of Mask R-CNN with FPN.
+    """Mask head; the defaults are those of Mask R-CNN with FPN."""
 
-    Attributes:
-        pool_size: P; masks have twice as many cells on a side.
-        layers: 3×3 convolutions.
-        width: Their channels.
-    """
-
-    pool_size: int = Field(default=14, gt=0, le=256)
-    layers: int = Field(default=4, ge=1, le=1024)
-    width: int = Field(default=256, gt=0, le=65_536)
+    pool_size: int = Field(14, gt=0, le=256)
+    """P; masks have twice as many cells on a side."""
+    layers: int = Field(4, ge=1, le=1024)
+    """3×3 convolutions."""
+    width: int = Field(256, gt=0, le=65_536)
+    """Their channels."""
 
 
 class MaskHead(nn.Module):
@@ -53,7 +50,8 @@ class MaskHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Return logits (R, C, M, M) in float32."""
-        return self.predictor(self.layers(self.pool(maps, boxes))).float()
+        logits_NKhw: Tensor = self.predictor(self.layers(self.pool(maps, boxes))).float()
+        return logits_NKhw
 
     def loss(
         self,
@@ -118,7 +116,8 @@ def cut_masks(masks_NHW: Tensor, boxes_R4: Tensor, matched_R: Tensor, size: int)
     )  # only these masks are made floats: a quarter of RAM
     rois_R5 = torch.cat([index_R[:, None].to(boxes_R4), boxes_R4], dim=1)
     masks_N1HW = masks_NHW[used][:, None].to(boxes_R4.dtype)
-    return roi_align(masks_N1HW, rois_R5, (size, size), 1.0, -1, True)[:, 0]
+    cut_NHW: Tensor = roi_align(masks_N1HW, rois_R5, (size, size), 1.0, -1, True)[:, 0]
+    return cut_NHW
 
 
 def paste_masks(

@@ -27,32 +27,35 @@ MIN_SIDE = 1e-2
 
 
 class OrientedBoxSettings(SettingsModel):
-    """Second stage; the defaults are the paper's.
+    """Second stage; the defaults are the paper's."""
 
-    Attributes:
-        pool_size, sampling: Cells on a side of a region, points a cell and direction.
-        canonical_size: Side in pixels of regions that are read at stride 16.
-        hidden: Width of the two layers.
-        iou: From which rotated overlap on a proposal holds an object.
-        samples, positive_share: Proposals an image in the loss, and how many of them at most hold objects.
-        scales: What dx, dy, dw, dh and da (radians) are divided by for the network.
-        smooth_l1_beta: Where the box loss turns from square to linear.
-        score_threshold, nms_iou, detections: What is kept of an image at test: boxes above the score, after
-            suppression within each class, at most so many.
-    """
-
-    pool_size: int = Field(default=7, gt=0, le=256)
-    sampling: int = Field(default=2, gt=0, le=64)
-    canonical_size: float = Field(default=224.0, gt=0, le=100_000)
-    hidden: int = Field(default=1024, gt=0, le=65_536)
-    iou: float = Field(default=0.5, gt=0, le=1)
-    samples: int = Field(default=512, gt=0, le=1_000_000)
-    positive_share: float = Field(default=0.25, gt=0, le=1)
+    pool_size: int = Field(7, gt=0, le=256)
+    """Cells on a side of a region, points a cell and direction."""
+    sampling: int = Field(2, gt=0, le=64)
+    """Cells on a side of a region, points a cell and direction."""
+    canonical_size: float = Field(224.0, gt=0, le=100_000)
+    """Side in pixels of regions that are read at stride 16."""
+    hidden: int = Field(1024, gt=0, le=65_536)
+    """Width of the two layers."""
+    iou: float = Field(0.5, gt=0, le=1)
+    """From which rotated overlap on a proposal holds an object."""
+    samples: int = Field(512, gt=0, le=1_000_000)
+    """Proposals an image in the loss, and how many of them at most hold objects."""
+    positive_share: float = Field(0.25, gt=0, le=1)
+    """Proposals an image in the loss, and how many of them at most hold objects."""
     scales: tuple[Positive, Positive, Positive, Positive, Positive] = (0.1, 0.1, 0.2, 0.2, 0.1)
-    smooth_l1_beta: float = Field(default=1.0, gt=0, le=1000)
-    score_threshold: float = Field(default=0.05, ge=0, lt=1)
-    nms_iou: float = Field(default=0.1, ge=0, le=1)
-    detections: int = Field(default=2000, gt=0, le=1_000_000)
+    """What dx, dy, dw, dh and da (radians) are divided by for the network."""
+    smooth_l1_beta: float = Field(1.0, gt=0, le=1000)
+    """Where the box loss turns from square to linear."""
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    """What is kept of an image at test: boxes above the score, after suppression within each class, at
+    most so many."""
+    nms_iou: float = Field(0.1, ge=0, le=1)
+    """What is kept of an image at test: boxes above the score, after suppression within each class, at
+    most so many."""
+    detections: int = Field(2000, gt=0, le=1_000_000)
+    """What is kept of an image at test: boxes above the score, after suppression within each class, at
+    most so many."""
 
 
 @dataclass(frozen=True)

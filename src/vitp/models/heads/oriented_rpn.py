@@ -27,13 +27,10 @@ MIN_SIDE = 1e-2
 
 
 class OrientedProposalSettings(ProposalSettings):
-    """Oriented region proposals; see `ProposalSettings`. The defaults are the paper's.
+    """Oriented region proposals; see `ProposalSettings`. The defaults are the paper's."""
 
-    Attributes:
-        lowest_iou: An object's best anchors count as its own from this overlap on; 0 gives every object one.
-    """
-
-    lowest_iou: float = Field(default=0.3, ge=0, le=1)
+    lowest_iou: float = Field(0.3, ge=0, le=1)
+    """An object's best anchors count as its own from this overlap on; 0 gives every object one."""
     keep_before: tuple[Count, Count] = (2000, 2000)
     keep: tuple[Count, Count] = (2000, 2000)
     nms_iou: float = Field(default=0.8, gt=0, le=1)

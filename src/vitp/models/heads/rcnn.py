@@ -19,19 +19,16 @@ from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings
 
 
 class DetectorSettings(SettingsModel):
-    """A two-stage detector; the defaults are those of Cascade R-CNN with FPN for images of about 1000 px.
+    """A two-stage detector; the defaults are those of Cascade R-CNN with FPN for images of about 1000 px."""
 
-    Attributes:
-        width: Channels of the pyramid's levels.
-        proposals: Anchors and region proposals.
-        box: Box head.
-        mask: Mask head, of models that have one.
-    """
-
-    width: int = Field(default=256, gt=0, le=65_536)
+    width: int = Field(256, gt=0, le=65_536)
+    """Channels of the pyramid's levels."""
     proposals: ProposalSettings = Field(default_factory=ProposalSettings)
+    """Anchors and region proposals."""
     box: BoxSettings = Field(default_factory=BoxSettings)
+    """Box head."""
     mask: MaskSettings = Field(default_factory=MaskSettings)
+    """Mask head, of models that have one."""
 
 
 class RCNN(nn.Module):

@@ -51,30 +51,29 @@ class ImageTruth:
 
 
 class ProposalSettings(SettingsModel):
-    """Region proposals; the defaults are those of Faster R-CNN with FPN.
+    """Region proposals; the defaults are those of Faster R-CNN with FPN."""
 
-    Attributes:
-        anchor_scales: Side of the square anchor in strides: 8 gives 32 … 512 px. For objects of 4–40 px take 2.
-        anchor_ratios: Height / width.
-        positive_iou, negative_iou: From where on an anchor is an object, and below which it is background.
-        samples, positive_share: Anchors an image in the loss, and how many of them at most are objects.
-        keep_before: Best anchors a level before suppression, in training and at test.
-        keep: Proposals an image, in training and at test.
-        nms_iou: Of the suppression within a level.
-    """
-
-    anchor_scales: tuple[Positive, ...] = Field(default=(8.0,), min_length=1)
-    anchor_ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
-    positive_iou: float = Field(default=0.7, gt=0, le=1)
-    negative_iou: float = Field(default=0.3, ge=0, le=1)
-    samples: int = Field(default=256, gt=0, le=1_000_000)
-    positive_share: float = Field(default=0.5, gt=0, le=1)
+    anchor_scales: tuple[Positive, ...] = Field((8.0,), min_length=1)
+    """Side of the square anchor in strides: 8 gives 32 … 512 px. For objects of 4–40 px take 2."""
+    anchor_ratios: tuple[Positive, ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    """Height / width."""
+    positive_iou: float = Field(0.7, gt=0, le=1)
+    """From where on an anchor is an object, and below which it is background."""
+    negative_iou: float = Field(0.3, ge=0, le=1)
+    """From where on an anchor is an object, and below which it is background."""
+    samples: int = Field(256, gt=0, le=1_000_000)
+    """Anchors an image in the loss, and how many of them at most are objects."""
+    positive_share: float = Field(0.5, gt=0, le=1)
+    """Anchors an image in the loss, and how many of them at most are objects."""
     keep_before: tuple[Count, Count] = (2000, 1000)
+    """Best anchors a level before suppression, in training and at test."""
     keep: tuple[Count, Count] = (2000, 1000)
-    nms_iou: float = Field(default=0.7, gt=0, le=1)
+    """Proposals an image, in training and at test."""
+    nms_iou: float = Field(0.7, gt=0, le=1)
+    """Of the suppression within a level."""
 
 
-class StrideAnchors(AnchorGenerator):
+class StrideAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
     """Anchors at given strides in float32.
 
     torchvision's generator derives strides from the sizes of image and map, which is wrong where a map is
@@ -96,7 +95,7 @@ class StrideAnchors(AnchorGenerator):
         return [anchors_A4] * len(image_list.image_sizes)
 
 
-class _Float32Head(RPNHead):
+class _Float32Head(RPNHead):  # type: ignore[misc]  # torchvision has no types
     """Boxes are decoded from these outputs: bfloat16 would round their corners to whole pixels."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -104,7 +103,7 @@ class _Float32Head(RPNHead):
         return [logit.float() for logit in logits], [delta.float() for delta in deltas]
 
 
-class ProposalNetwork(RegionProposalNetwork):
+class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvision has no types
     """Anchors on every level → boxes that may hold an object.
 
     Beside torchvision's it looks away from ignored objects and from padding, and takes the mean loss over each
@@ -247,7 +246,10 @@ def shares_inside(boxes_A4: Tensor, places_M4: Tensor) -> Tensor:
     """Return (A, M) the share of each box's own area that lies in each place; 0 for boxes without area."""
     first_AM2 = torch.maximum(boxes_A4[:, None, :2], places_M4[None, :, :2])
     last_AM2 = torch.minimum(boxes_A4[:, None, 2:], places_M4[None, :, 2:])
-    return (last_AM2 - first_AM2).clamp(min=0).prod(-1) / box_area(boxes_A4)[:, None].clamp(min=1e-6)
+    shares_AM: Tensor = (last_AM2 - first_AM2).clamp(min=0).prod(-1) / box_area(boxes_A4)[:, None].clamp(
+        min=1e-6
+    )
+    return shares_AM
 
 
 def outside(boxes_A4: Tensor, size: Tensor | tuple[int, int]) -> Tensor:

@@ -53,7 +53,8 @@ class PyramidPooling(nn.Module):
             resize_map(branch(F.adaptive_avg_pool2d(map_BChw, pool)), map_BChw.shape[-2:])
             for branch, pool in zip(self.branches, self.pools, strict=True)
         ]
-        return self.bottleneck(torch.cat([map_BChw, *pooled], dim=1))
+        map_BDhw: Tensor = self.bottleneck(torch.cat([map_BChw, *pooled], dim=1))
+        return map_BDhw
 
 
 class UperNet(nn.Module):
@@ -101,7 +102,10 @@ class UperNet(nn.Module):
             levels[number - 1] = finer + resize_map(levels[number], finer.shape[-2:])
         size = levels[0].shape[-2:]
         smooth = [smoother(level) for smoother, level in zip(self.smoothers, levels[:-1], strict=True)]
-        return self.fuse(torch.cat([resize_map(level, size) for level in (*smooth, levels[-1])], dim=1))
+        fused_BDhw: Tensor = self.fuse(
+            torch.cat([resize_map(level, size) for level in (*smooth, levels[-1])], dim=1)
+        )
+        return fused_BDhw
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K, h, w) at the finest map's size.
@@ -109,7 +113,8 @@ class UperNet(nn.Module):
         Args:
             maps: One map for each entry of `channels`, finest first.
         """
-        return self.classify(self.dropout(self.features(maps)))
+        logits_BKhw: Tensor = self.classify(self.dropout(self.features(maps)))
+        return logits_BKhw
 
 
 class FCNHead(nn.Module):
@@ -144,7 +149,8 @@ class FCNHead(nn.Module):
 
     def forward(self, map_BChw: Tensor) -> Tensor:
         """Return logits (B, K, h, w)."""
-        return self.classify(self.dropout(self.convolutions(map_BChw)))
+        logits_BKhw: Tensor = self.classify(self.dropout(self.convolutions(map_BChw)))
+        return logits_BKhw
 
 
 def _classifier(width: int, classes: int) -> nn.Conv2d:

@@ -39,32 +39,30 @@ COMPARED = {
 
 
 class BenchConfig(SettingsModel):
-    """What is measured where no run is named: a model of random weights on made-up records.
-
-    Attributes:
-        size: Of the model: `micro`, `small`, or `full` (InternViT-300M at 448 px and Qwen2.5-0.5B).
-        records: A micro-batch.
-        tiles: A record; None: a mixture of 1, 3, 5 and 7.
-        questions: A record.
-        vrl_ratio: Image tokens dropped.
-        steps: That are timed.
-        micro_batches: A step.
-        num_workers: Processes that prepare batches.
-        precision, device: As in `train`.
-        compute: As in a run.
-    """
+    """What is measured where no run is named: a model of random weights on made-up records."""
 
     size: Literal["micro", "small", "full"] = "micro"
+    """Of the model: `micro`, `small`, or `full` (InternViT-300M at 448 px and Qwen2.5-0.5B)."""
     records: int = Field(16, ge=1, le=10_000_000)
+    """A micro-batch."""
     tiles: int | None = Field(None, ge=1, le=40)
+    """A record; none: a mixture of 1, 3, 5 and 7."""
     questions: int = Field(1, ge=1, le=64)
+    """A record."""
     vrl_ratio: float = Field(0.75, ge=0, lt=1)
+    """Image tokens dropped."""
     steps: int = Field(8, ge=1, le=100_000_000)
+    """That are timed."""
     micro_batches: int = Field(1, ge=1, le=65_536)
+    """A step."""
     num_workers: int = Field(0, ge=0, le=512)
+    """Processes that prepare batches."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """As in `train`."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """As in `train`."""
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
+    """As in a run."""
 
 
 class Subject:
@@ -124,7 +122,7 @@ def of_run(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subject:
     Raises:
         VitpError: The configuration or the data can't be used.
     """
-    from vitp.runs.pretrain import PretrainConfig, build
+    from vitp.runs.pretrain import PretrainConfig, build_vlm
 
     file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
@@ -132,7 +130,7 @@ def of_run(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subject:
     config = load_config(PretrainConfig, file, overrides)
     if path.is_dir() and (path / "model").is_dir():
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(path)})})
-    run = build(config)
+    objective, source = build_vlm(config)
     settings = StepSettings(
         steps=steps,
         micro_batches=config.train.micro_batches,
@@ -142,12 +140,12 @@ def of_run(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subject:
     )
     description = {
         "run": path.name,
-        "data": run.source.fingerprint()[:16],
+        "data": source.fingerprint()[:16],
         "records": config.data.global_batch,
         "precision": config.train.precision,
         "compute": config.compute.model_dump(mode="json"),
     }
-    return Subject(run.objective, run.source, settings, description)
+    return Subject(objective, source, settings, description)
 
 
 def bench_config(overrides: Sequence[str], **values: Any) -> BenchConfig:

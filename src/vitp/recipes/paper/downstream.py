@@ -14,7 +14,7 @@ from vitp.data.augment import AugmentSettings
 from vitp.engine.config import OptimConfig
 from vitp.models.convolution import NormKind
 from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM, SVCD_COUNTED_LAYERS, DownstreamFacts
-from vitp.runs.finetune import DataSettings, FinetuneConfig, FinetuneTrainConfig
+from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings, FinetuneTrainConfig
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings
 
@@ -210,13 +210,14 @@ _STAND_INS: dict[str, dict[Literal["val", "test"], Literal["train", "val", "test
     "uavid": {"test": "val"},
     "whu_cd": {"val": "test"},
 }
-"""Only servers have the test labels of three sets; one has no val. See `DataSettings.splits`."""
+"""Only servers have the test labels of three sets; one has no val. See `data.splits` of a finetuning."""
 
 
 def _config(facts: DownstreamFacts, root: str, backbone: str, **parts: Any) -> FinetuneConfig:
     """Return what all runs share, with the parts of one."""
     prepared = facts.name in _READS_PREPARED
-    data = DataSettings(
+    data = FinetuneDataSettings(
+        global_batch=facts.batch,
         root=root,
         format=PREPARED if prepared else facts.name,
         options={} if prepared else {"protocol": "paper"},
@@ -271,7 +272,6 @@ def _train(facts: DownstreamFacts) -> FinetuneTrainConfig:
     length: dict[str, Any] = {"epochs": facts.epochs} if facts.steps is None else {"steps": facts.steps}
     return FinetuneTrainConfig(
         **length,
-        batch_size=facts.batch,
         val_every=4000,
         save_every=2000,
         log_every=50,

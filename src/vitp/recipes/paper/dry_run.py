@@ -8,7 +8,8 @@ are rented.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ from rich.console import Console
 
 from vitp.core.config import make_config
 from vitp.data.splits import subset
-from vitp.engine.config import TrainConfig
-from vitp.engine.loop import Trainer
 from vitp.metrics.results import Scores
 from vitp.models.language import micro_qwen2
 from vitp.models.vision import VisionConfig
 from vitp.models.vlm import VLMConfig
+from vitp.runs.assemble import train_parts
 from vitp.runs.finetune import FinetuneConfig, build_run
 from vitp.runs.pretrain import PretrainConfig, build
 from vitp.tasks.base import InputSize
@@ -87,7 +87,12 @@ def small_finetune(config: FinetuneConfig) -> FinetuneConfig:
     if resize is not None and resize.mode != "none":
         resize = resize.model_copy(update={"size": SIDE})
     data = config.data.model_copy(
-        update={"resize": resize, "crop": SIDE if config.data.crop else None, "max_val_images": 2}
+        update={
+            "resize": resize,
+            "crop": SIDE if config.data.crop else None,
+            "global_batch": BATCH,
+            "max_val_images": 2,
+        }
     )
     test = config.test.model_copy(
         update={
@@ -97,7 +102,7 @@ def small_finetune(config: FinetuneConfig) -> FinetuneConfig:
             "batch_size": 2,
         }
     )
-    train = _small(config.train).model_copy(update={"batch_size": BATCH, "epochs": None, "val_every": None})
+    train = _small(config.train).model_copy(update={"epochs": None, "val_every": None})
     values = {
         **config.model_dump(),
         "backbone": backbone,
@@ -151,14 +156,24 @@ def dry_run(config: PretrainConfig | FinetuneConfig, out: Path, console: Console
         VitpError: What the real run would stop at.
     """
     shutil.rmtree(out, ignore_errors=True)
-    if isinstance(config, PretrainConfig):
-        small = small_pretraining(config)
-        run = build(small)
-        result = Trainer(run.objective, run.source, small.optim, small.train, out, console=console).train()
-        return DryRun(result.loss, len(run.source.order), 0)
-    task = build_run(small_finetune(config))
-    engine = TrainConfig.model_validate(task.config.train.model_dump(include=set(TrainConfig.model_fields)))
-    result = Trainer(task.model, task.source, task.config.optim, engine, out, console=console).train()
-    test = task.splits["test"]
-    scores = task_of(config.task).evaluate(task.model, subset(test, 2), task.test)
-    return DryRun(result.loss, len(task.splits["train"]), len(test), scores)
+    return _DRY_RUNS[type(config)](config, out, console)
+
+
+def _pretraining(config: PretrainConfig, out: Path, console: Console | None) -> DryRun:
+    run = build(small_pretraining(config))
+    result = train_parts(replace(run.parts(), sets=None), out, console=console)
+    return DryRun(result.loss, sum(one["records"] for one in run.sets), 0)
+
+
+def _finetuning(config: FinetuneConfig, out: Path, console: Console | None) -> DryRun:
+    run = build_run(small_finetune(config))
+    result = train_parts(run.parts(), out, console=console)
+    test = run.splits["test"]
+    scores = task_of(config.task).evaluate(run.model, subset(test, 2), run.test)
+    return DryRun(result.loss, len(run.splits["train"]), len(test), scores)
+
+
+_DRY_RUNS: dict[type, Callable[[Any, Path, Console | None], DryRun]] = {
+    PretrainConfig: _pretraining,
+    FinetuneConfig: _finetuning,
+}

@@ -9,9 +9,11 @@ from typing import Any
 from vitp.core.errors import ConfigError
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.models.vrl import VRLConfig
-from vitp.objectives.vitp import SequenceConfig
+from vitp.objectives.packed_records import SequenceConfig
+from vitp.objectives.settings import DataSettings, ModelSettings
+from vitp.objectives.vitp import ViTPSettings
 from vitp.recipes.paper.tables import PRETRAINING, PretrainingSet
-from vitp.runs.pretrain import DataSettings, ModelSettings, PretrainConfig
+from vitp.runs.pretrain import PretrainConfig
 
 ANNOTATION = "train.jsonl"
 """What `vitp data prepare` writes for a pretraining set."""
@@ -38,6 +40,11 @@ def pretraining(mixture: str, *, init: str, gpus: int, as_published: bool) -> Pr
             fix="choose 1, 2, 4, 8, 16 or 32",
         )
     return PretrainConfig(
+        objective=ViTPSettings(
+            vrl=VRLConfig(
+                ratio=facts.vrl_ratio, probability=facts.published_vrl_probability if as_published else 1.0
+            )
+        ),
         model=ModelSettings(init=init, drop_path=facts.drop_path, gradient_checkpointing=True),
         data=DataSettings(
             mixture=[mixture],
@@ -45,9 +52,6 @@ def pretraining(mixture: str, *, init: str, gpus: int, as_published: bool) -> Pr
             sequence=SequenceConfig(
                 max_length=facts.max_length, max_tiles=facts.max_tiles, pack=not as_published
             ),
-        ),
-        vrl=VRLConfig(
-            ratio=facts.vrl_ratio, probability=facts.published_vrl_probability if as_published else 1.0
         ),
         optim=OptimConfig(
             lr=facts.lr,

@@ -13,7 +13,8 @@ from vitp.data.mixture import Mixture, Sample
 from vitp.data.packing import PackedBatch
 from vitp.models.attention_layouts import AttentionKind, choose
 from vitp.models.compute import ComputeConfig, configure
-from vitp.objectives.vitp import PackedRecords, ViTPObjective
+from vitp.objectives.packed_records import PackedRecords
+from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord
 from vitp.runs.check.findings import Finding, Outcome, compare, outcome
 

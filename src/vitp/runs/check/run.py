@@ -12,7 +12,7 @@ from vitp.core.leftovers import temporary_folder
 from vitp.runs.check import runs
 from vitp.runs.check.batches import BatchChecks
 from vitp.runs.check.findings import Finding
-from vitp.runs.pretrain import PretrainConfig, build
+from vitp.runs.pretrain import PretrainConfig, build_vlm
 
 CHECKS = ("packed", "shared", "attention", "bf16", "recompute", "compile", "resume", "ranks")
 
@@ -61,8 +61,7 @@ def check_run(
     batch = -(-records // ranks) * ranks
     short = runs.short_run(config, batch=batch, device=device.type)
     if any(name in _BATCH_CHECKS for name in wanted):
-        run = build(short)
-        checks = BatchChecks(run.objective, run.source, device, records)
+        checks = BatchChecks(*build_vlm(short), device, records)
         yield from (check(checks) for name, check in _BATCH_CHECKS.items() if name in wanted)
     with temporary_folder("vitp-check") as folder:
         if "resume" in wanted:

@@ -57,8 +57,7 @@ def short_run(config: PretrainConfig, *, batch: int, device: str) -> PretrainCon
         update={
             "model": config.model.model_copy(update={"drop_path": 0.0}),
             "data": config.data.model_copy(update={"global_batch": batch}),
-            "align": config.align.model_copy(update={"steps": 0}),
-            "prior": config.prior.model_copy(update={"alpha": 0.0}),
+            "objective": config.objective.alone(),
             "optim": config.optim.model_copy(update={"warmup_steps": 0, "schedule": "constant"}),
             "probe": config.probe.model_copy(update={"data": None}),
             "train": train,

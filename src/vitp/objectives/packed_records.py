@@ -1,0 +1,133 @@
+"""From instruction records to one packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from vitp.core.config import SettingsModel
+from vitp.core.errors import DataError
+from vitp.data.augment import jitter_tiles
+from vitp.data.batches import Collate
+from vitp.data.chat import ChatTokenizer, EncodedRecord
+from vitp.data.fingerprint import labels_digest
+from vitp.data.mixture import Mixture, Sample
+from vitp.data.packing import PackedBatch, pack
+from vitp.data.tiles import TileLoader
+from vitp.data.tiling import cut_tiles
+from vitp.data.tokenizer import vocabulary_digest
+from vitp.io.images import load_image
+from vitp.models.vrl import VisualRobustness
+from vitp.records.instructions import InstructionRecord
+
+_JITTER = 0x415547
+"""Keeps the random numbers of colour changes apart from those of other uses of a position."""
+
+DropTokens = Callable[[int, Sequence[int], int], np.ndarray]
+"""(image tokens, key of the sample, step) → surviving token indices; see `vitp.models.vrl`."""
+
+LoadTiles = Callable[[str, int], np.ndarray]
+"""(address of an image, most tiles) → (tiles, 3, tile, tile) uint8; see `vitp.data.tiles`."""
+
+
+class SequenceConfig(SettingsModel):
+    """How a record becomes tokens."""
+
+    max_length: int = Field(4096, ge=16, le=4_194_304)
+    """Tokens a row, after dropping."""
+    max_tiles: int = Field(6, ge=1, le=1024)
+    """Tiles an image where the mixture says nothing."""
+    pack: bool = True
+    """False: one record a row."""
+    max_turns: int | None = Field(None, ge=1, le=1_000_000)
+    """Questions a record; the rest is left out."""
+
+
+@dataclass
+class PackedRecords(Collate[InstructionRecord, PackedBatch]):
+    """Loads images, tiles, encodes, drops and packs.
+
+    Attributes:
+        chat: Tokenizer with template.
+        tile: Side of a tile in pixels.
+        config: Lengths and limits.
+        drop: Chooses the surviving image tokens; None keeps all.
+        load_tiles: Reads and tiles an image; None: plainly, with nothing kept in between.
+    """
+
+    chat: ChatTokenizer
+    tile: int
+    config: SequenceConfig
+    drop: DropTokens | None = None
+    load_tiles: LoadTiles | None = None
+
+    def encode(self, sample: Sample[InstructionRecord]) -> tuple[EncodedRecord, np.ndarray]:
+        """Return the record's tokens and tiles.
+
+        Raises:
+            DataError: An image can't be read, or marks and images differ.
+        """
+        record = sample.record
+        if self.config.max_turns is not None and len(record.turns) > self.config.max_turns:
+            record = record.with_turns(record.turns[: self.config.max_turns])
+        budget = sample.max_tiles or self.config.max_tiles
+        if len(record.images) > 1:
+            budget = max(1, budget // len(record.images))
+        tiles = [self._tiles(path, budget, record) for path in record.images]
+        encoded = self.chat.encode(record, [len(t) for t in tiles])
+        if not tiles:
+            return encoded, np.empty((0, 3, self.tile, self.tile), dtype=np.uint8)
+        return encoded, np.concatenate(tiles)
+
+    def __call__(self, samples: Sequence[Sample[InstructionRecord]], step: int = 0) -> PackedBatch:
+        """Return the packed batch of some samples; their positions seed what is random about them."""
+        encoded, tiles, kept = [], [], []
+        for sample in samples:
+            record, record_tiles = self.encode(sample)
+            if sample.augment:
+                record_tiles = jitter_tiles(record_tiles, np.random.default_rng([sample.position, _JITTER]))
+            count = int(record.image_N.sum())
+            survivors = np.arange(count) if self.drop is None else self.drop(count, (sample.position,), step)
+            encoded.append(record)
+            tiles.append(record_tiles)
+            kept.append(survivors)
+        return pack(
+            encoded,
+            tiles,
+            kept,
+            tokens_per_tile=self.chat.tokens_per_tile,
+            max_length=self.config.max_length,
+            pad_id=self.chat.pad_id,
+            together=self.config.pack,
+        )
+
+    def facts(self, order: Mixture, global_batch: int) -> list[Any]:
+        """Return order, template and lengths; see `Collate.facts`."""
+        chat = self.chat
+        return [
+            *(order.fingerprint(), global_batch, self.tile),
+            *(chat.template_name, len(chat), self.config.model_dump()),
+        ]
+
+    def contents(self, order: Mixture) -> list[Any]:
+        """Return the tokenizer, what is dropped, how images are read, and the labels that records are made of."""
+        drop, load = self.drop, self.load_tiles
+        made = [getattr(entry.records, "labelled", None) for entry in order.entries]
+        return [
+            vocabulary_digest(self.chat.tokenizer),
+            [drop.config.model_dump(), drop.seed] if isinstance(drop, VisualRobustness) else drop is not None,
+            isinstance(load, TileLoader) and load.draft,
+            [labels_digest(labelled) for labelled in made if labelled is not None],
+        ]
+
+    def _tiles(self, path: str, budget: int, record: InstructionRecord) -> np.ndarray:
+        try:
+            if self.load_tiles is not None:
+                return self.load_tiles(path, budget)
+            return cut_tiles(load_image(path), self.tile, budget)
+        except DataError as error:
+            raise DataError(error.what, where=f"{record.name}: {error.where}", fix=error.fix) from error

@@ -1,0 +1,179 @@
+"""Configurations of earlier versions: their keys become those of today, and one line says so.
+
+`config.yaml` of old run folders, files that users wrote, and `-s key=value` all come through here.
+
+| key then | key now |
+|---|---|
+| `vrl`, `align`, `prior` | `objective.vrl`, `objective.align`, `objective.prior` |
+| one section for each objective beside all others | `objective: {name: NAME, ...}` |
+| `train.batch_size` of a finetuning | `data.global_batch` |
+
+`objective: NAME` alone is no old form but the short one of `objective: {name: NAME}`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+
+from vitp.core.config import make_config
+from vitp.core.errors import ConfigError
+from vitp.core.files import to_json
+from vitp.core.reading import parse_yaml
+from vitp.objectives import SETTINGS, Default
+
+_log = logging.getLogger("vitp")
+
+FINETUNE_KEYS = {"train.batch_size": "data.global_batch"}
+"""Key of a finetuning then → now."""
+
+
+def pretraining(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a pretraining under the keys of today.
+
+    Raises:
+        ConfigError: A setting has one value under its old key and another one under its new one.
+    """
+    found = dict(values)
+    objective = found.pop("objective", {})
+    if isinstance(objective, str):
+        objective = {"name": objective}
+    if not isinstance(objective, Mapping):  # settings that were validated before
+        return {"objective": objective, **found}
+    objective = {"name": Default().name, **objective}
+    own = SETTINGS.get(str(objective["name"]))
+    said, unused = [], []
+    for key in sorted(found.keys() & _FORMER.keys()):
+        kind, place = _FORMER[key]
+        if kind is own:
+            value = found.pop(key)
+            _put(objective, place, value, key)
+            said.append(f"{key} is {'.'.join(filter(None, ('objective', place)))} now")
+        elif own is not None and kind.has_language_model == own.has_language_model:
+            # Old files had the sections of all objectives of this kind, of which only one counted.
+            section = make_config(kind, found.pop(key) or {}, where=key)
+            if section != kind():
+                unused.append(key)
+    if unused:
+        said.append(f"{', '.join(unused)}: not settings of {objective['name']}, so not used")
+    _say(said)
+    return {"objective": objective, **found}
+
+
+_FORMER = {key: (kind, place) for kind in SETTINGS.values() for key, place in kind.former_keys.items()}
+"""Key at the root of a pretraining then → whose it is, and its place in the settings of the objective."""
+
+
+def pretraining_overrides(
+    values: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return values and `key=value` words under the keys of today, after the objective that the words choose.
+
+    Another objective than that of the values leaves the settings of theirs behind.
+    """
+    found, others = pretraining(values), []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        chosen = _plain(text) if key.strip() in ("objective", "objective.name") else None
+        if not isinstance(chosen, str):
+            others.append(override)
+        elif _name_of(found["objective"]) != chosen:
+            found["objective"] = {"name": chosen}
+    own = SETTINGS.get(str(_name_of(found["objective"])))
+    said, words = [], []
+    for override in others:
+        first, dot, rest = override.partition("=")[0].strip().partition(".")
+        kind, place = _FORMER.get(first, (None, ""))
+        if kind is None or kind is not own:
+            words.append(override)
+            continue
+        now = ".".join(filter(None, ("objective", place)))
+        said.append(f"{first} is {now} now")
+        text = override.partition("=")[2]
+        section = None if place or dot else _plain(text)
+        if isinstance(section, Mapping):  # the name beside these settings stays
+            words += [f"{now}.{key}={to_json(value)}" for key, value in section.items()]
+        else:
+            words.append(f"{now}{dot}{rest}={text}")
+    _say(list(dict.fromkeys(said)))
+    return found, words
+
+
+def finetuning(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a finetuning under the keys of today.
+
+    Raises:
+        ConfigError: A setting has one value under its old key and another one under its new one.
+    """
+    found = dict(values)
+    said = []
+    for old, new in FINETUNE_KEYS.items():
+        section, name = old.split(".")
+        if isinstance(found.get(section), Mapping) and name in found[section]:
+            found[section] = dict(found[section])
+            _put(found, new, found[section].pop(name), old)
+            said.append(f"{old} is {new} now")
+    _say(said)
+    return found
+
+
+def finetuning_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return `key=value` words of a finetuning under the keys of today."""
+    words, said = [], []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        new = FINETUNE_KEYS.get(key.strip())
+        words.append(f"{new}{equals}{text}" if new else override)
+        said += [f"{key.strip()} is {new} now"] if new else []
+    _say(said)
+    return words
+
+
+def _put(values: dict[str, Any], place: str, value: Any, old: str) -> None:
+    """Lay a value, section or not, into nested values; `place` "" is all of them."""
+    if not place:
+        if not isinstance(value, Mapping | None):
+            raise ConfigError(f"is {value!r}", where=old, fix="name keys and values below it")
+        for name, part in (value or {}).items():
+            _put(values, name, part, f"{old}.{name}")
+        return
+    first, _, rest = place.partition(".")
+    if rest or (isinstance(value, Mapping) and isinstance(values.get(first), Mapping)):
+        values[first] = dict(values.get(first) or {})
+        _put(values[first], rest, value, old)
+        return
+    if first in values and values[first] != value:
+        raise ConfigError(
+            f"is {value!r}, and under its new key {values[first]!r}", where=old, fix="leave the old key out"
+        )
+    values[first] = value
+
+
+def _name_of(objective: Any) -> Any:
+    return objective.get("name") if isinstance(objective, Mapping) else getattr(objective, "name", None)
+
+
+def _plain(text: str) -> Any:
+    """Return what a YAML value is; None where it is none, which is told when it is read."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return None
+
+
+def _say(lines: Sequence[str]) -> None:
+    if lines:
+        _note("; ".join(lines))
+
+
+@cache
+def _note(line: str) -> None:
+    """Say it once in a process: a configuration is read several times in one run."""
+    # Files are read before the processes of a run have joined each other.
+    if os.environ.get("RANK", "0") == "0":
+        _log.warning("note: %s; the configuration is read as meant", line)
