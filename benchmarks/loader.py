@@ -25,8 +25,8 @@ from common import save
 from vitp.data.batches import SampledBatches
 from vitp.data.chat import ChatTokenizer
 from vitp.data.mixture import Mixture, MixtureEntry
-from vitp.data.readers.mixture_file import read_mixture
 from vitp.data.record_set import ListRecords
+from vitp.data.sources import read_mixture
 from vitp.data.tiles import TileCache, TileLoader
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.loading import StepLoader

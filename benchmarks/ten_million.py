@@ -78,8 +78,7 @@ def write_all(folder: Path, rows: int) -> dict[str, Any]:
 def task(name: str, folder: Path) -> dict[str, Any]:
     """Do one thing and return what it took."""
     from vitp.data.mixture import Mixture
-    from vitp.data.readers.llava import open_records
-    from vitp.data.readers.mixture_file import read_mixture
+    from vitp.data.sources import open_records, read_mixture
 
     loaded = peak()
     began = time.perf_counter(), time.process_time()

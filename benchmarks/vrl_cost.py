@@ -13,9 +13,10 @@ from common import median_seconds, save
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch, pack
 from vitp.data.tokenizer import train_tokenizer
+from vitp.models.attention_layouts import packed_attention_mask
 from vitp.models.language import micro_qwen2
 from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VisionLanguageModel, VLMConfig, packed_attention_mask
+from vitp.models.vlm import VisionLanguageModel, VLMConfig
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord, Turn

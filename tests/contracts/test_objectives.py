@@ -18,7 +18,8 @@ from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
 from vitp.models.lora import VisionLoRAConfig, add_lora
 from vitp.models.vision import VisionTower
-from vitp.objectives.preserving import PreserveSettings, preserving
+from vitp.objectives.preserving import preserving
+from vitp.objectives.settings import PreserveSettings
 
 
 @pytest.fixture(scope="module")

@@ -130,8 +130,8 @@ def _make_models(root: Path) -> None:
 
 def _records(folder: Path, images: list[Path]) -> None:
     """Write the same rows in every form of records."""
-    from vitp.data.readers.llava import open_records
-    from vitp.data.shards.write import write_shards
+    from vitp.data.shards import write_shards
+    from vitp.data.sources import open_records
 
     folder.mkdir()
     rows = []

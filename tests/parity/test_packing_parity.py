@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
 from vitp.data.packing import pack
+from vitp.models.attention_layouts import packed_attention_mask
 from vitp.models.compute import set_recompute
-from vitp.models.vlm import VisionLanguageModel, packed_attention_mask
+from vitp.models.vlm import VisionLanguageModel
 from vitp.models.vrl import VisualRobustness, VRLConfig
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord

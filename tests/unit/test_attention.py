@@ -9,18 +9,17 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError
 from vitp.evaluation.attention import (
-    attention,
+    as_batch,
     attention_distance,
     attention_map,
     attention_rollout,
     colour_basis,
     distance_profile,
+    feature_maps,
     grid_of,
     head_maps,
     patch_attention,
-    patch_features,
     pca_rgb,
-    prepare,
     reduced_attention,
     rollout,
     rollout_map,
@@ -44,7 +43,7 @@ def image() -> Image.Image:
 
 def test_rows_sum_to_one_and_reproduce_the_layer(image: Image.Image) -> None:
     tower = tiny_tower().train()
-    found = attention(tower, image, [0, 1])
+    found = reduced_attention(tower, image, [0, 1], lambda attention_HTT: attention_HTT)
     assert tower.training
     assert found.shape == (2, 2, 17, 17)
     assert np.allclose(found.sum(-1), 1, atol=1e-6)
@@ -53,7 +52,7 @@ def test_rows_sum_to_one_and_reproduce_the_layer(image: Image.Image) -> None:
     module = tower.eval().model.blocks[1].attn
     module.register_forward_hook(lambda _m, args, out: seen.update(x=args[0], out=out))
     with torch.no_grad():
-        tower.model.forward_features(prepare(tower, image))
+        tower.model.forward_features(as_batch(tower, image))
         value = module.qkv(seen["x"]).reshape(17, 3, 2, 16)[:, 2].permute(1, 0, 2)
         mixed = torch.from_numpy(found[1]) @ value
         expected = module.proj(mixed.permute(1, 0, 2).reshape(1, 17, 32))
@@ -63,9 +62,9 @@ def test_rows_sum_to_one_and_reproduce_the_layer(image: Image.Image) -> None:
 def test_one_pass_gives_what_each_layer_gives_alone(image: Image.Image) -> None:
     tower = tiny_tower(depth=3)
     fused = [block.attn.fused_attn for block in tower.model.blocks]
-    found = attention(tower, image, [2, 0, -1])
+    found = reduced_attention(tower, image, [2, 0, -1], lambda attention_HTT: attention_HTT)
     for place, layer in enumerate((2, 0, 2)):
-        alone = tower.attention(prepare(tower, image), layer)[0].numpy()
+        alone = tower.attention(as_batch(tower, image), layer)[0].numpy()
         assert np.allclose(found[place], alone, atol=1e-6)
     means = reduced_attention(tower, image, range(3), lambda attention_HTT: attention_HTT.mean(0))
     assert np.allclose(means[2], found[0].mean(0), atol=1e-6)
@@ -84,26 +83,26 @@ def test_attention_of_rotary_towers_reproduces_the_layer(image: Image.Image) -> 
         torch.nn.init.ones_(block.gamma_1)
         for parameter in block.attn.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    found = attention(tower, image, [0, 1])  # type: ignore[arg-type]
+    found = reduced_attention(tower, image, [0, 1], lambda attention_HTT: attention_HTT)  # type: ignore[arg-type]
     prefix = tower.model.num_prefix_tokens
     assert found.shape == (2, 2, prefix + 16, prefix + 16) and np.allclose(found.sum(-1), 1, atol=1e-5)
     assert grid_of(tower) == (4, 4)
     # With these weights put in place of the layer's own, the features stay those of the fused kernel.
-    expected = patch_features(tower, image)
+    expected = feature_maps(tower, image)[0]
     module = tower.model.blocks[1].attn
     module.fused_attn = False
     put = module.attn_drop.register_forward_hook(lambda *_: torch.from_numpy(found[1:]))
-    assert np.allclose(patch_features(tower, image), expected, atol=1e-5)
+    assert np.allclose(feature_maps(tower, image)[0], expected, atol=1e-5)
     put.remove()
     module.attn_drop.register_forward_hook(lambda *_: torch.from_numpy(found[1:]).roll(1, -1))
-    assert not np.allclose(patch_features(tower, image), expected, atol=1e-3)
+    assert not np.allclose(feature_maps(tower, image)[0], expected, atol=1e-3)
 
 
 def test_backbones_without_attention_are_refused(image: Image.Image) -> None:
     network = timm_backbone(TimmConfig(architecture="resnet10t", image_size=64)).eval()
     with pytest.raises(ConfigError, match="has no attention among patches"):
-        attention(network, image, [0])  # type: ignore[arg-type]
-    assert patch_features(network, image).shape == (2, 2, 512)
+        reduced_attention(network, image, [0], lambda attention_HTT: attention_HTT)  # type: ignore[arg-type]
+    assert feature_maps(network, image)[0].shape == (2, 2, 512)
 
 
 def test_attention_map_is_one_row(image: Image.Image) -> None:
@@ -189,9 +188,9 @@ def test_pictures_of_features_share_their_colours(image: Image.Image) -> None:
     tower = tiny_tower()
     first, second = pca_rgb(tower, [image, image.transpose(Image.Transpose.ROTATE_90)])
     assert first.shape == (4, 4, 3)
-    basis = colour_basis([patch_features(tower, image)])
+    basis = colour_basis([feature_maps(tower, image)[0]])
     (alone,) = pca_rgb(tower, [image], basis=basis)
-    assert np.array_equal(alone, basis.colours(patch_features(tower, image)))
+    assert np.array_equal(alone, basis.colours(feature_maps(tower, image)[0]))
     assert not np.array_equal(first, second)
 
 

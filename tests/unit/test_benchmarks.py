@@ -12,7 +12,7 @@ import pytest
 from tests.benchmark_fixtures import WRITERS, mask, picture, text, write_benchmark, write_whu_cd_lists
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.benchmarks.base import count_problems
-from vitp.data.benchmarks.catalogue import BENCHMARKS, READERS, benchmark
+from vitp.data.benchmarks.catalogue import BENCHMARK_READERS, BENCHMARKS, benchmark
 from vitp.data.formats import option_names, read_labels
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.tasks.build import TASK_MODELS
@@ -29,7 +29,7 @@ def by_id(labelled: LabelledSet, part: str) -> LabelledImage:
 
 
 def test_the_catalogue_is_the_papers_table() -> None:
-    assert len(BENCHMARKS) == 16 and list(BENCHMARKS) == list(READERS) == list(WRITERS)
+    assert len(BENCHMARKS) == 16 and list(BENCHMARKS) == list(BENCHMARK_READERS) == list(WRITERS)
     for name, facts in BENCHMARKS.items():
         assert facts.name == name and facts.task in TASK_MODELS
         assert len(set(facts.classes)) == len(facts.classes) > 0

@@ -17,7 +17,7 @@ from vitp.cli import run
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.data.benchmarks import volumes
 from vitp.data.benchmarks.medical import BRATS_REGIONS, brats_regions, region_dice
-from vitp.data.benchmarks.prepare import PrepareSettings, check, prepare
+from vitp.data.benchmarks.prepare import PrepareSettings, check_download, prepare_benchmark
 from vitp.data.formats import read_labels
 from vitp.records.labels import LabelledSet
 
@@ -34,16 +34,16 @@ def splits(labelled: LabelledSet) -> dict[str, int]:
 
 def test_a_set_without_crops_becomes_labels_that_point_into_the_download(tmp_path: Path) -> None:
     root = write_benchmark("dior", tmp_path / "download")
-    made = prepare("dior", root, tmp_path / "out", PrepareSettings(protocol="paper"))
+    made = prepare_benchmark("dior", root, tmp_path / "out", PrepareSettings(protocol="paper"))
     assert made.splits == {"train": 2, "val": 1, "test": 2} and not made.again
     assert made.counts[0] == "train: 2 images, 5,862 are published"
     read = read_labels("auto", tmp_path / "out")
     assert splits(read) == made.splits and read.name == "dior"
     assert Path(read.items[0].image).is_relative_to(root) and Path(read.items[0].image).is_file()
-    assert prepare("dior", root, tmp_path / "out", PrepareSettings(protocol="paper")).again
+    assert prepare_benchmark("dior", root, tmp_path / "out", PrepareSettings(protocol="paper")).again
     with pytest.raises(ConfigError, match="prepared with other settings; replace it with --force"):
-        prepare("dior", root, tmp_path / "out")
-    assert prepare("dior", root, tmp_path / "out", force=True).splits["train"] == 2
+        prepare_benchmark("dior", root, tmp_path / "out")
+    assert prepare_benchmark("dior", root, tmp_path / "out", force=True).splits["train"] == 2
 
 
 def test_dota_is_cut_for_training_and_stays_whole_for_the_test(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_dota_is_cut_for_training_and_stays_whole_for_the_test(tmp_path: Path) -
         return lambda: steps.append("step")
 
     settings = PrepareSettings(crop=80, overlap=20)
-    made = prepare("dota_v2", root, tmp_path / "out", settings, progress=progress)
+    made = prepare_benchmark("dota_v2", root, tmp_path / "out", settings, progress=progress)
     # 150 × 90 in windows of 80 that share 20: starts 0, 60, 70 and 0, 10; 100 × 100: two starts each way.
     assert made.splits == {"train": 6, "val": 4, "test": 1}
     assert steps == ["DOTA-v2.0: crops of 80 px 2", "step", "step"]
@@ -84,12 +84,12 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.
         return step
 
     with pytest.raises(KeyboardInterrupt):
-        prepare("levir_cd", root, tmp_path / "out", settings, progress=stop)
+        prepare_benchmark("levir_cd", root, tmp_path / "out", settings, progress=stop)
     assert not (tmp_path / "out").exists()
     waiting = sorted(tmp_path.glob(".out.images-*/**/*.png"))
     assert len(waiting) == 2 * 2 * 4
     times = {path.name: path.stat().st_mtime_ns for path in waiting}
-    made = prepare("levir_cd", root, tmp_path / "out", settings)
+    made = prepare_benchmark("levir_cd", root, tmp_path / "out", settings)
     assert made.splits == {"train": 8, "val": 8, "test": 2}
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").rglob("*.png")}
     assert all(after[name] == time for name, time in times.items())
@@ -103,13 +103,13 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.
 
 def test_whu_mosaics_are_cut_on_both_sides(tmp_path: Path) -> None:
     root = write_benchmark("whu_cd", tmp_path / "download")
-    made = prepare("whu_cd", root, tmp_path / "out", PrepareSettings(crop=64))
+    made = prepare_benchmark("whu_cd", root, tmp_path / "out", PrepareSettings(crop=64))
     assert made.splits == {"train": 6, "val": 0, "test": 4}
 
 
 def test_checking_only_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_benchmark("sardet100k", tmp_path)
-    assert check("sardet100k", root).splits == {"train": 2, "val": 2, "test": 2}
+    assert check_download("sardet100k", root).splits == {"train": 2, "val": 2, "test": 2}
     (root / "JPEGImages" / "val" / "1000001.jpg").unlink()
     assert run(["data", "prepare", "sardet100k", "--root", str(root), "--check"]) == 2
     error = capsys.readouterr().err
@@ -127,16 +127,16 @@ def test_strangers_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     for out in (tmp_path / "mine", root, tmp_path):
         with pytest.raises(ConfigError):
-            prepare("dior", root, out, force=True)
+            prepare_benchmark("dior", root, out, force=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
     with pytest.raises(DataError, match="is not a folder; download DIOR"):
-        prepare("dior", tmp_path / "nothing", tmp_path / "out")
+        prepare_benchmark("dior", tmp_path / "nothing", tmp_path / "out")
 
 
 @pytest.mark.usefixtures("no_nibabel")
 def test_amos_follows_the_json_and_keeps_to_ct(tmp_path: Path) -> None:
     root = write_benchmark("amos2022", tmp_path / "download")
-    made = prepare("amos2022", root, tmp_path / "out", PrepareSettings(protocol="paper"))
+    made = prepare_benchmark("amos2022", root, tmp_path / "out", PrepareSettings(protocol="paper"))
     # One CT volume of three slices each way; the paper's test images are the official val images.
     assert made.splits == {"train": 3, "val": 3, "test": 3}
     read = read_labels("auto", tmp_path / "out")
@@ -148,17 +148,17 @@ def test_amos_follows_the_json_and_keeps_to_ct(tmp_path: Path) -> None:
     values = read_nifti(root / "imagesTr" / "amos_0001.nii.gz")
     expected = np.rint(np.clip((values[::-1, ::-1, 1].T + 160) * 255 / 400, 0, 255))
     assert np.array_equal(np.asarray(Image.open(middle.image)), expected)
-    both = check("amos2022", root, PrepareSettings(options={"modality": "both"}))
+    both = check_download("amos2022", root, PrepareSettings(options={"modality": "both"}))
     assert both.splits == {"train": 2, "val": 1, "test": 1}
     (root / "labelsVa" / "amos_0008.nii.gz").unlink()
     with pytest.raises(DataError, match=r"labelsVa/amos_0008\.nii\.gz is missing"):
-        check("amos2022", root)
+        check_download("amos2022", root)
 
 
 @pytest.mark.usefixtures("no_nibabel")
 def test_brats_modalities_labels_and_blank_slices(tmp_path: Path) -> None:
     root = write_benchmark("brats2021", tmp_path / "download")
-    made = prepare("brats2021", root, tmp_path / "out")
+    made = prepare_benchmark("brats2021", root, tmp_path / "out")
     # Ten cases of four slices, of which the first is air; cases are held out as a whole.
     assert made.splits == {"train": 24, "val": 3, "test": 3}
     read = read_labels("auto", tmp_path / "out")
@@ -177,9 +177,9 @@ def test_brats_modalities_labels_and_blank_slices(tmp_path: Path) -> None:
     case = root / "BraTS2021_Training_Data" / "BraTS2021_00003"
     (case / "BraTS2021_00003_t1.nii.gz").unlink()
     with pytest.raises(DataError, match=r"BraTS2021_00003/BraTS2021_00003_t1\.nii\.gz is missing"):
-        check("brats2021", root)
+        check_download("brats2021", root)
     with pytest.raises(ConfigError, match="give one or three of flair"):
-        check("brats2021", root, PrepareSettings(options={"channels": "t1,t2"}))
+        check_download("brats2021", root, PrepareSettings(options={"channels": "t1,t2"}))
 
 
 @pytest.mark.usefixtures("no_nibabel")
@@ -189,7 +189,7 @@ def test_slices_of_finished_cases_are_kept(tmp_path: Path) -> None:
         "a", (next(root.rglob("*_00000_t2.nii.gz")),), next(root.rglob("*_00000_seg.nii.gz")), "train"
     )
     assert volumes.slice_case(first, tmp_path / "s", volumes.mri_levels, drop_blank=True) == [1, 2, 3]
-    path = volumes.slice_path(tmp_path / "s" / "a", 1)
+    path = volumes._slice_path(tmp_path / "s" / "a", 1)
     path.write_bytes(b"untouched")
     assert volumes.slice_case(first, tmp_path / "s", volumes.mri_levels, drop_blank=True) == [1, 2, 3]
     assert path.read_bytes() == b"untouched"
@@ -223,7 +223,7 @@ def test_volumes_without_nibabel_or_preparation(tmp_path: Path, monkeypatch: pyt
         read_labels("brats2021", root)
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(VitpError, match=r"pip install 'vitp\[medical\]'"):
-        prepare("brats2021", root, tmp_path / "out")
+        prepare_benchmark("brats2021", root, tmp_path / "out")
 
 
 def test_nibabel_turns_volumes_upright(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from tests.conftest import make_record, tiny_chat
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import first_fit_decreasing
-from vitp.data.plain_text import PlainText
-from vitp.data.tokenizer import IMAGE_CONTEXT, MARKUP, train_tokenizer
+from vitp.data.tokenizer import IMAGE_CONTEXT, MARKUP, PlainText, train_tokenizer
 from vitp.records.instructions import InstructionRecord, Region, Turn
 
 CHAT = tiny_chat()

@@ -17,9 +17,8 @@ from tests.unit.test_chat import foreign_tokenizer
 from vitp.core.errors import DataError
 from vitp.data.chat import TEMPLATES, ChatTokenizer
 from vitp.data.check import check_records
-from vitp.data.coordinates import coordinate_problems
-from vitp.data.image_hash import find_pairs, image_print
-from vitp.data.row_findings import CONTROL_TOKENS, look_over, mixture_warnings
+from vitp.data.image_hash import alike_pairs, image_print
+from vitp.data.row_checks import CONTROL_TOKENS, coordinate_problems, look_over, mixture_warnings
 from vitp.objectives.settings import DataSettings
 from vitp.objectives.vitp import open_mixture
 from vitp.records.instructions import InstructionRecord, Region, Turn
@@ -217,13 +216,13 @@ def test_pictures_are_recognised_after_changes_and_not_confused() -> None:
         image_print(picture(seed, 120).resize((80, 70)).point(lambda v: int(v * 0.8 + 10)))
         for seed in range(150)
     ]
-    assert set(find_pairs(originals, changed, 4)) == {(i, i) for i in range(150)}
-    assert {(i, j) for i, j in find_pairs(originals, originals, 4) if i != j} == set()
+    assert set(alike_pairs(originals, changed, 4)) == {(i, i) for i in range(150)}
+    assert {(i, j) for i, j in alike_pairs(originals, originals, 4) if i != j} == set()
 
 
 def test_flat_pictures_count_only_when_equal() -> None:
     prints = [image_print(Image.new("RGB", (32, 32), (level,) * 3)) for level in (0, 0, 1)]
-    assert set(find_pairs(prints[:1], prints, 4)) == {(0, 0), (0, 1)}
+    assert set(alike_pairs(prints[:1], prints, 4)) == {(0, 0), (0, 1)}
 
 
 # Texts, and what is neglected
@@ -400,6 +399,6 @@ def test_splits_of_blood_cells_do_not_leak_and_video_frames_do() -> None:
         return [image_print(Image.open(file).convert("RGB")) for file in files]
 
     cells = prints(sorted((DATA / "bccd" / "JPEGImages").glob("*.jpg"))[:80])
-    assert list(find_pairs(cells[:40], cells[40:], 4)) == []
+    assert list(alike_pairs(cells[:40], cells[40:], 4)) == []
     frames = prints(sorted((DATA / "kit_ais_cars").glob("MunichStreet02*.png")))
-    assert len(list(find_pairs(frames[::2], frames[1::2], 4))) >= 3
+    assert len(list(alike_pairs(frames[::2], frames[1::2], 4))) >= 3

@@ -23,8 +23,8 @@ from vitp.data.formats import read_labels, vitp_labels
 from vitp.data.formats.crops import crop_object, crop_windows, cut
 from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
 from vitp.data.formats.vitp_labels import Roots
-from vitp.data.readers.mixture_file import read_mixture
-from vitp.data.synthesis import SynthesisConfig
+from vitp.data.sources import read_mixture
+from vitp.data.synthesis.build import SynthesisConfig
 from vitp.records.geometry import area, as_points, bounds, clip_polygon, min_area_quad, signed_area
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 

@@ -12,12 +12,12 @@ from tests.benchmark_fixtures import text
 from tests.corpus_fixtures import WRITERS, write_corpus
 from vitp.cli import run
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.coordinates import coordinate_problems
 from vitp.data.corpora.base import box_text
 from vitp.data.corpora.catalogue import CORPORA, corpus
 from vitp.data.corpora.conversations import percent_boxes
-from vitp.data.corpora.convert import Converted, convert
-from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.corpora.convert import Converted, convert_corpus
+from vitp.data.row_checks import coordinate_problems
+from vitp.data.sources import read_mixture
 from vitp.io.images import load_image
 from vitp.records.instructions import InstructionRecord
 
@@ -50,7 +50,7 @@ COUNTS = {
 
 def made(name: str, tmp_path: Path) -> tuple[Converted, list[InstructionRecord]]:
     root = write_corpus(name, tmp_path / "download")
-    result = convert(name, root, tmp_path / "out")
+    result = convert_corpus(name, root, tmp_path / "out")
     (entry,) = read_mixture(tmp_path / "out" / "mixture.json")
     return result, [entry.records[k] for k in range(len(entry.records))]
 
@@ -70,7 +70,7 @@ def test_a_published_folder_becomes_records(name: str, tmp_path: Path) -> None:
     for record in records:
         assert record.source == name and not coordinate_problems(record)
         assert all(load_image(image).size[0] > 0 for image in record.images)
-    again = convert(name, tmp_path / "download", tmp_path / "out")
+    again = convert_corpus(name, tmp_path / "download", tmp_path / "out")
     assert again.again and again.records == result.records
     assert not list(tmp_path.glob(".out.*"))
 
@@ -79,7 +79,7 @@ def test_a_published_folder_becomes_records(name: str, tmp_path: Path) -> None:
 def test_an_empty_folder_is_told_where_the_set_is_published(name: str, tmp_path: Path) -> None:
     (tmp_path / "download").mkdir()
     with pytest.raises(DataError) as caught:
-        convert(name, tmp_path / "download", tmp_path / "out")
+        convert_corpus(name, tmp_path / "download", tmp_path / "out")
     assert CORPORA[name].published_by in str(caught.value) and not (tmp_path / "out").exists()
 
 
@@ -117,7 +117,7 @@ def test_rsvg_sentences_may_hold_commas(tmp_path: Path) -> None:
     assert records[0].turns[0].answer == expected
     text(tmp_path / "download" / "rsvg_train.txt", "00001.jpg,10,5,60\n")
     with pytest.raises(DataError, match=r"rsvg_train\.txt:1: is no row of RSVG"):
-        convert("rsvg", tmp_path / "download", tmp_path / "other")
+        convert_corpus("rsvg", tmp_path / "download", tmp_path / "other")
 
 
 def test_pairs_nested_classes_and_radar_only(tmp_path: Path) -> None:
@@ -145,6 +145,29 @@ def test_medical_choices_views_and_embedded_images(tmp_path: Path) -> None:
     assert pmc[0].turns[0].answer == "B. MRI"
     _, omni = made("omnimedvqa", tmp_path / "e")
     assert [(r.id, r.turns[0].answer) for r in omni] == [("Chest_0001", "B. Lung")]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "told"),
+    [
+        ("gaia", "train_data.json", "[1, 2]", r"train_data\.json:\[0\]: is no object"),
+        ("gaia", "train_data.json", '{"images": 3}', r"train_data\.json: is no list of rows"),
+        ("omnimedvqa", "QA_information/Open-access/Chest.json", "[[]]", r"Chest\.json:\[0\]: is no object"),
+        ("levir_cc", "LevirCCcaptions.json", '{"images": [{"split": "train"}]}', "has no column filename"),
+        ("levir_cc", "LevirCCcaptions.json", '{"images": 3}', 'has no list "images"'),
+        ("rsvqa", "LR_split_train_answers.json", '{"answers": [{"active": 1}]}', "has no column question_id"),
+        ("rsvqa", "LR_split_train_questions.json", '{"questions": [7]}', r"questions\[0\]: is no object"),
+        ("pmc_oa", "pmc_oa.jsonl", "7\n", r"pmc_oa\.jsonl:1: is no row of PMC-OA"),
+        ("open_i", "ecgen-radiology/1.xml", "<a>", r"1\.xml:1: is not XML"),
+    ],
+)
+def test_rows_that_are_none_are_named(name: str, file: str, content: str, told: str, tmp_path: Path) -> None:
+    root = write_corpus(name, tmp_path / "download")
+    assert (root / file).is_file()
+    text(root / file, content)
+    with pytest.raises(DataError, match=told):
+        convert_corpus(name, root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @given(st.lists(st.integers(0, 100), min_size=4, max_size=4), st.integers(-90, 90), st.booleans())

@@ -32,7 +32,6 @@ from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.record_set import ListRecords
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VisionLanguageModel
-from vitp.objectives.vitp import describe_sets
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
@@ -49,7 +48,7 @@ def odd_vision(**changes) -> VisionConfig:
 
 def described(mixture: Mixture) -> dict:
     """What a pretraining run writes about its data."""
-    return {"fingerprint": "ab" * 32, "sets": describe_sets(mixture)}
+    return {"fingerprint": "ab" * 32, "sets": mixture.describe()}
 
 
 @pytest.fixture

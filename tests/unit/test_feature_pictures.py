@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.unit.test_report import assert_self_contained
 from vitp.cli import app
 from vitp.core.errors import ConfigError
-from vitp.evaluation.attention import ColourBasis, colour_basis, matched, patch_features
+from vitp.evaluation.attention import ColourBasis, colour_basis, feature_maps, matched
 from vitp.evaluation.attention_figures import attention_sheet, below_one_another, compare_rollout, patch_at
 from vitp.evaluation.feature_pictures import (
     compare_features,
@@ -86,10 +86,10 @@ def test_bases_are_shared_on_request_only() -> None:
     assert own["a"].basis is not own["b"].basis and own["a"].pictures[0].shape == (4, 4, 3)
     shared = feature_colours(towers, images, shared=True)
     assert shared["a"].basis is shared["b"].basis
-    expected = colour_basis([patch_features(tower, image) for tower in towers.values() for image in images])
+    expected = colour_basis([feature_maps(tower, image)[0] for tower in towers.values() for image in images])
     assert np.allclose(shared["a"].basis.axes_D3, expected.axes_D3)
     assert np.array_equal(
-        own["a"].pictures[1], own["a"].basis.colours(patch_features(towers["a"], images[1]))
+        own["a"].pictures[1], own["a"].basis.colours(feature_maps(towers["a"], images[1])[0])
     )
     twin = feature_colours({"a": towers["a"], "twin": towers["a"]}, images)
     assert np.array_equal(twin["a"].pictures[0], twin["twin"].pictures[0])
@@ -103,7 +103,9 @@ def test_layers_are_numbers_or_shares_of_the_depth() -> None:
     deep = tiny_tower(depth=5)
     assert [layer_number(deep, layer) for layer in (0.0, 0.25, 0.5, 1.0, -1, 3)] == [0, 1, 2, 4, -1, 3]
     first, last = feature_colours_of_layers({"a": deep}, [picture()], [0.0, -1])
-    assert np.array_equal(last["a"].pictures[0], last["a"].basis.colours(patch_features(deep, picture(), 4)))
+    assert np.array_equal(
+        last["a"].pictures[0], last["a"].basis.colours(feature_maps(deep, picture(), [4])[0])
+    )
     assert not np.array_equal(first["a"].pictures[0], last["a"].pictures[0])
 
 

@@ -27,7 +27,7 @@ from tests.objective_toys import labelled_folder
 from vitp.data.batches import SampledBatches
 from vitp.data.fingerprint import MOST_FILES, fingerprint, images_digest, labels_digest
 from vitp.data.formats.pixel_masks import MaskFile
-from vitp.data.readers.jsonl import JsonlRecords
+from vitp.data.readers.records import JsonlRecords
 from vitp.objectives.base import is_of_source
 from vitp.objectives.dense_pretraining import RenamedMask
 from vitp.records.labels import LabelledImage, LabelledSet

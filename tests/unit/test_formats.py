@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats import FORMATS, detect_format, option_names, read_labels
+from vitp.data.formats import FORMATS, option_names, read_labels
+from vitp.data.formats.detect import detect_format
 from vitp.data.formats.splits import assign_fractions
 from vitp.records.geometry import area, as_points
 

@@ -19,9 +19,10 @@ from PIL import Image
 from shapely.geometry import Polygon
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats import detect_format, read_labels
+from vitp.data.formats import read_labels
 from vitp.data.formats.crops import crop_object
-from vitp.data.synthesis import SetClasses
+from vitp.data.formats.detect import detect_format
+from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits
 from vitp.records.geometry import area, as_flat, as_points, signed_area
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats import detect_format, read_labels
+from vitp.data.formats import read_labels
+from vitp.data.formats.detect import detect_format
 from vitp.data.formats.split_lists import match_entries
 from vitp.data.formats.splits import SplitEntry, split_of
 from vitp.records.labels import LabelledSet

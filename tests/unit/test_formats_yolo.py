@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats import detect_format, read_labels
+from vitp.data.formats import read_labels
+from vitp.data.formats.detect import detect_format
 from vitp.records.labels import LabelledSet
 
 ROW = "0 .5 .5 .2 .2\n"

@@ -22,8 +22,8 @@ from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import is_empty, limit_empty
 from vitp.data.formats.vitp_labels import Roots
 from vitp.data.ignored import known_semantic, touched
-from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
-from vitp.data.synthesis.classes import gather_statistics
+from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
+from vitp.data.synthesis.classes import SetClasses, gather_statistics
 from vitp.data.synthesis.facts import BACKGROUND, UNKNOWN, Facts, Limits
 from vitp.objectives.text_tower import has_caption
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel

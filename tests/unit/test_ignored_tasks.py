@@ -19,7 +19,7 @@ from vitp.data.ignored import presence_of, read_mask
 from vitp.data.image_sample import ImageSample, crop, flip, quarter_turns, resize
 from vitp.evaluation.corruptions.geometry import about_centre
 from vitp.evaluation.corruptions.sets import moved_item
-from vitp.evaluation.features import BACKGROUND, box_labels
+from vitp.evaluation.features import UNCOVERED, box_labels
 from vitp.metrics.detection import shares_inside
 from vitp.metrics.results import Target
 from vitp.models.heads.cascade import BoxSettings, BoxStage, StageSettings
@@ -278,7 +278,7 @@ def test_unknown_classes_have_no_loss_and_no_score() -> None:
 def test_patches_and_masks_are_unknown_at_ignored_places() -> None:
     car = at("car", 0, 0, 16, 16)
     labels = box_labels([car], CLASSES, (32, 32), (4, 4), ignored=[at("?", 9, 0, 24, 9)])
-    other = len((*CLASSES, BACKGROUND)) - 1
+    other = len((*CLASSES, UNCOVERED)) - 1
     assert labels.tolist() == [[0, 0, IGNORE, other], [0, 0, IGNORE, other], [other] * 4, [other] * 4]
     item = LabelledImage(
         "a", "a", 4, 4, semantic=lambda: np.zeros((4, 4), np.uint8), ignored=(at("?", 0, 0, 2, 1),)

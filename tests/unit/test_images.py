@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from vitp.core.errors import DataError
-from vitp.io import images, pixels
+from vitp.io import image_file, pixels
 from vitp.io.images import image_size, load_image, load_label_pixels, load_planes
 from vitp.io.pixels import as_rgb
 
@@ -321,7 +321,7 @@ def test_large_png_files_come_out_as_small_ones_do(
     path = tmp_path / "a.png"
     image.save(path, **({"transparency": 5} if mode == "P" else {}))
     whole = load_image(path)
-    monkeypatch.setattr(images, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(image_file, "LARGE_PIXELS", 1000)
     monkeypatch.setattr(pixels, "LARGE_PIXELS", 1000)
     monkeypatch.setattr(pixels, "_BAND_PIXELS", 1 << 12)
     assert np.array_equal(np.asarray(load_image(path)), np.asarray(whole))

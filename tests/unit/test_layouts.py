@@ -12,7 +12,8 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.compile import compile_labels
-from vitp.data.formats import detect, detect_format, read_labels
+from vitp.data.formats import detect, read_labels
+from vitp.data.formats.detect import detect_format
 from vitp.data.formats.layouts import role_of, words_of
 
 SIDE = 40

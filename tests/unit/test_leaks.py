@@ -13,7 +13,7 @@ from vitp.cli import run
 from vitp.core.errors import ConfigError
 from vitp.data.leaks import find_leaks, write_clean
 from vitp.data.overlap import OverlapIndex, landmarks
-from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.sources import read_mixture
 from vitp.io.images import load_image
 from vitp.records.labels import LabelledImage, LabelledSet
 

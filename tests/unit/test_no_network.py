@@ -22,8 +22,8 @@ from vitp.cli import run as run_cli
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError, ConfigError, DataError, VitpError
 from vitp.core.remote import VARIABLE, allow_remote, allowed_schemes, check_allowed
-from vitp.data.readers.llava import open_records
-from vitp.data.shards.records import expand_shards
+from vitp.data.shards import expand_shards
+from vitp.data.sources import open_records
 from vitp.io.images import load_image
 from vitp.models.arguments import check_language_arguments, check_timm_arguments
 from vitp.models.language import LanguageConfig, build_language_model

@@ -14,7 +14,7 @@ from tests.objective_toys import SIZE, labelled_folder, source_of
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.augment import ViewConfig, jittered, make_view
 from vitp.data.mixture import Mixture, MixtureEntry
-from vitp.data.readers.jsonl import JsonlRecords
+from vitp.data.readers.records import JsonlRecords
 from vitp.objectives.image_rows import image_mixture, read_image_rows
 from vitp.objectives.simclr import TwoViews
 

@@ -14,9 +14,8 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError
 from vitp.data.splits import development_splits, draw, label_count
-from vitp.evaluation.features import Features, box_labels, extract, majority_labels
+from vitp.evaluation.features import Features, ProbeData, box_labels, extract, majority_labels
 from vitp.evaluation.linear import fit_logistic, fit_selected, knn_predict
-from vitp.evaluation.probe_data import ProbeData
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import probe_features, run_probes
 from vitp.models.backbone import frozen

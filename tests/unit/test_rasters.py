@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.tiff_files import GEO, page, write_pages, write_tiff
 from vitp.core.errors import DataError
-from vitp.io import images, pixels, tiff
+from vitp.io import image_file, pixels, tiff
 from vitp.io.images import image_size, load_image, load_label_pixels
 
 
@@ -205,6 +205,23 @@ def test_two_bands_with_a_hard_mask_are_grey_with_transparency(tmp_path: Path) -
     assert np.array_equal(load_label_pixels(path), values[..., 0])
 
 
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("extra", [1, 2])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_grey_with_transparency_is_read_in_every_layout(
+    tmp_path: Path, planar: bool, extra: int, photometric: int
+) -> None:
+    values = _values(2, np.uint8, 200)
+    values[..., 1] = 255
+    values[:9] = 0
+    path = write_tiff(tmp_path / "a.tif", values, extra=(extra,), planar=planar, photometric=photometric)
+    expected = values[..., 0].copy() if photometric else 255 - values[..., 0]
+    expected[:9] = 0
+    for factor in (None, lambda width, height: (1, 1)):
+        assert np.array_equal(np.asarray(load_image(path, enough=factor))[..., 2], expected)
+    assert np.array_equal(load_label_pixels(path), values[..., 0])
+
+
 @pytest.mark.parametrize(
     ("fill", "tag"),
     [
@@ -344,7 +361,7 @@ def test_large_files_come_out_as_small_ones_do(
         values[..., 3] = np.where(values[..., 3] < 60, 0, 255)
     path = write_tiff(tmp_path / "a.tif", values, **layout, **options)
     whole = load_image(path)
-    monkeypatch.setattr(images, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(image_file, "LARGE_PIXELS", 1000)
     monkeypatch.setattr(pixels, "LARGE_PIXELS", 1000)
     monkeypatch.setattr(pixels, "_BAND_PIXELS", 1 << 12)
     monkeypatch.setattr(tiff, "_BAND_PIXELS", 1 << 12)

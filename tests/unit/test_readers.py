@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from vitp.core.errors import DataError
 from vitp.data.readers import index as row_index
-from vitp.data.readers.jsonl import JsonlRecords
-from vitp.data.readers.llava import JsonArrayRecords, open_records
-from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.readers.records import JsonArrayRecords, JsonlRecords
 from vitp.data.readers.rows import RowPlace, record_from_row
 from vitp.data.record_set import ListRecords, RecordSet
+from vitp.data.sources import open_records, read_mixture
 from vitp.records.instructions import InstructionRecord, Region, Turn, to_json, to_line
 
 QUESTION = {"from": "human", "value": "<image>\nWhat is it?"}
@@ -279,7 +278,7 @@ def test_index_is_cached_and_follows_the_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(row_index, "_scanning", counted)
     again = JsonlRecords(file, cache_above=1)
     assert not scans
-    assert isinstance(again._index.rows, np.memmap)  # type: ignore[union-attr]
+    assert isinstance(again._indices[0].rows, np.memmap)
     assert first.fingerprint() == again.fingerprint() == plain.fingerprint()
     assert [again[i] for i in range(100)] == [plain[i] for i in range(100)]
     write_lines(file, [ROW])

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from tests.pyramid_toys import awake, images, tower_of
 from vitp.core.errors import ConfigError
 from vitp.models.deformable import cell_centers
-from vitp.models.resample import fit_weights, resample_kernel, resample_positions, resized_tower
+from vitp.models.positions import resample_positions
+from vitp.models.resample import fit_weights, resample_kernel, resized_tower
 
 
 def test_a_bicubic_kernel_is_an_interpolated_image():

@@ -14,17 +14,12 @@ from typer.testing import CliRunner
 
 from vitp.cli import app, evidence
 from vitp.core.errors import ConfigError, DataError
-from vitp.evaluation.corruptions import CORRUPTIONS, corrupted_set
-from vitp.evaluation.features import extract
-from vitp.evaluation.fitted_probes import fit_probes
-from vitp.evaluation.probe_data import probe_data
-from vitp.evaluation.robustness import (
-    RobustnessResult,
-    comparable,
-    measure,
-    robustness_of_backbone,
-    robustness_of_task,
-)
+from vitp.evaluation.corruptions.catalogue import CORRUPTIONS
+from vitp.evaluation.corruptions.sets import corrupted_set
+from vitp.evaluation.features import extract, probe_data
+from vitp.evaluation.probes import fit_probes
+from vitp.evaluation.robustness import measure, robustness_of_backbone, robustness_of_task
+from vitp.evaluation.robustness_result import RobustnessResult, comparable
 from vitp.metrics.results import Scores
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.records.labels import LabelledSet
@@ -341,7 +336,7 @@ def test_the_command_writes_and_resumes(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(run["corruptions"]) == {"haze", "rotation"} and run["facts"]["images"] == 3
     assert (tmp_path / "out" / "robustness.html").stat().st_size > 20_000
     # A second call has nothing left to measure; an altered test is refused rather than mixed in.
-    monkeypatch.setattr("vitp.evaluation.robustness._score_corrupted", None)
+    monkeypatch.setattr("vitp.evaluation.robustness.corrupted_set", None)
     again = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert again.exit_code == 0
     with pytest.raises(ConfigError, match="holds another test"):

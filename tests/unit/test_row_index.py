@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitp.data.readers import array_scan
 from vitp.data.readers import index as row_index
 
 GAPS = st.sampled_from([",", ", ", ",\n", " ,\n  ", ",\r\n" + " " * 80])
@@ -34,7 +33,7 @@ def test_array_scan_in_pieces_of_any_size(
     texts = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("[ " + gap.join(texts) + "\n]\n", encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(array_scan, "CHUNK", chunk)
+        patch.setattr(row_index, "_CHUNK", chunk)
         found = row_index.array_index(path)
     data = path.read_bytes()
     assert [data[at : at + length].decode() for at, length, _ in found.rows] == texts

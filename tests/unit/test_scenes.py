@@ -19,7 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.records.labels import IGNORE
+from vitp.core.words import how_many
+from vitp.records.labels import IGNORE, SPLITS
 from vitp.scenes import (
     DOMAINS,
     LAYOUT_WRITERS,
@@ -30,23 +31,20 @@ from vitp.scenes import (
     parse_scene_address,
     render_pair,
     render_scene,
-    scene_address,
     scene_set,
     write_scenes,
 )
-from vitp.scenes.captions import number_word, plural
-from vitp.scenes.domains import SPLITS
 from vitp.scenes.layout import LAYOUTS
 from vitp.scenes.looks import LOOKS
 from vitp.scenes.render import MIN_SHOWN
-from vitp.scenes.shapes import COLOURS, ROLES, SHAPES
+from vitp.scenes.shapes import PAINTS, ROLES, SHAPES
 from vitp.scenes.textures import SHAPE_PARAMETERS, TEXTURES, bank
 
 ADDRESSES = [
-    scene_address("general", 3, 5),
-    scene_address("general", 4, 5, split="val"),
-    scene_address("general", 0, 11, size=64, split="val"),
-    scene_address("port", 2, 4, size=128, date="after"),
+    str(SceneAddress("general", 3, 5)),
+    str(SceneAddress("general", 4, 5, split="val")),
+    str(SceneAddress("general", 0, 11, size=64, split="val")),
+    str(SceneAddress("port", 2, 4, size=128, date="after")),
 ]
 
 
@@ -191,7 +189,7 @@ def test_domains_are_complete_and_share_neither_objects_nor_looks() -> None:
         assert set(domain.object_classes) <= set(SHAPES)
         assert domain.semantic_classes == domain.land_classes + domain.object_classes
         for spec in domain.objects.values():
-            assert set(spec.palette) <= set(COLOURS)
+            assert set(spec.palette) <= set(PAINTS)
         for land in domain.land.values():
             assert set(land.textures) <= set(TEXTURES)
         for rule in itertools.chain.from_iterable(domain.rules.values()):
@@ -272,7 +270,7 @@ def test_captions_are_true(domain: str, scenes: dict[str, list[Scene]]) -> None:
     texts = set()
     for scene in scenes[domain]:
         for name, count in Counter(item.category for item in scene.objects).items():
-            words = f"{number_word(count)} {plural(name, count)}"
+            words = how_many(count, name)
             assert words.lower() in scene.caption.lower()
         for name in set(DOMAINS[domain].object_classes) - {item.category for item in scene.objects}:
             assert f" {name} " not in scene.caption.replace("container terminal", "")
@@ -335,13 +333,13 @@ def test_objects_that_show_little_are_ignored_not_labelled() -> None:
 def test_addresses_round_trip(
     domain: str, seed: int, index: int, size: int, split: str, date: str | None
 ) -> None:
-    text = scene_address(domain, seed, index, size=size, split=split, date=date)
+    text = str(SceneAddress(domain, seed, index, size=size, split=split, date=date))
     assert parse_scene_address(text) == SceneAddress(domain, seed, index, size, split, date)
     assert str(parse_scene_address(text)) == text
 
 
 def test_the_address_form_is_fixed() -> None:
-    assert scene_address("port", 7, 123, split="val") == "scene:port/7/123?size=96&split=val"
+    assert str(SceneAddress("port", 7, 123, split="val")) == "scene:port/7/123?size=96&split=val"
     assert ADDRESSES[3] == "scene:port/2/4?size=128&split=train&date=after"
     assert parse_scene_address("scene:general/0/1") == SceneAddress("general", 0, 1)
 

@@ -16,13 +16,10 @@ from hypothesis import strategies as st
 from tests.conftest import save_image
 from vitp.core.errors import DataError
 from vitp.data.mixture import Mixture
-from vitp.data.readers.jsonl import JsonlRecords
-from vitp.data.readers.llava import open_records
-from vitp.data.readers.mixture_file import read_mixture
+from vitp.data.readers.records import JsonlRecords
 from vitp.data.record_set import ListRecords, RecordSet
-from vitp.data.shards.records import ShardRecords, expand_shards
-from vitp.data.shards.write import write_shards
-from vitp.data.sources import open_sources
+from vitp.data.shards import ShardRecords, expand_shards, write_shards
+from vitp.data.sources import open_records, open_sources, read_mixture
 from vitp.io.images import image_size, load_image
 from vitp.io.storage import join, member_address, member_name, parent
 from vitp.records.instructions import InstructionRecord, Turn, to_line

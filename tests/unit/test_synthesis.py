@@ -11,35 +11,34 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.synthesis import (
-    TASKS,
-    LabelledRecords,
-    SetClasses,
-    SynthesisConfig,
-    phrases,
-    score_answer,
-    synthesize,
-    synthesize_with_tasks,
-)
+from vitp.core.words import cell_name, plural, spoken
+from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import (
     format_cells,
     grid_rows,
     parse_boxes,
     parse_cells,
     parse_count,
-    parse_grid,
     parse_quads,
     parse_yes_no,
 )
-from vitp.data.synthesis.build import CHANGE_TASKS
+from vitp.data.synthesis.build import (
+    QUESTION_TASKS,
+    SynthesisConfig,
+    score_answer,
+    synthesize_with_tasks,
+    tasks_asked,
+)
+from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits, scale_box
-from vitp.data.synthesis.scoring import SCORES
-from vitp.data.synthesis.words import cell_name, plural, spoken
+from vitp.data.synthesis.scene_records import LabelledRecords
+from vitp.records.instructions import InstructionRecord
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import scene_set
 
@@ -56,6 +55,12 @@ def rectangle(category: str, x: float, y: float, w: float, h: float, angle: floa
     corners = [(-w / 2, -h / 2), (w / 2, -h / 2), (w / 2, h / 2), (-w / 2, h / 2)]
     quad = tuple(v for a, b in corners for v in (x + a * c - b * s, y + a * s + b * c))
     return ObjectLabel(category, (min(quad[::2]), min(quad[1::2]), max(quad[::2]), max(quad[1::2])), quad)
+
+
+def record_of(item: LabelledImage, classes: SetClasses, **options: Any) -> InstructionRecord | None:
+    """Return the record that is made of an image, without the tasks of its turns."""
+    made = synthesize_with_tasks(item, classes, **options)
+    return None if made is None else made[0]
 
 
 def _constant(array: np.ndarray) -> np.ndarray:
@@ -114,7 +119,7 @@ def pairs() -> LabelledSet:
 
 def only(*tasks: str, **rest: object) -> SynthesisConfig:
     """Return a configuration with these tasks only."""
-    return SynthesisConfig(tasks={t: float(t in tasks) for t in TASKS}, **rest)  # type: ignore[arg-type]
+    return SynthesisConfig(tasks={t: float(t in tasks) for t in QUESTION_TASKS}, **rest)  # type: ignore[arg-type]
 
 
 def turns_of(
@@ -142,24 +147,24 @@ def classes_in(text: str) -> str:
 
 def test_record_is_complete_and_the_same_each_time(port: LabelledSet) -> None:
     classes = SetClasses.from_set(port)
-    record = synthesize(port.items[3], classes, seed=5)
+    record = record_of(port.items[3], classes, seed=5)
     assert record is not None
-    assert record == synthesize(port.items[3], classes, seed=5)
+    assert record == record_of(port.items[3], classes, seed=5)
     assert record.id == "image-3" and record.images == ("images/3.png",) and record.sizes == ((96, 96),)
     assert record.independent and record.prefix == "<image>\n" and record.source == "port"
     assert record.licence == "CC0" and len(record.turns) == 6
     assert len(record.regions) == len(port.items[3].objects or ())
     assert all(0 <= v <= 1000 for region in record.regions for v in (*region.box, *(region.quad or ())))
-    other = synthesize(port.items[3], classes, seed=5, epoch=1)
+    other = record_of(port.items[3], classes, seed=5, epoch=1)
     assert other is not None and other.id == "image-3@1" and other.turns != record.turns
-    assert synthesize(port.items[3], classes, seed=6) != record
+    assert record_of(port.items[3], classes, seed=6) != record
 
 
 def test_pairs_have_two_marks_and_only_change_questions(pairs: LabelledSet) -> None:
     record, tasks = synthesize_with_tasks(pairs.items[0], SetClasses.from_set(pairs), seed=0) or (None, ())
     assert record is not None and record.prefix == "Image-1: <image>\nImage-2: <image>\n"
     assert record.images == ("images/0.png", "later/0.png") and record.sizes == ((96, 96), (96, 96))
-    assert set(tasks) <= {*CHANGE_TASKS, "caption"}
+    assert set(tasks) <= set(tasks_asked(pairs.items[0]))
 
 
 def test_mask_is_read_once_and_unlabelled_images_give_nothing(port: LabelledSet) -> None:
@@ -173,11 +178,11 @@ def test_mask_is_read_once_and_unlabelled_images_give_nothing(port: LabelledSet)
         return read()
 
     everything = SynthesisConfig(questions_per_image=40)
-    assert synthesize(
+    assert record_of(
         replace(item, semantic=counted_read), SetClasses.from_set(port), seed=0, config=everything
     )
     assert calls == ["read"]
-    assert synthesize(LabelledImage("x", "x.png", 10, 10), SetClasses.from_set(port), seed=0) is None
+    assert record_of(LabelledImage("x", "x.png", 10, 10), SetClasses.from_set(port), seed=0) is None
 
 
 def test_every_task_is_asked_and_questions_are_short(port: LabelledSet, pairs: LabelledSet) -> None:
@@ -188,12 +193,12 @@ def test_every_task_is_asked_and_questions_are_short(port: LabelledSet, pairs: L
             asked.add(task)
             words = re.sub(r"<box>.*</box>", "box", question).split()
             assert len(words) <= 15 or task == "scene_options", question  # a list of options may be longer
-    assert asked == set(TASKS) == set(SCORES)
+    assert asked == set(QUESTION_TASKS)
 
 
 def test_each_task_has_six_wordings(port: LabelledSet) -> None:
     wordings = {name: value for name, value in vars(phrases).items() if name.isupper()}
-    assert len(wordings) >= len(TASKS)
+    assert len(wordings) >= len(QUESTION_TASKS)
     for name, options in wordings.items():
         assert len(set(options)) == len(options) >= 6, name
     seen = defaultdict(set)
@@ -270,7 +275,7 @@ def test_grid_follows_the_majority_of_the_mask() -> None:
     )
     ((_, _, _, answer),) = turns_of(labelled, only("grid", grid=2))
     assert answer == "water bare-soil; unknown water"
-    assert parse_grid(answer, 2) == [["water", "bare-soil"], ["unknown", "water"]]
+    assert grid_rows(answer) == [["water", "bare-soil"], ["unknown", "water"]]
     assert Facts(item, SetClasses.from_set(labelled), Limits(grid=2, object_share=0.01)).grid[0][0] == "ship"
 
 
@@ -423,7 +428,7 @@ def test_grid_always_comes_first_and_coordinates_follow_their_range(port: Labell
 
 def test_a_weight_is_how_often_a_task_comes_in_a_round(port: LabelledSet) -> None:
     classes = SetClasses.from_set(port)
-    tasks = {**dict.fromkeys(TASKS, 0.0), "cell": 3.0, "dominant": 1.0, "scene": 1.0}
+    tasks = {**dict.fromkeys(QUESTION_TASKS, 0.0), "cell": 3.0, "dominant": 1.0, "scene": 1.0}
     config = SynthesisConfig(questions_per_image=5, tasks=tasks)
     counts = Counter()
     for item in port.items:
@@ -457,7 +462,8 @@ def test_generated_scenes_stream_as_records() -> None:
         item = scenes.items[index]
         assert record.images == (item.image,) and len(record.turns) == 6
         assert len(record.regions) == len(item.objects or ())
-        grid = parse_grid(record.turns[0].answer, 6)
+        grid = grid_rows(record.turns[0].answer)
+        assert [len(row) for row in grid] == [6] * 6
         assert {name for row in grid for name in row} <= {cell_name(n) for n in scenes.semantic_classes}
 
 

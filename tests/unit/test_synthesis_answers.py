@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitp.core.errors import ConfigError
-from vitp.data.synthesis import TASKS, score_answer
+from vitp.core.words import cell_name, how_many, plural, spoken, with_article
 from vitp.data.synthesis.answers import (
     format_boxes,
     format_cells,
@@ -19,18 +19,18 @@ from vitp.data.synthesis.answers import (
     format_grid,
     format_quads,
     format_share,
+    grid_rows,
     parse_boxes,
     parse_cells,
     parse_count,
     parse_geochat,
-    parse_grid,
     parse_quads,
     parse_yes_no,
 )
+from vitp.data.synthesis.build import QUESTION_TASKS, score_answer
 from vitp.data.synthesis.facts import scale_box, scale_quad
-from vitp.data.synthesis.grounding_tasks import turned_box
+from vitp.data.synthesis.object_tasks import turned_box
 from vitp.data.synthesis.scoring import quad_iou, turned_corners
-from vitp.data.synthesis.words import cell_name, counted, plural, spoken, with_article
 
 
 def turned_quad(x: float, y: float, w: float, h: float, angle: float) -> tuple[float, ...]:
@@ -74,8 +74,7 @@ def test_geochat_comes_back(name: str, given_boxes: list) -> None:
 @given(st.integers(1, 8), st.data())
 def test_grids_and_cells_come_back(n: int, data: st.DataObject) -> None:
     names = [[data.draw(label) for _ in range(n)] for _ in range(n)]
-    assert parse_grid(format_grid(names), n) == [[cell_name(name) for name in row] for row in names]
-    assert parse_grid(format_grid(names), n + 1) == []
+    assert grid_rows(format_grid(names)) == [[cell_name(name) for name in row] for row in names]
     cells = data.draw(st.sets(st.tuples(st.integers(1, n), st.integers(1, n)), min_size=1))
     assert parse_cells(format_cells(cells)) == sorted(cells)
 
@@ -91,10 +90,9 @@ FRAGMENTS = st.lists(
 @given(st.one_of(st.text(max_size=60), FRAGMENTS))
 def test_nothing_that_a_model_writes_raises(text: str) -> None:
     assert all(0 <= v <= 1000 for _, box in parse_boxes(text) for v in box)
-    for parse in (parse_quads, parse_geochat, parse_cells, parse_count, parse_yes_no):
+    for parse in (parse_quads, parse_geochat, parse_cells, parse_count, parse_yes_no, grid_rows):
         parse(text)
-    parse_grid(text, 3)
-    for task in TASKS:
+    for task in QUESTION_TASKS:
         assert 0 <= score_answer(task, text, "<ref>ship</ref><box>[[1, 2, 30, 40]]</box>") <= 1
 
 
@@ -224,9 +222,10 @@ def test_names_of_generated_scenes_are_spoken_as_the_starter_learned_them() -> N
 
 
 def test_counted_names() -> None:
-    assert counted(1, "ship") == "one ship" and counted(31, "bus") == "31 buses"
+    assert how_many(1, "ship") == "one ship" and how_many(31, "bus") == "31 buses"
     assert (
-        counted(117, "nucleus") == "117 nuclei" and counted(1, "DenseResidential") == "one dense residential"
+        how_many(117, "nucleus") == "117 nuclei"
+        and how_many(1, "DenseResidential") == "one dense residential"
     )
     assert with_article("DenseResidential") == "a dense residential area"
 

@@ -15,8 +15,10 @@ from tests.conftest import save_image
 from tests.unit.test_synthesis import _constant, only, port, rectangle, turns_of
 from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
-from vitp.data.synthesis import SetClasses, SynthesisConfig, phrases
+from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import parse_boxes, parse_cells
+from vitp.data.synthesis.build import SynthesisConfig
+from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.scenes import scene_set

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from vitp.core.errors import DataError
-from vitp.data.formats import detect_format, read_labels
+from vitp.data.formats import read_labels
+from vitp.data.formats.detect import detect_format
 
 
 def pictures(folder: Path, names: list[str]) -> None:

@@ -18,7 +18,7 @@ from vitp.data import image_sample
 from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches
 from vitp.inference import prediction_files
-from vitp.io import images, pixels
+from vitp.io import image_file, pixels
 from vitp.metrics.results import Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import load_scene, scene_set, write_scenes
@@ -127,7 +127,7 @@ def test_pairs_must_fit_each_other(tmp_path: Path) -> None:
 
 
 def _pretend_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (images, pixels, data, image_sample, prediction_files):
+    for module in (image_file, pixels, data, image_sample, prediction_files):
         monkeypatch.setattr(module, "LARGE_PIXELS", 1000)
 
 

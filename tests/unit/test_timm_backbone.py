@@ -15,8 +15,8 @@ from vitp.core.errors import CheckpointError, ConfigError
 from vitp.engine.config import OptimConfig
 from vitp.engine.optim import build_optimizer
 from vitp.models.layer_decay import layer_distances
+from vitp.models.positions import resample_positions
 from vitp.models.pyramid import build_pyramid
-from vitp.models.resample import resample_positions
 from vitp.models.timm_backbone import RotaryTower, TimmConfig, TimmStages, timm_backbone
 from vitp.models.vision import VisionTower
 

@@ -36,7 +36,7 @@ from vitp.checkpoints.open import open_tower, open_vlm
 from vitp.checkpoints.pretrained import load_vlm, save_vlm
 from vitp.checkpoints.tensors import write_tensors
 from vitp.core.errors import CheckpointError
-from vitp.models.resample import resample_positions
+from vitp.models.positions import resample_positions
 from vitp.models.vision import IMAGENET_MEAN, VisionTower
 from vitp.records.instructions import InstructionRecord, Turn
 

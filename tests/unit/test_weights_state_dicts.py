@@ -16,7 +16,7 @@ from vitp.checkpoints.export import load_backbone
 from vitp.checkpoints.open import open_tower
 from vitp.checkpoints.state_dicts import find_backbone
 from vitp.core.errors import CheckpointError
-from vitp.models.resample import resample_positions
+from vitp.models.positions import resample_positions
 from vitp.models.timm_backbone import RotaryTower
 from vitp.models.vision import VisionTower
 

@@ -67,17 +67,17 @@ def compile_command(
 ) -> None:
     """Turn labels into visual instructions."""
     from vitp.data.compile import compile_labels
-    from vitp.data.synthesis import TASKS, SynthesisConfig
+    from vitp.data.synthesis.build import QUESTION_TASKS, SynthesisConfig
 
     weights = {name: _number(name, value) for name, value in _pairs(tasks, "--task").items()}
     options = {name: _plain(value) for name, value in _pairs(option, "--option").items()}
     check_format_options(options)
     for name in weights:
-        if name not in TASKS:
+        if name not in QUESTION_TASKS:
             raise ConfigError(
                 f"unknown task {name!r}",
                 where="--task",
-                fix=did_you_mean(name, TASKS) or f"tasks are {', '.join(TASKS)}",
+                fix=did_you_mean(name, QUESTION_TASKS) or f"tasks are {', '.join(QUESTION_TASKS)}",
             )
     summary = compile_labels(
         source,
@@ -276,11 +276,11 @@ def prepare_command(
 
 
 def _prepare(name: str, root: Path, out: Path | None, settings: PrepareSettings, force: bool) -> None:
-    from vitp.data.benchmarks.prepare import check, prepare
+    from vitp.data.benchmarks.prepare import check_download, prepare_benchmark
 
     console = make_console()
     if out is None:
-        result = check(name, root, settings)
+        result = check_download(name, root, settings)
     else:
         with _bars() as bars:
 
@@ -288,7 +288,7 @@ def _prepare(name: str, root: Path, out: Path | None, settings: PrepareSettings,
                 task = bars.add_task(title, total=total)
                 return lambda: bars.advance(task)
 
-            result = prepare(name, root, out, settings, force=force, progress=progress)
+            result = prepare_benchmark(name, root, out, settings, force=force, progress=progress)
     counts = ", ".join(f"{split} {count:,}" for split, count in result.splits.items() if count)
     unit = "volumes" if result.facts.volumes and out is None else "images"
     done = "complete" if out is None else ("prepared before" if result.again else "prepared")
@@ -301,11 +301,11 @@ def _prepare(name: str, root: Path, out: Path | None, settings: PrepareSettings,
 
 
 def _convert(name: str, root: Path, out: Path, force: bool) -> None:
-    from vitp.data.corpora.convert import convert
+    from vitp.data.corpora.convert import convert_corpus
 
     with _bars() as bars:
         task = bars.add_task(f"{name}: records", total=None)
-        result = convert(name, root, out, force=force, progress=lambda: bars.advance(task))
+        result = convert_corpus(name, root, out, force=force, progress=lambda: bars.advance(task))
     done = "converted before" if result.again else "converted"
     make_console().print(
         f"{name}: {done} ({result.records:,} records, {result.questions:,} questions, {result.images:,} images)"

@@ -20,7 +20,7 @@ from vitp.core.reading import parse_json, read_text
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vitp.evaluation.robustness import RobustnessResult
+    from vitp.evaluation.robustness_result import RobustnessResult
     from vitp.models.backbone import Backbone
     from vitp.records.labels import LabelledSet
     from vitp.tasks.base import LabelKind
@@ -101,7 +101,7 @@ def robustness(
 ) -> None:
     """Score models on clean and on corrupted images: table, heat map, page. An interrupted test goes on."""
     from vitp.core.targets import check_folder
-    from vitp.evaluation.corruptions import SEVERITIES
+    from vitp.evaluation.corruptions.catalogue import SEVERITIES
     from vitp.tasks.data import open_labelled
 
     check_folder(
@@ -155,7 +155,7 @@ class _Report:
         self._started, self._cells = time.monotonic(), 0
 
     def _read(self) -> dict[str, RobustnessResult]:
-        from vitp.evaluation.robustness import RobustnessResult
+        from vitp.evaluation.robustness_result import RobustnessResult
 
         if not self.path.is_file():
             return {}
@@ -290,13 +290,13 @@ def _probes(
 
 
 def _cell_count(plan: dict[str, Any]) -> int:
-    from vitp.evaluation.corruptions import corruptions_of
+    from vitp.evaluation.corruptions.catalogue import corruptions_of
 
     return len(corruptions_of(plan["corruptions"])) * len(set(plan["severities"]))
 
 
 def _finish(report: _Report, shown: LabelledSet, kind: LabelKind, plan: dict[str, Any]) -> None:
-    from vitp.evaluation.corruptions import corruptions_of
+    from vitp.evaluation.corruptions.catalogue import corruptions_of
     from vitp.report.robustness_examples import example_figures
     from vitp.report.robustness_page import write_robustness_page, write_table
 

@@ -260,8 +260,8 @@ def probe(
     from vitp.core.files import write_json
     from vitp.core.targets import check_file
     from vitp.data.formats.vitp_labels import read as read_labels
+    from vitp.evaluation.features import probe_data
     from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, over_images
-    from vitp.evaluation.probe_data import probe_data
     from vitp.evaluation.probes import probe_outcomes
 
     if out is not None:

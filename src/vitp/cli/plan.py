@@ -206,7 +206,7 @@ def _counted(
 def _mixture(config: PretrainConfig, recipe: PretrainRecipe | None) -> Mixture:
     """Return the mixture of the data; a folder of prepared sets stands for the recipe's mixture over them."""
     from vitp.data.mixture import Mixture
-    from vitp.data.readers.mixture_file import open_entry
+    from vitp.data.sources import open_entry
     from vitp.objectives.vitp import open_mixture
     from vitp.recipes.paper.pretraining import mixture_table
 

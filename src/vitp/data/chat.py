@@ -19,8 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
-from vitp.data.plain_text import PlainText
-from vitp.data.tokenizer import ASSISTANT, END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, USER
+from vitp.data.tokenizer import ASSISTANT, END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, USER, PlainText
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, text_problem
 
 
@@ -38,32 +37,24 @@ class ChatTemplate:
 
 _MARK = re.compile(r"<\|[^<>]*\|>|<[^<>|\s]+>")
 
+_CHATML = ChatTemplate(
+    system="",
+    user_start="<|im_start|>user\n",
+    user_end="<|im_end|>\n",
+    assistant_start="<|im_start|>assistant\n",
+    stop="<|im_end|>",
+    turn_end="\n",
+)
 TEMPLATES: dict[str, ChatTemplate] = {
-    "internvl2_5": ChatTemplate(
+    "internvl2_5": replace(
+        _CHATML,
         # The system text that InternVL2.5 was trained with.
         system="<|im_start|>system\n你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
         "多模态大语言模型。<|im_end|>\n",
-        user_start="<|im_start|>user\n",
-        user_end="<|im_end|>\n",
-        assistant_start="<|im_start|>assistant\n",
-        stop="<|im_end|>",
-        turn_end="\n",
     ),
-    "chatml": ChatTemplate(
-        system="",
-        user_start="<|im_start|>user\n",
-        user_end="<|im_end|>\n",
-        assistant_start="<|im_start|>assistant\n",
-        stop="<|im_end|>",
-        turn_end="\n",
-    ),
+    "chatml": _CHATML,
     "micro": ChatTemplate(system="", user_start=USER, user_end="", assistant_start=ASSISTANT, stop=END),
 }
-
-
-def _template_marks(template: ChatTemplate) -> set[str]:
-    """The tokens in the texts of a template."""
-    return set(_MARK.findall("".join(astuple(template))))
 
 
 @dataclass(frozen=True)
@@ -76,9 +67,9 @@ class EncodedRecord:
         branches_N: 0 = shared by all turns, k = belongs to the k-th independent question.
         image_N: True at image tokens.
         supervised_N: True where the token is to be predicted (answers and stop tokens).
-        tiles: Tiles of all images.
-        turns: Questions and answers it holds.
-        name: For messages.
+        tiles: Number of tiles of all images.
+        turns: Number of questions that it holds with their answers.
+        name: Name of the record, for messages.
     """
 
     ids_N: np.ndarray
@@ -95,14 +86,8 @@ class EncodedRecord:
 
     def take(self, keep_N: np.ndarray) -> EncodedRecord:
         """Return the record with the tokens that the boolean array keeps; positions stay what they were."""
-        return replace(
-            self,
-            ids_N=self.ids_N[keep_N],
-            positions_N=self.positions_N[keep_N],
-            branches_N=self.branches_N[keep_N],
-            image_N=self.image_N[keep_N],
-            supervised_N=self.supervised_N[keep_N],
-        )
+        arrays = ("ids_N", "positions_N", "branches_N", "image_N", "supervised_N")
+        return replace(self, **{name: getattr(self, name)[keep_N] for name in arrays})
 
 
 class ChatTokenizer:
@@ -142,7 +127,7 @@ class ChatTokenizer:
         self.pad_id: int = (
             self.stop_id if tokenizer.pad_token is None else vocabulary[str(tokenizer.pad_token)]
         )
-        marks = _template_marks(self.template)
+        marks = set(_MARK.findall("".join(astuple(self.template))))
         self.plain = PlainText(tokenizer, (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *marks))
         self._vocabulary = {name: number for number, name in self.plain.control.items()}
         self._split: dict[str, list[tuple[bool, str]]] = {}
@@ -162,9 +147,18 @@ class ChatTokenizer:
         Raises:
             DataError: Images and marks differ, or a text can't be told from a control token.
         """
-        return self._laid_out(
-            self._pieces(record), record.name, list(tiles_per_image), turns=len(record.turns)
-        )
+        pieces = self._system()
+        if not record.independent:
+            for turn in record.turns:
+                pieces += self._asked(turn.question) + self._answered(turn.answer)
+        else:
+            prefix = record.prefix
+            pieces += _pieces_of(self.template.user_start, prefix, "")
+            for branch, turn in enumerate(record.turns, 1):
+                question = turn.question[len(prefix) :] if branch == 1 else turn.question
+                pieces += [_Piece("", question, self.template.user_end, branch)]
+                pieces += self._answered(turn.answer, branch)
+        return self._laid_out(pieces, record.name, tiles_per_image, turns=len(record.turns))
 
     def encode_prompt(
         self, question: str, tiles_per_image: Sequence[int], history: Sequence[tuple[str, str]] = ()
@@ -177,66 +171,72 @@ class ChatTokenizer:
         for text in (question, *(text for turn in history for text in turn)):
             if (problem := text_problem(text)) is not None:
                 raise DataError(problem, where="question", fix="remove it from the text")
-        template = self.template
-        pieces = [_Piece(before=template.system)] if template.system else []
+        pieces = self._system()
         for past_question, past_answer in history:
-            pieces += self._turn(past_question, past_answer, branch=0)
-        pieces += _asked(template.user_start, question, template.user_end, branch=0)
-        pieces.append(_Piece(before=template.assistant_start))
-        return self._laid_out(pieces, "question", list(tiles_per_image), turns=0)
+            pieces += self._asked(past_question) + self._answered(past_answer)
+        pieces += [*self._asked(question), _Piece(before=self.template.assistant_start)]
+        return self._laid_out(pieces, "question", tiles_per_image, turns=0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer, markup kept, stop and padding tokens dropped."""
         drop = {self.stop_id, self.pad_id, self.tokenizer.eos_token_id}
         return str(self.tokenizer.decode([i for i in ids if i not in drop], skip_special_tokens=False))
 
-    def _pieces(self, record: InstructionRecord) -> list[_Piece]:
-        """Pieces of which each is tokenized on its own; an image mark is a piece."""
-        template = self.template
-        pieces = [_Piece(before=template.system)] if template.system else []
-        if not record.independent:
-            for turn in record.turns:
-                pieces += self._turn(turn.question, turn.answer, branch=0)
-            return pieces
-        prefix = record.prefix
-        pieces += _asked(template.user_start, prefix, "", branch=0)
-        for number, turn in enumerate(record.turns, 1):
-            question = turn.question[len(prefix) :] if number == 1 else turn.question
-            pieces += [
-                _Piece("", question, template.user_end, number),
-                _Piece(before=template.assistant_start, branch=number),
-                _Piece("", turn.answer, "", number, True),
-                _Piece(before=template.stop, branch=number, supervised=True),
-            ]
-        return pieces
+    def _system(self) -> list[_Piece]:
+        return [_Piece(before=self.template.system)] if self.template.system else []
 
-    def _turn(self, question: str, answer: str, branch: int) -> list[_Piece]:
+    def _asked(self, question: str) -> list[_Piece]:
+        return _pieces_of(self.template.user_start, question, self.template.user_end)
+
+    def _answered(self, answer: str, branch: int = 0) -> list[_Piece]:
+        """Return the pieces of an answer; the turn ends after it unless it is the end of a branch."""
         template = self.template
-        pieces = [
-            *_asked(template.user_start, question, template.user_end, branch),
+        return [
             _Piece(before=template.assistant_start, branch=branch),
             _Piece("", answer, "", branch, True),
             _Piece(before=template.stop, branch=branch, supervised=True),
+            *([_Piece(before=template.turn_end)] if template.turn_end and not branch else []),
         ]
-        return [*pieces, _Piece(before=template.turn_end, branch=branch)] if template.turn_end else pieces
 
-    def _laid_out(self, pieces: list[_Piece], name: str, tiles: list[int], turns: int) -> EncodedRecord:
-        layout = _Layout(self, name, tiles)
-        texts = iter(
-            self.tokenizer([piece.whole for piece in pieces if not piece.image], add_special_tokens=False)[
-                "input_ids"
-            ]
-        )
+    def _laid_out(
+        self, pieces: list[_Piece], name: str, tiles_per_image: Sequence[int], turns: int
+    ) -> EncodedRecord:
+        """Return the tokens of the pieces, one after the other, with room for the images' tiles."""
+        marks, images = sum(piece.image for piece in pieces), len(tiles_per_image)
+        if marks > images:
+            raise DataError(f"more {IMAGE_MARK} marks than the {images} images", where=name)
+        if marks < images:
+            what = f"{marks} {IMAGE_MARK} marks but {images} images"
+            raise DataError(what, where=name, fix="give one mark an image")
+        texts = [piece.whole for piece in pieces if not piece.image]
+        rows = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        tiles = iter(tiles_per_image)
+        parts: list[tuple[Sequence[int], int, bool, bool]] = []  # ids, branch, image, supervised
         for piece in pieces:
             if piece.image:
-                layout.add_image(piece.branch)
+                tokens = [self.image_id] * (next(tiles) * self.tokens_per_tile)
+                parts.append(([self.image_start_id], piece.branch, False, False))
+                parts.append((tokens, piece.branch, True, False))
+                parts.append(([self.image_end_id], piece.branch, False, False))
                 continue
-            ids = next(texts)
+            ids = next(rows)
             try:
-                layout.add(ids if self._is_right(piece, ids) else self._apart(piece), piece)
+                ids = ids if self._is_right(piece, ids) else self._apart(piece)
             except DataError as error:
                 raise DataError(error.what, where=name, fix=error.fix) from error
-        return layout.finish(turns)
+            parts.append((ids, piece.branch, False, piece.supervised))
+        lengths = [len(ids) for ids, *_ in parts]
+        branches_N = np.repeat(np.array([branch for _, branch, _, _ in parts], np.int64), lengths)
+        return EncodedRecord(
+            ids_N=np.concatenate([np.asarray(ids, np.int64) for ids, *_ in parts]),
+            positions_N=_positions(branches_N),
+            branches_N=branches_N,
+            image_N=np.repeat(np.array([image for _, _, image, _ in parts], np.bool_), lengths),
+            supervised_N=np.repeat(np.array([supervised for *_, supervised in parts], np.bool_), lengths),
+            tiles=sum(tiles_per_image),
+            turns=turns,
+            name=name,
+        )
 
     def _is_right(self, piece: _Piece, ids: Sequence[int]) -> bool:
         """Return whether all control tokens of a piece are the template's."""
@@ -268,8 +268,8 @@ class _Piece(NamedTuple):
     """A piece of a sequence that is tokenized on its own.
 
     Attributes:
-        before, after: Of the template: its marks become control tokens.
-        text: Of the data, between them: plain text.
+        before, after: Texts of the template, whose marks become control tokens.
+        text: Text of the data between them, which is plain text.
         branch: See `EncodedRecord`.
         supervised: It is to be predicted.
         image: It stands for an image and has no text.
@@ -287,77 +287,24 @@ class _Piece(NamedTuple):
         return self.before + self.text + self.after
 
 
-def _asked(before: str, question: str, after: str, branch: int) -> list[_Piece]:
-    """A question as pieces: each image mark is one of its own; empty pieces are left out."""
+def _pieces_of(before: str, question: str, after: str) -> list[_Piece]:
+    """Return a question as pieces: each image mark is one of its own; empty pieces are left out."""
     parts = question.split(IMAGE_MARK)
     pieces: list[_Piece] = []
     for number, part in enumerate(parts):
         if number:
-            pieces.append(_Piece(branch=branch, image=True))
-        piece = _Piece("" if number else before, part, after if number == len(parts) - 1 else "", branch)
+            pieces.append(_Piece(image=True))
+        piece = _Piece("" if number else before, part, after if number == len(parts) - 1 else "")
         if piece.whole:
             pieces.append(piece)
     return pieces
-
-
-class _Layout:
-    """Collects the arrays of one record piece by piece."""
-
-    def __init__(self, chat: ChatTokenizer, name: str, tiles_per_image: list[int]) -> None:
-        self.chat, self.name, self.tiles = chat, name, tiles_per_image
-        self.images_placed = 0
-        self.prefix_length: int | None = None
-        self.pieces: list[tuple[np.ndarray, int, bool, bool]] = []  # ids, branch, image, supervised
-
-    def add(self, ids: Sequence[int], piece: _Piece) -> None:
-        self._append(ids, piece.branch, False, piece.supervised)
-
-    def add_image(self, branch: int) -> None:
-        chat = self.chat
-        if self.images_placed >= len(self.tiles):
-            raise DataError(f"more {IMAGE_MARK} marks than the {len(self.tiles)} images", where=self.name)
-        count = self.tiles[self.images_placed] * chat.tokens_per_tile
-        self.images_placed += 1
-        self._append([chat.image_start_id], branch, False, False)
-        self._append([chat.image_id] * count, branch, True, False)
-        self._append([chat.image_end_id], branch, False, False)
-
-    def _append(self, ids: Sequence[int], branch: int, image: bool, supervised: bool) -> None:
-        if len(ids):
-            self.pieces.append((np.asarray(ids, dtype=np.int64), branch, image, supervised))
-
-    def finish(self, turns: int) -> EncodedRecord:
-        if self.images_placed != len(self.tiles):
-            raise DataError(
-                f"{self.images_placed} {IMAGE_MARK} marks but {len(self.tiles)} images",
-                where=self.name,
-                fix="give one mark an image",
-            )
-        lengths = [len(ids) for ids, *_ in self.pieces]
-
-        def spread(values: list, dtype: type) -> np.ndarray:
-            return np.repeat(np.asarray(values, dtype=dtype), lengths)
-
-        branches_N = spread([branch for _, branch, _, _ in self.pieces], np.int64)
-        return EncodedRecord(
-            ids_N=np.concatenate([ids for ids, *_ in self.pieces]),
-            positions_N=_positions(branches_N),
-            branches_N=branches_N,
-            image_N=spread([image for _, _, image, _ in self.pieces], np.bool_),
-            supervised_N=spread([supervised for *_, supervised in self.pieces], np.bool_),
-            tiles=sum(self.tiles),
-            turns=turns,
-            name=self.name,
-        )
 
 
 def _positions(branches_N: np.ndarray) -> np.ndarray:
     """Positions that count on within the shared prefix, and start anew behind it in every branch."""
     positions = np.arange(len(branches_N))
     prefix = int((branches_N == 0).sum())
-    starts = np.flatnonzero(np.diff(branches_N, prepend=0))
-    for start in starts:
-        branch = branches_N[start]
-        members = branches_N == branch
+    for start in np.flatnonzero(np.diff(branches_N, prepend=0)):
+        members = branches_N == branches_N[start]
         positions[members] = prefix + np.arange(int(members.sum()))
     return positions

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import combinations, islice, product
+from itertools import combinations, product
 from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.data.check_report import CheckReport, Finding, Severity, SourceCount
-from vitp.data.coordinates import coordinate_problems
-from vitp.data.image_hash import ImagePrint, find_pairs, image_print
+from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, image_print, in_threads
 from vitp.data.readers.rows import row_id
-from vitp.data.row_findings import CONTROL_TOKENS, NO_IMAGE, NO_IMAGE_FIX, Neglected, text_findings
+from vitp.data.row_checks import (
+    CONTROL_TOKENS,
+    NO_IMAGE,
+    NO_IMAGE_FIX,
+    Neglected,
+    coordinate_problems,
+    text_findings,
+)
 from vitp.data.sources import Source, open_sources
 from vitp.io.images import image_size, is_scene, load_image
 from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord, printable
 
-LEAK_DISTANCE = 4
-"""Bits of 64 in which the hashes of two images may differ for them to count as one picture."""
+LengthOf = Callable[[InstructionRecord, int | None], int]
+"""(record, most tiles of its set or None) → tokens."""
 
 
 def check_records(
@@ -30,7 +34,7 @@ def check_records(
     length_of: LengthOf | None = None,
     control: Sequence[str] | None = None,
     against: str | Path | None = None,
-    leak_distance: int = LEAK_DISTANCE,
+    leak_distance: int = HASH_DISTANCE,
     threads: int | None = None,
 ) -> CheckReport:
     """Check an annotation file, a mixture or a compiled folder, and go on after whatever is broken.
@@ -41,13 +45,13 @@ def check_records(
     warning. Repeats inside of a split are counted in one line. Memory: about 1.3 kB an image, 100 B a row.
 
     Args:
-        source: What to check.
+        source: Data to check.
         max_tokens: Longest row that the run takes. Needs `length_of`.
         length_of: Tokens of a record, images included, given the most tiles of its set where a mixture says so.
         control: Control tokens of the tokenizer, longest first; None: those of all chat templates.
         against: Held-out data, of any kind that `source` may be, that must not share pictures with it.
         leak_distance: Bits in which the 64-bit hashes of two images may differ, 0..15.
-        threads: That decode images; twice the cores by default, 16 at most.
+        threads: Number of threads that decode images; twice the cores by default, 16 at most.
 
     Returns:
         The findings; broken data is no exception here.
@@ -58,13 +62,12 @@ def check_records(
     control = CONTROL_TOKENS if control is None else control
     checked = [_Checked(item) for item in _open(source, report)]
     other = [_Checked(item, held_out=True) for item in _open(against, report)] if against is not None else []
-    facts: dict[str, _ImageFacts | DataError] = {}
-    threads = threads or min(16, 2 * (os.cpu_count() or 1))
-    with ThreadPoolExecutor(threads) as pool:
-        for item in checked + other:
-            _check_rows(item, None if item.held_out else length_of, max_tokens, control)
-            _decode(item, facts, pool)
-            _check_images(item, facts)
+    facts: _Facts = {}
+    for item in checked + other:
+        _check_rows(item, None if item.held_out else length_of, max_tokens, control)
+        new = (address for address in item.users if address not in facts)
+        facts.update(in_threads(_image_facts, new, threads=threads, block=256))
+        _check_images(item, facts)
     _find_neglected(checked)
     _find_leaks(checked, other, facts, leak_distance)
     _find_repeats(checked, facts, leak_distance)
@@ -74,16 +77,16 @@ def check_records(
     return report
 
 
-LengthOf = Callable[[InstructionRecord, int | None], int]
-"""(record, most tiles of its set or None) → tokens."""
-
-
 @dataclass(frozen=True, slots=True)
 class _ImageFacts:
     """What is known of an image: size, and its print unless it is generated."""
 
     size: tuple[int, int]
     print: ImagePrint | None
+
+
+_Facts = dict[str, _ImageFacts | DataError]
+"""Address of an image → what is known of it, or why it can't be read."""
 
 
 @dataclass
@@ -111,12 +114,20 @@ class _Checked:
 
     def add(self, severity: Severity, kind: str, row: int, what: str, fix: str | None) -> None:
         """Note a finding about a row."""
+        records = self.source.records
         if severity == "error":
             self.bad_rows.add(row)
         if not self.held_out:
-            place = self.source.records.place(row)
-            name = self._id(row)
+            place = records.place(row)
+            try:
+                name = printable(row_id(records.row(row), place))
+            except DataError:
+                name = ""
             self.findings.append(Finding(severity, kind, place.file, place.line, name, what, fix or ""))
+
+    def add_for_file(self, severity: Severity, kind: str, what: str, fix: str) -> None:
+        """Note a finding about the whole source."""
+        self.findings.append(Finding(severity, kind, str(self.source.records.annotation), 0, "", what, fix))
 
     def add_for_image(self, severity: Severity, kind: str, address: str, what: str, fix: str | None) -> None:
         """Note a finding about an image: shown at the first row that names it, counted for all of them."""
@@ -134,12 +145,6 @@ class _Checked:
         """Return the numbers of the report's table."""
         source, rows = self.source, len(self.source.records)
         return SourceCount(source.name, source.split, rows, rows - len(self.bad_rows), len(self.users))
-
-    def _id(self, row: int) -> str:
-        try:
-            return printable(row_id(self.source.records.row(row), self.source.records.place(row)))
-        except DataError:
-            return ""
 
 
 def _open(path: str | Path, report: CheckReport) -> list[Source]:
@@ -199,14 +204,7 @@ def _image_facts(address: str) -> _ImageFacts | DataError:
         return error
 
 
-def _decode(item: _Checked, facts: dict[str, _ImageFacts | DataError], pool: ThreadPoolExecutor) -> None:
-    """Look at each image that has not been seen yet, in blocks, so that no queue of images builds up."""
-    new = (address for address in item.users if address not in facts)
-    while block := list(islice(new, 256)):
-        facts.update(zip(block, pool.map(_image_facts, block), strict=True))
-
-
-def _check_images(item: _Checked, facts: dict[str, _ImageFacts | DataError]) -> None:
+def _check_images(item: _Checked, facts: _Facts) -> None:
     for address, users in item.users.items():
         found = facts[address]
         if isinstance(found, DataError):
@@ -226,21 +224,16 @@ def _find_neglected(checked: Sequence[_Checked]) -> None:
     trained = [item for item in checked if item.source.split == "train" and item.neglected.looked_at]
     blind = bool(trained) and all(item.neglected.has_no_image for item in trained)
     for item in checked:
-        file = str(item.source.records.annotation)
         for kind, what, fix in item.neglected.lines():
             if kind == "no image" and item.source.split != "train":
                 continue
-            wrong = kind == "no image" and blind
-            said = (NO_IMAGE, NO_IMAGE_FIX) if wrong else (what, fix)
-            item.findings.append(Finding("error" if wrong else "warning", kind, file, 0, "", *said))
+            if kind == "no image" and blind:
+                item.add_for_file("error", kind, NO_IMAGE, NO_IMAGE_FIX)
+            else:
+                item.add_for_file("warning", kind, what, fix)
 
 
-def _find_leaks(
-    checked: Sequence[_Checked],
-    other: Sequence[_Checked],
-    facts: dict[str, _ImageFacts | DataError],
-    distance: int,
-) -> None:
+def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: _Facts, distance: int) -> None:
     """Compare the pictures of each two splits; findings stand at the split that comes first."""
     between = [(a, b) for a, b in combinations(checked, 2) if a.source.split != b.source.split]
     for left, right in [*between, *product(checked, other)]:
@@ -253,7 +246,7 @@ def _find_leaks(
 
 
 def _common_pictures(
-    left: _Checked, right: _Checked, facts: dict[str, _ImageFacts | DataError], distance: int
+    left: _Checked, right: _Checked, facts: _Facts, distance: int
 ) -> Iterator[tuple[str, str, bool]]:
     """Yield (address on the left, its twin on the right, they are exactly equal), once for each on the left."""
     shared = left.users.keys() & right.users.keys()
@@ -261,7 +254,7 @@ def _common_pictures(
     mine = [(a, p) for a, p in _prints(left.users, facts) if a not in shared]
     its = _prints(right.users, facts)
     twins: dict[int, int] = {}
-    for i, j in find_pairs([p for _, p in mine], [p for _, p in its], distance):
+    for i, j in alike_pairs([p for _, p in mine], [p for _, p in its], distance):
         # An equal twin says more than an earlier one that is only alike.
         if i not in twins or mine[i][1].digest == its[j][1].digest != its[twins[i]][1].digest:
             twins[i] = j
@@ -269,29 +262,24 @@ def _common_pictures(
         yield mine[i][0], its[j][0], mine[i][1].digest == its[j][1].digest
 
 
-def _prints(
-    addresses: Iterable[str], facts: dict[str, _ImageFacts | DataError]
-) -> list[tuple[str, ImagePrint]]:
+def _prints(addresses: Iterable[str], facts: _Facts) -> list[tuple[str, ImagePrint]]:
     found = ((address, facts[address]) for address in addresses)
     return [(a, f.print) for a, f in found if isinstance(f, _ImageFacts) and f.print is not None]
 
 
-def _find_repeats(
-    checked: Sequence[_Checked], facts: dict[str, _ImageFacts | DataError], distance: int
-) -> None:
+def _find_repeats(checked: Sequence[_Checked], facts: _Facts, distance: int) -> None:
     """Count the pictures that come again under another name in the same source."""
     for item in checked:
         prints = _prints(item.users, facts)
         values = [p for _, p in prints]
-        pairs = [(i, j) for i, j in find_pairs(values, values, distance) if i < j]
+        pairs = [(i, j) for i, j in alike_pairs(values, values, distance) if i < j]
         if pairs:
             first, second = (Path(prints[i][0]).name for i in pairs[0])
             again = _number(len({j for _, j in pairs}), "image")
             repeat = "repeats" if again.startswith("1 ") else "repeat"
             what = f"{again} nearly {repeat} another one of the same file, {second} for example {first}"
-            file = str(item.source.records.annotation)
             fix = "nothing, if they are frames of a video, overlapping crops or pairs of dates"
-            item.findings.append(Finding("info", "repeat", file, 0, "", what, fix))
+            item.add_for_file("info", "repeat", what, fix)
 
 
 def _number(count: int, noun: str) -> str:

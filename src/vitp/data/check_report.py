@@ -25,7 +25,7 @@ class Finding:
         kind: Short name for counting: "row", "image", "box", "size", "length", "duplicate id", "leak", …
         file: Annotation file, or the file that could not be opened.
         line: Line in it, from 1; 0 when the finding is about the whole file.
-        id: Of the record; empty when it has none.
+        id: Id of the record; empty when it has none.
         what: What is wrong.
         fix: What to do.
     """
@@ -49,7 +49,7 @@ class SourceCount:
     """What was looked at in one source.
 
     Attributes:
-        name: Of the source.
+        name: Name of the source.
         split: `train`, `val` or `test`.
         rows: Rows in it.
         usable: Rows without an error.
@@ -68,7 +68,7 @@ class CheckReport:
     """Result of a check.
 
     Attributes:
-        findings: In the order of the files.
+        findings: All findings, in the order of the files.
         sources: Counts of each source.
     """
 

@@ -26,17 +26,17 @@ from vitp.core import files, leftovers
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
+from vitp.core.words import cell_name, spoken
 from vitp.data.formats import detect, read_labels, vitp_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
-from vitp.data.formats.splits import SPLITS
 from vitp.data.formats.vitp_labels import LabelWriter, Roots
-from vitp.data.synthesis import SetClasses, SynthesisConfig, synthesize_with_tasks
-from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without
-from vitp.data.synthesis.words import cell_name, spoken
+from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
+from vitp.data.synthesis.classes import SetClasses
+from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without_tasks
 from vitp.records.instructions import InstructionRecord, to_line
-from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 _FORMAT = "vitp-compiled"
 
@@ -313,7 +313,7 @@ def _write_lines(
     training = _training_part(labelled)
     classes = SetClasses.from_set(training)
     constant = constant_tasks(training.items, classes, config)
-    config = without(config, list(constant))
+    config = without_tasks(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
     records = {split: roots.out / f"{split}.jsonl" for split in SPLITS}
     with LabelWriter(roots) as writer, _Lines(records) as lines:

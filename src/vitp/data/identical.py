@@ -1,32 +1,27 @@
 """Which of many files hold the same image, found without decoding what can't be equal.
 
-Files of equal bytes are equal images. Of the others only those of one width and height can have equal pixels (a picture
-saved twice, with another compression or other metadata); these are decoded, up to a budget. JPEG files are compared with
-each other at an eighth of their size first, which takes a fraction of the time.
+Files of equal bytes are equal images. Of the others only those of one width and height can have equal pixels (a
+picture saved twice, with another compression or other metadata); these are decoded, up to a budget. JPEG files are
+compared with each other at an eighth of their size first, which takes a fraction of the time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.data.image_hash import in_threads, pixel_digest
 from vitp.io.images import is_scene, load_image
 
 MOST_PIXELS = 1_500_000_000
 """Pixels that are decoded at most to find equal ones in files of different bytes: about half a minute on two cores."""
-
-_JPEG = (".jpg", ".jpeg")
-T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -47,19 +42,28 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
 
     Args:
         images: Path, and width and height, of each; generated scenes and repeated paths are left out.
-        most_pixels: To be decoded at most.
+        most_pixels: Most pixels that are decoded in all.
     """
     sizes = {path: size for path, size in images if not is_scene(path)}
     paths = list(sizes)
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        same_bytes = _split([paths], _file_size, pool)
-        same_bytes = _split(same_bytes, _file_digest, pool)
-        twin = {path: group[0] for group in same_bytes for path in group[1:]}
-        firsts = [path for path in paths if path not in twin]
-        candidates = _split([firsts], lambda path: sizes[path], None)
-        cost = sum(sizes[path][0] * sizes[path][1] for group in candidates for path in group)
-        by_pixels = cost <= most_pixels
-        same_pixels = _equal_pixels(candidates, pool) if by_pixels else []
+    same_bytes = _split(_split([paths], partial(_file_key, whole=False)), partial(_file_key, whole=True))
+    twin = {path: group[0] for group in same_bytes for path in group[1:]}
+    by_size: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for path in paths:
+        if path not in twin:
+            by_size[sizes[path]].append(path)
+    candidates = [group for group in by_size.values() if len(group) > 1]
+    cost = sum(sizes[path][0] * sizes[path][1] for group in candidates for path in group)
+    by_pixels = cost <= most_pixels
+    same_pixels: list[list[str]] = []
+    if by_pixels:
+        jpegs: list[list[str]] = []
+        others: list[list[str]] = []
+        for group in candidates:
+            only_jpeg = all(Path(path).suffix.lower() in (".jpg", ".jpeg") for path in group)
+            (jpegs if only_jpeg else others).append(group)
+        alike = _split(jpegs, partial(_pixel_digest, reduced=True))
+        same_pixels = _split([*others, *alike], partial(_pixel_digest, reduced=False))
     joined: dict[str, list[str]] = defaultdict(list)
     leader = {path: group[0] for group in same_pixels for path in group}
     for path in paths:
@@ -68,39 +72,21 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
     return Equals(tuple(tuple(group) for group in joined.values() if len(group) > 1), by_pixels)
 
 
-def _equal_pixels(candidates: list[list[str]], pool: ThreadPoolExecutor) -> list[list[str]]:
-    found: list[list[str]] = []
-    for group in candidates:
-        rest = [group]
-        if all(Path(path).suffix.lower() in _JPEG for path in group):
-            rest = _split(rest, partial(_pixel_digest, reduced=True), pool)
-        found += _split(rest, partial(_pixel_digest, reduced=False), pool)
-    return found
-
-
-def _split(
-    groups: Iterable[Sequence[str]], key: Callable[[str], T | None], pool: ThreadPoolExecutor | None
-) -> list[list[str]]:
+def _split(groups: Iterable[Sequence[str]], key: Callable[[str], Hashable | None]) -> list[list[str]]:
     """Return the groups cut into those of equal keys, without those of one path or of no key."""
-    found: list[list[str]] = []
-    for group in groups:
-        parts: dict[T, list[str]] = defaultdict(list)
-        for path, value in zip(group, pool.map(key, group) if pool else map(key, group), strict=True):
-            if value is not None:
-                parts[value].append(path)
-        found += [part for part in parts.values() if len(part) > 1]
-    return found
+    numbered = [(number, path) for number, group in enumerate(groups) for path in group]
+    parts: dict[tuple[int, Hashable], list[str]] = defaultdict(list)
+    for (number, path), value in in_threads(lambda item: key(item[1]), numbered):
+        if value is not None:
+            parts[number, value].append(path)
+    return [part for part in parts.values() if len(part) > 1]
 
 
-def _file_size(path: str) -> int | None:
+def _file_key(path: str, *, whole: bool) -> Hashable | None:
+    """Return the size of a file, or a digest of the whole; None: it can't be read."""
     try:
-        return Path(path).stat().st_size
-    except OSError:
-        return None
-
-
-def _file_digest(path: str) -> bytes | None:
-    try:
+        if not whole:
+            return Path(path).stat().st_size
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
     except OSError:
@@ -113,7 +99,4 @@ def _pixel_digest(path: str, *, reduced: bool) -> bytes | None:
         image = load_image(path, enough=(lambda width, height: (1, 1)) if reduced else None)
     except DataError:
         return None
-    pixels_HWC = np.asarray(image)
-    digest = hashlib.blake2b(pixels_HWC.tobytes(), digest_size=16)
-    digest.update(repr(pixels_HWC.shape).encode())
-    return digest.digest()
+    return pixel_digest(np.asarray(image))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from vitp.io.pixels import planes_last
+
+HASH_DISTANCE = 4
+"""Bits of 64 in which the hashes of two images may differ for them to count as one picture."""
 
 _THUMBNAIL = 16
 _REDUCED = 512
@@ -23,6 +29,10 @@ SAME_PICTURE = 0.97
 """Least correlation of two thumbnails whose hashes agree. Neighbouring crops of one texture stay below."""
 
 
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
+
+
 @dataclass(frozen=True, slots=True)
 class ImagePrint:
     """What is kept of an image to recognise it.
@@ -30,7 +40,7 @@ class ImagePrint:
     Attributes:
         bits: 64-bit difference hash: whether each of 8×8 places is brighter than its left neighbour.
         thumbnail: (256,) float32, a 16×16 grey thumbnail of zero mean and unit norm; zeros for a flat image.
-        digest: Of the pixels.
+        digest: Hash of size and pixels.
     """
 
     bits: int
@@ -41,26 +51,48 @@ class ImagePrint:
 def image_print(image: Image.Image) -> ImagePrint:
     """Return the print of an RGB image."""
     pixels_HWC = planes_last(image)
-    grey_HW = _grey(pixels_HWC)
+    # Reduced, but not to 8 bits: dark radar scenes differ by fractions of a level.
+    grey_HW = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
+    height, width = grey_HW.shape
+    if max(height, width) > _REDUCED:
+        size = (min(width, _REDUCED), min(height, _REDUCED))
+        grey_HW = cv2.resize(grey_HW, size, interpolation=cv2.INTER_AREA)
+    grey_HW = grey_HW.astype(np.float32)
     steps = cv2.resize(grey_HW, (9, 8), interpolation=cv2.INTER_AREA)
     bits = int.from_bytes(np.packbits(steps[:, 1:] > steps[:, :-1]).tobytes(), "big")
     small = cv2.resize(grey_HW, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
     flat = float(small.std()) < _FLAT
     centred = (small - small.mean()).reshape(-1)
     thumbnail = np.zeros_like(centred) if flat else centred / np.linalg.norm(centred)
-    digest = hashlib.blake2b(pixels_HWC.data, digest_size=16)
+    return ImagePrint(bits, thumbnail, pixel_digest(pixels_HWC))
+
+
+def pixel_digest(pixels_HWC: np.ndarray) -> bytes:
+    """Return a hash of the size and the pixels of an image."""
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels_HWC).data, digest_size=16)
     digest.update(repr(pixels_HWC.shape).encode())
-    return ImagePrint(bits, thumbnail, digest.digest())
+    return digest.digest()
 
 
-def _grey(pixels_HWC: np.ndarray) -> np.ndarray:
-    """Return (H, W) float32, reduced to 512 pixels a side: dark radar scenes differ by fractions of a level."""
-    grey_HW = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
-    height, width = grey_HW.shape
-    if max(height, width) > _REDUCED:
-        size = (min(width, _REDUCED), min(height, _REDUCED))
-        grey_HW = cv2.resize(grey_HW, size, interpolation=cv2.INTER_AREA)
-    return grey_HW.astype(np.float32)
+def in_threads(
+    function: Callable[[_Item], _Found],
+    items: Iterable[_Item],
+    *,
+    threads: int | None = None,
+    block: int = 64,
+) -> Iterator[tuple[_Item, _Found]]:
+    """Yield each item with what a function makes of it, in order; block by block, so that no queue builds up.
+
+    Args:
+        function: Releases Python's lock most of the time, as decoding an image does.
+        items: What the function is called with.
+        threads: Twice the cores by default, 16 at most.
+        block: Items at a time.
+    """
+    waiting = iter(items)
+    with ThreadPoolExecutor(threads or min(16, 2 * (os.cpu_count() or 1))) as pool:
+        while some := list(islice(waiting, block)):
+            yield from zip(some, pool.map(function, some), strict=True)
 
 
 def same_picture(a: ImagePrint, b: ImagePrint, distance: int) -> bool:
@@ -76,7 +108,7 @@ def same_picture(a: ImagePrint, b: ImagePrint, distance: int) -> bool:
     return float(a.thumbnail @ b.thumbnail) >= SAME_PICTURE
 
 
-def find_pairs(
+def alike_pairs(
     left: Sequence[ImagePrint], right: Sequence[ImagePrint], distance: int
 ) -> Iterator[tuple[int, int]]:
     """Yield each (i, j) for which left[i] and right[j] are one picture.

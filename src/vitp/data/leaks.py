@@ -6,11 +6,10 @@ Three ways to leak are told apart, the plainest first: equal pixels, the same pi
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -18,20 +17,16 @@ from typing import Any, Literal
 from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import to_json
-from vitp.data.image_hash import ImagePrint, find_pairs, image_print
+from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, image_print, in_threads
 from vitp.data.overlap import Landmarks, OverlapIndex, landmarks
-from vitp.data.sources import Source, open_sources
+from vitp.data.sources import Source, is_mixture, open_sources, read_mixture_table
 from vitp.io.images import is_scene, load_image
 from vitp.records.labels import LabelledSet
 
 Kind = Literal["pixels", "picture", "overlap"]
-HASH_DISTANCE = 4
-"""Bits of 64 in which the hashes of two images may differ for them to count as one picture."""
-
 LEAST_SHARE = 0.01
 """Part of a test image that must be seen for an overlap to be a leak."""
 
-_BLOCK = 64
 _CHUNK = 4096
 """Pretraining images whose prints are compared at once: the test images are sorted into buckets once a chunk."""
 
@@ -42,9 +37,9 @@ class Leak:
 
     Attributes:
         image: The pretraining image.
-        source: Its set.
+        source: Name of its set.
         test_image: The test image.
-        test_set: Its set.
+        test_set: Name of the test set.
         kind: "pixels": equal; "picture": alike as a whole; "overlap": a part.
         share: Part of the test image that is seen, 0..1.
     """
@@ -117,7 +112,7 @@ def find_leaks(
         mixture: Annotation file, mixture file or compiled folder; only its training rows count.
         tests: Name → set; its items of the split `test` are compared.
         overlaps: Also look for crops and tiles, which costs about as much as decoding.
-        threads: That decode images; twice the cores by default, 16 at most.
+        threads: Number of threads that decode images; twice the cores by default, 16 at most.
         progress: Called after each image, test images first.
 
     Raises:
@@ -136,16 +131,13 @@ def find_leaks(
         raise ConfigError(
             "there is no test image to compare with", where="--test", fix="name sets with a test split"
         )
-    with ThreadPoolExecutor(threads or min(16, 2 * (os.cpu_count() or 1))) as pool:
-        looker = _Looker(pool, overlaps, progress, report.unreadable)
-        known = [(place, seen) for place, seen in looker.look(tested)]
-        index = (
-            OverlapIndex(seen.landmarks for _, seen in known if seen.landmarks is not None)
-            if overlaps
-            else None
-        )
-        for source in sources:
-            _compare(source, known, index, looker, report)
+    look = partial(_look, overlaps, threads, progress, report.unreadable)
+    known = list(look(tested))
+    index = None
+    if overlaps:
+        index = OverlapIndex(seen.landmarks for _, seen in known if seen.landmarks is not None)
+    for source in sources:
+        _compare(source, known, index, look, report)
     return report
 
 
@@ -156,49 +148,57 @@ def _training(mixture: str | Path) -> list[Source]:
     return [source for source in sources if source.split == "train"]
 
 
-@dataclass
-class _Looker:
-    """Decodes images in threads, block by block."""
+_Place = tuple[str, str]
+"""Set and path of an image."""
 
-    pool: ThreadPoolExecutor
-    overlaps: bool
-    progress: Callable[[], None] | None
-    unreadable: list[str]
 
-    def look(self, places: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], _Seen]]:
-        """Yield (set, path) and what is seen, without the images that can't be read."""
-        waiting = iter(places)
-        while block := list(islice(waiting, _BLOCK)):
-            for place, found in zip(block, self.pool.map(self._one, block), strict=True):
-                if self.progress is not None:
-                    self.progress()
-                if isinstance(found, DataError):
-                    self.unreadable.append(str(found))
-                else:
-                    yield place, found
+def _look(
+    overlaps: bool,
+    threads: int | None,
+    progress: Callable[[], None] | None,
+    unreadable: list[str],
+    places: Iterable[_Place],
+) -> Iterator[tuple[_Place, _Seen]]:
+    """Decode images in threads; yield where each is and what is seen, and note those that can't be read."""
 
-    def _one(self, place: tuple[str, str]) -> _Seen | DataError:
+    def one(place: _Place) -> _Seen | DataError:
         try:
             image = load_image(place[1])
         except DataError as error:
             return error
-        return _Seen(image_print(image), landmarks(image) if self.overlaps else None)
+        return _Seen(image_print(image), landmarks(image) if overlaps else None)
+
+    for place, found in in_threads(one, places, threads=threads):
+        if progress is not None:
+            progress()
+        if isinstance(found, DataError):
+            unreadable.append(str(found))
+        else:
+            yield place, found
 
 
 def _compare(
     source: Source,
-    known: list[tuple[tuple[str, str], _Seen]],
+    known: list[tuple[_Place, _Seen]],
     index: OverlapIndex | None,
-    looker: _Looker,
+    look: Callable[[Iterable[_Place]], Iterator[tuple[_Place, _Seen]]],
     report: LeakReport,
 ) -> None:
     """Add the leaks of one source to the report."""
+    names: dict[str, None] = {}  # the different images, in order; generated scenes are no files
+    for row in range(len(source.records)):
+        try:
+            names.update((name, None) for name in source.records[row].images if not is_scene(name))
+        except DataError as error:
+            report.unreadable.append(str(error))
     prints = [seen.print for _, seen in known]
-    seen_images = looker.look([(source.name, name) for name in _images(source, report)])
+    seen_images = (
+        _overlapping(path, seen, index) for (_, path), seen in look((source.name, n) for n in names)
+    )
     leaking: set[str] = set()
-    while chunk := list(islice(_without_landmarks(seen_images, index), _CHUNK)):
+    while chunk := list(islice(seen_images, _CHUNK)):
         report.images += len(chunk)
-        for k, j in find_pairs(prints, [own for _, own, _ in chunk], HASH_DISTANCE):
+        for k, j in alike_pairs(prints, [own for _, own, _ in chunk], HASH_DISTANCE):
             _, own, found = chunk[j]
             found[k] = ("pixels" if prints[k].digest == own.digest else "picture", 1.0)
         for path, _, found in chunk:
@@ -206,39 +206,24 @@ def _compare(
                 (test_set, test_image), _ = known[k]
                 report.leaks.append(Leak(path, source.name, test_image, test_set, kind, round(share, 4)))
                 leaking.add(path)
-    report.records[source.name] = (_using(source, leaking), len(source.records))
+    using = sum(uses for _, uses in _rows(source, leaking)) if leaking else 0
+    report.records[source.name] = (using, len(source.records))
 
 
-def _images(source: Source, report: LeakReport) -> dict[str, None]:
-    """Return the different images of a source's records, in order; generated scenes are no files."""
-    names: dict[str, None] = {}
-    for row in range(len(source.records)):
-        try:
-            names.update((name, None) for name in source.records[row].images if not is_scene(name))
-        except DataError as error:
-            report.unreadable.append(str(error))
-    return names
-
-
-def _without_landmarks(
-    seen_images: Iterator[tuple[tuple[str, str], _Seen]], index: OverlapIndex | None
-) -> Iterator[tuple[str, ImagePrint, dict[int, tuple[Kind, float]]]]:
-    """Yield path, print and overlaps (test image → kind and share) of images; their key points are not kept."""
-    for (_, path), seen in seen_images:
-        found: dict[int, tuple[Kind, float]] = {}
-        if index is not None and seen.landmarks is not None:
-            for overlap in index.find(seen.landmarks):
-                if overlap.share >= LEAST_SHARE:
-                    found[overlap.known] = ("overlap", overlap.share)
-        yield path, seen.print, found
-
-
-def _using(source: Source, leaking: set[str]) -> int:
-    """Return how many records use a leaking image."""
-    return sum(1 for _, uses in _rows(source, leaking) if uses) if leaking else 0
+def _overlapping(
+    path: str, seen: _Seen, index: OverlapIndex | None
+) -> tuple[str, ImagePrint, dict[int, tuple[Kind, float]]]:
+    """Return path, print and overlaps (test image → kind and share) of an image; its key points are not kept."""
+    found: dict[int, tuple[Kind, float]] = {}
+    if index is not None and seen.landmarks is not None:
+        for overlap in index.find(seen.landmarks):
+            if overlap.share >= LEAST_SHARE:
+                found[overlap.known] = ("overlap", overlap.share)
+    return path, seen.print, found
 
 
 def _rows(source: Source, leaking: set[str]) -> Iterator[tuple[int, bool]]:
+    """Yield the rows, and whether each uses a leaking image."""
     for row in range(len(source.records)):
         try:
             yield row, any(image in leaking for image in source.records[row].images)
@@ -262,7 +247,8 @@ def write_clean(mixture: str | Path, report: LeakReport, out: str | Path) -> dic
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("isn't empty", where=str(out), fix="name a new folder with --clean")
     leaking = {(leak.source, leak.image) for leak in report.leaks}
-    fields = _fields(mixture)
+    path = Path(mixture)
+    fields = read_mixture_table(path) if is_mixture(path) else {}
     left: dict[str, int] = {}
     table: dict[str, dict[str, Any]] = {}
     with files.atomic_dir(out) as temporary:
@@ -281,9 +267,9 @@ def write_clean(mixture: str | Path, report: LeakReport, out: str | Path) -> dic
                 annotation.unlink()
                 continue
             kept = {
-                k: v
-                for k, v in fields.get(source.name, {}).items()
-                if k not in ("root", "annotation", "length")
+                key: value
+                for key, value in fields.get(source.name, {}).items()
+                if key not in ("root", "annotation", "length")
             }
             table[source.name] = {
                 "repeat_time": source.rate,
@@ -294,12 +280,3 @@ def write_clean(mixture: str | Path, report: LeakReport, out: str | Path) -> dic
             }
         files.write_json(temporary / "mixture.json", table)
     return left
-
-
-def _fields(mixture: str | Path) -> dict[str, dict[str, Any]]:
-    """Return set → fields of a mixture file; of anything else nothing."""
-    from vitp.data.readers.mixture_file import read_mixture_table
-    from vitp.data.sources import is_mixture
-
-    path = Path(mixture)
-    return read_mixture_table(path) if is_mixture(path) else {}

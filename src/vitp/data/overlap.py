@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-LARGEST_SIDE = 1600
+_LARGEST_SIDE = 1600
 """Larger images are reduced before key points are looked for; ORB covers a factor of about three in scale."""
 
 KEYPOINTS = 1000
@@ -55,10 +55,10 @@ class Overlap:
     """One image holds a part of another.
 
     Attributes:
-        known: Index of the indexed image.
+        known: Number of the indexed image.
         share: Part of the indexed image that the other one shows, 0..1.
-        correlation: Of the pixels that both show, −1..1.
-        matches: Key points that agree.
+        correlation: Correlation of the pixels that both show, −1..1.
+        matches: Number of key points that agree.
     """
 
     known: int
@@ -71,7 +71,7 @@ def landmarks(image: Image.Image) -> Landmarks:
     """Return the key points of an RGB image."""
     grey_HW = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY)
     height, width = grey_HW.shape
-    scale = min(1.0, LARGEST_SIDE / max(height, width))
+    scale = min(1.0, _LARGEST_SIDE / max(height, width))
     if scale < 1:
         grey_HW = cv2.resize(grey_HW, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     orb = cv2.ORB.create(nfeatures=KEYPOINTS, fastThreshold=5, edgeThreshold=16, patchSize=31)
@@ -90,7 +90,7 @@ class OverlapIndex:
     share a band are compared. About 300 kB an image, its key points included.
 
     Args:
-        images: Key points of the images to be found.
+        images: Key points of the images that are to be found.
     """
 
     def __init__(self, images: Iterable[Landmarks]) -> None:
@@ -183,16 +183,14 @@ def _agreement(image: Landmarks, known: Landmarks, matrix_23: np.ndarray) -> tup
     count = int(covered_hw.sum())
     if count < 64:
         return 0.0, 0.0
-    a, b = (_structure(grey_hw)[covered_hw].astype(np.float64) for grey_hw in (moved_hw, known.grey_hw))
+    seen: list[np.ndarray] = []
+    for image_hw in (moved_hw, known.grey_hw):
+        # What lies between noise and large areas is compared: different resolutions blur differently, and any two
+        # harbours agree in where land and water are.
+        grey_hw = image_hw.astype(np.float32)
+        middle_hw = cv2.GaussianBlur(grey_hw, (0, 0), 1.0) - cv2.GaussianBlur(grey_hw, (0, 0), 5.0)
+        seen.append(middle_hw[covered_hw].astype(np.float64))
+    a, b = seen
     if a.std() < 0.5 or b.std() < 0.5:
         return count / covered_hw.size, 0.0
     return count / covered_hw.size, float(np.corrcoef(a, b)[0, 1])
-
-
-def _structure(grey_hw: np.ndarray) -> np.ndarray:
-    """Return what lies between noise and large areas.
-
-    Different resolutions blur differently, and any two harbours agree in where land and water are.
-    """
-    grey_hw = grey_hw.astype(np.float32)
-    return cv2.GaussianBlur(grey_hw, (0, 0), 1.0) - cv2.GaussianBlur(grey_hw, (0, 0), 5.0)

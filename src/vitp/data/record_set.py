@@ -42,7 +42,7 @@ class ListRecords:
 
     Args:
         records: The records, in order.
-        name: Of the set.
+        name: Name of the set.
     """
 
     def __init__(self, records: Sequence[InstructionRecord], name: str) -> None:

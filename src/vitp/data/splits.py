@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
-from vitp.records.labels import LabelledSet
-
-SPLITS = ("train", "val", "test")
+from vitp.records.labels import SPLITS, LabelledSet
 
 
 def subset(images: LabelledSet, count: int) -> LabelledSet:

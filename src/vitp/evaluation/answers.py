@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitp.data.synthesis import LabelledRecords, SetClasses, SynthesisConfig, score_answer
+from vitp.data.synthesis.build import SynthesisConfig, score_answer
+from vitp.data.synthesis.classes import SetClasses
+from vitp.data.synthesis.scene_records import LabelledRecords
 from vitp.inference.ask import Assistant
 from vitp.records.instructions import InstructionRecord
 from vitp.records.labels import LabelledSet

@@ -28,7 +28,7 @@ Picture = Image.Image | np.ndarray
 """RGB, 8 bit; arrays are (H, W, 3)."""
 
 
-def prepare(backbone: Backbone, image: Picture) -> Tensor:
+def as_batch(backbone: Backbone, image: Picture) -> Tensor:
     """Return an RGB image (8 bit) as a normalised batch of one at the backbone's size and on its device."""
     height, width = backbone.image_size
     array_HWC = resize_image(np.asarray(image), (height, width))
@@ -90,13 +90,8 @@ def reduced_attention(
             raise ConfigError(f"there is no layer {layer} among {tower.num_layers}", where="layer")
     wanted = [layer % tower.num_layers for layer in layers]
     with frozen(tower), _recorded(tower, wanted, reduce) as found:
-        tower.forward_features(prepare(tower, image), [tower.num_layers - 1])
+        tower.forward_features(as_batch(tower, image), [tower.num_layers - 1])
     return np.stack([found[layer] for layer in wanted])
-
-
-def attention(tower: PlainViT, image: Picture, layers: Sequence[int]) -> np.ndarray:
-    """Return (layers, heads, T, T) softmax attention; each row (query) sums to 1."""
-    return reduced_attention(tower, image, layers, lambda attention_HTT: attention_HTT)
 
 
 def patch_attention(
@@ -116,21 +111,18 @@ def patch_attention(
 
 
 def attention_map(
-    tower: PlainViT,
-    image: Picture,
-    patch: tuple[int, int],
-    layer: int = -1,
-    head: Heads = "mean",
+    tower: PlainViT, image: Picture, patch: tuple[int, int], layer: int = -1, head: Heads = "mean"
 ) -> np.ndarray:
     """Return (h, w): how much the patch in (row, column) attends to each patch.
 
     Raises:
         ConfigError: The patch lies outside the grid, or there is no such layer or head.
     """
-    among = head_maps(tower, image, patch, [layer])[0]
+    among: np.ndarray = head_maps(tower, image, patch, [layer])[0]
     if head != "mean" and not 0 <= head < len(among):
         raise ConfigError(f"there is no head {head} among {len(among)}", where="head")
-    return among.mean(0) if head == "mean" else among[head]
+    chosen: np.ndarray = among.mean(0) if head == "mean" else among[head]
+    return chosen
 
 
 def head_maps(tower: PlainViT, image: Picture, patch: tuple[int, int], layers: Sequence[int]) -> np.ndarray:
@@ -185,7 +177,7 @@ def rollout_map(tower: PlainViT, image: Picture, patch: tuple[int, int] | None =
     rows, columns = grid_of(tower)
     prefix = tower.model.num_prefix_tokens
     among_NN = attention_rollout(tower, image)[prefix:, prefix:]
-    traced_N = among_NN.mean(0) if patch is None else among_NN[patch[0] * columns + patch[1]]
+    traced_N: np.ndarray = among_NN.mean(0) if patch is None else among_NN[patch[0] * columns + patch[1]]
     return traced_N.reshape(rows, columns)
 
 
@@ -197,8 +189,9 @@ def attention_distance(attention_NN: np.ndarray, grid: tuple[int, int]) -> np.nd
     rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     places_N2 = np.stack([rows, columns], 1).astype(np.float64)
     distance_NN = np.linalg.norm(places_N2[:, None] - places_N2[None], axis=-1)
-    share_NN = attention_NN / attention_NN.sum(-1, keepdims=True)
-    return (share_NN * distance_NN).sum(-1).mean(-1)
+    share_NN: np.ndarray = attention_NN / attention_NN.sum(-1, keepdims=True)
+    mean_distance: np.ndarray = (share_NN * distance_NN).sum(-1).mean(-1)
+    return mean_distance
 
 
 def distance_profile(tower: PlainViT, images: Sequence[Picture]) -> np.ndarray:
@@ -217,7 +210,8 @@ def distance_profile(tower: PlainViT, images: Sequence[Picture]) -> np.ndarray:
 
     layers = range(tower.num_layers)
     found = [reduced_attention(tower, image, layers, distance) for image in images]
-    return np.mean(found, 0) * tower.patch_size
+    mean_LH: np.ndarray = np.mean(found, 0)
+    return mean_LH * tower.patch_size
 
 
 @dataclass(frozen=True)
@@ -239,24 +233,20 @@ class ColourBasis:
 
     def values(self, features_hwD: np.ndarray) -> np.ndarray:
         """Return (h, w, 3) places along the axes."""
-        return (features_hwD - self.mean_D) @ self.axes_D3
+        values_hw3: np.ndarray = (features_hwD - self.mean_D) @ self.axes_D3
+        return values_hw3
 
     def colours(self, features_hwD: np.ndarray) -> np.ndarray:
         """Return (h, w, 3) uint8."""
-        values = self.values(features_hwD)
         span = np.maximum(self.high_3 - self.low_3, 1e-12)
-        return (((values - self.low_3) / span).clip(0, 1) * 255).round().astype(np.uint8)
+        share_hw3: np.ndarray = (self.values(features_hwD) - self.low_3) / span
+        return (share_hw3.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def patch_features(backbone: Backbone, image: Picture, layer: int = -1) -> np.ndarray:
-    """Return (h, w, D) features of one layer's cells."""
-    return patch_features_of_layers(backbone, image, [layer])[0]
-
-
-def patch_features_of_layers(backbone: Backbone, image: Picture, layers: Sequence[int]) -> list[np.ndarray]:
-    """Return (h, w, D) features of several layers in one pass."""
+def feature_maps(backbone: Backbone, image: Picture, layers: Sequence[int] = (-1,)) -> list[np.ndarray]:
+    """Return the (h, w, D) features of the cells of each layer, in one pass."""
     with frozen(backbone):
-        maps = backbone.forward_features(prepare(backbone, image), list(layers))
+        maps = backbone.forward_features(as_batch(backbone, image), list(layers))
     return [map_BDhw[0].permute(1, 2, 0).float().cpu().numpy() for map_BDhw in maps]
 
 
@@ -271,11 +261,8 @@ def colour_basis(features: Sequence[np.ndarray]) -> ColourBasis:
         ConfigError: There are no features, they differ in width, or are narrower than 3.
     """
     if not features or len({each.shape[-1] for each in features}) > 1 or features[0].shape[-1] < 3:
-        raise ConfigError(
-            "one basis needs features of one width, at least 3",
-            where="colour basis",
-            fix="make one a backbone",
-        )
+        what = "one basis needs features of one width, at least 3"
+        raise ConfigError(what, where="colour basis", fix="make one a backbone")
     patches_PD = np.concatenate([each.reshape(-1, each.shape[-1]) for each in features]).astype(np.float64)
     mean_D = patches_PD.mean(0)
     _, sizes, axes_DD = np.linalg.svd(patches_PD - mean_D, full_matrices=False)
@@ -299,10 +286,10 @@ def matched(
     that what the pictures show stays each backbone's own.
 
     Args:
-        basis: To be matched.
-        features: (h, w, D) of each image.
-        reference: Of another backbone, of any width and grid.
-        reference_features: Of the same images.
+        basis: Basis whose axes are to be matched.
+        features: (h, w, D) features of each image.
+        reference: Basis of another backbone, of any width and grid.
+        reference_features: The other backbone's features of the same images.
     """
     own, theirs = [], []
     for feature_hwD, reference_hwD in zip(features, reference_features, strict=True):
@@ -323,13 +310,9 @@ def matched(
 
 
 def pca_rgb(
-    backbone: Backbone,
-    images: Sequence[Picture],
-    layer: int = -1,
-    *,
-    basis: ColourBasis | None = None,
+    backbone: Backbone, images: Sequence[Picture], layer: int = -1, *, basis: ColourBasis | None = None
 ) -> list[np.ndarray]:
     """Return (h, w, 3) uint8 pictures of the patch features in one basis shared by all images."""
-    features = [patch_features(backbone, image, layer) for image in images]
+    features = [feature_maps(backbone, image, [layer])[0] for image in images]
     shared = basis or colour_basis(features)
     return [shared.colours(each) for each in features]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vitp.core.errors import ConfigError
-from vitp.evaluation.attention import ColourBasis, colour_basis, matched, patch_features_of_layers
+from vitp.evaluation.attention import ColourBasis, colour_basis, feature_maps, matched
 from vitp.evaluation.attention_figures import side_by_side
 from vitp.models.backbone import Backbone
 
@@ -72,7 +72,7 @@ def feature_colours_of_layers(
     features: dict[str, list[list[np.ndarray]]] = {}
     for name, backbone in backbones.items():
         numbers = [layer_number(backbone, layer) for layer in layers]
-        by_image = [patch_features_of_layers(backbone, image, numbers) for image in images]
+        by_image = [feature_maps(backbone, image, numbers) for image in images]
         features[name] = [list(of_layer) for of_layer in zip(*by_image, strict=True)]
     return [
         _colours({name: found[place] for name, found in features.items()}, shared)

@@ -1,14 +1,14 @@
 """Features and labels of a labelled set for a frozen vision tower, in one pass over its images.
 
-Shapes: N images, V views (V = N unless images are cut into tiles), S × S pixels a view, h × w patches,
-D width, C classes, K object classes.
+Shapes: N images, V views (V = N unless images are cut into tiles), S × S pixels a view, h × w patches, P fitted
+patches, D width, C classes, K object classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +17,20 @@ from torch import Tensor
 from vitp.core.errors import ConfigError
 from vitp.data.augment import resize_image, resize_mask
 from vitp.data.ignored import presence_of, read_mask, touched
+from vitp.data.splits import splits_of, subset
 from vitp.io.images import load_image
 from vitp.models.backbone import frozen
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense import patch_distribution
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
-BACKGROUND = "background"
+PROBE_TASKS = ("scene kNN", "scene linear", "patches linear", "presence linear")
+
+UNCOVERED = "background"
 """Class of patches that no box covers, when labels come from boxes."""
+
+MAX_PATCHES = 30_000
+"""Patches that a dense probe is fitted on: more change little and take long."""
 
 _SAMPLES = 16
 """Points on a side of a patch at which the cover of an oriented box is measured: an error below 1 %."""
@@ -69,6 +75,89 @@ class Features:
         numbers = {name: number for number, name in enumerate(dict.fromkeys(self.groups))}
         return torch.tensor([numbers[name] for name in self.groups])
 
+    def known_scenes(self, device: torch.device, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return pooled features and classes of the (chosen) images whose scene is known."""
+        known = self.scene_N >= 0
+        if chosen is not None:
+            known &= torch.isin(torch.arange(len(known)), chosen)
+        return self.pooled_ND[known].to(device), self.scene_N[known].to(device)
+
+    def labelled_patches(self, views: Tensor, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return features and classes of at most `MAX_PATCHES` labelled patches of the views."""
+        assert self.patch_labels_Vhw is not None
+        label_P = self.patch_labels_Vhw[views].flatten()
+        known = (label_P != IGNORE).nonzero().flatten()
+        if not len(known):
+            raise ConfigError(
+                "no patch is labelled", where="probes", fix="give masks with classes or a smaller min_share"
+            )
+        if len(known) > MAX_PATCHES:
+            order = np.random.default_rng([seed, len(known)]).permutation(len(known))[:MAX_PATCHES]
+            known = known[torch.from_numpy(np.sort(order))]
+        _, rows, columns, width = self.patches_VhwD.shape
+        cells = rows * columns
+        flat = self.patches_VhwD.view(-1, width)
+        features_PD = flat[views[known // cells] * cells + known % cells].float()
+        return features_PD.to(device), label_P[known].to(device)
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Features of the three splits, with the tower's device to fit on."""
+
+    train: Features
+    val: Features
+    test: Features
+    device: torch.device
+
+    def tasks(self) -> tuple[str, ...]:
+        """Return the probes that the labels allow."""
+        train, test = self.train, self.test
+        scenes = _several(train.scene_N[train.scene_N >= 0]) and bool((test.scene_N >= 0).any())
+        labels_Vhw = train.patch_labels_Vhw
+        patches = labels_Vhw is not None and _several(labels_Vhw[labels_Vhw != IGNORE])
+        presence = bool((train.presence_NK == 1).any()) and bool((test.presence_NK == 1).any())
+        allowed = (scenes, scenes, patches, presence)
+        return tuple(task for task, ok in zip(PROBE_TASKS, allowed, strict=True) if ok)
+
+    def scene_class_count(self) -> int:
+        """Return the number of scene classes over all splits."""
+        return int(max(part.scene_N.max() for part in (self.train, self.val, self.test))) + 1
+
+
+def _several(classes: Tensor) -> bool:
+    """Return whether there are two different classes."""
+    return bool((classes != classes[:1]).any())
+
+
+def probe_data(
+    tower: VisionTower,
+    labelled_set: LabelledSet | Mapping[str, LabelledSet],
+    *,
+    view: Literal["whole", "tiles"] = "whole",
+    batch_size: int = 32,
+    max_images: int | Mapping[str, int] = 2000,
+) -> ProbeData:
+    """Run the tower over the splits of a set.
+
+    Args:
+        tower: The frozen vision tower.
+        labelled_set: A set with `train` and `test` items (and `val`, else a fifth of the training groups is
+            held out for it), or one set for each split.
+        view: See `extract`.
+        batch_size: Views a forward pass.
+        max_images: Images of each split (or of each one by name) at most: a fixed random subset, the same
+            for every backbone.
+
+    Raises:
+        ConfigError: A split has no images.
+    """
+    features = {}
+    for name, images in splits_of(labelled_set).items():
+        most = max_images if isinstance(max_images, int) else max_images[name]
+        features[name] = extract(tower, subset(images, most), view=view, batch_size=batch_size)
+    return ProbeData(**features, device=next(tower.parameters()).device)
+
 
 def extract(
     tower: VisionTower,
@@ -95,80 +184,95 @@ def extract(
         ConfigError: The set is empty, or its features don't fit `max_bytes`.
         DataError: An image or mask can't be used.
     """
-    if not len(labelled_set):
+    total = len(labelled_set)
+    if not total:
         raise ConfigError("has no images", where=labelled_set.name, fix="choose another split")
-    labels = _Labels(labelled_set, tower, min_share)
-    images, owners, patches = [], [], []
+    waiting: list[np.ndarray] = []
+    owners: list[int] = []
+    patches: list[Tensor] = []
+    labels: list[_Labels] = []
+    held = 0
     with frozen(tower):
-        for number in range(len(labelled_set)):
-            item = labelled_set.items[number]
-            tiles = labels.add(item, view)
-            images.extend(tiles)
-            owners.extend([number] * len(tiles))
-            if len(images) >= batch_size or number == len(labelled_set) - 1:
-                patches.append(_forward(tower, images, batch_size))
-                images = []
-            _check_size(patches, number + 1, len(labelled_set), max_bytes, labelled_set.name)
+        for number in range(total):
+            images, own = _views(labelled_set.items[number], labelled_set, tower, view, min_share)
+            labels.append(own)
+            owners.extend([number] * len(images))
+            waiting.extend(images)
+            if len(waiting) >= batch_size or number == total - 1:
+                patches.append(_forward(tower, waiting, batch_size))
+                held += patches[-1].nbytes
+                waiting = []
+            expected = held * total / (number + 1)
+            if expected > max_bytes:
+                raise ConfigError(
+                    f"patch features of {total} images need about {expected / 2**30:.1f} GiB",
+                    where=labelled_set.name,
+                    fix=f"use {int(total * max_bytes / expected)} images or fewer, or a larger max_bytes",
+                )
     patches_VhwD, view_image_V = torch.cat(patches), torch.tensor(owners)
+    view_VD = torch.stack([view_hwD.float().mean((0, 1)) for view_hwD in patches_VhwD])
+    sums_ND = torch.zeros(total, view_VD.shape[1]).index_add_(0, view_image_V, view_VD)
+    by_view = [label for own in labels for label in own.patches]
+    objects = (*labelled_set.object_classes, UNCOVERED) if labelled_set.object_classes else ()
     return Features(
         patches_VhwD=patches_VhwD,
-        pooled_ND=_pool(patches_VhwD, view_image_V, len(labelled_set)),
+        pooled_ND=sums_ND / view_image_V.bincount(minlength=total)[:, None],
         view_image_V=view_image_V,
-        patch_classes=labels.classes,
-        patch_labels_Vhw=torch.from_numpy(np.stack(labels.patches)) if labels.classes else None,
-        pixel_labels_VSS=torch.from_numpy(np.stack(labels.pixels)) if labels.from_masks else None,
-        scene_N=torch.tensor(labels.scenes),
-        presence_NK=torch.from_numpy(np.stack(labels.presences)),
-        groups=tuple(labels.groups),
+        patch_classes=labelled_set.semantic_classes or objects,
+        patch_labels_Vhw=torch.from_numpy(np.stack(by_view)) if by_view else None,
+        pixel_labels_VSS=torch.from_numpy(np.stack([mask for own in labels for mask in own.pixels]))
+        if labelled_set.semantic_classes
+        else None,
+        scene_N=torch.tensor([own.scene for own in labels]),
+        presence_NK=torch.from_numpy(np.stack([own.presence_K for own in labels])),
+        groups=tuple(own.group for own in labels),
     )
 
 
-class _Labels:
-    """Collects the labels of a set, image by image, at the places of the tower's patches."""
+class _Labels(NamedTuple):
+    """Labels of one image: of each view's patches and pixels, and of the whole."""
 
-    def __init__(self, labelled_set: LabelledSet, tower: VisionTower, min_share: float) -> None:
-        self.labelled_set, self.min_share = labelled_set, min_share
-        self.side, self.patch = tower.image_size[0], tower.patch_size
-        self.from_masks = bool(labelled_set.semantic_classes)
-        objects = (*labelled_set.object_classes, BACKGROUND) if labelled_set.object_classes else ()
-        self.classes = labelled_set.semantic_classes if self.from_masks else objects
-        self.patches: list[np.ndarray] = []
-        self.pixels: list[np.ndarray] = []
-        self.scenes: list[int] = []
-        self.presences: list[np.ndarray] = []
-        self.groups: list[str] = []
+    patches: Sequence[np.ndarray]
+    pixels: Sequence[np.ndarray]
+    scene: int
+    presence_K: np.ndarray
+    group: str
 
-    def add(self, item: LabelledImage, view: Literal["whole", "tiles"]) -> list[np.ndarray]:
-        """Take in an image's labels and return its views."""
-        image_HWC = np.asarray(load_image(item.image))
-        height, width = image_HWC.shape[:2]
-        rows, columns = (1, 1) if view == "whole" else (max(1, round(x / self.side)) for x in (height, width))
-        size = (rows * self.side, columns * self.side)
-        if self.from_masks:
-            mask_HW = read_mask(item, self.labelled_set, (height, width), optional=True)
-            pixels = _cut(resize_mask(mask_HW, size), self.side)
-            self.pixels.extend(pixels)
-            self.patches.extend(
-                majority_labels(np.stack(pixels), self.patch, len(self.classes), self.min_share)
-            )
-        elif self.classes:
-            grid = (size[0] // self.patch, size[1] // self.patch)
-            labels_hw = box_labels(
-                item.objects,
-                self.labelled_set.object_classes,
-                (height, width),
-                grid,
-                self.min_share,
-                item.ignored,
-            )
-            self.patches.extend(_cut(labels_hw, self.side // self.patch))
-        self.groups.append(item.group or item.id)
-        scenes = self.labelled_set.scene_classes
-        self.scenes.append(scenes.index(item.scene) if item.scene in scenes else -1)
-        self.presences.append(
-            presence_of(item.objects, self.labelled_set.object_classes, ignored=item.ignored)
+
+def _views(
+    item: LabelledImage,
+    labelled_set: LabelledSet,
+    tower: VisionTower,
+    view: Literal["whole", "tiles"],
+    min_share: float,
+) -> tuple[list[np.ndarray], _Labels]:
+    """Return the views of an image, and its labels at the places of their patches."""
+    side, patch, classes = tower.image_size[0], tower.patch_size, labelled_set.object_classes
+    image_HWC = np.asarray(load_image(item.image))
+    height, width = image_HWC.shape[:2]
+    rows, columns = (1, 1) if view == "whole" else (max(1, round(x / side)) for x in (height, width))
+    size = (rows * side, columns * side)
+    patches: Sequence[np.ndarray] = ()
+    pixels: list[np.ndarray] = []
+    if labelled_set.semantic_classes:
+        mask_HW = read_mask(item, labelled_set, (height, width), optional=True)
+        pixels = _cut(resize_mask(mask_HW, size), side)
+        patches = list(
+            majority_labels(np.stack(pixels), patch, len(labelled_set.semantic_classes), min_share)
         )
-        return _cut(resize_image(image_HWC, size), self.side)
+    elif classes:
+        grid = (size[0] // patch, size[1] // patch)
+        labels_hw = box_labels(item.objects, classes, (height, width), grid, min_share, item.ignored)
+        patches = _cut(labels_hw, side // patch)
+    scenes = labelled_set.scene_classes
+    labels = _Labels(
+        patches,
+        pixels,
+        scenes.index(item.scene) if item.scene in scenes else -1,
+        presence_of(item.objects, classes, ignored=item.ignored),
+        item.group or item.id,
+    )
+    return _cut(resize_image(image_HWC, size), side), labels
 
 
 def _cut(array_HW: np.ndarray, side: int) -> list[np.ndarray]:
@@ -189,25 +293,6 @@ def _forward(tower: VisionTower, images: Sequence[np.ndarray], batch_size: int) 
         (map_BDhw,) = tower.forward_features(tower.normalize(tiles_BCHW))
         parts.append(map_BDhw.permute(0, 2, 3, 1).half().cpu())
     return torch.cat(parts)
-
-
-def _check_size(patches: Sequence[Tensor], done: int, total: int, limit: int, name: str) -> None:
-    if not patches:
-        return
-    held = sum(part.numel() for part in patches) * patches[0].element_size()
-    expected = held * total / done
-    if expected > limit:
-        raise ConfigError(
-            f"patch features of {total} images need about {expected / 2**30:.1f} GiB",
-            where=name,
-            fix=f"use {int(total * limit / expected)} images or fewer, or a larger max_bytes",
-        )
-
-
-def _pool(patches_VhwD: Tensor, view_image_V: Tensor, images: int) -> Tensor:
-    view_VD = torch.stack([view_hwD.float().mean((0, 1)) for view_hwD in patches_VhwD])
-    sums_ND = torch.zeros(images, view_VD.shape[1]).index_add_(0, view_image_V, view_VD)
-    return sums_ND / view_image_V.bincount(minlength=images)[:, None]
 
 
 def majority_labels(mask_VHW: np.ndarray, patch: int, classes: int, min_share: float) -> np.ndarray:
@@ -245,7 +330,9 @@ def box_labels(
     label_hw = np.full(grid, len(classes), np.uint8)
     best_hw = np.zeros(grid)
     scale = np.array([grid[1] / size[1], grid[0] / size[0]])
-    for labelled in sorted(objects, key=lambda one: _area(one.box)):
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one.box for one in objects)]
+    for index in np.argsort(areas, kind="stable").tolist():
+        labelled = objects[index]
         x1, y1, x2, y2 = labelled.box
         corners_42 = np.reshape(labelled.quad or (x1, y1, x2, y1, x2, y2, x1, y2), (4, 2)) * scale
         (top, left), cover_hw = _cover(corners_42, grid)
@@ -259,15 +346,6 @@ def box_labels(
     return label_hw
 
 
-def _area(box: tuple[float, float, float, float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _twice_area(corners_42: np.ndarray) -> float:
-    after_42 = np.roll(corners_42, -1, axis=0)
-    return float((corners_42[:, 0] * after_42[:, 1] - corners_42[:, 1] * after_42[:, 0]).sum())
-
-
 def _cover(corners_42: np.ndarray, grid: tuple[int, int]) -> tuple[tuple[int, int], np.ndarray]:
     """Return the first cell (row, column) and the covered share of each cell around a convex quad."""
     low = np.clip(np.floor(corners_42.min(0)).astype(int), 0, None)
@@ -277,9 +355,11 @@ def _cover(corners_42: np.ndarray, grid: tuple[int, int]) -> tuple[tuple[int, in
     x = (low[0] + np.arange(columns)[:, None] + offsets).ravel()
     y = (low[1] + np.arange(rows)[:, None] + offsets).ravel()
     sides = []
-    if abs(_twice_area(corners_42)) < 1e-9:
+    after_42 = np.roll(corners_42, -1, axis=0)
+    twice_area = (corners_42[:, 0] * after_42[:, 1] - corners_42[:, 1] * after_42[:, 0]).sum()
+    if abs(twice_area) < 1e-9:
         return (int(low[1]), int(low[0])), np.zeros((rows, columns))
-    for start, end in zip(corners_42, np.roll(corners_42, -1, axis=0), strict=True):
+    for start, end in zip(corners_42, after_42, strict=True):
         edge = end - start
         sides.append(edge[0] * (y[:, None] - start[1]) - edge[1] * (x[None] - start[0]))
     # Corners may run either way round.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,32 +88,29 @@ def fit_logistic(
     beginning = torch.zeros(width + 1, classes, device=x_ND.device) if start is None else start.clone()
     with torch.enable_grad():
         theta = beginning.requires_grad_()
-        optimizer = torch.optim.LBFGS(
+        optimizer: Any = torch.optim.LBFGS(
             [theta], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-5
         )
-        loss_of = _multi_label_loss if target.ndim == 2 else _multinomial_loss
 
         def closure() -> Tensor:
             optimizer.zero_grad()
             logits_NC = torch.addmm(theta[width], x_ND, theta[:width])
-            loss = loss_of(logits_NC, target) + l2 / 2 * theta[:width].square().sum()
-            loss.backward()
+            if target.ndim == 1:
+                loss = F.cross_entropy(logits_NC, target.long())
+            else:
+                known_NK = target >= 0
+                loss_NK = F.binary_cross_entropy_with_logits(
+                    logits_NC, target.clamp(min=0).float(), reduction="none"
+                )
+                loss = (loss_NK * known_NK).sum() / known_NK.sum().clamp(min=1)
+            loss = loss + l2 / 2 * theta[:width].square().sum()
+            torch.autograd.backward(loss)
             return loss
 
         optimizer.step(closure)
     theta = theta.detach()
     weight_DC = theta[:width] / std_D[:, None]
     return LinearModel(weight_DC, theta[width] - mean_D @ weight_DC), theta
-
-
-def _multinomial_loss(logits_NC: Tensor, target_N: Tensor) -> Tensor:
-    return F.cross_entropy(logits_NC, target_N.long())
-
-
-def _multi_label_loss(logits_NK: Tensor, target_NK: Tensor) -> Tensor:
-    known_NK = target_NK >= 0
-    loss_NK = F.binary_cross_entropy_with_logits(logits_NK, target_NK.clamp(min=0).float(), reduction="none")
-    return (loss_NK * known_NK).sum() / known_NK.sum().clamp(min=1)
 
 
 def fit_selected(
@@ -128,7 +126,7 @@ def fit_selected(
 
     Args:
         features_ND, target, classes, max_iter: See `fit_logistic`.
-        score: Of a model on the *validation* split, higher is better. A NaN loses.
+        score: Returns the score of a model on the *validation* split; higher is better. A NaN loses.
         choices: Strengths, strong ones first: each fit starts where the one before ended.
     """
     best: tuple[float, LinearModel, float] | None = None

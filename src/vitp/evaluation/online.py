@@ -20,7 +20,7 @@ from vitp.data.augment import resize_image
 from vitp.data.splits import development_splits, subset
 from vitp.engine.evidence import linear_cka
 from vitp.engine.hooks import Hook, StepMetrics
-from vitp.evaluation.probe_data import probe_data
+from vitp.evaluation.features import probe_data
 from vitp.evaluation.probes import probe_features
 from vitp.io.images import load_image
 from vitp.models.backbone import frozen
@@ -59,11 +59,11 @@ class OnlineProbes(Hook):
 
     Args:
         labelled_set: See `probe_data.development_splits`.
-        every: Steps between probes; 0: only at the start and the end.
+        every: Steps between probes; 0 probes only at the start and the end.
         tasks: See `probes.run_probes`.
-        max_images: Images of each split.
-        cka_images: Fixed validation images for the CKA between the features now and at the start.
-        seeds: Of the fitted patches; one keeps a probe short.
+        max_images: Most images of each split.
+        cka_images: Number of fixed validation images for the CKA between the features now and at the start.
+        seeds: Seeds by which the fitted patches are chosen; one keeps a probe short.
 
     Raises:
         ConfigError: The set has no probes to offer (at the start of the run).
@@ -162,7 +162,7 @@ class OnlineProbes(Hook):
         with frozen(tower):
             parts = [
                 tower.forward_tokens(tower.normalize(chunk.to(device))).mean(1).float().cpu()
-                for chunk in self._fixed_BCHW.split(32)
+                for chunk in torch.split(self._fixed_BCHW, 32)
             ]
         return torch.cat(parts)
 

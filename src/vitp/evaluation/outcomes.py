@@ -1,8 +1,8 @@
-"""What each group of test images adds to a score: for the question whether other test images would say the same.
+"""The bootstrap over test images: would other test images say the same?
 
-A score over a few dozen test images depends on which ones they are. The bootstrap over them draws groups of test
-images with replacement (images of one group, such as crops of one photograph, stay together) and scores two backbones on
-the same draws.
+A score over a few dozen test images depends on which ones they are. The bootstrap draws groups of test images with
+replacement (images of one group, such as crops of one photograph, stay together) and scores two backbones on the
+same draws. So outcomes hold what each group of images adds to a score.
 
 Shapes: G groups of images, N images, C classes, K labels, B draws.
 """
@@ -105,13 +105,13 @@ def over_images(
         ours: Outcomes by pretraining seed and, within each, draw of labels.
         theirs: The same; one pretraining seed serves all of `ours`.
         confidence: Share of the differences inside the interval.
-        draws: B.
-        seed: Of the draws.
+        draws: Number of draws, B.
+        seed: Seed of the draws.
 
     Returns:
         (task, metric) → mean difference and interval; `n` counts groups of test images. A draw takes groups with
-        replacement and, where there are several, pretraining seeds. With fewer than `LEAST_GROUPS` groups the verdict is
-        "no evidence".
+        replacement and, where there are several, pretraining seeds. With fewer than `LEAST_GROUPS` groups the
+        verdict is "no evidence".
 
     Raises:
         ConfigError: The two were not scored on the same groups, or differ in seeds.
@@ -129,9 +129,8 @@ def over_images(
         count = groups.pop()
         rng = np.random.default_rng([seed, count])
         weight_BG = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-        all_1G = np.ones((1, count), np.int64)
         # The first row of each is the score of the images as they are.
-        rows = np.concatenate([all_1G, weight_BG])
+        rows = np.concatenate([np.ones((1, count), np.int64), weight_BG])
         difference_SB = np.stack(
             [
                 np.mean(
@@ -140,12 +139,11 @@ def over_images(
                 for pair in zip(ours, theirs, strict=True)
             ]
         )
+        # For each draw of images, pretraining seeds are drawn with replacement, too.
+        picks_BS = rng.integers(0, len(difference_SB), (draws, len(difference_SB)))
+        with_seeds_B = difference_SB[:, 1:][picks_BS, np.arange(draws)[:, None]].mean(1)
         found[key] = difference_of_draws(
-            float(difference_SB[:, 0].mean()),
-            _with_seeds(difference_SB[:, 1:], rng),
-            count,
-            confidence=confidence,
-            least=LEAST_GROUPS,
+            float(difference_SB[:, 0].mean()), with_seeds_B, count, confidence=confidence, least=LEAST_GROUPS
         )
     return found
 
@@ -177,10 +175,3 @@ def differences_json(differences: Mapping[tuple[str, str], PairedDifference]) ->
 def interval(one: PairedDifference) -> str:
     """Return the bounds of a difference in percent."""
     return f"{100 * one.low:+.1f} … {100 * one.high:+.1f}"
-
-
-def _with_seeds(difference_SB: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return (B,) means over pretraining seeds that are drawn with replacement for each b."""
-    seeds, draws = difference_SB.shape
-    picks_BS = rng.integers(0, seeds, (draws, seeds))
-    return difference_SB[picks_BS, np.arange(draws)[:, None]].mean(1)

@@ -22,28 +22,18 @@ from vitp.checkpoints.export_format import content_hash, tensor_digests
 from vitp.core.errors import ConfigError
 from vitp.core.leftovers import temporary_folder
 from vitp.data.splits import splits_of, subset
-from vitp.evaluation.corruptions import SEVERITIES, Corruption, corrupted_set, corruptions_of
-from vitp.evaluation.corruptions.catalogue import checked_severities
-from vitp.evaluation.corruptions.sets import load_pixels
-from vitp.evaluation.features import extract
-from vitp.evaluation.fitted_probes import fit_probes
-from vitp.evaluation.probe_data import probe_data
+from vitp.evaluation.corruptions.catalogue import SEVERITIES, checked_severities, corruptions_of
+from vitp.evaluation.corruptions.sets import corrupted_set, load_pixels
+from vitp.evaluation.features import extract, probe_data
 from vitp.evaluation.probe_table import ProbeTable
-from vitp.evaluation.robustness_result import Cells, RobustnessResult, comparable
+from vitp.evaluation.probes import fit_probes
+from vitp.evaluation.robustness_result import Cells, RobustnessResult
 from vitp.metrics.results import Scores
 from vitp.models.vision import VisionTower
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.build import task_of
 from vitp.tasks.data import labelled_only
-
-__all__ = [
-    "RobustnessResult",
-    "comparable",
-    "measure",
-    "robustness_of_backbone",
-    "robustness_of_task",
-]
 
 PROBE_TASK = "probes"
 CACHED_BYTES = 1 << 30
@@ -64,7 +54,7 @@ class PixelCache:
     """Reads images and keeps them decoded, the first ones that fit: each is needed once a corruption.
 
     Args:
-        most: Bytes at most.
+        most: Most bytes of pixels that are kept.
     """
 
     def __init__(self, most: int = CACHED_BYTES) -> None:
@@ -122,25 +112,17 @@ def measure(
         for severity in wanted:
             found = earlier.get(corruption.name, {}).get(severity)
             if found is None:
-                found = _score_corrupted(labelled, corruption, severity, start.seed, score, load, keep)
+                with temporary_folder("vitp-robustness") as folder:
+                    found = score(
+                        corrupted_set(
+                            labelled, corruption, severity, folder, seed=start.seed, keep=keep, load=load
+                        )
+                    )
             cells[corruption.name][severity] = found
             if on_cell is not None:
                 done = {name: dict(row) for name, row in cells.items() if row}
                 on_cell(replace(start, cells=done))
     return replace(start, cells=cells)
-
-
-def _score_corrupted(
-    labelled: LabelledSet,
-    corruption: Corruption,
-    severity: int,
-    seed: int,
-    score: Callable[[LabelledSet], Scores],
-    load: PixelCache,
-    keep: int,
-) -> Scores:
-    with temporary_folder("vitp-robustness") as folder:
-        return score(corrupted_set(labelled, corruption, severity, folder, seed=seed, keep=keep, load=load))
 
 
 def robustness_of_task(
@@ -159,13 +141,13 @@ def robustness_of_task(
     """Score a finetuned model on clean and on corrupted test images.
 
     Args:
-        model: Any task's, on the device that it is to run on.
+        model: Model of any task, on the device that it is to run on.
         labelled: Labelled images that it has not learned from.
         settings: How it is applied; None: as its description says.
-        name: Of the model, for tables.
+        name: Name of the model, for tables.
         severities, corruptions, known, on_cell: See `measure`.
-        seed: Of the corruptions.
-        max_images: Images at most: a fixed random subset, the same for every model.
+        seed: Seed of the corruptions.
+        max_images: Most images: a fixed random subset, the same for every model.
 
     Raises:
         ConfigError: There is no such corruption or severity, or there are no images.
@@ -186,7 +168,8 @@ def robustness_of_task(
         "weights": content_hash(tensor_digests(model.state_dict())),
         "test": settings.model_dump(mode="json") | {"resize": resize.model_dump(mode="json")},
     }
-    clean = _known_clean(known, facts) or score(images)
+    same = known is not None and dict(known.facts) == facts
+    clean = known.clean if known is not None and same else score(images)
     start = RobustnessResult(name, model.name, labelled.name, clean, {}, seed, facts)
     return measure(
         images,
@@ -198,10 +181,6 @@ def robustness_of_task(
         on_cell=on_cell,
         keep=2 * max(_READ_AT_ONCE, settings.batch_size),
     )
-
-
-def _known_clean(known: RobustnessResult | None, facts: Mapping[str, Any]) -> Scores | None:
-    return known.clean if known is not None and dict(known.facts) == dict(facts) else None
 
 
 def _facts(images: LabelledSet, seed: int) -> dict[str, Any]:
@@ -235,14 +214,14 @@ def robustness_of_backbone(
     """Fit probes on a frozen backbone's features of clean images, and score them on corrupted test images.
 
     Args:
-        tower: On the device that it is to run on.
-        labelled_set: See `vitp.evaluation.probe_data.probe_data`.
-        name: Of the backbone, for tables.
+        tower: Backbone, on the device that it is to run on.
+        labelled_set: See `vitp.evaluation.features.probe_data`.
+        name: Name of the backbone, for tables.
         severities, corruptions, known, on_cell: See `measure`.
-        seed: Of the corruptions.
+        seed: Seed of the corruptions.
         seeds: Draws of the labelled images; scores are means over them.
         labels_per_seed: See `vitp.evaluation.probes.run_probes`.
-        max_images: Images of a split at most.
+        max_images: Most images of a split.
 
     Raises:
         ConfigError: A split is empty, the labels allow no probe, or there is no such corruption or severity.

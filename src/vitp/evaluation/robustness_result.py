@@ -11,7 +11,7 @@ from typing import Any
 from vitp.core.errors import ConfigError, DataError
 from vitp.metrics.results import Scores
 
-FORMAT = "vitp-robustness-1"
+_FORMAT = "vitp-robustness-1"
 
 Cells = Mapping[str, Mapping[int, Scores]]
 
@@ -21,12 +21,12 @@ class RobustnessResult:
     """Scores of one model on clean and on corrupted images.
 
     Attributes:
-        name: Of the model.
+        name: Name of the model.
         task: Name of the task, or "probes".
         data: Name of the labelled set.
         clean: Scores on the clean images.
         cells: Corruption → severity → scores.
-        seed: Of the corruptions.
+        seed: Seed of the corruptions.
         facts: What the scores depend on, as JSON values: two results can be compared cell by cell, and one can be
             continued, where they agree.
     """
@@ -81,7 +81,7 @@ class RobustnessResult:
         headline = self.clean.headline
         means = self.by_corruption()
         return {
-            "format": FORMAT,
+            "format": _FORMAT,
             "name": self.name,
             "task": self.task,
             "data": self.data,
@@ -110,7 +110,7 @@ class RobustnessResult:
             DataError: The values are not such a result.
         """
         try:
-            if value["format"] != FORMAT:
+            if value["format"] != _FORMAT:
                 raise KeyError(value["format"])
             cells = {
                 name: {int(severity): _scores(scores) for severity, scores in row["severities"].items()}
@@ -164,8 +164,5 @@ def comparable(results: Sequence[RobustnessResult]) -> None:
     for other in results[1:]:
         differing = [key for key, value in test_of(other).items() if value != first[key]]
         if differing:
-            raise ConfigError(
-                f"{results[0].name} and {other.name} differ in {', '.join(differing)}",
-                where="robustness",
-                fix="compare models of one task on the same images",
-            )
+            what = f"{results[0].name} and {other.name} differ in {', '.join(differing)}"
+            raise ConfigError(what, where="robustness", fix="compare models of one task on the same images")

@@ -1,13 +1,20 @@
-"""What kind of file it is, told by its first bytes, and which kinds have no single picture."""
+"""Kinds of image files: which are read, by Pillow under our rules, and what is said of the others."""
 
 from __future__ import annotations
 
 import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vitp.core.errors import DataError
 from vitp.io.tiff_tags import Page
+
+PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000", "MPO", "AVIF")
+"""What is read. Pillow knows more: of those some start other programs, and some take any bytes for an image."""
 
 _CONVERT = "remove it or convert it to PNG, JPEG or TIFF"
 
@@ -37,19 +44,42 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
 )
 
 
-def foreign_kind(head: bytes) -> str | None:
-    """Return the name of a kind of file that isn't read, None where the first bytes don't tell."""
-    for start, mark, name in _FOREIGN:
-        if head[start : start + len(mark)] == mark:
-            return name
-    return None
+_PILLOW = threading.RLock()
+_depth = 0
+_theirs: tuple[int | None, bool] = (None, False)
 
 
-def unreadable(head: bytes, where: str) -> DataError:
+@contextmanager
+def strict_pillow() -> Iterator[None]:
+    """Hold Pillow to our rules: it never takes half a file for a whole one, and warns of nothing.
+
+    Its bound on sizes is lifted, for they are checked elsewhere. Other libraries set `LOAD_TRUNCATED_IMAGES` for the
+    whole process, and half an image would then pass as a grey one. Threads may be inside at the same time; the last one
+    to leave puts back what was found.
+    """
+    global _depth, _theirs
+    with _PILLOW:
+        if not _depth:
+            _theirs = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+        _depth += 1
+    try:
+        with warnings.catch_warnings():  # of what doesn't spoil the pixels
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+            yield
+    finally:
+        with _PILLOW:
+            _depth -= 1
+            if not _depth:
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _theirs
+
+
+def no_image(head: bytes, where: str) -> DataError:
     """Return what to tell of a file that no decoder takes for an image."""
     if not head:
         return DataError("is not an image that can be read: the file is empty", where=where, fix=_CONVERT)
-    kind = foreign_kind(head)
+    kind = next((name for start, mark, name in _FOREIGN if head.startswith(mark, start)), None)
     if kind is None:
         return DataError("is not an image that can be read", where=where, fix=_CONVERT)
     if "JPEG 2000" in kind:

@@ -48,7 +48,7 @@ def joined(size: tuple[int, int], bands: Iterable[tuple[int, Image.Image]], fact
 
     Args:
         size: Width and height of the whole.
-        bands: Without gaps.
+        bands: All rows of the image, without gaps.
         factor: Squares of this side are averaged into one pixel.
     """
     width, height = size
@@ -122,21 +122,17 @@ def blackened(image: Image.Image, valid_HW: np.ndarray) -> Image.Image:
 
 def holds_value(values_HWN: np.ndarray, value: float) -> np.ndarray:
     """Return (H, W) bool: whether all bands of a pixel have a value, compared in their own type."""
-    if np.isnan(value):
-        return (
-            np.isnan(values_HWN).all(axis=2)
-            if values_HWN.dtype.kind == "f"
-            else np.zeros(values_HWN.shape[:2], bool)
-        )
     if values_HWN.dtype.kind == "f":
         with np.errstate(over="ignore"):
             own = values_HWN.dtype.type(value)
+        same_HWN = np.isnan(values_HWN) if np.isnan(value) else values_HWN == own
     else:
         limits = np.iinfo(values_HWN.dtype)
-        if not (value == round(value) and limits.min <= value <= limits.max):
+        if not (float(value).is_integer() and limits.min <= value <= limits.max):
             return np.zeros(values_HWN.shape[:2], bool)
-        own = values_HWN.dtype.type(int(value))
-    return (values_HWN == own).all(axis=2)
+        same_HWN = values_HWN == values_HWN.dtype.type(int(value))
+    held_HW: np.ndarray = np.all(same_HWN, axis=2)
+    return held_HW
 
 
 def fill_value(values_HWN: np.ndarray) -> float | None:
@@ -157,7 +153,7 @@ def fill_value(values_HWN: np.ndarray) -> float | None:
 
 
 def value_range(values_HWN: np.ndarray, valid_HW: np.ndarray | None) -> tuple[float, float] | None:
-    """Return the 2nd and 98th percentile of the finite values of valid pixels, of all bands together; None: no values."""
+    """Return the 2nd and 98th percentile of the finite values of valid pixels in all bands; None: no values."""
     if values_HWN.dtype.kind in "iu" and values_HWN.dtype.itemsize <= 2:
         return _range_of_counts(values_HWN, valid_HW)
     height, width, bands = values_HWN.shape

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from vitp.io.pillow import strict_pillow
+from vitp.io.image_kinds import strict_pillow
 from vitp.io.pixels import row_bands
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -12,13 +12,14 @@ URLs are opened only where the user has allowed their scheme: see `vitp.core.rem
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 from vitp.core.errors import DataError
@@ -31,24 +32,21 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MEMBER = re.compile(r"tar:(?P<file>.*)#(?P<offset>\d{1,18})\+(?P<size>\d{1,18})/(?P<name>.*)", re.DOTALL)
 
 
-class Bytes(Protocol):
-    """A file that is read by position.
-
-    Attributes:
-        size: In bytes.
-        version: Changes when the file does.
-    """
-
-    size: int
-    version: int
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset`, fewer at the end of the file."""
-        ...
+@contextlib.contextmanager
+def readable(path: str | Path, fix: str = "check the path") -> Iterator[None]:
+    """Turn the operating system's refusal to open or read a file into a `DataError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"can't be read ({error.strerror})", where=str(path), fix=fix) from error
 
 
 class LocalBytes:
-    """A file on disk. Safe to fork and to share between threads: nothing moves.
+    """A file on disk, read by position. Safe to fork and to share between threads: no place moves.
+
+    Attributes:
+        size: Size in bytes.
+        version: Changes when the file does.
 
     Raises:
         OSError: As `open` does.
@@ -66,7 +64,7 @@ class LocalBytes:
 
 
 class RemoteBytes:
-    """A file behind a URL; each read is a request.
+    """A file behind a URL, with the attributes of `LocalBytes`; each read is a request.
 
     Raises:
         DataError: The scheme isn't allowed (`vitp.core.remote`), there is no package for it, or no such file.
@@ -74,7 +72,17 @@ class RemoteBytes:
 
     def __init__(self, url: str) -> None:
         check_allowed(url)
-        self._system, self._path = _file_system(url)
+        try:
+            # Optional, and slow to import: most runs read local files only.
+            from fsspec.core import url_to_fs
+
+            self._system, self._path = url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise DataError(
+                f"no package reads this scheme ({_reason(error)})",
+                where=url,
+                fix="install vitp[remote], or the fsspec package of the scheme",
+            ) from error
         try:
             info = self._system.info(self._path)
             self.size = int(info["size"])
@@ -93,24 +101,12 @@ class RemoteBytes:
         if offset >= end:
             return b""
         try:
-            return self._system.cat_file(self._path, start=offset, end=end)
+            data: bytes = self._system.cat_file(self._path, start=offset, end=end)
+            return data
         except OSError as error:
             raise DataError(
                 f"can't be read ({_reason(error)})", where=self._url, fix="check the network, then resume"
             ) from error
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    try:
-        from fsspec.core import url_to_fs
-
-        return url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise DataError(
-            f"no package reads this scheme ({_reason(error)})",
-            where=url,
-            fix="install vitp[remote], or the fsspec package of the scheme",
-        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -147,7 +143,7 @@ def parent(address: str | Path) -> str | Path:
 
 
 @lru_cache(maxsize=256)
-def open_bytes(address: str) -> Bytes:
+def open_bytes(address: str) -> LocalBytes | RemoteBytes:
     """Return a local or remote file, opened once a process.
 
     Raises:
@@ -170,12 +166,8 @@ def read_address(address: str) -> bytes:
     if match is None:
         raise DataError("is no address of a tar member", where=address, fix="use those that shards give")
     offset, size = int(match["offset"]), int(match["size"])
-    try:
+    with readable(address, "check the path of the shard"):
         data = open_bytes(match["file"]).read(offset, size)
-    except OSError as error:
-        raise DataError(
-            f"can't be read ({error.strerror})", where=address, fix="check the path of the shard"
-        ) from error
     if len(data) < size:
         raise DataError("the shard is cut off", where=address, fix="copy the shard again from its source")
     return data
@@ -191,8 +183,8 @@ def local_copy(url: str, folder: Path) -> Path:
     """Return a local copy of a remote file, fetched when there is none of its present version.
 
     Args:
-        url: Of the file.
-        folder: That keeps the copies.
+        url: URL of the file.
+        folder: Folder that keeps the copies.
 
     Raises:
         DataError: The file can't be fetched.

@@ -1,8 +1,8 @@
 """The pixels of a TIFF page, a few rows of its segments (strips or tiles) at a time.
 
 Pillow reads the kinds of TIFF that pictures come in. Measurements come in more: several bands, signed and floating
-samples, masks, images that don't fit into memory. They go through Pillow's decoders all the same: as small TIFF files of
-some of the segments, in which each byte of a sample passes for a grey pixel.
+samples, masks, images that don't fit into memory. They go through Pillow's decoders all the same: as small TIFF files
+of some of the segments, in which each byte of a sample passes for a grey pixel.
 
 Shapes: H × W pixels, N bands.
 """
@@ -19,34 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from vitp.io.pillow import strict_pillow
-from vitp.io.tiff_tags import (
-    BANDS,
-    BITS,
-    COMPRESSION,
-    FILL_ORDER,
-    GDAL_METADATA,
-    GDAL_NODATA,
-    HEIGHT,
-    OLD_SUBFILE,
-    ORIENTATION,
-    PHOTOMETRIC,
-    PLANAR,
-    PREDICTOR,
-    ROWS_PER_STRIP,
-    STRIP_BYTES,
-    STRIP_OFFSETS,
-    SUBFILE,
-    TILE_BYTES,
-    TILE_HEIGHT,
-    TILE_OFFSETS,
-    TILE_WIDTH,
-    TYPES,
-    WIDTH,
-    Entry,
-    Page,
-    TiffError,
-)
+from vitp.io.image_kinds import strict_pillow
+from vitp.io.tiff_tags import TYPES, Entry, Page, Tag, TiffError
 
 _BAND_PIXELS = 1 << 22
 """Pixels that are decoded at a time, as long as a row of segments has no more."""
@@ -69,21 +43,21 @@ def _grid(page: Page) -> _Grid:
     width, height = page.size
     if min(width, height) < 1:
         raise TiffError(f"it is {width}×{height} px")
-    tiled = TILE_OFFSETS in page.entries
+    tiled = Tag.TILE_OFFSETS in page.entries
     if tiled:
-        wide, high = page.number(TILE_WIDTH, 0), page.number(TILE_HEIGHT, 0)
-        offsets, lengths = page.numbers(TILE_OFFSETS), page.numbers(TILE_BYTES)
+        wide, high = page.number(Tag.TILE_WIDTH, 0), page.number(Tag.TILE_HEIGHT, 0)
+        offsets, lengths = page.numbers(Tag.TILE_OFFSETS), page.numbers(Tag.TILE_BYTES)
     else:
-        wide, high = width, min(page.number(ROWS_PER_STRIP, height), height)
-        offsets, lengths = page.numbers(STRIP_OFFSETS), page.numbers(STRIP_BYTES)
+        wide, high = width, min(page.number(Tag.ROWS_PER_STRIP, height), height)
+        offsets, lengths = page.numbers(Tag.STRIP_OFFSETS), page.numbers(Tag.STRIP_BYTES)
     if min(wide, high) < 1:
         raise TiffError("its segments have no size")
     across, down = math.ceil(width / wide), math.ceil(height / high)
-    planes = page.bands if page.number(PLANAR, 1) == 2 else 1
+    planes = page.bands if page.is_planar else 1
     if not len(offsets) == len(lengths) == across * down * planes:
         raise TiffError(f"it has {len(offsets)} segments, {across * down * planes} are needed")
     grid = _Grid(wide, high, across, down, offsets, lengths, tiled)
-    plain = page.number(COMPRESSION, 1) == 1 and not tiled and planes == 1 and page.bits % 8 == 0
+    plain = page.compression == 1 and not tiled and planes == 1 and page.bits % 8 == 0
     return _finer(page, grid) if plain and wide * high > _BAND_PIXELS else grid
 
 
@@ -106,7 +80,7 @@ def _finer(page: Page, grid: _Grid) -> _Grid:
 
 def is_sparse(page: Page) -> bool:
     """Return whether some of a page's pixels were never written: GDAL leaves out blocks of nodata when told so."""
-    return 0 in page.numbers(TILE_BYTES) or 0 in page.numbers(STRIP_BYTES)
+    return 0 in page.numbers(Tag.TILE_BYTES) or 0 in page.numbers(Tag.STRIP_BYTES)
 
 
 def segment_bytes(page: Page) -> int:
@@ -116,7 +90,7 @@ def segment_bytes(page: Page) -> int:
         TiffError: The segments aren't as they must be.
     """
     grid = _grid(page)
-    inner = 1 if page.number(PLANAR, 1) == 2 else page.bands
+    inner = 1 if page.is_planar else page.bands
     return grid.across * grid.width * grid.height * inner * page.bits // 8
 
 
@@ -138,28 +112,13 @@ def picture_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, Image.Image
         OSError: They are damaged, or Pillow can't decode them.
     """
     grid = _grid(page)
-    separate = page.number(PLANAR, 1) == 2
-    planes = range(page.bands) if separate else range(1)
-    rows = max(1, _BAND_PIXELS // (grid.across * grid.width * grid.height))
-    for first in range(0, grid.down, rows):
-        last = min(first + rows, grid.down)
-        numbers = [
-            (plane * grid.down + row) * grid.across + column
-            for plane in planes
-            for row in range(first, last)
-            for column in range(grid.across)
-        ]
-        top = first * grid.height
-        height = min(last * grid.height, page.size[1]) - top
-        entries = {
-            tag: page.entries[tag] for tag in page.entries if tag not in (SUBFILE, OLD_SUBFILE, ORIENTATION)
-        }
-        entries |= {HEIGHT: _entry(page, 4, height)}
-        if page.photometric == 4:  # Pillow knows no pages of masks
-            entries |= {PHOTOMETRIC: _entry(page, 3, 1)}
-        if not grid.tiled:
-            entries |= {ROWS_PER_STRIP: _entry(page, 4, grid.height)}
-        yield top, _decoded(page, entries, _segments(file, grid, numbers), grid.tiled)
+    shed = {Tag.SUBFILE, Tag.OLD_SUBFILE, Tag.ORIENTATION}
+    entries = {tag: entry for tag, entry in page.entries.items() if tag not in shed}
+    if page.photometric == 4:  # Pillow knows no pages of masks
+        entries[Tag.PHOTOMETRIC] = _entry(page, 3, 1)
+    for top, height, planes in _rows(file, page, grid):
+        segments = [data for plane in planes for data in plane]
+        yield top, _decoded(page, grid, entries | {Tag.HEIGHT: _entry(page, 4, height)}, segments)
 
 
 def sample_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, np.ndarray]]:
@@ -173,46 +132,45 @@ def sample_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, np.ndarray]]
         raise TiffError(f"samples of {page.bits} bits can't be read")
     grid = _grid(page)
     dtype = np.dtype(f"{page.order}{page.kind}{page.bits // 8}")
-    separate = page.number(PLANAR, 1) == 2
-    inner = 1 if separate else page.bands
-    rows = max(1, _BAND_PIXELS // (grid.across * grid.width * grid.height))
-    for first in range(0, grid.down, rows):
-        last = min(first + rows, grid.down)
-        top = first * grid.height
-        height = min(last * grid.height, page.size[1]) - top
-        planes = []
-        for plane in range(page.bands if separate else 1):
-            start = plane * grid.down * grid.across
-            numbers = range(start + first * grid.across, start + last * grid.across)
-            data_HB = _raw_bytes(page, grid, _segments(file, grid, numbers), height, inner * dtype.itemsize)
-            planes.append(_undone(page, grid, data_HB, dtype, inner)[:, : page.size[0]])
-        yield top, np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]
-
-
-def _raw_bytes(page: Page, grid: _Grid, segments: list[bytes], height: int, bytes_: int) -> np.ndarray:
-    """Return the decompressed rows (H, bytes), as if each byte were a grey pixel; the predictor is still applied."""
-    wide = grid.across * grid.width * bytes_
-    entries = {
-        WIDTH: _entry(page, 4, wide),
-        HEIGHT: _entry(page, 4, height),
-        BITS: _entry(page, 3, 8),
-        PHOTOMETRIC: _entry(page, 3, 1),
-        BANDS: _entry(page, 3, 1),
+    inner = 1 if page.is_planar else page.bands
+    width = grid.width * inner * dtype.itemsize
+    # As if each byte were a grey pixel. The predictor is left out, and undone afterwards.
+    entries: dict[int, Entry] = {
+        Tag.WIDTH: _entry(page, 4, grid.across * width),
+        Tag.BITS: _entry(page, 3, 8),
+        Tag.PHOTOMETRIC: _entry(page, 3, 1),
+        Tag.BANDS: _entry(page, 3, 1),
+        **{tag: page.entries[tag] for tag in (Tag.COMPRESSION, Tag.FILL_ORDER) if tag in page.entries},
     }
     if grid.tiled:
-        entries |= {
-            TILE_WIDTH: _entry(page, 4, grid.width * bytes_),
-            TILE_HEIGHT: _entry(page, 4, grid.height),
-        }
-    else:
-        entries |= {ROWS_PER_STRIP: _entry(page, 4, grid.height)}
-    entries |= {tag: page.entries[tag] for tag in (COMPRESSION, FILL_ORDER) if tag in page.entries}
-    return np.asarray(_decoded(page, entries, segments, grid.tiled))
+        entries |= {Tag.TILE_WIDTH: _entry(page, 4, width), Tag.TILE_HEIGHT: _entry(page, 4, grid.height)}
+    for top, height, planes in _rows(file, page, grid):
+        entries[Tag.HEIGHT] = _entry(page, 4, height)
+        values = [
+            _undone(page, grid, np.asarray(_decoded(page, grid, entries, segments)), dtype, inner)
+            for segments in planes
+        ]
+        yield top, np.concatenate([part[:, : page.size[0]] for part in values], axis=2)
+
+
+def _rows(file: BinaryIO, page: Page, grid: _Grid) -> Iterator[tuple[int, int, list[list[bytes]]]]:
+    """Yield first row, number of rows and segments of each plane, for a few rows of segments at a time."""
+    step = max(1, _BAND_PIXELS // (grid.across * grid.width * grid.height))
+    for first in range(0, grid.down, step):
+        last = min(first + step, grid.down)
+        top = first * grid.height
+        planes = []
+        for plane in range(page.bands if page.is_planar else 1):
+            begin = plane * grid.down
+            planes.append(
+                _segments(file, grid, range((begin + first) * grid.across, (begin + last) * grid.across))
+            )
+        yield top, min(last * grid.height, page.size[1]) - top, planes
 
 
 def _undone(page: Page, grid: _Grid, data_HB: np.ndarray, dtype: np.dtype, inner: int) -> np.ndarray:
     """Return the values (H, W, N) of rows of bytes: differences are summed up again, tile by tile."""
-    predictor = page.number(PREDICTOR, 1)
+    predictor = page.number(Tag.PREDICTOR, 1)
     native = dtype.newbyteorder("=")
     shape = (len(data_HB), grid.across, grid.width, inner)
     if predictor == 3:
@@ -230,7 +188,7 @@ def _undone(page: Page, grid: _Grid, data_HB: np.ndarray, dtype: np.dtype, inner
     return values_HAWN.reshape(len(data_HB), grid.across * grid.width, inner)
 
 
-def _segments(file: BinaryIO, grid: _Grid, numbers: list[int] | range) -> list[bytes]:
+def _segments(file: BinaryIO, grid: _Grid, numbers: range) -> list[bytes]:
     found = []
     for number in numbers:
         if not grid.lengths[number]:
@@ -249,32 +207,32 @@ def _entry(page: Page, type_: int, *values: int) -> Entry:
     return Entry(type_, len(values), np.array(values, page.order + TYPES[type_]).tobytes())
 
 
-def _decoded(page: Page, entries: dict[int, Entry], segments: list[bytes], tiled: bool) -> Image.Image:
+def _decoded(page: Page, grid: _Grid, entries: dict[int, Entry], segments: list[bytes]) -> Image.Image:
     """Return the image of a TIFF file that has these tags and segments."""
-    for tag in (STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES, GDAL_METADATA, GDAL_NODATA):
-        entries.pop(tag, None)
-    where, lengths = (TILE_OFFSETS, TILE_BYTES) if tiled else (STRIP_OFFSETS, STRIP_BYTES)
+    strips, tiles = (Tag.STRIP_OFFSETS, Tag.STRIP_BYTES), (Tag.TILE_OFFSETS, Tag.TILE_BYTES)
+    dropped = {*strips, *tiles, Tag.GDAL_METADATA, Tag.GDAL_NODATA}
+    entries = {tag: entry for tag, entry in entries.items() if tag not in dropped}
+    if not grid.tiled:
+        entries[Tag.ROWS_PER_STRIP] = _entry(page, 4, grid.height)
+    where, lengths = tiles if grid.tiled else strips
     entries[lengths] = _entry(page, 4, *(len(data) for data in segments))
     entries[where] = _entry(page, 4, *(0 for _ in segments))
-    rows = sorted(entries)
-    after = 8 + 2 + 12 * len(rows) + 4
+    # Behind the head stand the table of tags, the values that don't fit into it, and the segments.
+    after = 8 + 2 + 12 * len(entries) + 4
     places = {}
-    for tag in rows:
+    for tag in sorted(entries):
         if len(entries[tag].data) > 4:
             places[tag] = after
             after += len(entries[tag].data) + len(entries[tag].data) % 2
     offsets = np.cumsum([after, *(len(data) for data in segments)])[:-1]
     entries[where] = _entry(page, 4, *offsets.tolist())
-    mark = b"II*\0" if page.order == "<" else b"MM\0*"
-    head = [mark, struct.pack(page.order + "IH", 8, len(rows))]
-    for tag in rows:
+    parts = [b"II*\0" if page.order == "<" else b"MM\0*", struct.pack(page.order + "IH", 8, len(entries))]
+    for tag in sorted(entries):
         entry = entries[tag]
         value = struct.pack(page.order + "I", places[tag]) if tag in places else entry.data.ljust(4, b"\0")
-        head.append(struct.pack(page.order + "HHI", tag, entry.type, entry.count) + value)
-    head.append(b"\0\0\0\0")
-    for tag in places:
-        data = entries[tag].data
-        head.append(data + b"\0" * (len(data) % 2))
-    with strict_pillow(), Image.open(io.BytesIO(b"".join([*head, *segments])), formats=("TIFF",)) as image:
+        parts.append(struct.pack(page.order + "HHI", tag, entry.type, entry.count) + value)
+    parts.append(b"\0\0\0\0")
+    parts += [entries[tag].data + b"\0" * (len(entries[tag].data) % 2) for tag in places]
+    with strict_pillow(), Image.open(io.BytesIO(b"".join([*parts, *segments])), formats=("TIFF",)) as image:
         image.load()
         return image

@@ -1,8 +1,9 @@
 """A TIFF page as an RGB image or as labels: which band is what, and which pixels hold nothing.
 
-A band beyond the colours is transparency in pictures and a measurement (near infrared, a second polarisation) in rasters,
-and the same tag marks both: GDAL tags the fourth band of 8 bits as transparency unless it is told otherwise. So the tag
-alone decides nothing; where its own text and its values don't decide either, the file is refused with both readings.
+A band beyond the colours is transparency in pictures and a measurement (near infrared, a second polarisation) in
+rasters, and the same tag marks both: GDAL tags the fourth band of 8 bits as transparency unless it is told otherwise.
+So the tag alone decides nothing; where its own text and its values don't decide either, the file is refused with both
+readings.
 
 Shapes: H × W pixels, N bands.
 """
@@ -10,9 +11,9 @@ Shapes: H × W pixels, N bands.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from vitp.core.errors import DataError
 from vitp.io.pixels import WIDE_MODES, as_rgb, blackened, fill_value, holds_value, joined, stretched
 from vitp.io.tiff import is_sparse, picture_bands, sample_bands, segment_bytes
-from vitp.io.tiff_tags import COMPRESSION, GDAL_METADATA, Page, TiffError
+from vitp.io.tiff_tags import Page, Tag, TiffError
 
 _OPAQUE = 0.9
 """Share of the values above 0 that are at the maximum from which a band is transparency …"""
@@ -48,7 +49,7 @@ RASTERS = "rasters of several bands aren't read; " + _THREE_BANDS
 
 
 @dataclass(frozen=True)
-class Layout:
+class BandLayout:
     """What the bands of a page are.
 
     Attributes:
@@ -64,7 +65,7 @@ class Layout:
     raw: bool = False
 
 
-def layout_of(page: Page, where: str) -> Layout:
+def layout_of(page: Page, where: str) -> BandLayout:
     """Return what a page's bands are, as far as its tags say.
 
     Raises:
@@ -79,45 +80,39 @@ def layout_of(page: Page, where: str) -> Layout:
             f"its colours are of kind {photometric}, which isn't read", where=where, fix="save it as RGB"
         )
     raw = page.bits >= 16 or page.kind != "u"
+    colours, extra = _PICTURES[photometric], False
+    alpha: bool | None = False
     if photometric in (0, 1) and bands == 3 and not set(page.extra) & {1, 2}:
         # Writers of rasters leave the colours unnamed; three bands are shown as red, green and blue everywhere.
-        return _supported(Layout(3, raw=True), page, depth, where)
-    colours = _PICTURES[photometric]
-    if bands == colours:
-        return _supported(Layout(colours, raw=raw), page, depth, where)
-    if bands != colours + 1 or photometric not in (0, 1, 2, 3):
+        colours, raw = 3, True
+    elif bands == colours + 1 and photometric in (0, 1, 2, 3):
+        extra, alpha = True, _said_alpha(page, colours)
+        # Pillow would divide the colours by how opaque they are, and knows grey with transparency in one layout only.
+        raw = raw or page.extra[:1] == (1,) or photometric == 0 or (page.is_planar and photometric == 1)
+        if alpha is False and colours == 1:
+            raise DataError(
+                "has two bands: is it grey with transparency, or two measurements such as VV and VH?",
+                where=where,
+                fix="save the band that is meant as a file of its own (gdal_translate -b 1)",
+            )
+    elif bands != colours:
         what = f"has {bands} bands of {depth}; which of them are red, green and blue isn't known"
         raise DataError(what, where=where, fix=RASTERS)
-    alpha = _said_alpha(page, colours)
-    raw = raw or page.extra[:1] == (1,)  # Pillow would divide the colours by how opaque they are
-    if alpha is False and colours == 1:
-        what = "has two bands: is it grey with transparency, or two measurements such as VV and VH?"
-        raise DataError(
-            what, where=where, fix="save the band that is meant as a file of its own (gdal_translate -b 1)"
-        )
-    return _supported(Layout(colours, extra=True, alpha=alpha, raw=raw), page, depth, where)
+    if raw and colours > 1 and not (page.kind == "u" and page.bits in (8, 16)):
+        fix = RASTERS.replace("three bands", "three bands of 8 or 16 bits without sign")
+        raise DataError(f"has {bands} bands of {depth}", where=where, fix=fix)
+    if raw and (photometric not in (0, 1, 2) or (page.bits % 8 and bands > 1)):
+        what = f"has {bands} bands of {depth} that aren't grey or RGB"
+        raise DataError(what, where=where, fix="save it as RGB")
+    return BandLayout(colours, extra, alpha, raw)
 
 
 _KIND_NAMES = {"u": "unsigned", "i": "signed", "f": "floating", "c": "complex"}
 
 
-def _supported(layout: Layout, page: Page, depth: str, where: str) -> Layout:
-    if layout.raw and layout.colours > 1 and not (page.kind == "u" and page.bits in (8, 16)):
-        raise DataError(
-            f"has {page.bands} bands of {depth}",
-            where=where,
-            fix=RASTERS.replace("file of three bands", "file of three bands of 8 or 16 bits without sign"),
-        )
-    if layout.raw and (page.photometric not in (0, 1, 2) or (page.bits % 8 and page.bands > 1)):
-        raise DataError(
-            f"has {page.bands} bands of {depth} that aren't grey or RGB", where=where, fix="save it as RGB"
-        )
-    return layout
-
-
 def _said_alpha(page: Page, band: int) -> bool | None:
     """Return what the tags say of the band beyond the colours; None: that it is transparency, which may be wrong."""
-    names = re.findall(rf'<Item[^>]*sample="{band}"[^>]*>([^<]*)</Item>', page.text(GDAL_METADATA))
+    names = re.findall(rf'<Item[^>]*sample="{band}"[^>]*>([^<]*)</Item>', page.text(Tag.GDAL_METADATA))
     for name in names:
         if re.search(r"alpha|transparen|mask", name, re.IGNORECASE):
             return True
@@ -135,8 +130,8 @@ def rgb_of_page(
 
     Args:
         file: The TIFF file.
-        pages: All pages; of the others only masks matter.
-        where: For messages.
+        pages: All pages; beside the first only masks matter.
+        where: Address of the file, for messages.
         whole: The page as Pillow decoded it, not turned either; None: it is read in bands, for it is large.
         factor: Squares of this side are averaged into one pixel.
 
@@ -155,10 +150,8 @@ def rgb_of_page(
         return picture_bands(file, page)
 
     if layout.extra and layout.alpha is None:
-        evidence = Evidence(255)
-        for _, band in bands():
-            evidence.add(np.asarray(band.getchannel(len(band.getbands()) - 1)), band)
-        layout = replace(layout, alpha=evidence.decide(layout.colours, where, page))
+        parts = (np.asarray(band) for _, band in bands())
+        layout = replace(layout, alpha=is_alpha(parts, 255, where, page, layout.colours))
 
     if whole is not None and whole.mode in WIDE_MODES:
         values_HWN = np.asarray(whole)[..., None]
@@ -172,11 +165,12 @@ def rgb_of_page(
     return joined(page.size, rgb(), factor)
 
 
-def _picture_rgb(band: Image.Image, page: Page, layout: Layout, valid_HW: np.ndarray | None) -> Image.Image:
+def _picture_rgb(
+    band: Image.Image, page: Page, layout: BandLayout, valid_HW: np.ndarray | None
+) -> Image.Image:
     if page.nodata is not None and band.mode in ("L", "P", "LA", "RGB", "RGBA", "RGBX"):
         values_HWN = np.asarray(band).reshape(band.height, band.width, -1)[..., : layout.colours]
-        held_HW = ~holds_value(values_HWN, page.nodata)
-        valid_HW = held_HW if valid_HW is None else valid_HW & held_HW
+        valid_HW = _both(valid_HW, ~holds_value(values_HWN, page.nodata))
     if layout.extra and not layout.alpha and band.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         # Without its last band a palette's picture has to keep its palette.
         colours = band.split()[:-1] if band.mode != "PA" else band.convert("RGBA").split()[:-1]
@@ -186,41 +180,50 @@ def _picture_rgb(band: Image.Image, page: Page, layout: Layout, valid_HW: np.nda
 
 
 def _sample_rgb(
-    file: BinaryIO, page: Page, layout: Layout, valid_HW: np.ndarray | None, where: str
+    file: BinaryIO, page: Page, layout: BandLayout, valid_HW: np.ndarray | None, where: str
 ) -> Iterator[tuple[int, Image.Image]]:
     values_HWN = _samples(file, page, where)
     colours_HWN = values_HWN[..., : layout.colours]
     opaque_HW = None
     if layout.extra:
-        top = np.iinfo(values_HWN.dtype).max if values_HWN.dtype.kind in "iu" else 1.0
+        top = _opaque(values_HWN.dtype)
         if layout.alpha is None:
-            evidence = Evidence(top)
-            evidence.add(values_HWN[..., -1], colours_HWN)
-            layout = replace(layout, alpha=evidence.decide(layout.colours, where, page))
+            layout = replace(layout, alpha=is_alpha([values_HWN], top, where, page, layout.colours))
         if layout.alpha:
             opaque_HW = (values_HWN[..., -1] / top).astype(np.float32)
             seen_HW = opaque_HW > 0
             if page.extra[:1] == (1,):  # the colours are stored as they look over black
                 seen_HW, opaque_HW = seen_HW | colours_HWN.any(axis=2), None
-            valid_HW = seen_HW if valid_HW is None else valid_HW & seen_HW
+            valid_HW = _both(valid_HW, seen_HW)
     nodata = page.nodata if page.nodata is not None else fill_value(colours_HWN)
     if nodata is not None:
-        held_HW = ~holds_value(colours_HWN, nodata)
-        valid_HW = held_HW if valid_HW is None else valid_HW & held_HW
-    if values_HWN.dtype == np.uint8:
+        valid_HW = _both(valid_HW, ~holds_value(colours_HWN, nodata))
+    if values_HWN.dtype != np.uint8:
+        return stretched(colours_HWN, valid_HW, opaque_HW=opaque_HW, white_is_zero=page.photometric == 0)
+    if layout.colours == 3:
         image = Image.fromarray(np.ascontiguousarray(colours_HWN))
-        return iter([(0, image if valid_HW is None else blackened(image, valid_HW))])
-    return stretched(colours_HWN, valid_HW, opaque_HW=opaque_HW, white_is_zero=page.photometric == 0)
+    else:
+        grey = Image.fromarray(
+            255 - colours_HWN[..., 0] if page.photometric == 0 else colours_HWN[..., 0].copy()
+        )
+        alpha = None if opaque_HW is None else Image.fromarray(values_HWN[..., -1].copy())
+        image = as_rgb(grey if alpha is None else Image.merge("LA", [grey, alpha]))
+    return iter([(0, image if valid_HW is None else blackened(image, valid_HW))])
+
+
+def _opaque(dtype: np.dtype[Any]) -> float:
+    return float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
+
+
+def _both(valid_HW: np.ndarray | None, also_HW: np.ndarray) -> np.ndarray:
+    return also_HW if valid_HW is None else valid_HW & also_HW
 
 
 def _samples(file: BinaryIO, page: Page, where: str) -> np.ndarray:
     width, height = page.size
     if segment_bytes(page) > _LARGEST_SEGMENT:
-        raise DataError(
-            f"is compressed in pieces of {segment_bytes(page) / 1e9:.1f} GB, too large to be decoded",
-            where=where,
-            fix="write it in tiles (gdal_translate -co TILED=YES)",
-        )
+        what = f"is compressed in pieces of {segment_bytes(page) / 1e9:.1f} GB, too large to be decoded"
+        raise DataError(what, where=where, fix="write it in tiles (gdal_translate -co TILED=YES)")
     values_HWN: np.ndarray | None = None
     for top, part in sample_bands(file, page):
         if values_HWN is None:
@@ -230,60 +233,45 @@ def _samples(file: BinaryIO, page: Page, where: str) -> np.ndarray:
     return values_HWN
 
 
-class Evidence:
-    """What a band's values tell: transparency is mostly all or nothing, a measurement hardly ever.
+def is_alpha(
+    parts: Iterable[np.ndarray], top: float, where: str, page: Page | None = None, colours: int = 3
+) -> bool:
+    """Return whether the last band is transparency, by its values: transparency is mostly all or nothing.
 
     Args:
+        parts: (H, W, N) bands of the image, part by part.
         top: The value of what is opaque.
+        where: Address of the file, for messages.
+        page: The page, when it is a TIFF file.
+        colours: Bands before it.
+
+    Raises:
+        DataError: Both readings are left: it may be a measurement.
     """
-
-    def __init__(self, top: float) -> None:
-        self.top, self.above, self.full, self.colour = top, 0, 0, False
-        self.low, self.high = float("inf"), float("-inf")
-
-    def add(self, band_HW: np.ndarray, colours: Image.Image | np.ndarray) -> None:
-        """Look at a part of the image."""
-        self.above += int(np.count_nonzero(band_HW))
-        self.full += int(np.count_nonzero(band_HW == self.top))
-        self.low, self.high = min(self.low, float(band_HW.min())), max(self.high, float(band_HW.max()))
-        if isinstance(colours, np.ndarray):
-            self.colour = self.colour or bool(colours.any())
-        else:
-            self.colour = self.colour or bool(np.asarray(colours)[..., :-1].any())
-
-    def decide(self, colours: int, where: str, page: Page | None = None) -> bool:
-        """Return whether the band is transparency.
-
-        Args:
-            colours: Bands before it.
-            where: For messages.
-            page: Of a TIFF file.
-
-        Raises:
-            DataError: Both readings are left.
-        """
-        if page is not None and page.extra[:1] == (1,) and colours == 3:
-            return True  # the colours are stored as they look over black: both readings give them
-        if not self.above and not self.colour:
-            return True
-        if self.above and self.full >= _OPAQUE * self.above:
-            return True
-        if (
-            self.above
-            and self.full < _MEASURED * self.above
-            and page is not None
-            and page.is_measured
-            and colours == 3
-        ):
-            return False
-        number, other = ("4th", "near infrared") if colours == 3 else ("2nd", "a second polarisation")
-        fix = _THREE_BANDS if colours == 3 else "save the band that is meant alone (gdal_translate -b 1)"
-        raise DataError(
-            f"its {number} band ({self.low:g} to {self.high:g}) is tagged as transparency, but may be a measurement "
-            f"such as {other}",
-            where=where,
-            fix=f"{fix}, or, if it is transparency, save the image as PNG",
-        )
+    above = full = 0
+    coloured = False
+    low, high = float("inf"), float("-inf")
+    for part_HWN in parts:
+        band_HW = part_HWN[..., -1]
+        above += int(np.count_nonzero(band_HW))
+        full += int(np.count_nonzero(band_HW == top))
+        low, high = min(low, float(band_HW.min())), max(high, float(band_HW.max()))
+        coloured = coloured or bool(part_HWN[..., :-1].any())
+    if page is not None and page.extra[:1] == (1,) and colours == 3:
+        return True  # the colours are stored as they look over black: both readings give them
+    if not (above or coloured) or (above and full >= _OPAQUE * above):
+        return True
+    measured = page is not None and page.is_measured and colours == 3
+    if measured and above and full < _MEASURED * above:
+        return False
+    number, other = ("4th", "near infrared") if colours == 3 else ("2nd", "a second polarisation")
+    fix = _THREE_BANDS if colours == 3 else "save the band that is meant alone (gdal_translate -b 1)"
+    raise DataError(
+        f"its {number} band ({low:g} to {high:g}) is tagged as transparency, but may be a measurement "
+        f"such as {other}",
+        where=where,
+        fix=f"{fix}, or, if it is transparency, save the image as PNG",
+    )
 
 
 def _mask_page(file: BinaryIO, pages: list[Page], where: str) -> np.ndarray | None:
@@ -311,16 +299,11 @@ def labels_of_page(file: BinaryIO, page: Page, where: str) -> np.ndarray | None:
     if not (layout.raw or doubtful or (page.photometric == 0 and page.bits == 8)):
         return None
     if layout.colours > 1 and page.bits > 8:
-        raise DataError(
-            f"holds colours of {page.bits} bits as labels",
-            where=where,
-            fix="save labels as 8-bit colours or as numbers",
-        )
+        what = f"holds colours of {page.bits} bits as labels"
+        raise DataError(what, where=where, fix="save labels as 8-bit colours or as numbers")
     values_HWN = _samples(file, page, where)
     if doubtful:
-        evidence = Evidence(np.iinfo(values_HWN.dtype).max if values_HWN.dtype.kind in "iu" else 1.0)
-        evidence.add(values_HWN[..., 1], values_HWN[..., :1])
-        evidence.decide(layout.colours, where, page)
+        is_alpha([values_HWN], _opaque(values_HWN.dtype), where, page, layout.colours)
     return values_HWN[..., : layout.colours] if layout.colours == 3 else values_HWN[..., 0]
 
 
@@ -330,7 +313,7 @@ def decode_error(error: Exception, page: Page | None, where: str) -> DataError:
         return DataError(
             f"image is damaged ({error})", where=where, fix="copy it again from its source or remove it"
         )
-    name = _COMPRESSIONS.get(page.number(COMPRESSION, 1))
+    name = _COMPRESSIONS.get(page.compression)
     if name is not None and not isinstance(error, TiffError):
         return DataError(
             f"is a TIFF compressed as {name}, which can't be decoded here, or it is damaged",
@@ -352,7 +335,7 @@ def unknown_page(page: Page, where: str) -> DataError:
     """Return what to tell of a page of a kind that no decoder knows."""
     return DataError(
         f"is a TIFF of {page.bands} bands of {page.bits} bits, colours {page.photometric}, compression "
-        f"{page.number(COMPRESSION, 1)}, which isn't read",
+        f"{page.compression}, which isn't read",
         where=where,
         fix="save it as grey or RGB of 8 or 16 bits (gdal_translate -co COMPRESS=DEFLATE)",
     )

@@ -4,46 +4,46 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import BinaryIO
 
 import numpy as np
 
-SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
-FILL_ORDER, STRIP_OFFSETS, ORIENTATION, BANDS, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = (
-    266,
-    273,
-    274,
-    277,
-    278,
-    279,
-    284,
-)
-PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 317, 322, 323, 324, 325
-EXTRA, FORMAT, GDAL_METADATA, GDAL_NODATA = 338, 339, 42112, 42113
 
-_GEO = frozenset({33550, 33922, 34264, 34735, GDAL_METADATA, GDAL_NODATA})
+class Tag(IntEnum):
+    """The tags that are read."""
+
+    SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT = 254, 255, 256, 257
+    BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 258, 259, 262, 266
+    STRIP_OFFSETS, ORIENTATION, BANDS, ROWS_PER_STRIP, STRIP_BYTES = 273, 274, 277, 278, 279
+    PLANAR, FAX3_OPTIONS, FAX4_OPTIONS, PREDICTOR, COLOUR_MAP = 284, 292, 293, 317, 320
+    TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
+    EXTRA, FORMAT, JPEG_TABLES = 338, 339, 347
+    YCBCR_COEFFICIENTS, YCBCR_SUBSAMPLING, YCBCR_POSITIONING, REFERENCE_BLACK_WHITE = 529, 530, 531, 532
+    GDAL_METADATA, GDAL_NODATA = 42112, 42113
+
+
+_GEO = frozenset({33550, 33922, 34264, 34735, Tag.GDAL_METADATA, Tag.GDAL_NODATA})
 """Pixel scale, tie points, transformation, keys of the projection, and what GDAL adds."""
-# Fill order, fax options, colour map, JPEG tables, and how YCbCr is meant.
-_KEPT = frozenset({FILL_ORDER, 292, 293, 320, 347, 529, 530, 531, 532})
-_READ = _KEPT | {
-    *(
-        SUBFILE,
-        OLD_SUBFILE,
-        WIDTH,
-        HEIGHT,
-        BITS,
-        COMPRESSION,
-        PHOTOMETRIC,
-        STRIP_OFFSETS,
-        ORIENTATION,
-        BANDS,
-        ROWS_PER_STRIP,
-    ),
-    *(STRIP_BYTES, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, EXTRA, FORMAT),
-    *(GDAL_METADATA, GDAL_NODATA),
+_READ = frozenset(map(int, Tag))
+TYPES = {
+    1: "u1",
+    2: "S1",
+    3: "u2",
+    4: "u4",
+    5: "u4",
+    6: "i1",
+    7: "u1",
+    8: "i2",
+    9: "i4",
+    10: "i4",
+    11: "f4",
+    12: "f8",
+    13: "u4",
+    16: "u8",
+    17: "i8",
+    18: "u8",
 }
-_SHORT_TYPES = {1: "u1", 2: "S1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4"}
-TYPES = _SHORT_TYPES | {11: "f4", 12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 _RATIONALS = (5, 10)
 _MOST_PAGES = 10_000
 _MOST_BYTES = 1 << 25
@@ -101,39 +101,49 @@ class Page:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height as stored, before `orientation` turns them."""
-        return self.number(WIDTH, 0), self.number(HEIGHT, 0)
+        return self.number(Tag.WIDTH, 0), self.number(Tag.HEIGHT, 0)
 
     @property
     def bands(self) -> int:
         """Samples of a pixel."""
-        return self.number(BANDS, 1)
+        return self.number(Tag.BANDS, 1)
 
     @property
     def bits(self) -> int:
         """Of a sample; the largest where bands differ."""
-        return max(self.numbers(BITS, 1))
+        return max(self.numbers(Tag.BITS, 1))
 
     @property
     def kind(self) -> str:
         """Of a sample, as NumPy calls it: u, i, f, c; "?" where bands differ or it is none of them."""
-        kinds = {_KINDS.get(number, "?") for number in self.numbers(FORMAT, 1)}
-        bits = set(self.numbers(BITS, 1))
-        return kinds.pop() if len(kinds) == 1 and len(bits) == 1 else "?"
+        kinds = {_KINDS.get(number, "?") for number in self.numbers(Tag.FORMAT, 1)}
+        same = len(kinds) == 1 and len(set(self.numbers(Tag.BITS, 1))) == 1
+        return kinds.pop() if same else "?"
+
+    @property
+    def is_planar(self) -> bool:
+        """Whether each band has segments of its own."""
+        return self.number(Tag.PLANAR, 1) == 2
+
+    @property
+    def compression(self) -> int:
+        """Number of the compression: 1 none, 5 LZW, 8 deflate, …"""
+        return self.number(Tag.COMPRESSION, 1)
 
     @property
     def photometric(self) -> int:
         """0 and 1 grey (0: white is zero), 2 RGB, 3 palette, 5 CMYK, 6 YCbCr, 8 CIELAB."""
-        return self.number(PHOTOMETRIC, 1)
+        return self.number(Tag.PHOTOMETRIC, 1)
 
     @property
     def extra(self) -> tuple[int, ...]:
         """Of the bands beyond the colours: 0 nothing said, 1 alpha that the colours are multiplied by, 2 alpha."""
-        return self.numbers(EXTRA)
+        return self.numbers(Tag.EXTRA)
 
     @property
     def orientation(self) -> int:
         """1–8 as in EXIF."""
-        value = self.number(ORIENTATION, 1)
+        value = self.number(Tag.ORIENTATION, 1)
         return value if 1 <= value <= 8 else 1
 
     @property
@@ -145,19 +155,19 @@ class Page:
     def nodata(self) -> float | None:
         """The value of pixels that hold nothing."""
         try:
-            return float(self.text(GDAL_NODATA)) if GDAL_NODATA in self.entries else None
+            return float(self.text(Tag.GDAL_NODATA)) if Tag.GDAL_NODATA in self.entries else None
         except ValueError:
             return None
 
     @property
     def is_reduced(self) -> bool:
         """Whether it repeats another page at a lower resolution, or is the mask of one."""
-        return bool(self.number(SUBFILE, 0) & 5) or self.number(OLD_SUBFILE, 1) == 2
+        return bool(self.number(Tag.SUBFILE, 0) & 5) or self.number(Tag.OLD_SUBFILE, 1) == 2
 
     @property
     def is_mask(self) -> bool:
         """Whether it tells which pixels of the first page hold something."""
-        return self.number(SUBFILE, 0) & 5 == 4
+        return self.number(Tag.SUBFILE, 0) & 5 == 4
 
 
 def is_tiff(head: bytes) -> bool:
@@ -176,9 +186,7 @@ def read_pages(file: BinaryIO) -> list[Page]:
     order = "<" if head[:2] == b"II" else ">"
     big = struct.unpack(order + "H", head[2:4])[0] == 43
     try:
-        (offset,) = (
-            struct.unpack_from(order + "Q", head, 8) if big else struct.unpack_from(order + "I", head, 4)
-        )
+        (offset,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
     except struct.error as error:
         raise TiffError("it ends in its head") from error
     pages: list[Page] = []
@@ -206,7 +214,7 @@ def _read_page(file: BinaryIO, offset: int, order: str, big: bool, left: int) ->
     if count > 4096:
         raise TiffError(f"{count} tags")
     table = file.read(count * row)
-    following = struct.unpack(order + wide, file.read(struct.calcsize(order + wide)))[0]
+    (following,) = struct.unpack(order + wide, file.read(struct.calcsize(order + wide)))
     entries: dict[int, Entry] = {}
     tags = []
     for start in range(0, count * row, row):

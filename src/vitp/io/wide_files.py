@@ -49,7 +49,7 @@ def png_values(file: BinaryIO, decoded: Image.Image) -> np.ndarray:
 
 
 def netpbm_maximum(file: BinaryIO) -> int | None:
-    """Return the largest value that a grey or RGB netpbm file (P2, P3, P5, P6) says it has; None: it is none of them."""
+    """Return the largest value that a netpbm file (P2, P3, P5, P6) says it has; None: it is none of them."""
     found = _netpbm_head(file)
     return None if found is None else found[3]
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from vitp.core.config import SettingsModel
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch
-from vitp.models.vlm import VisionLanguageModel, packed_attention_mask
+from vitp.models.attention_layouts import packed_attention_mask
+from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.base import Objective, ParameterGroup
 
 _HIDDEN_SEGMENT = -2

@@ -20,11 +20,11 @@ from vitp.core.errors import DataError
 from vitp.core.tensors import TensorFields
 from vitp.data.fingerprint import json_digest
 from vitp.data.mixture import Sample
-from vitp.data.plain_text import PlainText
 from vitp.data.sources import open_sources
 from vitp.data.synthesis.classes import SetClasses, countable
 from vitp.data.synthesis.facts import Facts, Limits
 from vitp.data.synthesis.image_tasks import caption
+from vitp.data.tokenizer import PlainText
 from vitp.models.flops import TransformerShape, forward_flops, language_shape
 from vitp.objectives.image_base import linear_flops
 from vitp.objectives.image_rows import ImageRows

@@ -21,9 +21,9 @@ from vitp.data.chat import ChatTokenizer
 from vitp.data.lengths import RecordCost, RecordLength
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.packing import PackedBatch
-from vitp.data.readers.jsonl import JsonlRecords
-from vitp.data.readers.mixture_file import read_mixture
-from vitp.data.row_findings import mixture_warnings
+from vitp.data.readers.records import JsonlRecords
+from vitp.data.row_checks import mixture_warnings
+from vitp.data.sources import read_mixture
 from vitp.data.tokenizer import train_tokenizer
 from vitp.models.compute import configure
 from vitp.models.flops import forward_flops, language_shape, vision_flops

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitp.core.config import make_config
-from vitp.data.synthesis import SynthesisConfig
+from vitp.data.synthesis.build import SynthesisConfig
 from vitp.runs.pretrain import PretrainConfig
 
 SYNTHESIS = SynthesisConfig(

@@ -29,8 +29,8 @@ from vitp.core.files import write_json, write_text
 from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read as read_labels
+from vitp.evaluation.features import probe_data
 from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, interval, over_images
-from vitp.evaluation.probe_data import probe_data
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.evaluation.probes import probe_outcomes
 from vitp.metrics.statistics import PairedDifference, mean_std

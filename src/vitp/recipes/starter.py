@@ -28,7 +28,8 @@ from vitp.data.augment import MaskAugmentation
 from vitp.data.batches import SampledBatches
 from vitp.data.chat import ChatTokenizer
 from vitp.data.mixture import Mixture, MixtureEntry
-from vitp.data.synthesis import LabelledRecords, SynthesisConfig
+from vitp.data.synthesis.build import SynthesisConfig
+from vitp.data.synthesis.scene_records import LabelledRecords
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer

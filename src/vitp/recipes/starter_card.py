@@ -15,7 +15,7 @@ from PIL import Image
 from vitp.checkpoints.export import load_backbone, random_backbone
 from vitp.checkpoints.pretrained import load_vlm
 from vitp.core.files import write_json, write_text
-from vitp.data.synthesis import score_answer
+from vitp.data.synthesis.build import score_answer
 from vitp.evaluation.answers import LONGEST_ANSWER, ask_all, mean_by_task, questions_of
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import run_probes

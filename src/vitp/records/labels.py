@@ -10,6 +10,9 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.records.instructions import printable, text_problem
 
+SPLITS = ("train", "val", "test")
+"""The splits of every set, in the order in which they are listed and written."""
+
 IGNORE = 255
 """Value of a semantic mask's pixels that count for nothing."""
 

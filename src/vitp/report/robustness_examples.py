@@ -14,8 +14,8 @@ from PIL import Image, ImageColor, ImageDraw
 from vitp.data.formats.mask_classes import BACKGROUND
 from vitp.data.ignored import known_semantic, outline
 from vitp.data.image_sample import ImageSample
-from vitp.evaluation.corruptions import Corruption, corrupt_sample
-from vitp.evaluation.corruptions.sets import load_pixels
+from vitp.evaluation.corruptions.catalogue import Corruption
+from vitp.evaluation.corruptions.sets import corrupt_sample, load_pixels
 from vitp.io.colours import CLASS_COLOURS
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.report import Figure

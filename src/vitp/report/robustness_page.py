@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitp.core.files import write_text
-from vitp.evaluation.corruptions import CORRUPTIONS, EXTRAS
+from vitp.evaluation.corruptions.catalogue import CORRUPTIONS, EXTRAS
 from vitp.evaluation.robustness_result import RobustnessResult, comparable
 from vitp.report import (
     Bar,
@@ -186,7 +186,7 @@ def _corruptions(results: Sequence[RobustnessResult], metric: str | None) -> Sec
         drops: list[Cell] = [
             _cell(result.value(metric) - found[name]) for result, found in zip(results, means, strict=True)
         ]
-        rows.append([words(name), _KNOWN[name].levels, *scores, *drops])
+        rows.append([words(name), _KNOWN[name].words, *scores, *drops])
     bars = [
         Bar(f"{words(name)}, {result.name}" if several else words(name), drop * PERCENT, colour=place)
         for name in _by_loss(results[0], metric)

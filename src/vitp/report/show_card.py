@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitp.core.words import spoken
 from vitp.data.synthesis.answers import parse_boxes, parse_geochat, parse_quads
-from vitp.data.synthesis.words import spoken
 from vitp.io.images import is_scene, load_image
 from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord
 from vitp.records.labels import IGNORE, LabelledImage

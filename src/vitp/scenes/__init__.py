@@ -1,6 +1,6 @@
 """Generated overhead scenes with exact labels: nothing to download, nothing to license, as many as wanted."""
 
-from vitp.scenes.address import SceneAddress, load_pair, load_scene, parse_scene_address, scene_address
+from vitp.scenes.address import SceneAddress, load_pair, load_scene, parse_scene_address
 from vitp.scenes.domains import DOMAINS, SceneDomain, get_domain
 from vitp.scenes.export import LAYOUT_WRITERS, write_scenes
 from vitp.scenes.render import render_pair, render_scene
@@ -24,7 +24,6 @@ __all__ = [
     "parse_scene_address",
     "render_pair",
     "render_scene",
-    "scene_address",
     "scene_set",
     "write_scenes",
 ]

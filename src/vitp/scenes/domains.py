@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass, field
 
 from vitp.core.errors import ConfigError, did_you_mean
-
-SPLITS = ("train", "val", "test")
+from vitp.records.labels import SPLITS
 
 
 @dataclass(frozen=True)
 class LandSpec:
-    """How one land class looks before its variants are drawn.
+    """The look of one land class; its variants are random mixes of it.
 
     Attributes:
         colours: Typical RGB values 0..255; a variant is a random mix of them.
@@ -33,7 +32,7 @@ class ObjectSpec:
 
     Attributes:
         length: Shortest and longest in pixels.
-        palette: Colour names of `vitp.scenes.shapes.COLOURS`.
+        palette: Colour names of `vitp.scenes.shapes.PAINTS`.
         radar: Backscatter 0..1.
         heat: Temperature 0..1; each object differs by up to `heat_spread`.
         height: Height over length, for shadows.
@@ -51,7 +50,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class Rule:
-    """Where objects of one class stand in one scene type.
+    """A rule that places objects of one class in one scene type.
 
     Attributes:
         category: Object class.
@@ -74,35 +73,44 @@ class Rule:
 
 @dataclass(frozen=True)
 class SceneDomain:
-    """A family of generated places: its vocabulary, and the tables that its pictures are drawn from.
+    """A family of generated places: its vocabulary, and the tables that its pictures are made from.
 
     Attributes:
         name: Of the domain, as in addresses.
-        object_classes: Names of the objects.
-        land_classes: Names of the land cover.
-        scene_types: Names of the places.
         looks: Sensors that take the pictures.
-        licence: Of generated images.
         land: How each land class looks.
         objects: How each object class looks.
         rules: What stands where, by scene type.
+        licence: Of generated images.
     """
 
     name: str
-    object_classes: tuple[str, ...]
-    land_classes: tuple[str, ...]
-    scene_types: tuple[str, ...]
     looks: tuple[str, ...]
+    land: dict[str, LandSpec] = field(repr=False, compare=False)
+    objects: dict[str, ObjectSpec] = field(repr=False, compare=False)
+    rules: dict[str, tuple[Rule, ...]] = field(repr=False, compare=False)
     licence: str = "CC0 (generated)"
-    land: dict[str, LandSpec] = field(default_factory=dict, repr=False, compare=False)
-    objects: dict[str, ObjectSpec] = field(default_factory=dict, repr=False, compare=False)
-    rules: dict[str, tuple[Rule, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Names travel in addresses and answers: single lower-case words only.
-        for name in (self.name, *self.object_classes, *self.land_classes, *self.scene_types, *self.looks):
+        for name in (self.name, *self.semantic_classes, *self.scene_types, *self.looks):
             if not re.fullmatch(r"[a-z]+", name):
                 raise ValueError(f"{name!r} is not a lower-case word")
+
+    @property
+    def object_classes(self) -> tuple[str, ...]:
+        """Names of the objects."""
+        return tuple(self.objects)
+
+    @property
+    def land_classes(self) -> tuple[str, ...]:
+        """Names of the land cover."""
+        return tuple(self.land)
+
+    @property
+    def scene_types(self) -> tuple[str, ...]:
+        """Names of the places."""
+        return tuple(self.rules)
 
     @property
     def semantic_classes(self) -> tuple[str, ...]:
@@ -110,53 +118,26 @@ class SceneDomain:
         return self.land_classes + self.object_classes
 
 
+# fmt: off
 _GENERAL_LAND = {
-    "water": LandSpec(
-        ((28, 58, 78), (52, 82, 70), (78, 92, 76), (18, 42, 62), (92, 104, 96)),
-        (0.07, 0.10, 0.38),
-        ("waves", "cloud"),
-        0.035,
-    ),
-    "grass": LandSpec(
-        ((88, 118, 58), (130, 130, 72), (66, 98, 50), (152, 142, 92)),
-        (0.62, 0.30, 0.42),
-        ("cloud", "grain", "patches"),
-        0.06,
-    ),
-    "forest": LandSpec(
-        ((38, 68, 34), (62, 82, 42), (34, 58, 44), (92, 84, 46), (104, 72, 44)),
-        (0.58, 0.46, 0.36),
-        ("canopy",),
-        0.10,
-    ),
-    "crops": LandSpec(
-        ((120, 140, 70), (152, 142, 82), (96, 116, 50), (90, 98, 62), (176, 156, 102), (128, 108, 80)),
-        (0.58, 0.36, 0.44),
-        ("rows",),
-        0.075,
-    ),
-    "soil": LandSpec(
-        ((142, 116, 86), (120, 96, 76), (162, 142, 112), (108, 92, 80)),
-        (0.36, 0.26, 0.58),
-        ("cloud", "patches", "grain"),
-        0.06,
-    ),
-    "road": LandSpec(
-        ((96, 96, 98), (122, 118, 112), (78, 80, 84), (134, 128, 116)), (0.20, 0.12, 0.62), ("grain",), 0.03
-    ),
-    "pavement": LandSpec(
-        ((140, 140, 138), (118, 118, 122), (166, 160, 150), (100, 100, 100)),
-        (0.26, 0.20, 0.60),
-        ("slabs", "grain", "patches"),
-        0.045,
-    ),
-    "sand": LandSpec(
-        ((200, 184, 150), (184, 164, 130), (212, 202, 172), (160, 146, 118)),
-        (0.46, 0.16, 0.56),
-        ("cloud", "ripples"),
-        0.05,
-    ),
+    "water": LandSpec(((28, 58, 78), (52, 82, 70), (78, 92, 76), (18, 42, 62), (92, 104, 96)),
+                      (0.07, 0.10, 0.38), ("waves", "cloud"), 0.035),
+    "grass": LandSpec(((88, 118, 58), (130, 130, 72), (66, 98, 50), (152, 142, 92)),
+                      (0.62, 0.30, 0.42), ("cloud", "grain", "patches"), 0.06),
+    "forest": LandSpec(((38, 68, 34), (62, 82, 42), (34, 58, 44), (92, 84, 46), (104, 72, 44)),
+                       (0.58, 0.46, 0.36), ("canopy",), 0.1),
+    "crops": LandSpec(((120, 140, 70), (152, 142, 82), (96, 116, 50), (90, 98, 62), (176, 156, 102), (128, 108, 80)),
+                      (0.58, 0.36, 0.44), ("rows",), 0.075),
+    "soil": LandSpec(((142, 116, 86), (120, 96, 76), (162, 142, 112), (108, 92, 80)),
+                     (0.36, 0.26, 0.58), ("cloud", "patches", "grain"), 0.06),
+    "road": LandSpec(((96, 96, 98), (122, 118, 112), (78, 80, 84), (134, 128, 116)),
+                     (0.20, 0.12, 0.62), ("grain",), 0.03),
+    "pavement": LandSpec(((140, 140, 138), (118, 118, 122), (166, 160, 150), (100, 100, 100)),
+                         (0.26, 0.20, 0.60), ("slabs", "grain", "patches"), 0.045),
+    "sand": LandSpec(((200, 184, 150), (184, 164, 130), (212, 202, 172), (160, 146, 118)),
+                     (0.46, 0.16, 0.56), ("cloud", "ripples"), 0.05),
 }
+# fmt: on
 _GENERAL_OBJECTS = {
     "plane": ObjectSpec((13, 36), ("white", "gray", "blue"), 0.85, 0.5, 0.2, 0.14),
     "ship": ObjectSpec((12, 40), ("gray", "white", "red", "black", "blue"), 0.90, 0.55, 0.2, 0.14),
@@ -234,25 +215,24 @@ _GENERAL_RULES = {
 
 # Names of object classes are disjoint from the general domain's, and temperature is their main band:
 # nothing about this domain can be known from the general one but how places are described at all.
+# fmt: off
 _PORT_LAND = {
-    "basin": LandSpec(
-        ((30, 52, 66), (58, 72, 66), (40, 62, 76), (76, 84, 78)), (0.07, 0.12, 0.30), ("waves", "cloud"), 0.05
-    ),
-    "quay": LandSpec(
-        ((150, 146, 138), (128, 126, 120), (170, 166, 158)), (0.28, 0.22, 0.56), ("slabs", "grain"), 0.055
-    ),
-    "yard": LandSpec(
-        ((118, 112, 104), (96, 94, 92), (136, 128, 112)), (0.25, 0.34, 0.60), ("patches", "grain"), 0.06
-    ),
-    "rail": LandSpec(((108, 98, 88), (90, 84, 78), (124, 116, 108)), (0.24, 0.42, 0.52), ("sleepers",), 0.09),
-    "mud": LandSpec(
-        ((112, 98, 80), (88, 80, 70), (130, 116, 94)), (0.20, 0.16, 0.40), ("ripples", "cloud"), 0.06
-    ),
-    "scrub": LandSpec(
-        ((96, 104, 62), (120, 116, 78), (72, 82, 50)), (0.52, 0.46, 0.42), ("canopy", "cloud"), 0.08
-    ),
-    "lane": LandSpec(((84, 84, 86), (104, 102, 100), (70, 70, 74)), (0.18, 0.12, 0.66), ("grain",), 0.035),
+    "basin": LandSpec(((30, 52, 66), (58, 72, 66), (40, 62, 76), (76, 84, 78)),
+                      (0.07, 0.12, 0.30), ("waves", "cloud"), 0.05),
+    "quay": LandSpec(((150, 146, 138), (128, 126, 120), (170, 166, 158)),
+                     (0.28, 0.22, 0.56), ("slabs", "grain"), 0.055),
+    "yard": LandSpec(((118, 112, 104), (96, 94, 92), (136, 128, 112)),
+                     (0.25, 0.34, 0.60), ("patches", "grain"), 0.06),
+    "rail": LandSpec(((108, 98, 88), (90, 84, 78), (124, 116, 108)),
+                     (0.24, 0.42, 0.52), ("sleepers",), 0.09),
+    "mud": LandSpec(((112, 98, 80), (88, 80, 70), (130, 116, 94)),
+                    (0.20, 0.16, 0.40), ("ripples", "cloud"), 0.06),
+    "scrub": LandSpec(((96, 104, 62), (120, 116, 78), (72, 82, 50)),
+                      (0.52, 0.46, 0.42), ("canopy", "cloud"), 0.08),
+    "lane": LandSpec(((84, 84, 86), (104, 102, 100), (70, 70, 74)),
+                     (0.18, 0.12, 0.66), ("grain",), 0.035),
 }
+# fmt: on
 _PORT_OBJECTS = {
     "crane": ObjectSpec((17, 32), ("yellow", "red", "blue"), 0.95, 0.55, 0.25, 0.5),
     "container": ObjectSpec((9, 18), ("red", "blue", "green", "orange", "gray"), 0.9, 0.55, 0.25, 0.3),
@@ -299,27 +279,18 @@ _PORT_RULES = {
 }
 
 
-def _domain(
-    name: str,
-    looks: tuple[str, ...],
-    land: dict[str, LandSpec],
-    objects: dict[str, ObjectSpec],
-    rules: dict[str, tuple[Rule, ...]],
-) -> SceneDomain:
-    return SceneDomain(
-        name, tuple(objects), tuple(land), tuple(rules), looks, land=land, objects=objects, rules=rules
-    )
-
-
 DOMAINS: dict[str, SceneDomain] = {
-    "general": _domain(
-        "general",
-        ("rgb", "gray", "infrared", "pan", "sar"),
-        _GENERAL_LAND,
-        _GENERAL_OBJECTS,
-        _GENERAL_RULES,
-    ),
-    "port": _domain("port", ("thermal", "composite"), _PORT_LAND, _PORT_OBJECTS, _PORT_RULES),
+    domain.name: domain
+    for domain in (
+        SceneDomain(
+            "general",
+            ("rgb", "gray", "infrared", "pan", "sar"),
+            _GENERAL_LAND,
+            _GENERAL_OBJECTS,
+            _GENERAL_RULES,
+        ),
+        SceneDomain("port", ("thermal", "composite"), _PORT_LAND, _PORT_OBJECTS, _PORT_RULES),
+    )
 }
 
 
@@ -337,3 +308,16 @@ def get_domain(domain: SceneDomain | str) -> SceneDomain:
             fix=did_you_mean(domain, DOMAINS) or f"known are {', '.join(DOMAINS)}",
         )
     return DOMAINS[domain]
+
+
+def check_split(split: str) -> None:
+    """Refuse what isn't the name of a split.
+
+    Raises:
+        ConfigError: It is none of `SPLITS`.
+    """
+    if split not in SPLITS:
+        raise ConfigError(
+            f'there is no split "{split}"',
+            fix=did_you_mean(split, SPLITS) or f"use one of {', '.join(SPLITS)}",
+        )

@@ -16,10 +16,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -32,108 +31,88 @@ from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
 from vitp.records.rle import encode
 from vitp.scenes.address import load_scene
+from vitp.scenes.named import entered
+
+_Value = TypeVar("_Value")
+LayoutWriter = Callable[[LabelledSet, Iterable[LabelledImage], Path], None]
+LAYOUT_WRITERS: dict[str, LayoutWriter] = {}
+"""Layout → function that writes a set's classes and its images, which are rendered one by one, to a folder."""
 
 
-@dataclass(frozen=True)
-class _Chain(Sequence[LabelledImage]):
-    """Several item sequences as one, still rendered one by one while its picture is in the cache."""
+def _given(value: _Value | None, item: LabelledImage, what: str, fix: str = "use another layout") -> _Value:
+    """Return what a layout needs of an image.
 
-    parts: tuple[Sequence[LabelledImage], ...]
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-    def __iter__(self) -> Iterator[LabelledImage]:
-        return itertools.chain.from_iterable(self.parts)
-
-    @overload
-    def __getitem__(self, at: int) -> LabelledImage: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> list[LabelledImage]: ...
-
-    def __getitem__(self, at: int | slice) -> LabelledImage | list[LabelledImage]:
-        if isinstance(at, slice):
-            return [self[number] for number in range(len(self))[at]]
-        at = range(len(self))[at]
-        for part in self.parts:
-            if at < len(part):
-                return part[at]
-            at -= len(part)
-        raise IndexError(at)
+    Raises:
+        DataError: The image doesn't have it.
+    """
+    if value is None:
+        raise DataError(f"has no {what}", where=item.id, fix=fix)
+    return value
 
 
-def _image(address: str | None, item: LabelledImage) -> Image.Image:
-    if address is None:
-        raise DataError(
-            "has no second date", where=item.id, fix="generate the set with pairs, or use another layout"
-        )
-    return Image.fromarray(load_scene(address).image_HWC)
-
-
-def _save(image: Image.Image, path: Path) -> None:
+def _save(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    Image.fromarray(pixels).save(path)
 
 
-def _text(lines: Iterable[str], path: Path) -> None:
+def _save_image(item: LabelledImage, folder: Path) -> None:
+    _save(load_scene(item.image).image_HWC, folder / f"{item.id}.png")
+
+
+def _save_text(text: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+
+
+def _save_lines(lines: Iterable[str], path: Path) -> None:
+    _save_text("".join(f"{line}\n" for line in lines), path)
 
 
 def _objects(item: LabelledImage) -> tuple[ObjectLabel, ...]:
-    if item.objects is None:
-        raise DataError("has no object labels", where=item.id, fix="use a layout without objects")
-    return item.objects
+    return _given(item.objects, item, "object labels", "use a layout without objects")
 
 
-def _masks(labels: LabelledSet, out: Path) -> None:
-    for item in labels.items:
-        if item.semantic is None:
-            raise DataError("has no mask", where=item.id, fix="use another layout")
-        _save(_image(item.image, item), out / item.split / "images" / f"{item.id}.png")
-        _save(Image.fromarray(item.semantic()), out / item.split / "masks" / f"{item.id}.png")
-    _text(labels.semantic_classes, out / "classes.txt")
+@entered(LAYOUT_WRITERS)
+def _masks(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
+    for item in items:
+        _save_image(item, out / item.split / "images")
+        _save(_given(item.semantic, item, "mask")(), out / item.split / "masks" / f"{item.id}.png")
+    _save_lines(labels.semantic_classes, out / "classes.txt")
 
 
-def _object_area(label: ObjectLabel) -> float:
-    rings, holes = (sum(area(as_points(ring)) for ring in flat) for flat in (label.polygons, label.holes))
-    return rings - holes
-
-
-def _segmentation(label: ObjectLabel, item: LabelledImage) -> list[list[float]] | dict[str, list[int]]:
-    """Return COCO polygons, or run lengths where there are holes: polygons of COCO have none."""
+def _coco_annotation(label: ObjectLabel, item: LabelledImage) -> dict[str, Any]:
+    x1, y1, x2, y2 = label.box
+    # COCO's polygons have no holes, so outlines with holes become run lengths.
+    segmentation: list[list[float]] | dict[str, list[int]] = [list(ring) for ring in label.polygons]
     if label.holes:
-        return encode(rasterise(label.polygons, (item.height, item.width), label.holes))
-    return [list(ring) for ring in label.polygons]
+        segmentation = encode(rasterise(label.polygons, (item.height, item.width), label.holes))
+    rings, holes = (sum(area(as_points(ring)) for ring in flat) for flat in (label.polygons, label.holes))
+    return {
+        "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+        "segmentation": segmentation,
+        "area": rings - holes or (x2 - x1) * (y2 - y1),
+        "iscrowd": 0,
+    }
 
 
-def _coco(labels: LabelledSet, out: Path) -> None:
+@entered(LAYOUT_WRITERS)
+def _coco(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     categories = [{"id": number, "name": name} for number, name in enumerate(labels.object_classes, 1)]
-    files: dict[str, dict[str, list]] = {}
-    for number, item in enumerate(labels.items, 1):
-        _save(_image(item.image, item), out / item.split / "images" / f"{item.id}.png")
+    files: dict[str, dict[str, list[Any]]] = {}
+    for number, item in enumerate(items, 1):
+        _save_image(item, out / item.split / "images")
         content = files.setdefault(item.split, {"images": [], "annotations": [], "categories": categories})
-        content["images"].append(
-            {"id": number, "file_name": f"{item.id}.png", "width": item.width, "height": item.height}
-        )
+        image = {"id": number, "file_name": f"{item.id}.png", "width": item.width, "height": item.height}
+        content["images"].append(image)
         for label in _objects(item):
-            x1, y1, x2, y2 = label.box
-            content["annotations"].append(
-                {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": number,
-                    "category_id": labels.object_classes.index(label.category) + 1,
-                    "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
-                    "segmentation": _segmentation(label, item),
-                    "area": _object_area(label) or (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                }
-            )
+            ids = {
+                "id": len(content["annotations"]) + 1,
+                "image_id": number,
+                "category_id": labels.object_classes.index(label.category) + 1,
+            }
+            content["annotations"].append(ids | _coco_annotation(label, item))
     for split, content in files.items():
-        path = out / "annotations" / f"instances_{split}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content), encoding="utf-8")
+        _save_text(json.dumps(content), out / "annotations" / f"instances_{split}.json")
 
 
 def _yolo_line(label: ObjectLabel, item: LabelledImage, number: int) -> str:
@@ -148,89 +127,73 @@ def _yolo_line(label: ObjectLabel, item: LabelledImage, number: int) -> str:
     return " ".join([str(number), *(f"{value:.6f}" for value in values)])
 
 
-def _yolo(labels: LabelledSet, out: Path) -> None:
+@entered(LAYOUT_WRITERS)
+def _yolo(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     splits = set()
-    for item in labels.items:
+    for item in items:
         splits.add(item.split)
-        _save(_image(item.image, item), out / item.split / "images" / f"{item.id}.png")
+        _save_image(item, out / item.split / "images")
         lines = [_yolo_line(o, item, labels.object_classes.index(o.category)) for o in _objects(item)]
-        _text(lines, out / item.split / "labels" / f"{item.id}.txt")
+        _save_lines(lines, out / item.split / "labels" / f"{item.id}.txt")
     names = [f"  {number}: {name}" for number, name in enumerate(labels.object_classes)]
-    _text([*(f"{split}: {split}/images" for split in sorted(splits)), "names:", *names], out / "data.yaml")
+    rows = [f"{split}: {split}/images" for split in sorted(splits)]
+    _save_lines([*rows, "names:", *names], out / "data.yaml")
 
 
-def _dota(labels: LabelledSet, out: Path) -> None:
-    for item in labels.items:
-        _save(_image(item.image, item), out / item.split / "images" / f"{item.id}.png")
+@entered(LAYOUT_WRITERS)
+def _dota(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
+    for item in items:
+        _save_image(item, out / item.split / "images")
         lines = []
         for label in _objects(item):
             x1, y1, x2, y2 = label.box
-            corners = label.quad or (x1, y1, x2, y1, x2, y2, x1, y2)
-            lines.append(
-                " ".join([*(f"{value:.3f}" for value in corners), label.category, str(int(label.difficult))])
-            )
-        _text(lines, out / item.split / "labelTxt" / f"{item.id}.txt")
+            corners = [f"{value:.3f}" for value in label.quad or (x1, y1, x2, y1, x2, y2, x1, y2)]
+            lines.append(" ".join([*corners, label.category, str(int(label.difficult))]))
+        _save_lines(lines, out / item.split / "labelTxt" / f"{item.id}.txt")
 
 
-def _voc_xml(item: LabelledImage) -> bytes:
-    root = ElementTree.Element("annotation")
-    ElementTree.SubElement(root, "filename").text = f"{item.id}.png"
-    size = ElementTree.SubElement(root, "size")
-    for name, value in (("width", item.width), ("height", item.height), ("depth", 3)):
-        ElementTree.SubElement(size, name).text = str(value)
-    for label in _objects(item):
-        node = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(node, "name").text = label.category
-        ElementTree.SubElement(node, "difficult").text = str(int(label.difficult))
-        box = ElementTree.SubElement(node, "bndbox")
-        x1, y1, x2, y2 = label.box
-        # VOC counts pixels from 1 and includes the last one.
-        corners = (math.floor(x1) + 1, math.floor(y1) + 1, math.ceil(x2), math.ceil(y2))
-        for name, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
-            ElementTree.SubElement(box, name).text = str(value)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="utf-8")
+def _nodes(parent: ElementTree.Element, **texts: object) -> ElementTree.Element:
+    """Add an element for each text and return the parent."""
+    for name, text in texts.items():
+        ElementTree.SubElement(parent, name).text = str(text)
+    return parent
 
 
-def _voc(labels: LabelledSet, out: Path) -> None:
+@entered(LAYOUT_WRITERS)
+def _voc(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
     splits: dict[str, list[str]] = {}
-    for item in labels.items:
+    for item in items:
         splits.setdefault(item.split, []).append(item.id)
-        _save(_image(item.image, item), out / "JPEGImages" / f"{item.id}.png")
-        path = out / "Annotations" / f"{item.id}.xml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_voc_xml(item))
+        _save_image(item, out / "JPEGImages")
+        root = _nodes(ElementTree.Element("annotation"), filename=f"{item.id}.png")
+        _nodes(ElementTree.SubElement(root, "size"), width=item.width, height=item.height, depth=3)
+        for label in _objects(item):
+            node = ElementTree.SubElement(root, "object")
+            _nodes(node, name=label.category, difficult=int(label.difficult))
+            (x1, y1), (x2, y2) = map(math.floor, label.box[:2]), map(math.ceil, label.box[2:])
+            # VOC counts pixels from 1 and includes the last one.
+            _nodes(ElementTree.SubElement(node, "bndbox"), xmin=x1 + 1, ymin=y1 + 1, xmax=x2, ymax=y2)
+        ElementTree.indent(root)
+        _save_text(ElementTree.tostring(root, encoding="unicode"), out / "Annotations" / f"{item.id}.xml")
     for split, names in splits.items():
-        _text(names, out / "ImageSets" / "Main" / f"{split}.txt")
+        _save_lines(names, out / "ImageSets" / "Main" / f"{split}.txt")
 
 
-def _folders(labels: LabelledSet, out: Path) -> None:
-    for item in labels.items:
-        if item.scene is None:
-            raise DataError("has no scene class", where=item.id, fix="use another layout")
-        _save(_image(item.image, item), out / item.split / item.scene / f"{item.id}.png")
+@entered(LAYOUT_WRITERS)
+def _folders(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
+    for item in items:
+        _save_image(item, out / item.split / _given(item.scene, item, "scene class"))
 
 
-def _pairs(labels: LabelledSet, out: Path) -> None:
-    for item in labels.items:
-        later = _image(item.second_image, item)
-        if item.change is None:
-            raise DataError("has no change mask", where=item.id, fix="generate the set with pairs")
-        _save(_image(item.image, item), out / item.split / "A" / f"{item.id}.png")
-        _save(later, out / item.split / "B" / f"{item.id}.png")
-        change = Image.fromarray(item.change().astype(np.uint8) * 255)
-        _save(change, out / item.split / "label" / f"{item.id}.png")
-
-
-LAYOUT_WRITERS: dict[str, Callable[[LabelledSet, Path], None]] = {
-    "masks": _masks,
-    "coco": _coco,
-    "yolo": _yolo,
-    "dota": _dota,
-    "voc": _voc,
-    "folders": _folders,
-    "pairs": _pairs,
-}
+@entered(LAYOUT_WRITERS)
+def _pairs(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
+    for item in items:
+        fix = "generate the set with pairs"
+        later = _given(item.second_image, item, "second date", f"{fix}, or use another layout")
+        change = _given(item.change, item, "change mask", fix)
+        _save_image(item, out / item.split / "A")
+        _save(load_scene(later).image_HWC, out / item.split / "B" / f"{item.id}.png")
+        _save(change().astype(np.uint8) * 255, out / item.split / "label" / f"{item.id}.png")
 
 
 def write_scenes(labels: LabelledSet | Sequence[LabelledSet], out: str | Path, *, layout: str) -> None:
@@ -256,14 +219,6 @@ def write_scenes(labels: LabelledSet | Sequence[LabelledSet], out: str | Path, *
     # What is there is somebody's work, and nothing in it says that we may replace it.
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError("exists and isn't empty", where=str(out), fix="name a new folder")
-    first = sets[0]
-    whole = LabelledSet(
-        first.name,
-        _Chain(tuple(one.items for one in sets)),
-        first.object_classes,
-        first.scene_classes,
-        first.semantic_classes,
-        first.licence,
-    )
+    items = itertools.chain.from_iterable(one.items for one in sets)
     with atomic_dir(out) as folder:
-        LAYOUT_WRITERS[layout](whole, folder)
+        LAYOUT_WRITERS[layout](sets[0], items, folder)

@@ -10,16 +10,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from vitp.scenes.chance import pick, uniform, whole
 from vitp.scenes.domains import SceneDomain
-from vitp.scenes.textures import LAND_VARIANTS
+from vitp.scenes.named import entered
+from vitp.scenes.textures import LAND_VARIANTS, TILE_SIDE
 
-SHIFT = 4
+FRACTION_BITS = 4
 """Fraction bits of the coordinates given to OpenCV."""
 
 
 def fixed(points_N2: np.ndarray) -> np.ndarray:
     """Return pixel-edge coordinates as OpenCV's fixed-point ones, whose pixel centres are integers."""
-    return np.rint((points_N2 - 0.5) * (1 << SHIFT)).astype(np.int32)
+    fixed_N2: np.ndarray = np.rint((points_N2 - 0.5) * (1 << FRACTION_BITS)).astype(np.int32)
+    return fixed_N2
 
 
 class Material(NamedTuple):
@@ -43,8 +46,28 @@ class Line(NamedTuple):
     marking: str
 
 
+def _turn(points_N2: np.ndarray, centre: tuple[float, float], angle: float) -> np.ndarray:
+    """Return points of a frame of its own as points of the image."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    turned_N2: np.ndarray = points_N2 @ np.array([[cos, sin], [-sin, cos]]) + centre
+    return turned_N2
+
+
+def _corners(centre: tuple[float, float], length: float, width: float, angle: float) -> np.ndarray:
+    return _turn(np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (length / 2, width / 2), centre, angle)
+
+
+def _beside(
+    through: tuple[float, float], angle: float, along_N: np.ndarray, across_N: np.ndarray
+) -> np.ndarray:
+    """Return the points that lie so far along a line and to its right."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    x = through[0] + along_N * cos - across_N * sin
+    return np.stack([x, through[1] + along_N * sin + across_N * cos], 1)
+
+
 @dataclass
-class Layout:
+class LandLayout:
     """The ground of one place while it is being laid out.
 
     Attributes:
@@ -69,25 +92,33 @@ class Layout:
 
     def uniform(self, low: float, high: float) -> float:
         """Return a number between low and high."""
-        return low + (high - low) * float(self.rng.random())
+        return uniform(self.rng, low, high)
+
+    def chance(self, share: float) -> bool:
+        """Return True with a probability of `share`."""
+        return self.rng.random() < share
 
     def pick(self, *lands: str) -> str:
         """Return one of the land classes."""
-        return lands[int(self.rng.random() * len(lands))]
+        return pick(self.rng, lands)
 
     def point(self, margin: float = 0.0) -> tuple[float, float]:
         """Return a place in the image, `margin` (share of its side) away from the border."""
         low, high = self.size * margin, self.size * (1 - margin)
         return self.uniform(low, high), self.uniform(low, high)
 
+    def shifted(self, distance: float, angle: float | None = None) -> tuple[float, float]:
+        """Return the point `distance` px to the right of the image's middle, seen along `angle`."""
+        turn = self.axis if angle is None else angle
+        return self.size / 2 - distance * math.sin(turn), self.size / 2 + distance * math.cos(turn)
+
     def ground(self, land: str, angle: float | None = None) -> int:
-        """Add a material and return its index. The variant is drawn, so two fields rarely look alike."""
-        variant = int(self.rng.random() * LAND_VARIANTS[self.split])
+        """Add a material of a random variant, so that two fields rarely look alike, and return its index."""
+        variant = whole(self.rng, 0, LAND_VARIANTS[self.split] - 1)
         turn = self.uniform(0, 2 * math.pi) if angle is None else angle
-        offset = (self.uniform(0, 192), self.uniform(0, 192))
-        self.materials.append(
-            Material(land, variant, turn, self.uniform(0.8, 1.25), offset, self.uniform(-1, 1))
-        )
+        offset = (self.uniform(0, TILE_SIDE), self.uniform(0, TILE_SIDE))
+        scale, tone = self.uniform(0.8, 1.25), self.uniform(-1, 1)
+        self.materials.append(Material(land, variant, turn, scale, offset, tone))
         return len(self.materials) - 1
 
     def fill(self, land: str) -> None:
@@ -96,7 +127,7 @@ class Layout:
 
     def polygon(self, points_N2: np.ndarray, material: int) -> None:
         """Cover a polygon."""
-        cv2.fillPoly(self.material_HW, [fixed(points_N2)], (material,), cv2.LINE_8, SHIFT)
+        cv2.fillPoly(self.material_HW, [fixed(points_N2)], (material,), cv2.LINE_8, FRACTION_BITS)
 
     def blob(self, land: str, centre: tuple[float, float], radius: float) -> None:
         """Cover a rounded, irregular area."""
@@ -110,41 +141,29 @@ class Layout:
         self, land: str, centre: tuple[float, float], length: float, width: float, angle: float
     ) -> None:
         """Cover an oriented rectangle."""
-        cos, sin = math.cos(angle), math.sin(angle)
-        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (length / 2, width / 2)
-        points = corners @ np.array([[cos, sin], [-sin, cos]]) + centre
-        self.polygon(points, self.ground(land, angle))
+        self.polygon(_corners(centre, length, width, angle), self.ground(land, angle))
 
     def line(
-        self,
-        land: str,
-        through: tuple[float, float],
-        angle: float,
-        width: float,
-        marking: str = "",
-        keep: bool = True,
+        self, land: str, through: tuple[float, float], angle: float, width: float, marking: str = ""
     ) -> None:
         """Lay a straight strip across the whole image."""
         reach = self.size * 1.5
-        cos, sin = math.cos(angle), math.sin(angle)
+        x, y = reach * math.cos(angle), reach * math.sin(angle)
         self.rectangle(land, through, 2 * reach, width, angle)
-        if keep:
-            start = (through[0] - reach * cos, through[1] - reach * sin)
-            end = (through[0] + reach * cos, through[1] + reach * sin)
-            self.lines.append(Line(land, start, end, width, marking))
+        start, end = (through[0] - x, through[1] - y), (through[0] + x, through[1] + y)
+        self.lines.append(Line(land, start, end, width, marking))
 
-    def side(self, land: str, through: tuple[float, float], angle: float, wobble: float) -> None:
-        """Cover everything to the right of a line through a point; the shore wobbles by up to `wobble` px."""
+    def side(self, land: str, distance: float, wobble: float = 0.0, angle: float | None = None) -> None:
+        """Cover everything `distance` px and more to the right of the image's middle, seen along `angle`.
+
+        The shore wobbles by up to `wobble` px.
+        """
         reach, steps = self.size * 1.6, 24
-        along = np.linspace(-reach, reach, steps)
+        through, turn = self.shifted(distance, angle), self.axis if angle is None else angle
         bend = self.rng.standard_normal(steps)
         bend = wobble * (bend + np.roll(bend, 1) + np.roll(bend, 2)) / 3
-        cos, sin = math.cos(angle), math.sin(angle)
-        shore = np.stack([through[0] + along * cos - bend * sin, through[1] + along * sin + bend * cos], 1)
-        far = (
-            np.array([[reach, 2 * reach], [-reach, 2 * reach]]) @ np.array([[cos, sin], [-sin, cos]])
-            + through
-        )
+        shore = _beside(through, turn, np.linspace(-reach, reach, steps), bend)
+        far = _turn(np.array([[reach, 2 * reach], [-reach, 2 * reach]]), through, turn)
         self.polygon(np.concatenate([shore, far]), self.ground(land))
 
     def river(self, land: str, width: float) -> None:
@@ -154,12 +173,8 @@ class Layout:
         phase, bend = self.uniform(0, 6), self.uniform(0.05, 0.12) * self.size
         swing = bend * np.sin(along / self.uniform(12, 25) + phase)
         half = width / 2 * (0.8 + 0.4 * self.rng.random(24))
-        cos, sin = math.cos(angle), math.sin(angle)
-
-        def bank_at(across: np.ndarray) -> np.ndarray:
-            return np.stack([start[0] + along * cos - across * sin, start[1] + along * sin + across * cos], 1)
-
-        self.polygon(np.concatenate([bank_at(swing - half), bank_at(swing + half)[::-1]]), self.ground(land))
+        banks = [_beside(start, angle, along, swing - half), _beside(start, angle, along, swing + half)[::-1]]
+        self.polygon(np.concatenate(banks), self.ground(land))
 
     def parcels(self, lands: tuple[str, ...], length: float, width: float, skip: float = 0.0) -> None:
         """Cover the image with a turned grid of fields, each with ground of its own."""
@@ -175,63 +190,55 @@ class Layout:
                 inside = all(-margin < value < self.size + margin for value in place)
                 # uint8 material numbers: very large places keep their first fields and the base ground.
                 if inside and self.rng.random() >= skip and len(self.materials) < 200:
-                    turn = self.axis + (math.pi / 2 if self.rng.random() < 0.4 else 0.0)
+                    turn = self.axis + (math.pi / 2 if self.chance(0.4) else 0.0)
                     material = self.ground(self.pick(*lands), turn)
-                    self._parcel(place, length * self.uniform(1.0, 1.06), width * 1.04, material)
-
-    def _parcel(self, centre: tuple[float, float], length: float, width: float, material: int) -> None:
-        cos, sin = math.cos(self.axis), math.sin(self.axis)
-        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (length / 2, width / 2)
-        self.polygon(corners @ np.array([[cos, sin], [-sin, cos]]) + centre, material)
-
-    def shifted(self, distance: float, angle: float | None = None) -> tuple[float, float]:
-        """Return the point `distance` px to the right of the image's middle, seen along `angle`."""
-        turn = self.axis if angle is None else angle
-        return self.size / 2 - distance * math.sin(turn), self.size / 2 + distance * math.cos(turn)
+                    field_length = length * self.uniform(1.0, 1.06)
+                    self.polygon(_corners(place, field_length, width * 1.04, self.axis), material)
 
 
-def _country(lay: Layout) -> None:
+LAYOUTS: dict[str, Callable[[LandLayout], None]] = {}
+"""Scene type → function that lays out the ground of one place."""
+
+
+def _country(lay: LandLayout) -> None:
     lay.fill(lay.pick("grass", "soil", "grass", "sand"))
     for _ in range(int(lay.rng.random() * 3)):
         lay.blob(lay.pick("forest", "soil", "grass", "crops"), lay.point(), lay.uniform(10, 26))
-    if lay.rng.random() < 0.15:
+    if lay.chance(0.15):
         lay.river("water", lay.uniform(5, 12))
 
 
-def _airport(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _airport(lay: LandLayout) -> None:
     _country(lay)
     near = lay.uniform(-0.35, -0.1) * lay.size
     lay.line("road", lay.shifted(near), lay.axis, lay.uniform(10, 15), "runway")
     apron = lay.shifted(lay.uniform(0.2, 0.35) * lay.size)
     lay.rectangle("pavement", apron, lay.size * lay.uniform(0.8, 1.8), lay.uniform(38, 54), lay.axis)
-    if lay.rng.random() < 0.6:
+    if lay.chance(0.6):
         turn = lay.axis + math.pi / 2 + lay.uniform(-0.4, 0.4)
         lay.line("road", lay.point(0.2), turn, lay.uniform(5, 8), "yellow")
 
 
-def _harbour(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _harbour(lay: LandLayout) -> None:
     lay.fill("water")
     edge = lay.uniform(-0.15, 0.25) * lay.size
-    turn = lay.axis
-    lay.side("pavement", lay.shifted(edge, turn), turn, 0.0)
-    lay.line("road", lay.shifted(edge + 4, turn), turn, 5)
-    if lay.rng.random() < 0.5:
+    lay.side("pavement", edge)
+    lay.line("road", lay.shifted(edge + 4), lay.axis, 5)
+    if lay.chance(0.5):
         pier = (lay.point(0.2), lay.size * lay.uniform(0.4, 0.9), lay.uniform(6, 12))
-        lay.rectangle("pavement", *pier, turn + math.pi / 2)
-    if lay.rng.random() < 0.6:
-        lay.side(
-            lay.pick("grass", "soil", "pavement"),
-            lay.shifted(edge + lay.uniform(26, 40), turn),
-            turn,
-            lay.uniform(0, 3),
-        )
+        lay.rectangle("pavement", *pier, lay.axis + math.pi / 2)
+    if lay.chance(0.6):
+        lay.side(lay.pick("grass", "soil", "pavement"), edge + lay.uniform(26, 40), lay.uniform(0, 3))
 
 
-def _residential(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _residential(lay: LandLayout) -> None:
     lay.fill(lay.pick("grass", "soil", "grass"))
-    if lay.rng.random() < 0.5:
+    if lay.chance(0.5):
         lay.blob(lay.pick("forest", "grass", "soil"), lay.point(), lay.uniform(10, 24))
-    if lay.rng.random() < 0.2:
+    if lay.chance(0.2):
         lay.river("water", lay.uniform(6, 14))
     spacing, offset = lay.uniform(36, 50), lay.uniform(-20, 20)
     count = int(lay.size / spacing) + 1
@@ -241,56 +248,56 @@ def _residential(lay: Layout) -> None:
     lay.line("road", lay.point(0.2), lay.axis + math.pi / 2, width, "dash")
 
 
-def _farmland(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _farmland(lay: LandLayout) -> None:
     lay.fill(lay.pick("crops", "grass", "soil"))
     lay.parcels(("crops", "crops", "soil", "grass"), lay.uniform(34, 60), lay.uniform(22, 40), 0.1)
-    if lay.rng.random() < 0.7:
+    if lay.chance(0.7):
         lay.line("road", lay.point(0.2), lay.axis + lay.uniform(-0.1, 0.1), lay.uniform(3, 5.5))
-    if lay.rng.random() < 0.35:
+    if lay.chance(0.35):
         lay.blob("forest", lay.point(), lay.uniform(9, 18))
-    if lay.rng.random() < 0.25:
+    if lay.chance(0.25):
         lay.river("water", lay.uniform(4, 9))
 
 
-def _forest(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _forest(lay: LandLayout) -> None:
     lay.fill("forest")
     for _ in range(1 + int(lay.rng.random() * 3)):
         lay.blob(lay.pick("grass", "soil", "grass", "forest"), lay.point(), lay.uniform(10, 26))
-    if lay.rng.random() < 0.4:
+    if lay.chance(0.4):
         lay.blob("water", lay.point(), lay.uniform(12, 28))
-    if lay.rng.random() < 0.6:
+    if lay.chance(0.6):
         lay.line("road", lay.point(0.25), lay.axis, lay.uniform(3.5, 6))
 
 
-def _industrial(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _industrial(lay: LandLayout) -> None:
     lay.fill(lay.pick("pavement", "soil", "pavement"))
     lay.parcels(("pavement", "soil", "pavement", "grass"), lay.uniform(48, 70), lay.uniform(44, 60), 0.3)
     lay.line("road", lay.shifted(lay.uniform(-30, 30)), lay.axis, lay.uniform(6, 9), "dash")
-    if lay.rng.random() < 0.5:
+    if lay.chance(0.5):
         lay.line("road", lay.point(0.2), lay.axis + math.pi / 2, lay.uniform(5, 8))
-    if lay.rng.random() < 0.2:
+    if lay.chance(0.2):
         lay.river("water", lay.uniform(6, 12))
 
 
-def _coast(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _coast(lay: LandLayout) -> None:
     lay.fill("water")
     turn, edge = lay.axis * 2, lay.uniform(-0.2, 0.2) * lay.size
-    lay.side("sand", lay.shifted(edge, turn), turn, lay.uniform(3, 8))
-    lay.side(
-        lay.pick("grass", "grass", "forest", "soil"),
-        lay.shifted(edge + lay.uniform(8, 22), turn),
-        turn,
-        lay.uniform(2, 6),
-    )
-    if lay.rng.random() < 0.5:
+    lay.side("sand", edge, lay.uniform(3, 8), turn)
+    lay.side(lay.pick("grass", "grass", "forest", "soil"), edge + lay.uniform(8, 22), lay.uniform(2, 6), turn)
+    if lay.chance(0.5):
         lay.blob(lay.pick("forest", "grass"), lay.shifted(edge + 40, turn), lay.uniform(10, 20))
-    if lay.rng.random() < 0.5:
+    if lay.chance(0.5):
         lay.line("road", lay.shifted(edge + lay.uniform(26, 34), turn), turn, lay.uniform(4, 6))
-    if lay.rng.random() < 0.4:
+    if lay.chance(0.4):
         lay.blob("sand", lay.point(), lay.uniform(6, 14))
 
 
-def _parking(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _parking(lay: LandLayout) -> None:
     _country(lay)
     lay.rectangle(
         "pavement",
@@ -300,78 +307,64 @@ def _parking(lay: Layout) -> None:
         lay.axis,
     )
     lay.line("road", lay.shifted(lay.uniform(-0.4, 0.4) * lay.size), lay.axis, lay.uniform(6, 9), "dash")
-    if lay.rng.random() < 0.5:
+    if lay.chance(0.5):
         lay.rectangle(
             lay.pick("grass", "soil"), lay.point(0.2), lay.uniform(12, 40), lay.uniform(5, 12), lay.axis
         )
 
 
-def _terminal(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _terminal(lay: LandLayout) -> None:
     lay.fill("basin")
     edge = lay.uniform(-0.25, 0.1) * lay.size
-    lay.side("quay", lay.shifted(edge), lay.axis, 0.0)
+    lay.side("quay", edge)
     lay.line("lane", lay.shifted(edge + 6), lay.axis, lay.uniform(4, 7), "dash")
-    if lay.rng.random() < 0.7:
-        lay.side("yard", lay.shifted(edge + lay.uniform(26, 44)), lay.axis, 0.0)
-    if lay.rng.random() < 0.5:
+    if lay.chance(0.7):
+        lay.side("yard", edge + lay.uniform(26, 44))
+    if lay.chance(0.5):
         lay.line("rail", lay.shifted(edge + lay.uniform(38, 60)), lay.axis, 7, "rails")
 
 
-def _railyard(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _railyard(lay: LandLayout) -> None:
     lay.fill(lay.pick("yard", "scrub", "yard", "mud"))
-    if lay.rng.random() < 0.6:
-        lay.side(
-            lay.pick("scrub", "yard", "basin"), lay.shifted(lay.uniform(20, 38)), lay.axis, lay.uniform(0, 5)
-        )
+    if lay.chance(0.6):
+        lay.side(lay.pick("scrub", "yard", "basin"), lay.uniform(20, 38), lay.uniform(0, 5))
     start, gap = lay.uniform(-0.4, -0.1) * lay.size, lay.uniform(8, 13)
     for k in range(2 + int(lay.rng.random() * 4)):
         lay.line("rail", lay.shifted(start + k * gap), lay.axis, 7, "rails")
-    if lay.rng.random() < 0.5:
+    if lay.chance(0.5):
         lay.line("lane", lay.point(0.2), lay.axis + math.pi / 2 + lay.uniform(-0.3, 0.3), lay.uniform(4, 6))
 
 
-def _anchorage(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _anchorage(lay: LandLayout) -> None:
     lay.fill("basin")
-    if lay.rng.random() < 0.6:
+    if lay.chance(0.6):
         turn, edge = lay.axis * 2, lay.uniform(22, 42) * lay.size / 96
-        lay.side(lay.pick("quay", "mud"), lay.shifted(edge, turn), turn, lay.uniform(0, 3))
-        lay.side(lay.pick("yard", "scrub"), lay.shifted(edge + 16, turn), turn, 2.0)
-    if lay.rng.random() < 0.4:
+        lay.side(lay.pick("quay", "mud"), edge, lay.uniform(0, 3), turn)
+        lay.side(lay.pick("yard", "scrub"), edge + 16, 2.0, turn)
+    if lay.chance(0.4):
         lay.rectangle("quay", lay.point(), lay.size * lay.uniform(0.5, 1), lay.uniform(5, 9), lay.axis)
 
 
-def _flats(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _flats(lay: LandLayout) -> None:
     lay.fill(lay.pick("mud", "basin"))
     turn = lay.axis * 2
-    if lay.rng.random() < 0.6:
-        lay.side("scrub", lay.shifted(lay.uniform(25, 40) * lay.size / 96, turn), turn, lay.uniform(4, 9))
+    if lay.chance(0.6):
+        lay.side("scrub", lay.uniform(25, 40) * lay.size / 96, lay.uniform(4, 9), turn)
     for _ in range(1 + int(lay.rng.random() * 3)):
         lay.blob(lay.pick("basin", "mud"), lay.point(), lay.uniform(16, 34))
     lay.river("basin", lay.uniform(10, 26))
 
 
-def _depot(lay: Layout) -> None:
+@entered(LAYOUTS)
+def _depot(lay: LandLayout) -> None:
     lay.fill(lay.pick("yard", "scrub", "yard", "mud"))
     lay.parcels(("yard", "scrub", "yard", "mud"), lay.uniform(50, 70), lay.uniform(40, 56), 0.4)
     lay.line("lane", lay.shifted(lay.uniform(-30, 30)), lay.axis, lay.uniform(5, 8), "dash")
-    if lay.rng.random() < 0.7:
+    if lay.chance(0.7):
         lay.line("rail", lay.shifted(lay.uniform(-36, 36)), lay.axis, 7, "rails")
-    if lay.rng.random() < 0.25:
-        lay.side("basin", lay.shifted(lay.uniform(26, 40)), lay.axis, lay.uniform(0, 2))
-
-
-LAYOUTS: dict[str, Callable[[Layout], None]] = {
-    "airport": _airport,
-    "harbour": _harbour,
-    "residential": _residential,
-    "farmland": _farmland,
-    "forest": _forest,
-    "industrial": _industrial,
-    "coast": _coast,
-    "parking": _parking,
-    "terminal": _terminal,
-    "railyard": _railyard,
-    "anchorage": _anchorage,
-    "flats": _flats,
-    "depot": _depot,
-}
+    if lay.chance(0.25):
+        lay.side("basin", lay.uniform(26, 40), lay.uniform(0, 2))

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from vitp.scenes.layout import SHIFT, Line, fixed
-from vitp.scenes.plan import PlacedObject, Plan
+from vitp.scenes.layout import FRACTION_BITS, Line, fixed
+from vitp.scenes.plan import PlacedObject, ScenePlan
 from vitp.scenes.shapes import ROLES
-from vitp.scenes.textures import TILE, Bank
+from vitp.scenes.textures import TILE_SIDE, Bank
 
-MAX_RISE = 8.0
+_MAX_RISE = 8.0
 """Tallest object in pixels; a shadow longer than that would hide its neighbours."""
 
 
@@ -37,7 +37,7 @@ class Light:
     offset: tuple[float, float]
 
 
-def draw_light(rng: np.random.Generator) -> Light:
+def random_light(rng: np.random.Generator) -> Light:
     """Return the light of a random date and hour."""
     values = rng.random(8)
     azimuth, length = 2 * math.pi * values[0], 0.4 + 1.1 * values[1]
@@ -47,7 +47,7 @@ def draw_light(rng: np.random.Generator) -> Light:
         2 * float(values[3]) - 1,
         0.03 + 0.07 * float(values[4]),
         int(values[5] * 4),
-        (TILE * float(values[6]), TILE * float(values[7])),
+        (TILE_SIDE * float(values[6]), TILE_SIDE * float(values[7])),
     )
 
 
@@ -61,17 +61,13 @@ def _tile(
     """Sample a periodic texture, turned and scaled, in a window (x, y, width, height) of the image."""
     x, y, width, height = window
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
-    matrix = np.array(
-        [
-            [cos, sin, offset[0] + cos * x + sin * y],
-            [-sin, cos, offset[1] - sin * x + cos * y],
-        ]
-    )
+    shift_x, shift_y = offset[0] + cos * x + sin * y, offset[1] - sin * x + cos * y
+    matrix = np.array([[cos, sin, shift_x], [-sin, cos, shift_y]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(texture_HW, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_WRAP)
 
 
-def _ground(plan: Plan, bank: Bank, light: Light) -> tuple[np.ndarray, np.ndarray]:
+def _ground(plan: ScenePlan, bank: Bank, light: Light) -> tuple[np.ndarray, np.ndarray]:
     """Return (H, W, 3) float32 of red, green, blue and of infrared, radar, temperature, about 0..1."""
     material_HW = plan.layout.material_HW
     size = material_HW.shape[0]
@@ -85,9 +81,8 @@ def _ground(plan: Plan, bank: Bank, light: Light) -> tuple[np.ndarray, np.ndarra
         variant = bank.land[material.land][material.variant]
         inside_HW = (material_HW == number).view(np.uint8)
         x, y, width, height = cv2.boundingRect(inside_HW)
-        part_HW = _tile(
-            variant.texture_HW, (x, y, width, height), material.angle, material.scale, material.offset
-        )
+        window = (x, y, width, height)
+        part_HW = _tile(variant.texture_HW, window, material.angle, material.scale, material.offset)
         rows, columns = slice(y, y + height), slice(x, x + width)
         np.copyto(texture_HW[rows, columns], part_HW, where=inside_HW[rows, columns].view(bool))
         level_MB[number] = variant.level_B * (1 + 0.08 * material.tone)
@@ -110,16 +105,15 @@ def _shadows(objects: Sequence[PlacedObject], light: Light, size: int) -> np.nda
     shade_HW = np.full((size, size), 255, np.uint8)
     dark = int(255 * light.dark)
     for item in objects:
-        rise = min(item.style.length * item.style.spec.height, MAX_RISE)
+        rise = min(item.style.length * item.style.spec.height, _MAX_RISE)
         if rise <= 0:
             continue
-        shift = np.array([rise * light.shadow[0], rise * light.shadow[1]])
+        shift = rise * np.array(light.shadow)
         near = fixed(item.points_N2)
-        both = zip(item.parts(near), item.parts(near + fixed(shift + 0.5)), item.style.solid, strict=True)
-        for here, there, solid in both:
-            if solid:
-                swept = cv2.convexHull(np.concatenate([here, there]))
-                cv2.fillConvexPoly(shade_HW, swept, (dark,), cv2.LINE_AA, SHIFT)
+        far = near + fixed(shift + 0.5)
+        for here, there in zip(item.style.solid_parts(near), item.style.solid_parts(far), strict=True):
+            swept = cv2.convexHull(np.concatenate([here, there]))
+            cv2.fillConvexPoly(shade_HW, swept, (dark,), cv2.LINE_AA, FRACTION_BITS)
     return cv2.GaussianBlur(shade_HW, (3, 3), 0.6).astype(np.float32) / 255
 
 
@@ -146,9 +140,8 @@ def _strokes(line: Line, size: int) -> list[tuple[np.ndarray, Stroke]]:
         return ends[near]
 
     def beside(distance: float) -> np.ndarray:
-        return np.stack(
-            [[start + side * right * distance, end + side * right * distance] for side in (-1, 1)]
-        )
+        shifts = (-right * distance, right * distance)
+        return np.stack([[start + shift, end + shift] for shift in shifts])
 
     if line.marking == "rails":
         ties = dashes(2.4, 0.0) + np.stack([-right * 2.2, right * 2.2])
@@ -160,7 +153,7 @@ def _strokes(line: Line, size: int) -> list[tuple[np.ndarray, Stroke]]:
     return [(np.stack([[start, end]]), _YELLOW)]
 
 
-def _mark(plan: Plan, colour_C: np.ndarray, other_C: np.ndarray) -> None:
+def _mark(plan: ScenePlan, colour_C: np.ndarray, other_C: np.ndarray) -> None:
     """Draw the markings where their road can be seen; ground stays ground in the masks."""
     lines = [line for line in plan.layout.lines if line.marking]
     if not lines:
@@ -169,8 +162,8 @@ def _mark(plan: Plan, colour_C: np.ndarray, other_C: np.ndarray) -> None:
     for line in lines:
         for ends_K22, (rgb, other) in _strokes(line, plan.layout.size):
             strokes = list(fixed(ends_K22))
-            cv2.polylines(marked, strokes, False, rgb, 1, cv2.LINE_AA, SHIFT)
-            cv2.polylines(others, strokes, False, other, 1, cv2.LINE_AA, SHIFT)
+            cv2.polylines(marked, strokes, False, rgb, 1, cv2.LINE_AA, FRACTION_BITS)
+            cv2.polylines(others, strokes, False, other, 1, cv2.LINE_AA, FRACTION_BITS)
     shows = np.zeros(256, np.uint8)
     shows[[plan.domain.land_classes.index(line.land) for line in lines]] = 1
     visible_HW1 = cv2.LUT(plan.land_HW, shows)[..., None].view(bool)
@@ -193,14 +186,14 @@ def _object(item: PlacedObject, colour_C: np.ndarray, other_C: np.ndarray) -> No
     heat_R = item.heat + np.where(_HOLE_R, 0.2, 0.36 * (0.5 - bright_R))
     other_R3 = np.clip(np.stack([infrared_R, radar_R, heat_R], 1), 0.02, 1.0) * 255
     values = dict(zip(_ROLE_NAMES, zip(paint_R3.tolist(), other_R3.tolist(), strict=True), strict=True))
-    for points, role in zip(item.parts(fixed(item.points_N2)), item.style.roles, strict=True):
+    for points, role in zip(item.style.parts(fixed(item.points_N2)), item.style.roles, strict=True):
         rgb, other = values[role]
-        cv2.fillConvexPoly(colour_C, points, rgb, cv2.LINE_AA, SHIFT)
-        cv2.fillConvexPoly(other_C, points, other, cv2.LINE_AA, SHIFT)
+        cv2.fillConvexPoly(colour_C, points, rgb, cv2.LINE_AA, FRACTION_BITS)
+        cv2.fillConvexPoly(other_C, points, other, cv2.LINE_AA, FRACTION_BITS)
 
 
 def paint(
-    plan: Plan, objects: Sequence[PlacedObject], bank: Bank, light: Light
+    plan: ScenePlan, objects: Sequence[PlacedObject], bank: Bank, light: Light
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint a place.
 

@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from vitp.scenes.chance import pick, uniform, whole
 from vitp.scenes.domains import ObjectSpec, Rule, SceneDomain
-from vitp.scenes.layout import LAYOUTS, Layout, Line
-from vitp.scenes.shapes import COLOURS, SHAPES
-from vitp.scenes.textures import Bank, ObjectVariant
+from vitp.scenes.layout import LAYOUTS, LandLayout, Line
+from vitp.scenes.shapes import PAINTS, SHAPES
+from vitp.scenes.textures import Bank
 
-OVERSAMPLE = 4
-ATTEMPTS = 7
-ON_GROUND = 0.88
+_OVERSAMPLE = 4
+_ATTEMPTS = 7
+_ON_GROUND = 0.88
 """Share of an object's visible outline that must stand on its zone."""
+
+_AIR = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,6 @@ class Style:
         stops: Where each part ends in `points_N2`.
         roles: Paint of each part.
         solid: Which parts make the outline.
-        extent: x1, y1, x2, y2 of the outline in the object's frame.
         colour: Name of the paint.
         rgb: The paint itself, about 0..255.
     """
@@ -41,14 +43,32 @@ class Style:
     stops: tuple[int, ...]
     roles: tuple[str, ...]
     solid: tuple[bool, ...]
-    extent: tuple[float, float, float, float]
     colour: str
     rgb: tuple[float, float, float]
+    extent: tuple[float, float, float, float] = field(init=False)
+    """x1, y1, x2, y2 of the outline in the object's frame."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extent", self.extent_of(self.points_N2))
 
     @property
     def half_width(self) -> float:
         """Half of the width across the heading."""
         return max(-self.extent[1], self.extent[3])
+
+    def parts(self, points: np.ndarray) -> list[np.ndarray]:
+        """Cut an array that runs along `points_N2` into the parts."""
+        return [points[start:stop] for start, stop in zip((0, *self.stops[:-1]), self.stops, strict=True)]
+
+    def solid_parts(self, points: np.ndarray) -> list[np.ndarray]:
+        """Cut an array that runs along `points_N2` into the parts that make the outline."""
+        return list(itertools.compress(self.parts(points), self.solid))
+
+    def extent_of(self, points_N2: np.ndarray) -> tuple[float, float, float, float]:
+        """Return x1, y1, x2, y2 of the outline when the corners lie at `points_N2`."""
+        outline = np.concatenate(self.solid_parts(points_N2))
+        (x1, y1), (x2, y2) = outline.min(0).tolist(), outline.max(0).tolist()
+        return x1, y1, x2, y2
 
 
 @dataclass(frozen=True)
@@ -79,11 +99,6 @@ class PlacedObject:
         """Class name."""
         return self.style.category
 
-    def parts(self, points: np.ndarray) -> list[np.ndarray]:
-        """Cut an array that runs along `points_N2` into the parts."""
-        starts = (0, *self.style.stops[:-1])
-        return [points[start:stop] for start, stop in zip(starts, self.style.stops, strict=True)]
-
     def window(self, size: int) -> tuple[slice, slice, np.ndarray]:
         """Return the rows and columns of the image that the outline can cover, and the outline there."""
         x, y = self.corner
@@ -94,13 +109,19 @@ class PlacedObject:
 
 
 @dataclass
-class Plan:
-    """A place: ground and objects, which never cover each other."""
+class ScenePlan:
+    """A place: ground and objects, which never cover each other.
+
+    Attributes:
+        land_HW: uint8, index into the domain's land classes.
+        taken_HW: uint8, 1 where an object or its surroundings of one pixel are.
+    """
 
     domain: SceneDomain
     scene_type: str
-    layout: Layout
+    layout: LandLayout
     land_HW: np.ndarray
+    taken_HW: np.ndarray
     objects: list[PlacedObject] = field(default_factory=list)
 
 
@@ -109,20 +130,11 @@ def _outline(style: Style, points_N2: np.ndarray) -> tuple[np.ndarray, tuple[int
     x, y = (math.floor(value) for value in points_N2.min(0).tolist())
     right, bottom = (math.ceil(value) for value in points_N2.max(0).tolist())
     width, height = right - x, bottom - y
-    fine = np.zeros((height * OVERSAMPLE, width * OVERSAMPLE), np.uint8)
-    inside = np.rint(((points_N2 - (x, y)) * OVERSAMPLE - 0.5) * 16).astype(np.int32)
-    start = 0
-    for stop, solid in zip(style.stops, style.solid, strict=True):
-        if solid:
-            cv2.fillConvexPoly(fine, inside[start:stop], (255,), cv2.LINE_8, 4)
-        start = stop
+    fine = np.zeros((height * _OVERSAMPLE, width * _OVERSAMPLE), np.uint8)
+    inside = np.rint(((points_N2 - (x, y)) * _OVERSAMPLE - 0.5) * 16).astype(np.int32)
+    for part in style.solid_parts(inside):
+        cv2.fillConvexPoly(fine, part, (255,), cv2.LINE_8, 4)
     return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) >= 128, (x, y)
-
-
-def _turned(points_N2: np.ndarray, centre: tuple[float, float], angle: float) -> np.ndarray:
-    cos, sin = math.cos(angle), math.sin(angle)
-    turned: np.ndarray = points_N2 @ np.array([[cos, sin], [-sin, cos]], np.float32)
-    return turned + np.array(centre, np.float32)
 
 
 def _quad(style: Style, centre: tuple[float, float], angle: float) -> tuple[float, ...]:
@@ -137,112 +149,70 @@ def _quad(style: Style, centre: tuple[float, float], angle: float) -> tuple[floa
     )
 
 
-def _upright(style: Style, points_N2: np.ndarray) -> tuple[float, ...]:
-    start, solid = 0, []
-    for stop, part in zip(style.stops, style.solid, strict=True):
-        if part:
-            solid.append(points_N2[start:stop])
-        start = stop
-    outline = np.concatenate(solid)
-    (x1, y1), (x2, y2) = outline.min(0).tolist(), outline.max(0).tolist()
-    return tuple(round(value, 3) for value in (x1, y1, x2, y1, x2, y2, x1, y2))
-
-
-def _style(
-    category: str, spec: ObjectSpec, variants: tuple[ObjectVariant, ...], rng: np.random.Generator
-) -> Style:
-    chance = rng.random(3).tolist()
-    variant = variants[int(chance[0] * len(variants))]
-    low, high = spec.length
-    # Log-uniform: small ones are as frequent as they are hard.
-    length = low * (high / low) ** chance[1]
-    colour = spec.palette[int(chance[2] * len(spec.palette))]
-    jitter = (rng.standard_normal(3) * 7).tolist()
-    base = COLOURS[colour]
-    rgb = tuple(base[k] + jitter[k] + variant.tint[k] for k in range(3))
-    parts = SHAPES[category](length, variant.shape)
-    stops = tuple(itertools.accumulate(len(part.points) for part in parts))
-    outline = np.concatenate([part.points for part in parts if part.solid])
-    (x1, y1), (x2, y2) = outline.min(0).tolist(), outline.max(0).tolist()
-    return Style(
-        category,
-        spec,
-        length,
-        np.concatenate([part.points for part in parts]),
-        stops,
-        tuple(part.role for part in parts),
-        tuple(part.solid for part in parts),
-        (x1, y1, x2, y2),
-        colour,
-        (rgb[0], rgb[1], rgb[2]),
-    )
-
-
-class Planner:
+class _Planner:
     """Puts objects into a layout by the rules of its scene type."""
 
-    def __init__(self, plan: Plan, bank: Bank, rng: np.random.Generator) -> None:
+    def __init__(self, plan: ScenePlan, bank: Bank, rng: np.random.Generator) -> None:
         self.plan, self.bank, self.rng = plan, bank, rng
         self.size = plan.layout.size
-        self.taken_HW = np.zeros((self.size, self.size), np.uint8)
-
-    def uniform(self, low: float, high: float) -> float:
-        """Return a number between low and high."""
-        return low + (high - low) * float(self.rng.random())
 
     def place_all(self) -> None:
         """Place the objects of the scene type and sometimes a stray of another."""
         domain = self.plan.domain
         rules = list(domain.rules[self.plan.scene_type])
         if self.rng.random() < 0.35:
-            stray = domain.scene_types[int(self.rng.random() * len(domain.scene_types))]
-            others = domain.rules[stray]
-            rules.append(others[int(self.rng.random() * len(others))])
+            stray = pick(self.rng, domain.scene_types)
+            rules.append(pick(self.rng, domain.rules[stray]))
         area = (self.size / 96) ** 2
         for rule in rules:
-            low, high = rule.count
-            wanted = (low + int(self.rng.random() * (high - low + 1))) * area
+            wanted = whole(self.rng, *rule.count) * area
             count = int(wanted) + int(self.rng.random() < wanted % 1)
-            if count:
-                self._apply(rule, count)
-
-    def _apply(self, rule: Rule, count: int) -> None:
-        lands = self.plan.domain.land_classes
-        table = np.zeros(256, np.uint8)
-        table[[lands.index(zone) for zone in rule.zones]] = 1
-        zone_HW = cv2.LUT(self.plan.land_HW, table)
-        pixels = np.flatnonzero(zone_HW)
-        if pixels.size < 12:
-            return
-        for _ in range(count):
-            self._group(rule, zone_HW, pixels)
+            if not count:
+                continue
+            table = np.zeros(256, np.uint8)
+            table[[domain.land_classes.index(zone) for zone in rule.zones]] = 1
+            zone_HW = cv2.LUT(self.plan.land_HW, table)
+            pixels = np.flatnonzero(zone_HW)
+            if pixels.size >= 12:
+                for _ in range(count):
+                    self._group(rule, zone_HW, pixels)
 
     def _style(self, category: str) -> Style:
-        return _style(category, self.plan.domain.objects[category], self.bank.objects[category], self.rng)
+        spec, variants = self.plan.domain.objects[category], self.bank.objects[category]
+        chance = self.rng.random(3).tolist()
+        variant = variants[int(chance[0] * len(variants))]
+        low, high = spec.length
+        # Log-uniform: small ones are as frequent as they are hard.
+        length = low * (high / low) ** chance[1]
+        colour = spec.palette[int(chance[2] * len(spec.palette))]
+        jitter = (self.rng.standard_normal(3) * 7).tolist()
+        red, green, blue = (PAINTS[colour][k] + jitter[k] + variant.tint[k] for k in range(3))
+        parts = SHAPES[category](length, variant.shape)
+        return Style(
+            category,
+            spec,
+            length,
+            np.concatenate([part.points for part in parts]),
+            tuple(itertools.accumulate(len(part.points) for part in parts)),
+            tuple(part.role for part in parts),
+            tuple(part.solid for part in parts),
+            colour,
+            (red, green, blue),
+        )
 
     def _group(self, rule: Rule, zone_HW: np.ndarray, pixels: np.ndarray) -> None:
-        low, high = rule.group
-        members = low + int(self.rng.random() * (high - low + 1))
+        """Place an object and, if there is room for it, the rest of its row or train."""
+        members = whole(self.rng, *rule.group)
         style = self._style(rule.category)
-        for _ in range(ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             centre, angle = self._pose(rule, pixels, style)
             if self._place(style, centre, angle, zone_HW):
-                self._followers(rule, style, members - 1, centre, angle, zone_HW)
-                return
-
-    def _followers(
-        self,
-        rule: Rule,
-        style: Style,
-        members: int,
-        centre: tuple[float, float],
-        angle: float,
-        zone_HW: np.ndarray,
-    ) -> None:
-        """Place the rest of a row or train, starting beside its first object."""
-        gap = self.uniform(1.6, 3.4)
+                break
+        else:
+            return
+        gap = uniform(self.rng, 1.6, 3.4)
         same = self.rng.random() < 0.5
-        for _ in range(members):
+        for _ in range(members - 1):
             before = style
             if not same:
                 style = self._style(rule.category)
@@ -256,18 +226,17 @@ class Planner:
     def _pose(self, rule: Rule, pixels: np.ndarray, style: Style) -> tuple[tuple[float, float], float]:
         pixel = int(pixels[int(self.rng.random() * pixels.size)])
         x, y = pixel % self.size + float(self.rng.random()), pixel // self.size + float(self.rng.random())
-        quarter = math.pi / 2 * int(self.rng.random() * 4)
+        quarter = math.pi / 2 * whole(self.rng, 0, 3)
         axis = self.plan.layout.axis
         if rule.how == "free":
-            return (x, y), self.uniform(0, 2 * math.pi)
+            return (x, y), uniform(self.rng, 0, 2 * math.pi)
         if rule.how in ("axis", "row"):
-            return (x, y), axis + quarter + self.uniform(-0.06, 0.06)
+            return (x, y), axis + quarter + uniform(self.rng, -0.06, 0.06)
         wanted = rule.line or rule.zones[0]
         lines = [line for line in self.plan.layout.lines if line.land == wanted]
         if not lines:
             return (x, y), axis + quarter
-        line = lines[int(self.rng.random() * len(lines))]
-        return self._along(rule, line, (x, y), style.half_width)
+        return self._along(rule, pick(self.rng, lines), (x, y), style.half_width)
 
     def _along(
         self, rule: Rule, line: Line, near: tuple[float, float], half_width: float
@@ -284,75 +253,62 @@ class Planner:
             lane = line.width / 4 if line.width < 9 and 2 * half_width < line.width / 2 + 1 else 0.0
             across = lane if flip == 0.0 else -lane
         else:
-            away = line.width / 2 + half_width + self.uniform(1, 4)
+            away = line.width / 2 + half_width + uniform(self.rng, 1, 4)
             across = away if self.rng.random() < 0.5 else -away
-            flip = math.pi / 2 * int(self.rng.random() * 4) if rule.category == "building" else 0.0
+            flip = math.pi / 2 * whole(self.rng, 0, 3) if rule.category == "building" else 0.0
         centre = (line.start[0] + along * cos - across * sin, line.start[1] + along * sin + across * cos)
-        return centre, heading + flip + self.uniform(-0.03, 0.03)
+        return centre, heading + flip + uniform(self.rng, -0.03, 0.03)
 
     def _blocked(self, quad: tuple[float, ...], centre: tuple[float, float], zone_HW: np.ndarray) -> bool:
-        """Tell cheaply, from five points, that an object can't stand here."""
+        """Return whether the centre and three corners show already that an object can't stand here."""
         off = 0
-        for x, y in ((centre[0], centre[1]), (quad[0], quad[1]), (quad[2], quad[3]), (quad[4], quad[5])):
+        for x, y in (centre, quad[0:2], quad[2:4], quad[4:6]):
             column, row = math.floor(x), math.floor(y)
             if 0 <= column < self.size and 0 <= row < self.size:
-                if self.taken_HW[row, column]:
+                if self.plan.taken_HW[row, column]:
                     return True
                 off += not zone_HW[row, column]
         return off > 1
 
     def _place(self, style: Style, centre: tuple[float, float], angle: float, zone_HW: np.ndarray) -> bool:
         """Put one object down unless it leaves its zone or touches another; return whether it stands."""
-        quad = _quad(style, centre, angle)
+        quad, spec, taken_HW = _quad(style, centre, angle), style.spec, self.plan.taken_HW
         if self._blocked(quad, centre, zone_HW):
             return False
-        points_N2 = _turned(style.points_N2, centre, angle)
-        if style.spec.round:
-            quad = _upright(style, points_N2)
+        cos, sin = math.cos(angle), math.sin(angle)
+        points_N2 = style.points_N2 @ np.array([[cos, sin], [-sin, cos]], np.float32)
+        points_N2 = points_N2 + np.array(centre, np.float32)
+        if spec.round:
+            x1, y1, x2, y2 = style.extent_of(points_N2)
+            quad = tuple(round(value, 3) for value in (x1, y1, x2, y1, x2, y2, x1, y2))
         mask_HW, corner = _outline(style, points_N2)
-        spec = style.spec
-        candidate = PlacedObject(
-            style,
-            angle,
-            points_N2,
-            mask_HW,
-            corner,
-            quad,
-            spec.radar + self.uniform(-0.1, 0.1),
-            spec.heat + self.uniform(-spec.heat_spread, spec.heat_spread),
-        )
+        radar = spec.radar + uniform(self.rng, -0.1, 0.1)
+        heat = spec.heat + uniform(self.rng, -spec.heat_spread, spec.heat_spread)
+        candidate = PlacedObject(style, angle, points_N2, mask_HW, corner, quad, radar, heat)
         rows, columns, seen_HW = candidate.window(self.size)
         visible = int(np.count_nonzero(seen_HW))
-        if visible == 0 or self.taken_HW[rows, columns][seen_HW].any():
+        if visible == 0 or taken_HW[rows, columns][seen_HW].any():
             return False
-        if np.count_nonzero(zone_HW[rows, columns][seen_HW]) < ON_GROUND * visible:
+        if np.count_nonzero(zone_HW[rows, columns][seen_HW]) < _ON_GROUND * visible:
             return False
         # One pixel of air, so that two objects never merge in the mask.
-        wide = (
-            slice(max(rows.start - 1, 0), rows.stop + 1),
-            slice(max(columns.start - 1, 0), columns.stop + 1),
-        )
-        stamp = np.zeros_like(self.taken_HW[wide])
-        top, left = rows.start - wide[0].start, columns.start - wide[1].start
-        stamp[top : top + seen_HW.shape[0], left : left + seen_HW.shape[1]] = seen_HW
-        self.taken_HW[wide] = np.maximum(self.taken_HW[wide], cv2.dilate(stamp, _AIR))
+        top, left = max(rows.start - 1, 0), max(columns.start - 1, 0)
+        wide = (slice(top, rows.stop + 1), slice(left, columns.stop + 1))
+        stamp = np.zeros_like(taken_HW[wide])
+        stamp[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = seen_HW
+        taken_HW[wide] = np.maximum(taken_HW[wide], cv2.dilate(stamp, _AIR))
         self.plan.objects.append(candidate)
         return True
 
 
-_AIR = np.ones((3, 3), np.uint8)
-
-
-def make_plan(
-    domain: SceneDomain, bank: Bank, rng: np.random.Generator, size: int, split: str
-) -> tuple[Plan, Planner]:
+def make_plan(domain: SceneDomain, bank: Bank, rng: np.random.Generator, size: int, split: str) -> ScenePlan:
     """Lay out one place and fill it with objects."""
-    scene_type = domain.scene_types[int(rng.random() * len(domain.scene_types))]
-    layout = Layout(domain, split, size, rng)
+    scene_type = pick(rng, domain.scene_types)
+    layout = LandLayout(domain, split, size, rng)
     LAYOUTS[scene_type](layout)
     table = np.zeros(256, np.uint8)
     table[: len(layout.materials)] = [domain.land_classes.index(m.land) for m in layout.materials]
-    plan = Plan(domain, scene_type, layout, cv2.LUT(layout.material_HW, table))
-    planner = Planner(plan, bank, rng)
-    planner.place_all()
-    return plan, planner
+    taken_HW = np.zeros((size, size), np.uint8)
+    plan = ScenePlan(domain, scene_type, layout, cv2.LUT(layout.material_HW, table), taken_HW)
+    _Planner(plan, bank, rng).place_all()
+    return plan

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import overload
 
 import numpy as np
 
-from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.errors import ConfigError
 from vitp.records.geometry import as_flat
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import outline
 from vitp.scenes.address import SceneAddress, load_pair, load_scene
-from vitp.scenes.domains import SPLITS, SceneDomain, get_domain
+from vitp.scenes.domains import SceneDomain, check_split, get_domain
 from vitp.scenes.types import Scene
 
 
-def _semantic(address: SceneAddress) -> np.ndarray:
-    return load_scene(address).semantic_HW.copy()
+@dataclass(frozen=True)
+class _Mask:
+    """Renders one mask of a scene when it is called; can be pickled into data workers.
 
+    Attributes:
+        address: Of the scene.
+        change: The change mask of the pair, not the semantic mask.
+    """
 
-def _change(address: SceneAddress) -> np.ndarray:
-    return load_pair(address).change_HW.copy()
+    address: SceneAddress
+    change: bool = False
+
+    def __call__(self) -> np.ndarray:
+        mask = load_pair(self.address).change_HW if self.change else load_scene(self.address).semantic_HW
+        return mask.copy()
 
 
 def object_labels(scene: Scene) -> tuple[ObjectLabel, ...]:
@@ -74,27 +82,25 @@ class SceneSet(Sequence[LabelledImage]):
         """Render and return one item, or return a part of the set without rendering."""
         if isinstance(at, slice):
             return replace(self, indices=self.indices[at])
-        return self._item(self.indices[at])
-
-    def _item(self, index: int) -> LabelledImage:
-        date = "before" if self.pairs else None
+        index, date = self.indices[at], "before" if self.pairs else None
         address = SceneAddress(self.domain, self.seed, index, self.size, self.split, date)
         scene = load_scene(address)
         later = replace(address, date="after") if self.pairs else None
+        name = f"{self.domain}-{self.split}-{self.seed}-{index}"
         return LabelledImage(
-            id=f"{self.domain}-{self.split}-{self.seed}-{index}",
+            id=name,
             image=str(address),
             width=self.size,
             height=self.size,
             split=self.split,
-            group=f"{self.domain}-{self.split}-{self.seed}-{index}",
+            group=name,
             objects=object_labels(scene),
             scene=scene.scene_type,
             captions=(scene.caption,),
-            semantic=partial(_semantic, address),
+            semantic=_Mask(address),
             second_image=str(later) if later else None,
             later_objects=object_labels(load_scene(later)) if later else None,
-            change=partial(_change, address) if later else None,
+            change=_Mask(address, change=True) if later else None,
         )
 
 
@@ -123,11 +129,7 @@ def scene_set(
         ConfigError: Unknown domain or split, or a negative number.
     """
     domain = get_domain(domain)
-    if split not in SPLITS:
-        raise ConfigError(
-            f'there is no split "{split}"',
-            fix=did_you_mean(split, SPLITS) or f"use one of {', '.join(SPLITS)}",
-        )
+    check_split(split)
     if count < 0 or seed < 0 or start < 0:
         raise ConfigError("count, seed and start of a scene set must not be negative", fix="use 0 or more")
     return LabelledSet(

@@ -1,4 +1,4 @@
-"""What a generated scene consists of.
+"""The contents of a generated scene.
 
 Arrays carry their shape in the name: H and W are pixels, C is red, green, blue.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Box = tuple[float, float, float, float]
+from vitp.records.geometry import Box
 
 
 @dataclass(frozen=True)

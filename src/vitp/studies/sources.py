@@ -187,7 +187,7 @@ def provide_data(context: Context) -> Mapping[str, Any]:
     if settings["from"] == "folder":
         return {"images": _split_sizes(Path(context.cell.places["root"]))}
     from vitp.data.compile import compile_labels
-    from vitp.data.synthesis import SynthesisConfig
+    from vitp.data.synthesis.build import SynthesisConfig
 
     out = context.folder / COMPILED
     common: dict[str, Any] = {

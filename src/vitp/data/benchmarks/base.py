@@ -9,29 +9,28 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from vitp.core.errors import ConfigError, DataError
+from vitp.core.errors import ConfigError
 from vitp.data.formats.common import ReadOptions, SetBuilder, list_images
 from vitp.data.formats.empty import is_empty
 from vitp.data.formats.pixel_masks import MaskFile
+from vitp.data.published import PublishedSet, any_of
 from vitp.records.labels import LabelledImage, LabelledSet
 
-Task = Literal["detection", "oriented", "instance", "segmentation", "change"]
 Protocol = Literal["official", "paper"]
-PROTOCOLS: tuple[Protocol, ...] = ("official", "paper")
-Colour = tuple[int, int, int]
+_PROTOCOLS: tuple[Protocol, ...] = ("official", "paper")
+
+Values = tuple[tuple[int, int], ...]
+"""(value in a mask, class index) pairs; colours are red << 16 | green << 8 | blue."""
 
 
-@dataclass(frozen=True)
-class Benchmark:
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(PublishedSet):
     """A downstream set and how it is evaluated.
 
     Attributes:
-        name: What the command line and the recipes call it.
-        title: As its authors write it.
         task: Task of `vitp finetune`.
         modality: "RGB", "SAR", "RGB pair", "CT", "MRI" or "X-ray".
         classes: Names, in the order of the published evaluation.
-        published_by: Where to get it, in words.
         counts: Official split → images (volumes for CT and MRI) that it has.
         metric: What the paper's table reports.
         train_on: Official splits that the paper trains on.
@@ -50,18 +49,15 @@ class Benchmark:
         notes: What else must be known: quirks of the files, disagreements about the numbers.
     """
 
-    name: str
-    title: str
-    task: Task
+    task: Literal["detection", "oriented", "instance", "segmentation", "change"]
     modality: str
     classes: tuple[str, ...]
-    published_by: str
     counts: Mapping[str, int]
     metric: str
     train_on: tuple[str, ...] = ("train",)
     test_on: str = "test"
     test_labels: bool = True
-    palette: tuple[Colour, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
     licence: str = ""
     crop: int | None = None
     overlap: int = 0
@@ -79,6 +75,11 @@ class Benchmark:
         if self.window is None or self.stride is None:
             return 0.0
         return (self.window - self.stride) / self.window
+
+    @property
+    def colours(self) -> Values:
+        """Colour → class, for masks that are painted with the palette."""
+        return tuple((r << 16 | g << 8 | b, index) for index, (r, g, b) in enumerate(self.palette))
 
 
 @dataclass
@@ -117,14 +118,13 @@ class Reading:
         Raises:
             DataError: None is; the message names the first.
         """
-        for place in places:
-            path = self.root / place
-            if path.is_dir() and any(path.iterdir()):
-                return path
-        empty = next((place for place in places if (self.root / place).is_dir()), None)
-        if empty is not None:
-            self.refuse(f"the folder {empty}/ is empty")
-        return self.refuse(f"the folder {_shown(places)}/ is missing")
+        folders = [place for place in places if (self.root / place).is_dir()]
+        for place in folders:
+            if any((self.root / place).iterdir()):
+                return self.root / place
+        if folders:
+            self.refuse(f"the folder {folders[0]}/ is empty")
+        return self.refuse(f"the folder {any_of(places)}/ is missing")
 
     def file(self, *places: str) -> Path:
         """Return the first of the places (relative to the root) that is a file.
@@ -135,23 +135,18 @@ class Reading:
         for place in places:
             if (self.root / place).is_file():
                 return self.root / place
-        return self.refuse(f"{_shown(places)} is missing")
+        return self.refuse(f"{any_of(places)} is missing")
 
     def base(self, inside: str, *bases: str) -> str:
         """Return the first of the bases ("" or "folder/", below the root) that holds a folder, or else the first."""
         return next((base for base in bases if (self.root / base / inside).is_dir()), bases[0])
 
-    def has(self, path: Path) -> bool:
-        """Return whether a file is there; one that isn't is remembered and spoils `finish`."""
-        if path.is_file():
-            return True
-        self.lacks(path)
-        return False
-
-    def have(self, *paths: Path) -> bool:
-        """Return whether all files are there; each that isn't is remembered."""
-        there = [self.has(path) for path in paths]
-        return all(there)
+    def has(self, *paths: Path) -> bool:
+        """Return whether files are there; each that isn't is remembered and spoils `finish`."""
+        gone = [path for path in paths if not path.is_file()]
+        for path in gone:
+            self.lacks(path)
+        return not gone
 
     def lacks(self, path: Path) -> None:
         """Remember that a file is missing."""
@@ -159,33 +154,32 @@ class Reading:
         if place not in self.missing:
             self.missing.append(place)
 
-    def add_folder(
-        self,
-        split: str,
-        images: Path,
-        masks: Path | None = None,
-        values: tuple[tuple[int, int], ...] = (),
-        group: str = "",
+    def add(
+        self, image: Path, split: str | None, mask: Path | None = None, values: Values = (), group: str = ""
     ) -> None:
-        """Add the images of a folder; each has a mask of the same name, unless the split has none.
+        """Add an image that can be read.
 
         Args:
-            split: Of all the images.
-            images: The folder.
-            masks: Folder of the masks; None: the images aren't labelled.
-            values: (value in the masks, class index) pairs.
-            group: Of all the images.
+            image: The file.
+            split: Official split; None where there is none.
+            mask: File with the class of each pixel; None: the image isn't labelled.
+            values: (value in the mask, class index) pairs.
+            group: Images of one group are never split.
         """
+        if (size := self.builder.size_of(image)) is not None:
+            semantic = None if mask is None else MaskFile(str(mask), values)
+            self.builder.add(image, size, split=split, semantic=semantic, group=group)
+
+    def add_folder(
+        self, split: str, images: Path, masks: Path | None = None, values: Values = (), group: str = ""
+    ) -> None:
+        """Add the images of a folder; each has a mask of the same name in `masks`, unless that is None."""
         for image in list_images(images):
-            semantic = None
-            if masks is not None:
-                if not self.has(masks / image.name):
-                    continue
-                semantic = MaskFile(str(masks / image.name), values)
-            if (size := self.builder.size_of(image)) is not None:
-                self.builder.add(image, size, split=split, semantic=semantic, group=group)
+            mask = None if masks is None else masks / image.name
+            if mask is None or self.has(mask):
+                self.add(image, split, mask, values, group)
         if masks is not None:
-            self.have(*(images / mask.name for mask in list_images(masks)))
+            self.has(*(images / mask.name for mask in list_images(masks)))
 
     def refuse(self, what: str) -> NoReturn:
         """Raise that the download isn't complete, and say where the set is published.
@@ -193,11 +187,7 @@ class Reading:
         Raises:
             DataError: Always.
         """
-        raise DataError(
-            f"{self.facts.title}: {what}",
-            where=str(self.root),
-            fix=f"the set is published by {self.facts.published_by}; docs/datasets.md shows its layout",
-        )
+        self.facts.refuse(self.root, what)
 
     def refuse_missing(self, hint: str = "") -> None:
         """Stop before more work is done if a file is missing, unless `partial`.
@@ -250,14 +240,11 @@ def reader_of(facts: Benchmark) -> Callable[[Callable[..., LabelledSet]], Callab
         shared = signature(reader)
         parameters = [*list(shared.parameters.values())[:-1], *list(signature(read).parameters.values())[1:]]
         update_wrapper(reader, read)
+        # `read_labels` tells by the signature which options a format has.
         reader.__signature__ = shared.replace(parameters=parameters)  # type: ignore[attr-defined]
         return reader
 
     return decorate
-
-
-def _shown(places: tuple[str, ...]) -> str:
-    return places[0] if len(places) == 1 else f"{places[0]} (or {', '.join(places[1:])})"
 
 
 def under_protocol(labelled: LabelledSet, facts: Benchmark, protocol: str) -> LabelledSet:
@@ -270,10 +257,9 @@ def under_protocol(labelled: LabelledSet, facts: Benchmark, protocol: str) -> La
     Raises:
         ConfigError: There is no such protocol.
     """
-    if protocol not in PROTOCOLS:
-        raise ConfigError(
-            f'no protocol "{protocol}"', where=facts.name, fix=f"choose {' or '.join(PROTOCOLS)}"
-        )
+    if protocol not in _PROTOCOLS:
+        fix = f"choose {' or '.join(_PROTOCOLS)}"
+        raise ConfigError(f'no protocol "{protocol}"', where=facts.name, fix=fix)
     if protocol == "official":
         return labelled
     items: list[LabelledImage] = []
@@ -300,12 +286,11 @@ def under_protocol(labelled: LabelledSet, facts: Benchmark, protocol: str) -> La
 
 
 def count_problems(labelled: LabelledSet, facts: Benchmark) -> list[str]:
-    """Return a line for each official split whose number of images isn't the published one."""
+    """Return a line for each official split whose number of images (groups, of volumes) isn't the published one."""
+    parts = {split: [item for item in labelled.items if item.split == split] for split in facts.counts}
     if facts.volumes:
-        found = {split: _groups(labelled, split) for split in facts.counts}
-    else:
-        found = {split: sum(item.split == split for item in labelled.items) for split in facts.counts}
-    return differing_counts(found, facts)
+        return differing_counts({s: len({item.group for item in part}) for s, part in parts.items()}, facts)
+    return differing_counts({split: len(part) for split, part in parts.items()}, facts)
 
 
 def differing_counts(found: Mapping[str, int], facts: Benchmark) -> list[str]:
@@ -316,10 +301,6 @@ def differing_counts(found: Mapping[str, int], facts: Benchmark) -> list[str]:
         for split, count in facts.counts.items()
         if found[split] != count
     ]
-
-
-def _groups(labelled: LabelledSet, split: str) -> int:
-    return len({item.group for item in labelled.items if item.split == split})
 
 
 def option(name: str, value: Any, choices: tuple[str, ...], where: str) -> str:

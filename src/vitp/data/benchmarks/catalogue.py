@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vitp.core.errors import ConfigError, did_you_mean
-from vitp.data.benchmarks import change, covidquex, dior, dota, isaid, land_cover, medical, sar
+from vitp.data.benchmarks import boxes, change, medical, segmentation
 from vitp.data.benchmarks.base import Benchmark
+from vitp.data.published import published_set
 from vitp.records.labels import LabelledSet
 
 _ENTRIES: tuple[tuple[Benchmark, Callable[..., LabelledSet]], ...] = (
-    (dior.DIOR, dior.read),
-    (dior.DIOR_R, dior.read_oriented),
-    (dota.DOTA, dota.read),
-    (sar.SARDET, sar.read),
-    (dota.RSAR, dota.read_rsar),
-    (sar.SSDD, sar.read_ssdd),
-    (isaid.ISAID, isaid.read),
-    (land_cover.LOVEDA, land_cover.read),
-    (land_cover.UAVID, land_cover.read_uavid),
+    (boxes.DIOR, boxes.read_dior),
+    (boxes.DIOR_R, boxes.read_dior_r),
+    (boxes.DOTA, boxes.read_dota),
+    (boxes.SARDET, boxes.read_sardet),
+    (boxes.RSAR, boxes.read_rsar),
+    (boxes.SSDD, boxes.read_ssdd),
+    (segmentation.ISAID, segmentation.read_isaid),
+    (segmentation.LOVEDA, segmentation.read_loveda),
+    (segmentation.UAVID, segmentation.read_uavid),
     (change.SVCD, change.read_svcd),
     (change.WHU_CD, change.read_whu_cd),
     (change.LEVIR_CD, change.read_levir_cd),
     (change.S2LOOKING, change.read_s2looking),
     (medical.AMOS, medical.read_amos),
     (medical.BRATS, medical.read_brats),
-    (covidquex.COVIDQUEX, covidquex.read),
+    (segmentation.COVIDQUEX, segmentation.read_covidquex),
 )
 
 BENCHMARKS: dict[str, Benchmark] = {facts.name: facts for facts, _ in _ENTRIES}
 """Name → splits, classes, metric and protocol."""
 
-READERS: dict[str, Callable[..., LabelledSet]] = {facts.name: reader for facts, reader in _ENTRIES}
+BENCHMARK_READERS: dict[str, Callable[..., LabelledSet]] = {facts.name: reader for facts, reader in _ENTRIES}
 """Name → reader (folder, ReadOptions, options of its own); `read_labels` knows them as formats."""
 
 
@@ -41,9 +41,4 @@ def benchmark(name: str) -> Benchmark:
     Raises:
         ConfigError: There is no such set.
     """
-    if name not in BENCHMARKS:
-        hint = did_you_mean(name, BENCHMARKS)
-        raise ConfigError(
-            f'no benchmark "{name}"', where="benchmarks", fix=hint or f"known are {', '.join(BENCHMARKS)}"
-        )
-    return BENCHMARKS[name]
+    return published_set(BENCHMARKS, name, "benchmark", "benchmarks")

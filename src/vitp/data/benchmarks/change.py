@@ -16,21 +16,16 @@ from pathlib import Path
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.formats.common import list_images, read_text
 from vitp.data.formats.pixel_masks import ChangeFile
-from vitp.records.labels import LabelledSet
+from vitp.records.labels import SPLITS, LabelledSet
 
-_SPLITS = ("train", "val", "test")
+# fmt: off
 _change_set = partial(
-    Benchmark,
-    task="change",
-    modality="RGB pair",
-    classes=("unchanged", "changed"),
-    palette=((0, 0, 0), (255, 255, 255)),
-    metric="F1",
+    Benchmark, task="change", modality="RGB pair", classes=("unchanged", "changed"),
+    palette=((0, 0, 0), (255, 255, 255)), metric="F1",
 )
 
 SVCD = _change_set(
-    name="svcd",
-    title="SVCD (CDD)",
+    name="svcd", title="SVCD (CDD)",
     published_by="M. Lebedev and others (ISPRS Archives 2018), as ChangeDetectionDataset",
     counts={"train": 10000, "val": 3000, "test": 3000},
     notes=(
@@ -38,63 +33,51 @@ SVCD = _change_set(
         "masks are JPEG files: what is at least half bright has changed",
     ),
 )
+
 WHU_CD = _change_set(
-    name="whu_cd",
-    title="WHU-CD",
-    published_by="Wuhan University (S. Ji and others), as Building change detection dataset",
-    counts={},
-    crop=256,
-    crop_test=True,
+    name="whu_cd", title="WHU-CD",
+    published_by="Wuhan University (S. Ji and others), as Building change detection dataset", counts={},
+    crop=256, crop_test=True,
     notes=(
         "published as two mosaics of 2012 and 2016, cut into a western train and an eastern test part",
         "papers use several random splits of its crops; the scores of different splits can't be compared",
     ),
 )
+
 LEVIR_CD = _change_set(
-    name="levir_cd",
-    title="LEVIR-CD",
-    published_by="Beihang University (H. Chen, Z. Shi), on the LEVIR page",
-    counts={"train": 445, "val": 64, "test": 128},
-    crop=256,
-    window=256,
-    stride=128,
+    name="levir_cd", title="LEVIR-CD", published_by="Beihang University (H. Chen, Z. Shi), on the LEVIR page",
+    counts={"train": 445, "val": 64, "test": 128}, crop=256, window=256, stride=128,
 )
+
 S2LOOKING = _change_set(
-    name="s2looking",
-    title="S2Looking",
+    name="s2looking", title="S2Looking",
     published_by="L. Shen and others (Remote Sensing 2021), in the S2Looking repository",
     counts={"train": 3500, "val": 500, "test": 1000},
     notes=("label is what changed; label1 and label2 tell new and demolished buildings apart",),
 )
+# fmt: on
 
 
-def _read_split_folders(reading: Reading, base: str, folders: tuple[str, str, str]) -> LabelledSet:
+def _read_split_folders(reading: Reading, base: str, *folders: str) -> LabelledSet:
     """Read `base/{split}/{before, after, mask}/same name`."""
-    places = [(split, [reading.folder(f"{base}{split}/{name}") for name in folders]) for split in _SPLITS]
+    places = [(split, [reading.folder(f"{base}{split}/{name}") for name in folders]) for split in SPLITS]
     for split, (before, after, masks) in places:
-        _add_pairs(reading, split, before, after, masks, [path.name for path in list_images(before)])
-        reading.have(*(before / path.name for folder in (after, masks) for path in list_images(folder)))
+        for image in list_images(before):
+            _add_pair(reading, split, image, after / image.name, masks / image.name)
+        reading.has(*(before / path.name for folder in (after, masks) for path in list_images(folder)))
     return reading.finish()
 
 
-def _add_pairs(
-    reading: Reading, split: str, before: Path, after: Path, masks: Path, names: list[str]
-) -> None:
-    for name in names:
-        paths = [folder / name for folder in (before, after, masks)]
-        if reading.have(*paths):
-            _add_pair(reading, split, paths[0], paths[1], paths[2])
-
-
 def _add_pair(reading: Reading, split: str, before: Path, after: Path, mask: Path) -> None:
+    if not reading.has(before, after, mask):
+        return
     sizes = [reading.builder.size_of(path) for path in (before, after, mask)]
     if sizes[0] is None or None in sizes:
         return
     if len(set(sizes)) > 1:
         shown = ", ".join(f"{s[0]}×{s[1]}" for s in sizes if s)
-        reading.builder.note(
-            reading.builder.place(before), f"the dates and the mask differ in size ({shown}); left out"
-        )
+        what = f"the dates and the mask differ in size ({shown}); left out"
+        reading.builder.note(reading.builder.place(before), what)
         return
     reading.builder.add(before, sizes[0], split=split, second_image=str(after), change=ChangeFile(str(mask)))
 
@@ -108,13 +91,13 @@ def read_svcd(reading: Reading, *, part: str = "Real/subset") -> LabelledSet:
     """
     option("part", part, ("Real/subset", "Model/with_shift", "Model/without_shift"), "svcd")
     base = reading.base("train", f"ChangeDetectionDataset/{part}/", f"{part}/", "")
-    return _read_split_folders(reading, base, ("A", "B", "OUT"))
+    return _read_split_folders(reading, base, "A", "B", "OUT")
 
 
 @reader_of(LEVIR_CD)
 def read_levir_cd(reading: Reading) -> LabelledSet:
     """Read LEVIR-CD."""
-    return _read_split_folders(reading, "", ("A", "B", "label"))
+    return _read_split_folders(reading, "", "A", "B", "label")
 
 
 @reader_of(S2LOOKING)
@@ -125,7 +108,7 @@ def read_s2looking(reading: Reading, *, mask: str = "label") -> LabelledSet:
         mask: "label": all changes, the published task; "label1" or "label2": one direction only.
     """
     option("mask", mask, ("label", "label1", "label2"), "s2looking")
-    return _read_split_folders(reading, "", ("Image1", "Image2", mask))
+    return _read_split_folders(reading, "", "Image1", "Image2", mask)
 
 
 @reader_of(WHU_CD)
@@ -135,13 +118,14 @@ def read_whu_cd(reading: Reading) -> LabelledSet:
     The mosaics have no validation part; `ReadOptions` doesn't hold any out either, since a mosaic is one image.
     """
     if (reading.root / "list").is_dir():
-        lists = {split: reading.file(f"list/{split}.txt") for split in _SPLITS}
+        lists = {split: reading.file(f"list/{split}.txt") for split in SPLITS}
         before, after, masks = (reading.folder(name) for name in ("A", "B", "label"))
         for split, path in lists.items():
-            _add_pairs(reading, split, before, after, masks, read_text(path).split())
+            for name in read_text(path).split():
+                _add_pair(reading, split, before / name, after / name, masks / name)
         return reading.finish()
     if (reading.root / "train" / "A").is_dir():
-        return _read_split_folders(reading, "", ("A", "B", "label"))
+        return _read_split_folders(reading, "", "A", "B", "label")
     inner = "1. The two-period image data/"
     base = reading.base("change_label", f"Building change detection dataset_add/{inner}", inner, "")
     for split in ("train", "test"):

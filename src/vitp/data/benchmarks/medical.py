@@ -11,7 +11,6 @@ BraTS2021:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,60 +18,38 @@ from pathlib import Path
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.core.reading import parse_json
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
-from vitp.data.benchmarks.volumes import Case, add_slices, ct_window, mri_levels, slices_folder
-from vitp.data.formats.common import read_text
+from vitp.data.benchmarks.volumes import Case, Levels, add_slices, ct_window, mri_levels, slices_folder
+from vitp.data.published import read_json
 from vitp.records.labels import LabelledSet
 
+# fmt: off
+_ORGANS = (
+    "background", "spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach",
+    "aorta", "postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder",
+    "prostate/uterus",
+)
+
 AMOS = Benchmark(
-    name="amos2022",
-    title="AMOS2022",
-    task="segmentation",
-    modality="CT",
-    classes=(
-        "background",
-        "spleen",
-        "right kidney",
-        "left kidney",
-        "gall bladder",
-        "esophagus",
-        "liver",
-        "stomach",
-        "aorta",
-        "postcava",
-        "pancreas",
-        "right adrenal gland",
-        "left adrenal gland",
-        "duodenum",
-        "bladder",
-        "prostate/uterus",
-    ),
+    name="amos2022", title="AMOS2022", task="segmentation", modality="CT", classes=_ORGANS,
     published_by="the AMOS 2022 challenge (Y. Ji and others), as amos22.zip on Zenodo",
-    counts={"train": 200, "val": 100, "test": 200},
-    metric="mean Dice",
-    test_on="val",
-    test_labels=False,
-    volumes=True,
-    licence="CC BY 4.0",
+    counts={"train": 200, "val": 100, "test": 200}, metric="mean Dice", test_on="val", test_labels=False,
+    volumes=True, licence="CC BY 4.0",
     notes=(
         "numbers up to 500 are CT, above 500 MRI (option modality); the counts are those of CT",
         "the paper's table counts 14 classes, the set has 15 organs; which ones were used isn't published",
         "splits follow dataset.json; the labels of test are hidden, so the paper's protocol tests on val",
     ),
 )
+# fmt: on
 
-MODALITIES = ("flair", "t1", "t1ce", "t2")
+_MODALITIES = ("flair", "t1", "t1ce", "t2")
+# fmt: off
 BRATS = Benchmark(
-    name="brats2021",
-    title="BraTS2021",
-    task="segmentation",
-    modality="MRI",
+    name="brats2021", title="BraTS2021", task="segmentation", modality="MRI",
     classes=("background", "necrotic core", "oedema", "enhancing tumour"),
-    published_by="the RSNA-ASNR-MICCAI BraTS 2021 challenge, on Synapse",
-    counts={},
-    metric="mean Dice of whole tumour, tumour core and enhancing tumour",
-    volumes=True,
+    published_by="the RSNA-ASNR-MICCAI BraTS 2021 challenge, on Synapse", counts={},
+    metric="mean Dice of whole tumour, tumour core and enhancing tumour", volumes=True,
     notes=(
         "1,251 labelled cases; the official validation cases have no labels, so cases are held out of the labelled ones "
         "(10 % val and 10 % test by default)",
@@ -80,6 +57,7 @@ BRATS = Benchmark(
         "three of the four modalities become red, green and blue (option channels)",
     ),
 )
+# fmt: on
 _BRATS_VALUES = ((0, 0), (1, 1), (2, 2), (4, 3))
 
 BRATS_REGIONS: dict[str, tuple[int, ...]] = {
@@ -89,8 +67,8 @@ BRATS_REGIONS: dict[str, tuple[int, ...]] = {
 }
 """Region that BraTS scores → indices of the classes that it is made of."""
 
-CT_WINDOW = (-160.0, 240.0)
-"""Hounsfield units of the soft-tissue window (centre 40, width 400)."""
+_SOFT_TISSUE = ct_window(-160.0, 240.0)
+"""Levels of the soft-tissue window in Hounsfield units (centre 40, width 400)."""
 
 
 def brats_regions(semantic_HW: np.ndarray) -> dict[str, np.ndarray]:
@@ -111,11 +89,7 @@ def region_dice(predicted_HW: np.ndarray, true_HW: np.ndarray) -> dict[str, floa
 
 @reader_of(AMOS)
 def read_amos(
-    reading: Reading,
-    *,
-    modality: str = "CT",
-    slices: str = "",
-    progress: Callable[[], None] | None = None,
+    reading: Reading, *, modality: str = "CT", slices: str = "", progress: Callable[[], None] | None = None
 ) -> LabelledSet:
     """Read AMOS2022 as axial slices.
 
@@ -130,16 +104,14 @@ def read_amos(
     out = slices_folder(slices, AMOS, reading.root)
     cases = amos_cases(reading, modality)
     values = tuple((index, index) for index in range(len(AMOS.classes)))
-    levels = (
-        _by_modality if modality == "both" else (ct_window(*CT_WINDOW) if modality == "CT" else mri_levels)
-    )
-    add_slices(reading, cases, out, levels, values, progress=progress)
+    levels: dict[str, Levels] = {
+        "CT": _SOFT_TISSUE,
+        "MRI": mri_levels,
+        # Air is about −1000 in CT; MRI has next to no negative values.
+        "both": lambda values_XYZ: (_SOFT_TISSUE if values_XYZ.min() < -200 else mri_levels)(values_XYZ),
+    }
+    add_slices(reading, cases, out, levels[modality], values, progress=progress)
     return reading.finish(semantic_classes=AMOS.classes)
-
-
-def _by_modality(values_XYZ: np.ndarray) -> np.ndarray:
-    # Air is about −1000 in CT; MRI has next to no negative values.
-    return (ct_window(*CT_WINDOW) if values_XYZ.min() < -200 else mri_levels)(values_XYZ)
 
 
 def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
@@ -151,11 +123,11 @@ def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
     """
     option("modality", modality, ("CT", "MRI", "both"), "amos2022")
     path = reading.file("dataset.json")
+    content = read_json(path)
     try:
-        content = parse_json(read_text(path))
         keys = {"training": "train", "validation": "val", "test": "test"}
         rows = [(split, row) for key, split in keys.items() for row in content.get(key, [])]
-    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+    except (AttributeError, TypeError) as error:
         raise DataError(f"is not AMOS's list ({error})", where=str(path), fix="unpack it again") from error
     if not rows:
         raise DataError("names no case", where=str(path), fix="unpack it again")
@@ -167,11 +139,9 @@ def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
         kind = "CT" if number is None or int(number.group(1)) <= 500 else "MRI"
         if modality not in (kind, "both"):
             continue
-        mask = (
-            None
-            if split == "test" or not names.get("label")
-            else _amos_path(reading.root, names["label"], path)
-        )
+        mask = None
+        if split != "test" and names.get("label"):
+            mask = _amos_path(reading.root, names["label"], path)
         if reading.has(image) and (mask is None or reading.has(mask)):
             cases.append(Case(image.name.split(".")[0], (image,), mask, split))
     reading.refuse_missing()
@@ -216,11 +186,11 @@ def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[Case]
         ConfigError: The channels can't be used.
     """
     chosen = [name.strip() for name in channels.split(",")]
-    if len(chosen) not in (1, 3) or any(name not in MODALITIES for name in chosen):
+    if len(chosen) not in (1, 3) or any(name not in _MODALITIES for name in chosen):
         raise ConfigError(
             f'"{channels}" are no channels',
             where="brats2021",
-            fix=f"give one or three of {', '.join(MODALITIES)}",
+            fix=f"give one or three of {', '.join(_MODALITIES)}",
         )
     direct = sorted(reading.root.glob("BraTS2021_[0-9]*"))
     base = reading.root if direct else reading.folder("BraTS2021_Training_Data")
@@ -229,13 +199,11 @@ def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[Case]
         reading.refuse(f"{reading.builder.place(base)}/ holds no folder BraTS2021_00000")
     cases = []
     for folder in folders:
-        paths = {name: _nifti(folder, f"{folder.name}_{name}") for name in (*MODALITIES, "seg")}
-        if reading.have(*paths.values()):
+        paths = {}
+        for name in (*_MODALITIES, "seg"):
+            plain = folder / f"{folder.name}_{name}.nii"
+            paths[name] = plain if plain.is_file() else plain.with_name(f"{plain.name}.gz")
+        if reading.has(*paths.values()):
             cases.append(Case(folder.name, tuple(paths[name] for name in chosen), paths["seg"], None))
     reading.refuse_missing()
     return cases
-
-
-def _nifti(folder: Path, stem: str) -> Path:
-    plain = folder / f"{stem}.nii"
-    return plain if plain.is_file() else folder / f"{stem}.nii.gz"

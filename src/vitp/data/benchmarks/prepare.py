@@ -14,41 +14,32 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vitp.core import files
-from vitp.core.errors import ConfigError, DataError
-from vitp.core.reading import parse_json, read_text
+from vitp.core.errors import ConfigError
 from vitp.core.version import __version__
 from vitp.data.benchmarks.base import Benchmark, Reading, count_problems, differing_counts, under_protocol
 from vitp.data.benchmarks.catalogue import benchmark
 from vitp.data.benchmarks.medical import amos_cases, brats_cases
-from vitp.data.formats import ReadOptions, read_labels, vitp_labels
+from vitp.data.formats import read_labels, vitp_labels
+from vitp.data.formats.common import ReadOptions
 from vitp.data.formats.crops import cut
-from vitp.data.formats.splits import SPLITS
 from vitp.data.formats.vitp_labels import LabelWriter, Roots
-from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.data.published import check_out, read_record
+from vitp.records.labels import SPLITS, LabelledSet
 
-FORMAT = "vitp-prepared-1"
+_FORMAT = "vitp-prepared-1"
 _RECORD = "prepared.json"
 
 
-class Progress(Protocol):
-    """Shows how far a part of the work is: called with a title and a total, it returns what to call for each piece."""
-
-    def __call__(self, title: str, total: int | None) -> Callable[[], None]:
-        """Begin a part of the work."""
-        ...
-
-
-def no_progress(title: str, total: int | None) -> Callable[[], None]:
-    """Show nothing."""
-    return lambda: None
+Progress = Callable[[str, int | None], Callable[[], None]]
+"""Begins a part of the work, of a title and a total, and returns what to call for each piece of it."""
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """How a set is prepared.
+    """Settings of a preparation.
 
     Attributes:
         protocol: "official" or "paper", see `vitp.data.benchmarks.base.under_protocol`.
@@ -67,7 +58,7 @@ class PrepareSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was prepared.
+    """The result of a preparation.
 
     Attributes:
         facts: Of the set.
@@ -86,7 +77,7 @@ class Prepared:
     again: bool = False
 
 
-def check(name: str, root: str | Path, settings: PrepareSettings = PrepareSettings()) -> Prepared:
+def check_download(name: str, root: str | Path, settings: PrepareSettings = PrepareSettings()) -> Prepared:
     """Read a download without writing anything (of volumes: look for every file).
 
     Raises:
@@ -94,19 +85,10 @@ def check(name: str, root: str | Path, settings: PrepareSettings = PrepareSettin
         ConfigError: There is no such set or option.
     """
     facts, root = benchmark(name), Path(root)
-    if not root.is_dir():
-        raise DataError(
-            "is not a folder",
-            where=str(root),
-            fix=f"download {facts.title}: it is published by {facts.published_by}",
-        )
-    if facts.volumes:
-        return _check_volumes(facts, root, settings)
-    official = _read(facts, root, replace(settings, protocol="official"))
-    return _prepared(facts, None, official, count_problems(official, facts))
-
-
-def _check_volumes(facts: Benchmark, root: Path, settings: PrepareSettings) -> Prepared:
+    facts.check_folder(root)
+    if not facts.volumes:
+        official = _read(facts, root, settings)
+        return _prepared(facts, None, official, count_problems(official, facts))
     reading = Reading(facts, root, ReadOptions(), settings.partial)
     own = {k: v for k, v in settings.options.items() if k in ("modality", "channels")}
     cases = amos_cases(reading, **own) if facts.name == "amos2022" else brats_cases(reading, **own)
@@ -115,14 +97,14 @@ def _check_volumes(facts: Benchmark, root: Path, settings: PrepareSettings) -> P
     return Prepared(facts, None, splits, tuple(differing_counts(splits, facts)), findings)
 
 
-def prepare(
+def prepare_benchmark(
     name: str,
     root: str | Path,
     out: str | Path,
     settings: PrepareSettings = PrepareSettings(),
     *,
     force: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress = lambda title, total: lambda: None,
 ) -> Prepared:
     """Check a download, make crops or slices, and write a folder that `open_labelled` reads.
 
@@ -139,12 +121,13 @@ def prepare(
         ConfigError: There is no such set or option, or `out` holds something else.
     """
     facts, root, out = benchmark(name), Path(root).resolve(), Path(out).resolve()
-    if not root.is_dir():
-        check(name, root, settings)
-    key = _key(facts, root, settings)
-    if (before := _record(out)) is not None and before["key"] == key:
-        return _from_record(facts, out, before)
-    _check_out(out, root, before is not None and force)
+    facts.check_folder(root)
+    content = json.dumps([_FORMAT, facts.name, str(root), asdict(settings)], sort_keys=True, default=str)
+    key = hashlib.sha256(content.encode()).hexdigest()
+    if (before := read_record(out / _RECORD, _FORMAT)) is not None and before["key"] == key:
+        counts, findings = (tuple(before[name]) for name in ("counts", "findings"))
+        return Prepared(facts, out, before["images"], counts, findings, again=True)
+    check_out(out, root, ours=before is not None, force=force)
     work = out.parent / f".{out.name}.images-{key[:12]}"
     labelled, problems = _labels(facts, root, work, settings, progress)
     images = _cut(facts, labelled, work, settings, progress)
@@ -170,21 +153,20 @@ def prepare(
 def _labels(
     facts: Benchmark, root: Path, work: Path, settings: PrepareSettings, progress: Progress
 ) -> tuple[LabelledSet, list[str]]:
-    if not facts.volumes:
-        official = _read(facts, root, replace(settings, protocol="official"))
-        problems = count_problems(official, facts)
-        return under_protocol(official, facts, settings.protocol), problems
-    cases = sum(check(facts.name, root, settings).splits.values())
-    work.mkdir(parents=True, exist_ok=True)
-    step = progress(f"{facts.title}: slices", cases)
-    official = _read(facts, root, replace(settings, protocol="official"), slices=str(work), progress=step)
+    more: dict[str, Any] = {}
+    if facts.volumes:
+        cases = sum(check_download(facts.name, root, settings).splits.values())
+        work.mkdir(parents=True, exist_ok=True)
+        more = {"slices": str(work), "progress": progress(f"{facts.title}: slices", cases)}
+    official = _read(facts, root, settings, **more)
     return under_protocol(official, facts, settings.protocol), count_problems(official, facts)
 
 
 def _read(facts: Benchmark, root: Path, settings: PrepareSettings, **more: Any) -> LabelledSet:
+    """Read a download with its official splits."""
     if "progress" in settings.options or "slices" in settings.options:
         raise ConfigError("is set by vitp data prepare itself", where="option slices", fix="leave it out")
-    options = {**settings.options, **more, "protocol": settings.protocol, "partial": settings.partial}
+    options = {**settings.options, **more, "protocol": "official", "partial": settings.partial}
     return read_labels(facts.name, root, **options)
 
 
@@ -196,55 +178,22 @@ def _cut(
     if not size or facts.volumes:
         return labelled
     overlap = facts.overlap if settings.overlap is None else settings.overlap
-    cropped = [item for item in labelled.items if facts.crop_test or item.split != "test"]
-    whole = [item for item in labelled.items if not (facts.crop_test or item.split != "test")]
+    whole = [item for item in labelled.items if item.split == "test" and not facts.crop_test]
+    cropped = [item for item in labelled.items if item.split != "test" or facts.crop_test]
     step = progress(f"{facts.title}: crops of {size} px", len(cropped))
     crops = cut(replace(labelled, items=cropped), size, overlap, work, facts.min_visible, step)
     items = list(crops.items)
     findings = list(crops.findings)
     if facts.drop_empty and settings.protocol == "paper":
-        full = [item for item in items if item.split != "train" or _has_object(item)]
+        full = [
+            item
+            for item in items
+            if item.split != "train" or any(not label.difficult for label in item.objects or ())
+        ]
         if len(full) < len(items):
             findings.append(f"{len(items) - len(full):,} training crops without objects; left out")
         items = full
     return replace(labelled, items=[*items, *whole], findings=tuple(findings))
-
-
-def _has_object(item: LabelledImage) -> bool:
-    return any(not label.difficult for label in item.objects or ())
-
-
-def _key(facts: Benchmark, root: Path, settings: PrepareSettings) -> str:
-    content = json.dumps([FORMAT, facts.name, str(root), asdict(settings)], sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _record(out: Path) -> dict[str, Any] | None:
-    try:
-        record = parse_json(read_text(out / _RECORD))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
-
-
-def _from_record(facts: Benchmark, out: Path, record: dict[str, Any]) -> Prepared:
-    return Prepared(
-        facts, out, record["images"], tuple(record["counts"]), tuple(record["findings"]), again=True
-    )
-
-
-def _check_out(out: Path, root: Path, replaceable: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError("is a file", where=str(out), fix="name a new folder with --out")
-    if root == out or root.is_relative_to(out):
-        raise ConfigError("holds the download itself", where=str(out), fix="name another folder with --out")
-    if out.is_dir() and any(out.iterdir()) and not replaceable:
-        ours = _record(out) is not None
-        raise ConfigError(
-            "was prepared with other settings" if ours else "isn't empty",
-            where=str(out),
-            fix="replace it with --force, or name a new folder" if ours else "name a new folder with --out",
-        )
 
 
 def _prepared(facts: Benchmark, out: Path | None, labelled: LabelledSet, problems: list[str]) -> Prepared:
@@ -256,7 +205,7 @@ def _write_record(path: Path, key: str, root: Path, settings: PrepareSettings, r
     files.write_json(
         path,
         {
-            "format": FORMAT,
+            "format": _FORMAT,
             "vitp": __version__,
             "key": key,
             "set": result.facts.name,

@@ -20,8 +20,7 @@ from PIL import Image
 from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.reading import parse_json, read_text
-from vitp.data.benchmarks.base import Benchmark, Reading
-from vitp.data.formats.pixel_masks import MaskFile
+from vitp.data.benchmarks.base import Benchmark, Reading, Values
 
 Levels = Callable[[np.ndarray], np.ndarray]
 """Maps a volume's values to 0..255, float; sees the whole volume, so that its slices share one scale."""
@@ -73,18 +72,8 @@ def load_volume(path: Path) -> np.ndarray:
         ConfigError: nibabel isn't installed.
         DataError: The file can't be read or isn't a volume.
     """
-    image = _open(path)
     try:
-        values = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"is damaged ({error})", where=str(path), fix="download it again") from error
-    if values.ndim != 3:
-        raise DataError(f"has {values.ndim} dimensions, not 3", where=str(path), fix="give one volume a file")
-    return values
-
-
-def _open(path: Path) -> Any:
-    try:
+        # nibabel belongs to the extra "medical": a plain installation doesn't have it.
         import nibabel
     except ImportError as error:
         raise ConfigError(
@@ -92,14 +81,21 @@ def _open(path: Path) -> Any:
             where=str(path),
             fix="install it with: pip install 'vitp[medical]'",
         ) from error
+    again = "download it again"
     try:
-        return nibabel.as_closest_canonical(nibabel.load(path))
+        closest: Any = nibabel.as_closest_canonical  # nibabel has no types
+        image = closest(nibabel.load(path))
     except FileNotFoundError as error:
         raise DataError("is missing", where=str(path), fix="unpack the download again") from error
     except (OSError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
-        raise DataError(
-            f"is not a NIfTI volume ({error})", where=str(path), fix="download it again"
-        ) from error
+        raise DataError(f"is not a NIfTI volume ({error})", where=str(path), fix=again) from error
+    try:
+        values = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"is damaged ({error})", where=str(path), fix=again) from error
+    if values.ndim != 3:
+        raise DataError(f"has {values.ndim} dimensions, not 3", where=str(path), fix="give one volume a file")
+    return values
 
 
 def axial(values_XYZ: np.ndarray, index: int) -> np.ndarray:
@@ -110,11 +106,7 @@ def axial(values_XYZ: np.ndarray, index: int) -> np.ndarray:
 def slice_case(case: Case, out: Path, levels: Levels, *, drop_blank: bool) -> list[int]:
     """Write the axial slices of a case under `out/<case>`, unless they are there, and return their numbers.
 
-    Args:
-        case: The volumes.
-        out: Folder of all cases.
-        levels: Maps values to grey levels.
-        drop_blank: Leave slices out in which every pixel is the same.
+    With `drop_blank`, slices in which every pixel is the same are left out.
 
     Raises:
         DataError: A volume can't be read, or the volumes differ in shape.
@@ -125,34 +117,30 @@ def slice_case(case: Case, out: Path, levels: Levels, *, drop_blank: bool) -> li
         return kept
     volumes = [levels(load_volume(path)) for path in case.volumes]
     mask = load_volume(case.mask) if case.mask is not None else None
+    shape = volumes[0].shape
     for path, values in zip((*case.volumes, case.mask), (*volumes, mask), strict=True):
-        if values is not None and values.shape != volumes[0].shape:
-            raise DataError(
-                f"has {'×'.join(map(str, values.shape))} voxels, {case.volumes[0].name} "
-                f"{'×'.join(map(str, volumes[0].shape))}",
-                where=str(path),
-                fix="download the case again",
-            )
+        if values is not None and values.shape != shape:
+            ours, first = ("×".join(map(str, size)) for size in (values.shape, shape))
+            what = f"has {ours} voxels, {case.volumes[0].name} {first}"
+            raise DataError(what, where=str(path), fix="download the case again")
     kept = []
-    for index in range(volumes[0].shape[2]):
+    for index in range(shape[2]):
         planes = [np.rint(axial(values, index)).astype(np.uint8) for values in volumes]
         if drop_blank and all(plane.min() == plane.max() for plane in planes):
             continue
-        _save(planes[0] if len(planes) == 1 else np.stack(planes, axis=-1), slice_path(folder, index))
+        _save(planes[0] if len(planes) == 1 else np.stack(planes, axis=-1), _slice_path(folder, index))
         if mask is not None:
-            _save(axial(mask, index).astype(np.uint8), mask_path(folder, index))
+            _save(axial(mask, index).astype(np.uint8), _mask_path(folder, index))
         kept.append(index)
     files.write_json(folder / _DONE, {"slices": kept})
     return kept
 
 
-def slice_path(folder: Path, index: int) -> Path:
-    """Return the file of a slice."""
+def _slice_path(folder: Path, index: int) -> Path:
     return folder / f"{index:04d}.png"
 
 
-def mask_path(folder: Path, index: int) -> Path:
-    """Return the file of a slice's mask."""
+def _mask_path(folder: Path, index: int) -> Path:
     return folder / f"{index:04d}_mask.png"
 
 
@@ -178,31 +166,21 @@ def add_slices(
     cases: Sequence[Case],
     out: Path,
     levels: Levels,
-    values: tuple[tuple[int, int], ...],
+    values: Values,
     *,
     drop_blank: bool = False,
     progress: Callable[[], None] | None = None,
 ) -> None:
-    """Cut cases into slices and add them to a reading; the slices of a case are one group.
+    """Cut cases into slices under `out` and add them to a reading; the slices of a case are one group.
 
-    Args:
-        reading: Takes the images.
-        cases: What to cut.
-        out: Where the slices go.
-        levels: Maps values to grey levels.
-        values: (label value, class index) pairs.
-        drop_blank: Leave slices out in which every pixel is the same.
-        progress: Called after each case.
+    `values` are (label value, class index) pairs; `progress` is called after each case; the rest as `slice_case`.
     """
     reading.builder.root = out  # ids and findings name the slices, not the volumes
     for case in cases:
         folder = out / case.name
         for index in slice_case(case, out, levels, drop_blank=drop_blank):
-            path = slice_path(folder, index)
-            if (size := reading.builder.size_of(path)) is None:
-                continue
-            semantic = MaskFile(str(mask_path(folder, index)), values) if case.mask is not None else None
-            reading.builder.add(path, size, split=case.split, semantic=semantic, group=case.name)
+            mask = _mask_path(folder, index) if case.mask is not None else None
+            reading.add(_slice_path(folder, index), case.split, mask, values, case.name)
         if progress is not None:
             progress()
 

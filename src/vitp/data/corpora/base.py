@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json
-from vitp.data.formats.common import read_text
+from vitp.data.published import PublishedSet, any_of, read_json
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
 
 
 @dataclass
-class Source:
+class Download:
     """A download that is being converted.
 
     Attributes:
         corpus: Which set.
         root: The download; the records' images are absolute paths below it.
-        work: Folder for images that only exist inside of a table; None: the set has none.
+        work: Folder for images that only exist inside of a table.
         findings: Lines about what was left out.
     """
 
     corpus: Corpus
     root: Path
     work: Path
-    findings: list[str]
+    findings: list[str] = field(default_factory=list)
 
     def path(self, *places: str) -> Path:
         """Return the first of the places below the root that exists.
@@ -42,8 +40,19 @@ class Source:
         for place in places:
             if (self.root / place).exists():
                 return self.root / place
-        others = f" (or {', '.join(places[1:])})" if len(places) > 1 else ""
-        return self.refuse(f"{places[0]}{others} is missing")
+        return self.refuse(f"{any_of(places)} is missing")
+
+    def images(self, *places: str, stems: bool = False) -> dict[str, Path]:
+        """Return name → path of every image below the first of the places that exists.
+
+        Archives unpack into one more folder or don't, so images are found by their names alone.
+
+        Args:
+            *places: Where the images are, by all names.
+            stems: The names are without suffix.
+        """
+        paths = sorted(self.path(*places).rglob("*"))
+        return {p.stem if stems else p.name: p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES}
 
     def refuse(self, what: str) -> NoReturn:
         """Raise that the download isn't complete.
@@ -51,22 +60,18 @@ class Source:
         Raises:
             DataError: Always.
         """
-        raise DataError(
-            f"{self.corpus.title}: {what}",
-            where=str(self.root),
-            fix=f"the set is published by {self.corpus.published_by}; docs/datasets.md shows its layout",
-        )
+        self.corpus.refuse(self.root, what)
 
-    def note(self, path: Path, row: int | str, what: str) -> None:
-        """Add a finding about a row."""
+    def leave_out(self, path: Path, row: int | str, what: str) -> None:
+        """Add a finding about a row that is left out."""
         name = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
-        self.findings.append(f"{name}:{row}: {what}")
+        self.findings.append(f"{name}:{row}: {what}; left out")
 
     def image(self, path: Path, file: Path, row: int | str) -> Path | None:
         """Return an image that a row names, or None with a finding when it isn't there."""
         if path.is_file():
             return path
-        self.note(file, row, f"{path.name} is missing; left out")
+        self.leave_out(file, row, f"{path.name} is missing")
         return None
 
     def record(
@@ -75,52 +80,66 @@ class Source:
         """Return a record; the image marks are put in front of its first question."""
         marks = "".join(f"{IMAGE_MARK}\n" for _ in images)
         first = Turn(marks + turns[0].question.replace(IMAGE_MARK, "").strip(), turns[0].answer)
-        return InstructionRecord(
-            name, tuple(str(image) for image in images), (first, *turns[1:]), source=self.corpus.name, **more
-        )
+        paths = tuple(str(image) for image in images)
+        return InstructionRecord(name, paths, (first, *turns[1:]), source=self.corpus.name, **more)
+
+    def captioned(
+        self, path: Path, images: Mapping[str, Path], rows: Iterable[tuple[int, str, str]]
+    ) -> Iterator[InstructionRecord]:
+        """Yield a record a row (line, image name, caption) of a file that has both."""
+        for line, name, caption in rows:
+            if name not in images or not caption:
+                self.leave_out(path, line, f"{name} is missing or has no caption")
+            else:
+                turn = Turn(DESCRIBE, caption)
+                yield self.record(f"{Path(name).stem}:{line}", [images[name]], [turn])
 
 
-Convert = Callable[[Source], Iterator[InstructionRecord]]
+DESCRIBE = "Describe the image."
+CorpusConversion = Callable[[Download], Iterator[InstructionRecord]]
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Corpus(PublishedSet):
     """A pretraining set.
 
     Attributes:
-        name: What the command line and the mixtures call it.
-        title: As its authors write it.
-        domain: "remote sensing", "medical" or "general".
-        published_by: Where to get it, in words.
         layout: What the conversion reads, relative to the download, for the documentation.
         convert: Yields the records of the training part.
         notes: Quirks, and what is left out.
+        domain: "remote sensing", "medical" or "general".
     """
 
-    name: str
-    title: str
-    domain: str
-    published_by: str
     layout: str
-    convert: Convert
+    convert: CorpusConversion
     notes: str = ""
+    domain: str = ""
 
 
-def read_json(path: Path) -> Any:
-    """Return a file's JSON.
+def one_line(text: object) -> str:
+    """Return a text without outer blanks, all others single."""
+    return " ".join(str(text).split())
+
+
+def json_rows(path: Path, key: str | None = None) -> list[dict[str, Any]]:
+    """Return the objects of a JSON list, or of the list under a key.
 
     Raises:
-        DataError: It can't be read; the message names the row.
+        DataError: The file isn't JSON, or holds something else.
     """
-    try:
-        return parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix="download the file again"
-        ) from error
+    content = read_json(path)
+    rows = content if key is None else content.get(key) if isinstance(content, dict) else None
+    again = "download the file again"
+    if not isinstance(rows, list):
+        what = "is no list of rows" if key is None else f'has no list "{key}"'
+        raise DataError(what, where=str(path), fix=again)
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError("is no object", where=f"{path}:{key or ''}[{number}]", fix=again)
+    return rows
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield line number and columns of a table with a head, `.tsv` by tabs and others by commas.
 
     Raises:
@@ -137,25 +156,20 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"can't be read ({error})", where=str(path), fix="download the file again") from error
 
 
-def column(row: dict[str, str], path: Path, *names: str) -> str:
-    """Return the first of the columns that the table has.
+def column(row: Mapping[str, Any], path: Path, *names: str) -> str:
+    """Return the first of the columns (or, of a JSON row, keys) that the table has, as text.
 
     Raises:
         DataError: It has none of them.
     """
     for name in names:
         if name in row:
-            return row[name].strip()
+            return str(row[name]).strip()
     raise DataError(
         f"has no column {' or '.join(names)} (it has {', '.join(row)})",
         where=str(path),
         fix="check that this is the set's own table",
     )
-
-
-def images_by_name(folder: Path) -> dict[str, Path]:
-    """Return file name → path of every image below a folder; archives unpack into one more folder or don't."""
-    return {path.name: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def box_text(label: str, box: Sequence[float], size: tuple[float, float]) -> str:
@@ -166,11 +180,9 @@ def box_text(label: str, box: Sequence[float], size: tuple[float, float]) -> str
         box: x1, y1, x2, y2 in the units of `size`.
         size: Width and height.
     """
-    scaled = [
-        min(max(round(value / size[axis % 2] * COORDINATE_RANGE), 0), COORDINATE_RANGE)
-        for axis, value in enumerate(box)
-    ]
-    return f"<ref>{label}</ref><box>[[{', '.join(map(str, scaled))}]]</box>"
+    scaled = [round(value / size[axis % 2] * COORDINATE_RANGE) for axis, value in enumerate(box)]
+    inside = [str(min(max(value, 0), COORDINATE_RANGE)) for value in scaled]
+    return f"<ref>{label}</ref><box>[[{', '.join(inside)}]]</box>"
 
 
 def choice_turn(question: str, options: Sequence[tuple[str, str]], letter: str) -> Turn:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.data.corpora.base import Convert, Source, images_by_name
-from vitp.data.readers.llava import open_records
+from vitp.data.corpora.base import CorpusConversion, Download
 from vitp.data.readers.rows import record_from_row
+from vitp.data.sources import open_records
 from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
 
 _PERCENT_BOX = re.compile(r"\{((?:<-?\d+(?:\.\d+)?>\s*){4})(?:\|\s*<-?\d+(?:\.\d+)?>)?\}")
@@ -21,7 +22,7 @@ _TAG = re.compile(r"^\s*\[(?:caption|vqa|refer|grounding|identify)\]\s*", re.IGN
 
 def conversations(
     *tables: str, images: tuple[str, ...] = ("images", ""), boxes: bool = False, tags: bool = False
-) -> Convert:
+) -> CorpusConversion:
     """Return the conversion of conversation files.
 
     Args:
@@ -32,10 +33,15 @@ def conversations(
         tags: Questions begin with the task in brackets, which is taken off.
     """
 
-    def convert(source: Source) -> Iterator[InstructionRecord]:
-        path = source.path(*tables)
-        folder = source.path(*images)
-        finder = _Finder(folder)
+    def convert(source: Download) -> Iterator[InstructionRecord]:
+        path, folder = source.path(*tables), source.path(*images)
+        # Archives are unpacked in several ways; the list of all images is only made when one isn't in its place.
+        by_name = lru_cache(partial(source.images, *images))
+
+        def find(name: str) -> Path | None:
+            direct = folder / name
+            return direct if direct.is_file() else by_name().get(Path(name).name)
+
         records = open_records(path)
         for index in range(len(records)):
             place = records.place(index)
@@ -43,35 +49,17 @@ def conversations(
             try:
                 record = record_from_row(row, place=place, root=None, source=source.corpus.name)
             except DataError as error:
-                source.note(path, place.line, f"{error.what}; left out")
+                source.leave_out(path, place.line, error.what)
                 continue
-            found = [finder.find(image) for image in record.images]
-            if None in found:
-                name = record.images[found.index(None)]
-                source.note(path, place.line, f"{name} is missing; left out")
+            found = {image: find(image) for image in record.images}
+            if gone := [name for name, image in found.items() if image is None]:
+                source.leave_out(path, place.line, f"{gone[0]} is missing")
                 continue
             turns = tuple(_turn(turn, boxes, tags) for turn in record.turns)
-            yield replace(
-                record, images=tuple(str(image) for image in found), turns=turns, source=source.corpus.name
-            )
+            paths = tuple(str(found[image]) for image in record.images)
+            yield replace(record, images=paths, turns=turns, source=source.corpus.name)
 
     return convert
-
-
-class _Finder:
-    """Finds images by their path below a folder, else by name: archives are unpacked in several ways."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._by_name: dict[str, Path] | None = None
-
-    def find(self, name: str) -> Path | None:
-        direct = self.folder / name
-        if direct.is_file():
-            return direct
-        if self._by_name is None:
-            self._by_name = images_by_name(self.folder)
-        return self._by_name.get(Path(name).name)
 
 
 def _with_marks(row: Any) -> Any:

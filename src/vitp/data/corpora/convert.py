@@ -13,24 +13,22 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vitp.core import files
-from vitp.core.errors import ConfigError, DataError
-from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
-from vitp.data.corpora.base import Source
+from vitp.data.corpora.base import Download
 from vitp.data.corpora.catalogue import corpus
+from vitp.data.published import check_out, read_record
 from vitp.records.instructions import to_line
 
-FORMAT = "vitp-converted-1"
+_FORMAT = "vitp-converted-1"
 _RECORD = "converted.json"
 _MOST_FINDINGS = 10_000
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was converted.
+    """The result of a conversion.
 
     Attributes:
         name: Of the set.
@@ -51,7 +49,7 @@ class Converted:
     again: bool = False
 
 
-def convert(
+def convert_corpus(
     name: str,
     root: str | Path,
     out: str | Path,
@@ -73,20 +71,15 @@ def convert(
         ConfigError: There is no such set, or `out` holds something else.
     """
     found, root, out = corpus(name), Path(root).resolve(), Path(out).resolve()
-    if not root.is_dir():
-        raise DataError(
-            "is not a folder",
-            where=str(root),
-            fix=f"download {found.title}: it is published by {found.published_by}",
-        )
-    before = _record(out)
+    found.check_folder(root)
+    before = read_record(out / _RECORD, _FORMAT)
     if before is not None and not force and (before["set"], before["download"]) == (name, str(root)):
         records, questions, images = (before[key] for key in ("records", "questions", "images"))
         return Converted(name, out, records, questions, images, tuple(before["findings"]), again=True)
-    _check_out(out, root, before is not None and force)
+    check_out(out, root, ours=before is not None, force=force)
     key = hashlib.sha256(f"{name}\n{root}".encode(errors="surrogatepass")).hexdigest()[:12]
     work = out.parent / f".{out.name}.images-{key}"
-    source = Source(found, root, work, [])
+    source = Download(found, root, work)
     with files.atomic_dir(out) as temporary:
         result = _write(source, temporary, out, progress)
         if (work / "images").is_dir():
@@ -95,7 +88,7 @@ def convert(
     return result
 
 
-def _write(source: Source, folder: Path, out: Path, progress: Callable[[], None] | None) -> Converted:
+def _write(source: Download, folder: Path, out: Path, progress: Callable[[], None] | None) -> Converted:
     records = questions = 0
     images: set[str] = set()
     with (folder / "train.jsonl").open("w", encoding="utf-8", newline="\n") as file:
@@ -107,25 +100,19 @@ def _write(source: Source, folder: Path, out: Path, progress: Callable[[], None]
             if progress is not None:
                 progress()
     if not records:
-        first = (
-            f"; the first of {len(source.findings)} findings: {source.findings[0]}" if source.findings else ""
+        told = source.findings
+        source.refuse(
+            "holds no usable record" + (f"; the first of {len(told)} findings: {told[0]}" if told else "")
         )
-        source.refuse(f"holds no usable record{first}")
-    entry = {
-        "root": ".",
-        "annotation": "train.jsonl",
-        "data_augment": False,
-        "repeat_time": 1,
-        "length": records,
-    }
-    files.write_json(folder / "mixture.json", {source.corpus.name: entry})
+    entry = {"root": ".", "annotation": "train.jsonl", "data_augment": False, "repeat_time": 1}
+    files.write_json(folder / "mixture.json", {source.corpus.name: entry | {"length": records}})
     result = Converted(
         source.corpus.name, out, records, questions, len(images), tuple(source.findings[:_MOST_FINDINGS])
     )
     files.write_json(
         folder / _RECORD,
         {
-            "format": FORMAT,
+            "format": _FORMAT,
             "vitp": __version__,
             "set": result.name,
             "download": str(source.root),
@@ -144,22 +131,3 @@ def _relative(image: Path, work: Path, out: Path) -> str:
         return image.relative_to(work).as_posix()
     # Not below `out` as a rule; so a data disk can still be mounted elsewhere as a whole.
     return Path(os.path.relpath(image, out)).as_posix()
-
-
-def _record(out: Path) -> dict[str, Any] | None:
-    try:
-        record = parse_json(read_text(out / _RECORD))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
-
-
-def _check_out(out: Path, root: Path, replaceable: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError("is a file", where=str(out), fix="name a new folder with --out")
-    if root.is_relative_to(out):
-        raise ConfigError("holds the download itself", where=str(out), fix="name another folder with --out")
-    if out.is_dir() and any(out.iterdir()) and not replaceable:
-        raise ConfigError(
-            "isn't empty", where=str(out), fix="name a new folder, or replace a conversion with --force"
-        )

@@ -101,16 +101,16 @@ def _reader(fmt: str) -> Callable[..., LabelledSet]:
     if fmt in FORMATS:
         return FORMATS[fmt]
     # Published sets are formats of their own; their readers are built from those above.
-    from vitp.data.benchmarks.catalogue import READERS
+    from vitp.data.benchmarks.catalogue import BENCHMARK_READERS
 
-    if fmt not in READERS:
-        hint = did_you_mean(fmt, [*FORMATS, *READERS])
+    if fmt not in BENCHMARK_READERS:
+        hint = did_you_mean(fmt, [*FORMATS, *BENCHMARK_READERS])
         raise ConfigError(
             f'no label format "{fmt}"',
             where="format",
             fix=hint or f"known are {', '.join(FORMATS)}, and the sets that `vitp data sets` lists",
         )
-    return READERS[fmt]
+    return BENCHMARK_READERS[fmt]
 
 
 def _takes_common(fmt: str) -> bool:

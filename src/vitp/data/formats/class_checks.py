@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 from vitp.core.errors import DataError
+from vitp.core.words import cell_name, spoken
 
 _RESERVED = frozenset({"background", "none"})
 """Words of answers about objects: a cell without any, and the answer where there is nothing."""
@@ -28,9 +29,6 @@ def check_names(names: Iterable[str], where: str, note: Callable[[str, str], Non
         DataError: A name holds a line break or another control character, or two names differ only in case, blanks
             or the marks between words.
     """
-    # The package of the synthesis imports the label formats.
-    from vitp.data.synthesis.words import cell_name, spoken
-
     first: dict[str, str] = {}
     marked = []
     for name in dict.fromkeys(names):
@@ -63,8 +61,6 @@ def without_reserved(
     Raises:
         DataError: There are objects of such a class: answers use these words for places without any object.
     """
-    from vitp.data.synthesis.words import cell_name
-
     known = set(used)
     reserved = [name for name in names if cell_name(name).casefold() in _RESERVED]
     for name in reserved:

@@ -15,7 +15,6 @@ from vitp.data.formats.identity import equal_findings, join_equal, series_findin
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.split_lists import lists_or_layout, match_entries
 from vitp.data.formats.splits import (
-    SPLITS,
     assign_fractions,
     compile_group_regex,
     group_of,
@@ -24,7 +23,7 @@ from vitp.data.formats.splits import (
 )
 from vitp.data.formats.tally import Tally
 from vitp.io.images import IMAGE_SUFFIXES, image_size
-from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from typing import overload
 
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.data.formats.pixel_masks import SceneChange, SceneSemantic
-from vitp.data.formats.splits import SPLITS
-from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 
 @dataclass(frozen=True)

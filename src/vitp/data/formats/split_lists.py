@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from vitp.core.errors import DataError
-from vitp.data.formats.splits import SPLITS, SplitEntry, read_split_text, split_of
+from vitp.data.formats.splits import SplitEntry, read_split_text, split_of
 from vitp.io.images import IMAGE_SUFFIXES
+from vitp.records.labels import SPLITS
 
 LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets/Segmentation", "ImageSets", "splits", "lists", "list")
 """Where lists may lie, below the set's folder; the first place that has some counts."""

@@ -13,8 +13,6 @@ from pathlib import Path
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.reading import parse_json, read_text
 
-SPLITS = ("train", "val", "test")
-
 _ALIASES = {
     "train": "train",
     "training": "train",

@@ -21,9 +21,8 @@ from vitp.core.files import to_json as json_text
 from vitp.core.reading import parse_json
 from vitp.data.formats.common import read_text
 from vitp.data.formats.pixel_masks import MaskReader, mask_from_json, mask_to_json
-from vitp.data.formats.splits import SPLITS
 from vitp.io.images import is_scene
-from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet, ObjectLabel
 
 VERSION = 1
 

@@ -13,26 +13,37 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from vitp.core.errors import DataError, VitpError
 from vitp.core.files import atomic_path
 from vitp.core.reading import check_file, parse_json, read_text
-from vitp.data.readers.array_scan import BrokenArray, array_rows
-
-_VERSION = 1
-_HEADER_ROWS = 3  # version, size, mtime; then 32 bytes of SHA-256 and padding
-_CHUNK = 16 << 20
-_BLANKS = np.zeros(256, dtype=bool)
-_BLANKS[list(b" \t\n\r\x0b\x0c")] = True
+from vitp.io.storage import readable
 
 CACHE_ABOVE = 4 << 20
 """Files of fewer bytes are indexed again each time: that takes milliseconds, and leaves no files behind."""
 
-Scan = Callable[[Path, BinaryIO, "Hash"], Iterator[np.ndarray]]
-"""Reads an open file once: yields blocks (n, 3) of `RowIndex.rows`, and feeds the hash."""
+LARGEST_ROW = 256 << 20
+"""Bytes of one row."""
+
+Seen = Callable[[bytes], None]
+"""Gets the bytes that an index's digest is made of, in order."""
+
+Scan = Callable[[Path, BinaryIO, Seen], Iterator[np.ndarray]]
+"""Reads an open file once and yields blocks (n, 3) of `RowIndex.rows`."""
+
+_VERSION = 1
+_HEADER_ROWS = 3  # version, size, mtime; then 32 bytes of SHA-256 and padding
+_CHUNK = 16 << 20
+_BLANK = np.zeros(256, dtype=bool)
+_BLANK[list(b" \t\n\r\x0b\x0c")] = True
+_TOKEN = np.zeros(256, dtype=bool)
+_TOKEN[list(b'"[]{}')] = True
+_DEPTH = np.zeros(256, dtype=np.int8)
+_DEPTH[list(b"[{")] = 1
+_DEPTH[list(b"]}")] = -1
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class RowIndex:
     Attributes:
         rows: (N, 3) int64: byte offset, length in bytes, line from 1.
         digest: SHA-256 of the file.
-        size: Bytes of the file.
+        size: Size of the file in bytes.
         mtime_ns: Time of its last change.
         cache: The file that `rows` is mapped from; None when it is held in memory.
     """
@@ -52,29 +63,6 @@ class RowIndex:
     size: int
     mtime_ns: int
     cache: Path | None
-
-
-class Hash:
-    """SHA-256 that is computed in a thread of its own, beside the scan."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-        self._last = self._thread.submit(lambda: None)
-
-    def update(self, data: bytes) -> None:
-        """Add bytes; waits until those before are done, so that they don't pile up."""
-        self._last.result()
-        self._last = self._thread.submit(self._digest.update, data)
-
-    def hexdigest(self) -> str:
-        """Return the digest of all that was added."""
-        self._last.result()
-        return self._digest.hexdigest()
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown()
 
 
 def line_index(path: Path, *, cache_above: int = CACHE_ABOVE) -> RowIndex:
@@ -89,7 +77,7 @@ def line_index(path: Path, *, cache_above: int = CACHE_ABOVE) -> RowIndex:
 def array_index(path: Path, *, cache_above: int = CACHE_ABOVE) -> RowIndex:
     """Return the index of a JSON file that holds one list of objects.
 
-    The file is mapped, not loaded: memory stays at 24 bytes a row.
+    The file is read piece by piece, not loaded: memory stays at 24 bytes a row.
 
     Raises:
         DataError: The file is missing, or is not one list.
@@ -110,82 +98,66 @@ def cached_index(path: Path, kind: str, scan: Scan, cache_above: int) -> RowInde
 
     Args:
         path: The file.
-        kind: Of the scan; another kind has another cache.
+        kind: Name of the scan; each kind has a cache of its own.
         scan: Finds the rows.
         cache_above: Files of at least this many bytes are cached.
 
     Raises:
         DataError: The file is missing or can't be read.
     """
-    try:
+    with readable(path):
         if path.is_dir():
             raise DataError("is a folder, not an annotation file", where=str(path), fix="name the file in it")
         stat = check_file(path)
-        if stat.st_size < cache_above:
-            return _in_memory(path, scan, stat)
         key = hashlib.sha256(f"{kind} {path.resolve()}".encode(errors="surrogatepass")).hexdigest()[:24]
+    if stat.st_size >= cache_above:
         cache = cache_folder() / f"{path.stem[:40]}-{key}.npy"
         found = _load(cache, stat)
+        with contextlib.suppress(OSError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+        if found is None and os.access(cache.parent, os.W_OK):
+            try:
+                _store(cache, path, scan, stat)
+                found = _load(cache, stat)
+            except DataError:
+                raise
+            except VitpError:  # no room: without a cache it costs memory, and the next start some seconds
+                pass
         if found is not None:
             return found
-        if not _can_write(cache.parent):
-            return _in_memory(path, scan, stat)
-    except OSError as error:
-        raise DataError(f"can't be read ({error.strerror})", where=str(path), fix="check the path") from error
-    try:
-        _store(cache, path, scan, stat)
-    except DataError:
-        raise
-    except (
-        VitpError
-    ):  # no room: a cache that can't be written only costs memory, and the next start some seconds
-        return _in_memory(path, scan, stat)
-    return _load(cache, stat) or _in_memory(path, scan, stat)
+    digest, rows = hashlib.sha256(), [np.zeros((0, 3), np.int64)]
+    rows.extend(_scanning(path, scan, digest))
+    return RowIndex(np.concatenate(rows), digest.hexdigest(), stat.st_size, stat.st_mtime_ns, None)
 
 
-def _can_write(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
+def _scanning(path: Path, scan: Scan, digest: Any) -> Iterator[np.ndarray]:
+    """Yield the blocks of a scan; a thread of its own feeds the digest, which is whole after the last block."""
+    with readable(path), path.open("rb") as file, ThreadPoolExecutor(1) as thread:
+        last = thread.submit(digest.update, b"")
 
+        def seen(data: bytes) -> None:
+            nonlocal last
+            last.result()  # or the pieces would pile up
+            last = thread.submit(digest.update, data)
 
-def _in_memory(path: Path, scan: Scan, stat: os.stat_result) -> RowIndex:
-    with _scanning(path, scan) as (blocks, digest):
-        rows = [np.zeros((0, 3), np.int64), *blocks]
-        return RowIndex(np.concatenate(rows), digest.hexdigest(), stat.st_size, stat.st_mtime_ns, None)
-
-
-@contextlib.contextmanager
-def _scanning(path: Path, scan: Scan) -> Iterator[tuple[Iterator[np.ndarray], Hash]]:
-    digest = Hash()
-    try:
-        with path.open("rb") as file:
-            yield scan(path, file, digest), digest
-    except OSError as error:
-        raise DataError(f"can't be read ({error.strerror})", where=str(path), fix="check the path") from error
-    finally:
-        digest.close()
+        yield from scan(path, file, seen)
 
 
 def _store(cache: Path, path: Path, scan: Scan, stat: os.stat_result) -> None:
     """Write the index block by block: an index of any length takes no memory."""
-    count = _HEADER_ROWS
+    count, digest = _HEADER_ROWS, hashlib.sha256()
+    head = np.zeros((_HEADER_ROWS, 3), np.int64)
     with atomic_path(cache) as temporary, temporary.open("wb") as out:
         begin = _npy_header(out, count)
-        np.zeros((_HEADER_ROWS, 3), np.int64).tofile(out)
-        with _scanning(path, scan) as (blocks, digest):
-            for block in blocks:
-                block.tofile(out)
-                count += len(block)
-            sha = digest.hexdigest()
+        head.tofile(out)
+        for block in _scanning(path, scan, digest):
+            block.tofile(out)
+            count += len(block)
         out.seek(0)
         if _npy_header(out, count) != begin:
             raise AssertionError("numpy's header has grown")
-        head = np.zeros((_HEADER_ROWS, 3), np.int64)
         head[0] = (_VERSION, stat.st_size, stat.st_mtime_ns)
-        head[1:].reshape(-1)[:4] = np.frombuffer(bytes.fromhex(sha), np.int64)
+        head[1:].reshape(-1)[:4] = np.frombuffer(digest.digest(), np.int64)
         head.tofile(out)
 
 
@@ -212,17 +184,17 @@ def _load(cache: Path, stat: os.stat_result) -> RowIndex | None:
     return RowIndex(stored[_HEADER_ROWS:], digest, stat.st_size, stat.st_mtime_ns, cache)
 
 
-def _scan_lines(path: Path, file: BinaryIO, digest: Hash) -> Iterator[np.ndarray]:
+def _scan_lines(path: Path, file: BinaryIO, seen: Seen) -> Iterator[np.ndarray]:
     base = begin = 0
     line = 1
     while chunk := file.read(_CHUNK):
-        digest.update(chunk)
+        seen(chunk)
         data = np.frombuffer(chunk, np.uint8)
         ends = np.flatnonzero(data == 10) + (base + 1)
         if len(ends):
             begins = np.concatenate([[begin], ends[:-1]])
             # A blank line begins with a blank, and few lines do. Where the first one does stands in the chunk before.
-            suspects = np.concatenate([[True], _BLANKS[data[begins[1:] - base]]])
+            suspects = np.concatenate([[True], _BLANK[data[begins[1:] - base]]])
             yield _filled_lines(file, begins, ends, line, suspects)
             begin, line = int(ends[-1]), line + len(ends)
         base += len(chunk)
@@ -242,13 +214,69 @@ def _filled_lines(
     return rows[keep]
 
 
-def _scan_array(path: Path, file: BinaryIO, digest: Hash) -> Iterator[np.ndarray]:
-    if not os.fstat(file.fileno()).st_size:
+def _scan_array(path: Path, file: BinaryIO, seen: Seen) -> Iterator[np.ndarray]:
+    """Find the objects of one list by counting brackets outside of strings.
+
+    What stands between the objects is checked, what stands within them is not. An object that a piece of the file cuts
+    is looked at again with the next piece; that one is as large as what is left over, so a long object is read about
+    twice, not once for each piece.
+    """
+    begin = file.read(3)
+    if not begin:
         raise DataError("is empty", where=str(path), fix="a JSON list of rows is expected")
-    try:
-        yield from array_rows(file, digest.update)
-    except BrokenArray:
-        raise _broken_array(path) from None
+    seen(begin)
+    base, rest = (3, b"") if begin == b"\xef\xbb\xbf" else (0, begin)
+    line, opened = 1, False
+    while chunk := file.read(max(_CHUNK, len(rest))):
+        seen(chunk)
+        rest += chunk
+        found = _objects(rest, opened)
+        if found is None or len(rest) > 2 * max(LARGEST_ROW, _CHUNK):
+            raise _broken_array(path)
+        begins, ends = found
+        if len(ends):
+            breaks = np.flatnonzero(np.frombuffer(rest, np.uint8) == ord("\n"))
+            lines = line + np.searchsorted(breaks, begins)
+            yield np.stack([begins + base, ends - begins, lines], axis=1).astype(np.int64)
+            cut, opened = int(ends[-1]), True
+            line += int(np.searchsorted(breaks, cut))
+            base, rest = base + cut, rest[cut:]
+    if b"".join(rest.split()) != (b"]" if opened else b"[]"):
+        raise _broken_array(path)
+
+
+def _objects(data: bytes, opened: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return begins and ends (after the last byte) of the whole objects of a piece of a list; None: it is no such list.
+
+    Args:
+        data: From the end of an object, or from the file's beginning.
+        opened: There was an object before.
+    """
+    # Escaped signs can't end a string. Pairs of backslashes go first: in `\\"` it is the backslash that is escaped.
+    bytes_N = np.frombuffer(data.replace(rb"\\", b"__").replace(rb"\"", b"__"), np.uint8)
+    places = np.flatnonzero(_TOKEN[bytes_N])
+    quotes = bytes_N[places] == ord('"')
+    places = places[~quotes & (np.cumsum(quotes) % 2 == 0)]
+    marks = bytes_N[places]
+    steps = _DEPTH[marks]
+    after = np.cumsum(steps, dtype=np.int64) + opened
+    begins, ends = places[(steps > 0) & (after == 2)], places[(steps < 0) & (after == 1)] + 1
+    begins = begins[: len(ends)]
+    if len(begins) < len(ends) or (bytes_N[begins] != ord("{")).any():
+        return None
+    if len(ends):
+        # What stands between the objects must be one comma each, and one bracket before the first.
+        level = np.zeros(ends[-1] + 1, np.int8)
+        level[begins] = 1
+        level[ends] -= 1
+        between = np.cumsum(level[:-1], dtype=np.int8) == 0
+        signs = np.flatnonzero(between & ~_BLANK[bytes_N[: ends[-1]]])
+        first = b"," if opened else b"["
+        if bytes_N[signs].tobytes() != first + b"," * (len(ends) - 1):
+            return None
+        if not np.array_equal(np.searchsorted(begins, signs), np.arange(len(ends))):
+            return None
+    return begins, ends
 
 
 def _broken_array(path: Path) -> DataError:
@@ -263,7 +291,12 @@ def _broken_array(path: Path) -> DataError:
         )
     except UnicodeDecodeError as error:
         return DataError(f"is not UTF-8 (byte {error.start})", where=str(path), fix="convert it to UTF-8")
-    if isinstance(value, list):
-        odd = next((n for n, row in enumerate(value, 1) if not isinstance(row, dict)), 0)
-        return DataError(f"entry {odd} of the list is not an object", where=str(path), fix="remove the entry")
-    return DataError("is not a list of rows", where=str(path), fix="use JSON Lines or a JSON list of objects")
+    if not isinstance(value, list):
+        return DataError(
+            "is not a list of rows", where=str(path), fix="use JSON Lines or a JSON list of objects"
+        )
+    odd = next((n for n, row in enumerate(value, 1) if not isinstance(row, dict)), 0)
+    if not odd:
+        what = f"holds a row of more than {LARGEST_ROW:,} bytes, which no row needs"
+        return DataError(what, where=str(path), fix="is the file a list of rows?")
+    return DataError(f"entry {odd} of the list is not an object", where=str(path), fix="remove the entry")

@@ -12,8 +12,7 @@ Beside them the optional keys of `vitp.records.instructions.to_json` are read: `
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,41 +41,6 @@ class RowPlace:
         return f"{self.file}:{self.line}"
 
 
-class RowRecords(ABC):
-    """A record set whose records are rows of JSON; only the rows that are asked for are read.
-
-    Attributes:
-        name: Of the set.
-        root: Folder or URL that relative image paths start from; None leaves them as they are.
-        annotation: The file, or the first of them.
-    """
-
-    name: str
-    root: str | Path | None
-    annotation: Path
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def row(self, index: int) -> Any:
-        """Return the parsed JSON of a row."""
-
-    @abstractmethod
-    def place(self, index: int) -> RowPlace:
-        """Return where a row stands."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Return a hash of the set's rows."""
-
-    def __iter__(self) -> Iterator[InstructionRecord]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> InstructionRecord:
-        return record_from_row(self.row(index), place=self.place(index), root=self.root, source=self.name)
-
-
 def record_from_row(row: Any, *, place: RowPlace, root: str | Path | None, source: str) -> InstructionRecord:
     """Return the record that a parsed JSON row stands for.
 
@@ -93,11 +57,8 @@ def record_from_row(row: Any, *, place: RowPlace, root: str | Path | None, sourc
         DataError: The row can't be used; the message names file, line, id and what to do.
     """
     if not isinstance(row, dict):
-        raise DataError(
-            f"a row must be an object, this one is {_kind(row)}",
-            where=str(place),
-            fix='write {"id": …, "image": …, "conversations": […]}',
-        )
+        what = f"a row must be an object, this one is {_kind(row)}"
+        raise DataError(what, where=str(place), fix='write {"id": …, "image": …, "conversations": […]}')
     return _Row(row, place, root).record(source)
 
 
@@ -199,7 +160,7 @@ class _Row:
     def _part(self, part: Any, number: int, images: list[str]) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            return part["text"]
+            return str(part["text"])
         if kind != "image":
             self.refuse(f"message {number} has a part of type {kind!r}", "use parts of type text and image")
         path = part.get("image") or part.get("path")

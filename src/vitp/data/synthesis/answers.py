@@ -16,9 +16,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from vitp.data.synthesis.words import NUMBER_WORDS, cell_name, spoken
+from vitp.core.words import NUMBER_WORDS, cell_name, spoken
 
-Box = tuple[int, int, int, int]
+TextBox = tuple[int, int, int, int]
+"""x1, y1, x2, y2 as they stand in answers."""
 
 NONE = "none"
 """The answer where there is nothing to give."""
@@ -36,27 +37,22 @@ _COUNT = re.compile(r"(?<![\d.,-])\d{1,9}(?![\d.,]*\d)")
 _WORD_VALUES = {word: value for value, word in enumerate(NUMBER_WORDS)}
 
 
-def _numbers(values: Iterable[int]) -> str:
-    return f"[{', '.join(str(int(v)) for v in values)}]"
+def _format(tag: str, label: str, rows: Iterable[Sequence[int]]) -> str:
+    inner = ", ".join(f"[{', '.join(str(int(v)) for v in row)}]" for row in rows)
+    return f"<ref>{spoken(label)}</ref><{tag}>[{inner}]</{tag}>" if inner else NONE
 
 
 def format_boxes(label: str, boxes: Sequence[Sequence[int]]) -> str:
     """Return the boxes of one class as text, top to bottom, or `none` for an empty list."""
-    if not boxes:
-        return NONE
-    inner = ", ".join(_numbers(box) for box in sorted(boxes, key=lambda b: (b[1], b[0], b[3], b[2])))
-    return f"<ref>{spoken(label)}</ref><box>[{inner}]</box>"
+    return _format("box", label, sorted(boxes, key=lambda b: (b[1], b[0], b[3], b[2])))
 
 
 def format_quads(label: str, quads: Sequence[Sequence[int]]) -> str:
     """Return the oriented boxes of one class as text, by their topmost corner, or `none`."""
-    if not quads:
-        return NONE
-    inner = ", ".join(_numbers(quad) for quad in sorted(quads, key=lambda q: (min(q[1::2]), min(q[::2]))))
-    return f"<ref>{spoken(label)}</ref><quad>[{inner}]</quad>"
+    return _format("quad", label, sorted(quads, key=lambda q: (min(q[1::2]), min(q[::2]))))
 
 
-def format_geochat(label: str, boxes: Sequence[tuple[Box, int]]) -> str:
+def format_geochat(label: str, boxes: Sequence[tuple[TextBox, int]]) -> str:
     """Return oriented boxes the way GeoChat writes them, or `none`.
 
     Args:
@@ -97,9 +93,9 @@ def _lists(text: str, length: int, limit: int) -> list[tuple[int, ...]]:
     return found
 
 
-def parse_boxes(text: str, *, limit: int = 1000) -> list[tuple[str, Box]]:
+def parse_boxes(text: str, *, limit: int = 1000) -> list[tuple[str, TextBox]]:
     """Return (label, box) for each well-formed box; those that are broken or leave 0..limit are left out."""
-    found: list[tuple[str, Box]] = []
+    found: list[tuple[str, TextBox]] = []
     for label, inner in _BOXES.findall(text):
         for x1, y1, x2, y2 in _lists(inner, 4, limit):
             if x1 < x2 and y1 < y2:
@@ -114,21 +110,15 @@ def parse_quads(text: str, *, limit: int = 1000) -> list[tuple[str, tuple[int, .
     ]
 
 
-def parse_geochat(text: str) -> list[tuple[str, Box, int]]:
+def parse_geochat(text: str) -> list[tuple[str, TextBox, int]]:
     """Return (label, box before it is turned, angle in degrees) for each box in GeoChat's form."""
-    found: list[tuple[str, Box, int]] = []
+    found: list[tuple[str, TextBox, int]] = []
     for label, inner in _GEOCHAT.findall(text):
         for match in _ROTATED.findall(inner):
             x1, y1, x2, y2, angle = (int(re.sub(r"\s", "", v)) for v in match)
             if x1 < x2 and y1 < y2 and -90 <= angle <= 90:
                 found.append((label.strip(), (x1, y1, x2, y2), angle))
     return found
-
-
-def parse_grid(text: str, n: int) -> list[list[str]]:
-    """Return the n×n names of a grid answer, or an empty list when it does not have n rows of n names."""
-    rows = grid_rows(text)
-    return rows if len(rows) == n and all(len(row) == n for row in rows) else []
 
 
 def grid_rows(text: str) -> list[list[str]]:
@@ -162,11 +152,9 @@ def format_share(share: float, step: int) -> str:
 def parse_share(text: str) -> tuple[int, bool] | None:
     """Return the percentage of the text, and whether it says "less than" that; None where it has none."""
     percent = parse_count(text)
-    return (
-        None
-        if percent is None
-        else (percent, re.search(r"less than|below|under|<", text.casefold()) is not None)
-    )
+    if percent is None:
+        return None
+    return percent, re.search(r"less than|below|under|<", text.casefold()) is not None
 
 
 def parse_yes_no(text: str) -> bool | None:

@@ -1,71 +1,123 @@
-"""`synthesize`: labels of one image → one instruction record."""
+"""`synthesize_with_tasks`: labels of one image → one instruction record; and the table of all tasks."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.data.synthesis import cell_tasks, change_tasks, grounding_tasks, image_tasks, object_tasks
-from vitp.data.synthesis.choosing import draw_weighted
+from vitp.core.words import spoken
+from vitp.data.synthesis import change_tasks, image_tasks, object_tasks
+from vitp.data.synthesis.choosing import one_weighted
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import Facts, Limits, Question, place, scale_box, scale_quad
-from vitp.data.synthesis.words import spoken
+from vitp.data.synthesis.scoring import (
+    AnswerScore,
+    boxes_f1,
+    cell_accuracy,
+    cells_f1,
+    exact,
+    list_f1,
+    oriented_f1,
+    same_number,
+    same_share,
+    same_yes_no,
+    token_f1,
+)
 from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord, Region, Turn
 from vitp.records.labels import LabelledImage
 
-Task = Callable[[Facts, np.random.Generator], Question | None]
 
-TASKS: dict[str, Task] = {
-    "caption": image_tasks.caption,
-    "scene": image_tasks.scene,
-    "scene_options": image_tasks.scene_options,
-    "presence": image_tasks.presence,
-    "count": image_tasks.count,
-    "count_compare": image_tasks.count_compare,
-    "relation": object_tasks.relation,
-    "position": object_tasks.position,
-    "size": object_tasks.size,
-    "box": object_tasks.box,
-    "boxes": grounding_tasks.boxes,
-    "oriented": grounding_tasks.oriented,
-    "region_class": object_tasks.region_class,
-    "region_attribute": object_tasks.region_attribute,
-    "grid": cell_tasks.grid,
-    "grid_row": cell_tasks.grid_row,
-    "cells": cell_tasks.cells,
-    "cell": cell_tasks.cell,
-    "point": cell_tasks.point,
-    "cover": cell_tasks.cover,
-    "dominant": cell_tasks.dominant,
-    "change_caption": change_tasks.change_caption,
-    "change": change_tasks.change,
-    "change_part": change_tasks.change_part,
-    "change_boxes": change_tasks.change_boxes,
-    "change_cells": change_tasks.change_cells,
-    "change_share": change_tasks.change_share,
-    "change_objects": change_tasks.change_objects,
+@dataclass(frozen=True)
+class QuestionTask:
+    """One kind of question.
+
+    Attributes:
+        ask: Asks one question of an image, or returns None where its labels allow none.
+        score: How right an answer is, 0..1, from the predicted and the expected text.
+        change: Asked of pairs. The only other task asked of a pair is the caption of its first image.
+        balanced: Its answers are chosen so that none of them is frequent over the set.
+        given: Where it asks for what somebody labelled: the labels of an image. A rare class is what is looked for
+            then, so the task can teach as long as any two labels of the set differ.
+    """
+
+    ask: Callable[[Facts, np.random.Generator], Question | None]
+    score: AnswerScore
+    change: bool = False
+    balanced: bool = False
+    given: Callable[[LabelledImage], Iterable[str]] | None = None
+
+
+def _scenes(item: LabelledImage) -> Iterable[str]:
+    return () if item.scene is None else (item.scene,)
+
+
+QUESTION_TASKS: dict[str, QuestionTask] = {
+    "caption": QuestionTask(image_tasks.caption, token_f1, given=attrgetter("captions")),
+    "scene": QuestionTask(image_tasks.scene, exact, given=_scenes),
+    "scene_options": QuestionTask(image_tasks.scene_options, exact, given=_scenes),
+    "presence": QuestionTask(image_tasks.presence, same_yes_no, balanced=True),
+    "count": QuestionTask(image_tasks.count, same_number, balanced=True),
+    "count_compare": QuestionTask(image_tasks.count_compare, exact),
+    "relation": QuestionTask(object_tasks.relation, exact, balanced=True),
+    "position": QuestionTask(object_tasks.position, exact),
+    "size": QuestionTask(object_tasks.size, exact),
+    "box": QuestionTask(object_tasks.box, boxes_f1),
+    "boxes": QuestionTask(object_tasks.boxes, boxes_f1),
+    "oriented": QuestionTask(object_tasks.oriented, oriented_f1),
+    "region_class": QuestionTask(
+        object_tasks.region_class, exact, given=lambda item: (label.category for label in item.objects or ())
+    ),
+    "region_attribute": QuestionTask(object_tasks.region_attribute, exact),
+    "grid": QuestionTask(image_tasks.grid, cell_accuracy),
+    "grid_row": QuestionTask(image_tasks.grid_row, cell_accuracy),
+    "cells": QuestionTask(image_tasks.cells, cells_f1),
+    "cell": QuestionTask(image_tasks.cell, exact),
+    "point": QuestionTask(image_tasks.point, exact),
+    "cover": QuestionTask(image_tasks.cover, same_share),
+    "dominant": QuestionTask(image_tasks.dominant, exact),
+    "change_caption": QuestionTask(
+        change_tasks.change_caption, token_f1, change=True, given=attrgetter("change_captions")
+    ),
+    "change": QuestionTask(change_tasks.change, same_yes_no, change=True, balanced=True),
+    "change_part": QuestionTask(change_tasks.change_part, same_yes_no, change=True, balanced=True),
+    "change_boxes": QuestionTask(change_tasks.change_boxes, boxes_f1, change=True),
+    "change_cells": QuestionTask(change_tasks.change_cells, cells_f1, change=True),
+    "change_share": QuestionTask(change_tasks.change_share, same_share, change=True),
+    "change_objects": QuestionTask(change_tasks.change_objects, list_f1, change=True),
 }
-"""Task name → function that asks one question of an image, or returns None where its labels allow none."""
 
-CHANGE_TASKS = (
-    "change_caption",
-    "change",
-    "change_part",
-    "change_boxes",
-    "change_cells",
-    "change_share",
-    "change_objects",
-)
-"""Tasks for pairs. The only other one asked of a pair is the caption of its first image."""
+
+def tasks_asked(item: LabelledImage) -> list[str]:
+    """Return the names of the tasks that can be asked of an image, or of a pair."""
+    if item.second_image is None:
+        return [name for name, task in QUESTION_TASKS.items() if not task.change]
+    return [*(name for name, task in QUESTION_TASKS.items() if task.change), "caption"]
+
+
+def _task(name: str, where: str) -> QuestionTask:
+    if name not in QUESTION_TASKS:
+        fix = did_you_mean(name, QUESTION_TASKS) or f"choose from {', '.join(QUESTION_TASKS)}"
+        raise ConfigError(f'there is no task "{name}"', where=where, fix=fix)
+    return QUESTION_TASKS[name]
+
+
+def score_answer(task: str, predicted: str, expected: str) -> float:
+    """Return how right an answer is, 0..1, in the measure of its task.
+
+    Raises:
+        ConfigError: The task is unknown.
+    """
+    return _task(task, "scoring").score(predicted, expected)
 
 
 @dataclass(frozen=True)
 class SynthesisConfig(Limits):
-    """What is asked of each image.
+    """Settings of the questions that are asked about each image.
 
     Attributes:
         questions_per_image: Most questions in one record.
@@ -83,68 +135,53 @@ class SynthesisConfig(Limits):
 
     def __post_init__(self) -> None:
         for name, weight in self.tasks.items():
-            if name not in TASKS:
-                hint = did_you_mean(name, TASKS) or f"choose from {', '.join(TASKS)}"
-                raise ConfigError(f'there is no task "{name}"', where="synthesis tasks", fix=hint)
+            _task(name, "synthesis tasks")
             if not 0 <= weight < float("inf"):
-                raise ConfigError(
-                    f"weight {weight} is not a number from 0 on",
-                    where=f"synthesis task {name}",
-                    fix="use 0 or more",
-                )
+                what, where = f"weight {weight} is not a number from 0 on", f"synthesis task {name}"
+                raise ConfigError(what, where=where, fix="use 0 or more")
         ranges = {
             "questions_per_image": (1, 1000),
             "grid": (1, 64),
             "max_boxes": (1, 1000),
             "coordinate_range": (10, COORDINATE_RANGE),
         }
-        for key, (low, high) in ranges.items():
-            if not low <= getattr(self, key) <= high:
-                raise ConfigError(
-                    f"{getattr(self, key)} is out of range",
-                    where=f"synthesis {key}",
-                    fix=f"use {low} to {high}",
-                )
+        fixes = {
+            key: f"use {low} to {high}"
+            for key, (low, high) in ranges.items()
+            if not low <= getattr(self, key) <= high
+        }
         if not 0 < self.object_share <= 1:
-            raise ConfigError(
-                f"{self.object_share} is out of range",
-                where="synthesis object_share",
-                fix="use above 0, up to 1",
-            )
+            fixes["object_share"] = "use above 0, up to 1"
+        for key, fix in fixes.items():
+            raise ConfigError(f"{getattr(self, key)} is out of range", where=f"synthesis {key}", fix=fix)
         if self.oriented_style not in ("quad", "geochat"):
-            raise ConfigError(
-                f'there is no style "{self.oriented_style}"',
-                where="synthesis oriented_style",
-                fix="use quad or geochat",
-            )
+            what = f'there is no style "{self.oriented_style}"'
+            raise ConfigError(what, where="synthesis oriented_style", fix="use quad or geochat")
 
     def weight(self, task: str) -> float:
         """Return the weight of a task."""
         return float(self.tasks.get(task, 1.0))
 
 
-DUPLICATES = 8
+_DUPLICATES = 8
 """Times that a task may come up with a question it has asked already before it is left alone."""
 
 
 def _questions(facts: Facts, config: SynthesisConfig, rng: np.random.Generator) -> list[tuple[str, Question]]:
-    """Draw tasks in rounds until there are enough questions.
+    """Choose tasks in rounds until there are enough questions.
 
-    In a round a task is drawn by its weight, and each draw uses up 1 of it: tasks of weight 1 or less come once a
+    In a round a task is chosen by its weight, and each choice uses up 1 of it: tasks of weight 1 or less come once a
     round, one of weight 6 up to six times. A task that answers None is not tried again: its None may be half of a
     yes/no balance.
     """
-    if facts.item.second_image is None:
-        names = [name for name in TASKS if name not in CHANGE_TASKS]
-    else:
-        names = [*CHANGE_TASKS, "caption"]
+    names = tasks_asked(facts.item)
     # How often each task may still repeat itself; tasks with nothing left to ask are taken out.
-    patience = {name: DUPLICATES for name in names if config.weight(name) > 0}
+    patience = {name: _DUPLICATES for name in names if config.weight(name) > 0}
     asked: list[tuple[str, Question]] = []
     seen: set[tuple[str, str]] = set()
 
     def attempt(name: str) -> None:
-        question = TASKS[name](facts, rng)
+        question = QUESTION_TASKS[name].ask(facts, rng)
         if question is None:
             patience.pop(name, None)
         elif (name, question.about) in seen:
@@ -160,7 +197,7 @@ def _questions(facts: Facts, config: SynthesisConfig, rng: np.random.Generator) 
     while patience and len(asked) < config.questions_per_image:
         credit = {name: config.weight(name) for name in patience}
         while credit and len(asked) < config.questions_per_image:
-            name = draw_weighted(rng, list(credit), list(credit.values()))
+            name = one_weighted(rng, list(credit), list(credit.values()))
             attempt(name)
             credit[name] -= 1
             if credit[name] <= 0 or name not in patience:
@@ -168,22 +205,15 @@ def _questions(facts: Facts, config: SynthesisConfig, rng: np.random.Generator) 
     return asked
 
 
-def _regions(item: LabelledImage) -> tuple[Region, ...]:
-    found = []
+def _regions(item: LabelledImage) -> Iterator[Region]:
     for image, labels in enumerate((item.objects or (), item.later_objects or ())):
         for label in labels:
             placed = place(label, item.width, item.height)
             if placed.share > 0 and not label.difficult:
-                quad = label.quad
-                found.append(
-                    Region(
-                        spoken(label.category),
-                        scale_box(placed.box, COORDINATE_RANGE),
-                        None if quad is None else scale_quad(quad, item.width, item.height, COORDINATE_RANGE),
-                        image,
-                    )
-                )
-    return tuple(found)
+                box, quad = scale_box(placed.box, COORDINATE_RANGE), None
+                if label.quad is not None:
+                    quad = scale_quad(label.quad, item.width, item.height, COORDINATE_RANGE)
+                yield Region(spoken(label.category), box, quad, image)
 
 
 def synthesize_with_tasks(
@@ -194,40 +224,6 @@ def synthesize_with_tasks(
     config: SynthesisConfig | None = None,
     epoch: int = 0,
 ) -> tuple[InstructionRecord, tuple[str, ...]] | None:
-    """Like `synthesize`, with the task of each turn beside the record."""
-    config = config or SynthesisConfig()
-    rng = np.random.default_rng(
-        np.random.SeedSequence([seed, epoch, zlib.crc32(item.id.encode(errors="surrogatepass"))])
-    )
-    asked = _questions(Facts(item, classes, config), config, rng)
-    if not asked:
-        return None
-    pair = item.second_image is not None
-    prefix = "Image-1: <image>\nImage-2: <image>\n" if pair else "<image>\n"
-    turns = [Turn(question.question, question.answer) for _, question in asked]
-    turns[0] = Turn(prefix + turns[0].question, turns[0].answer)
-    size = (item.width, item.height)
-    record = InstructionRecord(
-        id=f"{item.id}@{epoch}" if epoch else item.id,
-        images=(item.image, item.second_image) if item.second_image is not None else (item.image,),
-        turns=tuple(turns),
-        sizes=(size, size) if pair else (size,),
-        independent=True,
-        regions=_regions(item),
-        source=classes.name,
-        licence=classes.licence,
-    )
-    return record, tuple(name for name, _ in asked)
-
-
-def synthesize(
-    item: LabelledImage,
-    classes: SetClasses,
-    *,
-    seed: int,
-    config: SynthesisConfig | None = None,
-    epoch: int = 0,
-) -> InstructionRecord | None:
     """Turn the labels of an image, or of a pair, into a record of independent questions about it.
 
     The same arguments give the same record; another epoch asks other questions.
@@ -240,7 +236,28 @@ def synthesize(
         epoch: From 0 on; above 0 it is added to the record's id as `@epoch`.
 
     Returns:
-        The record, or None when nothing is known of the image that the tasks could ask.
+        The record and the task of each of its turns, or None when nothing is known of the image that the tasks
+        could ask.
     """
-    made = synthesize_with_tasks(item, classes, seed=seed, config=config, epoch=epoch)
-    return None if made is None else made[0]
+    config = config or SynthesisConfig()
+    rng = np.random.default_rng(
+        np.random.SeedSequence([seed, epoch, zlib.crc32(item.id.encode(errors="surrogatepass"))])
+    )
+    asked = _questions(Facts(item, classes, config), config, rng)
+    if not asked:
+        return None
+    images = (item.image,) if item.second_image is None else (item.image, item.second_image)
+    prefix = "<image>\n" if len(images) == 1 else "Image-1: <image>\nImage-2: <image>\n"
+    turns = [Turn(question.question, question.answer) for _, question in asked]
+    turns[0] = Turn(prefix + turns[0].question, turns[0].answer)
+    record = InstructionRecord(
+        id=f"{item.id}@{epoch}" if epoch else item.id,
+        images=images,
+        turns=tuple(turns),
+        sizes=((item.width, item.height),) * len(images),
+        independent=True,
+        regions=tuple(_regions(item)),
+        source=classes.name,
+        licence=classes.licence,
+    )
+    return record, tuple(name for name, _ in asked)

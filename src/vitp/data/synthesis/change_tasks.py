@@ -8,19 +8,25 @@ from collections import Counter
 import cv2
 import numpy as np
 
+from vitp.core.words import NINTHS, how_many
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import format_boxes, format_cells, format_share
-from vitp.data.synthesis.choosing import ask, draw
-from vitp.data.synthesis.facts import Facts, Question, cell_histogram, is_usable, scale_box
+from vitp.data.synthesis.choosing import one_of, worded, yes_or_no
+from vitp.data.synthesis.classes import is_usable
+from vitp.data.synthesis.facts import (
+    Facts,
+    Question,
+    cell_histogram,
+    match_pairs,
+    overlap,
+    scale_box,
+    topmost,
+)
 from vitp.data.synthesis.image_tasks import next_caption
-from vitp.data.synthesis.words import NINTHS, counted
 from vitp.records.labels import ObjectLabel
 
-CHANGED_CELL = 0.1
+_CHANGED_CELL = 0.1
 """A cell counts as changed from this share of its pixels on."""
-
-NOTHING = "nothing"
-"""The answer where no object came or went."""
 
 
 def change_caption(facts: Facts, rng: np.random.Generator) -> Question | None:
@@ -37,7 +43,7 @@ def change(facts: Facts, rng: np.random.Generator) -> Question | None:
     yes = rng.random() < 1 - share  # changed pairs come up with `share`, so this evens the answers out
     if yes != bool(mask.any()):
         return None
-    return Question(ask(rng, phrases.CHANGE), "yes" if yes else "no")
+    return Question(worded(rng, phrases.CHANGE), "yes" if yes else "no")
 
 
 def change_part(facts: Facts, rng: np.random.Generator) -> Question | None:
@@ -46,27 +52,15 @@ def change_part(facts: Facts, rng: np.random.Generator) -> Question | None:
     if mask is None or min(mask.shape) < 3:
         return None
     counts = cell_histogram(mask.astype(np.uint8), 3)
-    asked = facts.yes_no_asked
-    sides = [
-        [i for i in places if (NINTHS[i // 3][i % 3], yes) not in asked]
-        for yes, places in (
-            (False, np.flatnonzero(counts[:, 1] == 0).tolist()),
-            (True, changed_cells(mask, counts)),
-        )
-    ]
-    # Further questions about the same pair come in twos of yes and no, as one side often has far more ninths.
-    if len(asked) % 2:
-        yes = not asked[-1][1]
-    elif not all(sides):
+    part_of = [name for row in NINTHS for name in row]
+    same = [part_of[place] for place in np.flatnonzero(counts[:, 1] == 0)]
+    other = [part_of[place] for place in changed_cells(mask, counts)]
+    side = yes_or_no(facts, rng, same, other, both=True)
+    if side is None:
         return None
-    else:
-        yes = not rng.integers(2)
-    if not sides[yes]:
-        return None
-    place = draw(rng, sides[yes])
-    part = NINTHS[place // 3][place % 3]
-    asked.append((part, yes))
-    return Question(ask(rng, phrases.CHANGE_PART, part=part), "yes" if yes else "no", part)
+    part, yes = one_of(rng, side[0]), side[1]
+    facts.yes_no_asked.append((part, yes))
+    return Question(worded(rng, phrases.CHANGE_PART, part=part), "yes" if yes else "no", part)
 
 
 def changed_boxes(mask_HW: np.ndarray) -> list[tuple[float, float, float, float]]:
@@ -95,7 +89,7 @@ def changed_cells(mask_HW: np.ndarray, counts_C2: np.ndarray) -> list[int]:
         mask_HW: The changed pixels.
         counts_C2: Unchanged and changed pixels of each cell of a grid of C = n² cells.
     """
-    changed = np.flatnonzero(counts_C2[:, 1] >= CHANGED_CELL * counts_C2[:, :2].sum(1))
+    changed = np.flatnonzero(counts_C2[:, 1] >= _CHANGED_CELL * counts_C2[:, :2].sum(1))
     if len(changed) or not mask_HW.any():
         return [int(i) for i in changed]
     n = math.isqrt(len(counts_C2))
@@ -114,16 +108,12 @@ def change_boxes(facts: Facts, rng: np.random.Generator) -> Question | None:
     if facts.change is None:
         return None
     limit = facts.limits.max_boxes
-    found = sorted(
-        (scale_box(b, facts.limits.coordinate_range) for b in changed_boxes(facts.change)),
-        key=lambda b: (b[1], b[0], b[3], b[2]),
-    )
-    if len(found) <= limit:
-        return Question(ask(rng, phrases.CHANGE_BOXES), format_boxes("change", found))
-    if found[limit - 1][1] == found[limit][1]:
-        return None  # which of the two is the last one would be a matter of taste
-    question = ask(rng, phrases.CHANGE_BOXES_SOME, limit=limit)
-    return Question(question, format_boxes("change", found[:limit]))
+    boxes = [scale_box(b, facts.limits.coordinate_range) for b in changed_boxes(facts.change)]
+    found = topmost(boxes, limit)
+    if found is None:
+        return None
+    wordings = phrases.CHANGE_BOXES if len(boxes) <= limit else phrases.CHANGE_BOXES_SOME
+    return Question(worded(rng, wordings, limit=limit), format_boxes("change", found))
 
 
 def change_cells(facts: Facts, rng: np.random.Generator) -> Question | None:
@@ -133,22 +123,14 @@ def change_cells(facts: Facts, rng: np.random.Generator) -> Question | None:
         return None
     changed = changed_cells(mask, cell_histogram(mask.astype(np.uint8), n))
     places = [(i // n + 1, i % n + 1) for i in changed]
-    return Question(ask(rng, phrases.CHANGE_CELLS, n=n), format_cells(places))
+    return Question(worded(rng, phrases.CHANGE_CELLS, n=n), format_cells(places))
 
 
 def change_share(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask for the changed share of the pixels in whole percent; a change below half of one is "less than 1%"."""
     if facts.change is None:
         return None
-    return Question(ask(rng, phrases.CHANGE_SHARE), format_share(float(facts.change.mean()), 1))
-
-
-def _iou(a: ObjectLabel, b: ObjectLabel) -> float:
-    width = min(a.box[2], b.box[2]) - max(a.box[0], b.box[0])
-    height = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1])
-    common = max(width, 0.0) * max(height, 0.0)
-    areas = sum((o.box[2] - o.box[0]) * (o.box[3] - o.box[1]) for o in (a, b))
-    return common / max(areas - common, 1e-9)
+    return Question(worded(rng, phrases.CHANGE_SHARE), format_share(float(facts.change.mean()), 1))
 
 
 def only_in_first(first: tuple[ObjectLabel, ...], second: tuple[ObjectLabel, ...]) -> Counter[str]:
@@ -156,22 +138,14 @@ def only_in_first(first: tuple[ObjectLabel, ...], second: tuple[ObjectLabel, ...
 
     Partners are matched one to one, nearest overlap first, from an IoU of 0.3 on.
     """
-    pairs = sorted(
-        (
-            (_iou(a, b), i, j)
-            for i, a in enumerate(first)
-            for j, b in enumerate(second)
-            if a.category == b.category
-        ),
-        reverse=True,
+    overlaps = (
+        (overlap(a.box, b.box), i, j)
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+        if a.category == b.category
     )
-    taken_first: set[int] = set()
-    taken_second: set[int] = set()
-    for overlap, i, j in pairs:
-        if overlap >= 0.3 and i not in taken_first and j not in taken_second:
-            taken_first.add(i)
-            taken_second.add(j)
-    return Counter(o.category for i, o in enumerate(first) if i not in taken_first)
+    matched = {i for i, _ in match_pairs(overlaps, 0.3)}
+    return Counter(o.category for i, o in enumerate(first) if i not in matched)
 
 
 def change_objects(facts: Facts, rng: np.random.Generator) -> Question | None:
@@ -182,14 +156,12 @@ def change_objects(facts: Facts, rng: np.random.Generator) -> Question | None:
     item = facts.item
     if item.objects is None or item.later_objects is None or item.ignored:
         return None
-    if any(
-        o.difficult or not is_usable(o.box, item.width, item.height)
-        for o in (*item.objects, *item.later_objects)
-    ):
+    objects = (*item.objects, *item.later_objects)
+    if any(o.difficult or not is_usable(o.box, item.width, item.height) for o in objects):
         return None
     appeared = bool(rng.integers(2))
     pair = (item.later_objects, item.objects) if appeared else (item.objects, item.later_objects)
     found = only_in_first(*pair)
-    answer = ", ".join(counted(number, name) for name, number in sorted(found.items())) or NOTHING
+    answer = ", ".join(how_many(number, name) for name, number in sorted(found.items())) or "nothing"
     wordings = phrases.APPEARED if appeared else phrases.DISAPPEARED
-    return Question(ask(rng, wordings), answer, "appeared" if appeared else "disappeared")
+    return Question(worded(rng, wordings), answer, "appeared" if appeared else "disappeared")

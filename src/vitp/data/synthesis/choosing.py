@@ -9,21 +9,25 @@ import numpy as np
 
 from vitp.data.synthesis.facts import Facts
 
-T = TypeVar("T")
+Choice = TypeVar("Choice")
 
 
-def draw(rng: np.random.Generator, options: Sequence[T]) -> T:
+def one_of(rng: np.random.Generator, options: Sequence[Choice]) -> Choice:
     """Return one of the options, each as likely as the others."""
     return options[int(rng.integers(len(options)))]
 
 
-def ask(rng: np.random.Generator, wordings: Sequence[str], **fields: object) -> str:
+def worded(rng: np.random.Generator, wordings: Sequence[str], **fields: object) -> str:
     """Return one of the wordings with its fields filled in, starting with a capital letter."""
-    text = draw(rng, wordings).format(**fields)
+    return capital(one_of(rng, wordings).format(**fields))
+
+
+def capital(text: str) -> str:
+    """Return a text with a capital letter at its start."""
     return text[0].upper() + text[1:]
 
 
-def draw_weighted(rng: np.random.Generator, options: Sequence[T], weights: Sequence[float]) -> T:
+def one_weighted(rng: np.random.Generator, options: Sequence[Choice], weights: Sequence[float]) -> Choice:
     """Return one of the options with a probability proportional to its weight; the sum must be positive."""
     place = rng.random() * sum(weights)
     for option, weight in zip(options, weights, strict=True):
@@ -33,39 +37,52 @@ def draw_weighted(rng: np.random.Generator, options: Sequence[T], weights: Seque
     return options[-1]
 
 
-def draw_present(facts: Facts, rng: np.random.Generator, names: Sequence[str]) -> str:
+def one_present(facts: Facts, rng: np.random.Generator, names: Sequence[str]) -> str:
     """Return a class that is in the image, preferring those that the other classes do not give away."""
     expectation = facts.classes.statistics.expectation
-    return draw_weighted(rng, names, [1.01 - expectation(name, facts.present) for name in names])
+    return one_weighted(rng, names, [1.01 - expectation(name, facts.present) for name in names])
 
 
-def draw_absent(facts: Facts, rng: np.random.Generator, names: Sequence[str]) -> str:
+def one_absent(facts: Facts, rng: np.random.Generator, names: Sequence[str]) -> str:
     """Return a class that is not in the image, preferring those that go with the classes that are."""
     expectation = facts.classes.statistics.expectation
-    return draw_weighted(rng, names, [0.01 + expectation(name, facts.present) for name in names])
+    return one_weighted(rng, names, [0.01 + expectation(name, facts.present) for name in names])
 
 
-def draw_yes_no(facts: Facts, rng: np.random.Generator) -> tuple[str, bool] | None:
-    """Return a class to ask for and whether it is there, or None where the side that was drawn has no class.
+def one_class(
+    facts: Facts, rng: np.random.Generator, names: Sequence[str], absent: Sequence[str]
+) -> str | None:
+    """Return a class that is there or, for half of the questions where the image lacks any, one that is not."""
+    if rng.random() < 0.5 and absent:
+        return one_absent(facts, rng, absent)
+    return one_present(facts, rng, names) if names else None
 
-    With e = how probable the class is given the others, present classes are drawn by 1 - e and absent ones by
-    e: then neither how frequent a class is nor what else is in the image tells the answer. None must not be
-    answered by drawing the other side: that would tilt the balance of the set. Further questions about the
-    same image come in pairs of yes and no, as one side has often far more classes than the other.
+
+def yes_or_no(
+    facts: Facts, rng: np.random.Generator, absent: Sequence[str], present: Sequence[str], *, both: bool
+) -> tuple[list[str], bool] | None:
+    """Return what can be asked for, and whether the answer is yes; None where there is nothing on the side chosen.
+
+    None must not be answered by taking the other side: that would tilt the balance of the set. Further questions
+    about the same image come in pairs of yes and no, as one side has often far more to ask for than the other.
+
+    Args:
+        facts: Of the image; knows what was asked already.
+        rng: Chooses the side.
+        absent: What a no answers.
+        present: What a yes answers.
+        both: The first question, too, is only asked where both sides have something; then both are as likely.
+            Otherwise yes comes as often as the set's statistics say.
     """
     asked = facts.yes_no_asked
     sides = [
         [name for name in names if (name, yes) not in asked]
-        for yes, names in ((False, facts.absent), (True, facts.present))
+        for yes, names in ((False, absent), (True, present))
     ]
     if len(asked) % 2:
         yes = not asked[-1][1]
-    elif asked and not all(sides):
+    elif (asked or both) and not all(sides):
         return None
     else:
-        yes = rng.random() < facts.classes.statistics.yes_probability
-    if not sides[yes]:
-        return None
-    name = (draw_present if yes else draw_absent)(facts, rng, sides[yes])
-    asked.append((name, yes))
-    return name, yes
+        yes = not rng.integers(2) if both else rng.random() < facts.classes.statistics.yes_probability
+    return (sides[yes], yes) if sides[yes] else None

@@ -1,39 +1,30 @@
-"""The classes of a set, and how often they occur: what keeps yes/no answers from being guessable."""
+"""The classes of a set and their frequencies, which keep yes/no answers from being guessable."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from vitp.data.ignored import known_semantic
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
-NEVER_ASKED = frozenset(
-    {
-        "background",
-        "other",
-        "others",
-        "unknown",
-        "unlabelled",
-        "unlabeled",
-        "void",
-        "ignore",
-        "clutter",
-        "none",
-    }
-)
+# fmt: off
+NEVER_ASKED = frozenset({
+    "background", "other", "others", "unknown", "unlabelled", "unlabeled", "void", "ignore", "clutter", "none",
+})
+# fmt: on
 """Semantic classes that mean "anything else": they may stand in grids, but nobody asks for them."""
 
-MIN_SHARE = 0.005
+_MIN_SHARE = 0.005
 """A class without objects counts as present from this share of the pixels on, as absent at none of them."""
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """How often classes are present in a set, alone and together; estimated from a sample of it.
+    """Frequencies of the classes of a set, alone and together; estimated from a sample of it.
 
     Attributes:
         share: Class → share of the images that have it, smoothed, so inside (0, 1).
@@ -58,10 +49,10 @@ class ClassStatistics:
 
     @property
     def yes_probability(self) -> float:
-        """How often to draw "yes" so that as many yes as no questions come out over the set.
+        """Probability of asking for a "yes" at which as many yes as no questions come out over the set.
 
-        An image without any class can't give a yes, one that has them all no no; such draws are skipped, and
-        this makes up for them.
+        An image without any class can't give a yes, and one that has them all can't give a no; such images are
+        skipped, and this makes up for them.
         """
         yes, no = self.askable
         return no / (yes + no) if yes + no > 0 else 0.5
@@ -69,7 +60,7 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class SetClasses:
-    """What a set can be asked about.
+    """The classes of a set that questions can be about.
 
     Attributes:
         object_classes, scene_classes, semantic_classes: Names, in the set's order.
@@ -95,17 +86,15 @@ class SetClasses:
             labelled.name,
             labelled.licence,
         )
-        count = len(labelled.items)
-        places = np.unique(np.linspace(0, count - 1, min(sample, count)).astype(int)) if count else ()
-        statistics = gather_statistics((labelled.items[int(i)] for i in places), bare)
-        return cls(
-            bare.object_classes,
-            bare.scene_classes,
-            bare.semantic_classes,
-            bare.name,
-            bare.licence,
-            statistics,
-        )
+        looked_at = (item for _, item in evenly_spaced(labelled.items, sample))
+        return replace(bare, statistics=gather_statistics(looked_at, bare))
+
+
+def evenly_spaced(items: Sequence[LabelledImage], most: int) -> Iterator[tuple[int, LabelledImage]]:
+    """Yield the places and items of `most` of a sequence, evenly spaced, or all when there are no more."""
+    count = len(items)
+    places = np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)) if count else ()
+    return ((int(place), items[int(place)]) for place in places)
 
 
 def mask_histogram(mask_HW: np.ndarray) -> np.ndarray:
@@ -139,7 +128,7 @@ def class_states(
             if count == 0:
                 states[name] = False if nearly_all_labelled else None
             else:
-                states[name] = True if count >= MIN_SHARE * pixels else None
+                states[name] = True if count >= _MIN_SHARE * pixels else None
     if item.objects is not None:
         clear = Counter(
             o.category for o in item.objects if not o.difficult and is_usable(o.box, item.width, item.height)

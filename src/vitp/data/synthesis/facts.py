@@ -1,7 +1,8 @@
-"""`Facts`: what is known of one image, computed on demand and once, in the units that answers use."""
+"""`Facts`: all that is known of one image, computed on demand and once, in the units that answers use."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
@@ -19,7 +20,7 @@ from vitp.data.synthesis.classes import (
     is_usable,
     mask_histogram,
 )
-from vitp.records.geometry import as_flat, as_points
+from vitp.records.geometry import Box, as_flat, as_points
 from vitp.records.instructions import COORDINATE_RANGE
 from vitp.records.labels import LabelledImage, ObjectLabel
 from vitp.records.regions import rasterise
@@ -30,13 +31,13 @@ BACKGROUND = "background"
 UNKNOWN = "unknown"
 """Name of a grid cell of which more than half is not labelled, or that a difficult object or ignored place touches."""
 
-OBJECT_CELL_SHARE = 0.25
+_OBJECT_CELL_SHARE = 0.25
 """Where only objects are labelled, an object names the cells that it covers to this share."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the answers may look like.
+    """Limits of the answers.
 
     Attributes:
         grid: Cells per row and per column of grid questions.
@@ -77,7 +78,7 @@ class Placed:
     x: float
     y: float
     share: float
-    box: tuple[float, float, float, float]
+    box: Box
 
     @property
     def category(self) -> str:
@@ -92,7 +93,7 @@ def place(label: ObjectLabel, width: int, height: int) -> Placed:
     return Placed(label, (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) * (y2 - y1), (x1, y1, x2, y2))
 
 
-def scale_box(box: tuple[float, float, float, float], limit: int) -> tuple[int, int, int, int]:
+def scale_box(box: Box, limit: int) -> tuple[int, int, int, int]:
     """Return a box of fractions as integers on 0..limit that spans at least one unit both ways."""
     x1, y1, x2, y2 = (round(v * limit) for v in box)
     if x1 >= x2:
@@ -102,12 +103,48 @@ def scale_box(box: tuple[float, float, float, float], limit: int) -> tuple[int, 
     return x1, y1, x2, y2
 
 
+def topmost(boxes: Iterable[tuple[int, int, int, int]], limit: int) -> list[tuple[int, int, int, int]] | None:
+    """Return the first boxes from the top by their upper edge, `limit` at most.
+
+    None where two share the edge that decides: which of the two is the last one would be a matter of taste.
+    """
+    found = sorted(boxes, key=lambda b: (b[1], b[0], b[3], b[2]))
+    if len(found) > limit and found[limit - 1][1] == found[limit][1]:
+        return None
+    return found[:limit]
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the intersection over union of two boxes x1, y1, x2, y2."""
+    common = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
+    return common / union if union > 0 else 0.0
+
+
+def match_pairs(overlaps: Iterable[tuple[float, int, int]], least: float) -> list[tuple[int, int]]:
+    """Match two lists one to one, best overlap first.
+
+    Args:
+        overlaps: Of (overlap, place in the first list, place in the second list) rows.
+        least: Pairs that overlap less don't match.
+    """
+    matched: list[tuple[int, int]] = []
+    first: set[int] = set()
+    second: set[int] = set()
+    for share, i, j in sorted(overlaps, reverse=True):
+        if share >= least and i not in first and j not in second:
+            first.add(i)
+            second.add(j)
+            matched.append((i, j))
+    return matched
+
+
 def scale_quad(quad: tuple[float, ...], width: int, height: int, limit: int) -> tuple[int, ...]:
     """Return an oriented box in pixels as integers on 0..limit, clockwise from its topmost, leftmost corner."""
     corners = [
-        (
-            min(max(round(quad[i] / width * limit), 0), limit),
-            min(max(round(quad[i + 1] / height * limit), 0), limit),
+        tuple(
+            min(max(round(v / side * limit), 0), limit)
+            for v, side in zip(quad[i : i + 2], (width, height), strict=True)
         )
         for i in range(0, 8, 2)
     ]
@@ -131,12 +168,12 @@ def cell_histogram(mask_HW: np.ndarray, n: int) -> np.ndarray:
 
 
 class Facts:
-    """What is known of one image; masks are read at most once.
+    """All that is known of one image; masks are read at most once.
 
     Args:
         item: The image's labels.
         classes: Of its set.
-        limits: What the answers may look like.
+        limits: Of the answers.
     """
 
     def __init__(self, item: LabelledImage, classes: SetClasses, limits: Limits) -> None:
@@ -171,9 +208,7 @@ class Facts:
     @cached_property
     def objects(self) -> tuple[Placed, ...]:
         """The objects that have an area inside the image, difficult ones included."""
-        width, height = self.item.width, self.item.height
-        labels = self.item.objects or ()
-        return tuple(place(o, width, height) for o in labels if is_usable(o.box, width, height))
+        return self._placed(self.item.objects or ())
 
     @cached_property
     def by_class(self) -> dict[str, list[Placed]]:
@@ -187,8 +222,11 @@ class Facts:
     @cached_property
     def ignored(self) -> tuple[Placed, ...]:
         """The places of which nothing is known, so far as they lie in the image."""
+        return self._placed(self.item.ignored)
+
+    def _placed(self, labels: tuple[ObjectLabel, ...]) -> tuple[Placed, ...]:
         width, height = self.item.width, self.item.height
-        return tuple(place(o, width, height) for o in self.item.ignored if is_usable(o.box, width, height))
+        return tuple(place(o, width, height) for o in labels if is_usable(o.box, width, height))
 
     @cached_property
     def states(self) -> dict[str, bool | None]:
@@ -284,19 +322,19 @@ class Facts:
         canvas = np.full((n * fine, n * fine), 255, np.uint8)
         width, height = self.item.width, self.item.height
         ordered = sorted(clear, key=lambda p: -p.share)
-        for placed in ordered:  # the smaller object lies on top: it would vanish otherwise
+        for placed in ordered:
+            # The smaller object lies on top: it would vanish otherwise.
             if placed.category in names:
                 scale = n * fine / width, n * fine / height
-                canvas[_drawn(placed.label, scale, n * fine)] = names.index(placed.category)
+                canvas[_covered(placed.label, scale, n * fine)] = names.index(placed.category)
         histogram = cell_histogram(canvas, n)[:, : len(names)] if names else np.zeros((n * n, 1), int)
-        enough = histogram.max(1) >= OBJECT_CELL_SHARE * fine * fine
+        enough = histogram.max(1) >= _OBJECT_CELL_SHARE * fine * fine
         cells = [
             names[int(best)] if ok else BACKGROUND
             for ok, best in zip(enough, histogram.argmax(1), strict=True)
         ]
-        for (
-            placed
-        ) in ordered:  # an object too small to fill a quarter of any cell still has its centre in one
+        # An object too small to fill a quarter of any cell still has its centre in one.
+        for placed in ordered:
             cell = min(int(placed.y * n), n - 1) * n + min(int(placed.x * n), n - 1)
             x1, y1, x2, y2 = placed.label.box
             if placed.label.holes and min((x2 - x1) * n / width, (y2 - y1) * n / height) > 1:
@@ -320,7 +358,7 @@ class Facts:
         return scale_box(placed.box, self.limits.coordinate_range)
 
 
-def _drawn(label: ObjectLabel, scale: tuple[float, float], side: int) -> np.ndarray:
+def _covered(label: ObjectLabel, scale: tuple[float, float], side: int) -> np.ndarray:
     """Return which of (side, side) cells an object covers or touches; its holes are left out.
 
     Args:
@@ -330,7 +368,8 @@ def _drawn(label: ObjectLabel, scale: tuple[float, float], side: int) -> np.ndar
     """
     rings = [as_points(ring) * scale for ring in outline(label)]
     covered = np.zeros((side, side), np.uint8)
-    for ring in rings:  # one by one: of two rings at once OpenCV would leave out what they share
+    for ring in rings:
+        # One by one: of two rings at once OpenCV would leave out what they share.
         cv2.fillPoly(covered, [np.round(ring * 16).astype(np.int32) - 8], 1, shift=4)
     if label.holes:
         holes = [as_flat(as_points(hole) * scale) for hole in label.holes]

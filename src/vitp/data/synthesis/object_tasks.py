@@ -1,34 +1,37 @@
-"""Questions about single objects: where, how big, which way, what is in a box."""
+"""Questions about objects: where, how big, which way, what is in a box, and all boxes of a class.
+
+Each task asks one question, or returns None where the labels of the image allow none.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from vitp.core.words import ninth_of, plural, size_word, spoken
 from vitp.data.synthesis import phrases
-from vitp.data.synthesis.answers import format_boxes
-from vitp.data.synthesis.choosing import ask, draw, draw_present
-from vitp.data.synthesis.facts import Facts, Placed, Question
-from vitp.data.synthesis.words import ninth_of, size_word, spoken
+from vitp.data.synthesis.answers import NONE, TextBox, format_boxes, format_geochat, format_quads
+from vitp.data.synthesis.choosing import one_class, one_of, one_present, worded
+from vitp.data.synthesis.facts import Facts, Placed, Question, overlap, scale_quad, topmost
 
-CLEAR_OFFSET = 0.04
+_CLEAR_OFFSET = 0.04
 """Centres must differ by this fraction of the image before one counts as further left, up, …"""
 
-CLEAR_AREA = 1.3
+_CLEAR_AREA = 1.3
 """The largest object must have this many times the area of the next."""
 
-ELONGATED = 1.5
+_ELONGATED = 1.5
 """Long side over short side from which on an object has a direction."""
 
 _SUPERLATIVES: tuple[tuple[str, Callable[[Placed], float], float], ...] = (
-    ("leftmost", lambda p: -p.x, CLEAR_OFFSET),
-    ("rightmost", lambda p: p.x, CLEAR_OFFSET),
-    ("topmost", lambda p: -p.y, CLEAR_OFFSET),
-    ("bottommost", lambda p: p.y, CLEAR_OFFSET),
-    ("largest", lambda p: math.log(p.share), math.log(CLEAR_AREA)),
-    ("smallest", lambda p: -math.log(p.share), math.log(CLEAR_AREA)),
+    ("leftmost", lambda p: -p.x, _CLEAR_OFFSET),
+    ("rightmost", lambda p: p.x, _CLEAR_OFFSET),
+    ("topmost", lambda p: -p.y, _CLEAR_OFFSET),
+    ("bottommost", lambda p: p.y, _CLEAR_OFFSET),
+    ("largest", lambda p: math.log(p.share), math.log(_CLEAR_AREA)),
+    ("smallest", lambda p: -math.log(p.share), math.log(_CLEAR_AREA)),
 )
 
 
@@ -45,37 +48,31 @@ def refer(found: list[Placed], rng: np.random.Generator) -> tuple[str, Placed] |
     return None
 
 
-def _refer_any(facts: Facts, rng: np.random.Generator) -> tuple[str, Placed] | None:
-    names = [name for name in facts.by_class if name in facts.object_names]
-    if not names:
-        return None
-    return refer(facts.by_class[draw_present(facts, rng, names)], rng)
+def _about_one(
+    wordings: Sequence[str], answer: Callable[[Facts, Placed], str]
+) -> Callable[[Facts, np.random.Generator], Question | None]:
+    """Return a task about one object that an expression names without doubt."""
+
+    def task(facts: Facts, rng: np.random.Generator) -> Question | None:
+        names = [name for name in facts.by_class if name in facts.object_names]
+        if not names:
+            return None
+        if (referred := refer(facts.by_class[one_present(facts, rng, names)], rng)) is None:
+            return None
+        the, placed = referred
+        return Question(worded(rng, wordings, the=the), answer(facts, placed), the)
+
+    return task
 
 
-def position(facts: Facts, rng: np.random.Generator) -> Question | None:
-    """Ask for the ninth of the image that holds the centre of an object."""
-    if (referred := _refer_any(facts, rng)) is None:
-        return None
-    the, placed = referred
-    return Question(ask(rng, phrases.POSITION, the=the), ninth_of(placed.x, placed.y), the)
+position = _about_one(phrases.POSITION, lambda facts, placed: ninth_of(placed.x, placed.y))
+"""Ask for the ninth of the image that holds the centre of an object."""
 
+size = _about_one(phrases.SIZE, lambda facts, placed: size_word(placed.share))
+"""Ask for an object's size relative to the image: see `words.SIZE_STEPS`."""
 
-def size(facts: Facts, rng: np.random.Generator) -> Question | None:
-    """Ask for an object's size relative to the image: see `words.SIZE_STEPS`."""
-    if (referred := _refer_any(facts, rng)) is None:
-        return None
-    the, placed = referred
-    return Question(ask(rng, phrases.SIZE, the=the), size_word(placed.share), the)
-
-
-def box(facts: Facts, rng: np.random.Generator) -> Question | None:
-    """Ask for the box of one object that an expression names without doubt."""
-    if (referred := _refer_any(facts, rng)) is None:
-        return None
-    the, placed = referred
-    return Question(
-        ask(rng, phrases.BOX, the=the), format_boxes(placed.category, [facts.text_box(placed)]), the
-    )
+box = _about_one(phrases.BOX, lambda facts, placed: format_boxes(placed.category, [facts.text_box(placed)]))
+"""Ask for the box of one object."""
 
 
 def relation(facts: Facts, rng: np.random.Generator) -> Question | None:
@@ -92,39 +89,32 @@ def relation(facts: Facts, rng: np.random.Generator) -> Question | None:
         return None
     (a, first), (b, second) = referred[0], referred[1]
     dx, dy = second.x - first.x, second.y - first.y
-    axes = [axis for axis, offset in enumerate((dx, dy)) if abs(offset) >= CLEAR_OFFSET]
+    axes = [axis for axis, offset in enumerate((dx, dy)) if abs(offset) >= _CLEAR_OFFSET]
     if not axes:
         return None
-    axis, backwards = draw(rng, axes), bool(rng.integers(2))
+    axis, backwards = one_of(rng, axes), bool(rng.integers(2))
     about = "/".join(sorted((a, b)))
     holds = ((dx, dy)[axis] > 0) != backwards
     if rng.integers(2):
         words = (("left of", "right of"), ("above", "below"))[axis]
-        text = ask(rng, phrases.RELATION, a=a, b=b, relation=words[backwards])
+        text = worded(rng, phrases.RELATION, a=a, b=b, relation=words[backwards])
         return Question(text, "yes" if holds else "no", about)
     way = (("left", "right"), ("up", "down"))[axis][backwards]
     answer = spoken((first if holds else second).category)
-    return Question(ask(rng, phrases.RELATION_WHICH, a=a, b=b, way=way), answer, about)
+    return Question(worded(rng, phrases.RELATION_WHICH, a=a, b=b, way=way), answer, about)
 
 
 def _region(facts: Facts, rng: np.random.Generator, objects: list[Placed]) -> tuple[Placed, str] | None:
     """Choose an object, each class alike, whose box nearly coincides with none of another or an unknown class."""
-    names = sorted({placed.category for placed in objects if not placed.label.difficult})
-    if not names:
+    clear = [placed for placed in objects if not placed.label.difficult]
+    if not clear:
         return None
-    name = draw(rng, names)
-    placed = draw(rng, [p for p in objects if p.category == name and not p.label.difficult])
+    name = one_of(rng, sorted({placed.category for placed in clear}))
+    placed = one_of(rng, [p for p in clear if p.category == name])
     others = [p for p in facts.objects if p.category != name]
-    if any(_overlap(p, placed) > 0.5 for p in (*others, *facts.ignored)):
+    if any(overlap(p.box, placed.box) > 0.5 for p in (*others, *facts.ignored)):
         return None
     return placed, f"<box>[{', '.join(str(v) for v in facts.text_box(placed))}]</box>"
-
-
-def _overlap(a: Placed, b: Placed) -> float:
-    width = min(a.box[2], b.box[2]) - max(a.box[0], b.box[0])
-    height = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1])
-    common = max(width, 0.0) * max(height, 0.0)
-    return common / max(a.share + b.share - common, 1e-12)
 
 
 def region_class(facts: Facts, rng: np.random.Generator) -> Question | None:
@@ -132,7 +122,13 @@ def region_class(facts: Facts, rng: np.random.Generator) -> Question | None:
     if (region := _region(facts, rng, list(facts.objects))) is None:
         return None
     placed, text = region
-    return Question(ask(rng, phrases.REGION_CLASS, box=text), spoken(placed.category), text)
+    return Question(worded(rng, phrases.REGION_CLASS, box=text), spoken(placed.category), text)
+
+
+def _sides(quad: tuple[float, ...]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the short and the long side of an oriented box as vectors."""
+    first, second = ((quad[i + 2] - quad[i], quad[i + 3] - quad[i + 1]) for i in (0, 2))
+    return (second, first) if math.hypot(*second) < math.hypot(*first) else (first, second)
 
 
 def direction(placed: Placed) -> str | None:
@@ -142,12 +138,10 @@ def direction(placed: Placed) -> str | None:
         "horizontal", "vertical", "rising" (to the right) or "falling"; within 5° of the border between two of
         them, or for a nearly square box, None.
     """
-    quad = placed.label.quad
-    if quad is None:
+    if placed.label.quad is None:
         return None
-    sides = [(quad[i + 2] - quad[i], quad[i + 3] - quad[i + 1]) for i in (0, 2)]
-    short, long = sorted(sides, key=lambda s: math.hypot(*s))
-    if math.hypot(*long) < ELONGATED * max(math.hypot(*short), 1e-6):
+    short, long = _sides(placed.label.quad)
+    if math.hypot(*long) < _ELONGATED * max(math.hypot(*short), 1e-6):
         return None
     angle = math.degrees(math.atan2(-long[1], long[0])) % 180
     if abs((angle % 45) - 22.5) < 5:
@@ -158,14 +152,81 @@ def direction(placed: Placed) -> str | None:
 def region_attribute(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Give a box and ask for the object's size word or, for oriented boxes, its direction."""
     directed = [placed for placed in facts.objects if direction(placed)]
-    if directed and rng.integers(2):
-        if (region := _region(facts, rng, directed)) is None:
-            return None
-        placed, text = region
-        answer = direction(placed)
-        assert answer is not None
-        return Question(ask(rng, phrases.REGION_DIRECTION, box=text), answer, f"direction {text}")
-    if (region := _region(facts, rng, list(facts.objects))) is None:
+    kind = "direction" if directed and rng.integers(2) else "size"
+    region = _region(facts, rng, directed if kind == "direction" else list(facts.objects))
+    if region is None:
         return None
     placed, text = region
-    return Question(ask(rng, phrases.REGION_SIZE, box=text), size_word(placed.share), f"size {text}")
+    answer = direction(placed) if kind == "direction" else size_word(placed.share)
+    wordings = phrases.REGION_DIRECTION if kind == "direction" else phrases.REGION_SIZE
+    return Question(worded(rng, wordings, box=text), answer or "", f"{kind} {text}")
+
+
+def boxes(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for all boxes of a class; "none" where it is absent.
+
+    For more objects than `max_boxes` the question asks for that many, from the top by their upper edge.
+    """
+    limit = facts.limits.max_boxes
+    name = one_class(facts, rng, [n for n in facts.by_class if n in facts.object_names], facts.absent_objects)
+    if name is None:
+        return None
+    found = topmost((facts.text_box(p) for p in facts.by_class.get(name, [])), limit)
+    if found is None:
+        return None
+    wordings = phrases.BOXES_SOME if len(facts.by_class.get(name, [])) > limit else phrases.BOXES
+    question = worded(rng, wordings, many=plural(name), one=spoken(name), limit=limit)
+    return Question(question, format_boxes(name, found), name)
+
+
+def turned_box(quad: tuple[float, ...], width: int, height: int, limit: int) -> tuple[TextBox, int]:
+    """Return GeoChat's form of an oriented box: the box before it is turned, and the angle.
+
+    Args:
+        quad: Corners in pixels, clockwise.
+        width, height: Of the image in pixels.
+        limit: Coordinates are integers on 0..limit; the box may leave them, as it is not turned yet.
+
+    Returns:
+        The box around the same centre with the longer side along x, and the degrees, clockwise as seen in the
+        image, by which it is turned: -90 < angle ≤ 90. Angle and lengths are those of the image in pixels.
+    """
+    short, long = _sides(quad)
+    angle = round(math.degrees(math.atan2(long[1], long[0])))
+    if angle > 90:
+        angle -= 180
+    elif angle <= -90:
+        angle += 180
+    x, y = sum(quad[::2]) / 4, sum(quad[1::2]) / 4
+    w, h = math.hypot(*long) / 2, math.hypot(*short) / 2
+    x1, x2 = (round(v / width * limit) for v in (x - w, x + w))
+    y1, y2 = (round(v / height * limit) for v in (y - h, y + h))
+    return (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)), angle
+
+
+def oriented(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for all oriented boxes of a class, in the style that the limits name; "none" where it is absent.
+
+    Classes with more than `max_boxes` objects, or with objects that have no oriented box, are not asked.
+    """
+    item, limits = facts.item, facts.limits
+    if not any(p.label.quad is not None for p in facts.objects):
+        return None  # nothing says that the set has oriented boxes at all
+    quads = {
+        name: [p.label.quad for p in found if p.label.quad is not None]
+        for name, found in facts.by_class.items()
+        if name in facts.object_names
+    }
+    names = [n for n, q in quads.items() if len(q) == len(facts.by_class[n]) <= limits.max_boxes]
+    name = one_class(facts, rng, names, facts.absent_objects)
+    if name is None:
+        return None
+    found = quads.get(name, [])
+    scale = (item.width, item.height, limits.coordinate_range)
+    if not found:
+        answer = NONE
+    elif limits.oriented_style == "geochat":
+        answer = format_geochat(name, [turned_box(quad, *scale) for quad in found])
+    else:
+        answer = format_quads(name, [scale_quad(quad, *scale) for quad in found])
+    return Question(worded(rng, phrases.ORIENTED, many=plural(name), one=spoken(name)), answer, name)

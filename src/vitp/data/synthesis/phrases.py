@@ -5,185 +5,111 @@
 
 from __future__ import annotations
 
+# fmt: off
 CAPTION = (
-    "Describe the image.",
-    "What does the image show?",
-    "Write a caption for this image.",
-    "Give a short description of the scene.",
-    "What can be seen here?",
-    "Summarise the image in a sentence.",
+    "Describe the image.", "What does the image show?", "Write a caption for this image.",
+    "Give a short description of the scene.", "What can be seen here?", "Summarise the image in a sentence.",
     "Caption this.",
 )
 FIRST_CAPTION = (
-    "Describe the first image.",
-    "What does the first image show?",
-    "Write a caption for Image-1.",
-    "Give a short description of Image-1.",
-    "What can be seen at the earlier date?",
+    "Describe the first image.", "What does the first image show?", "Write a caption for Image-1.",
+    "Give a short description of Image-1.", "What can be seen at the earlier date?",
     "Summarise the first image in a sentence.",
 )
 CHANGE_CAPTION = (
-    "Describe what changed between the two images.",
-    "What is different in the second image?",
-    "Write a caption for the change.",
-    "Summarise the change in a sentence.",
-    "How does the second image differ from the first?",
-    "What happened between the two dates?",
+    "Describe what changed between the two images.", "What is different in the second image?",
+    "Write a caption for the change.", "Summarise the change in a sentence.",
+    "How does the second image differ from the first?", "What happened between the two dates?",
 )
 SCENE = (
-    "What kind of scene is this?",
-    "Classify the image.",
-    "Which scene class fits the image?",
-    "Name the type of scene.",
-    "What type of place is shown?",
-    "What is the category of the whole image?",
+    "What kind of scene is this?", "Classify the image.", "Which scene class fits the image?",
+    "Name the type of scene.", "What type of place is shown?", "What is the category of the whole image?",
 )
 SCENE_OPTIONS = (
-    "Which fits the image: {options}?",
-    "Choose the class of the image: {options}.",
-    "Is this scene {options}?",
-    "Pick the scene type from: {options}.",
-    "What is shown: {options}?",
+    "Which fits the image: {options}?", "Choose the class of the image: {options}.",
+    "Is this scene {options}?", "Pick the scene type from: {options}.", "What is shown: {options}?",
     "Select the right category: {options}.",
 )
 PRESENCE = (
-    "Do you see {any}?",
-    "Does the image show {any}?",
-    "Does this image contain {any}?",
-    "Can you find {any} here?",
-    "Did the image catch {any}?",
-    "Would one find {any} in this image?",
+    "Do you see {any}?", "Does the image show {any}?", "Does this image contain {any}?",
+    "Can you find {any} here?", "Did the image catch {any}?", "Would one find {any} in this image?",
     "Can {any} be seen? Answer yes or no.",
 )
 COUNT = (
-    "How many {many} are there?",
-    "Count the {many}.",
-    "What is the number of {many}?",
-    "How many {many} does the image show?",
-    "Give the exact count of {many}.",
-    "How many {many} can you see?",
+    "How many {many} are there?", "Count the {many}.", "What is the number of {many}?",
+    "How many {many} does the image show?", "Give the exact count of {many}.", "How many {many} can you see?",
 )
 COUNT_COMPARE = (
-    "Are there more {a} or more {b}?",
-    "Which are more numerous, {a} or {b}?",
-    "More {a} or more {b}?",
-    "What is there more of: {a} or {b}?",
-    "Which occur more often, {a} or {b}?",
+    "Are there more {a} or more {b}?", "Which are more numerous, {a} or {b}?", "More {a} or more {b}?",
+    "What is there more of: {a} or {b}?", "Which occur more often, {a} or {b}?",
     "Compare the counts of {a} and {b}: which is larger?",
 )
 RELATION = (
-    "Is {a} {relation} {b}?",
-    "Does {a} lie {relation} {b}?",
-    "Would you say {a} is {relation} {b}?",
-    "Seen from {b}, is {a} {relation} it?",
-    "Can {a} be found {relation} {b}?",
+    "Is {a} {relation} {b}?", "Does {a} lie {relation} {b}?", "Would you say {a} is {relation} {b}?",
+    "Seen from {b}, is {a} {relation} it?", "Can {a} be found {relation} {b}?",
     "Yes or no: {a} is {relation} {b}.",
 )
 RELATION_WHICH = (
-    "Which is further {way}, {a} or {b}?",
-    "What lies further {way}: {a} or {b}?",
-    "Of {a} and {b}, which is further {way}?",
-    "Further {way}: {a} or {b}?",
-    "Which one is found further {way}, {a} or {b}?",
-    "Name the one further {way}: {a} or {b}.",
+    "Which is further {way}, {a} or {b}?", "What lies further {way}: {a} or {b}?",
+    "Of {a} and {b}, which is further {way}?", "Further {way}: {a} or {b}?",
+    "Which one is found further {way}, {a} or {b}?", "Name the one further {way}: {a} or {b}.",
 )
 POSITION = (
-    "In which part of the image is {the}?",
-    "Which ninth of the image holds {the}?",
-    "Roughly where is {the}?",
-    "In what part of the picture does {the} lie?",
-    "Name the part of the image with {the}.",
-    "Which area of the image shows {the}?",
+    "In which part of the image is {the}?", "Which ninth of the image holds {the}?",
+    "Roughly where is {the}?", "In what part of the picture does {the} lie?",
+    "Name the part of the image with {the}.", "Which area of the image shows {the}?",
 )
 SIZE = (
-    "How big is {the}: tiny, small, medium or large?",
-    "What size has {the} relative to the image?",
-    "Judge the size of {the}.",
-    "Is {the} tiny, small, medium or large?",
-    "How large does {the} appear?",
+    "How big is {the}: tiny, small, medium or large?", "What size has {the} relative to the image?",
+    "Judge the size of {the}.", "Is {the} tiny, small, medium or large?", "How large does {the} appear?",
     "Give a size word for {the}.",
 )
 BOX = (
-    "Where is {the}?",
-    "Give the box of {the}.",
-    "Locate {the}.",
-    "Find {the} in the image.",
-    "Draw a box around {the}.",
-    "Detect {the}.",
-    "What are the coordinates of {the}?",
+    "Where is {the}?", "Give the box of {the}.", "Locate {the}.", "Find {the} in the image.",
+    "Draw a box around {the}.", "Detect {the}.", "What are the coordinates of {the}?",
 )
 BOXES = (
-    "Find all {many}.",
-    "Where are {many}? Give all boxes.",
-    "Detect every {one}.",
-    "Give the boxes of all {many}.",
-    "Locate each {one}.",
-    "List the boxes of {many}.",
-    "Box all {many}.",
+    "Find all {many}.", "Where are {many}? Give all boxes.", "Detect every {one}.",
+    "Give the boxes of all {many}.", "Locate each {one}.", "List the boxes of {many}.", "Box all {many}.",
 )
 BOXES_SOME = (
-    "Box the first {limit} {many} from the top.",
-    "Find the {limit} topmost {many}.",
-    "Give boxes of the upper {limit} {many}.",
-    "Locate {limit} {many}, starting from the top.",
-    "List the boxes of the {limit} highest-lying {many}.",
-    "Detect the {limit} {many} nearest to the top.",
+    "Box the first {limit} {many} from the top.", "Find the {limit} topmost {many}.",
+    "Give boxes of the upper {limit} {many}.", "Locate {limit} {many}, starting from the top.",
+    "List the boxes of the {limit} highest-lying {many}.", "Detect the {limit} {many} nearest to the top.",
 )
 ORIENTED = (
-    "Find all {many} as oriented boxes.",
-    "Give the rotated boxes of all {many}.",
-    "Detect every {one} with an oriented box.",
-    "Where are {many}? Answer with the four corners.",
-    "List the oriented boxes of {many}.",
-    "Mark each {one} with a rotated box.",
+    "Find all {many} as oriented boxes.", "Give the rotated boxes of all {many}.",
+    "Detect every {one} with an oriented box.", "Where are {many}? Answer with the four corners.",
+    "List the oriented boxes of {many}.", "Mark each {one} with a rotated box.",
 )
 REGION_CLASS = (
-    "What is in {box}?",
-    "Classify the object in {box}.",
-    "Which class has the object in {box}?",
-    "Name what {box} holds.",
-    "{box} shows what?",
-    "What kind of object is {box}?",
+    "What is in {box}?", "Classify the object in {box}.", "Which class has the object in {box}?",
+    "Name what {box} holds.", "{box} shows what?", "What kind of object is {box}?",
 )
 REGION_SIZE = (
-    "How big is the object in {box}?",
-    "Give a size word for {box}.",
-    "Is {box} tiny, small, medium or large?",
-    "What size has the object in {box}?",
-    "Judge the size of what {box} holds.",
-    "How large does the object in {box} appear?",
+    "How big is the object in {box}?", "Give a size word for {box}.",
+    "Is {box} tiny, small, medium or large?", "What size has the object in {box}?",
+    "Judge the size of what {box} holds.", "How large does the object in {box} appear?",
 )
 REGION_DIRECTION = (
-    "How is the object in {box} oriented?",
-    "Is {box} horizontal, vertical, rising or falling?",
-    "Which direction has the long side of {box}?",
-    "What is the orientation of the object in {box}?",
-    "How does the object in {box} lie?",
-    "Name the direction of what {box} holds.",
+    "How is the object in {box} oriented?", "Is {box} horizontal, vertical, rising or falling?",
+    "Which direction has the long side of {box}?", "What is the orientation of the object in {box}?",
+    "How does the object in {box} lie?", "Name the direction of what {box} holds.",
 )
 GRID = (
-    "Name each cell of a {n} by {n} grid.",
-    "Describe the image as a {n} by {n} grid of classes.",
-    "Give the class of every cell, {n} by {n}, row by row.",
-    "Map the image on a {n} by {n} grid.",
-    "What is in each cell of a {n} by {n} grid?",
-    "Label a {n} by {n} grid row by row.",
+    "Name each cell of a {n} by {n} grid.", "Describe the image as a {n} by {n} grid of classes.",
+    "Give the class of every cell, {n} by {n}, row by row.", "Map the image on a {n} by {n} grid.",
+    "What is in each cell of a {n} by {n} grid?", "Label a {n} by {n} grid row by row.",
 )
 GRID_ROW = (
-    "Of a {n} by {n} grid, name the cells in row {row}.",
-    "In the {n} by {n} grid, what is in row {row}?",
-    "With {n} by {n} cells, give the classes along row {row}.",
-    "Of a {n} by {n} grid, label row {row}.",
-    "Of the {n} by {n} grid, read row {row}.",
-    "{n} by {n} grid: list the cells of row {row}.",
+    "Of a {n} by {n} grid, name the cells in row {row}.", "In the {n} by {n} grid, what is in row {row}?",
+    "With {n} by {n} cells, give the classes along row {row}.", "Of a {n} by {n} grid, label row {row}.",
+    "Of the {n} by {n} grid, read row {row}.", "{n} by {n} grid: list the cells of row {row}.",
 )
 CELLS = (
-    "Which cells of a {n} by {n} grid show {one}?",
-    "In which cells of the {n} by {n} grid is {one}?",
-    "List the {one} cells of a {n} by {n} grid.",
-    "Where is {one} on a {n} by {n} grid?",
-    "Give row,column of all {one} cells, {n} by {n} grid.",
-    "Mark {one} on a {n} by {n} grid.",
+    "Which cells of a {n} by {n} grid show {one}?", "In which cells of the {n} by {n} grid is {one}?",
+    "List the {one} cells of a {n} by {n} grid.", "Where is {one} on a {n} by {n} grid?",
+    "Give row,column of all {one} cells, {n} by {n} grid.", "Mark {one} on a {n} by {n} grid.",
 )
 # The place comes last and in one form: a small language model learns to look there several times sooner.
 CELL = (
@@ -195,12 +121,8 @@ CELL = (
     "Class on a {n} by {n} grid at row {row}, column {column}?",
 )
 POINT = (
-    "What is at ({x}, {y})?",
-    "Name the class at ({x}, {y}).",
-    "Which class has the point ({x}, {y})?",
-    "What lies at ({x}, {y})?",
-    "Classify the pixel at ({x}, {y}).",
-    "({x}, {y}) shows what?",
+    "What is at ({x}, {y})?", "Name the class at ({x}, {y}).", "Which class has the point ({x}, {y})?",
+    "What lies at ({x}, {y})?", "Classify the pixel at ({x}, {y}).", "({x}, {y}) shows what?",
 )
 COVER = (
     "What share of the image is {one}, to the nearest {step} percent?",
@@ -211,74 +133,48 @@ COVER = (
     "{one}: which part of the image, to {step} percent?",
 )
 DOMINANT = (
-    "What covers most of the image?",
-    "Which class has the largest area?",
-    "Name the dominant class.",
-    "What takes up the largest part of the image?",
-    "What is the main cover here?",
+    "What covers most of the image?", "Which class has the largest area?", "Name the dominant class.",
+    "What takes up the largest part of the image?", "What is the main cover here?",
     "Which class covers the most pixels?",
 )
 CHANGE = (
-    "Did anything change between the two images?",
-    "Is there any change?",
-    "Do the two images differ in content?",
-    "Has something changed?",
-    "Was the place altered between the two dates?",
-    "Does the second image show a change?",
+    "Did anything change between the two images?", "Is there any change?",
+    "Do the two images differ in content?", "Has something changed?",
+    "Was the place altered between the two dates?", "Does the second image show a change?",
 )
 CHANGE_PART = (
-    "Did anything change in the {part}?",
-    "Is there any change in the {part} of the image?",
-    "Does the {part} differ between the two images?",
-    "Has something changed in the {part}?",
-    "Was the {part} altered?",
-    "Does the second image show a change in the {part}?",
+    "Did anything change in the {part}?", "Is there any change in the {part} of the image?",
+    "Does the {part} differ between the two images?", "Has something changed in the {part}?",
+    "Was the {part} altered?", "Does the second image show a change in the {part}?",
 )
 CHANGE_BOXES = (
-    "Where did something change?",
-    "Give the boxes of all changes.",
-    "Locate the changed regions.",
-    "Box every change.",
-    "Which regions differ? Give boxes.",
-    "Find all changes between the images.",
+    "Where did something change?", "Give the boxes of all changes.", "Locate the changed regions.",
+    "Box every change.", "Which regions differ? Give boxes.", "Find all changes between the images.",
 )
 CHANGE_BOXES_SOME = (
-    "Box the first {limit} changes from the top.",
-    "Find the {limit} topmost changes.",
-    "Give boxes of the upper {limit} changes.",
-    "Locate {limit} changed regions, starting from the top.",
-    "List the boxes of the {limit} highest-lying changes.",
-    "Detect the {limit} changes nearest to the top.",
+    "Box the first {limit} changes from the top.", "Find the {limit} topmost changes.",
+    "Give boxes of the upper {limit} changes.", "Locate {limit} changed regions, starting from the top.",
+    "List the boxes of the {limit} highest-lying changes.", "Detect the {limit} changes nearest to the top.",
 )
 CHANGE_CELLS = (
-    "Which cells of a {n} by {n} grid changed?",
-    "List the changed cells of the {n} by {n} grid.",
-    "Where is change on a {n} by {n} grid?",
-    "Give row,column of changed cells, {n} by {n} grid.",
-    "Mark the change on a {n} by {n} grid.",
-    "In which cells, {n} by {n}, do the images differ?",
+    "Which cells of a {n} by {n} grid changed?", "List the changed cells of the {n} by {n} grid.",
+    "Where is change on a {n} by {n} grid?", "Give row,column of changed cells, {n} by {n} grid.",
+    "Mark the change on a {n} by {n} grid.", "In which cells, {n} by {n}, do the images differ?",
 )
 CHANGE_SHARE = (
     "What share of the image changed, to the nearest percent?",
-    "How much of the area changed? Round to one percent.",
-    "Estimate the changed area in whole percent.",
-    "What percentage of the image is different?",
-    "Give the changed share, rounded to one percent.",
+    "How much of the area changed? Round to one percent.", "Estimate the changed area in whole percent.",
+    "What percentage of the image is different?", "Give the changed share, rounded to one percent.",
     "How many percent of the pixels changed?",
 )
 APPEARED = (
-    "What appeared in the second image?",
-    "Which objects are new?",
-    "What is there now that was not before?",
-    "List the objects that were added.",
-    "What came into view between the dates?",
+    "What appeared in the second image?", "Which objects are new?", "What is there now that was not before?",
+    "List the objects that were added.", "What came into view between the dates?",
     "Name what is only in the second image.",
 )
 DISAPPEARED = (
-    "What disappeared?",
-    "Which objects are gone?",
-    "What is missing in the second image?",
-    "List the objects that were removed.",
-    "What was there before and is not now?",
+    "What disappeared?", "Which objects are gone?", "What is missing in the second image?",
+    "List the objects that were removed.", "What was there before and is not now?",
     "Name what is only in the first image.",
 )
+# fmt: on

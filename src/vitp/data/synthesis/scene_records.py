@@ -14,8 +14,8 @@ from vitp.data.synthesis.classes import SetClasses
 from vitp.records.instructions import InstructionRecord, to_line
 from vitp.records.labels import LabelledSet
 
-ATTEMPTS = 16
-"""Draws before an image counts as having nothing to ask about."""
+_ATTEMPTS = 16
+"""Seeds that are tried before an image counts as having nothing to ask about."""
 
 
 class LabelledRecords(Sequence[InstructionRecord]):
@@ -71,14 +71,10 @@ class LabelledRecords(Sequence[InstructionRecord]):
             DataError: Nothing is known of the image that the tasks could ask.
         """
         item = self.labelled.items[index]
-        # With few tasks a balanced draw can come out empty for an image that has something to ask.
-        for attempt in range(ATTEMPTS):
+        # With few tasks a balanced choice can come out empty for an image that has something to ask.
+        for attempt in range(_ATTEMPTS):
             made = synthesize_with_tasks(
-                item,
-                self.classes,
-                seed=self.seed + (attempt << 32),
-                config=self.config,
-                epoch=self.epoch,
+                item, self.classes, seed=self.seed + (attempt << 32), config=self.config, epoch=self.epoch
             )
             if made is not None:
                 return made

@@ -1,4 +1,4 @@
-"""How right an answer is, by task: 0..1."""
+"""Scores of answers, 0 (wrong) to 1 (right)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.words import cell_name, words_apart
 from vitp.data.synthesis.answers import (
-    Box,
+    TextBox,
     grid_rows,
     is_none,
     parse_boxes,
@@ -23,12 +23,12 @@ from vitp.data.synthesis.answers import (
     parse_share,
     parse_yes_no,
 )
-from vitp.data.synthesis.words import cell_name, words_apart
+from vitp.data.synthesis.facts import match_pairs, overlap
 
-Score = Callable[[str, str], float]
-Shape = TypeVar("Shape")
+AnswerScore = Callable[[str, str], float]
+_Outline = TypeVar("_Outline")
 
-MATCH_IOU = 0.5
+_MATCH_IOU = 0.5
 """Boxes of one label match from this intersection over union on."""
 
 
@@ -42,22 +42,20 @@ def exact(predicted: str, expected: str) -> float:
     return float(normalised(predicted) == normalised(expected))
 
 
-def yes_no(predicted: str, expected: str) -> float:
-    """Return 1 for the same yes or no; an answer that is neither counts 0."""
-    answer = parse_yes_no(predicted)
-    return float(answer is not None and answer == parse_yes_no(expected))
+def _same(parse: Callable[[str], object]) -> AnswerScore:
+    """Return a score of 1 for answers that mean the same; one that means nothing counts 0."""
+
+    def score(predicted: str, expected: str) -> float:
+        answer = parse(predicted)
+        return float(answer is not None and answer == parse(expected))
+
+    return score
 
 
-def number(predicted: str, expected: str) -> float:
-    """Return 1 for the same number."""
-    answer = parse_count(predicted)
-    return float(answer is not None and answer == parse_count(expected))
-
-
-def share(predicted: str, expected: str) -> float:
-    """Return 1 for the same percentage; "less than 1%" is another one than 0 % and than 1 %."""
-    answer = parse_share(predicted)
-    return float(answer is not None and answer == parse_share(expected))
+same_yes_no = _same(parse_yes_no)
+same_number = _same(parse_count)
+same_share = _same(parse_share)
+"""Shares: "less than 1%" is another one than 0 % and than 1 %."""
 
 
 def _f1(common: float, predicted: float, expected: float) -> float:
@@ -83,13 +81,6 @@ def list_f1(predicted: str, expected: str) -> float:
     return _f1((parts[0] & parts[1]).total(), parts[0].total(), parts[1].total())
 
 
-def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the intersection over union of two boxes x1, y1, x2, y2."""
-    common = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
-    return common / union if union > 0 else 0.0
-
-
 def quad_iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Return the intersection over union of the convex hulls of two oriented boxes."""
     hulls = [cv2.convexHull(np.asarray(q, np.float32).reshape(4, 2)) for q in (a, b)]
@@ -101,36 +92,28 @@ def quad_iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def match_f1(
-    predicted: Sequence[tuple[str, Shape]],
-    expected: Sequence[tuple[str, Shape]],
-    iou: Callable[[Shape, Shape], float],
+    predicted: Sequence[tuple[str, _Outline]],
+    expected: Sequence[tuple[str, _Outline]],
+    iou: Callable[[_Outline, _Outline], float],
 ) -> float:
-    """Return the F1 of labelled shapes, matched one to one by overlap, best first, from `MATCH_IOU` on."""
-    pairs = sorted(
-        (
-            (iou(p, e), i, j)
-            for i, (label, p) in enumerate(predicted)
-            for j, (name, e) in enumerate(expected)
-            if normalised(label) == normalised(name)
-        ),
-        reverse=True,
+    """Return the F1 of labelled shapes, matched one to one by overlap, best first, from an IoU of 0.5 on."""
+    overlaps = (
+        (iou(p, e), i, j)
+        for i, (label, p) in enumerate(predicted)
+        for j, (name, e) in enumerate(expected)
+        if normalised(label) == normalised(name)
     )
-    used: tuple[set[int], set[int]] = (set(), set())
-    for overlap, i, j in pairs:
-        if overlap >= MATCH_IOU and i not in used[0] and j not in used[1]:
-            used[0].add(i)
-            used[1].add(j)
-    return _f1(len(used[0]), len(predicted), len(expected))
+    return _f1(len(match_pairs(overlaps, _MATCH_IOU)), len(predicted), len(expected))
 
 
 def boxes_f1(predicted: str, expected: str) -> float:
     """Return the F1 of boxes at IoU 0.5; where nothing is expected, only "none" is right."""
     if is_none(expected):
         return float(is_none(predicted))
-    return match_f1(parse_boxes(predicted), parse_boxes(expected), box_iou)
+    return match_f1(parse_boxes(predicted), parse_boxes(expected), overlap)
 
 
-def turned_corners(box: Box, angle: float) -> tuple[float, ...]:
+def turned_corners(box: TextBox, angle: float) -> tuple[float, ...]:
     """Return the corners of a box that is turned around its centre by degrees, clockwise in the image."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return tuple(float(v) for v in cv2.boxPoints(((x, y), (box[2] - box[0], box[3] - box[1]), angle)).ravel())
@@ -168,47 +151,3 @@ def cells_f1(predicted: str, expected: str) -> float:
         return float(is_none(predicted))
     sets = set(parse_cells(predicted)), set(parse_cells(expected))
     return _f1(len(sets[0] & sets[1]), len(sets[0]), len(sets[1]))
-
-
-SCORES: dict[str, Score] = {
-    "caption": token_f1,
-    "scene": exact,
-    "scene_options": exact,
-    "presence": yes_no,
-    "count": number,
-    "count_compare": exact,
-    "relation": exact,
-    "position": exact,
-    "size": exact,
-    "box": boxes_f1,
-    "boxes": boxes_f1,
-    "oriented": oriented_f1,
-    "region_class": exact,
-    "region_attribute": exact,
-    "grid": cell_accuracy,
-    "grid_row": cell_accuracy,
-    "cells": cells_f1,
-    "cell": exact,
-    "point": exact,
-    "cover": share,
-    "dominant": exact,
-    "change_caption": token_f1,
-    "change": yes_no,
-    "change_part": yes_no,
-    "change_boxes": boxes_f1,
-    "change_cells": cells_f1,
-    "change_share": share,
-    "change_objects": list_f1,
-}
-"""Task → its score."""
-
-
-def score_answer(task: str, predicted: str, expected: str) -> float:
-    """Return how right an answer is, 0..1, in the measure of its task.
-
-    Raises:
-        ConfigError: The task is unknown.
-    """
-    if task not in SCORES:
-        raise ConfigError(f'there is no task "{task}"', where="scoring", fix=did_you_mean(task, SCORES))
-    return SCORES[task](predicted, expected)

@@ -1,7 +1,6 @@
 """Corruptions of images, with labels that move along: 12 × 5 severities, and extras."""
 
-from vitp.evaluation.corruptions.catalogue import CORRUPTIONS, EXTRAS, Corruption, corruptions_of
-from vitp.evaluation.corruptions.levels import SEVERITIES
+from vitp.evaluation.corruptions.catalogue import CORRUPTIONS, EXTRAS, SEVERITIES, Corruption, corruptions_of
 from vitp.evaluation.corruptions.sets import corrupt_sample, corrupted_set
 
 __all__ = [

@@ -17,19 +17,21 @@ import numpy as np
 
 from vitp.data.formats.crops import crop_object
 from vitp.data.image_sample import moved_object
-from vitp.evaluation.corruptions.levels import level, scaled
 from vitp.records.geometry import bounds
 from vitp.records.labels import ObjectLabel
 
-ROTATION_DEGREES = (30.0, 45.0, 60.0, 75.0, 90.0)
-SCALE_FACTOR = (0.9, 0.8, 0.7, 0.6, 0.5)
-SHIFT = (15.0, 20.0, 25.0, 30.0, 35.0)
-"""Pixels in x and in y, at an image side of 800."""
+REFERENCE_SIDE = 800
+"""Side in pixels of the images that the published levels were chosen for (DIOR's)."""
 
 MIN_VISIBLE = 0.3
 """Objects of which less of the area is left are difficult: they count neither as found nor as missed."""
 
 _ANY = 1e-6
+
+
+def scaled(length: float, size: tuple[int, int]) -> float:
+    """Return a length that is given for an image side of 800 px in pixels of an image of height and width `size`."""
+    return length * max(size) / REFERENCE_SIDE
 
 
 def about_centre(linear_22: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -38,15 +40,9 @@ def about_centre(linear_22: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.column_stack([linear_22, centre_2 - linear_22 @ centre_2])
 
 
-def rotation(size: tuple[int, int], severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the matrix of a turn about the centre by 30°, 45°, 60°, 75° or 90° against the clock.
-
-    Args:
-        size: Height and width; the image keeps it, and loses its corners.
-        severity: 1 to 5.
-        rng: Not used: there is nothing random in it.
-    """
-    angle = np.deg2rad(level(ROTATION_DEGREES, severity))
+def rotation(size: tuple[int, int], degrees: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the matrix of a turn about the centre against the clock; the image loses its corners."""
+    angle = np.deg2rad(degrees)
     cosine, sine = round(float(np.cos(angle)), 12), round(float(np.sin(angle)), 12)
     matrix = about_centre(np.array([[cosine, sine], [-sine, cosine]]), size)  # y points down
     if cosine == 0:
@@ -55,29 +51,18 @@ def rotation(size: tuple[int, int], severity: int, rng: np.random.Generator) -> 
     return matrix
 
 
-def scale(size: tuple[int, int], severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the matrix that shrinks the image to 0.9, 0.8, 0.7, 0.6 or 0.5 in its middle, as from higher up.
-
-    Args:
-        size: Height and width; the image keeps it, with a black frame.
-        severity: 1 to 5.
-        rng: Not used: there is nothing random in it.
-    """
-    return about_centre(np.eye(2) * level(SCALE_FACTOR, severity), size)
+def scale(size: tuple[int, int], factor: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the matrix that shrinks the image in its middle, as from higher up; it gets a black frame."""
+    return about_centre(np.eye(2) * factor, size)
 
 
-def translation(size: tuple[int, int], severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the matrix of a shift by 15, 20, 25, 30 or 35 px at a side of 800, in x and y, left or right, up or down.
+def translation(size: tuple[int, int], length: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the matrix of a shift by `length` px at a side of 800, in x and y, left or right, up or down.
 
     Whole pixels, so that nothing is blurred: below 160 px neighbouring severities can be the same.
-
-    Args:
-        size: Height and width.
-        severity: 1 to 5.
-        rng: Draws the two directions.
     """
     signs_2 = rng.choice([-1.0, 1.0], 2)
-    return np.column_stack([np.eye(2), np.rint(signs_2 * scaled(level(SHIFT, severity), size))])
+    return np.column_stack([np.eye(2), np.rint(signs_2 * scaled(length, size))])
 
 
 def warp(pixels: np.ndarray, matrix: np.ndarray, *, nearest: bool = False, fill: int = 0) -> np.ndarray:
@@ -87,7 +72,7 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, *, nearest: bool = False, fill:
         pixels: Image or mask.
         matrix: 2 × 3, in edge coordinates.
         nearest: Never mix values (masks).
-        fill: Of what comes in from outside.
+        fill: Value of what comes in from outside.
     """
     linear_22, shift_2 = matrix[:, :2], matrix[:, 2]
     factor = float(np.sqrt(abs(np.linalg.det(linear_22))))
@@ -114,18 +99,17 @@ def moved_objects(
     """Return the labels under a matrix, cut at the border of the image; what left it is gone.
 
     Args:
-        objects: In pixels of the image.
+        objects: Objects in pixels of the image.
         matrix: 2 × 3, in edge coordinates.
         size: Height and width.
     """
+    window = (0, 0, size[1], size[0])
     found = []
     for label in objects:
         moved = moved_label(label, matrix)
-        window = (0, 0, size[1], size[0])
         part = crop_object(moved, window, MIN_VISIBLE)
-        if part is None:
-            rest = crop_object(moved, window, _ANY)
-            part = None if rest is None else replace(rest, difficult=True)
+        if part is None and (rest := crop_object(moved, window, _ANY)) is not None:
+            part = replace(rest, difficult=True)
         if part is not None:
             found.append(part)
     return tuple(found)

@@ -41,9 +41,9 @@ def corrupt_sample(
 
     Args:
         sample: Image, or two dates, with labels; not changed.
-        corruption: What happens.
+        corruption: The corruption.
         severity: 1 to 5; 0 changes nothing.
-        seed: Of the test.
+        seed: Seed of the test.
         name: Id of the image.
     """
 
@@ -55,11 +55,11 @@ def corrupt_sample(
     later_CHW, semantic_HW, objects = sample.later_CHW, sample.semantic_HW, sample.objects
     ignored = sample.ignored
     matrix = corruption.matrix(sample.size, severity, seed, name)
-    if matrix is not None and semantic_HW is not None:
-        semantic_HW = torch.from_numpy(warp(semantic_HW.numpy(), matrix, nearest=True, fill=IGNORE))
-    if matrix is not None and objects is not None:
-        objects = moved_objects(objects, matrix, sample.size)
     if matrix is not None:
+        if semantic_HW is not None:
+            semantic_HW = torch.from_numpy(warp(semantic_HW.numpy(), matrix, nearest=True, fill=IGNORE))
+        if objects is not None:
+            objects = moved_objects(objects, matrix, sample.size)
         ignored = moved_places(ignored, matrix, sample.size)
     return replace(
         sample,
@@ -85,10 +85,10 @@ def corrupted_set(
 
     Args:
         labelled: The clean set.
-        corruption: What happens.
+        corruption: The corruption.
         severity: 1 to 5; 0 leaves the pixels as they are.
         folder: Gets the images as PNG.
-        seed: Of the test.
+        seed: Seed of the test.
         keep: Files that stay; older ones are removed as new ones come, so that a large set needs little room.
             None: all. At least twice as many as are read at once.
         load: Reads the clean images.
@@ -96,9 +96,7 @@ def corrupted_set(
     Raises:
         DataError: An image can't be read (when its item is touched).
     """
-    items = CorruptedItems(
-        labelled.items, corruption, severity, Path(folder), seed=seed, keep=keep, load=load
-    )
+    items = CorruptedItems(labelled.items, corruption, severity, Path(folder), seed, keep, load)
     return replace(labelled, name=f"{labelled.name}, {corruption.name} {severity}", items=items)
 
 
@@ -111,7 +109,6 @@ class CorruptedItems(Sequence[LabelledImage]):
         corruption: Corruption,
         severity: int,
         folder: Path,
-        *,
         seed: int,
         keep: int | None,
         load: Load,
@@ -134,14 +131,11 @@ class CorruptedItems(Sequence[LabelledImage]):
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
         number = range(len(self))[at]
-        return self._corrupted(self.items[number], number)
-
-    def _corrupted(self, item: LabelledImage, number: int) -> LabelledImage:
+        item = self.items[number]
         first = self._write(item.image, item.id, number, 0)
         second = None if item.second_image is None else self._write(item.second_image, item.id, number, 1)
         self._forget((first,) if second is None else (first, second))
-        size = (item.height, item.width)
-        matrix = self.corruption.matrix(size, self.severity, self.seed, item.id)
+        matrix = self.corruption.matrix((item.height, item.width), self.severity, self.seed, item.id)
         corrupted = replace(item, image=str(first), second_image=None if second is None else str(second))
         return corrupted if matrix is None else moved_item(corrupted, matrix)
 
@@ -173,15 +167,15 @@ def moved_item(item: LabelledImage, matrix: np.ndarray) -> LabelledImage:
         objects=None if objects is None else moved_objects(objects, matrix, size),
         ignored=moved_places(item.ignored, matrix, size),
         later_objects=None if later is None else moved_objects(later, matrix, size),
-        semantic=None if item.semantic is None else partial(_moved_classes, item.semantic, matrix),
-        change=None if item.change is None else partial(_moved_change, item.change, matrix),
+        semantic=None
+        if item.semantic is None
+        else partial(_moved_mask, item.semantic, matrix, IGNORE, np.uint8),
+        # What comes in from outside is black at both dates, so nothing changed there.
+        change=None if item.change is None else partial(_moved_mask, item.change, matrix, 0, np.bool_),
     )
 
 
-def _moved_classes(read: Callable[[], np.ndarray], matrix: np.ndarray) -> np.ndarray:
-    return warp(read().astype(np.uint8), matrix, nearest=True, fill=IGNORE)
-
-
-def _moved_change(read: Callable[[], np.ndarray], matrix: np.ndarray) -> np.ndarray:
-    # Outside both dates are black, so nothing changed there.
-    return warp(read().astype(np.uint8), matrix, nearest=True).astype(bool)
+def _moved_mask(
+    read: Callable[[], np.ndarray], matrix: np.ndarray, fill: int, dtype: type[np.generic]
+) -> np.ndarray:
+    return warp(read().astype(np.uint8), matrix, nearest=True, fill=fill).astype(dtype)

@@ -188,7 +188,7 @@ def _begins_with_vowel(text: str) -> bool:
     return _SILENT_H.match(head) is not None
 
 
-def counted(count: int, name: str) -> str:
+def how_many(count: int, name: str) -> str:
     """Return "one ship", "three ships", "31 ships"."""
     word = NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
     return f"{word} {spoken(name) if count == 1 else plural(name)}"

@@ -1,0 +1,127 @@
+"""Published sets, for testing (`data/benchmarks`) and for pretraining (`data/corpora`): their downloads and outputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+from xml.etree import ElementTree
+
+from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.core.reading import parse_json, parse_xml
+from vitp.data.formats.common import read_text
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """A set that somebody published.
+
+    Attributes:
+        name: What the command line, recipes and mixtures call it.
+        title: As its authors write it.
+        published_by: Where to get it, in words.
+    """
+
+    name: str
+    title: str
+    published_by: str
+
+    def check_folder(self, root: Path) -> None:
+        """Refuse a download that isn't a folder.
+
+        Raises:
+            DataError: It isn't; the message says who publishes the set.
+        """
+        if not root.is_dir():
+            fix = f"download {self.title}: it is published by {self.published_by}"
+            raise DataError("is not a folder", where=str(root), fix=fix)
+
+    def refuse(self, root: Path, what: str) -> NoReturn:
+        """Raise that a download isn't complete, and say where the set is published.
+
+        Raises:
+            DataError: Always.
+        """
+        fix = f"the set is published by {self.published_by}; docs/datasets.md shows its layout"
+        raise DataError(f"{self.title}: {what}", where=str(root), fix=fix)
+
+
+Published = TypeVar("Published", bound=PublishedSet)
+
+
+def published_set(sets: Mapping[str, Published], name: str, kind: str, where: str) -> Published:
+    """Return the set of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in sets:
+        fix = did_you_mean(name, sets) or f"known are {', '.join(sets)}"
+        raise ConfigError(f'no {kind} "{name}"', where=where, fix=fix)
+    return sets[name]
+
+
+def any_of(places: tuple[str, ...]) -> str:
+    """Return the names under which something is looked for, as messages show them."""
+    return places[0] + (f" (or {', '.join(places[1:])})" if len(places) > 1 else "")
+
+
+def read_json(path: Path) -> Any:
+    """Return a file's JSON.
+
+    Raises:
+        DataError: It can't be read; the message names the row.
+    """
+    try:
+        return parse_json(read_text(path))
+    except json.JSONDecodeError as error:
+        where = f"{path}:{error.lineno}"
+        raise DataError(f"is not JSON ({error.msg})", where=where, fix="download the file again") from error
+
+
+def read_xml(path: Path) -> ElementTree.Element:
+    """Return a file's XML.
+
+    Raises:
+        DataError: It can't be read; the message names the row.
+    """
+    try:
+        return parse_xml(read_text(path))
+    except ElementTree.ParseError as error:
+        where = f"{path}:{error.position[0]}"
+        raise DataError(f"is not XML ({error})", where=where, fix="unpack the file again") from error
+
+
+def read_record(path: Path, form: str) -> dict[str, Any] | None:
+    """Return what an earlier preparation wrote about itself, or None where there is none of this format."""
+    try:
+        record = read_json(path)
+    except DataError:
+        return None
+    return record if isinstance(record, dict) and record.get("format") == form else None
+
+
+def check_out(out: Path, root: Path, *, ours: bool, force: bool) -> None:
+    """Refuse a folder that a preparation must not replace.
+
+    Args:
+        out: The folder.
+        root: The download.
+        ours: An earlier preparation wrote the folder.
+        force: It may be replaced then.
+
+    Raises:
+        ConfigError: It is a file, holds the download, or holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError("is a file", where=str(out), fix="name a new folder with --out")
+    if root.is_relative_to(out):
+        raise ConfigError("holds the download itself", where=str(out), fix="name another folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not (ours and force):
+        raise ConfigError(
+            "was prepared with other settings" if ours else "isn't empty",
+            where=str(out),
+            fix="replace it with --force, or name a new folder" if ours else "name a new folder with --out",
+        )

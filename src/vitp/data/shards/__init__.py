@@ -1,1 +1,0 @@
-"""Images and rows that are not plain files in a folder: tar shards (WebDataset), and storage behind a URL."""
