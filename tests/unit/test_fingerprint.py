@@ -29,7 +29,7 @@ from vitp.data.fingerprint import MOST_FILES, fingerprint, images_digest, labels
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.readers.records import JsonlRecords
 from vitp.objectives.base import is_of_source
-from vitp.objectives.dense_pretraining import RenamedMask
+from vitp.objectives.dense import RenamedMask
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.scenes import scene_set
 

@@ -26,7 +26,6 @@ from vitp.data.synthesis.facts import Facts, Limits
 from vitp.data.synthesis.image_tasks import caption
 from vitp.data.tokenizer import PlainText
 from vitp.models.flops import TransformerShape, forward_flops, language_shape
-from vitp.objectives.image_base import linear_flops
 from vitp.objectives.image_rows import ImageRows
 from vitp.records.instructions import IMAGE_MARK
 from vitp.records.labels import LabelledImage
@@ -211,11 +210,6 @@ def read_record_texts(folder: Path) -> dict[str, tuple[str, ...]]:
             ]
             texts[record.images[0]] = tuple(turn.strip() for turn in turns)
     return texts
-
-
-def head_flops(module: nn.Module, rows: int) -> float:
-    """Return the FLOPs of forward and backward pass of a head over `rows` vectors."""
-    return 3 * linear_flops(module, rows)
 
 
 Texts = Captions | RecordTexts
