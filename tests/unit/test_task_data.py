@@ -259,7 +259,7 @@ def test_batches_are_a_pure_function_of_the_place() -> None:
         at = whole.record_names.index(part.record_names[0])
         assert torch.equal(part.images_BCHW[0], whole.images_BCHW[at])
     with pytest.raises(
-        ConfigError, match=r"^train\.batch_size: a batch of 4 can't be cut into 6 equal parts"
+        ConfigError, match=r"^data\.global_batch: a step of 4 samples can't be cut"
     ):
         source()(0, 0, 0, 6)
 

@@ -195,7 +195,8 @@ class LinearHead(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return logits (B, N, C)."""
-        return self.linear(self.norm(tokens_BND))
+        logits_BNC: Tensor = self.linear(self.norm(tokens_BND))
+        return logits_BNC
 
 
 class ConvHead(nn.Module):
@@ -229,7 +230,8 @@ class ConvHead(nn.Module):
         x_BChw = torch.stack(sides).sum(0).permute(0, 3, 1, 2).contiguous()
         for block in self.blocks:
             x_BChw = block(F.interpolate(x_BChw, scale_factor=2.0, mode="bilinear", align_corners=False))
-        return self.classify(x_BChw)
+        logits_BCHW: Tensor = self.classify(x_BChw)
+        return logits_BCHW
 
 
 class DenseObjective(ImageObjective):
@@ -404,7 +406,8 @@ class RenamedMask:
         """Return the mask (H, W) uint8."""
         table = np.full(256, IGNORE, np.uint8)
         table[: len(self.numbers)] = self.numbers
-        return table[self.mask()]
+        renumbered_HW: np.ndarray = table[self.mask()]
+        return renumbered_HW
 
 
 def merged_set(sets: Sequence[ImageRows], mixture: Mixture[LabelledImage]) -> LabelledSet:

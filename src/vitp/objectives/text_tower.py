@@ -99,7 +99,8 @@ class SmallTextTower(nn.Module):
         x_BLW = self.tokens(text.ids_BL) + self.positions_LW[: text.ids_BL.shape[1]]
         x_BLW = self.blocks(x_BLW, src_key_padding_mask=~text.valid_BL)
         weight_BL1 = text.valid_BL[..., None].to(x_BLW.dtype)
-        return (x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1)
+        mean_BW: Tensor = (x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1)
+        return mean_BW
 
     def flops(self, text: TextBatch) -> float:
         """Return the forward FLOPs, padding included: it is computed."""
@@ -125,7 +126,8 @@ class LanguageTextTower(nn.Module):
             input_ids=text.ids_BL, attention_mask=text.valid_BL.long(), use_cache=False
         ).last_hidden_state
         last_B = text.valid_BL.sum(1) - 1
-        return hidden_BLW[torch.arange(len(last_B), device=last_B.device), last_B]
+        vector_BW: Tensor = hidden_BLW[torch.arange(len(last_B), device=last_B.device), last_B]
+        return vector_BW
 
     def flops(self, text: TextBatch) -> float:
         """Return the forward FLOPs, padding included."""

@@ -52,7 +52,7 @@ class ChangeModel(DenseModel):
 
     Args:
         pyramid: Backbone with maps; both dates go through it.
-        classes: "unchanged" and "changed".
+        classes: Not asked for: a change map's are always "unchanged" and "changed".
         settings: Decoder, losses and fusion; None: UperNet on concatenated maps.
     """
 
@@ -68,7 +68,7 @@ class ChangeModel(DenseModel):
     ) -> None:
         settings = settings or ChangeSettings()
         times = {"concatenate": 2, "difference": 1, "both": 3}[settings.fusion]
-        super().__init__(classes, (times * pyramid.channels,) * len(pyramid.strides), settings)
+        super().__init__(CHANGE_CLASSES, (times * pyramid.channels,) * len(pyramid.strides), settings)
         self.pyramid, self.fusion = pyramid, settings.fusion
 
     def maps(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Tensor]:

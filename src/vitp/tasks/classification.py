@@ -112,7 +112,8 @@ class ClassificationModel(TaskModel):
         columns_Bw = torch.arange(map_BDhw.shape[-1], device=map_BDhw.device) < cells_B2[:, 1:]
         inside_B1hw = (rows_Bh[:, :, None] & columns_Bw[:, None, :])[:, None]
         mean_BD = (map_BDhw * inside_B1hw).sum((2, 3)) / inside_B1hw.sum((2, 3))
-        return self.head(mean_BD)
+        logits_BK: Tensor = self.head(mean_BD)
+        return logits_BK
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return the summed loss. See `TaskModel.forward`."""

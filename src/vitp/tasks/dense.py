@@ -81,7 +81,8 @@ class LightDecoder(nn.Module):
         levels = [
             resize_map(lateral(level), size) for lateral, level in zip(self.laterals, maps, strict=True)
         ]
-        return self.classify(self.dropout(self.fuse(torch.stack(levels).sum(0))))
+        logits_BKhw: Tensor = self.classify(self.dropout(self.fuse(torch.stack(levels).sum(0))))
+        return logits_BKhw
 
 
 class LinearDecoder(nn.Module):
@@ -94,7 +95,8 @@ class LinearDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K, h, w) at the coarsest map's size."""
-        return self.classify(self.norm(maps[-1]))
+        logits_BKhw: Tensor = self.classify(self.norm(maps[-1]))
+        return logits_BKhw
 
 
 def build_decoder(channels: Sequence[int], classes: int, settings: DecoderSettings) -> nn.Module:

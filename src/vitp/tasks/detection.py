@@ -62,7 +62,8 @@ class DetectionModel(TaskModel):
 
     def levels(self, images_BCHW: Tensor) -> list[Tensor]:
         """Return the levels' maps of uint8 images, finest first."""
-        return self.neck(self.pyramid(self.backbone.normalize(images_BCHW)))
+        levels: list[Tensor] = self.neck(self.pyramid(self.backbone.normalize(images_BCHW)))
+        return levels
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return name → summed loss. See `TaskModel.forward`."""
@@ -70,7 +71,8 @@ class DetectionModel(TaskModel):
             image_truth(target, size, with_masks=self.with_masks)
             for target, size in zip(batch.targets, batch.sizes, strict=True)
         ]
-        return self.head(self.levels(batch.images_BCHW), truths)
+        losses: dict[str, Tensor] = self.head(self.levels(batch.images_BCHW), truths)
+        return losses
 
     def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
         """Return name → number of images; of `mask` those with an object, as the others have no such loss."""

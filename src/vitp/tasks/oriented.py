@@ -72,7 +72,8 @@ class OrientedRCNN(TaskModel):
     def levels(self, images_BCHW: Tensor) -> list[Tensor]:
         """Return the levels' maps of uint8 images, finest first."""
         padded_BCHW = pad_to_multiple(images_BCHW, self.pyramid.strides[-1])
-        return self.neck(self.pyramid(self.backbone.normalize(padded_BCHW)))
+        levels: list[Tensor] = self.neck(self.pyramid(self.backbone.normalize(padded_BCHW)))
+        return levels
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return name → summed loss. See `TaskModel.forward`."""

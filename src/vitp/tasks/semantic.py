@@ -43,7 +43,8 @@ class SegmentationModel(DenseModel):
 
     def maps(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Tensor]:
         """Return the pyramid's maps of uint8 images."""
-        return self.pyramid(self.backbone.normalize(images_BCHW))
+        maps: list[Tensor] = self.pyramid(self.backbone.normalize(images_BCHW))
+        return maps
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return mIoU and the like over all pixels; see `TaskModel.evaluate`."""
