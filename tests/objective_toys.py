@@ -69,7 +69,7 @@ def labelled_folder(folder: Path, *, images: int = 12, name: str = "toy") -> Pat
     items = [labelled_image(folder, number) for number in range(images)]
     items += [labelled_image(folder, images + number, "val") for number in range(2)]
     labelled = LabelledSet(name, items, OBJECTS, SCENES, SEMANTIC, licence="CC0")
-    vitp_labels.write(labelled, Roots(folder, folder, folder))
+    vitp_labels.write_compiled(labelled, Roots(folder, folder, folder))
     rows = [
         InstructionRecord(
             id=item.id,

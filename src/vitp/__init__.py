@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from vitp.core.version import __version__
 
 if TYPE_CHECKING:
-    from vitp.checkpoints.export import export_backbone, load_backbone, verify_export
-    from vitp.checkpoints.pretrained import load_vlm, save_vlm
+    from vitp.checkpoints.export import export_backbone
+    from vitp.checkpoints.loading import load_backbone, load_vlm
+    from vitp.checkpoints.verify import verify_export
+    from vitp.checkpoints.writing import save_vlm
     from vitp.data.compile import compile_labels
     from vitp.evaluation.probes import run_probes
     from vitp.inference.ask import Assistant
@@ -41,16 +43,16 @@ _HOMES = {
     "VisionTower": "vitp.models.vision",
     "compile_labels": "vitp.data.compile",
     "export_backbone": "vitp.checkpoints.export",
-    "load_backbone": "vitp.checkpoints.export",
+    "load_backbone": "vitp.checkpoints.loading",
     "load_task": "vitp.tasks.model_folder",
-    "load_vlm": "vitp.checkpoints.pretrained",
+    "load_vlm": "vitp.checkpoints.loading",
     "run_finetune": "vitp.runs.finetune",
     "run_image_pretraining": "vitp.runs.pretrain",
     "run_pretraining": "vitp.runs.pretrain",
     "run_probes": "vitp.evaluation.probes",
-    "save_vlm": "vitp.checkpoints.pretrained",
+    "save_vlm": "vitp.checkpoints.writing",
     "starter_config": "vitp.recipes.paradigms",
-    "verify_export": "vitp.checkpoints.export",
+    "verify_export": "vitp.checkpoints.verify",
 }
 
 __all__ = [

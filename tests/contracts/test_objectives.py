@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.objective_toys import CASES, VISION, Case, labelled_folder, tiny_tower
-from vitp.checkpoints.export import load_backbone
+from vitp.checkpoints.loading import load_backbone
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loop import Trainer
 from vitp.models.lora import VisionLoRAConfig, add_lora

@@ -398,7 +398,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing(
             ("data", "scenes", "port", "--count", 4, "--size", 32, "--out", tmp_path / "out"),
         ),
         "export": (
-            "vitp.checkpoints.export_format.model_card",
+            "vitp.checkpoints.export.model_card",
             ("export", finished, "--out", tmp_path / "out"),
         ),
         "report": ("os.fsync", ("report", finished, "--samples", 1, "--out", tmp_path / "out.html")),

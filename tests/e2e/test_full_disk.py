@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-import vitp.core.tensors as weights_module
 from tests.e2e.conftest import done, litter, refused, snapshot, vitp, write_config
 
 
@@ -44,7 +43,7 @@ def test_a_run_keeps_its_last_checkpoint(
                 os, "fsync", lambda fd: full() if os.fstat(fd).st_size > 100_000 else sync(fd)
             )  # fmt: skip
         else:
-            patch.setattr(weights_module, "write_safetensors", full)
+            patch.setattr("vitp.engine.checkpoint.save_tensors", full)
         error = refused("pretrain", "--resume", "--out", run)
     assert "the disk is full" in error and "free some space" in error
     assert snapshot(run / "checkpoints") == before and litter(run) == []

@@ -128,7 +128,7 @@ def test_export_is_the_trained_tower_through_timm(finished: Path, scenes: Path, 
     assert {f"vision.model.{name}" for name in state} == {n for n in trained if n.startswith("vision.")}
     assert all(torch.equal(tensor, trained[f"vision.model.{name}"]) for name, tensor in state.items())
     from vitp import load_backbone
-    from vitp.checkpoints.pretrained import load_vlm
+    from vitp.checkpoints.loading import load_vlm
 
     pixels = torch.from_numpy(np.array(Image.open(image_of(scenes)).resize((32, 32)))).permute(2, 0, 1)[None]
     towers = [load_backbone(out), load_vlm(finished).vlm.vision]
@@ -185,7 +185,7 @@ def test_probes_score_run_and_export_alike(finished: Path, compiled: Path, tmp_p
 
 
 def test_questions_are_answered_and_drawn(finished: Path, scenes: Path, tmp_path: Path) -> None:
-    from vitp.checkpoints.pretrained import load_vlm
+    from vitp.checkpoints.loading import load_vlm
     from vitp.inference.ask import Assistant
 
     loaded = load_vlm(finished)

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.e2e.conftest import SCRATCH, done, litter, refused, write_config
-from vitp.checkpoints.export import load_backbone
+from vitp.checkpoints.loading import load_backbone
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import done
-from vitp.checkpoints.export import load_backbone, random_backbone
-from vitp.checkpoints.pretrained import STARTER, load_vlm
+from vitp.checkpoints.description import STARTER
+from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
 from vitp.evaluation.answers import ask_all, questions_of
 from vitp.evaluation.probes import run_probes
 from vitp.inference.ask import Assistant

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import tiny_chat, tiny_vlm_config
 from tests.e2e.conftest import finish, refused, start, vitp
-from vitp.checkpoints.pretrained import save_vlm
+from vitp.checkpoints.writing import save_vlm
 from vitp.models.vlm import VisionLanguageModel
 from vitp.studies.cache import Store, cell_keys
 from vitp.studies.catalogue import make_study

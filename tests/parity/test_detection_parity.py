@@ -20,7 +20,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
 from vitp.metrics import coco
 from vitp.metrics.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
-from vitp.metrics.detection import box_iou, voc_average_precision
+from vitp.metrics.detection import pairwise_iou, voc_average_precision
 from vitp.models.heads.cascade import CASCADE_STAGES, BoxSettings, BoxStage, CascadeHead
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.heads.mask import MaskHead, MaskSettings
@@ -465,7 +465,7 @@ def _slow_voc(
         truth, best, best_at = truths[image], -1.0, -1
         for at in range(len(truth.labels_N)):
             if truth.labels_N[at] == number:
-                overlap = float(box_iou(box[None], truth.boxes_N4[at][None])[0, 0])
+                overlap = float(pairwise_iou(box[None], truth.boxes_N4[at][None])[0, 0])
                 if overlap > best:
                     best, best_at = overlap, at
         if best >= iou and truth.difficult_N[best_at]:

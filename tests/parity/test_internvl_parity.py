@@ -26,10 +26,8 @@ from tests.weights_toys import (
     vision_weights,
 )
 from vitp.checkpoints.checkpoint import read_checkpoint
-from vitp.checkpoints.checks import compare_weights, random_images, random_prompt
-from vitp.checkpoints.convert import convert
-from vitp.checkpoints.export import load_backbone
-from vitp.checkpoints.pretrained import load_vlm
+from vitp.checkpoints.convert import compare_weights, convert_model, random_images, random_prompt
+from vitp.checkpoints.loading import load_backbone, load_vlm
 from vitp.checkpoints.writing import write_hf
 from vitp.models.projector import pixel_shuffle
 from vitp.models.resample import resized_tower
@@ -183,7 +181,7 @@ def chain(folder: Path, out: Path) -> dict[str, Path]:
              "tower": ("timm", "vitp"), "tower-original": ("tower", "original")}  # fmt: skip
     made: dict[str, Path] = {}
     for name, (source, layout) in steps.items():
-        done = convert(made.get(str(source), source), out / name, layout)  # type: ignore[arg-type]
+        done = convert_model(made.get(str(source), source), out / name, layout)  # type: ignore[arg-type]
         assert done.checks.passed
         made[name] = out / name
     return made
@@ -227,7 +225,7 @@ def test_transformers_reads_what_convert_writes_as_a_whole(pair, tmp_path):
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     _, theirs, folder, _ = pair
-    convert(folder, tmp_path / "hf", "hf")
+    convert_model(folder, tmp_path / "hf", "hf")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     own, expected = model.state_dict(), theirs.state_dict()
     assert own.keys() == expected.keys()
@@ -241,7 +239,7 @@ def test_transformers_own_processor_feeds_what_convert_writes(pair, tmp_path):
     from transformers import AutoProcessor
 
     vlm, _, folder, _ = pair
-    convert(folder, tmp_path / "hf", "hf")
+    convert_model(folder, tmp_path / "hf", "hf")
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
     pixels = random_images(32, count=1)
     image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.conftest import save_image
 from vitp.core.errors import DataError
 from vitp.data.tiling import cut_tiles
-from vitp.inference.ask import COLOURS, Assistant, _PieceStreamer, draw_answer, place_marks
+from vitp.inference.ask import _COLOURS, Assistant, _PieceStreamer, draw_answer, place_marks
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_boxes_are_drawn_where_the_answer_says():
     drawn = draw_answer(blank, "<ref>x</ref><box>[[250, 500, 750, 900]]</box>")
     assert drawn.size == (400, 200)
     assert not np.asarray(blank).any()
-    pixels = coloured(drawn, COLOURS[0])
+    pixels = coloured(drawn, _COLOURS[0])
     outline = {(int(y), int(x)) for y, x in pixels}
     for y, x in [(100, 100), (100, 299), (179, 200), (140, 100), (140, 300)]:
         assert any((y + dy, x + dx) in outline for dy in (-1, 0, 1) for dx in (-1, 0, 1)), (y, x)
@@ -200,9 +200,9 @@ def test_boxes_are_drawn_where_the_answer_says():
 def test_quads_and_geochat_boxes_are_drawn():
     blank = Image.new("RGB", (300, 300))
     quad = coloured(
-        draw_answer(blank, "<ref>x</ref><quad>[[500, 300, 700, 500, 500, 700, 300, 500]]</quad>"), COLOURS[0]
+        draw_answer(blank, "<ref>x</ref><quad>[[500, 300, 700, 500, 500, 700, 300, 500]]</quad>"), _COLOURS[0]
     )
-    upright = coloured(draw_answer(blank, "<ref>x</ref>{<300><450><700><550>|<90>}"), COLOURS[0])
+    upright = coloured(draw_answer(blank, "<ref>x</ref>{<300><450><700><550>|<90>}"), _COLOURS[0])
     assert abs(quad[:, 0].max() - 210) <= 2
     assert quad[:, 1].min() >= 88
     # A lying box turned by 90° stands.
@@ -213,9 +213,9 @@ def test_quads_and_geochat_boxes_are_drawn():
 def test_labels_get_a_colour_each():
     answer = "<ref>ship</ref><box>[[0, 0, 400, 400]]</box><ref>plane</ref><box>[[500, 500, 1000, 1000]]</box>"
     drawn = draw_answer(Image.new("RGB", (300, 300)), answer)
-    assert len(coloured(drawn, COLOURS[0])) > 100
-    assert len(coloured(drawn, COLOURS[1])) > 100
-    assert len(coloured(drawn, COLOURS[2])) == 0
+    assert len(coloured(drawn, _COLOURS[0])) > 100
+    assert len(coloured(drawn, _COLOURS[1])) > 100
+    assert len(coloured(drawn, _COLOURS[2])) == 0
 
 
 def test_text_without_boxes_leaves_the_image(tmp_path):

@@ -24,8 +24,13 @@ from vitp.evaluation.attention import (
     rollout,
     rollout_map,
 )
-from vitp.evaluation.attention_figures import compare_attention, overlay, rollout_picture, side_by_side
-from vitp.evaluation.feature_pictures import compare_features
+from vitp.evaluation.feature_pictures import (
+    compare_attention,
+    compare_features,
+    overlay,
+    rollout_picture,
+    side_by_side,
+)
 from vitp.models.timm_backbone import TimmConfig, timm_backbone
 from vitp.models.vision import VisionConfig, VisionTower
 

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from vitp.core.errors import CheckpointError
-from vitp.engine.metadata import PartsReader, read_metadata
+from vitp.engine.metadata import PartsReader, read_parts
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ class _Touch:
 
 
 def test_what_torch_writes_is_read(parts: Path) -> None:
-    theirs, ours = dcp.FileSystemReader(parts).read_metadata(), read_metadata(parts / ".metadata")
+    theirs, ours = dcp.FileSystemReader(parts).read_metadata(), read_parts(parts / ".metadata")
     assert ours.state_dict_metadata == theirs.state_dict_metadata
     assert ours.storage_data == theirs.storage_data
     target = {"model/a": torch.zeros(3, 4), "model/b": torch.zeros(3, dtype=torch.bfloat16)}
@@ -54,7 +54,7 @@ def test_what_torch_writes_is_read(parts: Path) -> None:
 def test_nothing_runs(parts: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     path = parts / ".metadata"
-    whole = read_metadata(path)
+    whole = read_parts(path)
     for hostile in (
         _Touch(mark),
         [_Touch(mark)],
@@ -63,7 +63,7 @@ def test_nothing_runs(parts: Path, tmp_path: Path) -> None:
     ):
         path.write_bytes(pickle.dumps(hostile))
         with pytest.raises(CheckpointError, match=r"names posix\.system"):
-            read_metadata(path)
+            read_parts(path)
         with pytest.raises((CheckpointError, dcp.api.CheckpointException)):
             dcp.load({"model/a": torch.zeros(3, 4)}, storage_reader=PartsReader(parts), no_dist=True)
     # Opcodes by hand: names with dots reach into allowed modules, classes can be called with anything.
@@ -75,13 +75,13 @@ def test_nothing_runs(parts: Path, tmp_path: Path) -> None:
     ):
         path.write_bytes(text)
         with pytest.raises(CheckpointError, match="can't be read"):
-            read_metadata(path)
+            read_parts(path)
     assert not mark.exists()
 
 
 def test_forged_descriptions_are_refused(parts: Path) -> None:
     path = parts / ".metadata"
-    whole = read_metadata(path)
+    whole = read_parts(path)
     index, place = next(iter(whole.storage_data.items()))
     forged: list[tuple[Any, str]] = [
         (replace(whole, storage_data={index: replace(place, relative_path="../../secret")}), "outside"),
@@ -93,14 +93,14 @@ def test_forged_descriptions_are_refused(parts: Path) -> None:
     for value, said in forged:
         path.write_bytes(pickle.dumps(value))
         with pytest.raises(CheckpointError, match=said):
-            read_metadata(path)
+            read_parts(path)
     # Bytes would be unpickled by torch when they are read.
     path.write_bytes(
         pickle.dumps(Metadata(state_dict_metadata={"x": BytesStorageMetadata()}, storage_data={}))
     )
     with pytest.raises(CheckpointError, match="BytesStorageMetadata"):
-        read_metadata(path)
+        read_parts(path)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(CheckpointError, match="named pipe"):
-        read_metadata(path)
+        read_parts(path)

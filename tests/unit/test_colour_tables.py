@@ -10,8 +10,8 @@ from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
-from vitp.data.formats.class_lists import numbered
-from vitp.data.formats.colour_tables import read_colour_table
+from vitp.data.formats.class_names import numbered
+from vitp.data.formats.mask_classes import read_colour_table
 from vitp.records.labels import IGNORE
 
 RGB = np.array([[0, 0, 0], [255, 255, 0], [0, 255, 255]], np.uint8)

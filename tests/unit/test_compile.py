@@ -311,7 +311,7 @@ def test_items_survive_json(objects, later, scene, captions, split) -> None:
         later_objects=later,
     )
     roots = Roots(Path("/out"), root, root)
-    row = json.loads(json.dumps(vitp_labels.item_to_json(item, roots)))
+    row = json.loads(vitp_labels.label_line(item, roots))
     assert vitp_labels.item_from_json(row, split, roots) == item
     assert row["image"] == "x/a.png"
 
@@ -319,20 +319,20 @@ def test_items_survive_json(objects, later, scene, captions, split) -> None:
 def test_label_files_name_what_is_wrong(tmp_path: Path) -> None:
     whole = large_set(tmp_path)
     roots = Roots(tmp_path / "out", tmp_path, tmp_path)
-    vitp_labels.write(whole, roots)
-    again = vitp_labels.read(tmp_path / "out")
+    vitp_labels.write_compiled(whole, roots)
+    again = vitp_labels.read_compiled(tmp_path / "out")
     assert sorted(again.items, key=lambda i: i.id) == whole.items
     assert replace(again, items=()) == replace(whole, items=())
     with (tmp_path / "out" / "labels" / "val.jsonl").open("a") as file:
         file.write('{"id": "x"}\n')
     with pytest.raises(DataError, match=r"val\.jsonl:2: is not a labelled image \(KeyError"):
-        vitp_labels.read(tmp_path / "out")
+        vitp_labels.read_compiled(tmp_path / "out")
     (tmp_path / "out" / "labels" / "set.json").write_text("{}")
     with pytest.raises(DataError, match=r"set\.json: is not a label set"):
-        vitp_labels.read(tmp_path / "out")
+        vitp_labels.read_compiled(tmp_path / "out")
     odd = replace(whole, items=[replace(whole.items[1], semantic=lambda: np.zeros((40, 50), np.uint8))])
     with pytest.raises(DataError, match="images/b: its mask is neither in a file"):
-        vitp_labels.write(odd, roots)
+        vitp_labels.write_compiled(odd, roots)
 
 
 # --- compile_labels
@@ -371,7 +371,7 @@ def test_compiled_files_fit_together(tmp_path: Path, crop: int | None) -> None:
     train = summary.splits["train"]
     assert len(entry.records) == train.records > 0
     assert entry.max_tiles == 6
-    labelled = vitp_labels.read(out)
+    labelled = vitp_labels.read_compiled(out)
     assert Counter(i.split for i in labelled.items) == {s: c.images for s, c in summary.splits.items()}
     by_image = {item.image: item for item in labelled.items}
     for record in entry.records:
@@ -429,7 +429,7 @@ def test_what_is_there_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitp.data.compile._write_mixture", fail)
+        patch.setattr("vitp.data.compile._write_summary", fail)
         with pytest.raises(KeyboardInterrupt):
             compile_labels(root, "masks", out, seed=1, force=True, **OPTIONS)
     assert tree(out) == before
@@ -454,7 +454,7 @@ def test_generated_scenes_take_the_same_path(tmp_path: Path, pairs: bool) -> Non
     assert {s: c.images for s, c in summary.splits.items()} == {"train": 14, "val": 4, "test": 2}
     compile_labels("general", "scenes", tmp_path / "again", seed=5, **options)
     assert tree(tmp_path / "out") == tree(tmp_path / "again")
-    read = vitp_labels.read(tmp_path / "out")
+    read = vitp_labels.read_compiled(tmp_path / "out")
     made = read_labels("scenes", "general", seed=5, **options)
     for item, expected in zip(read.items, made.items, strict=True):
         assert item == expected
@@ -486,7 +486,7 @@ def test_real_ships_in_crops(tmp_path: Path) -> None:
     )
     assert sum(c.images for c in summary.splits.values()) == 6 * 4
     assert sum(c.objects["ship"] for c in summary.splits.values()) > 0
-    labelled = vitp_labels.read(tmp_path / "out")
+    labelled = vitp_labels.read_compiled(tmp_path / "out")
     for item in labelled.items:
         mask = item.semantic()
         assert mask.shape == (item.height, item.width) == (512, 512)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitp.checkpoints.export import load_backbone
+from vitp.checkpoints.loading import load_backbone
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.augment import MaskAugmentation
 from vitp.data.ignored import presence_of

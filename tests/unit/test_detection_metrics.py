@@ -11,9 +11,9 @@ import torch
 from vitp.core.errors import ConfigError
 from vitp.metrics.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
 from vitp.metrics.detection import (
-    box_iou,
     detection_scores,
     found_objects,
+    pairwise_iou,
     true_objects,
     voc_average_precision,
 )
@@ -110,7 +110,9 @@ def test_a_detection_belongs_to_the_object_it_overlaps_most() -> None:
     near = (0, 0, 10, 15)
     truths = [_truth(A, near)]
     found = [_found(A, (0, 0, 10, 11))]
-    assert box_iou(np.array([(0, 0, 10, 11)]), np.array([A, near]))[0] == pytest.approx([10 / 11, 11 / 15])
+    assert pairwise_iou(np.array([(0, 0, 10, 11)]), np.array([A, near]))[0] == pytest.approx(
+        [10 / 11, 11 / 15]
+    )
     assert _voc(truths, found) == pytest.approx(0.5)
     # COCO gives it the free one.
     assert coco_scores(truths, found, 1).values["AP50"] == pytest.approx(1.0)
@@ -145,18 +147,18 @@ def test_eleven_points_in_whole_numbers() -> None:
 
 def test_empty_boxes_have_no_overlap() -> None:
     empty = np.array([(5, 5, 5, 5)])
-    assert box_iou(empty, empty)[0, 0] == 0.0
-    assert box_iou(np.zeros((0, 4)), empty).shape == (0, 1)
+    assert pairwise_iou(empty, empty)[0, 0] == 0.0
+    assert pairwise_iou(np.zeros((0, 4)), empty).shape == (0, 1)
 
 
 def test_boxes_apart_do_not_overlap() -> None:
     """Apart in x and in y, two negative sides must not become a positive area."""
     boxes = np.array([(0, 0, 10, 10), (20, 20, 30, 30), (20, 0, 30, 10), (0, 20, 10, 30), (10, 10, 20, 20)])
-    assert box_iou(boxes, boxes).tolist() == np.eye(5).tolist()
+    assert pairwise_iou(boxes, boxes).tolist() == np.eye(5).tolist()
     # Boxes that were given the wrong way round have no area, and are found nowhere.
     turned = np.array([(10, 10, 0, 0), (10, 0, 0, 10)])
-    assert box_iou(turned, boxes).tolist() == np.zeros((2, 5)).tolist()
-    assert box_iou(turned, turned).tolist() == np.zeros((2, 2)).tolist()
+    assert pairwise_iou(turned, boxes).tolist() == np.zeros((2, 5)).tolist()
+    assert pairwise_iou(turned, turned).tolist() == np.zeros((2, 2)).tolist()
     assert _voc([_truth((0, 0, 10, 10))], [_found((20, 20, 30, 30))]) == 0.0
 
 

@@ -9,7 +9,8 @@ import torch
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from vitp.checkpoints import pretrained
+from vitp.checkpoints.description import CONFIG
+from vitp.checkpoints.tensors import WEIGHTS
 from vitp.planning import doctor
 from vitp.planning.doctor import Device, DoctorReport, Package, Working, check_package, report
 
@@ -125,10 +126,9 @@ def test_data_folder_and_disk(monkeypatch, tmp_path):
 
 
 def test_starter_is_looked_for_where_it_is_loaded_from(monkeypatch, tmp_path):
-    assert doctor.STARTER == pretrained.STARTER
     monkeypatch.setattr(doctor, "STARTER", tmp_path)
     assert report().starter is False
-    for name in (pretrained.CONFIG, pretrained.WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         (tmp_path / name).touch()
     assert report().starter is True
 

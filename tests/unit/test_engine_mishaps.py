@@ -23,7 +23,7 @@ from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.loading import StepLoader
 from vitp.engine.logging import RunLog
 from vitp.engine.loop import Trainer
-from vitp.engine.metadata import read_metadata
+from vitp.engine.metadata import read_parts
 from vitp.engine.numerics import what_is_not_finite
 from vitp.engine.optim import build_optimizer, check_trainable, describe_parts
 from vitp.engine.recovery import load_newest
@@ -162,7 +162,7 @@ def described(name: Any = "model/a", stored: Any = None, place: Any = None) -> m
 def test_descriptions_of_something_else_are_refused(tmp_path: Path, found: Any, reason: str) -> None:
     path = tmp_path / ".metadata"
     path.write_bytes(pickle.dumps(described()))
-    assert list(read_metadata(path).state_dict_metadata) == ["model/a"]
+    assert list(read_parts(path).state_dict_metadata) == ["model/a"]
     path.write_bytes(pickle.dumps(found))
     with pytest.raises(CheckpointError, match=reason):
-        read_metadata(path)
+        read_parts(path)

@@ -16,16 +16,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import make_record, tiny_vlm_config
-from vitp.checkpoints.card import Provenance, provenance_of_run
-from vitp.checkpoints.export import (
-    export_backbone,
-    inspect_export,
-    load_backbone,
-    random_backbone,
-    verify_export,
+from vitp.checkpoints.description import (
+    Provenance,
+    content_hash,
+    provenance_of_run,
+    read_description,
+    tensor_digests,
 )
-from vitp.checkpoints.export_format import content_hash, read_description, tensor_digests, write_backbone
-from vitp.checkpoints.pretrained import save_vlm
+from vitp.checkpoints.export import export_backbone, write_backbone
+from vitp.checkpoints.loading import load_backbone, random_backbone
+from vitp.checkpoints.verify import inspect_export, verify_export
+from vitp.checkpoints.writing import save_vlm
 from vitp.core.errors import CheckpointError, VitpError
 from vitp.core.files import write_json, write_text
 from vitp.data.mixture import Mixture, MixtureEntry
@@ -259,7 +260,7 @@ def test_objectives_without_a_language_model_can_keep_a_backbone_in_their_run(tm
 
 
 def test_starter_is_loaded_by_name(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("vitp.checkpoints.pretrained.STARTER", run / "model")
+    monkeypatch.setattr("vitp.checkpoints.description.STARTER", run / "model")
     tower = load_backbone("starter")
     assert torch.equal(tower.model.norm.weight, load_backbone(run).model.norm.weight)
     result = export_backbone("starter", tmp_path / "starter-vit")
@@ -410,7 +411,7 @@ def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
     def fail(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitp.checkpoints.export_format.write_text", fail)
+    monkeypatch.setattr("vitp.checkpoints.export.write_text", fail)
     with pytest.raises(VitpError, match="disk is full"):
         export_backbone(run, tmp_path / "new" / "vit")
     assert list((tmp_path / "new").iterdir()) == []

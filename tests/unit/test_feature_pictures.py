@@ -14,19 +14,21 @@ from tests.unit.test_report import assert_self_contained
 from vitp.cli import app
 from vitp.core.errors import ConfigError
 from vitp.evaluation.attention import ColourBasis, colour_basis, feature_maps, matched
-from vitp.evaluation.attention_figures import attention_sheet, below_one_another, compare_rollout, patch_at
 from vitp.evaluation.feature_pictures import (
+    attention_sheet,
+    below_one_another,
     compare_features,
+    compare_rollout,
     enlarged_cells,
     feature_colours,
-    feature_colours_of_layers,
     layer_number,
+    patch_at,
 )
 from vitp.models.backbone import Backbone
 from vitp.models.timm_backbone import TimmConfig, timm_backbone
 from vitp.models.vision import VisionConfig, VisionTower
-from vitp.report.dot_chart import DotChart
-from vitp.report.features_page import explorer, write_features_page, write_pictures
+from vitp.report.attention import attention_explorer
+from vitp.report.features_page import write_features_page, write_pictures
 
 
 def tiny_tower(seed: int = 0, **changes: object) -> VisionTower:
@@ -82,16 +84,16 @@ def test_a_basis_says_how_much_it_shows() -> None:
 def test_bases_are_shared_on_request_only() -> None:
     towers = {"a": tiny_tower(0), "b": tiny_tower(1)}
     images = [picture(0), picture(1)]
-    own = feature_colours(towers, images)
+    (own,) = feature_colours(towers, images)
     assert own["a"].basis is not own["b"].basis and own["a"].pictures[0].shape == (4, 4, 3)
-    shared = feature_colours(towers, images, shared=True)
+    (shared,) = feature_colours(towers, images, shared=True)
     assert shared["a"].basis is shared["b"].basis
     expected = colour_basis([feature_maps(tower, image)[0] for tower in towers.values() for image in images])
     assert np.allclose(shared["a"].basis.axes_D3, expected.axes_D3)
     assert np.array_equal(
         own["a"].pictures[1], own["a"].basis.colours(feature_maps(towers["a"], images[1])[0])
     )
-    twin = feature_colours({"a": towers["a"], "twin": towers["a"]}, images)
+    (twin,) = feature_colours({"a": towers["a"], "twin": towers["a"]}, images)
     assert np.array_equal(twin["a"].pictures[0], twin["twin"].pictures[0])
     with pytest.raises(ConfigError, match="one width"):
         feature_colours({"a": towers["a"], "c": tiny_tower(embed_dim=48)}, images, shared=True)
@@ -102,7 +104,7 @@ def test_bases_are_shared_on_request_only() -> None:
 def test_layers_are_numbers_or_shares_of_the_depth() -> None:
     deep = tiny_tower(depth=5)
     assert [layer_number(deep, layer) for layer in (0.0, 0.25, 0.5, 1.0, -1, 3)] == [0, 1, 2, 4, -1, 3]
-    first, last = feature_colours_of_layers({"a": deep}, [picture()], [0.0, -1])
+    first, last = feature_colours({"a": deep}, [picture()], [0.0, -1])
     assert np.array_equal(
         last["a"].pictures[0], last["a"].basis.colours(feature_maps(deep, picture(), [4])[0])
     )
@@ -140,19 +142,9 @@ def test_places_are_shares_of_every_grid() -> None:
     assert sheet.size == (3 * 64 + 2 * 6, 64 + 18)
 
 
-def test_charts_of_dots_read_their_values() -> None:
-    chart = DotChart("reach", [[1.0, 3.0], [4.0, 6.0]], "layer", "px", highest=8.0)
-    assert chart.means == [2.0, 5.0] and chart.table == [("layer 0", "2.0"), ("layer 1", "5.0")]
-    assert chart.svg.count("<circle") == 4 and "mean 5.0 of 4.0, 6.0" in chart.svg
-    heights = sorted(float(part.split('"')[0]) for part in chart.svg.split('cy="')[1:])
-    # The plot is 212 high: 8 px of the data are 18 … 230 of the drawing.
-    assert heights == pytest.approx([230 - v / 8 * 212 for v in (6, 4, 3, 1)], abs=0.01)
-    with pytest.raises(ValueError, match="measurement at each place"):
-        DotChart("x", [[]], "layer", "px")
-
-
 def test_explorers_show_as_many_layers_of_deeper_backbones() -> None:
-    block = explorer({"a": tiny_tower(depth=2), "b": tiny_tower(depth=5)}, {"one": picture()}, (0.9, 0.1))
+    towers = {"a": tiny_tower(depth=2), "b": tiny_tower(depth=5)}
+    block = attention_explorer(towers, {"one": picture()}, (0.9, 0.1), heads=True)
     assert [list(each.layers) for each in block.backbones] == [[0, 1], [0, 4]]
     assert block.patch == (3, 0) and block.head_count == 2 and block.layer_count == 2
 

@@ -26,6 +26,7 @@ from tests.batch_cases import (
 from tests.objective_toys import labelled_folder
 from vitp.data.batches import SampledBatches
 from vitp.data.fingerprint import MOST_FILES, fingerprint, images_digest, labels_digest
+from vitp.data.formats import read_labels
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.readers.records import JsonlRecords
 from vitp.objectives.base import is_of_source
@@ -251,3 +252,9 @@ def test_the_form_tells_what_counts() -> None:
     one, more = fingerprint("order", ["a", "b"]), fingerprint("order", ["a"], ["b"])
     assert one.startswith("2:") and more.startswith("3:") and len(one) == len(more) == 66
     assert len({one, fingerprint("order", ["b", "a"]), fingerprint("other", ["a", "b"]), more}) == 4
+
+
+def test_masks_of_generated_pairs_keep_the_name_that_earlier_runs_hold() -> None:
+    pairs = read_labels("scenes", "general", count=6, size=32, pairs=True)
+    assert type(pairs.items[0].change).__name__ == "SceneChange"
+    assert labels_digest(pairs) == "fd151b85251678b3a293db882fd1929592d7f037b032f990f885ace94b28e733"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats import FORMATS, option_names, read_labels
+from vitp.data.formats import LABEL_FORMATS, option_names, read_labels
 from vitp.data.formats.detect import detect_format
 from vitp.data.formats.splits import assign_fractions
 from vitp.records.geometry import area, as_points
@@ -352,7 +352,7 @@ def test_unknown_formats_options_and_folders(tmp_path: Path) -> None:
         detect_format(tmp_path)
     with pytest.raises(DataError, match="doesn't exist"):
         read_labels("voc", tmp_path / "nowhere")
-    for name in FORMATS:
+    for name in LABEL_FORMATS:
         assert ("split_file" in option_names(name)) == (name not in ("scenes", "vitp"))
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
-from vitp.data.formats.coco_rows import Ids
+from vitp.data.formats.coco_files import Ids
 from vitp.data.formats.empty import is_empty
 from vitp.records.labels import LabelledImage, LabelledSet
 
@@ -186,7 +186,7 @@ def test_ids_take_the_exact_one_first() -> None:
     for key, value in ((7, "seven"), ("007", "bond"), ("a", "letter")):
         assert ids.add(key, value) == value
     assert ids.add(7.0, "again") == "seven"
-    assert [ids.find(key) for key in (7, 7.0, "007", "a", "b", None, True, [7], NAN)] == [
+    assert [ids.find(key, "image", "row 1") for key in (7, 7.0, "007", "a", "b", None, True, [7], NAN)] == [
         "seven",
         "seven",
         "bond",
@@ -197,8 +197,8 @@ def test_ids_take_the_exact_one_first() -> None:
         None,
         None,
     ]
-    with pytest.raises(ValueError, match="'7' may mean '7' or '007'"):
-        ids.find("7")
+    with pytest.raises(DataError, match="row 1: image_id '7' may mean '7' or '007'"):
+        ids.find("7", "image", "row 1")
     for key in (None, [3], 1.5, True, NAN, ""):
         with pytest.raises(ValueError, match="neither a whole number nor text"):
             ids.add(key, "x")

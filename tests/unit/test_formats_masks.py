@@ -23,9 +23,9 @@ from vitp.data.formats import read_labels
 from vitp.data.formats.crops import crop_object
 from vitp.data.formats.detect import detect_format
 from vitp.data.synthesis.classes import SetClasses
-from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits
+from vitp.data.synthesis.facts import Facts, Limits
 from vitp.records.geometry import area, as_flat, as_points, signed_area
-from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import object_of, objects_of, outline, parts, rasterise
 from vitp.records.rle import decode, decode_counts, encode
 from vitp.scenes.export import write_scenes

@@ -12,8 +12,8 @@ from PIL import Image
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats import read_labels
 from vitp.data.formats.detect import detect_format
-from vitp.data.formats.split_lists import match_entries
-from vitp.data.formats.splits import SplitEntry, split_of
+from vitp.data.formats.splits import SplitEntry, match_entries
+from vitp.data.formats.walk import split_of
 from vitp.records.labels import LabelledSet
 
 QUAD = "5 6 25 6 25 30 5 30 ship 0\n"
@@ -166,7 +166,7 @@ def test_path_of_another_folder_does_not_mean_an_image_that_is_listed(tmp_path: 
     rows = [*entries("train/x.png"), *entries("val/x.png", split="val")]
     found, missing = match_entries(rows, ["val/x.png"])
     assert found == ["val"]
-    assert [entry.name for entry in missing] == ["train/x.png"]
+    assert [entry.names[0] for entry in missing] == ["train/x.png"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import save_image
-from vitp.checkpoints.card import Provenance, provenance_of_run
+from vitp.checkpoints.description import Provenance, provenance_of_run
 from vitp.cli import run as run_cli
 from vitp.core.errors import CheckpointError, DataError
 from vitp.data.formats import read_labels

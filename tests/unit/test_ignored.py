@@ -24,9 +24,9 @@ from vitp.data.formats.vitp_labels import Roots
 from vitp.data.ignored import known_semantic, touched
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses, gather_statistics
-from vitp.data.synthesis.facts import BACKGROUND, UNKNOWN, Facts, Limits
+from vitp.data.synthesis.facts import UNKNOWN, Facts, Limits
 from vitp.objectives.text_tower import has_caption
-from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
 
 CLASSES = ("ship", "crane", "buoy")
@@ -245,12 +245,12 @@ def test_images_of_which_nothing_can_be_asked_are_counted(tmp_path: Path) -> Non
     src = tmp_path / "src"
     src.mkdir()
     whole = labelled_files(src, *items)
-    vitp_labels.write(whole, Roots(src, src, src))
+    vitp_labels.write_compiled(whole, Roots(src, src, src))
     summary = compile_labels(src, "vitp", tmp_path / "out")
     train = summary.splits["train"]
     assert summary.unasked == 1 and (train.images, train.records) == (3, 2)
     assert train.objects == {"ship": 2}
-    kept = vitp_labels.read(tmp_path / "out").items
+    kept = vitp_labels.read_compiled(tmp_path / "out").items
     assert [len(item.ignored) for item in kept] == [1, 0, 0]
 
 

@@ -20,7 +20,7 @@ from vitp.data.image_sample import ImageSample, crop, flip, quarter_turns, resiz
 from vitp.evaluation.corruptions.geometry import about_centre
 from vitp.evaluation.corruptions.sets import moved_item
 from vitp.evaluation.features import UNCOVERED, box_labels
-from vitp.metrics.detection import shares_inside
+from vitp.metrics.detection import largest_share_inside
 from vitp.metrics.results import Target
 from vitp.models.heads.cascade import BoxSettings, BoxStage, StageSettings
 from vitp.models.heads.oriented_rpn import OrientedProposalNetwork, OrientedProposalSettings
@@ -177,13 +177,13 @@ def test_no_stage_samples_background_inside_of_a_place(seed: int) -> None:
     truth = ImageTruth(objects, torch.tensor([1, 2]), place, (64, 64))
     stage = BoxStage(4, 2, True, StageSettings(), BoxSettings(hidden=8))
     labels = stage._match(proposals, truth)[0].numpy()
-    inside = shares_inside(proposals.numpy(), place.numpy()) >= 0.5
+    inside = largest_share_inside(proposals.numpy(), place.numpy()) >= 0.5
     assert (labels[inside] != 0).all()
     unaware = stage._match(proposals, replace(truth, ignored_M4=torch.zeros(0, 4)))[0].numpy()
     assert (labels[labels != -1] == unaware[labels != -1]).all() and (unaware[labels == -1] == 0).all()
     turned = OrientedTruth(boxes_of_hulls(objects), torch.tensor([1, 2]), boxes_of_hulls(place), (64, 64))
     kinds = match_proposals(boxes_of_hulls(proposals), turned, 0.5)[0].numpy()
-    clearly = shares_inside(proposals.numpy(), place.numpy()) >= 0.501
+    clearly = largest_share_inside(proposals.numpy(), place.numpy()) >= 0.501
     assert (kinds[clearly] != 0).all() and (kinds[labels == 0] != -1).all()
 
 

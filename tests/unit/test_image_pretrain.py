@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import tiny_chat, tiny_vlm_config
 from tests.objective_toys import VISION, labelled_folder
-from vitp.checkpoints.export import load_backbone, random_backbone, verify_export
-from vitp.checkpoints.pretrained import save_vlm
+from vitp.checkpoints.loading import load_backbone, random_backbone
+from vitp.checkpoints.verify import verify_export
+from vitp.checkpoints.writing import save_vlm
 from vitp.core.config import load_config, make_config, save_config
 from vitp.core.errors import ConfigError, DataError
 from vitp.models.vlm import VisionLanguageModel

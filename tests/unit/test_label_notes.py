@@ -111,7 +111,7 @@ def test_finetuning_prints_what_is_missing_and_refuses_nothing_to_learn(tmp_path
     def run(name: str, images: list[LabelledImage]) -> str:
         root = tmp_path / name
         root.mkdir()
-        vitp_labels.write(LabelledSet("set", images, CLASSES), Roots(root, src, src))
+        vitp_labels.write_compiled(LabelledSet("set", images, CLASSES), Roots(root, src, src))
         values = {
             "task": "detection",
             "backbone": {"init": "random", "vision": vision},

@@ -14,7 +14,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import detect, read_labels
 from vitp.data.formats.detect import detect_format
-from vitp.data.formats.layouts import role_of, words_of
+from vitp.data.formats.walk import role_of, words_of
 
 SIDE = 40
 

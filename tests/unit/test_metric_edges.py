@@ -25,11 +25,10 @@ from vitp.metrics.classification import (
 )
 from vitp.metrics.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
 from vitp.metrics.detection import (
-    box_iou,
     detection_scores,
     found_objects,
-    precision_area,
-    shares_inside,
+    largest_share_inside,
+    pairwise_iou,
     true_objects,
     voc_average_precision,
 )
@@ -41,6 +40,7 @@ from vitp.metrics.oriented import (
     oriented_scores,
     true_oriented,
 )
+from vitp.metrics.ranking import precision_area
 from vitp.metrics.results import Prediction, Target
 from vitp.metrics.segmentation import (
     change_scores,
@@ -187,10 +187,10 @@ def seen(*boxes: tuple, labels: list[int] | None = None, scores: list[float] | N
 def test_overlaps_of_whole_number_boxes() -> None:
     boxes = np.array([A, (5, 0, 15, 10), (0, 9, 10, 19), (10, 0, 20, 10), (2, 3, 4, 7)], dtype=np.uint8)
     wanted = [1, 50 / 150, 10 / 190, 0, 8 / 100]
-    assert box_iou(boxes[:1], boxes)[0] == pytest.approx(wanted)
+    assert pairwise_iou(boxes[:1], boxes)[0] == pytest.approx(wanted)
     thin = np.array([(0, 0, 0.5, 4), (0, 0, 4, 0.25), (0, 0, 0.5, 2)])
-    assert box_iou(thin[:1], thin)[0] == pytest.approx([1.0, 0.125 / 2.875, 0.5])
-    assert box_iou(boxes, boxes[:1])[:, 0] == pytest.approx(wanted)
+    assert pairwise_iou(thin[:1], thin)[0] == pytest.approx([1.0, 0.125 / 2.875, 0.5])
+    assert pairwise_iou(boxes, boxes[:1])[:, 0] == pytest.approx(wanted)
 
 
 def test_classes_and_images_are_kept_apart() -> None:
@@ -355,10 +355,10 @@ def test_shares_of_boxes_in_places() -> None:
         [(0, 0, 4, 2), (8, 8, 12, 12), (15, 0, 25, 10), (50, 50, 60, 60), (20, 20, 20, 30), (9, 0, 21, 20)]
     )
     # Apart in x and in y is apart; the largest share counts, not their sum.
-    assert shares_inside(boxes, places).tolist() == [1.0, 4 / 16, 25 / 100, 0.0, 0.0, 10 / 240]
-    assert shares_inside(boxes, places[:0]).tolist() == [0.0] * 6
-    assert shares_inside(boxes[:0], places).shape == (0,)
-    assert shares_inside(np.array([(4, 6, 0, 0)]), places).tolist() == [0.0]
+    assert largest_share_inside(boxes, places).tolist() == [1.0, 4 / 16, 25 / 100, 0.0, 0.0, 10 / 240]
+    assert largest_share_inside(boxes, places[:0]).tolist() == [0.0] * 6
+    assert largest_share_inside(boxes[:0], places).shape == (0,)
+    assert largest_share_inside(np.array([(4, 6, 0, 0)]), places).tolist() == [0.0]
 
 
 def test_what_lies_in_ignored_places_counts_for_nothing() -> None:

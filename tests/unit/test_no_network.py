@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vitp.checkpoints.open import open_tower
+from vitp.checkpoints.loading import open_tower
 from vitp.cli import run as run_cli
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError, ConfigError, DataError, VitpError

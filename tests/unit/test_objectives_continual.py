@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
 from tests.objective_toys import CASES, labelled_folder, masked, tiny_tower
-from vitp.checkpoints.pretrained import load_vlm
+from vitp.checkpoints.loading import load_vlm
 from vitp.core.errors import ConfigError
 from vitp.data.packing import PackedBatch, pack
 from vitp.models.lora import VisionLoRAConfig, add_lora, plain_layers

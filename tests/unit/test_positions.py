@@ -14,9 +14,9 @@ from timm.layers import resample_abs_pos_embed
 from tests.pyramid_toys import SMALL, awake, images, tower_of
 from tests.weights_toys import Sizes, original_folder, vision_weights
 from vitp.checkpoints.checkpoint import Hints
-from vitp.checkpoints.export import export_backbone, load_backbone
-from vitp.checkpoints.open import open_tower
-from vitp.checkpoints.pretrained import load_vlm, save_vlm
+from vitp.checkpoints.export import export_backbone
+from vitp.checkpoints.loading import load_backbone, load_vlm, open_tower
+from vitp.checkpoints.writing import save_vlm
 from vitp.core.errors import ConfigError
 from vitp.models.positions import resample_positions, use_bicubic_positions
 from vitp.models.resample import resized_tower

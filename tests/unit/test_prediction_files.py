@@ -12,9 +12,9 @@ from PIL import Image
 
 from vitp.cli import run as run_cli
 from vitp.core.errors import ConfigError, DataError, VitpError
-from vitp.core.targets import check_file
+from vitp.core.targets import check_output_file
 from vitp.inference import prediction_files
-from vitp.inference.prediction_files import DESCRIPTION, Unusable, is_predictions, predict_files
+from vitp.inference.prediction_files import PREDICTIONS_FILE, Unusable, is_predictions, predict_files
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
@@ -81,7 +81,7 @@ def test_unreadable_images_are_known_before_the_first_prediction(
     assert {name for name in files(tmp_path / "out") if name.startswith("masks")} == {
         f"masks/i{number}.png" for number in range(3)
     }
-    description = json.loads((tmp_path / "out" / DESCRIPTION).read_text())
+    description = json.loads((tmp_path / "out" / PREDICTIONS_FILE).read_text())
     assert [Path(one["image"]).name for one in description["unusable"]] == ["i1x.png", "i9.jpg"]
 
 
@@ -116,7 +116,9 @@ def test_predictions_of_two_calls_never_mix(model: TaskModel, tmp_path: Path) ->
     one, two = save(tmp_path / "a" / "x.png", 1), save(tmp_path / "b" / "x.png", 2, (32, 32))
     out = tmp_path / "out"
     predict_files(model, [tmp_path / "a", tmp_path / "b"], out, TestSettings())
-    named = {entry["name"]: entry["image"] for entry in json.loads((out / DESCRIPTION).read_text())["images"]}
+    named = {
+        entry["name"]: entry["image"] for entry in json.loads((out / PREDICTIONS_FILE).read_text())["images"]
+    }
     assert named == {"x": str(one), "x-2": str(two)}
     sizes = {}
     for name in named:
@@ -190,16 +192,16 @@ def test_files_of_others_and_inputs_are_not_written_over(tmp_path: Path) -> None
     (tmp_path / "page.html").write_text("\n<!DOCTYPE html>\n<html>")
     (tmp_path / "empty.json").touch()
     for name, kind in (("scores.json", "JSON"), ("page.html", "page"), ("empty.json", "JSON")):
-        check_file(tmp_path / name, kind)  # type: ignore[arg-type]
-    check_file(tmp_path / "new.json", "JSON")
-    check_file(save(tmp_path / "drawn.png"), "PNG", inputs=[image, "scene:port"])
+        check_output_file(tmp_path / name, kind)  # type: ignore[arg-type]
+    check_output_file(tmp_path / "new.json", "JSON")
+    check_output_file(save(tmp_path / "drawn.png"), "PNG", inputs=[image, "scene:port"])
     with pytest.raises(ConfigError, match="is an input of the same command"):
-        check_file(tmp_path / "." / "image.png", "PNG", inputs=[image])
+        check_output_file(tmp_path / "." / "image.png", "PNG", inputs=[image])
     for name, kind in (("notes.txt", "JSON"), ("image.png", "page"), ("scores.json", "PNG")):
         with pytest.raises(ConfigError, match=f"exists and is no {kind}"):
-            check_file(tmp_path / name, kind)  # type: ignore[arg-type]
+            check_output_file(tmp_path / name, kind)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="is a folder"):
-        check_file(tmp_path, "JSON")
+        check_output_file(tmp_path, "JSON")
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import random_tiles, tiny_vlm_config
-from vitp.checkpoints.export import load_backbone
-from vitp.checkpoints.pretrained import STARTER, load_vlm, load_weights, read_weights, save_vlm, tied_names
+from vitp.checkpoints.description import STARTER
+from vitp.checkpoints.loading import load_backbone, load_vlm
+from vitp.checkpoints.writing import save_vlm
 from vitp.core.errors import CheckpointError, DamagedError
+from vitp.core.tensors import load_tensors, load_weights, unique_state
 from vitp.models.language import micro_qwen2
 from vitp.models.vlm import VisionLanguageModel
 
@@ -62,7 +64,7 @@ def test_tokenizer_and_template_come_back(folder, chat):
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(folder, vlm):
-    assert tied_names(vlm) == {"language.lm_head.weight"}
+    assert vlm.state_dict().keys() - unique_state(vlm).keys() == {"language.lm_head.weight"}
     names = set(load_file(folder / "model.safetensors"))
     assert names == set(vlm.state_dict()) - {"language.lm_head.weight"}
     loaded = load_vlm(folder).vlm
@@ -76,7 +78,7 @@ def test_untied_weights_are_both_stored(tmp_path, chat):
     vlm = VisionLanguageModel(tiny_vlm_config(language=language), vocabulary=len(chat))
     save_vlm(tmp_path / "untied", vlm, chat)
     loaded = load_vlm(tmp_path / "untied").vlm
-    assert tied_names(loaded) == set()
+    assert unique_state(loaded).keys() == loaded.state_dict().keys()
     assert torch.equal(loaded.language.lm_head.weight, vlm.language.lm_head.weight)
     assert not torch.equal(loaded.language.lm_head.weight, loaded.language.get_input_embeddings().weight)
 
@@ -127,7 +129,7 @@ def test_unexpected_and_missing_names_change_nothing(vlm):
     weights = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
     weights["4.weight"] = weights.pop("3.weight")
     with pytest.raises(CheckpointError, match=r"1 missing \(3\.weight\); 1 unexpected \(4\.weight\)"):
-        load_weights(vlm.projector, weights, where="file")
+        load_weights(vlm.projector, weights, source="file")
     for name, tensor in vlm.projector.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -142,7 +144,7 @@ def test_truncated_weights_are_an_error(folder, keep):
 
 def test_missing_files_are_an_error(folder, tmp_path):
     with pytest.raises(CheckpointError, match="is missing"):
-        read_weights(tmp_path / "none.safetensors")
+        load_tensors(tmp_path / "none.safetensors")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds no vision-language model"):
         load_vlm(folder)
@@ -166,7 +168,7 @@ def test_saving_replaces_an_older_model_or_leaves_it(folder, vlm, chat, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(Exception, match="disk is full"):
-        patch.setattr("vitp.core.tensors.write_safetensors", fail)
+        patch.setattr("vitp.checkpoints.writing.save_tensors", fail)
         save_vlm(folder, vlm, chat)
     assert torch.equal(load_file(folder / "model.safetensors")["projector.1.bias"], old)
     save_vlm(folder, vlm, chat)
@@ -177,7 +179,7 @@ def test_saving_replaces_an_older_model_or_leaves_it(folder, vlm, chat, monkeypa
 def test_weights_of_the_wrong_kind_are_refused(tmp_path, vlm):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=r"unexpected \(x\)"):
-        load_weights(vlm.projector, read_weights(tmp_path / "x.safetensors"), where="x")
+        load_weights(vlm.projector, load_tensors(tmp_path / "x.safetensors"), source="x")
 
 
 def test_a_flipped_bit_of_the_starter_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitp.core.errors import ConfigError
-from vitp.data.splits import development_splits, draw, label_count
+from vitp.data.splits import development_splits, draw_images, label_count
 from vitp.evaluation.features import Features, ProbeData, box_labels, extract, majority_labels
 from vitp.evaluation.linear import fit_logistic, fit_selected, knn_predict
 from vitp.evaluation.probe_table import ProbeTable
@@ -197,11 +197,11 @@ def test_selection_takes_the_best_on_validation() -> None:
 
 def test_draws_are_seeded_balanced_and_grow() -> None:
     scenes = torch.tensor([0] * 40 + [1] * 8 + [2] * 2)
-    few = draw(scenes, 6, 0)
-    assert torch.equal(few, draw(scenes, 6, 0)) and not torch.equal(few, draw(scenes, 6, 1))
+    few = draw_images(scenes, 6, 0)
+    assert torch.equal(few, draw_images(scenes, 6, 0)) and not torch.equal(few, draw_images(scenes, 6, 1))
     assert scenes[few].bincount().tolist() == [2, 2, 2]
-    assert set(few.tolist()) <= set(draw(scenes, 20, 0).tolist())
-    assert draw(scenes, 50, 0).tolist() == list(range(50))
+    assert set(few.tolist()) <= set(draw_images(scenes, 20, 0).tolist())
+    assert draw_images(scenes, 50, 0).tolist() == list(range(50))
 
 
 @pytest.mark.parametrize(("labels", "count"), [(None, 80), (10, 10), (0.25, 20)])

@@ -19,7 +19,7 @@ from vitp.data.readers.records import JsonArrayRecords, JsonlRecords
 from vitp.data.readers.rows import RowPlace, record_from_row
 from vitp.data.record_set import ListRecords, RecordSet
 from vitp.data.sources import open_records, read_mixture
-from vitp.records.instructions import InstructionRecord, Region, Turn, to_json, to_line
+from vitp.records.instructions import InstructionRecord, Region, Turn, record_to_json, to_line
 
 QUESTION = {"from": "human", "value": "<image>\nWhat is it?"}
 ANSWER = {"from": "gpt", "value": "A ship."}
@@ -107,7 +107,7 @@ def test_canonical_rows_come_back_as_they_were() -> None:
         licence="MIT",
         origin="rows.jsonl:7",
     )
-    assert read(to_json(record)) == record
+    assert read(record_to_json(record)) == record
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20).map(

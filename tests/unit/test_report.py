@@ -16,30 +16,25 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError, VitpError
+from vitp.evaluation.answers import Answered
 from vitp.evaluation.probe_table import ProbeRow
-from vitp.report import (
-    AttentionExplorer,
-    BackboneAttention,
-    Bar,
-    BarChart,
+from vitp.report.answered import AnsweredCards
+from vitp.report.attention import AttentionExplorer, BackboneAttention, quantise
+from vitp.report.charts import Bar, BarChart, Curve, HeatMap, Histogram, LineChart
+from vitp.report.compare import comparison_section
+from vitp.report.page import (
     Card,
     Code,
     Figure,
     Headline,
+    HtmlPage,
     ImageGrid,
     KeyValue,
-    LineChart,
-    Page,
-    Sample,
-    Samples,
     Section,
-    Series,
     Table,
     Text,
-    comparison_section,
-    write_run_report,
 )
-from vitp.report.attention import quantise, restore
+from vitp.report.run_report import write_run_report
 
 LOADING = {"src", "href", "xlink:href", "data", "poster", "srcset", "action"}
 
@@ -81,10 +76,13 @@ def assert_self_contained(html: str) -> None:
     loads = parse(html)
     assert loads.addresses
     assert all(a.startswith(("data:image/", "#")) for a in loads.addresses), loads.addresses
+    # Clip paths of charts point into the page.
+    assert set(re.findall(r"url\((.)", html)) <= {"#"}
     assert "link" not in loads.tags
     style = html.split("<style>")[1].split("</style>")[0]
     assert "@import" not in style
     assert "url(" not in style
+    assert "xmlns" not in html
     assert not re.search(r"\b(fetch|XMLHttpRequest|import)\s*\(", html)
 
 
@@ -98,8 +96,13 @@ def attention(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return weights / weights.sum(-1, keepdims=True)
 
 
+def restored(quantised: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Attention from what `quantise` gave: what the page's script computes."""
+    return quantised.astype(np.float32) / 255 * largest[..., None]
+
+
 def page_of(*blocks) -> str:
-    return Page("Title", [Section("Only", list(blocks))]).html()
+    return HtmlPage("Title", [Section("Only", list(blocks))]).html()
 
 
 @pytest.fixture
@@ -196,14 +199,28 @@ def test_run_report_is_self_contained_and_shows_the_numbers(run_dir):
     assert not list(run_dir.glob(".*tmp*"))
 
 
+def numbers_of(html: str, title: str) -> list[list[str]]:
+    """The rows of the numbers that are folded away under a chart, heads first."""
+    part = html.split(f"<h3>{title}</h3>")[1].split("</figure>")[0]
+    rows = part.split('<details class="numbers">')[1].split("<tr>")[1:]
+    return [[unescape(cell) for cell in re.findall(r">([^<>]*)</t[hd]>", row)] for row in rows]
+
+
 def test_loss_curve_holds_the_logged_values(run_dir):
     html = write_run_report(run_dir).read_text()
-    charts = [json.loads(unescape(t)) for t in re.findall(r'application/json">(.*?)</script>', html)]
-    named = next(c for c in charts if [s["name"] for s in c.get("series", [])] == ["answer", "aux"])
-    assert named["series"][1]["y"] == pytest.approx([0.5] * 60)
-    assert named["series"][0]["x"] == list(range(1, 61))
-    rate = next(c for c in charts if [s["name"] for s in c.get("series", [])] == ["samples"])
-    assert rate["series"][0]["y"] == pytest.approx([123.0] * 60)
+    named = numbers_of(html, "Losses by name")
+    assert named[0] == ["step", "answer", "aux"] and len(named) == 25
+    assert [float(row[2]) for row in named[1:]] == pytest.approx([0.5] * 24)
+    steps = [int(row[0]) for row in named[1:]]
+    assert (steps[0], steps[-1]) == (1, 60) and steps == sorted(set(steps))
+    rate = numbers_of(html, "Throughput: samples a second")
+    assert [float(row[1]) for row in rate[1:]] == pytest.approx([123.0] * 24)
+
+
+def test_equal_runs_have_equal_pages(run_dir):
+    first = write_run_report(run_dir).read_bytes()
+    assert write_run_report(run_dir).read_bytes() == first
+    assert b"<dc:date>" not in first
 
 
 def test_missing_parts_are_absent_and_named(run_dir):
@@ -271,46 +288,41 @@ def test_score_outside_its_range_is_refused(run_dir):
         write_run_report(run_dir)
 
 
-def test_user_text_is_escaped_everywhere():
-    evil = '<script>alert("x")</script>'
-    html = Page(
-        evil,
-        [
-            Section(
-                evil,
-                [
-                    Text(f"{evil} **{evil}** `{evil}`\n\n- {evil}"),
-                    Headline([Card(evil, evil, evil)]),
-                    Table([evil], [[evil]], note=evil),
-                    LineChart(
-                        evil,
-                        [Series(evil, [0, 1], [1, 2]), Series("b", [0, 1], [2, 1])],
-                        evil,
-                        evil,
-                        note=evil,
-                    ),
-                    BarChart(evil, [Bar(evil, 1.0)], unit=evil, x_label=evil),
-                    ImageGrid([Figure(picture(), evil)], evil, note=evil),
-                    KeyValue({evil: evil, "nested": {evil: [evil]}}, evil),
-                    Code(evil, evil),
-                    Samples([Sample(picture(), evil, f"<ref>{evil}</ref>", evil, evil, 0.5)], evil, evil),
-                    AttentionExplorer(
-                        evil,
-                        [picture()],
-                        [BackboneAttention(evil, [0], (1, 1), [np.ones((1, 1, 1))])],
-                        image_names=[evil],
-                        note=evil,
-                    ),
-                ],
-                lead=evil,
-            )
-        ],
-        subtitle=evil,
-        facts=[(evil, evil)],
-    ).html()
+@pytest.mark.parametrize("evil", ['<script>alert("x")</script>', '\']]><script>alert("x")</script>&#60;'])
+def test_user_text_is_escaped_everywhere(evil, tmp_path):
+    picture().save(tmp_path / "a.png")
+    blocks = [
+        Text(f"{evil} **{evil}** `{evil}`\n\n- {evil}"),
+        Headline([Card(evil, evil, evil)]),
+        Table([evil], [[evil]], note=evil),
+        LineChart(
+            title=evil,
+            lines=[Curve(evil, [0, 1], [1, 2]), Curve("b", [0, 1], [2, 1])],
+            x_label=evil,
+            y_label=evil,
+            note=evil,
+        ),
+        BarChart(title=evil, bars=[Bar(evil, 1.0), Bar("b", 1.0, text=evil)], unit=evil, x_label=evil),
+        HeatMap(title=evil, rows=[evil], columns=[evil], values=[[1.0]], reference=1.0),
+        Histogram(title=evil, values=[1, 2], unit=evil),
+        ImageGrid([Figure(picture(), evil)], evil, note=evil),
+        KeyValue({evil: evil, "nested": {evil: [evil]}}, evil),
+        Code(evil, evil),
+        AnsweredCards(
+            [Answered(str(tmp_path / "a.png"), evil, f"<ref>{evil}</ref>", evil, evil, 0.5)], note=evil
+        ),
+        AttentionExplorer(
+            evil,
+            [picture()],
+            [BackboneAttention(evil, [0], (1, 1), [np.ones((1, 1, 1))])],
+            image_names=[evil],
+            note=evil,
+        ),
+    ]
+    html = HtmlPage(evil, [Section(evil, blocks, lead=evil)], subtitle=evil, facts=[(evil, evil)]).html()
     assert "<script>alert" not in html
-    # Theme, behaviour, and the data of one chart and one explorer: no script more.
-    assert parse(html).tags.count("script") == 4
+    # Behaviour, and the data of one explorer: no script more.
+    assert parse(html).tags.count("script") == 2
     assert "alert(&#34;x&#34;)" in html
 
 
@@ -322,7 +334,7 @@ def test_comparison_says_who_wins():
         {"random": [row(0.20, 0.21, 0.22)], "tied": [row(0.50, 0.52, 0.47)], "ours": [row(0.50, 0.51, 0.49)]},
         ours="ours",
     )
-    html = unescape(Page("t", [section]).html())
+    html = unescape(HtmlPage("t", [section]).html())
     assert "<strong>ours</strong> against <strong>random</strong>: better on 1 of 1" in html
     assert "<strong>ours</strong> against <strong>tied</strong>: undecided on 1 of 1" in html
     assert "50.0 ± 1.0" in html
@@ -340,7 +352,7 @@ def test_draws_of_one_pretrained_backbone_are_no_evidence():
             "a": [ProbeRow("patches", "mIoU", (0.2, 0.21, 0.22))],
             "b": [ProbeRow("patches", "mIoU", (0.5, 0.51, 0.52))],
         }
-        return unescape(Page("t", [comparison_section(rows, ours="b", draws_per_seed=draws)]).html())
+        return unescape(HtmlPage("t", [comparison_section(rows, ours="b", draws_per_seed=draws)]).html())
 
     assert "<strong>b</strong> against <strong>a</strong>: better on 1 of 1" in section(1)
     assert "<strong>b</strong> against <strong>a</strong>: undecided on 1 of 1" in section(3)
@@ -352,7 +364,7 @@ def test_comparison_turns_round_for_errors():
         "b": [ProbeRow("boxes", "error", (0.5, 0.6, 0.7))],
     }
     section = comparison_section(rows, ours="b", percent=False, lower_is_better=[("boxes", "error")])
-    html = unescape(Page("t", [section]).html())
+    html = unescape(HtmlPage("t", [section]).html())
     assert "<strong>b</strong> against <strong>a</strong>: better on 1 of 1" in html
     assert "−0.5" in html
 
@@ -376,7 +388,7 @@ def test_attention_round_trips_through_the_page():
             for plane, target in zip(planes, wanted, strict=True):
                 q = np.frombuffer(base64.b64decode(plane["q"]), np.uint8).reshape(12, 12)
                 most = np.frombuffer(base64.b64decode(plane["m"]), "<f4")
-                error = np.abs(restore(q, most) - target)
+                error = np.abs(restored(q, most) - target)
                 assert (error <= target.max(-1, keepdims=True) / 510 + 1e-6).all()
 
 
@@ -384,7 +396,7 @@ def test_attention_round_trips_through_the_page():
 def test_quantisation_error_is_bounded(count, seed, scale):
     values = np.random.default_rng(seed).random((count, count)) ** 6 * scale
     values[0] = 0
-    back = restore(*quantise(values))
+    back = restored(*quantise(values))
     assert (np.abs(back - values) <= values.max(-1, keepdims=True) * (1 / 510 + 1e-5)).all()
 
 

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from PIL import Image
 
 from vitp.core.errors import DataError
-from vitp.report import (
-    Bar,
-    BarChart,
-    Column,
-    Figure,
-    ImageGrid,
-    LineChart,
-    Measure,
-    Page,
-    Sample,
-    Samples,
-    Section,
-    Series,
-    Table,
-    Text,
-)
-from vitp.report.charts import smoothed
-from vitp.report.samples import asked_shapes, badge, grid_of, readable, shapes_in
-from vitp.report.svg import linear_ticks, log_ticks, number, spread, tick_label
+from vitp.evaluation.answers import Answered
+from vitp.report.answered import AnsweredCards, score_badge
+from vitp.report.charts import Bar, BarChart, Chart, Curve, HeatMap, Histogram, LineChart
+from vitp.report.page import Column, Figure, HtmlPage, ImageGrid, MeanStd, Section, Table, Text
+from vitp.report.places import asked_outlines, grid_answer, outlines_in, text_parts
+from vitp.report.run_report import smoothed
+from vitp.report.text import format_number, format_tick
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
@@ -38,20 +28,21 @@ def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
 
 
 def page_of(*blocks) -> str:
-    return Page("Title", [Section("Only", list(blocks))]).html()
+    return HtmlPage("Title", [Section("Only", list(blocks))]).html()
 
 
 def test_emphasis_and_code():
-    html = str(Text("**a** and *b*, `**c**`, 2 * 3 * 4").html)
-    assert html == "<p><strong>a</strong> and <em>b</em>, <code>**c**</code>, 2 * 3 * 4</p>"
+    html = page_of(Text("**a** and *b*, `**c**`, 2 * 3 * 4\n\n- one\n- *two*"))
+    assert "<p><strong>a</strong> and <em>b</em>, <code>**c**</code>, 2 * 3 * 4</p>" in html
+    assert "<ul><li>one</li><li><em>two</em></li></ul>" in html
 
 
 def test_table_marks_the_best_of_each_column():
     table = Table(
         ["name", Column("up", "max", 1), Column("down", "min", 2), Column("plain")],
         [
-            ["a", Measure(50.04, 1.26, 3), 0.5, 1.0],
-            ["b", Measure(50.01, 0.2, 3), 0.25, 2.0],
+            ["a", MeanStd(50.04, 1.26, 3), 0.5, 1.0],
+            ["b", MeanStd(50.01, 0.2, 3), 0.25, 2.0],
             ["c", 40.0, float("nan"), 3.0],
             ["d", None, None, 4.0],
         ],
@@ -73,97 +64,208 @@ def test_table_marks_the_best_of_each_column():
         Table(["a", "b"], [["x"]])
 
 
-def test_boxes_are_drawn_where_the_text_says():
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    picture(size=(200, 100)).save(tmp_path / "a.png")
+    return str(tmp_path / "a.png")
+
+
+def test_boxes_are_drawn_where_the_text_says(image: str):
     expected = "<ref>ship</ref><box>[[100, 200, 300, 400]]</box>"
-    answer = "<ref>ship</ref><quad>[[0, 0, 500, 0, 500, 1000, 0, 1000]]</quad>"
-    html = page_of(Samples([Sample(picture(size=(200, 100)), "Where?", expected, answer, "box", 0.0)]))
-    # 400 units wide, so 200 high; corners clockwise.
-    assert 'class="shape expected" points="40.0,40.0 120.0,40.0 120.0,80.0 40.0,80.0"' in html
-    assert 'class="shape answered" points="0.0,0.0 200.0,0.0 200.0,200.0 0.0,200.0"' in html
-    assert "ship · 1 box" in html
-    assert "ship · 1 oriented box" in html
+    answer = "<ref>boat</ref><quad>[[0, 0, 500, 0, 500, 1000, 0, 1000]]</quad>"
+    more = "<ref>ship</ref>{<400><450><600><550>|<90>}"
+    html = page_of(AnsweredCards([Answered(image, "Where?", expected, answer + more, "box", 0.0)]))
+    assert 'class="shape expected" points="100,200 300,200 300,400 100,400"' in html
+    assert 'class="shape answer" points="0,0 500,0 500,1000 0,1000"' in html
+    # GeoChat's angle is one of pixels: 40 × 10 around the centre become 10 × 40.
+    assert 'class="shape answer" points="525,300 525,700 475,700 475,300"' in html
+    assert "aspect-ratio: 200 / 100" in html
+    text = re.sub(r"<[^>]+>", "", html)
+    assert "ship · 1 box" in text and "boat · 1 oriented box" in text
+    assert html.count('class="tag answer"') == 2
 
 
 def test_broken_answers_draw_nothing():
-    assert shapes_in("<ref>ship</ref><box>[[300, 2, 100]]</box>") == []
-    assert shapes_in("no ships here [[1, 2, 3, 4]]") == []
-    assert asked_shapes("What is in <box>[[900, 0, 100, 50]]</box>?") == []
-    (asked,) = asked_shapes("What is in <box>[[10, 20, 30, 40]]</box>?")
+    assert outlines_in("<ref>ship</ref><box>[[300, 2, 100]]</box>", (10, 10)) == []
+    assert outlines_in("no ships here [[1, 2, 3, 4]]", (10, 10)) == []
+    assert asked_outlines("What is in <box>[[900, 0, 100, 50]]</box>?") == []
+    (asked,) = asked_outlines("What is in <box>[[10, 20, 30, 40]]</box>?")
     assert asked.corners == (10, 20, 30, 20, 30, 40, 10, 40)
 
 
 def test_questions_keep_their_words():
-    assert (
-        readable("<image>\nWhat is in <box>[[1, 2, 3, 4]]</box>?").striptags()
-        == "What is in the marked place?"
-    )
-    assert readable("<ref>a b</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>").striptags() == "a b · 2 boxes"
+    def readable(text: str) -> list[tuple[str, str]]:
+        return [(part.kind, part.words or part.text) for part in text_parts(text)]
+
+    assert readable("<image>\nWhat is in <box>[[1, 2, 3, 4]]</box>?") == [
+        ("mark", "image"),
+        ("text", "\nWhat is in "),
+        ("places", "the marked place"),
+        ("text", "?"),
+    ]
+    assert readable("<ref>a b</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>") == [
+        ("class", "a b"),
+        ("places", "2 boxes"),
+    ]
+    assert readable("<ref>a</ref>{<1><2><3><4>|<5>}{<1><2><3><4>|<6>}")[1] == ("places", "2 oriented boxes")
+    assert readable("in <box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>")[1] == ("places", "the 2 marked places")
 
 
 def test_grids_are_told_from_other_answers():
-    assert grid_of("water road; storage-tank road") == [["water", "road"], ["storage-tank", "road"]]
+    assert grid_answer("water road; storage-tank road") == [["water", "road"], ["storage-tank", "road"]]
     for other in ("2,3; 2,4", "yes", "Two ships; one is large.", "water; road", "", "water road; water"):
-        assert grid_of(other) == []
+        assert grid_answer(other) == []
 
 
-def test_grid_answers_cross_the_wrong_cells():
+def test_grid_answers_cross_the_wrong_cells(image: str):
     truth, given_answer = "water road; road water", "water road; water water"
-    block = Samples([Sample(picture(), "Grid?", truth, given_answer, "grid", 0.75)])
+    block = AnsweredCards([Answered(image, "Grid?", truth, given_answer, "grid", 0.75)])
     html = page_of(block)
     assert html.count('class="cell"') == 8
     assert html.count('class="miss"') == 1
+    assert 'x="0.0" y="500.0" width="500.0" height="500.0"' in html
     assert "3 of 4 cells right" in html
-    assert set(block.colours) == {"water", "road"}
+    (card,) = block.cards
+    assert [name for name, _ in card["legend"]] == ["water", "road"]
+    few = AnsweredCards([Answered(image, "Grid?", truth, "road road; road road; road road", "grid", 0.5)])
+    assert few.cards[0]["answer"] == "2 of 4 cells right"
 
 
 def test_pictures_are_stored_once(tmp_path):
     picture(size=(300, 200)).save(tmp_path / "a.png")
-    samples = [Sample("a.png", f"question {i}", "yes", "no", "presence", 0.0) for i in range(5)]
-    html = page_of(Samples(samples, base=tmp_path))
+    answered = [Answered("a.png", f"question {i}", "yes", "no", "presence", 0.0) for i in range(5)]
+    html = page_of(AnsweredCards(answered, base=tmp_path))
     assert html.count("data:image/jpeg") == 1
     assert html.count("<use ") == 5
 
 
 def test_unreadable_picture_is_shown_as_such(tmp_path):
-    html = page_of(Samples([Sample(str(tmp_path / "gone.png"), "q", "yes", "no")]))
+    html = page_of(AnsweredCards([Answered(str(tmp_path / "gone.png"), "q", "yes", "no")]))
     assert "gone.png" in html
     with pytest.raises(DataError):
         page_of(ImageGrid([Figure(np.zeros((2, 2), np.float32))]))
 
 
 def test_badges():
-    assert badge(None) is None
-    assert badge(1.0) == {"style": "good", "text": "✓ right"}
-    assert badge(0.0) == {"style": "bad", "text": "✗ wrong"}
-    assert badge(0.4) == {"style": "part", "text": "40 %"}
+    assert score_badge(None) is None
+    assert score_badge(1.0) == ("good", "✓ right")
+    assert score_badge(0.0) == ("bad", "✗ wrong")
+    assert score_badge(0.4) == ("part", "40 %")
 
 
-def test_charts_survive_odd_data():
-    nan = float("nan")
-    for series in (
-        [],
-        [Series("a", [], [])],
-        [Series("a", [3], [0.0])],
-        [Series("a", [0, 1, 2], [nan, 1e-9, nan])],
+ODD = float("nan")
+CHARTS: list[Chart] = [
+    *(
+        LineChart(title="t", lines=lines, from_zero=zero)
+        for zero in (False, True)
+        for lines in (
+            [],
+            [Curve("a", [], [])],
+            [Curve("a", [3], [0.0])],
+            [Curve("_a $x$ \udce4", [0, 1, 2], [ODD, 1e-9, ODD], error=[1, 0, 1], raw=[1, 2, 3])],
+        )
+    ),
+    BarChart(title="t", bars=[Bar("a", ODD), Bar("b", 0.0), Bar("c", -2.0, 0.5, [-2.5])]),
+    BarChart(title="t", bars=[Bar("漢字 \udce4 $a_b$" * 9, 1.0)], x_label="\udce4"),
+    HeatMap(title="t", rows=["a"], columns=["\udce4"], values=[[ODD]], reference=ODD),
+    Histogram(title="t", values=[0], unit="\udce4"),
+    Histogram(title="t", values=[0.5, 1e9], unit="px"),
+]
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: type(chart).__name__)
+def test_charts_survive_odd_data(chart: Chart, tmp_path):
+    html = page_of(chart)
+    assert not re.search(r"\bnan\b|\binf\b", html.split("<main>")[1], re.IGNORECASE)
+    assert chart.svg == chart.svg
+    chart.write_png(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size[0] == (1791 if chart.wide else 1000)
+
+
+def test_charts_follow_the_theme_and_the_font_of_the_page():
+    lines = [Curve("a", [0, 1], [1, 2]), Curve("b", [0, 1], [2, 1], runs=[(0, 2.0)])]
+    chart = LineChart(title="t", lines=lines)
+    assert chart.legend == [("a", "var(--c0)"), ("b", "var(--c1)")]
+    assert chart.svg.startswith('<svg viewBox="0 0 480 270"')
+    for variable in ("--c0", "--c1", "--edge", "--faint"):
+        assert f"var({variable})" in chart.svg
+    assert "DejaVu" not in chart.svg and "<metadata" not in chart.svg and ' id="axes' not in chart.svg
+
+
+def test_charts_do_not_depend_on_the_settings_of_the_user():
+    import matplotlib as mpl
+
+    chart = BarChart(title="t", bars=[Bar("a", 1.0)])
+    with mpl.rc_context(
+        {"font.size": 31, "axes.facecolor": "red", "svg.hashsalt": "x", "svg.fonttype": "path"}
     ):
-        for log in (False, True):
-            assert "NaN" not in page_of(LineChart("t", series, y_log=log))
-    assert "nan" not in str(BarChart("t", [Bar("a", nan), Bar("b", 0.0), Bar("c", -2.0, 0.5, [-2.5])]).svg)
+        other = chart.svg
+    assert other == chart.svg
+
+
+def drawn(chart: Chart) -> Axes:
+    with chart._figure() as figure:
+        return figure.axes[0]
+
+
+def test_line_charts_draw_error_bars_within_the_axes() -> None:
+    axes = drawn(LineChart(title="c", lines=[Curve("a", [0, 1], [1.0, 2.0], error=[0.5, 4.0])]))
+    low, high = axes.get_ylim()
+    assert low < 2 - 4 and high > 2 + 4
+    (bars,) = (one for one in axes.collections)
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.5, 1.5], [-2.0, 6.0]]
+    assert not drawn(LineChart(title="c", lines=[Curve("a", [0, 1], [1.0, 2.0])])).collections
+
+
+def test_axes_end_where_they_are_told_to() -> None:
+    lines = [Curve("a", [0, 1, 2], [3.0, 4.0, 5.0], runs=[(0, 2.5), (0, 3.5)])]
+    assert drawn(LineChart(title="c", lines=lines, from_zero=True, highest=9.0)).get_ylim() == (0.0, 9.0)
+    low, high = drawn(LineChart(title="c", lines=lines)).get_ylim()
+    assert 2.3 < low < 2.5 and 5.0 < high < 5.2
+    below = [Curve("a", [0, 1], [-3.0, 4.0])]
+    assert drawn(LineChart(title="c", lines=below, from_zero=True)).get_ylim()[0] == -3.0
+
+
+def test_tables_of_curves_hold_their_values_and_their_runs() -> None:
+    lines = [
+        Curve("a", [0, 1], [2.0, 5.0], runs=[(0, 1.0), (0, 3.0), (1, 5.0)]),
+        Curve("b", [1, 2], [7.0, 8.0]),
+    ]
+    assert LineChart(title="c", lines=lines, x_label="layer").table == [
+        ("layer", "a", "b"),
+        ("0", "2 (1, 3)", ""),
+        ("1", "5 (5)", "7"),
+        ("2", "", "8"),
+    ]
+
+
+def test_bars_stand_where_their_values_are() -> None:
+    chart = BarChart(title="t", bars=[Bar("a", 2.0, 0.5, [1.5, 2.5], 1), Bar("b", -1.0)], digits=1, unit=" %")
+    axes = drawn(chart)
+    assert [bar.get_width() for bar in axes.patches] == [2.0, -1.0]
+    assert axes.get_xlim()[0] <= -1.0 and axes.get_xlim()[1] >= 2.5
+    assert [text.get_text() for text in axes.texts] == ["2.0 ± 0.5 %", "−1.0 %"]
+    assert "<title>a: 2.0 ± 0.5 % (1.5, 2.5)</title>" in chart.svg
 
 
 def test_lone_chart_takes_the_whole_row():
     def chart(wide: bool = False) -> BarChart:
-        return BarChart("t", [Bar("a", 1.0)], wide=wide)
+        return BarChart(title="t", bars=[Bar("a", 1.0)], wide=wide)
 
-    section = Section("s", [chart(), chart(), chart(), Text("x"), chart()])
-    assert [getattr(block, "wide", None) for block in section.laid_out] == [False, False, True, None, True]
+    section = Section(
+        "s", [chart(), chart(), chart(), Text("x"), chart(), chart(wide=True), chart(), chart()]
+    )
+    wide = [getattr(block, "wide", None) for block in section.laid_out]
+    assert wide == [False, False, True, None, True, True, False, False]
 
 
 def test_long_curves_are_thinned_but_keep_their_ends():
-    chart = LineChart("t", [Series("a", range(5000), [float(i) for i in range(5000)])])
-    (line,) = chart.data["series"]
-    assert len(line["x"]) == 600
-    assert (line["x"][0], line["x"][-1]) == (0, 4999)
+    rng = np.random.default_rng(0)
+    chart = LineChart(title="t", lines=[Curve("a", range(5000), rng.random(5000).tolist())])
+    (line, _) = drawn(chart).lines
+    x = np.asarray(line.get_xdata(), float)
+    assert len(x) == 600 and (x[0], x[-1]) == (0, 4999)
+    assert len(chart.table) == 25 and (chart.table[1][0], chart.table[-1][0]) == ("0", "4,999")
 
 
 def test_smoothing_is_a_symmetric_mean():
@@ -174,25 +276,16 @@ def test_smoothing_is_a_symmetric_mean():
     assert half[2] == pytest.approx(1 / (1 + 2 * (0.5 + 0.25)))
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 10))
-def test_ticks_lie_within_and_are_few(low, width, count):
-    high = low + width
-    ticks = linear_ticks(low, high, count)
-    margin = (high - low) * 1e-6 + 1e-9
-    assert all(low - margin <= tick <= high + margin for tick in ticks)
-    assert len(ticks) <= count + 2
-
-
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=6))
-def test_labels_are_spread_without_changing_order(positions):
-    moved = spread(positions, 10, 0, 100)
-    ranked = [moved[i] for i in sorted(range(len(positions)), key=lambda i: positions[i])]
-    assert all(b - a >= 10 - 1e-6 for a, b in pairwise(ranked))
-    assert max(moved) <= 100 + 1e-6
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60), st.floats(0.1, 0.95))
+def test_smoothing_is_the_weighted_mean(values, weight):
+    places = np.arange(len(values))
+    weights = weight ** np.abs(places[:, None] - places)
+    wanted = (weights * values).sum(1) / weights.sum(1)
+    assert smoothed(values, weight) == pytest.approx(wanted.tolist(), abs=1e-6)
 
 
 def test_numbers_read_well():
-    assert [number(v) for v in (0, 12, 1234567, 0.12345, 2e-5, -3.5)] == [
+    assert [format_number(v) for v in (0, 12, 1234567, 0.12345, 2e-5, -3.5)] == [
         "0",
         "12",
         "1,234,567",
@@ -200,12 +293,16 @@ def test_numbers_read_well():
         "2e-5",
         "−3.5",
     ]
-    assert (number(1234.567, 1), number(-0.0001, 2), number(float("inf"))) == ("1,234.6", "0.00", "–")
-    assert [tick_label(v) for v in (0, 0.25, 15000, 2.5e6, 2e-5)] == ["0", "0.25", "15k", "2.5M", "2e-5"]
-    assert log_ticks(0.9, 12) == pytest.approx([1, 2, 5, 10])
+    assert (format_number(1234.567, 1), format_number(-0.0001, 2), format_number(float("inf"))) == (
+        "1,234.6",
+        "0.00",
+        "–",
+    )
+    assert [format_tick(v) for v in (0, 0.25, 15000, 2.5e6, 2e-5)] == ["0", "0.25", "15k", "2.5M", "2e-5"]
+    assert [format_number(v, 1, signed=True) for v in (2.0, 0.0, -2.0)] == ["+2.0", "0.0", "−2.0"]
 
 
 def test_pages_with_equal_titles_have_distinct_anchors():
-    html = Page("t", [Section("Results", []), Section("Results", [])]).html()
+    html = HtmlPage("t", [Section("Results", []), Section("Results", [])]).html()
     assert 'id="results"' in html
     assert 'id="results-2"' in html

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from vitp.report.charts import Bar, BarChart
-from vitp.report.markdown import page_markdown
-from vitp.report.page import Page
-from vitp.report.sections import Code, Column, KeyValue, Measure, Section, Table, Text
+from vitp.report.page import Code, Column, HtmlPage, KeyValue, MeanStd, Section, Table, Text
 
 
 def test_a_page_as_markdown() -> None:
     table = Table(
         ["arm", Column("mIoU", "max", 1), "words"],
-        [["a|b", Measure(12.34, 0.56, 3), "x\ny"], ["c", None, "z"], ["d", 3.0, ""]],
+        [["a|b", MeanStd(12.34, 0.56, 3), "x\ny"], ["c", None, "z"], ["d", 3.0, ""]],
         note="Percent.",
     )
-    chart = BarChart("bars", [Bar("a", 1.0)])
+    chart = BarChart(title="bars", bars=[Bar("a", 1.0)])
     facts = KeyValue({"seed": 3, "sizes": {"width": 64}}, title="All")
     sections = [
         Section("Numbers", [table, chart], "Look."),
         Section("Charts alone", [chart], "Look."),
         Section("How", [Code("vitp demo"), facts]),
     ]
-    text = page_markdown(
-        Page("Title", [*sections, Section("End", [Text("- one\n- two")])], "Sub.", [("k", "v")])
-    )
+    page = HtmlPage("Title", [*sections, Section("End", [Text("- one\n- two")])], "Sub.", [("k", "v")])
+    text = page.markdown()
     assert text == (
         "# Title\n\nSub.\n\nk: v\n\n## Numbers\n\nLook.\n\n"
         "| arm | mIoU | words |\n|---|---:|---|\n"

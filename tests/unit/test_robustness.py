@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,14 @@ from vitp.evaluation.robustness_result import RobustnessResult, comparable
 from vitp.metrics.results import Scores
 from vitp.models.vision import VisionConfig, VisionTower
 from vitp.records.labels import LabelledSet
-from vitp.report.heat_map import HeatMap
-from vitp.report.robustness_examples import draw_labels, example_figures
-from vitp.report.robustness_page import robustness_sections, write_robustness_page, write_table
+from vitp.report.charts import HeatMap
+from vitp.report.robustness_page import (
+    example_figures,
+    labelled_picture,
+    robustness_sections,
+    write_robustness_page,
+    write_robustness_table,
+)
 from vitp.scenes import scene_set
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.build import NeckSettings, build_model, task_of
@@ -243,14 +249,16 @@ def test_backbones_are_probed_on_corrupted_images() -> None:
 
 
 def test_heat_maps_colour_by_loss() -> None:
-    chart = HeatMap("t", ["a", "b"], ["1", "2"], [[80.0, 60.0], [90.0, float("nan")]], reference=80.0)
+    values = [[80.0, 60.0], [90.0, float("nan")]]
+    chart = HeatMap(title="t", rows=["a", "b"], columns=["1", "2"], values=values, reference=80.0)
     assert chart.largest_loss == 20.0
     assert chart.colour(80.0) == (255, 247, 236) and chart.colour(60.0) == (127, 0, 0)
     assert chart.colour(90.0) == (209, 229, 240) and chart.colour(float("nan")) == (200, 204, 210)
-    assert chart.svg.count("<rect") == 4 and "60.0" in chart.svg and "–" in chart.svg
-    assert chart.table[0] == ("a", "80.0, 60.0")
+    assert [chart.svg.count(colour) for colour in ("#fff7ec", "#7f0000", "#d1e5f0", "#c8ccd2")] == [1] * 4
+    assert "<title>a, 2: 60.0 (−20.0)</title>" in chart.svg and "<title>b, 2: – (–)</title>" in chart.svg
+    assert re.findall(r">([\d.–]+)</text>", chart.svg)[-4:] == ["80.0", "60.0", "90.0", "–"]
     with pytest.raises(ValueError, match="don't fit"):
-        HeatMap("t", ["a"], ["1"], [[1.0, 2.0]], reference=1.0)
+        HeatMap(title="t", rows=["a"], columns=["1"], values=[[1.0, 2.0]], reference=1.0)
 
 
 def test_the_page_tells_clean_average_and_drop(tmp_path: Path) -> None:
@@ -266,7 +274,7 @@ def test_the_page_tells_clean_average_and_drop(tmp_path: Path) -> None:
     assert "ours" in both and "theirs" in both and ">25.0<" in both
     titles = [section.title for section in robustness_sections([one, two])]
     assert titles == ["Summary", "By corruption", "Heat map", "Settings"]
-    write_table([one, two], tmp_path / "all.csv")
+    write_robustness_table([one, two], tmp_path / "all.csv")
     rows = (tmp_path / "all.csv").read_text().splitlines()
     assert rows[0] == "model,task,data,corruption,severity,score,value"
     assert (
@@ -288,7 +296,7 @@ def test_examples_show_the_labels_where_they_went() -> None:
     assert not (plain == (255, 159, 28)).all(-1).any()
     masked = np.asarray(example_figures(labelled, "semantic", [CORRUPTIONS["haze"]], 1, 0)[0].image)
     assert not np.array_equal(masked, plain)
-    assert draw_labels.__doc__
+    assert labelled_picture.__doc__
 
 
 def test_list_options_take_several_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitp.core import sealed
 from vitp.core.errors import CheckpointError, DamagedError
+from vitp.core.tensors import load_tensors, save_tensors
 
 
 def tensors() -> dict[str, Tensor]:
@@ -30,7 +31,7 @@ def tensors() -> dict[str, Tensor]:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
-    sealed.write_safetensors(path, tensors(), {"format": "pt", "note": 'a "quoted" ü'})
+    save_tensors(path, tensors(), {"format": "pt", "note": 'a "quoted" ü'})
     return path
 
 
@@ -53,7 +54,7 @@ def test_the_library_reads_what_is_written(file: Path) -> None:
 def test_equal_tensors_are_equal_files_and_numbers_are_aligned(file: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.safetensors"
     order = dict(reversed(tensors().items()))
-    sealed.write_safetensors(again, order, {"format": "pt", "note": 'a "quoted" ü'})
+    save_tensors(again, order, {"format": "pt", "note": 'a "quoted" ü'})
     assert again.read_bytes() == file.read_bytes()
     assert int.from_bytes(file.read_bytes()[:8], "little") % 8 == 0
 
@@ -62,21 +63,21 @@ def test_equal_tensors_are_equal_files_and_numbers_are_aligned(file: Path, tmp_p
 def test_no_flipped_bit_is_overlooked(tmp_path: Path, step: int) -> None:
     """Bits of the length, of the header with the digest in it, and of the numbers."""
     file = tmp_path / "model.safetensors"
-    sealed.write_safetensors(file, {"w": torch.ones(2)}, {"format": "pt"})
+    save_tensors(file, {"w": torch.ones(2)}, {"format": "pt"})
     whole = file.read_bytes()
     for bit in range(0, len(whole) * 8, step):
         flip(file, bit)
         with pytest.raises(DamagedError, match=r"model\.safetensors: "):
-            sealed.read_safetensors(file)
+            load_tensors(file, ours=False)
         file.write_bytes(whole)
-    assert torch.equal(sealed.read_safetensors(file)["w"], torch.ones(2))
+    assert torch.equal(load_tensors(file, ours=False)["w"], torch.ones(2))
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
 def test_cut_off_files_are_refused(file: Path, kept: int) -> None:
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(DamagedError, match="is no whole safetensors file"):
-        sealed.read_safetensors(file)
+        load_tensors(file, ours=False)
 
 
 def test_a_copy_under_another_name_is_checked_and_a_missing_file_named(file: Path, tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_copy_under_another_name_is_checked_and_a_missing_file_named(file: Pat
     with pytest.raises(DamagedError, match=r"x\.safetensors: is damaged"):
         sealed.check(copy)
     with pytest.raises(DamagedError, match=r"gone\.safetensors: is missing"):
-        sealed.read_safetensors(tmp_path / "gone.safetensors")
+        load_tensors(tmp_path / "gone.safetensors", ours=False)
 
 
 def test_files_of_others_are_read_and_our_old_ones_told_of_once(
@@ -98,23 +99,23 @@ def test_files_of_others_are_read_and_our_old_ones_told_of_once(
     save_file({"w": torch.ones(2)}, path, {"format": "pt"})
     assert not sealed.check(path)
     with caplog.at_level(logging.WARNING):
-        sealed.read_safetensors(path)
+        load_tensors(path, ours=False)
         assert caplog.records == []
         for _ in range(3):
-            assert torch.equal(sealed.read_safetensors(path, ours=True)["w"], torch.ones(2))
+            assert torch.equal(load_tensors(path)["w"], torch.ones(2))
     assert len(caplog.records) == 1 and "before weights had digests" in caplog.text
 
 
 def test_only_what_is_wanted_is_returned_but_all_is_checked(file: Path) -> None:
-    assert sealed.read_safetensors(file, lambda name: name == "w").keys() == {"w"}
+    assert load_tensors(file, wanted=lambda name: name == "w", ours=False).keys() == {"w"}
     flip(file, len(file.read_bytes()) * 8 - 1)
     with pytest.raises(DamagedError):
-        sealed.read_safetensors(file, lambda name: name == "w")
+        load_tensors(file, wanted=lambda name: name == "w", ours=False)
 
 
 def test_unknown_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="complex128"):
-        sealed.write_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(1, dtype=torch.complex128)})
+        save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1, dtype=torch.complex128)})
 
 
 def test_a_list_of_digests_vouches_for_other_files(tmp_path: Path) -> None:

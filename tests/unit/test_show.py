@@ -18,9 +18,9 @@ from vitp.core.errors import DataError
 from vitp.data.lengths import RecordLength
 from vitp.records.instructions import InstructionRecord, Region, Turn
 from vitp.records.labels import LabelledImage
-from vitp.report.show import answer_kind, show_records
-from vitp.report.show_card import Colours, make_card
-from vitp.report.show_charts import bar_list, histogram
+from vitp.report.charts import Histogram
+from vitp.report.places import Colours
+from vitp.report.records_page import answer_kind, counted_bars, record_card, show_records
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], name: str = "ships.jsonl") -> Path:
@@ -52,9 +52,9 @@ def test_page_is_self_contained_and_escaped(folder: Path) -> None:
     page = out.read_text()
     assert "<script>bad()" not in page and "&lt;script&gt;bad()" in page
     assert "Sea &amp; sky." in page
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import|https?://""", page)
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)|url\((?!#)|@import|https?://""", page)
     assert 'points="100,200 300,200 300,400 100,400"' in page
-    assert "2 records" in page and "Tiles in a record" in page
+    assert "<dt>records</dt><dd>2</dd>" in page and "Tiles in a record" in page
     assert "median 164 · as &lt;it&gt; reads" in page and "164 tokens, 2 tiles" in page
     (data, _) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (480, 240)
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_page(folder: Path) -> None:
         show_records(file, folder / "p.html", count=5, seed=seed)
         pages.append((folder / "p.html").read_text())
     assert pages[0] == pages[1] != pages[2]
-    assert pages[0].count('<article class="card"') == 5
+    assert pages[0].count('<article class="record"') == 5
 
 
 def test_broken_records_are_skipped_and_named(folder: Path) -> None:
@@ -131,25 +131,23 @@ def test_card_has_regions_masks_and_a_legend(folder: Path) -> None:
     )
     labels = LabelledImage("i", record.images[0], 600, 300, semantic=lambda: mask)
     colours = Colours()
-    card = make_card(record, colours, labels=labels, classes=("background", "sea"))
+    card = record_card(record, colours, labels=labels, classes=("background", "sea"))
     (picture,) = card.pictures
-    assert [(s.label, s.points, s.turn) for s in picture.shapes] == [("ship", "5,0 10,5 5,10 0,5", 0)]
-    assert dict(card.legend) == {
-        "ship": colours("ship"), "background": colours("background"), "sea": colours("sea"),
-        "storage tank": colours("storage tank"),
-    }  # fmt: skip
+    assert [(s.label, s.points, s.turn) for s in picture.outlines] == [("ship", "5,0 10,5 5,10 0,5", 0)]
+    assert card.legend == ["ship", "background", "sea", "storage tank"]
+    assert len({colours(name) for name in card.legend}) == 4 and colours("background") == "#98a2b0"
     drawn = Image.open(io.BytesIO(base64.b64decode(picture.mask.split(",")[1]))).convert("RGBA")
     assert drawn.size == (480, 240)
     right, expected = drawn.getpixel((400, 100)), tuple(bytes.fromhex(colours("sea")[1:]))
     assert isinstance(right, tuple) and np.abs(np.subtract(right[:3], expected)).max() <= 4
     (grid,) = card.turns[0][1]
-    assert grid.kind == "grid" and [name for name, _ in grid.rows[0]] == ["sea", "sea", "storage tank"]
+    assert grid.kind == "grid" and list(grid.rows[0]) == ["sea", "sea", "storage-tank"]
 
 
 def test_turned_boxes_are_drawn_in_pixels(folder: Path) -> None:
     answer = "<ref>ship</ref>{<400><450><600><550>|<90>}"
     record = InstructionRecord("i", (str(folder / "a.png"),), (Turn("<image>\nWhere?", answer),))
-    (shape,) = make_card(record, Colours()).pictures[0].shapes
+    (shape,) = record_card(record, Colours()).pictures[0].outlines
     # 120 × 30 pixels around the centre become 30 × 120: 0.475..0.525 of 600, 0.3..0.7 of 300.
     assert shape.points == "525,300 525,700 475,700 475,300"
 
@@ -174,18 +172,20 @@ def test_kinds_of_answers(answer: str, kind: str) -> None:
 
 def test_histogram_counts_everything_once() -> None:
     values = np.random.default_rng(0).integers(0, 500, 1000).tolist()
-    chart = histogram("t", values, "words")
+    chart = Histogram(title="t", values=values, unit="words")
     assert sum(int(n.replace(",", "")) for n in re.findall(r"words: ([\d,]+)<", chart.svg)) == 1000
-    assert chart.note == f"median {np.median(values):,.0f}"
-    assert histogram("t", [3, 3], "tiles").svg.count("<rect") == 1
+    assert len(chart.counted) == 24 and chart.counted[0][0] == min(values)
+    assert [count for *_, count in Histogram(title="t", values=[3, 3], unit="tiles").counted] == [2]
+    assert Histogram(title="t", values=[3, 3], unit="tiles").svg.count("3 tiles: 2") == 1
 
 
 def test_bars_are_ordered_and_the_tail_is_added_up() -> None:
-    chart = bar_list("t", [(f"c{i}", i + 1) for i in range(10)], most=3)
-    assert re.findall(r"<title>(\w+): (\d+)", chart.svg) == [
-        ("c9", "10"),
-        ("c8", "9"),
-        ("c7", "8"),
-        ("others", "28"),
+    chart = counted_bars("t", [(f"c{i}", i + 1) for i in range(10)], most=3)
+    assert [(bar.label, bar.value, bar.text) for bar in chart.bars] == [
+        ("c9", 10, "18%"),
+        ("c8", 9, "16%"),
+        ("c7", 8, "15%"),
+        ("others", 28, "51%"),
     ]
     assert chart.note == "55 in all"
+    assert counted_bars("t", [("many", 999), ("few", 1)]).bars[1].text == "<1%"

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from vitp.core.errors import ConfigError
-from vitp.report.charts import LineChart, Series
-from vitp.report.markdown import page_markdown
 from vitp.studies.cache import Store, cell_keys
 from vitp.studies.grid import Cell, Claim, Study
 from vitp.studies.page import Report, page_of
-from vitp.studies.plots import curves, write_plots
+from vitp.studies.plots import bars, curves, write_plots
 from vitp.studies.pretraining import choose, development_score, phases_of
 from vitp.studies.process import Context, Input
 from vitp.studies.results import CORRUPTED, compared, measures_of, read_claim, repeats, rows_of, spent, to_csv
@@ -165,7 +163,7 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
 def test_markdown_says_what_failed(tmp_path: Path) -> None:
     study, store = filled(tmp_path)
     rows = rows_of(study, store, "micro")
-    text = page_markdown(page_of(Report(study, store, SCALES["micro"](), rows, "vitp study toy")))
+    text = page_of(Report(study, store, SCALES["micro"](), rows, "vitp study toy")).markdown()
     assert "| ViTP | **45.5 ± 0.5** | **45.5 ± 0.5** |" in text
     assert "| ViTP beats MAE. | agrees |" in text
     # The study's arm against each other, and what a claim sets against a third; none twice.
@@ -206,19 +204,20 @@ def test_page_and_plots(tmp_path: Path, x: bool) -> None:
 
 def test_curves_have_means_and_spreads(tmp_path: Path) -> None:
     study, store = filled(tmp_path, x=True)
-    lines = curves(study, rows_of(study, store, "micro"), MIOU)
-    ((xs, means, stds),) = lines.values()
-    assert xs == [0, 1, 2]
-    assert means == pytest.approx([45.5, 40.7, 40.5])
-    assert stds[0] == pytest.approx(100 * np.std([0.45, 0.46] * 3, ddof=1))
+    (line,) = curves(study, rows_of(study, store, "micro"), MIOU).lines
+    assert line.x == [0, 1, 2]
+    assert line.y == pytest.approx([45.5, 40.7, 40.5])
+    assert line.error[0] == pytest.approx(100 * np.std([0.45, 0.46] * 3, ddof=1))
+    assert sorted(value for x, value in line.runs if x == 0) == pytest.approx([45.0] * 3 + [46.0] * 3)
 
 
-def test_line_charts_draw_error_bars_within_the_axes() -> None:
-    chart = LineChart("c", [Series("a", [0, 1], [1.0, 2.0], error=[0.5, 4.0])])
-    assert str(chart.svg).count('class="error"') == 2
-    low, high = chart.data["y"]  # type: ignore[misc]
-    assert low < 2 - 4 and high > 2 + 4
-    assert 'class="error"' not in str(LineChart("c", [Series("a", [0, 1], [1.0, 2.0])]).svg)
+def test_bars_have_means_spreads_and_runs(tmp_path: Path) -> None:
+    study, store = filled(tmp_path)
+    found = {bar.label: bar for bar in bars(rows_of(study, store, "micro"), GROUP, MIOU, "ViTP").bars}
+    ours = found["ViTP"]
+    assert ours.value == pytest.approx(45.5) and sorted(ours.points) == pytest.approx([45.0] * 3 + [46.0] * 3)
+    assert ours.error == pytest.approx(100 * np.std([0.45, 0.46] * 3, ddof=1))
+    assert ours.colour == 0 and found["MAE"].colour == 1
 
 
 def test_costs_are_means_of_the_runs(tmp_path: Path) -> None:
@@ -329,7 +328,7 @@ def test_scores_on_corrupted_images_have_a_table_and_claims_of_their_own(tmp_pat
     assert [reading.answer for reading in readings] == ["agrees", "agrees"]
     assert [[measure[2] for measure in one.better] for one in readings] == [["average"], ["drop"]]
     page = page_of(Report(study, store, SCALES["micro"](), [*rows, *corrupted], "vitp study toy"))
-    text = page_markdown(page)
+    text = page.markdown()
     # ViTP is at 45 and, in the second draw, 46 when clean.
     assert "| gaussian noise | 20.5 | 15.7 | 15.5 | – |" in text
     assert "| average |" not in text and "| drop |" not in text

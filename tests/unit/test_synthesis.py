@@ -36,10 +36,10 @@ from vitp.data.synthesis.build import (
     tasks_asked,
 )
 from vitp.data.synthesis.classes import SetClasses
-from vitp.data.synthesis.facts import BACKGROUND, Facts, Limits, scale_box
+from vitp.data.synthesis.facts import Facts, Limits, scale_box
 from vitp.data.synthesis.scene_records import LabelledRecords
 from vitp.records.instructions import InstructionRecord
-from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import scene_set
 
 OBJECTS = ("ship", "crane", "storage_tank", "barge", "buoy")

@@ -182,13 +182,13 @@ def test_predictions_of_whole_images_need_no_more_than_is_seen(
     path = Path(save(tmp_path / "large.png", (203, 301)))
     seen = TestSettings(resize=InputSize(mode="short", size=16), scales=(1.0, 1.5))
     classifier, detector = SimpleNamespace(name="classification"), SimpleNamespace(name="detection")
-    assert prediction_files._enough(classifier, seen, path) is None, "an ordinary image"
+    assert prediction_files._enough(classifier, seen, 203 * 301) is None, "an ordinary image"
     _pretend_large(monkeypatch)
-    enough = prediction_files._enough(classifier, seen, path)
+    enough = prediction_files._enough(classifier, seen, 203 * 301)
     assert enough is not None
     assert enough(203, 301) == (48, 72)
     assert tuple(prediction_files.read_image(path, enough).shape) == (3, 76, 51)
-    assert prediction_files._enough(detector, seen, path) is None, "its boxes have places in the image"
+    assert prediction_files._enough(detector, seen, 203 * 301) is None, "its boxes have places in the image"
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
@@ -258,9 +258,7 @@ def test_batches_are_a_pure_function_of_the_place() -> None:
     for part in parts:
         at = whole.record_names.index(part.record_names[0])
         assert torch.equal(part.images_BCHW[0], whole.images_BCHW[at])
-    with pytest.raises(
-        ConfigError, match=r"^data\.global_batch: a step of 4 samples can't be cut"
-    ):
+    with pytest.raises(ConfigError, match=r"^data\.global_batch: a step of 4 samples can't be cut"):
         source()(0, 0, 0, 6)
 
 

@@ -30,8 +30,8 @@ from vitp.inference.outputs import (
     write_geojson,
     write_image,
     write_mask,
+    write_probabilities,
     write_summary,
-    write_table,
 )
 from vitp.io.images import load_label_pixels
 from vitp.metrics.results import Prediction
@@ -170,7 +170,7 @@ def test_tables_name_the_surest_class(tmp_path: Path) -> None:
         Named("a", "a.png", SIZE, Prediction(probabilities_C=torch.tensor([0.2, 0.8]))),
         Named("b", "b, c.png", SIZE, Prediction(probabilities_C=torch.tensor([0.6, 0.4]))),
     ]
-    write_table(tmp_path / "t.csv", rows, CLASSES)
+    write_probabilities(tmp_path / "t.csv", rows, CLASSES)
     with (tmp_path / "t.csv").open() as file:
         read = list(csv.DictReader(file))
     assert [(row["image"], row["class"], float(row["ship"])) for row in read] == [

@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.engine_toys import ToyObjective
 from tests.pyramid_toys import SMALL, SWIN, VITS, adapter_of, awake, images, swin, vit
+from vitp.checkpoints.loading import open_timm
 from vitp.core.errors import CheckpointError, ConfigError
 from vitp.engine.config import OptimConfig
 from vitp.engine.optim import build_optimizer
@@ -94,7 +95,7 @@ def test_weights_come_from_a_local_file(name, arguments, tmp_path):
     full = timm.create_model(name, num_classes=5, **arguments).eval()
     torch.save(full.state_dict(), tmp_path / "weights.pth")
     config = TimmConfig(architecture=name, arguments=arguments)
-    backbone: Any = timm_backbone(config, weights=tmp_path / "weights.pth").eval()
+    backbone: Any = open_timm(config, tmp_path / "weights.pth")[0]
     for key, tensor in backbone.model.state_dict().items():
         assert torch.equal(tensor, full.state_dict()[key]), key
 
@@ -104,7 +105,7 @@ def test_weights_are_resampled_to_the_image_size(tmp_path):
     full = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SMALL)
     torch.save(full.state_dict(), tmp_path / "weights.pth")
     config = TimmConfig(architecture="vit_tiny_patch16_224", arguments=SMALL, image_size=96)
-    tower: Any = timm_backbone(config, weights=tmp_path / "weights.pth")
+    tower: Any = open_timm(config, tmp_path / "weights.pth")[0]
     expected = resample_positions(full.pos_embed, (6, 6), prefix=1)
     torch.testing.assert_close(tower.model.pos_embed, expected, atol=1e-6, rtol=0)
 
@@ -115,13 +116,23 @@ def test_models_and_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"backbone\.arguments: timm refuses"):
         timm_backbone(TimmConfig(architecture="resnet18", arguments={"patch_size": 3}))
     with pytest.raises(CheckpointError, match=r"nowhere\.pth: is missing"):
-        timm_backbone("resnet18", weights=tmp_path / "nowhere.pth")
+        open_timm(TimmConfig(architecture="resnet18"), tmp_path / "nowhere.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"other\.pth: holds no weights of resnet18"):
-        timm_backbone("resnet18", weights=tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other\.pth: holds no named tensors"):
+        open_timm(TimmConfig(architecture="resnet18"), tmp_path / "other.pth")
+    other = timm.create_model("resnet34", num_classes=0).state_dict()
+    torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in other.items()}}, tmp_path / "r34.pth"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"r34\.pth: is of another architecture: \d+ unexpected \(layer1"
+    ):
+        open_timm(TimmConfig(architecture="resnet18"), tmp_path / "r34.pth")
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match=r"broken\.pth: holds no weights of resnet18"):
-        timm_backbone("resnet18", weights=tmp_path / "broken.pth")
+    with pytest.raises(
+        CheckpointError, match=r"broken\.pth: (is no whole PyTorch file|holds Python objects)"
+    ):
+        open_timm(TimmConfig(architecture="resnet18"), tmp_path / "broken.pth")
 
 
 # Layer decay

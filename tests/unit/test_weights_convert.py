@@ -27,12 +27,11 @@ from tests.weights_toys import (
 )
 from vitp.checkpoints import convert as conversion
 from vitp.checkpoints.checkpoint import Hints, read_checkpoint
-from vitp.checkpoints.convert import convert
-from vitp.checkpoints.export import load_backbone
-from vitp.checkpoints.graph import PixelsToFeatures
-from vitp.checkpoints.pretrained import load_vlm, save_vlm
+from vitp.checkpoints.convert import convert_model
+from vitp.checkpoints.formats import PixelsToFeatures, export_as
+from vitp.checkpoints.loading import load_backbone, load_vlm
 from vitp.checkpoints.swap import swap_language, swap_vision
-from vitp.checkpoints.targets import export_as
+from vitp.checkpoints.writing import save_vlm
 from vitp.cli import run
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.models.positions import resample_positions
@@ -70,7 +69,7 @@ def files_equal(first: Path, second: dict[str, torch.Tensor]) -> bool:
 
 
 def test_original_to_hf_is_the_published_conversion(original, tmp_path):
-    done = convert(original, tmp_path / "hf", "hf")
+    done = convert_model(original, tmp_path / "hf", "hf")
     assert done.whole and done.checks.passed
     assert [check.name for check in done.checks.checks] == [
         "weights",
@@ -82,10 +81,10 @@ def test_original_to_hf_is_the_published_conversion(original, tmp_path):
 
 def test_there_and_back_is_the_published_file(original, tmp_path):
     hf = hf_folder(tmp_path / "published-hf")
-    convert(hf, tmp_path / "back", "original")
+    convert_model(hf, tmp_path / "back", "original")
     assert files_equal(tmp_path / "back", original_weights(SIZES))
-    convert(original, tmp_path / "ours", "vitp")
-    convert(tmp_path / "ours", tmp_path / "again", "original")
+    convert_model(original, tmp_path / "ours", "vitp")
+    convert_model(tmp_path / "ours", tmp_path / "again", "original")
     assert files_equal(tmp_path / "again", original_weights(SIZES))
     first, second = (json.loads((f / "config.json").read_text()) for f in (original, tmp_path / "again"))
     for key in (
@@ -108,21 +107,21 @@ def test_there_and_back_is_the_published_file(original, tmp_path):
 
 
 def test_types_are_kept_or_changed_when_asked(original, tmp_path):
-    convert(original, tmp_path / "half", "hf", dtype="bfloat16")
+    convert_model(original, tmp_path / "half", "hf", dtype="bfloat16")
     half = load_file(tmp_path / "half" / "model.safetensors")
     assert {t.dtype for t in half.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    convert(tmp_path / "half", tmp_path / "kept", "vitp")
+    convert_model(tmp_path / "half", tmp_path / "kept", "vitp")
     kept = load_file(tmp_path / "kept" / "model.safetensors")
     assert {t.dtype for t in kept.values()} == {torch.bfloat16}
     published = original_weights(SIZES)["mlp1.1.weight"].bfloat16()
     assert torch.equal(kept["projector.1.weight"], published)
     with pytest.raises(ConfigError, match='no type "int8"'):
-        convert(original, tmp_path / "x", "hf", dtype="int8")
+        convert_model(original, tmp_path / "x", "hf", dtype="int8")
 
 
 def test_a_model_of_our_own_becomes_one_of_transformers(starterlike, tmp_path):
-    done = convert(starterlike, tmp_path / "hf", "hf")
+    done = convert_model(starterlike, tmp_path / "hf", "hf")
     assert done.checks.passed
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["downsample_ratio"] == 1.0
@@ -133,23 +132,23 @@ def test_a_model_of_our_own_becomes_one_of_transformers(starterlike, tmp_path):
     with pytest.raises(
         CheckpointError, match="final norm, which InternVL's original layout has no place for"
     ):
-        convert(starterlike, tmp_path / "original", "original")
+        convert_model(starterlike, tmp_path / "original", "original")
     assert not (tmp_path / "original").exists()
 
 
 def test_timm_takes_the_tower_alone_and_gives_it_back(original, tmp_path):
-    done = convert(original, tmp_path / "timm", "timm")
+    done = convert_model(original, tmp_path / "timm", "timm")
     assert not done.whole
     names = [check.name for check in done.checks.checks]
     assert "features through timm" in names and "weights" in names
-    convert(tmp_path / "timm", tmp_path / "vit", "original")
+    convert_model(tmp_path / "timm", tmp_path / "vit", "original")
     assert files_equal(tmp_path / "vit", vision_weights(SIZES))
     assert load_backbone(tmp_path / "vit").heads == SIZES.heads
 
 
 def test_a_tower_is_resampled_when_it_is_asked_for(backbone, tmp_path):
     hints = Hints(heads=2, image_size=48)
-    done = convert(backbone, tmp_path / "hf", "hf", hints=hints)
+    done = convert_model(backbone, tmp_path / "hf", "hf", hints=hints)
     assert done.read.resampled == ("model.pos_embed (1, 65, 32) → (1, 145, 32)",)
     weights = load_file(tmp_path / "hf" / "model.safetensors")
     assert weights["embeddings.position_embeddings"].shape == (1, 145, 32)
@@ -180,7 +179,7 @@ def test_what_differs_is_never_left_behind(original, tmp_path, monkeypatch):
     with pytest.raises(
         CheckpointError, match=r"the converted weights differ: 1 tensors differ .*blocks\.1\.ls2"
     ):
-        convert(original, tmp_path / "hf", "hf")
+        convert_model(original, tmp_path / "hf", "hf")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,16 +187,16 @@ def test_folders_of_others_are_kept(original, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(VitpError, match="hold an export"):
-        convert(original, tmp_path / "mine", "hf", overwrite=True)
-    convert(original, tmp_path / "out", "original")
+        convert_model(original, tmp_path / "mine", "hf", overwrite=True)
+    convert_model(original, tmp_path / "out", "original")
     with pytest.raises(VitpError, match="exists"):
-        convert(original, tmp_path / "out", "hf")
-    convert(original, tmp_path / "out", "hf", overwrite=True)
+        convert_model(original, tmp_path / "out", "hf")
+    convert_model(original, tmp_path / "out", "hf", overwrite=True)
     assert read_checkpoint(tmp_path / "out").layout == "hf"
 
 
 def test_large_models_are_written_in_shards(original, tmp_path):
-    convert(original, tmp_path / "hf", "hf", max_shard=20_000)
+    convert_model(original, tmp_path / "hf", "hf", max_shard=20_000)
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 3
     assert torch.equal(
         load_vlm(tmp_path / "hf").vlm.projector[0].bias, original_weights(SIZES)["mlp1.0.bias"]
@@ -210,7 +209,7 @@ def test_large_models_are_written_in_shards(original, tmp_path):
 def test_export_formats_give_the_towers_features(backbone, tmp_path):
     tower = load_backbone(backbone, heads=2)
     source = tmp_path / "vit"
-    convert(backbone, source, "vitp", hints=Hints(heads=2))
+    convert_model(backbone, source, "vitp", hints=Hints(heads=2))
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = tower.forward_features(tower.normalize(images))[0]
@@ -251,8 +250,8 @@ def test_formats_that_have_no_place_for_a_tower_say_so(starterlike, tmp_path):
         export_as(starterlike, tmp_path / "out", "timm", image_size=64)
     small = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "reg_tokens": 2}
     tower = VisionTower(VisionConfig(arguments=small, image_size=32))
-    from vitp.checkpoints.card import Provenance
-    from vitp.checkpoints.export_format import write_backbone
+    from vitp.checkpoints.description import Provenance
+    from vitp.checkpoints.export import write_backbone
 
     write_backbone(tmp_path / "registers", tower, Provenance(source="test"))
     with pytest.raises(CheckpointError, match=r"\[CLS\] token with a position and no registers"):

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vitp.checkpoints import hub
-from vitp.checkpoints.report import apply_weights
 from vitp.checkpoints.tensors import (
     INDEX,
     _shards,
@@ -27,6 +26,7 @@ from vitp.checkpoints.tensors import (
     write_tensors,
 )
 from vitp.core.errors import CheckpointError
+from vitp.core.tensors import load_weights
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -161,10 +161,10 @@ def test_the_report_says_what_became_of_every_name():
         match=r"file: is of another architecture: 2 missing \(1\.weight, 1\.bias\); 1 unexpected \(2\.weight\); "
         r"1 of another shape \(0\.bias \(4,\) instead of \(3,\)\)",
     ):
-        apply_weights(module, weights, source="file", layout="timm")
+        load_weights(module, weights, source="file", layout="timm")
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
-    report = apply_weights(
+    report = load_weights(
         module, weights, source="file", layout="timm", ignored=["head.weight"], notes=["told by the shapes"], strict=False
     )  # fmt: skip
     assert report.loaded == ("0.weight",)
@@ -180,7 +180,7 @@ def test_the_report_says_what_became_of_every_name():
 def test_tied_tensors_may_come_once_and_types_are_converted():
     module = Tied()
     weights = {"first.weight": torch.rand(3, 2).bfloat16(), "scale": torch.tensor([2.0, 3.0])}
-    report = apply_weights(module, weights, source="file", layout="hf")
+    report = load_weights(module, weights, source="file", layout="hf")
     assert report.complete
     assert torch.equal(module.second.weight, weights["first.weight"].float())
     assert module.second.weight.dtype == torch.float32
@@ -190,7 +190,7 @@ def test_reports_are_printed():
     from rich.console import Console
 
     module = nn.Linear(2, 3)
-    report = apply_weights(
+    report = load_weights(
         module, dict(module.state_dict()), source="a [file]", layout="hf", resampled={"weight": "(1,) → (2,)"}
     )
     console = Console(width=120, record=True, file=None, quiet=False)
@@ -216,12 +216,10 @@ def test_paths_come_first_and_only_names_of_the_hub_go_there(tmp_path, monkeypat
 
 
 def test_without_a_network_the_hub_is_one_clear_error(monkeypatch):
-    import huggingface_hub
-
     def offline(*_args, **_options):
         raise ConnectionError("no route to host\nsecond line")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.setattr(hub, "snapshot_download", offline)
     with pytest.raises(CheckpointError) as caught:
         hub.locate("OpenGVLab/InternVL2_5-1B")
     assert str(caught.value) == (
@@ -231,15 +229,13 @@ def test_without_a_network_the_hub_is_one_clear_error(monkeypatch):
 
 
 def test_only_weights_and_descriptions_are_fetched(monkeypatch, tmp_path):
-    import huggingface_hub
-
     seen = {}
 
     def fetch(repository, **options):
         seen.update(options, repository=repository)
         return str(tmp_path)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert hub.locate("a/b", revision="v1") == tmp_path
     assert (seen["repository"], seen["revision"]) == ("a/b", "v1")
     assert not any(pattern.endswith((".py", ".bin", ".pth")) for pattern in seen["allow_patterns"])

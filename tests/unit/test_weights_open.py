@@ -31,10 +31,11 @@ from tests.weights_toys import (
     write_tokenizer,
 )
 from vitp.checkpoints.checkpoint import Hints, read_checkpoint
-from vitp.checkpoints.export import export_backbone, load_backbone, verify_export
-from vitp.checkpoints.open import open_tower, open_vlm
-from vitp.checkpoints.pretrained import load_vlm, save_vlm
+from vitp.checkpoints.export import export_backbone
+from vitp.checkpoints.loading import load_backbone, load_vlm, open_tower
 from vitp.checkpoints.tensors import write_tensors
+from vitp.checkpoints.verify import verify_export
+from vitp.checkpoints.writing import save_vlm
 from vitp.core.errors import CheckpointError
 from vitp.models.positions import resample_positions
 from vitp.models.vision import IMAGENET_MEAN, VisionTower
@@ -121,7 +122,7 @@ def test_the_tokenizer_of_a_published_folder_works_in_the_chat(original):
 
 
 def test_image_tokens_are_added_to_a_plain_language_models_tokenizer(tmp_path):
-    from vitp.checkpoints.open import read_tokenizer
+    from vitp.checkpoints.loading import read_tokenizer
     from vitp.data.chat import ChatTokenizer
 
     write_tokenizer(tmp_path, marks=CHAT_MARKS)
@@ -312,7 +313,8 @@ def test_names_and_shapes_must_fit(original):
     assert "1 missing (language.model.norm.weight)" in message
     assert "1 unexpected (vision.model.blocks.2.norm1.weight)" in message
     assert "1 of another shape (projector.1.bias (7,) instead of (24,))" in message
-    _, _, report = open_vlm(original, strict=False)
+    report = load_vlm(original, strict=False).report
+    assert report is not None
     assert not report.complete
     assert report.missing == ("language.model.norm.weight",)
 

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitp.checkpoints.checkpoint import Hints
-from vitp.checkpoints.export import load_backbone
-from vitp.checkpoints.open import open_tower
+from vitp.checkpoints.loading import load_backbone, open_tower
 from vitp.checkpoints.state_dicts import find_backbone
 from vitp.core.errors import CheckpointError
 from vitp.models.positions import resample_positions

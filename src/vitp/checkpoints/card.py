@@ -1,124 +1,12 @@
-"""What an exported backbone says about itself: its description file, its model card, where it comes from."""
+"""The model card of an exported backbone: a README in the form of the Hugging Face hub."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
 
-import yaml
-from pydantic import Field
-
-from vitp.core.config import CONFIG_FILE, SettingsModel
-from vitp.core.errors import CheckpointError
-from vitp.core.reading import parse_json, parse_yaml, read_text
+from vitp.checkpoints.description import BackboneDescription, Provenance
 from vitp.models.foreign import described_by
-from vitp.models.vision import VisionConfig
-
-FORMAT: Literal["vitp-backbone-1"] = "vitp-backbone-1"
-MIXTURE_FILE = "mixture.json"
-
-
-class DataUsed(SettingsModel):
-    """One set of a pretraining mixture; an empty licence means that none is stated."""
-
-    name: str
-    records: int = Field(ge=0, le=2**40)
-    rate: float = Field(1.0, ge=0, le=1e6)
-    licence: str = ""
-
-
-class MixtureUsed(SettingsModel):
-    """The data of a run, as `mixture.json` in its folder says it."""
-
-    fingerprint: str
-    sets: list[DataUsed] = Field(default_factory=list)
-
-    def share(self, used: DataUsed) -> float:
-        """Return the part of an epoch that one of the sets makes up, 0..1."""
-        return used.rate * used.records / (sum(s.rate * s.records for s in self.sets) or 1)
-
-
-class Provenance(SettingsModel):
-    """Where weights come from; what is not known is None. Names only: an export tells no one's folders."""
-
-    source: str
-    steps: int | None = Field(None, ge=0, le=100_000_000)
-    mixture: MixtureUsed | None = None
-    evidence: dict[str, Any] | None = None
-    configuration: dict[str, Any] | None = None
-
-
-class BackboneDescription(SettingsModel):
-    """Content of `vitp_backbone.json`. `tensors` holds a digest for each weight, `sha256` one of them all."""
-
-    format: Literal["vitp-backbone-1"] = FORMAT
-    vitp_version: str
-    created: str
-    vision: VisionConfig
-    patch_size: int = Field(ge=1, le=65_536)
-    grid: int = Field(ge=1, le=65_536)
-    prefix_tokens: int = Field(ge=0, le=65_536)
-    width: int = Field(ge=1, le=1 << 20)
-    layers: int = Field(ge=1, le=65_536)
-    parameters: int = Field(ge=0, le=2**50)
-    sha256: str
-    tensors: dict[str, str]
-    provenance: Provenance
-    extra: dict[str, Any] = Field(default_factory=dict)
-
-    def contract(self) -> dict[str, Any]:
-        """Return what a user of the weights has to know: the part that travels inside the weights file."""
-        return {
-            "architecture": self.vision.architecture,
-            "mean": list(self.vision.mean),
-            "std": list(self.vision.std),
-            "image_size": self.vision.image_size,
-            "patch_size": self.patch_size,
-            "grid": self.grid,
-            "prefix_tokens": self.prefix_tokens,
-            "sha256": self.sha256,
-        }
-
-
-def provenance_of_run(run: Path) -> Provenance:
-    """Return what the files of a run folder say: configuration, mixture, steps and evidence of learning.
-
-    Raises:
-        CheckpointError: One of the files is there but can't be read.
-    """
-    evidence = _read(run / "evidence.json", parse_json)
-    mixture = _read(run / MIXTURE_FILE, lambda text: MixtureUsed.model_validate(parse_json(text)))
-    configuration = _read(run / CONFIG_FILE, parse_yaml)
-    with described_by(run):
-        return Provenance(
-            source=run.resolve().name,
-            steps=evidence.get("step") if evidence else None,
-            mixture=mixture,
-            evidence=evidence,
-            configuration=_without_folders(configuration) if isinstance(configuration, dict) else None,
-        )
-
-
-def _without_folders(value: Any) -> Any:
-    """Return configuration values with absolute paths cut down to their last part."""
-    if isinstance(value, dict):
-        return {key: _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _read(path: Path, parse: Any) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return parse(read_text(path))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(
-            f"can't be read ({str(error).splitlines()[0]})", where=str(path), fix="mend or remove it"
-        ) from error
 
 
 def model_card(description: BackboneDescription, name: str) -> str:
@@ -131,25 +19,21 @@ def model_card(description: BackboneDescription, name: str) -> str:
     Raises:
         CheckpointError: What the source says of its training is odd.
     """
-    with described_by(description.provenance.source):
-        parts = [
-            _head(description, name),
-            _contract(description),
-            _usage(description, name),
-            _origin(description.provenance),
-            _learned(description.provenance),
-            _extra(description.extra),
-        ]
+    origin = description.provenance
+    with described_by(origin.source):
+        parts = [_head(description, name), _contract(description), _usage(description, name)]
+        parts += [_origin(origin), _learned(origin)]
+        if notes := description.extra:
+            rows = [
+                (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in notes.items()
+            ]
+            parts.append("## Notes\n\n" + _table(("", ""), rows))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _head(d: BackboneDescription, name: str) -> str:
@@ -170,13 +54,14 @@ _POSITIONS = {
 
 def _contract(d: BackboneDescription) -> str:
     size = d.vision.image_size
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (d.vision.mean, d.vision.std))
     rows = [
         (
             "Input",
             f"RGB on 0..1, then (x − mean) / std; {size} × {size} px in training, bicubic; other sizes work",
         ),
-        ("Mean", _numbers(d.vision.mean)),
-        ("Std", _numbers(d.vision.std)),
+        ("Mean", mean),
+        ("Std", std),
         ("Patch", f"{d.patch_size} px"),
         ("Grid", f"{d.grid} × {d.grid} patch tokens"),
         ("Positions at other sizes", _POSITIONS[d.vision.positions]),
@@ -219,7 +104,7 @@ With vitp:
 
 ```python
 import torch
-from vitp.checkpoints.export import load_backbone, verify_export
+from vitp import load_backbone, verify_export
 
 tower = load_backbone("{name}")
 pixels = torch.randint(0, 256, (1, 3, {size}, {size}), dtype=torch.uint8)
@@ -267,10 +152,3 @@ def _learned(provenance: Provenance) -> str:
     ]
     table = "\n\n" + _table(("Layer", "Parameters", "Trainable", "‖w − w₀‖ / ‖w₀‖"), rows) if rows else ""
     return "## What changed in the ViT\n\n" + "; ".join(facts) + "." + table
-
-
-def _extra(extra: dict[str, Any]) -> str:
-    if not extra:
-        return ""
-    rows = [(key, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for key, v in extra.items()]
-    return "## Notes\n\n" + _table(("", ""), rows)

@@ -1,6 +1,6 @@
-"""Reading what is published, whatever its layout: named tensors under our names, and the sizes that go with them.
+"""The one reader of models on disk: whatever the layout, named tensors under our names and the sizes that go with them.
 
-Nothing is built here; `vitp.checkpoints.build` makes models of a `Checkpoint`.
+Nothing is built here; `vitp.checkpoints.loading` makes models of a `Checkpoint`.
 """
 
 from __future__ import annotations
@@ -15,31 +15,43 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vitp.checkpoints import hub, layouts
-from vitp.checkpoints.language_models import language_config
-from vitp.checkpoints.layouts import Layout, Renamed
-from vitp.checkpoints.tensors import Wanted, read_tensors, weights_file
-from vitp.checkpoints.vit_configs import (
+from vitp.checkpoints.description import (
+    CONFIG,
+    DESCRIPTION,
+    EXTRA,
+    Provenance,
+    is_task_config,
+    is_vlm_config,
+    own_folder,
+    provenance_of_folder,
+    read_config,
+    read_description,
+    vlm_of_config,
+)
+from vitp.checkpoints.layouts import LayoutName, Renamed
+from vitp.checkpoints.published import (
     from_hf_config,
     from_original_config,
     internvit_of_weights,
+    language_config,
     normalisation,
+    plain_vit_of_weights,
 )
+from vitp.checkpoints.state_dicts import convert_state, find_backbone
+from vitp.checkpoints.tensors import Wanted, everything, read_tensors, read_weights, weights_file
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, did_you_mean
-from vitp.core.reading import parse_json, read_text
 from vitp.data.chat import TEMPLATES
 from vitp.models.foreign import described_by
 from vitp.models.positions import PositionMethod
-from vitp.models.vision import VisionConfig
+from vitp.models.timm_backbone import TimmConfig
+from vitp.models.vision import VisionConfig, VisionTower
 from vitp.models.vlm import VLMConfig
 
-CONFIG = "config.json"
-BACKBONE_DESCRIPTION = "vitp_backbone.json"
-EXTRA = "vitp"
-"""Key of a published configuration under which we keep what the layout has no place for."""
-
-DEFAULT_TEMPLATE = "internvl2_5"
+_DEFAULT_TEMPLATE = "internvl2_5"
 """What InternVL2.5 and InternVL3 were trained with; the `-hf` layout doesn't say it."""
+
+_HEAD, _EMBEDDINGS = (f"{layouts.LANGUAGE}{name}.weight" for name in ("lm_head", "model.embed_tokens"))
 
 
 @dataclass(frozen=True)
@@ -47,13 +59,13 @@ class Checkpoint:
     """Weights under our names, and the sizes of the model they are of.
 
     Attributes:
-        source: File or folder, for messages.
+        source: As the user named it, for messages.
+        path: File or folder that was read.
         layout: Whose names and configuration it was read from.
         vision: The vision tower.
         weights: Our name → tensor, in the type of the file. Numbers are read when they are used.
         vlm: The whole model; None for a vision tower on its own.
         vocabulary: Rows of the language model's embeddings.
-        tokenizer: Folder of the tokenizer's files.
         unexpected: Names of the file that stand for nothing.
         ignored: Names that were left out on purpose.
         notes: Other remarks for the report.
@@ -61,21 +73,42 @@ class Checkpoint:
     """
 
     source: str
-    layout: Layout
+    path: Path
+    layout: LayoutName
     vision: VisionConfig
     weights: dict[str, Tensor]
     vlm: VLMConfig | None = None
     vocabulary: int | None = None
-    tokenizer: Path | None = None
     unexpected: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     resampled: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def tokenizer(self) -> Path | None:
+        """Folder of the tokenizer's files; None for a vision tower."""
+        return None if self.vlm is None else self.path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its numbers; float32 where they have several."""
+        kinds = {tensor.dtype for tensor in self.weights.values() if tensor.is_floating_point()}
+        return kinds.pop() if len(kinds) == 1 else torch.float32
+
+    def cast(self, dtype: torch.dtype) -> Checkpoint:
+        """Return the same numbers in another type; whole numbers stay."""
+        weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.weights.items()}
+        return replace(self, weights=weights)
+
+    @property
+    def where(self) -> str:
+        """The file with the weights, for messages about our own models; of others what the user named."""
+        return str(weights_file(self.path)) if self.layout == "vitp" and self.path.is_dir() else self.source
+
     def vision_only(self) -> Checkpoint:
         """Return the vision tower alone."""
         vision = {name: t for name, t in self.weights.items() if name.startswith(layouts.VISION)}
-        return replace(self, weights=vision, vlm=None, vocabulary=None, tokenizer=None)
+        return replace(self, weights=vision, vlm=None, vocabulary=None)
 
 
 @dataclass(frozen=True)
@@ -106,10 +139,11 @@ def read_checkpoint(
     vision_only: bool = False,
     revision: str | None = None,
 ) -> Checkpoint:
-    """Return the weights of a local file or folder, or of the hub, in any layout.
+    """Return the weights of whatever a user names, in any layout.
 
     Args:
-        source: A path or an id of the hub.
+        source: "starter", a file, a folder, a run (its `model/` is taken; of a finetuned one the tower), or an id of
+            the hub.
         hints: What the file may not say about itself.
         vision_only: Leave projector and language model in the file.
         revision: Of the hub's repository.
@@ -118,7 +152,7 @@ def read_checkpoint(
         CheckpointError: Nothing is there, a file is broken, or the model is of a kind that vitp can't run.
     """
     hints = hints or Hints()
-    path = hub.locate(source, revision=revision)
+    path = own_folder(source) or hub.locate(source, revision=revision)
     if path is None:
         raise CheckpointError(
             "is no file or folder",
@@ -133,66 +167,43 @@ def read_checkpoint(
     if vision_only:
         found = found.vision_only()
     wanted = {"image_size": hints.image_size, "positions": hints.positions}
-    return _changed(found, {key: value for key, value in wanted.items() if value is not None})
-
-
-def _changed(found: Checkpoint, wanted: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint for a tower of another image size, or with another way to resample positions."""
-    vision = found.vision.model_copy(update=wanted)
+    vision = found.vision.model_copy(update={key: v for key, v in wanted.items() if v is not None})
     vlm = None if found.vlm is None else found.vlm.model_copy(update={"vision": vision})
     return replace(found, vision=vision, vlm=vlm)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return a folder's `config.json`, or an empty one without that file.
+def provenance_of(source: str | Path) -> Provenance:
+    """Return where the weights of a source come from, as far as the files beside them tell.
 
     Raises:
-        CheckpointError: It isn't JSON.
+        CheckpointError: A file that tells it can't be read.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        return {}
-    try:
-        values = parse_json(read_text(path))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "is no configuration of a vitp model, nor of any other",
-            where=str(path),
-            fix="copy the folder again",
-        ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError("is no configuration of a vitp model", where=str(path))
-    return values
+    if (folder := own_folder(source)) is not None:
+        return provenance_of_folder(folder)
+    return Provenance(source=str(source) if hub.hub_id(str(source)) else Path(source).resolve().name)
 
 
 def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> Checkpoint:
-    if (folder / BACKBONE_DESCRIPTION).is_file():
+    if (folder / DESCRIPTION).is_file():
         return _read_export(folder, source)
     if (folder / CONFIG_FILE).is_file():
-        if (folder / "model" / CONFIG).is_file():
-            raise CheckpointError(
-                "is a run of `vitp finetune`, whose model is that of a task, not a backbone or a language model",
-                where=source,
-                fix="name a run of `vitp pretrain`; `vitp predict` and `vitp eval` use this one",
-            )
         # What lies in a run without a model are features and weights of its beginning.
         raise CheckpointError(
             "is a run without a model", where=source, fix="name a run that has finished, or resume this one"
         )
     config = read_config(folder)
     kind = str(config.get("model_type", ""))
-    if "model" in config and str(config.get("format", "")).startswith("vitp-vlm"):
-        return _read_vitp(folder, source, config, vision_only)
-    if kind == "internvl_chat":
-        return _read_original(folder, source, config, hints, vision_only)
-    if kind == "internvl":
-        return _read_hf(folder, source, config, hints, vision_only)
-    if kind in ("intern_vit_6b", "internvl_vision"):
-        return _read_tower(folder, source, config, kind)
+    if is_task_config(config):
+        return _read_task(folder, source, config)
+    if is_vlm_config(config):
+        vlm, vocabulary = vlm_of_config(config, folder / CONFIG)
+        wanted = _of_the_tower(layouts.VISION) if vision_only else everything
+        weights = read_tensors(weights_file(folder), wanted, ours=True)
+        return Checkpoint(source, folder, "vitp", vlm.vision, weights, vlm, vocabulary)
+    if kind in ("internvl_chat", "internvl", "intern_vit_6b", "internvl_vision"):
+        return _read_internvl(folder, source, config, hints, vision_only)
     if "architecture" in config or hints.architecture is not None:
-        from vitp.checkpoints.timm_vit import read_timm_folder
-
-        return read_timm_folder(folder, source, config, hints)
+        return _read_timm(weights_file(folder), source, timm_config_of(config, hints))
     if not config:
         return _read_file(weights_file(folder), source, hints)
     raise CheckpointError(
@@ -202,185 +213,143 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     )
 
 
-def _vision_names(*prefixes: str) -> Wanted:
-    return lambda name: name.removeprefix("model.").startswith(prefixes)
-
-
-def _everything(_name: str) -> bool:
-    return True
-
-
-def _read_vitp(folder: Path, source: str, config: Mapping[str, Any], vision_only: bool) -> Checkpoint:
-    try:
-        vlm = VLMConfig.model_validate(config["model"])
-        vocabulary = int(config["vocabulary"])
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise CheckpointError(
-            "is no configuration of a vitp model", where=str(folder / CONFIG), fix="export or train it anew"
-        ) from error
-    wanted = _vision_names(layouts.VISION) if vision_only else _everything
-    weights = read_tensors(weights_file(folder), wanted, ours=True)
-    return Checkpoint(source, "vitp", vlm.vision, weights, vlm, vocabulary, folder)
+def _of_the_tower(prefix: str) -> Wanted:
+    return lambda name: name.removeprefix("model.").startswith(prefix)
 
 
 def _read_export(folder: Path, source: str) -> Checkpoint:
-    from vitp.checkpoints.export_format import read_description
+    description, path = read_description(folder), weights_file(folder)
+    weights = read_tensors(path)
+    description.check_contract(path)
+    description.check_digests(weights, path)
+    return Checkpoint(source, folder, "vitp", description.vision, layouts.from_timm(weights))
 
-    description = read_description(folder)
-    weights = layouts.from_timm(read_tensors(weights_file(folder)))
-    return Checkpoint(source, "vitp", description.vision, weights)
+
+def _read_task(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoint:
+    """Read the vision tower of a finetuned model; what its neck and head learned stays behind."""
+    backbone = config["backbone"]
+    if backbone["kind"] != "vision":
+        raise CheckpointError(
+            f"is finetuned from a {backbone['config']['architecture']}, which is no ViT with learned positions",
+            where=source,
+            fix="name a model with a plain ViT; `vitp predict` and `vitp eval` use this one",
+        )
+    weights = read_tensors(weights_file(folder), ours=True)
+    mark = "model.patch_embed.proj.weight"
+    # The head may hold the tower inside of its neck, and under two names: the first one is stored.
+    prefix = next((name.removesuffix(mark) for name in weights if name.endswith(mark)), "")
+    own = layouts.part_of(weights, prefix + "model.")
+    return Checkpoint(
+        source, folder, "vitp", VisionConfig.model_validate(backbone["config"]), layouts.from_timm(own)
+    )
 
 
-def _read_original(
+def _read_internvl(
     folder: Path, source: str, config: Mapping[str, Any], hints: Hints, vision_only: bool
 ) -> Checkpoint:
-    where = str(folder / CONFIG)
+    """Read a model, or a vision tower alone, in InternVL's original layout or in transformers'."""
+    where, kind = str(folder / CONFIG), config["model_type"]
+    alone = kind in ("intern_vit_6b", "internvl_vision")
+    whole = not (alone or vision_only)
     mean, std = normalisation(folder)
-    vision = from_original_config(config.get("vision_config") or {}, where=where, mean=mean, std=std)
-    size = config.get("force_image_size") or vision.image_size
-    vision = vision.model_copy(update={"image_size": int(size)})
-    wanted = _vision_names(layouts.ORIGINAL_VISION) if vision_only else _everything
-    if not vision_only and config.get("ps_version", "v1") != "v2":
-        raise CheckpointError(
-            f"folds patches in the order {config.get('ps_version', 'v1')} of InternVL's first releases",
-            where=where,
-            fix="use InternVL2.5 or InternVL3, which have v2",
+    values = config if alone else config.get("vision_config") or {}
+    if kind in ("internvl_chat", "intern_vit_6b"):
+        layout: LayoutName = "original"
+        prefix, from_names, language = (
+            layouts.ORIGINAL_VISION,
+            layouts.from_original,
+            config.get("llm_config"),
         )
-    if not vision_only and config.get("select_layer", -1) != -1:
-        raise CheckpointError(
-            f"takes layer {config['select_layer']} of the ViT, vitp takes the last", where=where
-        )
-    language_values = config.get("llm_config") or {}
-    if not vision_only:
-        language_config(
-            language_values, where=where
-        )  # its refusal is clearer than what the weights would say
-    renamed = layouts.from_original(read_tensors(weights_file(folder), wanted))
-    if vision_only:
-        return _tower(source, "original", vision, renamed)
-    return _whole(folder, source, "original", vision, config, language_values, renamed, hints)
+        vision = from_original_config(values, where=where, mean=mean, std=std)
+        size = None if alone else config.get("force_image_size")
+        vision = vision.model_copy(update={"image_size": int(size or vision.image_size)})
+    else:
+        layout = "hf"
+        prefix, from_names, language = layouts.HF_VISION, layouts.from_hf, config.get("text_config")
+        vision = from_hf_config(values, where=where, mean=mean, std=std)
+    if whole:
+        _check_projector(config, where)
+        language_config(language or {}, where=where)  # its refusal is clearer than what the weights would say
+    wanted = _of_the_tower(prefix) if vision_only and not alone else everything
+    renamed = from_names(read_tensors(weights_file(folder), wanted))
+    tower = _with_names(Checkpoint(source, folder, layout, vision, {}), renamed)
+    return _whole(tower, renamed, config, language or {}, hints) if whole else tower.vision_only()
 
 
-def _read_hf(
-    folder: Path, source: str, config: Mapping[str, Any], hints: Hints, vision_only: bool
-) -> Checkpoint:
-    where = str(folder / CONFIG)
-    mean, std = normalisation(folder)
-    vision = from_hf_config(config.get("vision_config") or {}, where=where, mean=mean, std=std)
-    language_values = config.get("text_config") or {}
-    if not vision_only:
-        _check_hf(config, where)
-        language_config(language_values, where=where)
-    wanted = _vision_names(layouts.HF_VISION) if vision_only else _everything
-    renamed = layouts.from_hf(read_tensors(weights_file(folder), wanted))
-    if vision_only:
-        return _tower(source, "hf", vision, renamed)
-    return _whole(folder, source, "hf", vision, config, language_values, renamed, hints)
+def _with_names(found: Checkpoint, renamed: Renamed) -> Checkpoint:
+    return replace(
+        found,
+        weights=renamed.weights,
+        unexpected=tuple(renamed.unexpected),
+        ignored=tuple(renamed.ignored),
+    )
 
 
-def _check_hf(config: Mapping[str, Any], where: str) -> None:
-    wanted = {
+def _check_projector(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what lies between vision tower and language model in another way than in vitp."""
+    if config["model_type"] == "internvl_chat":
+        if (order := config.get("ps_version", "v1")) != "v2":
+            raise CheckpointError(
+                f"folds patches in the order {order} of InternVL's first releases",
+                where=where,
+                fix="use InternVL2.5 or InternVL3, which have v2",
+            )
+        if (layer := config.get("select_layer", -1)) != -1:
+            raise CheckpointError(f"takes layer {layer} of the ViT, vitp takes the last", where=where)
+        return
+    for key, value in {
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default",
         "projector_hidden_act": "gelu",
-    }
-    for key, value in wanted.items():
+    }.items():
         if config.get(key, value) != value:
             raise CheckpointError(f"says {key} {config[key]}, vitp has {value}", where=where)
 
 
-def _read_tower(folder: Path, source: str, config: Mapping[str, Any], kind: str) -> Checkpoint:
-    mean, std = normalisation(folder)
-    where = str(folder / CONFIG)
-    weights = read_tensors(weights_file(folder))
-    if kind == "intern_vit_6b":
-        vision = from_original_config(config, where=where, mean=mean, std=std)
-        return _tower(source, "original", vision, layouts.from_original(weights))
-    vision = from_hf_config(config, where=where, mean=mean, std=std)
-    return _tower(source, "hf", vision, layouts.from_hf(weights))
-
-
-def _tower(source: str, layout: Layout, vision: VisionConfig, renamed: Renamed) -> Checkpoint:
-    return Checkpoint(
-        source,
-        layout,
-        vision,
-        renamed.weights,
-        unexpected=tuple(renamed.unexpected),
-        ignored=tuple(renamed.ignored),
-    ).vision_only()
-
-
 def _whole(
-    folder: Path,
-    source: str,
-    layout: Layout,
-    vision: VisionConfig,
+    tower: Checkpoint,
+    renamed: Renamed,
     config: Mapping[str, Any],
     language_values: Mapping[str, Any],
-    renamed: Renamed,
     hints: Hints,
 ) -> Checkpoint:
-    where = str(folder / CONFIG)
-    notes = _settle_tie(renamed, config, language_values)
-    head, embeddings = (f"{layouts.LANGUAGE}{n}.weight" for n in ("lm_head", "model.embed_tokens"))
-    tied = head not in renamed.weights and _says_tied(config, language_values)
-    table = renamed.weights.get(embeddings)
-    if table is None:
-        raise CheckpointError("holds no token embeddings", where=source, fix="the download may be partial")
-    ratio = float(config.get("downsample_ratio", 0.5))
+    """Return the checkpoint of a whole published model.
+
+    Files of tied models may hold the table twice. The weights decide whether there is one table or two, the
+    configuration doesn't: two tables that are equal by chance of training don't exist.
+    """
+    where, weights = str(tower.path / CONFIG), dict(renamed.weights)
+    if _EMBEDDINGS not in weights:
+        raise CheckpointError(
+            "holds no token embeddings", where=tower.source, fix="the download may be partial"
+        )
+    # Files leave the key out where it has its default, and the defaults of the layouts and releases differ.
+    inner, outer = (values.get("tie_word_embeddings") for values in (language_values, config))
+    says_tied = bool(inner if inner is not None else True if outer is None else outer) or bool(outer)
+    notes: tuple[str, ...] = ()
+    if says_tied and _HEAD in weights:
+        if torch.equal(weights[_HEAD], weights[_EMBEDDINGS]):
+            del weights[_HEAD]
+            notes = ("the output table is the input table again: stored once",)
+        else:
+            notes = ("the configuration ties input and output table, but the weights differ: kept apart",)
+    tied = says_tied and _HEAD not in weights
     try:
         vlm = VLMConfig(
-            vision=vision,
+            vision=tower.vision,
             language=language_config(language_values, where=where, tied=tied),
-            shuffle=round(1 / ratio),
+            shuffle=round(1 / float(config.get("downsample_ratio", 0.5))),
             template=_template(config, hints, where),
         )
     except (ValidationError, ZeroDivisionError) as error:
         raise CheckpointError(f"describes no model that vitp can build ({error})", where=where) from error
-    return Checkpoint(
-        source,
-        layout,
-        vision,
-        renamed.weights,
-        vlm,
-        int(table.shape[0]),
-        folder,
-        tuple(renamed.unexpected),
-        tuple(renamed.ignored),
-        notes,
-    )
-
-
-def _says_tied(config: Mapping[str, Any], language_values: Mapping[str, Any]) -> bool:
-    # Files leave the key out where it has its default, and the defaults of the layouts and releases differ.
-    inner = language_values.get("tie_word_embeddings")
-    return bool(config.get("tie_word_embeddings", True) if inner is None else inner) or bool(
-        config.get("tie_word_embeddings", False)
-    )
-
-
-def _settle_tie(
-    renamed: Renamed, config: Mapping[str, Any], language_values: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Drop an output table that is the input table again; the weights decide, the configuration doesn't.
-
-    Two tables that are equal by chance of training don't exist; files of tied models may hold the tensor twice.
-    """
-    head, embeddings = (f"{layouts.LANGUAGE}{n}.weight" for n in ("lm_head", "model.embed_tokens"))
-    said = _says_tied(config, language_values)
-    if head not in renamed.weights or embeddings not in renamed.weights or not said:
-        return ()
-    ours, theirs = renamed.weights[head], renamed.weights[embeddings]
-    if torch.equal(ours, theirs):
-        del renamed.weights[head]
-        return ("the output table is the input table again: stored once",)
-    return ("the configuration ties input and output table, but the weights differ: kept apart",)
+    vocabulary = int(weights[_EMBEDDINGS].shape[0])
+    return replace(tower, weights=weights, vlm=vlm, vocabulary=vocabulary, notes=notes)
 
 
 def _template(config: Mapping[str, Any], hints: Hints, where: str) -> str:
-    name = hints.template or (config.get(EXTRA) or {}).get("template") or config.get("template")
-    name = name or DEFAULT_TEMPLATE
+    stated = (config.get(EXTRA) or {}).get("template") or config.get("template")
+    name = hints.template or stated or _DEFAULT_TEMPLATE
     if name not in TEMPLATES:
         raise CheckpointError(
             f'has the chat template "{name}", which vitp doesn\'t know',
@@ -391,23 +360,35 @@ def _template(config: Mapping[str, Any], hints: Hints, where: str) -> str:
 
 
 def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
-    """A weights file on its own: an InternViT by its names, else what timm and the publications have."""
-    if hints.architecture is None and path.suffix in (".safetensors", ".json"):
-        weights = read_tensors(path)
-        renamed = _internvit_names(weights)
-        if renamed is not None:
-            # Its folder may describe it, or belong to something else altogether: only the shapes are trusted.
-            vision = internvit_of_weights(
-                layouts.part_of(renamed.weights, layouts.VISION), where=str(path), heads=hints.heads
-            )
-            return _tower(source, "original", vision, renamed)
-    from vitp.checkpoints.timm_vit import read_weights_file
+    """Read a weights file on its own: an InternViT by its names, else what timm and the publications have.
 
-    return read_weights_file(path, source, hints)
+    Without an architecture only files of pretraining runs (DINO, iBOT, DINOv2, MAE) are read: they are normalised as
+    ImageNet is. Of other files nothing tells the normalisation.
+    """
+    if hints.architecture is not None:
+        return _read_timm(path, source, timm_config_of({}, hints))
+    state = read_weights(path)
+    if path.suffix in (".safetensors", ".json") and (renamed := _internvit_names(state)) is not None:
+        # Its folder may describe it, or belong to something else altogether: only the shapes are trusted.
+        own = layouts.part_of(renamed.weights, layouts.VISION)
+        vision = internvit_of_weights(own, where=str(path), heads=hints.heads)
+        return _with_names(Checkpoint(source, path, "original", vision, {}), renamed).vision_only()
+    found = find_backbone(state, where=str(path))
+    if found is None or not found.of_a_run:
+        raise CheckpointError(
+            "doesn't tell its architecture and normalisation",
+            where=source,
+            fix="say timm's name of it: architecture=…, or --architecture",
+        )
+    vision = plain_vit_of_weights(found.weights, heads=hints.heads, where=str(path))
+    stated = vision.model_dump(include={"architecture", "arguments", "image_size", "mean", "std"})
+    checkpoint = _read_timm(path, source, TimmConfig(**stated))
+    note = f"found at {found.place}; sizes told by the shapes, normalisation taken to be ImageNet's"
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def _internvit_names(weights: Mapping[str, Tensor]) -> Renamed | None:
-    """The file's names as ours, or None when they aren't an InternViT's."""
+    """Return the file's names as ours, or None when they aren't an InternViT's."""
     if any(name.endswith("embeddings.class_embedding") for name in weights):
         return layouts.from_original(weights)
     if any(name.endswith("embeddings.cls_token") for name in weights) and any(
@@ -415,3 +396,40 @@ def _internvit_names(weights: Mapping[str, Tensor]) -> Renamed | None:
     ):
         return layouts.from_hf(weights)
     return None
+
+
+def timm_config_of(config: Mapping[str, Any], hints: Hints) -> TimmConfig:
+    """Return the model that a `config.json` of timm and the hints describe."""
+    published = config.get("pretrained_cfg") or {}
+    arguments = {**(config.get("model_args") or {}), **hints.arguments}
+    size = arguments.get("img_size") or (published.get("input_size") or [None])[-1]
+    # What a backbone sets by itself.
+    own = ("num_classes", "global_pool", "img_size", "dynamic_img_size", "fc_norm", "pretrained")
+    return TimmConfig(
+        architecture=hints.architecture or config["architecture"],
+        arguments={key: value for key, value in arguments.items() if key not in own},
+        image_size=size[0] if isinstance(size, list | tuple) else size,
+        mean=published.get("mean"),
+        std=published.get("std"),
+    )
+
+
+def _read_timm(path: Path, source: str, config: TimmConfig) -> Checkpoint:
+    """Read a ViT with learned positions under timm's names, or those of a publication that timm converts."""
+    converted = convert_state(read_weights(path), config, where=str(path))
+    if not isinstance(converted.model, VisionTower):
+        raise CheckpointError(
+            f"is a {config.architecture}, whose positions are rotary: vision-language models and exports "
+            "take ViTs with learned positions",
+            where=source,
+            fix=f'finetune it with backbone.init "timm:{config.architecture}" and backbone.weights',
+        )
+    return Checkpoint(
+        source,
+        path,
+        "timm",
+        converted.model.config,
+        layouts.from_timm(converted.weights),
+        ignored=converted.ignored,
+        resampled={f"model.{name}": change for name, change in converted.resampled.items()},
+    )

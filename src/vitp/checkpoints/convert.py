@@ -1,43 +1,41 @@
-"""`vitp convert`: a model or vision tower from one layout into another, compared before the folder appears."""
+"""`vitp convert`: a model or vision tower from one layout into another, compared before the folder appears.
+
+The comparison sends random images and tokens through our model and through what was written, also with transformers'
+own code.
+
+Shapes: B images, N patch tokens, D width, n image tokens, H width of the language model, L tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
-from vitp.checkpoints import export_format, pretrained
-from vitp.checkpoints.build import build_tower, build_vlm
-from vitp.checkpoints.checkpoint import Checkpoint, Hints, read_checkpoint
-from vitp.checkpoints.checks import (
-    compare_outputs,
-    compare_weights,
-    hf_outputs,
-    random_images,
-    tower_outputs,
-    vlm_outputs,
-)
-from vitp.checkpoints.export import (
-    Check,
-    VerifyReport,
-    check_target,
-    own_folder,
-    provenance_of,
-    verify_export,
-)
-from vitp.checkpoints.layouts import Layout
-from vitp.checkpoints.open import read_tokenizer
-from vitp.checkpoints.report import WeightsReport
+from vitp.checkpoints.checkpoint import Checkpoint, Hints, provenance_of, read_checkpoint
+from vitp.checkpoints.export import check_target, write_backbone
+from vitp.checkpoints.layouts import LayoutName
+from vitp.checkpoints.loading import build_tower, build_vlm, chat_of
 from vitp.checkpoints.tensors import MAX_SHARD
-from vitp.checkpoints.writing import image_token_id, write_hf, write_original
+from vitp.checkpoints.verify import Check, VerifyReport, largest_differences, verify_export
+from vitp.checkpoints.writing import image_token_id, write_hf, write_original, write_vlm
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.core.files import atomic_dir
-from vitp.data.chat import ChatTokenizer
+from vitp.core.tensors import WeightsReport, first_of
+from vitp.models.projector import pixel_shuffle
+from vitp.models.vision import VisionTower
+from vitp.models.vlm import VisionLanguageModel
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TEXT_BEFORE, _TEXT_AFTER = 5, 7
+"""Text tokens around the image in the prompt that models are compared on."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,10 @@ class Conversion:
     whole: bool
 
 
-def convert(
+def convert_model(
     source: str | Path,
     out: str | Path,
-    to: Layout,
+    to: LayoutName,
     *,
     hints: Hints | None = None,
     dtype: str | None = None,
@@ -90,50 +88,33 @@ def convert(
         VitpError: `out` exists, or can't be written.
     """
     out = Path(out)
-    writers = _writers()
-    if to not in writers:
-        raise ConfigError(
-            f'there is no layout "{to}"', where="--to", fix=f"choose one of {', '.join(writers)}"
-        )
+    if to not in get_args(LayoutName):
+        choices = ", ".join(get_args(LayoutName))
+        raise ConfigError(f'there is no layout "{to}"', where="--to", fix=f"choose one of {choices}")
     check_target(out, overwrite)
-    checkpoint = read_checkpoint(
-        own_folder(source) or source,
-        hints=hints,
-        vision_only=vision_only or to == "timm",  # timm has no place for the rest
-        revision=revision,
-    )
-    checkpoint = _cast(checkpoint, dtype)
+    alone = vision_only or to == "timm"  # timm has no place for projector and language model
+    checkpoint = read_checkpoint(source, hints=hints, vision_only=alone, revision=revision)
+    if dtype is not None:
+        if dtype not in _DTYPES:
+            raise ConfigError(
+                f'there is no type "{dtype}"', where="--dtype", fix=f"choose one of {', '.join(_DTYPES)}"
+            )
+        checkpoint = checkpoint.cast(_DTYPES[dtype])
     # Towers in timm's layout, and on their own in ours, are exports: always float32.
     exported = checkpoint.vlm is None and to in ("timm", "vitp")
     reference = _Reference(checkpoint)
     with atomic_dir(out) as temporary:
         if exported:
             tower, _ = build_tower(checkpoint)
-            export_format.write_backbone(temporary, tower, provenance_of(source), name=out.resolve().name)
+            write_backbone(temporary, tower, provenance_of(source), name=out.resolve().name)
+        elif to == "vitp":
+            vlm, _ = build_vlm(checkpoint)
+            write_vlm(temporary, vlm, chat_of(checkpoint, vlm), dtype=checkpoint.dtype)
         else:
-            writers[to](temporary, reference.checkpoint, max_shard)
+            write = write_original if to == "original" else write_hf
+            write(temporary, reference.checkpoint, max_shard=max_shard)
         checks = _compare(temporary, reference, to, exported, tolerance)
     return Conversion(out, reference.report, VerifyReport(out, checks), checkpoint.vlm is not None)
-
-
-def _writers() -> dict[str, Callable[[Path, Checkpoint, int], None]]:
-    return {
-        "original": lambda folder, checkpoint, size: write_original(folder, checkpoint, max_shard=size),
-        "hf": lambda folder, checkpoint, size: write_hf(folder, checkpoint, max_shard=size),
-        "timm": lambda _folder, _checkpoint, _size: None,
-        "vitp": lambda folder, checkpoint, _size: _write_vlm(folder, checkpoint),
-    }
-
-
-def _write_vlm(folder: Path, checkpoint: Checkpoint) -> None:
-    vlm, _ = build_vlm(checkpoint)
-    assert checkpoint.tokenizer is not None
-    chat = ChatTokenizer(
-        read_tokenizer(checkpoint.tokenizer),
-        template=vlm.config.template,
-        tokens_per_tile=vlm.tokens_per_tile,
-    )
-    pretrained.write_vlm(folder, vlm, chat, dtype=_common_dtype(checkpoint.weights))
 
 
 class _Reference:
@@ -165,7 +146,7 @@ class _Reference:
 def _compare(
     folder: Path, reference: _Reference, to: str, exported: bool, tolerance: float
 ) -> tuple[Check, ...]:
-    """Every comparison of the written folder with the source.
+    """Compare the written folder with the source in every way.
 
     Raises:
         CheckpointError: With what differs; the folder is not kept then.
@@ -174,13 +155,18 @@ def _compare(
     if exported:
         # Reads the folder with timm and with vitp, and compares weights, features and what the card says.
         checks += list(verify_export(folder, tolerance=tolerance).checks)
-    steps: list[tuple[str, Callable[[], str]]] = [
-        ("weights", lambda: _weights_read_back(folder, reference, to, exported)),
-        ("outputs through vitp", lambda: _outputs_read_back(folder, reference, tolerance)),
-    ]
+    wanted, whole = reference.outputs, reference.checkpoint.vlm is not None
+    steps: dict[str, Callable[[], str]] = {
+        "weights": lambda: _weights_read_back(folder, reference, to, exported),
+        "outputs through vitp": lambda: _differences(
+            _Reference(read_checkpoint(folder)).outputs, wanted, tolerance
+        ),
+    }
     if to == "hf":
-        steps.append(("outputs through transformers", lambda: _outputs_of_hf(folder, reference, tolerance)))
-    for name, step in steps:
+        steps["outputs through transformers"] = lambda: _differences(
+            hf_outputs(folder, reference.normalised, whole=whole), wanted, tolerance
+        )
+    for name, step in steps.items():
         try:
             checks.append(Check(name, True, step()))
         except VitpError as error:
@@ -191,44 +177,114 @@ def _compare(
 
 
 def _weights_read_back(folder: Path, reference: _Reference, to: str, exported: bool) -> str:
-    written = dict(reference.checkpoint.weights)
+    source = reference.checkpoint
     if exported or to == "vitp":  # these have one type for all numbers
-        kind = torch.float32 if exported else _common_dtype(written)
-        written = {name: t.to(kind) if t.is_floating_point() else t for name, t in written.items()}
-    read = read_checkpoint(folder).weights
+        source = source.cast(torch.float32 if exported else source.dtype)
+    written, read = source.weights, read_checkpoint(folder).weights
     # Layer scales of one, where the source has none, are the only names that a layout adds.
     added = {n for n in read.keys() - written.keys() if n.endswith(".gamma") and bool((read[n] == 1).all())}
     return compare_weights(written, {name: t for name, t in read.items() if name not in added})
 
 
-def _outputs_read_back(folder: Path, reference: _Reference, tolerance: float) -> str:
-    checkpoint = read_checkpoint(folder)
-    images = random_images(checkpoint.vision.image_size)
-    if checkpoint.vlm is None:
-        outputs = tower_outputs(build_tower(checkpoint)[0], images)
-        return compare_outputs({"vision": reference.outputs["vision"]}, outputs, tolerance)
-    outputs = vlm_outputs(build_vlm(checkpoint)[0], images, image_token_id(checkpoint))
-    return compare_outputs(reference.outputs, outputs, tolerance)
+def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float) -> str:
+    found = largest_differences(given, wanted, tolerance)
+    return "largest differences: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items())
 
 
-def _outputs_of_hf(folder: Path, reference: _Reference, tolerance: float) -> str:
-    whole = reference.checkpoint.vlm is not None
-    outputs = hf_outputs(folder, reference.normalised, whole=whole)
-    return compare_outputs(reference.outputs, outputs, tolerance)
+def random_images(size: int, count: int = 2, seed: int = 0) -> Tensor:
+    """Return uint8 images (B, 3, size, size): noise, which answers to every weight."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.integers(0, 256, size=(count, 3, size, size), dtype=np.uint8))
 
 
-def _cast(checkpoint: Checkpoint, dtype: str | None) -> Checkpoint:
-    if dtype is None:
-        return checkpoint
-    if dtype not in DTYPES:
-        raise ConfigError(
-            f'there is no type "{dtype}"', where="--dtype", fix=f"choose one of {', '.join(DTYPES)}"
+def random_prompt(vocabulary: int, image_tokens: int, image_id: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return ids (L,) of a prompt with one image between random texts, and the places (n,) of its image tokens."""
+    rng = np.random.default_rng(seed)
+    text = rng.integers(0, vocabulary - 1, size=_TEXT_BEFORE + _TEXT_AFTER)
+    text[text >= image_id] += 1  # every token but the placeholder
+    ids = np.concatenate([text[:_TEXT_BEFORE], np.full(image_tokens, image_id), text[_TEXT_BEFORE:]])
+    return torch.from_numpy(ids), _TEXT_BEFORE + torch.arange(image_tokens)
+
+
+@torch.no_grad()
+def tower_outputs(tower: VisionTower, images_BCHW: Tensor) -> dict[str, Tensor]:
+    """Return {"vision": patch tokens (B, N, D)} of uint8 images."""
+    return {"vision": tower.forward_tokens(tower.normalize(images_BCHW)).float()}
+
+
+@torch.no_grad()
+def vlm_outputs(vlm: VisionLanguageModel, images_BCHW: Tensor, image_id: int) -> dict[str, Tensor]:
+    """Return vision (B, N, D), projector (B, n, H) and logits (L, V) of images and of a prompt with the first one."""
+    rows = vlm.language.get_input_embeddings().weight.shape[0]
+    ids_N, places_K = random_prompt(rows, vlm.tokens_per_tile, image_id)
+    vision_BND = vlm.vision.forward_tokens(vlm.vision.normalize(images_BCHW))
+    projected_BnH = vlm.projector(pixel_shuffle(vision_BND, vlm.config.shuffle))
+    inputs_1LH = vlm.language.get_input_embeddings()(ids_N[None])
+    inputs_1LH[0, places_K] = projected_BnH[0]
+    return {
+        "vision": vision_BND.float(),
+        "projector": projected_BnH.float(),
+        "logits": vlm.language(inputs_embeds=inputs_1LH, use_cache=False).logits[0].float(),
+    }
+
+
+@torch.no_grad()
+def hf_outputs(
+    folder: Path, normalised_BCHW: Tensor, *, whole: bool, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Return what transformers' own InternVL makes of the same images and prompt, loaded from a folder.
+
+    Args:
+        folder: In transformers' layout.
+        normalised_BCHW: Float images, normalised.
+        whole: The folder holds a language model, too.
+        dtype: To compute in.
+
+    Raises:
+        CheckpointError: transformers can't load the folder, or finds names missing or too many.
+    """
+    library: Any = transformers  # which imports the code of a model when it is named
+    kind = library.InternVLForConditionalGeneration if whole else library.InternVLVisionModel
+    shows_progress = library.utils.logging.is_progress_bar_enabled()
+    library.utils.logging.disable_progress_bar()
+    try:
+        model, info = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
         )
-    kind = DTYPES[dtype]
-    weights = {n: t.to(kind) if t.is_floating_point() else t for n, t in checkpoint.weights.items()}
-    return replace(checkpoint, weights=weights)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"transformers can't load it ({error})", where=str(folder)) from error
+    finally:
+        if shows_progress:
+            library.utils.logging.enable_progress_bar()
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, info.get(what) or ())):
+            raise CheckpointError(f"transformers finds {len(names)} {what} ({names[0]})", where=str(folder))
+    model.eval()
+    images = normalised_BCHW.to(dtype)
+    if not whole:
+        return {"vision": model(pixel_values=images).last_hidden_state[:, 1:].float()}
+    vision = model.model.vision_tower(pixel_values=images).last_hidden_state[:, 1:].float()
+    features = model.get_image_features(pixel_values=images, return_dict=True)
+    projected = features if isinstance(features, Tensor) else features.pooler_output
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids_N, _ = random_prompt(rows, projected.shape[1], model.config.image_token_id)
+    logits = model(input_ids=ids_N[None], pixel_values=images[:1], use_cache=False).logits[0]
+    return {"vision": vision, "projector": projected.float(), "logits": logits.float()}
 
 
-def _common_dtype(weights: dict[str, Tensor]) -> torch.dtype:
-    kinds = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
-    return kinds.pop() if len(kinds) == 1 else torch.float32
+def compare_weights(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """Return how many tensors are equal bit for bit.
+
+    Args:
+        ours: Name → tensor that was written.
+        theirs: What was read back, under the same names.
+
+    Raises:
+        CheckpointError: A name is missing or too many, or a tensor differs.
+    """
+    if odd := sorted(ours.keys() ^ theirs.keys()):
+        raise CheckpointError(f"{len(odd)} names are on one side only ({first_of(odd)})")
+    different = [n for n, t in ours.items() if t.dtype != theirs[n].dtype or not torch.equal(t, theirs[n])]
+    if different:
+        raise CheckpointError(f"{len(different)} tensors differ ({first_of(different)})")
+    return f"{len(ours)} tensors equal bit for bit"

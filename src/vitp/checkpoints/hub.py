@@ -1,12 +1,15 @@
 """Where weights lie: a local file or folder first, else the Hugging Face hub.
 
-What the hub's cache holds already is used; a connection is opened only where the user has allowed it (`vitp.core.remote`).
+What the hub's cache holds already is used; a connection is opened only where the user has allowed it
+(`vitp.core.remote`).
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+from huggingface_hub import errors, snapshot_download
 
 from vitp.core.errors import CheckpointError
 from vitp.core.remote import HUB_SCHEME, VARIABLE, allowed_schemes
@@ -36,9 +39,8 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path | None:
     text = str(source)
     if not text.startswith(HUB_PREFIX) and Path(source).exists():
         return Path(source)
-    if (repository := hub_id(text)) is None:
-        return None
-    return _fetch(repository, revision)
+    repository = hub_id(text)
+    return None if repository is None else _fetch(repository, revision)
 
 
 def hub_id(text: str) -> str | None:
@@ -54,52 +56,38 @@ def hub_id(text: str) -> str | None:
 
 
 def _fetch(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     allowed = HUB_SCHEME in allowed_schemes()
     try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=list(PATTERNS),
-                local_files_only=not allowed,
-            )
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=list(PATTERNS), local_files_only=not allowed
         )
-    except GatedRepoError as error:
-        raise CheckpointError(
+    except errors.GatedRepoError as error:
+        what, fix = (
             "is behind a licence on the hub",
-            where=repository,
-            fix="accept it on its page, then log in with `hf auth login`",
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+            "accept it on its page, then log in with `hf auth login`",
+        )
+        raise CheckpointError(what, where=repository, fix=fix) from error
+    except (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.HFValidationError,
+    ) as error:
         raise CheckpointError(
             "is no file or folder here and no public model of the Hugging Face hub",
             where=repository,
             fix="check the spelling; private models need `hf auth login`",
         ) from error
-    except LocalEntryNotFoundError as error:
-        if allowed:
-            raise _unreachable(repository, error) from error
-        raise CheckpointError(
-            "is no file or folder here, and the Hugging Face hub is not asked unless that is allowed",
-            where=repository,
-            fix=f"check the path, or allow the connection with --allow-remote {HUB_SCHEME} ({VARIABLE}={HUB_SCHEME})",
-        ) from error
     except Exception as error:  # offline: whatever the network library of the hub client raises
-        raise _unreachable(repository, error) from error
-
-
-def _unreachable(repository: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"is no file or folder here, and the Hugging Face hub can't be reached ({type(error).__name__})",
-        where=repository,
-        fix="download it where there is a network, copy the folder here and name that folder",
-    )
+        if isinstance(error, errors.LocalEntryNotFoundError) and not allowed:
+            raise CheckpointError(
+                "is no file or folder here, and the Hugging Face hub is not asked unless that is allowed",
+                where=repository,
+                fix=f"check the path, or allow the connection with --allow-remote {HUB_SCHEME} "
+                f"({VARIABLE}={HUB_SCHEME})",
+            ) from error
+        raise CheckpointError(
+            f"is no file or folder here, and the Hugging Face hub can't be reached ({type(error).__name__})",
+            where=repository,
+            fix="download it where there is a network, copy the folder here and name that folder",
+        ) from error
+    return Path(folder)

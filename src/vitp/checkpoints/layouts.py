@@ -22,48 +22,90 @@ from torch import Tensor
 
 from vitp.core.errors import CheckpointError
 
-Layout = Literal["vitp", "original", "hf", "timm"]
+LayoutName = Literal["vitp", "original", "hf", "timm"]
 
 VISION, PROJECTOR, LANGUAGE = "vision.model.", "projector.", "language."
-
-ORIGINAL_VISION, ORIGINAL_PROJECTOR, ORIGINAL_LANGUAGE = "vision_model.", "mlp1.", "language_model."
-HF_VISION, HF_PROJECTOR, HF_LANGUAGE = "vision_tower.", "multi_modal_projector.", "language_model."
 
 DERIVED = re.compile(r"(\.rotary_emb\.inv_freq|\.position_ids|\.masked_bias|relative_position_index)$")
 """Values that some releases saved although the architecture computes them."""
 
-_EMBEDDINGS_ORIGINAL = {
-    "embeddings.class_embedding": "cls_token",
-    "embeddings.position_embedding": "pos_embed",
-    "embeddings.patch_embedding.weight": "patch_embed.proj.weight",
-    "embeddings.patch_embedding.bias": "patch_embed.proj.bias",
-}
-_EMBEDDINGS_HF = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
-    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
-    "layernorm.weight": "norm.weight",
-    "layernorm.bias": "norm.bias",
-}
-_LINEAR_PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")
-_BLOCK_ORIGINAL = {
-    f"{part}.{kind}": f"{part}.{kind}" for part in _LINEAR_PARTS for kind in ("weight", "bias")
-} | {
-    "ls1": "ls1.gamma",
-    "ls2": "ls2.gamma",
-}
-_PARTS_HF = {
-    "attention.projection_layer": "attn.proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-}
-_BLOCK_HF = {
-    f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in _PARTS_HF.items() for kind in ("weight", "bias")
-} | {"lambda_1": "ls1.gamma", "lambda_2": "ls2.gamma"}
-_PROJECTOR_HF = {"layer_norm": "0", "linear_1": "1", "linear_2": "3"}
+
+@dataclass(frozen=True)
+class _Names:
+    """How a layout names the parts of a model.
+
+    Attributes:
+        vision, projector, language: How the names of each part begin.
+        blocks: How the names of the tower's blocks begin, before their number.
+        outside: Name in the tower, outside of its blocks → timm's.
+        block: Name in a block → timm's.
+        layers: Layer of the projector → its number.
+    """
+
+    vision: str
+    projector: str
+    language: str
+    blocks: str
+    outside: Mapping[str, str]
+    block: Mapping[str, str]
+    layers: Mapping[str, str]
+
+
+def _weights_and_biases(parts: Mapping[str, str]) -> dict[str, str]:
+    return {
+        f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in parts.items() for kind in ("weight", "bias")
+    }
+
+
+_ORIGINAL = _Names(
+    vision="vision_model.",
+    projector="mlp1.",
+    language="language_model.",
+    blocks="encoder.layers.",
+    outside={
+        "embeddings.class_embedding": "cls_token",
+        "embeddings.position_embedding": "pos_embed",
+        **_weights_and_biases({"embeddings.patch_embedding": "patch_embed.proj"}),
+    },
+    block={
+        **_weights_and_biases(
+            {part: part for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")}
+        ),
+        "ls1": "ls1.gamma",
+        "ls2": "ls2.gamma",
+    },
+    layers={number: number for number in "0123"},
+)
+
+_HF = _Names(
+    vision="vision_tower.",
+    projector="multi_modal_projector.",
+    language="language_model.",
+    blocks="encoder.layer.",
+    outside={
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        **_weights_and_biases(
+            {"embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm": "norm"}
+        ),
+    },
+    block={
+        **_weights_and_biases(
+            {
+                "attention.projection_layer": "attn.proj",
+                "mlp.fc1": "mlp.fc1",
+                "mlp.fc2": "mlp.fc2",
+                "layernorm_before": "norm1",
+                "layernorm_after": "norm2",
+            }
+        ),
+        "lambda_1": "ls1.gamma",
+        "lambda_2": "ls2.gamma",
+    },
+    layers={"layer_norm": "0", "linear_1": "1", "linear_2": "3"},
+)
+
+ORIGINAL_VISION, HF_VISION = _ORIGINAL.vision, _HF.vision
 
 _QKV_HF = re.compile(r"encoder\.layer\.(\d+)\.attention\.([qkv])_proj\.(weight|bias)")
 
@@ -102,158 +144,108 @@ def _rename(weights: Mapping[str, Tensor], rule: Callable[[str], str | None]) ->
     return renamed
 
 
-# The original layout
+def _to_ours(name: str, names: _Names) -> str | None:
+    """Return our name of a published one, with or without the prefix of its part; None where there is none."""
+    # Some versions of transformers write `model.` in front of every name, others have the output table at the top.
+    name = name.removeprefix("model.")
+    if name.startswith(names.projector):
+        layer, _, kind = name.removeprefix(names.projector).partition(".")
+        return f"{PROJECTOR}{names.layers[layer]}.{kind}" if layer in names.layers else None
+    if name.startswith("lm_head."):
+        return LANGUAGE + name
+    if name.startswith(names.language):
+        inner = name.removeprefix(names.language)
+        if DERIVED.search(inner):
+            return None
+        return LANGUAGE + inner if inner.startswith(("model.", "lm_head.")) else f"{LANGUAGE}model.{inner}"
+    name = name.removeprefix(names.vision)
+    if name in names.outside:
+        return VISION + names.outside[name]
+    match = re.fullmatch(re.escape(names.blocks) + r"(\d+)\.(.+)", name)
+    if match is None or match[2] not in names.block:
+        return None
+    return f"{VISION}blocks.{match[1]}.{names.block[match[2]]}"
+
+
+def _to_theirs(name: str, names: _Names) -> str | None:
+    """Return the published name of one of ours; None where the layout has no place for it."""
+    outside, block, layers = (
+        {ours: theirs for theirs, ours in table.items()}
+        for table in (names.outside, names.block, names.layers)
+    )
+    if name.startswith(PROJECTOR):
+        number, _, kind = name.removeprefix(PROJECTOR).partition(".")
+        return f"{names.projector}{layers[number]}.{kind}" if number in layers else None
+    if name.startswith(LANGUAGE):
+        return names.language + name.removeprefix(LANGUAGE)
+    if not name.startswith(VISION):
+        return None
+    name = name.removeprefix(VISION)
+    if name in outside:
+        return names.vision + outside[name]
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if match is None or match[2] not in block:
+        return None
+    return f"{names.vision}{names.blocks}{match[1]}.{block[match[2]]}"
 
 
 def from_original(weights: Mapping[str, Tensor]) -> Renamed:
     """Return InternVL's original names as ours; an InternViT without the prefix `vision_model.` is understood, too."""
-    return _rename(weights, _from_original)
-
-
-def _from_original(name: str) -> str | None:
-    if name.startswith(ORIGINAL_PROJECTOR):
-        return PROJECTOR + name.removeprefix(ORIGINAL_PROJECTOR)
-    if name.startswith(ORIGINAL_LANGUAGE):
-        return None if DERIVED.search(name) else LANGUAGE + name.removeprefix(ORIGINAL_LANGUAGE)
-    timm_name = _vision_from_original(name.removeprefix(ORIGINAL_VISION))
-    return None if timm_name is None else VISION + timm_name
-
-
-def _vision_from_original(name: str) -> str | None:
-    if name in _EMBEDDINGS_ORIGINAL:
-        return _EMBEDDINGS_ORIGINAL[name]
-    match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name)
-    if match is None or match[2] not in _BLOCK_ORIGINAL:
-        return None
-    return f"blocks.{match[1]}.{_BLOCK_ORIGINAL[match[2]]}"
+    return _rename(weights, lambda name: _to_ours(name, _ORIGINAL))
 
 
 def to_original(weights: Mapping[str, Tensor]) -> Renamed:
     """Return our names as InternVL's original ones. What that layout has no place for is `unexpected`."""
-    return _rename(weights, _to_original)
-
-
-def _to_original(name: str) -> str | None:
-    if name.startswith(PROJECTOR):
-        return ORIGINAL_PROJECTOR + name.removeprefix(PROJECTOR)
-    if name.startswith(LANGUAGE):
-        return ORIGINAL_LANGUAGE + name.removeprefix(LANGUAGE)
-    theirs = _vision_name(name, _EMBEDDINGS_ORIGINAL, _BLOCK_ORIGINAL, "encoder.layers")
-    return None if theirs is None else ORIGINAL_VISION + theirs
-
-
-def _vision_name(name: str, embeddings: Mapping[str, str], block: Mapping[str, str], stem: str) -> str | None:
-    """One of our vision names in a layout given by its two tables."""
-    if not name.startswith(VISION):
-        return None
-    timm_name = name.removeprefix(VISION)
-    for theirs, ours in embeddings.items():
-        if ours == timm_name:
-            return theirs
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", timm_name)
-    if match is None:
-        return None
-    for theirs, ours in block.items():
-        if ours == match[2]:
-            return f"{stem}.{match[1]}.{theirs}"
-    return None
-
-
-# The layout of transformers
+    return _rename(weights, lambda name: _to_theirs(name, _ORIGINAL))
 
 
 def from_hf(weights: Mapping[str, Tensor]) -> Renamed:
     """Return the names of `InternVLForConditionalGeneration` or `InternVLVisionModel` as ours.
 
     Files written by any version of transformers are understood: with `model.` in front or without it, with the
-    language model's head inside or beside of it. Queries, keys and values are joined.
+    language model's head inside or beside of it. Queries, keys and values are joined; an incomplete triple stays
+    `unexpected`.
     """
-    rest, joined = _join_qkv(weights)
-    renamed = _rename(rest, _from_hf)
-    for name, tensor in joined.items():
-        renamed.put(name, tensor, name)
-    return renamed
-
-
-def _from_hf(name: str) -> str | None:
-    name = name.removeprefix("model.")
-    if name.startswith(HF_PROJECTOR):
-        part, _, kind = name.removeprefix(HF_PROJECTOR).partition(".")
-        return f"{PROJECTOR}{_PROJECTOR_HF[part]}.{kind}" if part in _PROJECTOR_HF else None
-    if name.startswith("lm_head."):
-        return LANGUAGE + name
-    if name.startswith(HF_LANGUAGE):
-        inner = name.removeprefix(HF_LANGUAGE)
-        if DERIVED.search(inner):
-            return None
-        return LANGUAGE + inner if inner.startswith(("model.", "lm_head.")) else f"{LANGUAGE}model.{inner}"
-    return _vision_from_hf(name.removeprefix(HF_VISION))
-
-
-def _vision_from_hf(name: str) -> str | None:
-    if name in _EMBEDDINGS_HF:
-        return VISION + _EMBEDDINGS_HF[name]
-    match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name)
-    if match is None or match[2] not in _BLOCK_HF:
-        return None
-    return f"{VISION}blocks.{match[1]}.{_BLOCK_HF[match[2]]}"
-
-
-def _join_qkv(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All other weights, and the joined ones under our names. An incomplete triple stays as it is."""
     triples: dict[str, dict[str, str]] = {}
     for name in weights:
-        match = _QKV_HF.fullmatch(name.removeprefix("model.").removeprefix(HF_VISION))
-        if match is not None:
+        if match := _QKV_HF.fullmatch(name.removeprefix("model.").removeprefix(HF_VISION)):
             triples.setdefault(f"{VISION}blocks.{match[1]}.attn.qkv.{match[3]}", {})[match[2]] = name
-    whole = {ours: names for ours, names in triples.items() if len(names) == 3}
-    used = {name for names in whole.values() for name in names.values()}
-    rest = {name: tensor for name, tensor in weights.items() if name not in used}
-    return rest, {
-        ours: torch.cat([weights[names[part]] for part in "qkv"], dim=0) for ours, names in whole.items()
-    }
+    triples = {ours: names for ours, names in triples.items() if len(names) == 3}
+    joined = {name for names in triples.values() for name in names.values()}
+    rest = {name: tensor for name, tensor in weights.items() if name not in joined}
+    renamed = _rename(rest, lambda name: _to_ours(name, _HF))
+    for ours, names in triples.items():
+        renamed.put(ours, torch.cat([weights[names[part]] for part in "qkv"], dim=0), ours)
+    return renamed
 
 
 def to_hf(weights: Mapping[str, Tensor]) -> Renamed:
     """Return our names as transformers': those of the published `-hf` checkpoints, which every version reads.
 
-    A tower without layer scale gets scales of one, because the architecture has them: x · 1 is x.
+    A tower without layer scale gets scales of one, because the architecture has them.
     """
-    renamed = Renamed()
+    weights = with_scales(weights)
+    fused = re.compile(re.escape(VISION) + r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
+    renamed = _rename(
+        {name: tensor for name, tensor in weights.items() if not fused.fullmatch(name)},
+        lambda name: _to_theirs(name, _HF),
+    )
     for name, tensor in weights.items():
-        match = re.fullmatch(re.escape(VISION) + r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name)
-        if match is not None:
+        if match := fused.fullmatch(name):
             for part, piece in zip("qkv", tensor.chunk(3, dim=0), strict=True):
                 key = f"{HF_VISION}encoder.layer.{match[1]}.attention.{part}_proj.{match[2]}"
                 renamed.put(key, piece.contiguous(), name)
-            continue
-        new = _to_hf(name)
-        if new is None:
-            renamed.unexpected.append(name)
-        else:
-            renamed.put(new, tensor, name)
-    for key, norm in list(renamed.weights.items()):
-        if key.endswith(".layernorm_before.weight"):
-            layer = key.removesuffix("layernorm_before.weight")
-            for scale in ("lambda_1", "lambda_2"):
-                renamed.weights.setdefault(layer + scale, torch.ones_like(norm))
     return renamed
 
 
-def _to_hf(name: str) -> str | None:
-    if name.startswith(PROJECTOR):
-        number, _, kind = name.removeprefix(PROJECTOR).partition(".")
-        for theirs, ours in _PROJECTOR_HF.items():
-            if ours == number:
-                return f"{HF_PROJECTOR}{theirs}.{kind}"
-        return None
-    if name.startswith(LANGUAGE):
-        return HF_LANGUAGE + name.removeprefix(LANGUAGE)
-    vision = _vision_name(name, _EMBEDDINGS_HF, _BLOCK_HF, "encoder.layer")
-    return None if vision is None else HF_VISION + vision
-
-
-# timm's layout
+def with_scales(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights under our names with layer scales of one where a tower has none: x · 1 is x."""
+    scaled = dict(weights)
+    for name, norm in weights.items():
+        if name.startswith(VISION + "blocks.") and name.endswith(".norm1.weight"):
+            for scale in ("ls1.gamma", "ls2.gamma"):
+                scaled.setdefault(name.removesuffix("norm1.weight") + scale, torch.ones_like(norm))
+    return scaled
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

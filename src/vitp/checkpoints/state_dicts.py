@@ -1,21 +1,30 @@
-"""State dicts of pretraining runs (DINO, iBOT, MAE, MoCo, …): the vision transformer that lies inside of them.
+"""Weights under timm's names, or those of a publication that timm can convert: DINO, MAE, AugReg, SigLIP, CLIP, …
 
-They hold more than a backbone, under names with a prefix: optimizer, teacher and student, decoder, heads.
+State dicts of pretraining runs hold more than a backbone, under names with a prefix: optimizer, teacher and student,
+decoder, heads. `find_backbone` takes out the vision transformer, `convert_state` brings it to timm's names and sizes.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+import timm
+import torch
+from torch import Tensor, nn
 
 from vitp.core.errors import CheckpointError
-from vitp.models.vision import VisionConfig
+from vitp.models.backbone import Backbone
+from vitp.models.plain_vit import PlainViT
+from vitp.models.timm_backbone import CLASSIFIERS, TimmConfig, timm_backbone
 
-CONTAINERS = ("teacher", "model_ema", "state_dict", "model", "module", "student", "encoder", "target_encoder")
+_CONTAINERS = (
+    *("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "module"),
+    *("student", "encoder", "target_encoder"),
+)
 """Entries under which files keep their weights, the better ones first: a teacher is what DINO is used as."""
 
 _MARK = "patch_embed.proj.weight"
@@ -40,6 +49,12 @@ class FoundBackbone:
     place: str
     ignored: tuple[str, ...]
 
+    @property
+    def of_a_run(self) -> bool:
+        """Whether something beside the weights says that they come from self-supervised pretraining."""
+        marks = ("decoder", "mask_token", "register_tokens", "teacher", "student", "dino_head", "ibot_head")
+        return any(mark in name for name in (*self.weights, *self.ignored, self.place) for mark in marks)
+
 
 def find_backbone(state: Mapping[str, Any], *, where: str) -> FoundBackbone | None:
     """Return the ViT in the state of a run, or None when the names are not of timm's family.
@@ -56,33 +71,28 @@ def find_backbone(state: Mapping[str, Any], *, where: str) -> FoundBackbone | No
         raise CheckpointError(
             "holds no named tensors",
             where=where,
-            fix=f"weights are looked for at the top and under {', '.join(CONTAINERS)}",
+            fix=f"weights are looked for at the top and under {', '.join(_CONTAINERS)}",
         )
     prefixes = sorted({name.removesuffix(_MARK) for name in tensors if name.endswith(_MARK)})
     if not prefixes:
         return None
     prefix = prefixes[0] if len(prefixes) == 1 else _teacher(prefixes, where)
     inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    weights = {
-        name: t for name, t in inside.items() if not _PRETRAINING_ONLY.match(name) or _needed(name, inside)
-    }
+    # timm knows DINOv2's files by their mask token, and converts register tokens and gated MLPs only then.
+    mask = () if any(name.startswith("decoder") for name in inside) else ("mask_token",)
+    weights = {name: t for name, t in inside.items() if not _PRETRAINING_ONLY.match(name) or name in mask}
     ignored = [name for name in tensors if not name.startswith(prefix)]
     ignored += [prefix + name for name in inside if name not in weights]
     place = " · ".join(part for part in (entry, prefix) if part) or "top"
     return FoundBackbone(weights, place, tuple(ignored))
 
 
-def _needed(name: str, inside: Mapping[str, Tensor]) -> bool:
-    # timm knows DINOv2's files by their mask token, and converts register tokens and gated MLPs only then.
-    return name == "mask_token" and not any(other.startswith("decoder") for other in inside)
-
-
 def _container(state: Mapping[str, Any]) -> tuple[str, Mapping[str, Tensor] | None]:
-    """The innermost entry that holds tensors by name, and its path."""
+    """Return the path of the innermost entry that holds tensors by name, and these."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if len(tensors) > 1:
         return "", tensors
-    for entry in CONTAINERS:
+    for entry in _CONTAINERS:
         if isinstance(inner := state.get(entry), Mapping):
             path, found = _container(inner)
             if found is not None:
@@ -101,50 +111,89 @@ def _teacher(prefixes: list[str], where: str) -> str:
     )
 
 
-def plain_vit_of(weights: Mapping[str, Tensor], *, heads: int | None, where: str) -> VisionConfig:
-    """Return the sizes of a plain ViT (timm's names) from its tensors.
+@dataclass(frozen=True)
+class TimmWeights:
+    """Tensors of a file as timm's model of an architecture has them.
 
-    Only for pretraining runs whose normalisation is ImageNet's and whose norms have epsilon 1e-6, as those of
-    DINO, iBOT, DINOv2 and MAE: shapes don't tell these two.
+    Attributes:
+        model: The architecture without numbers.
+        weights: timm's name → tensor, position table and patch kernel at the model's sizes.
+        resampled: Name → change of shape.
+        ignored: Names that were left out.
+    """
+
+    model: Backbone
+    weights: dict[str, Tensor]
+    resampled: dict[str, str]
+    ignored: tuple[str, ...]
+
+
+def convert_state(
+    state: Mapping[str, Any], config: TimmConfig, *, where: str, plain: bool = True
+) -> TimmWeights:
+    """Return what of a file's state belongs to a timm model, under timm's names.
+
+    Args:
+        state: What the file holds, nested or flat.
+        config: The model.
+        where: The file, for messages.
+        plain: Refuse what is no plain ViT.
 
     Raises:
-        CheckpointError: Tensors are missing, or the number of heads can't be told.
+        CheckpointError: It holds weights of another architecture, or several vision transformers.
+        ConfigError: timm has no such model.
     """
-    try:
-        kernel = weights[_MARK]
-        mlp = weights["blocks.0.mlp.fc1.weight"].shape[0]
-        table = weights["pos_embed"]
-    except KeyError as error:
+    with torch.device("meta"):
+        backbone = timm_backbone(config)
+    if plain and not isinstance(backbone, PlainViT):
         raise CheckpointError(
-            f"is no plain ViT with learned positions ({error} is missing)",
+            f"{config.architecture} is no plain Vision Transformer",
             where=where,
-            fix="name its timm architecture",
-        ) from error
-    width, patch = int(kernel.shape[0]), int(kernel.shape[-1])
-    if heads is None and width % 64:
-        raise CheckpointError(
-            f"is {width} channels wide, and its number of attention heads can't be told from that",
-            where=where,
-            fix="say it: heads=…, or --heads",
+            fix=f'finetune it with backbone.init "timm:{config.architecture}" and backbone.weights',
         )
-    depth = max(int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))) + 1
-    registers = next((weights[n].shape[1] for n in ("reg_token", "register_tokens") if n in weights), 0)
-    cells = table.shape[1] - ("cls_token" in weights and "reg_token" not in weights)
-    arguments: dict[str, Any] = {
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": heads or width // 64,
-        "patch_size": patch,
-        "mlp_ratio": mlp / width,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
-        "class_token": "cls_token" in weights,
+    model = cast(nn.Module, backbone.model)
+    found = find_backbone(state, where=where)
+    if found is not None:
+        before = found.weights
+    else:
+        tensors = _container(state)[1] or {}
+        # Files of runs on several GPUs have a `module.` in front of every name.
+        prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+        before = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    after = _through_timm(before, model, config.architecture, where)
+    own = model.state_dict()
+    kept = {name: t for name, t in after.items() if name in own or not name.startswith(CLASSIFIERS)}
+    resampled = {
+        name: f"{tuple(before[name].shape)} → {tuple(tensor.shape)}"
+        for name, tensor in kept.items()
+        if name in ("pos_embed", "patch_embed.proj.weight")
+        and isinstance(before.get(name), Tensor)
+        and before[name].numel() != kept[name].numel()
+        and "register_tokens" not in before
     }
-    if registers:
-        arguments |= {"reg_tokens": int(registers), "no_embed_class": True}
-    if "blocks.0.ls1.gamma" in weights:
-        arguments["init_values"] = 1e-5
-    if "norm.weight" not in weights:
-        arguments["final_norm"] = False
-    return VisionConfig(
-        architecture="vit_base_patch16_224", arguments=arguments, image_size=round(cells**0.5) * patch
-    )
+    dropped = [name for name in after if name not in kept]
+    return TimmWeights(backbone, kept, resampled, (*(found.ignored if found else ()), *dropped))
+
+
+def _through_timm(weights: Mapping[str, Any], model: nn.Module, name: str, where: str) -> dict[str, Tensor]:
+    """Return what timm's own conversion for the architecture makes of a publication's names."""
+    module = inspect.getmodule(timm.model_entrypoint(name.split(".")[0]))
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None:
+        return dict(weights)
+    try:
+        return dict(convert(dict(weights), model))
+    except (
+        KeyError,
+        RuntimeError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+        IndexError,
+    ) as error:
+        raise CheckpointError(
+            f"holds no weights of {name} (timm's conversion fails: {error})",
+            where=where,
+            fix="name the architecture that they are of",
+        ) from error

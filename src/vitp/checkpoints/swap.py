@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitp.checkpoints import hub, layouts
-from vitp.checkpoints.build import grow_embeddings
-from vitp.checkpoints.checkpoint import CONFIG, read_checkpoint, read_config
-from vitp.checkpoints.language_models import language_config
+from vitp.checkpoints.checkpoint import read_checkpoint
+from vitp.checkpoints.description import CONFIG, is_vlm_config, read_config
 from vitp.checkpoints.layouts import DERIVED
-from vitp.checkpoints.open import read_tokenizer
-from vitp.checkpoints.pretrained import LoadedVLM
-from vitp.checkpoints.report import apply_weights
+from vitp.checkpoints.loading import LoadedVLM, grow_embeddings, read_tokenizer
+from vitp.checkpoints.published import language_config
 from vitp.checkpoints.tensors import read_tensors, weights_file
 from vitp.core.errors import CheckpointError, ConfigError
+from vitp.core.tensors import load_weights
 from vitp.data.chat import ChatTokenizer
 from vitp.models.language import LanguageConfig, build_language_model
 from vitp.models.resample import resized_tower
@@ -89,7 +88,7 @@ def swap_language(
 def _assemble(
     config: Any, tower: VisionTower, language: Any, projector_of: VisionLanguageModel | None, seed: int
 ) -> VisionLanguageModel:
-    """A model of given parts: only the projector is new."""
+    """Put given parts into a model: only the projector is new."""
     rows = int(language.get_input_embeddings().weight.shape[0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -115,12 +114,12 @@ def _assemble(
 
 
 def _read_language(source: str | Path) -> tuple[LanguageConfig, Any, Path, str]:
-    """Settings, model, folder of the tokenizer, chat template."""
+    """Return settings, model, folder of the tokenizer and chat template."""
     path = hub.locate(source)
     if path is None or not path.is_dir():
         raise CheckpointError("is no folder of a language model", where=str(source), fix="check the path")
     values = read_config(path)
-    if "vision_config" in values or str(values.get("format", "")).startswith("vitp-vlm"):
+    if "vision_config" in values or is_vlm_config(values):
         checkpoint = read_checkpoint(path)
         assert checkpoint.vlm is not None and checkpoint.vocabulary is not None
         weights = layouts.part_of(checkpoint.weights, layouts.LANGUAGE)
@@ -130,16 +129,11 @@ def _read_language(source: str | Path) -> tuple[LanguageConfig, Any, Path, str]:
             name: t for name, t in read_tensors(weights_file(path)).items() if not DERIVED.search(name)
         }
         settings = language_config(values, where=str(path / CONFIG), tied="lm_head.weight" not in weights)
-        rows, template = _rows(weights, path), "chatml"
-    model = build_language_model(settings, vocabulary=rows)
-    apply_weights(model, weights, source=str(source), layout="hf")
+        if (table := weights.get("model.embed_tokens.weight")) is None:
+            raise CheckpointError(
+                "holds no token embeddings", where=str(path), fix="name a causal language model"
+            )
+        rows, template = int(table.shape[0]), "chatml"
+    model: Any = build_language_model(settings, vocabulary=rows)
+    load_weights(model, weights, source=str(source), layout="hf")
     return settings, model.eval(), path, template
-
-
-def _rows(weights: dict[str, Tensor], path: Path) -> int:
-    table = weights.get("model.embed_tokens.weight")
-    if table is None:
-        raise CheckpointError(
-            "holds no token embeddings", where=str(path), fix="name a causal language model"
-        )
-    return int(table.shape[0])

@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, sharded safetensors with an index, PyTorch files.
+"""Files of named tensors as they are published: safetensors, sharded safetensors with an index, PyTorch files.
 
 Safetensors are mapped into memory: reading a name costs nothing until its numbers are used.
 """
@@ -17,16 +17,24 @@ from torch import Tensor
 from vitp.core.errors import CheckpointError
 from vitp.core.files import write_json
 from vitp.core.reading import check_file, parse_json, read_text
-from vitp.core.sealed import read_safetensors
-from vitp.core.tensors import save_tensors
+from vitp.core.tensors import load_tensors, save_tensors
 
-SINGLE = "model.safetensors"
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD = 5 * 10**9
+"""Bytes of a shard."""
+
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-_FOLDER_FILES = (SINGLE, INDEX, "pytorch_model.bin")
+
+_AGAIN = "copy or download it again"
 
 Wanted = Callable[[str], bool]
+"""Says by its name whether a tensor is to be read."""
+
+
+def everything(_name: str) -> bool:
+    """Want every tensor."""
+    return True
 
 
 def weights_file(folder: Path) -> Path:
@@ -37,7 +45,7 @@ def weights_file(folder: Path) -> Path:
     Raises:
         CheckpointError: There is none, or it can't be told which one is meant.
     """
-    for name in _FOLDER_FILES:
+    for name in (WEIGHTS, INDEX, "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name
     found = sorted(folder.glob("*.safetensors"))
@@ -56,11 +64,17 @@ def weights_file(folder: Path) -> Path:
     raise CheckpointError(
         "holds no weights",
         where=str(folder),
-        fix=f"look for {SINGLE} or {INDEX}; the download may be partial",
+        fix=f"look for {WEIGHTS} or {INDEX}; the download may be partial",
     )
 
 
-def read_tensors(path: Path, wanted: Wanted = lambda _name: True, *, ours: bool = False) -> dict[str, Tensor]:
+def holds_weights(path: Path) -> bool:
+    """Return whether there is a file, or a folder with a file that is one of weights by its name."""
+    suffixes = {".safetensors", *TORCH_SUFFIXES}
+    return path.is_file() or (path.is_dir() and any(file.suffix in suffixes for file in path.iterdir()))
+
+
+def read_tensors(path: Path, wanted: Wanted = everything, *, ours: bool = False) -> dict[str, Tensor]:
     """Return name → tensor of a safetensors file, of the shards of an index, or of a PyTorch file.
 
     Args:
@@ -74,7 +88,7 @@ def read_tensors(path: Path, wanted: Wanted = lambda _name: True, *, ours: bool 
     if path.name.endswith(".index.json"):
         return _read_shards(path, wanted, ours)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path, wanted, ours)
+        return load_tensors(path, wanted=wanted, fix=_AGAIN, ours=ours)
     if path.suffix in TORCH_SUFFIXES:
         state = read_torch(path)
         if not all(isinstance(value, Tensor) for value in state.values()):
@@ -91,14 +105,18 @@ def read_tensors(path: Path, wanted: Wanted = lambda _name: True, *, ours: bool 
     )
 
 
-def _read_safetensors(path: Path, wanted: Wanted, ours: bool) -> dict[str, Tensor]:
-    return read_safetensors(path, wanted, fix="copy or download it again", ours=ours)
+def read_weights(path: Path) -> Mapping[str, Any]:
+    """Return what a weights file holds: named tensors, or the nested state of a training run.
+
+    Raises:
+        CheckpointError: The file is missing or broken, or holds objects that code would have to make.
+    """
+    return read_torch(path) if path.suffix in TORCH_SUFFIXES else read_tensors(path)
 
 
 def _read_shards(index: Path, wanted: Wanted, ours: bool) -> dict[str, Tensor]:
-    places = read_index(index)
     by_file: dict[str, set[str]] = {}
-    for name, file in places.items():
+    for name, file in read_index(index).items():
         if wanted(name):
             by_file.setdefault(file, set()).add(name)
     missing = sorted(file for file in by_file if not (index.parent / file).is_file())
@@ -106,11 +124,11 @@ def _read_shards(index: Path, wanted: Wanted, ours: bool) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{len(missing)} of {len(by_file)} shards are missing, the first is {missing[0]}",
             where=str(index.parent),
-            fix="copy or download it again",
+            fix=_AGAIN,
         )
     weights: dict[str, Tensor] = {}
     for file, names in sorted(by_file.items()):
-        found = _read_safetensors(index.parent / file, names.__contains__, ours)
+        found = load_tensors(index.parent / file, wanted=names.__contains__, fix=_AGAIN, ours=ours)
         if absent := sorted(names - found.keys()):
             raise CheckpointError(
                 f"lacks {len(absent)} tensors that {index.name} places there, the first is {absent[0]}",
@@ -128,15 +146,12 @@ def read_index(index: Path) -> dict[str, str]:
         CheckpointError: It is no index, or names a file outside of its folder.
     """
     try:
-        places = parse_json(read_text(index))["weight_map"]
-        files = {str(file) for file in places.values()}
+        places = {str(name): str(file) for name, file in parse_json(read_text(index))["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"is no index of shards ({error})", where=str(index), fix="copy or download it again"
-        ) from error
-    if outside := [file for file in files if Path(file).name != file]:
+        raise CheckpointError(f"is no index of shards ({error})", where=str(index), fix=_AGAIN) from error
+    if outside := [file for file in places.values() if Path(file).name != file]:
         raise CheckpointError(f"names a file outside of its folder ({outside[0]})", where=str(index))
-    return {str(name): str(file) for name, file in places.items()}
+    return places
 
 
 def read_torch(path: Path) -> Mapping[str, Any]:
@@ -160,9 +175,7 @@ def read_torch(path: Path) -> Mapping[str, Any]:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"is no whole PyTorch file ({reason})", where=str(path), fix="copy or download it again"
-        ) from error
+        raise CheckpointError(f"is no whole PyTorch file ({reason})", where=str(path), fix=_AGAIN) from error
     if not isinstance(value, Mapping):
         raise CheckpointError(f"holds a {type(value).__name__}, no state dict", where=str(path))
     return value
@@ -178,7 +191,7 @@ def write_tensors(folder: Path, weights: Mapping[str, Tensor], *, max_shard: int
     """
     shards = _shards(weights, max_shard)
     if len(shards) == 1:
-        save_tensors(folder / SINGLE, weights, {"format": "pt"})
+        save_tensors(folder / WEIGHTS, weights, {"format": "pt"})
         return
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
@@ -190,7 +203,7 @@ def write_tensors(folder: Path, weights: Mapping[str, Tensor], *, max_shard: int
 
 
 def _shards(weights: Mapping[str, Tensor], max_shard: int) -> list[list[str]]:
-    """Names in their order, cut where the next tensor would exceed the size."""
+    """Return names in their order, cut where the next tensor would exceed the size."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in weights.items():

@@ -1,9 +1,9 @@
-"""Checkpoints in the layouts that others read: InternVL's original one and transformers'. Types of numbers stay.
+"""Writing models in our own layout, and in those that others read: InternVL's original one and transformers'.
 
 config.json                 sizes, in the layout's own words; what it has no place for under the key "vitp"
 model.safetensors           or shards with an index
-preprocessor_config.json    mean, std and size of a tile
-tokenizer files             copied as they are (whole models only)
+preprocessor_config.json    mean, std and size of a tile (layouts of others)
+tokenizer files             (whole models only)
 """
 
 from __future__ import annotations
@@ -17,28 +17,24 @@ import torch
 from torch import Tensor
 
 from vitp.checkpoints import layouts
-from vitp.checkpoints.checkpoint import CONFIG, EXTRA, Checkpoint
-from vitp.checkpoints.language_models import published_language_config
+from vitp.checkpoints.checkpoint import Checkpoint
+from vitp.checkpoints.description import CONFIG, EXTRA, describe_vlm
 from vitp.checkpoints.layouts import Renamed
-from vitp.checkpoints.open import read_tokenizer
-from vitp.checkpoints.tensors import MAX_SHARD, write_tensors
-from vitp.checkpoints.vit_configs import sizes_of, to_hf_config, to_original_config
+from vitp.checkpoints.loading import read_tokenizer
+from vitp.checkpoints.published import published_language_config, sizes_of, to_hf_config, to_original_config
+from vitp.checkpoints.tensors import MAX_SHARD, WEIGHTS, write_tensors
 from vitp.core.errors import CheckpointError
-from vitp.core.files import write_json, write_text
+from vitp.core.files import atomic_dir, write_json, write_text
 from vitp.core.reading import parse_json, read_text
-from vitp.data.chat import TEMPLATES
+from vitp.core.tensors import save_tensors, unique_state
+from vitp.data.chat import TEMPLATES, ChatTokenizer
 from vitp.data.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from vitp.models.vision import VisionTower
+from vitp.models.vlm import VisionLanguageModel
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "chat_template.jinja", "generation_config.json"),
 )
 
 _CODE = "OpenGVLab/InternVL2_5-1B--"
@@ -54,6 +50,31 @@ _HF_CHAT = (
     "{% endfor %}{% endif %}{{'<|im_end|>\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}"
 )
+
+
+def write_vlm(
+    folder: Path, vlm: VisionLanguageModel, chat: ChatTokenizer, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a model in our own layout into an existing or new folder. Tied weights are written once.
+
+    Use `save_vlm` for a folder that appears only when it is whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in unique_state(vlm).items()
+    }
+    save_tensors(folder / WEIGHTS, weights, {"format": "pt"})
+    chat.tokenizer.save_pretrained(folder)
+    write_json(folder / CONFIG, describe_vlm(vlm.config, vlm.language.config.vocab_size))
+
+
+def save_vlm(
+    folder: Path, vlm: VisionLanguageModel, chat: ChatTokenizer, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the model into a folder that appears only when it is whole; an older one is replaced."""
+    with atomic_dir(folder) as temporary:
+        write_vlm(temporary, vlm, chat, dtype=dtype)
 
 
 def write_original(folder: Path, checkpoint: Checkpoint, *, max_shard: int = MAX_SHARD) -> None:
@@ -76,14 +97,12 @@ def write_original(folder: Path, checkpoint: Checkpoint, *, max_shard: int = MAX
             where=checkpoint.source,
             fix="write it as hf or timm",
         )
-    renamed = layouts.to_original(_with_scales(checkpoint.weights))
+    renamed = layouts.to_original(layouts.with_scales(checkpoint.weights))
     _require_all_named(renamed, checkpoint.source)
-    dtype = _dtype_name(checkpoint.weights)
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
     vision = to_original_config(sizes, dtype=dtype)
     config = vision if checkpoint.vlm is None else _original_config(checkpoint, vision, dtype)
-    write_json(folder / CONFIG, config | {EXTRA: _extra(checkpoint)})
-    write_tensors(folder, renamed.weights, max_shard=max_shard)
-    _write_companions(folder, checkpoint)
+    _write(folder, checkpoint, config, renamed.weights, max_shard)
 
 
 def _original_config(checkpoint: Checkpoint, vision: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -131,22 +150,20 @@ def write_hf(folder: Path, checkpoint: Checkpoint, *, max_shard: int = MAX_SHARD
     sizes = sizes_of(_empty_tower(checkpoint), where=checkpoint.source)
     renamed = layouts.to_hf(checkpoint.weights)
     _require_all_named(renamed, checkpoint.source)
-    dtype = _dtype_name(checkpoint.weights)
+    dtype = str(checkpoint.dtype).removeprefix("torch.")
     vision = to_hf_config(sizes, dtype=dtype)
     if checkpoint.vlm is None:
         config = vision
         weights = {name.removeprefix(layouts.HF_VISION): t for name, t in renamed.weights.items()}
     else:
-        config = _hf_config(checkpoint, vision, dtype, folder)
+        config = _hf_config(checkpoint, vision, dtype)
         weights = renamed.weights
-    write_json(folder / CONFIG, config | {EXTRA: _extra(checkpoint)})
-    write_tensors(folder, weights, max_shard=max_shard)
-    _write_companions(folder, checkpoint)
+    _write(folder, checkpoint, config, weights, max_shard)
     if checkpoint.vlm is not None:
         _write_processor(folder, checkpoint)
 
 
-def _hf_config(checkpoint: Checkpoint, vision: dict[str, Any], dtype: str, folder: Path) -> dict[str, Any]:
+def _hf_config(checkpoint: Checkpoint, vision: dict[str, Any], dtype: str) -> dict[str, Any]:
     vlm, vocabulary = checkpoint.vlm, checkpoint.vocabulary
     assert vlm is not None and vocabulary is not None
     language = published_language_config(vlm.language, vocabulary, dtype=dtype, where=checkpoint.source)
@@ -198,17 +215,6 @@ def _empty_tower(checkpoint: Checkpoint) -> VisionTower:
         return VisionTower(checkpoint.vision)
 
 
-def _with_scales(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with layer scales of one where a tower has none: x · 1 is x."""
-    scaled = dict(weights)
-    for name, norm in weights.items():
-        if name.startswith(layouts.VISION + "blocks.") and name.endswith(".norm1.weight"):
-            block = name.removesuffix("norm1.weight")
-            for scale in ("ls1.gamma", "ls2.gamma"):
-                scaled.setdefault(block + scale, torch.ones_like(norm))
-    return scaled
-
-
 def _require_all_named(renamed: Renamed, source: str) -> None:
     if renamed.unexpected:
         raise CheckpointError(
@@ -219,16 +225,17 @@ def _require_all_named(renamed: Renamed, source: str) -> None:
         )
 
 
-def _dtype_name(weights: Mapping[str, Tensor]) -> str:
-    kinds = {str(t.dtype).removeprefix("torch.") for t in weights.values() if t.is_floating_point()}
-    return kinds.pop() if len(kinds) == 1 else "float32"
-
-
-def _extra(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {} if checkpoint.vlm is None else {"template": checkpoint.vlm.template}
-
-
-def _write_companions(folder: Path, checkpoint: Checkpoint) -> None:
+def _write(
+    folder: Path,
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    max_shard: int,
+) -> None:
+    """Write configuration, weights and the files beside them."""
+    extra = {} if checkpoint.vlm is None else {"template": checkpoint.vlm.template}
+    write_json(folder / CONFIG, config | {EXTRA: extra})
+    write_tensors(folder, weights, max_shard=max_shard)
     size = checkpoint.vision.image_size
     write_json(
         folder / "preprocessor_config.json",
@@ -250,7 +257,7 @@ def _write_companions(folder: Path, checkpoint: Checkpoint) -> None:
     )
     if checkpoint.tokenizer is None or checkpoint.vlm is None:
         return
-    for name in TOKENIZER_FILES:
+    for name in _TOKENIZER_FILES:
         if (checkpoint.tokenizer / name).is_file():
             shutil.copyfile(checkpoint.tokenizer / name, folder / name)
     if not (folder / "generation_config.json").is_file():
@@ -260,7 +267,7 @@ def _write_companions(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_processor(folder: Path, checkpoint: Checkpoint) -> None:
-    """What transformers' `InternVLProcessor` needs beside the tokenizer: names of the image tokens, chat template."""
+    """Write what transformers' `InternVLProcessor` needs beside the tokenizer: image tokens, chat template."""
     path = folder / "tokenizer_config.json"
     values = parse_json(read_text(path)) if path.is_file() else {}
     named = {

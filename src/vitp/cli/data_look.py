@@ -71,7 +71,7 @@ def _length_of(model: str, max_tiles: int | None, max_length: int | None) -> tup
 
     What isn't given is taken from the run, where the model is the folder of one.
     """
-    from vitp.checkpoints.pretrained import load_vlm
+    from vitp.checkpoints.loading import load_vlm
     from vitp.data.lengths import RecordLength
     from vitp.runs.pretrain import sequence_of
 
@@ -97,7 +97,7 @@ def show_command(
     ] = None,
 ) -> None:
     """Write a page with images, drawn labels, questions and answers, and histograms."""
-    from vitp.report.show import show_records
+    from vitp.report.records_page import show_records
 
     length, _ = _length_of(model, max_tiles, None)
     measured = f"as {Path(model).name} reads them, before any are dropped"

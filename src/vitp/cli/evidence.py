@@ -133,14 +133,15 @@ def robustness(
 
 def _is_task(name: str) -> bool:
     """Return whether a name means a finetuned model rather than a backbone."""
-    from vitp.tasks.base import CONFIG, FORMAT
+    from vitp.checkpoints.description import CONFIG
+    from vitp.tasks.base import TASK_FORMAT
 
     for folder in (Path(name) / "model", Path(name)):
         try:
             description = parse_json(read_text(folder / CONFIG))
         except (OSError, ValueError):
             continue
-        return isinstance(description, dict) and description.get("format") == FORMAT
+        return isinstance(description, dict) and description.get("format") == TASK_FORMAT
     return False
 
 
@@ -297,8 +298,11 @@ def _cell_count(plan: dict[str, Any]) -> int:
 
 def _finish(report: _Report, shown: LabelledSet, kind: LabelKind, plan: dict[str, Any]) -> None:
     from vitp.evaluation.corruptions.catalogue import corruptions_of
-    from vitp.report.robustness_examples import example_figures
-    from vitp.report.robustness_page import write_robustness_page, write_table
+    from vitp.report.robustness_page import (
+        example_figures,
+        write_robustness_page,
+        write_robustness_table,
+    )
 
     results = [report.results[name] for name in report.names]
     examples = example_figures(
@@ -306,7 +310,7 @@ def _finish(report: _Report, shown: LabelledSet, kind: LabelKind, plan: dict[str
     )
     folder, metric = report.path.parent, report.metric
     page = write_robustness_page(results, folder / PAGE_FILE, metric=metric, examples=examples)
-    write_table(results, folder / TABLE_FILE)
+    write_robustness_table(results, folder / TABLE_FILE)
     print_robustness(results, metric, report.console)
     report.console.print(f"wrote {report.path}, {folder / TABLE_FILE}, {page}")
 
@@ -353,12 +357,12 @@ def features(
     most: Annotated[int, typer.Option("--max-images", min=1, max=1000, help="Images at most.")] = 8,
 ) -> None:
     """Show what backbones see: features as colours, attention of a patch, rollout, reach of the heads."""
-    from vitp.core.targets import check_file
+    from vitp.core.targets import check_output_file
     from vitp.report.features_page import write_features_page, write_pictures
 
     if not images:
         raise ConfigError("no image is named", where="vitp features", fix="name some with --images")
-    check_file(out, "page")
+    check_output_file(out, "page")
     place = _place(patch)
     shown = _images(images, most)
     opened = {label: _backbone(source) for label, source in map(_labelled, backbones)}

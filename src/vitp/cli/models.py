@@ -92,8 +92,8 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Write the ViT for timm, transformers, InternVL's code or another runtime, and compare its features."""
-    from vitp.checkpoints.export import verify_export
-    from vitp.checkpoints.targets import LOADS, export_as
+    from vitp.checkpoints.formats import LOADS, export_as
+    from vitp.checkpoints.verify import verify_export
 
     console = make_console()
     if verify:
@@ -132,7 +132,7 @@ def convert(
 ) -> None:
     """Write a model or ViT in another layout, and compare weights and outputs before it appears."""
     from vitp.checkpoints.checkpoint import Hints
-    from vitp.checkpoints.convert import convert as convert_model
+    from vitp.checkpoints.convert import convert_model
 
     hints = Hints(
         architecture=architecture,
@@ -170,9 +170,10 @@ def swap(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier model.")] = False,
 ) -> None:
     """Put another ViT or language model into a vision-language model; align it afterwards."""
-    from vitp.checkpoints.export import check_target, load_backbone
-    from vitp.checkpoints.pretrained import load_vlm, save_vlm
+    from vitp.checkpoints.export import check_target
+    from vitp.checkpoints.loading import load_backbone, load_vlm
     from vitp.checkpoints.swap import swap_language, swap_vision
+    from vitp.checkpoints.writing import save_vlm
 
     if vision is None and language is None:
         raise ConfigError("nothing to swap", where="vitp swap", fix="name --vision or --language")
@@ -200,8 +201,8 @@ def ask(
     ] = None,
 ) -> None:
     """Ask a model about an image; the answer streams."""
-    from vitp.checkpoints.pretrained import load_vlm
-    from vitp.core.targets import check_file
+    from vitp.checkpoints.loading import load_vlm
+    from vitp.core.targets import check_output_file
     from vitp.inference.ask import Assistant, draw_answer
     from vitp.io.images import IMAGE_SUFFIXES, load_image
     from vitp.runs.pretrain import sequence_of
@@ -222,7 +223,7 @@ def ask(
             fix='write: vitp ask RUN IMAGE "question"',
         )
     if draw is not None:
-        check_file(draw, "PNG", inputs=images)
+        check_output_file(draw, "PNG", inputs=images)
     loaded = load_vlm(model)
     assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles or sequence_of(model).max_tiles)
     answer = assistant.answer(
@@ -258,16 +259,16 @@ def probe(
     With --compare also the differences, and what is left of them when the test images are drawn anew.
     """
     from vitp.core.files import write_json
-    from vitp.core.targets import check_file
-    from vitp.data.formats.vitp_labels import read as read_labels
+    from vitp.core.targets import check_output_file
+    from vitp.data.formats.vitp_labels import read_compiled
     from vitp.evaluation.features import probe_data
     from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, over_images
     from vitp.evaluation.probes import probe_outcomes
 
     if out is not None:
-        check_file(out, "JSON")
+        check_output_file(out, "JSON")
     amount = None if labels is None else (labels if labels < 1 else int(labels))
-    labelled = read_labels(data)
+    labelled = read_compiled(data)
     console, results = make_console(), {}
     outcomes: list[list[Outcomes]] = []
     for name in [backbone, *(compare or [])]:
@@ -287,7 +288,7 @@ def probe(
 
 def open_backbone(name: str) -> VisionTower:
     """Return the ViT of an export, run or model folder, the starter's, or one of its shape with random weights."""
-    from vitp.checkpoints.export import load_backbone, random_backbone
+    from vitp.checkpoints.loading import load_backbone, random_backbone
 
     if name == "random":
         return random_backbone(load_backbone("starter"), seed=0)

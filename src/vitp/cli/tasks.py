@@ -91,13 +91,13 @@ def evaluate(
 ) -> None:
     """Score a finetuned model on labelled images."""
     from vitp.core.files import write_json
-    from vitp.core.targets import check_file
+    from vitp.core.targets import check_output_file
     from vitp.tasks.build import task_of
     from vitp.tasks.data import labelled_only, open_labelled
     from vitp.tasks.label_notes import label_notes, left_out_notes
 
     if out is not None:
-        check_file(out, "JSON")
+        check_output_file(out, "JSON")
     model, settings = open_model(run, override)
     labelled = open_labelled(data, fmt, **format_options(option))
     if split not in ("train", "val", "test", "all"):

@@ -10,6 +10,7 @@ import typer
 from vitp.cli.console import make_console
 from vitp.cli.run_options import configuration_of, overrides_of
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.targets import check_output_file
 
 if TYPE_CHECKING:
     from vitp.runs.pretrain import PretrainConfig
@@ -120,11 +121,10 @@ def report(
     ] = 12,
 ) -> None:
     """Write one self-contained page about a run."""
-    from vitp.core.targets import check_file
-    from vitp.report.run_page import report_run
+    from vitp.report.run_report import report_run
 
     if out is not None:
-        check_file(out, "page")
+        check_output_file(out, "page")
     print(f"wrote {report_run(run, out, samples=samples)}")
 
 

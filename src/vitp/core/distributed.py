@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # not in the list of its names
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -82,7 +83,7 @@ def initialize(device: torch.device) -> None:
         # those that are gone. On several machines the counts may differ, and can't serve as a name.
         store, own_rank, size = next(rendezvous("env://"))
         dist.init_process_group(
-            backend, store=dist.PrefixStore(f"restart{attempt}", store), rank=own_rank, world_size=size
+            backend, store=PrefixStore(f"restart{attempt}", store), rank=own_rank, world_size=size
         )
     else:
         dist.init_process_group(backend)
@@ -223,4 +224,5 @@ def touch(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     DDP waits for each parameter once per reduction; a batch without images, say, leaves the vision tower
     unused, and the run would stop. The untouched gradient is undefined, which DDP counts as zero.
     """
-    return _Touch.apply(loss, *parameters)
+    touched: Tensor = _Touch.apply(loss, *parameters)
+    return touched

@@ -23,7 +23,7 @@ class VitpError(Exception):
         head = f"{self.where}: {self.what}" if self.where else self.what
         return f"{head}; {self.fix}" if self.fix else head
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders (data workers); keyword arguments need help to survive that.
         return _rebuild, (self.__class__, self.what, self.where, self.fix)
 

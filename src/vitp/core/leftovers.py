@@ -4,7 +4,8 @@
     .NAME.HOST-PID-STARTED.old           what is being replaced, between two renames
 
 The name tells who made it. It is left over when that process ran on this machine, in the same container, and doesn't
-any more; what others have made on a shared disk is never touched. STARTED keeps two processes apart that got the same number.
+any more; what others have made on a shared disk is never touched. STARTED keeps two processes apart that got the same
+number.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ def sweep(folder: Path) -> list[Path]:
     """Remove the leftovers in a folder and return them. An old folder whose place is empty gets its name back."""
     found = [path for path in _entries(folder) if _is_left(path)]
     for path in found:
-        if path.name.endswith(f".{OLD}"):
-            _give_back(path)
+        place = _final(path) if path.name.endswith(f".{OLD}") else None
+        if place is not None and not place.exists():
+            with contextlib.suppress(OSError):
+                path.rename(place)
         remove(path)
     return found
 
@@ -69,13 +72,6 @@ def recover(path: Path) -> None:
             with contextlib.suppress(OSError):
                 old.rename(path)
             return
-
-
-def _give_back(old: Path) -> None:
-    place = _final(old)
-    if place is not None and not place.exists():
-        with contextlib.suppress(OSError):
-            old.rename(place)
 
 
 def _final(path: Path) -> Path | None:

@@ -59,7 +59,7 @@ def check_file(path: str | Path) -> os.stat_result:
     """Return the facts of an ordinary file, links followed, without opening it.
 
     Raises:
-        OSError: It is missing, or is a folder, a named pipe, a socket or a device: opening some of those waits for ever.
+        OSError: It is missing, or is a folder, a named pipe, a socket or a device: some of those would wait for ever.
     """
     facts = Path(path).stat()
     if stat.S_ISREG(facts.st_mode):
@@ -184,7 +184,8 @@ class _BoundedLoader(yaml.SafeLoader):
         """Of what stands under an anchor, aliases in it expanded; set when it is whole."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
+        loader: Any = self
+        event = loader.peek_event()
         if isinstance(event, yaml.AliasEvent):
             size = self._sizes.get(str(event.anchor))
             if size is None and event.anchor in self.anchors:

@@ -1,8 +1,8 @@
 """Whether this process may open connections: never, but for the schemes that the user names.
 
 A record, a mixture or the configuration of a model folder may come from anybody and may name any address. So no address
-of theirs is opened unless its scheme is in `VITP_ALLOW_REMOTE`, which the option `--allow-remote` of every command sets;
-being in the environment, it also holds for data workers and other processes that a command starts.
+of theirs is opened unless its scheme is in `VITP_ALLOW_REMOTE`, which the option `--allow-remote` of every command
+sets; being in the environment, it also holds for data workers and other processes that a command starts.
 """
 
 from __future__ import annotations

@@ -5,24 +5,21 @@ loaded by any program, and one flipped bit anywhere in it is noticed:
 
     "__metadata__": {"vitp_sha256": "vitp:<64 digits>", …}    hashed with 64 zeros in place of the digits
 
-What has no place for a digest (torch's distributed checkpoints, graphs) is listed in `SHA256SUMS` beside it, in the form
-that `sha256sum -c` reads. Files of others have neither, and are taken as they are.
+What has no place for a digest (torch's distributed checkpoints, graphs) is listed in `SHA256SUMS` beside it, in the
+form that `sha256sum -c` reads. Files of others have neither, and are taken as they are. `vitp.core.tensors` writes and
+reads the tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from vitp.core.errors import CheckpointError, DamagedError
 from vitp.core.files import sha256, write_text
@@ -34,101 +31,8 @@ SUMS = "SHA256SUMS"
 _DIGEST = re.compile(rb'"([^"]*)"\s*:\s*"([^"]*?)([0-9a-f]{64})"')
 _SUM = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _LONGEST_HEADER = 100_000_000
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.complex64: "C64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 _log = logging.getLogger("vitp")
 _told: set[str] = set()
-
-
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors with a digest of the file in it. Equal tensors and metadata give equal files.
-
-    Args:
-        path: The file.
-        tensors: Name → tensor, on any device.
-        metadata: Further texts of the header.
-
-    Raises:
-        OSError: As any write does.
-        TypeError: A tensor is of a type that the format has no name for.
-    """
-    # As the library orders them: the widest numbers first, so that every tensor is aligned.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {**(metadata or {}), KEY: MARK + ZEROS}}
-    offset = 0
-    for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} is of type {tensor.dtype}, which safetensors files don't hold")
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    with path.open("wb") as file:
-        digest = hashlib.sha256(head)
-        file.write(head)
-        for name in names:
-            data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            digest.update(data)
-            file.write(data)
-        file.seek(head.index(f'"{MARK}{ZEROS}"'.encode()) + 1 + len(MARK))
-        file.write(digest.hexdigest().encode())
-
-
-def read_safetensors(
-    path: Path,
-    wanted: Callable[[str], bool] | None = None,
-    *,
-    device: str = "cpu",
-    fix: str = "copy it again",
-    ours: bool = False,
-) -> dict[str, Tensor]:
-    """Return name → tensor of a file that is as it was written. Numbers are read when they are used.
-
-    Args:
-        path: The file.
-        wanted: Says by name what to return; None: all.
-        device: Where to.
-        fix: What to do about a damaged file.
-        ours: vitp has written it: tell when no digest of it is known.
-
-    Raises:
-        DamagedError: It is missing, cut off, or was changed.
-    """
-    try:
-        check_file(path)
-        with safe_open(path, framework="pt", device=device) as file:
-            names = [name for name in file.keys() if wanted is None or wanted(name)]  # noqa: SIM118
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise _not_whole(path, error, fix) from error
-    if not check(path, fix=fix) and ours:
-        tell_unknown(path)
-    return tensors
 
 
 def read_metadata(path: Path, *, fix: str = "copy it again") -> dict[str, str]:
@@ -142,7 +46,7 @@ def read_metadata(path: Path, *, fix: str = "copy it again") -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise _not_whole(path, error, fix) from error
+        raise not_whole(path, error, fix) from error
 
 
 def check(path: Path, *, fix: str = "copy it again") -> bool:
@@ -283,7 +187,8 @@ def unreadable(path: Path, error: OSError, fix: str) -> CheckpointError:
     return DamagedError(f"can't be read ({error.strerror or error})", where=str(path), fix=fix)
 
 
-def _not_whole(path: Path, error: Exception, fix: str) -> CheckpointError:
+def not_whole(path: Path, error: Exception, fix: str) -> CheckpointError:
+    """Return what it means that the library for safetensors can't read a file."""
     # The library's own errors of the system have no number: they come with another text.
     if isinstance(error, OSError) and error.errno is not None:
         return unreadable(path, error, fix)

@@ -44,7 +44,7 @@ def check_folder(out: Path, is_ours: Callable[[Path], bool], *, what: str, overw
         )
 
 
-def check_file(out: Path, kind: FileKind, inputs: Iterable[str | Path] = ()) -> None:
+def check_output_file(out: Path, kind: FileKind, inputs: Iterable[str | Path] = ()) -> None:
     """Do nothing when a file may be written: a new one, or in place of one of its kind that isn't an input.
 
     Raises:

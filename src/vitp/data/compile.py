@@ -13,29 +13,28 @@ The same labels, options and seed give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vitp.core import files, leftovers
+from vitp.core import leftovers
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.files import atomic_dir, sha256, write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
-from vitp.core.words import cell_name, spoken
-from vitp.data.formats import detect, read_labels, vitp_labels
+from vitp.data.formats import detect, read_labels
+from vitp.data.formats.class_names import check_names
 from vitp.data.formats.crops import cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
-from vitp.data.formats.vitp_labels import LabelWriter, Roots
+from vitp.data.formats.vitp_labels import LineWriter, Roots, label_line, relative, write_head
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without_tasks
-from vitp.records.instructions import InstructionRecord, to_line
+from vitp.records.instructions import to_line
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 _FORMAT = "vitp-compiled"
@@ -123,7 +122,7 @@ def compile_labels(
 
     Args:
         src: Folder (or file) of the set; the domain for `fmt="scenes"`.
-        fmt: A key of `vitp.data.formats.FORMATS`, or "auto".
+        fmt: A key of `vitp.data.formats.LABEL_FORMATS`, or "auto".
         out: New or empty folder, or with `force` one of an earlier compilation.
         seed: Of the splits, the questions and, for generated scenes, the scenes.
         crop: Cut images into crops of this many pixels.
@@ -141,56 +140,105 @@ def compile_labels(
             replaced.
         ConfigError: An option is unknown or out of range.
     """
-    out = Path(out).resolve()
-    generated = fmt == "scenes"
-    base = out if generated else _base(Path(src))
-    _check_out(out, base, generated=generated, force=force)
-    understood: tuple[str, ...] = ()
+    out, source = Path(out).resolve(), Path(src).resolve()
+    base = None if fmt == "scenes" else source.parent if source.is_file() else source
+    _check_out(out, base, force=force)
+    also: tuple[str, ...] = ()
     if fmt == "auto":
         found = detect(Path(src))
-        fmt, understood = found.format, found.understood
+        fmt, also = found.format, found.understood
     if fmt != "vitp":  # a compiled set brings its own splits
         options["seed"] = seed
-    labelled = read_labels(fmt, str(src) if generated else Path(src).resolve(), **options)
+    whole = read_labels(fmt, str(src) if base is None else source, **options)
     synthesis = synthesis or SynthesisConfig()
-    cropped = None if crop is None else _crop_folder(out, base, crop, overlap)
-    whole = labelled
-    if crop is not None and cropped is not None:
-        with _removed_on_refusal(cropped):
-            labelled = cut(labelled, crop, overlap, cropped, min_visible)
-    labelled = limit_empty(labelled, empty, seed)
-    if cropped is not None:
-        _remove_strangers(cropped, labelled)
-    with _removed_on_refusal(cropped), files.atomic_dir(out) as temporary:
-        described = temporary if generated else base
-        roots = Roots(temporary, cropped or described, described)
-        splits, constant = _write_lines(labelled, roots, seed, synthesis)
-        vitp_labels.write_head(labelled, roots, image_root="crops" if cropped else None)
+    cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
+    settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
+    job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also)
+    return _write(job, limit_empty(whole, empty, seed)) if crop is None else _write_crops(job, whole)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is compiled, as `compile_labels` has it; no `base` where the images are generated."""
+
+    src: str | Path
+    fmt: str
+    out: Path
+    base: Path | None
+    seed: int
+    synthesis: SynthesisConfig
+    max_tiles: int | None
+    settings: dict[str, Any]
+    also_there: tuple[str, ...]
+
+
+def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:
+    """Cut the images and write the set of crops.
+
+    The crops wait beside `out` until all is complete: an interrupted run finds them again. When the set is refused
+    they are removed.
+    """
+    crop, overlap, min_visible = (job.settings[key] for key in ("crop", "overlap", "min_visible"))
+    folder = _crop_folder(job.out, job.base or job.out, crop, overlap)
+    try:
+        labelled = limit_empty(
+            cut(whole, crop, overlap, folder, min_visible), job.settings["empty"], job.seed
+        )
+        _remove_strangers(folder, labelled)
+        return _write(job, labelled, folder, whole)
+    except (DataError, ConfigError):
+        leftovers.remove(folder)
+        raise
+
+
+def _write(
+    job: _Job, labelled: LabelledSet, crops: Path | None = None, whole: LabelledSet | None = None
+) -> CompileSummary:
+    """Write all files of the compiled set and put them into their place in one step.
+
+    Args:
+        job: What is compiled.
+        labelled: The set.
+        crops: Folder of its images, where they were cut.
+        whole: The set before they were cut.
+    """
+    with atomic_dir(job.out) as temporary:
+        described = job.base or temporary
+        roots = Roots(temporary, crops or described, described)
+        splits, constant = _write_lines(labelled, roots, job.seed, job.synthesis)
+        image_root = "crops" if crops else relative(roots.images, temporary)
+        write_head(labelled, roots, image_root=image_root)
         if not splits["train"].records:
-            if cropped is not None:
-                _refuse_lost_captions(src, whole, labelled)
-            raise _nothing_to_ask(src, constant)
-        image_root = "crops" if cropped else vitp_labels.relative(roots.images, temporary)
-        _write_mixture(temporary, labelled.name, image_root, splits["train"].records, max_tiles)
+            if whole is not None:
+                _refuse_lost_captions(job.src, whole, labelled)
+            raise _nothing_to_ask(job.src, constant)
+        entry: dict[str, Any] = {
+            "root": image_root,
+            "annotation": "train.jsonl",
+            "data_augment": False,
+            "repeat_time": 1,
+            "length": splits["train"].records,
+        }
+        if job.max_tiles is not None:
+            entry["max_dynamic_patch"] = job.max_tiles
+        write_json(temporary / "mixture.json", {labelled.name: entry})
         summary = CompileSummary(
             name=labelled.name,
-            out=out,
-            fmt=fmt,
+            out=job.out,
+            fmt=job.fmt,
             licence=labelled.licence,
-            seed=seed,
+            seed=job.seed,
             splits=splits,
             findings=labelled.findings,
             unasked=sum(counts.images - counts.records for counts in splits.values()),
             content_hash=_content_hash(temporary),
             constant=constant,
-            understood=(*understood, *labelled.understood),
+            understood=(*job.also_there, *labelled.understood),
         )
-        cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
-        settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
-        _write_summary(temporary, summary, settings)
-        if cropped is not None:
-            leftovers.claim(cropped).unlink()
-            cropped.rename(temporary / "crops")
+        _write_summary(temporary, summary, job.settings)
+        if crops is not None:
+            leftovers.claim(crops).unlink()
+            crops.rename(temporary / "crops")
     return summary
 
 
@@ -218,44 +266,29 @@ def _nothing_to_ask(src: str | Path, constant: dict[str, ConstantTask]) -> DataE
     return DataError(f"{what} that would teach anything: {alike}", where=str(src), fix=fix)
 
 
-def _base(src: Path) -> Path:
-    src = src.resolve()
-    return src.parent if src.is_file() else src
-
-
-def _check_out(out: Path, base: Path, *, generated: bool, force: bool) -> None:
+def _check_out(out: Path, base: Path | None, *, force: bool) -> None:
+    """Refuse to write over anything but an earlier compilation, and that only with `force`."""
+    where = str(out)
     if out.exists() and not out.is_dir():
-        raise DataError("is a file", where=str(out), fix="name a new folder")
+        raise DataError("is a file", where=where, fix="name a new folder")
     if not out.exists() or not any(out.iterdir()):
         return
-    if not _is_ours(out):
-        raise DataError(
-            "isn't empty and doesn't come from an earlier compilation",
-            where=str(out),
-            fix="name a new folder",
-        )
-    if not force:
-        raise DataError(
-            "holds an earlier compilation",
-            where=str(out),
-            fix="name a new folder, or replace it with --force",
-        )
-    if not generated and base.is_relative_to(out):
-        raise DataError("holds the labels that are to be read", where=str(out), fix="name another folder")
-
-
-def _is_ours(out: Path) -> bool:
     try:
-        return parse_json(read_text(out / "summary.json")).get("format") == _FORMAT
+        ours = bool(parse_json(read_text(out / "summary.json")).get("format") == _FORMAT)
     except (OSError, ValueError, AttributeError):
-        return False
+        ours = False
+    if not ours:
+        what = "isn't empty and doesn't come from an earlier compilation"
+        raise DataError(what, where=where, fix="name a new folder")
+    if not force:
+        fix = "name a new folder, or replace it with --force"
+        raise DataError("holds an earlier compilation", where=where, fix=fix)
+    if base is not None and base.is_relative_to(out):
+        raise DataError("holds the labels that are to be read", where=where, fix="name another folder")
 
 
 def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
-    """Return the folder in which crops wait until all is complete; an interrupted run finds it again.
-
-    Those of interrupted runs with other settings are removed.
-    """
+    """Return the folder in which crops wait; those of interrupted runs with other settings are removed."""
     key = hashlib.sha256(f"{base}\n{crop}\n{overlap}".encode(errors="surrogatepass")).hexdigest()[:12]
     folder = out.parent / f".{out.name}.crops-{key}"
     for other in out.parent.glob(f".{glob.escape(out.name)}.crops-*"):
@@ -265,17 +298,6 @@ def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
     leftovers.sweep(folder)
     leftovers.claim(folder)
     return folder
-
-
-@contextlib.contextmanager
-def _removed_on_refusal(folder: Path | None) -> Iterator[None]:
-    """Remove the waiting crops when the set is refused; those of an interrupted run stay for the next one."""
-    try:
-        yield
-    except (DataError, ConfigError):
-        if folder is not None:
-            leftovers.remove(folder)
-        raise
 
 
 def _remove_strangers(folder: Path, labelled: LabelledSet) -> None:
@@ -289,102 +311,43 @@ def _remove_strangers(folder: Path, labelled: LabelledSet) -> None:
             path.unlink()
 
 
-def _training_part(labelled: LabelledSet) -> LabelledSet:
-    # Filtering a generated set would render all of it; its first part is the training split.
-    if isinstance(labelled.items, Chained):
-        return replace(labelled, items=labelled.items.parts[0])
-    return labelled.split("train")
-
-
-def _relative_item(item: LabelledImage, root: Path) -> LabelledImage:
-    second = item.second_image
-    return replace(
-        item,
-        image=vitp_labels.relative(item.image, root),
-        second_image=vitp_labels.relative(second, root) if second is not None else None,
-    )
-
-
 def _write_lines(
     labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
 ) -> tuple[dict[str, SplitCounts], dict[str, ConstantTask]]:
     """Write the records and the labels of all images in one pass; return counts, and tasks that were not asked."""
-    _check_spoken(labelled)
-    training = _training_part(labelled)
+    for names in (labelled.object_classes, labelled.scene_classes, labelled.semantic_classes):
+        check_names(names, labelled.name, lambda where, text: None)
+    items = labelled.items
+    # Filtering a generated set would render all of it; its first part is the training split.
+    training = (
+        replace(labelled, items=items.parts[0]) if isinstance(items, Chained) else labelled.split("train")
+    )
     classes = SetClasses.from_set(training)
     constant = constant_tasks(training.items, classes, config)
     config = without_tasks(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
-    records = {split: roots.out / f"{split}.jsonl" for split in SPLITS}
-    with LabelWriter(roots) as writer, _Lines(records) as lines:
-        for item in labelled.items:
-            made = synthesize_with_tasks(
-                _relative_item(item, roots.images), classes, seed=seed, config=config
-            )
+    with LineWriter(roots.out) as records, LineWriter(roots.out / "labels") as labels:
+        for item in items:
+            second = None if item.second_image is None else relative(item.second_image, roots.images)
+            named = replace(item, image=relative(item.image, roots.images), second_image=second)
+            made = synthesize_with_tasks(named, classes, seed=seed, config=config)
             if made is not None:
-                lines.add(item.split, made[0])
+                records.add(item.split, to_line(made[0]))
             counts[item.split].count(item, None if made is None else made[1])
-            writer.add(item)
+            labels.add(item.split, label_line(item, roots))
     return counts, constant
-
-
-def _check_spoken(labelled: LabelledSet) -> None:
-    """Refuse classes that no question can tell apart, as their names are spoken alike."""
-    for names in (labelled.object_classes, labelled.scene_classes, labelled.semantic_classes):
-        first: dict[str, str] = {}
-        for name in dict.fromkeys(names):
-            other = first.setdefault(cell_name(name).casefold(), name)
-            if other != name:
-                raise DataError(
-                    f'the classes "{other}" and "{name}" are both spoken "{spoken(name)}"',
-                    where=labelled.name,
-                    fix="rename one of them, or give both one name",
-                )
-
-
-class _Lines:
-    """The record files of the splits, open for writing."""
-
-    def __init__(self, paths: dict[str, Path]) -> None:
-        self._open = {split: path.open("w", encoding="utf-8", newline="\n") for split, path in paths.items()}
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._open.values():
-            file.close()
-
-    def add(self, split: str, record: InstructionRecord) -> None:
-        self._open[split].write(to_line(record) + "\n")
-
-
-def _write_mixture(out: Path, name: str, root: str, length: int, max_tiles: int | None) -> None:
-    entry: dict[str, Any] = {
-        "root": root,
-        "annotation": "train.jsonl",
-        "data_augment": False,
-        "repeat_time": 1,
-        "length": length,
-    }
-    if max_tiles is not None:
-        entry["max_dynamic_patch"] = max_tiles
-    files.write_json(out / "mixture.json", {name: entry})
 
 
 def _content_hash(out: Path) -> str:
     digest = hashlib.sha256()
     for folder in (out, out / "labels"):
         for split in SPLITS:
-            digest.update(files.sha256(folder / f"{split}.jsonl").encode())
+            digest.update(sha256(folder / f"{split}.jsonl").encode())
     return digest.hexdigest()
 
 
 def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) -> None:
-    def table(counts: Counter[str]) -> dict[str, int]:
-        return dict(sorted(counts.items()))
-
-    files.write_json(
+    write_json(
         out / "summary.json",
         {
             "format": _FORMAT,
@@ -398,12 +361,8 @@ def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) 
             "constant_tasks": {name: asdict(task) for name, task in summary.constant.items()},
             "splits": {
                 split: {
-                    "images": counts.images,
-                    "records": counts.records,
-                    "turns": counts.turns,
-                    "tasks": table(counts.tasks),
-                    "objects": table(counts.objects),
-                    "scenes": table(counts.scenes),
+                    key: dict(sorted(own.items())) if isinstance(own, Counter) else own
+                    for key, own in vars(counts).items()
                 }
                 for split, counts in summary.splits.items()
             },

@@ -24,7 +24,7 @@ _SHIFT = 4
 """Binary digits that OpenCV keeps of a fraction of a pixel."""
 
 
-def outline(label: ObjectLabel) -> list[tuple[float, ...]]:
+def rings_of(label: ObjectLabel) -> list[tuple[float, ...]]:
     """Return the rings of an object in pixels: its polygons, else its oriented box, else its box."""
     rings = [ring for ring in label.polygons if len(ring) >= 6]
     if rings:
@@ -48,7 +48,7 @@ def touched(places: Iterable[ObjectLabel], size: tuple[int, int], shape: tuple[i
     scale = np.array([fine[1] / size[1], fine[0] / size[0]])
     touched_HW = np.zeros(fine, np.uint8)
     for label in places:
-        for ring in outline(label):
+        for ring in rings_of(label):
             points_N2 = (np.reshape(np.asarray(ring, float), (-1, 2)) * scale).clip(-1e6, 1e6)
             (left, top), (right, bottom) = _range(points_N2, fine)
             if left < right and top < bottom:

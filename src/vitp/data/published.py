@@ -10,8 +10,7 @@ from typing import Any, NoReturn, TypeVar
 from xml.etree import ElementTree
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
-from vitp.core.reading import parse_json, parse_xml
-from vitp.data.formats.common import read_text
+from vitp.core.reading import parse_json, parse_xml, read_text
 
 
 @dataclass(frozen=True)

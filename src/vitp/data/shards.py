@@ -20,6 +20,7 @@ import numpy as np
 
 from vitp.core import files
 from vitp.core.errors import DataError
+from vitp.core.files import to_json
 from vitp.core.reading import open_file, parse_json
 from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, Seen, cache_folder, cached_index
 from vitp.data.readers.records import RowRecords
@@ -35,7 +36,7 @@ from vitp.io.storage import (
     read_address,
     readable,
 )
-from vitp.records.instructions import InstructionRecord, to_json
+from vitp.records.instructions import InstructionRecord
 
 DEFAULT_SIZE = 256 << 20
 MOST_SHARDS = 100_000

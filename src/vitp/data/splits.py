@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
-from vitp.records.labels import SPLITS, LabelledSet
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 
 def subset(images: LabelledSet, count: int) -> LabelledSet:
@@ -28,7 +28,7 @@ def splits_of(labelled_set: LabelledSet | Mapping[str, LabelledSet]) -> dict[str
         ConfigError: There are no train or no test images.
     """
     if isinstance(labelled_set, LabelledSet):
-        items: dict[str, list] = {name: [] for name in SPLITS}
+        items: dict[str, list[LabelledImage]] = {name: [] for name in SPLITS}
         for index in range(len(labelled_set)):
             item = labelled_set.items[index]
             if item.split in items:
@@ -63,11 +63,8 @@ def _hold_out(train: LabelledSet, share: float = 0.2) -> tuple[LabelledSet, Labe
     items = [train.items[index] for index in range(len(train))]
     groups = sorted({item.group or item.id for item in items})
     if len(groups) < 2:
-        raise ConfigError(
-            "there are no val images, and one group of train images can't be split",
-            where="probes",
-            fix="label some as val",
-        )
+        what = "there are no val images, and one group of train images can't be split"
+        raise ConfigError(what, where="probes", fix="label some as val")
     order = np.random.default_rng(0).permutation(len(groups))
     held = {groups[index] for index in order[: max(1, round(share * len(groups)))]}
     return (
@@ -86,15 +83,12 @@ def label_count(available: int, labels: int | float | None) -> int:
         available if labels is None else round(labels * available) if isinstance(labels, float) else labels
     )
     if not 2 <= count <= available:
-        raise ConfigError(
-            f"{labels} labels asked for, {available} train images there",
-            where="--labels",
-            fix="choose 2 or more",
-        )
+        what = f"{labels} labels asked for, {available} train images there"
+        raise ConfigError(what, where="--labels", fix="choose 2 or more")
     return count
 
 
-def draw(scene_N: Tensor, count: int, seed: int) -> Tensor:
+def draw_images(scene_N: Tensor, count: int, seed: int) -> Tensor:
     """Return `count` random image numbers, in turn from each scene class where there are some; sorted."""
     order = np.random.default_rng([seed, len(scene_N)]).permutation(len(scene_N))
     rank = np.zeros(len(scene_N), int)

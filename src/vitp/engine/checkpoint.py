@@ -30,7 +30,7 @@ from vitp.core.errors import CheckpointError, DamagedError
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.leftovers import recover, remove
 from vitp.core.reading import parse_json, read_text
-from vitp.core.tensors import like, load_state, load_tensors, save_tensors, unique_state
+from vitp.core.tensors import like, load_tensors, load_weights, save_tensors, unique_state
 from vitp.engine import shards
 
 FORMAT, SHARDED_FORMAT = 1, 2
@@ -40,6 +40,7 @@ DAMAGED = ".damaged"
 
 _NAME = re.compile(r"step_(\d{8})")
 _AGAIN = "copy the checkpoint again or remove it"
+_OTHER_MODEL = "resume with the configuration that the run began with"
 
 
 @dataclass
@@ -253,7 +254,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_tensors(
+def read_saved(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]
 ) -> Tensors:
     """Return the tensors of a checkpoint, for a model and optimizer that stay as they are.
@@ -289,7 +290,7 @@ def apply(
         moment, _, name = key.partition(":")
         by_parameter.setdefault(name, {})[moment] = value
     _check_moments(path, by_parameter, optimizer, names)
-    load_state(model, saved.model, where=str(path))
+    load_weights(model, saved.model, source=str(path), fix=_OTHER_MODEL)
     # Indices count parameters over all groups: the form that Optimizer.load_state_dict reads.
     flat = [
         (name, parameter)
@@ -331,7 +332,7 @@ def _check_moments(
             f"does not fit the trained parameters, {len(wrong)} differ: {'; '.join(wrong[:8])}"
             + ("; …" if len(wrong) > 8 else ""),
             where=str(path),
-            fix="resume with the configuration that the run began with",
+            fix=_OTHER_MODEL,
         )
 
 

@@ -67,13 +67,13 @@ class PartsReader(dcp.FileSystemReader):
         Raises:
             DamagedError: It is missing or damaged, or names something that no checkpoint holds.
         """
-        found = read_metadata(Path(self._get_metadata_path(kwargs.get("rank"))))
+        found = read_parts(Path(self._get_metadata_path(kwargs.get("rank"))))
         found.storage_meta = StorageMeta()
         found.storage_meta.load_id = self.load_id
         return found
 
 
-def read_metadata(path: Path) -> Metadata:
+def read_parts(path: Path) -> Metadata:
     """Return the description in a `.metadata` file; nothing in it can run.
 
     Raises:

@@ -74,7 +74,7 @@ def load_newest(
             # a collective call.
             _together(checkpoint.verify, path, share)
             state = _together(checkpoint.read_state, path)
-            saved = _together(checkpoint.read_tensors, path, model, optimizer, names)
+            saved = _together(checkpoint.read_saved, path, model, optimizer, names)
         except DamagedError as error:
             damaged[path] = error
             continue

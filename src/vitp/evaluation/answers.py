@@ -1,10 +1,13 @@
-"""What a vision-language model answers to questions whose answers are known."""
+"""Asks a vision-language model questions whose answers are known."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from PIL import Image
+from pydantic import Field
 
 from vitp.data.synthesis.build import SynthesisConfig, score_answer
 from vitp.data.synthesis.classes import SetClasses
@@ -13,7 +16,7 @@ from vitp.inference.ask import Assistant
 from vitp.records.instructions import InstructionRecord
 from vitp.records.labels import LabelledSet
 
-LONGEST_ANSWER = 160
+_LONGEST_ANSWER = 160
 """Tokens; a 6 × 6 grid of long class names needs about that many."""
 
 
@@ -24,7 +27,7 @@ class Answered:
     Attributes:
         image: Path or address of the first image.
         question, expected, answer: Texts; the question without image marks.
-        task: Of the question.
+        task: Of the question, such as "box"; "" where it isn't known.
         score: 0..1, see `vitp.data.synthesis.scoring`; None where the task isn't known.
     """
 
@@ -32,8 +35,8 @@ class Answered:
     question: str
     expected: str
     answer: str
-    task: str
-    score: float | None
+    task: str = ""
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `samples.json` of a run holds."""
@@ -55,27 +58,37 @@ def questions_of(
     number = 0
     for index in range(len(records)):
         record, tasks = records.with_tasks(index)
-        prefix = record.prefix
         for place, (turn, task) in enumerate(zip(record.turns, tasks, strict=True)):
             if (place + index) % 3:  # two or three questions an image: more images, and all tasks
                 continue
-            question = turn.question if turn.question.startswith(prefix) else prefix + turn.question
-            single = type(turn)(question, turn.answer)
-            yield record.with_turns((single,)), task
+            marks = "" if turn.question.startswith(record.prefix) else record.prefix
+            yield record.with_turns((type(turn)(marks + turn.question, turn.answer),)), task
             number += 1
             if number == count:
                 return
 
 
-def ask_all(assistant: Assistant, questions: Iterable[tuple[InstructionRecord, str]]) -> list[Answered]:
-    """Ask greedily, and score by task (an empty task is not scored)."""
+def ask_all(
+    assistant: Assistant,
+    questions: Iterable[tuple[InstructionRecord, str]],
+    *,
+    shown: Image.Image | None = None,
+) -> list[Answered]:
+    """Ask greedily, and score by task (an empty task is not scored).
+
+    Args:
+        assistant: The model.
+        questions: Records with one question, and its task.
+        shown: Picture that the model sees in place of each of the record's images.
+    """
     answered = []
     for record, task in questions:
         turn = record.turns[0]
-        answer = assistant.answer(list(record.images), turn.question, max_new_tokens=LONGEST_ANSWER)
+        images = list(record.images) if shown is None else [shown] * len(record.images)
+        answer = assistant.answer(images, turn.question, max_new_tokens=_LONGEST_ANSWER)
         score = score_answer(task, answer, turn.answer) if task else None
-        shown = turn.question[len(record.prefix) :]
-        answered.append(Answered(record.images[0], shown, turn.answer, answer, task, score))
+        question = turn.question[len(record.prefix) :]
+        answered.append(Answered(record.images[0], question, turn.answer, answer, task, score))
     return answered
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.table import Table
 
 from vitp.metrics.statistics import mean_std
@@ -35,6 +36,11 @@ class ProbeRow:
     def std(self) -> float:
         """Sample standard deviation over seeds."""
         return mean_std(self.values)[1]
+
+    @property
+    def percent(self) -> str:
+        """Mean ± standard deviation in percent, as they are read."""
+        return f"{100 * self.mean:.1f} ± {100 * self.std:.1f}"
 
     @property
     def n(self) -> int:
@@ -67,24 +73,14 @@ class ProbeTable:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
-        rows = [
-            {
-                "task": row.task,
-                "metric": row.metric,
-                "mean": row.mean,
-                "std": row.std,
-                "n": row.n,
-                "values": list(row.values),
-            }
-            for row in self.rows
-        ]
+        names = ("task", "metric", "mean", "std", "n")
+        rows = [{**{n: getattr(row, n) for n in names}, "values": list(row.values)} for row in self.rows]
         return {"note": self.note, "rows": rows}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ProbeTable:
         """Return the table that `to_json` made."""
-        rows = (ProbeRow(row["task"], row["metric"], tuple(row["values"])) for row in value["rows"])
-        return cls(tuple(rows), value.get("note", ""))
+        return TypeAdapter(cls).validate_python(value)
 
     @classmethod
     def joined(cls, tables: Sequence[ProbeTable]) -> ProbeTable:
@@ -100,7 +96,7 @@ class ProbeTable:
     def to_markdown(self) -> str:
         """Return a Markdown table."""
         lines = ["| task | metric | mean ± std | n |", "|---|---|---|---|"]
-        lines += [f"| {row.task} | {row.metric} | {_spread(row)} | {row.n} |" for row in self.rows]
+        lines += [f"| {row.task} | {row.metric} | {row.percent} | {row.n} |" for row in self.rows]
         return "\n".join(lines + ([f"\n{self.note}"] if self.note else [])) + "\n"
 
     def to_rich(self, title: str = "Probes of the frozen features") -> Table:
@@ -111,15 +107,11 @@ class ProbeTable:
         for name in ("mean ± std", "n"):
             table.add_column(name, justify="right")
         for row in self.rows:
-            table.add_row(row.task, row.metric, _spread(row), str(row.n))
+            table.add_row(row.task, row.metric, row.percent, str(row.n))
         return table
 
     def __str__(self) -> str:
         return json.dumps(self.to_json())
-
-
-def _spread(row: ProbeRow) -> str:
-    return f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
 
 
 def collect(per_seed: Iterable[Mapping[tuple[str, str], float]], note: str) -> ProbeTable:

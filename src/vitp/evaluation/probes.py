@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.data.splits import draw, label_count
+from vitp.data.splits import draw_images, label_count
 from vitp.evaluation.features import PROBE_TASKS, Features, ProbeData, probe_data
 from vitp.evaluation.linear import LinearModel, fit_selected, knn_predict
 from vitp.evaluation.outcomes import Counted, Outcomes, Ranked, table_of
@@ -243,7 +243,7 @@ def fit_probes(
     count = label_count(len(data.train), labels_per_seed)
     classifiers = []
     for seed in seeds:
-        chosen = draw(data.train.scene_N, count, seed)
+        chosen = draw_images(data.train.scene_N, count, seed)
         classifiers.append({task: _fit(data, task, chosen, seed) for task in PROBE_TASKS if task in wanted})
     return FittedProbes(
         wanted,

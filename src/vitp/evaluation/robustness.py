@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vitp.checkpoints.export_format import content_hash, tensor_digests
+from vitp.checkpoints.description import content_hash, tensor_digests
 from vitp.core.errors import ConfigError
 from vitp.core.leftovers import temporary_folder
 from vitp.data.splits import splits_of, subset

@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from vitp.core.errors import DataError
 from vitp.data.chat import ChatTokenizer
+from vitp.data.synthesis.answers import parse_boxes, parse_geochat, parse_quads
 from vitp.data.tiling import cut_tiles
 from vitp.io.images import load_image
 from vitp.models.vlm import VisionLanguageModel
@@ -21,7 +22,7 @@ from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK
 
 ImageLike = str | Path | Image.Image
 
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
+_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
 """One a label, in the order in which labels appear; dark enough for white text."""
 
 
@@ -183,7 +184,7 @@ def draw_answer(image: ImageLike, answer: str) -> Image.Image:
     canvas = _open(image).copy()
     shapes = _outlines(answer)
     colours = {
-        label: COLOURS[i % len(COLOURS)]
+        label: _COLOURS[i % len(_COLOURS)]
         for i, label in enumerate(dict.fromkeys(label for label, _ in shapes))
     }
     draw = ImageDraw.Draw(canvas)
@@ -201,25 +202,19 @@ def draw_answer(image: ImageLike, answer: str) -> Image.Image:
 
 
 def _outlines(answer: str) -> list[tuple[str, list[tuple[float, float]]]]:
-    """Label and corners of all boxes in the text, whichever form they are written in."""
-    from vitp.data.synthesis.answers import parse_boxes, parse_geochat, parse_quads
-
+    """Return label and corners of all boxes in the text, whichever form they are written in."""
     found: list[tuple[str, list[tuple[float, float]]]] = []
     for label, (x1, y1, x2, y2) in parse_boxes(answer):
         found.append((label, [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]))
     for label, quad in parse_quads(answer):
         found.append((label, list(zip(quad[::2], quad[1::2], strict=True))))
     for label, (x1, y1, x2, y2), degrees in parse_geochat(answer):
-        corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-        found.append((label, [_turned(c, ((x1 + x2) / 2, (y1 + y2) / 2), degrees) for c in corners]))
+        # The corners turned clockwise around the centre, in the image, where y points down.
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        x, y, right, down = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
+        sides = ((-right, -down), (right, -down), (right, down), (-right, down))
+        found.append((label, [(x + cos * dx - sin * dy, y + sin * dx + cos * dy) for dx, dy in sides]))
     return found
-
-
-def _turned(point: tuple[float, float], centre: tuple[float, float], degrees: float) -> tuple[float, float]:
-    """The point turned clockwise in the image, where y points down."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = point[0] - centre[0], point[1] - centre[1]
-    return centre[0] + cos * x - sin * y, centre[1] + sin * x + cos * y
 
 
 def _write_label(

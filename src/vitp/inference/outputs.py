@@ -28,13 +28,12 @@ from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from vitp.core.files import atomic_path, to_json, write_json, write_text
-from vitp.data.formats.mask_classes import BACKGROUND
 from vitp.io.colours import CLASS_COLOURS
 from vitp.io.pixels import row_bands
 from vitp.metrics.oriented_files import write_dota_submission
 from vitp.metrics.results import Prediction
 from vitp.records.geometry import area
-from vitp.records.labels import IGNORE
+from vitp.records.labels import BACKGROUND, IGNORE
 from vitp.records.regions import parts
 from vitp.records.rle import encode
 
@@ -215,7 +214,7 @@ def write_change(path: Path, semantic_HW: Tensor) -> None:
         Image.fromarray((semantic_HW.numpy() == 1).astype(np.uint8) * 255).save(temporary, format="PNG")
 
 
-def write_table(path: Path, found: Sequence[Named], classes: Sequence[str]) -> None:
+def write_probabilities(path: Path, found: Sequence[Named], classes: Sequence[str]) -> None:
     """Write the surest class and the probability of every class of each image as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -294,7 +293,7 @@ def write_image(out: Path, task: str, named: Named, classes: Sequence[str], imag
 def write_summary(out: Path, task: str, found: Sequence[Named], classes: Sequence[str]) -> None:
     """Write the file about all images of a task that has one; see the head of this file."""
     if task == "classification":
-        write_table(out / "predictions.csv", found, classes)
+        write_probabilities(out / "predictions.csv", found, classes)
     elif task == "segmentation":
         write_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
     elif task != "change":

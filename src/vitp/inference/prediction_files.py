@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,18 +17,18 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.targets import check_folder
 from vitp.core.version import __version__
-from vitp.data.formats.common import list_images
+from vitp.data.formats.walk import list_images
 from vitp.inference.outputs import Named, surest, unique_names, write_image, write_summary
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.predict import predict_images
 
-DESCRIPTION = "vitp_predictions.json"
+PREDICTIONS_FILE = "vitp_predictions.json"
 """Which file names stand for which image, and what was left out; tells that a folder is ours to replace."""
 
-FORMAT = "vitp-predictions-1"
-READERS = 4
+_FORMAT = "vitp-predictions-1"
+_READERS = 4
 """Images that are looked at together before the first is predicted; each is in memory as a whole."""
 
 
@@ -71,10 +72,9 @@ def predict_files(
     overwrite: bool = False,
     tell: Callable[[Unusable], None] = lambda _: None,
 ) -> tuple[int, list[Unusable]]:
-    """Write the predictions of images (see `vitp.inference.outputs` for the files) into a folder that appears when it is whole.
+    """Write the predictions of images into a folder that appears when it is whole (files: `vitp.inference.outputs`).
 
-    All images are read once before the first is predicted, so that those which can't be used are known by then; they
-    are left out.
+    All images are read before the first is predicted, so that those which can't be used are known and left out.
 
     Args:
         model: Any task's.
@@ -94,46 +94,54 @@ def predict_files(
         VitpError: `out` holds something else, or can't be written.
     """
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    files = image_files(images)
-    second = None if later is None else image_files(later)
+    files, second = image_files(images), None if later is None else image_files(later)
     _check_pairs(model.name, files, second)
-    dates = [(path,) if second is None else (path, second[index]) for index, path in enumerate(files)]
-    bad = {index: reason for index, reason in enumerate(_unusable(dates)) if reason is not None}
-    unusable = [Unusable(str(files[index]), reason) for index, reason in bad.items()]
+    dates = list(zip(files, strict=True) if second is None else zip(files, second, strict=True))
+    reasons = _unusable(dates)
+    unusable = [Unusable(str(path), why) for path, why in zip(files, reasons, strict=True) if why is not None]
     for one in unusable:
         tell(one)
-    if len(bad) == len(files):
+    if len(unusable) == len(files):
         raise _nothing_usable(unusable)
     names = unique_names(files)
-    found: list[Named] = []
     with atomic_dir(out) as folder:
+        found: list[Named] = []
         # One image at a time: large ones fill memory, and their windows fill batches anyway.
-        for index, name in enumerate(names):
-            if index in bad:
-                continue
+        for index in (index for index, why in enumerate(reasons) if why is None):
             try:
-                named, shown = _predict(model, dates[index], name, settings)
+                named, shown = _predict(model, dates[index], names[index], settings)
             except DataError as error:  # of this image alone: the others are done
                 unusable.append(Unusable(str(files[index]), f"{error.where}: {error.what}"))
                 tell(unusable[-1])
                 continue
             write_image(folder, model.name, named, model.classes, shown)
-            # Of the summary's needs, class maps are none.
+            # The summary doesn't need class maps, which are large.
             found.append(replace(named, prediction=replace(named.prediction, semantic_HW=None)))
         if not found:
             raise _nothing_usable(unusable)
         write_summary(folder, model.name, found, model.classes)
-        _write_description(folder, model, found, unusable)
+        write_json(folder / PREDICTIONS_FILE, _description(model, found, unusable))
     return len(found), unusable
+
+
+def _description(model: TaskModel, found: Sequence[Named], unusable: Sequence[Unusable]) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "vitp_version": __version__,
+        "task": model.name,
+        "classes": list(model.classes),
+        "images": [{"image": named.image, "name": named.name} for named in found],
+        "unusable": [asdict(one) for one in unusable],
+    }
 
 
 def is_predictions(folder: Path) -> bool:
     """Return whether a folder holds what `predict_files` wrote."""
     try:
-        value = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        value = json.loads((folder / PREDICTIONS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and value.get("format") == FORMAT
+    return isinstance(value, dict) and value.get("format") == _FORMAT
 
 
 def _unusable(dates: Sequence[Sequence[Path]]) -> list[str | None]:
@@ -151,7 +159,7 @@ def _unusable(dates: Sequence[Sequence[Path]]) -> list[str | None]:
             return f"its dates are {width}×{height} and {later_width}×{later_height} px"
         return None
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(look, dates))
 
 
@@ -159,10 +167,10 @@ def _predict(
     model: TaskModel, dates: Sequence[Path], name: str, settings: TestSettings
 ) -> tuple[Named, Image.Image]:
     """Return the prediction of an image, or pair of dates, and the image to draw it over."""
-    enough = _enough(model, settings, dates[0])
+    width, height = image_size(dates[0])
+    enough = _enough(model, settings, width * height)
     later_CHW = [read_image(path) for path in dates[1:]] or None
     (prediction,) = predict_images(model, [read_image(dates[0], enough)], settings, later_CHW)
-    width, height = image_size(dates[0])
     named = Named(name, str(dates[0]), (height, width), surest(prediction, settings.score_threshold))
     return named, load_image(dates[-1], enough=enough and _shown_size)
 
@@ -176,20 +184,6 @@ def _nothing_usable(unusable: Sequence[Unusable]) -> DataError:
     )
 
 
-def _write_description(
-    folder: Path, model: TaskModel, found: Sequence[Named], unusable: Sequence[Unusable]
-) -> None:
-    description = {
-        "format": FORMAT,
-        "vitp_version": __version__,
-        "task": model.name,
-        "classes": list(model.classes),
-        "images": [{"image": named.image, "name": named.name} for named in found],
-        "unusable": [{"image": one.image, "reason": one.reason} for one in unusable],
-    }
-    write_json(folder / DESCRIPTION, description)
-
-
 _SHOWN_SIDE = 1024
 """Of the picture of a large image that is seen as a whole, at least."""
 
@@ -199,11 +193,10 @@ def _shown_size(width: int, height: int) -> tuple[int, int]:
 
 
 def _enough(
-    model: TaskModel, settings: TestSettings, path: Path
+    model: TaskModel, settings: TestSettings, pixels: int
 ) -> Callable[[int, int], tuple[int, int]] | None:
-    """Return which size of a large image suffices, None where each pixel has its place in what is written."""
-    width, height = image_size(path)
-    if model.name != "classification" or width * height <= LARGE_PIXELS:
+    """Return which size of a large image suffices; None where each pixel has its place in what is written."""
+    if model.name != "classification" or pixels <= LARGE_PIXELS:
         return None
     return (settings.resize or model.input_size).enough(max(settings.scales))
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp.metrics.statistics import known_mean
 from vitp.records.labels import IGNORE
 
 
@@ -39,12 +40,12 @@ def iou_per_class(confusion_CC: np.ndarray) -> np.ndarray:
     """Return (C,) intersection over union; NaN for classes that neither truth nor prediction holds."""
     hit_C = np.diag(confusion_CC).astype(np.float64)
     union_C = confusion_CC.sum(0) + confusion_CC.sum(1) - hit_C
-    return _ratio(hit_C, union_C)
+    return ratio(hit_C, union_C)
 
 
 def f1_per_class(confusion_CC: np.ndarray) -> np.ndarray:
     """Return (C,) F1 (the same as Dice over all pixels); NaN for classes that occur nowhere."""
-    return _ratio(2 * np.diag(confusion_CC).astype(np.float64), confusion_CC.sum(0) + confusion_CC.sum(1))
+    return ratio(2 * np.diag(confusion_CC).astype(np.float64), confusion_CC.sum(0) + confusion_CC.sum(1))
 
 
 def mean_iou(confusion_CC: np.ndarray) -> float:
@@ -54,12 +55,12 @@ def mean_iou(confusion_CC: np.ndarray) -> float:
     one stray pixel would decide over which classes a backbone's mean goes. The error itself still counts, for
     the class that was missed there.
     """
-    return _mean(iou_per_class(confusion_CC)[confusion_CC.sum(1) > 0])
+    return known_mean(iou_per_class(confusion_CC)[confusion_CC.sum(1) > 0])
 
 
 def macro_f1(confusion_CC: np.ndarray) -> float:
     """Return the mean F1 over the classes that occur in the truth; see `mean_iou`."""
-    return _mean(f1_per_class(confusion_CC)[confusion_CC.sum(1) > 0])
+    return known_mean(f1_per_class(confusion_CC)[confusion_CC.sum(1) > 0])
 
 
 def accuracy(confusion_CC: np.ndarray) -> float:
@@ -74,8 +75,8 @@ def mean_dice(confusion_NCC: np.ndarray) -> float:
     Images that neither truth nor prediction has a class in don't count for it.
     """
     hit_NC = np.diagonal(confusion_NCC, axis1=1, axis2=2).astype(np.float64)
-    dice_NC = _ratio(2 * hit_NC, confusion_NCC.sum(1) + confusion_NCC.sum(2))
-    return _mean(np.array([_mean(dice_N) for dice_N in dice_NC.T]))
+    dice_NC = ratio(2 * hit_NC, confusion_NCC.sum(1) + confusion_NCC.sum(2))
+    return known_mean(np.array([known_mean(dice_N) for dice_N in dice_NC.T]))
 
 
 def average_precision(score_N: np.ndarray, positive_N: np.ndarray) -> float:
@@ -97,7 +98,7 @@ def average_precision(score_N: np.ndarray, positive_N: np.ndarray) -> float:
 def mean_average_precision(score_NK: np.ndarray, label_NK: np.ndarray) -> float:
     """Return average precision macro over the labels that occur; label 1 yes, 0 no, -1 unknown (left out)."""
     known_NK = label_NK >= 0
-    return _mean(
+    return known_mean(
         np.array(
             [
                 average_precision(score_NK[known_NK[:, k], k], label_NK[known_NK[:, k], k] == 1)
@@ -107,10 +108,6 @@ def mean_average_precision(score_NK: np.ndarray, label_NK: np.ndarray) -> float:
     )
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole; NaN where the whole is 0."""
+    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitp.core.errors import ConfigError
+from vitp.models.heads.rpn import INSIDE
 
 Rle = Mapping[str, Any]
 """One mask as COCO's tools compress it: `size` (height, width) and `counts`."""
@@ -25,9 +26,6 @@ AREAS: dict[str, tuple[float, float]] = {
     "large": (96.0**2, 1e10),
 }
 """COCO's ranges of area in square pixels."""
-
-INSIDE = 0.5
-"""Share of a detection from which on it lies in an ignored place."""
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from vitp.core.errors import ConfigError
-from vitp.metrics.coco import INSIDE
-from vitp.metrics.detection import precision_area
-from vitp.metrics.results import Prediction, Scores, Target
+from vitp.metrics.ranking import ImageMatches, rankings, scores_of_classes
+from vitp.metrics.results import Prediction, Scores, Target, difficult_of
+from vitp.models.heads.rpn import INSIDE
 from vitp.models.rotated.boxes import boxes_of_quads
 from vitp.models.rotated.iou import rotated_iou
 
-OVERLAPS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+_OVERLAPS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """0.50, 0.55, …, 0.95, as COCO averages over."""
 
 
@@ -55,37 +55,6 @@ class FoundOriented:
     labels_N: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Ranking:
-    """All detections of one class, surest first.
-
-    Attributes:
-        object_D: The object that each overlaps most, numbered over all images; -1: there is none in its image.
-        overlap_D: How far.
-        difficult_D: Whether that object is difficult.
-        inside_D: Whether half of the detection or more lies in an ignored place.
-        to_find: Objects that aren't difficult.
-    """
-
-    object_D: np.ndarray
-    overlap_D: np.ndarray
-    difficult_D: np.ndarray
-    inside_D: np.ndarray
-    to_find: int
-
-    def average_precision(self, overlap: float, eleven_points: bool) -> float:
-        if not self.to_find:
-            return float("nan")
-        near_D = self.overlap_D > overlap
-        counts_D = ~(near_D & self.difficult_D)
-        object_D = np.where(near_D, self.object_D, -1)[counts_D]
-        right_D = np.zeros(len(object_D), bool)
-        objects, firsts = np.unique(object_D, return_index=True)
-        right_D[firsts[objects >= 0]] = True  # later ones are duplicates
-        right_D = right_D[right_D | ~self.inside_D[counts_D]]
-        return precision_area(right_D, self.to_find, eleven_points)
-
-
 def oriented_average_precision(
     truths: Sequence[TrueOriented],
     found: Sequence[FoundOriented],
@@ -109,54 +78,27 @@ def oriented_average_precision(
         eleven_points: As Pascal VOC 2007, the mean precision at 11 points of recall (DOTA's and the published
             numbers); else, as VOC 2012, the area under the precision that never rises.
     """
-    rankings = _rankings(truths, found, classes)
+    ranked = rankings(map(_matches, truths, found), classes)
     return np.array(
-        [[ranking.average_precision(limit, eleven_points) for ranking in rankings] for limit in overlaps]
+        [
+            [one.average_precision(one.overlap_D > limit, eleven_points=eleven_points) for one in ranked]
+            for limit in overlaps
+        ]
     ).reshape(len(overlaps), classes)
 
 
-def _rankings(truths: Sequence[TrueOriented], found: Sequence[FoundOriented], classes: int) -> list[_Ranking]:
-    columns: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(classes)]
-    objects, to_find = np.zeros(classes, int), np.zeros(classes, int)
-    for truth, detections in zip(truths, found, strict=True):
-        true_boxes, found_boxes = _boxes(truth.quads_N8), _boxes(detections.quads_N8)
-        inside_N = np.zeros(len(found_boxes), bool)
-        if len(truth.ignored_M8):
-            share_NM = rotated_iou(found_boxes, _boxes(truth.ignored_M8), "iof")
-            inside_N = share_NM.amax(1).numpy() >= INSIDE
-        for number in np.union1d(truth.labels_N, detections.labels_N).astype(int):
-            own_M, found_N = truth.labels_N == number, detections.labels_N == number
-            difficult_M = np.asarray(truth.difficult_N, bool)[own_M]
-            object_N = np.full(int(found_N.sum()), -1)
-            overlap_N, difficult_N = np.zeros(len(object_N)), np.zeros(len(object_N), bool)
-            if len(difficult_M) and len(object_N):
-                overlap_NM = rotated_iou(
-                    found_boxes[torch.from_numpy(found_N)], true_boxes[torch.from_numpy(own_M)]
-                )
-                best, place = (part.numpy() for part in overlap_NM.max(1))
-                overlap_N, object_N = best, place + objects[number]
-                difficult_N = difficult_M[place]
-            columns[number].append(
-                (
-                    np.asarray(detections.scores_N, float)[found_N],
-                    object_N,
-                    overlap_N,
-                    difficult_N,
-                    inside_N[found_N],
-                )
-            )
-            objects[number] += len(difficult_M)
-            to_find[number] += int((~difficult_M).sum())
-    return [_ranked(rows, int(count)) for rows, count in zip(columns, to_find, strict=True)]
+def _matches(truth: TrueOriented, found: FoundOriented) -> ImageMatches:
+    true_boxes, found_boxes = _boxes(truth.quads_N8), _boxes(found.quads_N8)
+    inside_N = np.zeros(len(found_boxes), bool)
+    if len(truth.ignored_M8):
+        share_NM = rotated_iou(found_boxes, _boxes(truth.ignored_M8), "iof")
+        inside_N = share_NM.amax(1).numpy() >= INSIDE
 
+    def overlaps(found_N: np.ndarray, own_M: np.ndarray) -> np.ndarray:
+        found_M5, own_N5 = found_boxes[torch.from_numpy(found_N)], true_boxes[torch.from_numpy(own_M)]
+        return np.asarray(rotated_iou(found_M5, own_N5).numpy())
 
-def _ranked(rows: Sequence[tuple[np.ndarray, ...]], to_find: int) -> _Ranking:
-    if not rows:
-        return _Ranking(np.zeros(0, int), np.zeros(0), np.zeros(0, bool), np.zeros(0, bool), to_find)
-    scores_D, *columns = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    order = np.argsort(-scores_D, kind="stable")
-    object_D, overlap_D, difficult_D, inside_D = (column_D[order] for column_D in columns)
-    return _Ranking(object_D, overlap_D, difficult_D, inside_D, to_find)
+    return ImageMatches(truth.labels_N, truth.difficult_N, found.labels_N, found.scores_N, inside_N, overlaps)
 
 
 def _boxes(quads_N8: np.ndarray) -> torch.Tensor:
@@ -180,16 +122,13 @@ def true_oriented(target: Target) -> TrueOriented:
         assert target.boxes_N4 is not None
         x1, y1, x2, y2 = target.boxes_N4.unbind(1)
         quads_N8 = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], 1)
-    labels_N = target.labels_N.cpu().numpy()
-    difficult_N = (
-        np.zeros(len(labels_N), bool) if target.difficult_N is None else target.difficult_N.cpu().numpy()
-    )
     ignored_M8 = np.zeros((0, 8))
     if target.ignored_M8 is not None:
         ignored_M8 = target.ignored_M8.cpu().numpy()
     elif target.ignored_M4 is not None:
         ignored_M8 = target.ignored_M4.cpu().numpy()[:, [0, 1, 2, 1, 2, 3, 0, 3]]
-    return TrueOriented(quads_N8.cpu().numpy(), labels_N, difficult_N, ignored_M8)
+    labels_N = target.labels_N.cpu().numpy()
+    return TrueOriented(quads_N8.cpu().numpy(), labels_N, difficult_of(target), ignored_M8)
 
 
 def found_oriented(prediction: Prediction) -> FoundOriented:
@@ -215,22 +154,12 @@ def oriented_scores(
         classes: Names.
     """
     count = len(classes)
-    by_area_TC = oriented_average_precision(truths, found, count, overlaps=OVERLAPS)
+    by_area_TC = oriented_average_precision(truths, found, count, overlaps=_OVERLAPS)
     by_points_TC = oriented_average_precision(truths, found, count, eleven_points=True)
     columns = {
         "AP": by_area_TC.mean(0),
         "AP50": by_area_TC[0],
-        "AP75": by_area_TC[OVERLAPS.index(0.75)],
+        "AP75": by_area_TC[_OVERLAPS.index(0.75)],
         "AP50_07": by_points_TC[0],
     }
-    values = {name: _mean(column_C) for name, column_C in columns.items()}
-    per_class = {
-        name: {column: float(value_C[number]) for column, value_C in columns.items()}
-        for number, name in enumerate(classes)
-    }
-    return Scores("AP50", values, per_class, len(truths))
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+    return scores_of_classes("AP50", columns, classes, len(truths))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from vitp.core.tensors import TensorFields
@@ -42,6 +43,14 @@ class Target(TensorFields):
     ignored_M4: Tensor | None = None
     ignored_M8: Tensor | None = None
     ignored_MHW: Tensor | None = None
+
+
+def difficult_of(target: Target) -> np.ndarray:
+    """Return (N,) bool: which of a target's objects are difficult."""
+    assert target.labels_N is not None
+    if target.difficult_N is None:
+        return np.zeros(len(target.labels_N), bool)
+    return np.asarray(target.difficult_N.cpu().numpy())
 
 
 @dataclass(frozen=True)

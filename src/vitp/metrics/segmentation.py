@@ -11,24 +11,33 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from vitp.metrics.classification import accuracy, f1_per_class, iou_per_class, macro_f1, mean_dice, mean_iou
+from vitp.metrics.classification import (
+    accuracy,
+    f1_per_class,
+    iou_per_class,
+    macro_f1,
+    mean_dice,
+    mean_iou,
+    ratio,
+)
 from vitp.metrics.results import Scores
+from vitp.metrics.statistics import known_mean
 from vitp.records.labels import IGNORE
 
 
 def mean_accuracy(confusion_CC: np.ndarray) -> float:
     """Return the mean recall over the classes that occur in the truth (mAcc); NaN without any."""
-    return _mean(recall_per_class(confusion_CC))
+    return known_mean(recall_per_class(confusion_CC))
 
 
 def recall_per_class(confusion_CC: np.ndarray) -> np.ndarray:
     """Return (C,) share of each class's pixels that were found; NaN for classes that the truth lacks."""
-    return _ratio(np.diag(confusion_CC), confusion_CC.sum(1))
+    return ratio(np.diag(confusion_CC), confusion_CC.sum(1))
 
 
 def precision_per_class(confusion_CC: np.ndarray) -> np.ndarray:
     """Return (C,) share of the pixels given to each class that are of it; NaN for classes never predicted."""
-    return _ratio(np.diag(confusion_CC), confusion_CC.sum(0))
+    return ratio(np.diag(confusion_CC), confusion_CC.sum(0))
 
 
 def segmentation_scores(
@@ -65,8 +74,8 @@ def segmentation_scores(
         for k, name in enumerate(classes)
     }
     if hd95_NC is not None:
-        hd95_C = [_mean(hd95_NC[:, k]) for k in range(len(classes))]
-        values["hd95_pixels"] = _mean(np.array(hd95_C))
+        hd95_C = [known_mean(hd95_NC[:, k]) for k in range(len(classes))]
+        values["hd95_pixels"] = known_mean(np.array(hd95_C))
         for name, distance in zip(classes, hd95_C, strict=True):
             rows[name]["hd95_pixels"] = distance
     return Scores("miou", values, rows, images=len(confusion_NCC))
@@ -114,7 +123,8 @@ def hd95(guess_HW: np.ndarray, truth_HW: np.ndarray, spacing: Sequence[float] | 
     steps = np.ones(guess.ndim) if spacing is None else np.asarray(spacing, float)
     if not guess.any() or not truth.any():
         return float(np.linalg.norm(np.array(guess.shape) * steps))
-    guess_edge, truth_edge = _border(guess), _border(truth)
+    # A border pixel is one that erosion takes away.
+    guess_edge, truth_edge = (mask & ~ndimage.binary_erosion(mask) for mask in (guess, truth))
     to_truth = ndimage.distance_transform_edt(~truth_edge, sampling=steps)[guess_edge]
     to_guess = ndimage.distance_transform_edt(~guess_edge, sampling=steps)[truth_edge]
     return float(max(np.percentile(to_truth, 95), np.percentile(to_guess, 95)))
@@ -124,16 +134,3 @@ def surface_distance(guess_HW: np.ndarray, truth_HW: np.ndarray, classes: int) -
     """Return (C,) `hd95` of each class of two class maps; pixels that the truth ignores belong to no class."""
     known_HW = truth_HW != IGNORE
     return np.array([hd95((guess_HW == k) & known_HW, truth_HW == k) for k in range(classes)])
-
-
-def _border(mask: np.ndarray) -> np.ndarray:
-    return mask & ~ndimage.binary_erosion(mask)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan

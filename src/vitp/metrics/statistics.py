@@ -23,6 +23,11 @@ def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(known.mean()), float(known.std(ddof=1)) if known.size > 1 else 0.0
 
 
+def known_mean(values: Sequence[float] | np.ndarray) -> float:
+    """Return the mean of the values that aren't NaN; NaN without any."""
+    return mean_std(values)[0]
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """How two methods differ over the same seeds.
@@ -31,7 +36,8 @@ class PairedDifference:
         mean: Mean of `ours − theirs`.
         low, high: Bootstrap interval of that mean.
         n: Number of pairs.
-        verdict: `better` when the whole interval lies above zero, `worse` when below, and nothing else speaks against it.
+        verdict: `better` when the whole interval lies above zero, `worse` when below, and nothing else speaks against
+            it.
         p: Of the paired t-test, two-sided, the larger where there are two; None where none was made.
     """
 
@@ -57,9 +63,9 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Return the difference of two methods run on the same seeds, with its percentile bootstrap interval.
 
-    A resample of n pairs can't reach beyond the n differences themselves, so the interval is too narrow for few pairs:
-    three equal methods' differences agree in sign, and leave zero outside, in one case of four. So the verdict also asks for
-    p < 1 − `confidence` in the paired t-test, and with fewer than three pairs it is always `no evidence`.
+    A resample of n pairs can't reach beyond the n differences themselves, so the interval is too narrow for few
+    pairs: three equal methods' differences agree in sign, and leave zero outside, in one case of four. So the verdict
+    also asks for p < 1 − `confidence` in the paired t-test, and with fewer than three pairs it is always `no evidence`.
 
     Args:
         ours, theirs: One score a seed, in the same order of seeds.
@@ -109,7 +115,10 @@ def difference_of_draws(
     """
     tail = (1 - confidence) / 2
     low, high = (float(value) for value in np.nanquantile(draws_B, [tail, 1 - tail]))
-    return PairedDifference(mean, low, high, n, _verdict(low, high, n, higher_is_better, least))
+    verdict: Verdict = "no evidence"
+    if n >= least and not (low <= 0 <= high or np.isnan(low)):
+        verdict = "better" if (low > 0) == higher_is_better else "worse"
+    return PairedDifference(mean, low, high, n, verdict)
 
 
 Repeats = Mapping[tuple[int, int], float]
@@ -130,9 +139,10 @@ def paired_repeats(
     Scores are paired where both methods have the same seed and draw. Every seed has the same draws, so the bootstrap
     resamples both at once: seeds with replacement, draws with replacement, and the mean over all that meet (the
     pigeonhole bootstrap, Owen, Ann. Appl. Stat. 2007). As in `paired_bootstrap` that interval is too narrow for few
-    repeats. So the verdict also asks for p < 1 − `confidence` in two paired t-tests, of the seeds' means and, where there
-    are several draws, of the draws' means (Clark, J. Verbal Learn. Verbal Behav. 1973): a difference has to hold for
-    other seeds and for other labels. `p` is the larger of the two, `n` counts seeds, and fewer than three decide nothing.
+    repeats. So the verdict also asks for p < 1 − `confidence` in two paired t-tests, of the seeds' means and, where
+    there are several draws, of the draws' means (Clark, J. Verbal Learn. Verbal Behav. 1973): a difference has to hold
+    for other seeds and for other labels. `p` is the larger of the two, `n` counts seeds, and fewer than three decide
+    nothing.
 
     Args:
         ours, theirs: (pretraining seed, draw) → score.
@@ -167,13 +177,11 @@ def paired_repeats(
 def _with_t_tests(
     found: PairedDifference, samples: Sequence[np.ndarray], confidence: float
 ) -> PairedDifference:
-    """Return the difference with the largest p of its samples of differences; the verdict falls where that is too large."""
-    tested = [p for p in map(_p_of_t_test, samples) if p is not None]
-    if not tested:
+    """Return the difference with the largest p of its samples; the verdict falls where that is too large."""
+    p = max((p for p in map(_p_of_t_test, samples) if p is not None), default=None)
+    if p is None:
         return found
-    return replace(
-        found, p=max(tested), verdict=found.verdict if max(tested) < 1 - confidence else "no evidence"
-    )
+    return replace(found, p=p, verdict=found.verdict if p < 1 - confidence else "no evidence")
 
 
 def _p_of_t_test(differences_N: np.ndarray) -> float | None:
@@ -190,11 +198,11 @@ def _p_of_t_test(differences_N: np.ndarray) -> float | None:
 def repeats_needed(
     ours: Repeats, theirs: Repeats, *, power: float = 0.8, confidence: float = 0.95, most: int = 1000
 ) -> int | None:
-    """Return how often a comparison would have to be repeated for the t-tests to see the difference that these runs show.
+    """Return how often a comparison would have to be repeated for the t-tests to see the difference of these runs.
 
-    Where each seed has one draw (its own): pretraining seeds. Where all seeds share several draws: pretraining seeds and,
-    for each, as many draws. The mean and the spreads are taken as the truth; a handful of runs knows its spreads only
-    roughly, so this is an order of magnitude and not a plan.
+    Where each seed has one draw (its own): pretraining seeds. Where all seeds share several draws: pretraining seeds
+    and, for each, as many draws. The mean and the spreads are taken as the truth; a handful of runs knows its spreads
+    only roughly, so this is an order of magnitude and not a plan.
 
     Args:
         ours, theirs: (pretraining seed, draw) → score.
@@ -223,7 +231,7 @@ def repeats_needed(
 
 
 def _variances(found_SD: np.ndarray) -> list[tuple[float, float]]:
-    """Return, for each of the t-tests, the variance that stays and the one that averages out over the other's repeats.
+    """Return for each t-test the variance that stays, and the one that averages out over the other's repeats.
 
     By the analysis of variance of two random factors, seeds and draws, and what is left.
     """
@@ -246,9 +254,3 @@ def _differences(ours: Repeats, theirs: Repeats) -> np.ndarray:
     found = {key: value for key, value in found.items() if not np.isnan(value)}
     seeds, draws = (sorted({key[part] for key in found}) for part in (0, 1))
     return np.array([[found.get((seed, draw), np.nan) for draw in draws] for seed in seeds], np.float64)
-
-
-def _verdict(low: float, high: float, n: int, higher_is_better: bool, least: int) -> Verdict:
-    if n < least or low <= 0 <= high or np.isnan(low):
-        return "no evidence"
-    return "better" if (low > 0) == higher_is_better else "worse"

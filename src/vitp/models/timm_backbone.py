@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
 from pydantic import Field
-from timm.models import load_state_dict
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitp.core.config import Mean, Positive, SettingsModel
-from vitp.core.errors import CheckpointError, ConfigError
-from vitp.core.sealed import check
+from vitp.core.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
@@ -111,26 +108,18 @@ class RotaryTower(PlainViT):
         _drop_classifier(model, self.num_layers)
 
 
-def timm_backbone(
-    config: TimmConfig | str, *, drop_path: float = 0.0, weights: str | Path | None = None
-) -> Backbone:
+def timm_backbone(config: TimmConfig | str, *, drop_path: float = 0.0) -> Backbone:
     """Return a timm model as a backbone: `VisionTower`, `RotaryTower` or `TimmStages`.
 
     Args:
         config: The model, or its name.
         drop_path: Stochastic depth rate, where the architecture has it.
-        weights: File of weights under timm's or the publication's names (timm converts the ones it knows,
-            position tables and patch kernels included); None: random ones. Nothing is downloaded.
 
     Raises:
         ConfigError: timm has no such model, refuses an argument, or it gives no feature maps.
-        CheckpointError: The weights are missing, broken or of another architecture.
     """
     config = TimmConfig(architecture=config) if isinstance(config, str) else config
-    backbone = _wrap(config, _create(config, drop_path), drop_path)
-    if weights is not None:
-        load_timm_weights(backbone.model, config.architecture, Path(weights))
-    return backbone
+    return _wrap(config, _create(config, drop_path), drop_path)
 
 
 def _wrap(config: TimmConfig, model: nn.Module, drop_path: float) -> VisionTower | RotaryTower | TimmStages:
@@ -182,35 +171,6 @@ def _size_arguments(name: str, image_size: int | None) -> dict[str, Any]:
 def _drop_classifier(model: Any, layers: int) -> None:
     """Take away what comes after the last feature map: it would never get a gradient."""
     model.prune_intermediate_layers(layers - 1, prune_norm=False, prune_head=True)
-
-
-def load_timm_weights(model: nn.Module, name: str, path: Path) -> None:
-    """Load a file of weights into a timm model without its classifier.
-
-    `timm.create_model(pretrained=True)` lets missing names pass when there is no classifier; here every
-    parameter of the model must be in the file. The file may hold a classifier more.
-
-    Args:
-        model: To be filled.
-        name: timm's name of the architecture.
-        path: A safetensors or PyTorch file, under timm's names or those of the publication.
-
-    Raises:
-        CheckpointError: The file is missing, broken or of another architecture.
-    """
-    if not path.is_file():
-        raise CheckpointError("is missing", where=str(path))
-    convert = getattr(_module_of(name), "checkpoint_filter_fn", None)
-    check(path)
-    try:
-        weights = load_state_dict(str(path))
-        weights = convert(weights, model) if convert is not None else weights
-        weights = {key: tensor for key, tensor in weights.items() if not key.startswith(CLASSIFIERS)}
-        model.load_state_dict(weights, strict=True)
-    except Exception as error:  # torch, pickle, safetensors and timm raise whatever the file makes them raise
-        raise CheckpointError(
-            f"holds no weights of {name} ({error})", where=str(path), fix="name the architecture they are of"
-        ) from error
 
 
 def _normalisation(

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vitp.checkpoints.export import load_backbone, random_backbone
+from vitp.checkpoints.description import provenance_of_run
+from vitp.checkpoints.export import write_backbone
+from vitp.checkpoints.loading import load_backbone, random_backbone
 from vitp.data.batches import SampledBatches
 from vitp.data.mixture import Mixture
 from vitp.models.flops import forward_flops, patch_embed_flops, vision_shape
@@ -77,9 +79,6 @@ class ImageObjective(Objective):
 
         Low-rank updates are merged into its weights.
         """
-        from vitp.checkpoints.card import provenance_of_run
-        from vitp.checkpoints.export_format import write_backbone
-
         with plain_layers(self.tower):
             write_backbone(Path(folder), self.tower, provenance_of_run(Path(folder).parent), name="model")
 

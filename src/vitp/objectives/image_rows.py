@@ -22,7 +22,7 @@ from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.batches import Batch, Collate
 from vitp.data.fingerprint import labels_digest
-from vitp.data.formats.vitp_labels import read as read_labels
+from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.mixture import Mixture, MixtureEntry, Sample
 from vitp.io.images import load_image
 from vitp.records.labels import LabelledImage, LabelledSet
@@ -102,7 +102,7 @@ def read_image_rows(folder: str | Path, *, both_dates: bool = False) -> ImageRow
         DataError: The folder holds no compiled labels, or no training images.
     """
     folder = Path(folder)
-    train = read_labels(folder).split("train")
+    train = read_compiled(folder).split("train")
     later = [
         LabelledImage(
             id=f"{item.id} (later)",

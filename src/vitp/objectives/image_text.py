@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.checkpoints.pretrained import load_tokenizer, load_vlm, resolve
+from vitp.checkpoints.loading import load_vlm, read_tokenizer, vlm_folder
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewConfig, make_view
 from vitp.data.tokenizer import vocabulary_digest
@@ -104,7 +104,7 @@ class ImageTextSettings(ObjectiveSettings):
                 for one, own in zip(rows, known, strict=True)
             ]
             texts = RecordTexts(tuple(known))
-        tokenizer = load_tokenizer(resolve(self.language))
+        tokenizer = read_tokenizer(vlm_folder(self.language))
         objective = ImageTextObjective(
             tower, self._text_tower(len(tokenizer)), loss=self.name, dimension=self.dimension
         )

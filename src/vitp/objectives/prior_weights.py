@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from vitp.checkpoints.writing import write_vlm
 from vitp.core.config import SettingsModel
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch
@@ -156,6 +157,4 @@ class TextOnlyObjective(Objective):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the whole model, which `vitp.load_vlm` reads."""
-        from vitp.checkpoints.pretrained import write_vlm
-
         write_vlm(Path(folder), self.vlm, self.chat)

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitp.checkpoints.pretrained import LoadedVLM, load_tokenizer, load_vlm, write_vlm
+from vitp.checkpoints.loading import LoadedVLM, load_vlm, read_tokenizer
+from vitp.checkpoints.writing import write_vlm
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.data.batches import SampledBatches
@@ -225,7 +226,7 @@ def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
         raise ConfigError("says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
     vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path})
     if settings.tokenizer is not None:
-        tokenizer = load_tokenizer(Path(settings.tokenizer))
+        tokenizer = read_tokenizer(Path(settings.tokenizer))
     else:
         if vlm_config.template != "micro":
             raise ConfigError(
@@ -364,7 +365,7 @@ class ViTPObjective(Objective):
         return vlm_step_flops(self.vlm, batch)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write model, configuration and tokenizer; `vitp.checkpoints.pretrained.load_vlm` reads them."""
+        """Write model, configuration and tokenizer; `vitp.load_vlm` reads them."""
         with plain_layers(self.vlm.vision):
             write_vlm(Path(folder), self.vlm, self.chat)
 

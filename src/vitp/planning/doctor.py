@@ -18,13 +18,11 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from vitp.core.version import __version__
+from vitp.core.version import STARTER, __version__
 
 DEFAULT_DATA = Path("..") / "shared" / "data"
 """Where tests and benchmarks look for real images when VITP_DATA names no folder."""
 
-STARTER = Path(__file__).parent.parent / "assets" / "starter"
-"""As `vitp.checkpoints.pretrained.STARTER`, which can't be imported where torch is missing."""
 
 _GIB = 2**30
 

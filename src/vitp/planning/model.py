@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from vitp.checkpoints.pretrained import CONFIG, FORMAT, load_tokenizer, resolve
-from vitp.core.config import make_config
-from vitp.core.errors import CheckpointError, ConfigError
-from vitp.core.reading import parse_json, read_text
+from vitp.checkpoints.description import CONFIG, read_config, vlm_of_config
+from vitp.checkpoints.loading import read_tokenizer, vlm_folder
+from vitp.core.errors import ConfigError
 from vitp.data.chat import ChatTokenizer
 from vitp.models.language import QWEN2_VOCABULARY, qwen2_half_billion
 from vitp.models.vision import VisionConfig
@@ -41,24 +38,9 @@ def planned_model(settings: ModelSettings) -> tuple[ModelShape, ChatTokenizer | 
         return model_shape(settings.scratch, settings.vocabulary), None
     if settings.init.rstrip("/").endswith(tuple(f"{name}{end}" for name in _BY_NAME for end in ("", "-hf"))):
         return model_shape(INTERNVL_1B, INTERNVL_VOCABULARY), None
-    folder = resolve(settings.init)
-    config, vocabulary = _described(folder)
+    folder = vlm_folder(settings.init)
+    config, vocabulary = vlm_of_config(read_config(folder), folder / CONFIG)
     shape = model_shape(config, vocabulary)
     return shape, ChatTokenizer(
-        load_tokenizer(folder), template=config.template, tokens_per_tile=shape.image_tokens
+        read_tokenizer(folder), template=config.template, tokens_per_tile=shape.image_tokens
     )
-
-
-def _described(folder: Path) -> tuple[VLMConfig, int]:
-    path = folder / CONFIG
-    try:
-        description = parse_json(read_text(path))
-        if description["format"] != FORMAT:
-            raise ValueError(f"its format is {description['format']}")
-        return make_config(VLMConfig, description["model"], where=str(path)), int(description["vocabulary"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"is no configuration of a vitp model ({error})",
-            where=str(path),
-            fix="plan with a model of ours, or with OpenGVLab/InternVL2_5-1B",
-        ) from error

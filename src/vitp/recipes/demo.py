@@ -24,14 +24,15 @@ from typing import Any
 
 from rich.console import Console
 
-from vitp.checkpoints.export import export_backbone, load_backbone, random_backbone, verify_export
-from vitp.checkpoints.pretrained import load_vlm
+from vitp.checkpoints.export import export_backbone
+from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
+from vitp.checkpoints.verify import verify_export
 from vitp.core.config import make_config
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.data.compile import compile_labels
-from vitp.data.formats.vitp_labels import read as read_labels
+from vitp.data.formats.vitp_labels import read_compiled
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.evaluation.probes import run_probes
 from vitp.models.vision import VisionTower
@@ -96,7 +97,7 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) ->
         towers.append(
             {RANDOM: random_backbone(starter, seed=seed), STARTER: starter, VITP: load_backbone(backbone)}
         )
-    labelled = read_labels(data)
+    labelled = read_compiled(data)
     probes = _cached(
         out / "probes.json", lambda: stage.run(4, "frozen probes", lambda: _probe(towers, labelled, plan))
     )

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from vitp.core.files import write_json, write_text
 from vitp.core.reading import parse_json, read_text
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.models.vision import VisionTower
 from vitp.recipes.demo import FINETUNE, RANDOM, STARTER, VITP, DemoPlan
-from vitp.recipes.micro import Budget
-from vitp.report import Card, Headline, Section, Text, comparison_section
-from vitp.report.run_page import report_run
+from vitp.report.compare import comparison_section
+from vitp.report.page import Card, Headline, Section, Text
+from vitp.report.run_report import report_run
 
-FINETUNED = (FINETUNE, "mIoU")
-DENSE = ("patches linear", "patch mIoU")
+_FINETUNED = (FINETUNE, "mIoU")
+_DENSE = ("patches linear", "patch mIoU")
 SHOWN = (
-    DENSE,
+    _DENSE,
     ("patches linear", "patch macro-F1"),
     ("scene linear", "accuracy"),
     ("presence linear", "mAP"),
 )
 """The probes of the page; `probes.json` holds all."""
-
 
 COMMITTED = Path(__file__).parent.parent / "assets" / "demo_results.json"
 """Results of three pretraining seeds under the same plan, which a run of one seed is shown beside."""
@@ -58,14 +59,7 @@ class DemoResults:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DemoResults:
         """Return the results that `to_json` wrote."""
-        plan: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in values["plan"].items()
-        }
-        tables = {
-            name: {init: ProbeTable.from_json(table) for init, table in values[name].items()}
-            for name in ("probes", "finetuned", "ceiling")
-        }
-        return cls(DemoPlan(**{**plan, "budget": Budget(**plan["budget"])}), **tables)
+        return TypeAdapter(cls).validate_python(values)
 
 
 def committed_results(plan: DemoPlan) -> DemoResults | None:
@@ -114,8 +108,8 @@ def _comparisons(results: DemoResults, prefix: str = "") -> list[Section]:
     )
     ceiling = ""
     if results.ceiling:
-        row, (labels, steps) = results.ceiling[STARTER][FINETUNED], ("all labels", plan.ceiling_steps)
-        ceiling = f" With {labels} and {steps} steps the starter reaches {100 * row.mean:.1f} ± {100 * row.std:.1f} mIoU."
+        shown = results.ceiling[STARTER][_FINETUNED].percent
+        ceiling = f" With all labels and {plan.ceiling_steps} steps the starter reaches {shown} mIoU."
     tuned = comparison_section(
         {name: table.rows for name, table in results.finetuned.items()},
         ours=VITP,
@@ -138,38 +132,22 @@ def write_results(out: Path, results: DemoResults) -> None:
     lines = [f"| measure | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
     for tables in (results.probes, results.finetuned):
         for row in tables[names[0]].rows:
-            cells = [tables[name][row.task, row.metric] for name in names]
-            shown = " | ".join(f"{100 * cell.mean:.1f} ± {100 * cell.std:.1f}" for cell in cells)
+            shown = " | ".join(tables[name][row.task, row.metric].percent for name in names)
             lines.append(f"| {row.task}, {row.metric} | {shown} |")
     seeds = f"{_seeds(plan)} × {len(plan.probe_seeds)} draws of {plan.probe_labels} labelled images"
     tuned = f"{len(plan.finetune_seeds)} draws of {plan.finetune_labels} labelled images, {plan.finetune_steps} steps"
     lines += ["", f"Probes: {seeds}. Finetune: {len(plan.seeds)} × {tuned}."]
     for name, table in results.ceiling.items():
-        row = table[FINETUNED]
-        lines.append(f"Ceiling ({name}, {table.note}): {100 * row.mean:.1f} ± {100 * row.std:.1f} mIoU.")
+        lines.append(f"Ceiling ({name}, {table.note}): {table[_FINETUNED].percent} mIoU.")
     write_text(out / "results.md", "\n".join(lines) + "\n")
 
 
 def _answer(results: DemoResults) -> Section:
-    before, after = results.probes[STARTER][DENSE], results.probes[VITP][DENSE]
-    chance = results.probes[RANDOM][DENSE]
-    tuned, started = results.finetuned[VITP][FINETUNED], results.finetuned[STARTER][FINETUNED]
-    cards: Sequence[Card] = [
-        Card(
-            f"{100 * after.mean:.1f}",
-            "patch mIoU, frozen, after ViTP",
-            f"{100 * (after.mean - before.mean):+.1f} over the starter",
-        ),
-        Card(
-            f"{100 * before.mean:.1f}",
-            "patch mIoU, frozen, starter",
-            f"{100 * (before.mean - chance.mean):+.1f} over random",
-        ),
-        Card(
-            f"{100 * tuned.mean:.1f}",
-            "mIoU after finetuning, from ViTP",
-            f"{100 * (tuned.mean - started.mean):+.1f} over the starter",
-        ),
+    probes, finetuned = results.probes, results.finetuned
+    cards = [
+        _card(probes, _DENSE, VITP, STARTER, "patch mIoU, frozen, after ViTP", "over the starter"),
+        _card(probes, _DENSE, STARTER, RANDOM, "patch mIoU, frozen, starter", "over random"),
+        _card(finetuned, _FINETUNED, VITP, STARTER, "mIoU after finetuning, from ViTP", "over the starter"),
     ]
     text = (
         f"A small general vision-language model continued its pretraining on instructions made from the labels of "
@@ -178,3 +156,10 @@ def _answer(results: DemoResults) -> Section:
     if len(results.plan.seeds) < 3:
         text += " One run is an example, not evidence: below it stand the results of three pretraining seeds."
     return Section("The answer", [Headline(cards), Text(text)])
+
+
+def _card(
+    tables: Mapping[str, ProbeTable], key: tuple[str, str], name: str, than: str, label: str, over: str
+) -> Card:
+    score, before = (100 * tables[init][key].mean for init in (name, than))
+    return Card(f"{score:.1f}", label, f"{score - before:+.1f} {over}")

@@ -91,15 +91,15 @@ def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> Pre
 def _vlm_init(init: str, like: str) -> dict[str, Any]:
     if init != "random":
         return {"init": init}
-    from vitp.checkpoints.pretrained import load_vlm, resolve
+    from vitp.checkpoints.loading import load_vlm, vlm_folder
 
-    return {"init": "scratch", "scratch": load_vlm(like).vlm.config, "tokenizer": str(resolve(like))}
+    return {"init": "scratch", "scratch": load_vlm(like).vlm.config, "tokenizer": str(vlm_folder(like))}
 
 
 def _vision_init(init: str, like: str) -> dict[str, Any]:
     if init != "random":
         return {"init": init}
-    from vitp.checkpoints.export import load_backbone
+    from vitp.checkpoints.loading import load_backbone
 
     return {"init": "random", "vision": load_backbone(like).config.model_dump()}
 

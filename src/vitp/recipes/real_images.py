@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from vitp.checkpoints.export import export_backbone, load_backbone, random_backbone, verify_export
+from vitp.checkpoints.export import export_backbone
+from vitp.checkpoints.loading import load_backbone, random_backbone
+from vitp.checkpoints.verify import verify_export
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json, write_text
 from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
-from vitp.data.formats.vitp_labels import read as read_labels
+from vitp.data.formats.vitp_labels import read_compiled
 from vitp.evaluation.features import probe_data
 from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, interval, over_images
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
@@ -206,7 +208,7 @@ def _probe(out: Path, exports: Sequence[Path], plan: RealPlan, console: Console)
     }
     results: dict[str, SetResult] = {}
     for one in (s for s in SETS if s.probed):
-        labelled = read_labels(out / "data" / one.folder)
+        labelled = read_compiled(out / "data" / one.folder)
         tables: dict[str, ProbeTable] = {}
         outcomes: dict[str, list[list[Outcomes]]] = {}
         for name, of_name in towers.items():

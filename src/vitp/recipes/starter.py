@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from vitp.checkpoints.pretrained import load_vlm, save_vlm
+from vitp.checkpoints.loading import load_vlm
+from vitp.checkpoints.writing import save_vlm
 from vitp.core.tensors import load_tensors, save_tensors
 from vitp.data.augment import MaskAugmentation
 from vitp.data.batches import SampledBatches

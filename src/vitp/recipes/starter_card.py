@@ -5,22 +5,18 @@ Command: `vitp recipe starter-card --out DIR` writes `DIR/README.md` and `DIR/ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from vitp.checkpoints.export import load_backbone, random_backbone
-from vitp.checkpoints.pretrained import load_vlm
+from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
 from vitp.core.files import write_json, write_text
-from vitp.data.synthesis.build import score_answer
-from vitp.evaluation.answers import LONGEST_ANSWER, ask_all, mean_by_task, questions_of
+from vitp.evaluation.answers import ask_all, mean_by_task, questions_of
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import run_probes
 from vitp.inference.ask import Assistant
-from vitp.records.instructions import InstructionRecord
 from vitp.scenes import scene_set
 
 
@@ -42,33 +38,26 @@ def write_card(out: Path, source: str = "starter", plan: CardPlan | None = None)
     scenes = scene_set("general", seed=plan.seed, count=plan.images, size=96, split="val")
     questions = list(questions_of(scenes, plan.questions))
     seen = mean_by_task(ask_all(assistant, questions))
-    blind = _blind_scores(assistant, questions)
+    # Of a grey picture: what the language model guesses without looking.
+    grey = Image.new("RGB", (96, 96), (110, 110, 110))
+    blind = mean_by_task(ask_all(assistant, questions, shown=grey))
     probes = _probes(source, plan)
     write_json(
         out / "card.json",
         {
             "answers": {
-                task: {"score": s, "blind": blind[task], "questions": n} for task, (s, n) in seen.items()
+                task: {"score": s, "blind": blind[task][0], "questions": n} for task, (s, n) in seen.items()
             },
             "probes": {name: table.to_json() for name, table in probes.items()},
         },
     )
-    rows = [f"| {task} | {100 * s:.0f} | {100 * blind[task]:.0f} | {n} |" for task, (s, n) in seen.items()]
-    write_text(out / "README.md", CARD.format(answers="\n".join(rows), probes=_probe_rows(probes)))
+    rows = [f"| {task} | {100 * s:.0f} | {100 * blind[task][0]:.0f} | {n} |" for task, (s, n) in seen.items()]
+    probed = [
+        f"| {row.task}, {row.metric} | {probes['random'][row.task, row.metric].percent} | {row.percent} |"
+        for row in probes["starter"].rows
+    ]
+    write_text(out / "README.md", _CARD.format(answers="\n".join(rows), probes="\n".join(probed)))
     return out / "README.md"
-
-
-def _blind_scores(
-    assistant: Assistant, questions: Sequence[tuple[InstructionRecord, str]]
-) -> dict[str, float]:
-    """Ask the same questions with a grey picture: what the language model guesses without looking."""
-    grey = Image.new("RGB", (96, 96), (110, 110, 110))
-    scores: dict[str, list[float]] = {}
-    for record, task in questions:
-        turn = record.turns[0]
-        answer = assistant.answer([grey] * len(record.images), turn.question, max_new_tokens=LONGEST_ANSWER)
-        scores.setdefault(task, []).append(score_answer(task, answer, turn.answer))
-    return {task: sum(values) / len(values) for task, values in scores.items()}
 
 
 def _probes(source: str, plan: CardPlan) -> dict[str, ProbeTable]:
@@ -88,18 +77,7 @@ def _probes(source: str, plan: CardPlan) -> dict[str, ProbeTable]:
     }
 
 
-def _probe_rows(probes: dict[str, ProbeTable]) -> str:
-    lines = []
-    for row in probes["starter"].rows:
-        chance = probes["random"][row.task, row.metric]
-        lines.append(
-            f"| {row.task}, {row.metric} | {100 * chance.mean:.1f} ± {100 * chance.std:.1f} "
-            f"| {100 * row.mean:.1f} ± {100 * row.std:.1f} |"
-        )
-    return "\n".join(lines)
-
-
-CARD = """# Starter
+_CARD = """# Starter
 
 A general vision-language model of micro size, trained from scratch on generated scenes (`general` domain of
 `vitp.scenes`, CC0): what `vitp pretrain` continues from by default.

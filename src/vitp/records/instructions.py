@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.core.files import to_json as json_text
+from vitp.core.files import to_json
 
 IMAGE_MARK = "<image>"
 """Marks the place of one image in the text of a question."""
 
 COORDINATE_RANGE = 1000
 """Coordinates in text are integers on 0..1000 of the whole image."""
-
 
 _KINDS = ("question", "answer")
 
@@ -107,22 +106,15 @@ class InstructionRecord:
             if not turn.answer.strip():
                 raise DataError(f"answer {number} is empty", where=where, fix="remove the turn or fill it in")
             if IMAGE_MARK in turn.answer:
-                raise DataError(
-                    f"answer {number} holds {IMAGE_MARK}", where=where, fix="marks belong into questions"
-                )
+                what = f"answer {number} holds {IMAGE_MARK}"
+                raise DataError(what, where=where, fix="marks belong into questions")
         marks = sum(turn.question.count(IMAGE_MARK) for turn in self.turns)
         if marks != len(self.images):
-            raise DataError(
-                f"{marks} {IMAGE_MARK} marks but {len(self.images)} images",
-                where=where,
-                fix="give one mark an image",
-            )
+            what = f"{marks} {IMAGE_MARK} marks but {len(self.images)} images"
+            raise DataError(what, where=where, fix="give one mark an image")
         if self.independent and any(IMAGE_MARK in turn.question for turn in self.turns[1:]):
-            raise DataError(
-                "independent questions share the images of the first one, but a later one has a mark",
-                where=where,
-                fix="move the marks into the first question",
-            )
+            what = "independent questions share the images of the first one, but a later one has a mark"
+            raise DataError(what, where=where, fix="move the marks into the first question")
         if self.sizes is not None and len(self.sizes) != len(self.images):
             raise DataError("width and height don't fit the number of images", where=where)
 
@@ -142,9 +134,8 @@ class InstructionRecord:
         )
         for part, problem in problems:
             if problem is not None:
-                raise DataError(
-                    f"{part} {problem}", where=printable(self.name), fix="mend the text or remove the row"
-                )
+                what = f"{part} {problem}"
+                raise DataError(what, where=printable(self.name), fix="mend the text or remove the row")
 
     @property
     def name(self) -> str:
@@ -166,7 +157,7 @@ class InstructionRecord:
         return replace(self, turns=turns)
 
 
-def to_json(record: InstructionRecord) -> dict[str, Any]:
+def record_to_json(record: InstructionRecord) -> dict[str, Any]:
     """Return the canonical JSON object: the InternVL form plus optional keys of ours.
 
     One image gives `"image": path, "width": w, "height": h`; several give lists.
@@ -202,4 +193,4 @@ def to_json(record: InstructionRecord) -> dict[str, Any]:
 
 def to_line(record: InstructionRecord) -> str:
     """Return the record as one line of JSON Lines, without the line break."""
-    return json_text(to_json(record))
+    return to_json(record_to_json(record))

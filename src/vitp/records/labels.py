@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,6 +15,9 @@ SPLITS = ("train", "val", "test")
 
 IGNORE = 255
 """Value of a semantic mask's pixels that count for nothing."""
+
+BACKGROUND = "background"
+"""Class of pixels of no other class; where only objects are labelled, of cells and patches without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +117,8 @@ class LabelledSet:
     def __post_init__(self) -> None:
         for name in (*self.object_classes, *self.scene_classes, *self.semantic_classes):
             if (problem := text_problem(name)) is not None:
-                raise DataError(
-                    f"the class {printable(str(name))!r} {problem}", where=self.name, fix="rename it"
-                )
+                what = f"the class {printable(str(name))!r} {problem}"
+                raise DataError(what, where=self.name, fix="rename it")
         for classes in (self.object_classes, self.scene_classes, self.semantic_classes):
             # Labels name their class: two of one name could not be told apart.
             if len(set(classes)) < len(classes):
@@ -128,6 +130,4 @@ class LabelledSet:
 
     def split(self, name: str) -> LabelledSet:
         """Return the items of one split."""
-        from dataclasses import replace
-
         return replace(self, items=[item for item in self.items if item.split == name])

@@ -208,7 +208,7 @@ def _inside(points_N2: np.ndarray, height: int, width: int) -> np.ndarray:
     columns = np.clip(np.ceil(crossing_x - 0.5), 0, width).astype(np.int64)
     toggles_HW = np.zeros((height, width + 1), np.int32)
     np.add.at(toggles_HW, (rows, columns), 1)
-    return toggles_HW.cumsum(axis=1)[:, :width] % 2 == 1
+    return np.asarray(toggles_HW.cumsum(axis=1)[:, :width] % 2 == 1)
 
 
 def object_of(mask_HW: np.ndarray, name: str, at: tuple[int, int] = (0, 0)) -> ObjectLabel | None:

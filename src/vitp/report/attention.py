@@ -1,30 +1,25 @@
-"""Self-attention maps that the reader explores: click a patch, see what it attends to."""
+"""Self-attention maps that the reader explores: click a patch, see what it attends to.
+
+Shapes: h × w patches, N = h·w.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+import matplotlib as mpl
 import numpy as np
+from PIL import Image
 
 from vitp.core.errors import VitpError
-from vitp.report.pictures import Picture, data_address, open_picture
-
-# Nine stops of matplotlib's inferno: even in lightness, readable for colour-blind people and in grey.
-HEAT_COLOURS = (
-    (0, 0, 4),
-    (31, 12, 72),
-    (85, 15, 109),
-    (136, 34, 106),
-    (186, 54, 85),
-    (227, 89, 51),
-    (249, 140, 10),
-    (249, 201, 50),
-    (252, 255, 164),
-)
+from vitp.data.augment import resize_image
+from vitp.evaluation.attention import grid_of, patch_attention
+from vitp.models.plain_vit import PlainViT
+from vitp.report.pictures import PictureSource, data_address, open_picture
 
 
 @dataclass(frozen=True)
@@ -64,45 +59,24 @@ class BackboneAttention:
         """Number of heads that can be shown one by one: those all images have, 0 for means only."""
         return min((m.shape[1] if m.ndim == 4 else 0 for m in self.maps), default=0)
 
-    def mean_over_heads(self) -> BackboneAttention:
-        """Return the same with the mean over heads only."""
-        maps = [m.mean(axis=1) if m.ndim == 4 else m for m in self.maps]
-        return replace(self, maps=maps)
-
-    def only_layers(self, places: Sequence[int]) -> BackboneAttention:
-        """Return the same with some of the layers, by their place in `layers`."""
-        maps = [m[list(places)] for m in self.maps]
-        return replace(self, layers=[self.layers[p] for p in places], maps=maps)
-
     @property
     def cost(self) -> int:
         """Bytes that the maps take on the page."""
-        per_row = (1 + 4 / max(self.grid[0] * self.grid[1], 1)) * 4 / 3
-        planes = [
-            m if m.ndim == 3 else np.broadcast_to(m[:, :1], (m.shape[0], m.shape[1] + 1, *m.shape[2:]))
-            for m in self.maps
-        ]
-        return int(sum(p.size for p in planes) * per_row)
+        # A plane is one byte a weight and four a row, in base64; beside single heads stands their mean.
+        patches = self.grid[0] * self.grid[1]
+        planes = sum(len(m) * (1 if m.ndim == 3 else m.shape[1] + 1) for m in self.maps)
+        return int(planes * patches * (patches + 4) * 4 / 3)
 
 
 def quantise(attention: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (…, N, N) attention as uint8 of each row's largest value, and these (…, N) float32 values.
 
-    `uint8 / 255 × largest` differs from the input by at most `largest / 510` (and float32 rounding).
+    `uint8 / 255 × largest`, which the page's script computes, differs from the input by
+    at most `largest / 510` (and float32 rounding).
     """
     largest = attention.max(axis=-1).astype(np.float32)
     scale = np.where(largest > 0, largest, 1.0)
     return np.rint(attention / scale[..., None] * 255).clip(0, 255).astype(np.uint8), largest
-
-
-def restore(quantised: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Return attention from what `quantise` gave: what the page's script computes."""
-    return quantised.astype(np.float32) / 255 * largest[..., None]
-
-
-def _base64(array: np.ndarray) -> str:
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return base64.b64encode(np.ascontiguousarray(little).tobytes()).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -124,7 +98,7 @@ class AttentionExplorer:
 
     kind: ClassVar[str] = "attention"
     title: str
-    images: Sequence[Picture]
+    images: Sequence[PictureSource]
     backbones: Sequence[BackboneAttention]
     patch: tuple[int, int] | None = None
     image_names: Sequence[str] = ()
@@ -151,22 +125,19 @@ class AttentionExplorer:
         """The backbones within the budget, and what was left out."""
         backbones, left_out = list(self.backbones), []
         budget = self.megabytes * 1e6
-
-        def cost() -> int:
-            return sum(b.cost for b in backbones)
-
-        if cost() > budget and any(b.heads for b in backbones):
-            backbones = [b.mean_over_heads() for b in backbones]
+        if sum(b.cost for b in backbones) > budget and any(b.heads for b in backbones):
+            backbones = [
+                replace(b, maps=[m.mean(axis=1) if m.ndim == 4 else m for m in b.maps]) for b in backbones
+            ]
             left_out.append("single heads")
-        depth = len(backbones[0].layers)
-        if cost() > budget and depth > 1:
-            keep = max(1, int(depth * budget / cost()))
-            places = (
-                sorted({round(i * (depth - 1) / max(keep - 1, 1)) for i in range(keep)})
-                if keep > 1
-                else [depth - 1]
-            )
-            backbones = [b.only_layers(places) for b in backbones]
+        depth, cost = len(backbones[0].layers), sum(b.cost for b in backbones)
+        if cost > budget and depth > 1:
+            keep = max(1, int(depth * budget / cost))
+            places = [round(i * (depth - 1) / (keep - 1)) for i in range(keep)] if keep > 1 else [depth - 1]
+            backbones = [
+                replace(b, layers=[b.layers[p] for p in places], maps=[m[places] for m in b.maps])
+                for b in backbones
+            ]
             left_out.append(f"{depth - len(places)} of {depth} layers")
         return backbones, left_out
 
@@ -176,21 +147,16 @@ class AttentionExplorer:
         parts = self._fitted[1]
         return f"To keep this page small, {' and '.join(parts)} are left out." if parts else ""
 
-    @cached_property
+    @property
     def pictures(self) -> list[dict[str, str]]:
         """Address and name of each picture."""
-        names = list(self.image_names) + [
-            f"image {i + 1}" for i in range(len(self.image_names), len(self.images))
-        ]
         return [
-            {"address": data_address(open_picture(image), longest=448), "name": name}
-            for image, name in zip(self.images, names, strict=False)
+            {
+                "address": data_address(open_picture(image), longest=448),
+                "name": self.image_names[n] if n < len(self.image_names) else f"image {n + 1}",
+            }
+            for n, image in enumerate(self.images)
         ]
-
-    @property
-    def backbone_names(self) -> list[str]:
-        """Names, in order."""
-        return [b.name for b in self.backbones]
 
     @property
     def layer_count(self) -> int:
@@ -213,7 +179,8 @@ class AttentionExplorer:
         rows, columns = backbones[0].grid
         patch = self.patch or (rows // 2, columns // 2)
         return {
-            "heat": HEAT_COLOURS,
+            # Nine stops of inferno: even in lightness, readable for colour-blind people and in grey.
+            "heat": [[round(255 * v) for v in mpl.colormaps["inferno"](stop / 8)[:3]] for stop in range(9)],
             "start": [(patch[1] + 0.5) / columns, (patch[0] + 0.5) / rows],
             "backbones": [
                 {
@@ -231,7 +198,44 @@ def _planes(layer: np.ndarray) -> list[dict[str, str]]:
     """Return the planes of one layer, (N, N) or (heads, N, N), as the script wants them."""
     planes = layer[None] if layer.ndim == 2 else np.concatenate([layer.mean(axis=0, keepdims=True), layer])
     encoded = []
-    for plane in planes:
-        quantised, largest = quantise(plane)
-        encoded.append({"q": _base64(quantised), "m": _base64(largest)})
+    for quantised, largest in map(quantise, planes):
+        parts = {"q": quantised.tobytes(), "m": largest.astype("<f4").tobytes()}
+        encoded.append({name: base64.b64encode(part).decode("ascii") for name, part in parts.items()})
     return encoded
+
+
+def attention_explorer(
+    towers: Mapping[str, PlainViT],
+    images: Mapping[str, Image.Image],
+    place: tuple[float, float] = (0.5, 0.5),
+    *,
+    title: str = "",
+    heads: bool = False,
+    megabytes: float = 3.0,
+) -> AttentionExplorer:
+    """Return the explorer of the self-attention of several ViTs; of deeper ones as many layers as the shallowest has.
+
+    Args:
+        towers: Name → tower; their maps are shown side by side.
+        images: Name → RGB image; squeezed to the towers' size.
+        place: Of the first query patch, as shares (row, column) of the image.
+        title: Above the explorer.
+        heads: Whether single heads can be chosen, too.
+        megabytes: Budget of the maps on the page.
+    """
+    depth = min(tower.num_layers for tower in towers.values())
+    maps = []
+    for name, tower in towers.items():
+        layers = np.linspace(0, tower.num_layers - 1, depth).round().astype(int).tolist()
+        attention = [patch_attention(tower, image, layers, heads=heads) for image in images.values()]
+        maps.append(BackboneAttention(name, layers, grid_of(tower), attention))
+    first = next(iter(towers.values()))
+    rows, columns = grid_of(first)
+    return AttentionExplorer(
+        title,
+        [Image.fromarray(resize_image(np.asarray(image), first.image_size)) for image in images.values()],
+        maps,
+        patch=(int(place[0] * rows), int(place[1] * columns)),
+        image_names=list(images),
+        megabytes=megabytes,
+    )

@@ -1,309 +1,272 @@
-"""Line and bar charts as inline SVG, coloured by the page's style sheet (so they follow light and dark)."""
+"""The charts of all pages, drawn by matplotlib: inline SVG that follows light and dark, and PNG files.
+
+Equal charts give equal bytes: nothing in the SVG depends on the date, on chance or on the user's matplotlib settings.
+Text stays text, in the font of the page. Bars and cells carry their numbers, with more in their tooltips; the numbers
+of curves are in `Chart.table`.
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any, ClassVar
 
+import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
+from matplotlib import style, ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from vitp.report.svg import (
-    element,
-    linear_ticks,
-    log_ticks,
-    number,
-    series_class,
-    spread,
-    text_width,
-    tick_label,
-)
+from vitp.core.files import atomic_path
+from vitp.records.instructions import printable
+from vitp.report.text import format_number, format_tick
 
-_TYPE = 12.0
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8588f", "#c98a00", "#3fa0d8", "#7a8290")
+"""Colours of series, after Okabe and Ito, safe for colour-blind readers; the style sheet has them as `--c0` …"""
+
+_INK, _SOFT, _FAINT, _EDGE, _PAPER = "#16191d", "#5a6472", "#8b95a3", "#e4e8ed", "#fefefe"
+_VARIABLES = {
+    **{colour: f"var(--c{place})" for place, colour in enumerate(PALETTE)},
+    _INK: "var(--ink)",
+    _SOFT: "var(--soft)",
+    _FAINT: "var(--faint)",
+    _EDGE: "var(--edge)",
+    _PAPER: "var(--bg)",
+}
+"""Colours of a light page that the SVG takes from the style sheet, so that a dark page has its own."""
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vitp",
+    "text.parse_math": False,  # the name of a class may hold a dollar sign
+    "font.size": 12,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _FAINT,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.xmargin": 0.02,
+    "grid.color": _EDGE,
+    "xtick.color": _EDGE,
+    "ytick.color": _EDGE,
+    "xtick.labelcolor": _FAINT,
+    "ytick.labelcolor": _FAINT,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+}
 _MOST_POINTS = 600
+_MOST_ROWS = 24
+_MOST_BINS = 24
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line.
-
-    Attributes:
-        name: Shown at the line's end and in the tooltip.
-        x, y: Points, by ascending x. Points whose y is not finite are left out.
-        smooth: 0..1, share of its weight that a neighbour keeps a place further on, in the mean that is drawn over the
-            pale raw line (see `smoothed`). 0 draws the raw line only.
-        colour: Index into the palette; None takes the place in the chart.
-        error: Half the length of the error bar of each point; empty: none.
-    """
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    smooth: float = 0.0
-    colour: int | None = None
-    error: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
-class LineChart:
-    """Curves over a common x axis, with a tooltip that reads all of them at one x.
+@dataclass(frozen=True, kw_only=True)
+class Chart(ABC):
+    """A drawing with a title above and a note below.
 
     Attributes:
         title: Above the chart.
-        series: The lines; a point marks each value where a line has few.
-        y_log: Logarithmic y axis; values ≤ 0 are left out.
-        from_zero: The y axis begins at 0.
-        wide: Over the whole column instead of half of it.
+        x_label: Below its x axis.
+        wide: Draw over the whole column of the page instead of half of it.
         note: Small text below.
     """
 
     kind: ClassVar[str] = "chart"
     title: str
-    series: Sequence[Series]
-    x_label: str = "step"
-    y_label: str = ""
-    y_log: bool = False
-    from_zero: bool = False
+    x_label: str = ""
     wide: bool = False
     note: str = ""
 
+    @abstractmethod
+    def _draw(self, axes: Axes) -> None:
+        """Draw on matplotlib's axes."""
+
+    @property
+    def height(self) -> float:
+        """Height in pixels, at a width of 480, or 860 of a wide chart."""
+        return 300.0 if self.wide else 270.0
+
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """Name and colour of each series where there are several; the page writes them above the drawing."""
+        return []
+
+    @property
+    def table(self) -> list[tuple[str, ...]]:
+        """The numbers that the drawing and its tooltips don't say, heads first; the page folds them away."""
+        return []
+
     @property
     def svg(self) -> Markup:
-        """The drawing."""
-        return Markup(_draw_lines(self))
+        """The drawing as an SVG element."""
+        buffer = io.StringIO()
+        with self._figure() as figure:
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return Markup(_inline(buffer.getvalue(), self.title))
 
-    @property
-    def data(self) -> dict[str, object]:
-        """What the tooltip reads: the drawn points in units of the axes, and where the axes lie."""
-        plot = _Plot.of(self)
-        return {
-            "plot": [plot.left, plot.top, plot.width, plot.height],
-            "x": [plot.x_low, plot.x_high],
-            "y": [plot.y_low, plot.y_high],
-            "log": self.y_log,
-            "label": self.x_label,
-            "series": [
-                {"name": line.name, "colour": line.colour, "x": line.x, "y": line.shown}
-                for line in plot.lines
-            ],
-        }
+    def write_png(self, path: Path) -> None:
+        """Write the drawing with its title and its legend as a picture of its own."""
+        with self._figure() as figure, atomic_path(path) as temporary:
+            (axes,) = figure.axes
+            axes.set_title(printable(self.title), fontsize=11, loc="left")
+            if self.legend:
+                axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            figure.savefig(temporary, dpi=150, format="png", facecolor="white")
 
-    @property
-    def table(self) -> list[tuple[str, str]]:
-        """Last value of each line: what a reader who can't see the drawing gets."""
-        return [(line.name, number(line.y[-1])) for line in _Plot.of(self).lines]
+    @contextmanager
+    def _figure(self) -> Iterator[Figure]:
+        """Yield the drawn figure, within its style. A unit of the SVG is a point, of which 72 make an inch."""
+        with style.context(["default", _STYLE]), warnings.catch_warnings():
+            # The browser has the letters that matplotlib's font lacks.
+            warnings.filterwarnings("ignore", message="Glyph")
+            figure = Figure(((860 if self.wide else 480) / 72, self.height / 72), layout="constrained")
+            axes = figure.add_subplot()
+            axes.set_xlabel(printable(self.x_label), fontsize=11)
+            self._draw(axes)
+            yield figure
+
+
+def _inline(svg: str, title: str) -> str:
+    """Return what matplotlib wrote as an element of a page, in its colours and font, without what only files need."""
+    head, _, body = svg.partition("<svg ")[2].replace("xlink:href", "href").partition(">")
+    body = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
+    body = re.sub(
+        r'(<text style="font[^"]*?)font-family:[^";]*(?:&quot;[^";]*)*', r"\1font-family: inherit", body
+    )
+    body = re.sub(r' transform="rotate\(-?0 [^"]*\)"', "", body)
+    body = re.sub(r"<g id=(['\"])tip: (.*?)\1>", r"<g><title>\2</title>", body)
+    body = re.sub(r"<g id=\"[^\"]*\">", "<g>", body)
+    # Hundredths of a pixel are enough.
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0].replace("\n", "")), body)
+    body = re.sub("(?<=: )#[0-9a-f]{6}", lambda colour: _VARIABLES.get(colour[0], colour[0]), body)
+    body = re.sub(r">\s+<", "><", body)
+    size = re.findall(r'viewBox="[^"]*"', head)[0]
+    return f'<svg {size} role="img" aria-label="{escape(title)}">{body}'
+
+
+def _with_tip(artist: Any, tip: str) -> None:
+    """Give a drawn thing a tooltip. matplotlib has none, so the text travels as the name of its group."""
+    artist.set_gid(f"tip: {printable(tip)}")
+
+
+def _number_axis(axis: Any, ticks: int = 6) -> None:
+    axis.set_major_locator(ticker.MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(lambda value, _: format_tick(value))
+
+
+def _name_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a chart that has a row for each name."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", labelcolor=_INK)
+    axes.spines["bottom"].set_visible(False)
 
 
 @dataclass(frozen=True)
-class _Line:
-    name: str
-    x: list[float]
-    y: list[float]
-    mean: list[float] | None
-    colour: int
-    error: list[float] = field(default_factory=list)
+class Curve:
+    """One line of a chart.
 
-    @property
-    def shown(self) -> list[float]:
-        return self.y if self.mean is None else self.mean
-
-
-def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Return the mean of `values` around each place, weighted by `weight ** distance` to both sides.
-
-    Looking to both sides, the curve does not lag behind a falling loss as a running mean does.
+    Attributes:
+        name: In the legend.
+        x, y: Points, by ascending x. Points whose y is not finite are left out.
+        raw: What the line is a smoothed form of, at the same x, drawn pale below it; empty: none.
+        colour: Index into the palette; None takes the place in the chart.
+        error: Half the length of the error bar of each point; empty: none.
+        runs: Single measurements (x, y) that the line is the mean of, drawn as pale dots.
     """
 
-    def tails(items: Sequence[float]) -> list[float]:
-        total, result = 0.0, []
-        for item in items:
-            result.append(total)
-            total = weight * (total + item)
-        return result
-
-    def both(items: Sequence[float]) -> list[float]:
-        before, after = tails(items), tails(items[::-1])[::-1]
-        return [a + item + b for a, item, b in zip(before, items, after, strict=True)]
-
-    return [top / bottom for top, bottom in zip(both(values), both([1.0] * len(values)), strict=True)]
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    raw: Sequence[float] = ()
+    colour: int | None = None
+    error: Sequence[float] = ()
+    runs: Sequence[tuple[float, float]] = ()
 
 
-def _thin(count: int) -> list[int]:
-    """Return the indices of at most `_MOST_POINTS` evenly spread points, first and last included."""
-    if count <= _MOST_POINTS:
-        return list(range(count))
-    return [round(i * (count - 1) / (_MOST_POINTS - 1)) for i in range(_MOST_POINTS)]
+@dataclass(frozen=True, kw_only=True)
+class LineChart(Chart):
+    """Curves over a common x axis.
 
+    Attributes:
+        lines: The lines; a point marks each value where a line has few.
+        from_zero: The y axis begins at 0.
+        highest: Upper end of the y axis; None: by the data. Give one for charts to compare.
+    """
 
-def _lines(chart: LineChart) -> list[_Line]:
-    lines = []
-    for place, series in enumerate(chart.series):
-        errors = series.error or [0.0] * len(series.y)
-        points = [
-            (float(x), float(y), float(error))
-            for x, y, error in zip(series.x, series.y, errors, strict=True)
-            if math.isfinite(y) and (y > 0 or not chart.y_log)
-        ]
-        if not points:
-            continue
-        mean = smoothed([y for _, y, _ in points], series.smooth) if series.smooth else None
-        keep = _thin(len(points))
-        lines.append(
-            _Line(
-                name=series.name,
-                x=[points[i][0] for i in keep],
-                y=[points[i][1] for i in keep],
-                mean=[mean[i] for i in keep] if mean else None,
-                colour=place if series.colour is None else series.colour,
-                error=[points[i][2] for i in keep] if series.error else [],
-            )
-        )
-    return lines
+    lines: Sequence[Curve]
+    x_label: str = "step"
+    y_label: str = ""
+    from_zero: bool = False
+    highest: float | None = None
 
+    def _draw(self, axes: Axes) -> None:
+        for line in self._known:
+            keep = np.linspace(0, len(line.x) - 1, min(len(line.x), _MOST_POINTS)).round().astype(int)
+            x, y = (np.asarray(values, float)[keep] for values in (line.x, line.y))
+            colour = PALETTE[line.colour or 0]
+            if line.raw:
+                axes.plot(x, np.asarray(line.raw)[keep], color=colour, linewidth=1, alpha=0.28)
+            dots = "o-" if len(x) <= 24 and not line.raw and not line.runs else "-"
+            # matplotlib leaves names that begin with an underscore out of the legend.
+            name = printable(line.name).lstrip("_")
+            axes.plot(x, y, dots, color=colour, linewidth=2, markersize=5, label=name)
+            if line.error:
+                axes.errorbar(x, y, np.asarray(line.error)[keep], color=colour, linestyle="", capsize=3)
+            runs = np.asarray(line.runs, float).reshape(-1, 2)
+            axes.plot(runs[:, 0], runs[:, 1], "o", color=colour, markersize=5, markeredgewidth=0, alpha=0.5)
+        low, high = min(0.0, axes.dataLim.ymin), axes.dataLim.ymax
+        if self.from_zero and low < high < math.inf:
+            axes.set_ylim(low, high + 0.06 * (high - low))
+        axes.set_ylim(top=self.highest)
+        axes.set_ylabel(printable(self.y_label), fontsize=11)
+        axes.grid(axis="y")
+        _number_axis(axes.xaxis, 9 if self.wide else 5)
+        _number_axis(axes.yaxis)
 
-@dataclass(frozen=True)
-class _Plot:
-    """Where the axes of a line chart lie, and how values become coordinates."""
+    @property
+    def _known(self) -> list[Curve]:
+        """The lines that have points, with these points only, and each with a colour."""
+        found = []
+        for place, line in enumerate(self.lines):
+            keep = [n for n, y in enumerate(line.y) if math.isfinite(y)]
+            x, y = [float(line.x[n]) for n in keep], [float(line.y[n]) for n in keep]
+            colour = (place if line.colour is None else line.colour) % len(PALETTE)
+            raw, error = ([of[n] for n in keep] if of else () for of in (line.raw, line.error))
+            if keep:
+                found.append(replace(line, x=x, y=y, colour=colour, raw=raw, error=error))
+        return found
 
-    lines: list[_Line]
-    size: tuple[float, float]
-    left: float
-    top: float
-    width: float
-    height: float
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
-    log: bool
-    ticks: list[float] = field(default_factory=list)
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """Name and colour of each line, where there are several."""
+        lines = self._known
+        return [(line.name, f"var(--c{line.colour})") for line in lines] if len(lines) > 1 else []
 
-    @classmethod
-    def of(cls, chart: LineChart) -> _Plot:
-        lines = _lines(chart)
-        size = (860.0, 300.0) if chart.wide else (480.0, 270.0)
-        xs = [x for line in lines for x in line.x] or [0.0, 1.0]
-        ys = [y for line in lines for y in line.y] or ([1.0, 10.0] if chart.y_log else [0.0, 1.0])
-        ys += [
-            y + way * e for line in lines for y, e in zip(line.y, line.error, strict=False) for way in (-1, 1)
-        ]
-        ys = [y for y in ys if y > 0 or not chart.y_log]
-        low, high = _y_range(min(ys), max(ys), log=chart.y_log, from_zero=chart.from_zero)
-        ticks = log_ticks(low, high) if chart.y_log else linear_ticks(low, high, 5)
-        left = 14 + max((text_width(tick_label(t), _TYPE) for t in ticks), default=20)
-        right = (
-            14 + max((text_width(line.name, _TYPE) for line in lines), default=0) if len(lines) > 1 else 16
-        )
-        # Names at the lines' ends must leave most of the picture to the lines.
-        right = min(right, size[0] * 0.3)
-        x_low, x_high = min(xs), max(xs)
-        return cls(
-            lines=lines,
-            size=size,
-            left=left,
-            top=16,
-            width=size[0] - left - right,
-            height=size[1] - 16 - 40,
-            x_low=x_low,
-            x_high=x_high if x_high > x_low else x_low + 1,
-            y_low=low,
-            y_high=high,
-            log=chart.y_log,
-            ticks=ticks,
-        )
-
-    def x(self, value: float) -> float:
-        return self.left + (value - self.x_low) / (self.x_high - self.x_low) * self.width
-
-    def y(self, value: float) -> float:
-        if self.log:
-            part = math.log(value / self.y_low) / math.log(self.y_high / self.y_low)
-        else:
-            part = (value - self.y_low) / (self.y_high - self.y_low)
-        return self.top + (1 - part) * self.height
-
-    def path(self, xs: Sequence[float], ys: Sequence[float]) -> str:
-        return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in zip(xs, ys, strict=True))
-
-
-def _y_range(low: float, high: float, *, log: bool, from_zero: bool) -> tuple[float, float]:
-    if log:
-        return (low / 1.15, high * 1.15) if high > low else (low / 2, high * 2)
-    if from_zero:
-        low = min(low, 0.0)
-    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return (low if from_zero and low == 0 else low - margin), high + margin
-
-
-def _draw_lines(chart: LineChart) -> str:
-    plot = _Plot.of(chart)
-    parts = [*_axes(plot, chart)]
-    for line in plot.lines:
-        style = series_class(line.colour)
-        if line.mean is not None:
-            parts.append(element("path", class_=f"line raw {style}", d=plot.path(line.x, line.y)))
-        parts.append(element("path", class_=f"line {style}", d=plot.path(line.x, line.shown)))
-        parts += _whiskers(plot, line)
-        if line.mean is None and len(line.x) <= 24:
-            parts += [
-                element("circle", class_=f"dot {style}", cx=plot.x(x), cy=plot.y(y), r=2.6)
-                for x, y in zip(line.x, line.y, strict=True)
-            ]
-    if len(plot.lines) > 1:
-        ends = [plot.y(line.shown[-1]) for line in plot.lines]
-        places = spread(ends, 15, plot.top, plot.top + plot.height)
-        parts += [
-            element(
-                "text",
-                class_=f"end {series_class(line.colour)}",
-                x=plot.x(line.x[-1]) + 7 if line.x[-1] == plot.x_high else plot.left + plot.width + 7,
-                y=place + 4,
-                text=line.name,
-            )
-            for line, place in zip(plot.lines, places, strict=True)
-        ]
-    parts.append(element("line", class_="cursor", x1=0, x2=0, y1=plot.top, y2=plot.top + plot.height))
-    width, height = plot.size
-    return element(
-        "svg",
-        *parts,
-        viewBox=f"0 0 {width:.0f} {height:.0f}",
-        role="img",
-        aria_label=chart.title,
-    )
-
-
-def _whiskers(plot: _Plot, line: _Line) -> list[str]:
-    """Return the error bars of a line."""
-    parts = []
-    for x, y, error in zip(line.x, line.y, line.error, strict=False):
-        if error and not (plot.log and y - error <= 0):
-            at, a, b = plot.x(x), plot.y(y - error), plot.y(y + error)
-            shape = f"M{at:.1f} {a:.1f}V{b:.1f}M{at - 4:.1f} {a:.1f}h8M{at - 4:.1f} {b:.1f}h8"
-            parts.append(element("path", class_="error", d=shape))
-    return parts
-
-
-def _axes(plot: _Plot, chart: LineChart) -> list[str]:
-    right, bottom = plot.left + plot.width, plot.top + plot.height
-    parts = []
-    for tick in plot.ticks:
-        y = plot.y(tick)
-        parts.append(element("line", class_="gridline", x1=plot.left, x2=right, y1=y, y2=y))
-        parts.append(element("text", class_="tick ty", x=plot.left - 7, y=y + 4, text=tick_label(tick)))
-    x_ticks = linear_ticks(plot.x_low, plot.x_high, max(2, int(plot.width // 90)))
-    parts.append(element("line", class_="axis", x1=plot.left, x2=right, y1=bottom, y2=bottom))
-    parts += [
-        element("text", class_="tick tx", x=plot.x(tick), y=bottom + 17, text=tick_label(tick))
-        for tick in x_ticks
-    ]
-    parts.append(
-        element("text", class_="name tx", x=plot.left + plot.width / 2, y=bottom + 34, text=chart.x_label)
-    )
-    if chart.y_label:
-        parts.append(element("text", class_="name", x=2, y=10, text=chart.y_label))
-    return parts
+    @property
+    def table(self) -> list[tuple[str, ...]]:
+        """Values at evenly spread x, the first and the last included."""
+        lines = self._known
+        places = sorted({x for line in lines for x in line.x})
+        chosen = np.linspace(0, len(places) - 1, min(len(places), _MOST_ROWS)).round().astype(int)
+        columns = []
+        for line in lines:
+            shown = {x: format_number(y) for x, y in zip(line.x, line.y, strict=True)}
+            for x in shown if line.runs else ():
+                shown[x] += f" ({', '.join(format_number(y) for at, y in line.runs if at == x)})"
+            columns.append([line.name, *(shown.get(places[n], "") for n in chosen)])
+        heads = [self.x_label, *(format_number(places[n]) for n in chosen)]
+        return list(zip(heads, *columns, strict=True))
 
 
 @dataclass(frozen=True)
@@ -315,129 +278,165 @@ class Bar:
         value: Its length.
         error: Half the length of the error bar (one standard deviation unless the chart's note says else).
         points: Single measurements, drawn as dots over the bar.
-        colour: Index into the palette; None takes the chart's first.
+        colour: Index into the palette.
+        text: Beside the bar; empty: its number.
     """
 
     label: str
     value: float
     error: float | None = None
     points: Sequence[float] = ()
-    colour: int | None = None
+    colour: int = 0
+    text: str = ""
 
 
-@dataclass(frozen=True)
-class BarChart:
+@dataclass(frozen=True, kw_only=True)
+class BarChart(Chart):
     """Horizontal bars from zero, with the number beside each.
 
     Attributes:
-        title: Above the chart.
         bars: From top to bottom.
         digits: Decimals of the numbers; None chooses by size.
         unit: Behind each number, such as " %".
-        x_label: Below the axis.
-        wide: Over the whole column instead of half of it.
-        note: Small text below.
     """
 
-    kind: ClassVar[str] = "chart"
-    title: str
     bars: Sequence[Bar]
     digits: int | None = None
     unit: str = ""
-    x_label: str = ""
-    wide: bool = False
-    note: str = ""
-
-    data: ClassVar[None] = None
 
     @property
-    def svg(self) -> Markup:
-        """The drawing."""
-        return Markup(_draw_bars(self))
+    def height(self) -> float:
+        """Height in pixels."""
+        return 44 + (16 if self.x_label else 0) + len(self.bars) * (30 if len(self.bars) <= 10 else 22)
 
-    @property
-    def table(self) -> list[tuple[str, str]]:
-        """Label and number of each bar."""
-        return [(bar.label, self.shown(bar)) for bar in self.bars]
+    def _draw(self, axes: Axes) -> None:
+        longest = 44 if self.wide else 24
+        axes.set_ylim(len(self.bars) - 0.4, -0.6)
+        for place, bar in enumerate(self.bars):
+            value, error = bar.value if math.isfinite(bar.value) else 0.0, bar.error or 0.0
+            colour = PALETTE[bar.colour % len(PALETTE)]
+            (drawn,) = axes.barh(place, value, 0.58, color=colour)
+            measured = ", ".join(format_number(point, self.digits) for point in bar.points)
+            _with_tip(drawn, f"{bar.label}: {self.shown(bar)}" + (f" ({measured})" if measured else ""))
+            if error:
+                axes.errorbar(value, place, xerr=error, color=_INK, capsize=3, linewidth=1.4)
+            # The dots lie above one another, so that runs that agree don't hide each other.
+            spread = np.linspace(-1, 1, len(bar.points)) * min(0.22, 0.06 * (len(bar.points) - 1))
+            axes.plot(bar.points, place + spread, "o", color=_PAPER, markeredgecolor=_INK, markersize=4)
+            end = max([value + error, 0.0, *(point for point in bar.points if math.isfinite(point))])
+            shown = printable(self.shown(bar))
+            axes.annotate(shown, (end, place), (6, 0), textcoords="offset points", va="center")
+        names = (printable(bar.label) for bar in self.bars)
+        short = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
+        _name_axis(axes, short)
+        axes.axvline(0, color=_FAINT, linewidth=1)
+        axes.grid(axis="x")
+        if not any(bar.value and math.isfinite(bar.value) for bar in self.bars):
+            axes.set_xlim(0, 1)
+        _number_axis(axes.xaxis)
 
     def shown(self, bar: Bar) -> str:
         """Return the bar's number as it is written beside it."""
-        text = number(bar.value, self.digits)
-        if bar.error is not None:
-            text += f" ± {number(bar.error, self.digits)}"
-        return text + self.unit
+        error = "" if bar.error is None else f" ± {format_number(bar.error, self.digits)}"
+        return bar.text or f"{format_number(bar.value, self.digits)}{error}{self.unit}"
 
 
-def _extent(bars: Sequence[Bar]) -> tuple[float, float]:
-    values = [0.0]
-    for bar in bars:
-        error = bar.error or 0.0
-        values += [bar.value - error, bar.value + error, *bar.points]
-    values = [v for v in values if math.isfinite(v)]
-    low, high = min(values), max(values)
-    return low, high if high > low else low + 1.0
+@dataclass(frozen=True, kw_only=True)
+class HeatMap(Chart):
+    """Cells coloured by their loss against a reference, with the number in each.
+
+    Attributes:
+        rows, columns: Names.
+        values: One list a row; NaN is shown as a dash on grey.
+        reference: What no loss is.
+        largest: Loss of the darkest colour; None: the largest that occurs. Give one for maps to compare.
+        digits: Decimals.
+    """
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float]]
+    reference: float
+    largest: float | None = None
+    digits: int = 1
+    wide: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.rows) or any(len(row) != len(self.columns) for row in self.values):
+            raise ValueError(f"values don't fit {len(self.rows)} rows and {len(self.columns)} columns")
+
+    @property
+    def height(self) -> float:
+        """Height in pixels."""
+        return 34.0 + 26 * len(self.rows)
+
+    @property
+    def largest_loss(self) -> float:
+        """The loss of the darkest colour."""
+        losses = [self.reference - value for row in self.values for value in row]
+        return self.largest or max([loss for loss in losses if loss > 0], default=1.0)
+
+    def colour(self, value: float) -> tuple[int, int, int]:
+        """Return the colour of a cell: ColorBrewer's OrRd, blue for a gain, grey for what isn't known."""
+        # Even in lightness, so it can be read by colour-blind people and in grey.
+        shades = mpl.colormaps["OrRd"].with_extremes(under="#d1e5f0", bad="#c8ccd2")
+        loss = (self.reference - value) / self.largest_loss
+        red, green, blue = (round(255 * part) for part in shades(loss)[:3])
+        return red, green, blue
+
+    def _draw(self, axes: Axes) -> None:
+        for r, row in enumerate(self.values):
+            for c, value in enumerate(row):
+                colour = self.colour(value)
+                cell = axes.bar(c, 0.92, 0.98, r - 0.46, color=[part / 255 for part in colour])[0]
+                shown, more = (format_number(v, self.digits) for v in (value, value - self.reference))
+                _with_tip(cell, f"{self.rows[r]}, {self.columns[c]}: {shown} ({more})")
+                dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 140
+                # The cell decides about the colour of its number, whatever the page's theme is.
+                axes.text(c, r, shown, ha="center", va="center", color="white" if dark else "black")
+        axes.set(xlim=(-0.5, len(self.columns) - 0.5), ylim=(len(self.rows) - 0.5, -0.5))
+        axes.set_xticks(range(len(self.columns)), map(printable, self.columns))
+        _name_axis(axes, [printable(name) for name in self.rows])
+        axes.tick_params(axis="x", length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
 
 
-def _draw_bars(chart: BarChart) -> str:
-    width = 860.0 if chart.wide else 480.0
-    row = 30.0 if len(chart.bars) <= 10 else 22.0
-    left = min(12 + max((text_width(b.label, 12.5) for b in chart.bars), default=0), width * 0.38)
-    right = 18 + max((text_width(chart.shown(b), 12.5) for b in chart.bars), default=0)
-    low, high = _extent(chart.bars)
-    plot = width - left - right
+@dataclass(frozen=True, kw_only=True)
+class Histogram(Chart):
+    """How often values ≥ 0 occur; whole numbers of a small range get a bar each.
 
-    def place(value: float) -> float:
-        return left + (value - low) / (high - low) * plot
+    Attributes:
+        values: At least one.
+        unit: Of the values, in the tooltips.
+    """
 
-    bottom = 6 + row * len(chart.bars)
-    parts = []
-    for tick in linear_ticks(low, high, max(2, int(plot // 62))):
-        x = place(tick)
-        parts.append(element("line", class_="gridline", x1=x, x2=x, y1=4, y2=bottom))
-        parts.append(element("text", class_="tick tx", x=x, y=bottom + 15, text=tick_label(tick)))
-    for index, bar in enumerate(chart.bars):
-        parts += _draw_bar(chart, bar, 6 + row * index, row, place, left)
-    parts.append(element("line", class_="axis", x1=place(0.0), x2=place(0.0), y1=4, y2=bottom))
-    height = bottom + 22
-    if chart.x_label:
-        height += 16
-        parts.append(element("text", class_="name tx", x=left + plot / 2, y=bottom + 32, text=chart.x_label))
-    return element("svg", *parts, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=chart.title)
+    values: Sequence[float]
+    unit: str
 
+    @property
+    def height(self) -> float:
+        """Height in pixels."""
+        return 170.0
 
-def _draw_bar(
-    chart: BarChart, bar: Bar, top: float, row: float, place: Callable[[float], float], left: float
-) -> list[str]:
-    middle, thick = top + row / 2, row * 0.58
-    style = series_class(bar.colour or 0)
-    tip = f"{bar.label}: {chart.shown(bar)}"
-    if bar.points:
-        tip += " (" + ", ".join(number(p, chart.digits) for p in bar.points) + ")"
-    value = bar.value if math.isfinite(bar.value) else 0.0
-    x1, x2 = sorted((place(0.0), place(value)))
-    parts = [
-        element("rect", class_="hit", x=0, y=top, width=x2 + 400, height=row),
-        element("text", class_="label", x=left - 9, y=middle + 4.5, text=bar.label),
-        element(
-            "rect", class_=f"bar {style}", x=x1, y=middle - thick / 2, width=x2 - x1, height=thick, rx=2.5
-        ),
-    ]
-    end = x2
-    if bar.error:
-        a, b = place(value - bar.error), place(value + bar.error)
-        cap = thick * 0.24
-        parts.append(
-            element(
-                "path",
-                class_="error",
-                d=f"M{a:.1f} {middle}H{b:.1f}M{a:.1f} {middle - cap:.1f}v{2 * cap:.1f}M{b:.1f} {middle - cap:.1f}v{2 * cap:.1f}",
-            )
-        )
-        end = max(end, b)
-    for turn, point in enumerate(bar.points):
-        # Above one another, so that runs that agree don't hide each other.
-        y = middle + (turn - (len(bar.points) - 1) / 2) * min(4.0, thick / len(bar.points))
-        parts.append(element("circle", class_="seed", cx=place(point), cy=y, r=2.1))
-        end = max(end, place(point) + 2)
-    parts.append(element("text", class_="value", x=end + 8, y=middle + 4.5, text=chart.shown(bar)))
-    return [element("g", *parts, class_="row", data_tip=tip)]
+    @property
+    def counted(self) -> list[tuple[float, float, int]]:
+        """Lower edge, upper edge and count of each bar."""
+        data = np.asarray(self.values, np.float64)
+        low, high = float(data.min()), float(data.max())
+        if (data == np.rint(data)).all() and high - low < _MOST_BINS:
+            edges = np.arange(low - 0.5, high + 1)
+        else:
+            edges = np.linspace(low, high if high > low else low + 1, _MOST_BINS + 1)
+        counts, _ = np.histogram(data, edges)
+        return list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True))
+
+    def _draw(self, axes: Axes) -> None:
+        for low, high, count in self.counted:
+            (drawn,) = axes.bar((low + high) / 2, count, 0.92 * (high - low), color=PALETTE[0])
+            first, last = math.ceil(low), math.floor(high)
+            span = f"{first:,}" if first >= last else f"{first:,}–{last:,}"
+            _with_tip(drawn, f"{span} {self.unit}: {count:,}")
+        if len(self.counted) < 6:  # a single bar should not fill the chart
+            axes.set_xlim(right=axes.get_xlim()[0] + 6)
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+        _number_axis(axes.yaxis, 3)

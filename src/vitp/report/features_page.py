@@ -13,44 +13,29 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError
 from vitp.core.files import atomic_path
-from vitp.data.augment import resize_image
-from vitp.evaluation.attention import distance_profile, grid_of, patch_attention
-from vitp.evaluation.attention_figures import (
-    attention_sheet,
-    compare_attention,
-    compare_rollout,
-    enlarged,
-    rollout_picture,
-)
+from vitp.evaluation.attention import distance_profile, grid_of
 from vitp.evaluation.feature_pictures import (
     FeatureColours,
+    attention_sheet,
+    compare_attention,
     compare_features,
+    compare_rollout,
+    enlarged,
     enlarged_cells,
-    feature_colours_of_layers,
+    feature_colours,
+    rollout_picture,
 )
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
-from vitp.report import (
-    AttentionExplorer,
-    BackboneAttention,
-    Column,
-    Figure,
-    ImageGrid,
-    Page,
-    Section,
-    Table,
-    Text,
-)
-from vitp.report.dot_chart import DotChart
-from vitp.report.sections import Block, Cell
+from vitp.report.attention import attention_explorer
+from vitp.report.charts import Curve, LineChart
+from vitp.report.page import Block, Column, Figure, HtmlPage, ImageGrid, Section, Table, TableCell, Text
+from vitp.report.run_report import EXPLORED_IMAGES
 
-DEPTHS = {"a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "all layers": 1.0}
+_DEPTHS = {"a quarter": 0.25, "half": 0.5, "three quarters": 0.75, "all layers": 1.0}
 """Shares of the depth whose features are shown."""
 
-EXPLORED_IMAGES = 4
-"""Images whose attention the reader can explore; the others are shown still."""
-
-PROFILE_IMAGES = 16
+_PROFILE_IMAGES = 16
 """Images that the attention distances are means over, at most."""
 
 _SIDE = 256
@@ -83,11 +68,9 @@ def write_features_page(
     """
     if not backbones or not images:
         raise ConfigError("needs a backbone and an image", where="features", fix="name both")
-    by_depth = feature_colours_of_layers(
-        backbones, list(images.values()), list(DEPTHS.values()), shared=shared
-    )
+    by_depth = feature_colours(backbones, list(images.values()), list(_DEPTHS.values()), shared=shared)
     towers = {name: tower for name, tower in backbones.items() if isinstance(tower, PlainViT)}
-    shown = list(images.values())[:PROFILE_IMAGES]
+    shown = list(images.values())[:_PROFILE_IMAGES]
     profiles = {name: distance_profile(tower, shown) for name, tower in towers.items()}
     sections = [
         Section("Backbones", [_facts(backbones, by_depth[-1], profiles)]),
@@ -102,7 +85,7 @@ def write_features_page(
             "Backbones", [*sections[0].blocks, Text(f"No attention among patches: {without}.", "note")]
         )
     subtitle = f"{', '.join(backbones)} on {len(images)} image{'s' if len(images) != 1 else ''}."
-    return Page(title, sections, subtitle).write(path)
+    return HtmlPage(title, sections, subtitle).write(path)
 
 
 def _facts(
@@ -119,7 +102,7 @@ def _facts(
         Column("reach, first layer, px", digits=1),
         Column("reach, last layer, px", digits=1),
     ]
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for name, backbone in backbones.items():
         reach = profiles.get(name)
         rows.append(
@@ -172,7 +155,7 @@ def _depths(images: Mapping[str, Image.Image], by_depth: Sequence[Mapping[str, F
         figures = [Figure(enlarged(image, _SIDE), label)]
         figures += [
             Figure(enlarged_cells(found[name].pictures[0], _SIDE), f"after {words}")
-            for words, found in zip(DEPTHS, by_depth, strict=True)
+            for words, found in zip(_DEPTHS, by_depth, strict=True)
         ]
         blocks.append(_grid(figures, len(figures), title=name))
     return Section("Through the depth", blocks, "Features of one image after shares of the layers.")
@@ -193,14 +176,11 @@ def _attention(
             figures.append(Figure(rollout_picture(tower, image, side=_SIDE), f"{name}, mean of all"))
         rollouts.append(_grid(figures, min(len(figures), 5)))
     highest = 1.05 * max(float(profile.max()) for profile in profiles.values())
-    charts: list[Block] = [
-        DotChart(name, profile.tolist(), "layer", "px", highest=highest, colour=number)
-        for number, (name, profile) in enumerate(profiles.items())
-    ]
+    charts = [_reach(name, profile, highest, place) for place, (name, profile) in enumerate(profiles.items())]
     return [
         Section(
             "Attention of a patch",
-            [explorer(towers, explored, place)],
+            [attention_explorer(towers, explored, place, heads=True, megabytes=6.0)],
             "Click or drag over a picture; choose the layer, and a head where single heads fit the page.",
         ),
         Section(
@@ -217,26 +197,12 @@ def _attention(
     ]
 
 
-def explorer(
-    towers: Mapping[str, PlainViT], images: Mapping[str, Image.Image], place: tuple[float, float]
-) -> AttentionExplorer:
-    """Return the explorer of all heads of several ViTs; of deeper ones as many layers as the shallowest has."""
-    depth = min(tower.num_layers for tower in towers.values())
-    maps = []
-    for name, tower in towers.items():
-        layers = np.linspace(0, tower.num_layers - 1, depth).round().astype(int).tolist()
-        attention = [patch_attention(tower, image, layers, heads=True) for image in images.values()]
-        maps.append(BackboneAttention(name, layers, grid_of(tower), attention))
-    first = next(iter(towers.values()))
-    rows, columns = grid_of(first)
-    return AttentionExplorer(
-        "",
-        [Image.fromarray(resize_image(np.asarray(image), first.image_size)) for image in images.values()],
-        maps,
-        patch=(int(place[0] * rows), int(place[1] * columns)),
-        image_names=list(images),
-        megabytes=6.0,
-    )
+def _reach(name: str, profile_LH: np.ndarray, highest: float, colour: int) -> LineChart:
+    """Return how far the heads of each layer look: a dot a head, and their mean as a line."""
+    means = profile_LH.mean(1).tolist()
+    heads = [(layer, value) for layer, row in enumerate(profile_LH.tolist()) for value in row]
+    line = Curve(name, range(len(means)), means, colour=colour, runs=heads)
+    return LineChart(title=name, lines=[line], x_label="layer", y_label="px", from_zero=True, highest=highest)
 
 
 def write_pictures(
@@ -269,7 +235,8 @@ def write_pictures(
             pictures[f"{label}-rollout"] = compare_rollout(towers, image, place, side=_SIDE)
         if number == 0:
             for name, tower in towers.items():
-                pictures[f"{label}-heads-{_file_name(name)}"] = attention_sheet(tower, image, place)
+                safe = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in name)
+                pictures[f"{label}-heads-{safe}"] = attention_sheet(tower, image, place)
     paths = []
     for name, picture in pictures.items():
         path = Path(folder) / f"{name}.png"
@@ -277,7 +244,3 @@ def write_pictures(
             picture.save(temporary, format="PNG")
         paths.append(path)
     return paths
-
-
-def _file_name(name: str) -> str:
-    return "".join(character if character.isalnum() or character in "-._" else "-" for character in name)

@@ -10,14 +10,15 @@ import numpy as np
 from PIL import Image
 
 from vitp.core.errors import DataError
+from vitp.io.images import is_scene, load_image
 
-Picture = str | Path | Image.Image | np.ndarray
+PictureSource = str | Path | Image.Image | np.ndarray
 """A path or `scene:` address, a PIL image, or an (H, W) or (H, W, 3) uint8 array."""
 
 _LOSSLESS_BELOW = 128
 
 
-def open_picture(picture: Picture, *, base: Path | None = None) -> Image.Image:
+def open_picture(picture: PictureSource, *, base: Path | None = None) -> Image.Image:
     """Return a picture as a PIL RGB image.
 
     Args:
@@ -37,29 +38,24 @@ def open_picture(picture: Picture, *, base: Path | None = None) -> Image.Image:
                 fix="give (H, W) or (H, W, 3) uint8",
             )
         return Image.fromarray(picture).convert("RGB")
-    from vitp.io.images import load_image
-
-    address = str(picture)
-    if base is not None and not address.startswith("scene:") and not Path(address).is_file():
-        beside = base / address
-        address = str(beside) if beside.is_file() else address
-    return load_image(address)
+    if base is not None and not is_scene(picture) and not Path(picture).is_file():
+        picture = base / picture if (base / picture).is_file() else picture
+    return load_image(picture)
 
 
 def data_address(image: Image.Image, *, longest: int = 384) -> str:
     """Return the image as a `data:` address, scaled down so that its longer side is at most `longest` pixels.
 
-    Small pictures stay lossless (PNG): a JPEG block is as large as the objects in them.
+    Small pictures stay lossless (PNG): a JPEG block is as large as the objects in them. So do masks, which are
+    pictures with an alpha channel, and of which the nearest pixel is taken.
     """
+    mask = image.mode == "RGBA"
     if max(image.size) > longest:
         scale = longest / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.LANCZOS)
+        image = image.resize(size, Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    if max(image.size) <= _LOSSLESS_BELOW:
-        image.save(buffer, "PNG", optimize=True)
-        kind = "png"
-    else:
-        image.save(buffer, "JPEG", quality=84, optimize=True)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    lossless = mask or max(image.size) <= _LOSSLESS_BELOW
+    image.save(buffer, "PNG" if lossless else "JPEG", quality=84, optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{'png' if lossless else 'jpeg'};base64,{encoded}"

@@ -1,4 +1,7 @@
-"""One self-contained page of a robustness test: what is lost, under what, and how the images looked."""
+"""One self-contained page of a robustness test: what is lost, under what, and how the images looked.
+
+Shapes: H × W pixels.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,45 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw
+
 from vitp.core.files import write_text
-from vitp.evaluation.corruptions.catalogue import CORRUPTIONS, EXTRAS
+from vitp.data.ignored import known_semantic, rings_of
+from vitp.data.image_sample import ImageSample
+from vitp.evaluation.corruptions.catalogue import CORRUPTIONS, EXTRAS, Corruption
+from vitp.evaluation.corruptions.sets import corrupt_sample, load_pixels
 from vitp.evaluation.robustness_result import RobustnessResult, comparable
-from vitp.report import (
-    Bar,
-    BarChart,
+from vitp.io.colours import CLASS_COLOURS
+from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet
+from vitp.report.charts import Bar, BarChart, Curve, HeatMap, LineChart
+from vitp.report.page import (
+    Block,
     Card,
     Column,
     Figure,
     Headline,
+    HtmlPage,
     ImageGrid,
     KeyValue,
-    LineChart,
-    Page,
     Section,
-    Series,
     Table,
+    TableCell,
 )
-from vitp.report.heat_map import HeatMap
-from vitp.report.sections import Block, Cell
-from vitp.report.svg import number
+from vitp.report.text import format_number
+from vitp.tasks.base import LabelKind
 
-PERCENT = 100.0
-_KNOWN = {**CORRUPTIONS, **EXTRAS}
+_SIDE = 320
+"""Pixels of the longer side of an example, so that lines stay thin on small images."""
+
+_COUNTED, _UNCOUNTED = (255, 159, 28), (150, 150, 150)
 
 
-def words(name: str) -> str:
-    """Return the name of a corruption as it is read."""
+def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
@@ -53,7 +65,7 @@ def write_robustness_page(
         results: All of one task, on the same corrupted images.
         path: The page.
         metric: Which score is shown; None: the headline.
-        examples: Pictures of the corruptions; see `vitp.report.robustness_examples`.
+        examples: Pictures of the corruptions; see `example_figures`.
         title: Heading.
 
     Raises:
@@ -71,13 +83,12 @@ def write_robustness_page(
         ("seed", str(first.seed)),
     ]
     sections = robustness_sections(results, metric=metric, examples=examples)
-    return Page(title, sections, _subtitle(results), facts).write(path)
-
-
-def _subtitle(results: Sequence[RobustnessResult]) -> str:
-    count = len(results[0].cells)
     models = "one model" if len(results) == 1 else f"{len(results)} models"
-    return f"{models} on clean images and under {count} corruptions; nothing was trained or chosen on corrupted images."
+    subtitle = (
+        f"{models} on clean images and under {len(first.cells)} corruptions; nothing was trained or chosen on corrupted "
+        "images."
+    )
+    return HtmlPage(title, sections, subtitle, facts).write(path)
 
 
 def robustness_sections(
@@ -101,31 +112,42 @@ def robustness_sections(
 
 
 def _summary(results: Sequence[RobustnessResult], metric: str | None) -> Section:
-    first, blocks = results[0], list[Block]()
+    first = results[0]
+    head: Block = _models(results, metric)
     if len(results) == 1:
-        by_corruption = first.by_corruption(metric)
-        worst = min(by_corruption, key=lambda name: _or(by_corruption[name], math.inf))
+        average, drop = first.average(metric), first.drop(metric)
+        worst = _by_loss(first, metric)[0]
+        delta = f"−{_percent(drop)} against clean" if drop > 0 else "no loss"
+        better = None if math.isnan(drop) else drop <= 0
         cards = [
             Card(_percent(first.value(metric)), "clean"),
-            Card(
-                _percent(first.average(metric)),
-                "mean over corruptions and severities",
-                delta=f"−{_percent(first.drop(metric))} against clean"
-                if first.drop(metric) > 0
-                else "no loss",
-                better=None if math.isnan(first.drop(metric)) else first.drop(metric) <= 0,
-            ),
-            Card(_percent(by_corruption[worst]), f"worst: {words(worst)}"),
+            Card(_percent(average), "mean over corruptions and severities", delta, better),
+            Card(_percent(first.by_corruption(metric)[worst]), f"worst: {_words(worst)}"),
         ]
-        blocks.append(Headline(cards))
-    else:
-        blocks.append(_models(results, metric))
-    blocks.append(_by_severity(results, metric))
+        head = Headline(cards)
+    lines = []
+    for result in results:
+        found = result.by_severity(metric)
+        values = [100 * value for value in (result.value(metric), *found.values())]
+        lines.append(Curve(result.name, [0, *found], values))
+    curve = LineChart(
+        title="Mean over corruptions by severity",
+        lines=lines,
+        x_label="severity (0: clean)",
+        y_label="%",
+        wide=True,
+    )
     lead = (
         "The average is the mean over corruptions of the mean over severities; the drop is clean minus average. "
         "All scores in percent."
     )
-    return Section("Summary", blocks, lead)
+    return Section("Summary", [head, curve], lead)
+
+
+def _by_loss(result: RobustnessResult, metric: str | None) -> list[str]:
+    """Return the corruptions, the one that costs most first and those that could not be counted last."""
+    found = result.by_corruption(metric)
+    return sorted(found, key=lambda name: found[name] if math.isfinite(found[name]) else math.inf)
 
 
 def _models(results: Sequence[RobustnessResult], metric: str | None) -> Table:
@@ -137,41 +159,18 @@ def _models(results: Sequence[RobustnessResult], metric: str | None) -> Table:
         Column("drop, % of clean", "min", 1),
         Column("worst corruption"),
     ]
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for result in results:
-        by_corruption = result.by_corruption(metric)
-        worst = min(by_corruption, key=lambda name: _or(by_corruption[name], math.inf))
-        clean = result.value(metric)
-        rows.append(
-            [
-                result.name,
-                _cell(clean),
-                _cell(result.average(metric)),
-                _cell(result.drop(metric)),
-                _cell(result.drop(metric) / clean) if clean else None,
-                f"{words(worst)} ({_percent(by_corruption[worst])})",
-            ]
-        )
+        worst = _by_loss(result, metric)[0]
+        clean, drop = result.value(metric), result.drop(metric)
+        scores = [clean, result.average(metric), drop, drop / clean if clean else math.nan]
+        shown = f"{_words(worst)} ({_percent(result.by_corruption(metric)[worst])})"
+        rows.append([result.name, *map(_cell, scores), shown])
     note = (
         "One run each: a difference between models is no evidence until several seeds show it. A small drop from a "
         "low clean score is no robustness."
     )
     return Table(columns, rows, note=note)
-
-
-def _by_severity(results: Sequence[RobustnessResult], metric: str | None) -> LineChart:
-    series = []
-    for result in results:
-        found = result.by_severity(metric)
-        values = [result.value(metric), *found.values()]
-        series.append(Series(result.name, [0, *found], [value * PERCENT for value in values]))
-    return LineChart(
-        "Mean over corruptions by severity",
-        series,
-        x_label="severity (0: clean)",
-        y_label="%",
-        wide=True,
-    )
 
 
 def _corruptions(results: Sequence[RobustnessResult], metric: str | None) -> Section:
@@ -180,78 +179,59 @@ def _corruptions(results: Sequence[RobustnessResult], metric: str | None) -> Sec
     columns += [Column(result.name if several else "mean", digits=1) for result in results]
     columns += [Column(f"drop, {result.name}" if several else "drop", digits=1) for result in results]
     means = [result.by_corruption(metric) for result in results]
-    rows: list[list[Cell]] = []
+    drops = {
+        name: [result.value(metric) - found[name] for result, found in zip(results, means, strict=True)]
+        for name in results[0].cells
+    }
+    rows: list[list[TableCell]] = []
     for name in results[0].cells:
-        scores: list[Cell] = [_cell(found[name]) for found in means]
-        drops: list[Cell] = [
-            _cell(result.value(metric) - found[name]) for result, found in zip(results, means, strict=True)
-        ]
-        rows.append([words(name), _KNOWN[name].words, *scores, *drops])
+        cells = [_cell(value) for value in (*(found[name] for found in means), *drops[name])]
+        rows.append([_words(name), {**CORRUPTIONS, **EXTRAS}[name].words, *cells])
     bars = [
-        Bar(f"{words(name)}, {result.name}" if several else words(name), drop * PERCENT, colour=place)
+        Bar(f"{_words(name)}, {result.name}" if several else _words(name), 100 * drop, colour=place)
         for name in _by_loss(results[0], metric)
-        for place, result in enumerate(results)
-        if math.isfinite(drop := result.value(metric) - result.by_corruption(metric)[name])
+        for place, (result, drop) in enumerate(zip(results, drops[name], strict=True))
+        if math.isfinite(drop)
     ]
-    chart = BarChart("Loss against clean", bars, digits=1, x_label="points", wide=True)
+    chart = BarChart(title="Loss against clean", bars=bars, digits=1, x_label="points", wide=True)
     return Section("By corruption", [Table(columns, rows, note="Means over the severities."), chart])
 
 
-def _by_loss(result: RobustnessResult, metric: str | None) -> list[str]:
-    found = result.by_corruption(metric)
-    return sorted(found, key=lambda name: _or(found[name], math.inf))
-
-
 def _heat_maps(results: Sequence[RobustnessResult], metric: str | None) -> Section:
-    losses = [
-        result.value(metric) - result.cell(name, severity, metric)
-        for result in results
-        for name, row in result.cells.items()
-        for severity in row
-    ]
-    largest = max([loss for loss in losses if math.isfinite(loss) and loss > 0], default=0.1) * PERCENT
-    maps: list[Block] = []
+    maps: list[HeatMap] = []
     for result in results:
-        severities = result.severities
-        means = result.by_corruption(metric)
+        severities, means = result.severities, result.by_corruption(metric)
         values = [
             [
-                *(_cell_or_nan(result, name, severity, metric) * PERCENT for severity in severities),
-                means[name] * PERCENT,
+                *(100 * result.cell(name, s, metric) if s in row else math.nan for s in severities),
+                100 * means[name],
             ]
-            for name in result.cells
+            for name, row in result.cells.items()
         ]
         maps.append(
             HeatMap(
-                f"{result.name}, clean {_percent(result.value(metric))}",
-                [words(name) for name in result.cells],
-                [*(f"severity {severity}" for severity in severities), "mean"],
-                values,
-                reference=result.value(metric) * PERCENT,
-                largest=largest,
+                title=f"{result.name}, clean {_percent(result.value(metric))}",
+                rows=[_words(name) for name in result.cells],
+                columns=[*(f"severity {severity}" for severity in severities), "mean"],
+                values=values,
+                reference=100 * result.value(metric),
             )
         )
-    lead = f"Darker cells lost more, up to {number(largest, 1)} points; blue ones gained."
-    return Section("Heat map", maps, lead)
-
-
-def _cell_or_nan(result: RobustnessResult, name: str, severity: int, metric: str | None) -> float:
-    return result.cell(name, severity, metric) if severity in result.cells[name] else math.nan
+    # One scale, so that the maps can be compared.
+    largest = max(one.largest_loss for one in maps)
+    lead = f"Darker cells lost more, up to {format_number(largest, 1)} points; blue ones gained."
+    return Section("Heat map", [replace(one, largest=largest) for one in maps], lead)
 
 
 def _cell(value: float) -> float | None:
-    return value * PERCENT if math.isfinite(value) else None
+    return 100 * value if math.isfinite(value) else None
 
 
 def _percent(value: float) -> str:
-    return number(value * PERCENT, 1)
+    return format_number(100 * value, 1)
 
 
-def _or(value: float, other: float) -> float:
-    return value if math.isfinite(value) else other
-
-
-def write_table(results: Sequence[RobustnessResult], path: str | Path) -> None:
+def write_robustness_table(results: Sequence[RobustnessResult], path: str | Path) -> None:
     """Write all scores as a tidy CSV: model, task, data, corruption ("clean"), severity (0), score, value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -266,3 +246,71 @@ def write_table(results: Sequence[RobustnessResult], path: str | Path) -> None:
                 shown = f"{value:.6g}" if math.isfinite(value) else ""
                 writer.writerow([result.name, result.task, result.data, name, severity, score, shown])
     write_text(path, text.getvalue())
+
+
+def example_figures(
+    labelled: LabelledSet, kind: LabelKind | None, corruptions: Sequence[Corruption], severity: int, seed: int
+) -> list[Figure]:
+    """Return an image clean and under each corruption, with its objects' outlines or its mask.
+
+    Args:
+        labelled: Images of the test; of the first 16 the one with most objects is shown.
+        kind: Which labels the task learns from; None: no task. Classes of whole images aren't drawn.
+        corruptions: What happens.
+        severity: 1 to 5.
+        seed: Of the corruptions.
+    """
+    items = [labelled.items[index] for index in range(min(len(labelled), 16))]
+    item = max(items, key=lambda each: len(each.objects or ()))
+    sample = _sample(item, kind)
+    classes = labelled.semantic_classes if kind == "semantic" else ("unchanged", "changed")
+    figures = [Figure(labelled_picture(sample, classes), "clean")]
+    for corruption in corruptions:
+        changed = corrupt_sample(sample, corruption, severity, seed, item.id)
+        figures.append(Figure(labelled_picture(changed, classes), _words(corruption.name)))
+    return figures
+
+
+def _sample(item: LabelledImage, kind: LabelKind | None) -> ImageSample:
+    image_CHW = torch.from_numpy(np.array(load_pixels(item.image))).permute(2, 0, 1).contiguous()
+    semantic_HW = None
+    if kind == "semantic" and item.semantic is not None:
+        semantic_HW = torch.from_numpy(np.array(known_semantic(item), np.uint8))
+    elif kind == "change" and item.change is not None:
+        semantic_HW = torch.from_numpy(item.change().astype(np.uint8))
+    if kind not in ("objects", "instances", "oriented", "presence"):
+        return ImageSample(image_CHW, semantic_HW=semantic_HW)
+    return ImageSample(image_CHW, objects=item.objects, semantic_HW=semantic_HW, ignored=item.ignored)
+
+
+def labelled_picture(sample: ImageSample, classes: Sequence[str], *, side: int = _SIDE) -> Image.Image:
+    """Return a sample's image, `side` pixels long, with its mask laid over it and its objects outlined.
+
+    Difficult objects and ignored places, which count neither as found nor as missed, are outlined in grey.
+
+    Args:
+        sample: Image with labels.
+        classes: Names of the mask's classes; "background" and "unchanged" are left as they are.
+        side: Pixels of the longer side.
+    """
+    pixels_HWC = sample.image_CHW.permute(1, 2, 0).numpy().astype(np.float32)
+    if sample.semantic_HW is not None:
+        mask_HW = sample.semantic_HW.numpy()
+        for number in np.unique(mask_HW[mask_HW != IGNORE]).tolist():
+            if classes[number] not in (BACKGROUND, "unchanged"):
+                colour = np.array(ImageColor.getrgb(CLASS_COLOURS[number % len(CLASS_COLOURS)]), np.float32)
+                pixels_HWC[mask_HW == number] = 0.55 * pixels_HWC[mask_HW == number] + 0.45 * colour
+    image = Image.fromarray(pixels_HWC.round().astype(np.uint8))
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
+    pen = ImageDraw.Draw(image)
+    objects = sample.objects or ()
+    uncounted = [*sample.ignored, *(label for label in objects if label.difficult)]
+    coloured = [(label, _UNCOUNTED) for label in uncounted]
+    coloured += [(label, _COUNTED) for label in objects if not label.difficult]
+    for label, line in coloured:
+        for ring in rings_of(label):
+            points = [(x * scale, y * scale) for x, y in zip(ring[::2], ring[1::2], strict=True)]
+            pen.line([*points, points[0]], fill=line, width=2)
+    return image

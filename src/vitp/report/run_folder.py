@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, parse_yaml, read_text
-from vitp.report.samples import Sample
+from vitp.evaluation.answers import Answered
 
-Row = dict[str, Any]
-
-PARTS = {
+RUN_FILES = {
     CONFIG_FILE: "the configuration",
     "metrics.jsonl": "the training curves",
     "evidence.json": "how far the vision tower moved",
@@ -26,6 +24,9 @@ PARTS = {
     "samples.json": "questions with their answers",
 }
 """The files that a report is made of, and what each holds."""
+
+StepRow = dict[str, Any]
+_RESTORE = "restore the file that the run wrote"
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,21 @@ class RunFolder:
     Attributes:
         path: The folder.
         config_text: `config.yaml` as it stands, or None.
+        config: What it says.
         steps: Rows of `metrics.jsonl` that measure a training step, by step.
         evidence: `evidence.json`, or None.
         probes: Rows of `probes.jsonl`, or, without that file, rows of hooks in `metrics.jsonl`, by step.
         samples: Of `samples.json`.
-        missing: Which of `PARTS` are not there.
+        missing: Which of `RUN_FILES` are not there.
     """
 
     path: Path
     config_text: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
-    steps: list[Row] = field(default_factory=list)
+    steps: list[StepRow] = field(default_factory=list)
     evidence: Mapping[str, Any] | None = None
-    probes: list[Row] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    probes: list[StepRow] = field(default_factory=list)
+    samples: list[Answered] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
@@ -59,26 +61,22 @@ def read_run(run_dir: str | Path) -> RunFolder:
         DataError: The folder is no run's, or one of its files is malformed.
     """
     path = Path(run_dir)
-    missing = [name for name in PARTS if not (path / name).is_file()]
-    if len(missing) == len(PARTS):
+    missing = [name for name in RUN_FILES if not (path / name).is_file()]
+    if len(missing) == len(RUN_FILES):
         raise DataError(
             "is no run folder" if path.is_dir() else "there is no such folder",
             where=str(path),
             fix="name a folder that `vitp pretrain` wrote; it holds config.yaml and metrics.jsonl",
         )
-    text, config = _config(path / CONFIG_FILE)
+    text = _text(path / CONFIG_FILE)
     metrics = _rows(path / "metrics.jsonl")
-    steps = [row for row in metrics if "loss" in row]
-    probes = _rows(path / "probes.jsonl")
-    if not probes:
-        probes = [row for row in metrics if "loss" not in row]
     return RunFolder(
         path=path,
         config_text=text,
-        config=config,
-        steps=steps,
+        config={} if text is None else _config(text, path / CONFIG_FILE),
+        steps=[row for row in metrics if "loss" in row],
         evidence=_evidence(path / "evidence.json"),
-        probes=probes,
+        probes=_rows(path / "probes.jsonl") or [row for row in metrics if "loss" not in row],
         samples=_samples(path / "samples.json"),
         missing=missing,
     )
@@ -93,111 +91,82 @@ def _text(path: Path) -> str | None:
         raise DataError(f"can't be read ({error})", where=str(path), fix="restore the file") from error
 
 
-def _config(path: Path) -> tuple[str | None, Mapping[str, Any]]:
-    text = _text(path)
-    if text is None:
-        return None, {}
+def _config(text: str, path: Path) -> Mapping[str, Any]:
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise DataError("is not YAML", where=where, fix="restore the file that the run wrote") from error
-    return text, value if isinstance(value, dict) else {}
+        raise DataError("is not YAML", where=where, fix=_RESTORE) from error
+    return value if isinstance(value, dict) else {}
 
 
-def _rows(path: Path) -> list[Row]:
+def _json(text: str, path: Path, fix: str, first_line: int = 1) -> Any:
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}:{first_line + error.lineno - 1}"
+        raise DataError(f"is not JSON (column {error.colno}: {error.msg})", where=where, fix=fix) from error
+
+
+def _rows(path: Path) -> list[StepRow]:
     """Return the rows of a JSON Lines file by ascending step; each needs an integer `step`."""
     rows = []
     for number, line in enumerate((_text(path) or "").splitlines(), 1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
-        try:
-            row = parse_json(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"is not JSON (column {error.colno}: {error.msg})",
-                where=where,
-                fix="remove the line, or resume the run, which drops rows that a crash cut off",
-            ) from error
+        cut = "remove the line, or resume the run, which drops rows that a crash cut off"
+        row = _json(line, path, cut, number)
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise DataError("is not an object with a whole number `step`", where=where, fix="remove the line")
+            raise DataError(
+                "is not an object with a whole number `step`", where=f"{path}:{number}", fix="remove the line"
+            )
         rows.append(row)
     return sorted(rows, key=lambda row: row["step"])
 
 
-def _json(path: Path) -> Any:
+def _evidence(path: Path) -> Mapping[str, Any] | None:
     text = _text(path)
     if text is None:
         return None
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is not JSON (column {error.colno}: {error.msg})",
-            where=f"{path}:{error.lineno}",
-            fix="restore the file that the run wrote",
-        ) from error
-
-
-def _evidence(path: Path) -> Mapping[str, Any] | None:
-    value = _json(path)
-    if value is None:
-        return None
+    value = _json(text, path, _RESTORE)
     layers = value.get("layers") if isinstance(value, dict) else None
+    numbers = (int, float)
     well_formed = isinstance(layers, list) and all(
-        isinstance(row, dict)
-        and isinstance(row.get("layer"), str)
-        and isinstance(row.get("change"), (int, float))
+        isinstance(row, dict) and isinstance(row.get("layer"), str) and isinstance(row.get("change"), numbers)
         for row in layers
     )
-    if not well_formed or not isinstance(value.get("relative_change"), (int, float)):
+    if not well_formed or not isinstance(value.get("relative_change"), numbers):
         raise DataError(
             "lacks `relative_change` or a list `layers` of objects with `layer` and `change`",
             where=str(path),
-            fix="restore the file that the run wrote",
+            fix=_RESTORE,
         )
-    return value
+    return dict(value)
 
 
-def _samples(path: Path) -> list[Sample]:
-    value = _json(path)
-    if value is None:
-        return []
+def _samples(path: Path) -> list[Answered]:
+    text = _text(path)
+    value = [] if text is None else _json(text, path, _RESTORE)
     if not isinstance(value, list):
         raise DataError("is not a list of samples", where=str(path), fix="write [{image, question, …}, …]")
     return [_sample(row, f"{path}, sample {number}") for number, row in enumerate(value, 1)]
 
 
-def _sample(row: Any, where: str) -> Sample:
-    if not isinstance(row, dict):
+def _sample(row: Any, where: str) -> Answered:
+    if isinstance(row, dict):
+        image = row.get("image")
+        row = row | {
+            "image": image[0] if isinstance(image, list) and image else image,
+            "task": row.get("task") or "",
+        }
+    try:
+        return TypeAdapter(Answered).validate_python(row)
+    except ValidationError as error:
+        found = error.errors()[0]
+        field_name = f"`{found['loc'][0]}`: " if found["loc"] else ""
         raise DataError(
-            "is not an object", where=where, fix="write {image, question, expected, answer, task, score}"
-        )
-    image = row.get("image")
-    if isinstance(image, list) and image:
-        image = image[0]
-    texts = {name: row.get(name) for name in ("question", "expected", "answer")}
-    for name, text in ({"image": image} | texts).items():
-        if not isinstance(text, str):
-            raise DataError(
-                f"`{name}` is missing or no text", where=where, fix=f"give each sample its {name}"
-            )
-    score = row.get("score")
-    if isinstance(score, bool):
-        score = float(score)
-    if score is not None and not (
-        isinstance(score, (int, float)) and math.isfinite(score) and 0 <= score <= 1
-    ):
-        raise DataError(
-            f"score {score!r} is not on 0..1", where=where, fix="leave it out where nothing was scored"
-        )
-    return Sample(
-        image=str(image),
-        question=str(texts["question"]),
-        expected=str(texts["expected"]),
-        answer=str(texts["answer"]),
-        task=str(row.get("task") or ""),
-        score=None if score is None else float(score),
-    )
+            f"{field_name}{found['msg'][0].lower()}{found['msg'][1:]}",
+            where=where,
+            fix="write {image, question, expected, answer}, and a task and a score on 0..1 where there are some",
+        ) from error

@@ -1,24 +1,114 @@
-"""The report of one run: `write_run_report`."""
+"""`vitp report`: asks a run's model some questions, looks at its attention, and writes the page of the run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitp.core.config import CONFIG_FILE
-from vitp.report.attention import AttentionExplorer
-from vitp.report.charts import Bar, BarChart, LineChart, Series
-from vitp.report.page import Page
-from vitp.report.run_folder import PARTS, Row, RunFolder, read_run
-from vitp.report.samples import Sample, Samples
-from vitp.report.sections import Block, Card, Cell, Code, Column, Headline, KeyValue, Section, Table, Text
-from vitp.report.svg import number
+import numpy as np
 
-MOST_SAMPLES = 24
+from vitp.checkpoints.loading import load_vlm, vlm_folder
+from vitp.core.config import CONFIG_FILE, load_config
+from vitp.core.files import write_json
+from vitp.data.formats.vitp_labels import read_compiled
+from vitp.evaluation.answers import Answered, ask_all, questions_of
+from vitp.inference.ask import Assistant
+from vitp.io.images import load_image
+from vitp.models.vision import VisionTower
+from vitp.objectives.vitp import open_entries, open_mixture
+from vitp.records.instructions import InstructionRecord
+from vitp.report.answered import AnsweredCards
+from vitp.report.attention import AttentionExplorer, attention_explorer
+from vitp.report.charts import Bar, BarChart, Curve, LineChart
+from vitp.report.page import (
+    Block,
+    Card,
+    Code,
+    Column,
+    Headline,
+    HtmlPage,
+    KeyValue,
+    Section,
+    Table,
+    TableCell,
+    Text,
+)
+from vitp.report.run_folder import RUN_FILES, RunFolder, StepRow, read_run
+from vitp.report.text import format_number
+from vitp.runs.pretrain import PretrainConfig
+
+EXPLORED_IMAGES = 4
+"""Images whose attention the reader can explore."""
+
+_MOST_SAMPLES = 24
 """Samples on a page: enough to browse, few enough to keep it light."""
+
+Points = list[tuple[int, float]]
+"""(step, value)."""
+
+
+def report_run(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    samples: int = 12,
+    lead_sections: Sequence[Section] = (),
+    towers: Mapping[str, VisionTower] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Ask the model of a finished run, write the page of the run and return its path.
+
+    The questions come from held-out images when the run learned from a compiled folder, else from its mixture.
+
+    Args:
+        run: Folder of a finished run.
+        out: The page; None takes `report.html` in the run's folder.
+        samples: Questions that the model answers.
+        lead_sections: Shown first.
+        towers: Name → tower whose attention is shown; None: the run's, before and after.
+        title: Heading; None takes the folder's name.
+
+    Raises:
+        VitpError: The folder holds no finished run, or its data is gone.
+    """
+    run = Path(run)
+    vlm_folder(run)
+    config = load_config(PretrainConfig, run / CONFIG_FILE)
+    loaded = load_vlm(run)
+    answered: list[Answered] = []
+    for record, task, tiles in _questions(config, samples):
+        assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=tiles or config.data.sequence.max_tiles)
+        answered += ask_all(assistant, [(record, task)])
+    write_json(run / "samples.json", [one.to_json() for one in answered])
+    if towers is None:
+        towers = {"after the run": loaded.vlm.vision}
+        if config.model.init != "scratch":
+            towers = {"before the run": load_vlm(config.model.init).vlm.vision, **towers}
+    paths = list(dict.fromkeys(one.image for one in answered))[:EXPLORED_IMAGES]
+    images = {f"image {number}": load_image(path) for number, path in enumerate(paths, 1)}
+    explorer = attention_explorer(towers, images, title="Self-attention of a patch") if images else None
+    return write_run_report(run, out, attention=explorer, lead_sections=lead_sections, title=title)
+
+
+def _questions(config: PretrainConfig, count: int) -> Iterator[tuple[InstructionRecord, str, int | None]]:
+    """Yield questions, their tasks, and the most tiles of their set where the mixture says so."""
+    for name in config.data.mixture:
+        folder = Path(name) if Path(name).is_dir() else Path(name).parent
+        if (folder / "labels" / "set.json").is_file():
+            labelled = read_compiled(folder)
+            for split in ("val", "test", "train"):
+                held_out = labelled.split(split)
+                if len(held_out):
+                    tiles = open_entries(Path(name))[0].max_tiles
+                    for record, task in questions_of(held_out, count):
+                        yield record, task, tiles
+                    return
+    mixture = open_mixture(config.data, config.seed)
+    with_images = (sample for n in range(len(mixture)) if (sample := mixture[n]).record.images)
+    for sample, _ in zip(with_images, range(count), strict=False):
+        yield sample.record.with_turns(sample.record.turns[:1]), "", sample.max_tiles
 
 
 def write_run_report(
@@ -26,17 +116,15 @@ def write_run_report(
     out: str | Path | None = None,
     *,
     lead_sections: Sequence[Section] = (),
-    extra_sections: Sequence[Section] = (),
     attention: AttentionExplorer | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write the report of a run as one self-contained HTML page and return its path.
+    """Write what the folder of a run holds as one self-contained HTML page and return its path.
 
     Args:
         run_dir: Folder of the run. What it lacks is absent from the page, and a line says so.
         out: The page; None takes `report.html` in the run's folder.
         lead_sections: Shown first of all: the answer that the page is read for.
-        extra_sections: Shown after the run's own sections, before the configuration: comparisons and the like.
         attention: Attention maps to explore.
         title: Heading; None takes the folder's name.
 
@@ -44,100 +132,104 @@ def write_run_report(
         DataError: The folder is no run's, or a file in it is malformed; names the file and the line.
     """
     run = read_run(run_dir)
-    sections = [*lead_sections, _overview(run)]
+    probes = _probe_curves(run.probes)
+    sections = [*lead_sections, _overview(run, probes)]
     if run.steps:
         sections.append(_training(run.steps))
     if run.evidence is not None:
         sections.append(_learned(run.evidence))
-    if _probe_curves(run.probes):
-        sections.append(_probes(run.probes))
+    if probes:
+        sections.append(_probes(run.probes, probes))
     if run.samples:
         sections.append(_answers(run))
     if attention is not None:
-        lead = "What each patch looks at, layer by layer."
-        sections.append(Section("Attention", [attention], lead))
-    sections += extra_sections
+        sections.append(Section("Attention", [attention], "What each patch looks at, layer by layer."))
     sections.append(_provenance(run))
-    page = Page(
-        title=title or run.path.resolve().name,
+    name = run.path.resolve().name
+    page = HtmlPage(
+        title=title or name,
         subtitle="Visual instruction pretraining: what the run did, and what the vision transformer learned.",
         sections=sections,
-        facts=_facts(run),
+        facts=[("run", name), *_facts(run.steps)],
     )
     return page.write(run.path / "report.html" if out is None else out)
 
 
-def _finite(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:
-    """Return (step, value) where a row has a finite number; `a.b` looks into a mapping."""
-    outer, _, inner = key.partition(".")
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _points(rows: Sequence[StepRow], key: str, inner: str | None = None) -> Points:
+    """Return (step, value) where a row has a finite number under `key`, or there under the name `inner`."""
     points = []
     for row in rows:
-        value = row.get(outer)
-        if inner:
+        value = row.get(key)
+        if inner is not None:
             value = value.get(inner) if isinstance(value, Mapping) else None
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            points.append((row["step"], float(value)))
+        if _finite(value):
+            points.append((row["step"], float(value or 0)))
     return points
 
 
-def _series(name: str, points: Sequence[tuple[int, float]], *, smooth: float = 0.0) -> Series:
-    return Series(name, [x for x, _ in points], [y for _, y in points], smooth=smooth)
+def _line(name: str, points: Points, smooth: float = 0.0) -> Curve:
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    if smooth and values:
+        return Curve(name, steps, smoothed(values, smooth), values)
+    return Curve(name, steps, values)
 
 
-def _facts(run: RunFolder) -> list[tuple[str, str]]:
-    facts = [("run", run.path.resolve().name)]
-    if run.steps:
-        facts.append(("steps", number(run.steps[-1]["step"])))
-        elapsed = _finite(run.steps, "elapsed_s")
-        if elapsed:
-            facts.append(("time", _duration(elapsed[-1][1])))
-        memory = _finite(run.steps, "memory_gb")
-        if memory:
-            facts.append(("memory", f"{max(y for _, y in memory):.1f} GiB"))
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Return the mean of `values` around each place, weighted by `weight ** distance` to both sides.
+
+    Looking to both sides, the curve does not lag behind a falling loss as a running mean does.
+    """
+    # Beyond this distance a neighbour's weight is below the rounding of the mean.
+    reach = min(len(values) - 1, math.ceil(math.log(1e-12) / math.log(weight)))
+    kernel = weight ** np.abs(np.arange(-reach, reach + 1.0))
+    window = slice(reach, reach + len(values))
+    total, weights = (np.convolve(one, kernel)[window] for one in (values, np.ones(len(values))))
+    return [float(mean) for mean in total / weights]
+
+
+def _facts(steps: Sequence[StepRow]) -> list[tuple[str, str]]:
+    facts = [("steps", format_number(steps[-1]["step"]))] if steps else []
+    elapsed, memory = _points(steps, "elapsed_s"), _points(steps, "memory_gb")
+    if elapsed:
+        minutes, seconds = divmod(round(elapsed[-1][1]), 60)
+        hours, minutes = divmod(minutes, 60)
+        shown = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+        facts.append(("time", f"{hours} h {minutes:02} min" if hours else shown))
+    if memory:
+        facts.append(("memory", f"{max(y for _, y in memory):.1f} GiB"))
     return facts
 
 
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02.0f} s" if minutes else f"{timedelta(seconds=seconds).seconds} s"
-
-
-def _edges(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Return the mean of the first and of the last twentieth: single steps are noisy."""
-    count = max(1, len(points) // 20)
-    first, last = points[:count], points[-count:]
-    return sum(y for _, y in first) / count, sum(y for _, y in last) / count
-
-
-def _overview(run: RunFolder) -> Section:
+def _overview(run: RunFolder, probes: Mapping[str, Points]) -> Section:
     cards = []
-    losses = _finite(run.steps, "loss")
+    losses = [loss for _, loss in _points(run.steps, "loss")]
     if losses:
-        start, end = _edges(losses)
-        cards.append(
-            Card(number(end, 3), "training loss at the end", f"from {number(start, 3)}", end < start)
-        )
+        # Single steps are noisy, so these are means over the first and over the last twentieth.
+        count = max(1, len(losses) // 20)
+        start, end = sum(losses[:count]) / count, sum(losses[-count:]) / count
+        delta = f"from {format_number(start, 3)}"
+        cards.append(Card(format_number(end, 3), "training loss at the end", delta, end < start))
     if run.evidence is not None:
-        change = float(run.evidence["relative_change"])
         share = run.evidence.get("gradient_share")
         delta = f"{_percent(share)} of the squared gradient norm" if isinstance(share, (int, float)) else ""
-        cards.append(Card(_percent(change), "change of the vision tower's weights", delta))
-    scores = [(name, points) for name, points in _probe_curves(run.probes).items() if "cka" not in name]
-    for name, points in scores[:2]:  # CKA measures change, not quality
-        gain = points[-1][1] - points[0][1]
-        delta = f"{gain:+.3f} since step {points[0][0]:,}" if len(points) > 1 else ""
-        cards.append(Card(number(points[-1][1], 3), _spoken(name), delta, None if not delta else gain > 0))
-    rates = _finite(run.steps, "samples_per_s")
+        change = _percent(run.evidence["relative_change"])
+        cards.append(Card(change, "change of the vision tower's weights", delta))
+    for name in [name for name in probes if "cka" not in name][:2]:  # CKA measures change, not quality
+        (step, first), (_, last) = probes[name][0], probes[name][-1]
+        delta = f"{last - first:+.3f} since step {step:,}" if len(probes[name]) > 1 else ""
+        cards.append(Card(format_number(last, 3), _spoken(name), delta, last > first if delta else None))
+    rates = sorted(rate for _, rate in _points(run.steps, "samples_per_s"))
     if rates:
-        middle = sorted(y for _, y in rates)[len(rates) // 2]
-        cards.append(Card(number(middle, 0 if middle >= 100 else 1), "samples a second (median)"))
+        middle = rates[len(rates) // 2]
+        cards.append(Card(format_number(middle, 0 if middle >= 100 else 1), "samples a second (median)"))
     blocks: list[Block] = [Headline(cards)] if cards else []
     if run.missing:
-        lines = [f"- `{name}`: {PARTS[name]}" for name in run.missing]
-        blocks.append(Text("Not in this run's folder, so not on this page:\n\n" + "\n".join(lines), "note"))
+        lines = "\n".join(f"- `{name}`: {RUN_FILES[name]}" for name in run.missing)
+        blocks.append(Text(f"Not in this run's folder, so not on this page:\n\n{lines}", "note"))
     return Section("Overview", blocks)
 
 
@@ -145,61 +237,53 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _training(rows: Sequence[Row]) -> Section:
-    losses = _finite(rows, "loss")
+def _training(rows: Sequence[StepRow]) -> Section:
+    losses = _points(rows, "loss")
     smooth = 0.9 if len(losses) > 40 else 0.0
-    note = "Pale: as logged. Strong: mean over neighbours." if smooth else ""
-    charts: list[Block] = [
-        LineChart("Loss", [_series("loss", losses, smooth=smooth)], wide=True, note=note),
+
+    def named(key: str) -> list[Curve]:
+        """Return one line for each name in the mappings that rows hold under `key`."""
+        names = dict.fromkeys(name for row in rows if isinstance(row.get(key), Mapping) for name in row[key])
+        return [_line(name, points, smooth) for name in names if (points := _points(rows, key, name))]
+
+    rates = {f"{name} a second": _points(rows, f"{name}_per_s") for name in ("samples", "tokens", "tiles")}
+    if rates["tiles a second"] == rates["samples a second"]:
+        del rates["tiles a second"]  # one tile a sample: the same curve
+    feeding = {"packing efficiency": _points(rows, "packing"), "waiting for data": _points(rows, "data_wait")}
+    lines = [
+        (
+            "Loss",
+            [_line("loss", losses, smooth)],
+            "Pale: as logged. Strong: mean over neighbours." if smooth else "",
+        ),
+        ("Losses by name", named("losses"), "Means over their terms, without weights."),
+        *((f"Throughput: {name}", [_line(name, points, smooth)], "") for name, points in rates.items()),
+        ("Learning rate", [_line("lr", _points(rows, "lr"))], ""),
+        ("Gradient norm before clipping", [_line("grad_norm", _points(rows, "grad_norm"), smooth)], ""),
+        ("Share of the squared gradient norm, by part", named("grad_share"), ""),
+        (
+            "Feeding the model",
+            [_line(name, found, smooth) for name, found in feeding.items()],
+            "Shares on 0..1.",
+        ),
     ]
-    named = _named(rows, "losses", smooth)
-    if len(named) > 1:
-        charts.append(
-            LineChart("Losses by name", named, wide=True, note="Means over their terms, without weights.")
-        )
-    rates = {name: _finite(rows, f"{name}_per_s") for name in ("samples", "tokens", "tiles")}
-    if rates["tiles"] == rates["samples"]:
-        del rates["tiles"]  # one tile a sample: the same curve
-    for name, points in rates.items():
-        if points:
-            series = [_series(name, points, smooth=smooth)]
-            charts.append(LineChart(f"Throughput: {name} a second", series, from_zero=True))
-    for key, head in (("lr", "Learning rate"), ("grad_norm", "Gradient norm before clipping")):
-        points = _finite(rows, key)
-        if points:
-            smoothing = smooth if key == "grad_norm" else 0.0
-            charts.append(LineChart(head, [_series(key, points, smooth=smoothing)], from_zero=key == "lr"))
-    shares = _named(rows, "grad_share", smooth)
-    if shares:
-        title = "Share of the squared gradient norm, by part"
-        charts.append(LineChart(title, shares, from_zero=True))
-    feeding = [
-        _series(name, points, smooth=smooth)
-        for name, key in (("packing efficiency", "packing"), ("waiting for data", "data_wait"))
-        if (points := _finite(rows, key))
-    ]
-    if feeding:
-        charts.append(LineChart("Feeding the model", feeding, from_zero=True, note="Shares on 0..1."))
+    charts: list[Block] = []
+    for title, found, note in lines:
+        known = [line for line in found if len(line.x)]
+        of_loss = title.startswith("Loss")
+        if known and not (title == "Losses by name" and len(known) < 2):
+            zero = not of_loss and not title.startswith("Gradient norm")
+            charts.append(LineChart(title=title, lines=known, from_zero=zero, wide=of_loss, note=note))
     return Section("Training", charts)
 
 
-def _named(rows: Sequence[Row], key: str, smooth: float) -> list[Series]:
-    """Return one line for each name in the mappings that rows hold under `key`."""
-    names = dict.fromkeys(name for row in rows if isinstance(row.get(key), Mapping) for name in row[key])
-    return [
-        _series(name, points, smooth=smooth) for name in names if (points := _finite(rows, f"{key}.{name}"))
-    ]
-
-
 def _learned(evidence: Mapping[str, Any]) -> Section:
-    change = float(evidence["relative_change"])
-    layers = evidence["layers"]
-    meant = evidence.get("meant_to_train", True)
+    change, meant = float(evidence["relative_change"]), evidence.get("meant_to_train", True)
+    step, share, cka = (evidence.get(name) for name in ("step", "gradient_share", "cka"))
     sentences = [
-        f"Over {number(evidence['step'])} steps" if isinstance(evidence.get("step"), int) else "Over the run",
+        f"Over {format_number(step)} steps" if isinstance(step, int) else "Over the run",
         f"the vision tower's weights moved by **{_percent(change)}** of their norm.",
     ]
-    share, cka = evidence.get("gradient_share"), evidence.get("cka")
     if isinstance(share, (int, float)):
         sentences.append(f"It received **{_percent(share)}** of the squared gradient norm on average.")
     if isinstance(cka, (int, float)):
@@ -208,34 +292,28 @@ def _learned(evidence: Mapping[str, Any]) -> Section:
         )
     if not meant:
         sentences.append("It was frozen on purpose.")
-    tone = "note" if not meant else "good" if change > 0 else "bad"
-    bars = [Bar(row["layer"], 100 * float(row["change"]), colour=0) for row in layers]
     chart = BarChart(
-        "Relative change of the weights, layer by layer",
-        bars,
+        title="Relative change of the weights, layer by layer",
+        bars=[Bar(row["layer"], 100 * float(row["change"])) for row in evidence["layers"]],
         digits=2,
         unit=" %",
         wide=True,
         note="‖w − w₀‖ / ‖w₀‖ since the start of the run; a layer that started at zero shows its norm.",
     )
+    text = Text(" ".join(sentences), "note" if not meant else "good" if change > 0 else "bad")
     lead = "Pretraining is for the vision tower, so its weights are watched."
-    return Section("The ViT learned", [Text(" ".join(sentences), tone), chart], lead)  # type: ignore[arg-type]
+    return Section("The ViT learned", [text, chart], lead)
 
 
-_NOT_PROBES = {"step", "elapsed_s", "seconds", "epoch"}
-
-
-def _probe_curves(rows: Sequence[Row]) -> dict[str, list[tuple[int, float]]]:
+def _probe_curves(rows: Sequence[StepRow]) -> dict[str, Points]:
     """Return probe name → (step, score). Nested mappings join their names by `/`."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, Points] = {}
 
     def add(step: int, name: str, value: Any) -> None:
         if isinstance(value, Mapping):
             for inner, nested in value.items():
                 add(step, f"{name}/{inner}" if name else str(inner), nested)
-            return
-        number_like = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name not in _NOT_PROBES and number_like and math.isfinite(value):
+        elif name not in ("step", "elapsed_s", "seconds", "epoch") and _finite(value):
             curves.setdefault(name, []).append((step, float(value)))
 
     for row in rows:
@@ -250,84 +328,63 @@ def _spoken(name: str) -> str:
     return " · ".join(part.replace("_", " ") for part in parts)
 
 
-def _probes(rows: Sequence[Row]) -> Section:
-    curves = _probe_curves(rows)
-    groups: dict[str, dict[str, list[tuple[int, float]]]] = {}
+def _probes(rows: Sequence[StepRow], curves: Mapping[str, Points]) -> Section:
+    tasks: dict[str, list[Curve]] = {}
     for name, points in curves.items():
         task, _, metric = name.rpartition("/")
-        groups.setdefault(task, {})[metric] = points
-    charts: list[Block] = []
-    lone = {
-        metric: points
-        for task, found in groups.items()
-        if task in ("", "probe")
-        for metric, points in found.items()
-    }
-    for task, found in groups.items():
-        if task in ("", "probe"):
-            continue
-        series = [_series(metric.replace("_", " "), points) for metric, points in found.items()]
-        charts.append(LineChart(_spoken(task), series))
-    charts += [
-        LineChart(metric.replace("_", " "), [_series(metric, points)]) for metric, points in lone.items()
-    ]
-    cells: list[list[Cell]] = [
+        shown = metric.replace("_", " ")
+        # A measure of no task has a chart of its own.
+        tasks.setdefault(shown if task in ("", "probe") else _spoken(task), []).append(_line(shown, points))
+    cells: list[list[TableCell]] = [
         [_spoken(name), points[0][1], points[-1][1], points[-1][1] - points[0][1]]
         for name, points in curves.items()
     ]
     first, last = min(r["step"] for r in rows), max(r["step"] for r in rows)
-    columns: list[Column | str] = [
-        "probe",
+    columns = [
+        Column("probe"),
         Column(f"step {first:,}", digits=3),
         Column(f"step {last:,}", digits=3),
         Column("change", digits=3, signed=True),
     ]
+    charts = [LineChart(title=task, lines=lines) for task, lines in tasks.items()]
     lead = "Frozen features of the vision tower, measured while it trains."
     return Section("Probes", [Table(columns, cells), *charts], lead)
 
 
 def _answers(run: RunFolder) -> Section:
-    scored: dict[str, list[float]] = {}
+    by_task: dict[str, list[Answered]] = {}
     for sample in run.samples:
-        if sample.score is not None:
-            scored.setdefault(sample.task or "all", []).append(sample.score)
-    blocks: list[Block] = []
-    if scored:
-        bars = [Bar(task, 100 * sum(s) / len(s), colour=0) for task, s in scored.items()]
-        counts = ", ".join(f"{task} {len(s)}" for task, s in scored.items())
-        title = "Mean score by task"
-        blocks.append(BarChart(title, bars, digits=1, unit=" %", wide=True, note=f"Samples: {counts}."))
-    shown = _spread_over_tasks(run.samples, MOST_SAMPLES)
-    note = (
-        f"{len(shown)} of {len(run.samples)} samples, evenly over tasks."
-        if len(shown) < len(run.samples)
-        else ""
-    )
-    blocks.append(Samples(shown, note=note, base=run.path))
-    return Section(
-        "What the model answers",
-        blocks,
-        "Dashed: where the labels say it is. Solid: what the model answered.",
-    )
-
-
-def _spread_over_tasks(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Return at most `count` samples, as many of each task as of the others where there are enough."""
-    by_task: dict[str, list[Sample]] = {}
-    for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)
-    chosen: list[Sample] = []
-    rounds = max((len(found) for found in by_task.values()), default=0)
-    for turn in range(rounds):
-        chosen += [found[turn] for found in by_task.values() if turn < len(found)]
-    return chosen[:count]
+    scores = {
+        task or "all": [s.score for s in found if s.score is not None] for task, found in by_task.items()
+    }
+    scores = {task: found for task, found in scores.items() if found}
+    blocks: list[Block] = []
+    if scores:
+        chart = BarChart(
+            title="Mean score by task",
+            bars=[Bar(task, 100 * sum(found) / len(found)) for task, found in scores.items()],
+            digits=1,
+            unit=" %",
+            wide=True,
+            note=f"Samples: {', '.join(f'{task} {len(found)}' for task, found in scores.items())}.",
+        )
+        blocks.append(chart)
+    # As many of each task as of the others, where there are enough.
+    rounds = range(max(map(len, by_task.values())))
+    shown = [found[turn] for turn in rounds for found in by_task.values() if turn < len(found)][
+        :_MOST_SAMPLES
+    ]
+    few = len(shown) < len(run.samples)
+    note = f"{len(shown)} of {len(run.samples)} samples, evenly over tasks." if few else ""
+    blocks.append(AnsweredCards(shown, note=note, base=run.path))
+    lead = "Dashed: where the labels say it is. Solid: what the model answered."
+    return Section("What the model answers", blocks, lead)
 
 
 def _provenance(run: RunFolder) -> Section:
-    blocks: list[Block] = []
     plain = {key: value for key, value in run.config.items() if not isinstance(value, (dict, list))}
-    if plain:
-        blocks.append(KeyValue(plain))
+    blocks: list[Block] = [KeyValue(plain)] if plain else []
     if run.config_text is not None:
         blocks.append(Code(run.config_text.strip(), CONFIG_FILE))
     else:

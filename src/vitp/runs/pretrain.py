@@ -26,13 +26,13 @@ from pydantic import (
 )
 from rich.console import Console
 
-from vitp.checkpoints.pretrained import WEIGHTS
+from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core import distributed
 from vitp.core.config import CONFIG_FILE, SettingsModel, load_config
 from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.sealed import check
 from vitp.data.batches import SampledBatches, check_global_batch
-from vitp.data.formats.vitp_labels import read as read_labels
+from vitp.data.formats.vitp_labels import read_compiled
 from vitp.engine.config import OptimConfig, TrainConfig
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.evaluation.online import OnlineProbes
@@ -246,4 +246,5 @@ def _probes(settings: ProbeSettings) -> list[Hook]:
     """Return the hook that probes while a run goes on, or none where no data is named."""
     if settings.data is None:
         return []
-    return [OnlineProbes(read_labels(Path(settings.data)), settings.every, max_images=settings.images)]
+
+    return [OnlineProbes(read_compiled(Path(settings.data)), settings.every, max_images=settings.images)]

@@ -61,7 +61,8 @@ def start_identity(start: str) -> str:
     Raises:
         CheckpointError: There is no model.
     """
-    from vitp.checkpoints.pretrained import WEIGHTS, resolve
+    from vitp.checkpoints.loading import vlm_folder
+    from vitp.checkpoints.tensors import WEIGHTS
     from vitp.core.files import sha256
 
-    return sha256(resolve(start) / WEIGHTS)[:16]
+    return sha256(vlm_folder(start) / WEIGHTS)[:16]

@@ -22,7 +22,7 @@ def probe(context: Context) -> Mapping[str, Any]:
 
     Settings: `labels`, `draws`, `images`, `development`. Needs: `data`, `backbone`.
     """
-    from vitp.checkpoints.export import load_backbone
+    from vitp.checkpoints.loading import load_backbone
     from vitp.data.splits import development_splits, label_count, splits_of
     from vitp.evaluation.probes import run_probes
     from vitp.tasks.data import open_labelled

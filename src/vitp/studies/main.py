@@ -13,7 +13,6 @@ from rich.console import Console
 
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json, write_text
-from vitp.report.markdown import page_markdown
 from vitp.studies.budget import duration
 from vitp.studies.catalogue import make_study
 from vitp.studies.grid import Cell, Study
@@ -195,7 +194,7 @@ def write_results(order: Order, scale: Scale, study: Study, runner: Runner) -> P
     report = Report(study, runner.store, scale, rows, order.command, len(runner.summary().left), runner.began)
     page = page_of(report)
     pictures = "".join(f"![{path.stem}](plots/{path.name})\n" for path in plots)
-    write_text(folder / "results.md", page_markdown(page) + (f"\n## Plots\n\n{pictures}" if plots else ""))
+    write_text(folder / "results.md", page.markdown() + (f"\n## Plots\n\n{pictures}" if plots else ""))
     return page.write(folder / "index.html")
 
 

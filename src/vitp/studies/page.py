@@ -7,22 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vitp.metrics.statistics import mean_std, repeats_needed
-from vitp.report.charts import Bar, BarChart, LineChart, Series
-from vitp.report.page import Page
-from vitp.report.sections import Block, Cell, Code, Column, KeyValue, Section, Table, Text
-from vitp.report.sections import Measure as Mean
-from vitp.report.svg import number
+from vitp.report.page import (
+    Block,
+    Code,
+    Column,
+    HtmlPage,
+    KeyValue,
+    MeanStd,
+    Section,
+    Table,
+    TableCell,
+    Text,
+)
+from vitp.report.text import format_number
 from vitp.studies.budget import duration, operations
 from vitp.studies.cache import Store, machine
 from vitp.studies.grid import Study
-from vitp.studies.plots import curves
+from vitp.studies.plots import bars, curves
 from vitp.studies.results import (
     CORRUPTED,
     LOWER_IS_BETTER,
     Measure,
-    Reading,
     Row,
-    Spent,
     compared,
     groups_of,
     label,
@@ -35,13 +41,13 @@ from vitp.studies.results import (
 )
 from vitp.studies.scales import Scale
 
-UNPROVEN = (
+_UNPROVEN = (
     "**This is a first look and proves nothing**: one pretraining seed, settings that were not tuned, short runs. Take "
     "away `--quick` for an answer."
 )
 
 
-DIFFERENCES_NOTE = (
+_DIFFERENCES_NOTE = (
     "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test, two-sided, of the "
     "seeds' means, and of the draws' means where there are several draws, the larger of the two. *better* and *worse* ask "
     "for an interval without zero and p < 0.05; among so many comparisons one in twenty of equal methods gets there. "
@@ -51,7 +57,7 @@ DIFFERENCES_NOTE = (
 )
 
 
-MOST_REPEATS = 100
+_MOST_REPEATS = 100
 """Pretraining seeds beyond which it doesn't matter how many more a comparison would need."""
 
 
@@ -78,18 +84,16 @@ class Report:
     since: float = 0.0
 
 
-def page_of(report: Report) -> Page:
-    """Return the page: `write` makes it a file, `page_markdown` text."""
+def page_of(report: Report) -> HtmlPage:
+    """Return the page: `write` makes it a file, `markdown` text."""
     study, scale = report.study, report.scale
-    sections = [_answer(report)]
+    sections = [_answer(report), *_failed(report)]
     if study.x_label:
-        sections.append(_curves(report))
+        charts = [curves(study, report.rows, measure) for measure in measures_of(report.rows)]
+        lead = "Mean over all runs, each of which is a dot; error bars are one standard deviation."
+        sections.append(Section("Curves", [one for one in charts if any(line.x for line in one.lines)], lead))
     sections += [_group(report, group) for group in groups_of(report.rows)]
-    sections += [part for part in (_cost(report), _information(report), _tuning(report)) if part is not None]
-    failed = _failed(report)
-    if failed is not None:
-        sections.insert(1, failed)
-    sections.append(_how(report))
+    sections += [*_cost(report), *_information(study), *_tuning(report), _how(report)]
     title = study.title + (" (first look)" if scale.quick else "")
     finetunings = [row.draw + 1 for row in report.rows if not row.task.startswith("frozen")]
     facts = [
@@ -98,54 +102,49 @@ def page_of(report: Report) -> Page:
         ("finetunings of each", str(max(finetunings, default=0))),
         ("made", time.strftime("%Y-%m-%d")),
     ]
-    return Page(title, sections, study.question, facts)
+    return HtmlPage(title, sections, study.question, facts)
+
+
+def _section(
+    title: str,
+    columns: Sequence[Column | str],
+    rows: Sequence[Sequence[TableCell]],
+    lead: str = "",
+    note: str = "",
+) -> list[Section]:
+    """Return a section with a table, or none where the table has no rows."""
+    return [Section(title, [Table(columns, rows, note=note)], lead)] if rows else []
 
 
 def _answer(report: Report) -> Section:
     blocks: list[Block] = []
     if report.scale.quick:
-        blocks.append(Text(UNPROVEN, "bad"))
+        blocks.append(Text(_UNPROVEN, "bad"))
     elif report.scale.seeds < 3:
         blocks.append(
             Text("Fewer than three pretraining seeds decide nothing: every verdict is open.", "note")
         )
     if report.left:
         blocks.append(Text(f"{report.left} cells have not been run yet; run the command again.", "note"))
-    readings = [read_claim(report.rows, claim) for claim in report.study.claims]
-    if readings:
-        blocks.append(_claims(readings))
+    rows: list[list[TableCell]] = []
+    for claim in report.study.claims:
+        found = read_claim(report.rows, claim)
+        better, worse = ("; ".join(map(label, measures)) or "–" for measures in (found.better, found.worse))
+        rows.append([claim.text, found.answer, better, worse, len(found.undecided)])
+    if rows:
+        columns: list[Column | str] = [
+            "claim",
+            "here",
+            "better on",
+            "worse on",
+            Column("no evidence", digits=0),
+        ]
+        blocks.append(Table(columns, rows))
     return Section(
         "The answer",
         blocks or [Text("The tables below hold the numbers; the paper makes no claim that they test.")],
         "What the paper says, and what these runs say. A claim *agrees* when at least one measure is better and none worse.",
     )
-
-
-def _claims(readings: Sequence[Reading]) -> Table:
-    def names(measures: Sequence[Measure]) -> str:
-        return "; ".join(map(label, measures)) or "–"
-
-    rows: list[list[Cell]] = [
-        [
-            reading.claim.text,
-            reading.answer,
-            names(reading.better),
-            names(reading.worse),
-            len(reading.undecided),
-        ]
-        for reading in readings
-    ]
-    return Table(["claim", "here", "better on", "worse on", Column("no evidence", digits=0)], rows)
-
-
-def _curves(report: Report) -> Section:
-    charts: list[Block] = []
-    for measure in measures_of(report.rows):
-        lines = curves(report.study, report.rows, measure)
-        series = [Series(name, xs, means, error=stds) for name, (xs, means, stds) in lines.items() if xs]
-        if series:
-            charts.append(LineChart(label(measure), series, x_label=report.study.x_label, y_label="%"))
-    return Section("Curves", charts, "Mean over all runs; error bars are one standard deviation.")
 
 
 def _group(report: Report, group: str) -> Section:
@@ -155,7 +154,7 @@ def _group(report: Report, group: str) -> Section:
     blocks: list[Block] = [_means(rows, group, arms, measures, report.study.ours)]
     blocks += _differences(report.study, rows, group, arms, measures)
     blocks += _corruptions(rows, group, arms)
-    blocks += [_bars(rows, group, arms, measure, report.study.ours) for measure in measures]
+    blocks += [bars(rows, group, measure, report.study.ours) for measure in measures]
     return Section(group[0].upper() + group[1:], blocks)
 
 
@@ -165,7 +164,7 @@ def _corruptions(rows: Sequence[Row], group: str, arms: Sequence[str]) -> list[B
     sets = several_sets(single)
     tables: list[Block] = []
     for set_, task in dict.fromkeys((measure[0], measure[1]) for measure in single):
-        table: list[list[Cell]] = []
+        table: list[list[TableCell]] = []
         for measure in (one for one in single if one[:2] == (set_, task)):
             if measure[2] in ("average", "drop"):
                 continue
@@ -186,14 +185,18 @@ def _means(
     columns += [
         Column(label(m, with_set=sets), "min" if m[2] in LOWER_IS_BETTER else "max", 1) for m in measures
     ]
-    columns += ["images", "operations", "time"]
-    table: list[list[Cell]] = []
+    columns += [
+        Column("images", digits=0),
+        Column("operations", written=operations),
+        Column("time", written=duration),
+    ]
+    table: list[list[TableCell]] = []
     for arm in arms:
-        cells: list[Cell] = [arm]
+        cells: list[TableCell] = [arm]
         for measure in measures:
             values = [100 * value for value in repeats(rows, group, arm, measure).values()]
             mean, std = mean_std(values)
-            cells.append(Mean(mean, std if len(values) > 1 else None, len(values)) if values else None)
+            cells.append(MeanStd(mean, std if len(values) > 1 else None, len(values)) if values else None)
         table.append(cells + _budget([row for row in rows if row.arm == arm]))
     note = (
         "Percent: mean ± standard deviation over pretraining seeds × draws of labels. Images, operations and time are those "
@@ -203,21 +206,19 @@ def _means(
     return Table(columns, table, note=note, highlight=[arms.index(ours)] if ours in arms else [])
 
 
-def _budget(rows: Sequence[Row]) -> list[Cell]:
-    known = {row.seed: row for row in rows if row.images is not None}.values()
-    if not known or not any(row.images for row in known):
-        return ["–", "–", "–"]
-    images, flops, seconds = (
-        mean_std([float(value) for row in known if (value := getattr(row, name)) is not None])[0]
-        for name in ("images", "flops", "seconds")
-    )
-    return [f"{images:,.0f}", operations(flops), duration(seconds)]
+def _budget(rows: Sequence[Row]) -> list[TableCell]:
+    """Return images, operations and time of one pretraining run, where there was one."""
+    known = list({row.seed: row for row in rows if row.images is not None}.values())
+    if not any(row.images for row in known):
+        return [None, None, None]
+    by_name = ([getattr(row, name) for row in known] for name in ("images", "flops", "seconds"))
+    return [mean_std([float(v) for v in values if v is not None])[0] for values in by_name]
 
 
 def _differences(
     study: Study, rows: Sequence[Row], group: str, arms: Sequence[str], measures: Sequence[Measure]
 ) -> list[Block]:
-    """Return a table of the study's arm minus each other, and one for each other arm that a claim sets against a third."""
+    """Return a table of the study's arm minus each other, and of each arm that a claim sets against a third."""
     pairs = {study.ours: [arm for arm in arms if arm != study.ours]} if study.ours in arms else {}
     known = {frozenset((ours, theirs)) for ours, others in pairs.items() for theirs in others}
     for claim in study.claims:
@@ -227,34 +228,23 @@ def _differences(
             pairs.setdefault(claim.ours, []).append(claim.theirs)
     tables = [_minus(rows, group, ours, others, measures) for ours, others in pairs.items()]
     shown = [table for table in tables if table.rows]
-    return [*shown[:-1], *(replace(table, note=DIFFERENCES_NOTE) for table in shown[-1:])]
+    return [*shown[:-1], *(replace(table, note=_DIFFERENCES_NOTE) for table in shown[-1:])]
 
 
 def _minus(
     rows: Sequence[Row], group: str, ours: str, others: Sequence[str], measures: Sequence[Measure]
 ) -> Table:
     sets = several_sets(measures)
-    table: list[list[Cell]] = []
+    table: list[list[TableCell]] = []
     for measure in measures:
         for arm in others:
             found = compared(rows, group, ours, arm, measure)
             if found is None:
                 continue
-            # One seed has no interval.
-            interval = f"{_signed(found.low)} to {_signed(found.high)}" if found.n > 1 else None
-            needed = _needed(rows, group, ours, arm, measure)
-            table.append(
-                [
-                    label(measure, with_set=sets),
-                    arm,
-                    100 * found.mean,
-                    interval,
-                    found.n,
-                    found.p,
-                    found.verdict,
-                    needed,
-                ]
-            )
+            low, high = (format_number(100 * value, 1, signed=True) for value in (found.low, found.high))
+            interval = f"{low} to {high}" if found.n > 1 else None  # one seed has none
+            name, needed = label(measure, with_set=sets), _needed(rows, group, ours, arm, measure)
+            table.append([name, arm, 100 * found.mean, interval, found.n, found.p, found.verdict, needed])
     columns: list[Column | str] = [
         "measure",
         f"{ours} minus",
@@ -268,48 +258,44 @@ def _minus(
     return Table(columns, table)
 
 
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + number(100 * value, 1)
-
-
 def _needed(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure) -> str | None:
     """Return how many repeats would show a difference like this one."""
     mine, others, _ = paired(rows, group, ours, theirs, measure)
     if len({seed for seed, _ in mine.keys() & others.keys()}) < 2:
         return None
-    needed = repeats_needed(mine, others, most=MOST_REPEATS)
-    return f"> {MOST_REPEATS}" if needed is None else str(needed)
+    needed = repeats_needed(mine, others, most=_MOST_REPEATS)
+    return f"> {_MOST_REPEATS}" if needed is None else str(needed)
 
 
-def _bars(rows: Sequence[Row], group: str, arms: Sequence[str], measure: Measure, ours: str) -> BarChart:
-    bars = []
-    for arm in arms:
-        values = [100 * value for value in repeats(rows, group, arm, measure).values()]
-        if values:
-            mean, std = mean_std(values)
-            several = len(values) > 1
-            colour = 0 if arm == ours else 1
-            bars.append(Bar(arm, mean, std if several else None, values if several else (), colour))
-    return BarChart(label(measure), bars, digits=1, x_label="%")
-
-
-def _cost(report: Report) -> Section | None:
-    found = spent(report.study, report.store)
-    if not found:
-        return None
-    rows: list[list[Cell]] = [_cost_row(one) for one in found]
+def _cost(report: Report) -> list[Section]:
+    rows: list[list[TableCell]] = []
+    for one in spent(report.study, report.store):
+        speed = one.images / one.seconds if one.seconds and one.images else None
+        run: list[TableCell] = [
+            one.arm,
+            one.init,
+            one.budget,
+            one.runs,
+            one.images,
+            one.tokens or None,
+            one.flops or None,
+        ]
+        energy = "not readable" if one.joules is None else f"{one.joules / 3600:.1f} Wh"
+        rows.append([*run, one.seconds, speed, one.processor_seconds, one.memory, energy])
     columns: list[Column | str] = [
-        "arm",
-        "from",
-        "equal",
-        Column("runs", digits=0),
-        "images",
-        "tokens",
-        "operations",
-        "time",
+        *(
+            "arm",
+            "from",
+            "equal",
+            Column("runs", digits=0),
+            Column("images", digits=0),
+            Column("tokens", digits=0),
+        ),
+        Column("operations", written=operations),
+        Column("time", written=duration),
         Column("images a second", digits=1),
-        "processor time",
-        "memory",
+        Column("processor time", written=duration),
+        Column("memory", written=lambda size: f"{size / 2**30:.1f} GiB"),
         "energy",
     ]
     note = (
@@ -317,70 +303,38 @@ def _cost(report: Report) -> Section | None:
         "Tokens: those that a language model computed. Energy: of the whole machine while the run was on, where the system "
         "lets it be read."
     )
-    return Section("Cost", [Table(columns, rows, note=note)])
+    return _section("Cost", columns, rows, note=note)
 
 
-def _cost_row(one: Spent) -> list[Cell]:
-    return [
-        one.arm,
-        one.init,
-        one.budget,
-        one.runs,
-        f"{one.images:,.0f}",
-        f"{one.tokens:,.0f}" if one.tokens else "–",
-        operations(one.flops) if one.flops else "–",
-        "–" if one.seconds is None else duration(one.seconds),
-        one.images / one.seconds if one.seconds and one.images else None,
-        "–" if one.processor_seconds is None else duration(one.processor_seconds),
-        "–" if one.memory is None else f"{one.memory / 2**30:.1f} GiB",
-        "not readable" if one.joules is None else f"{one.joules / 3600:.1f} Wh",
-    ]
+def _information(study: Study) -> list[Section]:
+    rows = list((study.information or {}).items())
+    lead = "Paradigms that are told more should do better; the table says how much more."
+    return _section("Label information", ["arm", "what its pretraining was told"], rows, lead)
 
 
-def _information(report: Report) -> Section | None:
-    information = report.study.information
-    if not information:
-        return None
-    rows: list[list[Cell]] = [[arm, text] for arm, text in information.items()]
-    return Section(
-        "Label information",
-        [Table(["arm", "what its pretraining was told"], rows)],
-        "Paradigms that are told more should do better; the table says how much more.",
-    )
-
-
-def _tuning(report: Report) -> Section | None:
-    rows: list[list[Cell]] = []
+def _tuning(report: Report) -> list[Section]:
+    rows: list[list[TableCell]] = []
     for cell in report.study.cells:
         result = report.store.result(cell) if cell.kind == "choose" else None
         if result is None:
             continue
         tried = "; ".join(
-            f"{row['value']:g}: {'failed' if row['score'] is None else number(100 * row['score'], 1)}"
+            f"{row['value']:g}: {'failed' if row['score'] is None else format_number(100 * row['score'], 1)}"
             for row in result["values"]["tried"]
         )
         facts = cell.facts
         what = f"{facts['tunes']}" + (f", {facts['set']}" if "set" in facts else "")
         rows.append([str(facts["arm"]), str(facts["init"]), what, tried, f"{result['values']['chosen']:g}"])
-    if not rows:
-        return None
-    return Section(
-        "Tuning",
-        [Table(["arm", "from", "setting", "tried: score on validation images (%)", "chosen"], rows)],
-        "The same number of values for each arm, on a seed of its own, never on test images.",
-    )
+    columns = ["arm", "from", "setting", "tried: score on validation images (%)", "chosen"]
+    lead = "The same number of values for each arm, on a seed of its own, never on test images."
+    return _section("Tuning", columns, rows, lead)
 
 
-def _failed(report: Report) -> Section | None:
-    rows: list[list[Cell]] = []
-    for cell in report.study.cells:
-        failure = report.store.failure(cell, report.since)
-        if failure is not None:
-            rows.append([cell.name, failure.kind, failure.message])
-    if not rows:
-        return None
+def _failed(report: Report) -> list[Section]:
+    failures = [(cell.name, report.store.failure(cell, report.since)) for cell in report.study.cells]
+    rows = [(name, failure.kind, failure.message) for name, failure in failures if failure is not None]
     lead = "They are missing in the tables. Run the command again to try them anew."
-    return Section("Failed cells", [Table(["cell", "how", "why"], rows)], lead)
+    return _section("Failed cells", ["cell", "how", "why"], rows, lead)
 
 
 def _how(report: Report) -> Section:

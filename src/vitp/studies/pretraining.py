@@ -90,7 +90,8 @@ def _with_new_language_model(context: Context, init: str) -> Path:
     """Return the folder of a model with the ViT of `init` and a random language model of other sizes."""
     import torch
 
-    from vitp.checkpoints.pretrained import load_vlm, save_vlm
+    from vitp.checkpoints.loading import load_vlm
+    from vitp.checkpoints.writing import save_vlm
     from vitp.models.language import micro_qwen2
     from vitp.models.vlm import VisionLanguageModel
 
@@ -110,9 +111,9 @@ def _with_new_language_model(context: Context, init: str) -> Path:
 
 def _untrained(context: Context) -> dict[str, Any]:
     """Write the ViT as it is: the starter's, or one with random weights."""
-    from vitp.checkpoints import export_format
-    from vitp.checkpoints.card import Provenance
-    from vitp.checkpoints.export import load_backbone, random_backbone
+    from vitp.checkpoints.description import Provenance
+    from vitp.checkpoints.export import write_backbone
+    from vitp.checkpoints.loading import load_backbone, random_backbone
     from vitp.core.files import atomic_dir
 
     settings = context.cell.settings
@@ -122,7 +123,7 @@ def _untrained(context: Context) -> dict[str, Any]:
     else:
         tower, source = start, "the start"
     with atomic_dir(context.folder / MODEL) as temporary:
-        export_format.write_backbone(temporary, tower, Provenance(source=source), name="model")
+        write_backbone(temporary, tower, Provenance(source=source), name="model")
     return {"lr": None, "loss": None, "images": 0, "tokens": 0, "flops": 0.0, "steps": 0, "evidence": {}}
 
 

@@ -1,4 +1,4 @@
-"""What came out: one row a number, and tables of means."""
+"""The results of a study: one row a number, comparisons of arms, and what their pretraining cost."""
 
 from __future__ import annotations
 
@@ -85,55 +85,44 @@ def rows_of(study: Study, store: Store, scale: str, since: float = 0.0) -> list[
 
 def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> Iterable[Row]:
     facts, result = cell.facts, store.result(cell)
-    failure = store.failure(cell, since)
-    common = {
+    failure = store.failure(cell, since) if result is None else None
+    source = study[cell.needs["model"]] if "model" in cell.needs else cell
+    run = store.result(study[source.needs["backbone"]])
+    common: dict[str, Any] = {
         "study": study.name,
         "scale": scale,
-        "group": facts["group"],
-        "arm": facts["arm"],
+        **{name: facts[name] for name in ("group", "arm", "seed")},
         "x": facts.get("x"),
         "init": facts.get("init", ""),
         "set": facts.get("set", ""),
-        "seed": facts["seed"],
-        "message": failure.message if failure and result is None else "",
+        "images": None if run is None else run["values"]["images"],
+        "flops": None if run is None else run["values"]["flops"],
+        "seconds": None if run is None else run["cost"]["seconds"],
+        "message": failure.message if failure else "",
         "status": "done" if result is not None else "failed" if failure else "open",
         "cell": store.keys[cell.name],
-        **_pretraining_cost(study, store, cell),
     }
+    of_task = int(facts.get("draw") or 0)
     if result is None:
         task = str(facts.get("task", "frozen features"))
-        yield Row(task=task, metric="", main=True, draw=_int(facts.get("draw")), value=None, **common)
+        yield Row(task=task, metric="", main=True, draw=of_task, value=None, **common)
     elif cell.kind == "probe":
         for row in result["values"]["rows"]:
+            main = (row["task"], row["metric"]) in MAIN_PROBES
+            shown: dict[str, Any] = {
+                "task": f"frozen: {row['task']}",
+                "metric": row["metric"],
+                "main": main,
+                **common,
+            }
             for draw, value in enumerate(row["values"]):
-                main = (row["task"], row["metric"]) in MAIN_PROBES
-                task = f"frozen: {row['task']}"
-                yield Row(task=task, metric=row["metric"], main=main, draw=draw, value=value, **common)
+                yield Row(draw=draw, value=value, **shown)
     else:
         corrupted = CORRUPTED if cell.kind == "robustness" else ""
         for metric, value in result["values"]["values"].items():
-            yield Row(
-                task=f"{facts['task']}{corrupted}",
-                metric=metric,
-                main=metric == facts["score"] or (bool(corrupted) and metric == "drop"),
-                draw=_int(facts.get("draw")),
-                value=value,
-                **common,
-            )
-
-
-def _int(value: Any) -> int:
-    return int(value or 0)
-
-
-def _pretraining_cost(study: Study, store: Store, cell: Cell) -> dict[str, Any]:
-    source = study[cell.needs["model"]] if "model" in cell.needs else cell
-    run = study[source.needs["backbone"]]
-    result = store.result(run)
-    if result is None:
-        return {"images": None, "flops": None, "seconds": None}
-    values = result["values"]
-    return {"images": values["images"], "flops": values["flops"], "seconds": result["cost"]["seconds"]}
+            main = metric == facts["score"] or (bool(corrupted) and metric == "drop")
+            task = f"{facts['task']}{corrupted}"
+            yield Row(task=task, metric=metric, main=main, draw=of_task, value=value, **common)
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -184,7 +173,7 @@ def compared(
 def paired(
     rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure
 ) -> tuple[Repeats, Repeats, bool]:
-    """Return (pretraining seed, draw) → value of two arms as `compared` pairs them, and whether their spread is known."""
+    """Return (pretraining seed, draw) → value of two arms in pairs, and whether their spread is known."""
     mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
     known = True
     if not _pretrained(rows, group, theirs):
@@ -210,7 +199,7 @@ def _spread(
 
 
 @dataclass(frozen=True)
-class Reading:
+class ClaimReading:
     """What the numbers say about a claim.
 
     Attributes:
@@ -226,7 +215,7 @@ class Reading:
     undecided: tuple[Measure, ...] = ()
 
 
-def read_claim(rows: Sequence[Row], claim: Claim) -> Reading:
+def read_claim(rows: Sequence[Row], claim: Claim) -> ClaimReading:
     """Return what the main measures say about a claim."""
     verdicts: dict[str, list[Measure]] = {"better": [], "worse": [], "no evidence": []}
     for measure in measures_of(rows):
@@ -242,7 +231,7 @@ def read_claim(rows: Sequence[Row], claim: Claim) -> Reading:
         answer = "agrees" if better else "does not agree"
     else:
         answer = "cannot tell"
-    return Reading(claim, answer, tuple(better), tuple(worse), tuple(verdicts["no evidence"]))
+    return ClaimReading(claim, answer, tuple(better), tuple(worse), tuple(verdicts["no evidence"]))
 
 
 def metric_name(metric: str) -> str:

@@ -82,7 +82,7 @@ def _finetuning(context: Context) -> dict[str, float]:
 
 
 def _probing(context: Context) -> dict[str, float]:
-    from vitp.checkpoints.export import load_backbone
+    from vitp.checkpoints.loading import load_backbone
     from vitp.evaluation.probes import run_probes
     from vitp.studies.sources import folder_of
     from vitp.tasks.data import open_labelled

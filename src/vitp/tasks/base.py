@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from vitp.checkpoints.description import CONFIG
+from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.config import Positive, SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
@@ -28,9 +30,7 @@ from vitp.models.pyramid import Pyramid
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.records.labels import LabelledSet
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-FORMAT = "vitp-task-1"
+TASK_FORMAT = "vitp-task-1"
 
 
 @dataclass(frozen=True)
@@ -271,5 +271,5 @@ class TaskModel(Objective):
         folder.mkdir(parents=True, exist_ok=True)
         # One key only: safetensors writes several in random order, and equal models should be equal files.
         save_tensors(folder / WEIGHTS, unique_state(self), {"format": "pt"})
-        head = {"format": FORMAT, "task": self.name, "classes": list(self.classes)}
+        head = {"format": TASK_FORMAT, "task": self.name, "classes": list(self.classes)}
         write_json(folder / CONFIG, json.loads(json.dumps({**head, **self.description})))

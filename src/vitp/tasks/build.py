@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from vitp.checkpoints.export import load_backbone
+from vitp.checkpoints.loading import load_backbone, open_timm
 from vitp.core.config import SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.models.backbone import Backbone
@@ -125,7 +126,9 @@ def _open(settings: BackboneSettings) -> Backbone:
                 where="backbone.patch_size",
                 fix="give patch_size among backbone.arguments; timm resamples the weights",
             )
-        return timm_backbone(config, drop_path=settings.drop_path, weights=settings.weights)
+        if settings.weights is None:
+            return timm_backbone(config, drop_path=settings.drop_path)
+        return open_timm(config, Path(settings.weights), drop_path=settings.drop_path)[0]
     if settings.arguments or settings.weights:
         raise ConfigError(
             f'"{name}" takes neither arguments nor weights', where="backbone", fix='use init "timm:NAME"'

@@ -18,10 +18,10 @@ from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.augment import AugmentSettings, augment
 from vitp.data.batches import Collate, SampledBatches, ShuffledImages
 from vitp.data.formats import read_labels
-from vitp.data.ignored import UNLABELLED, outline, read_mask
+from vitp.data.ignored import UNLABELLED, read_mask, rings_of
 from vitp.data.image_sample import ImageSample
 from vitp.data.mixture import Sample
-from vitp.data.splits import draw, label_count, splits_of
+from vitp.data.splits import draw_images, label_count, splits_of
 from vitp.io.images import image_size, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Target
@@ -39,7 +39,7 @@ def open_labelled(path: str | Path, format: str = "auto", **options: Any) -> Lab
 
     Args:
         path: Folder (or COCO file; or the domain of generated scenes with `format="scenes"`).
-        format: A key of `vitp.data.formats.FORMATS`, or "auto".
+        format: A key of `vitp.data.formats.LABEL_FORMATS`, or "auto".
         **options: Of the format.
 
     Raises:
@@ -142,7 +142,7 @@ def draw_labels(train: LabelledSet, labels: int | float | None, seed: int) -> La
     scenes = {name: number for number, name in enumerate(train.scene_classes)}
     items = [train.items[index] for index in range(len(train))]
     scene_N = torch.tensor([scenes.get(item.scene or "", -1) for item in items])
-    return replace(train, items=[items[index] for index in draw(scene_N, count, seed).tolist()])
+    return replace(train, items=[items[index] for index in draw_images(scene_N, count, seed).tolist()])
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def _quads(labels: Sequence[ObjectLabel]) -> Tensor:
 
 
 def _masks(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
-    masks = [rasterise(outline(label), size, label.holes) for label in labels]
+    masks = [rasterise(rings_of(label), size, label.holes) for label in labels]
     return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), np.uint8))
 
 

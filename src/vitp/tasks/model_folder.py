@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitp.checkpoints.pretrained import load_weights, tied_names
+from vitp.checkpoints.description import CONFIG, read_config
+from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError
-from vitp.core.reading import parse_json, read_text
-from vitp.core.sealed import read_safetensors
+from vitp.core.tensors import load_tensors, load_weights
 from vitp.models.foreign import described_by
-from vitp.tasks.base import CONFIG, FORMAT, WEIGHTS, InputSize, TaskModel, TestSettings
+from vitp.tasks.base import TASK_FORMAT, InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model, empty_backbone
 
 
@@ -31,23 +31,17 @@ def model_folder(path: str | Path) -> Path:
     )
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def task_description(folder: Path) -> dict[str, Any]:
     """Return what `config.json` says.
 
     Raises:
         CheckpointError: It isn't the configuration of a finetuned model.
     """
-    path = folder / CONFIG
-    try:
-        description = parse_json(read_text(path))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"can't be read ({error})", where=str(path), fix="copy the folder again"
-        ) from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+    description = read_config(folder)
+    if description.get("format") != TASK_FORMAT:
         raise CheckpointError(
             "is not the configuration of a finetuned model",
-            where=str(path),
+            where=str(folder / CONFIG),
             fix="name a run of `vitp finetune`; pretrained backbones are finetuned first",
         )
     return description
@@ -60,7 +54,7 @@ def load_task(path: str | Path) -> TaskModel:
         CheckpointError: There is none, a file is broken, or weights don't fit (with a report name by name).
     """
     folder = model_folder(path)
-    description = read_description(folder)
+    description = task_description(folder)
     with described_by(folder / CONFIG):
         task, classes = description["task"], description["classes"]
         model = build_model(
@@ -75,8 +69,7 @@ def load_task(path: str | Path) -> TaskModel:
     model.description = {
         key: value for key, value in description.items() if key not in ("format", "task", "classes")
     }
-    weights = read_safetensors(folder / WEIGHTS, ours=True)
-    load_weights(model, weights, where=str(folder / WEIGHTS), tied=tied_names(model))
+    load_weights(model, load_tensors(folder / WEIGHTS), source=str(folder / WEIGHTS))
     return model.eval()
 
 

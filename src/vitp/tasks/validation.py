@@ -10,7 +10,7 @@ from pathlib import Path
 from vitp.core.errors import CheckpointError
 from vitp.core.files import atomic_path, write_json
 from vitp.core.sealed import check, read_metadata
-from vitp.core.tensors import load_state, load_tensors, save_tensors, unique_state
+from vitp.core.tensors import load_tensors, load_weights, save_tensors, unique_state
 from vitp.data.splits import subset
 from vitp.engine.checkpoint import checkpoints
 from vitp.engine.hooks import Hook, StepMetrics
@@ -167,7 +167,7 @@ class Validation(Hook):
         file = best_weights(self.run_dir, step)
         if file is None:
             raise CheckpointError("is missing", where=str(_weights_of(self.run_dir, step)), fix=_FIX)
-        load_state(model, load_tensors(file, fix=_FIX), str(file))
+        load_weights(model, load_tensors(file, fix=_FIX), source=str(file))
         return step
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from vitp.core.errors import ConfigError
-from vitp.data.formats.common import ReadOptions, SetBuilder, list_images
+from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.empty import is_empty
 from vitp.data.formats.pixel_masks import MaskFile
+from vitp.data.formats.walk import list_images
 from vitp.data.published import PublishedSet, any_of
 from vitp.records.labels import LabelledImage, LabelledSet
 

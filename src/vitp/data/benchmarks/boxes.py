@@ -31,11 +31,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.core.reading import read_text
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
-from vitp.data.formats.coco import read_files
-from vitp.data.formats.common import list_images, read_text
-from vitp.data.formats.dota import read_objects
-from vitp.data.formats.image_labels import ImageLabels, Shape
+from vitp.data.formats.coco import read_coco_files
+from vitp.data.formats.dota import read_dota_objects
+from vitp.data.formats.image_labels import ImageLabels, LabelShape
+from vitp.data.formats.walk import list_images
 from vitp.data.published import read_xml
 from vitp.records.labels import SPLITS, LabelledSet
 
@@ -161,7 +162,7 @@ def _read_objects(
                 where=str(path),
                 fix=f"give {', '.join(numbers)} as numbers, or unpack the file again",
             ) from error
-        shape = Shape(box=values) if numbers == _EDGES else Shape(quad=values)
+        shape = LabelShape(box=values) if numbers == _EDGES else LabelShape(quad=values)
         difficult = (node.findtext("difficult") or "0").strip() not in ("", "0")
         if name in reading.facts.classes:
             found.add(where, name, shape, difficult=difficult)
@@ -209,7 +210,7 @@ def _read_dota_text(
             path = folder / f"{image.stem}.txt"
             if reading.has(path) and (size := reading.builder.size_of(image)) is not None:
                 labelled = reading.builder.labels_of(size, reading.builder.place(folder), folder=True)
-                read_objects(reading.builder.place(path), path, labelled, reading.facts.classes)
+                read_dota_objects(reading.builder.place(path), path, labelled, reading.facts.classes)
                 reading.builder.add_labelled(image, labelled, split=split)
     if test is not None:
         reading.add_folder("test", test)
@@ -245,7 +246,7 @@ def read_ssdd(reading: Reading, *, part: str = "") -> LabelledSet:
 
 def _read_coco(reading: Reading, entries: list[tuple[Path, str, Path]]) -> LabelledSet:
     """Read (annotation file, split, image folder) rows; class names may differ from the set's in case."""
-    found = read_files(reading.builder, entries, reading.lacks)
+    found = read_coco_files(reading.builder, entries, reading.lacks)
     classes = reading.facts.classes
     if unknown := [name for name in found if name.lower() not in classes]:
         raise DataError(

@@ -13,9 +13,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from vitp.core.reading import read_text
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
-from vitp.data.formats.common import list_images, read_text
 from vitp.data.formats.pixel_masks import ChangeFile
+from vitp.data.formats.walk import list_images
 from vitp.records.labels import SPLITS, LabelledSet
 
 # fmt: off

@@ -23,9 +23,9 @@ from vitp.data.benchmarks.base import Benchmark, Reading, count_problems, differ
 from vitp.data.benchmarks.catalogue import benchmark
 from vitp.data.benchmarks.medical import amos_cases, brats_cases
 from vitp.data.formats import read_labels, vitp_labels
-from vitp.data.formats.common import ReadOptions
+from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.crops import cut
-from vitp.data.formats.vitp_labels import LabelWriter, Roots
+from vitp.data.formats.vitp_labels import LineWriter, Roots, label_line
 from vitp.data.published import check_out, read_record
 from vitp.records.labels import SPLITS, LabelledSet
 
@@ -134,9 +134,9 @@ def prepare_benchmark(
     inside = work.is_dir()
     with files.atomic_dir(out) as temporary:
         roots = Roots(temporary, work if inside else root, work if facts.volumes else root)
-        with LabelWriter(roots) as writer:
+        with LineWriter(roots.out / "labels") as writer:
             for item in images.items:
-                writer.add(item)
+                writer.add(item.split, label_line(item, roots))
         vitp_labels.write_head(
             images,
             roots,

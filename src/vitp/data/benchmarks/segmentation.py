@@ -26,8 +26,8 @@ COVID-QU-Ex, chest X-rays with lung and infection masks:
 from __future__ import annotations
 
 from vitp.data.benchmarks.base import Benchmark, Reading, Values, option, reader_of
-from vitp.data.formats.coco import read_files
-from vitp.data.formats.common import list_images
+from vitp.data.formats.coco import read_coco_files
+from vitp.data.formats.walk import list_images
 from vitp.records.labels import IGNORE, SPLITS, LabelledSet
 
 # fmt: off
@@ -116,7 +116,7 @@ def read_isaid(reading: Reading, *, labels: str = "semantic") -> LabelledSet:
     if labels == "instances":
         annotations = {s: reading.file(f"{s}/Annotations/iSAID_{s}.json") for s in ("train", "val")}
         entries = [(path, split, images[split]) for split, path in annotations.items()]
-        read_files(reading.builder, entries, reading.lacks)
+        read_coco_files(reading.builder, entries, reading.lacks)
         reading.add_folder("test", images["test"])
         return reading.finish(object_classes=ISAID.classes[1:])
     ending = "_instance_color_RGB"

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from vitp.core import files
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json
+from vitp.core.reading import parse_json, read_text
 from vitp.data.corpora.base import Download, choice_turn, column, json_rows, one_line, table_rows
-from vitp.data.formats.common import read_text
 from vitp.data.published import read_xml
 from vitp.records.instructions import InstructionRecord, Turn
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
+from vitp.core.reading import read_text
 from vitp.data.corpora.base import (
     DESCRIBE,
     CorpusConversion,
@@ -17,7 +18,7 @@ from vitp.data.corpora.base import (
     json_rows,
     one_line,
 )
-from vitp.data.formats.common import read_text
+from vitp.data.formats.walk import read_label_text
 from vitp.data.published import read_xml
 from vitp.io.images import IMAGE_SUFFIXES, image_size
 from vitp.records.instructions import InstructionRecord, Turn
@@ -71,7 +72,7 @@ def dior_rsvg(source: Download) -> Iterator[InstructionRecord]:
     annotations, images = source.path("Annotations"), source.path("JPEGImages")
     split = source.path("train.txt")
     try:
-        wanted = {int(word) for word in read_text(split).split()}
+        wanted = {int(word) for word in read_label_text(split).split()}
     except ValueError as error:
         raise DataError(f"holds no numbers ({error})", where=str(split), fix="download it again") from error
     before = 0

@@ -1,7 +1,23 @@
 """Label formats: a folder of labels in any of the usual forms → `LabelledSet`.
 
-read_labels("voc", root, licence="MIT")
-read_labels(detect_format(root), root, group_regex=r"^P\\d+")
+    read_labels("voc", root, licence="MIT")
+    read_labels("auto", root, group_regex=r"^P\\d+")
+
+How a folder becomes a set:
+
+1. **Detect** (`detect`). Each format has a sign that only it leaves in a folder. The first that fits is the format;
+   what has two readings is refused, and the message names the option for each.
+2. **Walk** (`walk`). All readers list files, folders and splits through it: `train/images` and `images/train` are the
+   same to them. `label_files` adds the walk of formats with one text file an image, `mask_layouts` that of masks.
+3. **Read** (`read_coco`, `read_voc`, … of `LABEL_FORMATS`, one file a format). A reader understands rows or pixels,
+   and gives each image with what was found to the `SetBuilder` (`builder`).
+4. **Tally** (`image_labels`). Each label is used, ignored in its place, or lost; a set that lost too many is refused.
+   Nothing that can't be used becomes "there is nothing".
+5. **Build** (`SetBuilder.build`). Splits come from the user, from lists, from folders, or are drawn (`splits`); equal
+   images and series of names stay on one side (`identity`); names of classes are checked (`class_names`).
+
+What was chosen on the way stands in `LabelledSet.understood`, what was left out or mended in `findings`. `vitp_labels`
+writes a set down and reads it back; `crops` cuts its images.
 """
 
 from __future__ import annotations
@@ -13,37 +29,35 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
-from vitp.data.formats import (
-    captions,
-    class_tables,
-    coco,
-    dota,
-    folders,
-    generated,
-    masks,
-    pairs,
-    vitp_labels,
-    voc,
-    yolo,
-)
-from vitp.data.formats.common import ReadOptions
+from vitp.data.formats.builder import ReadOptions
+from vitp.data.formats.captions import read_captions
+from vitp.data.formats.class_tables import read_class_tables
+from vitp.data.formats.coco import read_coco
 from vitp.data.formats.detect import detect, detect_format
+from vitp.data.formats.dota import read_dota
+from vitp.data.formats.folders import read_folders
+from vitp.data.formats.generated import read_scenes
+from vitp.data.formats.masks import read_masks
+from vitp.data.formats.pairs import read_pairs
+from vitp.data.formats.vitp_labels import read_compiled
+from vitp.data.formats.voc import read_voc
+from vitp.data.formats.yolo import read_yolo
 from vitp.records.labels import LabelledSet
 
-__all__ = ["FORMATS", "ReadOptions", "detect", "detect_format", "option_names", "read_labels"]
+__all__ = ["LABEL_FORMATS", "ReadOptions", "detect", "detect_format", "option_names", "read_labels"]
 
-FORMATS: dict[str, Callable[..., LabelledSet]] = {
-    "coco": coco.read,
-    "voc": voc.read,
-    "yolo": yolo.read,
-    "dota": dota.read,
-    "masks": masks.read,
-    "folders": folders.read,
-    "pairs": pairs.read,
-    "captions": captions.read,
-    "classes": class_tables.read,
-    "scenes": generated.read,
-    "vitp": vitp_labels.read,
+LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
+    "coco": read_coco,
+    "voc": read_voc,
+    "yolo": read_yolo,
+    "dota": read_dota,
+    "masks": read_masks,
+    "folders": read_folders,
+    "pairs": read_pairs,
+    "captions": read_captions,
+    "classes": read_class_tables,
+    "scenes": read_scenes,
+    "vitp": read_compiled,
 }
 """Format → reader. All take the folder first; "scenes" takes the name of a domain instead."""
 
@@ -56,17 +70,18 @@ def option_names(fmt: str) -> tuple[str, ...]:
     Raises:
         ConfigError: There is no such format.
     """
-    own = [name for name in inspect.signature(_reader(fmt)).parameters if name != "options"][1:]
-    return (*own, *_COMMON) if _takes_common(fmt) else tuple(own)
+    parameters = inspect.signature(_reader(fmt)).parameters
+    own = [name for name in parameters if name != "options"][1:]
+    return (*own, *_COMMON) if "options" in parameters else tuple(own)
 
 
 def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     """Read labels.
 
     Args:
-        fmt: A key of `FORMATS`, the name of a published set (`vitp.data.benchmarks`), or "auto".
+        fmt: A key of `LABEL_FORMATS`, the name of a published set (`vitp.data.benchmarks`), or "auto".
         root: The set's folder (or file, for tables and single COCO files; or the domain of "scenes").
-        **options: Those of the format's `read` and the fields of `ReadOptions`.
+        **options: Those of the format's reader and the fields of `ReadOptions`.
 
     Raises:
         ConfigError: There is no such format or option.
@@ -80,10 +95,8 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     known = option_names(fmt)
     for name in options:
         if name not in known:
-            hint = did_you_mean(name, known)
-            raise ConfigError(
-                f'no option "{name}"', where=f"format {fmt}", fix=hint or f"known are {', '.join(known)}"
-            )
+            fix = did_you_mean(name, known) or f"known are {', '.join(known)}"
+            raise ConfigError(f'no option "{name}"', where=f"format {fmt}", fix=fix)
     if fmt == "scenes":
         return reader(str(root), **options)
     root = Path(root)
@@ -91,27 +104,20 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
         raise DataError("doesn't exist", where=str(root), fix="check the path")
     if not root.is_dir() and fmt not in ("coco", "captions", "classes"):
         raise DataError("is not a folder", where=str(root), fix="name the folder of the set")
-    if not _takes_common(fmt):
+    if "options" not in inspect.signature(reader).parameters:
         return reader(root, **options)
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
     return reader(root, common, **options)
 
 
 def _reader(fmt: str) -> Callable[..., LabelledSet]:
-    if fmt in FORMATS:
-        return FORMATS[fmt]
+    if fmt in LABEL_FORMATS:
+        return LABEL_FORMATS[fmt]
     # Published sets are formats of their own; their readers are built from those above.
     from vitp.data.benchmarks.catalogue import BENCHMARK_READERS
 
     if fmt not in BENCHMARK_READERS:
-        hint = did_you_mean(fmt, [*FORMATS, *BENCHMARK_READERS])
-        raise ConfigError(
-            f'no label format "{fmt}"',
-            where="format",
-            fix=hint or f"known are {', '.join(FORMATS)}, and the sets that `vitp data sets` lists",
-        )
+        others = f"known are {', '.join(LABEL_FORMATS)}, and the sets that `vitp data sets` lists"
+        fix = did_you_mean(fmt, [*LABEL_FORMATS, *BENCHMARK_READERS]) or others
+        raise ConfigError(f'no label format "{fmt}"', where="format", fix=fix)
     return BENCHMARK_READERS[fmt]
-
-
-def _takes_common(fmt: str) -> bool:
-    return "options" in inspect.signature(_reader(fmt)).parameters

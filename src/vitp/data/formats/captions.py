@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.data.formats.common import ReadOptions, SetBuilder, list_images, read_text, split_folders
-from vitp.data.formats.layouts import image_folders
-from vitp.data.formats.splits import split_of
+from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.tables import (
     DELIMITERS,
     IMAGE_KEYS,
     delimiter_of,
     find_key,
+    first_table_rows,
     headed_texts,
     raw_rows,
+    refuse_several_tables,
     table_files,
 )
+from vitp.data.formats.walk import list_images, name_index, read_label_text, split_folders, split_of
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.instructions import IMAGE_MARK, text_problem
 from vitp.records.labels import LabelledSet
 
-TEXT_KEYS = (
+_TEXT_KEYS = (
     *("caption", "captions", "text", "sentences", "report", "description"),
     *("sentence", "comment"),
 )
@@ -43,7 +43,7 @@ class _Row:
     split: str | None
 
 
-def read(
+def read_captions(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
@@ -74,25 +74,28 @@ def read(
     if path is None:
         return _read_sidecars(builder, root)
     image_keys = (image_column,) if image_column else IMAGE_KEYS
-    text_keys = (caption_column,) if caption_column else TEXT_KEYS
+    text_keys = (caption_column,) if caption_column else _TEXT_KEYS
     texts: dict[Path, list[str]] = {}
     splits: dict[Path, str | None] = {}
     if (delimiter := delimiter_of(path)) not in ("", ","):
         builder.understand(f"{builder.place(path)}: its cells are parted by {DELIMITERS[delimiter]}")
-    elsewhere = _Elsewhere(base)
+    index: dict[str, list[Path]] | None = None
     seen = _Texts(builder)
     for row in _rows(path, builder, image_keys, text_keys, seen):
-        image = next((p for p in _places(base, row) if p.is_file()), None)
-        others = elsewhere.find(row.image) if image is None else []
-        image = others[0] if len(others) == 1 else image
-        if image is None:
-            fate = f"is {len(others)} files" if others else "is missing"
+        places = (base / folder / row.image for folder in ("", "images", row.split or ""))
+        found = [place for place in places if place.is_file()][:1]
+        if not found and "/" not in row.image:
+            # The first image that isn't in the usual places makes all folders of the set be looked through.
+            index = name_index(base) if index is None else index
+            found = [place for place in index.get(row.image, ()) if place.name == row.image]
+        if len(found) != 1:
+            fate = f"is {len(found)} files" if found else "is missing"
             builder.note(row.place, f"{row.image} {fate}; left out")
         elif not row.texts:
             builder.note(row.place, "no caption; left out")
         else:
-            texts.setdefault(image, []).extend(row.texts)
-            splits[image] = splits.get(image) or row.split
+            texts.setdefault(found[0], []).extend(row.texts)
+            splits[found[0]] = splits.get(found[0]) or row.split
     seen.tell()
     for image, captions in texts.items():
         if (size := builder.size_of(image)) is not None:
@@ -100,37 +103,38 @@ def read(
     return builder.build()
 
 
-def is_table(path: Path) -> bool:
+def is_caption_table(path: Path) -> bool:
     """Return whether the first row of a table names an image and has a text about it."""
-    try:
-        _, row = next(raw_rows(path), (0, None))
-    except DataError:
+    rows = first_table_rows(path, 1)
+    if not rows or find_key(rows[0], _TEXT_KEYS) is None:
         return False
-    if not isinstance(row, dict) or find_key(row, TEXT_KEYS) is None:
-        return False
-    image = _values(row, IMAGE_KEYS)
+    image = _values(rows[0], IMAGE_KEYS)
     return isinstance(image, str) and Path(image.strip()).suffix.lower() in IMAGE_SUFFIXES
 
 
-def tables(root: Path) -> list[Path]:
+def caption_tables(root: Path) -> list[Path]:
     """Return the files in a folder that are tables of captions."""
-    return [
-        path for path in (*table_files(root), *headed_texts(root, (IMAGE_KEYS, TEXT_KEYS))) if is_table(path)
-    ]
+    candidates = (*table_files(root), *headed_texts(root, (IMAGE_KEYS, _TEXT_KEYS)))
+    return [path for path in candidates if is_caption_table(path)]
+
+
+def has_captions(root: Path) -> bool:
+    """Return whether a folder holds a table of captions, or text files beside some of the first images."""
+    bases = [folder / name for _, folder in split_folders(root) for name in ("", "images")]
+    return bool(caption_tables(root)) or any(
+        image.with_suffix(".txt").is_file()
+        for base in bases
+        if base.is_dir()
+        for image in list_images(base)[:20]
+    )
 
 
 def _table(root: Path, name: str | None) -> Path | None:
-    if root.is_file():
-        return root
-    if name is not None:
-        return root / name
-    found = tables(root) or table_files(root)
+    if root.is_file() or name is not None:
+        return root if root.is_file() else root / str(name)
+    found = caption_tables(root) or table_files(root)
     if len(found) > 1:
-        raise DataError(
-            f"several tables: {', '.join(path.name for path in found)}",
-            where=str(root),
-            fix="name one with the option table",
-        )
+        refuse_several_tables(root, found)
     return found[0] if found else None
 
 
@@ -142,8 +146,7 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
             if not path.is_file():
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
-            captions = seen.used(_texts(read_text(path).splitlines()))
-            _check_texts(captions, builder.place(path))
+            captions = seen.used(read_label_text(path).splitlines(), builder.place(path))
             if not captions:
                 builder.note(builder.place(path), "empty; image left out")
             elif (size := builder.size_of(image)) is not None:
@@ -153,26 +156,30 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
 
 
 class _Texts:
-    """Counts the texts that aren't used as they are.
-
-    Args:
-        builder: Takes the findings.
-    """
+    """Counts the texts that aren't used as they are."""
 
     def __init__(self, builder: SetBuilder) -> None:
         self.builder = builder
         self.missing: Counter[str] = Counter()
         self.marks = 0
 
-    def used(self, texts: Iterable[str]) -> tuple[str, ...]:
-        """Return the texts that say something."""
+    def used(self, value: Any, place: str) -> tuple[str, ...]:
+        """Return the texts that say something, of one text, a list of texts or a list of {"raw": text}.
+
+        Raises:
+            DataError: A text holds what no file can.
+        """
         kept = []
-        for text in texts:
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, dict):
+                text = text.get("raw") or text.get("caption") or text.get("text")
+            text = "" if text is None else " ".join(str(text).split())
             if text.lower() in _MISSING:
                 self.missing[text] += 1
-                continue
-            self.marks += IMAGE_MARK in text
-            kept.append(text)
+            elif text:
+                _check_text(text, place)
+                self.marks += IMAGE_MARK in text
+                kept.append(text)
         return tuple(kept)
 
     def tell(self) -> None:
@@ -181,37 +188,8 @@ class _Texts:
             listed = ", ".join(f'"{text}" {count:,}' for text, count in self.missing.most_common())
             self.builder.note("captions", f"texts that say that there is none, not used: {listed}")
         if self.marks:
-            self.builder.note(
-                "captions", f'{self.marks:,} hold {IMAGE_MARK}, which stands for an image; read as "image"'
-            )
-
-
-class _Elsewhere:
-    """Images by their names in any folder of a set, looked for when the first isn't in the usual places.
-
-    Args:
-        base: The set's folder.
-    """
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-
-    @cached_property
-    def _files(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        for folder in image_folders(self.base):
-            for file in folder.files:
-                found.setdefault(file.name, []).append(file)
-        return found
-
-    def find(self, name: str) -> list[Path]:
-        """Return the files of a name; names with folders stand for what lies there only."""
-        return self._files.get(name, []) if "/" not in name else []
-
-
-def _places(base: Path, row: _Row) -> list[Path]:
-    folders = ["", "images", row.split or ""]
-    return [base / folder / row.image for folder in dict.fromkeys(folders)]
+            text = f'{self.marks:,} hold {IMAGE_MARK}, which stands for an image; read as "image"'
+            self.builder.note("captions", text)
 
 
 def _rows(
@@ -225,26 +203,19 @@ def _rows(
         place = builder.place(path, number)
         image = _values(row, image_keys) if isinstance(row, dict) else None
         if not isinstance(image, str) or not image.strip():
-            raise DataError(
-                f"row names no image (looked for {', '.join(image_keys)})",
-                where=place,
-                fix="name the key with the option image_column",
-            )
+            what = f"row names no image (looked for {', '.join(image_keys)})"
+            raise DataError(what, where=place, fix="name the key with the option image_column")
         if find_key(row, text_keys) is None:
-            raise DataError(
-                f"row has no caption (looked for {', '.join(text_keys)})",
-                where=place,
-                fix="name the key with the option caption_column",
-            )
-        texts = seen.used(_texts(_values(row, text_keys)))
-        _check_texts((image, *texts), place)
+            what = f"row has no caption (looked for {', '.join(text_keys)})"
+            raise DataError(what, where=place, fix="name the key with the option caption_column")
+        _check_text(image, place)
+        texts = seen.used(_values(row, text_keys), place)
         yield _Row(place, image.strip(), texts, split_of(str(row.get("split") or "")))
 
 
-def _check_texts(texts: Iterable[str], place: str) -> None:
-    for text in texts:
-        if (problem := text_problem(text)) is not None:
-            raise DataError(problem, where=place, fix="mend the text or remove the row")
+def _check_text(text: str, place: str) -> None:
+    if (problem := text_problem(text)) is not None:
+        raise DataError(problem, where=place, fix="mend the text or remove the row")
 
 
 def _values(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
@@ -254,12 +225,3 @@ def _values(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
         if own is not None and row[own]:
             return row[own]
     return None
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    """Return one text, a list of texts or a list of {"raw": text} as texts with single spaces."""
-    values = value if isinstance(value, list | tuple) else [value]
-    texts = (
-        (v.get("raw") or v.get("caption") or v.get("text")) if isinstance(v, dict) else v for v in values
-    )
-    return tuple(" ".join(str(text).split()) for text in texts if text is not None and str(text).strip())

@@ -7,27 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list
-from vitp.data.formats.layouts import image_folders
-from vitp.data.formats.splits import split_of
-from vitp.data.formats.tables import IMAGE_KEYS, find_key, raw_rows, table_files
+from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.tables import (
+    IMAGE_KEYS,
+    find_key,
+    first_table_rows,
+    raw_rows,
+    refuse_several_tables,
+    table_files,
+)
+from vitp.data.formats.walk import comma_list, name_index, split_of
 from vitp.records.labels import LabelledSet
 
-ID_KEYS = (*IMAGE_KEYS, "id", "name")
-CLASS_KEYS = (
-    *(
-        "label",
-        "labels",
-        "class",
-        "classes",
-        "class_name",
-        "classname",
-        "category",
-        "scene",
-        "diagnosis",
-        "dx",
-    ),
-    *("target", "tag", "tags", "label_name"),
+_ID_KEYS = (*IMAGE_KEYS, "id", "name")
+_CLASS_KEYS = (
+    *("label", "labels", "class", "classes", "class_name", "classname", "category", "scene"),
+    *("diagnosis", "dx", "target", "tag", "tags", "label_name"),
 )
 _BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
 _SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
@@ -38,14 +33,7 @@ _NAMED = 0.9
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table say what.
-
-    Attributes:
-        image: Names the image.
-        label: Holds the class; "" where `one_hot` does.
-        one_hot: Columns of 0 and 1, one a class.
-        split: Names the split; "" without one.
-    """
+    """Columns of a table: of the image, of its class (or else those of 0 and 1, one a class), and of its split."""
 
     image: str
     label: str = ""
@@ -56,24 +44,15 @@ class Columns:
 def columns_of(
     path: Path, image_column: str | None = None, class_column: str | None = None
 ) -> Columns | None:
-    """Return the columns of a table of classes, or None when it isn't one.
-
-    Args:
-        path: The table.
-        image_column: Names the image, where it isn't one of the usual.
-        class_column: Holds the class, likewise.
-    """
-    try:
-        rows = [row for (_, row), _ in zip(raw_rows(path), range(200), strict=False)]
-    except DataError:
+    """Return the columns of a table of classes, or None when it isn't one; the options name unusual ones."""
+    rows = first_table_rows(path)
+    if not rows:
         return None
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        return None
-    image = find_key(rows[0], (image_column,) if image_column else ID_KEYS)
+    image = find_key(rows[0], (image_column,) if image_column else _ID_KEYS)
     if image is None or find_key(rows[0], _BOX_KEYS) is not None:
         return None
     split = find_key(rows[0], _SPLIT_KEYS) or ""
-    label = find_key(rows[0], (class_column,) if class_column else CLASS_KEYS)
+    label = find_key(rows[0], (class_column,) if class_column else _CLASS_KEYS)
     if label is not None and label != image:
         return Columns(image, label, (), split)
     others = [key for key in rows[0] if key not in (image, split)]
@@ -94,7 +73,13 @@ def class_tables(root: Path) -> list[Path]:
     return [path for path in table_files(root) if columns_of(path) is not None]
 
 
-def guesses(root: Path) -> list[tuple[Path, str, Columns | None]]:
+def is_box_table(path: Path) -> bool:
+    """Return whether a table has columns of boxes or outlines, which no reader understands."""
+    rows = first_table_rows(path, 1)
+    return bool(rows) and all(find_key(rows[0], keys) is not None for keys in (_ID_KEYS, _BOX_KEYS))
+
+
+def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
     """Return the tables with a column of names of the set's images, under whatever name.
 
     Each is the table, that column, and the columns of image and class; None where the class isn't the one other
@@ -103,10 +88,10 @@ def guesses(root: Path) -> list[tuple[Path, str, Columns | None]]:
     found: list[tuple[Path, str, Columns | None]] = []
     images: dict[str, list[Path]] | None = None
     for path in table_files(root):
-        rows = _first_rows(path)
+        rows = first_table_rows(path)
         if not rows or find_key(rows[0], _BOX_KEYS) is not None:
             continue
-        images = _images(root) if images is None else images
+        images = name_index(root) if images is None else images
         keys = [key for key in rows[0] if isinstance(key, str)]
         shares = {
             key: sum(str(row.get(key) or "").strip() in images for row in rows) / len(rows) for key in keys
@@ -116,26 +101,17 @@ def guesses(root: Path) -> list[tuple[Path, str, Columns | None]]:
             continue
         split = find_key(rows[0], _SPLIT_KEYS) or ""
         others = [key for key in keys if key not in (image, split)]
-        known = find_key(dict.fromkeys(others), CLASS_KEYS)
-        label = known or (others[0] if len(others) == 1 and _few_values(rows, others[0]) else None)
+        known = find_key(dict.fromkeys(others), _CLASS_KEYS)
+        label = known
+        if label is None and len(others) == 1:
+            values = {str(row.get(others[0])) for row in rows}
+            fractions = any("." in value.removesuffix(".0") for value in values)
+            label = others[0] if 2 <= len(values) <= len(rows) / 2 and not fractions else None
         found.append((path, image, None if label is None else Columns(image, label, (), split)))
     return found
 
 
-def _first_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = [row for (_, row), _ in zip(raw_rows(path), range(200), strict=False)]
-    except DataError:
-        return []
-    return rows if all(isinstance(row, dict) for row in rows) else []
-
-
-def _few_values(rows: list[dict[str, Any]], key: str) -> bool:
-    values = {str(row.get(key)) for row in rows}
-    return 2 <= len(values) <= len(rows) / 2 and not any("." in v.removesuffix(".0") for v in values)
-
-
-def read(
+def read_class_tables(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
@@ -161,18 +137,17 @@ def read(
     base = root if root.is_dir() else root.parent
     builder = SetBuilder(base, options)
     known = comma_list(classes)
-    images = _images(base)
+    images = name_index(base)
     found: dict[Path, tuple[str, str | None, str]] = {}
     guessed = {} if image_column or class_column or root.is_file() else _guessed(root, table)
     for path in _paths(root, table) if not guessed else list(guessed):
         columns = guessed.get(path) or columns_of(path, image_column, class_column)
         if columns is None:
-            raise DataError(
-                "has no columns of image and class",
-                where=str(path),
-                fix="name them with the options image_column and class_column",
-            )
-        builder.understand(_says(builder, path, columns))
+            fix = "name them with the options image_column and class_column"
+            raise DataError("has no columns of image and class", where=str(path), fix=fix)
+        listed = ", ".join(columns.one_hot)
+        said = f'"{columns.label}" its class' if columns.label else f"1 in one of {listed} its class"
+        builder.understand(f'{builder.place(path)}: column "{columns.image}" is the image, {said}')
         for number, row in raw_rows(path):
             _take(
                 builder, builder.place(path, number), row, columns, split_of(path.stem), images, known, found
@@ -190,7 +165,7 @@ def _guessed(root: Path, table: str | None) -> dict[Path, Columns]:
     """Return the tables that say by their values which columns they have; none where the heads say it."""
     if columns_of(root / table) is not None if table is not None else class_tables(root):
         return {}
-    found = {path: columns for path, _, columns in guesses(root) if columns is not None}
+    found = {path: columns for path, _, columns in guessed_columns(root) if columns is not None}
     found = {path: columns for path, columns in found.items() if table is None or path.name == table}
     return found if len(found) == 1 or all(split_of(path.stem) for path in found) else {}
 
@@ -202,33 +177,11 @@ def _paths(root: Path, table: str | None) -> list[Path]:
         return [root / table]
     paths = class_tables(root)
     if len(paths) > 1 and not all(split_of(path.stem) for path in paths):
-        raise DataError(
-            f"several tables: {', '.join(path.name for path in paths)}",
-            where=str(root),
-            fix="name one with the option table",
-        )
+        refuse_several_tables(root, paths)
     if not paths:
-        raise DataError(
-            "no table of image and class found", where=str(root), fix="name it with the option table"
-        )
+        what = "no table of image and class found"
+        raise DataError(what, where=str(root), fix="name it with the option table")
     return paths
-
-
-def _images(base: Path) -> dict[str, list[Path]]:
-    """Return the images by name, by name without suffix and by path."""
-    found: dict[str, list[Path]] = {}
-    for folder in image_folders(base):
-        for file in folder.files:
-            for name in dict.fromkeys((file.name, file.stem, file.relative_to(base).as_posix())):
-                found.setdefault(name, []).append(file)
-    return found
-
-
-def _says(builder: SetBuilder, path: Path, columns: Columns) -> str:
-    if columns.label:
-        return f'{builder.place(path)}: column "{columns.image}" is the image, "{columns.label}" its class'
-    listed = ", ".join(columns.one_hot)
-    return f'{builder.place(path)}: column "{columns.image}" is the image, 1 in one of {listed} its class'
 
 
 def _take(
@@ -267,11 +220,8 @@ def _take(
             fix="give each image one class; images of several classes can't be read yet",
         )
     if earlier[1] != (told or split):
-        raise DataError(
-            f"{name} is in the split {told or split} here and {earlier[1]} in {earlier[2]}",
-            where=where,
-            fix="name it once",
-        )
+        what = f"{name} is in the split {told or split} here and {earlier[1]} in {earlier[2]}"
+        raise DataError(what, where=where, fix="name it once")
 
 
 def _label(where: str, row: dict[str, Any], columns: Columns) -> str | None:
@@ -288,20 +238,6 @@ def _label(where: str, row: dict[str, Any], columns: Columns) -> str | None:
         ones = [key for key, bit in bits.items() if bit]
         several, text, shown = len(ones) > 1, ones[0] if ones else "", ", ".join(ones)
     if several:
-        raise DataError(
-            f"several classes of one image ({shown})",
-            where=where,
-            fix="give each image one class; images of several classes can't be read yet",
-        )
+        fix = "give each image one class; images of several classes can't be read yet"
+        raise DataError(f"several classes of one image ({shown})", where=where, fix=fix)
     return text or None
-
-
-def is_box_table(path: Path) -> bool:
-    """Return whether a table has columns of boxes or outlines, which no reader understands."""
-    try:
-        _, row = next(raw_rows(path), (0, None))
-    except DataError:
-        return False
-    return (
-        isinstance(row, dict) and find_key(row, ID_KEYS) is not None and find_key(row, _BOX_KEYS) is not None
-    )

@@ -1,29 +1,36 @@
-"""The files of COCO sets: which JSON files belong to a set, their splits, and where their images lie."""
+"""The parts of COCO sets: annotation files, their splits and images; ids of rows, and where an object lies."""
 
 from __future__ import annotations
 
-import json
+import math
+import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json
-from vitp.data.formats.common import SetBuilder, read_text, split_in
-from vitp.data.formats.label_files import images_below
-from vitp.data.formats.splits import split_of
+from vitp.core.reading import parse_json, read_text
+from vitp.data.formats.builder import SetBuilder
+from vitp.data.formats.image_labels import LabelShape
+from vitp.data.formats.walk import images_below, parse_label_json, read_label_text, split_in, split_of
+from vitp.records.geometry import Box, area, as_flat, as_points
+from vitp.records.regions import Rings, outline
+from vitp.records.rle import decode
+
+_WHOLE = re.compile(r"[+-]?\d{1,300}(\.0*)?$")
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
 class CocoFile:
-    """One annotation file.
+    """One annotation file, with the split that its name says and the folder of its images, where they are known.
 
-    Attributes:
-        path: The file.
-        split: That its name or folder names, if any.
-        content: Holds the lists `images` and `annotations`.
-        images: Folder of its images, where it is known.
-        below: Images in all sub-folders of images/ by name, once they were looked for.
+    `content` holds the lists `images` and `annotations`; `below` the images in all sub-folders of images/ by name, once
+    they were looked for.
     """
 
     path: Path
@@ -42,18 +49,23 @@ class CocoFile:
 
 
 def annotation_files(root: Path) -> list[Path]:
-    """Return the JSON files that may be COCO annotations, sorted."""
+    """Return the JSON files that may be COCO annotations: of annotations/, else of the folder, else of the splits'."""
     if root.is_file():
         return [root]
-    folders = [
-        root / "annotations",
-        root,
-        *sorted(p for p in root.iterdir() if p.is_dir() and split_of(p.name)),
-    ]
-    for folder in folders[:2]:
+    for folder in (root / "annotations", root):
         if found := sorted(folder.glob("*.json")):
             return found
-    return sorted(path for folder in folders[2:] for path in folder.glob("*.json"))
+    splits = [folder for folder in root.iterdir() if folder.is_dir() and split_of(folder.name)]
+    return sorted(path for folder in splits for path in folder.glob("*.json"))
+
+
+def is_coco_file(path: Path) -> bool:
+    """Return whether a file is COCO JSON."""
+    try:
+        content = parse_json(read_text(path))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
 
 
 def without_doubles(builder: SetBuilder, paths: list[Path]) -> list[Path]:
@@ -66,38 +78,27 @@ def without_doubles(builder: SetBuilder, paths: list[Path]) -> list[Path]:
     return [path for path in paths if path not in doubles]
 
 
-def load(path: Path, base: Path) -> CocoFile:
-    """Read an annotation file.
+def load_coco_file(path: Path, base: Path) -> CocoFile:
+    """Read an annotation file; its split is in its name or its folder's ("person_keypoints_val2017" → "val").
 
     Raises:
         DataError: It isn't COCO JSON.
     """
-    try:
-        content = parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix="mend the file"
-        ) from error
+    content = parse_label_json(read_label_text(path), path)
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(
-                f'has no list "{key}"', where=str(path), fix="give a COCO file, or move others away"
-            )
+            fix = "give a COCO file, or move others away"
+            raise DataError(f'has no list "{key}"', where=str(path), fix=fix)
     if not isinstance(content.get("categories") or [], list):
         raise DataError("categories is no list", where=str(path), fix='write [{"id": 1, "name": …}]')
-    return CocoFile(path, _split_in(path, base), content)
-
-
-def _split_in(path: Path, base: Path) -> str | None:
-    """Return the split in a file's name or in its folder's ("person_keypoints_val2017" → "val")."""
     words = path.stem.replace("-", "_").replace(".", "_").split("_")
     if path.parent != base:
         words.append(path.parent.name)
     found = (split_of(word.rstrip("0123456789")) for word in words)
-    return next((split for split in found if split), None)
+    return CocoFile(path, next((split for split in found if split), None), content)
 
 
-def image_folders(builder: SetBuilder, file: CocoFile) -> list[Path]:
+def coco_image_folders(builder: SetBuilder, file: CocoFile) -> list[Path]:
     """Return where the images of a file may lie, the file's own split first.
 
     Folders of other splits are left out: two splits may use the same file names for different images.
@@ -107,67 +108,49 @@ def image_folders(builder: SetBuilder, file: CocoFile) -> list[Path]:
     folders: list[Path] = []
     for base in dict.fromkeys((file.path.parent, builder.root)):
         plain = [base, base / "images", base / "JPEGImages"]
-        places = [
-            p for parent in plain[:2] if parent.is_dir() for p in sorted(parent.iterdir()) if p.is_dir()
-        ]
-        named = [(split_of(place.name.rstrip("0123456789")), place) for place in places]
-        own = [place for split, place in named if split and file.split in (None, split)]
-        folders += [*(f for place in own for f in (place, place / "images")), *plain]
+        places = [p for parent in plain[:2] if parent.is_dir() for p in sorted(parent.iterdir())]
+        for place in (p for p in places if p.is_dir()):
+            split = split_of(place.name.rstrip("0123456789"))
+            if split and file.split in (None, split):
+                folders += [place, place / "images"]
+        folders += plain
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def find_image(file: CocoFile, name: str, folders: list[Path], root: Path, where: str) -> Path | None:
-    """Return the image that a row names, or None.
+def find_coco_image(file: CocoFile, name: str, folders: list[Path], root: Path, where: str) -> Path | None:
+    """Return the image that the row at `where` names, or None.
 
-    The name is looked up as it is written, then without its folders, which may be those of another machine.
-
-    Args:
-        file: The annotation file.
-        name: `file_name` of the row.
-        folders: As `image_folders` gives them.
-        root: The set's folder.
-        where: The row, for errors.
+    The name is looked up in the folders as it is written, then without its own, which may be those of another machine;
+    then in the sub-folders of images/, as in images/default/ of CVAT.
 
     Raises:
-        DataError: The file has no split, and images of that name lie in the folders of several.
+        DataError: Several images of that name lie in the folders of different splits, or in sub-folders.
     """
+
+    def refuse_two(found: list[Path], fix: str) -> None:
+        raise DataError(f"{name} may be {found[0]} or {found[-1]}", where=where, fix=fix)
+
     plain = name.replace("\\", "/")
     for short in dict.fromkeys((name, plain, plain.rpartition("/")[2])):
         found = [path for folder in folders if (path := folder / short).is_file()]
-        if not found:
-            continue
-        if file.split is None and file.images is None:
-            splits = {split_of_image(file, path, root) for path in found}
-            if len(splits) > 1:
-                raise DataError(
-                    f"{name} may be {found[0]} or {found[-1]}",
-                    where=where,
-                    fix="write the folder into file_name, or the split into the name of the file",
-                )
-        return found[0]
-    return _find_below(file, plain, root, where)
-
-
-def _find_below(file: CocoFile, name: str, root: Path, where: str) -> Path | None:
-    """Return the one image of a name in the sub-folders of images/, as in images/default/ of CVAT; None without one.
-
-    Raises:
-        DataError: There are several.
-    """
+        splits = {split_of_image(file, path, root) for path in found}
+        if len(splits) > 1 and file.images is None:
+            refuse_two(found, "write the folder into file_name, or the split into the name of the file")
+        if found:
+            return found[0]
     if file.images is not None:
         return None
+    name = plain
     if not file.below:
         for base in dict.fromkeys((file.path.parent, root)):
             for path in images_below(base / "images") if (base / "images").is_dir() else ():
                 if file.split is None or split_in(path.relative_to(base))[0] in (None, file.split):
                     file.below.setdefault(path.name, []).append(path)
         file.below.setdefault("", [])  # looked through, even where there is no image
-    found = file.below.get(name.rpartition("/")[2], [])
-    found = [path for path in found if path.as_posix().endswith(f"/{name}")] or found
+    found = file.below.get(plain.rpartition("/")[2], [])
+    found = [path for path in found if path.as_posix().endswith(f"/{plain}")] or found
     if len(found) > 1:
-        raise DataError(
-            f"{name} may be {found[0]} or {found[-1]}", where=where, fix="write the folder into file_name"
-        )
+        refuse_two(found, "write the folder into file_name")
     return found[0] if found else None
 
 
@@ -176,3 +159,138 @@ def split_of_image(file: CocoFile, path: Path, root: Path) -> str | None:
     if file.split is not None or not path.is_relative_to(root):
         return file.split
     return split_in(path.relative_to(root))[0]
+
+
+# --- rows
+
+
+class Ids(Generic[_Value]):
+    """Values by id, where a number and the same number as text mean the same: some tools write "1", others 1 or 1.0.
+
+    An id that is there exactly as it is asked for goes first.
+    """
+
+    def __init__(self) -> None:
+        self._exact: dict[tuple[bool, str], _Value] = {}
+        self._alike: dict[str, list[tuple[bool, str]]] = defaultdict(list)
+
+    def add(self, key: Any, value: _Value) -> _Value:
+        """Put a value under an id that is free, and return what stands under it now.
+
+        Raises:
+            ValueError: It is neither a number nor text.
+        """
+        name = _id_name(key)
+        if name is None:
+            raise ValueError(f"id {str(key)[:40]!r} is neither a whole number nor text")
+        if name not in self._exact:
+            self._alike[_plain(name[1])].append(name)
+        return self._exact.setdefault(name, value)
+
+    def exact(self, key: Any) -> _Value | None:
+        """Return the value under an id as it is written, or None."""
+        name = _id_name(key)
+        return self._exact.get(name) if name is not None else None
+
+    def find(self, key: Any, kind: str, where: str) -> _Value | None:
+        """Return the value under an id, or None.
+
+        Raises:
+            DataError: The id may mean two, such as "01" where there are 1 and "1".
+        """
+        name = _id_name(key)
+        if name is None or name in self._exact:
+            return None if name is None else self._exact[name]
+        alike = self._alike.get(_plain(name[1]), ())
+        if len(alike) > 1:
+            what = f"{kind}_id {key!r} may mean {' or '.join(repr(text) for _, text in alike)}"
+            raise DataError(what, where=where, fix="write ids alike everywhere")
+        return self._exact[alike[0]] if alike else None
+
+
+def is_id(key: Any) -> bool:
+    """Return whether a value can be an id: a whole number or text."""
+    return _id_name(key) is not None
+
+
+def _id_name(key: Any) -> tuple[bool, str] | None:
+    """Return (is text, id as text), or None for what is no id."""
+    if isinstance(key, bool):
+        return None
+    if isinstance(key, int):
+        return False, str(key)
+    if isinstance(key, float):
+        return (False, str(int(key))) if key.is_integer() else None
+    return (True, key.strip()) if isinstance(key, str) and key.strip() else None
+
+
+def _plain(text: str) -> str:
+    return str(int(text.partition(".")[0])) if _WHOLE.match(text) else text
+
+
+def is_set(value: Any) -> bool:
+    """Return whether a flag such as `iscrowd` is set; numbers may be text."""
+    return str(value).strip().lower() in ("1", "1.0", "true")
+
+
+def coco_shape(row: dict[str, Any], size: tuple[int, int]) -> tuple[LabelShape | None, str]:
+    """Return where the object of an annotation lies, and what had to be mended or why it has no place."""
+    box, wrong = _box(row.get("bbox"))
+    rings: Rings = ()
+    holes: Rings = ()
+    broken = ""
+    try:
+        rings, holes = polygons_of(row.get("segmentation"), size)
+    except DataError as error:
+        broken = error.what
+    if rings and (box is None or box[0] == box[2] or box[1] == box[3]):
+        said = f"{wrong}; its box is taken from its outline" if row.get("bbox") else ""
+        return LabelShape(polygons=rings, holes=holes), said
+    if box is None:
+        return None, broken if broken and not row.get("bbox") else wrong
+    said = f"{broken}; only its box is used" if broken else ""
+    return LabelShape(box=box, polygons=rings, holes=holes), said
+
+
+def _box(bbox: Any) -> tuple[Box | None, str]:
+    """Return x1, y1, x2, y2, or None and what is wrong with the row's box."""
+    if bbox is None or bbox == []:
+        return None, "has no bbox"
+    try:
+        if not isinstance(bbox, list) or any(isinstance(value, bool) for value in bbox):
+            raise TypeError
+        x, y, w, h = (float(value) for value in bbox)
+    except (TypeError, ValueError, OverflowError):
+        return None, "bbox is not four numbers"
+    if not all(math.isfinite(value) for value in (x, y, w, h)):
+        return None, "bbox has a coordinate that is not a number"
+    if w < 0 or h < 0:
+        return None, f"bbox has a negative size ({w:g}×{h:g})"
+    return (x, y, x + w, y + h), "bbox has no area"
+
+
+def polygons_of(segmentation: Any, size: tuple[int, int]) -> tuple[Rings, Rings]:
+    """Return rings and holes of polygons or of a run-length mask; rings without area are dropped.
+
+    Raises:
+        DataError: It is neither, or the mask has another size than the image.
+    """
+    if not segmentation:
+        return (), ()
+    holes: tuple[np.ndarray, ...] = ()
+    try:
+        if isinstance(segmentation, dict):
+            height, width = (int(value) for value in segmentation["size"])
+            if (width, height) != size:
+                raise ValueError(f"the mask is {width}×{height}, the image {size[0]}×{size[1]}")
+            found = outline(decode(segmentation["counts"], height, width))
+            rings, holes = found.rings, found.holes
+        else:
+            rings = tuple(as_points([float(value) for value in ring]) for ring in segmentation)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"segmentation can't be understood ({error})",
+            fix="write polygons [[x1, y1, …], …] or a run-length mask {size, counts}",
+        ) from error
+    used = (ring for ring in rings if np.isfinite(ring).all() and area(ring) > 0)
+    return tuple(as_flat(ring) for ring in used), tuple(as_flat(hole) for hole in holes)

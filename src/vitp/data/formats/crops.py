@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.pixel_masks import Window, windowed
+from vitp.core.files import atomic_path, check_inside, inner_path
+from vitp.data.formats.pixel_masks import MaskWindow, windowed
 from vitp.io.images import is_scene, load_image
 from vitp.records.geometry import (
     Box,
@@ -26,30 +26,26 @@ from vitp.records.geometry import (
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
 
-JPEG_QUALITY = 95
-SMALLEST_PART = 1.0
+_JPEG_QUALITY = 95
+_SMALLEST_PART = 1.0
 """Pixels: of an object of which a narrower strip lies in a crop nothing can be seen."""
 
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
-def crop_windows(width: int, height: int, size: int, overlap: int) -> list[Window]:
+def crop_windows(width: int, height: int, size: int, overlap: int) -> list[MaskWindow]:
     """Return windows of at most `size` pixels that cover the image, row by row.
 
     The last window of a row or column moves back to end at the border, so that all are of full size; an image
     that is smaller than `size` in a direction isn't cut in it.
     """
+
+    def starts(length: int) -> list[int]:
+        return [0] if length <= size else [*range(0, length - size, size - overlap), length - size]
+
     return [
-        (x, y, min(x + size, width), min(y + size, height))
-        for y in _starts(height, size, size - overlap)
-        for x in _starts(width, size, size - overlap)
+        (x, y, min(x + size, width), min(y + size, height)) for y in starts(height) for x in starts(width)
     ]
-
-
-def _starts(length: int, size: int, stride: int) -> list[int]:
-    if length <= size:
-        return [0]
-    return [*range(0, length - size, stride), length - size]
 
 
 def cut(
@@ -70,7 +66,8 @@ def cut(
         size: Side of the crops in pixels.
         overlap: Pixels that neighbours share.
         out_dir: Where the crops go; PNG, or JPEG where the image was lossy.
-        min_visible: Objects of which less of the area is in a crop are difficult there: neither objects nor background.
+        min_visible: Objects of which less of the area is in a crop are difficult there: neither objects nor
+            background.
         progress: Called after each image.
 
     Raises:
@@ -78,78 +75,65 @@ def cut(
         DataError: An image can't be read, or is a generated scene.
     """
     if size < 1 or not 0 <= overlap < size:
-        raise ConfigError(
-            f"crops of {size} can't overlap by {overlap}", where="crop", fix="let 0 ≤ overlap < crop"
-        )
+        what = f"crops of {size} can't overlap by {overlap}"
+        raise ConfigError(what, where="crop", fix="let 0 ≤ overlap < crop")
     if not 0 < min_visible <= 1:
         raise ConfigError(f"min_visible is {min_visible}", where="crop", fix="give a share above 0, up to 1")
     crops: list[LabelledImage] = []
     about_whole = lost = 0
     for item in labelled_set.items:
         if is_scene(item.image):
-            raise DataError(
-                "generated scenes can't be cut", where=item.id, fix="ask for smaller scenes instead"
-            )
+            fix = "ask for smaller scenes instead"
+            raise DataError("generated scenes can't be cut", where=item.id, fix=fix)
         windows = crop_windows(item.width, item.height, size, overlap)
         about_whole += bool(len(windows) > 1 and (item.captions or item.scene))
-        image = _write_crops(item.image, item.id, windows, out_dir)
-        second = None
+        images = _write_crops(item.image, item.id, windows, out_dir)
+        seconds: Sequence[str | None] = [None] * len(windows)
         if item.second_image is not None:
-            second = _write_crops(item.second_image, f"{item.id}.later", windows, out_dir)
-        lost += _in_no_crop(item, windows, min_visible)
-        for k, window in enumerate(windows):
+            seconds = _write_crops(item.second_image, f"{item.id}.later", windows, out_dir)
+        for label in (*(item.objects or ()), *(item.later_objects or ())):
+            lost += all(crop_object(label, window, min_visible) is None for window in windows)
+        for window, image, second in zip(windows, images, seconds, strict=True):
             crop = _crop_item(item, window, min_visible, whole=len(windows) == 1)
-            crops.append(replace(crop, image=str(image[k]), second_image=str(second[k]) if second else None))
+            crops.append(replace(crop, image=image, second_image=second))
         if progress is not None:
             progress()
     findings = labelled_set.findings
     if about_whole:
-        findings += (
-            f"{about_whole} images: captions and scene class are about the whole image; crops have none",
-        )
+        text = "captions and scene class are about the whole image; crops have none"
+        findings += (f"{about_whole} images: {text}",)
     if lost:
-        findings += (
-            f"{lost} objects: less than {min_visible:.0%} of them is in any crop; difficult in all of them",
-        )
+        text = f"less than {min_visible:.0%} of them is in any crop; difficult in all of them"
+        findings += (f"{lost} objects: {text}",)
     return replace(labelled_set, items=crops, findings=findings)
 
 
-def _in_no_crop(item: LabelledImage, windows: Sequence[Window], min_visible: float) -> int:
-    labels = (*(item.objects or ()), *(item.later_objects or ()))
-    return sum(all(crop_object(label, w, min_visible) is None for w in windows) for label in labels)
-
-
-def _write_crops(source: str, name: str, windows: Sequence[Window], out_dir: Path) -> list[Path]:
-    lossy = Path(source).suffix.lower() in _LOSSY
-    name = files.inner_path(name)
-    paths = [
-        out_dir / f"{name}_{x1}_{y1}_{x2}_{y2}{'.jpg' if lossy else '.png'}" for x1, y1, x2, y2 in windows
-    ]
-    files.check_inside(paths[0], out_dir)
+def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path) -> list[str]:
+    suffix = Path(source).suffix.lower()
+    ending = ".jpg" if suffix in _LOSSY else ".png"
+    paths = [out_dir / f"{inner_path(name)}_{x1}_{y1}_{x2}_{y2}{ending}" for x1, y1, x2, y2 in windows]
+    check_inside(paths[0], out_dir)
     try:
         changed = Path(source).stat().st_mtime
     except FileNotFoundError as error:
         raise DataError("image is missing", where=source, fix="check the path and the root folder") from error
-    if len(windows) == 1 and Path(source).suffix.lower() in (".jpg", ".jpeg"):
-        # Nothing is cut off, so nothing needs to be compressed a second time.
-        if not paths[0].is_file() or paths[0].stat().st_mtime < changed:
-            with files.atomic_path(paths[0]) as temporary:
-                shutil.copyfile(source, temporary)
-        return paths
     missing = [k for k, p in enumerate(paths) if not p.is_file() or p.stat().st_mtime < changed]
-    if missing:
-        image = load_image(source)
-        for k in missing:
-            with files.atomic_path(paths[k]) as temporary:
+    # Where nothing is cut off, nothing needs to be compressed a second time.
+    copied = len(windows) == 1 and suffix in (".jpg", ".jpeg")
+    image = load_image(source) if missing and not copied else None
+    for k in missing:
+        with atomic_path(paths[k]) as temporary:
+            if image is None:
+                shutil.copyfile(source, temporary)
+            elif ending == ".jpg":
                 crop = image.crop(windows[k])
-                if lossy:
-                    crop.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-                else:
-                    crop.save(temporary, format="PNG")
-    return paths
+                crop.save(temporary, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+            else:
+                image.crop(windows[k]).save(temporary, format="PNG")
+    return [str(path) for path in paths]
 
 
-def _crop_item(item: LabelledImage, window: Window, min_visible: float, *, whole: bool) -> LabelledImage:
+def _crop_item(item: LabelledImage, window: MaskWindow, min_visible: float, *, whole: bool) -> LabelledImage:
     x1, y1, x2, y2 = window
     return replace(
         item,
@@ -168,15 +152,14 @@ def _crop_item(item: LabelledImage, window: Window, min_visible: float, *, whole
 
 
 def _crop_objects(
-    objects: tuple[ObjectLabel, ...] | None, window: Window, min_visible: float
+    objects: tuple[ObjectLabel, ...] | None, window: MaskWindow, min_visible: float
 ) -> tuple[ObjectLabel, ...] | None:
     if objects is None:
         return None
-    parts = (visible_part(label, window, min_visible) for label in objects)
-    return tuple(label for label in parts if label is not None)
+    return tuple(p for label in objects if (p := visible_part(label, window, min_visible)) is not None)
 
 
-def visible_part(label: ObjectLabel, window: Window, min_visible: float) -> ObjectLabel | None:
+def visible_part(label: ObjectLabel, window: MaskWindow, min_visible: float) -> ObjectLabel | None:
     """Return what is to be known of a label in a crop; see `crop_object`.
 
     A part of less than `min_visible` is difficult rather than gone: a strip of a car is not to be learned as a car,
@@ -189,16 +172,16 @@ def visible_part(label: ObjectLabel, window: Window, min_visible: float) -> Obje
     return None if rest is None else replace(rest, difficult=True)
 
 
-def any_part(label: ObjectLabel, window: Window) -> ObjectLabel | None:
+def any_part(label: ObjectLabel, window: MaskWindow) -> ObjectLabel | None:
     """Return what lies of a label in a crop, however little of it, or None below a pixel's breadth."""
     part = crop_object(label, window, 0.0)
     if part is None:
         return None
     x1, y1, x2, y2 = part.box
-    return part if min(x2 - x1, y2 - y1) >= SMALLEST_PART else None
+    return part if min(x2 - x1, y2 - y1) >= _SMALLEST_PART else None
 
 
-def crop_object(label: ObjectLabel, window: Window, min_visible: float) -> ObjectLabel | None:
+def crop_object(label: ObjectLabel, window: MaskWindow, min_visible: float) -> ObjectLabel | None:
     """Return the label in the pixels of a crop, or None when less than `min_visible` of its area is in it.
 
     An object inside the window only moves. Otherwise its outline is clipped: the box is the box of what is

@@ -1,30 +1,37 @@
-"""Which label format a folder holds. What has two readings is refused, and the message names both."""
+"""Which label format a folder holds. What has two readings is refused, and the message names both.
+
+Files that are labels by their name and place, but can't be read, are refused, too: no other reading goes past them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json, read_text
-from vitp.data.formats import (
-    captions,
-    class_tables,
-    coco_files,
-    dota,
-    folders,
-    mask_layouts,
-    pairs,
-    voc,
-    yolo,
+from vitp.core.reading import parse_json, parse_xml, read_text
+from vitp.data.formats.captions import caption_tables, has_captions, is_caption_table
+from vitp.data.formats.class_tables import class_tables, columns_of, guessed_columns, is_box_table
+from vitp.data.formats.coco_files import annotation_files, is_coco_file
+from vitp.data.formats.dota import is_dota
+from vitp.data.formats.folders import check_classes, find_class_folders
+from vitp.data.formats.mask_layouts import find_masks
+from vitp.data.formats.pairs import find_pair_places, two_dates
+from vitp.data.formats.tables import TABLE_SUFFIXES, table_files
+from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
+from vitp.data.formats.walk import (
+    check_ordinary,
+    child,
+    files_below,
+    image_folders,
+    images_below,
+    split_folders,
+    within,
 )
-from vitp.data.formats.common import list_images, split_folders
-from vitp.data.formats.label_files import check_ordinary, first_rows, label_places
-from vitp.data.formats.layouts import image_folders
-from vitp.data.formats.tables import TABLES, table_files
-from vitp.data.formats.unread import refuse_beside_classes, refuse_unread
+from vitp.data.formats.yolo import is_yolo
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Detected:
     """What a folder holds.
 
     Attributes:
-        format: Key of `vitp.data.formats.FORMATS`.
+        format: Key of `vitp.data.formats.LABEL_FORMATS`.
         understood: Lines about what else is there.
     """
 
@@ -41,19 +48,15 @@ class Detected:
 
 
 def detect_format(root: Path) -> str:
-    """Return the format of a folder, by the files and folders that only that format has.
-
-    Raises:
-        DataError: None fits, or there are several readings; the message says what was looked for.
-    """
+    """Return the format of a folder; see `detect`."""
     return detect(root).format
 
 
 def detect(root: Path) -> Detected:
-    """Return the format of a folder and what was understood.
+    """Return the format of a folder, by the files and folders that only that format has, and what was understood.
 
     Raises:
-        DataError: As `detect_format`.
+        DataError: None fits, or there are several readings; the message says what was looked for.
     """
     if not root.exists():
         raise DataError("doesn't exist", where=str(root), fix="check the path")
@@ -63,26 +66,33 @@ def detect(root: Path) -> Detected:
         check_ordinary(root)
     found = _first_that_fits(root)
     if found is not None:
-        also = _also(root, found)
-        others = ", ".join(f"{name} ({_SIGNS[name][1]})" for name in also)
-        return Detected(found, (f"not read, but there, too: {others}; --format chooses",) if also else ())
+        others = ", ".join(f"{name} ({_SIGNS[name][1]})" for name in _also(root, found))
+        return Detected(found, (f"not read, but there, too: {others}; --format chooses",) if others else ())
     _refuse_unlabelled(root)
     looked_for = "; ".join(f"{name}: {sign}" for name, (_, sign) in _SIGNS.items())
-    raise DataError(
-        f"no label format recognised (looked for {looked_for})",
-        where=str(root),
-        fix="name the format, or arrange the files in one of these ways",
-    )
+    what = f"no label format recognised (looked for {looked_for})"
+    raise DataError(what, where=str(root), fix="name the format, or arrange the files in one of these ways")
+
+
+def _of_file(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix == ".json" and is_coco_file(path):
+        return "coco"
+    if (suffix in TABLE_SUFFIXES or suffix == ".txt") and is_caption_table(path):
+        return "captions"
+    if suffix in TABLE_SUFFIXES:
+        return "captions" if columns_of(path) is None else "classes"
+    raise DataError("is not a table of labels", where=str(path), fix="name the folder of the set")
 
 
 def _first_that_fits(root: Path) -> str | None:
     """Return the first format whose files are there, unless label files of one before it can't be read."""
     for name, (test, _) in _SIGNS.items():
         for suffix in _UNREAD_BEFORE.get(name, ()):
-            refuse_unread(root, suffix)
+            _refuse_unread(root, suffix)
         if test(root):
             if name == "folders":
-                refuse_beside_classes(root)
+                _refuse_beside_classes(root)
             return name
     return None
 
@@ -101,18 +111,18 @@ def _also(root: Path, found: str) -> list[str]:
     return also
 
 
+# --- labels that nothing reads
+
+
 def _refuse_unlabelled(root: Path) -> None:
     """Raise for folders of images whose labels are of a kind that no reader knows."""
-    boxes = [path.name for path in table_files(root) if class_tables.is_box_table(path)]
+    boxes = [path.name for path in table_files(root) if is_box_table(path)]
     if boxes:
-        raise DataError(
-            f"{boxes[0]} is a table of boxes or outlines, which no reader knows",
-            where=str(root),
-            fix="write it as COCO JSON (annotations/instances_train.json)",
-        )
-    dates = next((place for place in pairs.two_dates(pairs.find_pairs(root)) if not place.has_mask), None)
+        what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
+        raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
+    dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
     if dates is not None:
-        before, after = (dates.folders[key].path.relative_to(root).as_posix() for key in ("before", "after"))
+        before, after = (within(dates.folders[key].path, root) for key in ("before", "after"))
         raise DataError(
             f"{before} and {after} are two dates, but there is no folder of masks of what changed",
             where=str(root),
@@ -120,60 +130,74 @@ def _refuse_unlabelled(root: Path) -> None:
         )
 
 
-def _of_file(path: Path) -> str:
-    if path.suffix.lower() == ".json" and _is_coco(path):
-        return "coco"
-    if path.suffix.lower() in TABLES:
-        if captions.is_table(path):
-            return "captions"
-        if class_tables.columns_of(path) is not None:
-            return "classes"
-        return "captions"
-    if path.suffix.lower() == ".txt" and captions.is_table(path):
-        return "captions"
-    raise DataError("is not a table of labels", where=str(path), fix="name the folder of the set")
+def _refuse_unread(root: Path, suffix: str) -> None:
+    """Raise for the first label file of one suffix (".json", ".xml" or ".txt") that can't be read."""
+    for path in _label_files(root, suffix):
+        if (problem := _problem_of(path)) is not None:
+            fix = "mend it or move it away; --format reads the folder without it"
+            raise DataError(f"is a label file by its place, but {problem}", where=str(path), fix=fix)
 
 
-def _is_coco(path: Path) -> bool:
+def _problem_of(path: Path) -> str | None:
+    """Return why a JSON, XML or text file can't be read, or None."""
     try:
-        content: Any = parse_json(read_text(path))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+        text = read_text(path)
+        if path.suffix.lower() == ".json":
+            parse_json(text)
+        elif path.suffix.lower() == ".xml":
+            parse_xml(text)
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    except UnicodeDecodeError:
+        return "is not UTF-8 text"
+    except json.JSONDecodeError as error:
+        return f"is not JSON (line {error.lineno}: {error.msg})"
+    except ElementTree.ParseError as error:
+        return f"is not XML ({error})"
+    return None
 
 
-def _is_vitp(root: Path) -> bool:
-    return (root / "labels" / "set.json").is_file()
+def _refuse_beside_classes(root: Path) -> None:
+    """Raise for XML annotations beside the images of what would otherwise pass for class folders."""
+    for path in _label_files(root, ".xml"):
+        if parse_xml(read_text(path)).tag == "annotation":
+            raise DataError(
+                "is an annotation of an image in what may be a class folder",
+                where=str(path),
+                fix="move the XML files into Annotations/ to read them; --format folders reads the folders as classes",
+            )
 
 
-def _is_voc(root: Path) -> bool:
-    return bool(voc.annotation_places(voc.set_folder(root)))
+def _label_files(root: Path, suffix: str) -> Iterator[Path]:
+    """Yield what are label files by their places.
+
+    These are JSON files in the folder, in annotations/ or in the folders of the splits, XML files in Annotations/ or
+    beside the image of their name, and text files in labels/.
+    """
+    bases = list(dict.fromkeys([root, *(folder for _, folder in split_folders(root))]))
+    names = {".json": ("annotations",), ".xml": XML_FOLDERS, ".txt": ("labels",)}[suffix]
+    places = [folder for base in bases if (folder := child(base, names)) is not None]
+    if suffix == ".json":
+        for folder in (*bases, *places):
+            yield from (
+                path
+                for path in sorted(folder.iterdir())
+                if path.suffix.lower() == suffix and not path.name.startswith(".") and not path.is_dir()
+            )
+        return
+    for place in places:
+        yield from files_below(place, suffix)
+    if suffix == ".xml":
+        images = {image.with_suffix("") for image in images_below(root)}
+        yield from (path for path in files_below(root, suffix) if path.with_suffix("") in images)
 
 
-def _is_coco_folder(root: Path) -> bool:
-    return any(_is_coco(path) for path in coco_files.annotation_files(root))
-
-
-def _are_numbers(words: list[str]) -> bool:
-    try:
-        return [float(word) for word in words] != []
-    except ValueError:
-        return False
-
-
-def _is_dota(root: Path) -> bool:
-    rows = first_rows(label_places(root, dota.LABEL_FOLDERS), dota.NOT_LABELS)
-    return any(len(row) >= 9 and _are_numbers(row[:8]) and not _are_numbers(row[8:9]) for row in rows)
-
-
-def _is_yolo(root: Path) -> bool:
-    rows = first_rows(yolo.label_folders(root), yolo.NOT_LABELS)
-    return any(len(row) >= 5 and _are_numbers(row) for row in rows)
+# --- the signs
 
 
 def _is_pairs(root: Path) -> bool:
     _refuse_dates_in_names(root)
-    return any(place.has_mask for place in pairs.two_dates(pairs.find_pairs(root)))
+    return any(place.has_mask for place in two_dates(find_pair_places(root)))
 
 
 def _refuse_dates_in_names(root: Path) -> None:
@@ -184,7 +208,7 @@ def _refuse_dates_in_names(root: Path) -> None:
             twins = [stem for stem in stems if first in stem and stem.replace(first, second) in stems]
             if twins and 4 * len(twins) >= len(stems):
                 raise DataError(
-                    f"{folder.path.relative_to(root).as_posix()} holds two dates of each place ({min(twins)} and "
+                    f"{within(folder.path, root)} holds two dates of each place ({min(twins)} and "
                     f"{min(twins).replace(first, second)}), as xView2 does, which no reader knows",
                     where=str(root),
                     fix="put the earlier images into A/, the later ones into B/ and masks of what changed into "
@@ -192,26 +216,10 @@ def _refuse_dates_in_names(root: Path) -> None:
                 )
 
 
-def _is_masks(root: Path) -> bool:
-    return mask_layouts.find_masks(root) is not None
-
-
-def _is_captions(root: Path) -> bool:
-    if captions.tables(root):
-        return True
-    bases = [folder / name for _, folder in split_folders(root) for name in ("", "images")]
-    return any(
-        image.with_suffix(".txt").is_file()
-        for base in bases
-        if base.is_dir()
-        for image in list_images(base)[:20]
-    )
-
-
 def _is_classes(root: Path) -> bool:
-    if class_tables.class_tables(root):
+    if class_tables(root):
         return True
-    guesses = class_tables.guesses(root)
+    guesses = guessed_columns(root)
     if not guesses or _are_class_folders(root):
         return False
     # Nothing else says what the images are: a table that names them, under columns of other names, must.
@@ -227,23 +235,21 @@ def _is_classes(root: Path) -> bool:
 
 
 def _are_class_folders(root: Path) -> bool:
-    found = folders.class_folders(root)
-    if not found:
-        return False
+    found = find_class_folders(root)
     try:
-        folders.check_classes(root, found)
+        if found:
+            check_classes(root, found)
     except DataError:
         return False
-    return True
+    return bool(found)
 
 
 def _is_folders(root: Path) -> bool:
-    found = folders.class_folders(root)
-    if not found:
-        return False
-    _refuse_unlabelled(root)
-    folders.check_classes(root, found)
-    return True
+    found = find_class_folders(root)
+    if found:
+        _refuse_unlabelled(root)
+        check_classes(root, found)
+    return bool(found)
 
 
 _UNREAD_BEFORE = {"pairs": (".json", ".xml"), "masks": (".txt",)}
@@ -251,21 +257,24 @@ _UNREAD_BEFORE = {"pairs": (".json", ".xml"), "masks": (".txt",)}
 
 _CERTAIN: dict[str, Callable[[Path], object]] = {
     # Text beside images and columns of other names are no sign of a second format: others have them, too.
-    "captions": captions.tables,
-    "classes": class_tables.class_tables,
+    "captions": caption_tables,
+    "classes": class_tables,
 }
 
 # The order matters: a caption file beside an image looks like a label file of YOLO until its row is read, and
 # any folder of folders with images passes for class folders.
-_SIGNS: dict[str, tuple[Callable[[Path], bool], str]] = {
-    "vitp": (_is_vitp, "labels/set.json"),
-    "voc": (_is_voc, "*.xml in Annotations/ or beside images"),
-    "coco": (_is_coco_folder, "JSON with images and annotations, in annotations/ or the split's folder"),
+_SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "vitp": (lambda root: (root / "labels" / "set.json").is_file(), "labels/set.json"),
+    "voc": (lambda root: voc_places(voc_folder(root)), "*.xml in Annotations/ or beside images"),
+    "coco": (
+        lambda root: any(is_coco_file(path) for path in annotation_files(root)),
+        "JSON with images and annotations, in annotations/ or the split's folder",
+    ),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
-    "dota": (_is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
-    "yolo": (_is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
-    "masks": (_is_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
-    "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
+    "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
+    "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
+    "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
+    "captions": (has_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),
     "folders": (_is_folders, "one folder of images a class"),
 }

@@ -6,17 +6,38 @@ import math
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, read_text
-from vitp.data.formats.image_labels import ImageLabels, Shape
-from vitp.data.formats.label_files import add_labels, find_labels, label_places
+from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.image_labels import ImageLabels, LabelShape
+from vitp.data.formats.label_files import (
+    TEXTS_BESIDE_LABELS,
+    add_labels,
+    find_labels,
+    first_rows,
+    label_places,
+    label_rows,
+)
+from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
 
-LABEL_FOLDERS = ("labelTxt", "annfiles", "labels")
-NOT_LABELS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt", "README.txt")
+_LABEL_FOLDERS = ("labelTxt", "annfiles", "labels")
 _HEADERS = ("imagesource", "gsd", "acquisition", "acquisition dates", "acquisitiondate")
 
 
-def read(
+def is_dota(root: Path) -> bool:
+    """Return whether the first row of a folder's label files is one of DOTA."""
+    rows = first_rows(label_places(root, _LABEL_FOLDERS), TEXTS_BESIDE_LABELS)
+    return any(len(row) >= 9 and are_numbers(row[:8]) and not are_numbers(row[8:9]) for row in rows)
+
+
+def are_numbers(words: list[str]) -> bool:
+    """Return whether all words are numbers, and there is one."""
+    try:
+        return [float(word) for word in words] != []
+    except ValueError:
+        return False
+
+
+def read_dota(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
@@ -42,16 +63,16 @@ def read(
     seen: set[str] = set()
 
     def read_one(path: Path, found: ImageLabels) -> int:
-        rows = read_objects(builder.place(path), path, found, known)
+        rows = read_dota_objects(builder.place(path), path, found, known)
         seen.update(label.category for label in found.objects)
         return rows
 
-    labels = find_labels(builder, label_places(root, LABEL_FOLDERS), not_labels=NOT_LABELS)
+    labels = find_labels(builder, label_places(root, _LABEL_FOLDERS), not_labels=TEXTS_BESIDE_LABELS)
     add_labels(builder, labels, read_one, drop_empty=drop_empty)
     return builder.build(object_classes=known or sorted(seen))
 
 
-def read_objects(place: str, path: Path, found: ImageLabels, known: tuple[str, ...] | None) -> int:
+def read_dota_objects(place: str, path: Path, found: ImageLabels, known: tuple[str, ...] | None) -> int:
     """Read the labels of one file, and return how many rows of labels it has.
 
     Args:
@@ -63,46 +84,26 @@ def read_objects(place: str, path: Path, found: ImageLabels, known: tuple[str, .
     Raises:
         DataError: A row can't be understood.
     """
-    rows = 0
-    for row, line in enumerate(read_text(path).splitlines(), 1):
-        words = line.split()
-        if not words or line.split(":")[0].strip().lower() in _HEADERS:
+    count = 0
+    for row, words in label_rows(path):
+        if " ".join(words).split(":")[0].strip().lower() in _HEADERS:
             continue
-        rows += 1
-        where = f"{place}:{row}"
-        quad, name, difficult = _parse_row(words, path, row)
-        if known is None or name in known:
-            found.add(where, name, Shape(quad=quad), difficult=difficult)
-        else:
-            found.exclude(where, name, Shape(quad=quad))
-    return rows
-
-
-def _parse_row(words: list[str], path: Path, row: int) -> tuple[list[float], str, bool]:
-    try:
-        quad, (name, difficult) = [float(word) for word in words[:8]], _name_and_flag(words[8:])
-    except ValueError as error:
-        raise DataError(
-            f"is not a DOTA row ({error})",
-            where=f"{path}:{row}",
-            fix='write "x1 y1 x2 y2 x3 y3 x4 y4 class difficult"',
-        ) from error
-    return quad, name, difficult
+        count += 1
+        try:
+            quad, (name, difficult) = [float(word) for word in words[:8]], _name_and_flag(words[8:])
+        except ValueError as error:
+            fix = 'write "x1 y1 x2 y2 x3 y3 x4 y4 class difficult"'
+            raise DataError(f"is not a DOTA row ({error})", where=f"{path}:{row}", fix=fix) from error
+        found.add(f"{place}:{row}", name, LabelShape(quad=quad), known=known, difficult=difficult)
+    return count
 
 
 def _name_and_flag(words: list[str]) -> tuple[str, bool]:
     """Return class and whether it is difficult (1 or more). A class of several words holds no number."""
-    flag = _number(words[-1]) if len(words) > 1 else None
+    flag = float(words[-1]) if len(words) > 1 and are_numbers(words[-1:]) else None
     name = words if flag is None else words[:-1]
-    if not name or (len(name) > 1 and any(_number(word) is not None for word in name)):
+    if not name or (len(name) > 1 and any(are_numbers([word]) for word in name)):
         raise ValueError(f"{len(words) + 8} columns")
     if flag is not None and not 0 <= flag < math.inf:
         raise ValueError(f"difficult is {words[-1]}")
     return " ".join(name), bool(flag)
-
-
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None

@@ -14,13 +14,12 @@ from vitp.records.labels import LabelledImage, LabelledSet
 def limit_empty(labelled: LabelledSet, share: float, seed: int) -> LabelledSet:
     """Return the set with so few empty training images that they are at most a share of the training images.
 
-    Empty is an image that is labelled and holds no object; one without object labels isn't, nor is one with an ignored
-    place or a difficult object. Which ones stay follows from the seed. Other splits keep all of theirs: they are to be as the data is.
+    Other splits keep all of theirs: they are to be as the data is.
 
     Args:
         labelled: The set.
         share: Of the training images, 0 (none) to 1 (all may stay).
-        seed: Of the choice.
+        seed: Which ones stay follows from it.
 
     Raises:
         ConfigError: The share is out of range.
@@ -40,5 +39,5 @@ def limit_empty(labelled: LabelledSet, share: float, seed: int) -> LabelledSet:
 
 
 def is_empty(item: LabelledImage) -> bool:
-    """Return whether an image is known to hold no object: labelled, without any, and no place of it is ignored."""
+    """Return whether an image is known to hold no object: labelled, without any (even difficult) or ignored place."""
     return item.objects is not None and not item.objects and not item.ignored

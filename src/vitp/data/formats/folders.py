@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 from PIL import Image
 
 from vitp.core.errors import DataError
-from vitp.data.formats.common import ReadOptions, SetBuilder, comma_list, list_images, split_folders
-from vitp.data.formats.layouts import Folder, described, image_folders, role_of, shared
+from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.walk import (
+    Folder,
+    comma_list,
+    image_folders,
+    list_images,
+    role_of,
+    shared,
+    split_folders,
+    within,
+)
 from vitp.records.labels import LabelledSet
 
-ALIKE = 0.5
+_ALIKE = 0.5
 """Share of equal names from which two folders hold the same images in different forms, not two classes."""
 
-ALIKE_NUMBERS = 0.8
+_ALIKE_NUMBERS = 0.8
 """The same for names that are numbers, as in folders that each count from 1."""
 
 
-def read(
+def read_folders(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
@@ -46,17 +56,18 @@ def read(
     depths: set[int] = set()
     for split, base in split_folders(root):
         for top in sorted(p for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")):
-            nested = [f for f in image_folders(top) if f.path != top]
-            if not nested:
-                _check_used(builder, top, known)
-            for folder in image_folders(top):
-                name = _class_name(builder, folder.path.relative_to(base).parts, level)
-                depths.add(len(folder.path.relative_to(base).parts))
+            folders = image_folders(top)
+            if not list_images(top) and not any(folder.path != top for folder in folders):
+                unknown = known is not None and top.name not in known
+                text = "unknown class; 0 images left out" if unknown else "class folder without images"
+                builder.note(builder.place(top), text)
+            for folder in folders:
+                parts = folder.path.relative_to(base).parts
+                name = _class_name(builder, parts, level)
+                depths.add(len(parts))
                 if known is not None and name not in known:
-                    if folder.path != top:
-                        builder.note(
-                            builder.place(folder.path), f"unknown class; {len(folder.files)} images left out"
-                        )
+                    count = len(folder.files)
+                    builder.note(builder.place(folder.path), f"unknown class; {count} images left out")
                     continue
                 seen.add(name)
                 for image in folder.files:
@@ -66,14 +77,6 @@ def read(
     nested_text = "" if depths <= {1} else f", the {'innermost' if level is None else f'{level}.'} folders'"
     builder.understand(f"classes are the folders' names{nested_text}: {', '.join(names[:20])}")
     return builder.build(scene_classes=names)
-
-
-def _check_used(builder: SetBuilder, folder: Path, known: tuple[str, ...] | None) -> None:
-    images = list_images(folder)
-    if known is not None and folder.name not in known:
-        builder.note(builder.place(folder), f"unknown class; {len(images)} images left out")
-    elif not images:
-        builder.note(builder.place(folder), "class folder without images")
 
 
 def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) -> str:
@@ -88,14 +91,12 @@ def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) 
     return parts[-1]
 
 
-def class_folders(root: Path) -> list[Folder]:
+def find_class_folders(root: Path) -> list[Folder]:
     """Return the folders of images that may be classes, whatever the files in them are called."""
     found = []
     for split, base in split_folders(root):
-        for folder in image_folders(base):
-            if folder.path not in (base, root):
-                plain = described(folder.path, folder.path.relative_to(base).parts, folder.files)
-                found.append(Folder(plain.path, plain.files, split, plain.role, plain.rest))
+        own = [folder for folder in image_folders(base) if folder.path not in (base, root)]
+        found += [replace(folder, split=split) for folder in own]
     return found
 
 
@@ -114,7 +115,7 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
             _refuse_alike(root, first, second, explicit)
     roles = [folder for folder in folders if role_of(folder.path.name)]
     if roles:
-        names = ", ".join(sorted({folder.path.relative_to(root).as_posix() for folder in roles})[:4])
+        names = ", ".join(sorted({within(folder.path, root) for folder in roles})[:4])
         raise DataError(
             f"no labels found: {names} {'is' if len(roles) == 1 else 'are'} named after what they hold, not after "
             "classes",
@@ -123,12 +124,9 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
             f"-o images=FOLDER -o masks=FOLDER and --format masks; {explicit}",
         )
     if len({folder.path.name for folder in folders}) < 2:
-        only = folders[0].path.relative_to(root).as_posix()
-        raise DataError(
-            f"no labels found: all images lie in {only}",
-            where=str(root),
-            fix=f"put labels beside them, or name the format; {explicit}",
-        )
+        only = within(folders[0].path, root)
+        what = f"no labels found: all images lie in {only}"
+        raise DataError(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
 
 
 def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> None:
@@ -137,11 +135,11 @@ def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> N
     if len(common) < 2:
         return
     numbers = all(stem.isdigit() for stem in common)
-    alike = len(common) / len(a | b) >= ALIKE_NUMBERS if numbers else shared(first, second) >= ALIKE
+    alike = len(common) / len(a | b) >= _ALIKE_NUMBERS if numbers else shared(first, second) >= _ALIKE
     if alike:
         # The reading with photographs as images comes first.
         pair = sorted((first, second), key=lambda folder: not _are_photographs(folder))
-        one, other = (f.path.relative_to(root).as_posix() for f in pair)
+        one, other = (within(f.path, root) for f in pair)
         raise DataError(
             f"{one} and {other} have {len(common)} files of equal names: images and masks, two dates, or classes",
             where=str(root),

@@ -9,8 +9,9 @@ from itertools import accumulate
 from typing import overload
 
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.data.formats.pixel_masks import SceneChange, SceneSemantic
+from vitp.data.formats.pixel_masks import SceneChangeMask, SceneSemantic
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
+from vitp.scenes import DOMAINS, scene_set
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,12 @@ class Chained(Sequence[LabelledImage]):
         ends = list(accumulate(len(part) for part in self.parts))
         k = bisect_right(ends, index)
         item = self.parts[k][index - (ends[k - 1] if k else 0)]
-        return replace(
-            item,
-            semantic=SceneSemantic(item.image) if item.semantic is not None else None,
-            change=SceneChange(item.image) if item.change is not None else None,
-        )
+        semantic = SceneSemantic(item.image) if item.semantic is not None else None
+        change = SceneChangeMask(item.image) if item.change is not None else None
+        return replace(item, semantic=semantic, change=change)
 
 
-def read(
+def read_scenes(
     domain: str,
     *,
     count: int = 1000,
@@ -68,19 +67,12 @@ def read(
     Raises:
         ConfigError: There is no such domain, or the numbers can't be used.
     """
-    from vitp.scenes import DOMAINS, scene_set
-
     if domain not in DOMAINS:
-        hint = did_you_mean(domain, DOMAINS)
-        raise ConfigError(
-            f'no domain "{domain}"', where="scenes", fix=hint or f"known are {', '.join(DOMAINS)}"
-        )
+        fix = did_you_mean(domain, DOMAINS) or f"known are {', '.join(DOMAINS)}"
+        raise ConfigError(f'no domain "{domain}"', where="scenes", fix=fix)
     if count < 1 or size < 16 or min(val, test) < 0 or val + test >= 1:
-        raise ConfigError(
-            f"count={count}, size={size}, val={val}, test={test} can't be used",
-            where="scenes",
-            fix="count from 1, size from 16, val + test below 1",
-        )
+        what = f"count={count}, size={size}, val={val}, test={test} can't be used"
+        raise ConfigError(what, where="scenes", fix="count from 1, size from 16, val + test below 1")
     counts = {"val": round(count * val), "test": round(count * test)}
     counts["train"] = count - sum(counts.values())
     sets = [

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from vitp.data.formats.layouts import words_of
+from vitp.data.formats.walk import words_of
 from vitp.data.identical import find_equals
 from vitp.records.labels import LabelledImage
 
-LEAST_IMAGES = 2
+_LEAST_IMAGES = 2
 """Images of a group, on average, from which names are taken for those of a series."""
 
 _NUMBER_LAST = r"^(.*[A-Za-z]\d.*?)[_\-. ]*\d+$"
@@ -26,18 +26,12 @@ _SERIES_WORDS = frozenset(
         *("flight", "track", "frame", "frames"),
     )
 )
-Place = Callable[[str], str]
+_Place = Callable[[str], str]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What is known of images that are equal.
-
-    Attributes:
-        items: The images; equal ones have the same group.
-        equal: Indices of the items of each image that several have.
-        by_pixels: Files of different bytes were compared, too.
-    """
+    """Images, equal ones with the same group; the indices of those that are equal; whether pixels were compared."""
 
     items: list[LabelledImage]
     equal: tuple[tuple[int, ...], ...]
@@ -94,14 +88,9 @@ def _grouped(items: Sequence[LabelledImage], equal: Sequence[tuple[int, ...]]) -
 def within_splits(
     found: Identity, before: Sequence[LabelledImage], items: Sequence[LabelledImage]
 ) -> list[LabelledImage]:
-    """Return images of given splits with the groups that they had, equal ones joined within each split.
+    """Return images of given splits with the groups that they had `before`, equal ones joined within each split.
 
     What is on two sides already is told, not joined: groups are for what is still to be split.
-
-    Args:
-        found: Equal images.
-        before: All images, with their own groups.
-        items: Those that are left, with their splits.
     """
     groups = {item.id: item.group for item in before}
     plain = [replace(item, group=groups[item.id]) for item in items]
@@ -117,7 +106,7 @@ def within_splits(
     return _grouped(plain, equal)
 
 
-def equal_findings(found: Identity, items: Sequence[LabelledImage], place: Place) -> list[str]:
+def equal_findings(found: Identity, items: Sequence[LabelledImage], place: _Place) -> list[str]:
     """Return lines about equal images that are on several sides, or have different labels.
 
     Args:
@@ -144,7 +133,7 @@ def equal_findings(found: Identity, items: Sequence[LabelledImage], place: Place
     return lines
 
 
-def _pair(items: Sequence[LabelledImage], place: Place) -> str:
+def _pair(items: Sequence[LabelledImage], place: _Place) -> str:
     first = items[0]
     other = next((item for item in items[1:] if item.split != first.split), items[1])
     return f"{place(first.image)} ({first.split}) and {place(other.image)} ({other.split})"
@@ -165,12 +154,7 @@ def _differ(first: LabelledImage, second: LabelledImage) -> bool:
 
 @dataclass(frozen=True)
 class Series:
-    """A way to group images by their names.
-
-    Attributes:
-        regex: Finds the group in a name.
-        groups: Of each image, "" where the name has none.
-    """
+    """A way to group images by their names: what finds the group, and that of each image ("" without one)."""
 
     regex: str
     groups: tuple[str, ...]
@@ -194,7 +178,7 @@ def name_series(stems: Sequence[str], classes: Sequence[str | None]) -> Series |
         groups = tuple(match[1] if (match := pattern.search(stem)) else "" for stem in stems)
         names = set(groups) - {""}
         grouped = sum(group != "" for group in groups)
-        if len(names) < 2 or grouped < LEAST_IMAGES * len(names) or 2 * grouped < len(stems):
+        if len(names) < 2 or grouped < _LEAST_IMAGES * len(names) or 2 * grouped < len(stems):
             continue
         pairs = {(group, name) for group, name in zip(groups, classes, strict=True) if group}
         if any(classes) and len(pairs) == len(names) == len({name for _, name in pairs}):

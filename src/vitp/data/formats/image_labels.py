@@ -1,24 +1,137 @@
-"""The labels of one image while they are read: what is an object, what is ignored, what is lost."""
+"""The labels of an image while they are read: objects, ignored places, lost labels; and their counts in a set.
+
+A label that can't be used never becomes "there is nothing", and a set that lost its labels never passes as an
+empty one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vitp.data.formats.tally import Tally
-from vitp.records.geometry import area, as_flat, as_points, bounds, clockwise, is_convex, min_area_quad
+from vitp.core.errors import DataError
+from vitp.data.formats.walk import Note
+from vitp.records.geometry import Box, area, as_flat, as_points, bounds, clockwise, is_convex, min_area_quad
 from vitp.records.labels import ObjectLabel
 
-ROUNDING_PIXELS = 1.0
+_ROUNDING_PIXELS = 1.0
 """A box that overshoots the image by no more than this was rounded, which is not worth a finding."""
 
-Fate = Literal["used", "lost", "flat", "outside"]
+_FEWEST_FOR_SHARE = 10
+"""Labels from which on a set is refused when more than half of them are lost; below, only when all are."""
+
+_FEWEST_IN_FOLDER = 3
+"""Labels from which on a folder of label files is refused when all of its labels are lost."""
+
+_UNLABELLED = "the image counts as unlabelled"
+_MEND = "mend them, or say how they are meant with the format's options"
+
+_Key = tuple[str, str]
+"""Source and class."""
+
+
+@dataclass
+class Tally:
+    """Counts of a set's labels, by the file or folder that they stand in and by class.
+
+    Attributes:
+        used: Labels that became objects, by (source, class).
+        lost: Labels that can't be used, by (source, class); the class is "" where it isn't known.
+        flat: Labels without area, likewise.
+        excluded: Labels of classes that weren't asked for, by class.
+        largest: Largest coordinate of a source's used boxes in pixels.
+        first: First line about a label that is lost or has no area, by (source, class).
+        folders: Sources that are folders of label files.
+        unlabelled: Images that lost a label without a place.
+    """
+
+    used: Counter[_Key] = field(default_factory=Counter)
+    lost: Counter[_Key] = field(default_factory=Counter)
+    flat: Counter[_Key] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
+    largest: dict[str, float] = field(default_factory=dict)
+    first: dict[_Key, str] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    unlabelled: int = 0
+
+    def lose(self, source: str, category: str, line: str, *, flat: bool = False) -> None:
+        """Count a label that can't be used, or one without area; the line says which and why."""
+        (self.flat if flat else self.lost)[source, category] += 1
+        self.first.setdefault((source, category), line)
+
+    def check(self, root: str) -> None:
+        """Refuse a set whose labels are lost.
+
+        Raises:
+            DataError: All labels of the set, of a file, of a folder (from three on) or of a class are lost, or more
+                than half of the set's (from ten on), or all boxes of a file or folder lie within one pixel; or none
+                of the classes that were asked for occurs.
+        """
+        for source in dict.fromkeys(source for source, _ in (*self.used, *self.lost, *self.flat)):
+            fewest = _FEWEST_IN_FOLDER if source in self.folders else 1
+            self._refuse_lost(source or root, fewest, source=source)
+            if self.largest.get(source, 2.0) <= 1.0:
+                what = "all boxes lie within the first pixel: their coordinates look like shares of the image"
+                raise DataError(what, where=source or root, fix="write them in pixels")
+        for category in sorted({category for _, category in (*self.lost, *self.flat)} - {""}):
+            self._refuse_lost(root, category=category)
+        self._refuse_lost(root)
+        used, lost, flat = (counts.total() for counts in (self.used, self.lost, self.flat))
+        if used + lost + flat >= _FEWEST_FOR_SHARE and lost + flat > used:
+            raise DataError(
+                f"{lost + flat:,} of {used + lost + flat:,} labels can't be used "
+                f"(the first: {next(iter(self.first.values()))})",
+                where=root,
+                fix=_MEND,
+            )
+        if self.excluded and not used:
+            what = f"no label is of a class that was asked for; the labels are of {self._excluded()}"
+            raise DataError(what, where=root, fix="write the option classes like the labels")
+
+    def _refuse_lost(
+        self, where: str, fewest: int = 1, *, source: str | None = None, category: str | None = None
+    ) -> None:
+        """Refuse when none of the labels of a source, of a class or of all can be used."""
+
+        def belongs(key: _Key) -> bool:
+            return source in (None, key[0]) and category in (None, key[1])
+
+        used, lost, flat = (
+            sum(count for key, count in counts.items() if belongs(key))
+            for counts in (self.used, self.lost, self.flat)
+        )
+        # One label without area is a slip of the mouse; several say that these labels are points.
+        if used or lost + flat < fewest or (not lost and flat < 2):
+            return
+        line = next(line for key, line in self.first.items() if belongs(key))
+        of = "" if category is None else f' of the class "{category}"'
+        what = f"none of the {lost + flat:,} labels{of} can be used (the first: {line})"
+        raise DataError(what, where=where, fix=_MEND)
+
+    def _excluded(self, most: int = 8) -> str:
+        named = ", ".join(f"{name} {count:,}" for name, count in self.excluded.most_common(most))
+        return named + (" …" if len(self.excluded) > most else "")
+
+    def lines(self) -> list[str]:
+        """Return what became of the labels, in words; nothing when all are used."""
+        parts = []
+        if lost := self.lost.total():
+            parts.append(f"{lost:,} can't be used")
+        if flat := self.flat.total():
+            parts.append(f"{flat:,} without area dropped")
+        if excluded := self.excluded.total():
+            parts.append(f"{excluded:,} of other classes ignored in their places ({self._excluded()})")
+        if self.unlabelled:
+            images = "image" if self.unlabelled == 1 else "images"
+            parts.append(f"{self.unlabelled:,} {images} left without object labels")
+        return [f"labels: {self.used.total():,} used, {', '.join(parts)}"] if parts else []
 
 
 @dataclass(frozen=True)
-class Shape:
+class LabelShape:
     """Where a label lies, as its file says it, in pixels.
 
     Attributes:
@@ -34,6 +147,14 @@ class Shape:
     holes: Sequence[Sequence[float]] = ()
 
 
+@dataclass(frozen=True)
+class _Misfit:
+    """Why a label is no object: its place isn't known ("lost"), has no area ("flat") or lies "outside"."""
+
+    fate: Literal["lost", "flat", "outside"]
+    text: str
+
+
 @dataclass
 class ImageLabels:
     """Collects the labels of one image.
@@ -45,19 +166,19 @@ class ImageLabels:
     Attributes:
         size: Width and height of the image.
         source: File or folder that the labels stand in, for the tally.
-        note: Takes findings: where, text.
+        note: Takes findings.
         tally: Counts the labels of the set.
         point_size: Side in pixels of the box that a label without width and height gets around its centre; None:
             such a label has no area.
         objects: The objects.
         ignored: Places that are neither object nor background.
-        lost: Labels whose place isn't known.
-        outside: Labels that lie outside the image.
+        lost: Number of labels whose place isn't known.
+        outside: Number of labels that lie outside the image.
     """
 
     size: tuple[int, int]
     source: str
-    note: Callable[[str, str], None]
+    note: Note
     tally: Tally
     point_size: float | None = None
     objects: list[ObjectLabel] = field(default_factory=list)
@@ -66,7 +187,15 @@ class ImageLabels:
     outside: int = 0
     _seen: set[ObjectLabel] = field(default_factory=set)
 
-    def add(self, where: str, category: str, shape: Shape, *, difficult: bool = False) -> ObjectLabel | None:
+    def add(
+        self,
+        where: str,
+        category: str,
+        shape: LabelShape,
+        *,
+        known: Collection[str] | None = None,
+        difficult: bool = False,
+    ) -> ObjectLabel | None:
         """Add an object; return it, or None with a finding when it can't be used.
 
         Boxes are clipped to the image. The same label twice counts once.
@@ -75,21 +204,26 @@ class ImageLabels:
             where: "file:row" for findings.
             category: Class name.
             shape: Where it lies.
+            known: Classes that are asked for; the place of another one is ignored. None: all.
             difficult: Hard to see, or a crowd.
         """
-        label, fate, text = self._checked(where, category, shape, difficult)
-        if label is None:
-            self._miss(where, category, category, fate, text)
+        if known is not None and category not in known:
+            self._exclude(where, category, shape)
+            return None
+        label = self._checked(where, category, shape, difficult)
+        if isinstance(label, _Misfit):
+            self._miss(where, category, category, label)
             return None
         if label in self._seen:
             self.note(where, f"{category} {_numbers(label.box)} stands there twice; counted once")
             return None
         self._seen.add(label)
         self.objects.append(label)
-        self.tally.use(self.source, category, label.box)
+        self.tally.used[self.source, category] += 1
+        self.tally.largest[self.source] = max(self.tally.largest.get(self.source, 0.0), *label.box[2:])
         return label
 
-    def ignore(self, where: str, why: str, category: str, shape: Shape) -> None:
+    def ignore(self, where: str, why: str, category: str, shape: LabelShape) -> None:
         """Add a label whose class the set doesn't know: its place is neither object nor background.
 
         Args:
@@ -98,24 +232,24 @@ class ImageLabels:
             category: What the label calls its class.
             shape: Where it lies.
         """
-        label, fate, text = self._checked(where, category, shape, False)
-        if label is None:
-            self._miss(where, "", why, fate, text)
+        label = self._checked(where, category, shape, False)
+        if isinstance(label, _Misfit):
+            self._miss(where, "", why, label)
             return
         self.ignored.append(label)
         self.note(where, f"{why}; its place is ignored")
         self.tally.lose(self.source, "", f"{where}: {why}")
 
-    def exclude(self, where: str, category: str, shape: Shape) -> None:
-        """Add a label of a class that wasn't asked for: its place is ignored, which is no fault of the label."""
-        label, fate, text = self._checked(where, category, shape, False)
+    def _exclude(self, where: str, category: str, shape: LabelShape) -> None:
+        """Ignore the place of a label of a class that wasn't asked for, which is no fault of the label."""
+        label = self._checked(where, category, shape, False)
         self.tally.excluded[category] += 1
-        if label is not None:
+        if not isinstance(label, _Misfit):
             self.ignored.append(label)
             self.note(where, f'class "{category}" was not asked for; its place is ignored')
-        elif fate == "lost":
+        elif label.fate == "lost":
             self.lost += 1
-            self.note(where, f'class "{category}" was not asked for, and it {text}; {_UNLABELLED}')
+            self.note(where, f'class "{category}" was not asked for, and it {label.text}; {_UNLABELLED}')
 
     def lose(self, where: str, why: str, category: str = "") -> None:
         """Count a label without a usable place: the image has no object labels."""
@@ -128,81 +262,65 @@ class ImageLabels:
         """Whether the objects are all that there are outside of `ignored`."""
         return not self.lost and self.outside <= len(self.objects)
 
-    def _miss(self, where: str, category: str, what: str, fate: Fate, text: str) -> None:
-        if fate == "lost":
-            self.lose(where, f"{what} {text}", category)
-        elif fate == "flat":
-            self.note(where, f"{what} {text}; left out")
-            self.tally.drop(self.source, category, f"{where}: {what} {text}")
-        else:
-            self.outside += 1
-            self.note(where, f"{what} {text}; left out")
-            self.tally.lose(self.source, category, f"{where}: {what} {text}")
+    def _miss(self, where: str, category: str, what: str, misfit: _Misfit) -> None:
+        if misfit.fate == "lost":
+            self.lose(where, f"{what} {misfit.text}", category)
+            return
+        self.outside += misfit.fate == "outside"
+        self.note(where, f"{what} {misfit.text}; left out")
+        flat = misfit.fate == "flat"
+        self.tally.lose(self.source, category, f"{where}: {what} {misfit.text}", flat=flat)
 
     def _checked(
-        self, where: str, category: str, shape: Shape, difficult: bool
-    ) -> tuple[ObjectLabel | None, Fate, str]:
-        """Return the label, or why there is none."""
+        self, where: str, category: str, shape: LabelShape, difficult: bool
+    ) -> ObjectLabel | _Misfit:
         numbers = [*(shape.box or ()), *(shape.quad or ())]
         numbers += [value for ring in (*shape.polygons, *shape.holes) for value in ring]
         if not numbers:
-            return None, "lost", "has no place"
+            return _Misfit("lost", "has no place")
         if not all(math.isfinite(value) for value in numbers):
-            return None, "lost", "has a coordinate that is not a number"
-        quad = shape.quad
-        if quad is not None:
-            points = as_points(quad)
+            return _Misfit("lost", "has a coordinate that is not a number")
+        quad = None
+        if shape.quad is not None:
+            points = as_points(shape.quad)
             if not is_convex(points):
                 text = "corners are crossed or bent inwards; replaced by the rectangle around them"
                 self.note(where, f"{category}'s {text}")
                 points = min_area_quad(points)
             if area(points) <= 0:
-                return None, "flat", "has no area"
+                return _Misfit("flat", "has no area")
             quad = as_flat(clockwise(points))
         box = shape.box
         if box is None:
             if quad is None and not any(area(as_points(ring)) > 0 for ring in shape.polygons):
-                return None, "flat", "has no area"
+                return _Misfit("flat", "has no area")
             rings = [quad] if quad is not None else shape.polygons
             box = bounds(as_points([value for ring in rings for value in ring]))
-        clipped, fate, text = self._clipped(where, category, self._grown(box))
-        if clipped is None:
-            return None, fate, text
-        polygons, holes = (tuple(_floats(ring) for ring in r) for r in (shape.polygons, shape.holes))
-        corners = _floats(quad) if quad is not None else None
-        return ObjectLabel(category, clipped, corners, polygons, difficult, holes), "used", ""
+        clipped = self._clipped(where, category, box)
+        if isinstance(clipped, _Misfit):
+            return clipped
+        polygons, holes = (
+            tuple(tuple(map(float, ring)) for ring in rings) for rings in (shape.polygons, shape.holes)
+        )
+        return ObjectLabel(category, clipped, quad, polygons, difficult, holes)
 
-    def _grown(self, box: Sequence[float]) -> Sequence[float]:
-        """Return a small box around the centre of a label without width and height, where that was asked for."""
-        x1, y1, x2, y2 = box
-        if self.point_size is None or x1 != x2 or y1 != y2:
-            return box
-        half = self.point_size / 2
-        return x1 - half, y1 - half, x2 + half, y2 + half
-
-    def _clipped(
-        self, where: str, category: str, box: Sequence[float]
-    ) -> tuple[tuple[float, float, float, float] | None, Fate, str]:
+    def _clipped(self, where: str, category: str, box: Sequence[float]) -> Box | _Misfit:
         x1, y1, x2, y2 = (float(value) for value in box)
+        if self.point_size is not None and x1 == x2 and y1 == y2:
+            half = self.point_size / 2
+            x1, y1, x2, y2 = x1 - half, y1 - half, x2 + half, y2 + half
         width, height = self.size
         shown = _numbers((x1, y1, x2, y2))
         if x2 < x1 or y2 < y1:
-            return None, "lost", f"ends before it begins {shown}"
+            return _Misfit("lost", f"ends before it begins {shown}")
         if x2 == x1 or y2 == y1:
-            return None, "flat", f"has no area {shown}"
+            return _Misfit("flat", f"has no area {shown}")
         inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
         if inside[2] <= inside[0] or inside[3] <= inside[1]:
-            return None, "outside", f"{shown} lies outside the image of {width}×{height}"
-        if max(abs(a - b) for a, b in zip(inside, (x1, y1, x2, y2), strict=True)) > ROUNDING_PIXELS:
+            return _Misfit("outside", f"{shown} lies outside the image of {width}×{height}")
+        if max(abs(a - b) for a, b in zip(inside, (x1, y1, x2, y2), strict=True)) > _ROUNDING_PIXELS:
             self.note(where, f"{category} {shown} reaches outside the image; clipped")
-        return inside, "used", ""
-
-
-_UNLABELLED = "the image counts as unlabelled"
-
-
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+        return inside
 
 
 def _numbers(box: Sequence[float]) -> str:

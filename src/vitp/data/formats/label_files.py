@@ -7,21 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.core.reading import check_file
-from vitp.data.formats.common import SetBuilder, child, split_folders, split_in
+from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.image_labels import ImageLabels
-from vitp.io.images import IMAGE_SUFFIXES
+from vitp.data.formats.walk import (
+    bases_of,
+    check_ordinary,
+    child,
+    files_below,
+    images_below,
+    read_label_text,
+    split_in,
+)
+
+TEXTS_BESIDE_LABELS = frozenset(
+    ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt", "README.txt")
+)
+"""Text files that are no labels of an image."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where images lie, and where their label files lie in the same sub-folders.
-
-    Attributes:
-        images: Folder of the images.
-        labels: Folder of the label files; may be the same.
-        split: Of all of them, or None: that of the sub-folder that names one, if any does.
-    """
+class LabelPlace:
+    """Folders of images and of their label files, which may be the same; sub-folders without split may name one."""
 
     images: Path
     labels: Path
@@ -30,14 +36,7 @@ class Place:
 
 @dataclass(frozen=True)
 class LabelFile:
-    """One image with its label file.
-
-    Attributes:
-        image: The image.
-        labels: The file.
-        split: From the layout, or None.
-        source: Folder that the label file counts for.
-    """
+    """One image with its label file, the split from the layout, and the folder that the label file counts for."""
 
     image: Path
     labels: Path
@@ -45,100 +44,59 @@ class LabelFile:
     source: str
 
 
-def label_places(root: Path, label_folders: Sequence[str]) -> list[Place]:
+def label_places(root: Path, label_folders: Sequence[str]) -> list[LabelPlace]:
     """Return where images and labels lie.
 
-    These are `{split}/{images,LABELS}`, and `{images,LABELS}` with or without sub-folders, or else the set's folder with
-    images and text side by side, in sub-folders, too.
-
-    Args:
-        root: The set's folder.
-        label_folders: Names that LABELS may have.
+    These are `{split}/{images,LABELS}`, and `{images,LABELS}` with or without sub-folders, or else the set's folder
+    with images and text side by side, in sub-folders, too. LABELS is one of `label_folders`.
     """
-
-    def pair(base: Path, split: str | None) -> Place | None:
-        images = child(base, ("images",))
-        labels = child(base, label_folders)
-        return Place(images, labels, split) if images and labels else None
-
-    bases = [(folder, split) for split, folder in split_folders(root) if split is not None]
-    found = [place for base, split in [*bases, (root, None)] if (place := pair(base, split))]
-    return found or [Place(root, root)]
+    found = []
+    for split, base in bases_of(root):
+        images, labels = child(base, ("images",)), child(base, label_folders)
+        if images and labels:
+            found.append(LabelPlace(images, labels, split))
+    return found or [LabelPlace(root, root)]
 
 
-def first_rows(places: Sequence[Place], not_labels: Collection[str]) -> list[list[str]]:
+def first_rows(places: Sequence[LabelPlace], not_labels: Collection[str]) -> list[list[str]]:
     """Return the words of the first row that each place's label files of an image hold, for detection of formats.
 
     Header lines with a colon are skipped, and so are files without image.
     """
+
+    def rows(path: Path) -> Iterator[list[str]]:
+        for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            if line.strip() and ":" not in line:
+                yield line.split()
+
     found = []
     for place in places:
         images = {image.relative_to(place.images).with_suffix("") for image in images_below(place.images)}
         files = (place.labels / name.with_suffix(name.suffix + ".txt") for name in sorted(images))
-        rows = (
-            words for path in files if path.is_file() and path.name not in not_labels for words in _rows(path)
+        words = (
+            row for path in files if path.is_file() and path.name not in not_labels for row in rows(path)
         )
-        found.append(next(rows, []))
+        found.append(next(words, []))
     return found
 
 
-def _rows(path: Path) -> Iterator[list[str]]:
-    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
-        if line.strip() and ":" not in line:
-            yield line.split()
-
-
-def images_below(folder: Path) -> list[Path]:
-    """Return the images in a folder and its sub-folders, sorted; hidden ones are left out."""
-    return [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Return the files in a folder and its sub-folders, sorted; hidden ones are left out."""
-
-    def walk(base: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-        real = base.resolve()
-        if real in above:  # a link that leads in a circle
-            return
-        for path in sorted(base.iterdir()):
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                yield from walk(path, (*above, real))
-            else:
-                yield path
-
-    return list(walk(folder, ()))
-
-
-def check_ordinary(path: Path) -> None:
-    """Make sure that what stands in the place of a label file is a file, where there is anything.
+def label_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the words of each row of a label file that isn't empty.
 
     Raises:
-        DataError: It is a folder, a named pipe, a device or a link that leads nowhere.
+        DataError: The file can't be read.
     """
-    try:
-        check_file(path)
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise DataError(
-                "is a link that leads nowhere", where=str(path), fix="mend the link, or remove it"
-            ) from error
-    except OSError as error:
-        raise DataError(
-            f"can't be read ({error.strerror})", where=str(path), fix="put the label file in its place"
-        ) from error
+    for row, line in enumerate(read_label_text(path).splitlines(), 1):
+        if words := line.split():
+            yield row, words
 
 
 def find_labels(
-    builder: SetBuilder, places: Sequence[Place], *, not_labels: Collection[str] = ()
+    builder: SetBuilder, places: Sequence[LabelPlace], *, not_labels: Collection[str] = ()
 ) -> list[LabelFile]:
     """Return the images that have a label file; what is missing becomes findings.
 
-    Args:
-        builder: Takes the findings.
-        places: Where to look; an image counts for the first of them.
-        not_labels: Names of text files that are no labels.
+    An image counts for the first of the places. Text files of the names in `not_labels` are none.
 
     Raises:
         DataError: Two images have one label file.
@@ -184,11 +142,8 @@ def add_labels(
 ) -> None:
     """Add the images with what their label files hold.
 
-    Args:
-        builder: Takes images and findings.
-        labels: The images and their label files.
-        read: Reads a label file into the labels of its image, and returns its number of rows.
-        drop_empty: Leave images with an empty label file out instead of counting them as without objects.
+    `read` reads a label file into the labels of its image, and returns its number of rows. With `drop_empty` images
+    with an empty label file are left out instead of being counted as without objects.
     """
     for entry in labels:
         size = builder.size_of(entry.image)

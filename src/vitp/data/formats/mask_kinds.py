@@ -17,16 +17,16 @@ from PIL import Image
 from vitp.core.errors import DataError
 from vitp.records.labels import IGNORE
 
-STRAY_SHARE = 0.001
+_STRAY_SHARE = 0.001
 """Values of less than this share of all pixels may be strays: one pixel in a thousand."""
 
 MOST_LOOKED_AT = 60
 """Masks that are looked at to tell instances from classes."""
 
-LEAST_INSTANCES = 3
+_LEAST_INSTANCES = 3
 """Different values of one mask from which they may be numbers of instances."""
 
-CONNECTED = 0.9
+_CONNECTED = 0.9
 """Share of values that are one region in their file, from which they may be numbers of instances."""
 
 _LOSSY = ("JPEG", "MPO", "WEBP")
@@ -52,12 +52,7 @@ class MaskFacts:
 
 
 def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
-    """Return what is counted in a mask.
-
-    Args:
-        values_HW: Its values.
-        path: The file, for its format.
-        regions: Also look which values are one region.
+    """Return what is counted in a mask and its file; with `regions` also which values are one region.
 
     Raises:
         DataError: It isn't an image.
@@ -144,12 +139,12 @@ def look_like_instances(facts: Sequence[MaskFacts]) -> str | None:
         [v for v in mask.values if v != 0 and not (v == IGNORE and len(mask.values) < 200)] for mask in looked
     ]
     count = sum(len(values) for values in own)
-    if not count or max(len(values) for values in own) < LEAST_INSTANCES:
+    if not count or max(len(values) for values in own) < _LEAST_INSTANCES:
         return None
     each = [(mask, value) for mask, values in zip(looked, own, strict=True) for value in values]
     whole = sum(value in mask.whole for mask, value in each)
     # Values of noise are one region, too: of one pixel.
-    if whole < CONNECTED * count or 2 * sum(value in mask.thin for mask, value in each) > count:
+    if whole < _CONNECTED * count or 2 * sum(value in mask.thin for mask, value in each) > count:
         return None
     several = [values for values in own if values]
     lengths = {len(values) for values in several}
@@ -177,14 +172,7 @@ def large_indices(facts: Sequence[MaskFacts]) -> int | None:
 
 @dataclass(frozen=True)
 class Strays:
-    """Values that are no classes.
-
-    Attributes:
-        main: The values that are classes.
-        pixels: Of all other values.
-        share: Of all pixels.
-        why: How it is known.
-    """
+    """Values that are classes, the number of pixels of all others, their share, and how it is known."""
 
     main: tuple[int, ...]
     pixels: int
@@ -202,7 +190,7 @@ def find_strays(facts: Sequence[MaskFacts], *, colour: bool) -> Strays | None:
         why = f"{len(lossy)} of the masks are {lossy[0].format}, which changes values"
     else:
         solid = {value for mask in facts for value in mask.values if value not in mask.thin}
-        main = [v for v, n in counts.items() if v in solid or n >= STRAY_SHARE * total]
+        main = [v for v, n in counts.items() if v in solid or n >= _STRAY_SHARE * total]
         why = "few pixels each, along edges or alone, as smoothing and resizing leave them"
     rest = total - sum(counts[value] for value in main)
     if not rest or len(main) == len(counts):
@@ -215,7 +203,7 @@ def _peaks(counts: Counter[int], *, colour: bool) -> list[int]:
     total = sum(counts.values())
     main: list[int] = []
     for value, pixels in counts.most_common():
-        if pixels < STRAY_SHARE * total:
+        if pixels < _STRAY_SHARE * total:
             break
         if all(distance(value, other, colour=colour) > (64 if colour else 32) for other in main):
             main.append(value)

@@ -11,31 +11,35 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.data.formats.layouts import IMAGE_WORDS, MASK_WORDS, Folder, described, image_folders, shared
+from vitp.data.formats.walk import (
+    IMAGE_WORDS,
+    MASK_WORDS,
+    Folder,
+    described,
+    image_folders,
+    shared,
+    within,
+)
 
-ENOUGH_SHARED = 0.5
+_ENOUGH_SHARED = 0.5
 """Share of equal names from which two folders are about the same images."""
 
-_EXTRA = frozenset({"rgbir", "rgbi", "nir", "ir", "ortho", "im", "hr"})
-_AFFIX = re.compile(r"[_\-. ]+")
+_AFFIXES = MASK_WORDS | IMAGE_WORDS | {"rgbir", "rgbi", "nir", "ir", "ortho", "im", "hr"}
+_BETWEEN = re.compile(r"[_\-. ]+")
 _MANY = re.compile(r"^(?P<key>.+?)[_\-. ](?P<word>[A-Za-z]+)(?:[_\-. ]?\d+)?$")
+
+_Key = tuple[str | None, tuple[str, ...]]
+"""Split and rest of a folder: folders of the same are about the same images."""
 
 
 @dataclass(frozen=True)
 class MaskEntry:
-    """An image and its masks.
-
-    Attributes:
-        image: The image.
-        masks: Its mask, or one file an object.
-        split: That the layout names.
-        instances: Mask with a number for each object, where there is one beside a mask of classes.
-    """
+    """An image and its mask, or one file an object; `instances` numbers the objects beside a mask of classes."""
 
     image: Path
     masks: tuple[Path, ...]
@@ -45,16 +49,7 @@ class MaskEntry:
 
 @dataclass
 class MaskLayout:
-    """The masks of a set.
-
-    Attributes:
-        entries: Images with their masks.
-        per_object: Each file holds one object.
-        understood: What was taken for what.
-        alone: Images without mask.
-        without: Folders of images for which there are no masks at all.
-        strangers: Masks without image.
-    """
+    """The masks of a set: images with them, images `alone`, folders `without` any, and masks without image."""
 
     entries: list[MaskEntry] = field(default_factory=list)
     per_object: bool = False
@@ -65,12 +60,7 @@ class MaskLayout:
 
 
 def find_masks(root: Path, images: str | None = None, masks: str | None = None) -> MaskLayout | None:
-    """Return the masks under a folder, or None when there are none to be seen.
-
-    Args:
-        root: The set's folder.
-        images: Folder of the images under `root`, where its name doesn't say it.
-        masks: Folder of the masks, likewise.
+    """Return the masks under a folder, or None when there are none to be seen; the options may name both folders.
 
     Raises:
         DataError: There are several readings; the message names them.
@@ -78,7 +68,7 @@ def find_masks(root: Path, images: str | None = None, masks: str | None = None) 
     if images is not None or masks is not None:
         return _told(root, images, masks)
     folders = image_folders(root)
-    return _object_files(root, folders) or _sibling_folders(root, folders) or _one_folder(root, folders)
+    return _object_files(root, folders) or _sibling_folders(root, folders) or _one_folder(folders)
 
 
 def _told(root: Path, images: str | None, masks: str | None) -> MaskLayout:
@@ -90,35 +80,25 @@ def _told(root: Path, images: str | None, masks: str | None) -> MaskLayout:
         base = root / name
         if not base.is_dir():
             raise DataError("is not a folder", where=str(base), fix=f"check the option {role}s")
-        for folder in image_folders(base):
-            # The words of the path below the named folder say splits; its role is the one that was told.
-            parts = folder.path.relative_to(base).parts
-            plain = described(folder.path, parts, folder.files)
-            outer = described(folder.path, Path(name).parts, folder.files).split
-            found[role].append(Folder(plain.path, plain.files, plain.split or outer, role, plain.rest))
+        # The words of the path below the named folder say splits; its role is the one that was told.
+        outer = described(base, Path(name).parts, ()).split
+        found[role] = [replace(f, split=f.split or outer, role=role) for f in image_folders(base)]
     layout = _matched(root, found["image"], {_key(folder): [folder] for folder in found["mask"]})
     if not layout.entries:
-        raise DataError(
-            f"no file of {images} has a mask in {masks}", where=str(root), fix="check the options"
-        )
+        what = f"no file of {images} has a mask in {masks}"
+        raise DataError(what, where=str(root), fix="check the options")
     return layout
 
 
-def _key(folder: Folder) -> tuple[str | None, tuple[str, ...]]:
+def _key(folder: Folder) -> _Key:
     return folder.split, folder.rest
-
-
-def _names(root: Path, folders: Iterable[Folder]) -> str:
-    """Return the folders' paths; many of one kind are shown by the first."""
-    paths = [folder.path.relative_to(root).as_posix() or "." for folder in folders]
-    return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
 
 
 # --- one folder of images, one of masks
 
 
 def _sibling_folders(root: Path, folders: Sequence[Folder]) -> MaskLayout | None:
-    masks: dict[tuple[str | None, tuple[str, ...]], list[Folder]] = defaultdict(list)
+    masks: dict[_Key, list[Folder]] = defaultdict(list)
     for folder in folders:
         if folder.role in ("mask", "instance"):
             masks[_key(folder)].append(folder)
@@ -127,65 +107,43 @@ def _sibling_folders(root: Path, folders: Sequence[Folder]) -> MaskLayout | None
         images = _unnamed_images(folders, masks)
     without = [folder for folder in images if _key(folder) not in masks]
     images = [folder for folder in images if _key(folder) in masks]
-    if not images:
-        return None
     for folder in images:
-        _refuse_several(root, folder, [other for other in images if _key(other) == _key(folder)], "images")
-        same = masks[_key(folder)]
-        _refuse_several(root, folder, [other for other in same if other.role == "mask"], "masks")
-        _refuse_several(root, folder, [other for other in same if other.role == "instance"], "masks")
+        same = [*(other for other in images if _key(other) == _key(folder)), *masks[_key(folder)]]
+        for role, option in (("image", "images"), ("mask", "masks"), ("instance", "masks")):
+            several = [within(other.path, root) for other in same if other.role == role]
+            if len(several) > 1:
+                raise DataError(
+                    f"{' and '.join(several)} may both hold the {option}",
+                    where=str(root),
+                    fix="name both folders with the options images=FOLDER and masks=FOLDER",
+                )
     layout = _matched(root, images, masks)
     layout.without = without
     return layout if layout.entries else None
 
 
-def _unnamed_images(
-    folders: Sequence[Folder], masks: dict[tuple[str | None, tuple[str, ...]], list[Folder]]
-) -> list[Folder]:
+def _unnamed_images(folders: Sequence[Folder], masks: Mapping[_Key, list[Folder]]) -> list[Folder]:
     """Return the folders without a role that have the files of a mask folder beside them."""
-    found = []
-    for same in masks.values():
-        for mask in same:
-            beside = [
-                Folder(other.path, other.files, mask.split, "image", mask.rest)
-                for other in folders
-                if not other.role
-                and other.path in (mask.path.parent, *_siblings(mask.path))
-                and shared(other, mask) >= ENOUGH_SHARED
-            ]
-            found += beside
-    return list({folder.path: folder for folder in found}.values())
+    found: dict[Path, Folder] = {}
+    for mask in (mask for same in masks.values() for mask in same):
+        above = mask.path.parent
+        for other in folders:
+            beside = other.path == above or (other.path.parent == above and other.path != mask.path)
+            if not other.role and beside and shared(other, mask) >= _ENOUGH_SHARED:
+                found[other.path] = Folder(other.path, other.files, mask.split, "image", mask.rest)
+    return list(found.values())
 
 
-def _siblings(path: Path) -> list[Path]:
-    return [other for other in path.parent.iterdir() if other.is_dir() and other != path]
-
-
-def _refuse_several(root: Path, folder: Folder, same: Sequence[Folder], option: str) -> None:
-    if len(same) > 1:
-        raise DataError(
-            f"{' and '.join(f.path.relative_to(root).as_posix() for f in same)} may both hold the {option}",
-            where=str(root),
-            fix="name both folders with the options images=FOLDER and masks=FOLDER",
-        )
-
-
-def _matched(
-    root: Path,
-    images: Sequence[Folder],
-    masks: dict[tuple[str | None, tuple[str, ...]], list[Folder]],
-) -> MaskLayout:
+def _matched(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Folder]]) -> MaskLayout:
     layout = MaskLayout()
     used: list[Folder] = []
     for folder in images:
-        same = masks.get(_key(folder), [])
-        classes = next((other for other in same if other.role == "mask"), None)
-        numbers = next((other for other in same if other.role == "instance"), None)
+        by_role = {other.role: other for other in reversed(masks.get(_key(folder), []))}
+        classes, numbers = by_role.get("mask"), by_role.get("instance")
         main = classes or numbers
         if main is None:
             layout.alone += folder.files
             continue
-        used.append(main)
         pairs = pair_files(root, folder.files, main.files)
         beside = pair_files(root, folder.files, numbers.files) if numbers and classes else {}
         for image in folder.files:
@@ -194,10 +152,15 @@ def _matched(
             else:
                 layout.alone.append(image)
         layout.strangers += sorted(set(main.files) - set(pairs.values()))
-        if numbers is not None and classes is not None:
-            used.append(numbers)
+        used += [main, numbers] if numbers and classes else [main]
     layout.understood = f"images: {_names(root, images)}; their masks: {_names(root, used)}"
     return layout
+
+
+def _names(root: Path, folders: Iterable[Folder]) -> str:
+    """Return the folders' paths; many of one kind are shown by the first."""
+    paths = [within(folder.path, root) for folder in folders]
+    return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
 
 
 def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
@@ -210,39 +173,40 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
     pairs = {image: by_stem[image.stem] for image in images if image.stem in by_stem}
     if len(pairs) == len(images):
         return pairs
-    rest = [image for image in images if image not in pairs]
-    free = [mask for mask in masks if mask not in set(pairs.values())]
-    by_key = _unique(root, {path: bare(path.stem) for path in free}, "masks")
-    keys = {image: _channel_free(bare(image.stem), by_key) for image in rest}
-    fitting = {image: key for image, key in keys.items() if key in by_key}
+    taken = set(pairs.values())
+    by_key = _unique(root, {mask: _bare(mask.stem) for mask in masks if mask not in taken}, "masks")
+    fitting: dict[Path, str] = {}
+    for image in images:
+        key = _bare(image.stem)
+        if key not in by_key:  # nnU-Net numbers the channels: "case_0000" belongs to "case"
+            key = re.sub(r"_\d{4}$", "", key)
+        if image not in pairs and key in by_key:
+            fitting[image] = key
     _unique(root, fitting, "images")
     return pairs | {image: by_key[key] for image, key in fitting.items()}
 
 
-def _channel_free(key: str, known: dict[str, Path]) -> str:
-    """Return a name without nnU-Net's number of the channel ("case_0000" belongs to "case")."""
-    without = re.sub(r"_\d{4}$", "", key)
-    return without if key not in known else key
-
-
-def bare(stem: str) -> str:
+def _bare(stem: str) -> str:
     """Return a file's name without the word in front or at its end that says what it is ("a_mask" → "a")."""
-    words = _AFFIX.split(stem)
-    known = MASK_WORDS | IMAGE_WORDS | _EXTRA
-    if len(words) > 1 and words[-1].lower() in known:
+    words = _BETWEEN.split(stem)
+    if len(words) > 1 and words[-1].lower() in _AFFIXES:
         return stem[: -len(words[-1])].rstrip("_-. ")
-    if len(words) > 1 and words[0].lower() in known:
+    if len(words) > 1 and words[0].lower() in _AFFIXES:
         return stem[len(words[0]) :].lstrip("_-. ")
     return stem
 
 
-def _unique(root: Path, names: dict[Path, str], what: str) -> dict[str, Path]:
+def _unique(root: Path, names: Mapping[Path, str], kind: str) -> dict[str, Path]:
+    """Return name → file.
+
+    Raises:
+        DataError: Two files have one name.
+    """
     found: dict[str, Path] = {}
     for path, name in names.items():
         if (other := found.setdefault(name, path)) != path:
-            shown = [p.relative_to(root) if p.is_relative_to(root) else p for p in (other, path)]
             raise DataError(
-                f"two {what} belong to one name: {shown[0]} and {shown[1]}",
+                f"two {kind} belong to one name: {within(other, root)} and {within(path, root)}",
                 where=str(root),
                 fix="keep one of them; channels of one image must be in one file",
             )
@@ -252,20 +216,25 @@ def _unique(root: Path, names: dict[Path, str], what: str) -> dict[str, Path]:
 # --- images and masks in one folder
 
 
-def _one_folder(root: Path, folders: Sequence[Folder]) -> MaskLayout | None:
+def _one_folder(folders: Sequence[Folder]) -> MaskLayout | None:
     layout = MaskLayout()
     shown: Counter[str] = Counter()
     for folder in folders:
-        found = _suffix_pairs(folder)
+        named = {file: _mask_name(file.stem) for file in folder.files}
+        masks: dict[str, list[Path]] = defaultdict(list)
+        for file, name in named.items():
+            if name:
+                masks[name].append(file)
+        keys = {file: file.stem if file.stem in masks else _bare(file.stem) for file in folder.files}
+        found = {file: tuple(masks[key]) for file, key in keys.items() if key in masks and not named[file]}
         if not found:
             continue
-        for image, masks in found.items():
-            layout.entries.append(MaskEntry(image, tuple(masks), folder.split))
-            shown[f'"{image.name}" with "{masks[0].name}"'] += 1
-        used = {file for masks in found.values() for file in masks}
-        rest = [file for file in folder.files if file not in used and file not in found]
-        layout.alone += [file for file in rest if not _mask_name(file.stem)]
-        layout.strangers += [file for file in rest if _mask_name(file.stem)]
+        for image, own in found.items():
+            layout.entries.append(MaskEntry(image, own, folder.split))
+            shown[f'"{image.name}" with "{own[0].name}"'] += 1
+        used = {file for own in found.values() for file in own}
+        layout.alone += [file for file in folder.files if not named[file] and file not in found]
+        layout.strangers += [file for file in folder.files if named[file] and file not in used]
     if not layout.entries or len(layout.entries) < len(layout.alone):
         return None
     layout.per_object = any(len(entry.masks) > 1 for entry in layout.entries)
@@ -280,25 +249,8 @@ def _mask_name(stem: str) -> str | None:
     match = _MANY.match(stem)
     if match and match["word"].lower() in MASK_WORDS:
         return match["key"]
-    words = _AFFIX.split(stem)
-    return bare(stem) if len(words) > 1 and words[0].lower() in MASK_WORDS else None
-
-
-def _suffix_pairs(folder: Folder) -> dict[Path, list[Path]]:
-    masks: dict[str, list[Path]] = defaultdict(list)
-    for file in folder.files:
-        if key := _mask_name(file.stem):
-            masks[key].append(file)
-    if not masks:
-        return {}
-    found: dict[Path, list[Path]] = {}
-    for file in folder.files:
-        if _mask_name(file.stem):
-            continue
-        key = file.stem if file.stem in masks else bare(file.stem)
-        if key in masks:
-            found[file] = masks[key]
-    return found
+    words = _BETWEEN.split(stem)
+    return _bare(stem) if len(words) > 1 and words[0].lower() in MASK_WORDS else None
 
 
 # --- one file an object
@@ -308,11 +260,13 @@ def _object_files(root: Path, folders: Sequence[Folder]) -> MaskLayout | None:
     masks = {_key(folder): folder for folder in folders if folder.role in ("mask", "instance")}
     layout = MaskLayout(per_object=True)
     used = set()
-    for folder in folders:
-        if folder.role != "image":
-            continue
+    for folder in (folder for folder in folders if folder.role == "image"):
         own = masks.get(_key(folder))
-        if own is not None and len(folder.files) == 1 and not _pairs_by_name(folder, own):
+        alike = own is not None and (
+            bool(folder.stems & own.stems)
+            or (len(own.files) == 1 and _bare(folder.files[0].stem) == _bare(own.files[0].stem))
+        )
+        if own is not None and len(folder.files) == 1 and not alike:
             layout.entries.append(MaskEntry(folder.files[0], own.files, folder.split))
             used.add(own.path)
             continue
@@ -326,16 +280,7 @@ def _object_files(root: Path, folders: Sequence[Folder]) -> MaskLayout | None:
     if not layout.entries or len(layout.entries) < len(layout.alone):
         return None
     layout.strangers = [folder.path for folder in masks.values() if folder.path not in used]
-    first = layout.entries[0]
-    count = sum(len(entry.masks) for entry in layout.entries)
-    layout.understood = (
-        f"{count} masks of one object each, {first.masks[0].relative_to(root).as_posix()} of "
-        f"{first.image.relative_to(root).as_posix()} for example"
-    )
+    first, count = layout.entries[0], sum(len(entry.masks) for entry in layout.entries)
+    example = f"{within(first.masks[0], root)} of {within(first.image, root)}"
+    layout.understood = f"{count} masks of one object each, {example} for example"
     return layout
-
-
-def _pairs_by_name(images: Folder, masks: Folder) -> bool:
-    return bool(images.stems & masks.stems) or (
-        len(masks.files) == 1 and bare(images.files[0].stem) == bare(masks.files[0].stem)
-    )

@@ -1,152 +1,117 @@
-"""Masks of instances: a number an object in one file, or a file an object."""
+"""Objects of masks: a number an object in one file, a file an object, or numbers beside a mask of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
+from PIL import Image
 
 from vitp.core.errors import DataError
-from vitp.data.formats.common import SetBuilder
-from vitp.data.formats.mask_layouts import MaskEntry
+from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.pixel_masks import mask_values
-from vitp.io.images import load_label_pixels
-from vitp.records.labels import IGNORE, LabelledSet, ObjectLabel
+from vitp.io.images import is_turned, load_label_pixels
+from vitp.records.geometry import area, as_points
+from vitp.records.labels import IGNORE, ObjectLabel
 from vitp.records.regions import object_of
 
 
-class InstanceMasks:
-    """Adds images with the objects of instance masks.
+def mask_fits(
+    builder: SetBuilder, values_HW: np.ndarray, mask: Path, image: Path | None, size: tuple[int, int]
+) -> bool:
+    """Return whether a mask has the width and height of its image; else note it.
 
-    Args:
-        builder: Takes images and findings.
-        name: Class of all objects.
+    An image that is given is looked at for an EXIF orientation that would explain the difference.
     """
-
-    def __init__(self, builder: SetBuilder, name: str) -> None:
-        self.builder, self.name = builder, name
-
-    def add_numbers(self, entries: Sequence[tuple[MaskEntry, tuple[int, int]]]) -> LabelledSet:
-        """Add images of which each has one mask with a number for each object.
-
-        0 is background, and so is 255 in a palette file (VOC's line around objects). In another 8-bit file 255 is
-        an object only where the numbers run up to it; else its place is ignored.
-        """
-        count = 0
-        for entry, size in entries:
-            values_HW = mask_values(load_label_pixels(entry.masks[0]))
-            found, ignored = self._labels(values_HW, entry.masks[0])
-            count += len(found)
-            self.builder.add(entry.image, size, split=entry.split, objects=found, ignored=ignored)
-        self.builder.understand(f"each value but 0 is one {self.name}: {count} in {len(entries)} masks")
-        return self.builder.build(object_classes=(self.name,))
-
-    def _labels(
-        self, values_HW: np.ndarray, path: Path
-    ) -> tuple[tuple[ObjectLabel, ...], tuple[ObjectLabel, ...]]:
-        """Return the objects and what is to be ignored."""
-        objects: list[ObjectLabel] = []
-        ignored: list[ObjectLabel] = []
-        void = values_HW.dtype == np.uint8 and not (values_HW == IGNORE - 1).any()
-        for value, mask_HW, corner in each_value(values_HW):
-            label = object_of(mask_HW, self.name, corner)
-            if label is None or (value == IGNORE and has_palette(path)):
-                continue
-            if value == IGNORE and void:
-                self.builder.note(self.builder.place(path), "255 is taken as what to ignore")
-                ignored.append(label)
-            else:
-                objects.append(label)
-        return tuple(objects), tuple(ignored)
-
-    def add_files(self, entries: Sequence[MaskEntry]) -> LabelledSet:
-        """Add images of which each has several masks with one object each.
-
-        Raises:
-            DataError: A mask holds more than an object and its background.
-        """
-        count = 0
-        for entry in entries:
-            size = self.builder.size_of(entry.image)
-            if size is None:
-                continue
-            labels: list[ObjectLabel] = []
-            usable = True
-            for path in entry.masks:
-                values_HW = mask_values(load_label_pixels(path))
-                if values_HW.shape != (size[1], size[0]):
-                    height, width = values_HW.shape
-                    self.builder.note(
-                        self.builder.place(path),
-                        f"is {width}×{height} but its image {size[0]}×{size[1]}; image left out",
-                    )
-                    usable = False
-                    break
-                label = self._single(values_HW, path)
-                if label is not None:
-                    labels.append(label)
-            if usable:
-                count += len(labels)
-                self.builder.add(entry.image, size, split=entry.split, objects=tuple(labels))
-        self.builder.understand(f"each file is one {self.name}: {count} objects")
-        return self.builder.build(object_classes=(self.name,))
-
-    def _single(self, values_HW: np.ndarray, path: Path) -> ObjectLabel | None:
-        found = np.unique(values_HW)
-        if len(found) > 2 or (len(found) == 2 and found[0] != 0):
-            raise DataError(
-                f"holds {len(found)} values, but a mask of one object holds 0 and one other",
-                where=str(path),
-                fix="save it without smoothing and as PNG",
-            )
-        label = object_of(values_HW != 0, self.name)
-        if label is None:
-            self.builder.note(self.builder.place(path), "holds no pixel; left out")
-        return label
-
-    def with_classes(
-        self, path: Path, semantic_HW: np.ndarray, names: dict[int, str]
-    ) -> tuple[tuple[ObjectLabel, ...] | None, tuple[ObjectLabel, ...]]:
-        """Return the objects of an instance mask, each of the class that most of its pixels have.
-
-        Returns:
-            Objects, None when the mask doesn't fit; and the places of instances without class. What was wrong is a
-            finding.
-        """
-        values_HW = mask_values(load_label_pixels(path))
-        place = self.builder.place(path)
-        if values_HW.shape != semantic_HW.shape:
-            self.builder.note(place, "has another size than the mask of classes; no objects there")
-            return None, ()
-        labels: list[ObjectLabel] = []
-        ignored: list[ObjectLabel] = []
-        border = IGNORE if has_palette(path) else None
-        for value, mask_HW, (x, y) in each_value(values_HW):
-            part_HW = semantic_HW[y : y + mask_HW.shape[0], x : x + mask_HW.shape[1]]
-            counts = np.bincount(part_HW[mask_HW], minlength=256)
-            counts[IGNORE] = 0
-            best = int(counts.argmax())
-            if value == border:
-                continue
-            known = bool(counts[best]) and best in names
-            label = object_of(mask_HW, names[best] if known else "unknown", (x, y))
-            if label is not None:
-                (labels if known else ignored).append(label)
-            if not known:
-                self.builder.note(place, f"instance {value} is of no class in the mask of classes; ignored")
-        return tuple(labels), tuple(ignored)
+    height, width = values_HW.shape
+    if (width, height) == size:
+        return True
+    turned = image is not None and size == (height, width) and is_turned(image)
+    why = " (turned by its EXIF orientation; the mask is of the pixels as stored)" if turned else ""
+    text = f"is {width}×{height} but its image {size[0]}×{size[1]}{why}; image left out"
+    builder.note(builder.place(mask), text)
+    return False
 
 
-def has_palette(path: Path) -> bool:
-    """Return whether an image file has a palette."""
-    from PIL import Image
+def single_object(values_HW: np.ndarray, path: Path, name: str) -> ObjectLabel | None:
+    """Return the object of a mask that holds one, or None when it is empty.
 
+    Raises:
+        DataError: The mask holds more than an object and its background.
+    """
+    found = np.unique(values_HW)
+    if len(found) > 2 or (len(found) == 2 and found[0] != 0):
+        what = f"holds {len(found)} values, but a mask of one object holds 0 and one other"
+        raise DataError(what, where=str(path), fix="save it without smoothing and as PNG")
+    return object_of(values_HW != 0, name)
+
+
+def numbered_objects(
+    builder: SetBuilder, path: Path, name: str
+) -> tuple[tuple[ObjectLabel, ...], tuple[ObjectLabel, ...]]:
+    """Return the objects of a mask with a number for each, and what is to be ignored.
+
+    0 is background, and so is 255 in a palette file (VOC's line around objects). In another 8-bit file 255 is
+    an object only where the numbers run up to it; else its place is ignored.
+    """
+    values_HW = mask_values(load_label_pixels(path))
+    objects: list[ObjectLabel] = []
+    ignored: list[ObjectLabel] = []
+    void = values_HW.dtype == np.uint8 and not (values_HW == IGNORE - 1).any()
+    for value, mask_HW, corner in _each_value(values_HW):
+        label = object_of(mask_HW, name, corner)
+        if label is None or (value == IGNORE and _has_palette(path)):
+            continue
+        if value == IGNORE and void:
+            builder.note(builder.place(path), "255 is taken as what to ignore")
+            ignored.append(label)
+        else:
+            objects.append(label)
+    return tuple(objects), tuple(ignored)
+
+
+def objects_of_classes(
+    builder: SetBuilder, path: Path, semantic_HW: np.ndarray, names: Mapping[int, str]
+) -> tuple[tuple[ObjectLabel, ...] | None, tuple[ObjectLabel, ...]]:
+    """Return the objects of an instance mask, each of the class that most of its pixels have.
+
+    Returns:
+        Objects, None when the mask doesn't fit; and the places of instances without class. What was wrong is a
+        finding.
+    """
+    values_HW = mask_values(load_label_pixels(path))
+    place = builder.place(path)
+    if values_HW.shape != semantic_HW.shape:
+        builder.note(place, "has another size than the mask of classes; no objects there")
+        return None, ()
+    labels: list[ObjectLabel] = []
+    ignored: list[ObjectLabel] = []
+    border = IGNORE if _has_palette(path) else None
+    for value, mask_HW, (x, y) in _each_value(values_HW):
+        if value == border:
+            continue
+        part_HW = semantic_HW[y : y + mask_HW.shape[0], x : x + mask_HW.shape[1]]
+        counts = np.bincount(part_HW[mask_HW], minlength=256)
+        counts[IGNORE] = 0
+        best = int(counts.argmax())
+        known = bool(counts[best]) and best in names
+        label = object_of(mask_HW, names[best] if known else "unknown", (x, y))
+        if label is not None:
+            (labels if known else ignored).append(label)
+        if not known:
+            builder.note(place, f"instance {value} is of no class in the mask of classes; ignored")
+    return tuple(labels), tuple(ignored)
+
+
+def _has_palette(path: Path) -> bool:
     with Image.open(path) as image:
         return image.mode == "P"
 
 
-def each_value(values_HW: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+def _each_value(values_HW: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
     """Yield each value but 0 with its mask, cut to its box, and the box's corner x, y."""
     y_K, x_K = np.nonzero(values_HW)
     values_K = values_HW[y_K, x_K]
@@ -158,3 +123,32 @@ def each_value(values_HW: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[i
         mask_HW = np.zeros((int(y.max()) - top + 1, int(x.max()) - left + 1), bool)
         mask_HW[y - top, x - left] = True
         yield int(value), mask_HW, (left, top)
+
+
+def note_touching(builder: SetBuilder, regions: Sequence[ObjectLabel]) -> None:
+    """Say that objects are connected regions, and note how many look like several objects in one."""
+    if not regions:
+        return
+    builder.understand("objects: the connected regions of each class; those that touch are one")
+    areas = defaultdict(list)
+    for label in regions:
+        areas[label.category].append(_area(label))
+    middle = {name: float(np.median(values)) for name, values in areas.items()}
+    several = sum(_is_bent(label) or _area(label) > 3 * middle[label.category] for label in regions)
+    if several:
+        builder.note(
+            "instances",
+            f"objects that touch are one region: {several} of {len(regions)} regions are bent inwards or more "
+            "than three times as large as the middle one of their class; masks of instances tell them apart",
+        )
+
+
+def _area(label: ObjectLabel) -> float:
+    return sum(area(as_points(r)) for r in label.polygons) - sum(area(as_points(h)) for h in label.holes)
+
+
+def _is_bent(label: ObjectLabel) -> bool:
+    """Return whether an outline fills much less than its convex hull; corners of pixels bend small ones, too."""
+    filled = sum(area(as_points(ring)) for ring in label.polygons)
+    points = np.concatenate([as_points(ring) for ring in label.polygons]).astype(np.float32)
+    return filled >= 50 and filled < 0.85 * float(cv2.contourArea(cv2.convexHull(points)))

@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.common import ReadOptions, SetBuilder
-from vitp.data.formats.layouts import Folder, image_folders, role_of, shared
+from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.mask_classes import parse_value
 from vitp.data.formats.mask_layouts import pair_files
 from vitp.data.formats.pixel_masks import ChangeFile, mask_values
-from vitp.data.formats.splits import split_of
+from vitp.data.formats.walk import Folder, image_folders, role_of, shared, split_of
 from vitp.io.images import load_label_pixels
 from vitp.records.labels import LabelledSet
 
 _NUMBERED = ("t", "time", "im", "image", "images", "img", "imgs", "date", "phase")
-ROLES = {
+_ROLES: dict[str, tuple[str, ...]] = {
     "before": ("a", "before", "pre", "imagea", *(f"{word}1" for word in _NUMBERED)),
     "after": ("b", "after", "post", "imageb", *(f"{word}2" for word in _NUMBERED)),
     "mask": (
@@ -40,12 +39,7 @@ _LOOKED_AT = 50
 
 @dataclass
 class PairPlace:
-    """The folders of one split (or one scene) of a set of pairs.
-
-    Attributes:
-        split: That the layout names.
-        folders: What it holds → folder.
-    """
+    """The folders of one split (or one scene) of a set of pairs, by what they hold."""
 
     split: str | None
     folders: dict[str, Folder] = field(default_factory=dict)
@@ -56,7 +50,7 @@ class PairPlace:
         return "mask" in self.folders or {"before mask", "after mask"} <= self.folders.keys()
 
 
-def find_pairs(root: Path, names: dict[str, str] | None = None) -> list[PairPlace]:
+def find_pair_places(root: Path, names: dict[str, str] | None = None) -> list[PairPlace]:
     """Return the places that hold both dates, whether with a mask or without.
 
     Args:
@@ -66,21 +60,18 @@ def find_pairs(root: Path, names: dict[str, str] | None = None) -> list[PairPlac
     Raises:
         DataError: Two folders may be the same date, or T1 and T2 are kinds of MRI.
     """
-    roles = {role: (_bare(names[role]),) if names and role in names else ROLES[role] for role in ROLES}
+    roles = {role: (_bare(names[role]),) if names and role in names else _ROLES[role] for role in _ROLES}
     found: dict[tuple[str | None, tuple[str, ...]], PairPlace] = defaultdict(lambda: PairPlace(None))
-    folders = image_folders(root)
-    for folder in folders:
+    for folder in image_folders(root):
         split, role, rest = _describe(folder.path.relative_to(root).parts, roles)
         if not role:
             continue
         place = found[split, rest]
         place.split = split
         if (other := place.folders.setdefault(role, folder)) is not folder:
-            raise DataError(
-                f"{other.path.name} and {folder.path.name} may both be the {role} folder",
-                where=str(folder.path.parent),
-                fix="name the folders with the options before=FOLDER, after=FOLDER and masks=FOLDER",
-            )
+            what = f"{other.path.name} and {folder.path.name} may both be the {role} folder"
+            fix = "name the folders with the options before=FOLDER, after=FOLDER and masks=FOLDER"
+            raise DataError(what, where=str(folder.path.parent), fix=fix)
     places = [place for place in found.values() if {"before", "after"} <= place.folders.keys()]
     for place in places:
         base = place.folders["before"].path
@@ -103,11 +94,10 @@ def _describe(
 ) -> tuple[str | None, str, tuple[str, ...]]:
     split, role, rest = None, "", []
     for part in parts:
-        words = [word for word in re.split(r"[_\-. ]+", part) if not split_of(word)]
-        own = next((key for key, known in roles.items() if words and _bare("".join(words)) in known), "")
-        named = split_of(part) or (
-            next(filter(None, map(split_of, re.split(r"[_\-. ]+", part))), None) if own else None
-        )
+        pieces = re.split(r"[_\-. ]+", part)
+        name = _bare("".join(piece for piece in pieces if not split_of(piece)))
+        own = next((key for key, known in roles.items() if name in known), "")
+        named = split_of(part) or (next(filter(None, map(split_of, pieces)), None) if own else None)
         split = split or named
         if own and not role:
             role = own
@@ -116,7 +106,7 @@ def _describe(
     return split, role, tuple(rest)
 
 
-def read(
+def read_pairs(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
@@ -145,13 +135,10 @@ def read(
     """
     builder = SetBuilder(root, options)
     named = {key: name for key, name in (("before", before), ("after", after), ("mask", masks)) if name}
-    places = [place for place in find_pairs(root, named) if place.has_mask]
+    places = [place for place in find_pair_places(root, named) if place.has_mask]
     if not places:
-        raise DataError(
-            "has no A/, B/ and label/ folders",
-            where=str(root),
-            fix="put the files into them, or name yours with the options before, after and masks",
-        )
+        fix = "put the files into them, or name yours with the options before, after and masks"
+        raise DataError("has no A/, B/ and label/ folders", where=str(root), fix=fix)
     for place in places:
         _read_place(builder, place, unchanged)
     return builder.build()
@@ -164,7 +151,11 @@ def _read_place(builder: SetBuilder, place: PairPlace, unchanged: str | int | No
     builder.understand(f"earlier dates: {shown[0]}; later dates: {shown[1]}; what changed: {shown[2]}")
     later = pair_files(builder.root, before.files, after.files)
     masks = pair_files(builder.root, before.files, mask_folder.files)
-    value = None if unchanged is None else _parsed(unchanged)
+    try:
+        value = None if unchanged is None else parse_value(str(unchanged))
+    except ValueError as error:
+        fix = "write 0, white, #ffffff or 255:255:255"
+        raise ConfigError(f'"{unchanged}" is no value', where="unchanged", fix=fix) from error
     if "mask" not in place.folders and value is None:
         value = _unchanged_value(builder, place, masks)
     for image in before.files:
@@ -183,15 +174,6 @@ def _read_place(builder: SetBuilder, place: PairPlace, unchanged: str | int | No
         builder.add(image, sizes[0], split=place.split, second_image=str(second), change=change)
     for path in sorted({*after.files, *mask_folder.files} - {*later.values(), *masks.values()}):
         builder.note(builder.place(path), "no earlier date; left out")
-
-
-def _parsed(unchanged: str | int) -> int:
-    try:
-        return parse_value(str(unchanged))
-    except ValueError as error:
-        raise ConfigError(
-            f'"{unchanged}" is no value', where="unchanged", fix="write 0, white, #ffffff or 255:255:255"
-        ) from error
 
 
 def _unchanged_value(builder: SetBuilder, place: PairPlace, masks: dict[Path, Path]) -> int:

@@ -13,8 +13,9 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.io.images import load_label_pixels
 from vitp.records.labels import IGNORE
+from vitp.scenes import load_pair, load_scene
 
-Window = tuple[int, int, int, int]
+MaskWindow = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels of the whole mask, x2 and y2 exclusive."""
 
 
@@ -50,7 +51,7 @@ class MaskFile:
 
     path: str
     values: tuple[tuple[int, int], ...]
-    window: Window | None = None
+    window: MaskWindow | None = None
     nearest: bool = False
 
     def __call__(self) -> np.ndarray:
@@ -81,7 +82,7 @@ def nearest_values(values_HW: np.ndarray, known: Sequence[int], *, colour: bool)
 
     known_K = np.asarray(known, np.int64)
     far_VK = ((channels(found_V)[:, None] - channels(known_K)[None]) ** 2).sum(-1)
-    return known_K[far_VK.argmin(1)][inverse].reshape(values_HW.shape)
+    return np.asarray(known_K[far_VK.argmin(1)][inverse].reshape(values_HW.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class ChangeFile:
     """
 
     path: str
-    window: Window | None = None
+    window: MaskWindow | None = None
     unchanged: int | None = None
 
     def __call__(self) -> np.ndarray:
@@ -106,11 +107,11 @@ class ChangeFile:
         """
         pixels = _pixels(self.path)
         if self.unchanged is not None:
-            return mask_values(_cut(pixels, self.window)) != self.unchanged
+            return np.asarray(mask_values(_cut(pixels, self.window)) != self.unchanged)
         brightest = pixels if pixels.ndim == 2 else pixels.max(axis=-1)
         # Files of 0 and 1, of class numbers, and of 0 and 255 softened by resizing all occur.
         threshold = 127 if brightest.size and brightest.max() >= 128 else 0
-        return _cut(brightest, self.window) > threshold
+        return np.asarray(_cut(brightest, self.window) > threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +122,11 @@ class SceneSemantic:
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) uint8."""
-        from vitp.scenes import load_scene
-
         return load_scene(self.address).semantic_HW.copy()  # the generator's cache is read-only
 
 
 @dataclass(frozen=True, slots=True)
-class SceneChange:
+class SceneChangeMask:
     """Change between the two dates of a generated pair.
 
     Attributes:
@@ -138,22 +137,22 @@ class SceneChange:
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) bool."""
-        from vitp.scenes import load_pair
-
         return load_pair(self.before).change_HW.copy()
 
 
-MaskReader = MaskFile | ChangeFile | SceneSemantic | SceneChange
+SceneChangeMask.__name__ = "SceneChange"  # the fingerprints of earlier runs hold this name
+
+MaskReader = MaskFile | ChangeFile | SceneSemantic | SceneChangeMask
 
 
-def _cut(pixels: np.ndarray, window: Window | None) -> np.ndarray:
+def _cut(pixels: np.ndarray, window: MaskWindow | None) -> np.ndarray:
     if window is None:
         return pixels
     x1, y1, x2, y2 = window
     return pixels[y1:y2, x1:x2]
 
 
-def windowed(mask: Any, window: Window) -> MaskFile | ChangeFile:
+def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile:
     """Return the mask reader of a part of a file mask.
 
     Raises:
@@ -170,7 +169,7 @@ def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
     """Return a mask reader as JSON, its path relative to `root` where it lies in it."""
     if isinstance(mask, SceneSemantic):
         return {"scene": mask.address}
-    if isinstance(mask, SceneChange):
+    if isinstance(mask, SceneChangeMask):
         return {"scene_change": mask.before}
     path = Path(mask.path)
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
@@ -195,8 +194,8 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
     if "scene" in row:
         return SceneSemantic(str(row["scene"]))
     if "scene_change" in row:
-        return SceneChange(str(row["scene_change"]))
-    window: Window | None = None
+        return SceneChangeMask(str(row["scene_change"]))
+    window: MaskWindow | None = None
     if "window" in row:
         x1, y1, x2, y2 = (int(value) for value in row["window"])
         window = (x1, y1, x2, y2)

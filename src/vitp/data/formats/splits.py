@@ -1,45 +1,30 @@
-"""Which image goes into train, val and test when the folder's layout doesn't say it."""
+"""Which image goes into train, val and test: lists of names beside the images, a file of the user's, or fractions.
+
+A set's lists and folders may contradict each other, and a name may mean several images; both are refused.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.core.reading import parse_json, read_text
+from vitp.data.formats.walk import Note, parse_label_json, read_label_text, split_of, within
+from vitp.io.images import IMAGE_SUFFIXES
+from vitp.records.labels import SPLITS
 
-_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "trainval": "train",
-    "restval": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
+_LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets/Segmentation", "ImageSets", "splits", "lists", "list")
+"""Where lists may lie, below the set's folder; the first place that has some counts."""
+
+_FLAGS = ("-1", "0", "1")
+"""Behind a name of Pascal VOC: whether the image holds a class."""
 
 
-_YEAR = re.compile(r"[-_ ]?(19|20)\d\d$")
-
-
-def split_of(word: str) -> str | None:
-    """Return the split that a folder, file or column names ("valid" → "val", "train2017" → "train"), or None."""
-    return _ALIASES.get(_YEAR.sub("", word.strip().lower()))
-
-
-def group_of(stem: str, pattern: re.Pattern[str] | None) -> str:
-    """Return the group in a file's name: the pattern's first bracket or its whole match, "" without one."""
-    if pattern is None or (match := pattern.search(stem)) is None:
-        return ""
-    return match.group(1) if pattern.groups and match.group(1) is not None else match.group(0)
+# --- fractions
 
 
 def compile_group_regex(text: str | None) -> re.Pattern[str] | None:
@@ -53,11 +38,15 @@ def compile_group_regex(text: str | None) -> re.Pattern[str] | None:
     try:
         return re.compile(text)
     except re.error as error:
-        raise ConfigError(
-            f'"{text}" is not a regular expression ({error})',
-            where="group_regex",
-            fix=r"write one like ^P\d+",
-        ) from error
+        what = f'"{text}" is not a regular expression ({error})'
+        raise ConfigError(what, where="group_regex", fix=r"write one like ^P\d+") from error
+
+
+def group_in(stem: str, pattern: re.Pattern[str] | None) -> str:
+    """Return the group in a file's name: the pattern's first bracket or its whole match, "" without one."""
+    if pattern is None or (match := pattern.search(stem)) is None:
+        return ""
+    return match.group(1) if pattern.groups and match.group(1) is not None else match.group(0)
 
 
 def assign_fractions(groups: Sequence[str], *, val: float, test: float, seed: int) -> list[str]:
@@ -76,22 +65,20 @@ def assign_fractions(groups: Sequence[str], *, val: float, test: float, seed: in
         ConfigError: The shares are negative or leave nothing for training.
     """
     if min(val, test) < 0 or val + test >= 1:
-        raise ConfigError(
-            f"val={val} and test={test} leave nothing for training",
-            where="split",
-            fix="let val + test be below 1",
-        )
+        what = f"val={val} and test={test} leave nothing for training"
+        raise ConfigError(what, where="split", fix="let val + test be below 1")
     members: dict[str, list[int]] = defaultdict(list)
     for i, group in enumerate(groups):
         members[f"group {group}" if group else f"image {i}"].append(i)
 
-    def draw(name: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogatepass")).digest()
+    def order(name: str) -> tuple[int, bytes]:
+        key = f"{seed}/{name}".encode(errors="surrogatepass")
+        return -len(members[name]), hashlib.sha256(key).digest()
 
     wanted = {"train": 1 - val - test, "val": val, "test": test}
     missing = {split: share * len(groups) for split, share in wanted.items() if share > 0}
     chosen: dict[str, list[str]] = {split: [] for split in missing}
-    for name in sorted(members, key=lambda name: (-len(members[name]), draw(name))):
+    for name in sorted(members, key=order):
         split = max(missing, key=lambda split: missing[split])
         chosen[split].append(name)
         missing[split] -= len(members[name])
@@ -111,38 +98,16 @@ def _fill_empty(chosen: dict[str, list[str]], members: Mapping[str, list[int]]) 
             names.append(smallest)
 
 
+# --- lists of names
+
+
 @dataclass(frozen=True)
 class SplitEntry:
-    """One image that a list puts into a split.
-
-    Attributes:
-        names: What the list may call it, the likeliest first.
-        split: `train`, `val` or `test`.
-        where: "file:row".
-    """
+    """One image that a list puts into a split; the first of its possible names is as the list writes it."""
 
     names: tuple[str, ...]
     split: str
     where: str
-
-    @property
-    def name(self) -> str:
-        """The name as the list writes it."""
-        return self.names[0]
-
-
-def read_split_text(path: Path) -> str:
-    """Return the text of a file that names splits.
-
-    Raises:
-        DataError: It can't be read.
-    """
-    try:
-        return read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"split file can't be read ({error})", where=str(path), fix="check the path"
-        ) from error
 
 
 def read_split_file(path: Path) -> list[SplitEntry]:
@@ -151,39 +116,202 @@ def read_split_file(path: Path) -> list[SplitEntry]:
     Raises:
         DataError: The file is missing, or a row can't be understood.
     """
-    text = read_split_text(path)
-    if path.suffix.lower() == ".json":
-        return _splits_from_json(text, path)
+    text = read_label_text(path)
     found = []
+    if path.suffix.lower() == ".json":
+        content = parse_label_json(text, path)
+        fix = 'write {"train": [names], "val": [names], "test": [names]}'
+        if not isinstance(content, dict):
+            raise DataError("isn't an object", where=str(path), fix=fix)
+        for word, names in content.items():
+            split = split_of(word)
+            if split is None or not isinstance(names, list):
+                raise DataError(f'"{word}" is not a split with a list of names', where=str(path), fix=fix)
+            found += [SplitEntry((str(name),), split, f"{path.name}: {word}") for name in names]
+        return found
     for row, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         name, _, word = re.sub(r"[,;\t]", " ", line).strip().rpartition(" ")
         split = split_of(word)
         if split is None or not name:
-            raise DataError(
-                "row doesn't name an image and its split",
-                where=f"{path}:{row}",
-                fix='write lines like "image_1.png train"',
-            )
+            what = "row doesn't name an image and its split"
+            raise DataError(what, where=f"{path}:{row}", fix='write lines like "image_1.png train"')
         found.append(SplitEntry((name.strip(),), split, f"{path.name}:{row}"))
     return found
 
 
-def _splits_from_json(text: str, path: Path) -> list[SplitEntry]:
-    try:
-        content = parse_json(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix="mend the file"
-        ) from error
-    fix = 'write {"train": [names], "val": [names], "test": [names]}'
-    if not isinstance(content, dict):
-        raise DataError("isn't an object", where=str(path), fix=fix)
-    found = []
-    for word, names in content.items():
-        split = split_of(word)
-        if split is None or not isinstance(names, list):
-            raise DataError(f'"{word}" is not a split with a list of names', where=str(path), fix=fix)
-        found += [SplitEntry((str(name),), split, f"{path.name}: {word}") for name in names]
-    return found
+def read_split_list(path: Path, split: str, root: Path) -> list[SplitEntry]:
+    """Return the entries of a list with one image a line, each line once.
+
+    A line may hold more behind the name, such as the flag of Pascal VOC or the other images of a pair; the name is the
+    longest part that means an image. Lines with # are comments.
+
+    Raises:
+        DataError: The list can't be read.
+    """
+    entries: dict[str, SplitEntry] = {}
+    for row, line in enumerate(read_label_text(path).splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        words = text.split()
+        cut = text[: -len(words[-1])].rstrip() if len(words) > 1 and words[-1] in _FLAGS else text
+        names = tuple(dict.fromkeys((text, cut, words[0])))
+        entries.setdefault(text, SplitEntry(names, split, f"{within(path, root)}:{row}"))
+    return list(entries.values())
+
+
+class _Names:
+    """The images of a set by what a list may call them: their paths and the ends of these, without suffix, too."""
+
+    def __init__(self, places: Sequence[str]) -> None:
+        self.places = places
+        self.by_name: dict[str, list[int]] = defaultdict(list)
+        for index, place in enumerate(places):
+            for name in {place, _without_suffix(place)}:
+                for tail in _tails(name):
+                    self.by_name[tail].append(index)
+
+    def exact(self, name: str) -> int | None:
+        """Return the image whose whole path a name is or ends with, or None: lists may come from another machine."""
+        for tail in _tails(_plain(name)):
+            for index in self.by_name.get(tail, ()):
+                if tail in (self.places[index], _without_suffix(self.places[index])):
+                    return index
+        return None
+
+    def similar(self, name: str) -> list[int]:
+        """Return the images whose path ends like a name, those that share the most parts only."""
+        return next((found for tail in _tails(_plain(name)) if (found := self.by_name.get(tail))), [])
+
+
+def _tails(name: str) -> list[str]:
+    """Return the ends of a path, the whole one first ("a/b/c" → a/b/c, b/c, c)."""
+    parts = PurePosixPath(name).parts
+    return ["/".join(parts[begin:]) for begin in range(len(parts))]
+
+
+def _plain(name: str) -> str:
+    """Return a path with "/" between its parts, without leading "/", "./" and "../"."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+
+
+def _without_suffix(place: str) -> str:
+    path = PurePosixPath(place)
+    return path.with_suffix("").as_posix() if path.suffix.lower() in (*IMAGE_SUFFIXES, ".txt") else place
+
+
+def match_entries(
+    entries: Sequence[SplitEntry], places: Sequence[str]
+) -> tuple[list[str | None], list[SplitEntry]]:
+    """Return the split of each image, and the entries that mean no image.
+
+    Names that are whole paths are looked up first: what they mean can't be meant by the end of another path. Places are
+    paths under the set's folder.
+
+    Raises:
+        DataError: A name means two images, or an image is in two splits.
+    """
+    names = _Names(places)
+    meant: dict[int, SplitEntry] = {}
+
+    def take(index: int, entry: SplitEntry) -> None:
+        before = meant.setdefault(index, entry)
+        if before.split != entry.split:
+            what = f"is in {before.split} ({before.where}) and in {entry.split} ({entry.where})"
+            raise DataError(what, where=places[index], fix="keep it in one of them")
+        meant[index] = entry
+
+    open_entries = []
+    for entry in entries:
+        index = next((i for text in entry.names if (i := names.exact(text)) is not None), None)
+        if index is None:
+            open_entries.append(entry)
+        else:
+            take(index, entry)
+    exact = set(meant)
+    missing = []
+    for entry in open_entries:
+        found = next((hits for text in entry.names if (hits := names.similar(text))), [])
+        if "/" in _plain(entry.names[0]):  # its folders say that it is another image of the same name
+            found = [index for index in found if index not in exact]
+        if len(found) > 1:
+            what = f'"{entry.names[0]}" may be {places[found[0]]} or {places[found[1]]}'
+            raise DataError(what, where=entry.where, fix="write the path under the set's folder")
+        if found:
+            take(found[0], entry)
+        else:
+            missing.append(entry)
+    return [meant[i].split if i in meant else None for i in range(len(places))], missing
+
+
+def find_split_lists(root: Path, places: Iterable[str] = ()) -> list[tuple[Path, list[SplitEntry]]]:
+    """Return the lists of the splits in a set's folder with their entries.
+
+    A text beside an image of the same name is no list.
+
+    Raises:
+        DataError: A list can't be read.
+    """
+    stems = {_without_suffix(place) for place in places}
+    for base in (root / folder for folder in _LIST_FOLDERS):
+        found = {
+            path.stem.lower(): path
+            for path in (sorted(base.glob("*.txt")) if base.is_dir() else ())
+            if split_of(path.stem) and _without_suffix(within(path, root)) not in stems
+        }
+        if found:
+            named = [(split_of(path.stem) or "train", path) for path in found.values()]
+            named.sort(key=lambda entry: SPLITS.index(entry[0]))
+            return [(path, read_split_list(path, split, root)) for split, path in named]
+    return []
+
+
+def splits_from_lists(
+    root: Path, places: Sequence[str], layout: Sequence[str | None], note: Note
+) -> tuple[list[str | None], str]:
+    """Return the split of each image from the lists in the set's folder, else from its layout, and which it was.
+
+    Raises:
+        DataError: A name means two images, an image is in two lists, or a list contradicts a folder.
+    """
+    lists = [(path, entries) for path, entries in find_split_lists(root, places) if entries]
+    named = [entry for path, entries in lists if path.stem.lower() != "trainval" for entry in entries]
+    both = [entry for path, entries in lists if path.stem.lower() == "trainval" for entry in entries]
+    listed, missing = match_entries(named, places)
+    # "trainval" only says something where train and val don't.
+    for index, split in enumerate(match_entries(both, places)[0]):
+        if split and listed[index] == "test":
+            what = "is in the lists trainval and test"
+            raise DataError(what, where=places[index], fix="keep it in one of them")
+        listed[index] = listed[index] or split
+    if not any(listed):
+        if lists:
+            text = "names none of the set's images; not taken as a list of a split"
+            note(within(lists[0][0], root), text)
+        return list(layout), "the folders and files that are named after the splits"
+    _note_missing(missing, note)
+    for place, split, own in zip(places, listed, layout, strict=True):
+        if split and own and split != own:
+            fix = "move the image or mend the list, or say it with the option split_file"
+            raise DataError(f"is in the list of {split} and in the folder of {own}", where=place, fix=fix)
+    shown = ", ".join(path.name for path, _ in lists)
+    origin = f"the {'list' if len(lists) == 1 else 'lists'} {shown}"
+    if all(entry.split != "train" for entry in (*named, *both)):
+        # Some publishers list only what is held out.
+        filled: list[str | None] = [
+            split or own or "train" for split, own in zip(listed, layout, strict=True)
+        ]
+        return filled, f"{origin}; the others train"
+    return listed, origin
+
+
+def _note_missing(missing: Sequence[SplitEntry], note: Note) -> None:
+    by_file: dict[str, list[SplitEntry]] = defaultdict(list)
+    for entry in missing:
+        by_file[entry.where.rpartition(":")[0]].append(entry)
+    for file, entries in by_file.items():
+        count = f"{len(entries):,} {'entry means' if len(entries) == 1 else 'entries mean'}"
+        first = f"{entries[0].where.rpartition(':')[2]}: {entries[0].names[0]}"
+        note(file, f"{count} no labelled image of the set (the first in row {first})")

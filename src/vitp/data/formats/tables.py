@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json
-from vitp.data.formats.common import read_text
+from vitp.data.formats.walk import parse_label_json, read_label_text
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-TABLES = (".json", ".jsonl", ".csv", ".tsv")
+TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 IMAGE_KEYS = (
     *("image", "file_name", "filename", "path", "filepath", "image_path", "image_name", "imagename", "img"),
     *("image_id", "file", "fname", "img_path", "image_file"),
@@ -23,7 +22,7 @@ IMAGE_KEYS = (
 
 def table_files(root: Path) -> list[Path]:
     """Return the files in a folder that may be tables."""
-    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLES and path.is_file())
+    return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
 
 
 def raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -32,27 +31,26 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         DataError: The file can't be read or understood.
     """
-    text = read_text(path)
+    text = read_label_text(path)
     # Files of other suffixes (.txt) are what they hold.
     if path.suffix.lower() in (".csv", ".tsv") or (
-        path.suffix.lower() not in TABLES and text.lstrip()[:1] not in ("[", "{")
+        path.suffix.lower() not in TABLE_SUFFIXES and text.lstrip()[:1] not in ("[", "{")
     ):
         yield from _csv_rows(text, path)
         return
     if path.suffix.lower() == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                yield number, _json(line, path, number)
+                yield number, parse_label_json(line, path, "mend the row", number)
         return
-    content = _json(text, path, 1)
+    content = parse_label_json(text, path, "mend the row")
     if isinstance(content, dict) and isinstance(content.get("images"), list):
         content = content["images"]
     elif isinstance(content, dict):
         content = [{"image": name, "caption": value} for name, value in content.items()]
     if not isinstance(content, list):
-        raise DataError(
-            "is neither a list nor an object", where=str(path), fix='write [{"image": …, "caption": …}]'
-        )
+        what = "is neither a list nor an object"
+        raise DataError(what, where=str(path), fix='write [{"image": …, "caption": …}]')
     yield from enumerate(content, 1)
 
 
@@ -69,7 +67,7 @@ def delimiter_of(path: Path) -> str:
     """
     if path.suffix.lower() in (".json", ".jsonl"):
         return ""
-    text = read_text(path)
+    text = read_label_text(path)
     return "" if text.lstrip()[:1] in ("[", "{") else _delimiter(text.split("\n", 1)[0], path)
 
 
@@ -113,16 +111,22 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"is not CSV ({error})", where=f"{path}:{end + 1}", fix="mend the row") from error
 
 
-def _json(text: str, path: Path, row: int) -> Any:
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is not JSON ({error.msg})", where=f"{path}:{row + error.lineno - 1}", fix="mend the row"
-        ) from error
-
-
 def find_key(row: dict[str, Any], keys: Sequence[str]) -> str | None:
     """Return the first of the keys that a row has, in any case, or None."""
     known = {key.lower(): key for key in reversed(list(row)) if isinstance(key, str)}
     return next((known[key.lower()] for key in keys if key.lower() in known), None)
+
+
+def first_table_rows(path: Path, count: int = 200) -> list[dict[str, Any]]:
+    """Return the first rows of a table; none where it can't be read or a row isn't one of keys and values."""
+    try:
+        rows = [row for _, row in islice(raw_rows(path), count)]
+    except DataError:
+        return []
+    return rows if all(isinstance(row, dict) for row in rows) else []
+
+
+def refuse_several_tables(root: Path, paths: Sequence[Path]) -> None:
+    """Raise a DataError that names the tables, of which only one can be meant."""
+    what = f"several tables: {', '.join(path.name for path in paths)}"
+    raise DataError(what, where=str(root), fix="name one with the option table")

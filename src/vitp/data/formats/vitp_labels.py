@@ -9,36 +9,33 @@ to `label_root`; the two differ where the images are crops.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from vitp.core import files
 from vitp.core.errors import DataError
-from vitp.core.files import to_json as json_text
+from vitp.core.files import to_json, write_json
 from vitp.core.reading import parse_json
-from vitp.data.formats.common import read_text
 from vitp.data.formats.pixel_masks import MaskReader, mask_from_json, mask_to_json
+from vitp.data.formats.walk import parse_label_json, read_label_text, within
 from vitp.io.images import is_scene
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet, ObjectLabel
 
-VERSION = 1
+_VERSION = 1
 
 _LARGEST_SIDE = 10_000_000
 """Pixels of an image's side, and of a coordinate in it."""
 
+_TEXTS = ("name", "image_root", "label_root", "licence")
+_LISTS = ("object_classes", "scene_classes", "semantic_classes", "findings", "understood")
+_COMPILE_AGAIN = "compile the labels again"
+
 
 @dataclass(frozen=True)
 class Roots:
-    """Folders that paths are relative to.
-
-    Attributes:
-        out: Holds `labels`.
-        images: Of the images.
-        labels: Of the masks.
-    """
+    """Folders that paths are relative to: `out` holds `labels`, the others images and masks."""
 
     out: Path
     images: Path
@@ -47,45 +44,30 @@ class Roots:
 
 def relative(path: str | Path, root: Path) -> str:
     """Return a path relative to `root` where it lies in it, `scene:` addresses as they are."""
-    if is_scene(path):
-        return str(path)
-    path = Path(path)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return str(path) if is_scene(path) else within(path, root)
 
 
-class LabelWriter:
-    """Writes `labels/` image by image, so that a large or generated set never has to be in memory.
+class LineWriter(ExitStack):
+    """Writes `{split}.jsonl` line by line, so that a large or generated set never has to be in memory.
 
     It writes in place: give it a folder that is put in its place as a whole (`vitp.core.files.atomic_dir`).
 
     Args:
-        roots: Folders that paths are made relative to.
+        folder: Holds the files; it is made where it is missing.
     """
 
-    def __init__(self, roots: Roots) -> None:
-        self.roots = roots
-        self._open: dict[str, TextIO] = {}
-
-    def __enter__(self) -> LabelWriter:
-        folder = self.roots.out / "labels"
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
-        self._open = {
-            split: (folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") for split in SPLITS
+        paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
+        self._files = {
+            split: self.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+            for split, path in paths.items()
         }
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        for file in self._open.values():
-            file.close()
-
-    def add(self, item: LabelledImage) -> None:
-        """Write one image's labels into its split.
-
-        Raises:
-            DataError: A mask is neither in a file nor of a generated scene.
-        """
-        row = item_to_json(item, self.roots)
-        self._open[item.split].write(json_text(row) + "\n")
+    def add(self, split: str, line: str) -> None:
+        """Write a line into the file of a split."""
+        self._files[split].write(line + "\n")
 
 
 def write_head(
@@ -101,34 +83,31 @@ def write_head(
     """
     head = {
         "format": "vitp-labels",
-        "version": VERSION,
+        "version": _VERSION,
         "name": labelled.name,
         "image_root": image_root or relative(roots.images, roots.out),
         "label_root": label_root or relative(roots.labels, roots.out),
-        "object_classes": list(labelled.object_classes),
-        "scene_classes": list(labelled.scene_classes),
-        "semantic_classes": list(labelled.semantic_classes),
+        **{key: list(getattr(labelled, key)) for key in _LISTS[:3]},
         "licence": labelled.licence,
-        "findings": list(labelled.findings),
-        "understood": list(labelled.understood),
+        **{key: list(getattr(labelled, key)) for key in _LISTS[3:]},
     }
-    files.write_json(roots.out / "labels" / "set.json", head)
+    write_json(roots.out / "labels" / "set.json", head)
 
 
-def write(labelled: LabelledSet, roots: Roots) -> None:
+def write_compiled(labelled: LabelledSet, roots: Roots) -> None:
     """Write a whole set under `roots.out`.
 
     Raises:
         DataError: A mask is neither in a file nor of a generated scene.
     """
-    with LabelWriter(roots) as writer:
+    with LineWriter(roots.out / "labels") as writer:
         for item in labelled.items:
-            writer.add(item)
+            writer.add(item.split, label_line(item, roots))
     write_head(labelled, roots)
 
 
-def read(root: Path) -> LabelledSet:
-    """Read the set that `write` wrote under `root`.
+def read_compiled(root: Path) -> LabelledSet:
+    """Read the set that `write_compiled` wrote under `root`.
 
     Raises:
         DataError: There is no such set, or a row can't be understood.
@@ -137,138 +116,118 @@ def read(root: Path) -> LabelledSet:
     head = _head(folder / "set.json")
     roots = Roots(root, root / head["image_root"], root / head["label_root"])
     items = [item for split in SPLITS for item in _items(folder / f"{split}.jsonl", split, roots)]
-    return LabelledSet(
-        name=head["name"],
-        items=items,
-        object_classes=tuple(head["object_classes"]),
-        scene_classes=tuple(head["scene_classes"]),
-        semantic_classes=tuple(head["semantic_classes"]),
-        licence=head["licence"],
-        findings=tuple(head["findings"]),
-        understood=tuple(head["understood"]),
-    )
+    lists = {key: tuple(head[key]) for key in _LISTS}
+    return LabelledSet(name=head["name"], items=items, licence=head["licence"], **lists)
 
 
 def _head(path: Path) -> dict[str, Any]:
-    fix = "compile the labels again"
     if not path.is_file():
-        raise DataError(
-            "holds no compiled labels",
-            where=str(path.parent.parent),
-            fix="make them with `vitp data compile`",
-        )
-    try:
-        head = parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"is not JSON ({error.msg})", where=f"{path}:{error.lineno}", fix=fix) from error
-    if not isinstance(head, dict) or head.get("format") != "vitp-labels" or head.get("version") != VERSION:
-        raise DataError(f"is not a label set of version {VERSION}", where=str(path), fix=fix)
-    for key in ("name", "image_root", "label_root", "licence"):
+        fix = "make them with `vitp data compile`"
+        raise DataError("holds no compiled labels", where=str(path.parent.parent), fix=fix)
+
+    def refuse(what: str) -> DataError:
+        return DataError(what, where=str(path), fix=_COMPILE_AGAIN)
+
+    head = parse_label_json(read_label_text(path), path, _COMPILE_AGAIN)
+    if not isinstance(head, dict) or head.get("format") != "vitp-labels" or head.get("version") != _VERSION:
+        raise refuse(f"is not a label set of version {_VERSION}")
+    for key in _TEXTS:
         if not isinstance(head.get(key), str) or "\0" in head[key]:
-            raise DataError(f'"{key}" is no text', where=str(path), fix=fix)
-    for key in ("object_classes", "scene_classes", "semantic_classes", "findings", "understood"):
-        texts = head.setdefault(key, []) if key == "understood" else head.get(key)
+            raise refuse(f'"{key}" is no text')
+    head.setdefault("understood", [])  # older sets have none
+    for key in _LISTS:
+        texts = head.get(key)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise DataError(f'"{key}" is no list of texts', where=str(path), fix=fix)
+            raise refuse(f'"{key}" is no list of texts')
     return head
 
 
-def _items(path: Path, split: str, roots: Roots) -> Iterable[LabelledImage]:
-    for row, line in enumerate(read_text(path).splitlines(), 1):
+def _items(path: Path, split: str, roots: Roots) -> Iterator[LabelledImage]:
+    for row, line in enumerate(read_label_text(path).splitlines(), 1):
         try:
             yield item_from_json(parse_json(line), split, roots)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"is not a labelled image ({type(error).__name__}: {error})",
-                where=f"{path}:{row}",
-                fix="compile the labels again",
-            ) from error
+            what = f"is not a labelled image ({type(error).__name__}: {error})"
+            raise DataError(what, where=f"{path}:{row}", fix=_COMPILE_AGAIN) from error
 
 
-def item_to_json(item: LabelledImage, roots: Roots) -> dict[str, Any]:
-    """Return an image and its labels as JSON; absent keys mean "not labelled"."""
-    row: dict[str, Any] = {
+def label_line(item: LabelledImage, roots: Roots) -> str:
+    """Return an image and its labels as one line of JSON; absent keys mean "not labelled".
+
+    Raises:
+        DataError: A mask is neither in a file nor of a generated scene.
+    """
+
+    def objects(labels: tuple[ObjectLabel, ...] | None) -> list[dict[str, Any]] | None:
+        return None if labels is None else [_object_to_json(label) for label in labels]
+
+    def mask(reader: Any) -> dict[str, Any] | None:
+        if reader is None:
+            return None
+        if not isinstance(reader, MaskReader):
+            what = "its mask is neither in a file nor of a generated scene"
+            raise DataError(what, where=item.id, fix="save the mask as PNG")
+        return mask_to_json(reader, roots.labels)
+
+    second = item.second_image
+    row = {
         "id": item.id,
         "image": relative(item.image, roots.images),
         "width": item.width,
         "height": item.height,
+        "group": item.group or None,
+        "objects": objects(item.objects),
+        "ignored": objects(item.ignored) or None,
+        "scene": item.scene,
+        "captions": list(item.captions) or None,
+        "semantic": mask(item.semantic),
+        "second_image": None if second is None else relative(second, roots.images),
+        "change": mask(item.change),
+        "later_objects": objects(item.later_objects),
     }
-    if item.group:
-        row["group"] = item.group
-    if item.objects is not None:
-        row["objects"] = [_object_to_json(label) for label in item.objects]
-    if item.ignored:
-        row["ignored"] = [_object_to_json(label) for label in item.ignored]
-    if item.scene is not None:
-        row["scene"] = item.scene
-    if item.captions:
-        row["captions"] = list(item.captions)
-    if item.semantic is not None:
-        row["semantic"] = _mask_to_json(item.semantic, item, roots)
-    if item.second_image is not None:
-        row["second_image"] = relative(item.second_image, roots.images)
-    if item.change is not None:
-        row["change"] = _mask_to_json(item.change, item, roots)
-    if item.later_objects is not None:
-        row["later_objects"] = [_object_to_json(label) for label in item.later_objects]
-    return row
-
-
-def _mask_to_json(mask: Any, item: LabelledImage, roots: Roots) -> dict[str, Any]:
-    if not isinstance(mask, MaskReader):
-        raise DataError(
-            "its mask is neither in a file nor of a generated scene",
-            where=item.id,
-            fix="save the mask as PNG",
-        )
-    return mask_to_json(mask, roots.labels)
+    return to_json({key: value for key, value in row.items() if value is not None})
 
 
 def _object_to_json(label: ObjectLabel) -> dict[str, Any]:
-    row: dict[str, Any] = {"category": label.category, "box": list(label.box)}
-    if label.quad is not None:
-        row["quad"] = list(label.quad)
-    if label.polygons:
-        row["polygons"] = [list(ring) for ring in label.polygons]
-    if label.difficult:
-        row["difficult"] = True
-    if label.holes:
-        row["holes"] = [list(ring) for ring in label.holes]
-    return row
+    row = {
+        "category": label.category,
+        "box": list(label.box),
+        "quad": None if label.quad is None else list(label.quad),
+        "polygons": [list(ring) for ring in label.polygons] or None,
+        "difficult": label.difficult or None,
+        "holes": [list(ring) for ring in label.holes] or None,
+    }
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def item_from_json(row: dict[str, Any], split: str, roots: Roots) -> LabelledImage:
-    """Return what `item_to_json` wrote down.
+    """Return what `label_line` wrote down; other JSON is an error of Python's."""
 
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: The JSON isn't of that form.
-    """
-    second = row.get("second_image")
-    semantic, change = row.get("semantic"), row.get("change")
+    def address(name: str) -> str:
+        return name if is_scene(name) else str(roots.images / name)
+
+    def objects(key: str) -> tuple[ObjectLabel, ...] | None:
+        return tuple(_object_from_json(label) for label in row[key]) if key in row else None
+
+    def mask(key: str) -> MaskReader | None:
+        return None if row.get(key) is None else mask_from_json(row[key], roots.labels)
+
     return LabelledImage(
         id=_text(row["id"]),
-        image=_address(row["image"], roots.images),
+        image=address(row["image"]),
         width=_side(row["width"]),
         height=_side(row["height"]),
         split=split,
         group=_text(row.get("group", "")),
-        objects=_objects_from_json(row, "objects"),
+        objects=objects("objects"),
         scene=None if row.get("scene") is None else _text(row["scene"]),
         captions=tuple(_text(caption) for caption in row.get("captions", ())),
-        semantic=mask_from_json(semantic, roots.labels) if semantic is not None else None,
-        second_image=_address(second, roots.images) if second is not None else None,
-        change=mask_from_json(change, roots.labels) if change is not None else None,
-        later_objects=_objects_from_json(row, "later_objects"),
-        ignored=_objects_from_json(row, "ignored") or (),
+        semantic=mask("semantic"),
+        second_image=None if row.get("second_image") is None else address(row["second_image"]),
+        change=mask("change"),
+        later_objects=objects("later_objects"),
+        ignored=objects("ignored") or (),
     )
-
-
-def _address(name: str, root: Path) -> str:
-    return name if is_scene(name) else str(root / name)
-
-
-def _objects_from_json(row: dict[str, Any], key: str) -> tuple[ObjectLabel, ...] | None:
-    return tuple(_object_from_json(label) for label in row[key]) if key in row else None
 
 
 def _object_from_json(row: dict[str, Any]) -> ObjectLabel:

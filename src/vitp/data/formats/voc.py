@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.core.reading import parse_xml
-from vitp.data.formats.common import (
-    ReadOptions,
-    SetBuilder,
+from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.image_labels import LabelShape
+from vitp.data.formats.label_files import LabelPlace
+from vitp.data.formats.walk import (
+    bases_of,
     child,
     comma_list,
-    read_text,
-    split_folders,
+    files_below,
+    images_below,
+    read_label_xml,
     split_in,
+    within,
 )
-from vitp.data.formats.label_files import Place, files_below, images_below
-from vitp.data.formats.voc_shapes import shape_of
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.labels import LabelledSet
 
-_LABEL_FOLDERS = ("Annotations", "Annotation", "xml", "xmls", "labels")
+XML_FOLDERS = ("Annotations", "Annotation", "xml", "xmls")
+_LABEL_FOLDERS = (*XML_FOLDERS, "labels")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs")
+
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+_CENTRE = ("cx", "cy", "w", "h", "angle")
+_CORNERS = tuple(
+    f"{axis}_{corner}"
+    for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
+    for axis in ("x", "y")
+)
+"""Names of the four corners of an oriented box, as DIOR-R writes them."""
+
+_NUMBERED = re.compile(r"([xy])(\d{1,4})$")
 
 Angles = Literal["radians", "degrees"]
 
 
-def read(
+def read_voc(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
@@ -43,8 +59,9 @@ def read(
     An object has a `bndbox`, a `robndbox` (centre, width, height and angle, or four named corners) or a `polygon`.
 
     Args:
-        root: Holds, itself or in its only folder of a set (VOCdevkit/VOC2007), `Annotations` and the images in `JPEGImages`, `images` or `Annotations` itself, in any case, also
-            under folders of the splits; or images and XML files side by side.
+        root: Holds, itself or in its only folder of a set (VOCdevkit/VOC2007), `Annotations` and the images in
+            `JPEGImages`, `images` or `Annotations` itself, in any case, also under folders of the splits; or images
+            and XML files side by side.
         options: Name, licence, splits.
         classes: The object classes in order; by default those that occur, sorted. The places of labels of other
             classes are ignored: they are neither objects nor background.
@@ -60,92 +77,100 @@ def read(
     """
     if angles not in ("radians", "degrees"):
         raise ConfigError(f'is "{angles}"', where="angles", fix="choose radians or degrees")
-    outer, root = root, set_folder(root)
+    outer, root = root, voc_folder(root)
     builder = SetBuilder(root, options, point_size=point_size)
     if root != outer:
-        builder.understand(f"the set is the folder {root.relative_to(outer).as_posix()}")
+        builder.understand(f"the set is the folder {within(root, outer)}")
     known = comma_list(classes)
     seen: set[str] = set()
-    for place in annotation_places(root):
+    for place in voc_places(root):
         for path, tree, image in _entries(builder, place):
             size = builder.size_of(image)
-            if size is None or not _size_agrees(builder, path, tree, size):
+            if size is None:
+                continue
+            if not _size_agrees(builder, path, tree, size):
                 continue
             found = builder.labels_of(size, builder.place(place.labels), folder=True)
-            for number, node in enumerate(tree.iter("object"), 1):
-                where = builder.place(path, f"object {number}")
-                shape = shape_of(
-                    node, str(path), f"object {number}", one_based=one_based, degrees=angles == "degrees"
-                )
+            for title, node in ((f"object {n}", node) for n, node in enumerate(tree.iter("object"), 1)):
+                where = builder.place(path, title)
+                shape = voc_shape(node, str(path), title, one_based=one_based, degrees=angles == "degrees")
                 name = " ".join((node.findtext("name") or "").split())
-                difficult = _flag(node, f"{path}: object {number}")
-                if not name:
-                    found.ignore(where, "an object without a class", "unknown", shape)
-                elif known is None or name in known:
-                    found.add(where, name, shape, difficult=difficult)
+                difficult = bool(_number(node, "difficult", f"{path}: {title}", "write 0 or 1"))
+                if name:
+                    found.add(where, name, shape, known=known, difficult=difficult)
                 else:
-                    found.exclude(where, name, shape)
+                    found.ignore(where, "an object without a class", "unknown", shape)
             seen.update(label.category for label in found.objects)
             split = place.split or split_in(path.relative_to(place.labels))[0]
             builder.add_labelled(image, found, split=split)
     return builder.build(object_classes=known or sorted(seen))
 
 
-def set_folder(root: Path) -> Path:
+def _size_agrees(builder: SetBuilder, path: Path, tree: ElementTree.Element, size: tuple[int, int]) -> bool:
+    fix = "write whole numbers of pixels"
+    told = [_number(tree, f"size/{key}", f"{path}: size", fix) for key in ("width", "height")]
+    return 0 in told or builder.agree(builder.place(path), told, size)  # several tools leave the size at 0
+
+
+def _number(node: ElementTree.Element, key: str, where: str, fix: str) -> int:
+    """Return the whole number under an element; 0 where there is none."""
+    text = (node.findtext(key) or "0").strip()
+    try:
+        return int(float(text or 0))
+    except (ValueError, OverflowError) as error:
+        what = f'{key.rpartition("/")[2]} is "{text[:40]}"'
+        raise DataError(what, where=where, fix=fix) from error
+
+
+def voc_folder(root: Path) -> Path:
     """Return the folder that holds the set: `root`, or the only one below it that holds it, as VOCdevkit/VOC2007.
 
     Raises:
         DataError: Several folders below hold one, as VOC2007 and VOC2012.
     """
-    if annotation_places(root) or child(root, (*_LABEL_FOLDERS, *_IMAGE_FOLDERS)) is not None:
+    if voc_places(root) or child(root, (*_LABEL_FOLDERS, *_IMAGE_FOLDERS)) is not None:
         return root
     for pattern in ("*", "*/*"):
         below = sorted(path for path in root.glob(pattern) if path.is_dir() and not path.name.startswith("."))
-        found = [path for path in below if _is_set(path)]
+        found = [
+            folder
+            for folder in below
+            if (labels := child(folder, _LABEL_FOLDERS[:2])) is not None
+            and child(folder, _IMAGE_FOLDERS) is not None
+            and files_below(labels, ".xml")
+        ]
         if len(found) > 1:
-            names = ", ".join(path.relative_to(root).as_posix() for path in found[:6])
-            raise DataError(
-                f"holds several sets: {names}", where=str(root), fix="name the folder of one of them"
-            )
+            names = ", ".join(within(path, root) for path in found[:6])
+            fix = "name the folder of one of them"
+            raise DataError(f"holds several sets: {names}", where=str(root), fix=fix)
         if found:
             return found[0]
     return root
 
 
-def _is_set(folder: Path) -> bool:
-    labels, images = child(folder, _LABEL_FOLDERS[:2]), child(folder, _IMAGE_FOLDERS)
-    return labels is not None and images is not None and bool(_xml_files(labels))
-
-
-def annotation_places(root: Path) -> list[Place]:
+def voc_places(root: Path) -> list[LabelPlace]:
     """Return where XML files of labels and their images lie; empty where there are none."""
     places = []
-    bases = [(split, folder) for split, folder in split_folders(root) if split is not None]
-    for split, base in (*bases, (None, root)):
+    for split, base in bases_of(root):
         labels = child(base, _LABEL_FOLDERS)
-        if labels is None or not _xml_files(labels):
-            continue
-        images = child(base, _IMAGE_FOLDERS)
-        if images is None:
-            images = labels if images_below(labels) else base
-        places.append(Place(images, labels, split))
+        if labels is not None and files_below(labels, ".xml"):
+            images = child(base, _IMAGE_FOLDERS) or (labels if images_below(labels) else base)
+            places.append(LabelPlace(images, labels, split))
     if places:
         return places
-    beside = [path for base in (root, *(f for _, f in bases)) for path in sorted(base.glob("*.xml"))]
-    return [Place(root, root)] if any(_labels_an_image(path) for path in beside) else []
-
-
-def _xml_files(folder: Path) -> list[Path]:
-    return [path for path in files_below(folder) if path.suffix.lower() == ".xml"]
-
-
-def _labels_an_image(path: Path) -> bool:
-    """Return whether an XML file holds VOC's labels of an image beside it; other XML files lie beside images, too."""
+    # Other XML files may lie beside images, too.
     suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
-    return any(path.with_suffix(suffix).is_file() for suffix in suffixes) and _parse(path).tag == "annotation"
+    folders = [root, *(base for split, base in bases_of(root) if split is not None)]
+    beside = [
+        path
+        for folder in folders
+        for path in sorted(folder.glob("*.xml"))
+        if any(path.with_suffix(suffix).is_file() for suffix in suffixes)
+    ]
+    return [LabelPlace(root, root)] if any(read_label_xml(p).tag == "annotation" for p in beside) else []
 
 
-def _entries(builder: SetBuilder, place: Place) -> list[tuple[Path, ElementTree.Element, Path]]:
+def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, ElementTree.Element, Path]]:
     """Return label file, its content and its image; what is missing becomes findings.
 
     Raises:
@@ -158,8 +183,8 @@ def _entries(builder: SetBuilder, place: Place) -> list[tuple[Path, ElementTree.
         by_stem[image.stem].append(image)
     owners: dict[Path, Path] = {}
     entries = []
-    for path in _xml_files(place.labels):
-        tree = _parse(path)
+    for path in files_below(place.labels, ".xml"):
+        tree = read_label_xml(path)
         if tree.tag != "annotation":
             builder.note(builder.place(path), f"is no annotation but <{tree.tag}>; left out")
             continue
@@ -177,11 +202,8 @@ def _entries(builder: SetBuilder, place: Place) -> list[tuple[Path, ElementTree.
                 fix="keep one of the images, or name it in <filename>",
             )
         if (other := owners.setdefault(images[0], path)) != path:
-            raise DataError(
-                f"is labelled in {builder.place(other)} and in {builder.place(path)}",
-                where=builder.place(images[0]),
-                fix="keep one of the files",
-            )
+            what = f"is labelled in {builder.place(other)} and in {builder.place(path)}"
+            raise DataError(what, where=builder.place(images[0]), fix="keep one of the files")
         entries.append((path, tree, images[0]))
     bare = [image for group in by_place.values() for image in group if image not in owners]
     if bare:
@@ -191,39 +213,72 @@ def _entries(builder: SetBuilder, place: Place) -> list[tuple[Path, ElementTree.
     return entries
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def voc_shape(
+    node: ElementTree.Element, path: str, name: str, *, one_based: bool = False, degrees: bool = False
+) -> LabelShape:
+    """Return where an object lies; empty when it says nothing about it.
+
+    Args:
+        node: The `object` element.
+        path: The file, for errors.
+        name: What errors call the object.
+        one_based: Edges of `bndbox` count from 1 and include the last pixel.
+        degrees: The angle of `robndbox` is in degrees, else in radians; clockwise in the image, from the x axis.
+
+    Raises:
+        DataError: A coordinate isn't a number, or an angle can't be radians.
+    """
+    box = _values(node, "bndbox", _EDGES, path, name)
+    if box is not None and one_based:
+        box = (box[0] - 1, box[1] - 1, box[2], box[3])
+    quad = _values(node, "robndbox", _CORNERS, path, name)
+    centre = _values(node, "robndbox", _CENTRE, path, name) if quad is None else None
+    if centre is not None:
+        quad = _turned(centre, path, name, degrees)
+    if quad is not None:
+        return LabelShape(quad=quad)
+    return LabelShape(box=box, polygons=_polygons(node, path, name))
+
+
+def _values(
+    node: ElementTree.Element, parent: str, names: Sequence[str], path: str, name: str
+) -> tuple[float, ...] | None:
+    """Return the numbers under an element; None where the element or all of them are missing."""
+    texts = [node.findtext(f"{parent}/{key}") for key in names]
+    if all(text is None for text in texts):
+        return None
     try:
-        return parse_xml(read_text(path))
-    except ElementTree.ParseError as error:
-        row, _ = error.position
-        raise DataError(
-            f"is not XML ({error})", where=f"{path}:{row}", fix="mend or remove the file"
-        ) from error
+        return tuple(float(text or "") for text in texts)
+    except ValueError as error:
+        what = f"{name} has no readable {parent}"
+        raise DataError(what, where=path, fix=f"give {', '.join(names)} as numbers") from error
 
 
-def _size_agrees(builder: SetBuilder, path: Path, tree: ElementTree.Element, size: tuple[int, int]) -> bool:
-    told = tuple(_pixels(tree, key, path) for key in ("width", "height"))
-    if 0 in told or told == size:  # several tools leave the size at 0
-        return True
-    builder.note(
-        builder.place(path), f"says {told[0]}×{told[1]} but the image has {size[0]}×{size[1]}; image left out"
-    )
-    return False
+def _turned(centre: Sequence[float], path: str, name: str, degrees: bool) -> tuple[float, ...]:
+    cx, cy, w, h, angle = centre
+    if not degrees and abs(angle) > 2 * math.pi + 1e-6:
+        what = f"the angle {angle:g} of {name} is no angle in radians"
+        raise DataError(what, where=path, fix="if angles are degrees, say so with the option angles=degrees")
+    turn = math.radians(angle) if degrees else angle
+    cos, sin = math.cos(turn), math.sin(turn)
+    offsets = ((-w / 2, -h / 2), (w / 2, -h / 2), (w / 2, h / 2), (-w / 2, h / 2))
+    return tuple(value for x, y in offsets for value in (cx + cos * x - sin * y, cy + sin * x + cos * y))
 
 
-def _pixels(tree: ElementTree.Element, key: str, path: Path) -> int:
-    text = (tree.findtext(f"size/{key}") or "0").strip()
-    try:
-        return int(float(text or 0))
-    except (ValueError, OverflowError) as error:
-        raise DataError(
-            f'{key} is "{text[:40]}"', where=f"{path}: size", fix="write whole numbers of pixels"
-        ) from error
-
-
-def _flag(node: ElementTree.Element, where: str) -> bool:
-    text = (node.findtext("difficult") or "0").strip()
-    try:
-        return bool(int(float(text or 0)))
-    except (ValueError, OverflowError) as error:
-        raise DataError(f'difficult is "{text[:40]}"', where=where, fix="write 0 or 1") from error
+def _polygons(node: ElementTree.Element, path: str, name: str) -> tuple[tuple[float, ...], ...]:
+    """Return the rings of `polygon` elements with pt/x and pt/y, or with x1, y1, x2, y2, …"""
+    rings = []
+    for polygon in node.iter("polygon"):
+        points = [(point.findtext("x"), point.findtext("y")) for point in polygon.iter("pt")]
+        numbered = {
+            (int(match[2]), match[1]): child.text
+            for child in polygon
+            if (match := _NUMBERED.match(child.tag)) is not None
+        }
+        points += [(numbered.get((k, "x")), numbered.get((k, "y"))) for k in sorted({k for k, _ in numbered})]
+        try:
+            rings.append(tuple(float(text or "") for point in points for text in point))
+        except ValueError as error:
+            what = f"{name} has a polygon that can't be read"
+            raise DataError(what, where=path, fix="give x and y of each corner as numbers") from error
+    return tuple(ring for ring in rings if len(ring) >= 6)

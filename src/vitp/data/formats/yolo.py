@@ -1,38 +1,48 @@
-"""YOLO text, normalised to the image: boxes, oriented boxes and polygons; class names in a file beside them."""
+"""YOLO text, normalised to the image: boxes, oriented boxes and polygons; `data.yaml` with class names and splits."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
 
 from vitp.core.errors import DataError
-from vitp.data.formats.class_lists import numbered
-from vitp.data.formats.common import ReadOptions, SetBuilder, child, comma_list, read_text
-from vitp.data.formats.data_yaml import YAML_NAMES, DataYaml, doubles, read_data_yaml
+from vitp.core.reading import parse_yaml
+from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.class_names import doubles, numbered
+from vitp.data.formats.dota import are_numbers
 from vitp.data.formats.image_labels import ImageLabels
-from vitp.data.formats.label_files import LabelFile, Place, add_labels, find_labels, label_places
-from vitp.data.formats.split_lists import match_entries, read_list
-from vitp.data.formats.splits import SplitEntry
-from vitp.data.formats.yolo_rows import RowForm, Rows, form_of, parse_row, shape_of, survey
+from vitp.data.formats.label_files import (
+    TEXTS_BESIDE_LABELS,
+    LabelFile,
+    LabelPlace,
+    add_labels,
+    find_labels,
+    first_rows,
+    label_places,
+    label_rows,
+)
+from vitp.data.formats.splits import SplitEntry, match_entries, read_split_list
+from vitp.data.formats.walk import child, comma_list, read_label_text, within
+from vitp.data.formats.yolo_rows import Rows, form_of, parse_row, survey, yolo_shape
 from vitp.records.labels import LabelledSet
 
-NOT_LABELS = (
-    "classes.txt",
-    "obj.names",
-    "train.txt",
-    "val.txt",
-    "valid.txt",
-    "test.txt",
-    "trainval.txt",
-    "README.txt",
-    "README.dataset.txt",
-    "README.roboflow.txt",
-)
+_NOT_LABELS = TEXTS_BESIDE_LABELS | {"obj.names", "README.dataset.txt", "README.roboflow.txt"}
 
 
-def read(
+def is_yolo(root: Path) -> bool:
+    """Return whether the first row of a folder's label files is one of YOLO."""
+    rows = first_rows(
+        [*_yaml_places(root, find_data_yaml(root)), *label_places(root, ("labels",))], _NOT_LABELS
+    )
+    return any(len(row) >= 5 and are_numbers(row) for row in rows)
+
+
+def read_yolo(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
@@ -62,57 +72,51 @@ def read(
         DataError: A row can't be understood, there are no class names, or too many labels can't be used.
     """
     builder = SetBuilder(root, options, point_size=point_size)
-    yaml = _data_yaml(root)
-    names, origin = (known, "the option classes") if (known := comma_list(classes)) else _names(root, yaml)
+    told = find_data_yaml(root)
+    names, origin = (known, "the option classes") if (known := comma_list(classes)) else _names(root, told)
     builder.understand(f"class numbers: 0–{len(names) - 1}, named by {origin}")
     for name in doubles(names):
         builder.understand(f'classes: several numbers are called "{name}" and count as one class')
-    labels = _labels(builder, yaml)
-    form = form_of(rows, survey(entry.labels for entry in labels), yaml.keypoints() if yaml else None)
+    labels = _labels(builder, told)
+    form = form_of(rows, survey(entry.labels for entry in labels), told.keypoints() if told else None)
     if form.text:
         builder.understand(form.text)
 
     def read_one(path: Path, found: ImageLabels) -> int:
-        return _read_objects(builder.place(path), path, found, names, form)
+        count = 0
+        for row, words in label_rows(path):
+            count += 1
+            where = builder.place(path, row)
+            number, values = parse_row(words, path, row, form)
+            name = names[number] if 0 <= number < len(names) else ""
+            shape = yolo_shape(values, form, found.size)
+            if isinstance(shape, str):
+                found.lose(where, shape, name)
+            elif name:
+                found.add(where, name, shape)
+            else:
+                why = f"class number {number} is not one of 0–{len(names) - 1}"
+                found.ignore(where, why, f"class {number}", shape)
+        return count
 
     add_labels(builder, labels, read_one, drop_empty=drop_empty)
     return builder.build(object_classes=tuple(dict.fromkeys(names)))
 
 
-def class_names(root: Path) -> tuple[str, ...]:
-    """Return the class names in the order of their numbers.
-
-    Raises:
-        DataError: There is no file that names them, or it can't be understood.
-    """
-    return _names(root, _data_yaml(root))[0]
-
-
-def label_folders(root: Path) -> list[Place]:
-    """Return where images and labels may lie: what data.yaml names, and the usual folders."""
-    return [*_yaml_places(root, _data_yaml(root)), *label_places(root, ("labels",))]
-
-
-def _names(root: Path, yaml: DataYaml | None) -> tuple[tuple[str, ...], str]:
+def _names(root: Path, told: DataYaml | None) -> tuple[tuple[str, ...], str]:
     """Return the class names and the file that they come from."""
     places = [root / "classes.txt", root / "labels" / "classes.txt", *sorted(root.glob("*.names"))]
     path = next((place for place in places if place.is_file()), None)
-    if yaml is not None and (yaml.content.get("names") is not None or path is None):
-        return yaml.names(), yaml.path.name
+    if told is not None and (told.content.get("names") is not None or path is None):
+        return told.names(), told.path.name
     if path is None:
-        raise DataError(
-            "no class names found (data.yaml, classes.txt or *.names)",
-            where=str(root),
-            fix="add one of them, or name the classes in order with the option classes",
-        )
-    lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
+        fix = "add one of them, or name the classes in order with the option classes"
+        raise DataError("no class names found (data.yaml, classes.txt or *.names)", where=str(root), fix=fix)
+    lines = [line.strip() for line in read_label_text(path).rstrip().splitlines()]
     empty = next((row for row, line in enumerate(lines, 1) if not line), None)
     if empty is not None or not lines:
-        raise DataError(
-            "a class has no name: the row is the class's number",
-            where=f"{path}:{empty or 1}",
-            fix="write one name a row",
-        )
+        what = "a class has no name: the row is the class's number"
+        raise DataError(what, where=f"{path}:{empty or 1}", fix="write one name a row")
     pairs = numbered(lines)
     if pairs is not None and [number for number, _ in pairs] != list(range(len(pairs))):
         raise DataError(
@@ -121,108 +125,55 @@ def _names(root: Path, yaml: DataYaml | None) -> tuple[tuple[str, ...], str]:
             fix="number the classes as the labels do, from 0, or name them in order with the option classes",
         )
     names = [name for _, name in pairs] if pairs is not None else lines
-    return tuple(names), path.relative_to(root).as_posix()
+    return tuple(names), within(path, root)
 
 
-def _data_yaml(root: Path) -> DataYaml | None:
-    """Return data.yaml, or another YAML file in the set's folder that names classes or splits."""
-    path = next((root / name for name in YAML_NAMES if (root / name).is_file()), None)
-    if path is not None:
-        return read_data_yaml(path)
-    for path in sorted((*root.glob("*.yaml"), *root.glob("*.yml"))):
-        try:
-            found = read_data_yaml(path)
-        except DataError:
-            continue  # the set's folder may hold other YAML files
-        if found.content.keys() & {"names", "train"}:
-            return found
-    return None
-
-
-def _labels(builder: SetBuilder, yaml: DataYaml | None) -> list[LabelFile]:
+def _labels(builder: SetBuilder, told: DataYaml | None) -> list[LabelFile]:
     """Return images and label files with the splits of data.yaml, or else of the folders."""
     root = builder.root
-    named = _yaml_places(root, yaml)
+    named = _yaml_places(root, told)
     layout = label_places(root, ("labels",))
-    _refuse_shared(root, named, yaml)
-    labels = find_labels(builder, [*named, *layout], not_labels=NOT_LABELS)
-    lists, gone = _entries(root, yaml)
+    if told is not None:
+        _refuse_shared(root, named, told)
+    labels = find_labels(builder, [*named, *layout], not_labels=_NOT_LABELS)
+    entries = told.entries(root) if told else []
+    gone = [f"{split}: {entry}" for split, entry, path in entries if path is None]
+    lists: list[SplitEntry] = []
+    for split, _, path in entries:
+        if path is not None and path.is_file():
+            lists += read_split_list(path, split, root)
     if not named and not lists:
-        if gone and yaml is not None:
-            builder.understand(
-                f"{yaml.path.name}: {gone[0]} isn't there; the splits are those of the folders"
-            )
+        if gone and told is not None:
+            text = f"{gone[0]} isn't there; the splits are those of the folders"
+            builder.understand(f"{told.path.name}: {text}")
         return labels
-    assert yaml is not None
-    for entry in gone:
-        builder.note(yaml.path.name, f"{entry} isn't there; left out")
-    splits, missing = match_entries(lists, [builder.place(entry.image) for entry in labels])
-    for miss in missing[:20]:
-        builder.note(miss.where, f'"{miss.name}" is no labelled image of the set')
-    builder.splits_from = yaml.path.name
-    return [
-        replace(entry, split=_split(builder, yaml, entry, listed, named))
-        for entry, listed in zip(labels, splits, strict=True)
-    ]
+    assert told is not None
+    for missing in gone:
+        builder.note(told.path.name, f"{missing} isn't there; left out")
+    splits, misses = match_entries(lists, [builder.place(entry.image) for entry in labels])
+    for miss in misses[:20]:
+        builder.note(miss.where, f'"{miss.names[0]}" is no labelled image of the set')
+    builder.splits_from = told.path.name
+    found = []
+    for entry, listed in zip(labels, splits, strict=True):
+        folder = next((place.split for place in named if entry.image.is_relative_to(place.images)), None)
+        if listed and folder and listed != folder:
+            what = f"is in the list of {listed} and in the folder of {folder}"
+            raise DataError(what, where=builder.place(entry.image), fix=f"mend {told.path.name}")
+        # The folder that an image lies in says only what data.yaml leaves out.
+        other = entry.split if entry.split not in told.splits() else None
+        found.append(replace(entry, split=listed or folder or other))
+    return found
 
 
-def _split(
-    builder: SetBuilder, yaml: DataYaml, entry: LabelFile, listed: str | None, named: Sequence[Place]
-) -> str | None:
-    """Return the split of an image by data.yaml; its folder says only what data.yaml leaves out."""
-    folder = next((place.split for place in named if entry.image.is_relative_to(place.images)), None)
-    if listed and folder and listed != folder:
-        raise DataError(
-            f"is in the list of {listed} and in the folder of {folder}",
-            where=builder.place(entry.image),
-            fix=f"mend {yaml.path.name}",
-        )
-    return listed or folder or (entry.split if entry.split not in yaml.splits() else None)
-
-
-def _entries(root: Path, yaml: DataYaml | None) -> tuple[list[SplitEntry], list[str]]:
-    """Return what the lists of data.yaml name, and the entries of data.yaml that aren't there."""
-    found: list[SplitEntry] = []
-    gone = []
-    for split, entry in _split_entries(yaml):
-        path = _found(root, yaml, entry)
-        if path is None:
-            gone.append(f"{split}: {entry}")
-        elif path.is_file():
-            found += read_list(path, split, root)
-    return found, gone
-
-
-def _split_entries(yaml: DataYaml | None) -> list[tuple[str, str]]:
-    if yaml is None:
-        return []
-    return [(split, entry) for split, entries in yaml.splits().items() for entry in entries]
-
-
-def _found(root: Path, yaml: DataYaml | None, entry: str) -> Path | None:
-    """Return the folder or list that an entry of data.yaml names, in the set's folder, or None.
-
-    Exported sets are moved: an entry may begin with "../", and `path` may be that of another machine.
-    """
-    name = entry.replace("\\", "/")
-    plain = "/".join(part for part in name.split("/") if part not in (".", ".."))
-    for base in yaml.bases() if yaml else ():
-        for path in (Path(os.path.normpath(base / name)), base / plain):
-            if path.exists() and path.is_relative_to(root):
-                return path
-    return None
-
-
-def _yaml_places(root: Path, yaml: DataYaml | None) -> list[Place]:
+def _yaml_places(root: Path, told: DataYaml | None) -> list[LabelPlace]:
     """Return the image folders that data.yaml names, each with the folder of its labels."""
     places = []
-    for split, entry in _split_entries(yaml):
-        folder = _found(root, yaml, entry)
-        if folder is None or not folder.is_dir():
-            continue
-        if (folder / "images").is_dir():  # some write train: train, and mean train/images
-            folder = folder / "images"
-        places.append(Place(folder, _labels_of(folder, root), split))
+    for split, _, folder in told.entries(root) if told else ():
+        if folder is not None and folder.is_dir():
+            # Some write train: train, and mean train/images.
+            folder = folder / "images" if (folder / "images").is_dir() else folder
+            places.append(LabelPlace(folder, _labels_of(folder, root), split))
     return places
 
 
@@ -237,35 +188,162 @@ def _labels_of(folder: Path, root: Path) -> Path:
     return folder
 
 
-def _refuse_shared(root: Path, places: Sequence[Place], yaml: DataYaml | None) -> None:
+def _refuse_shared(root: Path, places: Sequence[LabelPlace], told: DataYaml) -> None:
     for i, place in enumerate(places):
         for other in places[:i]:
             nested = place.images.is_relative_to(other.images) or other.images.is_relative_to(place.images)
-            if nested and place.split != other.split and yaml is not None:
+            if nested and place.split != other.split:
                 raise DataError(
                     f"{other.split} and {place.split} name the same images, {place.images.relative_to(root)}",
-                    where=str(yaml.path),
+                    where=str(told.path),
                     fix="name other images, or remove one of the two, or say the splits with the option split_file",
                 )
 
 
-def _read_objects(place: str, path: Path, found: ImageLabels, names: tuple[str, ...], form: RowForm) -> int:
-    """Read the labels of one file, and return how many rows it has."""
-    count = 0
-    for row, line in enumerate(read_text(path).splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        count += 1
-        where = f"{place}:{row}"
-        number, values = parse_row(words, path, row, form)
-        known = 0 <= number < len(names)
-        shape = shape_of(values, form, found.size)
-        if isinstance(shape, str):
-            found.lose(where, shape, names[number] if known else "")
-        elif known:
-            found.add(where, names[number], shape)
-        else:
-            why = f"class number {number} is not one of 0–{len(names) - 1}"
-            found.ignore(where, why, f"class {number}", shape)
-    return count
+_YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_NULLS = ("", "~", "null", "Null", "NULL")
+_WRITE_NAMES = "write names: [first, second] or 0: first"
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Reads every value as the text that is written; "no" and "on" are names here, not booleans."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        return None if node.style is None and node.value in _NULLS else node.value
+
+
+@dataclass(frozen=True)
+class DataYaml:
+    """A set's YAML file: its values as text, lists and mappings; what is empty or null is None."""
+
+    path: Path
+    content: dict[Any, Any]
+
+    def names(self) -> tuple[str, ...]:
+        """Return the class names in the order of their numbers.
+
+        Raises:
+            DataError: There are none, one is empty, numbers are missing, or `nc` says another count.
+        """
+        names = self.content.get("names")
+        if isinstance(names, dict):
+            names = self._numbered(names)
+        if not isinstance(names, list) or not names:
+            self._refuse("has no list of class names", _WRITE_NAMES)
+        for number, name in enumerate(names):
+            if not isinstance(name, str) or not name.strip():
+                self._refuse(
+                    f"class {number} has no name", "write it in quotes if it is meant so", f"[{number}]"
+                )
+        count = self.content.get("nc")
+        if isinstance(count, str) and count.strip().isdecimal() and int(count) != len(names):
+            self._refuse(f"there are {len(names)} names, but nc says {count}", "mend the one that is wrong")
+        return tuple(name.strip() for name in names)
+
+    def splits(self) -> dict[str, list[str]]:
+        """Return the entries of train, val and test: folders or lists, as they are written.
+
+        Raises:
+            DataError: An entry is neither text nor a list of texts.
+        """
+        found: dict[str, list[str]] = {}
+        for split, keys in _SPLIT_KEYS.items():
+            value = next((self.content[key] for key in keys if self.content.get(key) is not None), None)
+            if value is None:
+                continue
+            entries = value if isinstance(value, list) else [value]
+            if not all(isinstance(entry, str) and entry.strip() for entry in entries):
+                raise DataError(
+                    "is neither a folder, nor a list of names, nor several of them",
+                    where=f"{self.path}: {split}",
+                    fix="write train: images/train or train: train.txt",
+                )
+            found[split] = [entry.strip() for entry in entries]
+        return found
+
+    def entries(self, root: Path) -> list[tuple[str, str, Path | None]]:
+        """Return split, entry and the folder or list in the set's folder that it names, None where it isn't there.
+
+        Exported sets are moved: an entry may begin with "../", and `path` may be that of another machine.
+        """
+        own, path = self.path.parent, self.content.get("path")
+        bases = [own / path.strip(), own] if isinstance(path, str) and path.strip() else [own]
+        found = []
+        for split, entry in ((split, entry) for split, entries in self.splits().items() for entry in entries):
+            name = entry.replace("\\", "/")
+            plain = "/".join(part for part in name.split("/") if part not in (".", ".."))
+            places = [p for base in bases for p in (Path(os.path.normpath(base / name)), base / plain)]
+            there = (p for p in places if p.exists() and p.is_relative_to(root))
+            found.append((split, entry, next(there, None)))
+        return found
+
+    def keypoints(self) -> tuple[int, int] | None:
+        """Return number and columns of an object's keypoints, or None where the set has none.
+
+        Raises:
+            DataError: `kpt_shape` isn't of the form [17, 3].
+        """
+        shape = self.content.get("kpt_shape")
+        if shape is None:
+            return None
+        texts = shape if isinstance(shape, list) else [shape]
+        if not (
+            len(texts) == 2
+            and all(isinstance(text, str) and text.strip().isdecimal() for text in texts)
+            and 0 < int(texts[0]) < 10_000
+            and int(texts[1]) in (2, 3)
+        ):
+            what = "is not the number of keypoints and their columns"
+            raise DataError(what, where=f"{self.path}: kpt_shape", fix="write kpt_shape: [17, 3]")
+        return int(texts[0]), int(texts[1])
+
+    def _numbered(self, names: dict[Any, Any]) -> list[Any]:
+        numbers = {}
+        for key, name in names.items():
+            text = str(key).strip()
+            if not text.isdecimal():
+                self._refuse(f'"{text}" is not the number of a class', _WRITE_NAMES)
+            numbers[int(text)] = name
+        missing = next((i for i in range(len(numbers)) if i not in numbers), None)
+        if missing is not None:
+            self._refuse(f"class {missing} is missing", "number the classes from 0 on without gaps")
+        return [numbers[i] for i in range(len(numbers))]
+
+    def _refuse(self, what: str, fix: str, item: str = "") -> NoReturn:
+        raise DataError(what, where=f"{self.path}: names{item}", fix=fix)
+
+
+def find_data_yaml(root: Path) -> DataYaml | None:
+    """Return data.yaml, or another YAML file in the set's folder that names classes or splits.
+
+    Raises:
+        DataError: data.yaml isn't YAML, or no mapping.
+    """
+    path = next((root / name for name in _YAML_NAMES if (root / name).is_file()), None)
+    if path is not None:
+        return _read_data_yaml(path)
+    for path in sorted((*root.glob("*.yaml"), *root.glob("*.yml"))):
+        try:
+            found = _read_data_yaml(path)
+        except DataError:
+            continue  # the set's folder may hold other YAML files
+        if found.content.keys() & {"names", "train"}:
+            return found
+    return None
+
+
+def _read_data_yaml(path: Path) -> DataYaml:
+    text = read_label_text(path)
+    try:
+        parse_yaml(text)  # bounds what aliases may expand to
+        content = yaml.load(text, Loader=_TextLoader)
+    except yaml.YAMLError as error:
+        # The whole error repeats the text and draws an arrow below it.
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        raise DataError(f"is not YAML ({line}{reason})", where=str(path), fix="mend the file") from error
+    if not isinstance(content, dict):
+        raise DataError("holds no keys such as names", where=str(path), fix=_WRITE_NAMES)
+    return DataYaml(path, content)

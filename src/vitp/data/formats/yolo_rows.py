@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.common import read_text
-from vitp.data.formats.image_labels import Shape
+from vitp.data.formats.image_labels import LabelShape
+from vitp.data.formats.label_files import label_rows
 
 Rows = Literal["auto", "boxes", "oriented", "polygons", "pose"]
 
-LARGEST_SHARE = 1.01
+_LARGEST_SHARE = 1.01
 """Centre, width or height of a box up to which a share of the image was only rounded."""
 
-FARTHEST_CORNER = 1.5
+_FARTHEST_CORNER = 1.5
 """Corners of outlines and oriented boxes may lie outside the image, but by no more than half of it."""
 
 _WRITE = 'write "class cx cy w h", "class x1 y1 … x4 y4" or "class x1 y1 x2 y2 …" on 0–1'
+_WORDS = {
+    "boxes": "boxes",
+    "oriented": "oriented boxes",
+    "polygons": "outlines",
+    "pose": "boxes with keypoints",
+}
 _FLAGS = (0.0, 1.0, 2.0)
 """Visibility of a keypoint."""
 
@@ -45,13 +51,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class RowForm:
-    """What the rows of a set mean.
-
-    Attributes:
-        kind: What rows of more than five columns are.
-        pose_columns: Columns of a row with keypoints, where it is known.
-        text: The decision in words.
-    """
+    """What rows of more than five columns are, how many keypoint rows have (if known), and the decision in words."""
 
     kind: Rows
     pose_columns: int | None = None
@@ -68,18 +68,14 @@ def survey(paths: Iterable[Path]) -> Survey:
     not_flagged: set[int] = set()
     not_pointed: set[int] = set()
     for path in paths:
-        for row, line in enumerate(read_text(path).splitlines(), 1):
-            words = line.split()
-            if not words:
-                continue
+        for row, words in label_rows(path):
             count = len(words)
             found.columns[count] += 1
             found.first.setdefault(count, f"{path}:{row}")
             if count > 5 and not (count in not_flagged and count in not_pointed):
-                values = _floats(words[1:])
-                if not _reads_as_pose(values, 3):
+                if not _reads_as_pose(words[1:], 3):
                     not_flagged.add(count)
-                if not _reads_as_pose(values, 2):
+                if not _reads_as_pose(words[1:], 2):
                     not_pointed.add(count)
     long = {count for count in found.columns if count > 5}
     found.flagged, found.pointed = long - not_flagged, long - not_pointed
@@ -87,12 +83,7 @@ def survey(paths: Iterable[Path]) -> Survey:
 
 
 def form_of(rows: Rows, found: Survey, keypoints: tuple[int, int] | None) -> RowForm:
-    """Decide what the rows of a set mean.
-
-    Args:
-        rows: What the user says, or "auto".
-        found: What was seen in the label files.
-        keypoints: `kpt_shape` of data.yaml.
+    """Decide what the rows of a set mean, by the option, the label files and `kpt_shape` of data.yaml.
 
     Raises:
         ConfigError: There is no such kind of rows.
@@ -119,20 +110,14 @@ def form_of(rows: Rows, found: Survey, keypoints: tuple[int, int] | None) -> Row
     return RowForm("polygons", None, "rows of more than 5 columns: outlines (the option rows says otherwise)")
 
 
-def shape_of(values: list[float], form: RowForm, size: tuple[int, int]) -> Shape | str:
-    """Return where a row's label lies in pixels, or why it has no place.
-
-    Args:
-        values: The row without its class.
-        form: What the rows mean.
-        size: Width and height of the image.
-    """
+def yolo_shape(values: list[float], form: RowForm, size: tuple[int, int]) -> LabelShape | str:
+    """Return where the label of a row's values lies in pixels, or why it has no place."""
     box = len(values) == 4 or form.kind == "pose"
     if box:
         values = values[:4]
     if not all(math.isfinite(value) for value in values):
         return "a coordinate is not a number"
-    low, high = (1 - LARGEST_SHARE, LARGEST_SHARE) if box else (1 - FARTHEST_CORNER, FARTHEST_CORNER)
+    low, high = (1 - _LARGEST_SHARE, _LARGEST_SHARE) if box else (1 - _FARTHEST_CORNER, _FARTHEST_CORNER)
     worst = max(values, key=lambda value: abs(value - 0.5))
     if not low <= worst <= high:
         kind = "looks like pixels" if worst > 1 else "is below 0"
@@ -141,10 +126,10 @@ def shape_of(values: list[float], form: RowForm, size: tuple[int, int]) -> Shape
     scaled = [value * (height if i % 2 else width) for i, value in enumerate(values)]
     if box:
         cx, cy, w, h = scaled
-        return Shape(box=(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
+        return LabelShape(box=(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
     if form.kind == "oriented" and len(values) == 8:
-        return Shape(quad=scaled)
-    return Shape(polygons=(scaled,))
+        return LabelShape(quad=scaled)
+    return LabelShape(polygons=(scaled,))
 
 
 def parse_row(words: list[str], path: Path, row: int, form: RowForm) -> tuple[int, list[float]]:
@@ -161,17 +146,12 @@ def parse_row(words: list[str], path: Path, row: int, form: RowForm) -> tuple[in
             )
         if count != 5 and not _fits(count, form):
             raise ValueError(f"{count} columns")
-        return _class_number(words[0]), [float(word) for word in words[1:]]
+        number = float(words[0])  # some tools write "0.0"
+        if not number.is_integer():
+            raise ValueError(f"class {words[0][:40]} is not a whole number")
+        return int(number), [float(word) for word in words[1:]]
     except ValueError as error:
         raise DataError(f"is not a YOLO row ({error})", where=f"{path}:{row}", fix=_WRITE) from error
-
-
-_WORDS = {
-    "boxes": "boxes",
-    "oriented": "oriented boxes",
-    "polygons": "outlines",
-    "pose": "boxes with keypoints",
-}
 
 
 def _fits(count: int, form: RowForm) -> bool:
@@ -182,14 +162,6 @@ def _fits(count: int, form: RowForm) -> bool:
     if form.kind == "oriented":
         return count == 9
     return count >= 7 and count % 2 == 1
-
-
-def _class_number(word: str) -> int:
-    """Return the number of a class, which some tools write as "0.0"."""
-    value = float(word)
-    if not value.is_integer():
-        raise ValueError(f"class {word[:40]} is not a whole number")
-    return int(value)
 
 
 def _refuse_pose(count: int, found: Survey) -> None:
@@ -210,29 +182,21 @@ def _refuse_pose(count: int, found: Survey) -> None:
     )
 
 
-def _floats(words: list[str]) -> list[float]:
+def _reads_as_pose(words: list[str], width: int) -> bool:
+    """Return whether words are a box in the image, and keypoints of 2 or 3 columns in it, or 0 where unseen."""
     try:
-        return [float(word) for word in words]
+        values = [float(word) for word in words]
     except ValueError:
-        return []
-
-
-def _reads_as_pose(values: list[float], width: int) -> bool:
-    """Return whether values are a box in the image, and keypoints of 2 or 3 columns in it, or 0 where unseen."""
+        return False
     if len(values) < 4 + width or (len(values) - 4) % width:
         return False
     cx, cy, w, h = values[:4]
     points = [values[i : i + width] for i in range(4, len(values), width)]
     if width == 3:
         return all(point[2] in _FLAGS for point in points)
-    edge = LARGEST_SHARE - 1
-    if (
-        min(w, h) <= 0
-        or cx - w / 2 < -edge
-        or cy - h / 2 < -edge
-        or cx + w / 2 > 1 + edge
-        or cy + h / 2 > 1 + edge
-    ):
+    edge = _LARGEST_SHARE - 1
+    low, high = min(cx - w / 2, cy - h / 2), max(cx + w / 2, cy + h / 2)
+    if min(w, h) <= 0 or low < -edge or high > 1 + edge:
         return False
     return all(
         (x == 0 and y == 0) or (abs(x - cx) <= w / 2 + edge and abs(y - cy) <= h / 2 + edge)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.data.ignored import known_semantic, outline, touched
+from vitp.data.ignored import known_semantic, rings_of, touched
 from vitp.data.synthesis.classes import (
     NEVER_ASKED,
     SetClasses,
@@ -22,11 +22,8 @@ from vitp.data.synthesis.classes import (
 )
 from vitp.records.geometry import Box, as_flat, as_points
 from vitp.records.instructions import COORDINATE_RANGE
-from vitp.records.labels import LabelledImage, ObjectLabel
+from vitp.records.labels import BACKGROUND, LabelledImage, ObjectLabel
 from vitp.records.regions import rasterise
-
-BACKGROUND = "background"
-"""Name of a grid cell without object, where only objects are labelled."""
 
 UNKNOWN = "unknown"
 """Name of a grid cell of which more than half is not labelled, or that a difficult object or ignored place touches."""
@@ -366,7 +363,7 @@ def _covered(label: ObjectLabel, scale: tuple[float, float], side: int) -> np.nd
         scale: Cells a pixel, across and down.
         side: Cells.
     """
-    rings = [as_points(ring) * scale for ring in outline(label)]
+    rings = [as_points(ring) * scale for ring in rings_of(label)]
     covered = np.zeros((side, side), np.uint8)
     for ring in rings:
         # One by one: of two rings at once OpenCV would leave out what they share.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vitp.core.config import save_config
 from vitp.core.reading import read_text
-from vitp.core.sealed import read_safetensors
+from vitp.core.tensors import load_tensors
 from vitp.runs.check.findings import Difference, Finding, compare_curves, compare_weights
 from vitp.runs.pretrain import PretrainConfig, run_pretraining
 
@@ -127,7 +127,7 @@ def _cut_off(whole: Path, cut: Path, step: int) -> None:
 
 
 def _weights(run_dir: Path) -> dict[str, Tensor]:
-    return read_safetensors(run_dir / "model" / "model.safetensors")
+    return load_tensors(run_dir / "model" / "model.safetensors")
 
 
 def _curve(run_dir: Path) -> list[float]:

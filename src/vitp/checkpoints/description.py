@@ -1,0 +1,315 @@
+"""Our own model folders: what `config.json` and `vitp_backbone.json` say, and where weights come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from vitp.checkpoints.tensors import WEIGHTS
+from vitp.core.config import CONFIG_FILE, SettingsModel
+from vitp.core.errors import CheckpointError
+from vitp.core.reading import parse_json, parse_yaml, read_text
+from vitp.core.sealed import read_metadata
+from vitp.core.tensors import first_of, tensor_bytes
+from vitp.core.version import STARTER, __version__
+from vitp.models.foreign import described_by
+from vitp.models.vision import VisionConfig
+from vitp.models.vlm import VLMConfig
+
+CONFIG = "config.json"
+DESCRIPTION = "vitp_backbone.json"
+GRAPH_DESCRIPTION = "vitp_graph.json"
+"""Stands beside an exported graph: its input, its output, and what was compared."""
+
+MIXTURE_FILE = "mixture.json"
+EVIDENCE_FILE = "evidence.json"
+VLM_FORMAT = "vitp-vlm-1"
+
+EXTRA = "vitp"
+"""Key of a published configuration under which we keep what the layout has no place for."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a folder's `config.json`, or an empty one without that file.
+
+    Raises:
+        CheckpointError: It isn't JSON.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        values = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"can't be read ({error}), so it is no configuration of a vitp model, nor of any other",
+            where=str(path),
+            fix="copy the folder again",
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError("is no configuration of a vitp model", where=str(path))
+    return values
+
+
+def is_vlm_config(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is that of a vision-language model of ours, be it broken."""
+    return "model" in config or str(config.get("format", "")).startswith("vitp-vlm")
+
+
+def is_task_config(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is that of a finetuned model."""
+    return str(config.get("format", "")).startswith("vitp-task-")
+
+
+def vlm_of_config(config: Mapping[str, Any], where: Path) -> tuple[VLMConfig, int]:
+    """Return sizes and vocabulary that the configuration of one of our vision-language models states.
+
+    Raises:
+        CheckpointError: It states none.
+    """
+    try:
+        return VLMConfig.model_validate(config["model"]), int(config["vocabulary"])
+    except (KeyError, TypeError, ValueError) as error:  # pydantic's are `ValueError`s
+        raise CheckpointError(
+            "is no configuration of a vitp model", where=str(where), fix="export or train it anew"
+        ) from error
+
+
+def describe_vlm(config: VLMConfig, vocabulary: int) -> dict[str, Any]:
+    """Return the `config.json` of a model with these sizes."""
+    # Drop path is a matter of the run that trains, not of the weights.
+    sizes = config.model_copy(update={"drop_path": 0.0}).model_dump()
+    return {"format": VLM_FORMAT, "vitp_version": __version__, "vocabulary": vocabulary, "model": sizes}
+
+
+def own_folder(source: str | Path) -> Path | None:
+    """Return the folder in one of vitp's own layouts that a source names ("starter", a folder, a run), or None.
+
+    Raises:
+        CheckpointError: A configuration beside weights can't be read.
+    """
+    if str(source) == "starter":
+        return STARTER
+    for folder in (Path(source), Path(source) / "model"):
+        if (folder / DESCRIPTION).is_file():
+            return folder
+        if (folder / WEIGHTS).is_file():
+            config = read_config(folder)
+            if is_vlm_config(config) or is_task_config(config):
+                return folder
+    return None
+
+
+class DataUsed(SettingsModel):
+    """One set of a pretraining mixture; an empty licence means that none is stated."""
+
+    name: str
+    records: int = Field(ge=0, le=2**40)
+    rate: float = Field(1.0, ge=0, le=1e6)
+    licence: str = ""
+
+
+class MixtureUsed(SettingsModel):
+    """The data of a run, as `mixture.json` in its folder says it."""
+
+    fingerprint: str
+    sets: list[DataUsed] = Field(default_factory=list)
+
+    def share(self, used: DataUsed) -> float:
+        """Return the part of an epoch that one of the sets makes up, 0..1."""
+        return used.rate * used.records / (sum(s.rate * s.records for s in self.sets) or 1)
+
+
+class Provenance(SettingsModel):
+    """Where weights come from; what is not known is None. Names only: an export tells no one's folders."""
+
+    source: str
+    steps: int | None = Field(None, ge=0, le=100_000_000)
+    mixture: MixtureUsed | None = None
+    evidence: dict[str, Any] | None = None
+    configuration: dict[str, Any] | None = None
+
+
+class BackboneDescription(SettingsModel):
+    """Content of `vitp_backbone.json`. `tensors` holds a digest for each weight, `sha256` one of them all."""
+
+    format: Literal["vitp-backbone-1"] = "vitp-backbone-1"
+    vitp_version: str
+    created: str
+    vision: VisionConfig
+    patch_size: int = Field(ge=1, le=65_536)
+    grid: int = Field(ge=1, le=65_536)
+    prefix_tokens: int = Field(ge=0, le=65_536)
+    width: int = Field(ge=1, le=1 << 20)
+    layers: int = Field(ge=1, le=65_536)
+    parameters: int = Field(ge=0, le=2**50)
+    sha256: str
+    tensors: dict[str, str]
+    provenance: Provenance
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    def contract(self) -> dict[str, Any]:
+        """Return what a user of the weights has to know: the part that travels inside the weights file."""
+        return {
+            "architecture": self.vision.architecture,
+            "mean": list(self.vision.mean),
+            "std": list(self.vision.std),
+            "image_size": self.vision.image_size,
+            "patch_size": self.patch_size,
+            "grid": self.grid,
+            "prefix_tokens": self.prefix_tokens,
+            "sha256": self.sha256,
+        }
+
+    def check_contract(self, weights_file: Path) -> None:
+        """Compare the contract inside of the weights file with this one.
+
+        Raises:
+            CheckpointError: They differ, or the file states none.
+        """
+        try:
+            inside = dict(parse_json(read_metadata(weights_file)["contract"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                "states no contract (normalisation, size, hash)",
+                where=str(weights_file),
+                fix="export it anew",
+            ) from error
+        for key, value in self.contract().items():
+            if inside.get(key) != value:
+                raise CheckpointError(
+                    f"says {key} {inside.get(key)}, but {DESCRIPTION} says {value}",
+                    where=str(weights_file),
+                    fix="one of the files was changed; export the backbone anew",
+                )
+
+    def check_digests(self, weights: Mapping[str, Tensor], path: Path) -> None:
+        """Compare weights with their digests.
+
+        Raises:
+            CheckpointError: With the names of the tensors that differ, or because the digests themselves were
+                changed.
+        """
+        digests = tensor_digests(weights)
+        missing, unexpected = (
+            sorted(a.keys() - b.keys()) for a, b in ((self.tensors, digests), (digests, self.tensors))
+        )
+        if missing or unexpected:
+            groups = {"missing": missing, "unexpected": unexpected}
+            wrong = [f"{len(names)} {what} ({first_of(names)})" for what, names in groups.items() if names]
+            raise CheckpointError(
+                f"is of another architecture: {'; '.join(wrong)}",
+                where=str(path),
+                fix="copy the file again or export it anew",
+            )
+        if changed := [name for name, digest in digests.items() if self.tensors[name] != digest]:
+            raise CheckpointError(
+                f"{len(changed)} tensors are not those that were exported ({first_of(changed)})",
+                where=str(path),
+                fix="copy the file again or export it anew",
+            )
+        if (actual := content_hash(digests)) != self.sha256:
+            raise CheckpointError(
+                f"has the hash {actual[:12]}…, but {DESCRIPTION} says {self.sha256[:12]}…",
+                where=str(path),
+                fix="copy the folder again or export it anew",
+            )
+
+
+def tensor_digests(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return name → SHA-256 of type, shape and bytes."""
+    digests = {}
+    for name, tensor in weights.items():
+        digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor_bytes(tensor))
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def content_hash(digests: Mapping[str, str]) -> str:
+    """Return one SHA-256 for named tensors: independent of their order, of metadata and of the file format."""
+    return hashlib.sha256("".join(f"{n} {d}\n" for n, d in sorted(digests.items())).encode()).hexdigest()
+
+
+def read_description(folder: Path) -> BackboneDescription:
+    """Return what `vitp_backbone.json` says.
+
+    Raises:
+        CheckpointError: The file is missing or isn't a description.
+    """
+    path = folder / DESCRIPTION
+    try:
+        return BackboneDescription.model_validate(parse_json(read_text(path)))
+    except FileNotFoundError as error:
+        raise CheckpointError("is missing", where=str(path), fix="export the backbone anew") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"is no description of a backbone ({field}: {first['msg']})",
+            where=str(path),
+            fix="export it anew",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"can't be read ({error})", where=str(path), fix="export it anew") from error
+
+
+def provenance_of_run(run: Path) -> Provenance:
+    """Return what the files of a run folder say: configuration, mixture, steps and evidence of learning.
+
+    Raises:
+        CheckpointError: One of the files is there but can't be read.
+    """
+    evidence = _read(run / EVIDENCE_FILE, parse_json)
+    mixture = _read(run / MIXTURE_FILE, lambda text: MixtureUsed.model_validate(parse_json(text)))
+    configuration = _read(run / CONFIG_FILE, parse_yaml)
+    with described_by(run):
+        return Provenance(
+            source=run.resolve().name,
+            steps=evidence.get("step") if evidence else None,
+            mixture=mixture,
+            evidence=evidence,
+            configuration=_without_folders(configuration) if isinstance(configuration, dict) else None,
+        )
+
+
+def provenance_of_folder(folder: Path) -> Provenance:
+    """Return where the weights of one of our own folders come from; a model of a run has its origin beside it.
+
+    Raises:
+        CheckpointError: As `provenance_of_run`.
+    """
+    if folder == STARTER:
+        return Provenance(source="the starter model of the vitp package")
+    run = folder.resolve().parent if folder.resolve().name == "model" else folder
+    if any((run / name).is_file() for name in (CONFIG_FILE, EVIDENCE_FILE, MIXTURE_FILE)):
+        return provenance_of_run(run)
+    if (folder / DESCRIPTION).is_file():
+        return read_description(folder).provenance
+    return provenance_of_run(folder)
+
+
+def _without_folders(value: Any) -> Any:
+    """Return configuration values with absolute paths cut down to their last part."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _read(path: Path, parse: Any) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return parse(read_text(path))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"can't be read ({str(error).splitlines()[0]})", where=str(path), fix="mend or remove it"
+        ) from error

@@ -1,0 +1,298 @@
+"""The walk through a set's folder that all readers share: its files, its splits, and what its folders are for.
+
+`train/images`, `images/train`, `train_images` and `imagesTr` say the same: images of the training split.
+`image_folders` takes the path of each folder of images apart into split, role and rest; folders belong together where
+split and rest are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from vitp.core.errors import DataError
+from vitp.core.reading import check_file, parse_json, parse_xml, read_text
+from vitp.io.images import IMAGE_SUFFIXES
+from vitp.records.labels import SPLITS
+
+DEEPEST = 4
+"""Levels of folders that `image_folders` looks at."""
+
+Note = Callable[[str, str], None]
+"""Takes a finding: where, text."""
+
+_ALIASES = {
+    **dict.fromkeys(("train", "training", "trainval", "restval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_SHORT_SPLITS = {"tr": "train", "va": "val", "ts": "test", "te": "test"}
+_YEAR = re.compile(r"[-_ ]?(19|20)\d\d$")
+
+IMAGE_WORDS = frozenset(
+    (
+        *("image", "images", "img", "imgs", "input", "inputs", "photo", "photos", "picture", "pictures"),
+        *("pic", "pics", "frame", "frames", "sat", "rgb", "original", "originals", "raw", "source", "src"),
+        *("scan", "scans", "tile", "tiles", "patch", "patches"),
+    )
+)
+MASK_WORDS = frozenset(
+    (
+        *("mask", "masks", "label", "labels", "lbl", "lbls", "annotation", "annotations", "annot", "annots"),
+        *("anno", "annos", "ann", "gt", "gts", "groundtruth", "truth", "seg", "segs", "segmentation"),
+        *("segmentations", "semantic", "target", "targets", "trimap", "trimaps", "manual"),
+    )
+)
+_INSTANCE_WORDS = frozenset(("instance", "instances", "inst", "insts"))
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+_PIECE = re.compile(r"([A-Za-z]+)\d*$")
+
+
+# --- reading
+
+
+def read_label_text(path: Path) -> str:
+    """Return a label file's text.
+
+    Raises:
+        DataError: It can't be read or isn't UTF-8.
+    """
+    try:
+        return read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"can't be read ({error})"
+        raise DataError(what, where=str(path), fix="check the file; text must be UTF-8") from error
+
+
+def parse_label_json(text: str, path: Path, fix: str = "mend the file", row: int = 1) -> Any:
+    """Return the value of JSON text that begins in a row of a file.
+
+    Raises:
+        DataError: It isn't JSON.
+    """
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        line = row + error.lineno - 1
+        raise DataError(f"is not JSON ({error.msg})", where=f"{path}:{line}", fix=fix) from error
+
+
+def read_label_xml(path: Path) -> ElementTree.Element:
+    """Return the root element of an XML file.
+
+    Raises:
+        DataError: It can't be read or isn't XML.
+    """
+    try:
+        return parse_xml(read_label_text(path))
+    except ElementTree.ParseError as error:
+        where = f"{path}:{error.position[0]}"
+        raise DataError(f"is not XML ({error})", where=where, fix="mend or remove the file") from error
+
+
+def check_ordinary(path: Path) -> None:
+    """Make sure that what stands in the place of a label file is a file, where there is anything.
+
+    Raises:
+        DataError: It is a folder, a named pipe, a device or a link that leads nowhere.
+    """
+    try:
+        check_file(path)
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            fix = "mend the link, or remove it"
+            raise DataError("is a link that leads nowhere", where=str(path), fix=fix) from error
+    except OSError as error:
+        fix = "put the label file in its place"
+        raise DataError(f"can't be read ({error.strerror})", where=str(path), fix=fix) from error
+
+
+def within(path: str | Path, root: Path) -> str:
+    """Return a path relative to `root` with "/" between its parts; as it is where it lies elsewhere."""
+    path = Path(path)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def comma_list(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return "a,b" or a list of words as a tuple of words; None stays None."""
+    if value is None:
+        return None
+    words = value.split(",") if isinstance(value, str) else value
+    return tuple(word.strip() for word in words if word.strip())
+
+
+# --- files
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files of one folder, sorted by name."""
+    return sorted(p for p in folder.iterdir() if _is_image(p.name) and not p.name.startswith("."))
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the images in a folder and its sub-folders, sorted; hidden ones are left out."""
+    return [path for path in files_below(folder) if _is_image(path.name)]
+
+
+def files_below(folder: Path, suffix: str = "") -> list[Path]:
+    """Return the files (of one suffix) in a folder and its sub-folders, sorted; hidden ones are left out."""
+
+    def walk(base: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+        real = base.resolve()
+        if real in above:  # a link that leads in a circle
+            return
+        for path in sorted(base.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                yield from walk(path, (*above, real))
+            else:
+                yield path
+
+    return [path for path in walk(folder, ()) if not suffix or path.suffix.lower() == suffix]
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def child(base: Path, names: Sequence[str]) -> Path | None:
+    """Return the sub-folder that has one of the names, in any case; the first name goes first. None without one."""
+    if not base.is_dir():
+        return None
+    folders = {path.name.lower(): path for path in sorted(base.iterdir(), reverse=True) if path.is_dir()}
+    return next((folders[name.lower()] for name in names if name.lower() in folders), None)
+
+
+# --- splits
+
+
+def split_of(word: str) -> str | None:
+    """Return the split that a folder, file or column names ("valid" → "val", "train2017" → "train"), or None."""
+    return _ALIASES.get(_YEAR.sub("", word.strip().lower()))
+
+
+def split_folders(root: Path) -> list[tuple[str | None, Path]]:
+    """Return the folders of the splits under `root`, or `root` itself with None when there are none."""
+    found = [(split_of(p.name), p) for p in sorted(root.iterdir()) if p.is_dir() and split_of(p.name)]
+    found.sort(key=lambda entry: SPLITS.index(entry[0] or "train"))
+    return list(found) or [(None, root)]
+
+
+def bases_of(root: Path) -> list[tuple[str | None, Path]]:
+    """Return the folders of the splits, then `root` itself with None."""
+    return [*((split, folder) for split, folder in split_folders(root) if split is not None), (None, root)]
+
+
+def split_in(inside: Path) -> tuple[str | None, str | None]:
+    """Return the split that a folder of a relative path names, and that folder ("a/val2017/b.png" → val, val2017)."""
+    found = ((split_of(part), part) for part in inside.parts[:-1])
+    return next(((split, part) for split, part in found if split), (None, None))
+
+
+# --- folders by their names
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that holds images.
+
+    Attributes:
+        path: Of the folder.
+        files: Its images, sorted.
+        split: That its path names.
+        role: "image", "mask", "instance" or "".
+        rest: What else its path says, in lower case.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    split: str | None
+    role: str
+    rest: tuple[str, ...]
+
+    @property
+    def stems(self) -> set[str]:
+        """Names of the files without suffix."""
+        return {file.stem for file in self.files}
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a name in lower case ("JPEGImages" → jpeg, images; "train_masks" → train, masks).
+
+    Letters between digits are no words: in names like "3f0gt7a" any word comes up by chance.
+    """
+    pieces = (_PIECE.match(piece) for piece in re.split(r"[^A-Za-z0-9]+", name))
+    return [word.lower() for piece in pieces if piece for word in _WORD.findall(piece[1])]
+
+
+def role_of(name: str) -> str:
+    """Return what a folder's name says that it holds: "image", "mask", "instance" or ""."""
+    words = set(words_of(name))
+    if words & _INSTANCE_WORDS or {"segmentation", "object"} <= words:
+        return "instance"
+    if words & MASK_WORDS:
+        return "mask"
+    return "image" if words & IMAGE_WORDS else ""
+
+
+def described(path: Path, parts: Collection[str], files: tuple[Path, ...]) -> Folder:
+    """Return a folder with what the parts of its path say.
+
+    Short forms of splits ("imagesTr"), and splits as a part of a name, count only beside a role.
+    """
+    split, role, rest = None, "", []
+    for part in parts:
+        own, named = role_of(part), split_of(part)
+        if own and named is None:
+            words = (split_of(word) or _SHORT_SPLITS.get(word) for word in words_of(part))
+            named = next((word for word in words if word), None)
+        split = split or named
+        if own and not role:
+            role = own
+        elif not named:
+            rest.append(part.lower())
+    return Folder(path, files, split, role, tuple(rest))
+
+
+def image_folders(root: Path) -> list[Folder]:
+    """Return the folders under `root` (itself included) that hold images, sorted by path."""
+
+    def walk(path: Path, parts: tuple[str, ...]) -> Iterator[Folder]:
+        try:
+            with os.scandir(path) as entries:
+                names = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith((".", "__")))
+        except OSError as error:
+            what = f"folder can't be read ({error.strerror})"
+            raise DataError(what, where=str(path), fix="check its permissions") from error
+        files = tuple(path / name for name, is_folder in names if not is_folder and _is_image(name))
+        if files:
+            yield described(path, parts, files)
+        if len(parts) < DEEPEST:
+            for name, is_folder in names:
+                if is_folder:
+                    yield from walk(path / name, (*parts, name))
+
+    return sorted(walk(root, ()), key=lambda folder: folder.path)
+
+
+def shared(first: Folder, second: Folder) -> float:
+    """Return the share of the smaller folder's stems that the other one has, too."""
+    a, b = first.stems, second.stems
+    return len(a & b) / min(len(a), len(b))
+
+
+def name_index(root: Path) -> dict[str, list[Path]]:
+    """Return a set's images by name, by name without suffix and by path under the set's folder."""
+    found: dict[str, list[Path]] = {}
+    for folder in image_folders(root):
+        for file in folder.files:
+            for name in dict.fromkeys((file.name, file.stem, within(file, root))):
+                found.setdefault(name, []).append(file)
+    return found
