@@ -218,6 +218,24 @@ def test_masks_behind_other_readers_count(labelled: LabelledSet) -> None:
     assert len(found) == 3
 
 
+def test_masks_in_the_working_folder_count(
+    labelled: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "masks")
+    items = [replace(item, semantic=replace(item.semantic, path=f"{item.id}.png")) for item in labelled.items]  # type: ignore[type-var]
+    beside = replace(labelled, items=items)
+    before, former = labels_digest(beside), labels_digest(beside, former=True)
+    source = task_batches_of("segmentation", beside)
+    now, saved = source.fingerprint(), source.former_fingerprints()[0]
+    blank("2.png")
+    assert labels_digest(beside) != before
+    # Earlier versions took the file for a name; their runs go on, as nothing tells what it was.
+    assert labels_digest(beside, former=True) == former
+    again = task_batches_of("segmentation", beside)
+    assert is_of_source(saved, again, again.fingerprint())
+    assert not is_of_source(now, again, again.fingerprint())
+
+
 def test_large_sets_are_looked_into_here_and_there(
     labelled: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from vitp.tasks import windows
 from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.predict import predict_images
-from vitp.tasks.windows import ClassMap, View, class_map, in_image, merge, views_of
+from vitp.tasks.windows import ClassSums, View, class_map, in_image, merge, views_of
 
 
 def test_views_cover_the_image_and_end_at_its_border() -> None:
@@ -89,7 +89,7 @@ def test_overlapping_maps_are_averaged_as_if_they_were_all_kept() -> None:
 
 
 def test_only_the_rows_that_can_change_are_kept() -> None:
-    kept = ClassMap(1000, 16, torch.device("cpu"))
+    kept = ClassSums(1000, 16, torch.device("cpu"))
     for top in range(0, 992, 8):
         kept.finish(top)
         kept.add(

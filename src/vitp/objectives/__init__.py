@@ -1,4 +1,7 @@
-"""The objectives of pretraining. This table is the only list of them: a new one is a file of its own and a line here."""
+"""The objectives of pretraining.
+
+This table is the only list of them: a new objective is a file of its own and a line here.
+"""
 
 from __future__ import annotations
 

@@ -122,7 +122,8 @@ class ObjectiveSettings(SettingsModel):
 
     Attributes:
         has_language_model: Whether the fields that are marked `LANGUAGE` are used; those marked `VISION` are otherwise.
-        former_keys: Key at the root of configurations of earlier versions → its place in these settings; "": all of them. See `vitp.runs.migrations`.
+        former_keys: Key at the root of configurations of earlier versions → its place in these settings; "": all of
+            them. See `vitp.runs.migrations`.
     """
 
     has_language_model: ClassVar[bool] = False

@@ -260,7 +260,7 @@ class TaskModel(Objective):
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`: all that `vitp.tasks.load_task` needs.
+        """Write `config.json` and `model.safetensors`: all that `vitp.load_task` needs.
 
         Raises:
             ValueError: The model doesn't know how it was built.

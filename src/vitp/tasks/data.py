@@ -303,7 +303,7 @@ def _boxes(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
 
 
 def _quads(labels: Sequence[ObjectLabel]) -> Tensor:
-    return _numbers([label.quad or _corners(label) for label in labels], 8)
+    return _numbers([label.quad or rings_of(replace(label, polygons=()))[0] for label in labels], 8)
 
 
 def _masks(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
@@ -314,11 +314,6 @@ def _masks(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
 def _has_area(label: ObjectLabel, size: tuple[int, int]) -> bool:
     x1, y1, x2, y2 = label.box
     return min(x2, size[1]) - max(x1, 0) > 0 and min(y2, size[0]) - max(y1, 0) > 0
-
-
-def _corners(label: ObjectLabel) -> tuple[float, ...]:
-    x1, y1, x2, y2 = label.box
-    return (x1, y1, x2, y1, x2, y2, x1, y2)
 
 
 def _numbers(rows: Sequence[Sequence[float]], columns: int) -> Tensor:

@@ -121,7 +121,12 @@ class Validation(Hook):
             rows = json.loads(file.read_text(encoding="utf-8"))["curve"]
             return [(int(step), math.nan if value is None else float(value)) for step, value in rows]
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            found = [(_step_of(kept), _score_in(kept)) for kept in self._kept()]
+            found = []
+            for kept in self._kept():
+                score = math.nan
+                with contextlib.suppress(CheckpointError, ValueError):
+                    score = float(read_metadata(kept).get("score", "nan"))
+                found.append((_step_of(kept), score))
             trainer.say(
                 f"WARNING: {file} is damaged; of the validations before, the best ones are known by their weights "
                 f"(steps {', '.join(str(step) for step, _ in found) or 'none'})"
@@ -197,11 +202,3 @@ def _is_whole(file: Path, trainer: Trainer) -> bool:
     except CheckpointError as error:
         trainer.say(f"WARNING: {error.where} {error.what}: removed")
         return False
-
-
-def _score_in(file: Path) -> float:
-    """Return the score that a file of weights tells, NaN where it tells none."""
-    try:
-        return float(read_metadata(file).get("score", "nan"))
-    except (CheckpointError, ValueError):
-        return math.nan

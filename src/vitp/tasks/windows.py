@@ -93,7 +93,7 @@ def batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:
         yield batch
 
 
-class ClassMap:
+class ClassSums:
     """The class of each pixel from the sum of overlapping probability maps, given from top to bottom.
 
     Only the rows that can still change are kept as probabilities, so that a mosaic of any height fits.
@@ -159,7 +159,7 @@ def class_map(
         batch_size: Views at once.
         device: Where the sums are kept.
     """
-    found = ClassMap(int(image_CHW.shape[-2]), int(image_CHW.shape[-1]), device)
+    found = ClassSums(int(image_CHW.shape[-2]), int(image_CHW.shape[-1]), device)
     for batch in batches(views, batch_size):
         found.finish(batch[0].window[1])
         images = torch.stack([view.of(image_CHW) for view in batch])
