@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vitp.core.config import SettingsModel, make_config
 from vitp.core.errors import ConfigError
+from vitp.core.tensors import present
 from vitp.data.ignored import UNLABELLED
 from vitp.metrics.classification import (
     accuracy,
@@ -118,7 +119,7 @@ class ClassificationModel(TaskModel):
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return the summed loss. See `TaskModel.forward`."""
         logits_BK = self.logits(batch.images_BCHW, batch.sizes_B2).float()
-        target_BK = torch.stack([_classes(target.classes_C) for target in batch.targets])
+        target_BK = torch.stack([present(target.classes_C) for target in batch.targets])
         if self.settings.multi_label:
             known_BK = target_BK != UNLABELLED
             loss_BK = F.binary_cross_entropy_with_logits(logits_BK, target_BK.clamp(min=0), reduction="none")
@@ -133,7 +134,7 @@ class ClassificationModel(TaskModel):
         """Return the number of images, or of known entries of images × classes."""
         if not self.settings.multi_label:
             return {"class": float(len(batch))}
-        known = sum(int((_classes(target.classes_C) != UNLABELLED).sum()) for target in batch.targets)
+        known = sum(int((present(target.classes_C) != UNLABELLED).sum()) for target in batch.targets)
         return {"class": float(known)}
 
     def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
@@ -148,17 +149,12 @@ class ClassificationModel(TaskModel):
         reader = LabelReader(labelled, self.settings.labels, self.classes)
         probabilities, truths = [], []
         for _, sample, prediction in predictions_of(self, reader, settings):
-            probabilities.append(_classes(prediction.probabilities_C))
-            truths.append(_classes(reader.target(sample).classes_C))
+            probabilities.append(present(prediction.probabilities_C))
+            truths.append(present(reader.target(sample).classes_C))
         probability_NK, truth_NK = torch.stack(probabilities), torch.stack(truths)
         if self.settings.multi_label:
             return multi_label_scores(probability_NK.numpy(), truth_NK.numpy(), self.classes)
         return single_label_scores(probability_NK, truth_NK.argmax(1), self.classes)
-
-
-def _classes(classes_K: Tensor | None) -> Tensor:
-    assert classes_K is not None
-    return classes_K
 
 
 def single_label_scores(probability_NK: Tensor, truth_N: Tensor, classes: Sequence[str]) -> Scores:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
+from vitp.core.tensors import present
 from vitp.data.image_sample import ImageSample
 from vitp.metrics.results import Prediction
 from vitp.records.labels import LabelledImage
@@ -58,7 +59,7 @@ def predict_images(
         ):
             found[index].append((prediction, view))
     if model.name == "classification":
-        parts = [torch.stack([_there(one.probabilities_C) for one, _ in of_image]) for of_image in found]
+        parts = [torch.stack([present(one.probabilities_C) for one, _ in of_image]) for of_image in found]
         return [Prediction(probabilities_C=part.mean(0)) for part in parts]
     return [
         merge(of_image, (int(image.shape[-2]), int(image.shape[-1])))
@@ -112,11 +113,6 @@ def _classes_at(probability_Khw: Tensor, size: Sequence[int]) -> Tensor:
             probability_Khw[None], size=tuple(size), mode="bilinear", align_corners=False
         )[0]
     return probability_Khw.argmax(0).to(torch.uint8).cpu()
-
-
-def _there(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
 
 
 def predictions_of(
