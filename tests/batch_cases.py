@@ -14,12 +14,11 @@ from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
 from vitp.objectives import SETTINGS
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs.pretrain import PretrainConfig, build
-from vitp.tasks.build import TASKS as TASK_TABLE
-from vitp.tasks.build import task_of
+from vitp.tasks.build import TASK_MODELS, task_of
 from vitp.tasks.data import LabelReader, task_batches
 
 OBJECTIVES = tuple(SETTINGS)
-TASKS = tuple(TASK_TABLE)
+TASKS = tuple(TASK_MODELS)
 LANGUAGE = {
     "hidden_size": 32,
     "num_hidden_layers": 1,

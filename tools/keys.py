@@ -25,7 +25,7 @@ from vitp.objectives import SETTINGS
 from vitp.objectives.settings import DataSettings
 from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings
 from vitp.runs.pretrain import PretrainConfig
-from vitp.tasks.build import TASKS
+from vitp.tasks.build import TASK_MODELS
 
 WIDTH = 110
 HEAD = f"""# Keys of configuration files
@@ -53,13 +53,13 @@ def reference() -> str:
     parts += ["## Finetuning\n", _text(FinetuneConfig)]
     tuned = FinetuneConfig(task="…", data=FinetuneDataSettings(root="…"))
     parts += _keys(FinetuneConfig, tuned, "", seen)
-    for task, entry in TASKS.items():
+    for task, entry in TASK_MODELS.items():
         parts += [f"### head of task: {task}\n"]
-        if entry.settings in seen:
-            parts.append(f"As {seen[entry.settings]}.\n")
+        if entry.head_settings in seen:
+            parts.append(f"As {seen[entry.head_settings]}.\n")
             continue
-        seen[entry.settings] = f"the head of {task}"
-        parts += [_text(entry.settings), *_keys(entry.settings, entry.settings(), "head.", seen)]
+        seen[entry.head_settings] = f"the head of {task}"
+        parts += [_text(entry.head_settings), *_keys(entry.settings, entry.settings(), "head.", seen)]
     return "\n".join(parts)
 
 

@@ -15,7 +15,7 @@ from vitp.data.benchmarks.base import count_problems
 from vitp.data.benchmarks.catalogue import BENCHMARK_READERS, BENCHMARKS, benchmark
 from vitp.data.formats import option_names, read_labels
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
-from vitp.tasks.build import TASKS
+from vitp.tasks.build import TASK_MODELS
 
 ON_DISK = [name for name in BENCHMARKS if not BENCHMARKS[name].volumes]
 
@@ -31,7 +31,7 @@ def by_id(labelled: LabelledSet, part: str) -> LabelledImage:
 def test_the_catalogue_is_the_papers_table() -> None:
     assert len(BENCHMARKS) == 16 and list(BENCHMARKS) == list(BENCHMARK_READERS) == list(WRITERS)
     for name, facts in BENCHMARKS.items():
-        assert facts.name == name and facts.task in TASKS
+        assert facts.name == name and facts.task in TASK_MODELS
         assert len(set(facts.classes)) == len(facts.classes) > 0
         assert not facts.palette or len(facts.palette) == len(set(facts.palette)) == len(facts.classes)
         assert facts.test_on == "test" or not facts.test_labels

@@ -30,7 +30,7 @@ from vitp.data.formats import read_labels
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.readers.records import JsonlRecords
 from vitp.objectives.base import is_of_source
-from vitp.objectives.dense_pretraining import RenamedMask
+from vitp.objectives.dense import RenamedMask
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.scenes import scene_set
 
@@ -218,6 +218,24 @@ def test_masks_behind_other_readers_count(labelled: LabelledSet) -> None:
     assert len(found) == 3
 
 
+def test_masks_in_the_working_folder_count(
+    labelled: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "masks")
+    items = [replace(item, semantic=replace(item.semantic, path=f"{item.id}.png")) for item in labelled.items]  # type: ignore[type-var]
+    beside = replace(labelled, items=items)
+    before, former = labels_digest(beside), labels_digest(beside, former=True)
+    source = task_batches_of("segmentation", beside)
+    now, saved = source.fingerprint(), source.former_fingerprints()[0]
+    blank("2.png")
+    assert labels_digest(beside) != before
+    # Earlier versions took the file for a name; their runs go on, as nothing tells what it was.
+    assert labels_digest(beside, former=True) == former
+    again = task_batches_of("segmentation", beside)
+    assert is_of_source(saved, again, again.fingerprint())
+    assert not is_of_source(now, again, again.fingerprint())
+
+
 def test_large_sets_are_looked_into_here_and_there(
     labelled: LabelledSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,10 +266,10 @@ def test_instructions_notice_another_image(tmp_path: Path) -> None:
     assert images_digest(records) != before  # which file is missing is told when its turn comes
 
 
-def test_the_form_tells_the_version() -> None:
-    one = fingerprint("order", ["a", "b"])
-    assert one.startswith("3:") and len(one) == 66
-    assert len({one, fingerprint("order", ["b", "a"]), fingerprint("other", ["a", "b"])}) == 3
+def test_the_form_tells_what_counts() -> None:
+    one, more = fingerprint("order", ["a", "b"]), fingerprint("order", ["a"], ["b"])
+    assert one.startswith("2:") and more.startswith("3:") and len(one) == len(more) == 66
+    assert len({one, fingerprint("order", ["b", "a"]), fingerprint("other", ["a", "b"]), more}) == 4
 
 
 def test_masks_of_generated_pairs_keep_the_name_that_earlier_runs_hold() -> None:

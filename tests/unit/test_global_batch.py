@@ -13,7 +13,7 @@ from vitp.data.batches import check_global_batch
 from vitp.objectives import SETTINGS
 from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.pretrain import PretrainConfig
-from vitp.tasks.build import TASKS
+from vitp.tasks.build import TASK_MODELS
 
 LINE = (
     "error: data.global_batch: a step of 6 samples can't be cut into 4 equal parts (4 micro-batches × 1 ranks); choose a multiple of 4, "
@@ -26,7 +26,7 @@ CUT = ("-s", "data.global_batch=6", "-s", "train.micro_batches=4")
     "words",
     [
         *(("pretrain", "--objective", name, "--data", "nowhere") for name in SETTINGS),
-        *(("finetune", task, "--data", "nowhere", "--backbone", "random") for task in TASKS),
+        *(("finetune", task, "--data", "nowhere", "--backbone", "random") for task in TASK_MODELS),
     ],
     ids=" ".join,
 )

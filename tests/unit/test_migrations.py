@@ -22,7 +22,7 @@ from vitp.runs import migrations
 from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.folder import settings_that_differ
 from vitp.runs.pretrain import PretrainConfig
-from vitp.tasks.build import TASKS
+from vitp.tasks.build import TASK_MODELS
 
 OLD = Path(__file__).parent.parent / "fixtures" / "old_configs"
 SECTIONS = {
@@ -87,7 +87,7 @@ def test_there_is_an_old_configuration_of_everything() -> None:
     files = {path.stem for path in OLD.glob("*.yaml")}
     assert {f"run-pretrain-{name}" for name in SETTINGS} <= files
     assert {f"written-pretrain-{name}" for name in SETTINGS} <= files
-    assert {f"run-finetune-{task}" for task in TASKS} <= files
+    assert {f"run-finetune-{task}" for task in TASK_MODELS} <= files
 
 
 @pytest.mark.parametrize(

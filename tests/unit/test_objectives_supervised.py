@@ -14,7 +14,7 @@ from tests.objective_toys import OBJECTS, SCENES, SIZE, labelled_folder, supervi
 from vitp.core.errors import ConfigError
 from vitp.data.augment import ViewSettings
 from vitp.data.mixture import Sample
-from vitp.objectives.dense_pretraining import RenamedMask, merged_set
+from vitp.objectives.dense import RenamedMask, merged_set
 from vitp.objectives.image_rows import ImageRows, image_mixture, read_image_rows
 from vitp.objectives.supervised import (
     ClassBatch,

@@ -19,7 +19,7 @@ from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM
 from vitp.recipes.paper.typical_sizes import TYPICAL
 from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.pretrain import PretrainConfig
-from vitp.tasks.build import TASKS
+from vitp.tasks.build import TASK_MODELS
 
 # The paper's table, once more and by hand: set → classes, input, rate, decay, length, score, task.
 TABLE = {
@@ -69,7 +69,7 @@ def test_the_table_has_the_papers_sixteen_sets() -> None:
 def test_a_downstream_recipe_holds_the_tables_values(name: str, tmp_path: Path) -> None:
     recipe = FINETUNING[name]
     facts, config = recipe.facts, recipe.make("somewhere", backbone="weights.safetensors")
-    assert isinstance(config, FinetuneConfig) and config.task in TASKS
+    assert isinstance(config, FinetuneConfig) and config.task in TASK_MODELS
     assert config.data.root == "somewhere" and config.backbone.init == "weights.safetensors"
     optim = config.optim
     assert (optim.lr, optim.layer_decay, optim.weight_decay) == (

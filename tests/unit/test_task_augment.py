@@ -215,8 +215,8 @@ def test_augmented_labels_agree_with_each_other(seed: int) -> None:
     (label,) = changed.objects
     x1, y1, x2, y2 = label.box
     assert 0 <= x1 < x2 <= 32 and 0 <= y1 < y2 <= 32
-    # The mask is resized by nearest neighbours, which moves its border by half a pixel of the original.
-    assert label.box == pytest.approx(box_of(mask_HW), abs=1.5)
+    # The mask is resized and turned by nearest neighbours: each moves its border by up to a pixel of the original.
+    assert label.box == pytest.approx(box_of(mask_HW), abs=2.5)
     quad = as_points(label.quad or ())
     assert (quad.mean(0) > -3).all() and (quad.mean(0) < 35).all()
     found = rasterise(label.polygons, (32, 32))

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitp.core.errors import ConfigError, VitpError
-from vitp.metrics.results import Prediction
+from vitp.metrics.results import Prediction, Scores
 from vitp.models.backbone import Backbone
 from vitp.models.rotated.boxes import quads_of
+from vitp.records.labels import LabelledSet
 from vitp.tasks import windows
 from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.predict import predict_images
-from vitp.tasks.windows import ClassMap, View, class_map, in_image, merge, views_of
+from vitp.tasks.windows import ClassSums, View, class_map, in_image, merge, views_of
 
 
 def test_views_cover_the_image_and_end_at_its_border() -> None:
@@ -88,7 +89,7 @@ def test_overlapping_maps_are_averaged_as_if_they_were_all_kept() -> None:
 
 
 def test_only_the_rows_that_can_change_are_kept() -> None:
-    kept = ClassMap(1000, 16, torch.device("cpu"))
+    kept = ClassSums(1000, 16, torch.device("cpu"))
     for top in range(0, 992, 8):
         kept.finish(top)
         kept.add(
@@ -202,6 +203,9 @@ class Colours(DenseModel):
     def maps(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Tensor]:
         return images_BCHW.float() / 255  # type: ignore[return-value]
 
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        raise NotImplementedError
+
 
 class Corner(TaskModel):
     """Finds one box: the pixels above 0."""
@@ -223,10 +227,13 @@ class Corner(TaskModel):
     def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
         raise NotImplementedError
 
-    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
-        self.seen += [tuple(image.shape[-2:]) for image in images]
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        raise NotImplementedError
+
+    def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
+        self.seen += [tuple(image.shape[-2:]) for image in images_BCHW]
         found = []
-        for image in images:
+        for image in images_BCHW:
             rows, columns = torch.nonzero(image[0] > 127, as_tuple=True)
             if len(rows):
                 box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]

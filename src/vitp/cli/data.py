@@ -79,7 +79,7 @@ def compile_command(
 
 
 def _task_weights(words: list[str] | None) -> dict[str, float]:
-    from vitp.tasks.build import TASKS
+    from vitp.data.synthesis.build import QUESTION_TASKS
 
     weights = {}
     for name, text in pairs_of(words, "--task").items():
@@ -88,8 +88,8 @@ def _task_weights(words: list[str] | None) -> dict[str, float]:
         except ValueError:
             fix = "give a weight such as 2 or 0"
             raise ConfigError(f"{name}={text!r} is no number", where="--task", fix=fix) from None
-        if name not in TASKS:
-            fix = did_you_mean(name, TASKS) or f"tasks are {', '.join(TASKS)}"
+        if name not in QUESTION_TASKS:
+            fix = did_you_mean(name, QUESTION_TASKS) or f"tasks are {', '.join(QUESTION_TASKS)}"
             raise ConfigError(f"unknown task {name!r}", where="--task", fix=fix)
     return weights
 

@@ -285,16 +285,24 @@ def load_weights(
     return report
 
 
+def present(tensor: Tensor | None) -> Tensor:
+    """Return a tensor of an optional field that is known to be there."""
+    assert tensor is not None
+    return tensor
+
+
 class TensorFields:
     """A dataclass whose tensors move together, with those of its fields that are such dataclasses, or tuples of them."""
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         """Return the same with its tensors on `device`."""
-        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved: Self = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return moved
 
     def pin_memory(self) -> Self:
         """Return the same in page-locked memory, so that copies to a GPU don't wait."""
-        return map_tensors(self, lambda tensor: tensor.pin_memory())
+        pinned: Self = map_tensors(self, lambda tensor: tensor.pin_memory())
+        return pinned
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

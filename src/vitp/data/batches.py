@@ -18,11 +18,9 @@ from typing_extensions import TypeVar
 from vitp.core.errors import ConfigError
 from vitp.data.fingerprint import fingerprint, json_digest, labels_digest
 from vitp.data.lengths import balanced
-from vitp.data.mixture import Sample
-from vitp.records.instructions import InstructionRecord
+from vitp.data.mixture import Item, Sample
 from vitp.records.labels import LabelledImage, LabelledSet
 
-Item = TypeVar("Item", default=InstructionRecord)
 Batch = TypeVar("Batch", default=Any)
 
 
@@ -35,8 +33,8 @@ class Order(Protocol[Item]):
 
     def __getitem__(self, position: int) -> Sample[Item]: ...
 
-    def contents(self) -> list[str]:
-        """Return hashes of what the samples are: labels, texts and image files."""
+    def contents(self, *, former: bool = False) -> list[str]:
+        """Return hashes of what the samples are: labels, texts and image files; see `labels_digest`."""
         ...
 
 
@@ -136,12 +134,12 @@ class SampledBatches(Generic[Item, Batch]):
 
     def fingerprint(self) -> str:
         """Return a hash of all that decides the batches: samples, labels, image files, order and options."""
-        return fingerprint(self._facts(), [*self.order.contents(), *self.collate.contents(self.order)])
+        return fingerprint(self._facts(), self.order.contents(), self.collate.contents(self.order))
 
     def former_fingerprints(self) -> tuple[str, ...]:
         """Return the hashes that earlier versions saved with the same batches; those looked at less."""
         facts = self._facts()
-        return fingerprint(facts, self.order.contents(), form="2"), facts
+        return fingerprint(facts, self.order.contents(former=True)), facts
 
     def _facts(self) -> str:
         return json_digest(self.collate.facts(self.order, self.global_batch))
@@ -171,9 +169,9 @@ class ShuffledImages:
         item = self.labelled.items[int(_permutation(self.seed, epoch, len(self.labelled))[offset])]
         return Sample(item, None, False, 0, position, self.seed)
 
-    def contents(self) -> list[str]:
-        """Return the hash of all labels and images."""
-        return [labels_digest(self.labelled)]
+    def contents(self, *, former: bool = False) -> list[str]:
+        """Return the hash of all labels and images; see `labels_digest`."""
+        return [labels_digest(self.labelled, former=former)]
 
     def facts(self, image: Callable[[str], str] = str) -> dict[str, Any]:
         """Return name, size and images of the set for `Collate.facts`.

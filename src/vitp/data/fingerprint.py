@@ -11,9 +11,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,10 +23,6 @@ from vitp.io.images import is_scene
 from vitp.io.storage import is_member, is_remote
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
-_FORM = "3"
-"""Begins a fingerprint. "2" has the same but for the texts and the tokenizer; those before have no beginning, and
-count neither labels nor image files."""
-
 MOST_FILES = 20_000
 _LAZY_ITEMS = 8
 """Items of a set whose images are generated when they are touched: a few of them stand for all."""
@@ -35,15 +31,17 @@ _BLOCK = 4096
 _OBJECT = tuple((field.name, field.default) for field in dataclasses.fields(ObjectLabel))
 
 
-def fingerprint(order: str, contents: Iterable[str], form: str = _FORM) -> str:
-    """Return the fingerprint of a source of batches.
+def fingerprint(order: str, contents: Iterable[str], more: Sequence[Any] = ()) -> str:
+    """Return the fingerprint of a source of batches: "2:" and a hash, or "3:" where more than images and labels counts.
+
+    Those of the earliest versions have no such beginning: they are `order` alone.
 
     Args:
         order: Hash of which images come at which place, and of all options.
         contents: Hashes of what the images and labels are.
-        form: Which contents count.
+        more: What else decides the batches, as JSON values.
     """
-    return f"{form}:{json_digest([order, *contents])}"
+    return f"{'3' if more else '2'}:{json_digest([order, *contents, *more])}"
 
 
 def json_digest(value: Any) -> str:
@@ -51,20 +49,25 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def contents_digest(samples: SampleSet[Any]) -> str:
-    """Return a hash of what a set's images and labels are, their files included."""
+def contents_digest(samples: SampleSet[Any], *, former: bool = False) -> str:
+    """Return a hash of what a set's images and labels are, their files included; see `labels_digest`."""
     own = getattr(samples, "contents_digest", None)  # sets of labelled images say it themselves
-    return images_digest(samples) if own is None else str(own())
+    return images_digest(samples) if own is None else str(own(former=former))
 
 
-def labels_digest(labelled: LabelledSet) -> str:
-    """Return a hash of all labels and images of a set."""
+def labels_digest(labelled: LabelledSet, *, former: bool = False) -> str:
+    """Return a hash of all labels and images of a set.
+
+    Args:
+        labelled: The set.
+        former: As earlier versions did, which took a file in the working folder for the name of a class.
+    """
     eager = isinstance(labelled.items, list | tuple)
     step = 1 if eager else max(1, len(labelled) // _LAZY_ITEMS)
     look = _chosen(len(labelled), MOST_FILES if eager else _LAZY_ITEMS)
     digest = hashlib.sha256()
     for number in range(0, len(labelled), step):
-        facts = _item_facts(labelled.items[number], not eager or number in look)
+        facts = _item_facts(labelled.items[number], _Look(not eager or number in look, not former))
         digest.update(json.dumps(facts, default=str).encode())
     classes = [labelled.object_classes, labelled.scene_classes, labelled.semantic_classes]
     digest.update(json.dumps(classes).encode())
@@ -93,13 +96,20 @@ def _chosen(count: int, most: int) -> set[int]:
     return {number * count // min(count, most) for number in range(min(count, most))}
 
 
-def _item_facts(item: LabelledImage, look: bool) -> list[Any]:
+class _Look(NamedTuple):
+    """Which files are looked into: any at all, and those that are named without a folder."""
+
+    inside: bool
+    beside: bool
+
+
+def _item_facts(item: LabelledImage, look: _Look) -> list[Any]:
     """Return what an image and its labels are; what has its default is left out, so that new fields change nothing."""
     facts: list[Any] = []
     for field in dataclasses.fields(item):
         value = getattr(item, field.name)
         if field.name in ("image", "second_image"):
-            facts.append(None if value is None else _image_facts(value, look))
+            facts.append(None if value is None else _image_facts(value, look.inside))
         elif value != field.default:
             facts.append([field.name, _facts(value, look)])
     return facts
@@ -133,7 +143,7 @@ def _content(path: str, size: int, changed: int) -> str:
     return sha256(path)
 
 
-def _facts(value: Any, look: bool) -> Any:
+def _facts(value: Any, look: _Look) -> Any:
     """Return a label as JSON. Files that it names are their content, arrays that it reads their numbers."""
     if value is None or isinstance(value, bool | int | float):
         return value
@@ -144,7 +154,11 @@ def _facts(value: Any, look: bool) -> Any:
     if isinstance(value, np.ndarray):
         return [str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__name__, *_fields(value, look)]
+        own_values = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return [
+            type(value).__name__,
+            *([field.name, _facts(own, look)] for field, own in own_values if own != field.default),
+        ]
     if isinstance(value, functools.partial):
         name = getattr(value.func, "__qualname__", type(value.func).__name__)
         return [name, _facts(value.args, look), _facts(value.keywords, look)]
@@ -154,34 +168,28 @@ def _facts(value: Any, look: bool) -> Any:
         if all(type(one) is float for one in value):  # most of what outlines are
             return list(value)
         return [_facts(one, look) for one in value]
-    return _read(value) if callable(value) else str(value)
+    if not callable(value):
+        return str(value)
+    try:
+        return _facts(np.asarray(value()), look)  # a reader of another kind: what it reads
+    except Exception as error:  # reading it for a batch will tell what is wrong with it
+        return type(error).__name__
 
 
-def _fields(value: Any, look: bool) -> Iterator[Any]:
-    for field in dataclasses.fields(value):
-        own = getattr(value, field.name)
-        if own != field.default:
-            yield [field.name, _facts(own, look)]
-
-
-def _text_or_file(text: str, look: bool) -> Any:
-    if (
-        "/" not in text and "\\" not in text
-    ):  # a name of a class, or a file beside the process: no path of a reader's
-        return text
+def _text_or_file(text: str, look: _Look) -> Any:
+    """Return the name, size and content of a file that a label names, or the text where it names none."""
     path = Path(text)
+    # Names of classes have no folder, and no ending; files of a data set in the working folder have no folder, either.
+    if not ("/" in text or "\\" in text or (look.beside and path.suffix)):
+        return text
     try:
         stat = path.stat()
         if not path.is_file():
             return text
-        return [path.name, stat.st_size, _content(text, stat.st_size, stat.st_mtime_ns) if look else None]
+        return [
+            path.name,
+            stat.st_size,
+            _content(text, stat.st_size, stat.st_mtime_ns) if look.inside else None,
+        ]
     except (OSError, ValueError):
         return text
-
-
-def _read(mask: Callable[[], Any]) -> Any:
-    """Return what a reader of another kind reads."""
-    try:
-        return _facts(np.asarray(mask()), True)
-    except Exception as error:  # reading it for a batch will tell what is wrong with it
-        return type(error).__name__

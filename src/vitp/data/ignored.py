@@ -50,7 +50,10 @@ def touched(places: Iterable[ObjectLabel], size: tuple[int, int], shape: tuple[i
     for label in places:
         for ring in rings_of(label):
             points_N2 = (np.reshape(np.asarray(ring, float), (-1, 2)) * scale).clip(-1e6, 1e6)
-            (left, top), (right, bottom) = _range(points_N2, fine)
+            # The first column and row around the points, and those behind the last, inside the array.
+            limit = (fine[1], fine[0])
+            left, top = np.clip(np.floor(points_N2.min(0)), 0, limit).astype(int)
+            right, bottom = np.clip(np.ceil(points_N2.max(0)), 0, limit).astype(int)
             if left < right and top < bottom:
                 # OpenCV counts from the centres of pixels, and leaves out some that a slanted border only grazes.
                 fixed_N2 = np.round((points_N2 - (left + 0.5, top + 0.5)) * 2**_SHIFT).astype(np.int32)
@@ -58,13 +61,6 @@ def touched(places: Iterable[ObjectLabel], size: tuple[int, int], shape: tuple[i
                 cv2.fillPoly(part, [fixed_N2], 1, shift=_SHIFT)
                 touched_HW[top:bottom, left:right] |= np.asarray(cv2.dilate(part, _AROUND), np.uint8)
     return np.asarray(touched_HW.reshape(shape[0], factor, shape[1], factor).any((1, 3)))
-
-
-def _range(points_N2: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first column and row around some points, and those behind the last, inside an array."""
-    limit = (shape[1], shape[0])
-    first, behind = np.floor(points_N2.min(0)), np.ceil(points_N2.max(0))
-    return np.clip(first, 0, limit).astype(int), np.clip(behind, 0, limit).astype(int)
 
 
 def known_semantic(item: LabelledImage) -> np.ndarray:

@@ -63,7 +63,8 @@ def resized(image_CHW: Tensor, size: tuple[int, int]) -> Tensor:
         shape = (2 * size[1], 2 * size[0])
         planes = [cv2.resize(plane.numpy(), shape, interpolation=cv2.INTER_AREA) for plane in image_CHW]
         image_CHW = torch.from_numpy(np.stack(planes))
-    return transforms.resize(image_CHW, list(size), InterpolationMode.BILINEAR, antialias=True)
+    small_CHW: Tensor = transforms.resize(image_CHW, list(size), InterpolationMode.BILINEAR, antialias=True)
+    return small_CHW
 
 
 def resize(sample: ImageSample, size: tuple[int, int]) -> ImageSample:
@@ -197,7 +198,8 @@ def moved_object(label: ObjectLabel, matrix: np.ndarray) -> ObjectLabel:
     """
 
     def move(flat: Sequence[float]) -> np.ndarray:
-        return as_points(flat) @ matrix[:, :2].T + matrix[:, 2]
+        moved_N2: np.ndarray = as_points(flat) @ matrix[:, :2].T + matrix[:, 2]
+        return moved_N2
 
     x1, y1, x2, y2 = label.box
     box_42 = move((x1, y1, x2, y1, x2, y2, x1, y2))

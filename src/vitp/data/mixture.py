@@ -208,9 +208,9 @@ class Mixture(Generic[Item]):
         ]
         return hashlib.sha256(json.dumps([self.seed, parts]).encode()).hexdigest()
 
-    def contents(self) -> list[str]:
-        """Return a hash for each set of what its images and labels are, their files included."""
-        return [contents_digest(entry.records) for entry in self.entries]
+    def contents(self, *, former: bool = False) -> list[str]:
+        """Return a hash for each set of what its images and labels are, their files included; see `labels_digest`."""
+        return [contents_digest(entry.records, former=former) for entry in self.entries]
 
     def describe(self) -> list[dict[str, Any]]:
         """Return name, size, rate and licence of each set, as a run's `mixture.json` has them."""

@@ -8,11 +8,11 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from vitp.records.instructions import InstructionRecord, to_line
 
-Item = TypeVar("Item", covariant=True)
+_Item = TypeVar("_Item", covariant=True)
 
 
 @runtime_checkable
-class SampleSet(Protocol[Item]):
+class SampleSet(Protocol[_Item]):
     """What a mixture samples from: any object with a name, a length and random access.
 
     It must be picklable, because data workers get a copy of it.
@@ -25,7 +25,7 @@ class SampleSet(Protocol[Item]):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Item: ...
+    def __getitem__(self, index: int) -> _Item: ...
 
     def fingerprint(self) -> str:
         """Return a hash of the set's rows: equal for equal rows, wherever they are stored."""

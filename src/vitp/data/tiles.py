@@ -156,7 +156,7 @@ class TileCache:
     @staticmethod
     def _read(file: Path) -> np.ndarray | None:
         try:
-            tiles = np.load(file, allow_pickle=False)
+            tiles: np.ndarray = np.load(file, allow_pickle=False)
             os.utime(file)
         except (OSError, ValueError, EOFError):
             return None

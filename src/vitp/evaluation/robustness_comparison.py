@@ -21,9 +21,8 @@ from vitp.evaluation.robustness import robustness_of_backbone, robustness_of_tas
 from vitp.evaluation.robustness_result import RobustnessResult
 from vitp.models.vision import VisionTower
 from vitp.records.labels import LabelledSet
-from vitp.tasks.base import TaskModel, TestSettings
+from vitp.tasks.base import LabelKind, TaskModel, TestSettings
 from vitp.tasks.build import task_of
-from vitp.tasks.data import LabelKind
 from vitp.tasks.model_folder import load_task
 
 ROBUSTNESS_FILE = "robustness.json"

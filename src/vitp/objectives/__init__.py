@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Discriminator, Tag
 
-from vitp.objectives.dense_pretraining import DenseSettings
+from vitp.objectives.dense import DenseSettings
 from vitp.objectives.distillation import DistillationSettings
 from vitp.objectives.image_text import ImageTextSettings
 from vitp.objectives.masked_image import MaskedImageSettings

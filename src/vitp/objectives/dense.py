@@ -5,28 +5,69 @@ Shapes: B images, H × W pixels, h × w patches of P × P pixels, N = h·w, D wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from vitp.core.errors import ConfigError
-from vitp.core.files import write_json
-from vitp.core.tensors import TensorFields, save_tensors
+from vitp.core.tensors import TensorFields
 from vitp.data.augment import MaskAugmentation, augment_with_mask
 from vitp.data.batches import Collate, SampledBatches, ShuffledImages
 from vitp.data.ignored import UNLABELLED, presence_of, read_mask
-from vitp.data.mixture import Sample
+from vitp.data.mixture import Mixture, Sample
+from vitp.data.permutation import Permutation
 from vitp.io.images import load_image
 from vitp.models.vision import VisionTower
-from vitp.objectives.base import Objective, ParameterGroup
+from vitp.objectives.image_base import ImageObjective, folders_of, mixture_of, seeded_tower
+from vitp.objectives.image_rows import ImageRows
+from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
+
+
+class DenseSettings(ObjectiveSettings):
+    """The class of each pixel, from a linear layer on the patch tokens (see `vitp.objectives.dense`)."""
+
+    former_keys: ClassVar[Mapping[str, str]] = {"dense": ""}
+
+    name: Literal["dense"] = "dense"
+    """The class of each pixel."""
+    presence: bool = False
+    """Learn which object classes are in the image, too."""
+    head: Literal["linear", "conv"] = "linear"
+    """On patch tokens, or a light decoder."""
+    crop: float = Field(0.6, gt=0, le=1)
+    """Smallest share of the short side that a square crop keeps."""
+    photometric: float = Field(0.2, ge=0, le=1)
+    """Strength of brightness, contrast and channel changes."""
+
+    def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
+        """Return the objective over the images with masks."""
+        tower = seeded_tower(run)
+        rows = [one.having(lambda item: item.semantic is not None, "masks") for one in folders_of(run)]
+        images = mixture_of(run, rows)
+        merged = merged_set(rows, images)
+        source = dense_batches(
+            merged,
+            run.data.global_batch,
+            run.seed,
+            size=tower.image_size[0],
+            micro_batches=micro_batches,
+            augment=MaskAugmentation(crop=self.crop, photometric=self.photometric),
+            presence=self.presence,
+        )
+        objective = DenseObjective(
+            tower,
+            merged.semantic_classes,
+            head=self.head,
+            presence_classes=merged.object_classes if self.presence else (),
+        )
+        return ObjectiveParts(objective, source, images.describe())
 
 
 @dataclass(frozen=True)
@@ -154,7 +195,8 @@ class LinearHead(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return logits (B, N, C)."""
-        return self.linear(self.norm(tokens_BND))
+        logits_BNC: Tensor = self.linear(self.norm(tokens_BND))
+        return logits_BNC
 
 
 class ConvHead(nn.Module):
@@ -188,10 +230,11 @@ class ConvHead(nn.Module):
         x_BChw = torch.stack(sides).sum(0).permute(0, 3, 1, 2).contiguous()
         for block in self.blocks:
             x_BChw = block(F.interpolate(x_BChw, scale_factor=2.0, mode="bilinear", align_corners=False))
-        return self.classify(x_BChw)
+        logits_BCHW: Tensor = self.classify(x_BChw)
+        return logits_BCHW
 
 
-class DenseObjective(Objective):
+class DenseObjective(ImageObjective):
     """Cross-entropy on the class of each pixel, and optionally of each object class's presence.
 
     With the `linear` head the logits of a patch stand for all its pixels. Its target is the *distribution*
@@ -230,9 +273,9 @@ class DenseObjective(Objective):
         label_smoothing: float = 0.0,
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(tower)
         _check_options(classes, head, presence_classes, class_weights, label_smoothing)
-        self.tower, self.head_kind, self.layers = tower, head, tuple(layers)
+        self.head_kind, self.layers = head, tuple(layers)
         self.classes, self.presence_classes = tuple(classes), tuple(presence_classes)
         self.label_smoothing = label_smoothing
         self.loss_weights = dict(loss_weights or {})
@@ -248,11 +291,6 @@ class DenseObjective(Objective):
         self.class_weights: Tensor
         self.register_buffer("class_weights", weights.float(), persistent=False)
 
-    @property
-    def vision_tower(self) -> VisionTower:
-        """The tower; the heads are left behind."""
-        return self.tower
-
     def forward(self, batch: DenseBatch) -> dict[str, Tensor]:
         """Return name → summed loss. See `Objective.forward`."""
         image_BCHW = self.tower.normalize(batch.tiles_BCHW)
@@ -262,10 +300,12 @@ class DenseObjective(Objective):
         if isinstance(self.head, LinearHead):
             losses["dense"] = self._patch_loss(self.head(tokens_BND), batch.target_BHW)
         elif self.head is not None:
-            logits_BCHW = _to_pixels(self.head(maps), batch.target_BHW.shape[-2:])
+            logits_BChw = self.head(maps).float()
+            size = batch.target_BHW.shape[-2:]
+            logits_BCHW = F.interpolate(logits_BChw, size=size, mode="bilinear", align_corners=False)
             losses["dense"] = self._pixel_loss(logits_BCHW, batch.target_BHW)
         if self.presence_head is not None:
-            losses["presence"] = _presence_loss(self.presence_head(tokens_BND.mean(1)), self._presence(batch))
+            losses["presence"] = presence_loss(self.presence_head(tokens_BND.mean(1)), self._presence(batch))
         return losses
 
     def _patch_loss(self, logits_BNC: Tensor, target_BHW: Tensor) -> Tensor:
@@ -307,60 +347,13 @@ class DenseObjective(Objective):
             counts["presence"] = float((self._presence(batch) != UNLABELLED).sum())
         return counts
 
-    @torch.no_grad()
-    def predict(self, tiles_BCHW: Tensor) -> Tensor:
-        """Return logits (B, C, H, W) of each pixel of uint8 or 0..1 images."""
-        if self.head is None:
-            raise ConfigError("this model has no segmentation head")
-        image_BCHW = self.tower.normalize(tiles_BCHW)
-        maps = self.tower.forward_features(image_BCHW, self.layers if self.head_kind == "conv" else (-1,))
-        if isinstance(self.head, LinearHead):
-            logits_BCN = self.head(maps[-1].flatten(2).transpose(1, 2)).transpose(1, 2)
-            logits = logits_BCN.unflatten(2, maps[-1].shape[-2:])
-        else:
-            logits = self.head(maps)
-        return _to_pixels(logits.float(), tiles_BCHW.shape[-2:])
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the vision tower and the heads."""
-        head = {name: value for name, value in self.named_parameters() if not name.startswith("tower.")}
-        tower = {name: value for name, value in self.named_parameters() if name.startswith("tower.")}
-        return [ParameterGroup("vision tower", tower), ParameterGroup("head", head)]
-
     def work(self, batch: DenseBatch) -> dict[str, float]:
-        """Return the number of images."""
-        images = float(batch.tiles_BCHW.shape[0])
-        return {"samples": images, "tiles": images}
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `vision.safetensors`, `head.safetensors` and `dense.json` (what is needed to build both)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        prefix = "tower."
-        tower = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-        config = self.tower.config.model_dump(mode="json")
-        save_tensors(folder / "vision.safetensors", tower, metadata={"vision_config": json.dumps(config)})
-        save_tensors(
-            folder / "head.safetensors",
-            {name: value for name, value in state.items() if not name.startswith(prefix)},
-        )
-        description = {
-            "vision": config,
-            "head": self.head_kind,
-            "layers": list(self.layers),
-            "hidden": self.head.classify.in_channels if isinstance(self.head, ConvHead) else None,
-            "classes": list(self.classes),
-            "presence_classes": list(self.presence_classes),
-        }
-        write_json(folder / "dense.json", description)
+        """Return images and the FLOPs of the tower's forward and backward pass; the heads' are left out."""
+        return self.work_of(len(batch.tiles_BCHW))
 
 
-def _to_pixels(logits_BChw: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(logits_BChw.float(), size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _presence_loss(logits_BK: Tensor, presence_BK: Tensor) -> Tensor:
+def presence_loss(logits_BK: Tensor, presence_BK: Tensor) -> Tensor:
+    """Return the summed binary cross-entropy of the entries that are known."""
     known_BK = presence_BK != UNLABELLED
     loss_BK = F.binary_cross_entropy_with_logits(
         logits_BK.float(), presence_BK.clamp(min=0).float(), reduction="none"
@@ -395,3 +388,57 @@ def _check_options(
         raise ConfigError(
             f"label_smoothing {label_smoothing} is not in 0..1", where="dense head", fix="choose 0.0 to 0.2"
         )
+
+
+@dataclass(frozen=True)
+class RenamedMask:
+    """A mask whose class numbers are those of another list of classes. A class of its own, so that workers get it.
+
+    Attributes:
+        mask: Reads the mask.
+        numbers: New number of each class.
+    """
+
+    mask: Any
+    numbers: tuple[int, ...]
+
+    def __call__(self) -> np.ndarray:
+        """Return the mask (H, W) uint8."""
+        table = np.full(256, IGNORE, np.uint8)
+        table[: len(self.numbers)] = self.numbers
+        renumbered_HW: np.ndarray = table[self.mask()]
+        return renumbered_HW
+
+
+def merged_set(sets: Sequence[ImageRows], mixture: Mixture[LabelledImage]) -> LabelledSet:
+    """Return one epoch of a mixture as one labelled set, classes joined by name.
+
+    Args:
+        sets: Of the mixture.
+        mixture: Says how often an image comes, and in which order.
+
+    Raises:
+        ConfigError: There are fewer than two semantic classes.
+    """
+    labelled = [one.labelled for one in sets]
+    semantic = tuple(dict.fromkeys(name for one in labelled for name in one.semantic_classes))
+    if len(semantic) < 2:
+        raise ConfigError(
+            f"{len(semantic)} semantic classes can't be told apart",
+            where="data.mixture",
+            fix="use sets with masks",
+        )
+    items: list[LabelledImage] = []
+    for one, entry in zip(labelled, mixture.entries, strict=True):
+        numbers = tuple(semantic.index(name) for name in one.semantic_classes)
+        order = Permutation(len(one), mixture.seed, one.name)
+        for number in range(entry.per_epoch):
+            item = one.items[order[number % len(one)]]
+            mask = None if item.semantic is None else RenamedMask(item.semantic, numbers)
+            items.append(replace(item, id=f"{one.name}/{item.id}", semantic=mask))
+    return LabelledSet(
+        name="+".join(one.name for one in labelled),
+        items=items,
+        object_classes=tuple(dict.fromkeys(name for one in labelled for name in one.object_classes)),
+        semantic_classes=semantic,
+    )

@@ -5,7 +5,7 @@ Shapes: B images, N patch tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,9 +59,28 @@ class ImageObjective(Objective):
         """
         return self.tower.forward_tokens(self.tower.normalize(tiles_BCHW)).mean(1)
 
+    def work_of(
+        self, images: int, *, views: int = 1, heads: Sequence[nn.Module | None] = ()
+    ) -> dict[str, float]:
+        """Return images, views, and the FLOPs of forward and backward pass.
+
+        Args:
+            images: In a batch.
+            views: Of each image that the tower sees as a whole.
+            heads: Whose linear layers are counted, once for each view.
+        """
+        count = views * images
+        flops = backward_factor(self.tower) * tower_flops(self.tower, count, self.tower.grid**2)
+        flops += sum(3 * linear_flops(head, count) for head in heads if head is not None)
+        return {"samples": float(images), "tiles": float(count), "flops": flops}
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tower as an export, with what the run folder around `folder` says about its origin."""
-        save_tower(Path(folder), self.tower)
+        """Write the tower as an export, with what the run folder around `folder` says about its origin.
+
+        Low-rank updates are merged into its weights.
+        """
+        with plain_layers(self.tower):
+            write_backbone(Path(folder), self.tower, provenance_of_run(Path(folder).parent), name="model")
 
 
 def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
@@ -115,12 +134,6 @@ def image_parts(
     """Return an objective with batches of views of the images."""
     source = SampledBatches(images, collate, run.data.global_batch, micro_batches)
     return ObjectiveParts(objective, source, images.describe())
-
-
-def save_tower(folder: Path, tower: VisionTower) -> None:
-    """Write a tower as an export into the model folder of a run; low-rank updates are merged into its weights."""
-    with plain_layers(tower):
-        write_backbone(folder, tower, provenance_of_run(folder.parent), name="model")
 
 
 def tower_flops(tower: VisionTower, images: int, patches: int, *, embedded: int | None = None) -> float:

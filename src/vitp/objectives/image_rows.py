@@ -86,9 +86,9 @@ class ImageRows:
         """Return the hash of the set and of the choice among its images."""
         return hashlib.sha256(f"{self.digest} {len(self)}".encode()).hexdigest()
 
-    def contents_digest(self) -> str:
-        """Return the hash of all labels and images, their files included."""
-        return labels_digest(self.labelled)
+    def contents_digest(self, *, former: bool) -> str:
+        """Return the hash of all labels and images, their files included; see `labels_digest`."""
+        return labels_digest(self.labelled, former=former)
 
 
 def read_image_rows(folder: str | Path, *, both_dates: bool = False) -> ImageRows:

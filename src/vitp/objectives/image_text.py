@@ -30,7 +30,6 @@ from vitp.objectives.image_base import (
     image_parts,
     mixture_of,
     seeded_tower,
-    tower_flops,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
@@ -51,7 +50,6 @@ from vitp.objectives.text_tower import (
     Tokens,
     captions_of,
     has_caption,
-    head_flops,
     read_record_texts,
 )
 
@@ -263,13 +261,7 @@ class ImageTextObjective(ImageObjective):
     def work(self, batch: ImageTextBatch) -> dict[str, float]:
         """Return images, text tokens with and without padding, and the FLOPs of forward and backward pass."""
         images = len(batch.tiles_BCHW)
-        flops = backward_factor(self.tower) * tower_flops(self.tower, images, self.tower.grid**2)
-        flops += backward_factor(self.text) * self.text.flops(batch.text)
-        flops += head_flops(self.image_head, images) + head_flops(self.text_head, images)
-        return {
-            "samples": float(images),
-            "tiles": float(images),
-            "tokens": float(batch.text.valid_BL.sum()),
-            "capacity": float(batch.text.valid_BL.numel()),
-            "flops": flops,
-        }
+        work = self.work_of(images, heads=[self.image_head, self.text_head])
+        work["flops"] += backward_factor(self.text) * self.text.flops(batch.text)
+        tokens, capacity = float(batch.text.valid_BL.sum()), float(batch.text.valid_BL.numel())
+        return {**work, "tokens": tokens, "capacity": capacity}

@@ -171,7 +171,8 @@ class PixelDecoder(nn.Module):
         x_BLW = torch.cat([prefix_BW, all_BNW + self.positions_ND.to(x_BLW.dtype)], dim=1)
         for block in self.blocks:
             x_BLW = block(x_BLW)
-        return self.predict(self.norm(x_BLW[:, self.prefix :]))
+        pixels_BNX: Tensor = self.predict(self.norm(x_BLW[:, self.prefix :]))
+        return pixels_BNX
 
     def flops(self, images: int, visible: int) -> float:
         """Return the forward FLOPs for images of which `visible` patches come from the tower."""

@@ -55,7 +55,8 @@ def text_only_states(language: Any, batch: PackedBatch) -> Tensor:
         position_ids=batch.positions_BL,
         use_cache=False,
     ).last_hidden_state
-    return hidden_BLH.flatten(0, 1)[batch.target_index_S]
+    states_SH: Tensor = hidden_BLH.flatten(0, 1)[batch.target_index_S]
+    return states_SH
 
 
 class TextReference(nn.Module):

@@ -20,13 +20,10 @@ from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
     ImageObjective,
-    backward_factor,
     folders_of,
     image_parts,
-    linear_flops,
     mixture_of,
     seeded_tower,
-    tower_flops,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
@@ -158,7 +155,4 @@ class SimCLRObjective(ImageObjective):
 
     def work(self, batch: TwoViewBatch) -> dict[str, float]:
         """Return images, views and the FLOPs of forward and backward pass."""
-        images = len(batch.tiles_BCHW)
-        tower = backward_factor(self.tower) * tower_flops(self.tower, 2 * images, self.tower.grid**2)
-        head = 3 * linear_flops(self.project, 2 * images)
-        return {"samples": float(images), "tiles": 2.0 * images, "flops": tower + head}
+        return self.work_of(len(batch.tiles_BCHW), views=2, heads=[self.project])

@@ -21,16 +21,13 @@ from vitp.data.augment import ViewSettings, make_view
 from vitp.data.ignored import UNLABELLED, presence_of
 from vitp.data.mixture import Sample
 from vitp.models.vision import VisionTower
-from vitp.objectives.dense import LinearHead
+from vitp.objectives.dense import LinearHead, presence_loss
 from vitp.objectives.image_base import (
     ImageObjective,
-    backward_factor,
     folders_of,
     image_parts,
-    linear_flops,
     mixture_of,
     seeded_tower,
-    tower_flops,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
@@ -200,13 +197,7 @@ class SupervisedObjective(ImageObjective):
                 label_smoothing=self.label_smoothing,
             )
         if self.presence_head is not None:
-            known_BK = batch.presence_BK != UNLABELLED
-            loss_BK = F.binary_cross_entropy_with_logits(
-                self.presence_head(features_BD).float(),
-                batch.presence_BK.clamp(min=0).float(),
-                reduction="none",
-            )
-            losses["presence"] = (loss_BK * known_BK).sum()
+            losses["presence"] = presence_loss(self.presence_head(features_BD), batch.presence_BK)
         return losses
 
     def loss_counts(self, batch: ClassBatch) -> dict[str, float]:
@@ -220,8 +211,4 @@ class SupervisedObjective(ImageObjective):
 
     def work(self, batch: ClassBatch) -> dict[str, float]:
         """Return images and the FLOPs of forward and backward pass."""
-        images = len(batch.tiles_BCHW)
-        flops = backward_factor(self.tower) * tower_flops(self.tower, images, self.tower.grid**2)
-        for head in (self.scene_head, self.presence_head):
-            flops += 3 * linear_flops(head, images) if head is not None else 0.0
-        return {"samples": float(images), "tiles": float(images), "flops": flops}
+        return self.work_of(len(batch.tiles_BCHW), heads=[self.scene_head, self.presence_head])

@@ -26,7 +26,6 @@ from vitp.data.synthesis.facts import Facts, Limits
 from vitp.data.synthesis.image_tasks import caption
 from vitp.data.tokenizer import PlainText
 from vitp.models.flops import TransformerShape, forward_flops, language_shape
-from vitp.objectives.image_base import linear_flops
 from vitp.objectives.image_rows import ImageRows
 from vitp.records.instructions import IMAGE_MARK
 from vitp.records.labels import LabelledImage
@@ -100,7 +99,8 @@ class SmallTextTower(nn.Module):
         x_BLW = self.tokens(text.ids_BL) + self.positions_LW[: text.ids_BL.shape[1]]
         x_BLW = self.blocks(x_BLW, src_key_padding_mask=~text.valid_BL)
         weight_BL1 = text.valid_BL[..., None].to(x_BLW.dtype)
-        return (x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1)
+        mean_BW: Tensor = (x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1)
+        return mean_BW
 
     def flops(self, text: TextBatch) -> float:
         """Return the forward FLOPs, padding included: it is computed."""
@@ -126,7 +126,8 @@ class LanguageTextTower(nn.Module):
             input_ids=text.ids_BL, attention_mask=text.valid_BL.long(), use_cache=False
         ).last_hidden_state
         last_B = text.valid_BL.sum(1) - 1
-        return hidden_BLW[torch.arange(len(last_B), device=last_B.device), last_B]
+        vector_BW: Tensor = hidden_BLW[torch.arange(len(last_B), device=last_B.device), last_B]
+        return vector_BW
 
     def flops(self, text: TextBatch) -> float:
         """Return the forward FLOPs, padding included."""
@@ -211,11 +212,6 @@ def read_record_texts(folder: Path) -> dict[str, tuple[str, ...]]:
             ]
             texts[record.images[0]] = tuple(turn.strip() for turn in turns)
     return texts
-
-
-def head_flops(module: nn.Module, rows: int) -> float:
-    """Return the FLOPs of forward and backward pass of a head over `rows` vectors."""
-    return 3 * linear_flops(module, rows)
 
 
 Texts = Captions | RecordTexts

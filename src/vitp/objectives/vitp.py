@@ -120,7 +120,10 @@ class ViTPSettings(ObjectiveSettings):
                     "prior",
                     self.prior.steps,
                     self.prior.lr,
-                    prepare=_without_prior,
+                    # All of the language model trains; the tower takes no part.
+                    prepare=lambda run: _with_model(
+                        _with_objective(run, prior=PriorSettings()), freeze=[], vision_lora=None
+                    ),
                     proceed=lambda run, folder: _with_objective(
                         run, prior=run.objective.prior.model_copy(update={"reference": str(folder)})
                     ),
@@ -155,11 +158,6 @@ def _with_model(run: Run, **changes: object) -> Run:
 
 def _with_objective(run: Run, **changes: object) -> Run:
     return run.model_copy(update={"objective": run.objective.model_copy(update=changes)})
-
-
-def _without_prior(run: Run) -> Run:
-    """Return the settings that a language model learns the answers with: all of it trains, the tower takes no part."""
-    return _with_model(_with_objective(run, prior=PriorSettings()), freeze=[], vision_lora=None)
 
 
 def open_mixture(data: DataSettings, seed: int) -> Mixture:

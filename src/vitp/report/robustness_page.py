@@ -39,7 +39,7 @@ from vitp.report.page import (
     TableCell,
 )
 from vitp.report.text import format_number
-from vitp.tasks.data import LabelKind
+from vitp.tasks.base import LabelKind
 
 _SIDE = 320
 """Pixels of the longer side of an example, so that lines stay thin on small images."""

@@ -34,10 +34,9 @@ from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
 from vitp.runs.folder import as_begun, claimed
-from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
 from vitp.tasks.data import (
-    LabelKind,
     LabelReader,
     classes_of,
     draw_labels,
@@ -196,9 +195,8 @@ class FinetuneRun:
 
     def validation(self, folder: Path) -> Validation:
         """Return what looks at validation images while the run goes on."""
-        evaluate, data = task_of(self.config.task).evaluate, self.config.data
-        every = self.config.train.val_every
-        return Validation(self.splits["val"], evaluate, self.test, every, data.max_val_images, folder)
+        every, most = self.config.train.val_every, self.config.data.max_val_images
+        return Validation(self.splits["val"], self.test, every, most, folder)
 
     def parts(self, hooks: Sequence[Hook] = ()) -> RunParts:
         """Return what is trained; hooks only count where the run validates at all."""
@@ -337,7 +335,7 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
             run.model.description["card"] |= {"chosen": run.config.train.choose, "step": step}
             with atomic_dir(out / "model") as temporary:
                 run.model.save_pretrained(temporary)
-            scores = task_of(run.config.task).evaluate(run.model, run.splits["test"], run.test)
+            scores = run.model.evaluate(run.splits["test"], run.test)
             write_json(out / SCORES_FILE, _scores_file(run, validation, scores, step))
         except VitpError as caught:
             error = caught

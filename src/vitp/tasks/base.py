@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -24,9 +24,11 @@ from vitp.core.config import Positive, SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
 from vitp.core.tensors import TensorFields, save_tensors, unique_state
-from vitp.metrics.results import Prediction, Target
-from vitp.models.backbone import Backbone
+from vitp.metrics.results import Prediction, Scores, Target
+from vitp.models.backbone import Backbone, frozen
+from vitp.models.pyramid import Pyramid
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.records.labels import LabelledSet
 
 TASK_FORMAT = "vitp-task-1"
 
@@ -51,6 +53,11 @@ class TaskBatch(TensorFields):
 
     def __len__(self) -> int:
         return self.images_BCHW.shape[0]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each image before it was padded."""
+        return [(int(height), int(width)) for height, width in self.sizes_B2.tolist()]
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -105,6 +112,11 @@ class InputSize(SettingsModel):
         return sides
 
 
+LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
+"""What a task learns from: the class of the image, which object classes are in it, boxes, boxes with masks, quads,
+the class of each pixel, or what changed between two dates."""
+
+
 class TestSettings(SettingsModel):
     """How a model is applied to images of any size."""
 
@@ -133,10 +145,15 @@ class TaskModel(Objective):
     `forward` takes a `TaskBatch` and returns *sums* of losses; `loss_counts` what they are divided by. Losses
     that come normalised per image (detection) are returned as mean × B, and counted as B.
 
-    A subclass keeps what lies between the backbone and the head in an attribute called `pyramid` or `neck`.
+    A subclass is made of its trunk (what `needs` names), the classes and the settings of its head. It keeps what lies
+    between the backbone and the head in an attribute called `pyramid` or `neck`.
 
     Attributes:
         name: "classification", "segmentation", "detection", "instance", "oriented" or "change".
+        kind: What it learns from.
+        head_settings: Class of the head's settings.
+        needs: What its head reads: the `backbone` itself, the `maps` of a pyramid, or `levels` of several strides.
+        pyramid: Around the backbone, where there is one.
         classes: Names of the classes.
         input_size: What size images get in training, and in use where nothing else is said.
         description: What it takes to build the same model without weights, as JSON values; whoever builds a
@@ -144,6 +161,10 @@ class TaskModel(Objective):
     """
 
     name: ClassVar[str]
+    kind: ClassVar[LabelKind]
+    head_settings: ClassVar[type[SettingsModel]]
+    needs: ClassVar[Literal["backbone", "maps", "levels"]] = "maps"
+    pyramid: Pyramid
     input_size: InputSize = InputSize()
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -154,22 +175,56 @@ class TaskModel(Objective):
         self.description: dict[str, Any] = {}
 
     @property
-    @abstractmethod
     def backbone(self) -> Backbone:
         """The pretrained part."""
+        return self.pyramid.backbone
+
+    @classmethod
+    def labels(cls, head: Mapping[str, Any]) -> LabelKind:
+        """Return what a model with these settings of the head learns from."""
+        return cls.kind
 
     @property
     def vision_tower(self) -> Backbone:
         """The backbone: its change is watched and its layers may learn at falling rates."""
         return self.backbone
 
-    @abstractmethod
     def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
         """Return one prediction for each image.
+
+        Images of one size run together. Others are not padded to each other, so that what is found in an image doesn't
+        depend on its company.
 
         Args:
             images: uint8 (3, H, W) each, of any sizes.
             later: The second dates of pairs, each of the size of its first.
+        """
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            sizes.setdefault(tuple(image.shape), []).append(index)
+        found: dict[int, Prediction] = {}
+        with frozen(self):
+            for indices in sizes.values():
+                images_BCHW = torch.stack([images[index] for index in indices])
+                later_BCHW = None if later is None else torch.stack([later[index] for index in indices])
+                found |= zip(indices, self.predict_batch(images_BCHW, later_BCHW), strict=True)
+        return [found[index] for index in range(len(images))]
+
+    @abstractmethod
+    def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
+        """Return one prediction for each image of a batch; the model is in eval mode and makes no gradients.
+
+        Args:
+            images_BCHW: uint8, on the CPU.
+            later_BCHW: The second dates of pairs.
+        """
+
+    @abstractmethod
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        """Return the scores on labelled images, each at its own size.
+
+        Raises:
+            DataError: A label doesn't fit its image or the model's classes.
         """
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -194,19 +249,18 @@ class TaskModel(Objective):
         """Where the model is."""
         return next(self.parameters()).device
 
-    def frozen_parts_to_eval(self) -> None:
-        """Keep a frozen backbone's dropout and running statistics still while the rest trains."""
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a backbone without a trainable parameter stays in eval mode.
+
+        Otherwise its dropout and running statistics would move although it is frozen.
+        """
+        super().train(mode)
         if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             self.backbone.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode; a backbone without a trainable parameter stays in eval mode."""
-        super().train(mode)
-        self.frozen_parts_to_eval()
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`: all that `vitp.tasks.load_task` needs.
+        """Write `config.json` and `model.safetensors`: all that `vitp.load_task` needs.
 
         Raises:
             ValueError: The model doesn't know how it was built.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,27 +11,21 @@ from pydantic import Field
 from torch import Tensor
 
 from vitp.checkpoints.loading import load_backbone, open_timm
-from vitp.core.config import Settings, SettingsModel, make_config
+from vitp.core.config import SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.metrics.detection import detection_scores, found_objects, true_objects
-from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
-from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
-from vitp.models.heads.rcnn import DetectorSettings
 from vitp.models.positions import PositionMethod
 from vitp.models.pyramid import Pyramid, build_pyramid, pad_to_multiple
 from vitp.models.resample import KernelMethod, resized_tower
 from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
 from vitp.models.vision import VisionSettings, VisionTower
-from vitp.records.labels import LabelledSet
-from vitp.tasks import change, classification, semantic
-from vitp.tasks.base import TaskModel, TestSettings
-from vitp.tasks.data import LabelKind, LabelReader
-from vitp.tasks.dense import DecoderSettings
+from vitp.tasks.base import TaskModel
+from vitp.tasks.change import ChangeModel
+from vitp.tasks.classification import ClassificationModel
 from vitp.tasks.detection import DetectionModel
 from vitp.tasks.instance import InstanceModel
-from vitp.tasks.oriented import OrientedRCNN, OrientedRCNNSettings
-from vitp.tasks.predict import predictions_of
+from vitp.tasks.oriented import OrientedRCNN
+from vitp.tasks.semantic import SegmentationModel
 
 TIMM_PREFIX = "timm:"
 
@@ -197,129 +190,39 @@ def build_neck(backbone: Backbone, settings: NeckSettings) -> Pyramid:
     return build_pyramid(backbone, settings.kind, **settings.options)
 
 
-Evaluate = Callable[[Any, LabelledSet, TestSettings], Scores]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One entry of the table of tasks.
-
-    Attributes:
-        settings: Those of its head.
-        build: Backbone, classes, neck, head settings → model.
-        evaluate: Model, labelled images, how to apply the model → scores.
-        labels: Head settings → what the task learns from.
-    """
-
-    settings: type[SettingsModel]
-    build: Callable[[Backbone, Sequence[str], NeckSettings, Mapping[str, Any]], TaskModel]
-    evaluate: Evaluate
-    labels: Callable[[Mapping[str, Any]], LabelKind]
-
-
-def _head(kind: type[Settings], head: Mapping[str, Any]) -> Settings:
-    return make_config(kind, dict(head), where="head")
-
-
-def _classification(
-    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
-) -> TaskModel:
-    if neck.kind not in ("auto", "none"):
-        raise ConfigError("classification has no neck", where="neck.kind", fix='leave it at "auto"')
-    return classification.ClassificationModel(
-        backbone, classes, _head(classification.ClassificationSettings, head)
+TASK_MODELS: dict[str, type[TaskModel]] = {
+    model.name: model
+    for model in (
+        *(ClassificationModel, SegmentationModel, ChangeModel),
+        *(DetectionModel, InstanceModel, OrientedRCNN),
     )
-
-
-def _segmentation(
-    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
-) -> TaskModel:
-    return semantic.SegmentationModel(build_neck(backbone, neck), classes, _head(DecoderSettings, head))
-
-
-def _change(
-    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
-) -> TaskModel:
-    return change.ChangeModel(build_neck(backbone, neck), _head(change.ChangeSettings, head))
-
-
-def _detection(
-    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
-) -> TaskModel:
-    return DetectionModel(_levels(backbone, neck), classes, _head(DetectorSettings, head))
-
-
-def _instance(
-    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
-) -> TaskModel:
-    return InstanceModel(_levels(backbone, neck), classes, _head(DetectorSettings, head))
-
-
-def _oriented(
-    backbone: Backbone, classes: Sequence[str], neck: NeckSettings, head: Mapping[str, Any]
-) -> TaskModel:
-    return OrientedRCNN(_levels(backbone, neck), classes, _head(OrientedRCNNSettings, head))
-
-
-def _levels(backbone: Backbone, neck: NeckSettings) -> Pyramid:
-    if neck.kind == "none":
-        raise ConfigError(
-            "detectors need maps of several strides", where="neck.kind", fix="choose adapter, simple or cnn"
-        )
-    return build_neck(backbone, neck)
-
-
-def _evaluate_objects(kind: LabelKind) -> Evaluate:
-    def evaluate(model: TaskModel, labelled: LabelledSet, settings: TestSettings) -> Scores:
-        reader = LabelReader(labelled, kind, model.classes)
-        truths, found = [], []
-        for _, sample, prediction in predictions_of(model, reader, settings):
-            truths.append(true_objects(reader.target(sample)))
-            found.append(found_objects(prediction))
-        return detection_scores(truths, found, model.classes, masks=kind == "instances")
-
-    return evaluate
-
-
-def _evaluate_oriented(model: OrientedRCNN, labelled: LabelledSet, settings: TestSettings) -> Scores:
-    reader = LabelReader(labelled, "oriented", model.classes)
-    truths, found = [], []
-    for _, sample, prediction in predictions_of(model, reader, settings):
-        truths.append(true_oriented(reader.target(sample)))
-        found.append(found_oriented(prediction))
-    return oriented_scores(truths, found, model.classes)
-
-
-def _always(kind: LabelKind) -> Callable[[Mapping[str, Any]], LabelKind]:
-    return lambda head: kind
-
-
-TASKS: dict[str, Task] = {
-    "classification": Task(
-        classification.ClassificationSettings,
-        _classification,
-        classification.evaluate,
-        lambda head: _head(classification.ClassificationSettings, head).labels,
-    ),
-    "segmentation": Task(DecoderSettings, _segmentation, semantic.evaluate, _always("semantic")),
-    "change": Task(change.ChangeSettings, _change, change.evaluate, _always("change")),
-    "detection": Task(DetectorSettings, _detection, _evaluate_objects("objects"), _always("objects")),
-    "instance": Task(DetectorSettings, _instance, _evaluate_objects("instances"), _always("instances")),
-    "oriented": Task(OrientedRCNNSettings, _oriented, _evaluate_oriented, _always("oriented")),
 }
-"""Name → how a task's model is built and scored, and what it learns from."""
+"""Name → model of the task, which knows what it learns from and how it is scored."""
 
 
-def task_of(name: str) -> Task:
-    """Return a task by its name.
+def task_of(name: str) -> type[TaskModel]:
+    """Return the class of a task's models by the task's name.
 
     Raises:
         ConfigError: There is none of that name.
     """
-    if name not in TASKS:
-        hint = did_you_mean(name, TASKS) or f"tasks are {', '.join(TASKS)}"
+    if name not in TASK_MODELS:
+        hint = did_you_mean(name, TASK_MODELS) or f"tasks are {', '.join(TASK_MODELS)}"
         raise ConfigError(f"unknown task {name!r}", where="task", fix=hint)
-    return TASKS[name]
+    return TASK_MODELS[name]
+
+
+def _trunk(task: type[TaskModel], backbone: Backbone, neck: NeckSettings) -> Backbone | Pyramid:
+    """Return what a task's head reads; see `TaskModel.needs`."""
+    if task.needs == "backbone":
+        if neck.kind not in ("auto", "none"):
+            raise ConfigError(f"{task.name} has no neck", where="neck.kind", fix='leave it at "auto"')
+        return backbone
+    if task.needs == "levels" and neck.kind == "none":
+        raise ConfigError(
+            "detectors need maps of several strides", where="neck.kind", fix="choose adapter, simple or cnn"
+        )
+    return build_neck(backbone, neck)
 
 
 def build_model(
@@ -340,7 +243,8 @@ def build_model(
     # What happened before in this process must not decide the head.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = task.build(backbone, classes, neck, head)
+        trunk = _trunk(task, backbone, neck)
+        model: TaskModel = task(trunk, classes, make_config(task.head_settings, head, where="head"))  # type: ignore[call-arg, arg-type]
     model.description = {
         "backbone": describe_backbone(backbone),
         "neck": neck.model_dump(mode="json"),

@@ -8,20 +8,21 @@ Shapes: B pairs, H × W pixels, C channels, h × w cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.metrics.classification import confusion_matrix
 from vitp.metrics.results import Scores
 from vitp.metrics.segmentation import change_scores
-from vitp.models.backbone import Backbone
 from vitp.models.pyramid import Pyramid
 from vitp.records.labels import LabelledSet
-from vitp.tasks.base import TestSettings
+from vitp.tasks.base import LabelKind, TestSettings
 from vitp.tasks.data import CHANGE_CLASSES, LabelReader
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.predict import predictions_of
@@ -47,26 +48,28 @@ def fuse(before_BChw: Tensor, after_BChw: Tensor, fusion: Fusion) -> Tensor:
 
 
 class ChangeModel(DenseModel):
-    """Change detection; see `DenseModel`. Its classes are "unchanged" and "changed".
+    """Change detection; see `DenseModel`.
 
     Args:
         pyramid: Backbone with maps; both dates go through it.
+        classes: Not asked for: a change map's are always "unchanged" and "changed".
         settings: Decoder, losses and fusion; None: UperNet on concatenated maps.
     """
 
     name: ClassVar[str] = "change"
+    kind: ClassVar[LabelKind] = "change"
+    head_settings: ClassVar[type[SettingsModel]] = ChangeSettings
 
-    def __init__(self, pyramid: Pyramid, settings: ChangeSettings | None = None) -> None:
+    def __init__(
+        self,
+        pyramid: Pyramid,
+        classes: Sequence[str] = CHANGE_CLASSES,
+        settings: ChangeSettings | None = None,
+    ) -> None:
         settings = settings or ChangeSettings()
         times = {"concatenate": 2, "difference": 1, "both": 3}[settings.fusion]
-        channels = (times * pyramid.channels,) * len(pyramid.strides)
-        super().__init__(CHANGE_CLASSES, channels, settings)
+        super().__init__(CHANGE_CLASSES, (times * pyramid.channels,) * len(pyramid.strides), settings)
         self.pyramid, self.fusion = pyramid, settings.fusion
-
-    @property
-    def backbone(self) -> Backbone:
-        """The pyramid's backbone."""
-        return self.pyramid.backbone
 
     def maps(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Tensor]:
         """Return the fused maps of two dates.
@@ -82,16 +85,11 @@ class ChangeModel(DenseModel):
         dates = [level.chunk(2) for level in levels]
         return [fuse(before_BChw, after_BChw, self.fusion) for before_BChw, after_BChw in dates]
 
-
-def evaluate(model: ChangeModel, labelled: LabelledSet, settings: TestSettings) -> Scores:
-    """Return F1, IoU, precision and recall of the change class over all pixels of all pairs.
-
-    Raises:
-        DataError: A label doesn't fit its pair.
-    """
-    reader = LabelReader(labelled, "change", model.classes)
-    confusion_CC = np.zeros((2, 2), np.int64)
-    for _, sample, prediction in predictions_of(model, reader, settings):
-        assert prediction.semantic_HW is not None and sample.semantic_HW is not None
-        confusion_CC += confusion_matrix(prediction.semantic_HW.long(), sample.semantic_HW.long(), 2)
-    return change_scores(confusion_CC, images=len(labelled))
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        """Return F1, IoU, precision and recall of the change class over all pixels; see `TaskModel.evaluate`."""
+        reader = LabelReader(labelled, "change", self.classes)
+        confusion_CC = np.zeros((2, 2), np.int64)
+        for _, sample, prediction in predictions_of(self, reader, settings):
+            assert prediction.semantic_HW is not None and sample.semantic_HW is not None
+            confusion_CC += confusion_matrix(prediction.semantic_HW.long(), sample.semantic_HW.long(), 2)
+        return change_scores(confusion_CC, images=len(labelled))

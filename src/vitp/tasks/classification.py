@@ -8,8 +8,8 @@ Shapes: B images, D width, h × w cells, K classes, N test images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.core.config import SettingsModel
+from vitp.core.config import SettingsModel, make_config
 from vitp.core.errors import ConfigError
+from vitp.core.tensors import present
 from vitp.data.ignored import UNLABELLED
 from vitp.metrics.classification import (
     accuracy,
@@ -29,12 +30,11 @@ from vitp.metrics.classification import (
     mean_average_precision,
 )
 from vitp.metrics.results import Prediction, Scores
-from vitp.models.backbone import Backbone, frozen
+from vitp.models.backbone import Backbone
 from vitp.models.pyramid import pad_to_multiple
 from vitp.records.labels import LabelledSet
-from vitp.tasks.base import TaskBatch, TaskModel, TestSettings
-from vitp.tasks.data import LabelKind, LabelReader
-from vitp.tasks.dense import by_size
+from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.data import LabelReader
 from vitp.tasks.predict import predictions_of
 
 
@@ -71,6 +71,8 @@ class ClassificationModel(TaskModel):
     """
 
     name: ClassVar[str] = "classification"
+    head_settings: ClassVar[type[SettingsModel]] = ClassificationSettings
+    needs: ClassVar[Literal["backbone", "maps", "levels"]] = "backbone"
 
     def __init__(
         self, backbone: Backbone, classes: Sequence[str], settings: ClassificationSettings | None = None
@@ -96,6 +98,11 @@ class ClassificationModel(TaskModel):
         """The backbone."""
         return self.tower
 
+    @classmethod
+    def labels(cls, head: Mapping[str, Any]) -> LabelKind:
+        """Return "presence" or "scene"; see `ClassificationSettings.multi_label`."""
+        return make_config(ClassificationSettings, dict(head), where="head").labels
+
     def logits(self, images_BCHW: Tensor, sizes_B2: Tensor) -> Tensor:
         """Return (B, K) logits of uint8 images; what was padded doesn't count."""
         stride = self.tower.strides[-1]
@@ -106,12 +113,13 @@ class ClassificationModel(TaskModel):
         columns_Bw = torch.arange(map_BDhw.shape[-1], device=map_BDhw.device) < cells_B2[:, 1:]
         inside_B1hw = (rows_Bh[:, :, None] & columns_Bw[:, None, :])[:, None]
         mean_BD = (map_BDhw * inside_B1hw).sum((2, 3)) / inside_B1hw.sum((2, 3))
-        return self.head(mean_BD)
+        logits_BK: Tensor = self.head(mean_BD)
+        return logits_BK
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return the summed loss. See `TaskModel.forward`."""
         logits_BK = self.logits(batch.images_BCHW, batch.sizes_B2).float()
-        target_BK = torch.stack([_classes(target.classes_C) for target in batch.targets])
+        target_BK = torch.stack([present(target.classes_C) for target in batch.targets])
         if self.settings.multi_label:
             known_BK = target_BK != UNLABELLED
             loss_BK = F.binary_cross_entropy_with_logits(logits_BK, target_BK.clamp(min=0), reduction="none")
@@ -126,44 +134,27 @@ class ClassificationModel(TaskModel):
         """Return the number of images, or of known entries of images × classes."""
         if not self.settings.multi_label:
             return {"class": float(len(batch))}
-        known = sum(int((_classes(target.classes_C) != UNLABELLED).sum()) for target in batch.targets)
+        known = sum(int((present(target.classes_C) != UNLABELLED).sum()) for target in batch.targets)
         return {"class": float(known)}
 
-    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
-        """Return the probability of each class; see `TaskModel.predict`. Images of one size run together."""
-        found: dict[int, Prediction] = {}
-        with frozen(self):
-            for indices, images_BCHW in by_size(images):
-                sizes_B2 = torch.tensor([images_BCHW.shape[-2:]] * len(indices))
-                logits_BK = self.logits(images_BCHW.to(self.device), sizes_B2).float()
-                probability_BK = logits_BK.sigmoid() if self.settings.multi_label else logits_BK.softmax(1)
-                found |= {
-                    index: Prediction(probabilities_C=probability_BK[at].cpu())
-                    for at, index in enumerate(indices)
-                }
-        return [found[index] for index in range(len(images))]
+    def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
+        """Return the probability of each class; see `TaskModel.predict_batch`."""
+        sizes_B2 = torch.tensor([images_BCHW.shape[-2:]] * len(images_BCHW))
+        logits_BK = self.logits(images_BCHW.to(self.device), sizes_B2).float()
+        probability_BK = logits_BK.sigmoid() if self.settings.multi_label else logits_BK.softmax(1)
+        return [Prediction(probabilities_C=probability_K.cpu()) for probability_K in probability_BK]
 
-
-def _classes(classes_K: Tensor | None) -> Tensor:
-    assert classes_K is not None
-    return classes_K
-
-
-def evaluate(model: ClassificationModel, labelled: LabelledSet, settings: TestSettings) -> Scores:
-    """Return accuracy and macro-F1 (single label), or mAP and macro-F1 at probability ½ (multi-label).
-
-    Raises:
-        DataError: A label doesn't fit the model's classes.
-    """
-    reader = LabelReader(labelled, model.settings.labels, model.classes)
-    probabilities, truths = [], []
-    for _, sample, prediction in predictions_of(model, reader, settings):
-        probabilities.append(_classes(prediction.probabilities_C))
-        truths.append(_classes(reader.target(sample).classes_C))
-    probability_NK, truth_NK = torch.stack(probabilities), torch.stack(truths)
-    if model.settings.multi_label:
-        return multi_label_scores(probability_NK.numpy(), truth_NK.numpy(), model.classes)
-    return single_label_scores(probability_NK, truth_NK.argmax(1), model.classes)
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        """Return accuracy and macro-F1, or mAP and macro-F1 at probability ½; see `TaskModel.evaluate`."""
+        reader = LabelReader(labelled, self.settings.labels, self.classes)
+        probabilities, truths = [], []
+        for _, sample, prediction in predictions_of(self, reader, settings):
+            probabilities.append(present(prediction.probabilities_C))
+            truths.append(present(reader.target(sample).classes_C))
+        probability_NK, truth_NK = torch.stack(probabilities), torch.stack(truths)
+        if self.settings.multi_label:
+            return multi_label_scores(probability_NK.numpy(), truth_NK.numpy(), self.classes)
+        return single_label_scores(probability_NK, truth_NK.argmax(1), self.classes)
 
 
 def single_label_scores(probability_NK: Tensor, truth_N: Tensor, classes: Sequence[str]) -> Scores:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,7 @@ from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
-from vitp.tasks.base import InputSize, TaskBatch, pad_images
-
-LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
-"""What a task learns from: the class of the image, which object classes are in it, boxes, boxes with masks, quads,
-the class of each pixel, or what changed between two dates."""
+from vitp.tasks.base import InputSize, LabelKind, TaskBatch, pad_images
 
 CHANGE_CLASSES = ("unchanged", "changed")
 OUTSIDE_TOLERANCE = 1.0
@@ -307,7 +303,7 @@ def _boxes(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
 
 
 def _quads(labels: Sequence[ObjectLabel]) -> Tensor:
-    return _numbers([label.quad or _corners(label) for label in labels], 8)
+    return _numbers([label.quad or rings_of(replace(label, polygons=()))[0] for label in labels], 8)
 
 
 def _masks(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
@@ -318,11 +314,6 @@ def _masks(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
 def _has_area(label: ObjectLabel, size: tuple[int, int]) -> bool:
     x1, y1, x2, y2 = label.box
     return min(x2, size[1]) - max(x1, 0) > 0 and min(y2, size[0]) - max(y1, 0) > 0
-
-
-def _corners(label: ObjectLabel) -> tuple[float, ...]:
-    x1, y1, x2, y2 = label.box
-    return (x1, y1, x2, y1, x2, y2, x1, y2)
 
 
 def _numbers(rows: Sequence[Sequence[float]], columns: int) -> Tensor:

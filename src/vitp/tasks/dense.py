@@ -6,8 +6,8 @@ Shapes: B images, K classes, H × W pixels, h × w cells of the finest map, C ch
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,8 @@ class LightDecoder(nn.Module):
         levels = [
             resize_map(lateral(level), size) for lateral, level in zip(self.laterals, maps, strict=True)
         ]
-        return self.classify(self.dropout(self.fuse(torch.stack(levels).sum(0))))
+        logits_BKhw: Tensor = self.classify(self.dropout(self.fuse(torch.stack(levels).sum(0))))
+        return logits_BKhw
 
 
 class LinearDecoder(nn.Module):
@@ -95,7 +96,8 @@ class LinearDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K, h, w) at the coarsest map's size."""
-        return self.classify(self.norm(maps[-1]))
+        logits_BKhw: Tensor = self.classify(self.norm(maps[-1]))
+        return logits_BKhw
 
 
 def build_decoder(channels: Sequence[int], classes: int, settings: DecoderSettings) -> nn.Module:
@@ -120,6 +122,8 @@ class DenseModel(TaskModel):
     Raises:
         ConfigError: The class weights don't fit the classes.
     """
+
+    head_settings: ClassVar[type[SettingsModel]] = DecoderSettings
 
     def __init__(self, classes: Sequence[str], channels: Sequence[int], settings: DecoderSettings) -> None:
         super().__init__(classes)
@@ -206,25 +210,10 @@ class DenseModel(TaskModel):
             logits_BKhw = self.decoder(self.maps(images_BCHW.to(self.device), later)).float()
             return resize_map(logits_BKhw, images_BCHW.shape[-2:]).softmax(1)
 
-    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
-        """Return the class of each pixel; see `TaskModel.predict`. Images of one size run together."""
-        found: dict[int, Prediction] = {}
-        for indices, images_BCHW in by_size(images):
-            later_BCHW = None if later is None else torch.stack([later[index] for index in indices])
-            classes_BHW = self.probabilities(images_BCHW, later_BCHW).argmax(1).to(torch.uint8).cpu()
-            found |= {
-                index: Prediction(semantic_HW=classes_BHW[at].clone()) for at, index in enumerate(indices)
-            }
-        return [found[index] for index in range(len(images))]
-
-
-def by_size(images: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the numbers and the stack of the images of each size."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, image in enumerate(images):
-        groups.setdefault(tuple(image.shape), []).append(index)
-    for indices in groups.values():
-        yield indices, torch.stack([images[index] for index in indices])
+    def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
+        """Return the class of each pixel; see `TaskModel.predict_batch`."""
+        classes_BHW = self.probabilities(images_BCHW, later_BCHW).argmax(1).to(torch.uint8).cpu()
+        return [Prediction(semantic_HW=classes_HW.clone()) for classes_HW in classes_BHW]
 
 
 def stack_targets(batch: TaskBatch, size: Sequence[int]) -> Tensor:

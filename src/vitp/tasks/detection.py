@@ -6,23 +6,26 @@ Shapes: B images, N objects of an image, H × W pixels, h × w cells, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
-from vitp.metrics.results import Prediction, Target
-from vitp.models.backbone import Backbone, frozen
+from vitp.metrics.detection import detection_scores, found_objects, true_objects
+from vitp.metrics.results import Prediction, Scores, Target
 from vitp.models.heads.cascade import Found
 from vitp.models.heads.fpn import DetectionNeck
 from vitp.models.heads.rcnn import RCNN, DetectorSettings
 from vitp.models.heads.rpn import ImageTruth
 from vitp.models.pyramid import Pyramid
-from vitp.tasks.base import TaskBatch, TaskModel
-from vitp.tasks.dense import by_size
+from vitp.records.labels import LabelledSet
+from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.data import LabelReader
+from vitp.tasks.predict import predictions_of
 
-MIN_SIDE = 0.5
+SHORTEST_SIDE = 0.5
 """Objects with a shorter side, in pixels, teach nothing: what is left of them at an edge is noise."""
 
 
@@ -39,6 +42,9 @@ class DetectionModel(TaskModel):
     """
 
     name: ClassVar[str] = "detection"
+    kind: ClassVar[LabelKind] = "objects"
+    head_settings: ClassVar[type[SettingsModel]] = DetectorSettings
+    needs: ClassVar[Literal["backbone", "maps", "levels"]] = "levels"
     with_masks: ClassVar[bool] = False
 
     def __init__(
@@ -54,22 +60,19 @@ class DetectionModel(TaskModel):
         )
         self.loss_weights: Mapping[str, float] = self.head.boxes.loss_weights()
 
-    @property
-    def backbone(self) -> Backbone:
-        """The pyramid's backbone."""
-        return self.pyramid.backbone
-
     def levels(self, images_BCHW: Tensor) -> list[Tensor]:
         """Return the levels' maps of uint8 images, finest first."""
-        return self.neck(self.pyramid(self.backbone.normalize(images_BCHW)))
+        levels: list[Tensor] = self.neck(self.pyramid(self.backbone.normalize(images_BCHW)))
+        return levels
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return name → summed loss. See `TaskModel.forward`."""
         truths = [
             image_truth(target, size, with_masks=self.with_masks)
-            for target, size in zip(batch.targets, _sizes(batch), strict=True)
+            for target, size in zip(batch.targets, batch.sizes, strict=True)
         ]
-        return self.head(self.levels(batch.images_BCHW), truths)
+        losses: dict[str, Tensor] = self.head(self.levels(batch.images_BCHW), truths)
+        return losses
 
     def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
         """Return name → number of images; of `mask` those with an object, as the others have no such loss."""
@@ -80,23 +83,22 @@ class DetectionModel(TaskModel):
             )
         return counts
 
-    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
-        """Return boxes, scores and labels of each image; see `TaskModel.predict`.
+    def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
+        """Return boxes, scores and labels of each image; see `TaskModel.predict_batch`."""
+        size = (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))
+        found, masks = self.head.detect(self.levels(images_BCHW.to(self.device)), [size] * len(images_BCHW))
+        return [
+            self._prediction(one, None if masks is None else masks[at], size) for at, one in enumerate(found)
+        ]
 
-        Images of one size run together. Others are not padded to each other, so that what is found in an image
-        doesn't depend on its company.
-        """
-        predictions: dict[int, Prediction] = {}
-        with frozen(self):
-            for indices, images_BCHW in by_size(images):
-                size = (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))
-                maps = self.levels(images_BCHW.to(self.device))
-                found, masks = self.head.detect(maps, [size] * len(indices))
-                for at, index in enumerate(indices):
-                    predictions[index] = self._prediction(
-                        found[at], None if masks is None else masks[at], size
-                    )
-        return [predictions[index] for index in range(len(images))]
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        """Return COCO's average precisions; see `TaskModel.evaluate`."""
+        reader = LabelReader(labelled, self.kind, self.classes)
+        truths, found = [], []
+        for _, sample, prediction in predictions_of(self, reader, settings):
+            truths.append(true_objects(reader.target(sample)))
+            found.append(found_objects(prediction))
+        return detection_scores(truths, found, self.classes, masks=self.with_masks)
 
     def _prediction(self, found: Found, masks_NMM: Tensor | None, size: tuple[int, int]) -> Prediction:
         return Prediction(
@@ -104,10 +106,6 @@ class DetectionModel(TaskModel):
             scores_N=found.scores_N.float().cpu(),
             labels_N=found.labels_N.cpu() - 1,
         )
-
-
-def _sizes(batch: TaskBatch) -> list[tuple[int, int]]:
-    return [(int(height), int(width)) for height, width in batch.sizes_B2.tolist()]
 
 
 def target_boxes(target: Target) -> Tensor:
@@ -130,7 +128,7 @@ def target_boxes(target: Target) -> Tensor:
 def learnable(target: Target, *, with_masks: bool) -> Tensor:
     """Return (N,) bool: the objects that are learned from; the others are too small, difficult or unseen."""
     boxes_N4 = target_boxes(target)
-    learn_N = ((boxes_N4[:, 2:] - boxes_N4[:, :2]) >= MIN_SIDE).all(1)
+    learn_N = ((boxes_N4[:, 2:] - boxes_N4[:, :2]) >= SHORTEST_SIDE).all(1)
     if target.difficult_N is not None:
         learn_N &= ~target.difficult_N
     if with_masks:

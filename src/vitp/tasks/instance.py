@@ -13,6 +13,7 @@ from torch import Tensor
 from vitp.metrics.results import Prediction
 from vitp.models.heads.cascade import Found
 from vitp.models.heads.mask import paste_masks
+from vitp.tasks.base import LabelKind
 from vitp.tasks.detection import DetectionModel
 
 
@@ -24,6 +25,7 @@ class InstanceModel(DetectionModel):
     """
 
     name: ClassVar[str] = "instance"
+    kind: ClassVar[LabelKind] = "instances"
     with_masks: ClassVar[bool] = True
 
     def _prediction(self, found: Found, masks_NMM: Tensor | None, size: tuple[int, int]) -> Prediction:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.data.ignored import known_semantic
-from vitp.records.labels import LabelledImage, LabelledSet
-from vitp.tasks.data import CHANGE_CLASSES, LabelKind
+from vitp.records.labels import LabelledSet
+from vitp.tasks.base import LabelKind
+from vitp.tasks.data import CHANGE_CLASSES
 
 MOST_MASKS = 500
 """Masks that are read at most to find the classes that none of them holds."""
@@ -59,38 +60,32 @@ def label_notes(
             notes.append(f"{what}: they can't be scored")
         missing = [one for one in classes if one not in held]
         if name == learned and kind != "change" and missing and all_seen:
-            notes.append(f"no training image holds {_listed(missing)}: the model can't learn that")
+            more = len(missing) - MOST_NAMES
+            names = ", ".join(missing[:MOST_NAMES]) + (f" and {more} more classes" if more > 0 else "")
+            notes.append(f"no training image holds {names}: the model can't learn that")
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more classes" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def _classes_held(part: LabelledSet, kind: LabelKind, classes: Sequence[str]) -> tuple[Counter[str], bool]:
     """Return the classes that images hold, and whether all images that could hold another one were looked at."""
+    if kind == "scene":
+        return Counter(item.scene for item in part.items if item.scene is not None), True
     if kind not in ("semantic", "change"):
-        return Counter(name for item in part.items for name in _named(item, kind)), True
+        labels = (label for item in part.items for label in item.objects or ())
+        return Counter(label.category for label in labels if not label.difficult), True
     names = CHANGE_CLASSES if kind == "change" else part.semantic_classes
     held: Counter[str] = Counter()
     for item in part.items[:MOST_MASKS]:
-        held.update(names[value] for value in _values(item, kind) if value < len(names))
+        mask_HW = None
+        if kind == "change" and item.change is not None:
+            mask_HW = item.change().astype(np.uint8)
+        elif kind == "semantic" and item.semantic is not None:
+            mask_HW = known_semantic(item)
+        values = [] if mask_HW is None else np.unique(mask_HW).tolist()
+        held.update(names[value] for value in values if value < len(names))
         if all(name in held for name in classes):
             return held, True
     return held, len(part) <= MOST_MASKS
-
-
-def _named(item: LabelledImage, kind: LabelKind) -> Iterable[str]:
-    if kind == "scene":
-        return () if item.scene is None else (item.scene,)
-    return (label.category for label in item.objects or () if not label.difficult)
-
-
-def _values(item: LabelledImage, kind: LabelKind) -> list[int]:
-    if kind == "change":
-        return [] if item.change is None else np.unique(item.change().astype(np.uint8)).tolist()
-    return [] if item.semantic is None else np.unique(known_semantic(item)).tolist()
 
 
 def left_out_notes(splits: Mapping[str, LabelledSet], findings: Sequence[str]) -> list[str]:

@@ -7,8 +7,7 @@ Shapes: B images, N objects of an image, H × W pixels, C classes; 5: a rotated 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,21 +15,19 @@ from torch import Tensor
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
-from vitp.metrics.results import Prediction, Target
-from vitp.models.backbone import Backbone, frozen
+from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
+from vitp.metrics.results import Prediction, Scores, Target
 from vitp.models.heads.fpn import DetectionNeck
 from vitp.models.heads.oriented_roi import OrientedBoxHead, OrientedBoxSettings, OrientedFound
 from vitp.models.heads.oriented_rpn import OrientedProposalNetwork, OrientedProposalSettings
 from vitp.models.heads.oriented_targets import OrientedTruth
-from vitp.models.pyramid import pad_to_multiple
+from vitp.models.pyramid import Pyramid, pad_to_multiple
 from vitp.models.rotated.boxes import boxes_of_hulls, boxes_of_quads, hulls_of, quads_of
-from vitp.tasks.base import TaskBatch, TaskModel
-
-if TYPE_CHECKING:
-    from vitp.models.pyramid import Pyramid
-
-MIN_SIDE = 0.5
-"""Objects with a shorter side, in pixels, teach nothing: what is left of them at an edge is noise."""
+from vitp.records.labels import LabelledSet
+from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.data import LabelReader
+from vitp.tasks.detection import SHORTEST_SIDE
+from vitp.tasks.predict import predictions_of
 
 LOSSES = ("objectness", "proposal_box", "class", "box")
 
@@ -58,6 +55,9 @@ class OrientedRCNN(TaskModel):
     """
 
     name: ClassVar[str] = "oriented"
+    kind: ClassVar[LabelKind] = "oriented"
+    head_settings: ClassVar[type[SettingsModel]] = OrientedRCNNSettings
+    needs: ClassVar[Literal["backbone", "maps", "levels"]] = "levels"
 
     def __init__(
         self, pyramid: Pyramid, classes: Sequence[str], settings: OrientedRCNNSettings | None = None
@@ -69,19 +69,15 @@ class OrientedRCNN(TaskModel):
         self.proposals = OrientedProposalNetwork(self.neck.strides, settings.width, settings.proposals)
         self.boxes = OrientedBoxHead(self.neck.strides[:-1], settings.width, len(self.classes), settings.box)
 
-    @property
-    def backbone(self) -> Backbone:
-        """The pyramid's backbone."""
-        return self.pyramid.backbone
-
     def levels(self, images_BCHW: Tensor) -> list[Tensor]:
         """Return the levels' maps of uint8 images, finest first."""
         padded_BCHW = pad_to_multiple(images_BCHW, self.pyramid.strides[-1])
-        return self.neck(self.pyramid(self.backbone.normalize(padded_BCHW)))
+        levels: list[Tensor] = self.neck(self.pyramid(self.backbone.normalize(padded_BCHW)))
+        return levels
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return name → summed loss. See `TaskModel.forward`."""
-        sizes = [(int(height), int(width)) for height, width in batch.sizes_B2.tolist()]
+        sizes = batch.sizes
         truths = [oriented_truth(target, size) for target, size in zip(batch.targets, sizes, strict=True)]
         maps = self.levels(batch.images_BCHW)
         proposals, losses = self.proposals(maps, sizes, truths)
@@ -91,21 +87,21 @@ class OrientedRCNN(TaskModel):
         """Return name → number of images."""
         return dict.fromkeys(LOSSES, float(len(batch)))
 
-    def predict(self, images: Sequence[Tensor], later: Sequence[Tensor] | None = None) -> list[Prediction]:
-        """Return quads, the boxes around them, scores and labels of each image; see `TaskModel.predict`.
+    def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
+        """Return quads, the boxes around them, scores and labels of each image; see `TaskModel.predict_batch`."""
+        size = (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))
+        maps = self.levels(images_BCHW.to(self.device))
+        proposals, _ = self.proposals(maps, [size] * len(images_BCHW))
+        return [prediction_of(each) for each in self.boxes.detect(maps, proposals)]
 
-        Neighbours of one size run together. Others are not padded to each other, so that what is found in an
-        image doesn't depend on its company.
-        """
-        found: list[OrientedFound] = []
-        with frozen(self):
-            for _, neighbours in groupby(images, key=lambda image_CHW: tuple(image_CHW.shape)):
-                images_BCHW = torch.stack(list(neighbours))
-                size = (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))
-                maps = self.levels(images_BCHW.to(self.device))
-                proposals, _ = self.proposals(maps, [size] * len(images_BCHW))
-                found += self.boxes.detect(maps, proposals)
-        return [prediction_of(each) for each in found]
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        """Return average precisions of rotated boxes; see `TaskModel.evaluate`."""
+        reader = LabelReader(labelled, "oriented", self.classes)
+        truths, found = [], []
+        for _, sample, prediction in predictions_of(self, reader, settings):
+            truths.append(true_oriented(reader.target(sample)))
+            found.append(found_oriented(prediction))
+        return oriented_scores(truths, found, self.classes)
 
 
 def prediction_of(found: OrientedFound) -> Prediction:
@@ -148,7 +144,7 @@ def oriented_truth(target: Target, size: tuple[int, int]) -> OrientedTruth:
     """
     boxes_N5 = oriented_boxes(target)
     assert target.labels_N is not None
-    learn_N = (boxes_N5[:, 2:4] >= MIN_SIDE).all(1)
+    learn_N = (boxes_N5[:, 2:4] >= SHORTEST_SIDE).all(1)
     if target.difficult_N is not None:
         learn_N = learn_N & ~target.difficult_N
     ignored = [boxes_N5[~learn_N]]

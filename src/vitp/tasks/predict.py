@@ -6,7 +6,6 @@ Shapes: B images, H × W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
+from vitp.core.tensors import present
 from vitp.data.image_sample import ImageSample
 from vitp.metrics.results import Prediction
 from vitp.records.labels import LabelledImage
@@ -59,7 +59,8 @@ def predict_images(
         ):
             found[index].append((prediction, view))
     if model.name == "classification":
-        return [_mean_probability([prediction for prediction, _ in of_image]) for of_image in found]
+        parts = [torch.stack([present(one.probabilities_C) for one, _ in of_image]) for of_image in found]
+        return [Prediction(probabilities_C=part.mean(0)) for part in parts]
     return [
         merge(of_image, (int(image.shape[-2]), int(image.shape[-1])))
         for of_image, image in zip(found, images, strict=True)
@@ -112,11 +113,6 @@ def _classes_at(probability_Khw: Tensor, size: Sequence[int]) -> Tensor:
             probability_Khw[None], size=tuple(size), mode="bilinear", align_corners=False
         )[0]
     return probability_Khw.argmax(0).to(torch.uint8).cpu()
-
-
-def _mean_probability(predictions: Sequence[Prediction]) -> Prediction:
-    probabilities = [p.probabilities_C for p in predictions if p.probabilities_C is not None]
-    return replace(predictions[0], probabilities_C=torch.stack(probabilities).mean(0))
 
 
 def predictions_of(

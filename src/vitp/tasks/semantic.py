@@ -14,10 +14,9 @@ from torch import Tensor
 from vitp.metrics.classification import confusion_matrix
 from vitp.metrics.results import Scores
 from vitp.metrics.segmentation import segmentation_scores, surface_distance
-from vitp.models.backbone import Backbone
 from vitp.models.pyramid import Pyramid
 from vitp.records.labels import LabelledSet
-from vitp.tasks.base import TestSettings
+from vitp.tasks.base import LabelKind, TestSettings
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.predict import predictions_of
@@ -33,6 +32,7 @@ class SegmentationModel(DenseModel):
     """
 
     name: ClassVar[str] = "segmentation"
+    kind: ClassVar[LabelKind] = "semantic"
 
     def __init__(
         self, pyramid: Pyramid, classes: Sequence[str], settings: DecoderSettings | None = None
@@ -41,32 +41,20 @@ class SegmentationModel(DenseModel):
         super().__init__(classes, channels, settings or DecoderSettings())
         self.pyramid = pyramid
 
-    @property
-    def backbone(self) -> Backbone:
-        """The pyramid's backbone."""
-        return self.pyramid.backbone
-
     def maps(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Tensor]:
         """Return the pyramid's maps of uint8 images."""
-        return self.pyramid(self.backbone.normalize(images_BCHW))
+        maps: list[Tensor] = self.pyramid(self.backbone.normalize(images_BCHW))
+        return maps
 
-
-def evaluate(model: SegmentationModel, labelled: LabelledSet, settings: TestSettings) -> Scores:
-    """Return the scores of a model on labelled images, pixel by pixel at the size of each image.
-
-    Raises:
-        DataError: A label doesn't fit its image or the model's classes.
-    """
-    reader = LabelReader(labelled, "semantic", model.classes)
-    confusions, distances = [], []
-    for _, sample, prediction in predictions_of(model, reader, settings):
-        assert prediction.semantic_HW is not None and sample.semantic_HW is not None
-        confusions.append(
-            confusion_matrix(prediction.semantic_HW.long(), sample.semantic_HW.long(), len(model.classes))
-        )
-        if settings.surface:
-            guess_HW, truth_HW = prediction.semantic_HW.numpy(), sample.semantic_HW.numpy()
-            distances.append(surface_distance(guess_HW, truth_HW, len(model.classes)))
-    return segmentation_scores(
-        np.stack(confusions), model.classes, hd95_NC=np.stack(distances) if distances else None
-    )
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        """Return mIoU and the like over all pixels; see `TaskModel.evaluate`."""
+        reader = LabelReader(labelled, "semantic", self.classes)
+        confusions, distances = [], []
+        for _, sample, prediction in predictions_of(self, reader, settings):
+            assert prediction.semantic_HW is not None and sample.semantic_HW is not None
+            guess_HW, truth_HW = prediction.semantic_HW, sample.semantic_HW
+            confusions.append(confusion_matrix(guess_HW.long(), truth_HW.long(), len(self.classes)))
+            if settings.surface:
+                distances.append(surface_distance(guess_HW.numpy(), truth_HW.numpy(), len(self.classes)))
+        hd95_NC = np.stack(distances) if distances else None
+        return segmentation_scores(np.stack(confusions), self.classes, hd95_NC=hd95_NC)

@@ -17,7 +17,6 @@ from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import TaskModel, TestSettings
-from vitp.tasks.build import Evaluate
 
 CURVE_FILE = "validation.json"
 BEST_FOLDER = "best"
@@ -35,7 +34,6 @@ class Validation(Hook):
 
     Args:
         images: Validation images.
-        evaluate: Of the task.
         settings: How the model is applied.
         every: Steps; None: only after the last one.
         most: Images at most, always the same ones.
@@ -48,13 +46,12 @@ class Validation(Hook):
     def __init__(
         self,
         images: LabelledSet,
-        evaluate: Evaluate,
         settings: TestSettings,
         every: int | None,
         most: int,
         run_dir: Path,
     ) -> None:
-        self.images, self.evaluate, self.every = subset(images, most), evaluate, every
+        self.images, self.every = subset(images, most), every
         # Test-time extras cost time and change little about which step is best.
         self.settings = settings.model_copy(update={"scales": (1.0,), "flip": False, "surface": False})
         self.run_dir = run_dir
@@ -102,7 +99,7 @@ class Validation(Hook):
         if not trainer.is_main or not (last or (self.every and step % self.every == 0)):
             return
         assert isinstance(trainer.objective, TaskModel)
-        scores = self.evaluate(trainer.objective, self.images, self.settings)
+        scores = trainer.objective.evaluate(self.images, self.settings)
         before = self.best
         self.curve.append((step, scores.score))
         # Without any score yet the weights are kept, too: there must be some to choose.
@@ -124,7 +121,12 @@ class Validation(Hook):
             rows = json.loads(file.read_text(encoding="utf-8"))["curve"]
             return [(int(step), math.nan if value is None else float(value)) for step, value in rows]
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            found = [(_step_of(kept), _score_in(kept)) for kept in self._kept()]
+            found = []
+            for kept in self._kept():
+                score = math.nan
+                with contextlib.suppress(CheckpointError, ValueError):
+                    score = float(read_metadata(kept).get("score", "nan"))
+                found.append((_step_of(kept), score))
             trainer.say(
                 f"WARNING: {file} is damaged; of the validations before, the best ones are known by their weights "
                 f"(steps {', '.join(str(step) for step, _ in found) or 'none'})"
@@ -200,11 +202,3 @@ def _is_whole(file: Path, trainer: Trainer) -> bool:
     except CheckpointError as error:
         trainer.say(f"WARNING: {error.where} {error.what}: removed")
         return False
-
-
-def _score_in(file: Path) -> float:
-    """Return the score that a file of weights tells, NaN where it tells none."""
-    try:
-        return float(read_metadata(file).get("score", "nan"))
-    except (CheckpointError, ValueError):
-        return math.nan

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from vitp.core.errors import VitpError
+from vitp.core.tensors import present
 from vitp.data.formats.crops import crop_windows
 from vitp.data.image_sample import resized
 from vitp.metrics.results import Prediction
@@ -93,7 +94,7 @@ def batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:
         yield batch
 
 
-class ClassMap:
+class ClassSums:
     """The class of each pixel from the sum of overlapping probability maps, given from top to bottom.
 
     Only the rows that can still change are kept as probabilities, so that a mosaic of any height fits.
@@ -159,7 +160,7 @@ def class_map(
         batch_size: Views at once.
         device: Where the sums are kept.
     """
-    found = ClassMap(int(image_CHW.shape[-2]), int(image_CHW.shape[-1]), device)
+    found = ClassSums(int(image_CHW.shape[-2]), int(image_CHW.shape[-1]), device)
     for batch in batches(views, batch_size):
         found.finish(batch[0].window[1])
         images = torch.stack([view.of(image_CHW) for view in batch])
@@ -211,21 +212,21 @@ def merge(found: Sequence[tuple[Prediction, View]], size: tuple[int, int], *, mo
         VitpError: The instance masks of so large an image don't fit into memory.
     """
     parts = [in_image(prediction, view) for prediction, view in found]
-    scores_N = torch.cat([_there(part.scores_N) for part in parts])
-    labels_N = torch.cat([_there(part.labels_N) for part in parts])
-    boxes_N4 = None if parts[0].boxes_N4 is None else torch.cat([_there(part.boxes_N4) for part in parts])
-    quads_N8 = None if parts[0].quads_N8 is None else torch.cat([_there(part.quads_N8) for part in parts])
+    scores_N = torch.cat([present(part.scores_N) for part in parts])
+    labels_N = torch.cat([present(part.labels_N) for part in parts])
+    boxes_N4 = None if parts[0].boxes_N4 is None else torch.cat([present(part.boxes_N4) for part in parts])
+    quads_N8 = None if parts[0].quads_N8 is None else torch.cat([present(part.quads_N8) for part in parts])
     kept = torch.arange(len(scores_N))
     if len(parts) > 1 and len(kept):
         hulls_N4 = boxes_N4 if quads_N8 is None else hulls_of_quads(quads_N8)
         windows = [
-            (view.window, len(_there(part.scores_N))) for part, (_, view) in zip(parts, found, strict=True)
+            (view.window, len(present(part.scores_N))) for part, (_, view) in zip(parts, found, strict=True)
         ]
-        kept = torch.nonzero(~_parts_of_others(_there(hulls_N4), labels_N, windows, size)).flatten()
+        kept = torch.nonzero(~_parts_of_others(present(hulls_N4), labels_N, windows, size)).flatten()
         if quads_N8 is not None:
             order = rotated_nms(boxes_of_quads(quads_N8[kept]), scores_N[kept], QUAD_OVERLAP, labels_N[kept])
         else:
-            order = batched_nms(_there(boxes_N4)[kept], scores_N[kept], labels_N[kept], BOX_OVERLAP)
+            order = batched_nms(present(boxes_N4)[kept], scores_N[kept], labels_N[kept], BOX_OVERLAP)
         kept = kept[order[:most]]
     return Prediction(
         boxes_N4=None if boxes_N4 is None else boxes_N4[kept],
@@ -234,11 +235,6 @@ def merge(found: Sequence[tuple[Prediction, View]], size: tuple[int, int], *, mo
         labels_N=labels_N[kept],
         masks_NHW=None if parts[0].masks_NHW is None else _paste(parts, found, kept, size),
     )
-
-
-def _there(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
 
 
 def _parts_of_others(
@@ -281,12 +277,12 @@ def _paste(
         )
     masks_NHW = torch.zeros(len(kept), *size, dtype=torch.bool)
     places = [
-        (part, index) for part in range(len(parts)) for index in range(len(_there(parts[part].scores_N)))
+        (part, index) for part in range(len(parts)) for index in range(len(present(parts[part].scores_N)))
     ]
     for row, number in enumerate(kept.tolist()):
         part, index = places[number]
         x1, y1, x2, y2 = found[part][1].window
-        mask_hw = _there(parts[part].masks_NHW)[index]
+        mask_hw = present(parts[part].masks_NHW)[index]
         if tuple(mask_hw.shape) != (y2 - y1, x2 - x1):
             resized = F.interpolate(mask_hw[None, None].float(), size=(y2 - y1, x2 - x1), mode="bilinear")
             mask_hw = resized[0, 0] > 0.5
