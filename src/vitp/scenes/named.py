@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-Named = TypeVar("Named", bound=Callable[..., object])
+_Named = TypeVar("_Named", bound=Callable[..., object])
 
 
-def entered(table: dict[str, Named]) -> Callable[[Named], Named]:
+def entered(table: dict[str, _Named]) -> Callable[[_Named], _Named]:
     """Return a decorator that enters a function into a table under its name, without the leading underscore."""
 
-    def enter(function: Named) -> Named:
+    def enter(function: _Named) -> _Named:
         table[function.__name__.lstrip("_")] = function
         return function
 
