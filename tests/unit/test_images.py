@@ -336,3 +336,15 @@ def test_large_png_files_come_out_as_small_ones_do(
     path.write_bytes(data[:-600])
     with pytest.raises(DataError, match="it ends before its last row"):
         load_image(path)
+
+
+@pytest.mark.parametrize("length", [1 << 40, (1 << 62) + 7])
+def test_a_part_that_says_it_is_larger_than_memory_is_damage(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.jp2"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path, "JPEG2000")
+    data = path.read_bytes()
+    place = data.index(b"jp2h") - 4
+    path.write_bytes(data[:place] + struct.pack(">I4sQ", 1, b"jp2h", length) + data[place + 8 :])
+    for read in (load_image, image_size, load_label_pixels):
+        with pytest.raises(DataError, match=r"a\.jp2: is a JPEG 2000 file that can't be decoded"):
+            read(path)
