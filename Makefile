@@ -37,7 +37,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/deformable.py
 
 starter: $(READY)
-	$(BIN)/vitp recipe starter --out runs/starter
+	$(BIN)/vitp recipes run starter --out runs/starter
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -32,7 +32,7 @@ SIZE = 64
 BACKBONES = {"random ViT": "random", "exported ViT": "starter", "ResNet-18": "timm:resnet18"}
 COMMON = (
     *("augment.flip=false", "augment.rotate90=false", "augment.photometric=0", "augment.swap_dates=0"),
-    *("train.val_every=null", "train.save_every=null", "train.log_every=50", "train.batch_size=4"),
+    *("train.val_every=null", "train.save_every=null", "train.log_every=50", "data.global_batch=4"),
     *(
         "data.resize.mode=fixed",
         f"data.resize.size={SIZE}",

@@ -16,10 +16,10 @@ import torch
 
 from common import save
 from published_step import PublishedObjective
-from vitp.models.compute import ComputeConfig, configure
+from vitp.models.compute import ComputeSettings, configure
 from vitp.objectives.vitp import ViTPObjective
-from vitp.planning.bench.measure import Measurement, StepSettings, measure
-from vitp.planning.bench.synthetic import SIZES, ModelSize, SyntheticSource, Workload, make_objective
+from vitp.planning.bench.measure import Measurement, StepSettings, measure_steps
+from vitp.planning.bench.synthetic import MODEL_SIZES, ModelSize, SyntheticSource, Workload, make_objective
 
 ON_GPU = torch.cuda.is_available()
 SIZE = "full" if ON_GPU else "micro"
@@ -37,15 +37,15 @@ def source_of(size: ModelSize, objective: ViTPObjective, records: int, *, packed
 def ours(size: ModelSize, records: int) -> Measurement:
     """Measure our step: ViT compiled over a static number of tiles, no recomputation."""
     objective = make_objective(size)
-    compute = ComputeConfig(compile="vision" if ON_GPU else "none", tile_multiple=8 if ON_GPU else 1)
+    compute = ComputeSettings(compile="vision" if ON_GPU else "none", tile_multiple=8 if ON_GPU else 1)
     configure(objective.vlm, compute)
-    return measure(objective, source_of(size, objective, records, packed=True), STEPS)
+    return measure_steps(objective, source_of(size, objective, records, packed=True), STEPS)
 
 
 def published(size: ModelSize, records: int) -> Measurement:
     """Measure the published step."""
     objective = PublishedObjective(make_objective(size), size.padded_length)
-    return measure(objective, source_of(size, objective, records, packed=False), STEPS)
+    return measure_steps(objective, source_of(size, objective, records, packed=False), STEPS)
 
 
 def fitting(run: Callable[[], Measurement]) -> Measurement | None:
@@ -61,7 +61,7 @@ def fitting(run: Callable[[], Measurement]) -> Measurement | None:
 
 
 def main() -> None:
-    size = SIZES[SIZE]()
+    size = MODEL_SIZES[SIZE]
     figures: dict[str, Any] = {"size": SIZE}
     if not ON_GPU:
         figures["note"] = "no GPU here: small shapes in fp32; the figures of a GPU are missing"

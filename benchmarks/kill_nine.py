@@ -86,7 +86,7 @@ def configuration(data: Path, steps: int) -> dict[str, Any]:
             "global_batch": 4,
             "sequence": {"max_length": 512, "max_tiles": 1, "max_turns": 3},
         },
-        "vrl": {"ratio": 0.75},
+        "objective": {"name": "vitp", "vrl": {"ratio": 0.75}},
         "optim": {"lr": 3e-3, "warmup_ratio": 0.1},
         "train": {
             "steps": steps,
@@ -110,10 +110,9 @@ def finetuning(data: Path, steps: int) -> dict[str, Any]:
         "backbone": {"init": "random", "vision": {"arguments": vision, "image_size": 48}},
         "neck": {"options": {"channels": 32}},
         "head": {"width": 32},
-        "data": {"root": str(data), "resize": {"mode": "fixed", "size": 48}},
+        "data": {"root": str(data), "resize": {"mode": "fixed", "size": 48}, "global_batch": 4},
         "train": {
             "steps": steps,
-            "batch_size": 4,
             "save_every": 3,
             "val_every": 2,
             "choose": "best",

@@ -30,8 +30,8 @@ from vitp.data.sources import read_mixture
 from vitp.data.tiles import TileCache, TileLoader
 from vitp.data.tokenizer import train_tokenizer
 from vitp.engine.loading import StepLoader
-from vitp.models.vrl import VisualRobustness, VRLConfig
-from vitp.objectives.packed_records import PackedRecords, SequenceConfig
+from vitp.models.vrl import VisualRobustness, VRLSettings
+from vitp.objectives.packed_records import PackedRecords, SequenceSettings
 from vitp.records.instructions import InstructionRecord, Turn
 
 SIZES = ((512, 512), (800, 800), (1024, 768), (2048, 1536), (4000, 3000))
@@ -79,8 +79,8 @@ def source(mixture: Mixture, batch: int, setting: Setting, cache: Path) -> Sampl
     collator = PackedRecords(
         ChatTokenizer(tokenizer, template="micro", tokens_per_tile=256),
         tile=TILE,
-        config=SequenceConfig(max_length=4096, max_tiles=MAX_TILES),
-        drop=VisualRobustness(VRLConfig(ratio=0.75), seed=0).train(),
+        config=SequenceSettings(max_length=4096, max_tiles=MAX_TILES),
+        drop=VisualRobustness(VRLSettings(ratio=0.75), seed=0).train(),
         load_tiles=TileLoader(TILE, draft=setting.draft, cache=kept),
     )
     return SampledBatches(mixture, collator, batch)

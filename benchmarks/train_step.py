@@ -23,10 +23,10 @@ import torch
 from common import save
 from published_step import PublishedObjective, check_equal
 from vitp.data.packing import PackedBatch
-from vitp.models.compute import ComputeConfig, configure
+from vitp.models.compute import ComputeSettings, configure
 from vitp.objectives.vitp import ViTPObjective
 from vitp.planning.bench.measure import StepRunner, StepSettings
-from vitp.planning.bench.synthetic import SIZES, ModelSize, SyntheticSource, Workload, make_objective
+from vitp.planning.bench.synthetic import MODEL_SIZES, ModelSize, SyntheticSource, Workload, make_objective
 
 KINDS = {
     "one_tile_six_questions": {"tiles": ((1, 1.0),), "questions": 6},
@@ -82,9 +82,9 @@ def batches(
 
 def compare(name: str, kind: str, records: int) -> dict[str, object]:
     """Return the figures of one size and one kind of records."""
-    size = SIZES[name]()
+    size = MODEL_SIZES[name]
     mine, theirs = make_objective(size), PublishedObjective(make_objective(size), size.padded_length)
-    configure(mine.vlm, ComputeConfig(recompute=RECOMPUTE[kind]))
+    configure(mine.vlm, ComputeSettings(recompute=RECOMPUTE[kind]))
     packed, apart = batches(mine, size, records, KINDS[kind])
     difference = check_equal(mine, theirs, apart)
     ours = Contestant(StepRunner(mine, SETTINGS), packed)

@@ -15,9 +15,9 @@ from vitp.data.packing import PackedBatch, pack
 from vitp.data.tokenizer import train_tokenizer
 from vitp.models.attention_layouts import packed_attention_mask
 from vitp.models.language import micro_qwen2
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VisionLanguageModel, VLMConfig
-from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VisionLanguageModel, VLMSettings
+from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord, Turn
 
@@ -31,8 +31,8 @@ def model_and_tokenizer() -> tuple[ViTPObjective, ChatTokenizer]:
         template="micro",
         tokens_per_tile=144,
     )
-    config = VLMConfig(
-        vision=VisionConfig(arguments={"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8}),
+    config = VLMSettings(
+        vision=VisionSettings(arguments={"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8}),
         language=micro_qwen2(),
         shuffle=1,
         template="micro",
@@ -41,7 +41,7 @@ def model_and_tokenizer() -> tuple[ViTPObjective, ChatTokenizer]:
 
 
 def batch_at(ratio: float, chat: ChatTokenizer) -> PackedBatch:
-    vrl = VisualRobustness(VRLConfig(ratio=ratio), seed=0).train()
+    vrl = VisualRobustness(VRLSettings(ratio=ratio), seed=0).train()
     record = InstructionRecord("1", ("image.png",), (Turn("<image>\nIs there a ship in the image?", "yes"),))
     encoded = [chat.encode(record, [TILES]) for _ in range(RECORDS)]
     rng = np.random.default_rng(0)

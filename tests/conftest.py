@@ -13,8 +13,8 @@ from PIL import Image
 from vitp.data.chat import ChatTokenizer
 from vitp.data.tokenizer import train_tokenizer
 from vitp.models.language import micro_qwen2
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VisionLanguageModel, VLMConfig
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VisionLanguageModel, VLMSettings
 from vitp.records.instructions import InstructionRecord, Turn
 
 CORPUS = [
@@ -40,17 +40,17 @@ def real_data() -> Path:
     return root
 
 
-def tiny_vlm_config(**changes) -> VLMConfig:
+def tiny_vlm_config(**changes) -> VLMSettings:
     """A vision-language model of some thousand parameters: 32 px, patches of 8, 16 image tokens a tile."""
     values = {
-        "vision": VisionConfig(
+        "vision": VisionSettings(
             arguments={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, image_size=32
         ),
         "language": micro_qwen2(width=32, layers=2, heads=4, kv_heads=2, mlp=64),
         "shuffle": 1,
         "template": "micro",
     }
-    return VLMConfig(**(values | changes))
+    return VLMSettings(**(values | changes))
 
 
 def tiny_chat(tokens_per_tile: int = 16, template: str = "micro") -> ChatTokenizer:

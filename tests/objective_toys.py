@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from tests.conftest import tiny_chat
-from vitp.data.augment import ViewConfig
+from vitp.data.augment import ViewSettings
 from vitp.data.batches import SampledBatches
 from vitp.data.formats import vitp_labels
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.vitp_labels import Roots
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.objectives.distillation import Crops, DistillationObjective, DistillationSettings
 from vitp.objectives.image_base import ImageObjective
 from vitp.objectives.image_rows import image_mixture, read_image_rows
@@ -32,7 +32,7 @@ from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 SIZE, PATCH = 32, 8
 SCENES, OBJECTS, SEMANTIC = ("harbour", "field"), ("ship", "plane"), ("water", "land", "ship")
-VISION = VisionConfig(
+VISION = VisionSettings(
     arguments={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": PATCH}, image_size=SIZE
 )
 
@@ -145,7 +145,7 @@ def supervised(tower: VisionTower | None = None) -> SupervisedObjective:
 def _pairs(folder: Path) -> SampledBatches[LabelledImage]:
     tokens = Tokens(tiny_chat().tokenizer, 16)
     texts = captions_of([read_image_rows(folder)])
-    return source_of(folder, ImageTextPairs(SIZE, ViewConfig.neutral(), texts, tokens, "captions"))
+    return source_of(folder, ImageTextPairs(SIZE, ViewSettings.neutral(), texts, tokens, "captions"))
 
 
 def _labelled(folder: Path) -> SampledBatches[LabelledImage]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vitp.models.adapter import ViTAdapter
 from vitp.models.plain_vit import PlainViT
-from vitp.models.timm_backbone import TimmConfig, TimmStages, timm_backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.timm_backbone import TimmSettings, TimmStages, timm_backbone
+from vitp.models.vision import VisionSettings, VisionTower
 
 SMALL: dict[str, Any] = {"embed_dim": 32, "depth": 4, "num_heads": 4}
 SWIN: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4)}
@@ -31,13 +31,13 @@ VITS = {
 def tower_of(patch: int = 16, cells: int = 4, **arguments: Any) -> VisionTower:
     torch.manual_seed(0)
     return VisionTower(
-        VisionConfig(arguments=SMALL | {"patch_size": patch} | arguments, image_size=patch * cells)
+        VisionSettings(arguments=SMALL | {"patch_size": patch} | arguments, image_size=patch * cells)
     )
 
 
 def swin() -> TimmStages:
     torch.manual_seed(0)
-    backbone = timm_backbone(TimmConfig(architecture="swin_tiny_patch4_window7_224", arguments=SWIN))
+    backbone = timm_backbone(TimmSettings(architecture="swin_tiny_patch4_window7_224", arguments=SWIN))
     assert isinstance(backbone, TimmStages)
     return backbone
 
@@ -63,7 +63,7 @@ def adapter_of(patch: int = 16, **changes: Any) -> ViTAdapter:
 def vit(name: str, image_size: int = 64) -> PlainViT:
     architecture, arguments = VITS[name]
     torch.manual_seed(0)
-    config = TimmConfig(
+    config = TimmSettings(
         architecture=architecture, arguments=arguments | {"patch_size": 16}, image_size=image_size
     )
     backbone = timm_backbone(config)

@@ -57,3 +57,21 @@ def test_nobody_asks_of_what_kind_a_configuration_is() -> None:
         if ROOTS & {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
     ]
     assert found == []
+
+
+def test_files_have_configurations_and_parts_have_settings() -> None:
+    bases = {"SettingsModel", "ObjectiveSettings", "RunSettings", "TrainSettings"}
+    kinds = {
+        node.name
+        for tree in trees().values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        and bases & {base.id for base in node.bases if isinstance(base, ast.Name)}
+    }
+    # What `vitp pretrain`, `vitp finetune` and `vitp bench` are told as a whole; all else is a part of it.
+    assert {kind for kind in kinds if kind.endswith("Config")} == {
+        "PretrainConfig",
+        "FinetuneConfig",
+        "BenchConfig",
+    }
+    assert len(kinds) > 40

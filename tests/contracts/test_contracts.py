@@ -17,12 +17,13 @@ from torch import Tensor
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
 from vitp.cli import app
+from vitp.cli.panels import DATA, JUDGE, PLAN, TRAIN, USE
 from vitp.core.errors import ConfigError
 from vitp.data.packing import PackedBatch, pack
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loop import Trainer
 from vitp.models.backbone import Backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.base import Objective
 from vitp.objectives.dense import DenseBatch, DenseObjective
@@ -45,7 +46,7 @@ def tower(request: pytest.FixtureRequest) -> VisionTower:
     patch, _ = TOWERS[request.param]
     torch.manual_seed(0)
     arguments = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2}
-    config = VisionConfig(
+    config = VisionSettings(
         architecture=request.param,
         arguments=arguments,
         image_size=4 * patch,
@@ -117,7 +118,7 @@ def test_gradients_reach_every_layer_of_a_tower(tower: VisionTower) -> None:
 
 def test_a_grid_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose a multiple of 14"):
-        VisionTower(VisionConfig(architecture="vit_small_patch14_reg4_dinov2", image_size=64))
+        VisionTower(VisionSettings(architecture="vit_small_patch14_reg4_dinov2", image_size=64))
 
 
 # Objectives.
@@ -170,7 +171,7 @@ def dense_objective(head: str) -> Callable[[], DenseObjective]:
     def make() -> DenseObjective:
         torch.manual_seed(0)
         arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
-        tower = VisionTower(VisionConfig(arguments=arguments, image_size=32))
+        tower = VisionTower(VisionSettings(arguments=arguments, image_size=32))
         classes = () if head == "none" else ("water", "land", "ship")
         return DenseObjective(
             tower,
@@ -261,8 +262,8 @@ def test_two_steps_move_the_vision_tower(case: Case, tmp_path: Path) -> None:
     trainer = Trainer(
         objective,
         Source(case),
-        OptimConfig(lr=1e-3, warmup_ratio=0, schedule="constant"),
-        TrainConfig(
+        OptimSettings(lr=1e-3, warmup_ratio=0, schedule="constant"),
+        TrainSettings(
             steps=2, num_workers=0, tensorboard=False, device="cpu", log_every=1, must_train=("vision tower",)
         ),
         tmp_path / "run",
@@ -278,6 +279,11 @@ def test_two_steps_move_the_vision_tower(case: Case, tmp_path: Path) -> None:
 
 
 # The command line: what people's scripts depend on. A change here is a change for them.
+
+RECIPE = [
+    "NAME", "--out", "--scale", "--seeds", "--data", "--init", "--gpus", "--as-published", "--available",
+    "--dry-run", "--set -s",
+]  # fmt: skip
 
 SURFACE = {
     "": ["--version"],
@@ -316,11 +322,9 @@ SURFACE = {
         "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",
         "--samples", "--set -s", "--json",
     ],
-    "recipe": [
-        "NAME", "--out", "--scale", "--seeds", "--data", "--init", "--gpus", "--as-published", "--available",
-        "--dry-run", "--set -s",
-    ],
+    "recipe": RECIPE,
     "recipes parity": ["NAME", "--images", "--json"],
+    "recipes run": RECIPE,
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
     "report": ["RUN", "--out", "--samples"],
     "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan"],
@@ -355,3 +359,29 @@ def test_the_command_line_is_what_it_was() -> None:
     commands = {name: [own for own in options if own != "--allow-remote"] for name, options in found.items()}
     assert commands == SURFACE
     assert [name for name, options in found.items() if "--allow-remote" not in options] == [""]
+
+
+def test_help_groups_the_commands_in_panels() -> None:
+    """Every command that is shown is in one of five panels, and those come in the order of the work."""
+    group = typer.main.get_command(app)
+    shown = {name: c for name, c in group.commands.items() if not c.hidden}  # type: ignore[attr-defined]
+    panels = [shown[name].rich_help_panel for name in group.list_commands(None) if name in shown]  # type: ignore[attr-defined]
+    assert list(dict.fromkeys(panels)) == [DATA, TRAIN, USE, JUDGE, PLAN]
+    assert len(panels) == len(shown) == 20
+    assert [name for name, command in group.commands.items() if command.hidden] == ["recipe"]  # type: ignore[attr-defined]
+
+
+def test_every_command_and_option_has_a_sentence() -> None:
+    def silent(command: Any, path: str) -> list[str]:
+        found = [
+            f"{path} {one.name}"
+            for one in command.params
+            if one.name not in ("help", "version") and not (one.help or "").rstrip().endswith((".", "?"))
+        ]
+        if not (command.help or "").strip():
+            found.append(path)
+        for name, child in getattr(command, "commands", {}).items():
+            found += silent(child, f"{path} {name}".strip())
+        return found
+
+    assert silent(typer.main.get_command(app), "") == []

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from tests.objective_toys import CASES, VISION, Case, labelled_folder, tiny_tower
 from vitp.checkpoints.loading import load_backbone
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loop import Trainer
-from vitp.models.lora import VisionLoRAConfig, add_lora
+from vitp.models.lora import VisionLoRASettings, add_lora
 from vitp.models.vision import VisionTower
 from vitp.objectives.preserving import preserving
 from vitp.objectives.settings import PreserveSettings
@@ -38,8 +38,8 @@ def train(objective: Any, source: Any, run: Path, *, steps: int = 2, **more: Any
     trainer = Trainer(
         objective,
         source,
-        OptimConfig(lr=1e-3, warmup_ratio=0, schedule="constant"),
-        TrainConfig(steps=steps, must_train=("vision tower",), **values),
+        OptimSettings(lr=1e-3, warmup_ratio=0, schedule="constant"),
+        TrainSettings(steps=steps, must_train=("vision tower",), **values),
         run,
         console=Console(quiet=True),
         resume=resume,
@@ -147,7 +147,7 @@ def test_low_rank_updates_are_merged_into_the_export(case: Case, folder: Path, t
     pytest.importorskip("peft")
 
     tower = tiny_tower()
-    add_lora(tower, VisionLoRAConfig(rank=2, unfrozen_blocks=1))
+    add_lora(tower, VisionLoRASettings(rank=2, unfrozen_blocks=1))
     objective = case.make(tower=tower)
     frozen = objective.tower.model.blocks[0].mlp.fc1.weight.clone()
     train(objective, case.source(folder), tmp_path / "run")

@@ -149,7 +149,7 @@ def write_config(path: Path, data: Path, **changes: Any) -> Path:
             "global_batch": 4,
             "sequence": {"max_length": 512, "max_tiles": 1, "max_turns": 3},
         },
-        "vrl": {"ratio": 0.75},
+        "objective": {"name": "vitp", "vrl": {"ratio": 0.75}},
         "optim": {"lr": 3e-3, "warmup_ratio": 0.1},
         "train": {
             "steps": 10,

@@ -175,7 +175,7 @@ def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("train.steps=0", "train.steps is 0: input should be greater than 0"),
         ("train.steps=1.5", "train.steps is 1.5"),
         ("optim.schedule=cosin", "optim.schedule is 'cosin': input should be 'cosine'"),
-        ("vrl.ratio=1.5", "vrl.ratio is 1.5"),
+        ("objective.vrl.ratio=1.5", "objective.vrl.ratio is 1.5"),
         ("model.freeze=[vison]", "'vison' fits no parameter"),
         ("model.init=nowhere", "nowhere: holds no vision-language model"),
         ("train.device=cuda:99", "train.device"),

@@ -203,7 +203,7 @@ def test_a_restart_does_not_loop(finished: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_a_damaged_phase_is_made_again(compiled: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path / "run.yaml", compiled, align={"steps": 2})
+    config = write_config(tmp_path / "run.yaml", compiled, objective={"align": {"steps": 2}})
     done("pretrain", config, "--out", tmp_path / "run", "--steps", 2)
     straight = load_file(tmp_path / "run" / MODEL)
     shutil.rmtree(tmp_path / "run" / "model")

@@ -37,7 +37,7 @@ VISION = json.dumps(
     {"arguments": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": SIZE}
 )
 FAST = [
-    "train.batch_size=4", "train.threads=1", "train.save_every=2", "train.val_every=2", "train.log_every=1",
+    "data.global_batch=4", "train.threads=1", "train.save_every=2", "train.val_every=2", "train.log_every=1",
     "data.resize.mode=fixed", f"data.resize.size={SIZE}",
 ]  # fmt: skip
 
@@ -267,7 +267,7 @@ def test_a_task_fits_a_small_set(task: str, tmp_path: Path) -> None:
         "data", "scenes", "port", "--layout", LAYOUTS[task], "--count", count, "--size", SIZE, "--out", scenes
     )
     finetune(
-        task, scenes, "random", tmp_path / "run", steps, *NO_AUGMENTATION, "train.batch_size=7", *settings
+        task, scenes, "random", tmp_path / "run", steps, *NO_AUGMENTATION, "data.global_batch=7", *settings
     )
     done("eval", tmp_path / "run", scenes, "--split", "train", "--out", tmp_path / "scores.json")
     scores = json.loads((tmp_path / "scores.json").read_text())

@@ -89,13 +89,22 @@ def test_vitp_with_token_weights_and_preserved_features(compiled: Path, tmp_path
     config = write_config(
         tmp_path / "run.yaml",
         compiled,
-        prior={"alpha": 1.0, "steps": 4},
+        objective={"prior": {"alpha": 1.0, "steps": 4}},
         train={"steps": 4, "save_every": 2},
     )
     run = tmp_path / "run"
     lora = "model.vision_lora={rank: 2, unfrozen_blocks: 1}"
     done(
-        "pretrain", config, "--out", run, "-s", "model.preserve.weight=0.1", "-s", lora, "-s", "align.steps=2"
+        "pretrain",
+        config,
+        "--out",
+        run,
+        "-s",
+        "model.preserve.weight=0.1",
+        "-s",
+        lora,
+        "-s",
+        "objective.align.steps=2",
     )
     assert (run / "prior" / "model" / "model.safetensors").is_file()
     rows = (run / "metrics.jsonl").read_text()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.conftest import done
-from vitp.recipes.downstream import TASKS
+from vitp.recipes.downstream import REAL_TASKS
 from vitp.recipes.real_images import SETS
 
 Box = tuple[int, int, int, int]
@@ -98,7 +98,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_labels_become_tables(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITP_DATA", str(images))
     out = tmp_path / "real"
-    done("recipe", "real-images", "--out", out, "--scale", 0.002)
+    done("recipes", "run", "real-images", "--out", out, "--scale", 0.002)
     probes = json.loads((out / "probes.json").read_text())
     assert list(probes) == [one.folder for one in SETS if one.probed]
     for result in probes.values():
@@ -107,12 +107,12 @@ def test_labels_become_tables(images: Path, tmp_path: Path, monkeypatch: pytest.
     assert "95 % interval" in (out / "results.md").read_text()
 
     before = {path: path.stat().st_mtime_ns for path in (out / "backbone-0").iterdir()}
-    done("recipe", "downstream", "--out", out, "--scale", 0.002)
+    done("recipes", "run", "downstream", "--out", out, "--scale", 0.002)
     assert {path: path.stat().st_mtime_ns for path in (out / "backbone-0").iterdir()} == before
     found = json.loads((out / "downstream.json").read_text())
-    assert len(found["values"]) == len(TASKS)
+    assert len(found["values"]) == len(REAL_TASKS)
     for scores in found["values"].values():
         assert set(scores) == {"random", "starter", "supervised", "after ViTP"}
         assert all(len(values) == 1 and 0 <= values[0] <= 1 for values in scores.values())
     table = (out / "downstream.md").read_text().splitlines()
-    assert len(table) == 2 + len(TASKS)
+    assert len(table) == 2 + len(REAL_TASKS)

@@ -147,7 +147,9 @@ def test_a_finished_run_may_be_resumed_and_stays_as_it_is(straight: Path) -> Non
 
 def test_resuming_with_another_configuration_is_refused(straight: Path) -> None:
     before = snapshot(straight)
-    error = refused("pretrain", "--resume", "--out", straight, "-s", "optim.lr=0.1", "-s", "vrl.ratio=0")
+    error = refused(
+        "pretrain", "--resume", "--out", straight, "-s", "optim.lr=0.1", "-s", "objective.vrl.ratio=0"
+    )
     assert "config.yaml" in error and "optim.lr" in error and "vrl.ratio" in error
     assert "resume with the run's own configuration" in error
     assert snapshot(straight) == before

@@ -14,11 +14,10 @@ from tests.conftest import tiny_chat, tiny_vlm_config
 from tests.e2e.conftest import finish, refused, start, vitp
 from vitp.checkpoints.writing import save_vlm
 from vitp.models.vlm import VisionLanguageModel
-from vitp.studies.cache import Store, cell_keys
-from vitp.studies.catalogue import make_study
-from vitp.studies.grid import Study
+from vitp.studies.cells import VERSIONS
+from vitp.studies.definitions import make_study
+from vitp.studies.grid import Store, Study, cell_keys
 from vitp.studies.scales import scale_of
-from vitp.studies.work import VERSIONS
 
 TASKS = ("classification", "presence", "segmentation", "detection")
 DETECTOR = (

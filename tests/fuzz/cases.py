@@ -95,7 +95,7 @@ TEMPLATES: tuple[Template, ...] = (
     Template(("plan", "{in}/pretrain.yaml", "--samples", "10"), ("rows", "pretrain.yaml"), ("--samples", "--price", "--utilisation"), ("--gpu", "--init", "--data", "--set"), weight=1.5),
     Template(("plan", "{in}/classification.yaml", "--data", "{in}/folders"), ("labels/folders", "classification.yaml"), ("--images",), ("--set", "--gpu"), weight=1.5),
     Template(("recipes", "show", "loveda"), (), (), ("--set",), weight=0.5),
-    Template(("recipe", "loveda", "--out", "{out}", "--dry-run", "--data", "{in}/masks"), ("labels/masks",), ("--scale",), ("--set", "--init"), weight=0.5),
+    Template(("recipes", "run", "loveda", "--out", "{out}", "--dry-run", "--data", "{in}/masks"), ("labels/masks",), ("--scale",), ("--set", "--init"), weight=0.5),
     Template(("study", "paradigms", "--plan", "--out", "/dev/null/x"), (), ("--minutes",), ("--set", "--data", "--scale"), weight=0.5, valid=False),
     Template(("demo", "--out", "/dev/null/x"), (), ("--seeds", "--ceiling"), (), weight=0.2, valid=False),
     Template(("doctor", "--json"), (), (), (), weight=0.1),
@@ -226,7 +226,7 @@ def _word(random: Random, name: str, port: int) -> str:
                 "data.rates",
                 "data.sequence.max_tiles",
                 "model.init",
-                "vrl.ratio",
+                "objective.vrl.ratio",
                 "window",
             ),
             *(

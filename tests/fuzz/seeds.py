@@ -57,10 +57,10 @@ def finetune_settings(task: str, data: str) -> dict[str, Any]:
     """Return settings of a finetuning of two steps."""
     return {
         "task": task,
-        "data": {"root": data},
+        "data": {"root": data, "global_batch": 2},
         "backbone": {"init": "random", "vision": VISION},
         "neck": {"kind": "none" if task == "classification" else "simple"},
-        "train": {"steps": 2, "batch_size": 2, "num_workers": 0, "val_every": 0, "save_every": 2},
+        "train": {"steps": 2, "num_workers": 0, "val_every": 0, "save_every": 2},
         "seed": 1,
     }
 

@@ -54,7 +54,7 @@ def test_every_command_of_the_command_line_is_tried() -> None:
     tried = {
         " ".join(t.command[:2]) if t.command[0] in ("data", "recipes") else t.command[0] for t in TEMPLATES
     }
-    commands = {command.name for command in app.registered_commands}
+    commands = {command.name for command in app.registered_commands if not command.hidden}
     commands |= {f"data {command.name}" for command in data.registered_commands}
     assert commands - tried == set()
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.objective_toys import CASES
 from vitp.core import distributed
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 
@@ -36,8 +36,8 @@ def run(folder: Path, data: Path, name: str) -> dict[str, Any]:
     trainer = Trainer(
         objective,
         CASES[name].source(data),
-        OptimConfig(lr=1e-3, warmup_ratio=0, schedule="constant"),
-        TrainConfig(steps=STEPS, num_workers=0, tensorboard=False, device="cpu", threads=1),
+        OptimSettings(lr=1e-3, warmup_ratio=0, schedule="constant"),
+        TrainSettings(steps=STEPS, num_workers=0, tensorboard=False, device="cpu", threads=1),
         folder / name,
         hooks=[record],
         console=Console(quiet=True),

@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.engine_toys import ToyBatch, ToyObjective, ToySource
 from vitp.core import distributed
 from vitp.core.errors import VitpError
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.engine.stopping import Interrupted
@@ -55,8 +55,8 @@ def run(folder: Path, name: str, source: ToySource, hook: Hook | None = None, **
     trainer = Trainer(
         objective,
         source,
-        OptimConfig(lr=1e-2, weight_decay=0.1),
-        TrainConfig(
+        OptimSettings(lr=1e-2, weight_decay=0.1),
+        TrainSettings(
             steps=STEPS,
             micro_batches=source.micro_batches,
             num_workers=0,

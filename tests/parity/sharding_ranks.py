@@ -19,7 +19,7 @@ from tests.parity.engine_ranks import Record
 from vitp.core import distributed
 from vitp.core.errors import VitpError
 from vitp.engine import checkpoint
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.engine.stopping import Interrupted
@@ -73,8 +73,8 @@ def run(folder: Path, name: str, *hooks: Hook, resume: bool = False, **train: An
         # Other weights on each rank: those of the first must win.
         ToyObjective(seed=0 if not resume and distributed.rank() == 0 else 1 + distributed.rank()),
         ToySource(rows=24, micro_batches=pieces, nan_step=train.pop("nan_step", None)),
-        OptimConfig(lr=1e-2, weight_decay=0.1, clip_norm=2.0),
-        TrainConfig(
+        OptimSettings(lr=1e-2, weight_decay=0.1, clip_norm=2.0),
+        TrainSettings(
             **{
                 "steps": STEPS,
                 "micro_batches": pieces,

@@ -15,7 +15,7 @@ from vitp.data.packing import pack
 from vitp.models.attention_layouts import packed_attention_mask
 from vitp.models.compute import set_recompute
 from vitp.models.vlm import VisionLanguageModel
-from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord
 from vitp.runs.check.batches import one_by_one
@@ -37,7 +37,7 @@ def batch_of(
     together=True,
     length=512,
 ):
-    vrl = VisualRobustness(VRLConfig(ratio=ratio), seed=3).train()
+    vrl = VisualRobustness(VRLSettings(ratio=ratio), seed=3).train()
     encoded = [CHAT.encode(r, t) for r, t in zip(records, tiles, strict=True)]
     keys = keys or [int(r.id) for r in records]
     return pack(

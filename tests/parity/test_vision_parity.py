@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitp.models.projector import Projector, pixel_shuffle
-from vitp.models.vision import VisionConfig, VisionTower
-from vitp.models.vrl import VisualRobustness, VRLConfig, count_kept, surviving_tokens
+from vitp.models.vision import VisionSettings, VisionTower
+from vitp.models.vrl import VisualRobustness, VRLSettings, count_kept, surviving_tokens
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 4, "patch_size": 8}
 VITS = {
@@ -30,7 +30,7 @@ def pair(request) -> tuple[VisionTower, torch.nn.Module]:
     """A tower, and the same weights in a model that timm made without us."""
     architecture, arguments = VITS[request.param]
     torch.manual_seed(0)
-    tower = VisionTower(VisionConfig(architecture=architecture, arguments=arguments, image_size=40)).eval()
+    tower = VisionTower(VisionSettings(architecture=architecture, arguments=arguments, image_size=40)).eval()
     plain = timm.create_model(architecture, num_classes=0, global_pool="", img_size=40, **arguments).eval()
     with torch.no_grad():
         for parameter in tower.model.parameters():
@@ -72,7 +72,7 @@ def test_feature_maps_equal_timms(pair, image_BCHW):
 
 def test_layers_come_in_the_order_asked_for(image_BCHW):
     torch.manual_seed(0)
-    tower = VisionTower(VisionConfig(arguments=SMALL, image_size=40)).eval()
+    tower = VisionTower(VisionSettings(arguments=SMALL, image_size=40)).eval()
     one = [tower.forward_features(image_BCHW, layers=(layer,))[0] for layer in range(3)]
     for layers in ((2, 0), (0, 0, -1), (-3, -2, -1)):
         for given_map, layer in zip(tower.forward_features(image_BCHW, layers=layers), layers, strict=True):
@@ -104,7 +104,7 @@ def test_gradients_of_maps_and_tokens_agree(pair, image_BCHW):
 def test_other_image_sizes_equal_a_model_of_that_size(image_BCHW):
     """Position embeddings are resampled on the fly just as timm resamples them on loading."""
     torch.manual_seed(0)
-    tower = VisionTower(VisionConfig(arguments=SMALL, image_size=32)).eval()
+    tower = VisionTower(VisionSettings(arguments=SMALL, image_size=32)).eval()
     larger = timm.create_model(
         "vit_tiny_patch16_224", num_classes=0, global_pool="", img_size=40, **SMALL
     ).eval()
@@ -134,7 +134,7 @@ def test_attention_is_the_softmax_that_timm_computes(pair, image_BCHW, layer):
 
 
 def test_normalisation_of_bytes_and_floats_agrees():
-    tower = VisionTower(VisionConfig(arguments=SMALL, image_size=40, mean=(0.1, 0.2, 0.3), std=(1, 2, 4)))
+    tower = VisionTower(VisionSettings(arguments=SMALL, image_size=40, mean=(0.1, 0.2, 0.3), std=(1, 2, 4)))
     pixels = torch.randint(
         0, 256, (1, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -229,7 +229,7 @@ def test_shuffle_refuses_what_does_not_fit(number, factor):
 
 
 def dropping(ratio: float = 0.75, seed: int = 0, **changes) -> VisualRobustness:
-    return VisualRobustness(VRLConfig(ratio=ratio, **changes), seed=seed).train()
+    return VisualRobustness(VRLSettings(ratio=ratio, **changes), seed=seed).train()
 
 
 @given(st.integers(0, 3000), st.integers(0, 99), st.lists(st.integers(0, 2**40), min_size=1, max_size=3))

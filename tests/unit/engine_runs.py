@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.engine_toys import ToyObjective, ToySource
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 
@@ -39,8 +39,8 @@ def make_trainer(
     trainer = Trainer(
         objective or ToyObjective(),
         source or ToySource(micro_batches=settings.get("micro_batches", 1)),
-        OptimConfig(**({"lr": 1e-2, "warmup_ratio": 0.2} | (optim or {}))),
-        TrainConfig(**settings),
+        OptimSettings(**({"lr": 1e-2, "warmup_ratio": 0.2} | (optim or {}))),
+        TrainSettings(**settings),
         run_dir,
         hooks=hooks,
         console=Console(file=text, width=160),

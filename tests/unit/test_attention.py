@@ -31,14 +31,14 @@ from vitp.evaluation.feature_pictures import (
     rollout_picture,
     side_by_side,
 )
-from vitp.models.timm_backbone import TimmConfig, timm_backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.timm_backbone import TimmSettings, timm_backbone
+from vitp.models.vision import VisionSettings, VisionTower
 
 
 def tiny_tower(**changes: object) -> VisionTower:
     torch.manual_seed(0)
     arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8} | changes
-    return VisionTower(VisionConfig(arguments=arguments, image_size=32))
+    return VisionTower(VisionSettings(arguments=arguments, image_size=32))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_one_pass_gives_what_each_layer_gives_alone(image: Image.Image) -> None:
 
 def test_attention_of_rotary_towers_reproduces_the_layer(image: Image.Image) -> None:
     arguments = {"embed_dim": 48, "depth": 2, "num_heads": 2}
-    config = TimmConfig(architecture="vit_small_patch16_dinov3", arguments=arguments, image_size=64)
+    config = TimmSettings(architecture="vit_small_patch16_dinov3", arguments=arguments, image_size=64)
     torch.manual_seed(0)
     tower = timm_backbone(config).eval()
     for block in tower.model.blocks:
@@ -104,7 +104,7 @@ def test_attention_of_rotary_towers_reproduces_the_layer(image: Image.Image) -> 
 
 
 def test_backbones_without_attention_are_refused(image: Image.Image) -> None:
-    network = timm_backbone(TimmConfig(architecture="resnet10t", image_size=64)).eval()
+    network = timm_backbone(TimmSettings(architecture="resnet10t", image_size=64)).eval()
     with pytest.raises(ConfigError, match="has no attention among patches"):
         reduced_attention(network, image, [0], lambda attention_HTT: attention_HTT)  # type: ignore[arg-type]
     assert feature_maps(network, image)[0].shape == (2, 2, 512)

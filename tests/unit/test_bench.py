@@ -13,12 +13,11 @@ from tests.conftest import tiny_chat
 from vitp.cli import run
 from vitp.core.errors import ConfigError
 from vitp.objectives.vitp import vlm_step_flops
-from vitp.planning.bench import machine
-from vitp.planning.bench.benchmark import BenchConfig, bench_config, changes, last_result, synthetic
-from vitp.planning.bench.machine import data_sheet, measured_peak, peak_memory
-from vitp.planning.bench.measure import StepSettings, measure
+from vitp.planning.bench import measure
+from vitp.planning.bench.benchmark import BenchConfig, bench_config, changes, last_result, synthetic_subject
+from vitp.planning.bench.measure import StepSettings, data_sheet, measure_steps, measured_peak, peak_memory
 from vitp.planning.bench.profile import kind_of
-from vitp.planning.bench.synthetic import SIZES, SyntheticSource, Workload
+from vitp.planning.bench.synthetic import MODEL_SIZES, SyntheticSource, Workload
 
 CPU = torch.device("cpu")
 
@@ -57,7 +56,7 @@ def test_shared_and_separate_records_have_the_same_answers():
     ("size", "tokens", "padded"), [("micro", 144, 2304), ("small", 196, 3136), ("full", 256, 4096)]
 )
 def test_sizes_know_their_tokens(size, tokens, padded):
-    made = SIZES[size]()
+    made = MODEL_SIZES[size]
     assert (made.tokens_per_tile, made.padded_length) == (tokens, padded)
 
 
@@ -90,10 +89,10 @@ def test_memory_of_a_call_is_measured():
 
 
 def test_figures_fit_together(monkeypatch):
-    monkeypatch.setattr(machine, "measured_peak", lambda *_: 2e12)
-    subject = synthetic(BenchConfig(records=2, tiles=1, questions=2, steps=2))
+    monkeypatch.setattr(measure, "measured_peak", lambda *_: 2e12)
+    subject = synthetic_subject(BenchConfig(records=2, tiles=1, questions=2, steps=2))
     seen: list[int] = []
-    found = measure(
+    found = measure_steps(
         subject.objective, subject.source, StepSettings(steps=2, warmup=0, device="cpu"), on_step=seen.append
     )
     batch = subject.source(0, 0, 0, 1)
@@ -155,7 +154,7 @@ def test_kinds_of_work():
 
 def test_the_command_writes_figures_trace_and_page(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(machine, "measured_peak", lambda *_: 1e12)
+    monkeypatch.setattr(measure, "measured_peak", lambda *_: 1e12)
     small = ["--set", "records=1", "--set", "tiles=1", "--set", "device=cpu"]
     assert run(["bench", "--steps", "1", *small, "--json", "a.json", "--profile", "profile"]) == 0
     made = json.loads((tmp_path / "a.json").read_text())

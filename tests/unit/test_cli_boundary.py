@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from vitp.cli import run as run_cli
 from vitp.cli.boundary import INTERNAL, INTERRUPTED, guarded
 from vitp.core.errors import DataError
 from vitp.core.files import atomic_dir, atomic_path, to_json, write_json
@@ -164,3 +165,26 @@ def test_json_of_names_that_are_not_utf8_is_utf8_and_comes_back(tmp_path: Path) 
         write_json(tmp_path / "x.json", value)
         assert parse_json(read_text(tmp_path / "x.json")) == value
     assert os.fsencode(parse_json(to_json(name))) == b"im\xe4.png"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("export", "starter", "--format", "tim"),
+            "'tim' is not one of 'timm', 'hf', 'internvl', 'onnx', 'torch-export'",
+        ),
+        (
+            ("convert", "starter", "x", "--dtype", "int8"),
+            "'int8' is not one of 'keep', 'float32', 'bfloat16', 'float16'",
+        ),
+        (("probe", "starter", "x", "--view", "all"), "'all' is not one of 'whole', 'tiles'"),
+    ],
+)
+def test_a_wrong_choice_names_the_right_ones(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    option = arguments[-2]
+    assert line == f"error: Invalid value for '{option}': {message}; see `vitp {arguments[0]} --help`"

@@ -22,7 +22,7 @@ from tests.batch_cases import (
 )
 from vitp.core.config import load_config, make_config, save_config
 from vitp.core.errors import ConfigError
-from vitp.models.vlm import VLMConfig
+from vitp.models.vlm import VLMSettings
 from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.pretrain import PretrainConfig
 
@@ -125,7 +125,7 @@ FREE = ("head.", "neck.options.", "data.options.")
 
 def test_error_lines_name_keys_that_exist():
     """Whoever follows the line must be able to set the key that it names."""
-    keys = set().union(*map(config_keys, (PretrainConfig, FinetuneConfig, VLMConfig)))
+    keys = set().union(*map(config_keys, (PretrainConfig, FinetuneConfig, VLMSettings)))
     named = [(key, place) for key, place in named_keys() if not NO_KEYS.fullmatch(key)]
     assert len(named) > 60
     assert [(key, place) for key, place in named if key not in keys and not key.startswith(FREE)] == []

@@ -9,9 +9,8 @@ import pytest
 
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.recipes import demo_page
-from vitp.recipes.demo import FINETUNE, RANDOM, STARTER, VITP, DemoPlan
 from vitp.recipes.demo_page import SHOWN, DemoResults, committed_results, write_results
-from vitp.recipes.micro import Budget, continued_from_starter
+from vitp.recipes.micro import FINETUNE, RANDOM, STARTER, VITP, Budget, DemoPlan, continued_from_starter
 
 
 def table(*keys: tuple[str, str], first: float) -> ProbeTable:

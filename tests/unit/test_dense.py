@@ -16,7 +16,7 @@ from vitp.checkpoints.loading import load_backbone
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.augment import MaskAugmentation
 from vitp.data.ignored import presence_of
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.objectives.dense import ConvHead, DenseBatch, DenseObjective, dense_batches, patch_distribution
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
@@ -26,7 +26,7 @@ CLASSES = ("water", "land", "ship")
 def tiny_tower(size: int = 32) -> VisionTower:
     torch.manual_seed(0)
     arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
-    return VisionTower(VisionConfig(arguments=arguments, image_size=size))
+    return VisionTower(VisionSettings(arguments=arguments, image_size=size))
 
 
 def random_batch(images: int = 4, size: int = 32, seed: int = 0) -> DenseBatch:

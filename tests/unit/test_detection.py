@@ -20,7 +20,7 @@ from torchvision.ops import box_iou
 
 from vitp.core.errors import ConfigError
 from vitp.data.augment import AugmentSettings
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loop import Trainer
 from vitp.metrics.detection import detection_scores, found_objects, true_objects
 from vitp.metrics.results import Target
@@ -31,7 +31,7 @@ from vitp.models.heads.rcnn import RCNN, DetectorSettings
 from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings, StrideAnchors, near, outside
 from vitp.models.pyramid import build_pyramid
 from vitp.models.timm_backbone import timm_backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.scenes import scene_set
 from vitp.tasks.base import InputSize, TaskBatch, pad_images
 from vitp.tasks.data import LabelledSamples, LabelReader, task_batches
@@ -54,7 +54,7 @@ def _settings(kind: str = "faster", **proposals: object) -> DetectorSettings:
 
 def _tower(size: int = 64, width: int = 16, depth: int = 2, patch: int = 8) -> VisionTower:
     arguments = {"embed_dim": width, "depth": depth, "num_heads": 2, "patch_size": patch}
-    return VisionTower(VisionConfig(arguments=arguments, image_size=size))
+    return VisionTower(VisionSettings(arguments=arguments, image_size=size))
 
 
 def _model(
@@ -436,11 +436,11 @@ def test_the_engine_trains_a_cascade(tmp_path: Path) -> None:
     )
     model.description = {"head": {}}
     source = task_batches(reader, 4, 0, micro_batches=2)
-    train = TrainConfig(
+    train = TrainSettings(
         steps=2, micro_batches=2, device="cpu", num_workers=0, log_every=1, tensorboard=False, threads=1
     )
     Trainer(
-        model, source, OptimConfig(lr=1e-3, warmup_ratio=0.0), train, tmp_path, console=Console(quiet=True)
+        model, source, OptimSettings(lr=1e-3, warmup_ratio=0.0), train, tmp_path, console=Console(quiet=True)
     ).train()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = next(row for row in rows if "losses" in row)

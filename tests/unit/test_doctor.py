@@ -12,12 +12,19 @@ from rich.console import Console
 from vitp.checkpoints.description import CONFIG
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.planning import doctor
-from vitp.planning.doctor import Device, DoctorReport, Package, Working, check_package, report
+from vitp.planning.doctor import (
+    ComputeDevice,
+    DoctorReport,
+    Package,
+    Working,
+    check_package,
+    inspect_machine,
+)
 
 
 @pytest.fixture(scope="module")
 def found() -> DoctorReport:
-    return report()
+    return inspect_machine()
 
 
 def test_this_machine_is_well(found):
@@ -45,7 +52,7 @@ def test_extras_are_found_with_their_command(found, monkeypatch):
         return real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    later = {e.name: e for e in report().extras}
+    later = {e.name: e for e in inspect_machine().extras}
     assert later["geo"].missing == ("rasterio", "shapely")
     # `dev` names `lora`, so what that lacks is missing here, too.
     assert "peft" in later["dev"].missing
@@ -76,7 +83,7 @@ def test_what_is_not_installed_is_no():
 def test_an_old_package_is_a_problem(monkeypatch):
     real = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0.2" if name == "timm" else real(name))
-    found = report()
+    found = inspect_machine()
     assert found.exit_code == 1
     assert found.problems == ["timm 1.0.2 is too old, needs >=1.0.20"]
 
@@ -86,7 +93,7 @@ def test_a_broken_package_is_a_problem(monkeypatch):
         raise RuntimeError("operator torchvision::nms does not exist\nmore")
 
     monkeypatch.setitem(doctor._CHECKS, "torchvision", broken)
-    found = report()
+    found = inspect_machine()
     assert found.exit_code == 1
     assert found.problems == ["torchvision: operator torchvision::nms does not exist"]
     assert Working("torchvision", False, "operator torchvision::nms does not exist") in found.working
@@ -97,7 +104,7 @@ def test_without_an_installation_there_are_no_floors(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "metadata", missing)
-    found = report()
+    found = inspect_machine()
     assert found.exit_code == 1
     assert found.problems == ["vitp is not installed, needs an installation (pip install -e .)"]
 
@@ -111,26 +118,26 @@ def test_devices_are_named(monkeypatch):
     cpu, cuda, *_ = doctor._devices()
     assert cpu.name == "cpu"
     assert cpu.memory_gib is None or cpu.memory_gib > 0.1
-    assert cuda == Device("cuda:0", "Tesla T4, compute capability 7.5", 16.0, False)
+    assert cuda == ComputeDevice("cuda:0", "Tesla T4, compute capability 7.5", 16.0, False)
     Properties.major = 9
     assert list(doctor._devices())[1].bf16 is True
 
 
 def test_data_folder_and_disk(monkeypatch, tmp_path):
     monkeypatch.setenv("VITP_DATA", str(tmp_path))
-    found = report()
+    found = inspect_machine()
     assert found.data == str(tmp_path)
     assert found.free_gib > 0
     monkeypatch.setenv("VITP_DATA", str(tmp_path / "none"))
-    assert report().data is None
+    assert inspect_machine().data is None
 
 
 def test_starter_is_looked_for_where_it_is_loaded_from(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "STARTER", tmp_path)
-    assert report().starter is False
+    assert inspect_machine().starter is False
     for name in (CONFIG, WEIGHTS):
         (tmp_path / name).touch()
-    assert report().starter is True
+    assert inspect_machine().starter is True
 
 
 def test_report_is_json_and_a_table(found):

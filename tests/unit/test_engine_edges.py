@@ -19,7 +19,7 @@ from tests.engine_toys import ToyObjective
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.core.tensors import load_weights, unique_state
 from vitp.engine.checkpoint import changed_settings
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.evidence import VisionEvidence, linear_cka, summary, weight_change
 from vitp.engine.gradients import Gradients
 from vitp.engine.layers import layers_of
@@ -37,34 +37,34 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("kind", "field", "right", "wrong"),
     [
-        (OptimConfig, "lr", (1e-9, 1.0), (0.0, -1.0)),
-        (OptimConfig, "eps", (1e-30,), (0.0,)),
-        (OptimConfig, "weight_decay", (0.0, 0.5), (-0.1,)),
-        (OptimConfig, "clip_norm", (None, 0.5), (0.0,)),
-        (OptimConfig, "warmup_ratio", (0.0, 1.0), (-0.01, 1.01)),
-        (OptimConfig, "warmup_steps", (None, 0, 7), (-1,)),
-        (OptimConfig, "warmup_start", (0.0, 0.99), (-0.1, 1.0)),
-        (OptimConfig, "min_lr_ratio", (0.0, 1.0), (-0.1, 1.1)),
-        (OptimConfig, "gamma", (0.01, 1.0), (0.0, 1.1)),
-        (OptimConfig, "layer_decay", (None, 0.1, 1.0), (0.0, 1.1)),
-        (OptimConfig, "betas", ((0.0, 0.999),), ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9))),
-        (OptimConfig, "milestones", ((0.5, 1.0), ()), ((0.0, 0.5), (0.5, 1.1), (0.9, 0.5))),
-        (OptimConfig, "lr_scale", ({"a": 0.1},), ({"a": 0.0}, {"a": -1.0})),
-        (TrainConfig, "steps", (1,), (0, -1)),
-        (TrainConfig, "micro_batches", (1,), (0,)),
-        (TrainConfig, "save_every", (None, 1), (0,)),
-        (TrainConfig, "keep_last", (1,), (0,)),
-        (TrainConfig, "log_every", (1,), (0,)),
-        (TrainConfig, "num_workers", (0, 1), (-1,)),
-        (TrainConfig, "seed", (0, 1), (-1,)),
-        (TrainConfig, "device", ("auto", "cpu", "cuda", "cuda:12"), ("gpu", "cuda:", "cpu:0", "a cpu")),
-        (TrainConfig, "threads", (None, 1), (0,)),
-        (TrainConfig, "check_at", (None, 1), (0,)),
-        (TrainConfig, "shard_size", (None, 1), (0,)),
+        (OptimSettings, "lr", (1e-9, 1.0), (0.0, -1.0)),
+        (OptimSettings, "eps", (1e-30,), (0.0,)),
+        (OptimSettings, "weight_decay", (0.0, 0.5), (-0.1,)),
+        (OptimSettings, "clip_norm", (None, 0.5), (0.0,)),
+        (OptimSettings, "warmup_ratio", (0.0, 1.0), (-0.01, 1.01)),
+        (OptimSettings, "warmup_steps", (None, 0, 7), (-1,)),
+        (OptimSettings, "warmup_start", (0.0, 0.99), (-0.1, 1.0)),
+        (OptimSettings, "min_lr_ratio", (0.0, 1.0), (-0.1, 1.1)),
+        (OptimSettings, "gamma", (0.01, 1.0), (0.0, 1.1)),
+        (OptimSettings, "layer_decay", (None, 0.1, 1.0), (0.0, 1.1)),
+        (OptimSettings, "betas", ((0.0, 0.999),), ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9))),
+        (OptimSettings, "milestones", ((0.5, 1.0), ()), ((0.0, 0.5), (0.5, 1.1), (0.9, 0.5))),
+        (OptimSettings, "lr_scale", ({"a": 0.1},), ({"a": 0.0}, {"a": -1.0})),
+        (TrainSettings, "steps", (1,), (0, -1)),
+        (TrainSettings, "micro_batches", (1,), (0,)),
+        (TrainSettings, "save_every", (None, 1), (0,)),
+        (TrainSettings, "keep_last", (1,), (0,)),
+        (TrainSettings, "log_every", (1,), (0,)),
+        (TrainSettings, "num_workers", (0, 1), (-1,)),
+        (TrainSettings, "seed", (0, 1), (-1,)),
+        (TrainSettings, "device", ("auto", "cpu", "cuda", "cuda:12"), ("gpu", "cuda:", "cpu:0", "a cpu")),
+        (TrainSettings, "threads", (None, 1), (0,)),
+        (TrainSettings, "check_at", (None, 1), (0,)),
+        (TrainSettings, "shard_size", (None, 1), (0,)),
     ],
 )
 def test_settings_keep_to_their_range(kind: Any, field: str, right: tuple, wrong: tuple) -> None:
-    base = {"steps": 5} if kind is TrainConfig else {}
+    base = {"steps": 5} if kind is TrainSettings else {}
     for value in right:
         assert getattr(kind.model_validate(base | {field: value}), field) == value
     for value in wrong:
@@ -73,12 +73,12 @@ def test_settings_keep_to_their_range(kind: Any, field: str, right: tuple, wrong
 
 
 def test_settings_have_the_documented_defaults() -> None:
-    assert OptimConfig().model_dump() == {
+    assert OptimSettings().model_dump() == {
         "lr": 2e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "clip_norm": 1.0, "warmup_ratio": 0.2,
         "warmup_steps": None, "warmup_start": 0.0, "schedule": "cosine", "decay_from": "warmup", "min_lr_ratio": 0.0,
         "milestones": (8 / 12, 11 / 12), "gamma": 0.1, "lr_scale": {}, "layer_decay": None,
     }  # fmt: skip
-    assert TrainConfig(steps=3).model_dump() == {
+    assert TrainSettings(steps=3).model_dump() == {
         "steps": 3, "micro_batches": 1, "precision": "auto", "save_every": 500, "keep_last": 2, "log_every": 10,
         "num_workers": 2, "seed": 0, "device": "auto", "deterministic": False, "loss_weights": {}, "tensorboard": True,
         "threads": None, "must_train": (), "check_at": None, "parallel": "ddp", "shard_size": None, "async_save": False,
@@ -86,24 +86,24 @@ def test_settings_have_the_documented_defaults() -> None:
 
 
 def test_the_warmup_is_a_share_or_a_number_and_no_longer_than_the_run() -> None:
-    assert OptimConfig(warmup_ratio=0.25).warmup(10) == 2  # round half to even
-    assert OptimConfig(warmup_ratio=0.5, warmup_steps=3).warmup(10) == 3
-    assert OptimConfig(warmup_steps=30).warmup(10) == 10
-    assert OptimConfig(warmup_steps=0, warmup_ratio=0.5).warmup(10) == 0
+    assert OptimSettings(warmup_ratio=0.25).warmup(10) == 2  # round half to even
+    assert OptimSettings(warmup_ratio=0.5, warmup_steps=3).warmup(10) == 3
+    assert OptimSettings(warmup_steps=30).warmup(10) == 10
+    assert OptimSettings(warmup_steps=0, warmup_ratio=0.5).warmup(10) == 0
 
 
 # Schedule and groups.
 
 
 def test_the_schedule_at_its_corners() -> None:
-    assert lr_factor(9, 10, OptimConfig(warmup_steps=10)) == 1.0
-    assert lr_factor(10, 10, OptimConfig(warmup_steps=10)) == 1.0  # never asked for: no division by zero
-    assert lr_factor(12, 10, OptimConfig(warmup_steps=0, min_lr_ratio=0.25)) == 0.25
-    half = OptimConfig(warmup_steps=4, warmup_start=0.5)
+    assert lr_factor(9, 10, OptimSettings(warmup_steps=10)) == 1.0
+    assert lr_factor(10, 10, OptimSettings(warmup_steps=10)) == 1.0  # never asked for: no division by zero
+    assert lr_factor(12, 10, OptimSettings(warmup_steps=0, min_lr_ratio=0.25)) == 0.25
+    half = OptimSettings(warmup_steps=4, warmup_start=0.5)
     assert [lr_factor(step, 8, half) for step in range(4)] == [0.625, 0.75, 0.875, 1.0]
-    steps = OptimConfig(warmup_steps=0, schedule="step", milestones=(0.25, 0.5), gamma=0.5)
+    steps = OptimSettings(warmup_steps=0, schedule="step", milestones=(0.25, 0.5), gamma=0.5)
     assert [lr_factor(step, 8, steps) for step in range(8)] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
-    linear = OptimConfig(warmup_steps=2, schedule="linear")
+    linear = OptimSettings(warmup_steps=2, schedule="linear")
     assert [lr_factor(step, 6, linear) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
@@ -116,13 +116,13 @@ def test_rows_of_parts_add_up_groups_of_one_name() -> None:
         ParameterGroup("a", {"w": other.weight, "b": other.bias}, lr_scale=0.5),
         ParameterGroup("b", dict(frozen.named_parameters())),
     ]
-    found = describe_parts(groups, OptimConfig(lr=0.1, weight_decay=0.3, lr_scale={"a": 3.0}))
+    found = describe_parts(groups, OptimSettings(lr=0.1, weight_decay=0.3, lr_scale={"a": 3.0}))
     assert found == [Part("a", 14, 12, pytest.approx(0.6), 0.3), Part("b", 5, 0, 0.0, 0.0)]
 
 
 def test_rates_follow_factor_and_scale() -> None:
     objective = ToyObjective()
-    config = OptimConfig(lr=0.5, lr_scale={"head": 3.0})
+    config = OptimSettings(lr=0.5, lr_scale={"head": 3.0})
     optimizer, _ = build_optimizer(objective, objective.parameter_groups(), config)
     assert set_lr(optimizer, config, 0.1) == pytest.approx(0.05)
     assert {group["scale"]: group["lr"] for group in optimizer.param_groups} == pytest.approx(
@@ -161,7 +161,7 @@ def test_threads_and_determinism_are_given_back() -> None:
     threads, before = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
-        with pytest.raises(KeyError), numerics(TrainConfig(steps=1, threads=3, deterministic=True)):
+        with pytest.raises(KeyError), numerics(TrainSettings(steps=1, threads=3, deterministic=True)):
             assert torch.get_num_threads() == 3
             assert torch.are_deterministic_algorithms_enabled()
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -171,7 +171,7 @@ def test_threads_and_determinism_are_given_back() -> None:
         assert torch.get_num_threads() == threads and torch.backends.cudnn.benchmark
         assert not torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True, warn_only=True)
-        with numerics(TrainConfig(steps=1)):
+        with numerics(TrainSettings(steps=1)):
             assert torch.get_num_threads() == threads and torch.backends.cudnn.benchmark
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
@@ -386,7 +386,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_copied() -> None:
 def test_parts_without_a_scale_and_towers_without_layers() -> None:
     module = nn.Linear(2, 2)
     groups = [ParameterGroup("a", dict(module.named_parameters()))]
-    assert describe_parts(groups, OptimConfig(lr=0.1, lr_scale={}))[0].lr == pytest.approx(0.1)
+    assert describe_parts(groups, OptimSettings(lr=0.1, lr_scale={}))[0].lr == pytest.approx(0.1)
 
     class Flat(ToyObjective):
         def layer_distances(self) -> dict[str, int]:
@@ -394,7 +394,7 @@ def test_parts_without_a_scale_and_towers_without_layers() -> None:
 
     objective = Flat()
     with pytest.raises(ConfigError, match="ToyTower has no layers that could learn at falling rates"):
-        build_optimizer(objective, objective.parameter_groups(), OptimConfig(layer_decay=0.9))
+        build_optimizer(objective, objective.parameter_groups(), OptimSettings(layer_decay=0.9))
 
 
 def test_signals_outside_of_the_main_thread_are_left_alone() -> None:

@@ -19,7 +19,7 @@ from tests.unit.engine_runs import make_trainer
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.engine import checkpoint, shards
 from vitp.engine.checkpoint import RunState
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loading import StepLoader
 from vitp.engine.logging import RunLog
 from vitp.engine.loop import Trainer
@@ -86,7 +86,7 @@ def test_an_error_that_nobody_expected_comes_through_as_it_is(
 
     monkeypatch.setattr(checkpoint, "save", breaks)
     objective = ToyObjective()
-    optimizer, names = build_optimizer(objective, objective.parameter_groups(), OptimConfig())
+    optimizer, names = build_optimizer(objective, objective.parameter_groups(), OptimSettings())
     saver = Saver(tmp_path, 2, sharded=False, background=background)
     with pytest.raises(ZeroDivisionError, match="odd"):
         saver.save(RunState(1, "toy"), objective, optimizer, names)
@@ -96,7 +96,7 @@ def test_an_error_that_nobody_expected_comes_through_as_it_is(
 
 def test_parts_that_must_train_are_found_by_name() -> None:
     objective = ToyObjective()
-    parts = describe_parts(objective.parameter_groups(), OptimConfig())
+    parts = describe_parts(objective.parameter_groups(), OptimSettings())
     check_trainable(parts, ("head", "vision tower"))
     with pytest.raises(ConfigError, match=r'unknown part "zzzz".*the parts are vision tower, head'):
         check_trainable(parts, ("zzzz",))
@@ -105,11 +105,11 @@ def test_parts_that_must_train_are_found_by_name() -> None:
 
 
 def test_a_run_prints_to_the_terminal_where_nobody_says_otherwise(tmp_path: Path) -> None:
-    train = TrainConfig(steps=1, num_workers=0, tensorboard=False, device="cpu")
-    plain = Trainer(ToyObjective(), ToySource(), OptimConfig(), train, tmp_path)
+    train = TrainSettings(steps=1, num_workers=0, tensorboard=False, device="cpu")
+    plain = Trainer(ToyObjective(), ToySource(), OptimSettings(), train, tmp_path)
     assert isinstance(plain._console, Console)
     own = Console(quiet=True)
-    assert Trainer(ToyObjective(), ToySource(), OptimConfig(), train, tmp_path, console=own)._console is own
+    assert Trainer(ToyObjective(), ToySource(), OptimSettings(), train, tmp_path, console=own)._console is own
 
 
 def test_the_bar_is_shown_from_the_step_where_a_run_goes_on(

@@ -19,7 +19,7 @@ from vitp.core import distributed
 from vitp.core.errors import VitpError
 from vitp.engine import checkpoint
 from vitp.engine.checkpoint import changed_settings
-from vitp.engine.config import TrainConfig
+from vitp.engine.config import TrainSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.engine.sharding import is_wanted, repeated_blocks
@@ -125,7 +125,7 @@ def test_one_process_has_nothing_to_shard(tmp_path: Path) -> None:
     for parallel, recorder in zip(("ddp", "fsdp"), recorders, strict=True):
         make_trainer(tmp_path / parallel, hooks=(recorder,), parallel=parallel)[0].train()
     assert [m.loss for m in recorders[0].metrics] == [m.loss for m in recorders[1].metrics]
-    assert not is_wanted(TrainConfig(steps=1, parallel="hybrid"))
+    assert not is_wanted(TrainSettings(steps=1, parallel="hybrid"))
 
 
 def test_repeated_blocks_are_the_layers() -> None:

@@ -23,7 +23,7 @@ from vitp.core.errors import CheckpointError, ConfigError, DamagedError, VitpErr
 from vitp.core.tensors import like, unique_state
 from vitp.engine import checkpoint, sharding, shards
 from vitp.engine.checkpoint import RunState, Tensors
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.gradients import Gradients
 from vitp.engine.optim import build_optimizer
 from vitp.engine.recovery import load_newest
@@ -45,11 +45,11 @@ def group_of_one() -> Iterator[None]:
 
 
 def sharded(objective: ToyObjective) -> Any:
-    return sharding.shard(objective, TrainConfig(steps=1, parallel="fsdp"), CPU)
+    return sharding.shard(objective, TrainSettings(steps=1, parallel="fsdp"), CPU)
 
 
 def stepped(model: Any, steps: int = 2) -> tuple[torch.optim.Optimizer, list[list[str]]]:
-    optimizer, names = build_optimizer(model, model.parameter_groups(), OptimConfig(lr=1e-2))
+    optimizer, names = build_optimizer(model, model.parameter_groups(), OptimSettings(lr=1e-2))
     for step in range(steps):
         sum(model(ToySource()(step, 0, 0, 1)).values()).backward()
         optimizer.step()
@@ -58,7 +58,7 @@ def stepped(model: Any, steps: int = 2) -> tuple[torch.optim.Optimizer, list[lis
 
 
 def test_shards_are_wanted_by_several_processes_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    configs = {kind: TrainConfig(steps=1, parallel=kind) for kind in ("ddp", "fsdp", "hybrid")}
+    configs = {kind: TrainSettings(steps=1, parallel=kind) for kind in ("ddp", "fsdp", "hybrid")}
     assert not any(sharding.is_wanted(config) for config in configs.values())
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     assert [kind for kind, config in configs.items() if sharding.is_wanted(config)] == ["fsdp", "hybrid"]
@@ -70,14 +70,14 @@ def test_processes_stand_in_a_line_or_in_groups(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         sharding, "init_device_mesh", lambda *args, mesh_dim_names: asked.append((*args, mesh_dim_names))
     )
-    sharding.make_mesh(TrainConfig(steps=1, parallel="fsdp", shard_size=4), CPU)
-    sharding.make_mesh(TrainConfig(steps=1, parallel="hybrid", shard_size=4), CPU)
+    sharding.make_mesh(TrainSettings(steps=1, parallel="fsdp", shard_size=4), CPU)
+    sharding.make_mesh(TrainSettings(steps=1, parallel="hybrid", shard_size=4), CPU)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "6")
-    sharding.make_mesh(TrainConfig(steps=1, parallel="hybrid"), CPU)
+    sharding.make_mesh(TrainSettings(steps=1, parallel="hybrid"), CPU)
     names = ("replicate", "shard")
     assert asked == [("cpu", (12,), ("shard",)), ("cpu", (3, 4), names), ("cpu", (2, 6), names)]
     with pytest.raises(ConfigError, match="12 processes can't be cut into groups of 5"):
-        sharding.make_mesh(TrainConfig(steps=1, parallel="hybrid", shard_size=5), CPU)
+        sharding.make_mesh(TrainSettings(steps=1, parallel="hybrid", shard_size=5), CPU)
 
 
 def test_blocks_are_members_of_lists_of_one_class_that_learn() -> None:

@@ -19,13 +19,13 @@ from tests.engine_toys import ToyObjective, ToySource
 from tests.unit.engine_runs import Recorder, make_trainer, rows
 from vitp.core.errors import ConfigError
 from vitp.engine import checkpoint
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.engine.numerics import seed_step
 from vitp.engine.optim import build_optimizer, lr_factor
 
 
 def test_schedule_has_the_cosine_values() -> None:
-    config = OptimConfig(warmup_steps=4, min_lr_ratio=0.1)
+    config = OptimSettings(warmup_steps=4, min_lr_ratio=0.1)
     assert [lr_factor(step, 12, config) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert lr_factor(4, 12, config) == 1.0
     assert lr_factor(8, 12, config) == pytest.approx(0.1 + 0.9 * 0.5)
@@ -37,7 +37,7 @@ def test_schedule_has_the_cosine_values() -> None:
     stepped = config.model_copy(update={"schedule": "step"})
     assert [lr_factor(step, 12, stepped) for step in (7, 8, 10, 11)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
     with pytest.raises(ValueError, match="milestones must rise"):
-        OptimConfig(schedule="step", milestones=(0.9, 0.5))
+        OptimSettings(schedule="step", milestones=(0.9, 0.5))
 
 
 @given(
@@ -47,7 +47,7 @@ def test_schedule_has_the_cosine_values() -> None:
 def test_schedule_stays_on_its_range_and_falls_after_the_warmup(
     steps: int, warmup: float, floor: float, schedule: Any
 ) -> None:
-    config = OptimConfig(warmup_ratio=warmup, min_lr_ratio=floor, schedule=schedule)
+    config = OptimSettings(warmup_ratio=warmup, min_lr_ratio=floor, schedule=schedule)
     factors = [lr_factor(step, steps, config) for step in range(steps)]
     assert all(0 <= factor <= 1 + 1e-12 for factor in factors)
     peak = max(config.warmup(steps) - 1, 0)
@@ -91,7 +91,7 @@ def test_each_step_and_each_micro_batch_drops_other_units(tmp_path: Path) -> Non
 
 def test_optimizer_groups_carry_scale_and_decay() -> None:
     objective = ToyObjective()
-    config = OptimConfig(lr=1e-3, weight_decay=0.05, lr_scale={"head": 3.0}, layer_decay=0.5)
+    config = OptimSettings(lr=1e-3, weight_decay=0.05, lr_scale={"head": 3.0}, layer_decay=0.5)
     optimizer, names = build_optimizer(objective, objective.parameter_groups(), config)
     found = {
         name: (group["scale"], group["weight_decay"])

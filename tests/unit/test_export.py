@@ -31,20 +31,20 @@ from vitp.core.errors import CheckpointError, VitpError
 from vitp.core.files import write_json, write_text
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.record_set import ListRecords
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VisionLanguageModel
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
 
-def odd_vision(**changes) -> VisionConfig:
+def odd_vision(**changes) -> VisionSettings:
     values = {
         "arguments": {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8},
         "image_size": 40,
         "mean": MEAN,
         "std": STD,
     }
-    return VisionConfig(**(values | changes))
+    return VisionSettings(**(values | changes))
 
 
 def described(mixture: Mixture) -> dict:

@@ -25,8 +25,8 @@ from vitp.evaluation.feature_pictures import (
     patch_at,
 )
 from vitp.models.backbone import Backbone
-from vitp.models.timm_backbone import TimmConfig, timm_backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.timm_backbone import TimmSettings, timm_backbone
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.report.attention import attention_explorer
 from vitp.report.features_page import write_features_page, write_pictures
 
@@ -34,14 +34,14 @@ from vitp.report.features_page import write_features_page, write_pictures
 def tiny_tower(seed: int = 0, **changes: object) -> VisionTower:
     torch.manual_seed(seed)
     arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8} | changes
-    return VisionTower(VisionConfig(arguments=arguments, image_size=32)).eval()
+    return VisionTower(VisionSettings(arguments=arguments, image_size=32)).eval()
 
 
 def rotary_tower() -> Backbone:
     arguments = {"embed_dim": 48, "depth": 2, "num_heads": 2}
     torch.manual_seed(0)
     return timm_backbone(
-        TimmConfig(architecture="vit_small_patch16_dinov3", arguments=arguments, image_size=64)
+        TimmSettings(architecture="vit_small_patch16_dinov3", arguments=arguments, image_size=64)
     ).eval()
 
 
@@ -114,7 +114,7 @@ def test_layers_are_numbers_or_shares_of_the_depth() -> None:
 def test_rows_hold_an_image_and_every_backbone() -> None:
     backbones = {
         "vit": tiny_tower(),
-        "resnet": timm_backbone(TimmConfig(architecture="resnet10t", image_size=64)).eval(),
+        "resnet": timm_backbone(TimmSettings(architecture="resnet10t", image_size=64)).eval(),
     }
     rows = compare_features(backbones, [picture(), picture(1)], side=32)
     assert [row.size for row in rows] == [(3 * 32 + 2 * 6, 32 + 18)] * 2
@@ -153,7 +153,7 @@ def test_the_page_shows_backbones_of_all_kinds(tmp_path: Path) -> None:
     backbones: dict[str, Backbone] = {
         "plain": tiny_tower(),
         "rotary": rotary_tower(),
-        "convolutions": timm_backbone(TimmConfig(architecture="resnet10t", image_size=64)).eval(),
+        "convolutions": timm_backbone(TimmSettings(architecture="resnet10t", image_size=64)).eval(),
     }
     images = {"first": picture(), "second": picture(1)}
     page = write_features_page(backbones, images, tmp_path / "page.html").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from vitp.models.flops import (
     vision_flops,
     vision_shape,
 )
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.vitp import vlm_forward_flops, vlm_step_flops
 
@@ -37,7 +37,7 @@ def counted(run) -> float:
 
 def tower(architecture: str = "vit_tiny_patch16_224", **changes) -> VisionTower:
     arguments = {"embed_dim": 48, "depth": 3, "num_heads": 4, "patch_size": 8} | changes
-    return VisionTower(VisionConfig(architecture=architecture, arguments=arguments, image_size=32)).eval()
+    return VisionTower(VisionSettings(architecture=architecture, arguments=arguments, image_size=32)).eval()
 
 
 def packed(*records, tiles: int = 1) -> PackedBatch:

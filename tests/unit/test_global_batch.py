@@ -16,7 +16,7 @@ from vitp.runs.pretrain import PretrainConfig
 from vitp.tasks.build import TASK_MODELS
 
 LINE = (
-    "error: data.global_batch: a step of 6 samples can't be cut into 4 equal micro-batches; choose a multiple of 4, "
+    "error: data.global_batch: a step of 6 samples can't be cut into 4 equal parts (4 micro-batches × 1 ranks); choose a multiple of 4, "
     "or another train.micro_batches"
 )
 CUT = ("-s", "data.global_batch=6", "-s", "train.micro_batches=4")
@@ -54,6 +54,6 @@ def test_equal_parts_are_taken(batch: int, micro: int, ranks: int) -> None:
 
 def test_ranks_are_named() -> None:
     with pytest.raises(
-        ConfigError, match="a step of 8 samples can't be cut into 2 equal micro-batches on 3 ranks"
+        ConfigError, match=r"a step of 8 samples can't be cut into 6 equal parts \(2 micro-batches × 3 ranks"
     ):
         check_global_batch(8, 2, 3)

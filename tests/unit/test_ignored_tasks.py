@@ -27,7 +27,7 @@ from vitp.models.heads.oriented_rpn import OrientedProposalNetwork, OrientedProp
 from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
 from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings, near
 from vitp.models.rotated.boxes import boxes_of_hulls
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.tasks.base import TaskBatch
 from vitp.tasks.build import build_model
@@ -206,7 +206,7 @@ def test_small_anchors_in_a_large_crowd_are_not_learned() -> None:
 
 def test_an_ignored_place_changes_the_loss_only_where_it_hides_background() -> None:
     """A detector that takes all of an image as background learns nothing from an image that is hidden as a whole."""
-    vision = VisionConfig.model_validate(
+    vision = VisionSettings.model_validate(
         {"arguments": {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 64}
     )
     model = build_model("detection", VisionTower(vision), CLASSES, head={"width": 16}, seed=0)
@@ -250,7 +250,7 @@ def test_presence_is_unknown_beside_ignored_places_and_of_crowds(tmp_path: Path)
 
 
 def test_unknown_classes_have_no_loss_and_no_score() -> None:
-    vision = VisionConfig.model_validate(
+    vision = VisionSettings.model_validate(
         {"arguments": {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 32}
     )
     model = build_model("classification", VisionTower(vision), CLASSES, head={"multi_label": True}).eval()

@@ -19,12 +19,14 @@ from vitp.checkpoints.verify import verify_export
 from vitp.checkpoints.writing import save_vlm
 from vitp.core.config import load_config, make_config, save_config
 from vitp.core.errors import ConfigError, DataError
+from vitp.engine.hooks import Hook
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives import SETTINGS
 from vitp.objectives.image_base import initial_tower
 from vitp.objectives.settings import ModelSettings
 from vitp.objectives.text_tower import LanguageTextTower
 from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, flops_per_image
+from vitp.records.labels import LabelledSet
 from vitp.runs.pretrain import PretrainConfig, build, run_pretraining
 
 QUIET = Console(quiet=True)
@@ -79,6 +81,19 @@ def test_a_run_leaves_a_backbone(objective: str, folder: Path, tmp_path: Path) -
     assert provenance["configuration"]["objective"]["name"] == objective
     assert provenance["mixture"]["sets"] == [{"name": "toy", "records": 12, "rate": 1.0, "licence": "CC0"}]
     assert load_config(PretrainConfig, run / "config.yaml") == settings
+
+
+def test_a_run_probes_while_it_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def probes(labelled: LabelledSet, every: int, *, max_images: int) -> Hook:
+        seen.append((labelled.name, len(labelled), every, max_images))
+        return Hook()
+
+    monkeypatch.setattr("vitp.runs.pretrain.OnlineProbes", probes)
+    settings = config(folder, "mae", probe={"data": str(folder), "every": 1, "images": 10})
+    run_pretraining(settings, tmp_path / "run", console=QUIET)
+    assert seen == [("toy", 14, 1, 10)]
 
 
 def test_a_run_is_the_same_twice_and_resumes_to_the_bit(folder: Path, tmp_path: Path) -> None:

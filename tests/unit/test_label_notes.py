@@ -116,8 +116,8 @@ def test_finetuning_prints_what_is_missing_and_refuses_nothing_to_learn(tmp_path
             "task": "detection",
             "backbone": {"init": "random", "vision": vision},
             "head": {"width": 16},
-            "data": {"root": str(root), "format": "vitp"},
-            "train": {"steps": 1, "batch_size": 2, "val_every": 0, "threads": 1},
+            "data": {"root": str(root), "format": "vitp", "global_batch": 2},
+            "train": {"steps": 1, "val_every": 0, "threads": 1},
         }
         with (tmp_path / f"{name}.txt").open("w") as file:
             console = Console(file=file, width=200)

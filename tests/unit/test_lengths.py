@@ -14,7 +14,7 @@ from vitp.data.batches import SampledBatches
 from vitp.data.lengths import RecordCost, RecordLength, balanced, length_index
 from vitp.data.mixture import Mixture, MixtureEntry, Sample
 from vitp.data.record_set import ListRecords
-from vitp.objectives.packed_records import PackedRecords, SequenceConfig
+from vitp.objectives.packed_records import PackedRecords, SequenceSettings
 from vitp.records.instructions import InstructionRecord, Turn
 
 costs = st.lists(st.floats(0, 1e6), min_size=1, max_size=40)
@@ -107,7 +107,7 @@ def test_a_step_has_the_same_samples_on_any_number_of_ranks(world: int) -> None:
         def __call__(self, samples, step=0):  # type: ignore[no-untyped-def, override]
             return [sample.position for sample in samples]
 
-    source = SampledBatches(mixture, Positions(tiny_chat(), 32, SequenceConfig()), 8, 4 // world)
+    source = SampledBatches(mixture, Positions(tiny_chat(), 32, SequenceSettings()), 8, 4 // world)
     for step in range(3):
         parts = [source(step, m, rank, world) for m in range(4 // world) for rank in range(world)]
         seen += [key for part in parts for key in part]  # type: ignore[attr-defined]

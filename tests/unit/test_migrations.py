@@ -20,7 +20,7 @@ from vitp.core.errors import ConfigError
 from vitp.objectives import SETTINGS
 from vitp.runs import migrations
 from vitp.runs.finetune import FinetuneConfig
-from vitp.runs.folder import changed_settings
+from vitp.runs.folder import settings_that_differ
 from vitp.runs.pretrain import PretrainConfig
 from vitp.tasks.build import TASK_MODELS
 
@@ -80,7 +80,7 @@ def test_old_configurations_mean_what_they_meant(file: str, tmp_path: Path) -> N
     assert migrations._note.cache_info().currsize == 0
     # The run goes on with it.
     (tmp_path / "config.yaml").write_bytes((OLD / file).read_bytes())
-    assert changed_settings(tmp_path, settings) == []
+    assert settings_that_differ(tmp_path, settings) == []
 
 
 def test_there_is_an_old_configuration_of_everything() -> None:

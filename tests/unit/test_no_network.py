@@ -26,9 +26,9 @@ from vitp.data.shards import expand_shards
 from vitp.data.sources import open_records
 from vitp.io.images import load_image
 from vitp.models.arguments import check_language_arguments, check_timm_arguments
-from vitp.models.language import LanguageConfig, build_language_model
+from vitp.models.language import LanguageSettings, build_language_model
 from vitp.models.timm_backbone import timm_backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 
 
 @dataclass
@@ -253,15 +253,15 @@ def test_arguments_of_timm_are_on_a_list(arguments: dict[str, Any], said: str) -
     with pytest.raises(ConfigError, match=said):
         check_timm_arguments(arguments, where="x")
     with pytest.raises(ConfigError, match=said):
-        VisionTower(VisionConfig(arguments=arguments))
+        VisionTower(VisionSettings(arguments=arguments))
     with pytest.raises(ConfigError, match=said):
         timm_backbone(make_config_of(arguments))
 
 
 def make_config_of(arguments: dict[str, Any]) -> Any:
-    from vitp.models.timm_backbone import TimmConfig
+    from vitp.models.timm_backbone import TimmSettings
 
-    return make_config(TimmConfig, {"architecture": "resnet18", "arguments": arguments})
+    return make_config(TimmSettings, {"architecture": "resnet18", "arguments": arguments})
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def make_config_of(arguments: dict[str, Any]) -> Any:
 )
 def test_arguments_of_language_models_are_on_a_list(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        build_language_model(LanguageConfig(arguments={"hidden_size": 32, **arguments}), vocabulary=300)
+        build_language_model(LanguageSettings(arguments={"hidden_size": 32, **arguments}), vocabulary=300)
 
 
 def test_sizes_of_other_language_models_are_taken() -> None:

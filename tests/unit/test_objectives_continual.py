@@ -15,7 +15,7 @@ from tests.objective_toys import CASES, labelled_folder, masked, tiny_tower
 from vitp.checkpoints.loading import load_vlm
 from vitp.core.errors import ConfigError
 from vitp.data.packing import PackedBatch, pack
-from vitp.models.lora import VisionLoRAConfig, add_lora, plain_layers
+from vitp.models.lora import VisionLoRASettings, add_lora, plain_layers
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.preserving import FeaturePreserving
 from vitp.objectives.prior_weights import PriorWeights, TextOnlyObjective, TextReference, text_only_states
@@ -47,7 +47,7 @@ def vlm(seed: int = 0) -> VisionLanguageModel:
 def adapted(**changes: object) -> tuple:
     pytest.importorskip("peft")
     plain, tower = tiny_tower(), tiny_tower()
-    add_lora(tower, VisionLoRAConfig(rank=2, **changes))  # type: ignore[arg-type]
+    add_lora(tower, VisionLoRASettings(rank=2, **changes))  # type: ignore[arg-type]
     return plain.eval(), tower.eval()
 
 
@@ -99,13 +99,13 @@ def test_merged_updates_compute_the_same_under_plain_names() -> None:
 def test_wrong_updates_are_refused(changes: dict, message: str) -> None:
     pytest.importorskip("peft")
     with pytest.raises(ConfigError, match=message):
-        add_lora(tiny_tower(), VisionLoRAConfig(**changes))
+        add_lora(tiny_tower(), VisionLoRASettings(**changes))
 
 
 def test_a_vlm_with_an_adapted_vit_is_saved_as_a_plain_one(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     model = vlm()
-    add_lora(model.vision, VisionLoRAConfig(rank=2))
+    add_lora(model.vision, VisionLoRASettings(rank=2))
     with torch.no_grad():
         model.vision.model.blocks[0].attn.qkv.lora_B["default"].weight.normal_(std=0.3)
     ViTPObjective(model, CHAT).save_pretrained(tmp_path / "model")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from tests.objective_toys import OBJECTS, SCENES, SIZE, labelled_folder, supervised, tiny_tower
 from vitp.core.errors import ConfigError
-from vitp.data.augment import ViewConfig
+from vitp.data.augment import ViewSettings
 from vitp.data.mixture import Sample
 from vitp.objectives.dense import RenamedMask, merged_set
 from vitp.objectives.image_rows import ImageRows, image_mixture, read_image_rows
@@ -89,7 +89,7 @@ def test_classes_that_a_set_does_not_label_are_unknown_in_it(tmp_path: Path) -> 
     item = read_image_rows(folder).labelled.items[0]
     inside = replace(item, objects=(ObjectLabel("ship", (20, 16, 28, 24)),))
     names = ClassNames(SCENES, ("ship", "plane", "car"))
-    collate = LabelledViews(SIZE, ViewConfig.neutral(), names, (("ship", "plane"),))
+    collate = LabelledViews(SIZE, ViewSettings.neutral(), names, (("ship", "plane"),))
     made = collate([Sample(inside, None, False, 0, 0)], 0)
     assert made.presence_BK.tolist() == [[1, 0, -1]]
     assert made.scene_B.tolist() == [0]
@@ -100,7 +100,7 @@ def test_classes_that_a_set_does_not_label_are_unknown_in_it(tmp_path: Path) -> 
 def test_objects_outside_of_the_crop_are_not_there(tmp_path: Path) -> None:
     item = read_image_rows(labelled_folder(tmp_path / "toy")).labelled.items[0]
     off_centre = replace(item, objects=(ObjectLabel("ship", (11, 9, 13, 11)),))
-    collate = LabelledViews(SIZE, ViewConfig.geometric((0.2, 0.2)), ClassNames((), OBJECTS), (OBJECTS,))
+    collate = LabelledViews(SIZE, ViewSettings.geometric((0.2, 0.2)), ClassNames((), OBJECTS), (OBJECTS,))
     seen = [
         collate([Sample(off_centre, None, False, 0, position)], 0).presence_BK[0, 0].item()
         for position in range(30)

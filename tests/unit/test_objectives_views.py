@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.objective_toys import SIZE, labelled_folder, source_of
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.augment import ViewConfig, jittered, make_view
+from vitp.data.augment import ViewSettings, jittered, make_view
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.readers.records import JsonlRecords
 from vitp.objectives.image_rows import image_mixture, read_image_rows
@@ -26,7 +26,7 @@ def picture(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
 
 def test_the_neutral_view_is_the_resized_image() -> None:
     image = picture()
-    view, window = make_view(image, SIZE, ViewConfig.neutral(), np.random.default_rng(0))
+    view, window = make_view(image, SIZE, ViewSettings.neutral(), np.random.default_rng(0))
     assert window == (0, 0, 48, 40)
     assert np.array_equal(view, np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
 
@@ -41,7 +41,7 @@ def test_the_neutral_view_is_the_resized_image() -> None:
 def test_a_crop_lies_in_the_image_and_has_its_share(
     seed: int, crop: tuple[float, float], width: int, height: int
 ) -> None:
-    config = ViewConfig.geometric(crop)
+    config = ViewSettings.geometric(crop)
     view, (x1, y1, x2, y2) = make_view(picture(width, height), 16, config, np.random.default_rng(seed))
     assert view.shape == (16, 16, 3) and view.dtype == np.uint8
     assert 0 <= x1 < x2 <= width + 1e-6 and 0 <= y1 < y2 <= height + 1e-6
@@ -53,7 +53,7 @@ def test_a_crop_lies_in_the_image_and_has_its_share(
 
 
 def test_switching_one_change_off_leaves_the_others() -> None:
-    both = ViewConfig(crop=(0.5, 1), colour=0, hue=0, grey=0, blur=0.5)
+    both = ViewSettings(crop=(0.5, 1), colour=0, hue=0, grey=0, blur=0.5)
     sharp = both.model_copy(update={"blur": 0.0})
     image, equal = picture(160, 140), 0
     for seed in range(20):
@@ -66,7 +66,7 @@ def test_switching_one_change_off_leaves_the_others() -> None:
 
 def test_turns_and_mirrors_only_move_pixels() -> None:
     image = picture(SIZE, SIZE)
-    config = ViewConfig.geometric((1.0, 1.0))
+    config = ViewSettings.geometric((1.0, 1.0))
     expected = np.sort(np.asarray(image).reshape(-1, 3), axis=0)
     seen = set()
     for seed in range(40):
@@ -90,14 +90,14 @@ def test_colours_change_by_formula() -> None:
 
 
 def test_grey_views_have_no_colour() -> None:
-    config = ViewConfig.neutral().model_copy(update={"grey": 1.0})
+    config = ViewSettings.neutral().model_copy(update={"grey": 1.0})
     view, _ = make_view(picture(), SIZE, config, np.random.default_rng(0))
     assert np.array_equal(view[..., 0], view[..., 1]) and np.array_equal(view[..., 0], view[..., 2])
 
 
 def test_crops_must_rise() -> None:
     with pytest.raises(ValueError, match="must rise"):
-        ViewConfig(crop=(0.8, 0.2))
+        ViewSettings(crop=(0.8, 0.2))
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +123,12 @@ def test_an_epoch_has_every_training_image_once_and_no_other(folder: Path) -> No
 
 
 def test_the_fingerprint_follows_what_decides_the_batches(folder: Path) -> None:
-    collate = TwoViews(SIZE, ViewConfig())
+    collate = TwoViews(SIZE, ViewSettings())
     source = source_of(folder, collate)
-    assert source.fingerprint() == source_of(folder, TwoViews(SIZE, ViewConfig())).fingerprint()
+    assert source.fingerprint() == source_of(folder, TwoViews(SIZE, ViewSettings())).fingerprint()
     others = [
-        source_of(folder, TwoViews(SIZE + 8, ViewConfig())),
-        source_of(folder, TwoViews(SIZE, ViewConfig(blur=0.1))),
+        source_of(folder, TwoViews(SIZE + 8, ViewSettings())),
+        source_of(folder, TwoViews(SIZE, ViewSettings(blur=0.1))),
         source_of(folder, collate, batch=8),
     ]
     assert all(other.fingerprint() != source.fingerprint() for other in others)
@@ -137,7 +137,7 @@ def test_the_fingerprint_follows_what_decides_the_batches(folder: Path) -> None:
 
 
 def test_unequal_parts_are_refused(folder: Path) -> None:
-    source = source_of(folder, TwoViews(SIZE, ViewConfig()), batch=4)
+    source = source_of(folder, TwoViews(SIZE, ViewSettings()), batch=4)
     with pytest.raises(ConfigError, match="choose a multiple of 3"):
         source(0, 0, 0, 3)
 

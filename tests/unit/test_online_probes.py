@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook
 from vitp.engine.loop import Trainer
 from vitp.evaluation.online import OnlineProbes, preserve_rng
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.objectives.dense import DenseObjective, dense_batches
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
@@ -26,7 +26,7 @@ QUIET = Console(quiet=True)
 def tiny_tower(drop_path: float = 0.0) -> VisionTower:
     torch.manual_seed(0)
     arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
-    return VisionTower(VisionConfig(arguments=arguments, image_size=32), drop_path=drop_path)
+    return VisionTower(VisionSettings(arguments=arguments, image_size=32), drop_path=drop_path)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def train(
     trainer = Trainer(
         objective,
         dense_batches(source_set.split("train"), 8, 0, size=32),
-        OptimConfig(lr=1e-3),
-        TrainConfig(
+        OptimSettings(lr=1e-3),
+        TrainSettings(
             steps=steps, save_every=2, num_workers=0, device="cpu", tensorboard=False, deterministic=True
         ),
         run_dir,

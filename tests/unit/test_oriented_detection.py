@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from vitp.core.errors import ConfigError
 from vitp.data.augment import AugmentSettings
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.engine.optim import check_groups
 from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
 from vitp.metrics.results import Target
@@ -21,7 +21,7 @@ from vitp.models.heads import oriented_targets
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors, match_proposals
 from vitp.models.pyramid import build_pyramid
 from vitp.models.rotated.boxes import boxes_of_quads, hulls_of, quads_of
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.scenes import scene_set
 from vitp.tasks.base import TaskBatch, pad_images
 from vitp.tasks.data import LabelReader, task_batches
@@ -50,7 +50,7 @@ def micro_settings(samples: int = 96) -> OrientedRCNNSettings:
 def micro_model(classes: tuple[str, ...] = ("plane", "ship"), samples: int = 96, width: int = 32):
     torch.manual_seed(0)
     arguments = {"embed_dim": width, "depth": 2, "num_heads": 2, "patch_size": 8}
-    tower = VisionTower(VisionConfig(image_size=96, arguments=arguments))
+    tower = VisionTower(VisionSettings(image_size=96, arguments=arguments))
     return OrientedRCNN(build_pyramid(tower, "simple", channels=32), classes, micro_settings(samples))
 
 
@@ -155,7 +155,7 @@ def test_every_parameter_learns(targets):
     assert missing == []
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
     groups = model.parameter_groups()
-    check_groups(model, groups, OptimConfig(lr=1e-3))
+    check_groups(model, groups, OptimSettings(lr=1e-3))
     assert [group.name for group in groups] == ["vision tower", "neck", "head"]
 
 

@@ -17,15 +17,15 @@ from vitp.data.record_set import ListRecords
 from vitp.models.flops import vision_flops
 from vitp.models.language import micro_qwen2
 from vitp.models.token_runs import token_runs
-from vitp.models.vision import VisionConfig, VisionTower
-from vitp.models.vlm import VisionLanguageModel, VLMConfig
-from vitp.models.vrl import VRLConfig
+from vitp.models.vision import VisionSettings, VisionTower
+from vitp.models.vlm import VisionLanguageModel, VLMSettings
+from vitp.models.vrl import VRLSettings
 from vitp.objectives.settings import ModelSettings
 from vitp.objectives.vitp import ViTPObjective, vlm_forward_flops
 from vitp.planning.devices import DEVICES, machine_of
 from vitp.planning.finetune import plan_finetune
-from vitp.planning.memory import Workload, model_shape, shape_of, step_memory
-from vitp.planning.model import INTERNVL_1B, INTERNVL_VOCABULARY, planned_model
+from vitp.planning.memory import BatchLoad, step_memory
+from vitp.planning.model import INTERNVL_1B, INTERNVL_VOCABULARY, model_shape, planned_model, vlm_shape
 from vitp.planning.plan import RunShape, micro_batch, plan_pretraining, run_shape
 from vitp.planning.samples import (
     AssumedSet,
@@ -37,7 +37,7 @@ from vitp.planning.samples import (
 )
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING
 from vitp.recipes.paper.dry_run import small_finetune
-from vitp.recipes.paper.tables import PRETRAINING as FACTS
+from vitp.recipes.paper.tables import PRETRAINING_FACTS as FACTS
 from vitp.recipes.paper.tables import REMOTE_SENSING
 from vitp.recipes.paper.typical_sizes import TYPICAL
 from vitp.tasks.base import TaskModel
@@ -56,7 +56,7 @@ def test_the_papers_model_has_its_published_size(internvl) -> None:
     assert internvl.total_parameters == pytest.approx(938e6, rel=0.005)
     assert internvl.image_tokens == 256 and internvl.tile == 448 and internvl.layer_scale
     sample = [SampleSize(tiles=1, text=0, supervised=0)]
-    run = RunShape(1, 1, 1, True, VRLConfig(ratio=0.0), False)
+    run = RunShape(1, 1, 1, True, VRLSettings(ratio=0.0), False)
     flops = micro_batch(internvl, run, sample, np.random.default_rng(0)).flops
     assert flops["vision"] / 1e12 == pytest.approx(0.73, abs=0.01)
 
@@ -139,7 +139,7 @@ def test_other_machines_are_refused(text: str, message: str) -> None:
 @settings(max_examples=40, deadline=None)
 def test_a_micro_batch_loses_no_token(tiles, text, ratio, packs) -> None:
     model = model_shape(_tiny(), 320)
-    run = RunShape(1, len(tiles), 1, packs, VRLConfig(ratio=ratio), False)
+    run = RunShape(1, len(tiles), 1, packs, VRLSettings(ratio=ratio), False)
     batch = micro_batch(model, run, [SampleSize(n, text, 5) for n in tiles], np.random.default_rng(0))
     assert batch.work.tiles == sum(tiles) and batch.work.supervised == 5 * len(tiles)
     assert sum(batch.lengths) == batch.work.tokens <= batch.slots
@@ -148,9 +148,9 @@ def test_a_micro_batch_loses_no_token(tiles, text, ratio, packs) -> None:
     assert list(batch.lengths) == kept
 
 
-def _tiny() -> VLMConfig:
-    return VLMConfig(
-        vision=VisionConfig(
+def _tiny() -> VLMSettings:
+    return VLMSettings(
+        vision=VisionSettings(
             arguments={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, image_size=32
         ),
         language=micro_qwen2(width=32, layers=2, heads=4, kv_heads=2, mlp=64),
@@ -163,8 +163,8 @@ def _tiny() -> VLMConfig:
 
 MODELS = {
     "micro": (
-        VLMConfig(
-            vision=VisionConfig(
+        VLMSettings(
+            vision=VisionSettings(
                 arguments={"embed_dim": 96, "depth": 4, "num_heads": 3, "patch_size": 8}, image_size=64
             ),
             language=micro_qwen2(width=96, layers=3, heads=6, kv_heads=2, mlp=256),
@@ -174,8 +174,8 @@ MODELS = {
         8,
     ),
     "small": (
-        VLMConfig(
-            vision=VisionConfig(
+        VLMSettings(
+            vision=VisionSettings(
                 architecture="vit_intern300m_patch14_448",
                 arguments={"embed_dim": 192, "depth": 6, "num_heads": 3},
                 image_size=112,
@@ -236,8 +236,8 @@ def test_memory_is_what_torch_reports(name: str, checkpointing: bool) -> None:
     chat, batch = real_batch(vlm, records)
     runs = token_runs(batch.segments_BL.numpy(), batch.branches_BL.numpy())
     keys = int((runs.prefix_length_R + runs.length_R).sum())
-    work = Workload(len(batch.tiles_TCHW), len(batch.keep_K), batch.tokens, keys, len(batch.target_ids_S))
-    predicted = step_memory(shape_of(vlm), work, bf16=False, checkpointing=checkpointing, accumulates=False)
+    work = BatchLoad(len(batch.tiles_TCHW), len(batch.keep_K), batch.tokens, keys, len(batch.target_ids_S))
+    predicted = step_memory(vlm_shape(vlm), work, bf16=False, checkpointing=checkpointing, accumulates=False)
     weights = sum(p.numel() * 4 for p in vlm.parameters())
     assert predicted.weights == weights and predicted.optimizer == 2 * weights
     measured = peak_of_a_step(ViTPObjective(vlm, chat), batch)
@@ -254,9 +254,9 @@ def test_flops_are_those_of_the_model(name: str) -> None:
     counted = vlm_forward_flops(vlm, batch)
     image = 2 * vlm.tokens_per_tile
     text = batch.tokens // records - image // 2
-    run = RunShape(1, records, 1, True, VRLConfig(ratio=0.5), False)
+    run = RunShape(1, records, 1, True, VRLSettings(ratio=0.5), False)
     planned = micro_batch(
-        shape_of(vlm),
+        vlm_shape(vlm),
         run,
         [SampleSize(2, text, len(batch.target_ids_S) // records)] * records,
         np.random.default_rng(0),

@@ -20,7 +20,7 @@ from vitp.checkpoints.writing import save_vlm
 from vitp.core.errors import ConfigError
 from vitp.models.positions import resample_positions, use_bicubic_positions
 from vitp.models.resample import resized_tower
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.tasks.build import BackboneSettings, build_model, describe_backbone, empty_backbone, open_backbone
 
 
@@ -88,7 +88,7 @@ def test_a_table_of_the_wanted_grid_is_left_alone_and_keeps_its_type():
     "arguments", [{}, {"reg_tokens": 3}, {"reg_tokens": 2, "no_embed_class": True}, {"class_token": False}]
 )
 def test_a_tower_resamples_alike_when_it_is_made_and_when_it_runs(arguments):
-    config = VisionConfig(arguments=SMALL | arguments, image_size=64)
+    config = VisionSettings(arguments=SMALL | arguments, image_size=64)
     torch.manual_seed(0)
     ours = awake(VisionTower(config)).eval()
     published = resized_tower(ours, positions="bicubic")
@@ -112,14 +112,14 @@ def test_a_tower_resamples_alike_when_it_is_made_and_when_it_runs(arguments):
 
 
 def test_positions_of_another_kind_are_refused():
-    tower = VisionTower(VisionConfig(arguments=SMALL | {"pos_embed": "none"}, image_size=64))
+    tower = VisionTower(VisionSettings(arguments=SMALL | {"pos_embed": "none"}, image_size=64))
     with pytest.raises(ConfigError, match="positions of its own kind"):
         use_bicubic_positions(tower.model)
 
 
 def test_configurations_without_the_key_resample_as_before():
     old = {"architecture": "vit_tiny_patch16_224", "arguments": SMALL, "image_size": 64}
-    assert VisionConfig.model_validate(old).positions == "antialiased"
+    assert VisionSettings.model_validate(old).positions == "antialiased"
     assert load_backbone("starter").config.positions == "antialiased"
     described = describe_backbone(tower_of())
     del described["config"]["positions"]

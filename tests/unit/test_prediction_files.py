@@ -15,7 +15,7 @@ from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.targets import check_output_file
 from vitp.inference import prediction_files
 from vitp.inference.prediction_files import PREDICTIONS_FILE, Unusable, is_predictions, predict_files
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
 
@@ -24,7 +24,7 @@ VISION = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size
 
 def model_of(task: str) -> TaskModel:
     torch.manual_seed(0)
-    backbone = VisionTower(VisionConfig.model_validate(VISION))
+    backbone = VisionTower(VisionSettings.model_validate(VISION))
     neck = NeckSettings(options={"channels": 8}) if task != "classification" else NeckSettings()
     head = {"width": 8} if task != "classification" else {}
     classes = ("unchanged", "changed") if task == "change" else ("sea", "land")

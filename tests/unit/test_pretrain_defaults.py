@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 
 import vitp
-from vitp.cli.training import PUBLISHED_STEPS, _pretrain_settings
 from vitp.core.errors import ConfigError
-from vitp.recipes.paradigms import PARADIGMS, STARTER_STEPS
+from vitp.recipes.paradigms import PARADIGMS, PUBLISHED_STEPS, STARTER_STEPS, pretrain_settings
 from vitp.runs.pretrain import PretrainConfig
 
 DATA = 'data.mixture=["here"]'
 
 
 def test_the_starter_is_continued_at_its_own_rates() -> None:
-    found = _pretrain_settings(None, None, [DATA])
+    found = pretrain_settings(None, None, [DATA])
     assert isinstance(found, PretrainConfig)
     own = PARADIGMS["vitp"]
     assert (found.data.global_batch, found.optim.lr, found.train.steps) == (own.batch, own.lr, STARTER_STEPS)
@@ -28,7 +27,7 @@ def test_the_starter_is_continued_at_its_own_rates() -> None:
 
 
 def test_what_is_said_counts() -> None:
-    found = _pretrain_settings(None, None, [DATA, "train.steps=50", "optim.lr=0.1", "vrl.ratio=0.5"])
+    found = pretrain_settings(None, None, [DATA, "train.steps=50", "optim.lr=0.1", "vrl.ratio=0.5"])
     assert isinstance(found, PretrainConfig)
     assert (found.train.steps, found.objective.align.steps, found.optim.lr, found.objective.vrl.ratio) == (
         50,
@@ -40,21 +39,21 @@ def test_what_is_said_counts() -> None:
 
 @pytest.mark.parametrize("name", ["mae", "clip", "simclr", "dino", "supervised", "dense", "siglip"])
 def test_other_objectives_take_theirs(name: str) -> None:
-    found = _pretrain_settings(None, name, [DATA])
+    found = pretrain_settings(None, name, [DATA])
     own = PARADIGMS[name]
     assert (found.data.global_batch, found.optim.lr, found.train.steps) == (own.batch, own.lr, STARTER_STEPS)
 
 
 def test_other_models_take_the_papers() -> None:
-    found = _pretrain_settings(None, None, [DATA, "model.init=models/mine"])
+    found = pretrain_settings(None, None, [DATA, "model.init=models/mine"])
     assert found == PretrainConfig.model_validate(
         {"model": {"init": "models/mine"}, "data": {"mixture": ["here"]}, "train": {"steps": PUBLISHED_STEPS}}
     )
 
 
 def test_python_has_the_settings_of_the_command() -> None:
-    assert vitp.starter_config(["here"]) == _pretrain_settings(None, None, [DATA])
+    assert vitp.starter_config(["here"]) == pretrain_settings(None, None, [DATA])
     found = vitp.starter_config(["here"], objective="mae", steps=30, overrides=["optim.lr=0.1"])
-    assert found == _pretrain_settings(None, "mae", [DATA, "train.steps=30", "optim.lr=0.1"])
+    assert found == pretrain_settings(None, "mae", [DATA, "train.steps=30", "optim.lr=0.1"])
     with pytest.raises(ConfigError, match='did you mean "mae"'):
         vitp.starter_config(["here"], objective="mea")

@@ -19,7 +19,7 @@ from vitp.evaluation.linear import fit_logistic, fit_selected, knn_predict
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import probe_features, run_probes
 from vitp.models.backbone import frozen
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
@@ -28,7 +28,7 @@ COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
 def tiny_tower() -> VisionTower:
     torch.manual_seed(0)
     arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
-    return VisionTower(VisionConfig(arguments=arguments, image_size=32))
+    return VisionTower(VisionSettings(arguments=arguments, image_size=32))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from vitp.objectives.vitp import open_mixture
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING, recipe_of
 from vitp.recipes.paper.pretraining import mixture_table
 from vitp.recipes.paper.tables import MEDICAL, REMOTE_SENSING, PretrainingSet
-from vitp.recipes.paper.tables import PRETRAINING as FACTS
+from vitp.recipes.paper.tables import PRETRAINING_FACTS as FACTS
 from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM
 from vitp.recipes.paper.typical_sizes import TYPICAL
 from vitp.runs.finetune import FinetuneConfig
@@ -105,7 +105,7 @@ def test_a_lab_page_says_what_to_run_and_what_to_expect(name: str) -> None:
     for score in recipe.facts.scores.values():
         assert f"{score:.2f}" in page or f"{score:g}" in page
     assert f"± {recipe.facts.tolerance}" in page
-    assert f"vitp recipe {name} --data" in page
+    assert f"vitp recipes run {name} --data" in page
     for line in recipe.facts.disagreements:
         assert f"- {line}" in page
 
@@ -167,7 +167,7 @@ def test_a_pretraining_recipe_holds_the_papers_values(name: str) -> None:
     assert PRETRAINING[name].make("m.json", gpus=1).train.micro_batches == 32
     with pytest.raises(ConfigError, match="can't be shared by 3 GPUs"):
         PRETRAINING[name].make("m.json", gpus=3)
-    assert f"vitp recipe {name} --data" in PRETRAINING[name].page
+    assert f"vitp recipes run {name} --data" in PRETRAINING[name].page
 
 
 def prepared(root: Path, name: str, rows: int = 4) -> None:

@@ -11,6 +11,7 @@ import yaml
 from tests.benchmark_fixtures import read_nifti, write_benchmark
 from tests.e2e.conftest import done, refused
 from tests.unit.test_recipes import TABLE, prepared
+from vitp.cli import run as run_cli
 from vitp.core.config import load_config
 from vitp.data.benchmarks import volumes
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING
@@ -82,9 +83,9 @@ def test_plan_of_a_finetuning_run() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("recipe", "levircd", "--out", "x"), 'did you mean "levir_cd"?'),
-        (("recipe", "loveda", "--out", "x"), "name its folder with --data"),
-        (("recipe", "medical", "--data", "nowhere", "--out", "x"), "10 of 10 sets are missing"),
+        (("recipes", "run", "levircd", "--out", "x"), 'did you mean "levir_cd"?'),
+        (("recipes", "run", "loveda", "--out", "x"), "name its folder with --data"),
+        (("recipes", "run", "medical", "--data", "nowhere", "--out", "x"), "10 of 10 sets are missing"),
         (("recipes", "show", "loveda", "-s", "optim.lrr=1"), 'did you mean "lr"'),
         (("plan", "nothing.yaml"), "can't be read"),
     ],
@@ -95,12 +96,29 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_old_spelling_works_and_says_the_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("vrsbench", "rsvg"):
+        prepared(tmp_path / "data", name)
+    arguments = ["remote_sensing", "--data", tmp_path / "data", "--available", "--dry-run", "--out"]
+    assert run_cli(["recipe", *map(str, arguments), str(tmp_path / "old")]) == 0
+    old = capsys.readouterr()
+    assert run_cli(["recipes", "run", *map(str, arguments), str(tmp_path / "new")]) == 0
+    new = capsys.readouterr()
+    (note,) = [line for line in old.err.splitlines() if "vitp recipe" in line]
+    assert note == "note: `vitp recipe` is called `vitp recipes run` now; both work"
+    assert "vitp recipe" not in new.err
+    assert [text.out.splitlines()[-1] for text in (old, new)] == [new.out.splitlines()[-1]] * 2
+    assert len(json.loads((tmp_path / "old" / "sets.json").read_text())) == 2
+
+
 @pytest.mark.parametrize("name", ["remote_sensing", "medical"])
 def test_pretraining_dry_runs(name: str, tmp_path: Path) -> None:
     for one in REMOTE_SENSING if name == "remote_sensing" else MEDICAL:
         # Enough rows that a rate of 0.02 takes one of them.
         prepared(tmp_path / "data", one.name, rows=max(3, round(1 / one.rate)))
-    result = done("recipe", name, "--data", tmp_path / "data", "--out", tmp_path / "run", "--dry-run")
+    result = done("recipes", "run", name, "--data", tmp_path / "data", "--out", tmp_path / "run", "--dry-run")
     assert f"{name}: two steps done, loss" in result.out
     table = json.loads((tmp_path / "run" / "sets.json").read_text())
     assert len(table) == (13 if name == "remote_sensing" else 10)
@@ -115,5 +133,5 @@ def test_downstream_dry_runs(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     if FINETUNING[name].make().data.format == "vitp":
         done("data", "prepare", name, "--root", data, "--out", tmp_path / "prepared", "--protocol", "paper")
         data = tmp_path / "prepared"
-    result = done("recipe", name, "--data", data, "--out", tmp_path / "run", "--dry-run")
+    result = done("recipes", "run", name, "--data", data, "--out", tmp_path / "run", "--dry-run")
     assert f"{name}: two steps done, loss" in result.out

@@ -10,7 +10,7 @@ import torch
 
 from vitp.data.augment import AugmentSettings, augment
 from vitp.data.image_sample import ImageSample
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.engine.optim import lr_factor
 from vitp.models.vision import VisionTower
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING
@@ -130,8 +130,8 @@ def test_a_schedule_falls_from_the_first_step_or_after_the_warmup() -> None:
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=6, num_training_steps=30)
-    after = OptimConfig(warmup_steps=6)
-    start = OptimConfig(warmup_steps=6, warmup_start=0.25, decay_from="start", min_lr_ratio=0.1)
+    after = OptimSettings(warmup_steps=6)
+    start = OptimSettings(warmup_steps=6, warmup_start=0.25, decay_from="start", min_lr_ratio=0.1)
     linear = start.model_copy(update={"schedule": "linear"})
     for step in range(30):
         if step >= 6:
@@ -142,9 +142,9 @@ def test_a_schedule_falls_from_the_first_step_or_after_the_warmup() -> None:
         assert lr_factor(step, 30, linear) == pytest.approx(rising * (1 - 0.9 * step / 30), abs=1e-12)
         optimizer.step()
         theirs.step()
-    assert OptimConfig().decay_from == "warmup"
+    assert OptimSettings().decay_from == "warmup"
     # Without a warm-up there is no difference.
-    bare = OptimConfig(warmup_steps=0)
+    bare = OptimSettings(warmup_steps=0)
     for step in range(30):
         assert lr_factor(step, 30, bare) == lr_factor(
             step, 30, bare.model_copy(update={"decay_from": "start"})
@@ -152,7 +152,7 @@ def test_a_schedule_falls_from_the_first_step_or_after_the_warmup() -> None:
 
 
 def test_no_warmup_start_is_the_plain_warmup() -> None:
-    plain = OptimConfig(warmup_steps=7)
+    plain = OptimSettings(warmup_steps=7)
     assert [lr_factor(step, 20, plain) for step in range(7)] == [(step + 1) / 7 for step in range(7)]
     assert schedule_rows(plain, 20)[0] == (0, pytest.approx(2e-5 / 7))
 

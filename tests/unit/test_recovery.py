@@ -16,7 +16,7 @@ from tests.unit.engine_runs import Recorder, assert_same_checkpoint, make_traine
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, ConfigError, DamagedError
 from vitp.engine import checkpoint
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.engine.optim import changed_rate
 
 CONSTANT = {"schedule": "constant", "warmup_steps": 2}
@@ -208,7 +208,7 @@ def test_what_an_objective_schedules_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_which_schedules_change_with_the_length(settings: dict[str, Any], changes: bool) -> None:
-    optim = OptimConfig(**settings)
+    optim = OptimSettings(**settings)
     note = changed_rate(optim.model_dump(mode="json"), 20, optim, 40, 18)
     assert (note is not None) is changes
     assert changed_rate({"lr": "of another version"}, 20, optim, 20, 18) is None

@@ -22,7 +22,7 @@ from vitp.evaluation.probes import fit_probes
 from vitp.evaluation.robustness import measure, robustness_of_backbone, robustness_of_task
 from vitp.evaluation.robustness_result import RobustnessResult, comparable
 from vitp.metrics.results import Scores
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import LabelledSet
 from vitp.report.charts import HeatMap
 from vitp.report.robustness_page import (
@@ -51,7 +51,7 @@ HEADS = {
 
 def tower(seed: int = 0) -> VisionTower:
     torch.manual_seed(seed)
-    return VisionTower(VisionConfig.model_validate(VISION)).eval()
+    return VisionTower(VisionSettings.model_validate(VISION)).eval()
 
 
 def scenes(count: int = 6, *, pairs: bool = False, split: str = "test") -> LabelledSet:

@@ -15,7 +15,14 @@ from vitp.core.config import make_config, save_config
 from vitp.core.errors import ConfigError
 from vitp.models import run_attention
 from vitp.records.instructions import to_line
-from vitp.runs.check.findings import Difference, Finding, Outcome, compare, compare_curves, compare_weights
+from vitp.runs.check.findings import (
+    BatchOutcome,
+    CheckFinding,
+    Difference,
+    compare,
+    compare_curves,
+    compare_tensors,
+)
 from vitp.runs.check.run import check_run, load_run
 from vitp.runs.check.runs import short_run
 from vitp.runs.pretrain import PretrainConfig
@@ -53,32 +60,32 @@ def gradients(**values: list[float]) -> dict[str, torch.Tensor]:
 
 
 def test_equal_outcomes_differ_by_nothing():
-    one = Outcome(2.0, gradients(a=[1.0, 2.0], b=[3.0]))
+    one = BatchOutcome(2.0, gradients(a=[1.0, 2.0], b=[3.0]))
     found = compare(one, one, 1e-4)
     assert [difference.value for difference in found] == [0.0, 0.0, pytest.approx(1.0)]
     assert all(difference.ok for difference in found)
 
 
 def test_differences_are_measured():
-    reference = Outcome(2.0, gradients(a=[3.0, 4.0]))
-    found = compare(Outcome(2.2, gradients(a=[6.0, 8.0])), reference, 1e-4)
+    reference = BatchOutcome(2.0, gradients(a=[3.0, 4.0]))
+    found = compare(BatchOutcome(2.2, gradients(a=[6.0, 8.0])), reference, 1e-4)
     assert [difference.value for difference in found] == pytest.approx([0.1, 1.0, 1.0])
     assert [difference.ok for difference in found] == [False, False, True]
-    turned = compare(Outcome(2.0, gradients(a=[4.0, -3.0])), reference, 1e-4)
+    turned = compare(BatchOutcome(2.0, gradients(a=[4.0, -3.0])), reference, 1e-4)
     assert turned[2].value == pytest.approx(0.0) and not turned[2].ok
 
 
 def test_a_gradient_that_one_side_lacks_counts_as_zero():
-    reference = Outcome(1.0, gradients(a=[3.0], b=[4.0]))
-    found = compare(Outcome(1.0, gradients(a=[3.0])), reference, 1e-4)
+    reference = BatchOutcome(1.0, gradients(a=[3.0], b=[4.0]))
+    found = compare(BatchOutcome(1.0, gradients(a=[3.0])), reference, 1e-4)
     assert found[1].value == pytest.approx(0.8) and not found[1].ok
 
 
 def test_weights_and_curves():
     a, b = gradients(x=[3.0, 4.0]), gradients(x=[3.0, 4.0])
-    assert compare_weights(a, b, 0.0)[0].ok
-    assert compare_weights(gradients(x=[3.0, 4.5]), b, 1e-4)[0].value == pytest.approx(0.1)
-    assert compare_weights(gradients(y=[3.0, 4.0]), b, 1e9)[0].value == math.inf
+    assert compare_tensors(a, b, 0.0)[0].ok
+    assert compare_tensors(gradients(x=[3.0, 4.5]), b, 1e-4)[0].value == pytest.approx(0.1)
+    assert compare_tensors(gradients(y=[3.0, 4.0]), b, 1e9)[0].value == math.inf
     assert compare_curves([1.0, 2.0], [1.0, 2.1], 1e-5)[0].value == pytest.approx(0.1 / 2.1)
     assert not compare_curves([1.0], [1.0, 2.0], 1e9)[0].ok
 
@@ -86,7 +93,7 @@ def test_weights_and_curves():
 def test_what_is_not_finite_is_never_equal():
     assert not Difference("loss", math.nan, 1.0).ok
     assert not Difference("cosine", math.inf, 1.0, at_least=True).ok
-    assert Finding("x", skipped="no GPU").ok
+    assert CheckFinding("x", skipped="no GPU").ok
 
 
 def test_batches_of_a_run_are_equal(config: PretrainConfig):

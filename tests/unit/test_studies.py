@@ -20,12 +20,10 @@ from rich.console import Console
 from vitp.core.config import CONFIG_FILE, save_config
 from vitp.core.errors import ConfigError, DataError
 from vitp.runs.finetune import FinetuneConfig
-from vitp.studies.budget import EnergyMeter, _rapl_domains, duration, operations, total_cost
-from vitp.studies.cache import RESULT, Store, cell_keys
-from vitp.studies.grid import Cell, Study, ordered
-from vitp.studies.locks import LOCK, STALE, Lock
+from vitp.studies.cost import EnergyMeter, duration, operations, total_cost
+from vitp.studies.grid import RESULT, Store, Study, StudyCell, cell_keys, ordered
 from vitp.studies.process import Context, resumable, run_apart
-from vitp.studies.runner import Runner, leave_torchrun
+from vitp.studies.runner import LOCK, STALE, Lock, StudyRunner, leave_torchrun
 
 QUIET = Console(quiet=True)
 
@@ -59,19 +57,19 @@ def largest(context: Context) -> Mapping[str, Any]:
 WORK = {"number": number, "broken": broken, "killed": killed, "slow": slow, "largest": largest}
 
 
-def cell(name: str, value: int = 1, kind: str = "number", **changes: Any) -> Cell:
-    return Cell(name, kind, {"value": value}, **changes)
+def cell(name: str, value: int = 1, kind: str = "number", **changes: Any) -> StudyCell:
+    return StudyCell(name, kind, {"value": value}, **changes)
 
 
-def study(*cells: Cell) -> Study:
+def study(*cells: StudyCell) -> Study:
     return Study("toy", "Toy", "Does it run?", cells)
 
 
 CHAIN = (cell("c", 3, needs={"b": "b"}), cell("a", 1), cell("b", 2, needs={"a": "a"}))
 
 
-def runner(cells: Study, out: Path, **changes: Any) -> Runner:
-    return Runner(cells, out, WORK, console=QUIET, **{"apart": False, **changes})
+def runner(cells: Study, out: Path, **changes: Any) -> StudyRunner:
+    return StudyRunner(cells, out, WORK, console=QUIET, **{"apart": False, **changes})
 
 
 def test_cells_come_after_those_they_need() -> None:
@@ -87,7 +85,7 @@ def test_cells_come_after_those_they_need() -> None:
         ((cell("a", needs={"x": "b"}), cell("b", needs={"x": "a"})), "need each other"),
     ],
 )
-def test_grids_that_make_no_sense_are_refused(cells: tuple[Cell, ...], message: str) -> None:
+def test_grids_that_make_no_sense_are_refused(cells: tuple[StudyCell, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         study(*cells)
 
@@ -95,7 +93,8 @@ def test_grids_that_make_no_sense_are_refused(cells: tuple[Cell, ...], message: 
 def test_a_hash_follows_from_what_decides_the_result_and_from_nothing_else() -> None:
     keys = cell_keys(study(*CHAIN), {})
     moved = tuple(
-        Cell(o.name, o.kind, o.settings, o.needs, places={"start": "/x"}, facts={"arm": "z"}) for o in CHAIN
+        StudyCell(o.name, o.kind, o.settings, o.needs, places={"start": "/x"}, facts={"arm": "z"})
+        for o in CHAIN
     )
     assert cell_keys(study(*moved), {}) == keys
     other = cell_keys(study(CHAIN[0], cell("a", 5), CHAIN[2]), {})
@@ -109,7 +108,9 @@ def test_a_hash_follows_from_what_decides_the_result_and_from_nothing_else() -> 
 @given(st.dictionaries(st.text(min_size=1, max_size=5), st.integers() | st.text(max_size=3), max_size=4))
 def test_the_order_of_settings_does_not_matter(settings: dict[str, Any]) -> None:
     backwards = dict(reversed(settings.items()))
-    one, two = (cell_keys(study(Cell("a", "number", values)), {})["a"] for values in (settings, backwards))
+    one, two = (
+        cell_keys(study(StudyCell("a", "number", values)), {})["a"] for values in (settings, backwards)
+    )
     assert one == two
 
 
@@ -129,7 +130,7 @@ def test_a_cell_whose_product_is_gone_is_done_again(tmp_path: Path) -> None:
     one = runner(kept, tmp_path)
     one.run()
     (one.store.folder(kept["a"]) / "made").unlink()
-    assert runner(kept, tmp_path).summary().left == ("a",)
+    assert runner(kept, tmp_path).progress().left == ("a",)
     assert runner(kept, tmp_path).run().complete
 
 
@@ -153,7 +154,7 @@ def test_a_broken_cell_is_written_down_and_the_others_finish(tmp_path: Path, apa
     # Another call tries what failed once more, and only that.
     time.sleep(0.01)
     again = runner(cells, tmp_path)
-    assert again.summary().left == ("bad", "after")
+    assert again.progress().left == ("bad", "after")
     assert again.run().failed == ("bad", "after")
 
 
@@ -273,7 +274,7 @@ def test_an_interrupt_in_the_middle_of_a_fork_is_not_lost(tmp_path: Path) -> Non
 
 def test_values_that_json_cannot_hold_are_a_failure_of_the_cell(tmp_path: Path) -> None:
     work = {"number": lambda context: {"value": object()}}
-    one = Runner(study(cell("a")), tmp_path, work, console=QUIET, apart=False)
+    one = StudyRunner(study(cell("a")), tmp_path, work, console=QUIET, apart=False)
     assert one.run().failed == ("a",)
 
 
@@ -281,10 +282,10 @@ def test_interrupts_are_no_failures(tmp_path: Path) -> None:
     def stop(context: Context) -> Mapping[str, Any]:
         raise KeyboardInterrupt
 
-    one = Runner(study(cell("a")), tmp_path, {"number": stop}, console=QUIET, apart=False)
+    one = StudyRunner(study(cell("a")), tmp_path, {"number": stop}, console=QUIET, apart=False)
     with pytest.raises(KeyboardInterrupt):
         one.run()
-    assert one.summary().left == ("a",)
+    assert one.progress().left == ("a",)
     folder = one.store.folder(one.study["a"])
     assert not (folder / LOCK).exists() and not (folder / RESULT).exists()
     again = runner(study(cell("a")), tmp_path)
@@ -319,11 +320,9 @@ def test_energy_is_read_from_packages_only_and_survives_the_counter(
         (tmp_path / name).mkdir()
         (tmp_path / name / "energy_uj").write_text(f"{value}\n")
         (tmp_path / name / "max_energy_range_uj").write_text("1000000\n")
-    assert [path.name for path in _rapl_domains(tmp_path)] == ["intel-rapl:0", "intel-rapl:1"]
-    domains = _rapl_domains(tmp_path)
-    monkeypatch.setattr("vitp.studies.budget._rapl_domains", lambda: domains)
-    monkeypatch.setattr("vitp.studies.budget._gpu_joules", lambda: None)
-    meter = EnergyMeter()
+    monkeypatch.setattr("vitp.studies.cost._gpu_joules", lambda: None)
+    meter = EnergyMeter(tmp_path)
+    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("999999\n")  # a part, counted with its package
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("400000\n")  # past its limit of one joule
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("350000\n")
     assert meter.joules() == pytest.approx(0.5 + 0.25)

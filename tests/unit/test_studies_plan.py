@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from vitp.core.errors import ConfigError
-from vitp.studies.catalogue import STUDIES, make_study
-from vitp.studies.grid import Cell, Study
-from vitp.studies.main import Order
-from vitp.studies.scales import scale_of
+from vitp.studies.cells import VERSIONS
+from vitp.studies.definitions import STUDIES, make_study
+from vitp.studies.grid import Study, StudyCell, cell_keys
+from vitp.studies.main import StudyOrder
+from vitp.studies.scales import SCALES, scale_of
 
 START = "not continued"
+KEYS = {
+    "paradigms": "6445c6f9a9c44467",
+    "vrl-ratio": "356b6ecc2dbd7050",
+    "recipe": "4d32510cd0ad94b4",
+    "steps": "a10803d18765d03e",
+    "language-size": "ff90c638bdb98a06",
+    "data-efficiency": "050673f26b5c3563",
+    "robustness": "3cb140f0919bd5a9",
+    "cost": "0a7529a2a7b6b2eb",
+}
+"""Study → hash of the keys of all its cells at all scales, as they were when folders of results were made."""
 
 
 def opened(name: str, *overrides: str) -> Study:
@@ -21,15 +35,26 @@ def opened(name: str, *overrides: str) -> Study:
     return make_study(name, scale_of("micro", overrides=overrides))
 
 
-def finetunings(study: Study) -> dict[tuple[str, str, str], dict[tuple[int, int], Cell]]:
+def finetunings(study: Study) -> dict[tuple[str, str, str], dict[tuple[int, int], StudyCell]]:
     """(group, arm, task) → (pretraining seed, draw) → cell, of those that are reported."""
-    found: dict[tuple[str, str, str], dict[tuple[int, int], Cell]] = defaultdict(dict)
+    found: dict[tuple[str, str, str], dict[tuple[int, int], StudyCell]] = defaultdict(dict)
     for cell in study.cells:
         if cell.kind == "finetune" and "group" in cell.facts:
             facts = cell.facts
             key = (str(facts["group"]), str(facts["arm"]), str(facts["task"]))
             found[key][int(facts["seed"] or 0), int(facts["draw"] or 0)] = cell
     return found
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_folders_of_earlier_studies_are_found_again(name: str) -> None:
+    """A key that changes makes a study do its work again; raise a number of `VERSIONS` where that is meant."""
+    keys = {}
+    for scale in SCALES:
+        for quick in (False, True):
+            sizes = scale_of(scale, quick=quick, overrides=["start=starter", "inits=[start,scratch]"])
+            keys[f"{scale} {quick}"] = cell_keys(make_study(name, sizes), VERSIONS)
+    assert hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16] == KEYS[name]
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name != "cost"])
@@ -124,8 +149,8 @@ def test_the_start_is_probed_once() -> None:
 
 
 def test_a_variant_has_a_folder_of_its_own() -> None:
-    order = Order("paradigms", overrides=("seeds=5",), label="five-seeds")
+    order = StudyOrder("paradigms", overrides=("seeds=5",), label="five-seeds")
     assert order.folder == Path("studies/paradigms-micro-five-seeds")
     assert order.command.endswith("--set seeds=5 --label five-seeds")
     with pytest.raises(ConfigError, match="end the name of a folder"):
-        Order("paradigms", label="../elsewhere")
+        StudyOrder("paradigms", label="../elsewhere")

@@ -12,28 +12,29 @@ import numpy as np
 import pytest
 
 from vitp.core.errors import ConfigError
-from vitp.studies.cache import Store, cell_keys
-from vitp.studies.grid import Cell, Claim, Study
+from vitp.recipes.micro import Budget, continued_from_starter
+from vitp.recipes.paradigms import starter_config
+from vitp.studies.cells import choose_value, development_score, phases_of
+from vitp.studies.cost import Estimator
+from vitp.studies.grid import Claim, Store, Study, StudyCell, cell_keys
 from vitp.studies.page import Report, page_of
 from vitp.studies.plots import bars, curves, write_plots
-from vitp.studies.pretraining import choose, development_score, phases_of
 from vitp.studies.process import Context, Input
 from vitp.studies.results import CORRUPTED, compared, measures_of, read_claim, repeats, rows_of, spent, to_csv
 from vitp.studies.scales import SCALES, as_quick, scale_of
-from vitp.studies.timing import Estimator
 
 GROUP = "from the start"
 MIOU = ("port", "segmentation", "miou")
 
 
-def pretrained(arm: str, seed: int) -> Cell:
+def pretrained(arm: str, seed: int) -> StudyCell:
     """The pretraining run of an arm."""
     facts = {"arm": arm, "init": "start", "budget": "images"}
     settings = {"arm": arm, "seed": seed}
-    return Cell(f"pretrain/{arm}/{seed}", "pretrain", settings, facts=facts, pace=arm, units=100)
+    return StudyCell(f"pretrain/{arm}/{seed}", "pretrain", settings, facts=facts, pace=arm, units=100)
 
 
-def evaluated(kind: str, run: Cell, draw: int | None = None, x: float | None = None) -> Cell:
+def evaluated(kind: str, run: StudyCell, draw: int | None = None, x: float | None = None) -> StudyCell:
     """A probe or a finetuning (which has a draw) of a run."""
     seed = run.settings["seed"]
     facts: dict[str, Any] = {"group": GROUP, "set": "port", "seed": seed, "x": x}
@@ -41,7 +42,7 @@ def evaluated(kind: str, run: Cell, draw: int | None = None, x: float | None = N
     if draw is not None:
         facts |= {"task": "segmentation", "draw": draw, "score": "miou"}
     name = f"{kind}/{run.facts['arm']}/{seed}" + ("" if draw is None else f"/{draw}")
-    return Cell(name, kind, {}, needs={"backbone": run.name}, facts=facts)
+    return StudyCell(name, kind, {}, needs={"backbone": run.name}, facts=facts)
 
 
 def probed(score: float) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def filled(tmp_path: Path, *, x: bool = False, seeds: int = 3) -> tuple[Study, S
     lost = replace(pretrained("CLIP", 0), pace="")
     cells += [lost, evaluated("finetune", lost, 0)]
     rate = {"arm": "ViTP", "init": "start", "tunes": "pretraining rate"}
-    cells.append(Cell("choose/ViTP", "choose", {}, facts=rate))
+    cells.append(StudyCell("choose/ViTP", "choose", {}, facts=rate))
     tried = [{"value": 3e-4, "score": 0.3}, {"value": 1.0, "score": None}]
     values["choose/ViTP"] = {"chosen": 3e-4, "tried": tried}
     claims = {
@@ -237,14 +238,14 @@ def test_rates_are_chosen_on_validation_scores_and_failures_lose(tmp_path: Path)
             {"task": "patches linear", "metric": "patch accuracy", "mean": 1.0},
             {"task": "presence linear", "metric": "mAP", "mean": 0.2},
         ]
-        return Input(Cell(name, "probe", {}), tmp_path, {"rows": rows})
+        return Input(StudyCell(name, "probe", {}), tmp_path, {"rows": rows})
 
-    cell = Cell("choose", "choose", {"values": {"a": 1e-4, "b": 3e-4, "c": 1e-3}, "measure": "probes"})
-    found = choose(Context(cell, tmp_path, {"a": scored("a", 0.3), "b": scored("b", 0.5)}))
+    cell = StudyCell("choose", "choose", {"values": {"a": 1e-4, "b": 3e-4, "c": 1e-3}, "measure": "probes"})
+    found = choose_value(Context(cell, tmp_path, {"a": scored("a", 0.3), "b": scored("b", 0.5)}))
     assert found["chosen"] == 3e-4
     assert [row["score"] for row in found["tried"]] == [pytest.approx(0.25), pytest.approx(0.35), None]
     with pytest.raises(ConfigError, match="no run has a score"):
-        choose(Context(cell, tmp_path, {}))
+        choose_value(Context(cell, tmp_path, {}))
     assert development_score({"validation": 0.4}) == 0.4
     assert development_score({"validation": None}) is None
 
@@ -266,18 +267,12 @@ def test_scales_can_be_changed_and_mistakes_are_named() -> None:
 
 
 def test_a_phase_is_one_configuration() -> None:
-    class Bag:
-        def __init__(self, **values: Any) -> None:
-            self.__dict__.update(values)
-
-        def model_copy(self, update: dict[str, Any]) -> Any:
-            return Bag(**{**self.__dict__, **update})
-
-    config = Bag(train=Bag(steps=70), align=Bag(steps=30), model=Bag(freeze=["projector"]))
+    config = continued_from_starter([Path("data")], Budget(30, 70), 0)
     phases = phases_of(config)
     assert [steps for steps, _ in phases] == [30, 70]
-    assert phases[0][1].model.freeze == ["projector", "vision"] and phases[1][1] is config
-    assert [steps for steps, _ in phases_of(Bag(train=Bag(steps=9)))] == [9]
+    assert "vision" in phases[0][1].model.freeze and phases[1][1] is config
+    assert "vision" not in config.model.freeze
+    assert [steps for steps, _ in phases_of(starter_config(["data"], objective="mae", steps=9))] == [9]
 
 
 def test_time_left_comes_from_what_is_done(tmp_path: Path) -> None:
@@ -288,9 +283,9 @@ def test_time_left_comes_from_what_is_done(tmp_path: Path) -> None:
         "",
         (
             *study.cells,
-            Cell("pretrain/ViTP/9", "pretrain", {}, pace="ViTP", units=200),
-            Cell("pretrain/DINO/9", "pretrain", {}, pace="DINO", units=200),
-            Cell(
+            StudyCell("pretrain/ViTP/9", "pretrain", {}, pace="ViTP", units=200),
+            StudyCell("pretrain/DINO/9", "pretrain", {}, pace="DINO", units=200),
+            StudyCell(
                 "pretrain/MAE/equal", "pretrain", {}, needs={"equal": "pretrain/ViTP/9"}, pace="MAE", units=1
             ),
         ),

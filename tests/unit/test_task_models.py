@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError
 from vitp.metrics.results import Target
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import IGNORE
 from vitp.tasks.base import TaskBatch, TaskModel, pad_images
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone
@@ -22,7 +22,7 @@ from vitp.tasks.classification import ClassificationModel, ClassificationSetting
 from vitp.tasks.dense import DenseModel, dice_loss
 
 ARGUMENTS = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
-VISION = VisionConfig(arguments=ARGUMENTS, image_size=32)
+VISION = VisionSettings(arguments=ARGUMENTS, image_size=32)
 CLASSES = ("water", "land", "ship")
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs.finetune import FinetuneConfig, build_run, run_finetune
-from vitp.runs.folder import as_begun, changed_settings
+from vitp.runs.folder import as_begun, settings_that_differ
 from vitp.tasks.base import InputSize
 from vitp.tasks.build import (
     BackboneSettings,
@@ -44,8 +44,9 @@ def config(**changes: Any) -> FinetuneConfig:
             "root": "port",
             "format": "scenes",
             "options": {"count": 20, "size": 32, "val": 0.2, "test": 0.2},
+            "global_batch": 4,
         },
-        "train": {"steps": 4, "batch_size": 4, "val_every": 2, "save_every": 2, "log_every": 1, "threads": 1},
+        "train": {"steps": 4, "val_every": 2, "save_every": 2, "log_every": 1, "threads": 1},
     }
     for key, value in changes.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
@@ -57,7 +58,7 @@ def config(**changes: Any) -> FinetuneConfig:
     [("random", {}), ("timm:resnet18", {}), ("timm:vit_tiny_patch16_224", {"embed_dim": 32, "depth": 1, "num_heads": 2})],
 )  # fmt: skip
 def test_models_come_back_as_they_were_saved(tmp_path: Path, init: str, arguments: dict) -> None:
-    vision = VisionConfig.model_validate(VISION) if init == "random" else None
+    vision = VisionSettings.model_validate(VISION) if init == "random" else None
     size = None if init == "timm:resnet18" else 64
     backbone = open_backbone(
         BackboneSettings(init=init, vision=vision, arguments=arguments, image_size=size), seed=3
@@ -82,7 +83,7 @@ def test_models_come_back_as_they_were_saved(tmp_path: Path, init: str, argument
 
 
 def saved(folder: Path) -> Path:
-    backbone = VisionTower(VisionConfig.model_validate(VISION))
+    backbone = VisionTower(VisionSettings.model_validate(VISION))
     build_model("classification", backbone, ("a", "b")).save_pretrained(folder)
     return folder
 
@@ -165,7 +166,7 @@ def test_backbones_that_are_not_there_are_refused(settings: dict, message: str) 
 def test_the_kind_of_neck_follows_the_backbone() -> None:
     cnn = build_model("segmentation", open_backbone(BackboneSettings(init="timm:resnet18")), ("a", "b"))
     assert type(cnn.pyramid).__name__ == "CNNPyramid"
-    tower = VisionTower(VisionConfig.model_validate(VISION))
+    tower = VisionTower(VisionSettings.model_validate(VISION))
     kinds = {
         kind: type(build_model("segmentation", tower, ("a", "b"), NeckSettings(kind=kind)).pyramid).__name__
         for kind in ("auto", "adapter", "none")
@@ -249,7 +250,7 @@ def test_runs_are_not_written_over_and_resume_only_themselves(tmp_path: Path) ->
         run_finetune(config(train={"steps": 2}), tmp_path / "run", console=QUIET)
     with pytest.raises(ConfigError, match=r"differs from the run.*data\.global_batch"):
         run_finetune(
-            config(train={"steps": 2, "batch_size": 2}), tmp_path / "run", resume=True, console=QUIET
+            config(train={"steps": 2}, data={"global_batch": 2}), tmp_path / "run", resume=True, console=QUIET
         )
     with pytest.raises(CheckpointError, match="no run to resume"):
         run_finetune(config(), tmp_path / "other", resume=True, console=QUIET)
@@ -268,14 +269,14 @@ def test_an_old_run_goes_on_with_what_it_did_before_there_was_a_choice(tmp_path:
     (run / "config.yaml").write_text(yaml.safe_dump(values))
     # As a recipe of today asks for it.
     today = config(backbone={"positions": "bicubic"}, optim={**optim, "decay_from": "start"}, train=train)
-    assert changed_settings(run, today) == []
+    assert settings_that_differ(run, today) == []
     run_finetune(today, run, resume=True, console=QUIET)
     kept = yaml.safe_load((run / "config.yaml").read_text())
     assert (kept["backbone"]["positions"], kept["optim"]["decay_from"]) == ("antialiased", "warmup")
     backbone = load_task(run).description["backbone"]["config"]
     assert backbone["positions"] == "antialiased"
     # A run that began with a choice is held to it.
-    assert changed_settings(run, today) == ["backbone.positions", "optim.decay_from"]
+    assert settings_that_differ(run, today) == ["backbone.positions", "optim.decay_from"]
     (run / "config.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="is no YAML"):
         as_begun(today, run)
@@ -297,7 +298,7 @@ def documented() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("values", documented(), ids=lambda values: values["task"])
 def test_documented_configurations_can_be_built(values: dict[str, Any]) -> None:
     settings = make_config(FinetuneConfig, values)
-    tower = VisionTower(VisionConfig.model_validate(VISION))
+    tower = VisionTower(VisionSettings.model_validate(VISION))
     with torch.device("meta"):
         model = build_model(
             settings.task,

@@ -13,12 +13,12 @@ from tests.engine_toys import ToyObjective
 from tests.pyramid_toys import SMALL, SWIN, VITS, adapter_of, awake, images, swin, vit
 from vitp.checkpoints.loading import open_timm
 from vitp.core.errors import CheckpointError, ConfigError
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.engine.optim import build_optimizer
 from vitp.models.layer_decay import layer_distances
 from vitp.models.positions import resample_positions
 from vitp.models.pyramid import build_pyramid
-from vitp.models.timm_backbone import RotaryTower, TimmConfig, TimmStages, timm_backbone
+from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
 from vitp.models.vision import VisionTower
 
 
@@ -33,7 +33,7 @@ from vitp.models.vision import VisionTower
 )
 def test_hierarchical_networks_give_four_maps(name, arguments):
     torch.manual_seed(0)
-    backbone = timm_backbone(TimmConfig(architecture=name, arguments=arguments)).eval()
+    backbone = timm_backbone(TimmSettings(architecture=name, arguments=arguments)).eval()
     assert isinstance(backbone, TimmStages)
     assert backbone.strides[-4:] == (4, 8, 16, 32)
     pyramid = build_pyramid(backbone, "cnn", channels=16).eval()
@@ -71,16 +71,18 @@ def test_the_last_stage_of_swin_has_passed_the_final_norm():
 
 def test_normalisation_and_size_come_with_the_model():
     clip = timm_backbone(
-        TimmConfig(
+        TimmSettings(
             architecture="vit_small_patch16_dinov3", arguments=SMALL, image_size=64, mean=(0.5, 0.4, 0.3)
         )
     )
     assert isinstance(clip, RotaryTower)
     assert (clip.image_size, clip.mean, clip.patch_size) == ((64, 64), (0.5, 0.4, 0.3), 16)
-    eva = timm_backbone(TimmConfig(architecture="eva02_tiny_patch14_224", arguments=SMALL))
+    eva = timm_backbone(TimmSettings(architecture="eva02_tiny_patch14_224", arguments=SMALL))
     assert eva.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-3)
     assert (eva.image_size, eva.strides[-1]) == ((224, 224), 14)
-    dino = timm_backbone(TimmConfig(architecture="vit_small_patch14_dinov2", arguments=SMALL, image_size=56))
+    dino = timm_backbone(
+        TimmSettings(architecture="vit_small_patch14_dinov2", arguments=SMALL, image_size=56)
+    )
     assert isinstance(dino, VisionTower)
     assert dino.image_size == (56, 56)
     assert timm_backbone("resnet18").std == pytest.approx((0.229, 0.224, 0.225))
@@ -94,7 +96,7 @@ def test_weights_come_from_a_local_file(name, arguments, tmp_path):
     torch.manual_seed(3)
     full = timm.create_model(name, num_classes=5, **arguments).eval()
     torch.save(full.state_dict(), tmp_path / "weights.pth")
-    config = TimmConfig(architecture=name, arguments=arguments)
+    config = TimmSettings(architecture=name, arguments=arguments)
     backbone: Any = open_timm(config, tmp_path / "weights.pth")[0]
     for key, tensor in backbone.model.state_dict().items():
         assert torch.equal(tensor, full.state_dict()[key]), key
@@ -104,7 +106,7 @@ def test_weights_are_resampled_to_the_image_size(tmp_path):
     torch.manual_seed(3)
     full = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SMALL)
     torch.save(full.state_dict(), tmp_path / "weights.pth")
-    config = TimmConfig(architecture="vit_tiny_patch16_224", arguments=SMALL, image_size=96)
+    config = TimmSettings(architecture="vit_tiny_patch16_224", arguments=SMALL, image_size=96)
     tower: Any = open_timm(config, tmp_path / "weights.pth")[0]
     expected = resample_positions(full.pos_embed, (6, 6), prefix=1)
     torch.testing.assert_close(tower.model.pos_embed, expected, atol=1e-6, rtol=0)
@@ -114,12 +116,12 @@ def test_models_and_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r'no model "resnet19".*did you mean'):
         timm_backbone("resnet19")
     with pytest.raises(ConfigError, match=r"backbone\.arguments: timm refuses"):
-        timm_backbone(TimmConfig(architecture="resnet18", arguments={"patch_size": 3}))
+        timm_backbone(TimmSettings(architecture="resnet18", arguments={"patch_size": 3}))
     with pytest.raises(CheckpointError, match=r"nowhere\.pth: is missing"):
-        open_timm(TimmConfig(architecture="resnet18"), tmp_path / "nowhere.pth")
+        open_timm(TimmSettings(architecture="resnet18"), tmp_path / "nowhere.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth: holds no named tensors"):
-        open_timm(TimmConfig(architecture="resnet18"), tmp_path / "other.pth")
+        open_timm(TimmSettings(architecture="resnet18"), tmp_path / "other.pth")
     other = timm.create_model("resnet34", num_classes=0).state_dict()
     torch.save(
         {"state_dict": {f"module.{name}": tensor for name, tensor in other.items()}}, tmp_path / "r34.pth"
@@ -127,12 +129,12 @@ def test_models_and_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"r34\.pth: is of another architecture: \d+ unexpected \(layer1"
     ):
-        open_timm(TimmConfig(architecture="resnet18"), tmp_path / "r34.pth")
+        open_timm(TimmSettings(architecture="resnet18"), tmp_path / "r34.pth")
     (tmp_path / "broken.pth").write_bytes(b"no weights")
     with pytest.raises(
         CheckpointError, match=r"broken\.pth: (is no whole PyTorch file|holds Python objects)"
     ):
-        open_timm(TimmConfig(architecture="resnet18"), tmp_path / "broken.pth")
+        open_timm(TimmSettings(architecture="resnet18"), tmp_path / "broken.pth")
 
 
 # Layer decay
@@ -157,7 +159,7 @@ def test_distances_of_a_vit(name):
     ],
 )  # fmt: skip
 def test_distances_of_hierarchical_networks_count_stages(name, arguments, stem, stages):
-    distance = layer_distances(timm_backbone(TimmConfig(architecture=name, arguments=arguments)))
+    distance = layer_distances(timm_backbone(TimmSettings(architecture=name, arguments=arguments)))
     assert distance[f"model.{stem}"] == 5
     assert [distance[f"model.{stage}"] for stage in stages] == [4, 3, 2, 1]
 
@@ -175,7 +177,7 @@ def test_the_optimizer_slows_the_tower_and_nothing_else():
             return self.tower.backbone  # type: ignore[return-value]
 
     objective = Objective()
-    config = OptimConfig(lr=1e-3, layer_decay=0.9)
+    config = OptimSettings(lr=1e-3, layer_decay=0.9)
     optimizer, names = build_optimizer(objective, objective.parameter_groups(), config)
     scale = {
         name: group["scale"] for group, own in zip(optimizer.param_groups, names, strict=True) for name in own
@@ -198,4 +200,4 @@ def test_layer_decay_without_layers_is_refused():
 
     objective = Flat()
     with pytest.raises(ConfigError, match=r"optim\.layer_decay: Linear has no layers"):
-        build_optimizer(objective, objective.parameter_groups(), OptimConfig(layer_decay=0.9))
+        build_optimizer(objective, objective.parameter_groups(), OptimSettings(layer_decay=0.9))

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.packing import PackedBatch, pack
-from vitp.models.language import LoRAConfig, micro_qwen2
+from vitp.models.language import LoRASettings, micro_qwen2
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord, Turn
@@ -75,7 +75,7 @@ def test_unknown_part_for_a_learning_rate_is_refused():
 def test_lora_trains_adapters_and_leaves_the_language_model():
     pytest.importorskip("peft")
     language = micro_qwen2(width=32, layers=2, heads=4, kv_heads=2, mlp=64)
-    objective = ViTPObjective(vlm(language=language.model_copy(update={"lora": LoRAConfig(rank=2)})), CHAT)
+    objective = ViTPObjective(vlm(language=language.model_copy(update={"lora": LoRASettings(rank=2)})), CHAT)
     trainable = [n for n, p in objective.vlm.language.named_parameters() if p.requires_grad]
     assert trainable and all("lora_" in name for name in trainable)
     objective(batch(make_record(1)))["language"].backward()
@@ -90,7 +90,7 @@ def test_lora_trains_adapters_and_leaves_the_language_model():
 def test_lora_starts_as_the_plain_model():
     pytest.importorskip("peft")
     language = micro_qwen2(width=32, layers=2, heads=4, kv_heads=2, mlp=64)
-    plain, adapted = vlm(), vlm(language=language.model_copy(update={"lora": LoRAConfig(rank=2)}))
+    plain, adapted = vlm(), vlm(language=language.model_copy(update={"lora": LoRASettings(rank=2)}))
     weights = plain.state_dict()
     own = adapted.state_dict()
     adapted.load_state_dict(

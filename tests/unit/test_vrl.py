@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vitp.models.vrl import VisualRobustness, VRLConfig, count_kept, surviving_tokens
+from vitp.models.vrl import VisualRobustness, VRLSettings, count_kept, surviving_tokens
 
 
 @pytest.mark.parametrize(
@@ -28,22 +28,22 @@ def test_survivors_are_uniform() -> None:
 
 
 def test_the_ratio_grows_over_the_ramp() -> None:
-    vrl = VisualRobustness(VRLConfig(ratio=0.8, ramp_steps=4))
+    vrl = VisualRobustness(VRLSettings(ratio=0.8, ramp_steps=4))
     assert [vrl.ratio_at(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
     assert len(vrl(100, (3,), step=1)) == 60
     assert len(vrl(100, (3,))) == 80
     assert vrl.seed == 0
-    assert VisualRobustness(VRLConfig(ratio=0.8)).ratio_at(0) == 0.8
-    assert VisualRobustness(VRLConfig(ratio=0.8, ramp_steps=1)).ratio_at(0) == 0.8
-    assert VisualRobustness(VRLConfig()).ratio_at(7) == 0.75
+    assert VisualRobustness(VRLSettings(ratio=0.8)).ratio_at(0) == 0.8
+    assert VisualRobustness(VRLSettings(ratio=0.8, ramp_steps=1)).ratio_at(0) == 0.8
+    assert VisualRobustness(VRLSettings()).ratio_at(7) == 0.75
 
 
 def test_survivors_are_a_function_of_seed_key_and_count() -> None:
-    vrl = VisualRobustness(VRLConfig(), seed=5)
+    vrl = VisualRobustness(VRLSettings(), seed=5)
     first = vrl(64, (3, 1))
     assert first.tolist() == vrl(64, (3, 1), step=9).tolist()
     others = [vrl(64, key) for key in ((1, 3), (3, 2), (3,), (3, 1, 0))]
-    others.append(VisualRobustness(VRLConfig(), seed=6)(64, (3, 1)))
+    others.append(VisualRobustness(VRLSettings(), seed=6)(64, (3, 1)))
     assert all(len(other) == 16 and other.tolist() != first.tolist() for other in others)
     # Kept for good: a run that is resumed must draw the same ones.
     rng = np.random.default_rng([5, 0x56524C, 2, 3, 1])
@@ -52,19 +52,19 @@ def test_survivors_are_a_function_of_seed_key_and_count() -> None:
 
 
 def test_a_share_of_the_samples_is_left_whole() -> None:
-    vrl = VisualRobustness(VRLConfig(ratio=0.5, probability=0.25), seed=1)
+    vrl = VisualRobustness(VRLSettings(ratio=0.5, probability=0.25), seed=1)
     lengths = [len(vrl(8, (number,))) for number in range(2000)]
     assert set(lengths) == {4, 8}
     assert abs(lengths.count(4) - 500) < 97
-    never, always = VRLConfig(probability=0.0), VRLConfig(probability=1.0)
+    never, always = VRLSettings(probability=0.0), VRLSettings(probability=1.0)
     assert {len(VisualRobustness(never)(8, (n,))) for n in range(50)} == {8}
     assert {len(VisualRobustness(always)(8, (n,))) for n in range(50)} == {2}
 
 
 def test_all_survive_where_nothing_is_to_be_dropped() -> None:
-    for vrl in (VisualRobustness(VRLConfig()).eval(), VisualRobustness(VRLConfig(ratio=0.0))):
+    for vrl in (VisualRobustness(VRLSettings()).eval(), VisualRobustness(VRLSettings(ratio=0.0))):
         assert vrl(6, (0,)).tolist() == [0, 1, 2, 3, 4, 5]
-    assert VisualRobustness(VRLConfig())(0, (0,)).tolist() == []
+    assert VisualRobustness(VRLSettings())(0, (0,)).tolist() == []
 
 
 def test_settings_have_their_bounds() -> None:
@@ -77,7 +77,7 @@ def test_settings_have_their_bounds() -> None:
         {"rate": 0.5},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            VRLConfig.model_validate(wrong)
+            VRLSettings.model_validate(wrong)
     for right in (
         {"ratio": 0.0},
         {"ratio": 0.999},
@@ -85,5 +85,5 @@ def test_settings_have_their_bounds() -> None:
         {"probability": 1.0},
         {"ramp_steps": 0},
     ):
-        VRLConfig.model_validate(right)
-    assert VRLConfig().model_dump() == {"ratio": 0.75, "probability": 1.0, "ramp_steps": 0}
+        VRLSettings.model_validate(right)
+    assert VRLSettings().model_dump() == {"ratio": 0.75, "probability": 1.0, "ramp_steps": 0}

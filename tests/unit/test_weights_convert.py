@@ -35,7 +35,7 @@ from vitp.checkpoints.writing import save_vlm
 from vitp.cli import run
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.models.positions import resample_positions
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VisionLanguageModel
 
 SIZES = Sizes()
@@ -249,7 +249,7 @@ def test_formats_that_have_no_place_for_a_tower_say_so(starterlike, tmp_path):
     with pytest.raises(ConfigError, match="takes images of any size"):
         export_as(starterlike, tmp_path / "out", "timm", image_size=64)
     small = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "reg_tokens": 2}
-    tower = VisionTower(VisionConfig(arguments=small, image_size=32))
+    tower = VisionTower(VisionSettings(arguments=small, image_size=32))
     from vitp.checkpoints.description import Provenance
     from vitp.checkpoints.export import write_backbone
 
@@ -260,7 +260,7 @@ def test_formats_that_have_no_place_for_a_tower_say_so(starterlike, tmp_path):
 
 
 def test_the_graph_normalises_by_itself():
-    config = VisionConfig(
+    config = VisionSettings(
         arguments={"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
         image_size=32,
         mean=(0.1, 0.2, 0.3),
@@ -318,7 +318,9 @@ def test_a_tower_that_was_trained_on_keeps_the_projector(original, tmp_path):
     assert torch.equal(swapped.vlm.projector[1].weight, loaded.vlm.projector[1].weight)
     assert torch.equal(swapped.vlm.vision.model.cls_token, loaded.vlm.vision.model.cls_token + 1)
     small = VisionTower(
-        VisionConfig(arguments={"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, image_size=32)
+        VisionSettings(
+            arguments={"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, image_size=32
+        )
     )
     with pytest.raises(ConfigError, match="sizes don't fit"):
         swap_vision(loaded, small, keep_projector=True)
@@ -326,7 +328,7 @@ def test_a_tower_that_was_trained_on_keeps_the_projector(original, tmp_path):
 
 def test_grids_that_cannot_be_folded_are_rounded_down(original):
     small = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
-    tower = VisionTower(VisionConfig(arguments=small, image_size=40)).eval()
+    tower = VisionTower(VisionSettings(arguments=small, image_size=40)).eval()
     swapped = swap_vision(load_vlm(original), tower)
     assert (swapped.vlm.vision.grid, swapped.vlm.vision.image_size, swapped.vlm.tokens_per_tile) == (
         4,

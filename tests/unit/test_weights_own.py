@@ -17,7 +17,7 @@ from vitp.checkpoints.verify import verify_export
 from vitp.checkpoints.writing import save_vlm
 from vitp.core.errors import CheckpointError
 from vitp.models.positions import resample_positions
-from vitp.models.timm_backbone import TimmConfig, timm_backbone
+from vitp.models.timm_backbone import TimmSettings, timm_backbone
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.tasks.build import build_model
@@ -43,7 +43,7 @@ def test_the_tower_of_a_finetuned_model_is_a_backbone(tmp_path, task):
 
 
 def test_a_finetuned_network_without_a_vit_says_so(tmp_path):
-    backbone = timm_backbone(TimmConfig(architecture="resnet10t", image_size=64))
+    backbone = timm_backbone(TimmSettings(architecture="resnet10t", image_size=64))
     build_model("classification", backbone, ["ship", "plane"]).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="is finetuned from a resnet10t, which is no ViT"):
         load_backbone(tmp_path)
@@ -92,7 +92,7 @@ def test_networks_are_found_where_training_scripts_leave_them(tmp_path, containe
     for name in container:
         state = {name: state, "epoch": 3}
     torch.save(state, tmp_path / "net.pth")
-    network, report = open_timm(TimmConfig(architecture="resnet10t"), tmp_path / "net.pth")
+    network, report = open_timm(TimmSettings(architecture="resnet10t"), tmp_path / "net.pth")
     own = network.model.state_dict()
     assert own and all(torch.equal(tensor, full.state_dict()[name]) for name, tensor in own.items())
     assert report.complete and set(report.ignored) == {"fc.weight", "fc.bias"}

@@ -44,9 +44,9 @@ from vitp.core.errors import CheckpointError, did_you_mean
 from vitp.data.chat import TEMPLATES
 from vitp.models.foreign import described_by
 from vitp.models.positions import PositionMethod
-from vitp.models.timm_backbone import TimmConfig
-from vitp.models.vision import VisionConfig, VisionTower
-from vitp.models.vlm import VLMConfig
+from vitp.models.timm_backbone import TimmSettings
+from vitp.models.vision import VisionSettings, VisionTower
+from vitp.models.vlm import VLMSettings
 
 _DEFAULT_TEMPLATE = "internvl2_5"
 """What InternVL2.5 and InternVL3 were trained with; the `-hf` layout doesn't say it."""
@@ -75,9 +75,9 @@ class Checkpoint:
     source: str
     path: Path
     layout: LayoutName
-    vision: VisionConfig
+    vision: VisionSettings
     weights: dict[str, Tensor]
-    vlm: VLMConfig | None = None
+    vlm: VLMSettings | None = None
     vocabulary: int | None = None
     unexpected: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -240,7 +240,7 @@ def _read_task(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoi
     prefix = next((name.removesuffix(mark) for name in weights if name.endswith(mark)), "")
     own = layouts.part_of(weights, prefix + "model.")
     return Checkpoint(
-        source, folder, "vitp", VisionConfig.model_validate(backbone["config"]), layouts.from_timm(own)
+        source, folder, "vitp", VisionSettings.model_validate(backbone["config"]), layouts.from_timm(own)
     )
 
 
@@ -335,7 +335,7 @@ def _whole(
             notes = ("the configuration ties input and output table, but the weights differ: kept apart",)
     tied = says_tied and _HEAD not in weights
     try:
-        vlm = VLMConfig(
+        vlm = VLMSettings(
             vision=tower.vision,
             language=language_config(language_values, where=where, tied=tied),
             shuffle=round(1 / float(config.get("downsample_ratio", 0.5))),
@@ -382,7 +382,7 @@ def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
         )
     vision = plain_vit_of_weights(found.weights, heads=hints.heads, where=str(path))
     stated = vision.model_dump(include={"architecture", "arguments", "image_size", "mean", "std"})
-    checkpoint = _read_timm(path, source, TimmConfig(**stated))
+    checkpoint = _read_timm(path, source, TimmSettings(**stated))
     note = f"found at {found.place}; sizes told by the shapes, normalisation taken to be ImageNet's"
     return replace(checkpoint, notes=(*checkpoint.notes, note))
 
@@ -398,14 +398,14 @@ def _internvit_names(weights: Mapping[str, Tensor]) -> Renamed | None:
     return None
 
 
-def timm_config_of(config: Mapping[str, Any], hints: Hints) -> TimmConfig:
+def timm_config_of(config: Mapping[str, Any], hints: Hints) -> TimmSettings:
     """Return the model that a `config.json` of timm and the hints describe."""
     published = config.get("pretrained_cfg") or {}
     arguments = {**(config.get("model_args") or {}), **hints.arguments}
     size = arguments.get("img_size") or (published.get("input_size") or [None])[-1]
     # What a backbone sets by itself.
     own = ("num_classes", "global_pool", "img_size", "dynamic_img_size", "fc_norm", "pretrained")
-    return TimmConfig(
+    return TimmSettings(
         architecture=hints.architecture or config["architecture"],
         arguments={key: value for key, value in arguments.items() if key not in own},
         image_size=size[0] if isinstance(size, list | tuple) else size,
@@ -414,7 +414,7 @@ def timm_config_of(config: Mapping[str, Any], hints: Hints) -> TimmConfig:
     )
 
 
-def _read_timm(path: Path, source: str, config: TimmConfig) -> Checkpoint:
+def _read_timm(path: Path, source: str, config: TimmSettings) -> Checkpoint:
     """Read a ViT with learned positions under timm's names, or those of a publication that timm converts."""
     converted = convert_state(read_weights(path), config, where=str(path))
     if not isinstance(converted.model, VisionTower):

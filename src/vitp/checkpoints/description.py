@@ -19,8 +19,8 @@ from vitp.core.sealed import read_metadata
 from vitp.core.tensors import first_of, tensor_bytes
 from vitp.core.version import STARTER, __version__
 from vitp.models.foreign import described_by
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VLMConfig
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VLMSettings
 
 CONFIG = "config.json"
 DESCRIPTION = "vitp_backbone.json"
@@ -67,21 +67,21 @@ def is_task_config(config: Mapping[str, Any]) -> bool:
     return str(config.get("format", "")).startswith("vitp-task-")
 
 
-def vlm_of_config(config: Mapping[str, Any], where: Path) -> tuple[VLMConfig, int]:
+def vlm_of_config(config: Mapping[str, Any], where: Path) -> tuple[VLMSettings, int]:
     """Return sizes and vocabulary that the configuration of one of our vision-language models states.
 
     Raises:
         CheckpointError: It states none.
     """
     try:
-        return VLMConfig.model_validate(config["model"]), int(config["vocabulary"])
+        return VLMSettings.model_validate(config["model"]), int(config["vocabulary"])
     except (KeyError, TypeError, ValueError) as error:  # pydantic's are `ValueError`s
         raise CheckpointError(
             "is no configuration of a vitp model", where=str(where), fix="export or train it anew"
         ) from error
 
 
-def describe_vlm(config: VLMConfig, vocabulary: int) -> dict[str, Any]:
+def describe_vlm(config: VLMSettings, vocabulary: int) -> dict[str, Any]:
     """Return the `config.json` of a model with these sizes."""
     # Drop path is a matter of the run that trains, not of the weights.
     sizes = config.model_copy(update={"drop_path": 0.0}).model_dump()
@@ -110,16 +110,22 @@ class DataUsed(SettingsModel):
     """One set of a pretraining mixture; an empty licence means that none is stated."""
 
     name: str
+    """Name of the set."""
     records: int = Field(ge=0, le=2**40)
+    """Records in the training split."""
     rate: float = Field(1.0, ge=0, le=1e6)
+    """Factor on how often an epoch takes each record."""
     licence: str = ""
+    """Licence; "": none is stated."""
 
 
 class MixtureUsed(SettingsModel):
     """The data of a run, as `mixture.json` in its folder says it."""
 
     fingerprint: str
+    """Hash of all that decides the batches."""
     sets: list[DataUsed] = Field(default_factory=list)
+    """Sets of the mixture."""
 
     def share(self, used: DataUsed) -> float:
         """Return the part of an epoch that one of the sets makes up, 0..1."""
@@ -130,29 +136,48 @@ class Provenance(SettingsModel):
     """Where weights come from; what is not known is None. Names only: an export tells no one's folders."""
 
     source: str
+    """Name of the run, folder or model that the weights are of."""
     steps: int | None = Field(None, ge=0, le=100_000_000)
+    """Optimizer steps of the run."""
     mixture: MixtureUsed | None = None
+    """Data of the run."""
     evidence: dict[str, Any] | None = None
+    """What `evidence.json` of the run says about how far the tower moved."""
     configuration: dict[str, Any] | None = None
+    """Settings of the run, with paths cut down to their last part."""
 
 
 class BackboneDescription(SettingsModel):
     """Content of `vitp_backbone.json`. `tensors` holds a digest for each weight, `sha256` one of them all."""
 
     format: Literal["vitp-backbone-1"] = "vitp-backbone-1"
+    """Name and version of this file's form."""
     vitp_version: str
+    """Version of vitp that wrote it."""
     created: str
-    vision: VisionConfig
+    """Day of the export, as YYYY-MM-DD."""
+    vision: VisionSettings
+    """Architecture, image size and normalisation."""
     patch_size: int = Field(ge=1, le=65_536)
+    """Side of a patch in pixels."""
     grid: int = Field(ge=1, le=65_536)
+    """Patches on a side of the image."""
     prefix_tokens: int = Field(ge=0, le=65_536)
+    """Tokens before those of the patches ([CLS], registers)."""
     width: int = Field(ge=1, le=1 << 20)
+    """Channels of a token."""
     layers: int = Field(ge=1, le=65_536)
+    """Blocks of the tower."""
     parameters: int = Field(ge=0, le=2**50)
+    """Number of parameters."""
     sha256: str
+    """Digest of all weights."""
     tensors: dict[str, str]
+    """Name → digest of each weight."""
     provenance: Provenance
+    """Where the weights come from."""
     extra: dict[str, Any] = Field(default_factory=dict)
+    """Anything else that a program wants to keep beside the weights."""
 
     def contract(self) -> dict[str, Any]:
         """Return what a user of the weights has to know: the part that travels inside the weights file."""

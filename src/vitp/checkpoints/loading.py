@@ -28,7 +28,7 @@ from vitp.models.foreign import described_by
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod
 from vitp.models.resample import KERNEL, POSITIONS, fit_weights
-from vitp.models.timm_backbone import TimmConfig, timm_backbone
+from vitp.models.timm_backbone import TimmSettings, timm_backbone
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
 
@@ -161,7 +161,7 @@ def open_tower(
 
 
 def open_timm(
-    config: TimmConfig,
+    config: TimmSettings,
     file: Path,
     *,
     source: str = "",

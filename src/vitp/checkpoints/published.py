@@ -12,8 +12,8 @@ from transformers import AutoConfig
 
 from vitp.core.errors import CheckpointError
 from vitp.core.reading import parse_json, read_text
-from vitp.models.language import LanguageConfig
-from vitp.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionConfig, VisionTower
+from vitp.models.language import LanguageSettings
+from vitp.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionSettings, VisionTower
 
 _INTERNVIT_SIZES: dict[str, Any] = {
     "embed_dim": 1024,
@@ -43,7 +43,7 @@ def _internvit(
     final_norm: bool,
     mean: RGB = IMAGENET_MEAN,
     std: RGB = IMAGENET_STD,
-) -> VisionConfig:
+) -> VisionSettings:
     """Return an InternViT of these sizes; its positions follow other image sizes as in InternVL's own code."""
     sizes = {
         "embed_dim": width,
@@ -55,7 +55,7 @@ def _internvit(
         "qkv_bias": qkv_bias,
         "final_norm": final_norm,
     }
-    return VisionConfig(
+    return VisionSettings(
         architecture="vit_intern300m_patch14_448",
         arguments={key: value for key, value in sizes.items() if value != _INTERNVIT_SIZES[key]},
         image_size=image,
@@ -65,7 +65,7 @@ def _internvit(
     )
 
 
-def from_original_config(values: Mapping[str, Any], *, where: str, mean: RGB, std: RGB) -> VisionConfig:
+def from_original_config(values: Mapping[str, Any], *, where: str, mean: RGB, std: RGB) -> VisionSettings:
     """Return InternVL's `vision_config` (model type `intern_vit_6b`, whatever the size) as ours.
 
     Raises:
@@ -76,7 +76,7 @@ def from_original_config(values: Mapping[str, Any], *, where: str, mean: RGB, st
     return _intern_config(values, where, values.get("qkv_bias", False), mean, std, final_norm=False)
 
 
-def from_hf_config(values: Mapping[str, Any], *, where: str, mean: RGB, std: RGB) -> VisionConfig:
+def from_hf_config(values: Mapping[str, Any], *, where: str, mean: RGB, std: RGB) -> VisionSettings:
     """Return transformers' `InternVLVisionConfig` as ours.
 
     Raises:
@@ -94,7 +94,7 @@ def from_hf_config(values: Mapping[str, Any], *, where: str, mean: RGB, std: RGB
 
 def _intern_config(
     values: Mapping[str, Any], where: str, qkv_bias: bool, mean: RGB, std: RGB, *, final_norm: bool
-) -> VisionConfig:
+) -> VisionSettings:
     if values.get("hidden_act", "gelu") != "gelu" or values.get("num_channels", 3) != 3:
         raise CheckpointError("has a vision tower with another activation or other channels", where=where)
     if values.get("layer_norm_eps", 1e-6) != 1e-6:
@@ -268,7 +268,7 @@ def _sizes_told(weights: Mapping[str, Tensor], heads: int | None, where: str) ->
 
 def internvit_of_weights(
     weights: Mapping[str, Tensor], *, where: str, heads: int | None = None
-) -> VisionConfig:
+) -> VisionSettings:
     """Return the sizes of an InternViT from its tensors (timm's names): backbones are published without a description.
 
     Args:
@@ -291,7 +291,7 @@ def internvit_of_weights(
     )
 
 
-def plain_vit_of_weights(weights: Mapping[str, Tensor], *, heads: int | None, where: str) -> VisionConfig:
+def plain_vit_of_weights(weights: Mapping[str, Tensor], *, heads: int | None, where: str) -> VisionSettings:
     """Return the sizes of a plain ViT (timm's names) from its tensors.
 
     Only for pretraining runs whose normalisation is ImageNet's and whose norms have epsilon 1e-6, as those of
@@ -326,7 +326,7 @@ def plain_vit_of_weights(weights: Mapping[str, Tensor], *, heads: int | None, wh
     if "norm.weight" not in weights:
         arguments["final_norm"] = False
     size = round(cells**0.5) * sizes["patch"]
-    return VisionConfig(architecture="vit_base_patch16_224", arguments=arguments, image_size=size)
+    return VisionSettings(architecture="vit_base_patch16_224", arguments=arguments, image_size=size)
 
 
 _CLASSES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
@@ -344,7 +344,7 @@ _LANGUAGE_SIZES = (
 """What decides what such a model computes; all else in its configuration is about generating or loading."""
 
 
-def language_config(values: Mapping[str, Any], *, where: str, tied: bool | None = None) -> LanguageConfig:
+def language_config(values: Mapping[str, Any], *, where: str, tied: bool | None = None) -> LanguageSettings:
     """Return a published configuration (`llm_config`, `text_config`) as ours.
 
     Args:
@@ -366,7 +366,7 @@ def language_config(values: Mapping[str, Any], *, where: str, tied: bool | None 
     says_tied = bool(values.get("tie_word_embeddings", False))
     arguments["tie_word_embeddings"] = says_tied if tied is None else tied
     arguments["rope_parameters"] = _rope(values)
-    return LanguageConfig(model_type=model_type, arguments=arguments)
+    return LanguageSettings(model_type=model_type, arguments=arguments)
 
 
 def _model_type(values: Mapping[str, Any], where: str) -> str:
@@ -394,7 +394,7 @@ def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def published_language_config(
-    language: LanguageConfig, vocabulary: int, *, dtype: str, where: str
+    language: LanguageSettings, vocabulary: int, *, dtype: str, where: str
 ) -> dict[str, Any]:
     """Return our configuration as published files state it, readable by old and new releases of transformers.
 

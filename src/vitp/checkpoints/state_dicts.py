@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitp.core.errors import CheckpointError
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
-from vitp.models.timm_backbone import CLASSIFIERS, TimmConfig, timm_backbone
+from vitp.models.timm_backbone import CLASSIFIERS, TimmSettings, timm_backbone
 
 _CONTAINERS = (
     *("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "module"),
@@ -129,7 +129,7 @@ class TimmWeights:
 
 
 def convert_state(
-    state: Mapping[str, Any], config: TimmConfig, *, where: str, plain: bool = True
+    state: Mapping[str, Any], config: TimmSettings, *, where: str, plain: bool = True
 ) -> TimmWeights:
     """Return what of a file's state belongs to a timm model, under timm's names.
 

@@ -1,6 +1,6 @@
 """Another vision tower or another language model in a vision-language model; the projector between them is made anew.
 
-What comes out answers nothing sensible before it was aligned: pretrain it with `align.steps` (docs/weights.md).
+What comes out answers nothing sensible before it was aligned: pretrain it with `objective.align.steps` (docs/weights.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vitp.checkpoints.tensors import read_tensors, weights_file
 from vitp.core.errors import CheckpointError, ConfigError
 from vitp.core.tensors import load_weights
 from vitp.data.chat import ChatTokenizer
-from vitp.models.language import LanguageConfig, build_language_model
+from vitp.models.language import LanguageSettings, build_language_model
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
@@ -113,7 +113,7 @@ def _assemble(
     return vlm
 
 
-def _read_language(source: str | Path) -> tuple[LanguageConfig, Any, Path, str]:
+def _read_language(source: str | Path) -> tuple[LanguageSettings, Any, Path, str]:
     """Return settings, model, folder of the tokenizer and chat template."""
     path = hub.locate(source)
     if path is None or not path.is_dir():

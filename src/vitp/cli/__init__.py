@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import signal
 import sys
-from types import FrameType
 from typing import Annotated
 
 import typer
 
-from vitp.cli import (
-    checks,
-    command,
-    data,
-    data_look,
-    evidence,
-    models,
-    plan,
-    recipes,
-    studies,
-    tasks,
-    training,
-)
+from vitp.cli import command, data, evidence, models, plan, recipes, runs, studies
 from vitp.cli.boundary import guarded, prepare_streams
+from vitp.cli.panels import DATA, PanelGroup
 from vitp.core.version import __version__
 
 app = typer.Typer(
     name="vitp",
+    cls=PanelGroup,
     help="Visual Instruction Pretraining: from labels to a better vision transformer.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-data_look.register(data.app)
-app.add_typer(data.app, name="data", help="Labels to instructions, checks, pages, generated scenes.")
-training.register(app)
-models.register(app)
-tasks.register(app)
-recipes.register(app)
-plan.register(app)
-studies.register(app)
-evidence.register(app)
-checks.register(app)
+# In the order of `vitp --help`: data, train, use, judge, plan.
+app.add_typer(
+    data.app,
+    name="data",
+    rich_help_panel=DATA,
+    help="Turn labels into instructions, check and show them, generate scenes, prepare published sets.",
+)
+for noun in (runs, recipes, studies, models, evidence, plan):
+    noun.register(app)
 command.complete(app)
 
 
@@ -65,12 +53,8 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 findings, 2 wrong input, 70 our fault, 130 or 143 interrupted."""
     # By default SIGTERM ends Python without a word, and half-made folders would stay. Training has handlers of its own.
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(run(arguments))
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    sys.exit(128 + signum)
 
 
 def run(arguments: list[str] | None = None) -> int:

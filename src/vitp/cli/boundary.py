@@ -1,4 +1,4 @@
-"""The edge between the program and its user: whatever a command ends with becomes an exit code and one line."""
+"""The edge between the program and its user: every end of a command becomes an exit code and one line."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def guarded(command: Callable[[], Any]) -> int:
 
 def fail(message: str, code: int = WRONG_INPUT) -> int:
     """Print a message as one line on standard error; return the code."""
+    # Names of files may hold marks that move the cursor or have no glyph.
     line = "".join(mark if mark.isprintable() else _escaped(mark) for mark in " ".join(message.split()))
     # One call is one write: the lines of several ranks don't run into each other.
     Console(stderr=True, soft_wrap=True, highlight=False).print(
@@ -92,7 +93,6 @@ def fail(message: str, code: int = WRONG_INPUT) -> int:
 
 
 def _escaped(mark: str) -> str:
-    """Names of files may hold what moves the cursor or has no glyph."""
     return mark.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
@@ -101,7 +101,8 @@ def _usage(error: Exception) -> str:
     format_message = getattr(error, "format_message", None)
     if format_message is None:
         return str(error)
-    message, context = format_message(), getattr(error, "ctx", None)
+    # typer says so of choices, which pydantic checks.
+    message, context = str(format_message()).replace("Value error, ", ""), getattr(error, "ctx", None)
     if not message or context is None:
         return message
     return f"{message.rstrip('.')}; see `{context.command_path} --help`"

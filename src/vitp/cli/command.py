@@ -1,4 +1,4 @@
-"""What every command takes beside its own options, and what holds for the options of all of them."""
+"""Additions to every command: `--allow-remote`, and the refusal of numbers that aren't finite."""
 
 from __future__ import annotations
 

@@ -1,97 +1,173 @@
-"""`vitp export`, `vitp convert`, `vitp swap`, `vitp ask`, `vitp probe`, `vitp doctor`."""
+"""`vitp predict`, `vitp eval`, `vitp ask`, `vitp export`, `vitp convert`, `vitp swap`: models that are trained."""
 
 from __future__ import annotations
 
-import enum
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vitp.cli.console import make_console
+from vitp.cli.options import (
+    LABELLED,
+    FormatOption,
+    ImageSize,
+    LabelFormat,
+    MaxTiles,
+    Seed,
+    Split,
+    TestOverride,
+    format_options,
+)
+from vitp.cli.output import make_console, print_lines, print_scores, write_result
+from vitp.cli.panels import JUDGE, USE
 from vitp.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitp.models.vision import VisionTower
-
-
-class View(enum.Enum):
-    """How an image is brought to the tower's size."""
-
-    whole = "whole"
-    tiles = "tiles"
+    from vitp.inference.prediction_files import Unusable
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command("export")(export)
-    app.command("convert")(convert)
-    app.command("swap")(swap)
-    app.command("ask")(ask)
-    app.command("probe")(probe)
-    app.command("doctor")(doctor)
+    app.command("predict", rich_help_panel=USE)(predict_command)
+    app.command("ask", rich_help_panel=USE)(ask_command)
+    app.command("export", rich_help_panel=USE)(export_command)
+    app.command("convert", rich_help_panel=USE)(convert_command)
+    app.command("swap", rich_help_panel=USE)(swap_command)
+    app.command("eval", rich_help_panel=JUDGE)(eval_command)
 
 
-class Format(enum.Enum):
-    """What an exported backbone is to be read by."""
-
-    timm = "timm"
-    hf = "hf"
-    internvl = "internvl"
-    onnx = "onnx"
-    torch_export = "torch-export"
+_TaskRun = Annotated[Path, typer.Argument(help="Run of `vitp finetune`, or its model folder.")]
 
 
-class To(enum.Enum):
-    """Names and configuration of a converted model."""
+def eval_command(
+    run: _TaskRun,
+    data: Annotated[str, typer.Argument(help=LABELLED)],
+    split: Split = "test",
+    fmt: LabelFormat = "auto",
+    option: FormatOption = None,
+    override: TestOverride = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file for all scores.")] = None,
+) -> None:
+    """Score a finetuned model on labelled images."""
+    from vitp.core.targets import check_output_file
+    from vitp.evaluation.robustness_comparison import open_model, split_named
+    from vitp.tasks.build import task_of
+    from vitp.tasks.data import labelled_only, open_labelled
+    from vitp.tasks.label_notes import label_notes, left_out_notes
 
-    vitp = "vitp"
-    original = "original"
-    hf = "hf"
-    timm = "timm"
+    if out is not None:
+        check_output_file(out, "JSON")
+    model, settings = open_model(run, override or [])
+    labelled = split_named(open_labelled(data, fmt, **format_options(option)), split, data)
+    task = task_of(model.name)
+    kind, findings = task.labels(model.description["head"]), labelled.findings
+    labelled = labelled_only(labelled, kind)
+    parts = {split: labelled}
+    notes = (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None))
+    print_lines(notes, style="yellow")
+    scores = task.evaluate(model, labelled, settings)
+    print_scores(scores, f"{model.name} on {labelled.name}, {split} ({scores.images} images)")
+    write_result(out, {"task": model.name, "data": labelled.name, "split": split, **scores.to_json()})
 
 
-class Positions(enum.Enum):
-    """How a position table gets the grid of another image size."""
+def predict_command(
+    run: _TaskRun,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")],
+    later: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--later", help="Change detection: images of the later date, in the same order. Repeatable."
+        ),
+    ] = None,
+    override: TestOverride = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier predictions in --out.")] = False,
+) -> None:
+    """Apply a finetuned model to images; write masks, boxes, GeoJSON and pictures.
 
-    bicubic = "bicubic"
-    antialiased = "antialiased"
+    Images that can't be read are named first and left out; the exit code is then 1.
+    """
+    from vitp.core.targets import check_folder
+    from vitp.evaluation.robustness_comparison import open_model
+    from vitp.inference.prediction_files import is_predictions, predict_files
+
+    check_folder(out, is_predictions, what="predictions", overwrite=force)
+
+    def tell(one: Unusable) -> None:
+        print_lines([f"can't be used: {one.image}: {one.reason}"])
+
+    model, settings = open_model(run, override or [])
+    count, unusable = predict_files(model, images, out, settings, later=later, overwrite=force, tell=tell)
+    console = make_console()
+    console.print(f"wrote predictions of {count} images to {out}")
+    if unusable:
+        console.print(f"{len(unusable)} of {count + len(unusable)} images left out")
+        raise typer.Exit(1)
 
 
-_POSITIONS: dict[Positions, Literal["bicubic", "antialiased"]] = {
-    Positions.bicubic: "bicubic",
-    Positions.antialiased: "antialiased",
-}
+def ask_command(
+    model: Annotated[str, typer.Argument(help='Run or model folder, or "starter".')],
+    arguments: Annotated[list[str], typer.Argument(help="One or more images, then the question.")],
+    draw: Annotated[
+        Path | None, typer.Option(help="PNG file to write: the image with the boxes of the answer.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=65_536, help="Most tokens of the answer.")] = 128,
+    max_tiles: MaxTiles = None,
+) -> None:
+    """Ask a model about an image; the answer streams."""
+    from vitp.checkpoints.loading import load_vlm
+    from vitp.core.files import atomic_path
+    from vitp.core.targets import check_output_file
+    from vitp.inference.ask import Assistant, draw_answer
+    from vitp.io.images import IMAGE_SUFFIXES, load_image
+    from vitp.runs.pretrain import sequence_of
+
+    where, fix = "vitp ask", 'write: vitp ask RUN IMAGE "question"'
+    if len(arguments) < 2:
+        raise ConfigError("an image or the question is missing", where=where, fix=fix)
+    *images, question = arguments
+    if not question.strip():
+        raise ConfigError("the question is empty", where=where, fix="ask something")
+    if Path(question).suffix.lower() in IMAGE_SUFFIXES and Path(question).is_file():
+        raise ConfigError(f"the last word, {question}, is an image, not a question", where=where, fix=fix)
+    if draw is not None:
+        check_output_file(draw, "PNG", inputs=images)
+    loaded = load_vlm(model)
+    assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles or sequence_of(model).max_tiles)
+    answer = assistant.answer(
+        list(images), question, max_new_tokens=max_tokens, stream=lambda text: print(text, end="", flush=True)
+    )
+    print()
+    if draw is not None:
+        picture = draw_answer(load_image(images[0]), answer)
+        with atomic_path(draw) as temporary:
+            picture.save(temporary, format="PNG")
+        print(f"wrote {draw}")
 
 
-class Numbers(enum.Enum):
-    """Type of the numbers of a converted model."""
-
-    keep = "keep"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-def export(
+def export_command(
     source: Annotated[
         str,
         typer.Argument(help='Run or model folder, weights file, hub id, "starter"; with --verify an export.'),
     ],
     out: Annotated[Path | None, typer.Option("--out", help="New folder for the backbone.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="Tool chain that is to read it.")] = Format.timm,
-    image_size: Annotated[
-        int | None,
-        typer.Option(min=8, max=65_536, help="Side of the images in pixels; not for timm, which takes any."),
-    ] = None,
+    form: Annotated[
+        Literal["timm", "hf", "internvl", "onnx", "torch-export"],
+        typer.Option("--format", help="Software that is to read the export."),
+    ] = "timm",
+    image_size: ImageSize = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check an export for timm against its own test vectors.")
     ] = False,
-    against: Annotated[Path | None, typer.Option(help="With --verify: the run it was made from.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="With --verify: the run that the export was made from.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
-    """Write the ViT for timm, transformers, InternVL's code or another runtime, and compare its features."""
+    """Write the ViT for timm, transformers, InternVL's code or another runtime, and compare its features.
+
+    An export for timm takes images of any size; for the others --image-size fixes it.
+    """
     from vitp.checkpoints.formats import LOADS, export_as
     from vitp.checkpoints.verify import verify_export
 
@@ -101,19 +177,22 @@ def export(
         return
     if out is None:
         raise ConfigError("no place to write to", where="vitp export", fix="name it with --out")
-    result, checks = export_as(source, out, form.value, image_size=image_size, overwrite=force)
+    result, checks = export_as(source, out, form, image_size=image_size, overwrite=force)
     console.print(f"wrote {result.folder} (sha256 {result.sha256[:12]}…)")
     console.print(checks)
-    console.print(f"load it: {LOADS[form.value].format(out=out)}")
+    console.print(f"load it: {LOADS[form].format(out=out)}")
 
 
-def convert(
+def convert_command(
     source: Annotated[str, typer.Argument(help="Model folder, weights file, run or hub id, in any layout.")],
     out: Annotated[Path, typer.Argument(help="New folder.")],
     to: Annotated[
-        To, typer.Option("--to", help="original: InternVL's; hf: transformers'; timm: the ViT alone.")
-    ] = To.vitp,
-    dtype: Annotated[Numbers, typer.Option(help="Type of the numbers.")] = Numbers.keep,
+        Literal["vitp", "original", "hf", "timm"],
+        typer.Option("--to", help="original: InternVL's; hf: transformers'; timm: the ViT alone."),
+    ] = "vitp",
+    dtype: Annotated[
+        Literal["keep", "float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")
+    ] = "keep",
     architecture: Annotated[
         str | None, typer.Option(help="timm's name of a ViT whose file doesn't tell it.")
     ] = None,
@@ -124,13 +203,13 @@ def convert(
         int | None, typer.Option(min=8, max=65_536, help="Side of a tile in pixels; positions are resampled.")
     ] = None,
     positions: Annotated[
-        Positions | None,
-        typer.Option(help="How positions are resampled; none: as the layout's own code does."),
+        Literal["bicubic", "antialiased"] | None,
+        typer.Option(help="How positions are resampled. By default as the layout's own code does it."),
     ] = None,
     template: Annotated[str | None, typer.Option(help="Chat template, when the model names another.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
 ) -> None:
-    """Write a model or ViT in another layout, and compare weights and outputs before it appears."""
+    """Write a model or ViT in another layout; weights and outputs are compared before it appears."""
     from vitp.checkpoints.checkpoint import Hints
     from vitp.checkpoints.convert import convert_model
 
@@ -138,21 +217,23 @@ def convert(
         architecture=architecture,
         heads=heads,
         image_size=image_size,
-        positions=None if positions is None else _POSITIONS[positions],
+        positions=positions,
         template=template,
     )
-    kind = None if dtype is Numbers.keep else dtype.value
-    done = convert_model(source, out, to.value, hints=hints, dtype=kind, overwrite=force)
+    kind = None if dtype == "keep" else dtype
+    done = convert_model(source, out, to, hints=hints, dtype=kind, overwrite=force)
     console = make_console()
     console.print(done.read)
     console.print(done.checks)
     console.print(f"wrote {done.folder} ({'whole model' if done.whole else 'vision tower alone'})")
 
 
-def swap(
+def swap_command(
     model: Annotated[str, typer.Argument(help='Vision-language model: folder, run, hub id or "starter".')],
     out: Annotated[Path, typer.Argument(help="New folder.")],
-    vision: Annotated[str | None, typer.Option(help="Another ViT, as `vitp export` takes it.")] = None,
+    vision: Annotated[
+        str | None, typer.Option(help="Another ViT: any source that `vitp export` takes.")
+    ] = None,
     language: Annotated[
         str | None, typer.Option(help="Another language model: folder or hub id in transformers' layout.")
     ] = None,
@@ -160,13 +241,15 @@ def swap(
         int | None, typer.Option(min=8, max=65_536, help="With --vision: side of a tile in pixels.")
     ] = None,
     shuffle: Annotated[
-        int | None, typer.Option(min=1, max=64, help="With --vision: side of the square of patches a token.")
+        int | None,
+        typer.Option(min=1, max=64, help="With --vision: N folds squares of N × N patches into one token."),
     ] = None,
     template: Annotated[str | None, typer.Option(help="Chat template of the new language model.")] = None,
     keep_projector: Annotated[
-        bool, typer.Option("--keep-projector", help="For a ViT that was trained on from the one before.")
+        bool,
+        typer.Option("--keep-projector", help="Keep the projector, for a ViT that continues the old one."),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the new projector.")] = 0,
+    seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier model.")] = False,
 ) -> None:
     """Put another ViT or language model into a vision-language model; align it afterwards."""
@@ -189,121 +272,3 @@ def swap(
     make_console().print(
         f"wrote {out} (projector {made}): align it with `vitp pretrain`, align.steps above 0"
     )
-
-
-def ask(
-    model: Annotated[str, typer.Argument(help='Run or model folder, or "starter".')],
-    arguments: Annotated[list[str], typer.Argument(help="One or more images, then the question.")],
-    draw: Annotated[Path | None, typer.Option(help="Picture with the boxes of the answer.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, max=65_536, help="Longest answer.")] = 128,
-    max_tiles: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Tiles an image. By default those of the run, else 6.")
-    ] = None,
-) -> None:
-    """Ask a model about an image; the answer streams."""
-    from vitp.checkpoints.loading import load_vlm
-    from vitp.core.targets import check_output_file
-    from vitp.inference.ask import Assistant, draw_answer
-    from vitp.io.images import IMAGE_SUFFIXES, load_image
-    from vitp.runs.pretrain import sequence_of
-
-    if len(arguments) < 2:
-        raise ConfigError(
-            "an image or the question is missing",
-            where="vitp ask",
-            fix='write: vitp ask RUN IMAGE "question"',
-        )
-    *images, question = arguments
-    if not question.strip():
-        raise ConfigError("the question is empty", where="vitp ask", fix="ask something")
-    if Path(question).suffix.lower() in IMAGE_SUFFIXES and Path(question).is_file():
-        raise ConfigError(
-            f"the last word, {question}, is an image, not a question",
-            where="vitp ask",
-            fix='write: vitp ask RUN IMAGE "question"',
-        )
-    if draw is not None:
-        check_output_file(draw, "PNG", inputs=images)
-    loaded = load_vlm(model)
-    assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=max_tiles or sequence_of(model).max_tiles)
-    answer = assistant.answer(
-        list(images), question, max_new_tokens=max_tokens, stream=lambda text: print(text, end="", flush=True)
-    )
-    print()
-    if draw is not None:
-        from vitp.core.files import atomic_path
-
-        picture = draw_answer(load_image(images[0]), answer)
-        with atomic_path(draw) as temporary:
-            picture.save(temporary, format="PNG")
-        print(f"wrote {draw}")
-
-
-def probe(
-    backbone: Annotated[str, typer.Argument(help='Export, run or model folder, "starter" or "random".')],
-    data: Annotated[Path, typer.Argument(help="Folder made by `vitp data compile`.")],
-    compare: Annotated[
-        list[str] | None,
-        typer.Option("--compare", help="Another backbone under the same probes. Repeatable."),
-    ] = None,
-    labels: Annotated[
-        float | None,
-        typer.Option(min=0, max=1e9, help="Labelled images a seed: a number, or a share below 1."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the labelled images.")] = 3,
-    view: Annotated[View, typer.Option(help="whole: the image resized; tiles: cut into tiles.")] = View.whole,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON with all values.")] = None,
-) -> None:
-    """Score frozen features: kNN, linear classification, dense linear segmentation, presence.
-
-    With --compare also the differences, and what is left of them when the test images are drawn anew.
-    """
-    from vitp.core.files import write_json
-    from vitp.core.targets import check_output_file
-    from vitp.data.formats.vitp_labels import read_compiled
-    from vitp.evaluation.features import probe_data
-    from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, over_images
-    from vitp.evaluation.probes import probe_outcomes
-
-    if out is not None:
-        check_output_file(out, "JSON")
-    amount = None if labels is None else (labels if labels < 1 else int(labels))
-    labelled = read_compiled(data)
-    console, results = make_console(), {}
-    outcomes: list[list[Outcomes]] = []
-    for name in [backbone, *(compare or [])]:
-        features = probe_data(open_backbone(name), labelled, view=view.value)
-        table, found = probe_outcomes(features, seeds=tuple(range(seeds)), labels_per_seed=amount)
-        console.print(table.to_rich(title=f"{name}: probes of the frozen features on {labelled.name}"))
-        results[name] = table.to_json()
-        outcomes.append(found)
-    for name, found in zip(compare or [], outcomes[1:], strict=True):
-        differences = over_images([outcomes[0]], [found])
-        console.print(difference_table(differences, f"{backbone} - {name}"))
-        results[name]["differences"] = differences_json(differences)
-    if out is not None:
-        write_json(out, results)
-        console.print(f"wrote {out}")
-
-
-def open_backbone(name: str) -> VisionTower:
-    """Return the ViT of an export, run or model folder, the starter's, or one of its shape with random weights."""
-    from vitp.checkpoints.loading import load_backbone, random_backbone
-
-    if name == "random":
-        return random_backbone(load_backbone("starter"), seed=0)
-    return load_backbone(name)
-
-
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:
-    """Say what is installed, what is missing for which extra, and which device will be used."""
-    from vitp.planning.doctor import report as inspect
-
-    found = inspect()
-    if as_json:
-        print(json.dumps(found.as_dict(), indent=2))
-    else:
-        make_console().print(found)
-    raise typer.Exit(found.exit_code)

@@ -1,4 +1,4 @@
-"""`vitp study`."""
+"""`vitp study`: the studies of the paper."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
-from vitp.cli.console import make_console
+from vitp.cli.options import Override
+from vitp.cli.output import make_console
+from vitp.cli.panels import TRAIN
 
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file."""
-    app.command("study")(study)
+    app.command("study", rich_help_panel=TRAIN)(study_command)
 
 
-def study(
+def study_command(
     name: Annotated[
         str,
         typer.Argument(
@@ -23,44 +25,42 @@ def study(
         ),
     ],
     scale: Annotated[
-        str, typer.Option("--scale", help="micro (two cores), small (one GPU) or paper (as published).")
+        str,
+        typer.Option("--scale", help="micro (two CPU cores), small (one GPU) or paper (as published)."),
     ] = "micro",
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of all studies; they share what they can.")
+        Path, typer.Option("--out", help="Folder of all studies, which share the work that is the same.")
     ] = Path("studies"),
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="Folder of `vitp data compile`, or of the small real sets; none: scenes."
+            "--data",
+            help="Folder of `vitp data compile`, or of the small real sets. By default scenes are generated.",
         ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A first look in half an hour: one seed, untuned. Proves nothing.")
     ] = False,
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", help="key.key=value over the scale, such as seeds=5. Repeatable."),
-    ] = None,
+    override: Override = None,
     label: Annotated[
         str,
-        typer.Option(
-            "--label", help="Ends the name of the results' folder, to keep a variant beside the rest."
-        ),
+        typer.Option("--label", help="End of the results folder's name, to keep a variant beside the rest."),
     ] = "",
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", min=0, max=1e7, help="Begin no new cell after so many minutes."),
+        typer.Option("--minutes", min=0, max=1e7, help="Begin nothing new after so many minutes."),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be run and how long it takes, and stop.")
     ] = False,
 ) -> None:
-    """Run a study of the paper: pretraining runs × downstream tests × seeds; interrupted, it continues."""
-    from vitp.studies.main import Order, run_study
+    """Run a study of the paper: pretraining runs × downstream tests × seeds. An interrupted study continues.
 
-    order = Order(
-        name, scale, out, data, quick, tuple(override or ()), label=label, minutes=minutes, only_plan=plan
-    )
-    summary = run_study(order, make_console())
-    if not plan and not summary.complete:
+    --set changes the scale, as in seeds=5. The exit code is 1 while anything is failed or left.
+    """
+    from vitp.studies.main import StudyOrder, run_study
+
+    overrides = tuple(override or ())
+    order = StudyOrder(name, scale, out, data, quick, overrides, label=label, minutes=minutes, only_plan=plan)
+    if not run_study(order, make_console()).complete and not plan:
         raise typer.Exit(1)

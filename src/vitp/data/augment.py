@@ -36,8 +36,8 @@ _BLUR_REFERENCE = 224
 """The published range of the blur is for views of this many pixels; it shrinks with the view."""
 
 
-class ViewConfig(SettingsModel):
-    """How an image may change. `ViewConfig.neutral()` changes nothing but the size."""
+class ViewSettings(SettingsModel):
+    """How an image may change. `ViewSettings.neutral()` changes nothing but the size."""
 
     crop: tuple[Share, Share] = (0.4, 1.0)
     """Smallest and largest share of the image's area that is kept; (1, 1): the whole image, squeezed."""
@@ -61,25 +61,25 @@ class ViewConfig(SettingsModel):
     """Share of the views whose bright half is inverted."""
 
     @model_validator(mode="after")
-    def _check(self) -> ViewConfig:
+    def _check(self) -> ViewSettings:
         low, high = self.crop
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop must rise within (0, 1], not {self.crop}")
         return self
 
     @classmethod
-    def neutral(cls) -> ViewConfig:
+    def neutral(cls) -> ViewSettings:
         """Return the setting that only resizes."""
         return cls(crop=(1, 1), flip=False, rotate90=False, colour=0, hue=0, grey=0, blur=0)
 
     @classmethod
-    def geometric(cls, crop: tuple[float, float] = (0.5, 1.0)) -> ViewConfig:
+    def geometric(cls, crop: tuple[float, float] = (0.5, 1.0)) -> ViewSettings:
         """Return crops, flips and turns with all colours as they are."""
         return cls(crop=crop, colour=0, hue=0, grey=0, blur=0)
 
 
 def make_view(
-    image: Image.Image, size: int, config: ViewConfig, rng: np.random.Generator
+    image: Image.Image, size: int, config: ViewSettings, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """Return one view and the part of the image that it shows.
 
@@ -102,7 +102,7 @@ def make_view(
 
 
 def _crop_window(
-    width: int, height: int, config: ViewConfig, draws: np.ndarray
+    width: int, height: int, config: ViewSettings, draws: np.ndarray
 ) -> tuple[float, float, float, float]:
     low, high = config.crop
     if low == high == 1.0:
@@ -115,7 +115,7 @@ def _crop_window(
     return x, y, x + wide, y + tall
 
 
-def _recoloured(view_SSC: np.ndarray, config: ViewConfig, draws: np.ndarray) -> np.ndarray:
+def _recoloured(view_SSC: np.ndarray, config: ViewSettings, draws: np.ndarray) -> np.ndarray:
     if draws[0] < config.colour_probability and (config.colour or config.hue):
         factors = 1 + config.colour * (2 * draws[1:4] - 1)
         view_SSC = jittered(view_SSC, *factors, hue=config.hue * (2 * draws[4] - 1))
@@ -208,7 +208,7 @@ def augment_with_mask(
 
 
 def turned(
-    pixels_HW: np.ndarray, wanted: ViewConfig | MaskAugmentation, mirrors: np.ndarray, quarters: int
+    pixels_HW: np.ndarray, wanted: ViewSettings | MaskAugmentation, mirrors: np.ndarray, quarters: int
 ) -> np.ndarray:
     """Return pixels (H, W, …) mirrored and turned counter-clockwise, as far as it is wanted.
 
@@ -288,7 +288,7 @@ class AugmentSettings(SettingsModel):
     """Side of the square that is cut out at random, padded where the image is smaller (zeros, and 255 in
     masks); none: where scale or rotate changed the size, the size from before."""
     max_class_share: float = Field(0.75, gt=0, le=1)
-    """Of the labelled pixels in a crop one class may fill at most this share, where ten tries find such a
+    """Largest share of the labelled pixels of a crop that one class may fill, where ten tries find such a
     crop."""
     flip: bool | Literal["horizontal"] = True
     """Mirror left-right and top-bottom, each with probability ½; `horizontal`: left-right only."""

@@ -71,9 +71,9 @@ def check_global_batch(global_batch: int, micro_batches: int, ranks: int) -> Non
     """
     parts = micro_batches * ranks
     if global_batch % parts:
-        on = f" on {ranks} ranks" if ranks > 1 else ""
         raise ConfigError(
-            f"a step of {global_batch} samples can't be cut into {micro_batches} equal micro-batches{on}",
+            f"a step of {global_batch} samples can't be cut into {parts} equal parts ({micro_batches} micro-batches "
+            f"× {ranks} ranks)",
             where="data.global_batch",
             fix=f"choose a multiple of {parts}, or another train.micro_batches",
         )
@@ -134,7 +134,7 @@ class SampledBatches(Generic[Item, Batch]):
 
     def fingerprint(self) -> str:
         """Return a hash of all that decides the batches: samples, labels, image files, order and options."""
-        return fingerprint(self._facts(), self.order.contents(), self.collate.contents(self.order))
+        return fingerprint(self._facts(), [*self.order.contents(), *self.collate.contents(self.order)])
 
     def former_fingerprints(self) -> tuple[str, ...]:
         """Return the hashes that earlier versions saved with the same batches; those looked at less."""

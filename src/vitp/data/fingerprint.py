@@ -23,6 +23,10 @@ from vitp.io.images import is_scene
 from vitp.io.storage import is_member, is_remote
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
+_FORM = "3"
+"""Begins a fingerprint. "2" has the same but for the texts and the tokenizer; those before have no beginning, and
+count neither labels nor image files."""
+
 MOST_FILES = 20_000
 _LAZY_ITEMS = 8
 """Items of a set whose images are generated when they are touched: a few of them stand for all."""
@@ -31,17 +35,15 @@ _BLOCK = 4096
 _OBJECT = tuple((field.name, field.default) for field in dataclasses.fields(ObjectLabel))
 
 
-def fingerprint(order: str, contents: Iterable[str], more: Sequence[Any] = ()) -> str:
-    """Return the fingerprint of a source of batches: "2:" and a hash, or "3:" where more than images and labels counts.
-
-    Those of the earliest versions have no such beginning: they are `order` alone.
+def fingerprint(order: str, contents: Iterable[str], form: str = _FORM) -> str:
+    """Return the fingerprint of a source of batches.
 
     Args:
         order: Hash of which images come at which place, and of all options.
         contents: Hashes of what the images and labels are.
-        more: What else decides the batches, as JSON values.
+        form: Which contents count.
     """
-    return f"{'3' if more else '2'}:{json_digest([order, *contents, *more])}"
+    return f"{form}:{json_digest([order, *contents])}"
 
 
 def json_digest(value: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Any, NoReturn, TypeVar
 from xml.etree import ElementTree
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
-from vitp.core.reading import parse_json, parse_xml, read_text
+from vitp.core.reading import parse_json, parse_xml
+from vitp.data.formats.walk import read_label_text
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def read_json(path: Path) -> Any:
         DataError: It can't be read; the message names the row.
     """
     try:
-        return parse_json(read_text(path))
+        return parse_json(read_label_text(path))
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
         raise DataError(f"is not JSON ({error.msg})", where=where, fix="download the file again") from error
@@ -87,7 +88,7 @@ def read_xml(path: Path) -> ElementTree.Element:
         DataError: It can't be read; the message names the row.
     """
     try:
-        return parse_xml(read_text(path))
+        return parse_xml(read_label_text(path))
     except ElementTree.ParseError as error:
         where = f"{path}:{error.position[0]}"
         raise DataError(f"is not XML ({error})", where=where, fix="unpack the file again") from error

@@ -20,7 +20,6 @@ import numpy as np
 
 from vitp.core import files
 from vitp.core.errors import DataError
-from vitp.core.files import to_json
 from vitp.core.reading import open_file, parse_json
 from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, Seen, cache_folder, cached_index
 from vitp.data.readers.records import RowRecords
@@ -36,7 +35,7 @@ from vitp.io.storage import (
     read_address,
     readable,
 )
-from vitp.records.instructions import InstructionRecord
+from vitp.records.instructions import InstructionRecord, record_to_json
 
 DEFAULT_SIZE = 256 << 20
 MOST_SHARDS = 100_000
@@ -301,7 +300,7 @@ def _samples(records: Iterable[InstructionRecord]) -> Iterator[list[tuple[str, b
         images = [_image(address) for address in record.images]
         one = len(images) == 1
         names = [f"{key}{'' if one else f'.{i}'}{suffix}" for i, (suffix, _) in enumerate(images)]
-        row = files.to_json(to_json(replace(record, images=tuple(names)))).encode()
+        row = files.to_json(record_to_json(replace(record, images=tuple(names)))).encode()
         yield [(f"{key}.json", row), *zip(names, (data for _, data in images), strict=True)]
 
 

@@ -29,11 +29,11 @@ class InputSettings(SettingsModel):
     """How images are read. None of it changes which records are learned from."""
 
     draft: bool = True
-    """Decode JPEGs, and very large images, of four times the tiles' resolution at a fraction of it."""
+    """Decode JPEGs and very large images that have four times the tiles' resolution at a fraction of it."""
     cache_gb: float = Field(0.0, ge=0, le=1_000_000)
-    """Tiles that are kept, in GB; 0: none."""
+    """Size of the cache of decoded tiles in GB; 0: no cache."""
     cache_folder: str | None = None
-    """Where they are kept, shared by all data workers; none: in each worker's memory."""
+    """Folder of the cache, shared by all data workers; none: each worker's memory."""
 
     def loader(self, tile: int) -> TileLoader:
         """Return what reads images into tiles of a size."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from vitp.core.config import SettingsModel, Share, Weight
 
 
-class OptimConfig(SettingsModel):
+class OptimSettings(SettingsModel):
     """AdamW and its schedule."""
 
     lr: float = Field(2e-5, gt=0, le=100)
@@ -25,27 +25,28 @@ class OptimConfig(SettingsModel):
     warmup_ratio: float = Field(0.2, ge=0, le=1)
     """Share of the steps with a linearly rising rate."""
     warmup_steps: int | None = Field(None, ge=0, le=100_000_000)
-    """The same as a number of steps; takes precedence."""
+    """Steps with a linearly rising rate; takes precedence over `warmup_ratio`."""
     warmup_start: float = Field(0.0, ge=0, lt=1)
-    """Share of `lr` that the warm-up rises from."""
+    """Share of `lr` at which the warm-up starts."""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     """What follows the warm-up. `step`: the rate falls to `gamma` times itself at each milestone."""
     decay_from: Literal["warmup", "start"] = "warmup"
     """Where `cosine` and `linear` begin to fall. `warmup`: after the warm-up, as transformers does.
     `start`: at the first step; the warm-up scales what has already begun to fall."""
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    """Share of `lr` that `cosine` and `linear` end at."""
+    """Share of `lr` at which `cosine` and `linear` end."""
     milestones: tuple[Share, ...] = (8 / 12, 11 / 12)
-    """Of `step`: shares of all steps, rising. Detection's "12 epochs, step 8, 11" is [8/12, 11/12]."""
+    """Where schedule `step` lowers the rate, as shares of all steps, rising. Detection's "12 epochs, step
+    8, 11" is [8/12, 11/12]."""
     gamma: float = Field(0.1, gt=0, le=1)
-    """Of `step`."""
+    """Factor on the rate at each milestone of schedule `step`."""
     lr_scale: dict[str, Weight] = Field(default_factory=dict)
-    """Part (as the objective names it) → factor on `lr`."""
+    """Part (as the table at the start of a run names it) → factor on `lr`."""
     layer_decay: float | None = Field(None, gt=0, le=1)
     """Factor on the rate from one vision block to the one below it; none: the same for all."""
 
     @model_validator(mode="after")
-    def _check(self) -> OptimConfig:
+    def _check(self) -> OptimSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m <= 1 for m in self.milestones):
@@ -61,17 +62,17 @@ class OptimConfig(SettingsModel):
         return min(wanted, steps)
 
 
-class TrainConfig(SettingsModel):
+class TrainSettings(SettingsModel):
     """Length, precision and bookkeeping of a run."""
 
     steps: int = Field(gt=0, le=100_000_000)
     """Optimizer steps."""
     micro_batches: int = Field(1, gt=0, le=65_536)
-    """Batches whose gradients are summed in one step, on each rank."""
+    """Parts that each rank cuts its share of a step into; their gradients are summed."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in either case."""
+    """`auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in all cases."""
     save_every: int | None = Field(500, gt=0, le=100_000_000)
-    """Steps between checkpoints; none: only at the end. An interrupt saves in either case."""
+    """Steps between checkpoints; none: only at the end. An interrupted run saves, too."""
     keep_last: int = Field(2, gt=0, le=100_000)
     """Checkpoints that are kept. Two at least let a run go on when the newest one is damaged."""
     log_every: int = Field(10, gt=0, le=100_000_000)
@@ -79,20 +80,19 @@ class TrainConfig(SettingsModel):
     num_workers: int = Field(2, ge=0, le=512)
     """Processes that prepare batches; 0: the training process does."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
-    """Of dropout and drop path. Batches are the source's affair."""
+    """Seed of dropout and drop path. The order of the data has its own seed."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    """`auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where there is one."""
     deterministic: bool = False
     """Refuse operations that may differ from run to run."""
     loss_weights: dict[str, Weight] = Field(default_factory=dict)
-    """Name → weight in the total loss; overrides the objective's."""
+    """Name of a loss → weight in the total loss; overrides those of the objective."""
     tensorboard: bool = True
     """Write TensorBoard curves."""
     threads: int | None = Field(None, gt=0, le=4096)
     """CPU threads of the training process; none: torch's choice."""
     must_train: tuple[str, ...] = ()
-    """Parts that must be trainable, checked before the first step. The vision tower is listed by whoever
-    wants it trained."""
+    """Parts that must be trainable, such as `vision tower`, checked before the first step."""
     check_at: int | None = Field(None, gt=0, le=100_000_000)
     """Step after which the vision tower must have changed; none: soon after the warm-up, at most 50."""
     parallel: Literal["ddp", "fsdp", "hybrid"] = "ddp"
@@ -100,6 +100,6 @@ class TrainConfig(SettingsModel):
     weights, gradients and moments. `hybrid`: parts within groups of `shard_size` processes, copies
     between the groups. With one process all three are the same."""
     shard_size: int | None = Field(None, gt=0, le=65_536)
-    """Of `hybrid`: processes that share one copy; none: those of one machine."""
+    """Processes that share one copy with `parallel: hybrid`; none: those of one machine."""
     async_save: bool = False
     """Write checkpoints while training goes on, at the price of a copy of the state in memory."""

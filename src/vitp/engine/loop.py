@@ -23,7 +23,7 @@ from vitp.core.errors import ConfigError, VitpError, did_you_mean
 from vitp.core.files import atomic_dir
 from vitp.engine import checkpoint, recovery, sharding
 from vitp.engine.checkpoint import RunState
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.evidence import VisionEvidence, summary
 from vitp.engine.gradients import Gradients
 from vitp.engine.hooks import Hook, StepMetrics, TrainResult
@@ -71,8 +71,8 @@ class Trainer:
         self,
         objective: Objective,
         source: BatchSource,
-        optim: OptimConfig,
-        train: TrainConfig,
+        optim: OptimSettings,
+        train: TrainSettings,
         run_dir: str | Path,
         *,
         hooks: Sequence[Hook] = (),

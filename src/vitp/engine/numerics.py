@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitp.core.errors import ConfigError
-from vitp.engine.config import TrainConfig
+from vitp.engine.config import TrainSettings
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -54,7 +54,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.Abst
 
 
 @contextlib.contextmanager
-def numerics(config: TrainConfig) -> Iterator[None]:
+def numerics(config: TrainSettings) -> Iterator[None]:
     """Within this context torch has the run's threads and determinism; afterwards, its own again."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()

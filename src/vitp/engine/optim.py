@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.objectives.base import Objective, ParameterGroup
 
 
@@ -35,7 +35,7 @@ class Part:
     weight_decay: float
 
 
-def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
+def lr_factor(step: int, steps: int, config: OptimSettings) -> float:
     """Return what the peak learning rate is multiplied by in optimizer step `step` (from 0) of `steps`."""
     warmup = config.warmup(steps)
     rising = config.warmup_start + (1 - config.warmup_start) * ((step + 1) / warmup) if step < warmup else 1.0
@@ -44,7 +44,7 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     return rising if step < warmup else _falling(step, warmup, steps, config)
 
 
-def _falling(step: int, begin: int, steps: int, config: OptimConfig) -> float:
+def _falling(step: int, begin: int, steps: int, config: OptimSettings) -> float:
     """What the schedule multiplies the rate by, when it falls from step `begin` on."""
     if config.schedule == "constant":
         return 1.0
@@ -56,7 +56,7 @@ def _falling(step: int, begin: int, steps: int, config: OptimConfig) -> float:
 
 
 def changed_rate(
-    before: Mapping[str, Any], steps_before: int, config: OptimConfig, steps: int, done: int
+    before: Mapping[str, Any], steps_before: int, config: OptimSettings, steps: int, done: int
 ) -> str | None:
     """Return in words that steps done had other learning rates than they would have in a run of another length.
 
@@ -71,7 +71,7 @@ def changed_rate(
         None where all rates are the same.
     """
     try:
-        old = OptimConfig.model_validate(before)
+        old = OptimSettings.model_validate(before)
     except ValidationError:  # of another version
         old = config
     differing = sum(
@@ -88,7 +88,7 @@ def changed_rate(
     )
 
 
-def check_groups(objective: Objective, groups: Sequence[ParameterGroup], config: OptimConfig) -> None:
+def check_groups(objective: Objective, groups: Sequence[ParameterGroup], config: OptimSettings) -> None:
     """Raise unless the groups hold every parameter exactly once and `config.lr_scale` names known parts.
 
     Raises:
@@ -112,7 +112,7 @@ def check_groups(objective: Objective, groups: Sequence[ParameterGroup], config:
             raise ConfigError(f'unknown part "{part}"', where="optim.lr_scale", fix=hint)
 
 
-def describe_parts(groups: Sequence[ParameterGroup], config: OptimConfig) -> list[Part]:
+def describe_parts(groups: Sequence[ParameterGroup], config: OptimSettings) -> list[Part]:
     """Return one row for each part name; groups of the same name are added up (their rate is the largest)."""
     parts: dict[str, Part] = {}
     for group in groups:
@@ -148,7 +148,7 @@ def check_trainable(parts: Sequence[Part], must_train: Sequence[str]) -> None:
 
 
 def build_optimizer(
-    objective: Objective, groups: Sequence[ParameterGroup], config: OptimConfig
+    objective: Objective, groups: Sequence[ParameterGroup], config: OptimSettings
 ) -> tuple[torch.optim.AdamW, list[list[str]]]:
     """Return AdamW and, parallel to its parameter groups, the names of their parameters.
 
@@ -195,7 +195,7 @@ def build_optimizer(
     return optimizer, [list(bucket) for bucket in buckets.values()]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, config: OptimConfig, factor: float) -> float:
+def set_lr(optimizer: torch.optim.Optimizer, config: OptimSettings, factor: float) -> float:
     """Set every group's rate to `lr × factor × its scale`; return the rate of scale 1."""
     for group in optimizer.param_groups:
         group["lr"] = config.lr * factor * group["scale"]

@@ -16,7 +16,7 @@ from vitp.core import distributed
 from vitp.core.errors import CheckpointError, DamagedError, VitpError
 from vitp.engine import checkpoint
 from vitp.engine.checkpoint import RunState
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.engine.optim import changed_rate
 
 Value = TypeVar("Value")
@@ -89,7 +89,9 @@ def load_newest(
     raise _none_is_whole(run_dir, damaged)
 
 
-def changed_schedules(state: RunState, optim: OptimConfig, steps: int, scheduled: Sequence[str]) -> list[str]:
+def changed_schedules(
+    state: RunState, optim: OptimSettings, steps: int, scheduled: Sequence[str]
+) -> list[str]:
     """Return lines about what it means for the steps done that a run has another length now.
 
     Args:

@@ -21,18 +21,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vitp.core import distributed
 from vitp.core.errors import ConfigError
-from vitp.engine.config import TrainConfig
+from vitp.engine.config import TrainSettings
 from vitp.objectives.base import Objective
 
 REPLICATE, SHARD = "replicate", "shard"
 
 
-def is_wanted(config: TrainConfig) -> bool:
+def is_wanted(config: TrainSettings) -> bool:
     """Return whether the configuration asks for shards, and there are processes to share them."""
     return config.parallel != "ddp" and distributed.world_size() > 1
 
 
-def make_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
+def make_mesh(config: TrainSettings, device: torch.device) -> DeviceMesh:
     """Return the processes as a line (`fsdp`), or as a grid of copies × parts (`hybrid`).
 
     Raises:
@@ -68,7 +68,7 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     return blocks
 
 
-def shard(objective: Objective, config: TrainConfig, device: torch.device) -> Objective:
+def shard(objective: Objective, config: TrainSettings, device: torch.device) -> Objective:
     """Return the sharded twin of an objective, with the weights that rank 0 has.
 
     Every process must run the same modules in every forward pass: a module that one leaves out is one that the

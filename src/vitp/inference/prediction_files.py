@@ -19,7 +19,7 @@ from vitp.core.targets import check_folder
 from vitp.core.version import __version__
 from vitp.data.formats.walk import list_images
 from vitp.inference.outputs import Named, surest, unique_names, write_image, write_summary
-from vitp.io.images import image_size, load_image, load_planes
+from vitp.io.images import image_size, is_scene, load_image, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.predict import predict_images
@@ -47,6 +47,20 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
             raise DataError("holds no images", where=str(path), fix="name a folder of images")
         files += inside
     return files
+
+
+def load_named_images(sources: Sequence[str], most: int) -> dict[str, Image.Image]:
+    """Return name → image of files, folders of them and `scene:` addresses; at most so many, names made unique.
+
+    Raises:
+        DataError: A path doesn't exist, a folder holds no image, or one can't be read.
+    """
+    addresses: list[str] = []
+    for source in sources:
+        addresses += [source] if is_scene(source) else [str(path) for path in image_files([Path(source)])]
+    addresses = addresses[:most]
+    names = unique_names([one.replace("/", "-") if is_scene(one) else one for one in addresses])
+    return {name: load_image(address) for name, address in zip(names, addresses, strict=True)}
 
 
 @dataclass(frozen=True)

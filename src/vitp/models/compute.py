@@ -21,24 +21,25 @@ from vitp.models.attention_layouts import AttentionKind
 from vitp.models.vlm import VisionLanguageModel
 
 
-class ComputeConfig(SettingsModel):
+class ComputeSettings(SettingsModel):
     """Settings of speed and memory."""
 
     attention: AttentionKind = "auto"
-    """Way of attending packed rows, see `vitp.models.attention_layouts`; `auto` takes the fastest."""
+    """How packed rows are attended: `auto` takes the fastest way that the machine has; all give the same
+    numbers."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations that the backward pass makes again: `none`; `selective`: all but the results of matrix
-    products and attention, which costs little time; `full`: all but one a block, which costs a third more
-    time."""
+    """Activations that the backward pass computes again. `none`; `selective`: all but the results of
+    matrix products and attention, which costs little time; `full`: all but one of each block, which costs
+    a third more time."""
     compile: Literal["none", "vision", "all"] = "none"
-    """What torch.compile gets: nothing, the blocks of the ViT, or the language model's layers, too."""
+    """What torch.compile gets: nothing, the blocks of the ViT, or also the language model's layers."""
     tile_multiple: int = Field(1, ge=1, le=65_536)
     """Tiles of a batch are padded to a multiple of this, so that a compiled ViT sees few shapes."""
     static_rows: bool = False
-    """Keep the padding of the language model's rows, for the same reason."""
+    """Keep the padding of the language model's rows, so that a compiled language model sees few shapes."""
 
 
-def configure(vlm: VisionLanguageModel, config: ComputeConfig) -> None:
+def configure(vlm: VisionLanguageModel, config: ComputeSettings) -> None:
     """Set a model up, in place. State, names and results stay what they are."""
     vlm.attention = config.attention
     vlm.static_rows, vlm.tile_multiple = config.static_rows, config.tile_multiple

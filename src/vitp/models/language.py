@@ -21,16 +21,20 @@ PACKED = "vitp_packed"
 """Name of our attention among those of transformers."""
 
 
-class LoRAConfig(SettingsModel):
+class LoRASettings(SettingsModel):
     """Low-rank adaptation of the language model's linear layers; all else of it is frozen."""
 
     rank: int = Field(default=16, ge=1, le=65_536)
+    """Rank of the updates."""
     alpha: int = Field(default=32, gt=0, le=65_536)
+    """The updates are scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the input of the updates."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an update."""
 
 
-class LanguageConfig(SettingsModel):
+class LanguageSettings(SettingsModel):
     """Which causal language model.
 
     `model_type` and `arguments` are those of the Hugging Face configuration ("qwen2", …). `vocab_size` is
@@ -38,15 +42,18 @@ class LanguageConfig(SettingsModel):
     """
 
     model_type: str = "qwen2"
+    """Architecture, by the name that transformers has for it ("qwen2", …)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    lora: LoRAConfig | None = None
+    """Arguments of the Hugging Face configuration. `vocab_size` is set from the tokenizer."""
+    lora: LoRASettings | None = None
+    """Train low-rank updates only; none: all weights."""
 
 
 def micro_qwen2(
     *, width: int = 192, layers: int = 3, heads: int = 6, kv_heads: int = 2, mlp: int = 512
-) -> LanguageConfig:
+) -> LanguageSettings:
     """Return a Qwen2 of a few million parameters at most, embeddings tied."""
-    return LanguageConfig(
+    return LanguageSettings(
         model_type="qwen2",
         arguments={
             "hidden_size": width,
@@ -64,9 +71,9 @@ QWEN2_VOCABULARY = 151_936
 """Rows of the embedding of Qwen2.5-0.5B, padding included."""
 
 
-def qwen2_half_billion(*, tied: bool = True) -> LanguageConfig:
+def qwen2_half_billion(*, tied: bool = True) -> LanguageSettings:
     """Return Qwen2.5-0.5B (InternVL2.5-1B has it with an output layer of its own: `tied=False`)."""
-    return LanguageConfig(
+    return LanguageSettings(
         model_type="qwen2",
         arguments={
             "hidden_size": 896,
@@ -81,7 +88,7 @@ def qwen2_half_billion(*, tied: bool = True) -> LanguageConfig:
     )
 
 
-def build_language_model(config: LanguageConfig, *, vocabulary: int) -> PreTrainedModel:
+def build_language_model(config: LanguageSettings, *, vocabulary: int) -> PreTrainedModel:
     """Return the model with random weights in float32.
 
     Attention is torch's SDPA, except where `forward` is given `packed=` (see `takes_packed_attention`).
@@ -179,17 +186,17 @@ ALL_ATTENTION_FUNCTIONS.register(PACKED, _packed_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED, sdpa_mask)
 
 
-def language_config_of(model_folder: Path) -> LanguageConfig:
+def language_config_of(model_folder: Path) -> LanguageSettings:
     """Return the configuration of a language model saved by transformers in a local folder."""
     hf_config = AutoConfig.from_pretrained(model_folder, local_files_only=True)
     values = hf_config.to_diff_dict()
     values.pop("vocab_size", None)
     for noise in ("transformers_version", "architectures", "dtype", "torch_dtype", "model_type"):
         values.pop(noise, None)
-    return LanguageConfig(model_type=hf_config.model_type, arguments=values)
+    return LanguageSettings(model_type=hf_config.model_type, arguments=values)
 
 
-def _add_lora(model: PreTrainedModel, config: LoRAConfig) -> None:
+def _add_lora(model: PreTrainedModel, config: LoRASettings) -> None:
     try:
         import peft
     except ImportError as error:

@@ -20,24 +20,24 @@ from vitp.core.errors import ConfigError
 from vitp.models.vision import VisionTower
 
 
-class VisionLoRAConfig(SettingsModel):
+class VisionLoRASettings(SettingsModel):
     """Which part of a vision tower learns, and how."""
 
     rank: int = Field(8, ge=1, le=65_536)
-    """Of the updates."""
+    """Rank of the updates."""
     alpha: int = Field(16, gt=0, le=65_536)
     """The updates are scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Of the updates' input."""
+    """Dropout on the input of the updates."""
     targets: tuple[str, ...] = ("attn.qkv",)
     """Linear layers of a block that get an update. timm's `qkv` is one layer: keys are adapted, too."""
     unfrozen_blocks: int = Field(1, ge=0, le=1024)
     """Blocks that are trained whole, counted from the last."""
     norms: bool = True
-    """Train all norms."""
+    """Also train all norm layers."""
 
 
-def add_lora(tower: VisionTower, config: VisionLoRAConfig) -> None:
+def add_lora(tower: VisionTower, config: VisionLoRASettings) -> None:
     """Freeze a tower but for low-rank updates, its last blocks and its norms, in place.
 
     The updates start at zero: the tower computes what it did before.

@@ -23,25 +23,25 @@ from vitp.core.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 
 CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "attn_pool.", "conv_head.", "bn2.")
 """How the names of what follows the last feature map begin in timm's models."""
 
 
-class TimmConfig(SettingsModel):
+class TimmSettings(SettingsModel):
     """A model as timm knows it."""
 
     architecture: str
-    """Timm's name, with or without the tag of a training (`resnet50.a1_in1k`)."""
+    """Name of the model in timm, with or without the tag of its weights (`resnet50.a1_in1k`)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """What `timm.create_model` gets beside it."""
+    """Further arguments of `timm.create_model`."""
     image_size: int | None = Field(None, ge=8, le=65_536)
-    """Side in pixels that it is meant for; none: what timm says."""
+    """Side in pixels that the model is meant for; none: what timm says."""
     mean: tuple[Mean, Mean, Mean] | None = None
-    """Normalisation of RGB values on 0..1; none: what timm says."""
+    """Mean of RGB values on 0..1 for the normalisation; none: what timm says."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """Normalisation of RGB values on 0..1; none: what timm says."""
+    """Deviation of RGB values on 0..1 for the normalisation; none: what timm says."""
 
 
 class TimmStages(Backbone):
@@ -53,7 +53,7 @@ class TimmStages(Backbone):
         ConfigError: timm has no such model, or it has no stages.
     """
 
-    def __init__(self, config: TimmConfig, model: Any) -> None:
+    def __init__(self, config: TimmSettings, model: Any) -> None:
         super().__init__()
         self.config = config
         self.model = model
@@ -94,7 +94,7 @@ class TimmStages(Backbone):
 class RotaryTower(PlainViT):
     """A plain ViT with rotary positions, as DINOv3 and EVA-02 are: timm's `Eva`, without its head."""
 
-    def __init__(self, config: TimmConfig, model: Eva) -> None:
+    def __init__(self, config: TimmSettings, model: Eva) -> None:
         super().__init__()
         self.config = config
         self.model: Any = model
@@ -108,7 +108,7 @@ class RotaryTower(PlainViT):
         _drop_classifier(model, self.num_layers)
 
 
-def timm_backbone(config: TimmConfig | str, *, drop_path: float = 0.0) -> Backbone:
+def timm_backbone(config: TimmSettings | str, *, drop_path: float = 0.0) -> Backbone:
     """Return a timm model as a backbone: `VisionTower`, `RotaryTower` or `TimmStages`.
 
     Args:
@@ -118,15 +118,15 @@ def timm_backbone(config: TimmConfig | str, *, drop_path: float = 0.0) -> Backbo
     Raises:
         ConfigError: timm has no such model, refuses an argument, or it gives no feature maps.
     """
-    config = TimmConfig(architecture=config) if isinstance(config, str) else config
+    config = TimmSettings(architecture=config) if isinstance(config, str) else config
     return _wrap(config, _create(config, drop_path), drop_path)
 
 
-def _wrap(config: TimmConfig, model: nn.Module, drop_path: float) -> VisionTower | RotaryTower | TimmStages:
+def _wrap(config: TimmSettings, model: nn.Module, drop_path: float) -> VisionTower | RotaryTower | TimmStages:
     if isinstance(model, VisionTransformer):
         mean, std = _normalisation(config, model)
         size = int(model.patch_embed.img_size[0])
-        vision = VisionConfig(
+        vision = VisionSettings(
             architecture=config.architecture, arguments=config.arguments, image_size=size, mean=mean, std=std
         )
         return VisionTower(vision, drop_path=drop_path)
@@ -135,7 +135,7 @@ def _wrap(config: TimmConfig, model: nn.Module, drop_path: float) -> VisionTower
     return TimmStages(config, model)
 
 
-def _create(config: TimmConfig, drop_path: float) -> nn.Module:
+def _create(config: TimmSettings, drop_path: float) -> nn.Module:
     name = config.architecture
     check_architecture(name, where="backbone")
     check_timm_arguments(config.arguments, where="backbone.arguments")
@@ -174,7 +174,7 @@ def _drop_classifier(model: Any, layers: int) -> None:
 
 
 def _normalisation(
-    config: TimmConfig, model: Any
+    config: TimmSettings, model: Any
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     known = model.pretrained_cfg
     return config.mean or tuple(known["mean"]), config.std or tuple(known["std"])

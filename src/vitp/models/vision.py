@@ -25,7 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class VisionConfig(SettingsModel):
+class VisionSettings(SettingsModel):
     """A Vision Transformer as timm knows it.
 
     `architecture` is a timm model name, `arguments` what `timm.create_model` gets beside it: with
@@ -33,11 +33,15 @@ class VisionConfig(SettingsModel):
     """
 
     architecture: str = "vit_tiny_patch16_224"
+    """Name of the ViT in timm."""
     arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `timm.create_model`, such as `embed_dim`, `depth` and `patch_size`."""
     image_size: int = Field(96, ge=8, le=65_536)
     """Side of a tile in pixels."""
     mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    """Mean of RGB values on 0..1, which is subtracted."""
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    """Deviation of RGB values on 0..1, which they are divided by."""
     positions: PositionMethod = "antialiased"
     """How the position table follows an image of another size: timm's way, or InternVL's (bicubic)."""
 
@@ -59,7 +63,7 @@ class VisionTower(PlainViT):
 
     recompute_contexts: Callable[[], Any] | None = None
 
-    def __init__(self, config: VisionConfig, *, drop_path: float = 0.0) -> None:
+    def __init__(self, config: VisionSettings, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.model: VisionTransformer = _create_vit(config, drop_path)
@@ -126,7 +130,7 @@ class VisionTower(PlainViT):
         return weights_BhLL
 
 
-def _create_vit(config: VisionConfig, drop_path: float) -> VisionTransformer:
+def _create_vit(config: VisionSettings, drop_path: float) -> VisionTransformer:
     check_architecture(config.architecture, where="vision.architecture")
     check_timm_arguments(config.arguments, where="vision.arguments")
     try:

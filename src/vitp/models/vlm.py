@@ -22,25 +22,32 @@ from vitp.models.attention_layouts import (
     packed_attention_mask,
     prepare,
 )
-from vitp.models.language import LanguageConfig, build_language_model, set_recompute, takes_packed_attention
+from vitp.models.language import LanguageSettings, build_language_model, set_recompute, takes_packed_attention
 from vitp.models.projector import Projector, pixel_shuffle
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 
-__all__ = ["PARTS", "VLMConfig", "VisionLanguageModel", "packed_attention_mask"]
+__all__ = ["PARTS", "VLMSettings", "VisionLanguageModel", "packed_attention_mask"]
+
+MOST_LOGITS = 2**26
+"""Logits in memory at once: 256 MB in fp32, and the same again for their gradient."""
 
 PARTS = ("vision", "projector", "language")
 """The three parts of the model, as configuration and console name them."""
 
 
-class VLMConfig(SettingsModel):
+class VLMSettings(SettingsModel):
     """The three parts and how they meet."""
 
-    vision: VisionConfig = Field(default_factory=VisionConfig)
-    language: LanguageConfig = Field(default_factory=LanguageConfig)
+    vision: VisionSettings = Field(default_factory=VisionSettings)
+    """Vision tower."""
+    language: LanguageSettings = Field(default_factory=LanguageSettings)
+    """Language model."""
     shuffle: int = Field(2, ge=1, le=64)
-    """Side of the square of patches folded into a token."""
+    """Side of the square of patches that is folded into one token of the language model."""
     template: str = "internvl2_5"
+    """Chat template."""
     drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Stochastic depth of the vision tower's last block; earlier blocks get less, linearly."""
 
     @property
     def language_width(self) -> int:
@@ -68,7 +75,7 @@ class VisionLanguageModel(nn.Module):
     static_rows = False
     tile_multiple = 1
 
-    def __init__(self, config: VLMConfig, *, vocabulary: int) -> None:
+    def __init__(self, config: VLMSettings, *, vocabulary: int) -> None:
         super().__init__()
         self.config = config
         self.vision = VisionTower(config.vision, drop_path=config.drop_path)

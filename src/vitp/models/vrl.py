@@ -16,7 +16,7 @@ from torch import nn
 from vitp.core.config import SettingsModel
 
 
-class VRLConfig(SettingsModel):
+class VRLSettings(SettingsModel):
     """Ratio of image tokens dropped, and probability that a sample is treated at all."""
 
     ratio: float = Field(0.75, ge=0.0, lt=1.0)
@@ -46,7 +46,7 @@ class VisualRobustness(nn.Module):
         seed: Of the run.
     """
 
-    def __init__(self, config: VRLConfig, seed: int = 0) -> None:
+    def __init__(self, config: VRLSettings, seed: int = 0) -> None:
         super().__init__()
         self.config, self.seed = config, seed
 

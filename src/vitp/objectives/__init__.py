@@ -1,7 +1,4 @@
-"""The objectives of pretraining.
-
-This table is the only list of them: a new objective is a file of its own and a line here.
-"""
+"""The table of all objectives of pretraining: a new one is a file of its own and a line here."""
 
 from __future__ import annotations
 

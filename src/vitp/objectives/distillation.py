@@ -22,7 +22,7 @@ from vitp.core import distributed
 from vitp.core.config import Positive, Share
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewConfig, make_view
+from vitp.data.augment import ViewSettings, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import similarities
 from vitp.objectives.image_base import (
@@ -66,20 +66,20 @@ class DistillationSettings(ObjectiveSettings):
     bottleneck: int = Field(128, ge=4, le=65_536)
     """Width of the head before the prototypes."""
     student_temperature: float = Field(0.1, gt=0, le=1000)
-    """Of the student's softmax."""
+    """Temperature of the student's softmax."""
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
-    """Of the teacher's softmax, at the start and after its warm-up."""
+    """Temperature of the teacher's softmax, at the start and after its warm-up."""
     teacher_warmup: float = Field(0.3, ge=0, le=1)
     """Share of the steps over which the teacher's temperature rises."""
     momentum: float = Field(0.996, ge=0, le=1)
-    """Of the teacher at the start; it rises to 1 along a cosine."""
+    """Momentum of the teacher's running average at the start; it rises to 1 along a cosine."""
     centre_momentum: float = Field(0.9, ge=0, lt=1)
-    """Of the running mean that is taken from the teacher's outputs against collapse."""
+    """Momentum of the running mean that is subtracted from the teacher's outputs against collapse."""
     mask: float = Field(0.0, ge=0, le=1)
     """Share of the global views with masked patches (iBOT); 0: DINO alone."""
     mask_ratio: tuple[Share, Share] = (0.1, 0.5)
     """Smallest and largest share of masked patches in such a view."""
-    views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.4, 1.0), solarize=0.1))
+    views: ViewSettings = Field(default_factory=lambda: ViewSettings(crop=(0.4, 1.0), solarize=0.1))
     """How the global views change."""
     local_crop: tuple[Share, Share] = (0.1, 0.4)
     """Smallest and largest share of the area that a small crop shows."""

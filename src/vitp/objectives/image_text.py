@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vitp.checkpoints.loading import load_vlm, read_tokenizer, vlm_folder
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewConfig, make_view
+from vitp.data.augment import ViewSettings, make_view
 from vitp.data.tokenizer import vocabulary_digest
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
@@ -83,8 +83,8 @@ class ImageTextSettings(ObjectiveSettings):
     """Attention heads of the small transformer."""
     dimension: int = Field(128, ge=2, le=65_536)
     """Width of the compared vectors."""
-    views: ViewConfig = Field(
-        default_factory=lambda: ViewConfig(
+    views: ViewSettings = Field(
+        default_factory=lambda: ViewSettings(
             crop=(0.9, 1.0), flip=False, rotate90=False, colour=0.2, hue=0, grey=0, blur=0
         )
     )
@@ -152,7 +152,7 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
     """
 
     size: int
-    views: ViewConfig
+    views: ViewSettings
     texts: Texts
     tokens: Tokens
     kind: TextKind

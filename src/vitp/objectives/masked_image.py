@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewConfig, make_view
+from vitp.data.augment import ViewSettings, make_view
 from vitp.models.flops import TransformerShape, forward_flops
 from vitp.models.vision import VisionTower
 from vitp.models.vrl import surviving_tokens
@@ -56,7 +56,7 @@ class MaskedImageSettings(ObjectiveSettings):
     """Blocks of the decoder."""
     normalize: bool = True
     """The targets are the pixels of each patch minus their mean, over their deviation."""
-    views: ViewConfig = Field(default_factory=lambda: ViewConfig.geometric((0.4, 1.0)))
+    views: ViewSettings = Field(default_factory=lambda: ViewSettings.geometric((0.4, 1.0)))
     """How the images change."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:

@@ -34,17 +34,17 @@ LoadTiles = Callable[[str, int], np.ndarray]
 """(address of an image, most tiles) → (tiles, 3, tile, tile) uint8; see `vitp.data.tiles`."""
 
 
-class SequenceConfig(SettingsModel):
+class SequenceSettings(SettingsModel):
     """How a record becomes tokens."""
 
     max_length: int = Field(4096, ge=16, le=4_194_304)
-    """Tokens a row, after dropping."""
+    """Most tokens of a row, after image tokens are dropped."""
     max_tiles: int = Field(6, ge=1, le=1024)
-    """Tiles an image where the mixture says nothing."""
+    """Most tiles of an image, where the mixture file says nothing."""
     pack: bool = True
-    """False: one record a row."""
+    """Put several records into a row; false: one record a row."""
     max_turns: int | None = Field(None, ge=1, le=1_000_000)
-    """Questions a record; the rest is left out."""
+    """Most questions of a record; the rest is left out."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
 
     chat: ChatTokenizer
     tile: int
-    config: SequenceConfig
+    config: SequenceSettings
     drop: DropTokens | None = None
     load_tiles: LoadTiles | None = None
 

@@ -35,7 +35,7 @@ class PriorSettings(SettingsModel):
     """Weighting of the answers' tokens."""
 
     alpha: float = Field(0.0, ge=0, le=1e6)
-    """Exponent; 0: all tokens alike."""
+    """Exponent α of the weights (1 − p)^α; 0: all tokens weigh alike."""
     reference: str | None = None
     """Folder of a model whose language model has learned the answers without images; none: it is trained
     beforehand, in the run's own folder."""

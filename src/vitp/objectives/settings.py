@@ -13,12 +13,12 @@ from pydantic.config import JsonDict
 
 from vitp.core.config import Positive, SettingsModel, Weight
 from vitp.data.tiles import InputSettings
-from vitp.models.compute import ComputeConfig
-from vitp.models.lora import VisionLoRAConfig
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VLMConfig
+from vitp.models.compute import ComputeSettings
+from vitp.models.lora import VisionLoRASettings
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VLMSettings
 from vitp.objectives.base import BatchSource, Objective
-from vitp.objectives.packed_records import SequenceConfig
+from vitp.objectives.packed_records import SequenceSettings
 
 Run = TypeVar("Run", bound="RunSettings")
 
@@ -33,7 +33,7 @@ class PreserveSettings(SettingsModel):
     """Feature preservation."""
 
     weight: float = Field(0.0, ge=0, le=1e6)
-    """Of its loss in the total loss; 0: the objective as it is."""
+    """Weight of this loss in the total loss; 0: the objective as it is."""
 
 
 class ModelSettings(SettingsModel):
@@ -42,26 +42,26 @@ class ModelSettings(SettingsModel):
     init: str = "starter"
     """"starter", or a run, model or backbone folder. New weights: "scratch" where the objective has a
     language model, "random" where it has none."""
-    scratch: VLMConfig | None = Field(None, json_schema_extra=LANGUAGE)
-    """Sizes, for init: scratch."""
-    vision: VisionConfig | None = Field(None, json_schema_extra=VISION)
-    """Sizes, for init: random; none: the starter's."""
+    scratch: VLMSettings | None = Field(None, json_schema_extra=LANGUAGE)
+    """Sizes of the model for `init: scratch`."""
+    vision: VisionSettings | None = Field(None, json_schema_extra=VISION)
+    """Sizes of the tower for `init: random`; none: the starter's."""
     tokenizer: str | None = Field(None, json_schema_extra=LANGUAGE)
-    """Tokenizer folder for init: scratch; none: trained on the mixture."""
+    """Tokenizer folder for `init: scratch`; none: it is trained on the mixture."""
     vocabulary: int = Field(2048, ge=300, le=10_000_000, json_schema_extra=LANGUAGE)
     """Tokens of a trained tokenizer."""
     drop_path: float = Field(0.1, ge=0, lt=1)
     """Stochastic depth of the vision tower."""
     freeze: list[str] = Field(default_factory=list, json_schema_extra=LANGUAGE)
-    """Parts or patterns of parameter names."""
+    """Parts (`vision`, `projector`, `language`) or patterns of parameter names that aren't trained."""
     lr_scale: dict[str, Weight] = Field(default_factory=dict, json_schema_extra=LANGUAGE)
-    """Part → factor on the learning rate."""
+    """Part (`vision`, `projector`, `language`) → factor on the learning rate."""
     gradient_checkpointing: bool = False
     """Recompute activations backward: less memory, about a third more time."""
-    vision_lora: VisionLoRAConfig | None = None
+    vision_lora: VisionLoRASettings | None = None
     """Train the vision tower by low-rank updates and a few whole blocks only."""
     preserve: PreserveSettings = Field(default_factory=PreserveSettings)
-    """Keep the features near those of the initial vision tower."""
+    """Keep the features near those of the vision tower that the run starts from."""
 
 
 class DataSettings(SettingsModel):
@@ -73,7 +73,7 @@ class DataSettings(SettingsModel):
     """Factor on the sampling rate, one for each entry of the mixture."""
     global_batch: int = Field(128, ge=1, le=4_194_304)
     """Samples an optimizer step, over all ranks and micro-batches."""
-    sequence: SequenceConfig = Field(default_factory=SequenceConfig, json_schema_extra=LANGUAGE)
+    sequence: SequenceSettings = Field(default_factory=SequenceSettings, json_schema_extra=LANGUAGE)
     """How a record becomes tokens."""
     input: InputSettings = Field(default_factory=InputSettings, json_schema_extra=LANGUAGE)
     """How images are read."""
@@ -130,7 +130,7 @@ class ObjectiveSettings(SettingsModel):
     former_keys: ClassVar[Mapping[str, str]] = {}
 
     name: str = ""
-    """Which objective this is."""
+    """Name of the objective."""
 
     @abstractmethod
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
@@ -162,12 +162,12 @@ class RunSettings(SettingsModel):
     """What decides model and batches of a pretraining run; `vitp.runs.pretrain.PretrainConfig` is the whole."""
 
     objective: ObjectiveSettings
-    """What is learned, and the settings of that."""
+    """What is learned: a name, and the settings of that objective."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
-    """Of the order of the data, of random weights and of augmentation."""
+    """Seed of the order of the data, of random weights and of augmentation."""
     model: ModelSettings = Field(default_factory=ModelSettings)
-    """The model."""
+    """Where the model comes from and what of it is trained."""
     data: DataSettings
-    """The data."""
-    compute: ComputeConfig = Field(default_factory=ComputeConfig, json_schema_extra=LANGUAGE)
+    """What is learned from."""
+    compute: ComputeSettings = Field(default_factory=ComputeSettings, json_schema_extra=LANGUAGE)
     """Speed and memory; changes no result beyond rounding."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewConfig, make_view
+from vitp.data.augment import ViewSettings, make_view
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
@@ -49,7 +49,7 @@ class SimCLRSettings(ObjectiveSettings):
     """Width of the projection head's hidden layer; none: the tower's."""
     dimension: int = Field(128, ge=2, le=65_536)
     """Width of the compared vectors."""
-    views: ViewConfig = Field(default_factory=lambda: ViewConfig(crop=(0.2, 1.0)))
+    views: ViewSettings = Field(default_factory=lambda: ViewSettings(crop=(0.2, 1.0)))
     """How the two views of an image differ."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
@@ -82,7 +82,7 @@ class TwoViews(ImageCollate[TwoViewBatch]):
     """Makes a `TwoViewBatch` of views of `size` pixels."""
 
     size: int
-    views: ViewConfig
+    views: ViewSettings
 
     def __call__(self, samples: ImageSamples, step: int) -> TwoViewBatch:
         """Return the batch of some images."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewConfig, make_view
+from vitp.data.augment import ViewSettings, make_view
 from vitp.data.ignored import UNLABELLED, presence_of
 from vitp.data.mixture import Sample
 from vitp.models.vision import VisionTower
@@ -53,8 +53,8 @@ class SupervisedSettings(ObjectiveSettings):
     """Which labels are learned: the scene class, which object classes are there, or both where they exist."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the scene's target that is spread evenly over the classes."""
-    views: ViewConfig = Field(
-        default_factory=lambda: ViewConfig(crop=(0.5, 1.0), colour=0.2, hue=0, grey=0, blur=0)
+    views: ViewSettings = Field(
+        default_factory=lambda: ViewSettings(crop=(0.5, 1.0), colour=0.2, hue=0, grey=0, blur=0)
     )
     """How the images change. An object counts as present when its centre is in the crop."""
 
@@ -129,7 +129,7 @@ class LabelledViews(ImageCollate[ClassBatch]):
     """
 
     size: int
-    views: ViewConfig
+    views: ViewSettings
     classes: ClassNames
     known: tuple[tuple[str, ...], ...]
 

@@ -31,15 +31,12 @@ from vitp.models.flops import forward_flops, language_shape, vision_flops
 from vitp.models.lora import add_lora, plain_layers
 from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionTower
-from vitp.models.vlm import PARTS, VisionLanguageModel
-from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.models.vlm import MOST_LOGITS, PARTS, VisionLanguageModel
+from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.settings import DataSettings, ObjectiveParts, ObjectiveSettings, Phase, Run, RunSettings
-
-LOGITS = 2**26
-"""Logits in memory at once: 256 MB in fp32, and the same again for their gradient."""
 
 GROUP_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model"}
 
@@ -65,10 +62,10 @@ class ViTPSettings(ObjectiveSettings):
 
     name: Literal["vitp"] = "vitp"
     """Visual instruction pretraining."""
-    vrl: VRLConfig = Field(default_factory=VRLConfig)
-    """Image tokens are dropped behind the projector."""
+    vrl: VRLSettings = Field(default_factory=VRLSettings)
+    """Image tokens that are dropped at random between projector and language model."""
     align: AlignSettings = Field(default_factory=AlignSettings)
-    """A phase with the vision tower frozen."""
+    """A phase before the run proper in which the vision tower is frozen."""
     prior: PriorSettings = Field(default_factory=PriorSettings)
     """Weights of the answers' tokens."""
 
@@ -277,7 +274,7 @@ class ViTPObjective(Objective):
     ) -> None:
         super().__init__()
         self.vlm, self.chat = vlm, chat
-        self.logit_chunk = logit_chunk or max(1, LOGITS // int(vlm.language.config.vocab_size))
+        self.logit_chunk = logit_chunk or max(1, MOST_LOGITS // int(vlm.language.config.vocab_size))
         self.prior = prior
         self.lr_scale = dict(lr_scale or {})
         for part in self.lr_scale:

@@ -1,7 +1,8 @@
-"""What this machine has and lacks for vitp: versions, devices, extras, data."""
+"""A look at this machine: versions, devices, extras and data that vitp finds or misses."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -22,7 +23,6 @@ from vitp.core.version import STARTER, __version__
 
 DEFAULT_DATA = Path("..") / "shared" / "data"
 """Where tests and benchmarks look for real images when VITP_DATA names no folder."""
-
 
 _GIB = 2**30
 
@@ -54,8 +54,8 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class Device:
-    """Something to compute on.
+class ComputeDevice:
+    """A device that torch can compute on.
 
     Attributes:
         name: As torch calls it.
@@ -81,7 +81,7 @@ class Working:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """Everything that `report` found out.
+    """Findings of `inspect_machine`.
 
     Attributes:
         versions: vitp, Python, platform.
@@ -98,7 +98,7 @@ class DoctorReport:
     base: tuple[Package, ...]
     working: tuple[Working, ...]
     extras: tuple[Extra, ...]
-    devices: tuple[Device, ...]
+    devices: tuple[ComputeDevice, ...]
     data: str | None
     free_gib: float
     starter: bool
@@ -126,9 +126,10 @@ class DoctorReport:
         return Group(_package_table(self), _machine_table(self))
 
 
-def report() -> DoctorReport:
+def inspect_machine() -> DoctorReport:
     """Look at the machine. Nothing is changed and nothing fetched."""
     base, extras = _requirements()
+    data = Path(os.environ.get("VITP_DATA", DEFAULT_DATA))
     return DoctorReport(
         versions={
             "vitp": __version__,
@@ -139,7 +140,7 @@ def report() -> DoctorReport:
         working=tuple(_at_work(name, run) for name, run in _CHECKS.items()),
         extras=tuple(extras),
         devices=tuple(_devices()),
-        data=_data_folder(),
+        data=str(data) if data.is_dir() else None,
         free_gib=round(shutil.disk_usage(Path.cwd()).free / _GIB, 1),
         starter=all((STARTER / name).is_file() for name in ("config.json", "model.safetensors")),
     )
@@ -202,8 +203,7 @@ def check_package(requirement: Requirement, installed: str | None = None) -> Pac
 
 
 def _run_torch() -> str:
-    import torch
-
+    torch = importlib.import_module("torch")
     total = float((torch.ones(4, 4) @ torch.ones(4, 4)).sum())
     if total != 64.0:
         raise RuntimeError(f"a product of matrices gives {total} instead of 64")
@@ -212,32 +212,19 @@ def _run_torch() -> str:
 
 def _run_torchvision() -> str:
     # Fails when the two were built for different versions or devices, the most frequent broken installation.
-    import torch
-    from torchvision.ops import nms
-
+    torch, ops = importlib.import_module("torch"), importlib.import_module("torchvision.ops")
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
-    if nms(boxes, torch.tensor([0.9, 0.8]), 0.5).tolist() != [0]:
+    if ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5).tolist() != [0]:
         raise RuntimeError("its operators give wrong results")
     return "operators fit torch"
 
 
-def _run_timm() -> str:
-    import timm
-
-    return f"{len(timm.list_models('vit_*'))} Vision Transformers"
-
-
-def _run_cv2() -> str:
-    import cv2
-
-    return f"OpenCV {cv2.__version__}"
-
-
+# Packages are imported by name here, when they are checked: each may be missing or broken.
 _CHECKS: dict[str, Callable[[], str]] = {
     "torch": _run_torch,
     "torchvision": _run_torchvision,
-    "timm": _run_timm,
-    "opencv": _run_cv2,
+    "timm": lambda: f"{len(importlib.import_module('timm').list_models('vit_*'))} Vision Transformers",
+    "opencv": lambda: f"OpenCV {importlib.import_module('cv2').__version__}",
 }
 
 
@@ -249,17 +236,20 @@ def _at_work(name: str, run: Callable[[], str]) -> Working:
         return Working(name, False, str(error).splitlines()[0] if str(error) else type(error).__name__)
 
 
-def _devices() -> Iterator[Device]:
-    yield Device(
-        "cpu", f"{_usable_cores()} cores, {platform.processor() or platform.machine()}", _memory_gib(), True
-    )
+def _devices() -> Iterator[ComputeDevice]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        import torch
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1)
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        memory = None
+    yield ComputeDevice("cpu", f"{usable} cores, {platform.processor() or platform.machine()}", memory, True)
+    try:
+        torch = importlib.import_module("torch")
     except (ImportError, OSError):
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        yield Device(
+        yield ComputeDevice(
             f"cuda:{index}",
             f"{properties.name}, compute capability {properties.major}.{properties.minor}",
             round(properties.total_memory / _GIB, 1),
@@ -267,23 +257,7 @@ def _devices() -> Iterator[Device]:
             properties.major >= 8,
         )
     if torch.backends.mps.is_available():
-        yield Device("mps", "Apple GPU")
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1)
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
-
-
-def _data_folder() -> str | None:
-    folder = Path(os.environ.get("VITP_DATA", DEFAULT_DATA))
-    return str(folder) if folder.is_dir() else None
+        yield ComputeDevice("mps", "Apple GPU")
 
 
 def _mark(ok: bool) -> str:
@@ -291,9 +265,8 @@ def _mark(ok: bool) -> str:
 
 
 def _package_table(found: DoctorReport) -> Table:
-    table = Table(
-        "package", "needs", "installed", "", title=f"vitp {found.versions['vitp']} on {sys.platform}"
-    )
+    title = f"vitp {found.versions['vitp']} on {sys.platform}"
+    table = Table("package", "needs", "installed", "", title=title)
     for package in found.base:
         table.add_row(package.name, package.wanted, escape(package.installed or "—"), _mark(package.ok))
     for check in found.working:
@@ -301,12 +274,8 @@ def _package_table(found: DoctorReport) -> Table:
     for extra in found.extras:
         missing = f"missing: {', '.join(extra.missing)}" if extra.missing else "complete"
         # Extras are optional, so a missing one is no failure: the command stands where the mark would.
-        table.add_row(
-            f"extra {extra.name}",
-            "optional",
-            missing,
-            escape(extra.command) if extra.missing else "ok",
-        )
+        mark = escape(extra.command) if extra.missing else "ok"
+        table.add_row(f"extra {extra.name}", "optional", missing, mark)
     return table
 
 

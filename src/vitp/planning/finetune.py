@@ -1,4 +1,4 @@
-"""What a downstream run will cost: FLOPs counted on a model without weights, and the hours they take."""
+"""The cost of a downstream run: FLOPs counted on a model without weights, and the hours they take."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vitp.tasks.oriented import OrientedRCNN
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """The prediction.
+    """The predicted cost of a downstream run.
 
     Attributes:
-        machine: What it is for.
+        machine: GPUs that share the run.
         steps, batch: Of the run.
         input_size: Side in pixels of what the model sees.
         parameters: Of the whole model.
@@ -90,14 +90,17 @@ def plan_finetune(
             fix="name the prepared data with --data, or give the number with --images",
         )
     train = config.train.of(images or 0, config.data.global_batch)
-    side = training_side(config)
+    # The side of what the model sees while training.
+    resize = config.data.resize
+    side = config.data.crop or config.augment.crop or (resize.size if resize is not None else None)
+    side = side or config.backbone.image_size or 448
     with torch.device("meta"):
         model = make_model()
     # Autocast knows no meta device; fake tensors say that they are on the CPU.
     with FakeTensorMode(allow_non_fake_inputs=True):
         forward = image_flops(model.to_empty(device="cpu"), side)
     reached = machine.device.utilisation if utilisation is None else utilisation
-    peak = machine.device.bf16_tflops * 1e12 * machine.count
+    flops = training_flops(forward, recompute=config.backbone.gradient_checkpointing)
     return FinetunePlan(
         machine=machine,
         steps=train.steps,
@@ -106,18 +109,9 @@ def plan_finetune(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         forward_tflop=forward / 1e12,
         utilisation=reached,
-        images_per_second=peak
-        * reached
-        / training_flops(forward, recompute=config.backbone.gradient_checkpointing),
+        images_per_second=machine.device.bf16_tflops * 1e12 * machine.count * reached / flops,
         dollars_per_hour=machine.device.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
     )
-
-
-def training_side(config: FinetuneConfig) -> int:
-    """Return the side in pixels of what the model sees while training."""
-    resize = config.data.resize
-    side = config.data.crop or config.augment.crop or (resize.size if resize is not None else None)
-    return side or config.backbone.image_size or 448
 
 
 def image_flops(model: TaskModel, side: int) -> float:
@@ -144,4 +138,4 @@ def _region_flops(model: DetectionModel | OrientedRCNN, maps: list[torch.Tensor]
     cells = sum(level.shape[-2] * level.shape[-1] for level in maps)
     regions = settings.samples * stages
     layers = width * settings.pool_size**2 * settings.hidden + settings.hidden**2
-    return 2.0 * (9 * width**2 * cells + regions * layers)
+    return float(2.0 * (9 * width**2 * cells + regions * layers))

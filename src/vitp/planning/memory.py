@@ -11,90 +11,21 @@ model, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
+from vitp.models.flops import TransformerShape
+from vitp.models.vlm import MOST_LOGITS
+from vitp.planning.model import ModelShape
 
-from vitp.models.flops import TransformerShape, language_shape, vision_shape
-from vitp.models.vlm import VisionLanguageModel, VLMConfig
-from vitp.objectives.vitp import LOGITS
-
-FLOAT32, BFLOAT16 = 4, 2
-ADAMW = 2 * FLOAT32
+_FLOAT32, _BFLOAT16 = 4, 2
+_ADAMW = 2 * _FLOAT32
 """Bytes a parameter: two moments."""
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """A vision-language model as far as cost is concerned.
-
-    Attributes:
-        vision, language: The two transformers.
-        tile: Side of a tile in pixels.
-        patches: Patch tokens a tile.
-        prefix: Tokens before the patches.
-        patch_size: Side of a patch in pixels.
-        shuffle: Side of the square of patches folded into an image token.
-        layer_scale: Whether the ViT's blocks scale what they add.
-        parameters: Part → number of parameters, embeddings counted once.
-    """
-
-    vision: TransformerShape
-    language: TransformerShape
-    tile: int
-    patches: int
-    prefix: int
-    patch_size: int
-    shuffle: int
-    layer_scale: bool
-    parameters: dict[str, int]
-
-    @property
-    def image_tokens(self) -> int:
-        """Image tokens a tile."""
-        return self.patches // self.shuffle**2
-
-    @property
-    def total_parameters(self) -> int:
-        """Of all parts."""
-        return sum(self.parameters.values())
-
-
-def model_shape(config: VLMConfig, vocabulary: int) -> ModelShape:
-    """Return the shape of a model without making its weights.
-
-    Raises:
-        ConfigError: The model can't be built.
-    """
-    with torch.device("meta"):
-        vlm = VisionLanguageModel(config, vocabulary=vocabulary)
-    return shape_of(vlm)
-
-
-def shape_of(vlm: VisionLanguageModel) -> ModelShape:
-    """Return the shape of a model."""
-    tower: Any = vlm.vision
-    return ModelShape(
-        vision=vision_shape(tower),
-        language=language_shape(vlm.language),
-        tile=tower.image_size[0],
-        patches=tower.grid**2,
-        prefix=int(tower.model.num_prefix_tokens),
-        patch_size=tower.patch_size,
-        shuffle=vlm.config.shuffle,
-        layer_scale=not isinstance(tower.model.blocks[0].ls1, torch.nn.Identity),
-        parameters={
-            name: sum(parameter.numel() for parameter in getattr(vlm, name).parameters())
-            for name in ("vision", "projector", "language")
-        },
-    )
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What one micro-batch holds.
+class BatchLoad:
+    """Sizes of one micro-batch.
 
     Attributes:
         tiles: Tiles of all records.
@@ -135,15 +66,7 @@ class Memory:
     @property
     def total(self) -> int:
         """Of all."""
-        return (
-            self.weights
-            + self.optimizer
-            + self.copies
-            + self.vision
-            + self.language
-            + self.logits
-            + self.gradients
-        )
+        return sum(vars(self).values())
 
 
 def block_bytes(shape: TransformerShape, *, bf16: bool, layer_scale: bool) -> int:
@@ -152,37 +75,37 @@ def block_bytes(shape: TransformerShape, *, bf16: bool, layer_scale: bool) -> in
     Two inputs of norms (the residual stream, fp32), what the norms give to the linear layers, q, k and v, the
     attention's result, both sides of the activation, and the inputs of the layer scales.
     """
-    small = BFLOAT16 if bf16 else FLOAT32
+    small = _BFLOAT16 if bf16 else _FLOAT32
     inner = shape.heads * shape.head_channels
     hidden = (4 if shape.gated_mlp else 2) * shape.mlp_width
     values = 2 * shape.width + 4 * inner + hidden + 2 * shape.width * layer_scale
-    return 2 * shape.width * FLOAT32 + values * small + _statistics(shape)
+    return 2 * shape.width * _FLOAT32 + values * small + _statistics(shape)
 
 
-def layer_bytes(shape: TransformerShape, work: Workload, *, bf16: bool) -> int:
+def layer_bytes(shape: TransformerShape, work: BatchLoad, *, bf16: bool) -> int:
     """Return the bytes that autograd keeps of one layer of a Qwen2-like language model.
 
     Its norms keep their input and what it is before it is scaled, in fp32. Autocast makes a copy for each linear layer
     (q, k, v; gate, up). In half precision attention reads keys and values as they are; in fp32 they are repeated for
     all query heads, and the results are kept once as the kernel and once as the next layer wants them.
     """
-    small = BFLOAT16 if bf16 else FLOAT32
+    small = _BFLOAT16 if bf16 else _FLOAT32
     inner = shape.heads * shape.head_channels
     inputs = (5 if bf16 else 2) * shape.width
     hidden = (4 if shape.gated_mlp else 2) * shape.mlp_width
     queries, keys = (2 * inner, 2 * shape.kv_heads * shape.head_channels) if bf16 else (3 * inner, 2 * inner)
     values = work.tokens * (inputs + queries + hidden) + work.keys * keys
-    return work.tokens * (4 * shape.width * FLOAT32 + _statistics(shape)) + values * small
+    return work.tokens * (4 * shape.width * _FLOAT32 + _statistics(shape)) + values * small
 
 
 def _statistics(shape: TransformerShape) -> int:
     """Return what norms and attention keep beside their tensors: two numbers a norm, one a head."""
-    return FLOAT32 * (4 + shape.heads)
+    return _FLOAT32 * (4 + shape.heads)
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What a part keeps for its backward pass, and what one of its blocks needs beside while its turn is.
+    """Bytes that a part keeps for its backward pass, and those that one of its blocks needs beside in its turn.
 
     Attributes:
         kept: From the forward pass on.
@@ -193,30 +116,30 @@ class Activations:
     working: int
 
 
-def vision_activations(model: ModelShape, work: Workload, *, bf16: bool, checkpointing: bool) -> Activations:
+def vision_activations(model: ModelShape, work: BatchLoad, *, bf16: bool, checkpointing: bool) -> Activations:
     """Return the activations of the vision tower and the projector."""
-    small = BFLOAT16 if bf16 else FLOAT32
+    small = _BFLOAT16 if bf16 else _FLOAT32
     shape = model.vision
     tokens = work.tiles * (model.patches + model.prefix)
     block = tokens * block_bytes(shape, bf16=bf16, layer_scale=model.layer_scale)
-    inputs = tokens * shape.width * FLOAT32
+    inputs = tokens * shape.width * _FLOAT32
     image = work.tiles * 3 * model.tile**2 * small
     folded = shape.width * model.shuffle**2
-    projector = work.image_tokens * (folded * (FLOAT32 + small) + 2 * model.language.width * small)
+    projector = work.image_tokens * (folded * (_FLOAT32 + small) + 2 * model.language.width * small)
     gradients = tokens * 2 * (shape.width + shape.mlp_width) * small
     kept = image + inputs + projector + shape.layers * (inputs if checkpointing else block)
     return Activations(kept, gradients + block * checkpointing)
 
 
 def language_activations(
-    model: ModelShape, work: Workload, *, bf16: bool, checkpointing: bool
+    model: ModelShape, work: BatchLoad, *, bf16: bool, checkpointing: bool
 ) -> Activations:
     """Return the activations of the language model without its logits."""
-    small = BFLOAT16 if bf16 else FLOAT32
+    small = _BFLOAT16 if bf16 else _FLOAT32
     shape = model.language
     layer = layer_bytes(shape, work, bf16=bf16)
-    inputs = work.tokens * shape.width * FLOAT32
-    rotary = 2 * work.tokens * shape.head_channels * FLOAT32
+    inputs = work.tokens * shape.width * _FLOAT32
+    rotary = 2 * work.tokens * shape.head_channels * _FLOAT32
     gradients = work.tokens * (2 * shape.width + 3 * shape.mlp_width) * small
     kept = rotary + 2 * inputs + shape.layers * (inputs if checkpointing else layer)
     return Activations(kept, gradients + layer * checkpointing)
@@ -225,13 +148,13 @@ def language_activations(
 def logit_bytes(model: ModelShape, supervised: int, *, bf16: bool) -> int:
     """Return what the loss holds at once when the backward pass begins."""
     # Log-probabilities, their gradient and the logits' gradient; under autocast the logits in bf16 as well.
-    row = model.language.vocabulary * (3 * FLOAT32 + BFLOAT16 * bf16)
+    row = model.language.vocabulary * (3 * _FLOAT32 + _BFLOAT16 * bf16)
     return supervised * row
 
 
 def step_memory(
     model: ModelShape,
-    work: Workload,
+    work: BatchLoad,
     *,
     bf16: bool,
     checkpointing: bool,
@@ -249,11 +172,11 @@ def step_memory(
     parameters = model.total_parameters
     vision = vision_activations(model, work, bf16=bf16, checkpointing=checkpointing)
     language = language_activations(model, work, bf16=bf16, checkpointing=checkpointing)
-    at_once = min(work.supervised, max(1, LOGITS // model.language.vocabulary))
+    at_once = min(work.supervised, max(1, MOST_LOGITS // model.language.vocabulary))
     logits = logit_bytes(model, at_once, bf16=bf16)
-    everything = parameters * FLOAT32
-    head = model.language.vocabulary * model.language.width * FLOAT32
-    reached = (model.parameters["language"] + model.parameters["projector"]) * FLOAT32
+    everything = parameters * _FLOAT32
+    head = model.language.vocabulary * model.language.width * _FLOAT32
+    reached = (model.parameters["language"] + model.parameters["projector"]) * _FLOAT32
     if accumulates:
         head = reached = everything
     # Four moments can be the worst: at the loss, in the last layer, in the vision tower's last block, at the end.
@@ -265,9 +188,9 @@ def step_memory(
     ]
     worst = max(moments, key=sum)
     return Memory(
-        weights=parameters * FLOAT32,
-        optimizer=parameters * ADAMW,
-        copies=parameters * BFLOAT16 if bf16 else 0,
+        weights=parameters * _FLOAT32,
+        optimizer=parameters * _ADAMW,
+        copies=parameters * _BFLOAT16 if bf16 else 0,
         vision=worst[0],
         language=worst[1],
         logits=worst[2],

@@ -1,19 +1,24 @@
-"""Which model a plan is for: read from a folder's configuration, or known by name, never with its weights."""
+"""The model of a plan: read from a folder's configuration, or known by name, never with its weights."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from vitp.checkpoints.description import CONFIG, read_config, vlm_of_config
 from vitp.checkpoints.loading import read_tokenizer, vlm_folder
 from vitp.core.errors import ConfigError
 from vitp.data.chat import ChatTokenizer
+from vitp.models.flops import TransformerShape, language_shape, vision_shape
 from vitp.models.language import QWEN2_VOCABULARY, qwen2_half_billion
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VLMConfig
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VisionLanguageModel, VLMSettings
 from vitp.objectives.settings import ModelSettings
-from vitp.planning.memory import ModelShape, model_shape
 
-INTERNVL_1B = VLMConfig(
-    vision=VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448),
+INTERNVL_1B = VLMSettings(
+    vision=VisionSettings(architecture="vit_intern300m_patch14_448", image_size=448),
     language=qwen2_half_billion(tied=False),
     shuffle=2,
 )
@@ -22,6 +27,72 @@ INTERNVL_1B = VLMConfig(
 INTERNVL_VOCABULARY = QWEN2_VOCABULARY
 
 _BY_NAME = ("InternVL2_5-1B", "InternVL2.5-1B", "InternVL3-1B")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A vision-language model as far as cost is concerned.
+
+    Attributes:
+        vision, language: The two transformers.
+        tile: Side of a tile in pixels.
+        patches: Patch tokens a tile.
+        prefix: Tokens before the patches.
+        patch_size: Side of a patch in pixels.
+        shuffle: Side of the square of patches folded into an image token.
+        layer_scale: Whether the ViT's blocks scale what they add.
+        parameters: Part → number of parameters, embeddings counted once.
+    """
+
+    vision: TransformerShape
+    language: TransformerShape
+    tile: int
+    patches: int
+    prefix: int
+    patch_size: int
+    shuffle: int
+    layer_scale: bool
+    parameters: dict[str, int]
+
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens a tile."""
+        return self.patches // self.shuffle**2
+
+    @property
+    def total_parameters(self) -> int:
+        """Of all parts."""
+        return sum(self.parameters.values())
+
+
+def model_shape(config: VLMSettings, vocabulary: int) -> ModelShape:
+    """Return the shape of a model without making its weights.
+
+    Raises:
+        ConfigError: The model can't be built.
+    """
+    with torch.device("meta"):
+        vlm = VisionLanguageModel(config, vocabulary=vocabulary)
+    return vlm_shape(vlm)
+
+
+def vlm_shape(vlm: VisionLanguageModel) -> ModelShape:
+    """Return the shape of a model."""
+    tower: Any = vlm.vision
+    return ModelShape(
+        vision=vision_shape(tower),
+        language=language_shape(vlm.language),
+        tile=tower.image_size[0],
+        patches=tower.grid**2,
+        prefix=int(tower.model.num_prefix_tokens),
+        patch_size=tower.patch_size,
+        shuffle=vlm.config.shuffle,
+        layer_scale=not isinstance(tower.model.blocks[0].ls1, torch.nn.Identity),
+        parameters={
+            name: sum(parameter.numel() for parameter in getattr(vlm, name).parameters())
+            for name in ("vision", "projector", "language")
+        },
+    )
 
 
 def planned_model(settings: ModelSettings) -> tuple[ModelShape, ChatTokenizer | None]:
@@ -40,7 +111,5 @@ def planned_model(settings: ModelSettings) -> tuple[ModelShape, ChatTokenizer | 
         return model_shape(INTERNVL_1B, INTERNVL_VOCABULARY), None
     folder = vlm_folder(settings.init)
     config, vocabulary = vlm_of_config(read_config(folder), folder / CONFIG)
-    shape = model_shape(config, vocabulary)
-    return shape, ChatTokenizer(
-        read_tokenizer(folder), template=config.template, tokens_per_tile=shape.image_tokens
-    )
+    shape, tokenizer = model_shape(config, vocabulary), read_tokenizer(folder)
+    return shape, ChatTokenizer(tokenizer, template=config.template, tokens_per_tile=shape.image_tokens)

@@ -1,4 +1,4 @@
-"""What a pretraining run will cost, before its first step: tiles, tokens, memory, speed, hours.
+"""The cost of a pretraining run, before its first step: tiles, tokens, memory, speed, hours.
 
 Batches are put together as in training, from the sizes of samples: the same sharing among ranks, the same dropping,
 the same packing. Floating-point operations come from `vitp.models.flops`, memory from `vitp.planning.memory`, and
@@ -16,20 +16,21 @@ import numpy as np
 from vitp.core.errors import ConfigError
 from vitp.data.packing import first_fit_decreasing
 from vitp.models.flops import forward_flops, patch_embed_flops, training_flops
-from vitp.models.vrl import VRLConfig, count_kept
+from vitp.models.vrl import VRLSettings, count_kept
 from vitp.objectives.vitp import ViTPSettings
 from vitp.planning.devices import Machine
-from vitp.planning.memory import GIB, Memory, ModelShape, Workload, step_memory
+from vitp.planning.memory import GIB, BatchLoad, Memory, step_memory
+from vitp.planning.model import ModelShape
 from vitp.planning.samples import SampleSize
 from vitp.runs.pretrain import PretrainConfig
 
-SIMULATED_STEPS = 24
+_SIMULATED_STEPS = 24
 """Steps that are put together for a plan; the largest micro-batch among them decides the memory."""
 
 
 @dataclass(frozen=True)
 class RunShape:
-    """What of a run's configuration decides its cost.
+    """Settings of a run that decide its cost.
 
     Attributes:
         steps: Optimizer steps.
@@ -47,14 +48,14 @@ class RunShape:
     global_batch: int
     micro_batches: int
     pack: bool
-    vrl: VRLConfig
+    vrl: VRLSettings
     checkpointing: bool
     bf16: bool = True
     pads_dropped: bool = False
 
 
 def run_shape(config: PretrainConfig, *, pads_dropped: bool = False) -> RunShape:
-    """Return what of a configuration decides its cost; see `RunShape`.
+    """Return the settings of a run that decide its cost; see `RunShape`.
 
     Raises:
         ConfigError: It has no language model; what such a run costs isn't known.
@@ -79,11 +80,11 @@ def run_shape(config: PretrainConfig, *, pads_dropped: bool = False) -> RunShape
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The prediction.
+class PretrainPlan:
+    """The predicted cost of a pretraining run.
 
     Attributes:
-        machine: What it is for.
+        machine: GPUs that share the run.
         run: The configuration.
         tiles: Mean tiles a sample.
         tokens, kept_tokens: Mean tokens a sample before and after image tokens are dropped.
@@ -147,7 +148,7 @@ class MicroBatch:
         flops: Forward FLOPs of the vision tower, the projector and the language model.
     """
 
-    work: Workload
+    work: BatchLoad
     lengths: tuple[int, ...]
     slots: int
     flops: dict[str, float]
@@ -162,7 +163,7 @@ def plan_pretraining(
     utilisation: float | None = None,
     dollars_per_hour: float | None = None,
     seed: int = 0,
-) -> Plan:
+) -> PretrainPlan:
     """Return the plan of a run.
 
     Args:
@@ -175,9 +176,9 @@ def plan_pretraining(
         seed: Of what is drawn.
     """
     rng = np.random.default_rng(seed)
-    steps = [_step(model, run, samples, machine.count, rng) for _ in range(SIMULATED_STEPS)]
+    steps = [_step(model, run, samples, machine.count, rng) for _ in range(_SIMULATED_STEPS)]
     # Ranks wait for each other once a step: the one with most work decides.
-    work_SR = np.array([[sum(_total(batch) for batch in rank) for rank in step] for step in steps])
+    work_SR = np.array([[sum(sum(b.flops.values()) for b in rank) for rank in step] for step in steps])
     reached = machine.device.utilisation if utilisation is None else utilisation
     seconds = training_flops(float(work_SR.max(1).mean()), recompute=run.checkpointing) / (
         machine.device.bf16_tflops * 1e12 * reached
@@ -189,26 +190,22 @@ def plan_pretraining(
         part: sum(batch.flops[part] for batch in batches) / count / 1e12
         for part in ("vision", "projector", "language")
     }
-    tiles = sum(batch.work.tiles for batch in batches) / count
-    kept = used / count
-    return Plan(
+    settings = {"bf16": run.bf16, "checkpointing": run.checkpointing, "accumulates": run.micro_batches > 1}
+    memory = (step_memory(model, batch.work, **settings) for batch in batches)
+    return PretrainPlan(
         machine=machine,
         run=run,
-        tiles=tiles,
+        tiles=sum(batch.work.tiles for batch in batches) / count,
         tokens=float(np.mean([one.text + one.tiles * model.image_tokens for one in samples])),
-        kept_tokens=kept,
+        kept_tokens=used / count,
         packing=used / sum(batch.slots for batch in batches),
         forward_tflop=flops,
         imbalance=float((work_SR.max(1) / work_SR.mean(1)).mean()),
-        memory=_worst(model, run, batches),
+        memory=max(memory, key=lambda one: one.total),
         utilisation=reached,
         samples_per_second=run.global_batch / seconds,
         dollars_per_hour=machine.device.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
     )
-
-
-def _total(batch: MicroBatch) -> float:
-    return sum(batch.flops.values())
 
 
 def _step(
@@ -216,15 +213,12 @@ def _step(
 ) -> list[list[MicroBatch]]:
     """Return the micro-batches of each rank in one step."""
     size = max(1, run.global_batch // (ranks * run.micro_batches))
-    return [
-        [
-            micro_batch(
-                model, run, [samples[index] for index in rng.integers(len(samples), size=size).tolist()], rng
-            )
-            for _ in range(run.micro_batches)
-        ]
-        for _ in range(ranks)
-    ]
+
+    def drawn() -> MicroBatch:
+        chosen = [samples[index] for index in rng.integers(len(samples), size=size).tolist()]
+        return micro_batch(model, run, chosen, rng)
+
+    return [[drawn() for _ in range(run.micro_batches)] for _ in range(ranks)]
 
 
 def micro_batch(
@@ -242,11 +236,11 @@ def micro_batch(
     # Padding is not computed, except by the published code.
     computed = slots if run.pads_dropped else sum(lengths)
     tiles, supervised = sum(one.tiles for one in samples), sum(one.supervised for one in samples)
-    work = Workload(tiles, sum(kept), computed, computed, supervised)
+    work = BatchLoad(tiles, sum(kept), computed, computed, supervised)
     return MicroBatch(work, tuple(lengths), slots, _flops(model, run, work, lengths))
 
 
-def _flops(model: ModelShape, run: RunShape, work: Workload, lengths: Sequence[int]) -> dict[str, float]:
+def _flops(model: ModelShape, run: RunShape, work: BatchLoad, lengths: Sequence[int]) -> dict[str, float]:
     """Return the forward FLOPs of each part."""
     tokens = model.patches + model.prefix
     keys = sum(length * (length + 1) / 2 for length in lengths) / max(1, sum(lengths))
@@ -262,18 +256,3 @@ def _flops(model: ModelShape, run: RunShape, work: Workload, lengths: Sequence[i
             logits=work.tokens if run.pads_dropped else work.supervised,
         ),
     }
-
-
-def _worst(model: ModelShape, run: RunShape, batches: Sequence[MicroBatch]) -> Memory:
-    """Return the memory of the micro-batch that takes most."""
-    candidates = (
-        step_memory(
-            model,
-            batch.work,
-            bf16=run.bf16,
-            checkpointing=run.checkpointing,
-            accumulates=run.micro_batches > 1,
-        )
-        for batch in batches
-    )
-    return max(candidates, key=lambda memory: memory.total)

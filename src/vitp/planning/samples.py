@@ -1,4 +1,4 @@
-"""How large the samples of a run are: counted in its data, or drawn from stated image sizes and lengths."""
+"""Sizes of the samples of a run: counted in its data, or drawn from stated image sizes and lengths."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from vitp.data.chat import ChatTokenizer
 from vitp.data.mixture import Mixture
 from vitp.data.tiling import count_tiles
 from vitp.io.images import image_size
-from vitp.records.instructions import IMAGE_MARK, InstructionRecord
+from vitp.records.instructions import IMAGE_MARK
 
-FRAME_TOKENS = 40
+_FRAME_TOKENS = 40
 """Tokens of system text and turn marks, where no tokenizer is at hand."""
 
 
 @dataclass(frozen=True)
 class SampleSize:
-    """What one record costs.
+    """Sizes of one record.
 
     Attributes:
         tiles: Of all its images, thumbnails counted.
@@ -35,7 +35,7 @@ class SampleSize:
 
 @dataclass(frozen=True)
 class TypicalRecord:
-    """What the records of a set look like, for plans without the data.
+    """Typical sizes of the records of a set, for plans without the data.
 
     Attributes:
         sizes: (share, width, height) of its images.
@@ -96,7 +96,7 @@ def measured_samples(
         max_tiles: Tiles an image where the mixture says nothing.
         count: At most so many samples.
         chat: The model's tokenizer; without it tokens are estimated from the characters.
-        max_turns: See `SequenceConfig`.
+        max_turns: See `SequenceSettings`.
     """
     positions = np.linspace(0, len(mixture) - 1, min(count, len(mixture))).round().astype(int)
     samples = []
@@ -105,24 +105,18 @@ def measured_samples(
         record = sample.record
         if max_turns is not None:
             record = record.with_turns(record.turns[:max_turns])
-        samples.append(_measure(record, tile, sample.max_tiles or max_tiles, chat))
+        budget = max(1, (sample.max_tiles or max_tiles) // max(1, len(record.images)))
+        sizes = record.sizes or [image_size(path) for path in record.images]
+        tiles = [count_tiles(width, height, tile, budget) for width, height in sizes]
+        if chat is not None:
+            encoded = chat.encode(record, tiles)
+            text, answers = int((~encoded.image_N).sum()), int(encoded.supervised_N.sum())
+        else:
+            answers = sum(estimated_tokens(turn.answer) + 2 for turn in record.turns)
+            asked = (turn.question.replace(IMAGE_MARK, "") for turn in record.turns)
+            text = _FRAME_TOKENS + sum(estimated_tokens(question) for question in asked) + answers
+        samples.append(SampleSize(sum(tiles), text, answers))
     return samples
-
-
-def _measure(record: InstructionRecord, tile: int, max_tiles: int, chat: ChatTokenizer | None) -> SampleSize:
-    tiles = _tiles(record, tile, max_tiles)
-    if chat is not None:
-        encoded = chat.encode(record, tiles)
-        return SampleSize(sum(tiles), int((~encoded.image_N).sum()), int(encoded.supervised_N.sum()))
-    answers = sum(estimated_tokens(turn.answer) + 2 for turn in record.turns)
-    questions = sum(estimated_tokens(turn.question.replace(IMAGE_MARK, "")) for turn in record.turns)
-    return SampleSize(sum(tiles), FRAME_TOKENS + questions + answers, answers)
-
-
-def _tiles(record: InstructionRecord, tile: int, max_tiles: int) -> list[int]:
-    budget = max(1, max_tiles // max(1, len(record.images)))
-    sizes = record.sizes or [image_size(path) for path in record.images]
-    return [count_tiles(width, height, tile, budget) for width, height in sizes]
 
 
 _PIECES = re.compile(r"\d|[^\W\d_]+|[^\w\s]|_")

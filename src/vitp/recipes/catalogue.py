@@ -1,17 +1,24 @@
-"""All recipes of the paper by name."""
+"""All recipes by name: the paper's runs, and those of the package at micro scale."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from vitp.core.config import make_config
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.files import write_json
+from vitp.recipes.downstream import DownstreamPlan, run_downstream
 from vitp.recipes.paper import downstream
-from vitp.recipes.paper.medical import medical
-from vitp.recipes.paper.remote_sensing import remote_sensing
+from vitp.recipes.paper.pretraining import medical, mixture_table, remote_sensing
 from vitp.recipes.paper.tables import MEDICAL, REMOTE_SENSING, PretrainingSet
 from vitp.recipes.paper.tables_downstream import DOWNSTREAM, DownstreamFacts
+from vitp.recipes.real_images import RealPlan, run_real_images
+from vitp.recipes.starter import StarterPlan, train_starter
+from vitp.recipes.starter_card import write_card
 from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.pretrain import PretrainConfig
 
@@ -66,34 +73,36 @@ PRETRAINING: dict[str, PretrainRecipe] = {
     "medical": PretrainRecipe("medical", medical, MEDICAL),
 }
 
-_FINETUNING: dict[str, Callable[..., FinetuneConfig]] = {
-    "dior": downstream.dior,
-    "dior_r": downstream.dior_r,
-    "dota_v2": downstream.dota_v2,
-    "sardet100k": downstream.sardet100k,
-    "rsar": downstream.rsar,
-    "ssdd": downstream.ssdd,
-    "isaid": downstream.isaid,
-    "loveda": downstream.loveda,
-    "uavid": downstream.uavid,
-    "svcd": downstream.svcd,
-    "whu_cd": downstream.whu_cd,
-    "levir_cd": downstream.levir_cd,
-    "s2looking": downstream.s2looking,
-    "amos2022": downstream.amos2022,
-    "brats2021": downstream.brats2021,
-    "covidquex": downstream.covidquex,
-}
+_FINETUNING: tuple[Callable[..., FinetuneConfig], ...] = (
+    *(downstream.dior, downstream.dior_r, downstream.dota_v2, downstream.sardet100k, downstream.rsar),
+    *(downstream.ssdd, downstream.isaid, downstream.loveda, downstream.uavid, downstream.svcd),
+    *(downstream.whu_cd, downstream.levir_cd, downstream.s2looking),
+    *(downstream.amos2022, downstream.brats2021, downstream.covidquex),
+)
 
 FINETUNING: dict[str, DownstreamRecipe] = {
-    name: DownstreamRecipe(name, make, DOWNSTREAM[name]) for name, make in _FINETUNING.items()
+    facts.name: DownstreamRecipe(facts.name, make, facts)
+    for make in _FINETUNING
+    for facts in [DOWNSTREAM[make.__name__]]
 }
 
 Recipe = PretrainRecipe | DownstreamRecipe
 
+MICRO: dict[str, Callable[[Path, float, int], Path]] = {
+    "starter": lambda out, scale, seeds: train_starter(out, StarterPlan().scaled(scale)),
+    "starter-card": lambda out, scale, seeds: write_card(out),
+    "real-images": lambda out, scale, seeds: run_real_images(
+        out, RealPlan(seeds=tuple(range(seeds))).scaled(scale)
+    ),
+    "downstream": lambda out, scale, seeds: run_downstream(
+        out, DownstreamPlan(seeds=tuple(range(seeds))).scaled(scale)
+    ),
+}
+"""Recipe of the package → function that runs it: (folder, factor on the steps, number of seeds) → its result."""
+
 
 def recipe_of(name: str) -> Recipe:
-    """Return a recipe by its name.
+    """Return a recipe of the paper by its name.
 
     Raises:
         ConfigError: There is none of that name.
@@ -106,3 +115,64 @@ def recipe_of(name: str) -> Recipe:
             fix=did_you_mean(name, known) or f"recipes are {', '.join(known)}",
         )
     return known[name]
+
+
+def recipe_config(
+    found: Recipe,
+    data: str | None,
+    *,
+    init: str | None = None,
+    gpus: int = 8,
+    as_published: bool = False,
+    overrides: Sequence[str] = (),
+) -> PretrainConfig | FinetuneConfig:
+    """Return a recipe's configuration without looking at any data.
+
+    Args:
+        found: The recipe.
+        data: Mixture file of a pretraining, folder of a downstream set; None: the recipe's own.
+        init: Model or backbone to start from; None: the recipe's own.
+        gpus: Number that shares a batch of pretraining.
+        as_published: Pretraining as the authors' code does it.
+        overrides: `key.key=value` over the configuration.
+
+    Raises:
+        ConfigError: The batch can't be shared, or an override is wrong.
+    """
+    place = () if data is None else (data,)
+    where = f"recipe {found.name}"
+    if isinstance(found, PretrainRecipe):
+        start = {} if init is None else {"init": init}
+        made = found.make(*place, gpus=gpus, as_published=as_published, **start)
+        return make_config(PretrainConfig, made.model_dump(), overrides, where=where)
+    start = {} if init is None else {"backbone": init}
+    return make_config(FinetuneConfig, found.make(*place, **start).model_dump(), overrides, where=where)
+
+
+def run_config_of(
+    name: str, data: Path | None, out: Path, *, available: bool = False, **options: Any
+) -> PretrainConfig | FinetuneConfig:
+    """Return the configuration of a run of the paper over prepared data; the mixture of a pretraining is written.
+
+    Args:
+        name: Of the recipe.
+        data: The set, or the folder of prepared pretraining sets.
+        out: Folder of the run, for `sets.json`.
+        available: Leave out pretraining sets that are missing.
+        options: See `recipe_config`.
+
+    Raises:
+        ConfigError: There is no such recipe, no data, a set is missing, or an override is wrong.
+    """
+    known = (*MICRO, *PRETRAINING, *FINETUNING)
+    if name not in known:
+        hint = did_you_mean(name, known) or f"recipes are: {', '.join(known)}"
+        raise ConfigError(f"unknown recipe {name!r}", where="vitp recipes run", fix=hint)
+    if data is None:
+        where = f"vitp recipes run {name}"
+        raise ConfigError("no data to learn from", where=where, fix="name its folder with --data")
+    found, place = recipe_of(name), data
+    if isinstance(found, PretrainRecipe):
+        table, place = mixture_table(found.sets, data, available=available), (out / "sets.json").resolve()
+        write_json(place, table)
+    return recipe_config(found, str(place), **options)

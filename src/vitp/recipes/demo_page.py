@@ -13,7 +13,7 @@ from vitp.core.files import write_json, write_text
 from vitp.core.reading import parse_json, read_text
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.models.vision import VisionTower
-from vitp.recipes.demo import FINETUNE, RANDOM, STARTER, VITP, DemoPlan
+from vitp.recipes.micro import FINETUNE, RANDOM, STARTER, VITP, DemoPlan
 from vitp.report.compare import comparison_section
 from vitp.report.page import Card, Headline, Section, Text
 from vitp.report.run_report import report_run

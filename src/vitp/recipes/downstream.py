@@ -1,12 +1,13 @@
-"""The exported ViT as a detector, a segmenter, an oriented detector, on real images with their true splits.
+"""The exported ViT is finetuned as a detector, a segmenter and an oriented detector, on real images with true splits.
 
-Blood cells (BCCD) and airplanes (GDIT) by boxes, ships in SAR (HRSID) by masks and by oriented boxes, forest (Amazon) by
-pixels. Everything is finetuned from four initialisations of one ViT under one budget: random weights; the starter; the
-starter continued with supervised labels (which classes are in the image); the starter continued with ViTP. The
-supervised run sees as many of the same images as the ViTP run, and is cheaper, as it has no language model.
+Blood cells (BCCD) and airplanes (GDIT) by boxes, ships in SAR (HRSID) by masks and by oriented boxes, forest
+(Amazon) by pixels. Everything is finetuned from four initialisations of one ViT under one budget: random weights;
+the starter; the starter continued with supervised labels (which classes are in the image); the starter continued
+with ViTP. The supervised run sees as many of the same images as the ViTP run, and is cheaper, as it has no language
+model.
 
-Command: `vitp recipe downstream --out runs/real --seeds 3`, in the folder of `vitp recipe real-images` or a new one, with
-the folder of the images in `VITP_DATA`. Resumable.
+Command: `vitp recipes run downstream --out runs/real --seeds 3`, in the folder of `vitp recipes run real-images` or a
+new one, with the folder of the images in `VITP_DATA`. Resumable.
 Hardware and time: two CPU cores, about two hours with three seeds when the ViTP runs are there.
 Settings were chosen on validation images. Numbers: `docs/real_images.md`.
 """
@@ -20,23 +21,20 @@ from typing import Any
 
 from rich.console import Console
 
-from vitp.core.config import make_config
 from vitp.core.files import write_json, write_text
 from vitp.core.reading import parse_json, read_text
 from vitp.metrics.statistics import mean_std
+from vitp.recipes.micro import (
+    RANDOM,
+    SMALL_DETECTOR,
+    STARTER,
+    SUPERVISED,
+    VITP,
+    small_finetune_config,
+)
 from vitp.recipes.real_images import RealPlan, pretrained_backbones, supervised_backbones
-from vitp.runs.finetune import SCORES_FILE, FinetuneConfig, run_finetune
+from vitp.runs.finetune import SCORES_FILE, run_finetune
 from vitp.runs.folder import started
-
-RANDOM, STARTER, SUPERVISED, VITP = "random", "starter", "supervised", "after ViTP"
-
-SMALL_ORIENTED: dict[str, Any] = {
-    "width": 64,
-    "proposals": {"anchor_scales": [2.0], "keep_before": [300, 200], "keep": [100, 60]},
-    "box": {"hidden": 128, "samples": 48, "detections": 40},
-}
-SMALL_DETECTOR: dict[str, Any] = SMALL_ORIENTED | {"box": SMALL_ORIENTED["box"] | {"kind": "faster"}}
-"""Faster R-CNN for a small ViT and objects of 5–40 px: the published heads have more parameters than this ViT."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,10 @@ class RealTask:
     head: dict[str, Any] = field(default_factory=dict)
 
 
-TASKS = (
+_ORIENTED = SMALL_DETECTOR | {"box": {k: v for k, v in SMALL_DETECTOR["box"].items() if k != "kind"}}
+"""The same sizes for Oriented R-CNN, which is of one kind."""
+
+REAL_TASKS = (
     RealTask("bccd", "detection", "AP50", "box AP50", SMALL_DETECTOR),
     RealTask("gdit_airport", "detection", "AP50", "box AP50", SMALL_DETECTOR),
     RealTask(
@@ -68,14 +69,14 @@ TASKS = (
         "mask AP50",
         SMALL_DETECTOR | {"mask": {"pool_size": 7, "layers": 2, "width": 64}},
     ),
-    RealTask("hrsid_mini", "oriented", "AP50", "rotated AP50", SMALL_ORIENTED),
+    RealTask("hrsid_mini", "oriented", "AP50", "rotated AP50", _ORIENTED),
     RealTask("amazon_forest", "segmentation", "miou", "mIoU", {"kind": "fpn", "width": 64}),
 )
 
 
 @dataclass(frozen=True)
 class DownstreamPlan:
-    """Budget: the same for each initialisation.
+    """Budget of the finetunings, the same for each initialisation.
 
     Attributes:
         seeds: A pretraining seed and the finetuning seed that goes with it.
@@ -88,7 +89,7 @@ class DownstreamPlan:
     steps: int = 300
     batch: int = 8
     lr: float = 1e-3
-    tasks: tuple[RealTask, ...] = TASKS
+    tasks: tuple[RealTask, ...] = REAL_TASKS
     pretraining: RealPlan = field(default_factory=RealPlan)
 
     def scaled(self, factor: float) -> DownstreamPlan:
@@ -124,63 +125,30 @@ def run_downstream(out: Path, plan: DownstreamPlan | None = None) -> Path:
                 score = finetuned(run, out / "data" / one.folder, one, backbone, seed, plan)
                 values[name].setdefault(start, []).append(score)
                 console.print(f"{name}, {start}, seed {seed}: {100 * score:.1f}")
-    write_json(
-        out / "downstream.json",
-        {
-            "steps": plan.steps,
-            "batch": plan.batch,
-            "lr": plan.lr,
-            "seeds": list(plan.seeds),
-            "values": values,
-        },
-    )
-    write_text(out / "downstream.md", markdown(values))
+    settings = {"steps": plan.steps, "batch": plan.batch, "lr": plan.lr, "seeds": list(plan.seeds)}
+    write_json(out / "downstream.json", {**settings, "values": values})
+    write_text(out / "downstream.md", _markdown(values))
     return out / "downstream.md"
 
 
-def finetune_config(
-    data: Path, one: RealTask, backbone: str, seed: int, plan: DownstreamPlan
-) -> FinetuneConfig:
-    """Return a finetuning of all training crops of a set."""
-    return make_config(
-        FinetuneConfig,
-        {
-            "task": one.task,
-            "seed": seed,
-            "backbone": {"init": backbone},
-            "neck": {"kind": "simple", "options": {"channels": 64}},
-            "head": one.head,
-            "data": {
-                "root": str(data),
-                "format": "vitp",
-                "empty": 0.5,
-                "global_batch": plan.batch,
-                "max_val_images": 60,
-            },
-            "augment": {"flip": True, "rotate90": True},
-            "optim": {"lr": plan.lr, "weight_decay": 0.05, "warmup_ratio": 0.1, "layer_decay": 0.75},
-            "train": {
-                "steps": plan.steps,
-                "val_every": None,
-                "log_every": 50,
-                "save_every": plan.steps,
-                "keep_last": 1,
-            },
-        },
-        where="downstream recipe",
-    )
-
-
 def finetuned(run: Path, data: Path, one: RealTask, backbone: str, seed: int, plan: DownstreamPlan) -> float:
-    """Return a run's score on the test images, from its folder where it has finished."""
+    """Return the test score of a finetuning of all training crops, from its folder where it has finished."""
     if not (run / SCORES_FILE).is_file():
-        config = finetune_config(data, one, backbone, seed, plan)
+        config = small_finetune_config(
+            one.task,
+            {"root": str(data), "empty": 0.5, "global_batch": plan.batch, "max_val_images": 60},
+            backbone,
+            seed,
+            head=one.head,
+            train={"steps": plan.steps, "log_every": 50},
+            augment={"flip": True, "rotate90": True},
+            optim={"lr": plan.lr, "weight_decay": 0.05, "warmup_ratio": 0.1, "layer_decay": 0.75},
+        )
         run_finetune(config, run, resume=started(run), console=Console(quiet=True))
-    scores = parse_json(read_text(run / SCORES_FILE))["values"]
-    return float(scores[one.score])
+    return float(parse_json(read_text(run / SCORES_FILE))["values"][one.score])
 
 
-def markdown(values: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+def _markdown(values: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Return the table: mean ± sample standard deviation over seeds, in percent."""
     starts = (RANDOM, STARTER, SUPERVISED, VITP)
     lines = [f"| set, task: score | {' | '.join(starts)} |", "|---|" + "---:|" * len(starts)]

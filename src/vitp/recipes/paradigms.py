@@ -1,11 +1,11 @@
 """Every paradigm of the paper's figure 2 on the same folders, from the same ViT, under one budget, at micro scale.
 
-Command: `vitp pretrain --objective mae --data DATA --out RUN` for one of them; `vitp study paradigms` compares them all.
+Command: `vitp pretrain --objective mae --data DATA --out RUN` for one; `vitp study paradigms` compares them all.
 Hardware and time: two CPU cores; about as long as a ViTP run over as many images, self-distillation about four times.
 
-Equal images is what a budget says. What that costs differs: `flops_per_image` tells it of any of the runs, and a budget
-of `images = flops / flops_per_image` makes the costs equal instead. Batches and learning rates below are where to begin a
-sweep, not the result of one.
+A budget gives each run equally many images. Their cost differs: `flops_per_image` tells it of any of the runs, and a
+budget of `images = flops / flops_per_image` makes the costs equal instead. Batches and learning rates below are where
+to begin a sweep, not the result of one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitp.core.config import make_config
+from vitp.checkpoints.loading import load_backbone, load_vlm, vlm_folder
+from vitp.core.config import load_config, make_config
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.objectives import Default
+from vitp.objectives import SETTINGS, Default
 from vitp.objectives.preserving import preserving
 from vitp.recipes.micro import Budget, continued_from_starter
 from vitp.runs.pretrain import PretrainConfig, build
@@ -27,7 +28,7 @@ Folders = Sequence[Path]
 
 @dataclass(frozen=True)
 class ParadigmBudget:
-    """What a run may use.
+    """Limits of a run.
 
     Attributes:
         images: Images seen, repeats counted; however many views a paradigm makes of each.
@@ -37,7 +38,7 @@ class ParadigmBudget:
         workers: Processes that prepare batches.
         align_share: Share of `images` that ViTP spends on its first phase, with the ViT frozen.
         vrl_ratio: Image tokens that ViTP drops.
-        like: The model whose sizes (and tokenizer) a run from scratch has.
+        like: Model that lends its sizes (and tokenizer) to a run from scratch.
     """
 
     images: int
@@ -83,25 +84,11 @@ def _vitp(folders: Folders, init: str, budget: ParadigmBudget, seed: int) -> Pre
         rates=budget.rates,
     )
     train = config.train.model_copy(update={"num_workers": budget.workers})
-    return config.model_copy(
-        update={"train": train, "model": config.model.model_copy(update=_vlm_init(init, budget.like))}
-    )
-
-
-def _vlm_init(init: str, like: str) -> dict[str, Any]:
-    if init != "random":
-        return {"init": init}
-    from vitp.checkpoints.loading import load_vlm, vlm_folder
-
-    return {"init": "scratch", "scratch": load_vlm(like).vlm.config, "tokenizer": str(vlm_folder(like))}
-
-
-def _vision_init(init: str, like: str) -> dict[str, Any]:
-    if init != "random":
-        return {"init": init}
-    from vitp.checkpoints.loading import load_backbone
-
-    return {"init": "random", "vision": load_backbone(like).config.model_dump()}
+    start: dict[str, Any] = {"init": init}
+    if init == "random":
+        like, folder = load_vlm(budget.like), str(vlm_folder(budget.like))
+        start = {"init": "scratch", "scratch": like.vlm.config, "tokenizer": folder}
+    return config.model_copy(update={"train": train, "model": config.model.model_copy(update=start)})
 
 
 def _image_paradigm(
@@ -113,12 +100,15 @@ def _image_paradigm(
         own = PARADIGMS[name]
         batch = budget.batch or own.batch
         steps = max(1, round(budget.images / batch))
+        start: dict[str, Any] = {"init": init}
+        if init == "random":
+            start["vision"] = load_backbone(budget.like).config.model_dump()
         return make_config(
             PretrainConfig,
             {
                 "objective": {"name": objective or name, **settings},
                 "seed": seed,
-                "model": {**_vision_init(init, budget.like), "drop_path": 0.0},
+                "model": {**start, "drop_path": 0.0},
                 "data": {
                     "mixture": [str(folder) for folder in folders],
                     "rates": None if budget.rates is None else list(budget.rates),
@@ -180,6 +170,7 @@ PARADIGMS: dict[str, Paradigm] = {
 """Name → paradigm, in the order of tables."""
 
 
+PUBLISHED_STEPS = 8000
 STARTER_STEPS = 1000
 """Steps in which the starter is continued where nobody says how many: minutes on two cores."""
 
@@ -216,6 +207,37 @@ def starter_config(
     data = {"global_batch": config.data.global_batch, "mixture": [str(entry) for entry in mixture]}
     values = {**config.model_dump(mode="json"), "data": data}
     return make_config(type(config), values, overrides, where="settings")
+
+
+def pretrain_settings(config: Path | None, objective: str | None, overrides: Sequence[str]) -> PretrainConfig:
+    """Return the settings of `vitp pretrain`.
+
+    Without a configuration they are those of the micro recipes where the run starts from the starter, else the
+    paper's.
+
+    Args:
+        config: YAML file of the run.
+        objective: Instead of the file's.
+        overrides: `key.key=value` over the settings.
+
+    Raises:
+        ConfigError: There is no such objective, or a setting is wrong.
+    """
+    if objective is not None:
+        if objective not in SETTINGS:
+            hint = did_you_mean(objective, SETTINGS) or f"objectives are: {', '.join(SETTINGS)}"
+            raise ConfigError(f"unknown objective {objective!r}", where="--objective", fix=hint)
+        overrides = [f"objective={objective}", *overrides]
+    if config is not None:
+        return load_config(PretrainConfig, config, overrides)
+    words = [f"train.steps={PUBLISHED_STEPS}", *overrides]
+    settings = make_config(PretrainConfig, {}, words, where="command line")
+    if settings.model.init != "starter":
+        return settings
+    steps = settings.train.steps if settings.train.steps != PUBLISHED_STEPS else STARTER_STEPS
+    return starter_config(
+        settings.data.mixture, objective=settings.objective.name, steps=steps, overrides=overrides
+    )
 
 
 def flops_per_image(config: PretrainConfig, *, steps: int = 3) -> float:

@@ -1,4 +1,4 @@
-"""What a run will really do, read from the code that does it: learning rates, parameter groups, order of changes."""
+"""Facts of a run, read from the code that trains it: learning rates, parameter groups, order of changes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 
 from vitp.core.errors import ConfigError
+from vitp.data.benchmarks.catalogue import BENCHMARKS
 from vitp.data.chat import ChatTokenizer
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.engine.layers import layers_of
 from vitp.engine.optim import build_optimizer, lr_factor
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.base import Objective
 from vitp.objectives.vitp import ViTPObjective
@@ -24,7 +25,7 @@ from vitp.runs.finetune import FinetuneConfig
 from vitp.tasks.base import TaskModel
 from vitp.tasks.build import build_model
 
-VIT_L = "vit_intern300m_patch14_448"
+_VIT_L = "vit_intern300m_patch14_448"
 """timm's name of the paper's ViT."""
 
 
@@ -48,7 +49,7 @@ class GroupRow:
     parameters: int
 
 
-def schedule_rows(optim: OptimConfig, steps: int) -> list[tuple[int, float]]:
+def schedule_rows(optim: OptimSettings, steps: int) -> list[tuple[int, float]]:
     """Return (step, learning rate) at the start, through the warm-up, around milestones, at quarters and at the end."""
     warmup = optim.warmup(steps)
     wanted = {0, warmup // 2, warmup, steps // 4, steps // 2, 3 * steps // 4, steps - 1}
@@ -58,7 +59,7 @@ def schedule_rows(optim: OptimConfig, steps: int) -> list[tuple[int, float]]:
     return [(step, optim.lr * lr_factor(step, steps, optim)) for step in sorted(wanted) if 0 <= step < steps]
 
 
-def group_rows(objective: Objective, optim: OptimConfig) -> list[GroupRow]:
+def group_rows(objective: Objective, optim: OptimSettings) -> list[GroupRow]:
     """Return the groups of the optimizer that would train the objective, top of the network last."""
     groups = objective.parameter_groups()
     optimizer, names = build_optimizer(objective, groups, optim)
@@ -108,8 +109,8 @@ def full_size_model(config: FinetuneConfig, classes: Sequence[str]) -> TaskModel
     Make it under `torch.device("meta")` or a `FakeTensorMode` where only names and shapes are wanted.
     """
     size = config.backbone.image_size or 448
-    vision = VisionConfig(
-        architecture=VIT_L,
+    vision = VisionSettings(
+        architecture=_VIT_L,
         arguments={"patch_size": config.backbone.patch_size or ADAPTER.patch_size},
         image_size=size,
     )
@@ -118,7 +119,7 @@ def full_size_model(config: FinetuneConfig, classes: Sequence[str]) -> TaskModel
 
 @dataclass(frozen=True)
 class Parity:
-    """What a recipe's run will do.
+    """Facts of a recipe's run.
 
     Attributes:
         steps: Optimizer steps.
@@ -152,7 +153,11 @@ def parity_of(recipe: Recipe, *, images: int | None = None) -> Parity:
     if isinstance(recipe, PretrainRecipe):
         config = recipe.make()
         steps, optim = config.train.steps, config.optim
-        return Parity(steps, schedule_rows(optim, steps), group_rows(_pretraining_objective(), optim), [], ())
+        with torch.device("meta"):
+            vlm = VisionLanguageModel(INTERNVL_1B, vocabulary=INTERNVL_VOCABULARY)
+        # Only its parameters are looked at; a tokenizer would have to be on disk.
+        objective = ViTPObjective(vlm, cast(ChatTokenizer, None))
+        return Parity(steps, schedule_rows(optim, steps), group_rows(objective, optim), [], ())
     task = recipe.make()
     count = images
     if count is None and task.train.epochs is not None:
@@ -165,7 +170,7 @@ def parity_of(recipe: Recipe, *, images: int | None = None) -> Parity:
         )
     steps = task.train.of(count or 0, task.data.global_batch).steps
     with torch.device("meta"):
-        model = full_size_model(task, _placeholders(recipe.facts.classes))
+        model = full_size_model(task, placeholder_classes(recipe.facts.classes))
     return Parity(
         steps,
         schedule_rows(task.optim, steps),
@@ -177,20 +182,12 @@ def parity_of(recipe: Recipe, *, images: int | None = None) -> Parity:
 
 def published_images(name: str) -> int | None:
     """Return how many images the paper's run of a set learns from; None where it learns from crops or slices."""
-    from vitp.data.benchmarks.catalogue import BENCHMARKS
-
     facts = BENCHMARKS[name]
     if facts.crop is not None or facts.volumes:
         return None
     return sum(facts.counts[split] for split in facts.train_on)
 
 
-def _placeholders(count: int) -> list[str]:
+def placeholder_classes(count: int) -> list[str]:
+    """Return names for classes of which only the number matters."""
     return [f"class {number}" for number in range(count)]
-
-
-def _pretraining_objective() -> ViTPObjective:
-    with torch.device("meta"):
-        vlm = VisionLanguageModel(INTERNVL_1B, vocabulary=INTERNVL_VOCABULARY)
-    # Only its parameters are looked at; a tokenizer would have to be on disk.
-    return ViTPObjective(vlm, cast(ChatTokenizer, None))

@@ -1,11 +1,11 @@
-"""Five small real data sets: labels to a better backbone, measured on held-out images.
+"""Five small real data sets go from labels to a better backbone, measured on held-out images.
 
 Airplanes in aerial photographs (GDIT), cars in aerial video (KIT AIS), forest in Sentinel-2 (Amazon), ships in SAR
 (HRSID) and blood cells (BCCD), each with its true split, cut into crops of about the starter's field of view. One
 mixture of their instructions continues the starter; the frozen ViT is probed on each set's test images beside the
 starter and random weights.
 
-Command: `vitp recipe real-images --out runs/real`, with the folder of the images in `VITP_DATA`.
+Command: `vitp recipes run real-images --out runs/real`, with the folder of the images in `VITP_DATA`.
 Hardware and time: two CPU cores, about half an hour with one pretraining seed.
 `--seeds 3` makes the table of the documentation.
 Settings were chosen on validation images. Numbers: `docs/real_images.md`.
@@ -33,21 +33,19 @@ from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.evaluation.features import probe_data
 from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, interval, over_images
-from vitp.evaluation.probe_table import ProbeRow, ProbeTable
+from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import probe_outcomes
 from vitp.metrics.statistics import PairedDifference, mean_std
 from vitp.models.vision import VisionTower
-from vitp.recipes.micro import SYNTHESIS, Budget, continued_from_starter
+from vitp.recipes.micro import RANDOM, STARTER, SYNTHESIS, VITP, Budget, continued_from_starter
 from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget
 from vitp.runs.folder import started
 from vitp.runs.pretrain import run_pretraining
 
-RANDOM, STARTER, VITP = "random", "starter", "after ViTP"
-
 
 @dataclass(frozen=True)
 class RealSet:
-    """How one set is read.
+    """One set and the options to read it.
 
     Attributes:
         folder: Below the data folder.
@@ -98,7 +96,8 @@ SETS = (
     ),
 )
 
-BUDGET = Budget(align_steps=160, steps=1000)
+
+_BUDGET = Budget(align_steps=160, steps=1000)
 
 
 @dataclass(frozen=True)
@@ -106,16 +105,13 @@ class RealPlan:
     """Budget of the run."""
 
     seeds: tuple[int, ...] = (0,)
-    budget: Budget = BUDGET
+    budget: Budget = _BUDGET
     probe_seeds: tuple[int, ...] = (0, 1, 2)
     probe_images: int = 1200
 
     def scaled(self, factor: float) -> RealPlan:
         """Return a plan with fewer or more steps."""
-        steps = {
-            name: max(2, round(factor * getattr(self.budget, name))) for name in ("align_steps", "steps")
-        }
-        return replace(self, budget=replace(self.budget, **steps))
+        return replace(self, budget=self.budget.scaled(factor))
 
 
 def run_real_images(out: Path, plan: RealPlan | None = None) -> Path:
@@ -139,7 +135,18 @@ def pretrained_backbones(out: Path, plan: RealPlan, console: Console) -> list[Pa
         ConfigError: The images aren't there.
     """
     compile_sets(out, console)
-    return [_pretrain(out, plan, seed, console) for seed in plan.seeds]
+    exports = []
+    for seed in plan.seeds:
+        run, backbone = out / f"pretrain-{seed}", out / f"backbone-{seed}"
+        if not (run / "model").is_dir():
+            folders = [out / "data" / one.folder for one in SETS]
+            config = continued_from_starter(folders, plan.budget, seed, rates=[one.rate for one in SETS])
+            run_pretraining(config, run, resume=started(run))
+        if not backbone.is_dir():
+            export_backbone(run, backbone)
+            console.print(verify_export(backbone, against=run))
+        exports.append(backbone)
+    return exports
 
 
 def supervised_backbones(out: Path, plan: RealPlan, console: Console) -> list[Path]:
@@ -175,15 +182,26 @@ def compile_sets(out: Path, console: Console) -> None:
     if not root.is_dir():
         raise ConfigError("there are no real images", where=str(root), fix="name their folder in VITP_DATA")
     for one in SETS:
-        _compile(root / one.folder, one, out / "data" / one.folder, console)
+        folder = out / "data" / one.folder
+        if folder.is_dir():
+            continue
+        common: dict[str, Any] = {"synthesis": SYNTHESIS, "max_tiles": 1, "name": one.folder}
+        summary = compile_labels(root / one.folder, one.fmt, folder, crop=one.crop, **common, **one.options)
+        splits = (f"{name} {c.images} crops, {c.turns} questions" for name, c in summary.splits.items())
+        report = check_records(folder)
+        counts = {str(kind): number for kind, number in report.counts().items()}
+        console.print(f"{one.folder}: {', '.join(splits)}; check: {json.dumps(counts)}")
+        if report.exit_code:
+            raise ConfigError("has unusable rows", where=str(folder), fix="run `vitp data check` on it")
 
 
 @dataclass(frozen=True)
 class SetResult:
-    """What the probes found on one set.
+    """Probes of one set.
 
     Attributes:
-        tables: Initialisation → scores; values in the order (pretraining seed, draw of patches). The starter is one model.
+        tables: Initialisation → scores; values in the order (pretraining seed, draw of patches). The starter is one
+            model.
         gains: (task, metric) → ViTP − starter, with the interval over test images and pretraining seeds.
     """
 
@@ -236,8 +254,10 @@ def _markdown(results: Mapping[str, SetResult], draws: int) -> str:
     ]
     for name, result in results.items():
         for row in result.tables[STARTER].rows:
+            # A seed's mean over its draws, in percent, for each pretraining seed.
             of = {
-                k: _of_seeds(result.tables[k][row.task, row.metric], draws) for k in (RANDOM, STARTER, VITP)
+                name: 100 * np.asarray(table[row.task, row.metric].values).reshape(-1, draws).mean(1)
+                for name, table in result.tables.items()
             }
             gain = of[VITP] - of[STARTER][0]
             difference = result.gains[row.task, row.metric]
@@ -249,41 +269,3 @@ def _markdown(results: Mapping[str, SetResult], draws: int) -> str:
             shown += [f"{gain.mean():+.1f} ({gain.min():+.1f} … {gain.max():+.1f})", interval(difference)]
             lines.append(f"| {name} ({difference.n}) | {row.task}, {row.metric} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
-
-
-def _of_seeds(row: ProbeRow, draws: int) -> np.ndarray:
-    """Return a seed's mean over its draws, in percent, for each pretraining seed."""
-    return 100 * np.asarray(row.values).reshape(-1, draws).mean(1)
-
-
-def _compile(source: Path, one: RealSet, out: Path, console: Console) -> None:
-    if out.is_dir():
-        return
-    summary = compile_labels(
-        source,
-        one.fmt,
-        out,
-        crop=one.crop,
-        synthesis=SYNTHESIS,
-        max_tiles=1,
-        name=one.folder,
-        **one.options,
-    )
-    splits = ", ".join(f"{name} {c.images} crops, {c.turns} questions" for name, c in summary.splits.items())
-    report = check_records(out)
-    counts = {str(kind): number for kind, number in report.counts().items()}
-    console.print(f"{one.folder}: {splits}; check: {json.dumps(counts)}")
-    if report.exit_code:
-        raise ConfigError("has unusable rows", where=str(out), fix="run `vitp data check` on it")
-
-
-def _pretrain(out: Path, plan: RealPlan, seed: int, console: Console) -> Path:
-    run, backbone = out / f"pretrain-{seed}", out / f"backbone-{seed}"
-    if not (run / "model").is_dir():
-        folders = [out / "data" / one.folder for one in SETS]
-        config = continued_from_starter(folders, plan.budget, seed, rates=[one.rate for one in SETS])
-        run_pretraining(config, run, resume=started(run))
-    if not backbone.is_dir():
-        export_backbone(run, backbone)
-        console.print(verify_export(backbone, against=run))
-    return backbone

@@ -9,7 +9,7 @@ three stages on scenes of the `general` domain (eight object classes, eight land
 2. `align`: projector and language model learn to read the frozen ViT, at 96 px.
 3. `joint`: everything is trained on instructions, the ViT with them.
 
-Command: `vitp recipe starter --out runs/starter` (resumable: run it again; `--scale 0.01` for a dry run).
+Command: `vitp recipes run starter --out runs/starter` (resumable: run it again; `--scale 0.01` for a dry run).
 Hardware and time: two CPU cores, about an hour and a half.
 Result: `runs/starter/starter`, at most 12 MB in float16; what it reaches is in `assets/starter/README.md`.
 """
@@ -32,15 +32,15 @@ from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.synthesis.build import SynthesisConfig
 from vitp.data.synthesis.scene_records import LabelledRecords
 from vitp.data.tokenizer import train_tokenizer
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loop import Trainer
 from vitp.models.language import micro_qwen2
 from vitp.models.resample import fit_weights
-from vitp.models.vision import VisionConfig, VisionTower
-from vitp.models.vlm import VisionLanguageModel, VLMConfig
-from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.models.vision import VisionSettings, VisionTower
+from vitp.models.vlm import VisionLanguageModel, VLMSettings
+from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.dense import DenseObjective, dense_batches
-from vitp.objectives.packed_records import PackedRecords, SequenceConfig
+from vitp.objectives.packed_records import PackedRecords, SequenceSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.recipes.vocabulary import DOMAIN_WORDS
 from vitp.scenes import DOMAINS, scene_set
@@ -77,14 +77,14 @@ class StarterPlan:
         )
 
 
-def vision_config(image_size: int = IMAGE_SIZE) -> VisionConfig:
+def vision_config(image_size: int = IMAGE_SIZE) -> VisionSettings:
     """Return the starter's ViT at an image size."""
-    return VisionConfig(arguments=dict(VIT), image_size=image_size)
+    return VisionSettings(arguments=dict(VIT), image_size=image_size)
 
 
-def vlm_config() -> VLMConfig:
+def vlm_config() -> VLMSettings:
     """Return the starter's sizes. No pixel shuffle: 144 image tokens, so that VRL 0.75 leaves 36."""
-    return VLMConfig(
+    return VLMSettings(
         vision=vision_config(),
         language=micro_qwen2(width=192, layers=3, heads=6, kv_heads=2, mlp=512),
         shuffle=1,
@@ -126,7 +126,7 @@ def _dense(folder: Path, plan: StarterPlan, resume: bool) -> None:
         size=plan.dense_size,
         augment=MaskAugmentation(flip=True, rotate90=True, crop=1.0, photometric=0.1),
     )
-    optim = OptimConfig(lr=plan.dense_lr, weight_decay=0.05, warmup_ratio=0.05, min_lr_ratio=0.02)
+    optim = OptimSettings(lr=plan.dense_lr, weight_decay=0.05, warmup_ratio=0.05, min_lr_ratio=0.02)
     Trainer(objective, source, optim, _train_config(plan, plan.dense_steps), folder, resume=resume).train()
     save_tensors(folder / "tower.safetensors", tower.state_dict())
 
@@ -170,11 +170,11 @@ def starter_tokenizer(mixture: Mixture, plan: StarterPlan, texts: int = 600) -> 
     )
 
 
-def _source(mixture: Mixture, chat: ChatTokenizer, plan: StarterPlan, vrl: VRLConfig) -> SampledBatches:
+def _source(mixture: Mixture, chat: ChatTokenizer, plan: StarterPlan, vrl: VRLSettings) -> SampledBatches:
     collator = PackedRecords(
         chat,
         tile=IMAGE_SIZE,
-        config=SequenceConfig(max_length=1024),
+        config=SequenceSettings(max_length=1024),
         drop=VisualRobustness(vrl, plan.seed).train(),
     )
     return SampledBatches(mixture, collator, plan.batch)
@@ -187,8 +187,8 @@ def _align(folder: Path, plan: StarterPlan, tower_weights: Path, resume: bool) -
     vlm = VisionLanguageModel(vlm_config(), vocabulary=len(chat))
     vlm.vision.load_state_dict(fit_weights(load_tensors(tower_weights), vlm.vision))
     objective = ViTPObjective(vlm, chat, freeze=["vision"])
-    optim = OptimConfig(lr=plan.align_lr, weight_decay=0.01, warmup_ratio=0.05, min_lr_ratio=0.2)
-    source = _source(mixture, chat, plan, VRLConfig(ratio=0.0))
+    optim = OptimSettings(lr=plan.align_lr, weight_decay=0.01, warmup_ratio=0.05, min_lr_ratio=0.2)
+    source = _source(mixture, chat, plan, VRLSettings(ratio=0.0))
     Trainer(objective, source, optim, _train_config(plan, plan.align_steps), folder, resume=resume).train()
     (folder / "done").touch()
 
@@ -196,15 +196,15 @@ def _align(folder: Path, plan: StarterPlan, tower_weights: Path, resume: bool) -
 def _joint(folder: Path, plan: StarterPlan, start: Path, resume: bool) -> None:
     loaded = load_vlm(start, drop_path=0.05)
     objective = ViTPObjective(loaded.vlm, loaded.chat)
-    optim = OptimConfig(lr=plan.joint_lr, weight_decay=0.01, warmup_ratio=0.05, min_lr_ratio=0.02)
+    optim = OptimSettings(lr=plan.joint_lr, weight_decay=0.01, warmup_ratio=0.05, min_lr_ratio=0.02)
     # Half of the samples drop half of their image tokens, so that the starter knows both.
-    source = _source(starter_mixture(plan), loaded.chat, plan, VRLConfig(ratio=0.5, probability=0.5))
+    source = _source(starter_mixture(plan), loaded.chat, plan, VRLSettings(ratio=0.5, probability=0.5))
     Trainer(objective, source, optim, _train_config(plan, plan.joint_steps), folder, resume=resume).train()
     (folder / "done").touch()
 
 
-def _train_config(plan: StarterPlan, steps: int) -> TrainConfig:
-    return TrainConfig(
+def _train_config(plan: StarterPlan, steps: int) -> TrainSettings:
+    return TrainSettings(
         steps=steps,
         save_every=max(1, min(100, steps)),
         keep_last=2,

@@ -1,6 +1,7 @@
 """The starter's card: what it answers and what its frozen features know, on held-out general scenes.
 
-Command: `vitp recipe starter-card --out DIR` writes `DIR/README.md` and `DIR/card.json` (a few minutes on two cores).
+Command: `vitp recipes run starter-card --out DIR` writes `DIR/README.md` and `DIR/card.json`
+(a few minutes on two cores).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ A general vision-language model of micro size, trained from scratch on generated
 - **Language model**: Qwen2 of 3 layers, 192 wide, 1.5 million parameters, byte-level BPE tokenizer of about 1,600 tokens.
 - **Normalisation**: ImageNet mean and standard deviation, RGB.
 - **Storage**: float16, 8.6 MB.
-- **Recipe**: `vitp recipe starter` (`src/vitp/recipes/starter.py`): 64,000 scenes with dense labels at 64 px, 8,000 scenes
+- **Recipe**: `vitp recipes run starter` (`src/vitp/recipes/starter.py`): 64,000 scenes with dense labels at 64 px, 8,000 scenes
   of instructions with the ViT frozen, 12,800 scenes with everything trained; two CPU cores.
 - **Limits**: it knows eight object and eight land classes of generated scenes, and reads real images only after continued
   pretraining. It is a place to start from, not an assistant.
@@ -109,5 +110,5 @@ Linear probes on 200 labelled scenes, held-out textures, three draws of the labe
 |---|---|---|
 {probes}
 
-Both tables are written by `vitp recipe starter-card`.
+Both tables are written by `vitp recipes run starter-card`.
 """

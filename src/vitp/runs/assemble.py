@@ -1,4 +1,4 @@
-"""How every run is put together: model and batches, optimizer, evidence, folder. Pretraining and finetuning share it."""
+"""The assembly of a run from its parts, which pretraining and finetuning share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vitp.core import distributed
 from vitp.core.files import write_json
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.engine.loop import Trainer
 from vitp.objectives.base import BatchSource, Objective
@@ -32,8 +32,8 @@ class RunParts:
 
     objective: Objective
     source: BatchSource
-    optim: OptimConfig
-    train: TrainConfig
+    optim: OptimSettings
+    train: TrainSettings
     hooks: Sequence[Hook] = ()
     sets: Sequence[dict[str, Any]] | None = None
 

@@ -27,7 +27,7 @@ from vitp.core.version import __version__
 from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
 from vitp.records.labels import LabelledImage, LabelledSet
@@ -79,7 +79,7 @@ class FinetuneDataSettings(SettingsModel):
     """Validation images at most, the same ones each time."""
 
 
-class FinetuneTrainConfig(TrainConfig):
+class FinetuneTrainSettings(TrainSettings):
     """Length, precision and bookkeeping of a finetuning."""
 
     steps: int = Field(600, gt=0, le=100_000_000)
@@ -97,24 +97,24 @@ class FinetuneTrainConfig(TrainConfig):
     never choose."""
 
     @model_validator(mode="after")
-    def _something_to_choose_by(self) -> FinetuneTrainConfig:
+    def _something_to_choose_by(self) -> FinetuneTrainSettings:
         if self.choose == "best" and self.val_every == 0:
             raise ValueError(
                 'the "best" weights are chosen on validation images, and val_every 0 looks at none'
             )
         return self
 
-    def of(self, images: int, global_batch: int) -> FinetuneTrainConfig:
+    def of(self, images: int, global_batch: int) -> FinetuneTrainSettings:
         """Return the settings with `epochs` over a number of training images turned into steps."""
         if self.epochs is None:
             return self
         steps = max(1, round(self.epochs * images / global_batch))
         return self.model_copy(update={"steps": steps, "epochs": None})
 
-    def of_engine(self, **changes: Any) -> TrainConfig:
+    def of_engine(self, **changes: Any) -> TrainSettings:
         """Return what the engine needs of the settings, with some of them changed."""
-        known = self.model_dump(include=set(TrainConfig.model_fields))
-        return TrainConfig.model_validate({**known, **changes})
+        known = self.model_dump(include=set(TrainSettings.model_fields))
+        return TrainSettings.model_validate({**known, **changes})
 
 
 class FinetuneConfig(SettingsModel):
@@ -124,24 +124,24 @@ class FinetuneConfig(SettingsModel):
     """
 
     task: str
-    """Classification, segmentation, change, detection, instance or oriented; see `vitp finetune`."""
+    """`classification`, `segmentation`, `change`, `detection`, `instance` or `oriented`."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
-    """Of the order of the images, of random weights and of augmentation."""
+    """Seed of the order of the images, of random weights and of augmentation."""
     backbone: BackboneSettings = Field(default_factory=BackboneSettings)
-    """The backbone."""
+    """Where the backbone comes from."""
     neck: NeckSettings = Field(default_factory=NeckSettings)
-    """What makes the head's maps of the backbone's features."""
+    """What lies between backbone and head."""
     head: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the task's head."""
+    """Settings of the task's head; see the tables of the heads."""
     data: FinetuneDataSettings
-    """The data."""
+    """What is learned from."""
     augment: AugmentSettings = Field(default_factory=AugmentSettings)
     """How training images change."""
-    optim: OptimConfig = Field(
-        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.05, warmup_ratio=0.1, layer_decay=0.75)
+    optim: OptimSettings = Field(
+        default_factory=lambda: OptimSettings(lr=1e-3, weight_decay=0.05, warmup_ratio=0.1, layer_decay=0.75)
     )
     """Optimizer and schedule."""
-    train: FinetuneTrainConfig = Field(default_factory=lambda: FinetuneTrainConfig())
+    train: FinetuneTrainSettings = Field(default_factory=lambda: FinetuneTrainSettings())
     """Length, precision and bookkeeping."""
     test: TestSettings = Field(default_factory=TestSettings)
     """How the model is applied to test and other images."""
@@ -151,12 +151,12 @@ class FinetuneConfig(SettingsModel):
         cls, values: Mapping[str, Any], overrides: Sequence[str]
     ) -> tuple[dict[str, Any], list[str]]:
         """Return values and `key=value` words under the keys of today; see `vitp.runs.migrations`."""
-        return migrations.finetuning(values), migrations.finetuning_overrides(overrides)
+        return migrations.finetuning_values(values), migrations.finetuning_overrides(overrides)
 
     @model_validator(mode="before")
     @classmethod
     def _of_today(cls, values: Any) -> Any:
-        return migrations.finetuning(values) if isinstance(values, Mapping) else values
+        return migrations.finetuning_values(values) if isinstance(values, Mapping) else values
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whose a run folder is: a new run takes an empty one, a resumed run its own, and a run that never began gives it back."""
+"""Run folders: a new run takes an empty one, a resumed run its own, and a run that never began leaves none behind."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _is_mapping(file: Path) -> bool:
         return False
 
 
-def changed_settings(run_dir: Path, config: SettingsModel) -> list[str]:
+def settings_that_differ(run_dir: Path, config: SettingsModel) -> list[str]:
     """Return the settings in which a run that began differs from `config`, but for those that a resumed run may change.
 
     Raises:
@@ -93,7 +93,7 @@ def changed_settings(run_dir: Path, config: SettingsModel) -> list[str]:
 
 
 def as_begun(config: Settings, run_dir: Path) -> Settings:
-    """Return a configuration with what the run in the folder did before there was a choice, where it began that long ago.
+    """Return a configuration with what a run did that began before there was a choice of how to do it.
 
     Defaults and recipes may differ from it by now, and a run goes on as it began. Without a run nothing changes.
 
@@ -123,7 +123,7 @@ def claimed(
     Args:
         run_dir: New folder, or the folder to resume.
         config: Of the run.
-        device: Of the run, as in `TrainConfig`.
+        device: Of the run, as in `TrainSettings`.
         resume: Whether the folder holds this run already.
         phases: Folders below that may hold checkpoints of the run, too.
 
@@ -208,7 +208,7 @@ def _claim(run_dir: Path, config: SettingsModel, resume: bool) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         return
     existing = config_to_resume(run_dir)
-    changed = [key for key in changed_settings(run_dir, config) if key not in EXTENDING]
+    changed = [key for key in settings_that_differ(run_dir, config) if key not in EXTENDING]
     if changed:
         raise ConfigError(
             f"differs from the run that is to be resumed: {', '.join(changed[:5])}",

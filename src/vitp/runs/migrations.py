@@ -33,7 +33,7 @@ FINETUNE_KEYS = {"train.batch_size": "data.global_batch"}
 """Key of a finetuning then → now."""
 
 
-def pretraining(values: Mapping[str, Any]) -> dict[str, Any]:
+def pretraining_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a pretraining under the keys of today.
 
     Raises:
@@ -76,7 +76,7 @@ def pretraining_overrides(
 
     Another objective than that of the values leaves the settings of theirs behind.
     """
-    found, others = pretraining(values), []
+    found, others = pretraining_values(values), []
     for override in overrides:
         key, _, text = override.partition("=")
         chosen = _plain(text) if key.strip() in ("objective", "objective.name") else None
@@ -104,7 +104,7 @@ def pretraining_overrides(
     return found, words
 
 
-def finetuning(values: Mapping[str, Any]) -> dict[str, Any]:
+def finetuning_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a finetuning under the keys of today.
 
     Raises:

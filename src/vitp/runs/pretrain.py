@@ -33,12 +33,12 @@ from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.sealed import check
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.vitp_labels import read_compiled
-from vitp.engine.config import OptimConfig, TrainConfig
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.evaluation.online import OnlineProbes
 from vitp.objectives import AnyObjective, Default
 from vitp.objectives.base import BatchSource, Objective
-from vitp.objectives.packed_records import SequenceConfig
+from vitp.objectives.packed_records import SequenceSettings
 from vitp.objectives.preserving import preserving
 from vitp.objectives.settings import Phase, RunSettings
 from vitp.objectives.vitp import ViTPObjective
@@ -67,9 +67,9 @@ class PretrainConfig(RunSettings):
 
     objective: AnyObjective = Field(default_factory=Default)
     """What is learned: a name, and the settings of that objective."""
-    optim: OptimConfig = Field(default_factory=OptimConfig)
+    optim: OptimSettings = Field(default_factory=OptimSettings)
     """Optimizer and schedule."""
-    train: TrainConfig = Field(default_factory=lambda: TrainConfig(steps=8000))
+    train: TrainSettings = Field(default_factory=lambda: TrainSettings(steps=8000))
     """Length, precision and bookkeeping."""
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
     """Probes while the run goes on."""
@@ -84,7 +84,7 @@ class PretrainConfig(RunSettings):
     @model_validator(mode="before")
     @classmethod
     def _of_today(cls, values: Any) -> Any:
-        return migrations.pretraining(values) if isinstance(values, Mapping) else values
+        return migrations.pretraining_values(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _refuse_what_is_not_used(self) -> PretrainConfig:
@@ -150,7 +150,7 @@ def build(config: PretrainConfig) -> PretrainRun:
     return PretrainRun(config, made.objective, made.source, made.sets)
 
 
-def build_vlm(config: PretrainConfig) -> tuple[ViTPObjective, SampledBatches]:
+def build_with_language(config: PretrainConfig) -> tuple[ViTPObjective, SampledBatches]:
     """Return model and batches of a run with a language model.
 
     Raises:
@@ -168,12 +168,12 @@ def build_vlm(config: PretrainConfig) -> tuple[ViTPObjective, SampledBatches]:
     )
 
 
-def sequence_of(model: str | Path) -> SequenceConfig:
-    """Return how a pretraining run cuts records into tiles and tokens; the defaults where a model isn't one's folder."""
+def sequence_of(model: str | Path) -> SequenceSettings:
+    """Return how a pretraining run cuts records into tiles and tokens, or the defaults for other models."""
     try:
         return load_config(PretrainConfig, Path(model) / CONFIG_FILE).data.sequence
     except ConfigError:
-        return SequenceConfig()
+        return SequenceSettings()
 
 
 def run_pretraining(
@@ -202,8 +202,11 @@ def run_pretraining(
         started = config
         for phase in phases:
             started = _run_phase(phase, started, run_dir / phase.folder, console)
-        run = build(started)
-        return train_parts(run.parts(_probes(config.probe)), run_dir, console=console, resume=resume)
+        run, probe = build(started), config.probe
+        hooks: list[Hook] = []
+        if probe.data is not None:
+            hooks.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
+        return train_parts(run.parts(hooks), run_dir, console=console, resume=resume)
 
 
 ImagePretrainConfig = PretrainConfig
@@ -240,11 +243,3 @@ def _is_done(folder: Path, console: Console | None) -> bool:
             note = f"WARNING: {error.where} {error.what}: the phase is made again from its last checkpoint"
             (console or Console()).print(note, markup=False, soft_wrap=True)
     return distributed.gather(done)[0]
-
-
-def _probes(settings: ProbeSettings) -> list[Hook]:
-    """Return the hook that probes while a run goes on, or none where no data is named."""
-    if settings.data is None:
-        return []
-
-    return [OnlineProbes(read_compiled(Path(settings.data)), settings.every, max_images=settings.images)]

@@ -1,1 +1,1 @@
-"""Studies: grids of pretraining runs, downstream tests and seeds, declared once, run in any order, shown as one page."""
+"""Studies are grids of pretraining runs, downstream tests and seeds: declared once, run in any order, one page each."""

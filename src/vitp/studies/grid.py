@@ -1,33 +1,53 @@
-"""What a study is: cells that depend on each other, and what is to be read from them."""
+"""A study is a grid of cells that depend on each other; each cell has a folder, named by what decides its result.
+
+OUT/cells/KIND-KEY/result.json    the values, what they cost and the machine they were made on
+OUT/cells/KIND-KEY/failure.json   why there is no result
+OUT/cells/KIND-KEY/attempts.json  seconds spent by each attempt, interrupted ones included
+OUT/cells/KIND-KEY/log.txt        what the work printed
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
+import socket
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from vitp.core.errors import ConfigError
+from vitp.core.files import write_json
+from vitp.core.reading import parse_json, read_text
+from vitp.core.version import __version__
+from vitp.planning.bench.measure import processor_names
+
+RESULT, FAILURE, ATTEMPTS, LOG = "result.json", "failure.json", "attempts.json", "log.txt"
 
 Fact = str | int | float | None
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One piece of work.
 
     Attributes:
         name: Unique within the study, such as `pretrain/ViTP/starter/images/0`.
-        kind: Which work: a key of `vitp.studies.work.WORK`.
-        settings: All that decides the result, as JSON values; what it is cached by.
+        kind: Which work: a key of `vitp.studies.cells.WORK`.
+        settings: All that decides the result, as JSON values; the key of the cache is their hash.
         needs: Role → name of the cell whose result is needed.
         places: Folders of this machine. They don't decide the result.
         facts: What the result is evidence of (`arm`, `group`, `x`, `seed`, `draw`, `set`, `task`): for tables only.
         keep: Files or folders (in the cell's own) that must be there when it counts as done.
         tolerant: Runs with those needs that did not fail, as long as there is one.
-        pace: Name of the work whose seconds a unit are about the same; empty: it takes no time worth telling.
-        units: Of that work.
+        pace: Cells of one pace take about the same seconds a unit; empty: the time is too short to count.
+        units: Amount of work, in units of the pace.
     """
 
     name: str
@@ -44,15 +64,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the paper says and the study can test.
+    """A statement of the paper that the study can test.
 
     Attributes:
         text: The claim, in one sentence.
-        ours: Arm that is said to be better,
-        theirs: than this one.
+        ours, theirs: The first arm is said to be better than the second one.
         group: Within which group of arms.
-        lower: True when it is said to be lower (a drop, a cost).
-        metric: The one that it is about; none: all main ones.
+        lower: True when `ours` is said to be lower (a drop, a cost).
+        metric: The metric that the claim is about; empty: all main ones.
     """
 
     text: str
@@ -70,19 +89,22 @@ class Study:
     Attributes:
         name: As the command line takes it.
         title: As the page shows it.
-        question: What it is to answer, and where the paper does.
+        question: What the study is to answer, and where the paper does.
         cells: In any order.
         claims: What the paper says.
         ours: The arm that is compared with the others.
-        x_label: What `facts["x"]` is, for studies of one number; empty: arms are names.
+        x_label: Meaning of `facts["x"]`, for studies of one number; empty: arms are names.
         information: Arm → the label information it used.
         notes: Sentences that belong beside the results (what is equal, what is not).
+
+    Raises:
+        ConfigError: The cells don't form a grid; see `ordered`.
     """
 
     name: str
     title: str
     question: str
-    cells: tuple[Cell, ...]
+    cells: tuple[StudyCell, ...]
     claims: tuple[Claim, ...] = ()
     ours: str = "ViTP"
     x_label: str = ""
@@ -92,22 +114,22 @@ class Study:
     def __post_init__(self) -> None:
         ordered(self.cells)
 
-    def __getitem__(self, name: str) -> Cell:
+    def __getitem__(self, name: str) -> StudyCell:
         """Return the cell of a name."""
         return self._by_name[name]
 
     @cached_property
-    def _by_name(self) -> dict[str, Cell]:
+    def _by_name(self) -> dict[str, StudyCell]:
         return {cell.name: cell for cell in self.cells}
 
 
-def ordered(cells: Iterable[Cell]) -> list[Cell]:
-    """Return the cells so that each comes after those it needs; cells given first come first where they may.
+def ordered(cells: Iterable[StudyCell]) -> list[StudyCell]:
+    """Return the cells so that each comes after those it needs; otherwise they keep their order where they can.
 
     Raises:
         ConfigError: Two have the same name, one needs an unknown one, or they need each other in a circle.
     """
-    by_name: dict[str, Cell] = {}
+    by_name: dict[str, StudyCell] = {}
     for cell in cells:
         if cell.name in by_name:
             raise ConfigError("two cells have this name", where=cell.name, fix="give each its own")
@@ -122,9 +144,123 @@ def ordered(cells: Iterable[Cell]) -> list[Cell]:
     except CycleError as error:
         raise ConfigError(f"cells need each other: {' → '.join(error.args[1])}", where="study") from None
     place = {name: number for number, name in enumerate(by_name)}
-    result: list[Cell] = []
+    result: list[StudyCell] = []
     while sorter.is_active():
         ready = sorted(sorter.get_ready(), key=place.__getitem__)
         result += [by_name[name] for name in ready]
         sorter.done(*ready)
     return result
+
+
+def cell_keys(study: Study, versions: Mapping[str, int]) -> dict[str, str]:
+    """Return name → hash of kind, its version, settings and the hashes of the cells it needs.
+
+    Args:
+        study: The cells.
+        versions: Kind → number that changes when the same settings give another result.
+    """
+    keys: dict[str, str] = {}
+    for cell in ordered(study.cells):
+        facts = {
+            "kind": cell.kind,
+            "version": versions.get(cell.kind, 0),
+            "settings": cell.settings,
+            "needs": {role: keys[name] for role, name in sorted(cell.needs.items())},
+        }
+        text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+        keys[cell.name] = hashlib.sha256(text.encode()).hexdigest()[:20]
+    return keys
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell has no result.
+
+    Attributes:
+        message: One line.
+        kind: Name of the exception, `killed`, or `blocked` when a cell that it needs failed.
+        trace: Traceback, or the last lines of the log.
+        when: Seconds since the epoch.
+    """
+
+    message: str
+    kind: str
+    trace: str = ""
+    when: float = 0.0
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of all cells of all studies; equal work of two studies is done once.
+
+    Attributes:
+        root: `OUT/cells`.
+        keys: Name of the cell → its hash.
+    """
+
+    root: Path
+    keys: Mapping[str, str]
+
+    def folder(self, cell: StudyCell) -> Path:
+        """Return the folder of a cell."""
+        return self.root / f"{cell.kind}-{self.keys[cell.name]}"
+
+    def result(self, cell: StudyCell) -> dict[str, Any] | None:
+        """Return what `finish` wrote, or None when there is nothing or a kept file is missing."""
+        folder = self.folder(cell)
+        found: dict[str, Any] | None = json_or_none(folder / RESULT)
+        if found is None or not all((folder / name).exists() for name in cell.keep):
+            return None
+        return found
+
+    def failure(self, cell: StudyCell, since: float = 0.0) -> Failure | None:
+        """Return why a cell failed, if it did after the time `since` and has no result."""
+        found = json_or_none(self.folder(cell) / FAILURE)
+        if found is None or found["when"] < since or self.result(cell) is not None:
+            return None
+        return Failure(**found)
+
+    def finish(self, cell: StudyCell, values: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+        """Write a result."""
+        folder = self.folder(cell)
+        content = {
+            "name": cell.name,
+            "kind": cell.kind,
+            "key": self.keys[cell.name],
+            "settings": dict(cell.settings),
+            "pace": cell.pace,
+            "units": cell.units,
+            "values": dict(values),
+            "cost": dict(cost),
+            "when": time.time(),
+            "machine": machine(),
+        }
+        write_json(folder / RESULT, content)
+        (folder / FAILURE).unlink(missing_ok=True)
+
+    def fail(self, cell: StudyCell, message: str, kind: str, trace: str = "") -> Failure:
+        """Write why there is no result."""
+        failure = Failure(" ".join(message.split()), kind, trace, time.time())
+        write_json(self.folder(cell) / FAILURE, asdict(failure))
+        return failure
+
+
+def json_or_none(path: Path) -> Any | None:
+    """Return the content of a JSON file; None when there is none or it can't be read."""
+    try:
+        return parse_json(read_text(path))
+    except (OSError, ValueError):
+        return None
+
+
+@cache
+def machine() -> dict[str, str]:
+    """Return what the results were made with, as far as it can change them or their cost."""
+    names = processor_names()
+    return {
+        "host": socket.gethostname(),
+        "processor": f"{len(names)} × {names[0]}" if names else platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vitp": __version__,
+    }

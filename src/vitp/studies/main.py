@@ -1,4 +1,4 @@
-"""Running a study from the first line to the page."""
+"""Running a study: data, estimate of the time, cells, tables and page."""
 
 from __future__ import annotations
 
@@ -6,39 +6,38 @@ import re
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json, write_text
-from vitp.studies.budget import duration
-from vitp.studies.catalogue import make_study
-from vitp.studies.grid import Cell, Study
+from vitp.studies.cells import VERSIONS, WORK
+from vitp.studies.cost import TIMING, Estimator, duration
+from vitp.studies.definitions import make_study
+from vitp.studies.grid import Study, StudyCell
 from vitp.studies.page import Report, page_of
 from vitp.studies.plots import write_plots
 from vitp.studies.results import rows_of, to_csv
-from vitp.studies.runner import Runner, Summary, leave_torchrun
+from vitp.studies.runner import StudyProgress, StudyRunner, leave_torchrun
 from vitp.studies.scales import Scale, scale_of
-from vitp.studies.timing import TIMING, Estimator, timing_cells
-from vitp.studies.work import VERSIONS, WORK
 
 
 @dataclass(frozen=True)
-class Order:
-    """What the command line asks for.
+class StudyOrder:
+    """Arguments of `vitp study`.
 
     Attributes:
         name: Of the study.
         scale: "micro", "small" or "paper".
         out: Folder of all studies.
-        data: See `vitp.studies.sources.open_sources`.
+        data: See `vitp.studies.sources.study_sources`.
         quick: One seed, less of everything.
         overrides: `key.key=value` over the scale.
         label: Ends the name of the results' folder: letters, digits, hyphens, underscores, dots.
         minutes: No new cell is begun after so many.
-        only_plan: Say what would be run and how long it would take.
+        only_plan: Say what would be run and how long it takes, and stop.
     """
 
     name: str
@@ -83,17 +82,7 @@ class Order:
         return shlex.join(words)
 
 
-@dataclass
-class _Session:
-    order: Order
-    scale: Scale
-    study: Study
-    runner: Runner
-    console: Console
-    estimator: Estimator = field(init=False)
-
-
-def run_study(order: Order, console: Console | None = None) -> Summary:
+def run_study(order: StudyOrder, console: Console | None = None) -> StudyProgress:
     """Run what is missing of a study, write its tables and its page, and return what is done, failed and left.
 
     Raises:
@@ -103,37 +92,41 @@ def run_study(order: Order, console: Console | None = None) -> Summary:
     worker = leave_torchrun()
     scale = scale_of(order.scale, quick=order.quick, overrides=order.overrides)
     study = make_study(order.name, scale, order.data)
-    runner = Runner(study, order.out, WORK, VERSIONS, console)
-    session = _Session(order, scale, study, runner, console)
-    _announce(session)
-    if scale.name == "paper" and not order.only_plan and order.data is None:
+    runner = StudyRunner(study, order.out, WORK, VERSIONS, console)
+    _announce(study, scale, runner)
+    if scale.name == "paper" and order.only_plan:
+        return runner.progress()
+    if scale.name == "paper" and order.data is None:
         raise ConfigError(
             "needs data of yours", where="scale paper", fix="name a compiled folder with --data"
         )
-    if order.only_plan and scale.name == "paper":
-        return runner.summary()
+    until = None if order.minutes is None else time.time() + 60 * order.minutes
     try:
-        if _prepare(session):
-            runner.run(until=_until(order), left=lambda: session.estimator.left(study)[0])
+        estimator = _estimate(runner)
+        if not order.only_plan:
+            runner.run(until=until, left=lambda: estimator.left(study)[0])
     finally:
         # Also after an interrupt: what is there is worth reading.
         if worker == 0 and not order.only_plan:
-            write_results(session.order, scale, study, runner)
-    summary = runner.summary()
-    _conclude(session, summary)
-    return summary
+            write_study(order, scale, study, runner)
+    progress = runner.progress()
+    if order.only_plan:
+        return progress
+    if progress.failed:
+        named = ", ".join(progress.failed[:5]) + (" …" if len(progress.failed) > 5 else "")
+        console.print(f"[red]{len(progress.failed)} cells failed[/]: {named}")
+    if progress.left:
+        console.print(f"{len(progress.left)} cells are left; run the command again to continue")
+    console.print(f"{progress.done} cells done: open [bold]{order.folder / 'index.html'}[/]")
+    return progress
 
 
-def _until(order: Order) -> float | None:
-    return None if order.minutes is None else time.time() + 60 * order.minutes
-
-
-def _announce(session: _Session) -> None:
-    study, scale, console = session.study, session.scale, session.console
+def _announce(study: Study, scale: Scale, runner: StudyRunner) -> None:
+    console = runner.console
     runs = sum(cell.name.startswith("pretrain/") for cell in study.cells)
     console.print(f"[bold]{study.title}[/] ({study.name}, scale {scale.name}): {study.question}")
     console.print(
-        f"{len(set(session.runner.store.keys.values()))} cells: {runs} pretraining runs with {scale.seeds} "
+        f"{len(set(runner.store.keys.values()))} cells: {runs} pretraining runs with {scale.seeds} "
         f"seed{'s' if scale.seeds > 1 else ''}, {sum(cell.kind == 'finetune' for cell in study.cells)} finetunings; "
         f"{scale.images:,} images a run"
     )
@@ -141,49 +134,55 @@ def _announce(session: _Session) -> None:
         console.print("[yellow]--quick: one seed, untuned, short. A first look; it proves nothing.[/]")
 
 
-def _prepare(session: _Session) -> bool:
-    """Make the data, measure the pace of each kind of work, say how long it will take; return whether to go on."""
-    order, study, runner, console = session.order, session.study, session.runner, session.console
+def _estimate(runner: StudyRunner) -> Estimator:
+    """Make the data, measure the pace of each kind of work that no earlier cell tells about, and say the time."""
+    study, console = runner.study, runner.console
     data = [cell for cell in study.cells if cell.kind == "data"]
     runner.run(kinds=frozenset({"data"}))
-    session.estimator = Estimator(runner.store)
-    unknown = _unknown(session)
-    if unknown:
-        console.print(f"measuring the pace of {len(unknown)} kinds of work")
-        timings = Study("timing", "Timing", "", (*data, *unknown))
-        timed = Runner(timings, order.out, WORK, VERSIONS, Console(quiet=True))
-        timed.run()
-        session.estimator = Estimator(runner.store, timings, timed.store)
-    seconds, open_cells = session.estimator.left(study)
-    more = f", and {open_cells} cells whose time isn't known" if open_cells else ""
-    done = runner.summary().done
-    console.print(
-        f"[bold]about {duration(seconds)}[/] on this machine with one process{more}; {done} cells are there already"
-    )
-    return not order.only_plan
-
-
-def _unknown(session: _Session) -> list[Cell]:
-    """Return the timing cells of kinds of work that no earlier cell tells about."""
-    store = session.runner.store
+    estimator = Estimator(runner.store)
+    store = runner.store
     open_paces = {
         cell.pace
-        for cell in session.study.cells
-        if cell.pace and cell.pace not in session.estimator.paces and store.result(cell) is None
+        for cell in study.cells
+        if cell.pace and cell.pace not in estimator.paces and store.result(cell) is None
     }
-    cells = timing_cells(session.study)
-    failed = {c.name for c in session.study.cells if c.kind == "data" and store.result(c) is None}
-    return [
+    failed = {cell.name for cell in data if store.result(cell) is None}
+    unknown = [
         cell
-        for cell in cells
-        if cell.kind == TIMING
-        and cell.settings["pace"] in open_paces
+        for cell in timing_cells(study)
+        if cell.settings["pace"] in open_paces
         and cell.settings["times"] != "robustness"
         and not failed & set(cell.needs.values())
     ]
+    if unknown:
+        console.print(f"measuring the pace of {len(unknown)} kinds of work")
+        timings = Study("timing", "Timing", "", (*data, *unknown))
+        timed = StudyRunner(timings, runner.out, WORK, VERSIONS, Console(quiet=True))
+        timed.run()
+        estimator = Estimator(runner.store, timings, timed.store)
+    seconds, open_cells = estimator.left(study)
+    more = f", and {open_cells} cells whose time isn't known" if open_cells else ""
+    done = runner.progress().done
+    console.print(
+        f"[bold]about {duration(seconds)}[/] on this machine with one process{more}; {done} cells are there already"
+    )
+    return estimator
 
 
-def write_results(order: Order, scale: Scale, study: Study, runner: Runner) -> Path:
+def timing_cells(study: Study) -> list[StudyCell]:
+    """Return one cell for each pace of a study, which measures a few steps of that work."""
+    found: dict[str, StudyCell] = {}
+    for cell in study.cells:
+        if not cell.pace or cell.pace in found:
+            continue
+        needs = {role: name for role, name in cell.needs.items() if role.startswith("data")}
+        settings = {**cell.settings, "times": cell.kind, "pace": cell.pace}
+        timing = replace(cell, name=f"timing/{cell.pace}", kind=TIMING, settings=settings, needs=needs)
+        found[cell.pace] = replace(timing, keep=(), pace="", units=0.0)
+    return list(found.values())
+
+
+def write_study(order: StudyOrder, scale: Scale, study: Study, runner: StudyRunner) -> Path:
     """Write `results.csv`, `results.md`, `plots/`, `plan.json` and `index.html`; return the page's path."""
     folder = order.folder
     rows = rows_of(study, runner.store, scale.name, runner.began)
@@ -191,20 +190,8 @@ def write_results(order: Order, scale: Scale, study: Study, runner: Runner) -> P
     plan = {"command": order.command, "scale": scale.model_dump(mode="json"), "cells": runner.store.keys}
     write_json(folder / "plan.json", plan)
     plots = write_plots(study, rows, folder / "plots")
-    report = Report(study, runner.store, scale, rows, order.command, len(runner.summary().left), runner.began)
-    page = page_of(report)
+    left = len(runner.progress().left)
+    page = page_of(Report(study, runner.store, scale, rows, order.command, left, runner.began))
     pictures = "".join(f"![{path.stem}](plots/{path.name})\n" for path in plots)
     write_text(folder / "results.md", page.markdown() + (f"\n## Plots\n\n{pictures}" if plots else ""))
     return page.write(folder / "index.html")
-
-
-def _conclude(session: _Session, summary: Summary) -> None:
-    console, order = session.console, session.order
-    if order.only_plan:
-        return
-    if summary.failed:
-        console.print(f"[red]{len(summary.failed)} cells failed[/]: {', '.join(summary.failed[:5])}"
-                      + (" …" if len(summary.failed) > 5 else ""))  # fmt: skip
-    if summary.left:
-        console.print(f"{len(summary.left)} cells are left; run the command again to continue")
-    console.print(f"{summary.done} cells done: open [bold]{order.folder / 'index.html'}[/]")

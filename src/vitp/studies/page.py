@@ -20,9 +20,8 @@ from vitp.report.page import (
     Text,
 )
 from vitp.report.text import format_number
-from vitp.studies.budget import duration, operations
-from vitp.studies.cache import Store, machine
-from vitp.studies.grid import Study
+from vitp.studies.cost import duration, operations
+from vitp.studies.grid import Store, Study, machine
 from vitp.studies.plots import bars, curves
 from vitp.studies.results import (
     CORRUPTED,

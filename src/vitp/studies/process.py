@@ -1,4 +1,4 @@
-"""One cell in a process of its own: whatever happens to it, the study goes on.
+"""A cell is worked on in a process of its own: whatever happens to it, the study goes on.
 
 A cell that the system kills for its memory, that crashes in native code or leaks takes nobody else with it, and
 what it needed (processor seconds, memory) is known exactly.
@@ -26,28 +26,28 @@ from typing import Any
 from vitp.core.config import SettingsModel
 from vitp.core.errors import VitpError
 from vitp.core.files import write_json
-from vitp.studies.budget import EnergyMeter
-from vitp.studies.cache import LOG, RESULT, read_json
-from vitp.studies.grid import Cell
+from vitp.runs.folder import settings_that_differ, started
+from vitp.studies.cost import EnergyMeter
+from vitp.studies.grid import LOG, RESULT, StudyCell, json_or_none
 
-OUTCOME = "outcome.json"
-GRACE = 120.0
+_OUTCOME = "outcome.json"
+_GRACE = 120.0
 """Seconds that interrupted work has for finishing its step and saving."""
-STOPS = (signal.SIGINT, signal.SIGTERM)
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Input:
-    """A cell that was needed, with what came out of it."""
+    """A cell that was needed, with its result."""
 
-    cell: Cell
+    cell: StudyCell
     folder: Path
     values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the work of a cell gets.
+    """Arguments of the work of a cell.
 
     Attributes:
         cell: The cell.
@@ -55,7 +55,7 @@ class Context:
         inputs: Role → needed cell.
     """
 
-    cell: Cell
+    cell: StudyCell
     folder: Path
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
@@ -66,13 +66,11 @@ def resumable(context: Context, run: Path, config: SettingsModel) -> bool:
     A run can't when the cell was finished (its run was cleared then, and files that another study keeps are missing),
     and when its settings name other folders: the hash of the cell is the same, so all else is, and the study has moved.
     """
-    from vitp.runs.folder import changed_settings, started
-
     if not started(run):
         return False
     if not (context.folder / RESULT).exists():
         with contextlib.suppress(VitpError):
-            if not changed_settings(run, config):
+            if not settings_that_differ(run, config):
                 return True
     shutil.rmtree(run)
     return False
@@ -83,8 +81,8 @@ Work = Callable[[Context], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended.
+class Attempt:
+    """Result of one attempt at a cell.
 
     Attributes:
         values: What the work returned; None when it failed.
@@ -99,7 +97,7 @@ class Outcome:
     cost: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def run_here(work: Work, context: Context) -> Outcome:
+def run_here(work: Work, context: Context) -> Attempt:
     """Do the work in this process."""
     meter, began, cpu = EnergyMeter(), time.monotonic(), _processor_seconds()
     try:
@@ -108,18 +106,22 @@ def run_here(work: Work, context: Context) -> Outcome:
     except Exception as error:  # any mistake of one cell is a finding about that cell
         if hasattr(error, "exit_code"):  # an interrupt, which is for the whole study
             raise
-        values, kind, message = None, type(error).__name__, _message(error)
+        kind, text = type(error).__name__, " ".join(str(error).split())
+        values, message = None, text if len(text) <= 500 else text[:497] + "…"
+        message = message or kind
         trace = "" if isinstance(error, VitpError) else traceback.format_exc(limit=-6)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cost = {
         "seconds": time.monotonic() - began,
         "processor_seconds": _processor_seconds() - cpu,
-        "memory": float(_peak_memory()),
+        # Kilobytes on Linux, bytes on macOS.
+        "memory": float(peak if sys.platform == "darwin" else peak * 1024),
         "joules": meter.joules(),
     }
-    return Outcome(values, message, kind, trace, cost)
+    return Attempt(values, message, kind, trace, cost)
 
 
-def run_apart(work: Work, context: Context, beat: Callable[[], None]) -> Outcome:
+def run_apart(work: Work, context: Context, beat: Callable[[], None]) -> Attempt:
     """Do the work in a child process and wait for it.
 
     Args:
@@ -130,7 +132,7 @@ def run_apart(work: Work, context: Context, beat: Callable[[], None]) -> Outcome
     Raises:
         KeyboardInterrupt, SystemExit: This process was told to stop. The child was told, too, and has ended.
     """
-    (context.folder / OUTCOME).unlink(missing_ok=True)
+    (context.folder / _OUTCOME).unlink(missing_ok=True)
     # A forked child has all modules already. Elsewhere it starts anew.
     method = "fork" if sys.platform == "linux" else "spawn"
     methods: Any = multiprocessing.get_context(method)
@@ -148,12 +150,16 @@ def run_apart(work: Work, context: Context, beat: Callable[[], None]) -> Outcome
         if child.pid is not None:
             _stop(child)
         raise
-    found = read_json(context.folder / OUTCOME)
-    (context.folder / OUTCOME).unlink(missing_ok=True)
+    found = json_or_none(context.folder / _OUTCOME)
+    (context.folder / _OUTCOME).unlink(missing_ok=True)
     if found is not None:
-        return Outcome(**found)
+        return Attempt(**found)
     cost: dict[str, float | None] = {"seconds": time.monotonic() - began}
-    return Outcome(None, _death(child.exitcode or 0), "killed", _last_lines(context.folder / LOG), cost)
+    last_lines = ""
+    with contextlib.suppress(OSError):
+        log = (context.folder / LOG).read_text(encoding="utf-8", errors="replace")
+        last_lines = "\n".join(log.splitlines()[-8:])
+    return Attempt(None, _death(child.exitcode or 0), "killed", last_lines, cost)
 
 
 @contextlib.contextmanager
@@ -169,9 +175,9 @@ def _interrupts_wait() -> Iterator[None]:
         return
     received: list[int] = []
     before = {
-        number: signal.signal(number, lambda number, frame: received.append(number)) for number in STOPS
+        number: signal.signal(number, lambda number, frame: received.append(number)) for number in _STOPS
     }
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         yield
     finally:
@@ -186,7 +192,7 @@ def _stop(child: multiprocessing.process.BaseProcess) -> None:
     """Let the child finish its step and save; a second interrupt doesn't wait."""
     child.terminate()
     try:
-        child.join(GRACE)
+        child.join(_GRACE)
     finally:
         if child.is_alive():
             child.kill()
@@ -197,29 +203,25 @@ def _child(work: Work, context: Context, parent: int) -> None:
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C is for the parent, which passes it on once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+
+    def watch() -> None:
+        # End with the parent: nobody would know of this process, and the next study would do its work again.
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
     with _printing_to(context.folder / LOG):
         try:
-            outcome = run_here(work, context)
+            attempt = run_here(work, context)
         except Exception as error:
             code = getattr(error, "exit_code", None)
             sys.exit(code if isinstance(code, int) else 1)
-        if outcome.message:
-            print(f"{outcome.kind}: {outcome.message}\n{outcome.trace}", flush=True)
-        write_json(context.folder / OUTCOME, outcome.__dict__)
-
-
-def _leave(signum: int, frame: object) -> None:
-    sys.exit(128 + signum)
-
-
-def _watch(parent: int) -> None:
-    """End with the parent: nobody would know of this process, and the next study would do its work again."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGKILL)
+        if attempt.message:
+            print(f"{attempt.kind}: {attempt.message}\n{attempt.trace}", flush=True)
+        write_json(context.folder / _OUTCOME, attempt.__dict__)
 
 
 @contextlib.contextmanager
@@ -233,11 +235,6 @@ def _printing_to(path: Path) -> Iterator[None]:
         yield
 
 
-def _message(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 500 else text[:497] + "…"
-
-
 def _death(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code} and left no result"
@@ -246,19 +243,6 @@ def _death(code: int) -> str:
     return f"was killed by {name}{hint}"
 
 
-def _last_lines(path: Path, count: int = 8) -> str:
-    try:
-        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
-    except OSError:
-        return ""
-
-
 def _processor_seconds() -> float:
     parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(part.ru_utime + part.ru_stime for part in parts)
-
-
-def _peak_memory() -> int:
-    """Return the largest resident memory of this process in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

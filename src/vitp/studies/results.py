@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from vitp.metrics.statistics import PairedDifference, Repeats, paired_repeats
-from vitp.studies.cache import Store
-from vitp.studies.grid import Cell, Claim, Study, ordered
-from vitp.studies.pretraining import MAIN_PROBES
+from vitp.studies.cells import MAIN_PROBES
+from vitp.studies.grid import Claim, Store, Study, StudyCell, ordered
 
 Measure = tuple[str, str, str]
 """Set, task, metric."""
@@ -83,7 +82,7 @@ def rows_of(study: Study, store: Store, scale: str, since: float = 0.0) -> list[
     return found
 
 
-def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> Iterable[Row]:
+def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float) -> Iterable[Row]:
     facts, result = cell.facts, store.result(cell)
     failure = store.failure(cell, since) if result is None else None
     source = study[cell.needs["model"]] if "model" in cell.needs else cell
@@ -120,9 +119,28 @@ def _rows(study: Study, store: Store, cell: Cell, scale: str, since: float) -> I
     else:
         corrupted = CORRUPTED if cell.kind == "robustness" else ""
         for metric, value in result["values"]["values"].items():
-            main = metric == facts["score"] or (bool(corrupted) and metric == "drop")
-            task = f"{facts['task']}{corrupted}"
-            yield Row(task=task, metric=metric, main=main, draw=of_task, value=value, **common)
+            yield Row(
+                task=f"{facts['task']}{corrupted}",
+                metric=metric,
+                main=metric == facts["score"] or (bool(corrupted) and metric == "drop"),
+                draw=_int(facts.get("draw")),
+                value=value,
+                **common,
+            )
+
+
+def _int(value: Any) -> int:
+    return int(value or 0)
+
+
+def _pretraining_cost(study: Study, store: Store, cell: StudyCell) -> dict[str, Any]:
+    source = study[cell.needs["model"]] if "model" in cell.needs else cell
+    run = study[source.needs["backbone"]]
+    result = store.result(run)
+    if result is None:
+        return {"images": None, "flops": None, "seconds": None}
+    values = result["values"]
+    return {"images": values["images"], "flops": values["flops"], "seconds": result["cost"]["seconds"]}
 
 
 def to_csv(rows: Sequence[Row]) -> str:

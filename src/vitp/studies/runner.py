@@ -1,4 +1,4 @@
-"""Running the cells of a study: what is there is kept, what was interrupted goes on, what fails is written down.
+"""The runner works on the cells of a study: results are kept, interrupted cells go on, failures are written down.
 
 Any number of processes may work on one folder, started by hand, on several machines or by `torchrun`: each takes
 the next cell that nobody works on.
@@ -6,30 +6,126 @@ the next cell that nobody works on.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import socket
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from vitp.core.files import write_json
-from vitp.studies.budget import duration, total_cost
-from vitp.studies.cache import ATTEMPTS, Store, cell_keys, read_json
-from vitp.studies.grid import Cell, Study, ordered
-from vitp.studies.locks import BEAT, Lock
-from vitp.studies.process import Context, Input, Outcome, Work, run_apart, run_here
+from vitp.studies.cost import duration, total_cost
+from vitp.studies.grid import ATTEMPTS, Store, Study, StudyCell, cell_keys, json_or_none, ordered
+from vitp.studies.process import Context, Input, Work, run_apart, run_here
 
+LOCK = "lock.json"
+BEAT = 20.0
+"""Seconds between two signs of life."""
+STALE = 300.0
+"""Seconds without a sign of life after which a lock on another machine counts as left behind."""
 POLL = 2.0
 """Seconds between two looks for work while others work on all that is left."""
 
 
+class Lock:
+    """The right to work on one cell, held from `acquire` to `release`.
+
+    The file is created exclusively and touched every `BEAT` seconds. A lock of this machine whose process is
+    gone, and any lock that nobody has touched for `STALE` seconds, is taken over.
+
+    Args:
+        folder: Of the cell.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK
+        self.token = uuid.uuid4().hex
+        self._beaten = 0.0
+
+    def acquire(self) -> bool:
+        """Take the lock and return True, or return False when somebody else works on the cell."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._create():
+            return True
+        owner = _owner_of(self.path)
+        return self._abandoned() and self._remove(owner.get("token")) and self._create()
+
+    def beat(self) -> None:
+        """Give a sign of life, when it is time."""
+        if time.monotonic() - self._beaten > BEAT:
+            self._beaten = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if _owner_of(self.path).get("token") == self.token:
+            self.path.unlink(missing_ok=True)
+
+    def held(self) -> bool:
+        """Return whether somebody works on the cell."""
+        return self.path.exists() and not self._abandoned()
+
+    def _create(self) -> bool:
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": self.token}
+        try:
+            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(owner))
+        self._beaten = time.monotonic()
+        return True
+
+    def _abandoned(self) -> bool:
+        owner = _owner_of(self.path)
+        if owner.get("host") == socket.gethostname():
+            try:
+                os.kill(owner.get("pid"), 0)  # type: ignore[arg-type]
+            except (ProcessLookupError, TypeError, OverflowError):
+                return True
+            except PermissionError:  # a living process of somebody else
+                pass
+        # Clocks of machines differ: the time is read from the common file system, by a file made now.
+        probe = self.path.with_name(f".now-{self.token}")
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - self.path.stat().st_mtime > STALE
+        except OSError:
+            return False
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _remove(self, token: object) -> bool:
+        """Put the abandoned lock with this token aside; of several that try, one succeeds."""
+        aside = self.path.with_name(f".old-{self.token}")
+        try:
+            self.path.rename(aside)
+        except OSError:
+            return False
+        mine = _owner_of(aside).get("token") == token
+        if not mine:
+            # Somebody was faster and this is the new lock: back with it.
+            with contextlib.suppress(OSError):
+                os.link(aside, self.path)
+        aside.unlink(missing_ok=True)
+        return mine
+
+
+def _owner_of(path: Path) -> dict[str, object]:
+    found = json_or_none(path)
+    return found if isinstance(found, dict) else {}
+
+
 @dataclass(frozen=True)
-class Summary:
-    """What a call of `run` did and left.
+class StudyProgress:
+    """State of the cells after a call of `StudyRunner.run`.
 
     Attributes:
         done: Cells with a result.
@@ -48,7 +144,7 @@ class Summary:
 
 
 @dataclass
-class Runner:
+class StudyRunner:
     """Works on the cells of one study.
 
     Args:
@@ -71,7 +167,6 @@ class Runner:
         # Runs write down the folders that they read: the same ones, from wherever the command is given.
         self.store = Store((self.out / "cells").resolve(), cell_keys(self.study, self.versions))
         self.began = time.time()
-        self.worked = 0.0
 
     def run(
         self,
@@ -79,7 +174,7 @@ class Runner:
         kinds: frozenset[str] | None = None,
         until: float | None = None,
         left: Callable[[], float | None] = lambda: None,
-    ) -> Summary:
+    ) -> StudyProgress:
         """Work until nothing is left that can be done.
 
         Args:
@@ -89,25 +184,24 @@ class Runner:
         """
         cells = [cell for cell in ordered(self.study.cells) if kinds is None or cell.kind in kinds]
         while until is None or time.time() < until:
-            state = self._state(cells)
-            if not state:
+            ready = self._ready(cells)
+            if not ready:
                 break
-            if not any(self._try(cell, left) for cell in state):
+            if not any(self._try(cell, left) for cell in ready):
                 time.sleep(POLL)  # others work on what is left
-        return self.summary(cells)
+        return self.progress(cells)
 
-    def summary(self, cells: list[Cell] | None = None) -> Summary:
-        """Return what is there."""
+    def progress(self, cells: list[StudyCell] | None = None) -> StudyProgress:
+        """Return which cells are done, failed and left."""
         cells = list(self.study.cells) if cells is None else cells
-        done = [cell for cell in cells if self.store.result(cell) is not None]
-        names = {cell.name for cell in done}
-        failed = [cell.name for cell in cells if cell.name not in names and self._failed(cell)]
-        rest = [cell.name for cell in cells if cell.name not in names and cell.name not in failed]
-        return Summary(len(done), tuple(failed), tuple(rest))
+        done = {cell.name for cell in cells if self.store.result(cell) is not None}
+        failed = [cell.name for cell in cells if cell.name not in done and self._failed(cell)]
+        left = [cell.name for cell in cells if cell.name not in done and cell.name not in failed]
+        return StudyProgress(len(done), tuple(failed), tuple(left))
 
-    def _state(self, cells: list[Cell]) -> list[Cell]:
+    def _ready(self, cells: list[StudyCell]) -> list[StudyCell]:
         """Return the cells that can be worked on now; mark those that never can."""
-        open_cells, seen = [], set()
+        ready, seen = [], set()
         for cell in cells:
             key = self.store.keys[cell.name]
             if key in seen or self._finished(cell):
@@ -117,17 +211,17 @@ class Runner:
             if blocked:
                 self.store.fail(cell, blocked, "blocked")
             elif all(self._finished(self.study[name]) for name in cell.needs.values()):
-                open_cells.append(cell)
-        return open_cells
+                ready.append(cell)
+        return ready
 
-    def _finished(self, cell: Cell) -> bool:
+    def _finished(self, cell: StudyCell) -> bool:
         return self.store.result(cell) is not None or self._failed(cell)
 
-    def _failed(self, cell: Cell) -> bool:
+    def _failed(self, cell: StudyCell) -> bool:
         # A failure from before is an old story: the data may be there now.
         return self.store.failure(cell, since=self.began) is not None
 
-    def _blocked(self, cell: Cell) -> str:
+    def _blocked(self, cell: StudyCell) -> str:
         """Return why a cell can never run: what it needs failed."""
         needed = [self.study[name] for name in cell.needs.values()]
         failed = [one for one in needed if self.store.result(one) is None and self._failed(one)]
@@ -136,26 +230,31 @@ class Runner:
         failure = self.store.failure(failed[0])
         return f'needs "{failed[0].name}", which failed: {failure.message if failure else "?"}'
 
-    def _try(self, cell: Cell, left: Callable[[], float | None]) -> bool:
+    def _try(self, cell: StudyCell, left: Callable[[], float | None]) -> bool:
         """Work on a cell unless somebody else does; return whether there is news."""
         lock = Lock(self.store.folder(cell))
         if not lock.acquire():
             return False
         try:
-            if self._finished(cell):  # somebody else was faster
-                return True
-            self._attempt(cell, lock, left)
+            if not self._finished(cell):  # somebody else may have been faster
+                self._attempt(cell, lock, left)
         finally:
             lock.release()
         return True
 
-    def _attempt(self, cell: Cell, lock: Lock, left: Callable[[], float | None]) -> None:
+    def _attempt(self, cell: StudyCell, lock: Lock, left: Callable[[], float | None]) -> None:
         rest = left()
         more = f"  [dim]about {duration(rest)} left[/]" if rest else ""
         self.console.print(f"{time.strftime('%H:%M:%S')} [bold]{cell.name}[/]{more}")
         folder = self.store.folder(cell)
-        context = Context(cell, folder, self._inputs(cell))
-        attempts: list[dict[str, Any]] = read_json(folder / ATTEMPTS) or []
+        inputs = {}
+        for role, name in cell.needs.items():
+            needed = self.study[name]
+            result = self.store.result(needed)
+            if result is not None:
+                inputs[role] = Input(needed, self.store.folder(needed), result["values"])
+        context = Context(cell, folder, inputs)
+        attempts: list[Mapping[str, float | None]] = json_or_none(folder / ATTEMPTS) or []
         began, noted = time.monotonic(), 0.0
 
         def beat() -> None:
@@ -168,29 +267,17 @@ class Runner:
 
         work = self.work[cell.kind]
         try:
-            outcome = run_apart(work, context, beat) if self.apart else run_here(work, context)
+            attempt = run_apart(work, context, beat) if self.apart else run_here(work, context)
         except BaseException:
             write_json(folder / ATTEMPTS, [*attempts, {"seconds": time.monotonic() - began}])
             raise
-        attempts.append(dict(outcome.cost))
+        attempts.append(dict(attempt.cost))
         write_json(folder / ATTEMPTS, attempts)
-        self._note(cell, outcome, attempts)
-
-    def _note(self, cell: Cell, outcome: Outcome, attempts: list[dict[str, Any]]) -> None:
-        if outcome.values is not None:
-            self.store.finish(cell, outcome.values, total_cost(list(attempts)))
+        if attempt.values is not None:
+            self.store.finish(cell, attempt.values, total_cost(attempts))
             return
-        failure = self.store.fail(cell, outcome.message, outcome.kind, outcome.trace)
+        failure = self.store.fail(cell, attempt.message, attempt.kind, attempt.trace)
         self.console.print(f"  [red]failed[/] ({failure.kind}): {escape(failure.message)}")
-
-    def _inputs(self, cell: Cell) -> dict[str, Input]:
-        found = {}
-        for role, name in cell.needs.items():
-            needed = self.study[name]
-            result = self.store.result(needed)
-            if result is not None:
-                found[role] = Input(needed, self.store.folder(needed), result["values"])
-        return found
 
 
 def leave_torchrun() -> int:

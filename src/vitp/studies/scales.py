@@ -1,53 +1,46 @@
-"""How large a study is: `micro` for two processor cores, `small` for one GPU, `paper` as published."""
+"""Sizes of a study: `micro` for two processor cores, `small` for one GPU, `paper` as published."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
 from vitp.core.config import Count, LearningRate, Positive, SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.recipes.micro import SMALL_DETECTOR
 
-Paradigm = Literal["supervised", "dense", "mae", "simclr", "dino", "clip", "vitp"]
-
-Task = Literal["classification", "presence", "segmentation", "detection"]
-TASKS: tuple[Task, ...] = get_args(Task)
-"""Downstream tasks, in the order of the tables."""
-
-SMALL_DETECTOR: dict[str, Any] = {
-    "width": 64,
-    "proposals": {"anchor_scales": [2.0], "keep_before": [300, 200], "keep": [100, 60]},
-    "box": {"kind": "faster", "hidden": 128, "samples": 48, "detections": 40},
-}
-"""Faster R-CNN for a ViT of a few million parameters and objects of 5–40 px."""
+_Paradigm = Literal["supervised", "dense", "mae", "simclr", "dino", "clip", "vitp"]
+_Task = Literal["classification", "presence", "segmentation", "detection"]
+DOWNSTREAM_TASKS: tuple[_Task, ...] = get_args(_Task)
+"""In the order of the tables."""
 
 
 class SceneScale(SettingsModel):
     """Generated scenes."""
 
     domain: str = "port"
-    """Of `vitp data scenes`."""
+    """Domain, as `vitp data scenes` names it."""
     count: int = Field(3000, gt=0, le=10_000_000)
     """Scenes in all splits together."""
     val: float = Field(0.06, ge=0, lt=1)
-    """Share of validation and test scenes, each from textures and shapes of its own."""
+    """Share of the scenes that validate, with textures and shapes of their own."""
     test: float = Field(0.08, ge=0, lt=1)
-    """Share of validation and test scenes, each from textures and shapes of its own."""
+    """Share of the scenes that test, with textures and shapes of their own."""
     size: int = Field(96, ge=16, le=65_536)
     """Side in pixels."""
     seed: int = Field(31, ge=0, le=2**63 - 1)
-    """Of the scenes."""
+    """Seed of the scenes."""
 
 
 class TaskScale(SettingsModel):
     """How one downstream task is finetuned: the same for every arm, but for the learning rate where it is tuned."""
 
     steps: int = Field(gt=0, le=100_000_000)
-    """Of a finetuning on few labels."""
+    """Steps of a finetuning on few labels."""
     batch_size: int = Field(8, gt=0, le=1_000_000)
-    """Of a finetuning on few labels."""
+    """Images of a step."""
     labels: Count | Positive | None = 100
     """Labelled images of a finetuning on few labels: a number, or a share below 1."""
     lrs: tuple[LearningRate, ...] = Field((1e-3,), min_length=1)
@@ -56,13 +49,13 @@ class TaskScale(SettingsModel):
     full_steps: int = Field(gt=0, le=100_000_000)
     """Steps with all labels (the ceiling)."""
     layer_decay: float = Field(0.75, gt=0, le=1)
-    """See `OptimConfig`."""
+    """Factor on the rate from one vision block to the one below it."""
     head: dict[str, Any] = Field(default_factory=dict)
-    """Of `vitp finetune`."""
+    """Settings of the head, as `head` of a finetuning."""
     neck: dict[str, Any] = Field(default_factory=dict)
-    """Of `vitp finetune`."""
+    """Settings of the neck, as `neck` of a finetuning."""
     score: str
-    """The value that arms are compared by."""
+    """Name of the value that arms are compared by."""
 
 
 class Scale(SettingsModel):
@@ -71,29 +64,28 @@ class Scale(SettingsModel):
     name: str
     """"micro", "small" or "paper"."""
     quick: bool = False
-    """One seed and less of everything: proves nothing."""
+    """One seed and less of everything; such a study proves nothing."""
     start: str = "starter"
     """What pretraining continues from: "starter", or the folder of a vision-language model."""
-    paradigms: tuple[Paradigm, ...] = ("supervised", "dense", "mae", "simclr", "dino", "clip", "vitp")
-    """Which are compared: keys of `vitp.recipes.paradigms.PARADIGMS`, ViTP among them."""
+    paradigms: tuple[_Paradigm, ...] = ("supervised", "dense", "mae", "simclr", "dino", "clip", "vitp")
+    """Paradigms that are compared, ViTP among them."""
     inits: tuple[Literal["start", "scratch"], ...] = ("start", "scratch")
-    """Also from scratch?"""
+    """Where pretraining starts: continued from `start`, and from scratch."""
     budgets: tuple[Literal["images", "flops"], ...] = ("images", "flops")
     """What is made equal between paradigms: images seen, floating-point operations, or each in turn."""
     seeds: int = Field(3, ge=1, le=100_000)
-    """Pretraining seeds 0, 1, …."""
+    """Pretraining seeds: 0, 1, …."""
     draws: int = Field(3, ge=1, le=100_000)
-    """Finetuning seeds of the paradigms that continue the start: each draws its own labels, head and
-    order."""
+    """Finetuning seeds of the paradigms that continue the start; each has its own labels, head and order."""
     side_draws: int = Field(3, ge=1, le=100_000)
-    """The same from scratch, with all labels, and in all other studies."""
+    """Finetuning seeds from scratch, with all labels, and in all other studies."""
     images: int = Field(gt=0, le=10_000_000)
     """Images seen in pretraining, ViTP's alignment included."""
     batch: int | None = Field(None, gt=0, le=1_000_000)
     """Images a step, for all paradigms; none: each its own (contrast needs more beside each other than
     the language loss) times `batch_factor`."""
     batch_factor: int = Field(1, gt=0, le=1_000_000)
-    """See `batch`."""
+    """Factor on each paradigm's own batch, where `batch` is none."""
     align_share: float = Field(0.3, ge=0, lt=1)
     """Share of ViTP's images with the ViT frozen."""
     lrs: tuple[LearningRate, ...] | None = (1e-4, 3e-4, 1e-3)
@@ -107,31 +99,31 @@ class Scale(SettingsModel):
     threads: int | None = Field(None, gt=0, le=4096)
     """CPU threads of a training; none: torch's choice."""
     scenes: SceneScale = Field(default_factory=SceneScale)
-    """Where no data are given."""
+    """Generated scenes, where no data are given."""
     probe_labels: int = Field(300, ge=2, le=10_000_000)
     """Labelled images of a probe."""
     probe_draws: int = Field(3, ge=1, le=100_000)
-    """Draws of them."""
+    """Random choices of these labelled images."""
     probe_images: int = Field(400, ge=10, le=10_000_000)
-    """Images of a split at most."""
+    """Most images of a split."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
-    """Of the corruptions whose cost is measured."""
+    """Severities of the corruptions that are measured."""
     corrupted_images: int = Field(500, gt=0, le=10_000_000)
     """Test images of such a measurement."""
-    downstream: tuple[Task, ...] = Field(TASKS, min_length=1)
+    downstream: tuple[_Task, ...] = Field(DOWNSTREAM_TASKS, min_length=1)
     """Tasks that are finetuned, where the labels allow them."""
     tasks: dict[str, TaskScale]
     """Downstream task → how."""
 
     @field_validator("paradigms")
     @classmethod
-    def _with_vitp(cls, names: tuple[Paradigm, ...]) -> tuple[Paradigm, ...]:
+    def _with_vitp(cls, names: tuple[_Paradigm, ...]) -> tuple[_Paradigm, ...]:
         if "vitp" not in names:
             raise ValueError('"vitp" is what the others are compared with: it can\'t be left out')
         return names
 
 
-def micro() -> Scale:
+def _micro() -> Scale:
     """Return the scale of two processor cores: each run takes minutes, a study hours or a night.
 
     Self-distillation, which has the most operations an image, and runs from scratch, for which so few images are few,
@@ -139,6 +131,7 @@ def micro() -> Scale:
     """
     few: dict[str, Any] = {"batch_size": 4, "labels": 150, "lrs": (1e-3, 5e-4)}
     pyramid = {"kind": "simple", "options": {"channels": 64}}
+    decoder = {"kind": "fpn", "width": 64}
     return Scale(
         name="micro",
         paradigms=("supervised", "dense", "mae", "simclr", "clip", "vitp"),
@@ -146,7 +139,6 @@ def micro() -> Scale:
         side_draws=1,
         align_share=0.15,
         images=2400,
-        lrs=(1e-4, 3e-4, 1e-3),
         tuning_images=1200,
         scenes=SceneScale(count=2400, val=0.06, test=0.07),
         probe_labels=200,
@@ -157,12 +149,7 @@ def micro() -> Scale:
             "classification": TaskScale(steps=40, full_steps=120, score="accuracy", **few),
             "presence": TaskScale(steps=40, full_steps=120, score="map", head={"multi_label": True}, **few),
             "segmentation": TaskScale(
-                steps=80,
-                full_steps=240,
-                score="miou",
-                head={"kind": "fpn", "width": 64},
-                neck=pyramid,
-                **few,
+                steps=80, full_steps=240, score="miou", head=decoder, neck=pyramid, **few
             ),
             "detection": TaskScale(
                 steps=160,
@@ -176,56 +163,46 @@ def micro() -> Scale:
     )
 
 
-def small() -> Scale:
+def _small() -> Scale:
     """Return the scale of one GPU: the same ViT, all paradigms, sixty times the images, long finetunings."""
-    base = micro()
+    base = _micro()
     steps = {"classification": 600, "presence": 600, "segmentation": 1500, "detection": 2500}
+    common = {"batch_size": 16, "labels": 200, "lrs": (1e-4, 3e-4, 1e-3)}
     tasks = {
-        name: task.model_copy(
-            update={
-                "steps": steps[name],
-                "full_steps": 3 * steps[name],
-                "batch_size": 16,
-                "labels": 200,
-                "lrs": (1e-4, 3e-4, 1e-3),
-            }
-        )
+        name: task.model_copy(update={**common, "steps": steps[name], "full_steps": 3 * steps[name]})
         for name, task in base.tasks.items()
     }
-    return base.model_copy(
-        update={
-            "name": "small",
-            "paradigms": Scale.model_fields["paradigms"].default,
-            "inits": Scale.model_fields["inits"].default,
-            "align_share": Scale.model_fields["align_share"].default,
-            "side_draws": 3,
-            "images": 160_000,
-            "lrs": (1e-4, 3e-4, 1e-3),
-            "tuning_images": 40_000,
-            "severities": Scale.model_fields["severities"].default,
-            "corrupted_images": 500,
-            "batch_factor": 4,
-            "workers": 8,
-            "scenes": SceneScale(count=24_000, val=0.02, test=0.04),
-            "probe_labels": 1000,
-            "probe_images": 2000,
-            "tasks": tasks,
-        }
-    )
+    whole = {
+        name: Scale.model_fields[name].default
+        for name in ("paradigms", "inits", "align_share", "severities", "corrupted_images", "side_draws")
+    }
+    changes = {
+        "name": "small",
+        "images": 160_000,
+        "tuning_images": 40_000,
+        "batch_factor": 4,
+        "workers": 8,
+        "scenes": SceneScale(count=24_000, val=0.02, test=0.04),
+        "probe_labels": 1000,
+        "probe_images": 2000,
+        "tasks": tasks,
+    }
+    return base.model_copy(update=whole | changes)
 
 
-def paper() -> Scale:
+def _paper() -> Scale:
     """Return the published size: a recipe for eight GPUs, on your own data and from InternVL2.5-1B.
 
     ViT-L/14 at 448 px and Qwen2.5-0.5B, 8,000 steps of 128, VRL 0.75, heads as published. Give the data with
     `--data` and the model with `--set start=FOLDER`.
     """
+    common: dict[str, Any] = {"batch_size": 16, "labels": 0.1, "layer_decay": 0.9}
+    image: dict[str, Any] = {"steps": 20_000, "full_steps": 40_000, "lrs": (1e-5, 5e-5), **common}
     adapter = {"kind": "adapter"}
+    dense: dict[str, Any] = {"steps": 40_000, "full_steps": 80_000, "lrs": (1e-5, 2e-5), **common}
     return Scale(
         name="paper",
         inits=("start",),
-        seeds=3,
-        draws=3,
         images=1_024_000,
         batch=128,
         align_share=0.0,
@@ -235,31 +212,21 @@ def paper() -> Scale:
         probe_labels=5000,
         probe_images=20_000,
         tasks={
-            "classification": TaskScale(
-                steps=20_000, full_steps=40_000, batch_size=16, labels=0.1, lrs=(1e-5, 5e-5), layer_decay=0.9, score="accuracy"
-            ),
-            "presence": TaskScale(
-                steps=20_000, full_steps=40_000, batch_size=16, labels=0.1, lrs=(1e-5, 5e-5), layer_decay=0.9, score="map", head={"multi_label": True}
-            ),
+            "classification": TaskScale(score="accuracy", **image),
+            "presence": TaskScale(score="map", head={"multi_label": True}, **image),
             "segmentation": TaskScale(
-                steps=40_000, full_steps=80_000, batch_size=16, labels=0.1, lrs=(1e-5, 2e-5), layer_decay=0.9, score="miou", head={"kind": "upernet", "width": 512}, neck=adapter
+                score="miou", head={"kind": "upernet", "width": 512}, neck=adapter, **dense
             ),
-            "detection": TaskScale(
-                steps=40_000, full_steps=80_000, batch_size=16, labels=0.1, lrs=(1e-5, 2e-5), layer_decay=0.9, score="AP50", neck=adapter
-            ),
+            "detection": TaskScale(score="AP50", neck=adapter, **dense),
         },
-    )  # fmt: skip
+    )
 
 
 def as_quick(scale: Scale) -> Scale:
     """Return a scale for a first look: one seed, one start, no tuning, a third of the images. It proves nothing."""
     tasks = {
         name: task.model_copy(
-            update={
-                "steps": max(1, task.steps * 3 // 5),
-                "full_steps": task.steps,
-                "lrs": task.lrs[-1:],
-            }
+            update={"steps": max(1, task.steps * 3 // 5), "full_steps": task.steps, "lrs": task.lrs[-1:]}
         )
         for name, task in scale.tasks.items()
     }
@@ -279,7 +246,7 @@ def as_quick(scale: Scale) -> Scale:
     return scale.model_copy(update=changes)
 
 
-SCALES = {"micro": micro, "small": small, "paper": paper}
+SCALES = {"micro": _micro, "small": _small, "paper": _paper}
 """Name → scale."""
 
 
@@ -293,5 +260,4 @@ def scale_of(name: str, *, quick: bool = False, overrides: Sequence[str] = ()) -
         hint = did_you_mean(name, SCALES) or f"scales are {', '.join(SCALES)}"
         raise ConfigError(f'no scale "{name}"', where="--scale", fix=hint)
     scale = as_quick(SCALES[name]()) if quick else SCALES[name]()
-    values: Mapping[str, Any] = scale.model_dump(mode="json")
-    return make_config(Scale, dict(values), overrides, where="--set")
+    return make_config(Scale, scale.model_dump(mode="json"), overrides, where="--set")

@@ -1,25 +1,37 @@
-"""What a study learns from and is tested on: generated scenes, a compiled folder, or the five small real sets."""
+"""Data of a study: generated scenes, a compiled folder, or the five small real sets."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError
 from vitp.core.reading import parse_json, read_text
-from vitp.studies.grid import Cell
+from vitp.data.compile import compile_labels
+from vitp.data.synthesis.build import SynthesisConfig
+from vitp.recipes.micro import SYNTHESIS
+from vitp.recipes.real_images import SETS, RealSet
+from vitp.studies.grid import StudyCell
 from vitp.studies.process import Context, Input
 from vitp.studies.scales import Scale
+from vitp.tasks.data import is_labelled, open_labelled
 
-COMPILED = "compiled"
+_COMPILED = "compiled"
+_KEEP = (f"{_COMPILED}/summary.json",)
+_TASKS_OF_REAL_SETS = {
+    "gdit_airport": ("detection",),
+    "bccd": ("presence", "detection"),
+    "hrsid_mini": ("segmentation", "detection"),
+    "amazon_forest": ("segmentation",),
+}
 
 
 @dataclass(frozen=True)
-class Source:
+class StudySource:
     """One data set.
 
     Attributes:
@@ -30,11 +42,11 @@ class Source:
     """
 
     name: str
-    cell: Cell
+    cell: StudyCell
     tasks: tuple[str, ...] = ()
     rate: float = 1.0
 
-    def asking(self, variant: str, synthesis: Mapping[str, Any]) -> Source:
+    def asking(self, variant: str, synthesis: Mapping[str, Any]) -> StudySource:
         """Return the same images and labels with other questions.
 
         Args:
@@ -46,23 +58,17 @@ class Source:
         if settings["from"] == "folder":
             settings |= {"from": "labels", "format": "vitp", "options": {}, "crop": None}
             places = {"source": places["root"]}
-        cell = replace(
-            self.cell,
-            name=f"{self.cell.name}/{variant}",
-            settings=settings,
-            places=places,
-            keep=(f"{COMPILED}/summary.json",),
-        )
-        return replace(self, cell=cell)
+        name = f"{self.cell.name}/{variant}"
+        return replace(self, cell=replace(self.cell, name=name, settings=settings, places=places, keep=_KEEP))
 
 
 def folder_of(data: Input) -> Path:
     """Return the compiled folder that a data cell stands for."""
     root = data.cell.places.get("root")
-    return Path(root) if root else data.folder / COMPILED
+    return Path(root) if root else data.folder / _COMPILED
 
 
-def open_sources(data: Path | None, scale: Scale) -> tuple[Source, ...]:
+def study_sources(data: Path | None, scale: Scale) -> tuple[StudySource, ...]:
     """Return the sets of a study.
 
     Args:
@@ -74,8 +80,6 @@ def open_sources(data: Path | None, scale: Scale) -> tuple[Source, ...]:
     """
     if data is None:
         return (_scenes(scale),)
-    from vitp.recipes.real_images import SETS
-
     if (data / "summary.json").is_file() and (data / "mixture.json").is_file():
         return (_compiled(data.resolve()),)
     found = [one for one in SETS if (data / one.folder).is_dir()]
@@ -89,73 +93,58 @@ def open_sources(data: Path | None, scale: Scale) -> tuple[Source, ...]:
 
 
 def questions() -> dict[str, Any]:
-    """Return what is asked of each image unless a study varies it: fields of `SynthesisConfig`."""
-    from vitp.recipes.micro import SYNTHESIS
+    """Return what is asked of each image unless a study varies it: fields of `SynthesisConfig` as JSON values."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(SYNTHESIS)))
+    return found
 
-    return json.loads(json.dumps(asdict(SYNTHESIS)))
 
-
-def _scenes(scale: Scale) -> Source:
+def _scenes(scale: Scale) -> StudySource:
     scenes = scale.scenes
-    options = {"count": scenes.count, "val": scenes.val, "test": scenes.test, "size": scenes.size}
     settings = {
         "from": "scenes",
         "domain": scenes.domain,
         "seed": scenes.seed,
-        "options": options,
+        "options": {"count": scenes.count, "val": scenes.val, "test": scenes.test, "size": scenes.size},
         "synthesis": questions(),
     }
-    cell = Cell(f"data/{scenes.domain}", "data", settings, keep=(f"{COMPILED}/summary.json",))
-    return Source(scenes.domain, cell, ("classification", "segmentation", "detection"))
+    cell = StudyCell(f"data/{scenes.domain}", "data", settings, keep=_KEEP)
+    return StudySource(scenes.domain, cell, ("classification", "segmentation", "detection"))
 
 
-def extra_scenes(scale: Scale, domain: str, share: float) -> Source:
+def extra_scenes(scale: Scale, domain: str, share: float) -> StudySource:
     """Return scenes of another domain that take a share of all samples: they teach and are not tested on."""
     base = _scenes(scale.model_copy(update={"scenes": scale.scenes.model_copy(update={"domain": domain})}))
     return replace(base, tasks=(), rate=share / (1 - share))
 
 
-def _compiled(folder: Path) -> Source:
+def _compiled(folder: Path) -> StudySource:
     summary = parse_json(read_text(folder / "summary.json"))
     settings = {"from": "folder", "content": summary.get("content_hash", ""), "name": summary.get("name", "")}
     name = str(summary.get("name") or folder.name)
     # The folder itself is no part of what decides a result: it may be moved.
-    cell = Cell(f"data/{name}", "data", settings, places={"root": str(folder)}, keep=(str(folder),))
-    return Source(name, cell, tasks_of(folder))
+    cell = StudyCell(f"data/{name}", "data", settings, places={"root": str(folder)}, keep=(str(folder),))
+    return StudySource(name, cell, tasks_of(folder))
 
 
-def _real(folder: Path, one: Any) -> Source:
-    tasks = {
-        "gdit_airport": ("detection",),
-        "bccd": ("presence", "detection"),
-        "hrsid_mini": ("segmentation", "detection"),
-        "amazon_forest": ("segmentation",),
-    }
+def _real(folder: Path, one: RealSet) -> StudySource:
+    # Names and sizes of the files stand for their content: hashing gigabytes would take longer than a cell.
+    rows = sorted(
+        f"{path.relative_to(folder).as_posix()} {path.stat().st_size}"
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
     settings = {
         "from": "labels",
         "format": one.fmt,
         "crop": one.crop,
         "options": dict(one.options),
         "synthesis": questions(),
-        "content": _listing_hash(folder),
+        "content": hashlib.sha256("\n".join(rows).encode()).hexdigest(),
     }
-    cell = Cell(
-        f"data/{one.folder}",
-        "data",
-        settings,
-        places={"source": str(folder)},
-        keep=(f"{COMPILED}/summary.json",),
-    )
-    return Source(one.folder, cell, tasks.get(one.folder, ()) if one.probed else (), one.rate)
-
-
-def _listing_hash(folder: Path) -> str:
-    rows = sorted(
-        f"{path.relative_to(folder).as_posix()} {path.stat().st_size}"
-        for path in folder.rglob("*")
-        if path.is_file()
-    )
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    places = {"source": str(folder)}
+    cell = StudyCell(f"data/{one.folder}", "data", settings, places=places, keep=_KEEP)
+    tasks = _TASKS_OF_REAL_SETS.get(one.folder, ()) if one.probed else ()
+    return StudySource(one.folder, cell, tasks, one.rate)
 
 
 def tasks_of(folder: Path) -> tuple[str, ...]:
@@ -164,8 +153,6 @@ def tasks_of(folder: Path) -> tuple[str, ...]:
     Raises:
         DataError: The labels can't be read.
     """
-    from vitp.tasks.data import is_labelled, open_labelled
-
     labelled = open_labelled(folder, "vitp")
     # A few hundred images tell what kinds of labels there are.
     count = len(labelled)
@@ -183,39 +170,25 @@ def tasks_of(folder: Path) -> tuple[str, ...]:
 
 def provide_data(context: Context) -> Mapping[str, Any]:
     """Compile a set, or look at a compiled one; return how many images each split has."""
-    settings = context.cell.settings
+    settings, places = context.cell.settings, context.cell.places
     if settings["from"] == "folder":
-        return {"images": _split_sizes(Path(context.cell.places["root"]))}
-    from vitp.data.compile import compile_labels
-    from vitp.data.synthesis.build import SynthesisConfig
-
-    out = context.folder / COMPILED
-    common: dict[str, Any] = {
-        "synthesis": SynthesisConfig(**settings["synthesis"]),
-        "max_tiles": 1,
-        "force": True,
-    }
-    if settings["from"] == "scenes":
-        compile_labels(
-            settings["domain"], "scenes", out, seed=settings["seed"], **common, **settings["options"]
-        )
-    else:
-        compile_labels(
-            context.cell.places["source"],
-            settings["format"],
-            out,
-            crop=settings.get("crop"),
-            **common,
-            **settings["options"],
-        )
+        return {"images": _split_sizes(Path(places["root"]))}
+    scenes = settings["from"] == "scenes"
+    own = {"seed": settings["seed"]} if scenes else {"crop": settings.get("crop")}
+    out = context.folder / _COMPILED
+    compile_labels(
+        settings["domain"] if scenes else places["source"],
+        "scenes" if scenes else settings["format"],
+        out,
+        synthesis=SynthesisConfig(**settings["synthesis"]),
+        max_tiles=1,
+        force=True,
+        **own,
+        **settings["options"],
+    )
     return {"images": _split_sizes(out)}
 
 
 def _split_sizes(folder: Path) -> dict[str, int]:
     summary = parse_json(read_text(folder / "summary.json"))
     return {name: int(split["images"]) for name, split in summary.get("splits", {}).items()}
-
-
-def rates_of(sources: Sequence[Source]) -> list[float]:
-    """Return the sampling rates of sets, in their order."""
-    return [source.rate for source in sources]

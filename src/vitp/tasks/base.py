@@ -78,7 +78,7 @@ class InputSize(SettingsModel):
     mode: Literal["none", "fixed", "short", "long"] = "none"
     """`fixed`: a square of `size`; `short` or `long`: that side becomes `size`; `none`: as they are."""
     size: int | None = Field(None, ge=8, le=65_536)
-    """Pixels."""
+    """Pixels of that side."""
 
     def of(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that an image of this height and width gets.
@@ -122,7 +122,7 @@ class TestSettings(SettingsModel):
 
     __test__: ClassVar[bool] = False  # the name is no invitation to pytest
     resize: InputSize | None = None
-    """First of all; none: as in training (what a run remembers)."""
+    """What size images get first; none: as in training."""
     window: int | None = Field(None, ge=8, le=65_536)
     """Side of the square window that slides over larger images; none: the whole image at once."""
     overlap: float = Field(0.25, ge=0, lt=1)
@@ -132,9 +132,9 @@ class TestSettings(SettingsModel):
     flip: bool = False
     """Also look at the mirrored image."""
     batch_size: int = Field(8, gt=0, le=1_000_000)
-    """Windows or images at once."""
+    """Windows or images that are computed at once."""
     score_threshold: float = Field(0.3, ge=0, le=1)
-    """Objects below it are not drawn or written; scores are computed without it."""
+    """Objects with a lower score are not drawn or written; scores are computed with all."""
     surface: bool = False
     """Also compute the 95th percentile of surface distances (HD95) in segmentation."""
 

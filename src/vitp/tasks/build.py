@@ -17,8 +17,8 @@ from vitp.models.backbone import Backbone
 from vitp.models.positions import PositionMethod
 from vitp.models.pyramid import Pyramid, build_pyramid, pad_to_multiple
 from vitp.models.resample import KernelMethod, resized_tower
-from vitp.models.timm_backbone import RotaryTower, TimmConfig, TimmStages, timm_backbone
-from vitp.models.vision import VisionConfig, VisionTower
+from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.tasks.base import TaskModel
 from vitp.tasks.change import ChangeModel
 from vitp.tasks.classification import ClassificationModel
@@ -39,11 +39,11 @@ class BackboneSettings(SettingsModel):
     weights: str | None = None
     """File of weights for "timm:NAME"; none: random ones."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """What timm gets beside the name, for "timm:NAME"."""
-    vision: VisionConfig | None = None
-    """Architecture of "random"; none: the starter's."""
+    """Further arguments of `timm.create_model` for "timm:NAME"."""
+    vision: VisionSettings | None = None
+    """Sizes of the tower for "random"; none: the starter's."""
     image_size: int | None = Field(None, ge=8, le=65_536)
-    """Side of the images that positions are kept for; none: the backbone's own."""
+    """Side of the images for which positions are resampled; none: the backbone's own."""
     patch_size: int | None = Field(None, ge=2, le=1024)
     """Pixels of a patch, resampled where the ViT was trained with others (the paper: 14 → 16)."""
     patch_kernel: KernelMethod = "bicubic"
@@ -68,7 +68,7 @@ class NeckSettings(SettingsModel):
     ViT), `cnn` (the stages of a hierarchical network), `none` (the last map alone: a probe), `auto`:
     `cnn` for hierarchical networks and `simple` for ViTs, with channels that suit the backbone's width."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`."""
+    """Arguments of the neck: `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`."""
 
 
 class LastMap(Pyramid):
@@ -109,7 +109,7 @@ def open_backbone(settings: BackboneSettings, seed: int = 0) -> Backbone:
 def _open(settings: BackboneSettings) -> Backbone:
     name = settings.init
     if name.startswith(TIMM_PREFIX):
-        config = TimmConfig(
+        config = TimmSettings(
             architecture=name.removeprefix(TIMM_PREFIX),
             arguments=settings.arguments,
             image_size=settings.image_size,
@@ -166,9 +166,9 @@ def empty_backbone(description: Mapping[str, Any]) -> Backbone:
         ConfigError: The description can't be understood.
     """
     if description["kind"] == "vision":
-        return VisionTower(make_config(VisionConfig, dict(description["config"]), where="backbone"))
+        return VisionTower(make_config(VisionSettings, dict(description["config"]), where="backbone"))
     if description["kind"] == "timm":
-        return timm_backbone(make_config(TimmConfig, dict(description["config"]), where="backbone"))
+        return timm_backbone(make_config(TimmSettings, dict(description["config"]), where="backbone"))
     raise ConfigError(f'unknown kind "{description["kind"]}"', where="backbone")
 
 

@@ -45,7 +45,7 @@ class ClassificationSettings(SettingsModel):
     """An image may have several classes or none: which object classes are in it. False: the class of the
     whole image."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Before the classifier while training."""
+    """Dropout before the classifier while training."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over the classes (single label only)."""
 

@@ -46,7 +46,8 @@ class DecoderSettings(SettingsModel):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the channels that is left out before the classifier while training."""
     norm: NormKind = "group"
-    """See `vitp.models.convolution`."""
+    """Normalisation: by `group`s of channels, over the `batch`, or over the batches of all ranks (`sync`,
+    as published)."""
 
 
 class LightDecoder(nn.Module):

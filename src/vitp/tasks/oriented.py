@@ -40,7 +40,7 @@ class OrientedRCNNSettings(SettingsModel):
     proposals: OrientedProposalSettings = Field(default_factory=OrientedProposalSettings)
     """Anchors and region proposals."""
     box: OrientedBoxSettings = Field(default_factory=OrientedBoxSettings)
-    """Second stage."""
+    """Second stage: boxes of the proposals."""
 
 
 class OrientedRCNN(TaskModel):

@@ -31,12 +31,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.core.reading import read_text
 from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.formats.coco import read_coco_files
 from vitp.data.formats.dota import read_dota_objects
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
-from vitp.data.formats.walk import list_images
+from vitp.data.formats.walk import list_images, read_label_text
 from vitp.data.published import read_xml
 from vitp.records.labels import SPLITS, LabelledSet
 
@@ -135,7 +134,7 @@ def _read_xml_boxes(reading: Reading, labels: str, box: str, numbers: tuple[str,
     trainval, test = reading.folder("JPEGImages-trainval"), reading.folder("JPEGImages-test")
     for split, path in lists.items():
         folder = test if split == "test" else trainval
-        for stem in read_text(path).split():
+        for stem in read_label_text(path).split():
             image, xml = folder / f"{stem}.jpg", label_folder / f"{stem}.xml"
             if (
                 reading.has(image)

@@ -13,10 +13,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from vitp.core.reading import read_text
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.formats.pixel_masks import ChangeFile
-from vitp.data.formats.walk import list_images
+from vitp.data.formats.walk import list_images, read_label_text
 from vitp.records.labels import SPLITS, LabelledSet
 
 # fmt: off
@@ -122,7 +121,7 @@ def read_whu_cd(reading: Reading) -> LabelledSet:
         lists = {split: reading.file(f"list/{split}.txt") for split in SPLITS}
         before, after, masks = (reading.folder(name) for name in ("A", "B", "label"))
         for split, path in lists.items():
-            for name in read_text(path).split():
+            for name in read_label_text(path).split():
                 _add_pair(reading, split, before / name, after / name, masks / name)
         return reading.finish()
     if (reading.root / "train" / "A").is_dir():

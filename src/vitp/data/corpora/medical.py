@@ -9,8 +9,9 @@ from pathlib import Path
 
 from vitp.core import files
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import parse_json
 from vitp.data.corpora.base import Download, choice_turn, column, json_rows, one_line, table_rows
+from vitp.data.formats.walk import read_label_text
 from vitp.data.published import read_xml
 from vitp.records.instructions import InstructionRecord, Turn
 
@@ -72,7 +73,7 @@ def pmc_oa(source: Download) -> Iterator[InstructionRecord]:
 
 def _figures(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield line, image name and caption of PMC-OA's rows."""
-    for line, content in enumerate(read_text(path).split("\n"), 1):
+    for line, content in enumerate(read_label_text(path).split("\n"), 1):
         if not content.strip():
             continue
         try:

@@ -8,7 +8,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
-from vitp.core.reading import read_text
 from vitp.data.corpora.base import (
     DESCRIBE,
     CorpusConversion,
@@ -108,7 +107,7 @@ def rsvg(source: Download) -> Iterator[InstructionRecord]:
     """
     path = source.path("rsvg_train.txt", "train.txt", "annotations/train.txt")
     images = source.images("images", "image", "JPEGImages")
-    for number, row in enumerate(csv.reader(read_text(path).splitlines()), 1):
+    for number, row in enumerate(csv.reader(read_label_text(path).splitlines()), 1):
         if not row:
             continue
         try:

@@ -33,11 +33,11 @@ class StageSettings(SettingsModel):
     """One stage."""
 
     iou: float = Field(0.5, gt=0, le=1)
-    """From which overlap on a region holds an object."""
+    """A region holds an object from this overlap (IoU) on."""
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
-    """Factors on the differences x, y, width, height: later stages move boxes less."""
+    """Factors on the differences x, y, width and height: later stages move boxes less."""
     loss_weight: float = Field(1.0, ge=0, le=1e6)
-    """Of the stage's losses in the total."""
+    """Weight of the stage's losses in the total loss."""
 
 
 FASTER_STAGES = (StageSettings(),)
@@ -52,35 +52,32 @@ class BoxSettings(SettingsModel):
     """Box head."""
 
     kind: Literal["faster", "cascade"] = "cascade"
-    """`faster`: one stage that moves boxes for each class on its own; `cascade`: three stages that move
-    them whatever the class."""
+    """`faster`: one stage that moves boxes separately for each class; `cascade`: three stages that move
+    them alike for all classes."""
     stages: tuple[StageSettings, ...] | None = Field(None, min_length=1)
-    """Other stages than the kind's. More than one move boxes whatever the class."""
+    """Stages that replace those of `kind`. More than one move boxes alike for all classes."""
     pool_size: int = Field(7, gt=0, le=256)
-    """Cells on a side of a region, points a cell and direction."""
+    """Cells on a side of a pooled region."""
     sampling: int = Field(2, gt=0, le=64)
-    """Cells on a side of a region, points a cell and direction."""
+    """Sampling points of a cell in each direction."""
     canonical_size: float = Field(224.0, gt=0, le=100_000)
-    """Side in pixels of regions that are read at stride 16."""
+    """Side in pixels of the regions that are pooled at stride 16."""
     aligned: bool = True
-    """See `RegionPool`."""
+    """Shift the sampling points by half a pixel, so that they lie at the centres of pixels."""
     hidden: int = Field(1024, gt=0, le=65_536)
-    """Width of the two layers."""
+    """Width of the two hidden layers."""
     samples: int = Field(512, gt=0, le=1_000_000)
-    """Regions an image in a stage's loss, and how many of them at most hold objects."""
+    """Regions of an image in a stage's loss."""
     positive_share: float = Field(0.25, gt=0, le=1)
-    """Regions an image in a stage's loss, and how many of them at most hold objects."""
+    """Largest share of these regions that hold objects."""
     smooth_l1_beta: float = Field(1.0, gt=0, le=1000)
-    """Where the box loss turns from square to linear."""
+    """Difference at which the box loss turns from square to linear."""
     score_threshold: float = Field(0.05, ge=0, lt=1)
-    """What is kept of an image at test: boxes above the score, after suppression within each class, at
-    most so many."""
+    """Smallest score of a box at test."""
     nms_iou: float = Field(0.5, gt=0, le=1)
-    """What is kept of an image at test: boxes above the score, after suppression within each class, at
-    most so many."""
+    """Overlap (IoU) within a class above which the weaker of two boxes is dropped."""
     detections: int = Field(100, gt=0, le=1_000_000)
-    """What is kept of an image at test: boxes above the score, after suppression within each class, at
-    most so many."""
+    """Most boxes of an image at test."""
 
     def all_stages(self) -> tuple[StageSettings, ...]:
         """The stages in order."""

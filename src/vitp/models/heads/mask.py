@@ -25,11 +25,11 @@ class MaskSettings(SettingsModel):
     """Mask head; the defaults are those of Mask R-CNN with FPN."""
 
     pool_size: int = Field(14, gt=0, le=256)
-    """P; masks have twice as many cells on a side."""
+    """Cells on a side of a pooled region; masks have twice as many."""
     layers: int = Field(4, ge=1, le=1024)
-    """3×3 convolutions."""
+    """Number of 3×3 convolutions."""
     width: int = Field(256, gt=0, le=65_536)
-    """Their channels."""
+    """Channels of the convolutions."""
 
 
 class MaskHead(nn.Module):

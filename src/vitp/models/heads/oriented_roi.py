@@ -30,32 +30,29 @@ class OrientedBoxSettings(SettingsModel):
     """Second stage; the defaults are the paper's."""
 
     pool_size: int = Field(7, gt=0, le=256)
-    """Cells on a side of a region, points a cell and direction."""
+    """Cells on a side of a pooled region."""
     sampling: int = Field(2, gt=0, le=64)
-    """Cells on a side of a region, points a cell and direction."""
+    """Sampling points of a cell in each direction."""
     canonical_size: float = Field(224.0, gt=0, le=100_000)
-    """Side in pixels of regions that are read at stride 16."""
+    """Side in pixels of the regions that are pooled at stride 16."""
     hidden: int = Field(1024, gt=0, le=65_536)
-    """Width of the two layers."""
+    """Width of the two hidden layers."""
     iou: float = Field(0.5, gt=0, le=1)
-    """From which rotated overlap on a proposal holds an object."""
+    """A proposal holds an object from this rotated overlap (IoU) on."""
     samples: int = Field(512, gt=0, le=1_000_000)
-    """Proposals an image in the loss, and how many of them at most hold objects."""
+    """Proposals of an image in the loss."""
     positive_share: float = Field(0.25, gt=0, le=1)
-    """Proposals an image in the loss, and how many of them at most hold objects."""
+    """Largest share of these proposals that hold objects."""
     scales: tuple[Positive, Positive, Positive, Positive, Positive] = (0.1, 0.1, 0.2, 0.2, 0.1)
-    """What dx, dy, dw, dh and da (radians) are divided by for the network."""
+    """Divisors of dx, dy, dw, dh and da (radians) in the targets of the network."""
     smooth_l1_beta: float = Field(1.0, gt=0, le=1000)
-    """Where the box loss turns from square to linear."""
+    """Difference at which the box loss turns from square to linear."""
     score_threshold: float = Field(0.05, ge=0, lt=1)
-    """What is kept of an image at test: boxes above the score, after suppression within each class, at
-    most so many."""
+    """Smallest score of a box at test."""
     nms_iou: float = Field(0.1, ge=0, le=1)
-    """What is kept of an image at test: boxes above the score, after suppression within each class, at
-    most so many."""
+    """Rotated overlap (IoU) within a class above which the weaker of two boxes is dropped."""
     detections: int = Field(2000, gt=0, le=1_000_000)
-    """What is kept of an image at test: boxes above the score, after suppression within each class, at
-    most so many."""
+    """Most boxes of an image at test."""
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,11 @@ class OrientedProposalSettings(ProposalSettings):
     lowest_iou: float = Field(0.3, ge=0, le=1)
     """An object's best anchors count as its own from this overlap on; 0 gives every object one."""
     keep_before: tuple[Count, Count] = (2000, 2000)
+    """Best anchors of a level that enter the suppression, in training and at test."""
     keep: tuple[Count, Count] = (2000, 2000)
+    """Proposals of an image that are kept, in training and at test."""
     nms_iou: float = Field(default=0.8, gt=0, le=1)
+    """Overlap (IoU) within a level above which the weaker of two proposals is dropped."""
 
 
 class OrientedProposalNetwork(nn.Module):

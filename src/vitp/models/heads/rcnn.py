@@ -26,9 +26,9 @@ class DetectorSettings(SettingsModel):
     proposals: ProposalSettings = Field(default_factory=ProposalSettings)
     """Anchors and region proposals."""
     box: BoxSettings = Field(default_factory=BoxSettings)
-    """Box head."""
+    """Box head: its stages, loss and boxes at test."""
     mask: MaskSettings = Field(default_factory=MaskSettings)
-    """Mask head, of models that have one."""
+    """Mask head of instance segmentation."""
 
 
 class RCNN(nn.Module):

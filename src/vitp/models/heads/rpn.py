@@ -56,21 +56,21 @@ class ProposalSettings(SettingsModel):
     anchor_scales: tuple[Positive, ...] = Field((8.0,), min_length=1)
     """Side of the square anchor in strides: 8 gives 32 … 512 px. For objects of 4–40 px take 2."""
     anchor_ratios: tuple[Positive, ...] = Field((0.5, 1.0, 2.0), min_length=1)
-    """Height / width."""
+    """Height / width of the anchors."""
     positive_iou: float = Field(0.7, gt=0, le=1)
-    """From where on an anchor is an object, and below which it is background."""
+    """An anchor is an object from this overlap (IoU) on."""
     negative_iou: float = Field(0.3, ge=0, le=1)
-    """From where on an anchor is an object, and below which it is background."""
+    """An anchor is background below this overlap (IoU)."""
     samples: int = Field(256, gt=0, le=1_000_000)
-    """Anchors an image in the loss, and how many of them at most are objects."""
+    """Anchors of an image in the loss."""
     positive_share: float = Field(0.5, gt=0, le=1)
-    """Anchors an image in the loss, and how many of them at most are objects."""
+    """Largest share of these anchors that are objects."""
     keep_before: tuple[Count, Count] = (2000, 1000)
-    """Best anchors a level before suppression, in training and at test."""
+    """Best anchors of a level that enter the suppression, in training and at test."""
     keep: tuple[Count, Count] = (2000, 1000)
-    """Proposals an image, in training and at test."""
+    """Proposals of an image that are kept, in training and at test."""
     nms_iou: float = Field(0.7, gt=0, le=1)
-    """Of the suppression within a level."""
+    """Overlap (IoU) within a level above which the weaker of two proposals is dropped."""
 
 
 class StrideAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types

@@ -1,1 +1,1 @@
-"""How fast training is on this machine, in numbers that can be compared: `vitp bench`."""
+"""Speed of training on this machine, in comparable numbers: `vitp bench`, and the scripts of `benchmarks/`."""

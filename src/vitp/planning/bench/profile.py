@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace for a viewer, and one page that says it in words."""
+"""A profile of training steps: a trace for a viewer, and one page that says where the time went."""
 
 from __future__ import annotations
 
@@ -12,40 +12,27 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from vitp.core.files import write_text
-from vitp.models.vlm import PARTS, VisionLanguageModel
+from vitp.models.vlm import VisionLanguageModel
 
-KINDS = {
-    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "gemm", "cutlass", "cublas"),
+_KINDS = {
     "attention": ("attention", "flash", "fmha", "flex"),
     "convolution": ("conv",),
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "gemm", "cutlass", "cublas"),
     "normalisation": ("norm",),
     "activation functions": ("gelu", "silu", "softmax", "sigmoid"),
     "optimizer": ("adam", "foreach"),
     "copies and gathers": (
-        "copy",
-        "index",
-        "cat",
-        "gather",
-        "scatter",
-        "clone",
-        "memcpy",
-        "memset",
-        "fill",
-        "zero",
+        *("copy", "index", "cat", "gather", "scatter"),
+        *("clone", "memcpy", "memset", "fill", "zero"),
     ),
 }
-"""Kind of work → what names of operations hold, the first that fits."""
+"""Kind of work → words in the names of its operations; the first kind that fits counts."""
 
 
 def kind_of(name: str) -> str:
     """Return what kind of work an operation is, by its name."""
     lower = name.lower()
-    order = [
-        "attention",
-        "convolution",
-        *(kind for kind in KINDS if kind not in ("attention", "convolution")),
-    ]
-    return next((kind for kind in order if any(word in lower for word in KINDS[kind])), "other")
+    return next((kind for kind, words in _KINDS.items() if any(word in lower for word in words)), "other")
 
 
 @contextlib.contextmanager
@@ -61,10 +48,10 @@ def profiled(vlm: VisionLanguageModel, folder: Path) -> Iterator[Callable[[int],
     with _parts_marked(vlm), profile(activities=activities, acc_events=True) as profiler:
         yield lambda _number: profiler.step()
     profiler.export_chrome_trace(str(folder / "trace.json"))
-    write_text(folder / "summary.md", summary(profiler))
+    write_text(folder / "summary.md", profile_page(profiler))
 
 
-def summary(profiler: Any, *, rows: int = 15) -> str:
+def profile_page(profiler: Any, *, rows: int = 15) -> str:
     """Return the page: by part, by kind of work, and the operations that take longest."""
     averages = profiler.key_averages()
     events = [event for event in averages if not event.key.startswith(("ProfilerStep", "vitp."))]
@@ -101,7 +88,13 @@ def _own_time(event: Any, *, gpu: bool) -> float:
 @contextlib.contextmanager
 def _parts_marked(vlm: VisionLanguageModel) -> Iterator[None]:
     """Name the forward passes of the three parts in the trace."""
-    handles = [handle for part in PARTS for handle in _marks(_entry(vlm, part), f"vitp.{part}")]
+    # The modules that are called: wrappers around them are not.
+    called = {
+        "vision": vlm.vision.model.blocks,
+        "projector": vlm.projector,
+        "language": vlm.language.get_decoder(),
+    }
+    handles = [handle for part, module in called.items() for handle in _marks(module, f"vitp.{part}")]
     try:
         yield
     finally:
@@ -109,22 +102,15 @@ def _parts_marked(vlm: VisionLanguageModel) -> Iterator[None]:
             handle.remove()
 
 
-def _entry(vlm: VisionLanguageModel, part: str) -> nn.Module:
-    """Return the module that is called for a part."""
-    if part == "vision":
-        return vlm.vision.model.blocks
-    return vlm.language.get_decoder() if part == "language" else vlm.projector
-
-
 def _marks(module: nn.Module, name: str) -> list[Any]:
-    open_ranges: list[Any] = []
+    open_ranges: list[contextlib.ExitStack] = []
 
     def enter(*_: Any) -> None:
-        mark = record_function(name)
-        mark.__enter__()
-        open_ranges.append(mark)
+        stack = contextlib.ExitStack()
+        stack.enter_context(record_function(name))
+        open_ranges.append(stack)
 
     def leave(*_: Any) -> None:
-        open_ranges.pop().__exit__(None, None, None)
+        open_ranges.pop().close()
 
     return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]

@@ -1,11 +1,10 @@
-"""Models and batches of known sizes, without any data: what a benchmark trains where no run is named.
+"""Models and batches of known sizes, without any data, for benchmarks that name no run.
 
 Pixels are noise and weights are random: neither changes what a step costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +13,14 @@ import torch
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch, pack
 from vitp.data.tokenizer import train_tokenizer
-from vitp.models.language import QWEN2_VOCABULARY, micro_qwen2, qwen2_half_billion
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VisionLanguageModel, VLMConfig
-from vitp.models.vrl import VisualRobustness, VRLConfig
+from vitp.models.language import QWEN2_VOCABULARY, LanguageSettings, micro_qwen2, qwen2_half_billion
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VisionLanguageModel, VLMSettings
+from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord, Turn
 
-WORDS = ("ship", "plane", "harbour", "road", "field", "house", "tree", "car", "river", "bridge")
+_WORDS = ("ship", "plane", "harbour", "road", "field", "house", "tree", "car", "river", "bridge")
 TILE_HISTOGRAM = {1: 0.35, 3: 0.15, 5: 0.25, 7: 0.25}
 """Tiles a record → share of the records: single tiles, and grids of 2, 4 and 6 with their thumbnail."""
 
@@ -33,10 +32,9 @@ class ModelSize:
     Attributes:
         config: Its three parts.
         vocabulary: Rows of its embedding.
-        padded_length: Tokens a padded sequence has in the published configuration: 16 times those of a tile.
     """
 
-    config: VLMConfig
+    config: VLMSettings
     vocabulary: int
 
     @property
@@ -52,44 +50,45 @@ class ModelSize:
         return 16 * self.tokens_per_tile
 
 
-def micro() -> ModelSize:
-    """The starter's kind: 96 px in patches of 8, a ViT of 2.7 M and a language model of 1.6 M parameters."""
-    vision = VisionConfig(
-        arguments={"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8}, image_size=96
-    )
-    return ModelSize(VLMConfig(vision=vision, language=micro_qwen2(), shuffle=1, template="micro"), 2000)
+def _size(
+    vision: VisionSettings, language: LanguageSettings, vocabulary: int, *, shuffle: int = 1
+) -> ModelSize:
+    config = VLMSettings(vision=vision, language=language, shuffle=shuffle, template="micro")
+    return ModelSize(config, vocabulary)
 
 
-def small() -> ModelSize:
-    """A ViT-S at 224 px and a language model of 8 layers; a tile has 196 image tokens, near the 256 of full scale."""
-    vision = VisionConfig(
-        arguments={"embed_dim": 384, "depth": 12, "num_heads": 6, "patch_size": 16}, image_size=224
-    )
-    language = micro_qwen2(width=512, layers=8, heads=8, kv_heads=2, mlp=1408)
-    return ModelSize(VLMConfig(vision=vision, language=language, shuffle=1, template="micro"), 8000)
+_MICRO_VIT = {"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8}
+_SMALL_VIT = {"embed_dim": 384, "depth": 12, "num_heads": 6, "patch_size": 16}
 
-
-def full() -> ModelSize:
-    """The paper's: InternViT-300M at 448 px, Qwen2.5-0.5B."""
-    vision = VisionConfig(architecture="vit_intern300m_patch14_448", image_size=448)
-    return ModelSize(
-        VLMConfig(vision=vision, language=qwen2_half_billion(), shuffle=2, template="micro"), QWEN2_VOCABULARY
-    )
-
-
-SIZES: dict[str, Callable[[], ModelSize]] = {"micro": micro, "small": small, "full": full}
+MODEL_SIZES: dict[str, ModelSize] = {
+    # The starter's kind: a ViT of 2.7 M and a language model of 1.6 M parameters.
+    "micro": _size(VisionSettings(arguments=_MICRO_VIT, image_size=96), micro_qwen2(), 2000),
+    # A ViT-S and a language model of 8 layers; a tile has 196 image tokens, near the 256 of full scale.
+    "small": _size(
+        VisionSettings(arguments=_SMALL_VIT, image_size=224),
+        micro_qwen2(width=512, layers=8, heads=8, kv_heads=2, mlp=1408),
+        8000,
+    ),
+    # The paper's InternViT-300M and Qwen2.5-0.5B.
+    "full": _size(
+        VisionSettings(architecture="vit_intern300m_patch14_448", image_size=448),
+        qwen2_half_billion(),
+        QWEN2_VOCABULARY,
+        shuffle=2,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a step is made of.
+    """Contents of a step.
 
     Attributes:
-        records: A step.
+        records: Records of a step.
         tiles: Tiles a record → share of the records.
-        questions: A record, all on its image.
+        questions: Questions of a record, all on its image.
         question_words, answer_words: Length of each, about one token a word.
-        vrl_ratio: Image tokens dropped.
+        vrl_ratio: Share of image tokens dropped.
         independent: Questions see the image and themselves only; False: each sees those before it.
         together: Pack records into shared rows.
     """
@@ -107,7 +106,7 @@ class Workload:
 def make_objective(size: ModelSize, *, seed: int = 0) -> ViTPObjective:
     """Return the model with random weights and its tokenizer."""
     torch.manual_seed(seed)
-    corpus = [" ".join(WORDS) + "?"] * 20
+    corpus = [" ".join(_WORDS) + "?"] * 20
     chat = ChatTokenizer(
         train_tokenizer(corpus, vocabulary=400), template="micro", tokens_per_tile=size.tokens_per_tile
     )
@@ -121,9 +120,9 @@ class SyntheticSource:
     Attributes:
         chat: The model's tokenizer.
         tile: Side of a tile in pixels.
-        work: What a step is made of; the records are shared by micro-batches and ranks.
-        max_length: Room of a row.
-        micro_batches: Of each rank.
+        work: Contents of a step; the records are shared by micro-batches and ranks.
+        max_length: Most tokens of a row.
+        micro_batches: Micro-batches of each rank.
         seed: Of pixels, texts and dropped tokens.
     """
 
@@ -142,15 +141,15 @@ class SyntheticSource:
         for number in np.argsort(whole - exact, kind="stable")[: self.work.records - int(whole.sum())]:
             whole[number] += 1
         made = np.repeat(np.asarray(counts), whole)
-        return np.random.default_rng([self.seed, step]).permutation(made).tolist()
+        return [int(count) for count in np.random.default_rng([self.seed, step]).permutation(made)]
 
     def record(self, number: int) -> InstructionRecord:
         """Return the `number`-th record of the run."""
         rng, work = np.random.default_rng([self.seed, number]), self.work
         turns = [
             Turn(
-                " ".join(rng.choice(WORDS, work.question_words)) + "?",
-                " ".join(rng.choice(WORDS, work.answer_words)),
+                " ".join(rng.choice(_WORDS, work.question_words)) + "?",
+                " ".join(rng.choice(_WORDS, work.answer_words)),
             )
             for _ in range(work.questions)
         ]
@@ -163,7 +162,7 @@ class SyntheticSource:
         part, parts = micro * world + rank, self.micro_batches * world
         mine = range(part * work.records // parts, (part + 1) * work.records // parts)
         counts = self.tile_counts(step)
-        vrl = VisualRobustness(VRLConfig(ratio=work.vrl_ratio), self.seed).train()
+        vrl = VisualRobustness(VRLSettings(ratio=work.vrl_ratio), self.seed).train()
         encoded, tiles, kept = [], [], []
         for place in mine:
             number = step * work.records + place

@@ -1,8 +1,9 @@
 """The sixteen downstream runs of the paper: ViT-Adapter and a head around a pretrained ViT-L, all finetuned.
 
-Each function returns the complete configuration; its docstring is the lab page. All numbers come from `tables_downstream.py`.
+Each function returns the complete configuration; its docstring is the lab page. All numbers come from
+`tables_downstream.py`.
 The published runs give each of eight GPUs its share of a batch; here a batch is that of the whole run, and a GPU's
-share follows from the number of ranks (`torchrun --nproc-per-node 8 -m vitp recipe NAME …`) and
+share follows from the number of ranks (`torchrun --nproc-per-node 8 -m vitp recipes run NAME …`) and
 `train.micro_batches`. Hours and memory of these runs are not published; `vitp plan NAME --gpu H100:8` estimates them.
 """
 
@@ -11,19 +12,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from vitp.data.augment import AugmentSettings
-from vitp.engine.config import OptimConfig
+from vitp.engine.config import OptimSettings
 from vitp.models.convolution import NormKind
 from vitp.recipes.paper.tables_downstream import ADAPTER, DOWNSTREAM, SVCD_COUNTED_LAYERS, DownstreamFacts
-from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings, FinetuneTrainConfig
+from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings, FinetuneTrainSettings
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings
 
 REMOTE_SENSING_WEIGHTS = "ViTP_ViT_L_300M_rs.safetensors"
 MEDICAL_WEIGHTS = "ViTP_ViT_L_300M_med.safetensors"
 """The released backbones. Any export, run or model folder may stand in their place."""
-
-PREPARED = "vitp"
-"""Format of what `vitp data prepare` writes: crops of large images, slices of volumes."""
 
 NORM: NormKind = "sync"
 """As published. One image a step needs `-s neck.options.norm=group -s head.norm=group` (detectors: the first)."""
@@ -32,8 +30,9 @@ NORM: NormKind = "sync"
 def dior(root: str = "data/dior", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> FinetuneConfig:
     """DIOR: boxes of 20 classes in aerial photographs of 800 px. Expected: 79.80 mAP50 ± 0.5.
 
-    Data: the download with `JPEGImages-trainval`, `JPEGImages-test`, `Annotations` and `ImageSets`; train and val are learned from.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe dior --data data/dior --out runs/dior`
+    Data: the download with `JPEGImages-trainval`, `JPEGImages-test`, `Annotations` and `ImageSets`; train and val are
+    learned from.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run dior --data data/dior --out runs/dior`
     """
     return _boxes(DOWNSTREAM["dior"], root, backbone)
 
@@ -42,7 +41,7 @@ def dior_r(root: str = "data/dior", *, backbone: str = REMOTE_SENSING_WEIGHTS) -
     """DIOR-R: oriented boxes on DIOR's images. Expected: 75.08 mAP50 ± 0.5.
 
     Data: DIOR's download with its oriented annotations; train and val are learned from.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe dior_r --data data/dior --out runs/dior_r`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run dior_r --data data/dior --out runs/dior_r`
     """
     return _oriented(DOWNSTREAM["dior_r"], root, backbone)
 
@@ -50,8 +49,9 @@ def dior_r(root: str = "data/dior", *, backbone: str = REMOTE_SENSING_WEIGHTS) -
 def dota_v2(root: str = "data/dota_v2", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> FinetuneConfig:
     """DOTA-v2.0: oriented boxes of 18 classes. Expected: 60.23 mAP50 ± 0.5, as the evaluation server scores it.
 
-    Data: `vitp data prepare dota_v2 --root DOWNLOAD --out data/dota_v2 --protocol paper` makes crops of 1024 px that share 200.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe dota_v2 --data data/dota_v2 --out runs/dota_v2`
+    Data: `vitp data prepare dota_v2 --root DOWNLOAD --out data/dota_v2 --protocol paper` makes crops of 1024 px that
+    share 200.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run dota_v2 --data data/dota_v2 --out runs/dota_v2`
     Score: only a server has the labels of test. `vitp predict runs/dota_v2 TEST --out submission` writes its zip; the
     score that the run prints at its end is of val crops, which were learned from, too (prepare with
     `--protocol official` to leave val out).
@@ -67,7 +67,7 @@ def sardet100k(root: str = "data/sardet100k", *, backbone: str = REMOTE_SENSING_
     """SARDet-100K: boxes of 6 classes in SAR images. Expected: 59.7 mAP ± 0.5 (or 57.9, see below).
 
     Data: the download with `Annotations` in COCO's form.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe sardet100k --data data/sardet100k --out runs/sardet100k`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run sardet100k --data data/sardet100k --out runs/sardet100k`
     """
     return _boxes(DOWNSTREAM["sardet100k"], root, backbone)
 
@@ -76,7 +76,7 @@ def rsar(root: str = "data/rsar", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> 
     """RSAR: oriented boxes of 6 classes in SAR images. Expected: 72.31 mAP50 ± 0.5.
 
     Data: the download with `train`, `val` and `test`.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe rsar --data data/rsar --out runs/rsar`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run rsar --data data/rsar --out runs/rsar`
     """
     return _oriented(DOWNSTREAM["rsar"], root, backbone)
 
@@ -85,16 +85,19 @@ def ssdd(root: str = "data/ssdd", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> 
     """SSDD: ships in SAR images, boxes and masks. Expected: 70.80 box AP and 65.90 mask AP, ± 0.5.
 
     Data: the download in COCO's form.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe ssdd --data data/ssdd --out runs/ssdd`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run ssdd --data data/ssdd --out runs/ssdd`
     """
-    return _instance(DOWNSTREAM["ssdd"], root, backbone)
+    config = _boxes(DOWNSTREAM["ssdd"], root, backbone)
+    # Mask R-CNN; a smooth L1 of so small a beta is as good as the published L1.
+    head = {"box": {"kind": "faster", "smooth_l1_beta": 1e-6}, "proposals": {"keep": [1000, 1000]}}
+    return config.model_copy(update={"head": head, "test": config.test.model_copy(update={"flip": True})})
 
 
 def isaid(root: str = "data/isaid", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> FinetuneConfig:
     """iSAID: 15 classes and background, pixel by pixel. Expected: 71.14 mIoU ± 0.5.
 
     Data: `vitp data prepare isaid --root DOWNLOAD --out data/isaid --protocol paper` makes crops of 896 px.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe isaid --data data/isaid --out runs/isaid`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run isaid --data data/isaid --out runs/isaid`
     """
     config = _pixels(DOWNSTREAM["isaid"], root, backbone)
     augment = config.augment.model_copy(update={"scale": (1.0, 1.0), "max_class_share": 1.0})
@@ -106,9 +109,9 @@ def loveda(root: str = "data/loveda", *, backbone: str = REMOTE_SENSING_WEIGHTS)
     """LoveDA: 7 classes of land, pixel by pixel. Expected: 54.28 mIoU ± 0.5, as the evaluation server scores it.
 
     Data: the download with `Train`, `Val` and `Test`; train and val are learned from.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe loveda --data data/loveda --out runs/loveda`
-    Score: only a server has the labels of test. `vitp predict runs/loveda TEST --out submission` makes what it wants; the
-    score that the run prints at its end is of val, which was learned from, too (`-s data.options.protocol=official`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run loveda --data data/loveda --out runs/loveda`
+    Score: only a server has the labels of test. `vitp predict runs/loveda TEST --out submission` makes what it wants;
+    the score that the run prints at its end is of val, which was learned from, too (`-s data.options.protocol=official`
     leaves val out).
     """
     return _pixels(DOWNSTREAM["loveda"], root, backbone)
@@ -118,9 +121,9 @@ def uavid(root: str = "data/uavid", *, backbone: str = REMOTE_SENSING_WEIGHTS) -
     """UAVid: 8 classes in oblique video frames, pixel by pixel. Expected: 73.39 mIoU ± 0.5.
 
     Data: the download with its `seq` folders; train and val are learned from.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe uavid --data data/uavid --out runs/uavid`
-    Score: only a server has the labels of test. `vitp predict runs/uavid TEST --out submission` makes what it wants; the
-    score that the run prints at its end is of val, which was learned from, too (`-s data.options.protocol=official`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run uavid --data data/uavid --out runs/uavid`
+    Score: only a server has the labels of test. `vitp predict runs/uavid TEST --out submission` makes what it wants;
+    the score that the run prints at its end is of val, which was learned from, too (`-s data.options.protocol=official`
     leaves val out).
     """
     config = _pixels(DOWNSTREAM["uavid"], root, backbone)
@@ -135,7 +138,7 @@ def svcd(root: str = "data/svcd", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> 
     """SVCD: change between seasons. Expected: 98.63 F1 ± 0.3.
 
     Data: the download with `train`, `val` and `test`, each with `A`, `B` and `OUT`.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe svcd --data data/svcd --out runs/svcd`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run svcd --data data/svcd --out runs/svcd`
     """
     facts = DOWNSTREAM["svcd"]
     config = _change(facts, root, backbone)
@@ -149,9 +152,9 @@ def svcd(root: str = "data/svcd", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> 
 def whu_cd(root: str = "data/whu_cd", *, backbone: str = REMOTE_SENSING_WEIGHTS) -> FinetuneConfig:
     """WHU-CD: changed buildings. Expected: 94.98 F1 ± 0.3.
 
-    Data: `vitp data prepare whu_cd --root DOWNLOAD --out data/whu_cd --protocol paper` makes crops of 256 px. There is no
-    val: the curve is of test images and chooses nothing.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe whu_cd --data data/whu_cd --out runs/whu_cd`
+    Data: `vitp data prepare whu_cd --root DOWNLOAD --out data/whu_cd --protocol paper` makes crops of 256 px. There is
+    no val: the curve is of test images and chooses nothing.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run whu_cd --data data/whu_cd --out runs/whu_cd`
     """
     return _change(DOWNSTREAM["whu_cd"], root, backbone)
 
@@ -160,7 +163,7 @@ def levir_cd(root: str = "data/levir_cd", *, backbone: str = REMOTE_SENSING_WEIG
     """LEVIR-CD: changed buildings. Expected: 92.67 F1 ± 0.3.
 
     Data: the download with `A`, `B` and `label`.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe levir_cd --data data/levir_cd --out runs/levir_cd`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run levir_cd --data data/levir_cd --out runs/levir_cd`
     """
     config = _change(DOWNSTREAM["levir_cd"], root, backbone)
     return config.model_copy(update={"augment": config.augment.model_copy(update=_ANY_ANGLE)})
@@ -170,7 +173,7 @@ def s2looking(root: str = "data/s2looking", *, backbone: str = REMOTE_SENSING_WE
     """S2Looking: changed buildings, seen obliquely. Expected: 69.89 F1 ± 1.0.
 
     Data: the download with `Image1`, `Image2` and `label`.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe s2looking --data data/s2looking --out runs/s2looking`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run s2looking --data data/s2looking --out runs/s2looking`
     """
     return _change(DOWNSTREAM["s2looking"], root, backbone)
 
@@ -178,8 +181,9 @@ def s2looking(root: str = "data/s2looking", *, backbone: str = REMOTE_SENSING_WE
 def amos2022(root: str = "data/amos2022", *, backbone: str = MEDICAL_WEIGHTS) -> FinetuneConfig:
     """AMOS2022: organs in CT slices. Expected: 90.60 mDice ± 1.0.
 
-    Data: `vitp data prepare amos2022 --root DOWNLOAD --out data/amos2022 --protocol paper` cuts the volumes into slices.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe amos2022 --data data/amos2022 --out runs/amos2022`
+    Data: `vitp data prepare amos2022 --root DOWNLOAD --out data/amos2022 --protocol paper` cuts the volumes into
+    slices.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run amos2022 --data data/amos2022 --out runs/amos2022`
     """
     return _pixels(DOWNSTREAM["amos2022"], root, backbone)
 
@@ -187,8 +191,9 @@ def amos2022(root: str = "data/amos2022", *, backbone: str = MEDICAL_WEIGHTS) ->
 def brats2021(root: str = "data/brats2021", *, backbone: str = MEDICAL_WEIGHTS) -> FinetuneConfig:
     """BraTS2021: parts of brain tumours in MRI slices. Expected: 72.11 mDice ± 1.0.
 
-    Data: `vitp data prepare brats2021 --root DOWNLOAD --out data/brats2021 --protocol paper` cuts the volumes into slices.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe brats2021 --data data/brats2021 --out runs/brats2021`
+    Data: `vitp data prepare brats2021 --root DOWNLOAD --out data/brats2021 --protocol paper` cuts the volumes into
+    slices.
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run brats2021 --data data/brats2021 --out runs/brats2021`
     """
     return _pixels(DOWNSTREAM["brats2021"], root, backbone)
 
@@ -197,13 +202,14 @@ def covidquex(root: str = "data/covidquex", *, backbone: str = MEDICAL_WEIGHTS) 
     """CovidQUEx: infected lung in chest X-rays. Expected: 91.55 mDice ± 1.0.
 
     Data: the download with its infection masks.
-    Command: `torchrun --nproc-per-node 8 -m vitp recipe covidquex --data data/covidquex --out runs/covidquex`
+    Command: `torchrun --nproc-per-node 8 -m vitp recipes run covidquex --data data/covidquex --out runs/covidquex`
     """
     return _pixels(DOWNSTREAM["covidquex"], root, backbone)
 
 
 _ANY_ANGLE: dict[str, Any] = {"rotate": 180.0, "rotate90": False}
 _READS_PREPARED = ("dota_v2", "isaid", "whu_cd", "amos2022", "brats2021")
+"""These read the crops of large images and slices of volumes that `vitp data prepare` writes."""
 _STAND_INS: dict[str, dict[Literal["val", "test"], Literal["train", "val", "test"]]] = {
     "dota_v2": {"test": "val"},
     "loveda": {"test": "val"},
@@ -219,12 +225,13 @@ def _config(facts: DownstreamFacts, root: str, backbone: str, **parts: Any) -> F
     data = FinetuneDataSettings(
         global_batch=facts.batch,
         root=root,
-        format=PREPARED if prepared else facts.name,
+        format="vitp" if prepared else facts.name,
         options={} if prepared else {"protocol": "paper"},
         splits=_STAND_INS.get(facts.name, {}),
         resize=parts.pop("resize", InputSize()),
         crop=parts.pop("crop", None),
     )
+    length: dict[str, Any] = {"epochs": facts.epochs} if facts.steps is None else {"steps": facts.steps}
     return FinetuneConfig(
         task=facts.task,
         backbone=BackboneSettings(
@@ -248,34 +255,19 @@ def _config(facts: DownstreamFacts, root: str, backbone: str, **parts: Any) -> F
             },
         ),
         data=data,
-        optim=_optim(facts),
-        train=_train(facts),
+        optim=OptimSettings(
+            lr=facts.lr,
+            weight_decay=facts.weight_decay,
+            layer_decay=facts.layer_decay,
+            clip_norm=facts.clip_norm,
+            schedule=facts.schedule,
+            decay_from=facts.decay_from,
+            warmup_steps=facts.warmup_steps,
+            warmup_start=facts.warmup_start,
+            milestones=tuple(epoch / (facts.epochs or 1) for epoch in facts.milestones) or (8 / 12, 11 / 12),
+        ),
+        train=FinetuneTrainSettings(**length, val_every=4000, save_every=2000, log_every=50, num_workers=8),
         **parts,
-    )
-
-
-def _optim(facts: DownstreamFacts) -> OptimConfig:
-    return OptimConfig(
-        lr=facts.lr,
-        weight_decay=facts.weight_decay,
-        layer_decay=facts.layer_decay,
-        clip_norm=facts.clip_norm,
-        schedule=facts.schedule,
-        decay_from=facts.decay_from,
-        warmup_steps=facts.warmup_steps,
-        warmup_start=facts.warmup_start,
-        milestones=tuple(epoch / (facts.epochs or 1) for epoch in facts.milestones) or (8 / 12, 11 / 12),
-    )
-
-
-def _train(facts: DownstreamFacts) -> FinetuneTrainConfig:
-    length: dict[str, Any] = {"epochs": facts.epochs} if facts.steps is None else {"steps": facts.steps}
-    return FinetuneTrainConfig(
-        **length,
-        val_every=4000,
-        save_every=2000,
-        log_every=50,
-        num_workers=8,
     )
 
 
@@ -288,18 +280,6 @@ def _boxes(facts: DownstreamFacts, root: str, backbone: str) -> FinetuneConfig:
         resize=InputSize(mode="fixed", size=facts.input_size),
         augment=AugmentSettings(flip="horizontal", rotate90=False, photometric=0.0),
         head={"box": {"kind": "cascade"}},
-    )
-
-
-def _instance(facts: DownstreamFacts, root: str, backbone: str) -> FinetuneConfig:
-    """As `_boxes`, with Mask R-CNN; the test looks at the mirrored image, too."""
-    config = _boxes(facts, root, backbone)
-    box = {"kind": "faster", "smooth_l1_beta": 1e-6}  # as good as the published L1
-    return config.model_copy(
-        update={
-            "head": {"box": box, "proposals": {"keep": [1000, 1000]}},
-            "test": config.test.model_copy(update={"flip": True}),
-        }
     )
 
 

@@ -19,25 +19,25 @@ from vitp.core.config import make_config
 from vitp.data.splits import subset
 from vitp.metrics.results import Scores
 from vitp.models.language import micro_qwen2
-from vitp.models.vision import VisionConfig
-from vitp.models.vlm import VLMConfig
+from vitp.models.vision import VisionSettings
+from vitp.models.vlm import VLMSettings
 from vitp.runs.assemble import train_parts
 from vitp.runs.finetune import FinetuneConfig, build_run
 from vitp.runs.pretrain import PretrainConfig, build
 from vitp.tasks.base import InputSize
 from vitp.tasks.build import task_of
 
-SIDE = 64
+_SIDE = 64
 """Pixels of a downstream image: four patches of 16 px on a side."""
-TILE = 32
+_TILE = 32
 """Pixels of a pretraining tile."""
-STEPS = 2
-BATCH = 4
+_STEPS = 2
+_BATCH = 4
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What was found.
+    """Findings of a dry run.
 
     Attributes:
         loss: Of the last step.
@@ -53,9 +53,9 @@ class DryRun:
 
 def small_pretraining(config: PretrainConfig) -> PretrainConfig:
     """Return the run with a tiny model from scratch and two steps."""
-    vlm = VLMConfig(
-        vision=VisionConfig(
-            arguments={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, image_size=TILE
+    vlm = VLMSettings(
+        vision=VisionSettings(
+            arguments={"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, image_size=_TILE
         ),
         language=micro_qwen2(width=32, layers=2, heads=4, kv_heads=2, mlp=64),
         shuffle=2,
@@ -64,7 +64,7 @@ def small_pretraining(config: PretrainConfig) -> PretrainConfig:
     model = config.model.model_copy(
         update={"init": "scratch", "scratch": vlm, "vocabulary": 512, "tokenizer": None}
     )
-    data = config.data.model_copy(update={"global_batch": BATCH})
+    data = config.data.model_copy(update={"global_batch": _BATCH})
     return config.model_copy(
         update={"model": model, "data": data, "train": _small(config.train), "optim": _brief(config.optim)}
     )
@@ -77,26 +77,26 @@ def small_finetune(config: FinetuneConfig) -> FinetuneConfig:
         "init": "random",
         "vision": {
             "arguments": {"embed_dim": 32, "depth": 4, "num_heads": 2, "patch_size": 16},
-            "image_size": SIDE,
+            "image_size": _SIDE,
         },
-        "image_size": SIDE,
+        "image_size": _SIDE,
         "patch_size": None,
     }
     neck = {**config.neck.options, "parts": 4, "heads": 2, "prior_width": 8}
     resize = config.data.resize
     if resize is not None and resize.mode != "none":
-        resize = resize.model_copy(update={"size": SIDE})
+        resize = resize.model_copy(update={"size": _SIDE})
     data = config.data.model_copy(
         update={
             "resize": resize,
-            "crop": SIDE if config.data.crop else None,
-            "global_batch": BATCH,
+            "crop": _SIDE if config.data.crop else None,
+            "global_batch": _BATCH,
             "max_val_images": 2,
         }
     )
     test = config.test.model_copy(
         update={
-            "resize": InputSize(mode="fixed", size=SIDE),
+            "resize": InputSize(mode="fixed", size=_SIDE),
             "window": None,
             "scales": (1.0,),
             "batch_size": 2,
@@ -119,7 +119,7 @@ def small_finetune(config: FinetuneConfig) -> FinetuneConfig:
 def _small(train: Any) -> Any:
     return train.model_copy(
         update={
-            "steps": STEPS,
+            "steps": _STEPS,
             "micro_batches": 1,
             "num_workers": 0,
             "log_every": 1,

@@ -61,7 +61,7 @@ class PretrainingFacts:
         return self.gpus * self.batch_per_gpu * self.accumulation
 
 
-PRETRAINING = PretrainingFacts()
+PRETRAINING_FACTS = PretrainingFacts()
 
 REMOTE_SENSING = (
     PretrainingSet(

@@ -12,11 +12,11 @@ from vitp.data.batches import SampledBatches
 from vitp.data.mixture import Mixture, Sample
 from vitp.data.packing import PackedBatch
 from vitp.models.attention_layouts import AttentionKind, choose
-from vitp.models.compute import ComputeConfig, configure
+from vitp.models.compute import ComputeSettings, configure
 from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord
-from vitp.runs.check.findings import Finding, Outcome, compare, outcome
+from vitp.runs.check.findings import BatchOutcome, CheckFinding, compare, outcome
 
 TOLERANCE = 1e-4
 """Relative, in fp32: loss and gradients of the same records computed in another order."""
@@ -47,15 +47,15 @@ class BatchChecks:
         config = self.collate.config.model_copy(update={"pack": pack})
         return replace(self.collate, config=config)(samples)
 
-    def packed_equals_single(self) -> Finding:
+    def packed_equals_single(self) -> CheckFinding:
         """All records in shared rows against each in a batch of its own."""
         single = [self._collate([sample]) for sample in self.samples]
-        return Finding(
+        return CheckFinding(
             f"packed ≡ one by one ({len(self.samples)} records)",
             compare(self._outcome([self.packed]), self._outcome(single), TOLERANCE),
         )
 
-    def shared_equals_separate(self) -> Finding:
+    def shared_equals_separate(self) -> CheckFinding:
         """Questions that share an image against a sequence for each of them."""
         name = "questions on one image ≡ each alone"
         shared = next(
@@ -63,63 +63,63 @@ class BatchChecks:
             None,
         )
         if shared is None:
-            return Finding(name, skipped="no record with several independent questions")
+            return CheckFinding(name, skipped="no record with several independent questions")
         limit = self.collate.config.max_turns
         apart = [replace(shared, record=record) for record in one_by_one(shared.record, limit)]
         together = self._collate([shared])
         # At the same position: the same image tokens survive.
         alone = [self._collate([one]) for one in apart]
-        return Finding(
+        return CheckFinding(
             f"{name} ({len(apart)} questions)",
             compare(self._outcome([together]), self._outcome(alone), TOLERANCE),
         )
 
-    def attention_equals_reference(self) -> Finding:
+    def attention_equals_reference(self) -> CheckFinding:
         """The attention that this device gets in fp32 against one mask over whole rows."""
         kind = choose(self.device, torch.float32)
-        return Finding(
+        return CheckFinding(
             f"attention {kind} ≡ dense mask",
             compare(self._with_attention(kind), self._with_attention("dense"), TOLERANCE),
         )
 
-    def half_precision_is_near(self) -> Finding:
+    def half_precision_is_near(self) -> CheckFinding:
         """On a GPU: the kernel of half precision against the reference in half precision, by direction."""
         kind = choose(self.device, torch.bfloat16)
         name = f"attention {kind} ≡ dense mask, bf16"
         if self.device.type != "cuda":
-            return Finding(name, skipped="there is no GPU")
+            return CheckFinding(name, skipped="there is no GPU")
         with torch.autocast("cuda", dtype=torch.bfloat16):
             fast, reference = self._with_attention(kind), self._with_attention("dense")
-        return Finding(name, compare(fast, reference, 3e-2, cosine=0.999))
+        return CheckFinding(name, compare(fast, reference, 3e-2, cosine=0.999))
 
-    def compiled_equals_eager(self) -> Finding:
+    def compiled_equals_eager(self) -> CheckFinding:
         """A compiled ViT and language model against the same ones as they are."""
         name = "compiled ≡ eager"
         eager = self._outcome([self.packed])
         # A copy: a module that is compiled once stays so.
         compiled = copy.deepcopy(self.objective)
-        configure(compiled.vlm, ComputeConfig(compile="all", attention=self.objective.vlm.attention))
+        configure(compiled.vlm, ComputeSettings(compile="all", attention=self.objective.vlm.attention))
         try:
             found = outcome(compiled.eval(), [self.packed], self.device)
         except Exception as error:
             if not _is_compiler_error(error):
                 raise
             reason = str(error).strip().splitlines()[0][:160]
-            return Finding(name, skipped=f"torch.compile does not work here ({reason})")
-        return Finding(name, compare(found, eager, TOLERANCE))
+            return CheckFinding(name, skipped=f"torch.compile does not work here ({reason})")
+        return CheckFinding(name, compare(found, eager, TOLERANCE))
 
-    def recomputed_equals_kept(self) -> Finding:
+    def recomputed_equals_kept(self) -> CheckFinding:
         """Activations made again in the backward pass against kept ones."""
         kept = self._outcome([self.packed])
         recomputed = copy.deepcopy(self.objective)
         configure(
-            recomputed.vlm, ComputeConfig(recompute="selective", attention=self.objective.vlm.attention)
+            recomputed.vlm, ComputeSettings(recompute="selective", attention=self.objective.vlm.attention)
         )
         # Recomputation is for training mode only; drop path is off in the configuration of a check.
         found = outcome(recomputed.train(), [self.packed], self.device)
-        return Finding("recomputed ≡ kept activations", compare(found, kept, TOLERANCE))
+        return CheckFinding("recomputed ≡ kept activations", compare(found, kept, TOLERANCE))
 
-    def _with_attention(self, kind: AttentionKind) -> Outcome:
+    def _with_attention(self, kind: AttentionKind) -> BatchOutcome:
         vlm = self.objective.vlm
         before, vlm.attention = vlm.attention, kind
         try:
@@ -127,7 +127,7 @@ class BatchChecks:
         finally:
             vlm.attention = before
 
-    def _outcome(self, batches: Sequence[PackedBatch]) -> Outcome:
+    def _outcome(self, batches: Sequence[PackedBatch]) -> BatchOutcome:
         return outcome(self.objective, batches, self.device)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckFinding:
     """The outcome of one check.
 
     Attributes:
@@ -56,9 +57,14 @@ class Finding:
         """Whether nothing differs; a check that was skipped finds nothing."""
         return all(difference.ok for difference in self.differences)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        differences = [{**asdict(one), "ok": one.ok} for one in self.differences]
+        return {"check": self.name, "ok": self.ok, "skipped": self.skipped, "differences": differences}
+
 
 @dataclass(frozen=True)
-class Outcome:
+class BatchOutcome:
     """Loss and gradients of some batches.
 
     Attributes:
@@ -70,7 +76,7 @@ class Outcome:
     gradients: Mapping[str, Tensor]
 
 
-def outcome(objective: ViTPObjective, batches: Sequence[PackedBatch], device: torch.device) -> Outcome:
+def outcome(objective: ViTPObjective, batches: Sequence[PackedBatch], device: torch.device) -> BatchOutcome:
     """Return loss and gradients of batches together, in fp32."""
     objective.zero_grad(set_to_none=True)
     total = 0.0
@@ -84,10 +90,12 @@ def outcome(objective: ViTPObjective, batches: Sequence[PackedBatch], device: to
         if parameter.grad is not None
     }
     objective.zero_grad(set_to_none=True)
-    return Outcome(total, gradients)
+    return BatchOutcome(total, gradients)
 
 
-def compare(a: Outcome, b: Outcome, tolerance: float, cosine: float = 0.9999) -> tuple[Difference, ...]:
+def compare(
+    a: BatchOutcome, b: BatchOutcome, tolerance: float, cosine: float = 0.9999
+) -> tuple[Difference, ...]:
     """Return how far two outcomes are apart: loss, length and direction of the whole gradient, worst parameter.
 
     Args:
@@ -112,7 +120,7 @@ def compare(a: Outcome, b: Outcome, tolerance: float, cosine: float = 0.9999) ->
     )
 
 
-def compare_weights(
+def compare_tensors(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float
 ) -> tuple[Difference, ...]:
     """Return how far two sets of weights are apart: length of the difference over length of the reference.
@@ -137,6 +145,6 @@ def compare_curves(a: Sequence[float], b: Sequence[float], tolerance: float) -> 
     return (Difference("loss curve, worst relative", worst, tolerance),)
 
 
-def _gradient(one: Outcome, other: Outcome, name: str) -> Tensor:
+def _gradient(one: BatchOutcome, other: BatchOutcome, name: str) -> Tensor:
     """A gradient that only the other side has counts as zero."""
     return one.gradients[name] if name in one.gradients else torch.zeros_like(other.gradients[name])

@@ -11,8 +11,8 @@ from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.leftovers import temporary_folder
 from vitp.runs.check import runs
 from vitp.runs.check.batches import BatchChecks
-from vitp.runs.check.findings import Finding
-from vitp.runs.pretrain import PretrainConfig, build_vlm
+from vitp.runs.check.findings import CheckFinding
+from vitp.runs.pretrain import PretrainConfig, build_with_language
 
 CHECKS = ("packed", "shared", "attention", "bf16", "recompute", "compile", "resume", "ranks")
 
@@ -39,7 +39,7 @@ def check_run(
     ranks: int = 2,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
-) -> Iterator[Finding]:
+) -> Iterator[CheckFinding]:
     """Yield what each check finds, as soon as it is known.
 
     Args:
@@ -61,7 +61,7 @@ def check_run(
     batch = -(-records // ranks) * ranks
     short = runs.short_run(config, batch=batch, device=device.type)
     if any(name in _BATCH_CHECKS for name in wanted):
-        checks = BatchChecks(*build_vlm(short), device, records)
+        checks = BatchChecks(*build_with_language(short), device, records)
         yield from (check(checks) for name, check in _BATCH_CHECKS.items() if name in wanted)
     with temporary_folder("vitp-check") as folder:
         if "resume" in wanted:
@@ -70,7 +70,7 @@ def check_run(
             yield runs.ranks_equal_one(short, Path(folder), ranks)
 
 
-_BATCH_CHECKS: dict[str, Callable[[BatchChecks], Finding]] = {
+_BATCH_CHECKS: dict[str, Callable[[BatchChecks], CheckFinding]] = {
     "packed": BatchChecks.packed_equals_single,
     "shared": BatchChecks.shared_equals_separate,
     "attention": BatchChecks.attention_equals_reference,

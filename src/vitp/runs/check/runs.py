@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ from torch import Tensor
 from vitp.core.config import save_config
 from vitp.core.reading import read_text
 from vitp.core.tensors import load_tensors
-from vitp.runs.check.findings import Difference, Finding, compare_curves, compare_weights
+from vitp.engine import checkpoint
+from vitp.runs.check.findings import CheckFinding, Difference, compare_curves, compare_tensors
 from vitp.runs.pretrain import PretrainConfig, run_pretraining
 
-STEPS = 4
+_STEPS = 4
 RANK_TOLERANCE = 1e-5
 """Relative, of the loss curve in fp32: sums over ranks are rounded in another order."""
 
@@ -40,7 +42,7 @@ def short_run(config: PretrainConfig, *, batch: int, device: str) -> PretrainCon
     """
     train = config.train.model_copy(
         update={
-            "steps": STEPS,
+            "steps": _STEPS,
             "micro_batches": 1,
             "precision": "fp32",
             "num_workers": 0,
@@ -65,23 +67,23 @@ def short_run(config: PretrainConfig, *, batch: int, device: str) -> PretrainCon
     )
 
 
-def resumed_equals_uninterrupted(config: PretrainConfig, folder: Path) -> Finding:
+def resumed_equals_uninterrupted(config: PretrainConfig, folder: Path) -> CheckFinding:
     """Half of the steps, then the rest from the checkpoint, against all of them at once: bit for bit on a CPU."""
-    half = config.model_copy(update={"train": config.train.model_copy(update={"save_every": STEPS // 2})})
+    half = config.model_copy(update={"train": config.train.model_copy(update={"save_every": _STEPS // 2})})
     whole = _train(half, folder / "whole")
-    _cut_off(folder / "whole", folder / "resumed", STEPS // 2)
+    _cut_off(folder / "whole", folder / "resumed", _STEPS // 2)
     resumed = _train(half, folder / "resumed", resume=True)
     exact = config.train.deterministic
     tolerance = 0.0 if exact else WEIGHT_TOLERANCE
     note = "bit for bit" if exact else "not deterministic on this device"
-    return Finding(f"resumed ≡ uninterrupted ({note})", compare_weights(resumed, whole, tolerance))
+    return CheckFinding(f"resumed ≡ uninterrupted ({note})", compare_tensors(resumed, whole, tolerance))
 
 
-def ranks_equal_one(config: PretrainConfig, folder: Path, ranks: int) -> Finding:
+def ranks_equal_one(config: PretrainConfig, folder: Path, ranks: int) -> CheckFinding:
     """The same steps on several processes, each with its share of the records."""
     name = f"{ranks} ranks ≡ 1 rank"
     if config.train.device != "cpu" and torch.cuda.device_count() < ranks:
-        return Finding(name, skipped=f"there are {torch.cuda.device_count()} GPUs")
+        return CheckFinding(name, skipped=f"there are {torch.cuda.device_count()} GPUs")
     one = _train(config, folder / "one")
     file = folder / "ranks.yaml"
     save_config(config, file)
@@ -99,12 +101,12 @@ def ranks_equal_one(config: PretrainConfig, folder: Path, ranks: int) -> Finding
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         reason = lines[0] if lines else f"torchrun ended with {done.returncode}"
-        return Finding(name, (Difference(reason, float("inf"), 0.0),))
-    return Finding(
+        return CheckFinding(name, (Difference(reason, float("inf"), 0.0),))
+    return CheckFinding(
         name,
         (
             *compare_curves(_curve(several), _curve(folder / "one"), RANK_TOLERANCE),
-            *compare_weights(_weights(several), one, WEIGHT_TOLERANCE),
+            *compare_tensors(_weights(several), one, WEIGHT_TOLERANCE),
         ),
     )
 
@@ -116,11 +118,7 @@ def _train(config: PretrainConfig, run_dir: Path, *, resume: bool = False) -> Ma
 
 def _cut_off(whole: Path, cut: Path, step: int) -> None:
     """Make the folder that a run leaves which was killed right after the checkpoint of a step."""
-    import shutil
-
-    from vitp.engine import checkpoint
-
-    ignore = shutil.ignore_patterns("model", checkpoint.folder(whole, STEPS).name)
+    ignore = shutil.ignore_patterns("model", checkpoint.folder(whole, _STEPS).name)
     shutil.copytree(whole, cut, ignore=ignore)
     if checkpoint.latest(cut) != checkpoint.folder(cut, step):
         raise RuntimeError(f"{cut} has no checkpoint of step {step}")

@@ -1,0 +1,210 @@
+"""`vitp pretrain`, `vitp finetune`, `vitp demo`, `vitp report`, `vitp check`: training runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitp.cli.options import LABELLED, Override, Resume, Steps, configuration_of, overrides_of
+from vitp.cli.output import make_console, print_lines, print_scores
+from vitp.cli.panels import JUDGE, TRAIN
+
+if TYPE_CHECKING:
+    from vitp.runs.check.findings import CheckFinding
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("pretrain", rich_help_panel=TRAIN)(pretrain_command)
+    app.command("finetune", rich_help_panel=TRAIN)(finetune_command)
+    app.command("demo", rich_help_panel=TRAIN)(demo_command)
+    app.command("report", rich_help_panel=JUDGE)(report_command)
+    app.command("check", rich_help_panel=JUDGE)(check_run_command)
+
+
+_Config = Annotated[
+    Path | None,
+    typer.Argument(
+        help="YAML file of the run. Without one: the defaults with --data, the run's own with --resume."
+    ),
+]
+
+
+def pretrain_command(
+    config: _Config = None,
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/pretrain"),
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="Objective to learn, see docs/paradigms.md. By default the YAML's, else visual instructions."
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="Compiled folder; for instructions also a mixture file or JSON Lines. Repeatable."
+        ),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            help='"starter", a model or run folder, or "scratch" ("random" without a language model).',
+        ),
+    ] = None,
+    steps: Steps = None,
+    override: Override = None,
+    resume: Resume = False,
+) -> None:
+    """Pretrain a ViT inside a vision-language model on visual instructions (ViTP), or by another paradigm."""
+    from vitp.core import distributed
+    from vitp.recipes.paradigms import pretrain_settings
+    from vitp.runs.pretrain import run_pretraining
+
+    config = configuration_of(config, data, out, resume=resume, command="vitp pretrain")
+    options = {"data.mixture": data, "model.init": init, "train.steps": steps}
+    settings = pretrain_settings(config, objective, overrides_of(options, override))
+    console = make_console()
+    if config is None and settings.model.init == "starter" and distributed.rank() == 0:
+        console.print(
+            f"[dim]no configuration: from the starter with batches of {settings.data.global_batch}, learning rate "
+            f"{settings.optim.lr:g}, {settings.train.steps} steps; -s KEY=VALUE changes them[/]"
+        )
+    result = run_pretraining(settings, out, resume=resume)
+    if distributed.rank() > 0:
+        return
+    console.print(f"model: {result.model}")
+    if settings.objective.has_language_model:
+        console.print(f"next: vitp report {out}, vitp export {out} --out BACKBONE")
+    else:
+        console.print(f"next: vitp probe {out} DATA, vitp finetune TASK --backbone {out}")
+
+
+def finetune_command(
+    task: Annotated[
+        str, typer.Argument(help="classification, segmentation, change, detection, instance or oriented.")
+    ],
+    config: _Config = None,
+    data: Annotated[str | None, typer.Option("--data", help=LABELLED)] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help='"starter", "random", an export, run or model folder, or timm:NAME.'),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/finetune"),
+    steps: Steps = None,
+    override: Override = None,
+    resume: Resume = False,
+) -> None:
+    """Finetune a backbone on a task, and score it on the test images."""
+    from vitp.core import distributed
+    from vitp.core.config import load_config, make_config
+    from vitp.runs.finetune import FinetuneConfig, run_finetune
+    from vitp.tasks.build import task_of
+
+    task_of(task)  # an unknown task is named before anything else
+    config = configuration_of(config, data, out, resume=resume, command="vitp finetune")
+    options = {"data.root": data, "backbone.init": backbone, "train.steps": steps}
+    overrides = [f"task={task}", *overrides_of(options, override)]
+    if config is not None:
+        settings = load_config(FinetuneConfig, config, overrides)
+    else:
+        settings = make_config(FinetuneConfig, {}, overrides, where="command line")
+    result = run_finetune(settings, out, resume=resume)
+    if distributed.rank() > 0:
+        return
+    print_scores(result.scores, f"{task} on the test images ({result.scores.images})")
+    console = make_console()
+    console.print(f"model: {result.model}")
+    console.print(f"next: vitp predict {out} IMAGES --out PREDICTIONS")
+
+
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the demo.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of pretraining seeds.")] = 1,
+    ceiling: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=100_000_000,
+            help="Steps of one more finetuning, on all labels instead of a few; 0: leave it out.",
+        ),
+    ] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start anew where an earlier demo left its results.")
+    ] = False,
+) -> None:
+    """Go the whole way on generated port scenes: pretrain, export, probe, finetune, compare, report."""
+    from vitp.recipes.demo import run_demo
+    from vitp.recipes.micro import DemoPlan
+
+    run_demo(out, DemoPlan(seeds=tuple(range(seeds)), ceiling_steps=ceiling), force=force)
+
+
+def report_command(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML file to write; RUN/report.html by default.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Number of questions that the model answers on the page.")
+    ] = 12,
+) -> None:
+    """Write one self-contained page about a run."""
+    from vitp.core.targets import check_output_file
+    from vitp.report.run_report import report_run
+
+    if out is not None:
+        check_output_file(out, "page")
+    print(f"wrote {report_run(run, out, samples=samples)}")
+
+
+def check_run_command(
+    run: Annotated[Path, typer.Argument(help="Pretraining run, or its YAML file.")],
+    records: Annotated[
+        int, typer.Option("--records", min=1, max=100_000, help="Number of records to compare on.")
+    ] = 8,
+    ranks: Annotated[
+        int, typer.Option("--ranks", min=2, max=64, help="Number of processes of the check `ranks`.")
+    ] = 2,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            help="Make one check alone: packed, shared, attention, bf16, recompute, compile, resume or ranks. "
+            "Repeatable.",
+        ),
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option("--skip", help="Leave a check out. Repeatable.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--json", help="Write the findings into this file as well.")
+    ] = None,
+    override: Override = None,
+) -> None:
+    """Compare the fast ways of training with the plain ones on a run's own data.
+
+    The exit code is 1 when there is a difference.
+    """
+    from vitp.core.files import write_json
+    from vitp.runs.check.run import check_run, load_run
+
+    config = load_run(run, override or [])
+    findings = []
+    for finding in check_run(config, records=records, ranks=ranks, only=only or (), skip=skip or ()):
+        findings.append(finding)
+        print_lines(_lines(finding))
+    if out is not None:
+        write_json(out, [finding.to_json() for finding in findings])
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _lines(finding: CheckFinding) -> list[str]:
+    if finding.skipped is not None:
+        return [f"skipped    {finding.name}: {finding.skipped}"]
+    lines = [f"{'equal' if finding.ok else 'DIFFERENT':<10} {finding.name}"]
+    for one in finding.differences:
+        sign, mark = "≥" if one.at_least else "≤", "" if one.ok else "  ← here"
+        lines.append(f"           {one.what}: {one.value:.3g} (wanted {sign} {one.limit:g}){mark}")
+    return lines

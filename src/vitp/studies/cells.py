@@ -1,0 +1,367 @@
+"""Work of the cells: pretraining runs, choices between them, probes, finetunings, robustness tests, and timing."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitp.checkpoints.description import Provenance
+from vitp.checkpoints.export import write_backbone
+from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
+from vitp.checkpoints.writing import save_vlm
+from vitp.core.config import make_config
+from vitp.core.distributed import resolve_device
+from vitp.core.errors import ConfigError
+from vitp.core.files import atomic_dir
+from vitp.core.reading import parse_json, read_text
+from vitp.data.splits import development_splits, label_count, splits_of, subset
+from vitp.evaluation.probes import run_probes
+from vitp.evaluation.robustness import robustness_of_task
+from vitp.models.language import micro_qwen2
+from vitp.models.vlm import VisionLanguageModel
+from vitp.recipes.paradigms import PARADIGMS, ParadigmBudget, flops_per_image
+from vitp.runs.finetune import FinetuneConfig, build_run, run_finetune
+from vitp.runs.pretrain import PretrainConfig, build, run_pretraining
+from vitp.studies.cost import STARTUP, TIMING, count_steps, seconds_a_step
+from vitp.studies.process import Context, Work, resumable
+from vitp.studies.sources import folder_of, provide_data
+from vitp.tasks.build import task_of
+from vitp.tasks.data import open_labelled, task_splits
+from vitp.tasks.model_folder import load_task
+
+RUN = "run"
+MODEL_OF_RUN = f"{RUN}/model"
+NOT_PRETRAINED = "none"
+"""The paradigm of a backbone that is left as it is."""
+
+MAIN_PROBES = (
+    ("patches linear", "patch mIoU"),
+    ("scene linear", "accuracy"),
+    ("presence linear", "mAP"),
+)
+"""One measure of each kind of probe, on 0..1: what a rate is chosen by."""
+
+_TASK_NAMES = {"presence": "classification"}
+"""Downstream tasks of a study that `vitp finetune` calls otherwise."""
+_OPTIMIZER = 1.2
+"""A step with optimizer and logging over one without: rough, and better too high than too low."""
+
+
+def pretrain_backbone(context: Context) -> Mapping[str, Any]:
+    """Train one backbone into `run/`; return what it saw and what it cost.
+
+    Settings: `paradigm`, `init` ("start" or "scratch"), `start` (what that is), `images`, `batch` (none: the
+    paradigm's own times `batch_factor`), `lr`, `align_share`, `rates`, `seed`, `changes` (`key.key=value` over the
+    run's configuration), `language` (sizes of a new language model).
+    Needs: `data…`; `lr` (a choice of the rate); `equal` (a run whose floating-point operations are matched).
+    """
+    settings, inputs = context.cell.settings, context.inputs
+    if settings["paradigm"] == NOT_PRETRAINED:
+        return _write_untrained(context)
+    lr = inputs["lr"].values["chosen"] if "lr" in inputs else settings.get("lr")
+    images = int(settings["images"])
+    if "equal" in inputs:
+        # An image costs the same in a run of any length.
+        config = run_config(context, images, lr)
+        cost = flops_per_image(config)
+        if not cost > 0:
+            raise ConfigError("an image has no floating-point operations", where=context.cell.name)
+        images = max(int(config.data.global_batch), round(float(inputs["equal"].values["flops"]) / cost))
+    config = run_config(context, images, lr)
+    run = context.folder / RUN
+    result = run_pretraining(config, run, resume=resumable(context, run, config))
+    phases = []
+    for steps, phase in phases_of(config):
+        built = build(phase)
+        phases.append((steps, count_steps(built.objective, built.source)))
+    (run / "start_vision.safetensors").unlink(missing_ok=True)
+    for leftover in (*(run / name for name in ("checkpoints", "align", "prior")), context.folder / "start"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    evidence = run / "evidence.json"
+    moved = parse_json(read_text(evidence)) if evidence.is_file() else {}
+    return {
+        "lr": config.optim.lr,
+        "loss": result.loss,
+        "steps": sum(steps for steps, _ in phases),
+        "images": sum(steps * int(config.data.global_batch) for steps, _ in phases),
+        "tokens": sum(steps * work.tokens for steps, work in phases),
+        "flops": sum(steps * work.flops for steps, work in phases),
+        "phases": [{"steps": steps, "step_flops": work.flops} for steps, work in phases],
+        "evidence": {n: moved[n] for n in ("relative_change", "gradient_share", "cka") if n in moved},
+    }
+
+
+def run_config(context: Context, images: int, lr: float | None) -> PretrainConfig:
+    """Return the configuration of a pretraining cell's run.
+
+    Args:
+        context: Of the cell.
+        images: Images seen.
+        lr: Peak learning rate; None: the paradigm's own.
+    """
+    settings, places = context.cell.settings, context.cell.places
+    paradigm, start = PARADIGMS[settings["paradigm"]], places.get("start", "starter")
+    folders = [folder_of(context.inputs[role]) for role in sorted(context.inputs) if role.startswith("data")]
+    budget = ParadigmBudget(
+        images=images,
+        batch=settings.get("batch") or paradigm.batch * settings.get("batch_factor", 1),
+        lr=lr,
+        rates=tuple(settings["rates"]) if len(folders) > 1 else None,
+        workers=int(places.get("workers", "1")),
+        align_share=settings.get("align_share", 0.0),
+        like=start,
+    )
+    init = "random" if settings["init"] == "scratch" else start
+    if settings.get("language"):
+        init = str(_with_new_language_model(context, init))
+    config = paradigm.make(folders, init, budget, int(settings["seed"]))
+    changes = list(settings.get("changes") or [])
+    if places.get("threads"):
+        changes.append(f"train.threads={places['threads']}")
+    changes.append("train.tensorboard=false")
+    return make_config(type(config), config.model_dump(mode="json"), changes, where=context.cell.name)
+
+
+def _with_new_language_model(context: Context, init: str) -> Path:
+    """Return the folder of a model with the ViT of `init` and a random language model of other sizes."""
+    folder = context.folder / "start"
+    if folder.is_dir():
+        return folder
+    before = load_vlm(init)
+    language = micro_qwen2(**context.cell.settings["language"])
+    config = before.vlm.config.model_copy(update={"language": language})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(context.cell.settings["seed"]))
+        vlm = VisionLanguageModel(config, vocabulary=before.vlm.language.config.vocab_size)
+    vlm.vision.load_state_dict(before.vlm.vision.state_dict())
+    save_vlm(folder, vlm, before.chat)
+    return folder
+
+
+def _write_untrained(context: Context) -> dict[str, Any]:
+    """Write the ViT as it is: the start's, or one with random weights."""
+    settings = context.cell.settings
+    tower, source = load_backbone(context.cell.places.get("start", "starter")), "the start"
+    if settings["init"] == "scratch":
+        tower, source = random_backbone(tower, int(settings["seed"])), "random weights"
+    with atomic_dir(context.folder / MODEL_OF_RUN) as temporary:
+        write_backbone(temporary, tower, Provenance(source=source), name="model")
+    return {"lr": None, "loss": None, "images": 0, "tokens": 0, "flops": 0.0, "steps": 0, "evidence": {}}
+
+
+def phases_of(config: Any) -> list[tuple[int, Any]]:
+    """Return (steps, configuration) of the phases of a run that look at images, and of the run proper."""
+    phases = [
+        (phase.steps, phase.prepare(config)) for phase in config.objective.phases() if phase.part is None
+    ]
+    return [*phases, (config.train.steps, config)]
+
+
+def choose_value(context: Context) -> Mapping[str, Any]:
+    """Return the value whose run scored best on validation images.
+
+    Settings: `values` (role → value that was tried), `measure` ("probes" or "validation"). Needs: one run for each
+    role; those that failed count as tried and lost.
+    """
+    tried = []
+    for role, value in context.cell.settings["values"].items():
+        needed = context.inputs.get(role)
+        score = None if needed is None else development_score(needed.values)
+        tried.append({"value": value, "score": score})
+    known = [row for row in tried if row["score"] is not None]
+    if not known:
+        raise ConfigError("no run has a score on validation images", where=context.cell.name)
+    best = max(known, key=lambda row: row["score"])
+    return {"chosen": best["value"], "tried": tried}
+
+
+def development_score(values: Mapping[str, Any]) -> float | None:
+    """Return the number that settings are chosen by: of a finetuning, or the mean of a probing's main measures."""
+    if "validation" in values:
+        return _finite(values["validation"])
+    means = [row["mean"] for row in values["rows"] if (row["task"], row["metric"]) in MAIN_PROBES]
+    means = [mean for mean in means if math.isfinite(mean)]
+    return sum(means) / len(means) if means else None
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def probe_backbone(context: Context) -> Mapping[str, Any]:
+    """Probe a frozen backbone. With `development` the validation images stand for the test images.
+
+    Settings: `labels`, `draws`, `images`, `development`. Needs: `data`, `backbone`.
+    """
+    settings = context.cell.settings
+    labelled = open_labelled(folder_of(context.inputs["data"]), "vitp")
+    splits = development_splits(labelled) if settings["development"] else splits_of(labelled)
+    there = min(len(splits["train"]), settings["images"])
+    labels = settings["labels"]
+    table = run_probes(
+        load_backbone(context.inputs["backbone"].folder / RUN),
+        splits,
+        seeds=tuple(range(settings["draws"])),
+        labels_per_seed=min(label_count(there, None), labels) if isinstance(labels, int) else labels,
+        max_images=settings["images"],
+        device=str(resolve_device("auto")),
+    )
+    return table.to_json()
+
+
+def cell_finetune_config(
+    context: Context, root: Path, backbone: str, lr: float, labels: int | float | None
+) -> FinetuneConfig:
+    """Return the configuration of a finetuning cell around a backbone."""
+    settings, places = context.cell.settings, context.cell.places
+    values = {
+        "task": _TASK_NAMES.get(settings["task"], settings["task"]),
+        "seed": settings["seed"],
+        "backbone": {"init": backbone},
+        "neck": settings["neck"],
+        "head": settings["head"],
+        "data": {
+            "root": str(root),
+            "format": "vitp",
+            "labels": labels,
+            "global_batch": settings["batch_size"],
+            # What is tried to choose a setting never sees a test image.
+            "splits": {"test": "val"} if settings["development"] else {},
+        },
+        "optim": {
+            "lr": lr,
+            "weight_decay": 0.05,
+            "warmup_ratio": 0.1,
+            "layer_decay": settings["layer_decay"],
+        },
+        "train": {
+            "steps": settings["steps"],
+            "val_every": 0,
+            "log_every": 50,
+            "save_every": max(1, settings["steps"] // 2),
+            "keep_last": 1,
+            "num_workers": int(places.get("workers", "0")),
+            "threads": int(places["threads"]) if places.get("threads") else None,
+        },
+    }
+    return make_config(FinetuneConfig, values, where=context.cell.name)
+
+
+def finetune_backbone(context: Context) -> Mapping[str, Any]:
+    """Finetune a backbone; return the scores on test images, or with `development` the one on validation images.
+
+    Settings: `task`, `steps`, `batch_size`, `labels`, `lr`, `layer_decay`, `head`, `neck`, `seed`,
+    `development`. Needs: `data`, `backbone`; `lr` (a choice of the rate).
+    """
+    settings, inputs = context.cell.settings, context.inputs
+    root = folder_of(inputs["data"])
+    lr = inputs["lr"].values["chosen"] if "lr" in inputs else settings["lr"]
+    labels: int | float | None = settings["labels"]
+    if isinstance(labels, int):
+        # Where there are fewer labels than wanted, all are taken.
+        task = task_of(_TASK_NAMES.get(settings["task"], settings["task"]))
+        there = len(task_splits(open_labelled(root, "vitp"), task.labels(settings["head"]))["train"])
+        labels = labels if labels < there else None
+    run = context.folder / RUN
+    config = cell_finetune_config(context, root, str(inputs["backbone"].folder / RUN), lr, labels)
+    result = run_finetune(config, run, resume=resumable(context, run, config))
+    # Hundreds of runs would fill the disk with what nobody will read.
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    if MODEL_OF_RUN not in context.cell.keep:
+        shutil.rmtree(run / "model", ignore_errors=True)
+    if settings["development"]:
+        return {"lr": lr, "labels": labels, "validation": _finite(result.scores.score)}
+    values = {name: _finite(value) for name, value in result.scores.values.items()}
+    return {"lr": lr, "labels": labels, "values": values, "images": result.scores.images}
+
+
+def score_robustness(context: Context) -> Mapping[str, Any]:
+    """Score a finetuned model on corrupted test images; return clean, average, drop and each corruption's mean.
+
+    Settings: `score`, `severities`, `max_images`, `seed`. Needs: `data`, `model`.
+    """
+    settings = context.cell.settings
+    model = load_task(context.inputs["model"].folder / RUN).to(str(resolve_device("auto")))
+    labelled = open_labelled(folder_of(context.inputs["data"]), "vitp")
+    kind = task_of(model.name).labels(model.description["head"])
+    result = robustness_of_task(
+        model,
+        task_splits(labelled, kind)["test"],
+        severities=tuple(settings["severities"]),
+        seed=settings["seed"],
+        max_images=settings["max_images"],
+    )
+    score = settings["score"]
+    values = {
+        "clean": result.value(metric=score),
+        "average": result.average(metric=score),
+        "drop": result.drop(metric=score),
+        **result.by_corruption(metric=score),
+    }
+    return {"values": {name: _finite(value) for name, value in values.items()}}
+
+
+def measure_pace(context: Context) -> Mapping[str, Any]:
+    """Return seconds (and floating-point operations) a unit of the work that the settings describe."""
+    measures = {"pretrain": _pretraining_pace, "finetune": _finetuning_pace}
+    return measures.get(context.cell.settings["times"], _probing_pace)(context)
+
+
+def _pretraining_pace(context: Context) -> dict[str, float]:
+    config = run_config(context, int(context.cell.settings["images"]), context.cell.settings.get("lr"))
+    images = seconds = flops = 0.0
+    for steps, phase in phases_of(config):
+        run = build(phase)
+        of_step = seconds_a_step(run.objective, run.source, device=phase.train.device)
+        run.objective.to("cpu")
+        images += steps * config.data.global_batch
+        seconds += steps * of_step
+        flops += steps * count_steps(run.objective, run.source).flops
+    return {"seconds": _OPTIMIZER * seconds / images, "fixed": STARTUP, "flops": flops / images}
+
+
+def _finetuning_pace(context: Context) -> dict[str, float]:
+    backbone = context.cell.places.get("start", "starter")
+    config = cell_finetune_config(context, folder_of(context.inputs["data"]), backbone, 1e-4, None)
+    run = build_run(config)
+    of_step = seconds_a_step(run.model, run.source, device=config.train.device)
+    few = subset(run.splits["val"], 16)
+    began = time.monotonic()
+    task_of(config.task).evaluate(run.model.eval(), few, run.test)
+    an_image = (time.monotonic() - began) / len(few)
+    fixed = STARTUP + an_image * len(run.splits["test"])
+    return {"seconds": _OPTIMIZER * of_step, "fixed": fixed, "flops": 0.0}
+
+
+def _probing_pace(context: Context) -> dict[str, float]:
+    settings = context.cell.settings
+    labelled = open_labelled(folder_of(context.inputs["data"]), "vitp")
+    tower = load_backbone(context.cell.places.get("start", "starter"))
+    most = min(64, settings["images"])
+    began = time.monotonic()
+    run_probes(tower, labelled, seeds=(0,), max_images=most)
+    # Features cost by the image, fits by the draw; the small run says little about how the two share.
+    spent = time.monotonic() - began
+    seconds = spent * max(1.0, settings["images"] / most) * 0.4 * settings["draws"]
+    return {"seconds": seconds, "fixed": 1.0, "flops": 0.0}
+
+
+WORK: dict[str, Work] = {
+    "data": provide_data,
+    "pretrain": pretrain_backbone,
+    "choose": choose_value,
+    "probe": probe_backbone,
+    "finetune": finetune_backbone,
+    "robustness": score_robustness,
+    TIMING: measure_pace,
+}
+"""Kind of cell → function that does its work."""
+
+VERSIONS: dict[str, int] = dict.fromkeys(WORK, 1)
+"""Raise a number when equal settings give another result than before: cells of that kind are done again."""

@@ -1,0 +1,379 @@
+"""The studies of the paper, each a function from a planner to a grid of cells with claims.
+
+Command: `vitp study NAME --scale micro --out studies` (resumable); with `--data FOLDER` on your own images. Studies
+share their cells: pretraining runs of `paradigms` are not run again for `cost`, `data-efficiency` or `robustness`.
+Hardware: two processor cores for a night; `--quick` in less than half an hour, which proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from vitp.checkpoints.loading import vlm_folder
+from vitp.checkpoints.tensors import WEIGHTS
+from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.files import sha256
+from vitp.recipes.paradigms import PARADIGMS
+from vitp.studies.cells import NOT_PRETRAINED
+from vitp.studies.grid import Claim, Study
+from vitp.studies.planner import Arm, StudyPlanner
+from vitp.studies.scales import Scale
+from vitp.studies.sources import extra_scenes, questions, study_sources
+
+_VITP = "ViTP"
+_TITLES: dict[str, str] = {
+    "supervised": "supervised",
+    "dense": "dense supervised",
+    "mae": "MAE",
+    "simclr": "SimCLR",
+    "dino": "DINO",
+    "clip": "CLIP",
+    "vitp": _VITP,
+}
+"""Paradigm → what tables call it, in their order."""
+
+_CONTINUED = "continued from the start"
+_GROUPS = {
+    ("start", "images"): f"{_CONTINUED}, equal images",
+    ("start", "flops"): f"{_CONTINUED}, equal operations",
+    ("scratch", "images"): "from scratch, equal images",
+    ("scratch", "flops"): "from scratch, equal operations",
+}
+
+
+def _arms(scale: Scale, init: str) -> dict[str, Arm]:
+    """Return paradigm → arm at equal images, of the scale's paradigms."""
+    found: dict[str, Arm] = {}
+    for name, title in _TITLES.items():
+        if name in scale.paradigms:
+            found[name] = Arm(title, name, init)
+    return found | {"vitp": _vitp(scale.vrl, init=init)}
+
+
+def _vitp(ratio: float, name: str = _VITP, *, init: str = "start", tuned_as: Arm | None = None) -> Arm:
+    """Return ViTP with a share of dropped image tokens."""
+    return Arm(name, "vitp", init, changes=(f"vrl.ratio={ratio}",), tuned_as=tuned_as)
+
+
+def _untrained(init: str) -> Arm:
+    """Return the backbone that is not pretrained here: the start as it is, or random weights."""
+    return Arm("not continued" if init == "start" else "random", NOT_PRETRAINED, init)
+
+
+def _information(scale: Scale) -> dict[str, str]:
+    """Return arm → the label information that its pretraining used."""
+    found = {title: PARADIGMS[name].labels for name, title in _TITLES.items() if name in scale.paradigms}
+    untrained = {"start": ("not continued", "none beyond the start's own"), "scratch": ("random", "none")}
+    return found | dict(untrained[init] for init in scale.inits)
+
+
+def paradigms_study(plan: StudyPlanner) -> Study:
+    """Compare ways of pretraining at equal images seen and at equal operations (figure 2, tables 3–9)."""
+    scale = plan.scale
+    claims = []
+    for init in scale.inits:
+        by_name, untrained = _arms(scale, init), _untrained(init)
+        draws = scale.draws if init == "start" else None
+        for budget in scale.budgets:
+            group = _GROUPS[init, budget]
+            for name, tune in {**by_name, "": untrained}.items():
+                # Operations are matched to ViTP's, so its own run is the same in both groups.
+                matched = budget == "flops" and name not in ("vitp", "")
+                arm = replace(tune, changes=(), equal=by_name["vitp"], tuned_as=tune) if matched else tune
+                for seed in plan.seeds(arm, draws):
+                    run, facts = plan.pretrained(arm, seed), plan.facts(arm, group, seed)
+                    plan.probed(run, facts)
+                    plan.finetuned(run, facts, tune=tune, draws=draws)
+            others = [arm.name for arm in (*by_name.values(), untrained) if arm.name != _VITP]
+            claims += [Claim(f"ViTP beats {other} ({group}).", _VITP, other, group) for other in others]
+    if "start" in scale.inits:
+        # All labels and longer: this ceiling shows what the few labels leave to gain.
+        for arm in (_untrained("start"), *(() if scale.quick else (_arms(scale, "start")["vitp"],))):
+            for seed in plan.seeds(arm):
+                facts = plan.facts(arm, "ceiling, all labels", seed)
+                plan.finetuned(plan.pretrained(arm, seed), facts, labels=None, tune=arm)
+    return Study(
+        "paradigms",
+        "Paradigms of pretraining",
+        "Is ViTP better than supervised, masked-image, image-image and image-text pretraining at the same images "
+        "seen, and at the same operations? (figure 2, tables 3–9)",
+        tuple(plan.cells.values()),
+        claims=tuple(claims),
+        information=_information(scale),
+        notes=(
+            "Equal images: every paradigm is shown as many images, however many crops or views it makes of each; "
+            "ViTP's alignment phase counts. Equal operations: each run is as long as its ViTP run is expensive, "
+            "forward and backward.",
+            "ViTP continues the whole vision-language model, the others only its ViT: the language model is part of "
+            "the paradigm, as in the paper.",
+            "Rates: the same number of values is tried for each paradigm, on seed 1000, by frozen probes on "
+            "validation images; finetuning rates likewise, by validation scores. Test images choose nothing.",
+        ),
+    )
+
+
+def vrl_ratio_study(plan: StudyPlanner) -> Study:
+    """Measure quality and cost at 0, 25, 50, 75 and 90 % dropped image tokens (figure 6)."""
+    names = {ratio: f"{100 * ratio:.0f} % dropped" for ratio in (0.0, 0.25, 0.5, 0.75, 0.9)}
+    for ratio, name in names.items():
+        plan.tested(_vitp(ratio, name, tuned_as=_vitp(0.75)), _CONTINUED, 100 * ratio)
+    start = _untrained("start")
+    plan.probed(plan.pretrained(start, 0), plan.facts(start, _CONTINUED, 0))
+    return Study(
+        "vrl-ratio",
+        "Share of dropped image tokens",
+        "Does dropping image tokens help the ViT, and what does it save? (figure 6: 52.8 at 0 %, peak 54.6 at 75 %, "
+        "54.3 at 90 %)",
+        tuple(plan.cells.values()),
+        claims=(
+            Claim("75 % is better than 0 %.", names[0.75], names[0.0], _CONTINUED),
+            Claim("75 % is better than 25 %.", names[0.75], names[0.25], _CONTINUED),
+            Claim("90 % is still better than 0 %.", names[0.9], names[0.0], _CONTINUED),
+        ),
+        ours=names[0.75],
+        x_label="image tokens dropped (%)",
+        information={"all": _information(plan.scale)[_VITP]},
+        notes=("One learning rate for all shares: the one chosen for 75 %.",),
+    )
+
+
+_QUESTION_GROUPS: dict[str, tuple[str, ...]] = {
+    "dense": ("grid", "grid_row", "cells", "cell", "point", "cover", "dominant"),
+    "grounding": ("box", "boxes", "oriented", "position", "relation", "region_class", "region_attribute", "size"),
+    "whole image": ("caption", "scene", "scene_options"),
+    "counting": ("presence", "count", "count_compare"),
+}  # fmt: skip
+"""Group → tasks of `vitp.data.synthesis` that are left out together."""
+_GENERAL_SHARE = 0.1
+
+
+def recipe_study(plan: StudyPlanner) -> Study:
+    """Leave out one group of questions at a time (table 10)."""
+    general = extra_scenes(plan.scale, "general", _GENERAL_SHARE)
+    tuned, full = _vitp(plan.scale.vrl), "full recipe"
+    learned = {full: (*plan.sources, general), "without general images": plan.sources}
+    for group, tasks in _QUESTION_GROUPS.items():
+        asked = questions()
+        # As many questions an image, of the tasks that are left.
+        weights = {**asked["tasks"], **dict.fromkeys(tasks, 0.0)}
+        asked |= {"tasks": weights, "grid_always": asked["grid_always"] and "grid" not in tasks}
+        variant = f"without-{group.replace(' ', '-')}"
+        learned[f"without {group}"] = (*(source.asking(variant, asked) for source in plan.sources), general)
+    for name, sources in learned.items():
+        arm = replace(tuned, name=name, sources=sources, tuned_as=tuned)
+        plan.tested(arm, _CONTINUED, tasks=("classification", "segmentation", "detection"))
+    return Study(
+        "recipe",
+        "Data recipe",
+        "What does each group of questions give? (table 10, RSAR: full 54.6; without diversity 52.6, SAR 52.5, "
+        "grounding 53.0, general data 52.3)",
+        tuple(plan.cells.values()),
+        claims=tuple(
+            Claim(f"The full recipe is better than the one {name}.", full, name, _CONTINUED)
+            for name in learned
+            if name != full
+        ),
+        ours=full,
+        information={"all": _information(plan.scale)[_VITP]},
+        notes=(
+            "Every arm sees the same number of images and as many questions about each; "
+            f"{100 * _GENERAL_SHARE:.0f} % of the images are scenes of the general domain, but in the arm without "
+            "them.",
+            "Groups: " + "; ".join(f"{name}: {', '.join(t)}" for name, t in _QUESTION_GROUPS.items()) + ".",
+        ),
+    )
+
+
+def steps_study(plan: StudyPlanner) -> Study:
+    """Compare a short pretraining run with a long one (figure 5)."""
+    scale, names = plan.scale, {}
+    for part in (0.125, 0.25, 0.5, 1.0, 2.0):
+        images = max(8, round(scale.images * part))
+        names[part] = f"{images:,} images".replace(",", " ")
+        arm = replace(_vitp(scale.vrl, names[part], tuned_as=_vitp(scale.vrl)), images=images)
+        plan.tested(arm, _CONTINUED, images)
+    plan.tested(_untrained("start"), _CONTINUED, 0)
+    return Study(
+        "steps",
+        "Length of pretraining",
+        "Does longer pretraining help, and where does it stop to? (figure 5: grows to about 8,000 steps, then flat)",
+        tuple(plan.cells.values()),
+        claims=(
+            Claim("The full length is better than an eighth of it.", names[1.0], names[0.125], _CONTINUED),
+            Claim("The full length is better than half of it.", names[1.0], names[0.5], _CONTINUED),
+            Claim(
+                "Twice the length is better still (the paper: no longer so).",
+                names[2.0],
+                names[1.0],
+                _CONTINUED,
+            ),
+        ),
+        ours=names[1.0],
+        x_label="images seen",
+        information={"all": _information(plan.scale)[_VITP]},
+        notes=("Each length has its own whole schedule: warm-up, and decay to the end.",),
+    )
+
+
+_LANGUAGE_MODELS: dict[str, dict[str, int]] = {
+    "1 layer": {"width": 192, "layers": 1, "heads": 6, "kv_heads": 2, "mlp": 512},
+    "3 layers": {"width": 192, "layers": 3, "heads": 6, "kv_heads": 2, "mlp": 512},
+    "6 layers": {"width": 320, "layers": 6, "heads": 10, "kv_heads": 2, "mlp": 864},
+}
+
+
+def language_size_study(plan: StudyPlanner) -> Study:
+    """Compare three sizes of the language model, all from random weights (figure 7)."""
+    group = "the start's ViT, a new language model"
+    for name, sizes in _LANGUAGE_MODELS.items():
+        width, head = sizes["width"], sizes["width"] // sizes["heads"]
+        # Parameters of the blocks: attention with grouped keys, gated MLP.
+        attention = 2 * width * width + 2 * width * head * sizes["kv_heads"]
+        parameters = float(sizes["layers"] * (attention + 3 * width * sizes["mlp"]))
+        arm = replace(_vitp(plan.scale.vrl, name), language=tuple(sorted(sizes.items())))
+        plan.tested(arm, group, parameters)
+    small, middle, large = _LANGUAGE_MODELS
+    return Study(
+        "language-size",
+        "Size of the language model",
+        "Does a larger language model teach the ViT better? (figure 7: no, 0.5 B is best, then 1.9 B, 3.1 B)",
+        tuple(plan.cells.values()),
+        claims=(
+            Claim("The middle size is better than the large one.", middle, large, group),
+            Claim("The small size is better than the large one.", small, large, group),
+        ),
+        ours=middle,
+        x_label="parameters of the language model's blocks",
+        information={"all": _information(plan.scale)[_VITP]},
+        notes=(
+            "No size has seen text before: in the paper all language models are trained ones, and the larger the "
+            "better trained. Rates are chosen for each size on validation images.",
+        ),
+    )
+
+
+def data_efficiency_study(plan: StudyPlanner) -> Study:
+    """Finetune with 100, 20, 10, 5 and 2 % of the labels (table 12)."""
+    by_name = _arms(plan.scale, "start")
+    compared = [*(by_name[name] for name in ("mae", "clip", "vitp") if name in by_name), _untrained("start")]
+    names = [arm.name for arm in compared]
+    claims = []
+    for share in (1.0, 0.2, 0.1, 0.05, 0.02):
+        group = f"{100 * share:g} % of the labels"
+        for arm in compared:
+            for seed in plan.seeds(arm):
+                plan.finetuned(
+                    plan.pretrained(arm, seed),
+                    plan.facts(arm, group, seed, 100 * share),
+                    tasks=("segmentation", "detection"),
+                    labels=None if share == 1.0 else share,
+                    tune=arm,
+                )
+        claims += [Claim(f"ViTP beats {o} with {group}.", _VITP, o, group) for o in names if o != _VITP]
+    return Study(
+        "data-efficiency",
+        "Fewer labels",
+        "Does ViTP need fewer labels? (table 12, RSAR: 72.31, 67.07, 61.68, 56.42, 46.98 at 100, 20, 10, 5, 2 %, "
+        "ahead of SatMAE and RemoteCLIP by more the fewer there are)",
+        tuple(plan.cells.values()),
+        claims=tuple(claims),
+        x_label="labels (%)",
+        information={name: text for name, text in _information(plan.scale).items() if name in names},
+        notes=(
+            "All labels are given more steps than a share of them; shares have the same number of steps.",
+        ),
+    )
+
+
+def robustness_study(plan: StudyPlanner) -> Study:
+    """Test finetuned models on corrupted images: twelve corruptions, five severities (table 13)."""
+    scale, by_name = plan.scale, _arms(plan.scale, "start")
+    group, no_vrl = f"{_CONTINUED}, corrupted test images", "ViTP without VRL"
+    compared = [
+        *(by_name[name] for name in ("supervised", "mae", "clip", "vitp") if name in by_name),
+        _vitp(0.0, no_vrl, tuned_as=by_name["vitp"]),
+        _untrained("start"),
+    ]
+    for arm in compared:
+        for seed in plan.seeds(arm):
+            run, facts = plan.pretrained(arm, seed), plan.facts(arm, group, seed)
+            for model in plan.finetuned(run, facts, tasks=("segmentation", "detection"), keep=True):
+                plan.robust(model, scale.severities, scale.corrupted_images)
+    names = [arm.name for arm in compared]
+    better = "ViTP is better than {} on corrupted images."
+    return Study(
+        "robustness",
+        "Robustness",
+        "How much does a finetuned model lose on corrupted images? (table 13, DIOR-R: clean 73.37, average 69.00; "
+        "without VRL 71.91, 67.13; best other average 63.99)",
+        tuple(plan.cells.values()),
+        claims=(
+            *(Claim(better.format(o), _VITP, o, group, metric="average") for o in names if o != _VITP),
+            Claim("VRL makes the drop smaller.", _VITP, no_vrl, group, lower=True, metric="drop"),
+        ),
+        information={name: text for name, text in _information(scale).items() if name in names},
+        notes=(
+            "`average` is the mean over corruptions and severities, `drop` the clean score minus it, both of the "
+            f"first {scale.corrupted_images} test images; the clean scores of the table are of all test images.",
+            "Finetuning rates are the scale's, untuned; pretraining rates are those of the study of paradigms.",
+        ),
+    )
+
+
+def cost_study(plan: StudyPlanner) -> Study:
+    """Measure what each paradigm costs for what it gives (table 11)."""
+    for arm in [*_arms(plan.scale, "start").values(), _untrained("start")]:
+        for seed in range(plan.scale.seeds):
+            plan.probed(plan.pretrained(arm, seed), plan.facts(arm, _GROUPS["start", "images"], seed))
+    return Study(
+        "cost",
+        "Cost of pretraining",
+        "What does pretraining cost? (table 11: ViTP 23 hours on eight A40, others 60 to 400 hours)",
+        tuple(plan.cells.values()),
+        information=_information(plan.scale),
+        notes=(
+            "The paper compares runs of each paradigm's own published length; here all see the same images, so the "
+            "rows tell the cost of an image, and the scores beside them what it bought.",
+        ),
+    )
+
+
+STUDIES: dict[str, Callable[[StudyPlanner], Study]] = {
+    "paradigms": paradigms_study,
+    "vrl-ratio": vrl_ratio_study,
+    "recipe": recipe_study,
+    "steps": steps_study,
+    "language-size": language_size_study,
+    "data-efficiency": data_efficiency_study,
+    "robustness": robustness_study,
+    "cost": cost_study,
+}
+"""Name on the command line → study."""
+
+
+def make_study(name: str, scale: Scale, data: Path | None = None) -> Study:
+    """Return a study at a scale on data.
+
+    Args:
+        name: A key of `STUDIES`.
+        scale: Sizes.
+        data: See `vitp.studies.sources.study_sources`.
+
+    Raises:
+        ConfigError: There is no such study, the data can't be used, or nothing in them can be tested.
+        CheckpointError: There is no model to start from.
+    """
+    if name not in STUDIES:
+        hint = did_you_mean(name, STUDIES) or f"studies are {', '.join(STUDIES)}"
+        raise ConfigError(f'no study "{name}"', where="vitp study", fix=hint)
+    sources = study_sources(data, scale)
+    if not any(source.tasks for source in sources):
+        raise ConfigError("has no labels to test a backbone with", where=str(data), fix="choose another set")
+    unknown = [task for source in sources for task in source.tasks if task not in scale.tasks]
+    if unknown:
+        raise ConfigError(f'says nothing of "{unknown[0]}"', where=f"tasks of scale {scale.name}")
+    # The hash of the weights tells one starting model from another, wherever it lies.
+    start = sha256(vlm_folder(scale.start) / WEIGHTS)[:16]
+    return STUDIES[name](StudyPlanner(scale, sources, start))
