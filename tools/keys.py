@@ -53,13 +53,16 @@ def reference() -> str:
     parts += ["## Finetuning\n", _text(FinetuneConfig)]
     tuned = FinetuneConfig(task="…", data=FinetuneDataSettings(root="…"))
     parts += _keys(FinetuneConfig, tuned, "", seen)
-    for task, entry in TASK_MODELS.items():
+    for task, model in TASK_MODELS.items():
         parts += [f"### head of task: {task}\n"]
-        if entry.head_settings in seen:
-            parts.append(f"As {seen[entry.head_settings]}.\n")
+        if model.head_settings in seen:
+            parts.append(f"As {seen[model.head_settings]}.\n")
             continue
-        seen[entry.head_settings] = f"the head of {task}"
-        parts += [_text(entry.head_settings), *_keys(entry.settings, entry.settings(), "head.", seen)]
+        seen[model.head_settings] = f"the head of {task}"
+        parts += [
+            _text(model.head_settings),
+            *_keys(model.head_settings, model.head_settings(), "head.", seen),
+        ]
     return "\n".join(parts)
 
 

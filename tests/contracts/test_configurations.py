@@ -15,9 +15,9 @@ CHOOSERS = ("recipes/", "studies/")
 
 HOMONYMS = {
     "clip": {"data/formats/identity.py"},
-    "dense": {"models/attention_layouts.py", "models/vlm.py", "runs/check/batches.py", "objectives/dense.py"},
+    "dense": {"models/attention_layouts.py", "models/vlm.py", "runs/check/batches.py"},
 }
-"""Files where the word means something else: images of one video, attention by a dense mask, the name of a loss."""
+"""Files where the word means something else: images of one video, attention by a dense mask."""
 
 ROOTS = {"PretrainConfig", "ImagePretrainConfig", "FinetuneConfig"}
 

@@ -258,7 +258,10 @@ def test_batches_are_a_pure_function_of_the_place() -> None:
     for part in parts:
         at = whole.record_names.index(part.record_names[0])
         assert torch.equal(part.images_BCHW[0], whole.images_BCHW[at])
-    with pytest.raises(ConfigError, match=r"^data\.global_batch: a step of 4 samples can't be cut"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.global_batch: a step of 4 samples can't be cut into 6 equal parts",
+    ):
         source()(0, 0, 0, 6)
 
 

@@ -40,7 +40,7 @@ class DenseSettings(ObjectiveSettings):
     presence: bool = False
     """Learn which object classes are in the image, too."""
     head: Literal["linear", "conv"] = "linear"
-    """On patch tokens, or a light decoder."""
+    """A linear layer on the patch tokens, or a light convolutional decoder."""
     crop: float = Field(0.6, gt=0, le=1)
     """Smallest share of the short side that a square crop keeps."""
     photometric: float = Field(0.2, ge=0, le=1)

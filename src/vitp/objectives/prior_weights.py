@@ -46,7 +46,7 @@ class PriorSettings(SettingsModel):
 
 
 def text_only_states(language: Any, batch: PackedBatch) -> Tensor:
-    """Return the last hidden states (S, H) at the tokens that predict supervised ones; no token sees an image."""
+    """Return the last hidden states (S, H) where supervised tokens are predicted; no token sees an image."""
     segments_BL = batch.segments_BL.flatten().index_fill(0, batch.image_index_K, _HIDDEN_SEGMENT)
     segments_BL = segments_BL.view_as(batch.segments_BL)
     hidden_BLH = language.get_decoder()(
@@ -157,5 +157,4 @@ class TextOnlyObjective(Objective):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the whole model, which `vitp.load_vlm` reads."""
-
         write_vlm(Path(folder), self.vlm, self.chat)
