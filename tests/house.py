@@ -75,9 +75,12 @@ def imports() -> tuple[Import, ...]:
     for file, tree in trees().items():
         inside = {id(k) for n in ast.walk(tree) if isinstance(n, _Function) for k in ast.walk(n)}
         typing = {id(k) for n in ast.walk(tree) if _is_type_checking(n) for k in ast.walk(n)}
-        for node in ast.walk(tree):
-            for module in _modules(node):
-                found.append(Import(file, node.lineno, module, id(node) in inside, id(node) in typing))  # type: ignore[attr-defined]
+        found += [
+            Import(file, node.lineno, module, id(node) in inside, id(node) in typing)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for module in _modules(node)
+        ]
     return tuple(found)
 
 
@@ -85,7 +88,7 @@ def _is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING"
 
 
-def _modules(node: ast.AST) -> list[str]:
+def _modules(node: ast.Import | ast.ImportFrom) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom) and node.module:

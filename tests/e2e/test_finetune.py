@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from tests.e2e.conftest import done, litter, read_rows, refused
+from vitp.checkpoints.loading import load_backbone
 from vitp.data.formats import read_labels
+from vitp.tasks.model_folder import load_task
 
 SIZE = 48
 LAYOUTS = {
@@ -274,11 +277,14 @@ def test_a_task_fits_a_small_set(task: str, tmp_path: Path) -> None:
     assert scores["values"][HEADLINES[task]] > least
 
 
-def test_the_model_of_a_task_is_no_backbone(data: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_backbone_of_a_task_can_be_exported(data: Callable[[str], Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = [word for setting in settings_of("classification", "random") for word in ("-s", setting)]
     done(
         "finetune", "classification", "--data", data("classification"), "--backbone", "random", "--steps", 1,
         "--out", run, *settings,
     )  # fmt: skip
-    assert "is a run of `vitp finetune`" in refused("export", run, "--out", tmp_path / "backbone")
+    done("export", run, "--out", tmp_path / "backbone")
+    tuned, exported = load_task(run).backbone.state_dict(), load_backbone(tmp_path / "backbone").state_dict()
+    assert tuned.keys() == exported.keys()
+    assert all(torch.equal(tuned[name], exported[name]) for name in tuned)

@@ -100,6 +100,7 @@ def test_edge_swap_deltas_come_back(values, turn, wider, higher):
     coder = EdgeSwapCoder()
     deltas = coder.encode(proposal, target)
     assert abs(float(deltas[0, 4])) * 0.1 <= math.pi / 4 + 1e-9
+    assume(float(deltas[0, 2:4].abs().max()) * 0.2 < math.log(62.5))  # of the edges that were matched
     assert same_rectangle(coder.decode(proposal, deltas), target) < 1e-6
 
 

@@ -294,8 +294,8 @@ def present(tensor: Tensor | None) -> Tensor:
 class TensorFields:
     """A dataclass whose tensors move together, with those of its fields that are such dataclasses, or tuples of them."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
-        """Return the same with its tensors on `device`."""
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the same with its tensors on `device`; without waiting only where nobody reads them on the host."""
         moved: Self = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
         return moved
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vitp.core.errors import DataError, VitpError
+from vitp.core.tensors import TensorFields
 from vitp.objectives.base import BatchSource
 
 
@@ -151,7 +152,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if device.type == "cpu":
         return batch
     if hasattr(batch, "to"):
-        return batch.to(device, non_blocking=True) if isinstance(batch, torch.Tensor) else batch.to(device)
+        waits = not isinstance(batch, torch.Tensor | TensorFields)
+        return batch.to(device) if waits else batch.to(device, non_blocking=True)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         moved = copy.copy(batch)
         for field in dataclasses.fields(batch):
