@@ -15,13 +15,12 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.data.splits import splits_of
-from vitp.engine.checkpoint import FORMAT
 from vitp.evaluation.corruptions.catalogue import SEVERITIES, corruptions_of
 from vitp.evaluation.robustness import robustness_of_backbone, robustness_of_task
 from vitp.evaluation.robustness_result import RobustnessResult
 from vitp.models.vision import VisionTower
 from vitp.records.labels import LabelledSet
-from vitp.tasks.base import LabelKind, TaskModel, TestSettings
+from vitp.tasks.base import TASK_FORMAT, LabelKind, TaskModel, TestSettings
 from vitp.tasks.build import task_of
 from vitp.tasks.model_folder import load_task
 
@@ -207,5 +206,5 @@ def _is_task(name: str) -> bool:
             description = parse_json(read_text(folder / CONFIG))
         except (OSError, ValueError):
             continue
-        return isinstance(description, dict) and description.get("format") == FORMAT
+        return isinstance(description, dict) and description.get("format") == TASK_FORMAT
     return False
