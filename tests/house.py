@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,8 +23,8 @@ ROOMS = (
 STRANGERS = {"models": {"scenes", "io", "data"}}
 ROOT = {"__init__.py", "__main__.py", "py.typed"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 450, 60
-EVERY_NOUN = {"register", "app"}
-"""Names that each file of the command line has: what `vitp.cli` collects."""
+EVERY_NOUN = {"register", "app", "run"}
+"""Names that each file of the command line has: what `vitp.cli` collects, and `run` of it and `__main__`."""
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -60,12 +60,18 @@ class Import:
 
 
 @cache
-def trees() -> dict[str, ast.Module]:
-    """Return the syntax tree of each file, by its path relative to the package."""
+def texts() -> dict[str, str]:
+    """Return the text of each file, by its path relative to the package."""
     return {
-        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
         for path in sorted(PACKAGE.rglob("*.py"))
     }
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Return the syntax tree of each file, by its path relative to the package."""
+    return {file: ast.parse(text) for file, text in texts().items()}
 
 
 @cache
@@ -108,6 +114,19 @@ def upward_imports() -> list[str]:
     return found
 
 
+def circles() -> list[str]:
+    """Return files that need each other, so that none of them can be read first."""
+    arrows: dict[str, set[str]] = {file: set() for file in texts()}
+    for each in imports():
+        stem = each.module.removeprefix("vitp.").replace(".", "/")
+        target = next((file for file in (f"{stem}.py", f"{stem}/__init__.py") if file in arrows), each.file)
+        if target != each.file and not each.typing and not each.file.endswith("__init__.py"):
+            arrows[each.file].add(target)
+    while grounds := {file for file, below in arrows.items() if not below & arrows.keys()}:
+        arrows = {file: below for file, below in arrows.items() if file not in grounds}
+    return [f"{file} → {', '.join(sorted(below & arrows.keys()))}" for file, below in sorted(arrows.items())]
+
+
 def loose_files() -> list[str]:
     """Return what lies at the package's root and belongs into a room, and rooms that aren't in the list."""
     files = {path.name for path in PACKAGE.iterdir() if path.is_file()} - ROOT
@@ -115,11 +134,11 @@ def loose_files() -> list[str]:
     return sorted(files | (rooms - {*ROOMS, "assets"}))
 
 
-def hidden_imports(optional: frozenset[str]) -> list[str]:
-    """Return imports inside functions but for those of optional packages, the command line and `__init__` files.
+def hidden_imports(optional: Iterable[str] = ()) -> list[str]:
+    """Return imports inside functions but for those of some modules, the command line and `__init__` files.
 
     Args:
-        optional: Packages from outside that are imported where they are used.
+        optional: Modules from outside, with all below them, that are imported where they are used.
     """
     return [
         f"{each.file}:{each.line} {each.module}"
@@ -127,7 +146,7 @@ def hidden_imports(optional: frozenset[str]) -> list[str]:
         if each.inside
         and each.room not in ("cli", "__main__.py")
         and not each.file.endswith("__init__.py")
-        and each.module.split(".")[0] not in optional
+        and not any(f"{each.module}.".startswith(f"{name}.") for name in optional)
     ]
 
 
@@ -136,7 +155,7 @@ def shared_names() -> list[str]:
     homes = defaultdict(set)
     for file, tree in trees().items():
         for name in _public(tree):
-            if not (file.startswith("cli/") and name in EVERY_NOUN):
+            if not (file.startswith(("cli/", "__main__")) and name in EVERY_NOUN):
                 homes[name].add(file)
     return [f"{name}: {', '.join(sorted(files))}" for name, files in sorted(homes.items()) if len(files) > 1]
 
@@ -155,7 +174,7 @@ def _public(tree: ast.Module) -> Iterator[str]:
 
 def long_files() -> list[str]:
     """Return files of more than 450 lines."""
-    sizes = {file: len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in trees()}
+    sizes = {file: len(texts()[file].splitlines()) for file in trees()}
     return [f"{file}: {size} lines" for file, size in sizes.items() if size > MOST_LINES]
 
 
@@ -174,7 +193,7 @@ def long_prose() -> list[str]:
     """Return lines of docstrings and comments of more than 120 characters."""
     found = []
     for file, tree in trees().items():
-        lines = (PACKAGE / file).read_text(encoding="utf-8").splitlines()
+        lines = texts()[file].splitlines()
         prose = {number for number, line in enumerate(lines, 1) if line.lstrip().startswith("#")}
         for node in ast.walk(tree):
             if (
@@ -191,7 +210,7 @@ def hops() -> list[str]:
     """Return private functions of four lines or fewer (without docstring) that are used exactly once."""
     found = []
     for file, tree in trees().items():
-        text = (PACKAGE / file).read_text(encoding="utf-8")
+        text = texts()[file]
         for node in tree.body:
             if not isinstance(node, ast.FunctionDef) or not node.name.startswith("_") or node.decorator_list:
                 continue
@@ -202,10 +221,11 @@ def hops() -> list[str]:
     return found
 
 
-RULES = {
+RULES: dict[str, Callable[[], list[str]]] = {
     "imports go down": upward_imports,
     "files and rooms at the root": loose_files,
-    "imports inside functions": lambda: hidden_imports(frozenset()),
+    "files that need each other": circles,
+    "imports inside functions": hidden_imports,
     "public names of two files": shared_names,
     "files over 450 lines": long_files,
     "functions over 60 lines": long_functions,

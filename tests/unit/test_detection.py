@@ -24,12 +24,12 @@ from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loop import Trainer
 from vitp.metrics.detection import detection_scores, found_objects, true_objects
 from vitp.metrics.results import Target
+from vitp.models.adapter import build_pyramid
 from vitp.models.heads.cascade import BoxSettings, BoxStage, StageSettings
 from vitp.models.heads.fpn import DetectionNeck, RegionPool
 from vitp.models.heads.mask import MaskSettings, cut_masks, paste_masks
 from vitp.models.heads.rcnn import RCNN, DetectorSettings
 from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings, StrideAnchors, near, outside
-from vitp.models.pyramid import build_pyramid
 from vitp.models.timm_backbone import timm_backbone
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.scenes import scene_set

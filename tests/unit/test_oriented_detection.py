@@ -17,9 +17,9 @@ from vitp.engine.config import OptimSettings
 from vitp.engine.optim import check_groups
 from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
 from vitp.metrics.results import Target
+from vitp.models.adapter import build_pyramid
 from vitp.models.heads import oriented_targets
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors, match_proposals
-from vitp.models.pyramid import build_pyramid
 from vitp.models.rotated.boxes import boxes_of_quads, hulls_of, quads_of
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.scenes import scene_set

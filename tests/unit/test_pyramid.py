@@ -18,9 +18,18 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
 
 from tests.pyramid_toys import SLIM, VITS, adapter_of, awake, images, swin, tower_of, vit
 from vitp.core.errors import ConfigError
-from vitp.models.adapter import ConvFFN, Extractor, Injector, ViTAdapter, interactions, join_maps, split_maps
+from vitp.models.adapter import (
+    ConvFFN,
+    Extractor,
+    Injector,
+    ViTAdapter,
+    build_pyramid,
+    interactions,
+    join_maps,
+    split_maps,
+)
 from vitp.models.deformable import MultiScaleDeformableAttention, cell_centers, deformable_attention
-from vitp.models.pyramid import CNNPyramid, SimpleFeaturePyramid, build_pyramid, to_stride
+from vitp.models.pyramid import CNNPyramid, SimpleFeaturePyramid, to_stride
 
 # The parts of the blocks
 

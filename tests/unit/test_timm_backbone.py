@@ -15,9 +15,9 @@ from vitp.checkpoints.loading import open_timm
 from vitp.core.errors import CheckpointError, ConfigError
 from vitp.engine.config import OptimSettings
 from vitp.engine.optim import build_optimizer
+from vitp.models.adapter import build_pyramid
 from vitp.models.layer_decay import layer_distances
 from vitp.models.positions import resample_positions
-from vitp.models.pyramid import build_pyramid
 from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
 from vitp.models.vision import VisionTower
 

@@ -1,6 +1,7 @@
 """Another vision tower or another language model in a vision-language model; the projector between them is made anew.
 
-What comes out answers nothing sensible before it was aligned: pretrain it with `objective.align.steps` (docs/weights.md).
+The result answers nothing sensible before it is aligned: pretrain it with `objective.align.steps`
+(docs/weights.md).
 """
 
 from __future__ import annotations

@@ -292,7 +292,7 @@ def present(tensor: Tensor | None) -> Tensor:
 
 
 class TensorFields:
-    """A dataclass whose tensors move together, with those of its fields that are such dataclasses, or tuples of them."""
+    """A dataclass whose tensors move together, those in fields that are such dataclasses or tuples of them included."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the same with its tensors on `device`; without waiting only where nobody reads them on the host."""

@@ -1,7 +1,7 @@
 """Reading the description of a checkpoint in parts without running what a stranger may have put into it.
 
-torch keeps names, shapes and places of the parts in `.metadata`, a pickle, and unpickles it without a check. Here only the
-classes that such a description is made of can be named in it.
+torch keeps names, shapes and places of the parts in `.metadata`, a pickle, and unpickles it without a check. Here only
+the classes that such a description is made of can be named in it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from vitp.core.errors import DamagedError
@@ -58,7 +58,7 @@ class _Unpickler(pickle.Unpickler):
         return found
 
 
-class PartsReader(dcp.FileSystemReader):
+class PartsReader(FileSystemReader):
     """torch's reader of a checkpoint in parts, but for how it reads `.metadata`."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -80,7 +80,7 @@ def read_parts(path: Path) -> Metadata:
         DamagedError: It is missing or damaged, or names something that no checkpoint holds.
     """
     try:
-        found = _Unpickler(io.BytesIO(read_bytes(path, largest=_LARGEST))).load()
+        found: Metadata = _Unpickler(io.BytesIO(read_bytes(path, largest=_LARGEST))).load()
         if (wrong := _wrong(found)) is not None:
             raise pickle.UnpicklingError(wrong)
     except Exception as error:  # what a cut-off or forged pickle raises depends on where it was cut

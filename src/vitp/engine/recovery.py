@@ -19,7 +19,7 @@ from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimSettings
 from vitp.engine.optim import changed_rate
 
-Value = TypeVar("Value")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ def changed_schedules(
     return notes
 
 
-def _together(action: Callable[..., Value], *arguments: Any) -> Value:
+def _together(action: Callable[..., _Result], *arguments: Any) -> _Result:
     """Do something on all processes; what one of them finds is raised on each."""
-    results: list[Value] = []
+    results: list[_Result] = []
     error = None
     try:
         results.append(action(*arguments))

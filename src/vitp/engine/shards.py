@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_shares
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from vitp.core import distributed
 from vitp.core.errors import DamagedError, VitpError
@@ -65,7 +67,7 @@ def write(
         VitpError: The disk is full or can't be written, here or on another process.
     """
     try:
-        dcp.save(_flat(model, moments), storage_writer=_writer(path), process_group=group)
+        save(_flat(model, moments), storage_writer=_writer(path), process_group=group)
     except CheckpointException as error:
         raise as_write_error(error, path) from error
     done: Future[dict[str, str]] = Future()
@@ -93,7 +95,7 @@ def write_later(
         name: tensor.detach().clone() if tensor.device.type == "cpu" else tensor
         for name, tensor in _flat(model, moments).items()
     }
-    response: Any = dcp.async_save(copies, storage_writer=_writer(path), process_group=group)
+    response: Any = async_save(copies, storage_writer=_writer(path), process_group=group)
     upload = getattr(response, "upload_completion", response)
     # A process of its own may do the upload, and the list of parts is there when all have ended theirs.
     pool = ThreadPoolExecutor(1, thread_name_prefix="digests")
@@ -151,7 +153,7 @@ def load(
             with warnings.catch_warnings():
                 # One process may read what several wrote; torch warns of it.
                 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-                dcp.load(targets, storage_reader=reader, no_dist=not dist.is_initialized())
+                load_shares(targets, storage_reader=reader, no_dist=not dist.is_initialized())
     except _DAMAGE as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise DamagedError(
@@ -179,5 +181,5 @@ def _flat(model: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> dict[st
     }
 
 
-def _writer(path: Path) -> dcp.FileSystemWriter:
-    return dcp.FileSystemWriter(path / FOLDER, sync_files=True)
+def _writer(path: Path) -> FileSystemWriter:
+    return FileSystemWriter(path / FOLDER, sync_files=True)

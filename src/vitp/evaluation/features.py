@@ -209,7 +209,24 @@ def extract(
                     where=labelled_set.name,
                     fix=f"use {int(total * max_bytes / expected)} images or fewer, or a larger max_bytes",
                 )
-    patches_VhwD, view_image_V = torch.cat(patches), torch.tensor(owners)
+    return _collected(labelled_set, torch.cat(patches), torch.tensor(owners), labels)
+
+
+class _Labels(NamedTuple):
+    """Labels of one image: of each view's patches and pixels, and of the whole."""
+
+    patches: Sequence[np.ndarray]
+    pixels: Sequence[np.ndarray]
+    scene: int
+    presence_K: np.ndarray
+    group: str
+
+
+def _collected(
+    labelled_set: LabelledSet, patches_VhwD: Tensor, view_image_V: Tensor, labels: Sequence[_Labels]
+) -> Features:
+    """Return features of views, the image of each view, and the images' labels, side by side."""
+    total = len(labels)
     view_VD = torch.stack([view_hwD.float().mean((0, 1)) for view_hwD in patches_VhwD])
     sums_ND = torch.zeros(total, view_VD.shape[1]).index_add_(0, view_image_V, view_VD)
     by_view = [label for own in labels for label in own.patches]
@@ -227,16 +244,6 @@ def extract(
         presence_NK=torch.from_numpy(np.stack([own.presence_K for own in labels])),
         groups=tuple(own.group for own in labels),
     )
-
-
-class _Labels(NamedTuple):
-    """Labels of one image: of each view's patches and pixels, and of the whole."""
-
-    patches: Sequence[np.ndarray]
-    pixels: Sequence[np.ndarray]
-    scene: int
-    presence_K: np.ndarray
-    group: str
 
 
 def _views(

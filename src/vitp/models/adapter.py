@@ -10,6 +10,7 @@ h × w cells of a map.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -20,12 +21,20 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitp.core.errors import ConfigError
+from vitp.core.errors import ConfigError, did_you_mean
 from vitp.models.backbone import Backbone
 from vitp.models.convolution import ConvNorm, NormKind, make_norm
 from vitp.models.deformable import MultiScaleDeformableAttention, cell_centers
 from vitp.models.plain_vit import PlainViT, TokenGrid
-from vitp.models.pyramid import STRIDES, Pyramid, pad_to_multiple, to_stride
+from vitp.models.pyramid import (
+    STRIDES,
+    CNNPyramid,
+    Pyramid,
+    PyramidKind,
+    SimpleFeaturePyramid,
+    pad_to_multiple,
+    to_stride,
+)
 
 LOOKED_AT = STRIDES[1:]
 """Strides of the maps that take part in the interactions; the finest is too large and joins at the end."""
@@ -328,3 +337,38 @@ def _checked_parts(parts: int | Sequence[tuple[int, int]], depth: int) -> tuple[
             fix="give the first and the last block of each part",
         )
     return ranges
+
+
+def build_pyramid(backbone: Backbone, kind: PyramidKind, **settings: Any) -> Pyramid:
+    """Return a pyramid around a backbone.
+
+    Args:
+        backbone: The pretrained part; it becomes part of the pyramid.
+        kind: `adapter` (ViT-Adapter, of a plain ViT), `simple` (of any backbone's last map) or `cnn` (the
+            stages of a hierarchical network).
+        settings: Arguments of `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`.
+
+    Raises:
+        ConfigError: There is no such kind, a setting is unknown, or the backbone doesn't fit the kind.
+    """
+    kinds: dict[str, type[Pyramid]] = {
+        "adapter": ViTAdapter,
+        "simple": SimpleFeaturePyramid,
+        "cnn": CNNPyramid,
+    }
+    if kind not in kinds:
+        raise ConfigError(
+            f'there is no pyramid "{kind}"',
+            where="neck.kind",
+            fix=did_you_mean(kind, kinds) or f"choose {', '.join(kinds)}",
+        )
+    known = inspect.signature(kinds[kind]).parameters
+    for name in settings:
+        if name not in known:
+            own = [other for other in known if other != "backbone"]
+            raise ConfigError(
+                f'the {kind} pyramid has no setting "{name}"',
+                where="neck",
+                fix=did_you_mean(name, own) or f"the settings are {', '.join(own)}",
+            )
+    return kinds[kind](backbone, **settings)

@@ -1,8 +1,8 @@
 """What a configuration may hand on to timm and transformers.
 
 A `config.json` may come from anybody, and both libraries take much more than sizes: where to load weights from, which
-file to read, which code to import. So architectures must be known by name, arguments must be on a list, and their values
-are plain and bounded.
+file to read, which code to import. So architectures must be known by name, arguments must be on a list, and
+their values are plain and bounded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from vitp.core.errors import ConfigError, did_you_mean
 
@@ -125,8 +126,6 @@ def _check(arguments: Mapping[str, Any], known: frozenset[str], whose: str, wher
 
 def _own_arguments(model_type: str) -> frozenset[str]:
     """Return what a model's configuration class takes beyond what every configuration of transformers does."""
-    from transformers import CONFIG_MAPPING, PreTrainedConfig
-
     if model_type not in CONFIG_MAPPING:
         return frozenset()
     own, every = (

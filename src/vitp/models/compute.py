@@ -1,4 +1,6 @@
-"""How a model is computed: attention kernel, recomputed activations, compilation, static shapes. Never what it computes.
+"""Ways to compute a model: attention kernel, recomputed activations, compilation, static shapes.
+
+None of them changes what it computes.
 
 Every setting gives the same loss and gradients up to rounding (`vitp check RUN` measures that), so none of them
 belongs to the model's own configuration.
@@ -59,7 +61,7 @@ def set_recompute(vlm: VisionLanguageModel, mode: Literal["none", "selective", "
     if mode == "selective":
         contexts = selective_contexts()
         vlm.vision.recompute_contexts = contexts
-        language.set_recompute(vlm.language, {"context_fn": contexts})
+        language.recompute_layers(vlm.language, {"context_fn": contexts})
 
 
 def selective_contexts() -> Callable[[], Any]:

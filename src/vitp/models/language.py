@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError, did_you_mean
@@ -97,8 +98,6 @@ def build_language_model(config: LanguageSettings, *, vocabulary: int) -> PreTra
         ConfigError: transformers knows no such model type, refuses an argument, or the model takes no
             explicit attention masks.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
-
     if config.model_type not in CONFIG_MAPPING_NAMES:
         raise ConfigError(
             f"transformers knows no model type {config.model_type!r}",
@@ -126,7 +125,7 @@ def build_language_model(config: LanguageSettings, *, vocabulary: int) -> PreTra
     return model
 
 
-def set_recompute(model: PreTrainedModel, options: dict[str, Any] | None) -> None:
+def recompute_layers(model: PreTrainedModel, options: dict[str, Any] | None) -> None:
     """Make the backward pass recompute the layers' activations.
 
     Args:

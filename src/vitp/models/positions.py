@@ -18,9 +18,10 @@ from vitp.core.errors import ConfigError
 PositionMethod = Literal["antialiased", "bicubic"]
 """How a position table gets the grid of another image size.
 
-`bicubic` is what InternVL's and ViTP's published code does: cubic convolution with coefficient −0.75, each value from 4 × 4
-neighbours, whatever the scale. `antialiased` is timm's way: coefficient −0.5, and a kernel that widens when the grid
-shrinks. From 32 × 32 cells to 16 × 16 they are 15 % apart, so weights want the one that they were trained with.
+`bicubic` is what the published code of InternVL and ViTP does: cubic convolution with coefficient −0.75,
+each value from 4 × 4 neighbours, whatever the scale. `antialiased` is timm's way: coefficient −0.5, and a
+kernel that widens when the grid shrinks. From 32 × 32 cells to 16 × 16 they are 15 % apart, so weights want
+the one that they were trained with.
 """
 
 

@@ -5,16 +5,15 @@ Shapes: B images, H × W pixels, D backbone width, C pyramid channels, h × w ce
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.errors import ConfigError
 from vitp.models.backbone import Backbone
 from vitp.models.convolution import ChannelNorm, NormKind, make_norm
 
@@ -176,40 +175,3 @@ class CNNPyramid(Pyramid):
         """Return the maps. See `Pyramid.features`."""
         maps = self.backbone.forward_features(image_BCHW, self.layers)
         return [lateral(level) for lateral, level in zip(self.laterals, maps, strict=True)]
-
-
-def build_pyramid(backbone: Backbone, kind: PyramidKind, **settings: Any) -> Pyramid:
-    """Return a pyramid around a backbone.
-
-    Args:
-        backbone: The pretrained part; it becomes part of the pyramid.
-        kind: `adapter` (ViT-Adapter, of a plain ViT), `simple` (of any backbone's last map) or `cnn` (the
-            stages of a hierarchical network).
-        settings: Arguments of `ViTAdapter`, `SimpleFeaturePyramid` or `CNNPyramid`.
-
-    Raises:
-        ConfigError: There is no such kind, a setting is unknown, or the backbone doesn't fit the kind.
-    """
-    from vitp.models.adapter import ViTAdapter  # it is a `Pyramid` itself
-
-    kinds: dict[str, type[Pyramid]] = {
-        "adapter": ViTAdapter,
-        "simple": SimpleFeaturePyramid,
-        "cnn": CNNPyramid,
-    }
-    if kind not in kinds:
-        raise ConfigError(
-            f'there is no pyramid "{kind}"',
-            where="neck.kind",
-            fix=did_you_mean(kind, kinds) or f"choose {', '.join(kinds)}",
-        )
-    known = inspect.signature(kinds[kind]).parameters
-    for name in settings:
-        if name not in known:
-            own = [other for other in known if other != "backbone"]
-            raise ConfigError(
-                f'the {kind} pyramid has no setting "{name}"',
-                where="neck",
-                fix=did_you_mean(name, own) or f"the settings are {', '.join(own)}",
-            )
-    return kinds[kind](backbone, **settings)

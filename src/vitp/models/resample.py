@@ -57,7 +57,8 @@ def fit_weights(
 ) -> dict[str, Tensor]:
     """Return a vision tower's weights with patch kernel and position table resampled to fit `tower`.
 
-    Positions are resampled in the tower's own way (`VisionSettings.positions`). All else is passed on as it is: loading them strictly tells what else doesn't fit.
+    Positions are resampled in the tower's own way (`VisionSettings.positions`). All else is passed on as it is:
+    loading them strictly tells what else doesn't fit.
 
     Args:
         weights: State of a `VisionTower` of the same architecture.

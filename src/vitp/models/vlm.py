@@ -22,7 +22,12 @@ from vitp.models.attention_layouts import (
     packed_attention_mask,
     prepare,
 )
-from vitp.models.language import LanguageSettings, build_language_model, set_recompute, takes_packed_attention
+from vitp.models.language import (
+    LanguageSettings,
+    build_language_model,
+    recompute_layers,
+    takes_packed_attention,
+)
 from vitp.models.projector import Projector, pixel_shuffle
 from vitp.models.vision import VisionSettings, VisionTower
 
@@ -220,4 +225,4 @@ class VisionLanguageModel(nn.Module):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations of ViT and language model in the backward pass."""
         self.vision.set_gradient_checkpointing(enabled)
-        set_recompute(self.language, {} if enabled else None)
+        recompute_layers(self.language, {} if enabled else None)

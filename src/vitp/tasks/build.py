@@ -13,9 +13,10 @@ from torch import Tensor
 from vitp.checkpoints.loading import load_backbone, open_timm
 from vitp.core.config import SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.models.adapter import build_pyramid
 from vitp.models.backbone import Backbone
 from vitp.models.positions import PositionMethod
-from vitp.models.pyramid import Pyramid, build_pyramid, pad_to_multiple
+from vitp.models.pyramid import Pyramid, pad_to_multiple
 from vitp.models.resample import KernelMethod, resized_tower
 from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
 from vitp.models.vision import VisionSettings, VisionTower

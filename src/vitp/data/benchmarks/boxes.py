@@ -170,7 +170,7 @@ def _read_objects(
 
 
 @reader_of(DOTA)
-def read_dota(reading: Reading) -> LabelledSet:
+def read_dota_v2(reading: Reading) -> LabelledSet:
     """Read DOTA-v2.0. Images of test-dev have no labels (`objects` is None)."""
     labels = ("{0}/labelTxt-v2.0/DOTA-v2.0_{0}", "{0}/labelTxt-v2.0", "{0}/labelTxt")
     return _read_dota_text(reading, ("train", "val"), labels, ("test-dev/images", "test/images"))

@@ -12,7 +12,7 @@ from vitp.records.labels import LabelledSet
 _ENTRIES: tuple[tuple[Benchmark, Callable[..., LabelledSet]], ...] = (
     (boxes.DIOR, boxes.read_dior),
     (boxes.DIOR_R, boxes.read_dior_r),
-    (boxes.DOTA, boxes.read_dota),
+    (boxes.DOTA, boxes.read_dota_v2),
     (boxes.SARDET, boxes.read_sardet),
     (boxes.RSAR, boxes.read_rsar),
     (boxes.SSDD, boxes.read_ssdd),

@@ -6,8 +6,8 @@
 | ShareGPT | the same, or `from` user/assistant | `images`: list |
 | chat messages | `messages`: `role` user/assistant, `content` text or parts | `images`, or parts of type `image` |
 
-Beside them the optional keys of `vitp.records.instructions.record_to_json` are read: `id`, `width`, `height`, `independent`,
-`regions`, `source`, `licence`. Keys that are not known are left alone: corpora carry many of their own.
+Beside them the optional keys of `vitp.records.instructions.record_to_json` are read: `id`, `width`, `height`,
+`independent`, `regions`, `source`, `licence`. Keys that are not known are left alone: corpora carry many of their own.
 """
 
 from __future__ import annotations

@@ -23,10 +23,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_sm
 
 from vitp.core.config import Positive, SettingsModel
 from vitp.models.heads.fpn import RegionPool
-from vitp.models.heads.rpn import ImageTruth, near
-
-MIN_SIDE = 1e-2
-"""Boxes with a shorter side, in pixels, are no boxes."""
+from vitp.models.heads.rpn import MIN_SIDE, ImageTruth, near
 
 
 class StageSettings(SettingsModel):

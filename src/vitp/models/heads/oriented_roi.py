@@ -18,12 +18,10 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from vitp.core.config import Positive, SettingsModel
 from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
+from vitp.models.heads.rpn import MIN_SIDE
 from vitp.models.rotated.coders import EdgeSwapCoder
 from vitp.models.rotated.nms import rotated_nms
 from vitp.models.rotated.roi_align import MultiScaleRotatedRoIAlign
-
-MIN_SIDE = 1e-2
-"""Boxes with a shorter side, in pixels, are no boxes."""
 
 
 class OrientedBoxSettings(SettingsModel):

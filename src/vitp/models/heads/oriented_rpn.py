@@ -18,12 +18,9 @@ from torchvision.ops import batched_nms
 
 from vitp.core.config import Count
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors
-from vitp.models.heads.rpn import ProposalSettings, StrideAnchors, near, outside, sampled_losses
+from vitp.models.heads.rpn import MIN_SIDE, ProposalSettings, StrideAnchors, near, outside, sampled_losses
 from vitp.models.rotated.boxes import hulls_of
 from vitp.models.rotated.coders import MidpointOffsetCoder
-
-MIN_SIDE = 1e-2
-"""Pixels; proposals with a shorter side hold nothing."""
 
 
 class OrientedProposalSettings(ProposalSettings):

@@ -24,6 +24,8 @@ from vitp.core.config import Count, Positive, SettingsModel
 SMOOTH_L1_BETA = 1 / 9
 """Of the losses of proposed boxes."""
 
+MIN_SIDE = 1e-2
+"""Pixels; boxes with a shorter side are none."""
 INSIDE = 0.5
 """Share of its own area from which on a box lies in an ignored place."""
 
