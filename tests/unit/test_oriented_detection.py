@@ -192,8 +192,9 @@ def test_prediction_does_not_depend_on_company():
     assert not any(parameter.grad is not None for parameter in model.parameters())
     for image, found in zip(images, together, strict=True):
         (alone,) = model.predict([image])
-        assert torch.equal(alone.quads_N8, found.quads_N8)
-        assert torch.equal(alone.scores_N, found.scores_N)
+        # The first and the last image are one batch: sums in another order, nothing more.
+        assert torch.allclose(alone.quads_N8, found.quads_N8, rtol=0, atol=1e-4)
+        assert torch.allclose(alone.scores_N, found.scores_N, rtol=0, atol=1e-6)
         assert 0 < len(found.scores_N) <= 2000
         assert bool((found.scores_N.diff() <= 0).all())
         assert set(found.labels_N.tolist()) <= {0, 1}
