@@ -203,7 +203,7 @@ def convert_command(
         int | None, typer.Option(min=8, max=65_536, help="Side of a tile in pixels; positions are resampled.")
     ] = None,
     positions: Annotated[
-        Literal["bicubic", "antialiased"] | None,
+        Literal["antialiased", "bicubic"] | None,
         typer.Option(help="How positions are resampled. By default as the layout's own code does it."),
     ] = None,
     template: Annotated[str | None, typer.Option(help="Chat template, when the model names another.")] = None,
