@@ -12,10 +12,11 @@ from vitp.core.version import __version__
 
 if TYPE_CHECKING:
     from vitp.checkpoints.export import export_backbone
-    from vitp.checkpoints.loading import load_backbone, load_vlm
+    from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
     from vitp.checkpoints.verify import verify_export
     from vitp.checkpoints.writing import save_vlm
     from vitp.data.compile import compile_labels
+    from vitp.data.formats.vitp_labels import read_compiled
     from vitp.evaluation.probes import run_probes
     from vitp.inference.ask import Assistant
     from vitp.models.backbone import Backbone
@@ -23,18 +24,15 @@ if TYPE_CHECKING:
     from vitp.objectives.base import Objective
     from vitp.recipes.paradigms import starter_config
     from vitp.records.instructions import InstructionRecord, Turn
-    from vitp.runs.finetune import run_finetune
-    from vitp.runs.pretrain import (
-        ImagePretrainConfig,
-        PretrainConfig,
-        run_image_pretraining,
-        run_pretraining,
-    )
+    from vitp.runs.finetune import FinetuneConfig, run_finetune
+    from vitp.runs.pretrain import ImagePretrainConfig, PretrainConfig, run_image_pretraining, run_pretraining
     from vitp.tasks.model_folder import load_task
+    from vitp.tasks.predict import predict_images
 
 _HOMES = {
     "Assistant": "vitp.inference.ask",
     "Backbone": "vitp.models.backbone",
+    "FinetuneConfig": "vitp.runs.finetune",
     "ImagePretrainConfig": "vitp.runs.pretrain",
     "InstructionRecord": "vitp.records.instructions",
     "Objective": "vitp.objectives.base",
@@ -46,6 +44,9 @@ _HOMES = {
     "load_backbone": "vitp.checkpoints.loading",
     "load_task": "vitp.tasks.model_folder",
     "load_vlm": "vitp.checkpoints.loading",
+    "predict_images": "vitp.tasks.predict",
+    "random_backbone": "vitp.checkpoints.loading",
+    "read_compiled": "vitp.data.formats.vitp_labels",
     "run_finetune": "vitp.runs.finetune",
     "run_image_pretraining": "vitp.runs.pretrain",
     "run_pretraining": "vitp.runs.pretrain",
@@ -58,6 +59,7 @@ _HOMES = {
 __all__ = [
     "Assistant",
     "Backbone",
+    "FinetuneConfig",
     "ImagePretrainConfig",
     "InstructionRecord",
     "Objective",
@@ -70,6 +72,9 @@ __all__ = [
     "load_backbone",
     "load_task",
     "load_vlm",
+    "predict_images",
+    "random_backbone",
+    "read_compiled",
     "run_finetune",
     "run_image_pretraining",
     "run_pretraining",

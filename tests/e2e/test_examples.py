@@ -1,0 +1,53 @@
+"""The scripts in examples/ run as they are, on generated scenes."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.e2e.conftest import done
+
+FOLDER = Path(__file__).parents[2] / "examples"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples") / "port"
+    done("data", "scenes", "port", "--layout", "coco", "--count", 24, "--size", 64, "--out", folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_labels_become_a_backbone_that_can_be_compared(scenes: Path, capsys: pytest.CaptureFixture) -> None:
+    out = scenes.parent / "out"
+    batch, tokens, width = script("labels_to_backbone").main(scenes, out, 2)
+    assert batch == 1 and tokens >= 36 and width >= 64
+    capsys.readouterr()
+    means = script("is_it_better").main(out / "data", str(out / "backbone"))
+    assert set(means) == {str(out / "backbone"), "random"}
+    assert all(0 <= value <= 1 for row in means.values() for value in row.values())
+    assert capsys.readouterr().out.count("presence linear") >= 2
+
+
+@pytest.mark.slow
+def test_a_detector_is_finetuned_and_used(scenes: Path) -> None:
+    found = script("finetune_a_detector").main(scenes, "starter", scenes.parent / "detector", 2)
+    scores = [score for _, score in found]
+    assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+
+
+def test_every_script_is_named_in_the_readme_and_says_how_it_is_called() -> None:
+    for path in FOLDER.glob("*.py"):
+        assert re.search(rf"^    python examples/{path.name} ", path.read_text(encoding="utf-8"), re.M)
