@@ -39,7 +39,7 @@ def study_command(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A first look in half an hour: one seed, untuned. Proves nothing.")
+        bool, typer.Option("--quick", help="First look in half an hour: one seed, no tuning. Proves nothing.")
     ] = False,
     override: Override = None,
     label: Annotated[
@@ -48,7 +48,7 @@ def study_command(
     ] = "",
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", min=0, max=1e7, help="Begin nothing new after so many minutes."),
+        typer.Option("--minutes", min=0, max=1e7, help="Start no new work after so many minutes."),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be run and how long it takes, and stop.")
