@@ -29,7 +29,8 @@ def study_command(
         typer.Option("--scale", help="micro (two CPU cores), small (one GPU) or paper (as published)."),
     ] = "micro",
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of all studies; they share equal work.")
+        Path,
+        typer.Option("--out", help="Folder of all studies. Work that several studies need is done once."),
     ] = Path("studies"),
     data: Annotated[
         Path | None,
