@@ -1,4 +1,4 @@
-"""Where weights lie: a local file or folder first, else the Hugging Face hub.
+"""The search for weights: a local file or folder first, else the Hugging Face hub.
 
 What the hub's cache holds already is used; a connection is opened only where the user has allowed it
 (`vitp.core.remote`).

@@ -56,10 +56,12 @@ def compile_command(
     ] = 1.0,
     questions: Annotated[int, typer.Option(min=1, max=10_000, help="Questions about each image.")] = 6,
     grid: Annotated[int, typer.Option(min=1, max=100, help="Cells on each side of grid questions.")] = 6,
-    grid_always: Annotated[bool, typer.Option("--grid-always", help="Ask for each image's grid.")] = False,
+    grid_always: Annotated[
+        bool, typer.Option("--grid-always", help="Ask the grid question about each image.")
+    ] = False,
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--task", help="Weight of a task, as in presence=2 or caption=0. Repeatable."),
+        typer.Option("--task", help="Weight of a kind of question: presence=2, caption=0. Repeatable."),
     ] = None,
     max_tiles: MaxTiles = None,
     option: FormatOption = None,

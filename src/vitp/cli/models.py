@@ -206,7 +206,7 @@ def convert_command(
         Literal["antialiased", "bicubic"] | None,
         typer.Option(help="How positions are resampled. By default as the layout's own code does it."),
     ] = None,
-    template: Annotated[str | None, typer.Option(help="Chat template, when the model names another.")] = None,
+    template: Annotated[str | None, typer.Option(help="Chat template, if not the model's own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier conversion.")] = False,
 ) -> None:
     """Write a model or ViT in another layout; weights and outputs are compared before it appears."""

@@ -49,7 +49,7 @@ def plan_command(
         float | None, typer.Option("--price", min=0, max=1e6, help="Price of one GPU in dollars an hour.")
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=10, max=10_000_000, help="Number of samples to take the sizes of.")
+        int, typer.Option("--samples", min=10, max=10_000_000, help="Number of samples whose sizes are read.")
     ] = 2000,
     override: Override = None,
     as_json: JsonFlag = False,

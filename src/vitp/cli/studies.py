@@ -29,7 +29,7 @@ def study_command(
         typer.Option("--scale", help="micro (two CPU cores), small (one GPU) or paper (as published)."),
     ] = "micro",
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of all studies, which share the work that is the same.")
+        Path, typer.Option("--out", help="Folder of all studies; they share equal work.")
     ] = Path("studies"),
     data: Annotated[
         Path | None,
@@ -39,16 +39,16 @@ def study_command(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A first look in half an hour: one seed, untuned. Proves nothing.")
+        bool, typer.Option("--quick", help="First look in half an hour: one seed, no tuning. Proves nothing.")
     ] = False,
     override: Override = None,
     label: Annotated[
         str,
-        typer.Option("--label", help="End of the results folder's name, to keep a variant beside the rest."),
+        typer.Option("--label", help="Suffix of the results folder, to keep a variant beside the rest."),
     ] = "",
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", min=0, max=1e7, help="Begin nothing new after so many minutes."),
+        typer.Option("--minutes", min=0, max=1e7, help="Start no new work after so many minutes."),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be run and how long it takes, and stop.")
@@ -56,7 +56,7 @@ def study_command(
 ) -> None:
     """Run a study of the paper: pretraining runs × downstream tests × seeds. An interrupted study continues.
 
-    --set changes the scale, as in seeds=5. The exit code is 1 while anything is failed or left.
+    --set changes the scale, as in seeds=5. The exit code is 1 while any work has failed or is left.
     """
     from vitp.studies.main import StudyOrder, run_study
 

@@ -1,4 +1,4 @@
-"""What labels and images are, in one hash: a resumed run must learn from what it began with.
+"""One hash of labels and images: a resumed run must learn from what it began with.
 
 All labels count, masks with the content of their files. Of image files name, size and a few kilobytes count: enough to
 tell a file that was replaced, without reading a data set twice. Of sets with more files than `MOST_FILES` an evenly

@@ -1,4 +1,4 @@
-"""Which of many files hold the same image, found without decoding what can't be equal.
+"""The search for files with the same image, which decodes only files that can be equal.
 
 Files of equal bytes are equal images. Of the others only those of one width and height can have equal pixels (a
 picture saved twice, with another compression or other metadata); these are decoded, up to a budget. JPEG files are

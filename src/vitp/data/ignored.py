@@ -1,4 +1,4 @@
-"""What may be said of the places of an image: masks and presences, and where labels can't be used.
+"""Ignored places of an image: masks and presences, and where labels can't be used.
 
 Shapes: H × W pixels, n × n cells.
 """

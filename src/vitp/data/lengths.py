@@ -1,4 +1,4 @@
-"""How many tokens and tiles a record takes, without decoding its images; and even shares of a batch."""
+"""Token and tile counts of a record, found without decoding its images; and even shares of a batch."""
 
 from __future__ import annotations
 

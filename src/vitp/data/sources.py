@@ -1,4 +1,4 @@
-"""What a path that a user names holds: an annotation file, tar shards, a mixture, or a compiled folder.
+"""Readers for any path that a user names: annotation file, tar shards, mixture or compiled folder.
 
 A mixture file is one JSON object: set name → `{root, annotation, data_augment, repeat_time, length,
 max_dynamic_patch}`.

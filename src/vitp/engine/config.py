@@ -1,4 +1,4 @@
-"""What a run of the engine can be told, validated once."""
+"""Settings of the engine, validated once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the gradient is, part by part, without a word to the host until it is asked for."""
+"""Gradient norms of each part of a model, kept on the device until they are asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine tells those who look on, and what a run returns."""
+"""Callbacks of the engine, and the result that a run returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one optimizer step measured, over all micro-batches and ranks.
+    """Measurements of one optimizer step, over all micro-batches and ranks.
 
     Attributes:
         step: Optimizer steps done, this one included.

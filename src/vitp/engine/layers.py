@@ -1,4 +1,4 @@
-"""Which layer of a vision transformer a parameter belongs to, from its name."""
+"""The layer of a vision transformer that a parameter belongs to, found from its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says: a table, a progress line, `metrics.jsonl` and TensorBoard curves. Rank 0 only."""
+"""The logs of a run: a table, a progress line, `metrics.jsonl` and TensorBoard curves. Rank 0 only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest one that is whole."""
+"""The choice of the checkpoint to resume from: the newest one that is whole."""
 
 from __future__ import annotations
 

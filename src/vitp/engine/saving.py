@@ -1,4 +1,4 @@
-"""When checkpoints are written: at once, or in the background while training goes on."""
+"""Writers of checkpoints: at once, or in the background while training goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a vision transformer attends to, and what its patch features look like; as arrays.
+"""Attention maps of a vision transformer and colours of its patch features, as arrays.
 
 Shapes: S × S pixels, h × w patches, N = h·w, T = prefix tokens + N, L layers, D width.
 """

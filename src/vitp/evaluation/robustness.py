@@ -1,4 +1,4 @@
-"""How much a model loses on corrupted images: any finetuned task, and probes on a frozen backbone.
+"""The loss of scores on corrupted images, of finetuned models and of probes on frozen backbones.
 
 Nothing is trained or chosen on corrupted images. The same images are corrupted in the same way for every model: a
 corruption is a function of (seed, name of the image), not of the order or the model.

@@ -1,4 +1,4 @@
-"""What a model says of an image, what is true of it, and what is scored.
+"""Predictions of a model, targets of an image, and scores.
 
 Shapes: N objects, H × W pixels, C classes.
 """

@@ -1,4 +1,4 @@
-"""What a configuration may hand on to timm and transformers.
+"""The list of arguments that a configuration may hand on to timm and transformers.
 
 A `config.json` may come from anybody, and both libraries take much more than sizes: where to load weights from, which
 file to read, which code to import. So architectures must be known by name, arguments must be on a list, and

@@ -1,4 +1,4 @@
-"""How far below the top of a backbone each parameter lies, for layer-wise learning-rate decay.
+"""The distance of each parameter from the top of a backbone, for layer-wise learning-rate decay.
 
 The rate of a parameter is multiplied by `decay ** distance`. As BEiT and MAE finetune a ViT of L blocks: what lies
 above the blocks (a final norm) has distance 0, block i of 0 … L − 1 has L − i, and the embeddings below the blocks

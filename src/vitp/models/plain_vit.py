@@ -1,4 +1,4 @@
-"""What every plain Vision Transformer of timm has in common: tokens on one grid, and blocks that can be run in parts.
+"""The base of timm's plain Vision Transformers: tokens on one grid, and blocks that can be run in parts.
 
 Shapes: B images, H × W pixels, P prefix tokens ([CLS], registers), N patch tokens on a grid of h × w, L = P + N,
 D width.

@@ -1,4 +1,4 @@
-"""Which tokens of a packed batch see which, as runs: stretches of tokens that a kernel can take as one sequence.
+"""Attention of packed batches as runs: stretches of tokens that a kernel can take as one sequence.
 
 A record is a prefix (system text and images) and, behind it, branches: questions that each see the prefix and
 themselves. A conversation is a prefix alone. Prefix and branches are the runs of a record; a token sees the tokens

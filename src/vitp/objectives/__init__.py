@@ -17,7 +17,7 @@ from vitp.objectives.supervised import SupervisedSettings
 from vitp.objectives.vitp import ViTPSettings
 
 Default = ViTPSettings
-"""What a configuration learns by that names no objective."""
+"""The objective of a configuration that names none."""
 
 
 def _name_of(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the image objectives have in common: a vision tower, heads that stay behind, an export instead of a VLM.
+"""The base of image objectives: a vision tower, heads that stay behind, an export instead of a VLM.
 
 Shapes: B images, N patch tokens, D width.
 """

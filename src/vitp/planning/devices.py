@@ -1,4 +1,4 @@
-"""What GPUs can do: peak arithmetic, memory, and assumptions about how much of it training reaches."""
+"""Facts about GPUs: peak arithmetic, memory, and the assumed share of the peak that training reaches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every page is made of: sections of blocks, written as one HTML file that needs nothing else, or as Markdown.
+"""Pages made of sections of blocks, written as one self-contained HTML file or as Markdown.
 
 A block has a `kind`, which names its macro in `blocks.html.j2`. Charts, cards and the explorer of attention are blocks
 with files of their own.

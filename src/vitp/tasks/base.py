@@ -1,4 +1,4 @@
-"""What every downstream task shares: targets, batches, predictions, scores and the model's contract.
+"""The base of all downstream tasks: targets, batches, predictions, scores and the model's contract.
 
 Shapes: B images, N objects, H × W pixels, C classes.
 """

@@ -1,4 +1,4 @@
-"""What segmentation and change detection share: class of each pixel from the maps of a pyramid.
+"""The shared base of segmentation and change detection: the class of each pixel from the maps of a pyramid.
 
 Shapes: B images, K classes, H × W pixels, h × w cells of the finest map, C channels.
 """

@@ -1,4 +1,4 @@
-"""What the labels of a run can't teach or can't score, known before it starts."""
+"""Notes about labels that a run can't learn from or can't score, made before it starts."""
 
 from __future__ import annotations
 

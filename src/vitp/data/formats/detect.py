@@ -1,4 +1,4 @@
-"""Which label format a folder holds. What has two readings is refused, and the message names both.
+"""The detection of a folder's label format. A folder with two readings is refused; the message names both.
 
 Files that are labels by their name and place, but can't be read, are refused, too: no other reading goes past them.
 """

@@ -1,4 +1,4 @@
-"""What must not be split: equal images, and images whose names say that they belong together."""
+"""Groups that must not be split: equal images, and images whose names say that they belong together."""
 
 from __future__ import annotations
 

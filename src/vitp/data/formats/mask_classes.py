@@ -1,4 +1,4 @@
-"""Which value or colour of a mask file is which class: from the user, from a list or table beside it, or found.
+"""Classes of the values or colours of masks: from the user, from a table beside the masks, or found.
 
 Tables of class and colour are `class_dict.csv`, `label_colors.txt`, `labelmap.txt` or JSON.
 """

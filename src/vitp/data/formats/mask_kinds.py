@@ -1,4 +1,4 @@
-"""What the values of mask files are: classes, numbers of instances, or the traces of smoothing and lossy saving.
+"""The kind of mask values: classes, numbers of instances, or traces of smoothing and lossy saving.
 
 Nothing here decides in silence: what has two readings is refused, and the message names both with their options.
 """

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, in the layouts that people have their masks in.
+"""The matching of masks to images, in the usual folder layouts.
 
 | layout | example |
 |---|---|

@@ -1,4 +1,4 @@
-"""Which image goes into train, val and test: lists of names beside the images, a file of the user's, or fractions.
+"""Splits of the images: lists of names beside the images, a file of the user's, or fractions.
 
 A set's lists and folders may contradict each other, and a name may mean several images; both are refused.
 """

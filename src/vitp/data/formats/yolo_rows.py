@@ -1,4 +1,4 @@
-"""What the rows of YOLO text mean: boxes, oriented boxes, outlines or keypoints. It is decided for a whole set."""
+"""The meaning of YOLO rows, decided for a whole set: boxes, oriented boxes, outlines or keypoints."""
 
 from __future__ import annotations
 

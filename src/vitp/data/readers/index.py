@@ -1,4 +1,4 @@
-"""Where each row of an annotation file begins: built in one pass, kept in a cache, mapped into memory.
+"""The index of row starts in an annotation file: built in one pass, cached, mapped into memory.
 
 A row costs 24 bytes of a file that all workers share, so a set of millions of rows costs a process nothing.
 """

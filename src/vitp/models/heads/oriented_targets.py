@@ -1,4 +1,4 @@
-"""Which anchors and proposals belong to which oriented objects.
+"""The assignment of anchors and proposals to oriented objects.
 
 Shapes: A anchors or proposals, N objects, M objects to look away from; 4: x1, y1, x2, y2; 5: a rotated box (see
 `vitp.models.rotated.boxes`).

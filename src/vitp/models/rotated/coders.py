@@ -1,4 +1,4 @@
-"""How a network's outputs move a box: the two parametrisations of Oriented R-CNN (Xie et al., ICCV 2021).
+"""Box coders: the two parametrisations of Oriented R-CNN (Xie et al., ICCV 2021).
 
 Shapes: N boxes; 4: x1, y1, x2, y2; 5: a rotated box (see `vitp.models.rotated.boxes`), 6: midpoint offsets.
 """

@@ -1,4 +1,4 @@
-"""Which axis-aligned boxes overlap: the cheap question before the exact one.
+"""Pairs of overlapping axis-aligned boxes: a cheap filter before the exact computation.
 
 Shapes: N, M boxes (x1, y1, x2, y2); K pairs.
 """

@@ -1,4 +1,4 @@
-"""What the records of the paper's pretraining sets look like: assumptions, for plans made before the data is there.
+"""Typical records of the paper's pretraining sets: assumptions, for plans made before the data is there.
 
 Image sizes are those that the sets' publications name, where they name one; sets of mixed sizes are a few usual ones.
 Lengths of texts are rounded guesses. `vitp plan NAME --data DATA` counts instead.

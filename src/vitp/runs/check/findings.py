@@ -1,4 +1,4 @@
-"""What a check compares, and what it finds."""
+"""Comparisons of a check, and their findings."""
 
 from __future__ import annotations
 
