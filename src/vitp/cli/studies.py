@@ -28,9 +28,9 @@ def study_command(
         str,
         typer.Option("--scale", help="micro (two CPU cores), small (one GPU) or paper (as published)."),
     ] = "micro",
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder of all studies; they share equal work.")
-    ] = Path("studies"),
+    out: Annotated[Path, typer.Option("--out", help="Folder of all studies; they share equal work.")] = Path(
+        "studies"
+    ),
     data: Annotated[
         Path | None,
         typer.Option(
