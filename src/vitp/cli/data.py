@@ -63,7 +63,14 @@ def compile_command(
         list[str] | None,
         typer.Option("--task", help="Weight of a kind of question: presence=2, caption=0. Repeatable."),
     ] = None,
-    max_tiles: MaxTiles = None,
+    max_tiles: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Most tiles of an image, written into the mixture. By default the run decides.",
+        ),
+    ] = None,
     option: FormatOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier compilation.")] = False,
 ) -> None:
