@@ -13,6 +13,8 @@ from PIL import Image
 
 from vitp.io.image_file import open_image
 from vitp.io.pixels import row_bands
+from vitp.io.rasters import RasterPixels
+from vitp.records.channels import Channels
 from vitp.scenes import load_scene, parse_scene_address
 
 SCENE_PREFIX = "scene:"
@@ -29,18 +31,25 @@ def is_scene(address: str | Path) -> bool:
 
 
 def load_image(
-    address: str | Path, *, enough: Callable[[int, int], tuple[int, int]] | None = None
+    address: str | Path,
+    *,
+    enough: Callable[[int, int], tuple[int, int]] | None = None,
+    channels: Channels | None = None,
 ) -> Image.Image:
     """Return the image as 8-bit RGB, upright; see `ImageFile.rgb`. An address that begins with `scene:` is rendered.
 
     Args:
         address: Path of a file, or an address as `vitp.io.storage` has them.
         enough: Width and height of the image → those that suffice; None: full size.
+        channels: What of the file's bands is seen; those of `Channels.shown` are returned. None: a picture.
 
     Raises:
         DataError: The file is missing, isn't an image, has two readings, or is damaged: a truncated file is never
             used.
     """
+    if channels is not None:
+        planes_CHW = load_planes(address, enough=enough, channels=channels)
+        return Image.fromarray(np.ascontiguousarray(planes_CHW[list(channels.shown)].transpose(1, 2, 0)))
     if is_scene(address):
         return Image.fromarray(load_scene(str(address)).image_HWC)
     with open_image(address) as file:
@@ -48,13 +57,22 @@ def load_image(
 
 
 def load_planes(
-    address: str | Path, *, enough: Callable[[int, int], tuple[int, int]] | None = None
+    address: str | Path,
+    *,
+    enough: Callable[[int, int], tuple[int, int]] | None = None,
+    channels: Channels | None = None,
 ) -> np.ndarray:
     """Return what `load_image` does as (3, H, W) uint8 that may be written to, with no third copy of the whole.
+
+    With channels it is what a tower sees of the file's bands, (C, H, W); see `Channels.scale`.
 
     Raises:
         DataError: As `load_image`.
     """
+    if channels is not None:
+        with RasterPixels(str(address)) as pixels:
+            channels.check_bands(pixels.names, where=pixels.where)
+            return channels.scale(pixels.read(bands=channels.bands), pixels.valid())
     image = load_image(address, enough=enough)
     array_CHW = np.empty((3, image.height, image.width), np.uint8)
     for top, bottom in row_bands(*image.size):

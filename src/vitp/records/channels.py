@@ -1,0 +1,123 @@
+"""What a vision tower sees of files with bands: which bands, and which of their values are black and white.
+
+A set declares its channels once; they are stored in the run, the export and the task model, and applied everywhere
+alike. Pictures (8-bit grey and RGB) need none: `None` in the place of `Channels` means RGB as it stands in the file.
+
+Shapes: C channels, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from vitp.core.config import SettingsModel
+from vitp.core.errors import DataError
+
+BandValue = Annotated[float, Field(ge=-1e30, le=1e30)]
+"""A value of a file."""
+
+RED, GREEN, BLUE = "red", "green", "blue"
+
+
+class Channel(SettingsModel):
+    """One channel of a tower's input: a band of the file, and how its values become 0–255."""
+
+    band: str
+    """Name of the band in the file; bands without a name are called by their number from 1."""
+    low: BandValue = 0.0
+    """Value that becomes 0 (in dB where `transform` is `db`)."""
+    high: BandValue = 255.0
+    """Value that becomes 255."""
+    transform: Literal["linear", "db"] = "linear"
+    """`db`: 10 · log10 of the value is taken first, as radar intensities are shown."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low ({self.low:g}) must be smaller than high ({self.high:g})")
+        return self
+
+
+class Channels(SettingsModel):
+    """All channels of a tower's input, in their order."""
+
+    channels: tuple[Channel, ...] = Field(min_length=1, max_length=1024)
+    """One for each plane of the input; a band may stand in several (a grey band three times is grey as RGB)."""
+    composite: tuple[int, int, int] | None = None
+    """Which channels, from 0, are shown as red, green and blue in pictures; none: those with these names, else the first
+    three."""
+
+    @model_validator(mode="after")
+    def _shown(self) -> Self:
+        if self.composite is not None and not all(0 <= n < len(self.channels) for n in self.composite):
+            raise ValueError(f"composite must name channels 0 to {len(self.channels) - 1}")
+        return self
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands, channel by channel."""
+        return tuple(channel.band for channel in self.channels)
+
+    @property
+    def shown(self) -> tuple[int, int, int]:
+        """Which channels stand for red, green and blue in pictures."""
+        if self.composite is not None:
+            return self.composite
+        if {RED, GREEN, BLUE} <= set(self.bands):
+            return self.bands.index(RED), self.bands.index(GREEN), self.bands.index(BLUE)
+        last = len(self) - 1
+        return (0, 1, 2) if last >= 2 else (0, last, last) if last else (0, 0, 0)
+
+    def check_bands(self, known: tuple[str, ...], *, where: str) -> None:
+        """Do nothing when a file has all bands.
+
+        Raises:
+            DataError: It lacks some; the message names them and what the file has.
+        """
+        missing = [band for band in dict.fromkeys(self.bands) if band not in known]
+        if missing:
+            raise DataError(
+                f"lacks the bands {', '.join(missing)}; it has {', '.join(known)}",
+                where=where,
+                fix="name files with these bands, or choose others where the set is compiled (-o bands=…)",
+            )
+
+    def scale(self, values_CHW: np.ndarray, valid_HW: np.ndarray | None = None) -> np.ndarray:
+        """Return what a tower sees of a file's own values: (C, H, W) uint8.
+
+        `low` becomes 0 and `high` 255, values between lie in proportion and are rounded, those outside are clipped.
+        Pixels without a value (not valid, NaN, infinite; for `db` not positive) become 0.
+
+        Args:
+            values_CHW: In the order of the channels.
+            valid_HW: False where a pixel holds nothing.
+        """
+        out_CHW = np.empty(values_CHW.shape, np.uint8)
+        for channel, values_HW, out_HW in zip(self.channels, values_CHW, out_CHW, strict=True):
+            if (channel.low, channel.high, channel.transform) == (
+                0,
+                255,
+                "linear",
+            ) and values_HW.dtype == np.uint8:
+                out_HW[:] = values_HW
+                continue
+            scaled_HW = values_HW.astype(np.float32 if values_HW.dtype.itemsize <= 2 else np.float64)
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                if channel.transform == "db":
+                    scaled_HW = 10 * np.log10(scaled_HW)
+                scaled_HW = (scaled_HW - channel.low) * (255 / (channel.high - channel.low))
+            finite_HW = np.isfinite(scaled_HW)
+            out_HW[:] = np.rint(np.where(finite_HW, scaled_HW, 0).clip(0, 255))
+        if valid_HW is not None:
+            out_CHW[:, ~valid_HW] = 0
+        return out_CHW
+
+
+PICTURE = Channels(channels=tuple(Channel(band=name) for name in (RED, GREEN, BLUE)))
+"""How pictures would be declared: values 0–255 as they stand."""
