@@ -47,8 +47,7 @@ class Channels(SettingsModel):
     channels: tuple[Channel, ...] = Field(min_length=1, max_length=1024)
     """One for each plane of the input; a band may stand in several (a grey band three times is grey as RGB)."""
     composite: tuple[int, int, int] | None = None
-    """Which channels, from 0, are shown as red, green and blue in pictures; none: those with these names, else the first
-    three."""
+    """Which channels, from 0, are shown as red, green and blue; none: those with these names, else the first three."""
 
     @model_validator(mode="after")
     def _shown(self) -> Self:
