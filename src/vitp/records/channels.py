@@ -19,6 +19,10 @@ from vitp.core.errors import DataError
 BandValue = Annotated[float, Field(ge=-1e30, le=1e30)]
 """A value of a file."""
 
+MOST_CHANNELS = 1024
+
+_Number = Annotated[int, Field(ge=0, lt=MOST_CHANNELS)]
+
 RED, GREEN, BLUE = "red", "green", "blue"
 
 
@@ -44,9 +48,9 @@ class Channel(SettingsModel):
 class Channels(SettingsModel):
     """All channels of a tower's input, in their order."""
 
-    channels: tuple[Channel, ...] = Field(min_length=1, max_length=1024)
+    channels: tuple[Channel, ...] = Field(min_length=1, max_length=MOST_CHANNELS)
     """One for each plane of the input; a band may stand in several (a grey band three times is grey as RGB)."""
-    composite: tuple[int, int, int] | None = None
+    composite: tuple[_Number, _Number, _Number] | None = None
     """Which channels, from 0, are shown as red, green and blue; none: those with these names, else the first three."""
 
     @model_validator(mode="after")
