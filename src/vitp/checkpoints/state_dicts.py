@@ -20,7 +20,7 @@ from vitp.checkpoints.bands import fit_kernel
 from vitp.checkpoints.description import EXTRA
 from vitp.core.errors import CheckpointError
 from vitp.models.backbone import Backbone
-from vitp.models.inflation import numbered
+from vitp.models.inflation import unnamed_channels
 from vitp.models.plain_vit import PlainViT
 from vitp.models.timm_backbone import CLASSIFIERS, TimmSettings, timm_backbone
 from vitp.records.channels import Channels
@@ -158,7 +158,7 @@ def timm_config_of(
         mean=published.get("mean"),
         std=published.get("std"),
         # Of others nothing tells the bands: they are called by their number.
-        channels=numbered(count) if bands is None else Channels.model_validate(bands),
+        channels=unnamed_channels(count) if bands is None else Channels.model_validate(bands),
     )
 
 
@@ -226,7 +226,7 @@ def _fit_first_layers(
         if not isinstance(kernel, Tensor) or kernel.ndim != 4:
             continue
         count, wanted = kernel.shape[1], 3 if config.channels is None else len(config.channels)
-        old = trained if trained is not None and len(trained) == count else numbered(count)
+        old = trained if trained is not None and len(trained) == count else unnamed_channels(count)
         if count != wanted or (trained is not None and config.channels not in (None, trained)):
             changed = fit_kernel(kernel, old, config.channels, source=where)
             weights[f"{name}.weight"] = changed.kernel
