@@ -143,7 +143,9 @@ def test_a_tower_of_pictures_is_what_it_was():
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"]
+)
 def test_backbones_of_timm_take_bands(name):
     settings = TimmSettings(architecture=name, channels=bands("red nir VV VH"))
     backbone = timm_backbone(settings)

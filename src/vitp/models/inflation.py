@@ -75,8 +75,10 @@ def unnamed_channels(count: int) -> Channels | None:
     Raises:
         ConfigError: There are none, or too many.
     """
-    if not 1 <= count <= MOST_CHANNELS:
-        raise ConfigError(f"towers see 1 to {MOST_CHANNELS} channels, not {count}", where="in_chans")
+    if not isinstance(count, int) or not 1 <= count <= MOST_CHANNELS:
+        raise ConfigError(
+            f"towers see 1 to {MOST_CHANNELS} channels, not {str(count)[:40]}", where="in_chans"
+        )
     if count == 3:
         return None
     return Channels(channels=tuple(Channel(band=str(number)) for number in range(1, count + 1)))
