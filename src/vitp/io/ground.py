@@ -22,7 +22,7 @@ from vitp.io.rasters import RasterPixels
 LONGITUDE_LATITUDE = "OGC:CRS84"
 """Longitude and latitude in degrees, in this order."""
 
-_RASTERS = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img", ".nc", ".hdf", ".h5", ".dat"})
+RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img", ".nc", ".hdf", ".h5", ".dat"})
 """Suffixes of files that may say where they lie; of others a file beside them does."""
 
 _BESIDE = (".aux.xml", ".pgw", ".jgw", ".tfw", ".bpw", ".wld")
@@ -46,7 +46,7 @@ def need_geo(module: str, where: str) -> Any:
 def may_be_placed(path: str | Path) -> bool:
     """Return whether an image file may say where it lies, by its suffix or a file beside it."""
     path = Path(path)
-    if path.suffix.lower() in _RASTERS:
+    if path.suffix.lower() in RASTER_SUFFIXES:
         return True
     return any(
         path.with_name(path.name + end).is_file() or path.with_suffix(end).is_file() for end in _BESIDE
@@ -159,6 +159,14 @@ def split_window(address: str) -> tuple[str, Window | None]:
         return address, None
     x1, y1, x2, y2 = (int(number) for number in text.split(","))
     return file, (x1, y1, x2, y2)
+
+
+def window_address(address: str, window: Window) -> str:
+    """Return the address of a window of an image."""
+    file, outer = split_window(address)
+    x, y = outer[:2] if outer else (0, 0)
+    x1, y1, x2, y2 = window
+    return f"{file}#window={x1 + x},{y1 + y},{x2 + x},{y2 + y}"
 
 
 def geometry_of(address: str | Path) -> Geometry | None:

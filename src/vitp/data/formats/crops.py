@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_path, check_inside, inner_path
 from vitp.data.formats.pixel_masks import MaskWindow, windowed
+from vitp.data.formats.places import GroundPlace, on_one_plane, split_by_place, with_ground
+from vitp.io.ground import RASTER_SUFFIXES, geometry_of, window_address
 from vitp.io.images import is_scene, load_image
 from vitp.records.geometry import (
     Box,
@@ -23,7 +26,7 @@ from vitp.records.geometry import (
     is_convex,
     min_area_quad,
 )
-from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import NOT_LABELLED, SPLITS, LabelledImage, LabelledSet, ObjectLabel, PlaceSplit
 from vitp.records.regions import rasterise
 
 _JPEG_QUALITY = 95
@@ -59,16 +62,18 @@ def cut(
     min_visible: float = LEAST_VISIBLE,
     progress: Callable[[], None] | None = None,
 ) -> LabelledSet:
-    """Return the set with every image cut into crops, the crops written under `out_dir`.
+    """Return the set with every image cut into crops: files under `out_dir`, or windows of rasters on the ground.
 
     Each crop keeps the split and belongs to its parent's group. Captions and scene classes are about the
     whole image and stay behind. An interrupted cut continues: crops that are newer than their image are kept.
+    Splits that were drawn by place are drawn anew for the crops, which then are in no group.
 
     Args:
         labelled_set: Images from files.
         size: Side of the crops in pixels.
         overlap: Pixels that neighbours share.
-        out_dir: Where the crops go; PNG, or JPEG where the image was lossy.
+        out_dir: Where the crops of pictures go; PNG, or JPEG where the image was lossy. Those of rasters stay in their
+            files: their addresses are windows.
         min_visible: Objects of which less of the area is in a crop are difficult there: neither objects nor
             background.
         progress: Called after each image.
@@ -83,21 +88,31 @@ def cut(
     if not 0 < min_visible <= 1:
         raise ConfigError(f"min_visible is {min_visible}", where="crop", fix="give a share above 0, up to 1")
     crops: list[LabelledImage] = []
-    about_whole = lost = 0
+    places: list[GroundPlace] = []
+    in_place = crops_in_place(labelled_set)
+    about_whole = lost = unlabelled = 0
     for item in labelled_set.items:
         if is_scene(item.image):
             fix = "ask for smaller scenes instead"
             raise DataError("generated scenes can't be cut", where=item.id, fix=fix)
         windows = crop_windows(item.width, item.height, size, overlap)
         about_whole += bool(len(windows) > 1 and (item.captions or item.scene))
-        images = _write_crops(item.image, item.id, windows, out_dir)
+        folder = None if in_place else out_dir
+        images = _crops(item.image, item.id, windows, folder)
         seconds: Sequence[str | None] = [None] * len(windows)
         if item.second_image is not None:
-            seconds = _write_crops(item.second_image, f"{item.id}.later", windows, out_dir)
+            seconds = _crops(item.second_image, f"{item.id}.later", windows, folder)
         for label in (*(item.objects or ()), *(item.later_objects or ())):
             lost += all(crop_object(label, window, min_visible) is None for window in windows)
+        geometry = None if item.ground is None else geometry_of(item.image)
         for window, image, second in zip(windows, images, seconds, strict=True):
             crop = _crop_item(item, window, min_visible, whole=len(windows) == 1)
+            if _is_unlabelled(crop):
+                unlabelled += 1
+                continue
+            if geometry is not None:
+                places.append((geometry.of_window(window), (crop.width, crop.height)))
+                crop = with_ground(replace(crop, ground=None), places[-1])
             crops.append(replace(crop, image=image, second_image=second))
         if progress is not None:
             progress()
@@ -108,7 +123,54 @@ def cut(
     if lost:
         text = f"less than {min_visible:.0%} of them is in any crop; difficult in all of them"
         findings += (f"{lost} objects: {text}",)
-    return replace(labelled_set, items=crops, findings=findings)
+    if unlabelled:
+        findings += (f"{unlabelled} crops: nothing of them is labelled; left out",)
+    cropped = replace(labelled_set, items=crops, findings=findings)
+    return cropped if labelled_set.drawn is None else _split_by_place(cropped, labelled_set.drawn, places)
+
+
+def crops_in_place(labelled_set: LabelledSet) -> bool:
+    """Return whether crops of a set are windows of its own files: those of rasters on the ground."""
+    return all(
+        item.ground is not None and Path(item.image).suffix.lower() in RASTER_SUFFIXES
+        for item in labelled_set.items
+    )
+
+
+def _crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path | None) -> list[str]:
+    """Return the addresses of an image's crops: windows of it, or files that are written where a folder is given."""
+    if out_dir is not None:
+        return _write_crops(source, name, windows, out_dir)
+    return [source if len(windows) == 1 else window_address(source, window) for window in windows]
+
+
+def _is_unlabelled(crop: LabelledImage) -> bool:
+    """Return whether all of a crop lies where nobody looked for objects."""
+    hidden = sum(
+        area(as_points(ring))
+        for label in crop.ignored
+        if label.category == NOT_LABELLED
+        for ring in label.polygons
+    )
+    return hidden > crop.width * crop.height - 1
+
+
+def _split_by_place(cropped: LabelledSet, how: PlaceSplit, places: Sequence[GroundPlace]) -> LabelledSet:
+    """Return crops with splits that are drawn anew: blocks of ground are smaller than the images were."""
+    found = split_by_place(on_one_plane(places), [""] * len(places), how)
+    items = [
+        replace(item, split=split, group="")
+        for item, split in zip(cropped.items, found.splits, strict=True)
+        if split is not None
+    ]
+    counts = Counter(item.split for item in items)
+    named = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
+    understood = [line for line in cropped.understood if not line.startswith("splits: ")]
+    findings = [line for line in cropped.findings if not line.startswith("splits: ")]
+    if found.left_out:
+        findings.append(f"splits: {found.left_out:,} crops are left out; {found.said}")
+    understood.append(f"splits: {named}; {found.said}")
+    return replace(cropped, items=items, understood=tuple(understood), findings=tuple(findings))
 
 
 def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path) -> list[str]:
