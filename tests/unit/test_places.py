@@ -109,7 +109,7 @@ def test_images_of_several_systems_come_onto_one_plane(tmp_path: Path) -> None:
     other = type(UTM)("EPSG:32632", (0.5, 0, x + 300.0, 0, -0.5, y))
     one, two = on_one_plane([(UTM, (200, 160)), (other, (200, 160))])
     corners = (shapely.Point(shape.exterior.coords[0]) for shape in (one, two))
-    assert shapely.distance(*corners) == pytest.approx(300, rel=0.001)
+    assert shapely.distance(*corners) == pytest.approx(300, rel=0.003)  # its grid is stretched so far from its meridian
     assert one.area == pytest.approx(100 * 80, rel=0.001)
 
 
