@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.io.ground import corners, need_geo, reproject
+from vitp.io.ground import corners, geometry_of, may_be_placed, need_geo, reproject
 from vitp.io.open_pixels import Geometry, Window
 
 _SAME = 0.5
@@ -113,3 +113,40 @@ def warped_labels(
     if len(values_CHW) > 2:
         return np.ascontiguousarray(values_CHW[:3].transpose(1, 2, 0)), inside_HW
     return values_CHW[0], inside_HW
+
+
+def grid_of_image(
+    image: str | Path, size: tuple[int, int], labels: str | Path, labels_size: tuple[int, int]
+) -> Grid | None:
+    """Return the pixels of an image whose label raster has others on the ground.
+
+    None: the two have the same, or one doesn't say where it lies, or rasterio and pyproj aren't installed.
+
+    Args:
+        image: Path.
+        size: Width and height.
+        labels: Path of the label raster.
+        labels_size: Its width and height.
+
+    Raises:
+        DataError: The label raster doesn't lie where the image does.
+    """
+    if not (may_be_placed(image) and may_be_placed(labels)):
+        return None
+    try:
+        shapely = need_geo("shapely", str(labels))
+        own, other = geometry_of(image), geometry_of(labels)
+    except DataError:
+        return None
+    if own is None or other is None:
+        return None
+    grid, beside = Grid.of(own, size), Grid.of(other, labels_size)
+    if same_pixels(grid, beside):
+        return None
+    outline = own.to_pixels(reproject(corners(other, labels_size, 8), other.crs, own.crs))
+    if (
+        not np.isfinite(outline).all()
+        or shapely.Polygon(outline).intersection(shapely.box(0, 0, *size)).area < 1
+    ):
+        raise DataError("doesn't lie where its image does", where=str(labels), fix="check the two files")
+    return grid
