@@ -12,7 +12,9 @@ from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.vitp_labels import Roots, read_compiled, write_compiled
+from vitp.io import warped
 from vitp.io.ground import reproject, split_window
+from vitp.io.images import load_label_pixels
 from vitp.io.open_pixels import Geometry
 from vitp.records.labels import IGNORE, LabelledImage
 
@@ -138,3 +140,44 @@ def test_numbers_of_instances_on_another_grid_are_refused(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="numbers of instances on other pixels") as caught:
         read_labels("masks", tmp_path, mask_type="instances")
     assert "gdalwarp" in str(caught.value.fix)
+
+
+KINDS = {
+    "bit": {"nbits": 1},
+    "white is zero, a bit": {"nbits": 1, "photometric": "miniswhite"},
+    "white is zero": {"photometric": "miniswhite"},
+    "palette": {"photometric": "palette"},
+    "tiled": {"tiled": True, "compress": "deflate"},
+}
+
+
+_DTYPES = ("uint8", "int16", "uint16", "int32", "float32")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(kind, "uint8") for kind in KINDS] + [("tiled", dtype) for dtype in _DTYPES[1:]],
+)
+def test_a_part_of_a_large_mask_is_what_the_whole_has_there(
+    tmp_path: Path, kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warped, "_LARGE", 100)
+    values = np.minimum(classes_HW((200, 160)), 1) if "bit" in kind else classes_HW((200, 160))
+    path = write_raster(tmp_path / "a.tif", values_CHW=values.astype(dtype)[None], **KINDS[kind])
+    part = warped.label_window(path, (20, 30, 120, 90))
+    assert part is not None
+    np.testing.assert_array_equal(part, load_label_pixels(path)[30:90, 20:120])
+    moved_HW, inside_HW = warped.warped_labels(path, warped.Grid.of(moved(UTM, 20, 30), (100, 60)))
+    assert inside_HW.all()
+    np.testing.assert_array_equal(moved_HW, part)
+
+
+def test_colours_of_a_part_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warped, "_LARGE", 100)
+    colours = np.ascontiguousarray(COLOURS[classes_HW((200, 160))].transpose(2, 0, 1))
+    for count in (3, 4):
+        values_CHW = np.concatenate([colours, np.full((count - 3, 160, 200), 255, np.uint8)])
+        path = write_raster(tmp_path / f"{count}.tif", values_CHW=values_CHW, photometric="rgb")
+        part = warped.label_window(path, (20, 30, 120, 90))
+        assert part is not None
+        np.testing.assert_array_equal(part, load_label_pixels(path)[30:90, 20:120])

@@ -5,6 +5,7 @@ Shapes: H × W pixels of the image.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,9 @@ from vitp.io.open_pixels import Geometry, Window
 
 _SAME = 0.5
 """Pixels by which the corners of two grids may differ that are meant to be one."""
+
+_LARGE = 4_000_000
+"""Pixels of a label raster from which on only the part that is wanted is read."""
 
 _TOLERANCE = 0.01
 """Pixels by which the reprojection may be off, which GDAL interpolates between exact points."""
@@ -106,13 +110,55 @@ def warped_labels(
             ) as warped,
         ):
             values_CHW = warped.read(window=((y1, y2), (x1, x2)))
+            values_CHW[:-1] = _as_labels(file, values_CHW[:-1])
     except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
         fix = "check the file and its coordinate reference system"
         raise DataError(f"can't be brought onto its image ({error})", where=where, fix=fix) from error
-    inside_HW = values_CHW[-1] > 0
+    return _planes(values_CHW), values_CHW[-1] > 0
+
+
+def label_window(path: str | Path, window: Window) -> np.ndarray | None:
+    """Return a part of a large label raster as `load_label_pixels` has it, without reading the rest.
+
+    None where that spares nothing or can't be done: for smaller files, those of other formats, and where rasterio isn't
+    installed.
+
+    Raises:
+        DataError: The raster can't be read.
+    """
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        return None
+    try:
+        rasterio = need_geo("rasterio", str(path))
+    except DataError:
+        return None
+    x1, y1, x2, y2 = window
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        try:
+            with rasterio.open(str(path)) as file:
+                if file.width * file.height < _LARGE or file.count not in (1, 3, 4):
+                    return None
+                values_CHW = _as_labels(file, file.read(window=((y1, y2), (x1, x2))))
+        except rasterio.errors.RasterioError as error:
+            raise DataError(f"can't be read ({error})", where=str(path), fix="check the file") from error
+    return _planes(values_CHW)
+
+
+def _planes(values_CHW: np.ndarray) -> np.ndarray:
+    """Return (H, W) values, or (H, W, 3) colours; transparency is left out."""
     if len(values_CHW) > 2:
-        return np.ascontiguousarray(values_CHW[:3].transpose(1, 2, 0)), inside_HW
-    return values_CHW[0], inside_HW
+        return np.ascontiguousarray(values_CHW[:3].transpose(1, 2, 0))
+    return np.asarray(values_CHW[0])
+
+
+def _as_labels(file: Any, values_CHW: np.ndarray) -> np.ndarray:
+    """Return values of one bit as 0 and 255, black and white, as pictures have them; others as they are."""
+    facts = file.tags(1, ns="IMAGE_STRUCTURE")
+    if facts.get("NBITS") != "1":
+        return values_CHW
+    white = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+    return np.where((values_CHW > 0) != white, np.uint8(255), np.uint8(0))
 
 
 def grid_of_image(
