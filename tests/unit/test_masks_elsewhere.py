@@ -13,9 +13,10 @@ from vitp.data.formats import read_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.vitp_labels import Roots, read_compiled, write_compiled
 from vitp.io import warped
-from vitp.io.ground import reproject, split_window
+from vitp.io.contract import Geometry
+from vitp.io.ground import reproject
 from vitp.io.images import load_label_pixels
-from vitp.io.open_pixels import Geometry
+from vitp.io.parts import split_address
 from vitp.records.labels import IGNORE, LabelledImage
 
 COLOURS = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
@@ -103,7 +104,7 @@ def test_it_is_said_and_survives_windows_and_files(tmp_path: Path) -> None:
     assert whole is not None
     write_compiled(cut(labelled, 80, 10, tmp_path / "crops"), Roots(tmp_path / "out", root, root))
     for item in read_compiled(tmp_path / "out").items:
-        window = split_window(item.image)[1]
+        window = split_address(item.image)[1].window
         assert window is not None and item.semantic is not None
         x1, y1, x2, y2 = window
         np.testing.assert_array_equal(item.semantic(), whole()[y1:y2, x1:x2])

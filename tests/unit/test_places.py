@@ -26,7 +26,8 @@ from vitp.data.formats import ReadOptions, read_labels
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.crops import cut
 from vitp.data.formats.places import neighbours, on_one_plane, split_by_place
-from vitp.io.ground import geometry_of, split_window
+from vitp.io.ground import geometry_of
+from vitp.io.parts import split_address
 from vitp.records.labels import IGNORE, LabelledSet, PlaceSplit
 
 
@@ -109,7 +110,9 @@ def test_images_of_several_systems_come_onto_one_plane(tmp_path: Path) -> None:
     other = type(UTM)("EPSG:32632", (0.5, 0, x + 300.0, 0, -0.5, y))
     one, two = on_one_plane([(UTM, (200, 160)), (other, (200, 160))])
     corners = (shapely.Point(shape.exterior.coords[0]) for shape in (one, two))
-    assert shapely.distance(*corners) == pytest.approx(300, rel=0.003)  # its grid is stretched so far from its meridian
+    assert shapely.distance(*corners) == pytest.approx(
+        300, rel=0.003
+    )  # its grid is stretched so far from its meridian
     assert one.area == pytest.approx(100 * 80, rel=0.001)
 
 
@@ -175,7 +178,7 @@ def test_crops_are_windows_with_their_own_labels_and_places(tmp_path: Path) -> N
     whole = read_labels("geo", tmp_path, semantic="both", val=0, test=0)
     crops = cut(whole, 100, 20, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert [split_window(item.image) for item in crops.items] == [
+    assert [(name, part.window) for name, part in (split_address(item.image) for item in crops.items)] == [
         (str(tmp_path / "scene.tif"), window)
         for window in (
             (0, 0, 100, 100),
@@ -186,7 +189,7 @@ def test_crops_are_windows_with_their_own_labels_and_places(tmp_path: Path) -> N
             (100, 60, 200, 160),
         )
     ]
-    by_window = {split_window(item.image)[1]: item for item in crops.items}
+    by_window = {split_address(item.image)[1].window: item for item in crops.items}
     (label,) = by_window[100, 60, 200, 160].objects or ()
     np.testing.assert_allclose(label.box, (10, 30, 30, 40), atol=1e-6)
     whole_mask = whole.items[0].semantic
@@ -227,7 +230,7 @@ def test_crops_outside_of_the_labelled_area_are_left_out(tmp_path: Path) -> None
     crops = cut(whole, 50, 0, tmp_path / "out")
     assert "4 crops: nothing of them is labelled; left out" in crops.findings
     assert len(crops) == 12
-    edge = next(item for item in crops.items if split_window(item.image)[1] == (100, 0, 150, 50))
+    edge = next(item for item in crops.items if split_address(item.image)[1].window == (100, 0, 150, 50))
     from vitp.data.ignored import known_semantic
 
     assert (known_semantic(edge)[:, 22:] == IGNORE).all() and (known_semantic(edge)[:, :19] == 0).all()

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.io.open_pixels import Geometry, Window
-from vitp.io.rasters import RasterPixels
+from vitp.io.contract import Geometry
+from vitp.io.open_pixels import open_pixels
+from vitp.io.parts import base_address
 
 LONGITUDE_LATITUDE = "OGC:CRS84"
 """Longitude and latitude in degrees, in this order."""
 
 RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img", ".nc", ".hdf", ".h5", ".dat"})
-"""Suffixes of files that may say where they lie; of others a file beside them does."""
+"""Suffixes of files that may say where they lie."""
 
-_BESIDE = (".aux.xml", ".pgw", ".jgw", ".tfw", ".bpw", ".wld")
 _STEP = 8.0
 """Pixels on each side of the centre over which the size of a pixel is measured."""
 
@@ -43,14 +43,10 @@ def need_geo(module: str, where: str) -> Any:
         raise DataError(what, where=where, fix=fix) from error
 
 
-def may_be_placed(path: str | Path) -> bool:
-    """Return whether an image file may say where it lies, by its suffix or a file beside it."""
-    path = Path(path)
-    if path.suffix.lower() in RASTER_SUFFIXES:
-        return True
-    return any(
-        path.with_name(path.name + end).is_file() or path.with_suffix(end).is_file() for end in _BESIDE
-    )
+def may_be_placed(address: str | Path) -> bool:
+    """Return whether an image may say where it lies, by its suffix; folders of bands may, too."""
+    path = Path(base_address(address))
+    return path.suffix.lower() in RASTER_SUFFIXES or path.is_dir()
 
 
 def check_crs(crs: str, where: str) -> str:
@@ -152,32 +148,13 @@ def pixel_metres(ground: tuple[float, float, float, float]) -> float:
     return math.sqrt(abs(a * d - b * c))
 
 
-def split_window(address: str) -> tuple[str, Window | None]:
-    """Return the file of an address, and the part of it that the address ends with, as `#window=x1,y1,x2,y2`."""
-    file, mark, text = address.rpartition("#window=")
-    if not mark:
-        return address, None
-    x1, y1, x2, y2 = (int(number) for number in text.split(","))
-    return file, (x1, y1, x2, y2)
-
-
-def window_address(address: str, window: Window) -> str:
-    """Return the address of a window of an image."""
-    file, outer = split_window(address)
-    x, y = outer[:2] if outer else (0, 0)
-    x1, y1, x2, y2 = window
-    return f"{file}#window={x1 + x},{y1 + y},{x2 + x},{y2 + y}"
-
-
 def geometry_of(address: str | Path) -> Geometry | None:
     """Return where an image, or the part of it that the address names, lies; None where its file doesn't say it.
 
     Raises:
         DataError: The file can't be read.
     """
-    file, window = split_window(str(address))
-    if not may_be_placed(file):
+    if not may_be_placed(address):
         return None
-    with RasterPixels(file) as pixels:
-        found = pixels.geometry
-    return found if found is None or window is None else found.of_window(window)
+    with open_pixels(address) as pixels:
+        return pixels.geometry

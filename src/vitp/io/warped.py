@@ -13,8 +13,10 @@ from typing import Any, Self
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.io.contract import Geometry
 from vitp.io.ground import corners, geometry_of, may_be_placed, need_geo, reproject
-from vitp.io.open_pixels import Geometry, Window
+from vitp.io.parts import Window
+from vitp.io.rasters import raster_driver
 
 _SAME = 0.5
 """Pixels by which the corners of two grids may differ that are meant to be one."""
@@ -95,7 +97,7 @@ def warped_labels(
     a, b, c, d, e, f = onto.transform
     try:
         with (
-            rasterio.open(where) as file,
+            rasterio.open(where, driver=_driver(where)) as file,
             vrt.WarpedVRT(
                 file,
                 crs=onto.crs,
@@ -117,6 +119,18 @@ def warped_labels(
     return _planes(values_CHW), values_CHW[-1] > 0
 
 
+def _driver(where: str) -> str:
+    """Return GDAL's name of the kind of a file; those that name other files are no labels.
+
+    Raises:
+        DataError: It is none of the kinds that labels are read from.
+    """
+    driver = raster_driver(where)
+    if driver not in ("GTiff", "JP2OpenJPEG", "HFA"):
+        raise DataError("is no GeoTIFF", where=where, fix="save the labels as a GeoTIFF (gdal_translate)")
+    return driver
+
+
 def label_window(path: str | Path, window: Window) -> np.ndarray | None:
     """Return a part of a large label raster as `load_label_pixels` has it, without reading the rest.
 
@@ -136,7 +150,7 @@ def label_window(path: str | Path, window: Window) -> np.ndarray | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         try:
-            with rasterio.open(str(path)) as file:
+            with rasterio.open(str(path), driver=_driver(str(path))) as file:
                 if file.width * file.height < _LARGE or file.count not in (1, 3, 4):
                     return None
                 values_CHW = _as_labels(file, file.read(window=((y1, y2), (x1, x2))))
