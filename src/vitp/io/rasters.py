@@ -128,7 +128,7 @@ def _envi_pixels(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _gdal(where: str, remote: bool = False) -> Iterator[Any]:
+def gdal(where: str, remote: bool = False) -> Iterator[Any]:
     """Give rasterio, held to our rules: no connection unless asked for, no code in files, no warnings.
 
     Raises:
@@ -137,6 +137,7 @@ def _gdal(where: str, remote: bool = False) -> Iterator[Any]:
     rasterio = need_rasterio(where)
     options: dict[str, Any] = {
         "GDAL_VRT_ENABLE_PYTHON": "NO",
+        "GDAL_TIFF_INTERNAL_MASK": "YES",
     }
     if remote:
         options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"
@@ -253,7 +254,7 @@ class RasterPixels(Pixels):
             self._remote = check_sources(address, where)
         self._reduced: dict[int, Any] = {}
         self._memory: Any = None
-        with _gdal(where, self._remote):
+        with gdal(where, self._remote):
             self._file, self._memory = _open(address, driver, part, where)
             try:
                 self._describe()
@@ -296,7 +297,7 @@ class RasterPixels(Pixels):
     def _factors(self) -> tuple[int, ...]:  # type: ignore[override]
         """Reductions of the file's pyramid, of those that are powers of two; each is opened once to see its size."""
         found = [1]
-        with _gdal(self.where, self._remote) as rasterio:
+        with gdal(self.where, self._remote) as rasterio:
             for level, factor in enumerate(self._file.overviews(1)):
                 if factor < 2 or factor & (factor - 1):
                     continue
@@ -314,7 +315,7 @@ class RasterPixels(Pixels):
     def _stored(self, window: Window, numbers: list[int], factor: int) -> tuple[np.ndarray, np.ndarray]:
         x1, y1, x2, y2 = window
         place = ((y1, y2), (x1, x2))
-        with _gdal(self.where, self._remote):
+        with gdal(self.where, self._remote):
             file = self._file if factor == 1 else self._reduced[factor]
             values_CHW: np.ndarray = file.read([number + 1 for number in numbers], window=place)
             values_CHW = values_CHW.astype(self.dtype, copy=False)
