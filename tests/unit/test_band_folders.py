@@ -111,11 +111,11 @@ def test_files_without_places_fit_by_whole_factors_only(tmp_path: Path) -> None:
 
 def test_folders_of_two_readings_are_refused(tmp_path: Path) -> None:
     one = values(1, "uint16")
-    with pytest.raises(DataError, match="is a folder, and not one with a file a band"):
+    with pytest.raises(DataError, match="but a folder, and not one with a file a band"):
         open_pixels(tmp_path)
     write_raster(tmp_path / "tile1.tif", one)
     write_raster(tmp_path / "tile2.tif", one)
-    with pytest.raises(DataError, match="is a folder, and not one with a file a band"):
+    with pytest.raises(DataError, match="but a folder, and not one with a file a band"):
         open_pixels(tmp_path)
     (tmp_path / "two").mkdir()
     write_raster(tmp_path / "two" / "a_B02.tif", one)
