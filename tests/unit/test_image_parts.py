@@ -163,7 +163,7 @@ def test_labels_of_rasters_are_read_by_windows(tmp_path: Path) -> None:
 def test_bands_choose_what_is_shown(tmp_path: Path) -> None:
     five_CHW = values(5, "uint8")
     path = write_raster(tmp_path / "a.tif", five_CHW)
-    with pytest.raises(DataError, match=r"has 5 bands \(1, 2, 3, 4, 5\); which of them are red"):
+    with pytest.raises(DataError, match=r"has 5 bands of 8-bit .* which of them are red.*FILE#bands"):
         load_image(path)
     shown = np.asarray(load_image(f"{path}#bands=5,3,1"))
     np.testing.assert_array_equal(shown, five_CHW[[4, 2, 0]].transpose(1, 2, 0))

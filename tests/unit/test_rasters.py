@@ -13,6 +13,7 @@ from PIL import Image
 from tests.tiff_files import GEO, page, write_pages, write_tiff
 from vitp.core.errors import DataError
 from vitp.io import image_file, pixels, tiff
+from vitp.io.image_file import open_image
 from vitp.io.images import image_size, load_image, load_label_pixels
 
 
@@ -305,9 +306,12 @@ def test_sparse_and_cut_files_are_told_apart(tmp_path: Path) -> None:
     expected = values.copy()
     expected[:10] = 0
     assert _same(load_image(path), _stretched(expected))
-    with pytest.raises(
-        DataError, match=r"is a sparse TIFF: some of its blocks were left out.*SPARSE_OK=FALSE"
-    ), open_image(path) as file:
+    with (
+        pytest.raises(
+            DataError, match=r"is a sparse TIFF: some of its blocks were left out.*SPARSE_OK=FALSE"
+        ),
+        open_image(path) as file,
+    ):
         file.rgb()
     # The tags come first in this one, so that they survive.
     Image.fromarray(values[..., 0]).save(tmp_path / "b.tif")
