@@ -5,7 +5,7 @@ The output folder holds
     {train,val,test}.jsonl   instruction records, images relative to the root in mixture.json
     mixture.json             the training split as a mixture of one set
     labels/                  the labels themselves, for probes and finetuning (`formats.vitp_labels`)
-    crops/                   the images, where they were cut
+    crops/                   the images, where they were cut into files
     summary.json             counts, findings, options, licence, content hash
 
 The same labels, options and seed give the same bytes.
@@ -27,7 +27,7 @@ from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
 from vitp.data.formats import detect, read_labels
 from vitp.data.formats.class_names import check_names
-from vitp.data.formats.crops import cut
+from vitp.data.formats.crops import crops_in_place, cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
 from vitp.data.formats.vitp_labels import LineWriter, Roots, label_line, relative, write_head
@@ -125,7 +125,7 @@ def compile_labels(
         fmt: A key of `vitp.data.formats.LABEL_FORMATS`, or "auto".
         out: New or empty folder, or with `force` one of an earlier compilation.
         seed: Of the splits, the questions and, for generated scenes, the scenes.
-        crop: Cut images into crops of this many pixels.
+        crop: Cut images into crops of this many pixels; those of rasters on the ground are windows of their files.
         overlap: Pixels that neighbouring crops share.
         min_visible: Objects of which less of the area is in a crop are difficult in it.
         empty: Training images (or crops) without objects at most, as a share of the training images; which ones stay
@@ -179,6 +179,9 @@ def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:
     they are removed.
     """
     crop, overlap, min_visible = (job.settings[key] for key in ("crop", "overlap", "min_visible"))
+    if crops_in_place(whole):
+        cropped = cut(whole, crop, overlap, job.out, min_visible)
+        return _write(job, limit_empty(cropped, job.settings["empty"], job.seed), whole=whole)
     folder = _crop_folder(job.out, job.base or job.out, crop, overlap)
     try:
         labelled = limit_empty(
