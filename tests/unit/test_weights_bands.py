@@ -30,8 +30,12 @@ from vitp.checkpoints.verify import inspect_export, verify_export
 from vitp.checkpoints.writing import save_vlm
 from vitp.cli import run
 from vitp.core.errors import CheckpointError, DataError
+from vitp.evaluation.robustness_comparison import tower_to_probe
+from vitp.models.flops import vision_flops
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
+from vitp.planning.finetune import image_flops
+from vitp.planning.model import model_shape
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone
 from vitp.tasks.model_folder import load_task
 
@@ -215,6 +219,29 @@ def test_data_decide_the_bands_of_pictures_only(tmp_path):
     old, new = (one.model.patch_embed.proj.weight for one in (tower, moved))
     torch.testing.assert_close(new, torch.stack([old[:, 2], old[:, 3], old.mean(1)], 1) * (4 / 3))
     assert random_backbone(moved, 0).in_channels == moved.in_channels
+
+
+def test_probes_of_pictures_are_made_for_the_bands_of_the_set(tmp_path):
+    exported(tmp_path / "rgb", None)
+    exported(tmp_path / "two", "B4 B8")
+    declared = bands("B2 B4 B8")
+    for name in ("random", str(tmp_path / "rgb")):
+        assert tower_to_probe(name, declared).in_channels == declared
+        assert tower_to_probe(name).in_channels is None
+    assert tower_to_probe(str(tmp_path / "two"), declared).in_channels == bands("B4 B8", low=10, high=3000)
+
+
+def test_plans_count_the_bands():
+    of_pictures, of_bands = (
+        model_shape(tiny_vlm_config(vision=vision_with(names)), 320) for names in (None, SIX)
+    )
+    assert (of_pictures.channels, of_bands.channels) == (3, 6)
+    assert of_bands.parameters["vision"] - of_pictures.parameters["vision"] == 3 * 8 * 8 * 32
+    flops = [vision_flops(tower_with(names), 2) for names in (None, SIX)]
+    assert flops[1] - flops[0] == 2 * 3 * 8 * 8 * 32 * 16 * 2
+    models = [build_model("classification", tower_with(names), ["a", "b"]) for names in (None, SIX)]
+    counted = [image_flops(model, 32) for model in models]
+    assert counted[1] - counted[0] == 2 * 3 * 8 * 8 * 32 * 16
 
 
 def test_models_with_language_are_loaded_for_bands(model):

@@ -85,7 +85,7 @@ def probe_command(
     labelled, console, results = read_compiled(data), make_console(), {}
     outcomes: list[list[Outcomes]] = []
     for name in [backbone, *(compare or [])]:
-        features = probe_data(tower_to_probe(name), labelled, view=view)
+        features = probe_data(tower_to_probe(name, labelled.channels), labelled, view=view)
         table, found = probe_outcomes(features, seeds=tuple(range(seeds)), labels_per_seed=amount_of(labels))
         console.print(table.to_rich(title=f"{name}: probes of the frozen features on {labelled.name}"))
         results[name] = table.to_json()

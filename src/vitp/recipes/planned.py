@@ -211,6 +211,10 @@ def _finetuning(
         classes: Sequence[str] = classes_of(labelled, kind)
         images = images or len(run_splits(labelled, config, kind)["train"])
         counted = f"{images:,} training images, from the data"
+        backbone = config.backbone.model_copy(
+            update={"channels": config.backbone.channels or labelled.channels}
+        )
+        config = config.model_copy(update={"backbone": backbone})
     elif isinstance(recipe, DownstreamRecipe):
         classes = placeholder_classes(recipe.facts.classes)
         if images is None and config.train.epochs is not None:
