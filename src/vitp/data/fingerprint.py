@@ -20,6 +20,7 @@ import numpy as np
 from vitp.core.files import sha256
 from vitp.data.record_set import SampleSet
 from vitp.io.images import is_scene
+from vitp.io.parts import WHOLE, split_address
 from vitp.io.storage import is_member, is_remote
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
@@ -71,6 +72,8 @@ def labels_digest(labelled: LabelledSet, *, former: bool = False) -> str:
         digest.update(json.dumps(facts, default=str).encode())
     classes = [labelled.object_classes, labelled.scene_classes, labelled.semantic_classes]
     digest.update(json.dumps(classes).encode())
+    if labelled.channels is not None:
+        digest.update(labelled.channels.model_dump_json().encode())
     return digest.hexdigest()
 
 
@@ -118,13 +121,14 @@ def _item_facts(item: LabelledImage, look: _Look) -> list[Any]:
 def _image_facts(address: str, look: bool) -> Any:
     if is_scene(address) or is_member(address) or is_remote(address):
         return str(address)
-    path = Path(address)
+    file, part = split_address(address)
+    path, chosen = Path(file), [] if part == WHOLE else [str(part)]
     try:
         stat = path.stat()
         blocks = _glance(str(path), stat.st_size, stat.st_mtime_ns) if look else None
     except OSError:
-        return [path.name, None]  # reading the image will tell what is wrong with it
-    return [path.name, stat.st_size, blocks]
+        return [path.name, None, *chosen]  # reading the image will tell what is wrong with it
+    return [path.name, stat.st_size, blocks, *chosen]
 
 
 @functools.lru_cache(maxsize=4 * MOST_FILES)

@@ -21,9 +21,13 @@ import numpy as np
 from vitp.core import files
 from vitp.core.errors import DataError
 from vitp.core.reading import open_file, parse_json
+from vitp.data.formats.vitp_labels import channels_to_json
 from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, Seen, cache_folder, cached_index
 from vitp.data.readers.records import RowRecords
 from vitp.io.images import is_scene, load_image
+from vitp.io.open_pixels import open_pixels
+from vitp.io.parts import WHOLE, split_address
+from vitp.io.raster_files import geotiff
 from vitp.io.storage import (
     LocalBytes,
     RemoteBytes,
@@ -35,6 +39,7 @@ from vitp.io.storage import (
     read_address,
     readable,
 )
+from vitp.records.channels import Channels
 from vitp.records.instructions import InstructionRecord, record_to_json
 
 DEFAULT_SIZE = 256 << 20
@@ -252,17 +257,23 @@ def _expand(pattern: str) -> list[str]:
 
 
 def write_shards(
-    records: Iterable[InstructionRecord], out: Path, name: str, *, shard_bytes: int = DEFAULT_SIZE
+    records: Iterable[InstructionRecord],
+    out: Path,
+    name: str,
+    *,
+    shard_bytes: int = DEFAULT_SIZE,
+    channels: Channels | None = None,
 ) -> list[Path]:
     """Write records with their images into `out/NAME-000000.tar`, …, and a `mixture.json` that names them.
 
-    Image files go in as they are; generated scenes as PNG. A shard is closed when it has reached its size.
+    Image files go in as they are, windows of them as GeoTIFF; generated scenes as PNG. A shard is closed when it has reached its size.
 
     Args:
         records: Records to write; they are read one after the other.
         out: Folder for the shards.
         name: Name of the set, from which the names of the shards are made.
         shard_bytes: Size at which a shard is closed.
+        channels: What is seen of the bands of the images, for `mixture.json`; None: they are pictures.
 
     Returns:
         The shards.
@@ -290,7 +301,8 @@ def write_shards(
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header that it has written
                 sample = next(samples, None)
         shards.append(path)
-    files.write_json(out / "mixture.json", {name: {"annotation": f"{stem}-*.tar"}})
+    seen = {} if channels is None else {"channels": channels_to_json(channels)}
+    files.write_json(out / "mixture.json", {name: {"annotation": f"{stem}-*.tar", **seen}})
     return shards
 
 
@@ -310,6 +322,9 @@ def _image(address: str) -> tuple[str, bytes]:
         buffer = io.BytesIO()
         load_image(address).save(buffer, "PNG")
         return ".png", buffer.getvalue()
+    if split_address(address)[1] != WHOLE:
+        with open_pixels(address) as pixels:
+            return ".tif", geotiff(pixels)
     if is_member(address) or is_remote(address):
         data = read_address(address)
     else:

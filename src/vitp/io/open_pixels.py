@@ -124,3 +124,10 @@ class Pixels(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_pixels(address: str) -> Pixels:
+    """Open whatever holds pixels."""
+    from vitp.io.opening import opened
+
+    return opened(str(address))

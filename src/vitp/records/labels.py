@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.records.channels import Channels
 from vitp.records.instructions import printable, text_problem
 
 SPLITS = ("train", "val", "test")
@@ -100,6 +101,7 @@ class LabelledSet:
         findings: Lines about labels that were left out or mended while reading, each with file and row.
         understood: Lines about how the files were understood (readings that were chosen, where the splits come
             from), which `vitp data compile` prints first.
+        channels: What is seen of the bands of its files; None: they are pictures.
 
     Raises:
         DataError: The name of a class holds half a character or a NUL.
@@ -113,6 +115,7 @@ class LabelledSet:
     licence: str = ""
     findings: tuple[str, ...] = field(default=())
     understood: tuple[str, ...] = ()
+    channels: Channels | None = None
 
     def __post_init__(self) -> None:
         for name in (*self.object_classes, *self.scene_classes, *self.semantic_classes):

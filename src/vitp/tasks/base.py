@@ -38,7 +38,7 @@ class TaskBatch(TensorFields):
     """Images of one size with their targets.
 
     Attributes:
-        images_BCHW: uint8 RGB, padded at the bottom and the right with zeros to one size.
+        images_BCHW: uint8, padded at the bottom and the right with zeros to one size.
         later_BCHW: The second date of pairs, padded likewise.
         sizes_B2: int64 height and width of each image before it was padded.
         targets: One for each image; their masks have the size before padding.
@@ -61,7 +61,7 @@ class TaskBatch(TensorFields):
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return (3, H, W) images of any sizes as one batch, padded with zeros, and their sizes.
+    """Return (C, H, W) images of any sizes as one batch, padded with zeros, and their sizes.
 
     Returns:
         `images_BCHW` of the largest height and width, and `sizes_B2` int64 height and width of each image.
@@ -137,6 +137,9 @@ class TestSettings(SettingsModel):
     """Objects with a lower score are not drawn or written; scores are computed with all."""
     surface: bool = False
     """Also compute the 95th percentile of surface distances (HD95) in segmentation."""
+    missing_bands: Literal["error", "zero"] = "error"
+    """What becomes of images that lack bands of the model: an error, or 0 in the place of these bands, for models
+    that were trained with band dropout."""
 
 
 class TaskModel(Objective):
@@ -196,7 +199,7 @@ class TaskModel(Objective):
         depend on its company.
 
         Args:
-            images: uint8 (3, H, W) each, of any sizes.
+            images: uint8 (C, H, W) each, of any sizes.
             later: The second dates of pairs, each of the size of its first.
         """
         sizes: dict[tuple[int, ...], list[int]] = {}

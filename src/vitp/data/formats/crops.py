@@ -13,6 +13,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_path, check_inside, inner_path
 from vitp.data.formats.pixel_masks import MaskWindow, windowed
 from vitp.io.images import is_scene, load_image
+from vitp.io.parts import window_address
 from vitp.records.geometry import (
     Box,
     area,
@@ -56,7 +57,7 @@ def cut(
     min_visible: float = 0.4,
     progress: Callable[[], None] | None = None,
 ) -> LabelledSet:
-    """Return the set with every image cut into crops, the crops written under `out_dir`.
+    """Return the set with every image cut into crops: files under `out_dir`, or windows of the files of bands.
 
     Each crop keeps the split and belongs to its parent's group. Captions and scene classes are about the
     whole image and stay behind. An interrupted cut continues: crops that are newer than their image are kept.
@@ -65,7 +66,8 @@ def cut(
         labelled_set: Images from files.
         size: Side of the crops in pixels.
         overlap: Pixels that neighbours share.
-        out_dir: Where the crops go; PNG, or JPEG where the image was lossy.
+        out_dir: Where the crops of pictures go; PNG, or JPEG where the image was lossy. Those of a set with channels
+            stay in its files: their addresses are windows (`vitp.io.parts`).
         min_visible: Objects of which less of the area is in a crop are difficult there: neither objects nor
             background.
         progress: Called after each image.
@@ -87,10 +89,11 @@ def cut(
             raise DataError("generated scenes can't be cut", where=item.id, fix=fix)
         windows = crop_windows(item.width, item.height, size, overlap)
         about_whole += bool(len(windows) > 1 and (item.captions or item.scene))
-        images = _write_crops(item.image, item.id, windows, out_dir)
+        folder = out_dir if labelled_set.channels is None else None
+        images = _crops(item.image, item.id, windows, folder)
         seconds: Sequence[str | None] = [None] * len(windows)
         if item.second_image is not None:
-            seconds = _write_crops(item.second_image, f"{item.id}.later", windows, out_dir)
+            seconds = _crops(item.second_image, f"{item.id}.later", windows, folder)
         for label in (*(item.objects or ()), *(item.later_objects or ())):
             lost += all(crop_object(label, window, min_visible) is None for window in windows)
         for window, image, second in zip(windows, images, seconds, strict=True):
@@ -108,6 +111,13 @@ def cut(
     return replace(labelled_set, items=crops, findings=findings)
 
 
+def _crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path | None) -> list[str]:
+    """Return the addresses of an image's crops: windows of it, or files that are written where a folder is given."""
+    if out_dir is not None:
+        return _write_crops(source, name, windows, out_dir)
+    return [source if len(windows) == 1 else window_address(source, window) for window in windows]
+
+
 def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path) -> list[str]:
     suffix = Path(source).suffix.lower()
     ending = ".jpg" if suffix in _LOSSY else ".png"
@@ -120,7 +130,7 @@ def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir:
     missing = [k for k, p in enumerate(paths) if not p.is_file() or p.stat().st_mtime < changed]
     # Where nothing is cut off, nothing needs to be compressed a second time.
     copied = len(windows) == 1 and suffix in (".jpg", ".jpeg")
-    image = load_image(source) if missing and not copied else None
+    image = load_image(source, stretch=False) if missing and not copied else None
     for k in missing:
         with atomic_path(paths[k]) as temporary:
             if image is None:
