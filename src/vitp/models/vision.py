@@ -20,13 +20,11 @@ from vitp.core.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod, use_bicubic_positions
-from vitp.records.channels import Channels
+from vitp.records.channels import MOST_CHANNELS, Channels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-MOST_CHANNELS = 1024
 
 Means = Annotated[tuple[Mean, ...], Field(min_length=1, max_length=MOST_CHANNELS)]
 Deviations = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_CHANNELS)]

@@ -21,6 +21,10 @@ from vitp.core.errors import DataError
 BandValue = Annotated[float, Field(ge=-1e30, le=1e30)]
 """A value of a file."""
 
+MOST_CHANNELS = 1024
+
+_Number = Annotated[int, Field(ge=0, lt=MOST_CHANNELS)]
+
 RED, GREEN, BLUE = "red", "green", "blue"
 
 
@@ -53,9 +57,9 @@ class Channel(SettingsModel):
 class Channels(SettingsModel):
     """All channels of a tower's input, in their order."""
 
-    channels: tuple[Channel, ...] = Field(min_length=1, max_length=1024)
+    channels: tuple[Channel, ...] = Field(min_length=1, max_length=MOST_CHANNELS)
     """One for each plane of the input; a band may stand in several (a grey band three times is grey as RGB)."""
-    composite: tuple[int, int, int] | None = None
+    composite: tuple[_Number, _Number, _Number] | None = None
     """Which channels, from 0, are shown as red, green and blue; none: those with these names, else the first three."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the training images in which a channel was set to 0. Above 0 files may lack bands, on request."""
