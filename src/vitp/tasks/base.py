@@ -28,6 +28,7 @@ from vitp.metrics.results import Prediction, Scores, Target
 from vitp.models.backbone import Backbone, frozen
 from vitp.models.pyramid import Pyramid
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
 
 TASK_FORMAT = "vitp-task-1"
@@ -246,6 +247,11 @@ class TaskModel(Objective):
     def work(self, batch: TaskBatch) -> dict[str, float]:
         """Return the number of images."""
         return {"samples": float(len(batch)), "tiles": float(len(batch))}
+
+    @property
+    def in_channels(self) -> Channels | None:
+        """Bands that the model sees, and how their values become 0–255; None: RGB pictures."""
+        return self.backbone.in_channels
 
     @property
     def device(self) -> torch.device:
