@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.data.check_report import CheckReport, Finding, Severity, SourceCount
-from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, comparable, image_print, in_threads
+from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, as_compared, image_print, in_threads
 from vitp.data.readers.rows import row_id
 from vitp.data.row_checks import (
     CONTROL_TOKENS,
@@ -200,7 +200,7 @@ def _image_facts(address: str) -> _ImageFacts | DataError:
     try:
         if is_scene(address):
             return _ImageFacts(image_size(address), None)
-        image, digest, bands = comparable(address)
+        image, digest, bands = as_compared(address)
         return _ImageFacts(image.size, image_print(image, digest), bands)
     except DataError as error:
         return error

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.data.image_hash import comparable, in_threads, pixel_digest
+from vitp.data.image_hash import as_compared, in_threads, pixel_digest
 from vitp.io.images import is_scene, load_image
 from vitp.io.parts import split_address
 
@@ -100,6 +100,6 @@ def _pixel_digest(path: str, *, reduced: bool) -> bytes | None:
     try:
         if reduced:
             return pixel_digest(np.asarray(load_image(path, enough=lambda width, height: (1, 1))))
-        return comparable(path)[1]
+        return as_compared(path)[1]
     except DataError:
         return None

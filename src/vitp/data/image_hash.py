@@ -50,7 +50,7 @@ class ImagePrint:
     digest: bytes
 
 
-def comparable(address: str) -> tuple[Image.Image, bytes, tuple[str, ...] | None]:
+def as_compared(address: str) -> tuple[Image.Image, bytes, tuple[str, ...] | None]:
     """Return an image as it is compared with others, whatever is declared of its bands in their sets.
 
     Returns:

@@ -18,7 +18,7 @@ from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import to_json
 from vitp.data.formats.vitp_labels import channels_to_json
-from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, comparable, image_print, in_threads
+from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, as_compared, image_print, in_threads
 from vitp.data.overlap import Landmarks, OverlapIndex, landmarks
 from vitp.data.sources import Source, is_mixture, open_sources, read_mixture_table
 from vitp.io.images import is_scene
@@ -164,7 +164,7 @@ def _look(
 
     def one(place: _Place) -> _Seen | DataError:
         try:
-            image, digest, _ = comparable(place[1])
+            image, digest, _ = as_compared(place[1])
         except DataError as error:
             return error
         return _Seen(image_print(image, digest), landmarks(image) if overlaps else None)

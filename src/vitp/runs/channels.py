@@ -15,7 +15,7 @@ from vitp.records.channels import Channels, matching
 from vitp.tasks.build import TIMM_PREFIX
 
 
-def with_channels(config: Run) -> tuple[Run, list[str]]:
+def fill_channels(config: Run) -> tuple[Run, list[str]]:
     """Return a pretraining run with the channels of its tower filled in, and what a user should know of them.
 
     Those that the configuration names count first, then those of `model.init`, then those that all sets declare. A

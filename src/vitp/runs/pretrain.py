@@ -44,7 +44,7 @@ from vitp.objectives.settings import Phase, RunSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
-from vitp.runs.channels import with_channels
+from vitp.runs.channels import fill_channels
 from vitp.runs.folder import claimed
 
 
@@ -147,7 +147,7 @@ def build(config: PretrainConfig) -> PretrainRun:
     Raises:
         VitpError: Something in the configuration or in the data can't be used.
     """
-    config, _ = with_channels(config)
+    config, _ = fill_channels(config)
     made = config.objective.build(config, steps=config.train.steps, micro_batches=config.train.micro_batches)
     return PretrainRun(config, made.objective, made.source, made.sets)
 
@@ -196,7 +196,7 @@ def run_pretraining(
         VitpError: A wrong configuration, unusable data, a non-finite loss, a full disk.
     """
     run_dir = Path(run_dir)
-    config, channels = with_channels(config)
+    config, channels = fill_channels(config)
     phases = config.objective.phases()
     names = [phase.folder for phase in phases]
     with claimed(run_dir, config, config.train.device, resume=resume, phases=names) as resume:

@@ -33,7 +33,7 @@ from typing import Any
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.captions import read_captions
-from vitp.data.formats.channels import CHANNEL_OPTIONS, with_channels
+from vitp.data.formats.channels import CHANNEL_OPTIONS, declare_channels
 from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
 from vitp.data.formats.detect import detect, detect_format
@@ -113,9 +113,9 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
         raise DataError("is not a folder", where=str(root), fix="name the folder of the set")
     seen = {name: options.pop(name) for name in CHANNEL_OPTIONS if name in options}
     if "options" not in inspect.signature(reader).parameters:
-        return with_channels(reader(root, **options), root, seen)
+        return declare_channels(reader(root, **options), root, seen)
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
-    return with_channels(reader(root, common, **options), root, seen)
+    return declare_channels(reader(root, common, **options), root, seen)
 
 
 def _reader(fmt: str) -> Callable[..., LabelledSet]:

@@ -181,7 +181,7 @@ def _pairs(value: Any) -> list[tuple[float, float]]:
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def with_channels(labelled: LabelledSet, root: Path, options: Mapping[str, Any]) -> LabelledSet:
+def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, Any]) -> LabelledSet:
     """Return a set with its channels and a line that says what they are; as it is when it has pictures.
 
     Args:

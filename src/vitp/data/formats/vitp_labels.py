@@ -137,7 +137,7 @@ def read_channels(root: Path) -> Channels | None:
 
 def channels_to_json(channels: Channels) -> dict[str, Any]:
     """Return channels as `set.json` and the entries of mixture files have them."""
-    return channels.model_dump(mode="json", exclude_none=True)
+    return channels.model_dump(mode="json", exclude_none=True, exclude={"dropout"})
 
 
 def channels_from_json(value: Any, where: str | Path) -> Channels | None:
