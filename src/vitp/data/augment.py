@@ -186,8 +186,8 @@ def brightened(image_HWC: np.ndarray, brightness: float, contrast: float) -> np.
     """
     values_HWC = image_HWC.astype(np.float32) * brightness
     mean_C = values_HWC.mean(axis=(0, 1))
-    values_HWC = np.rint(np.clip(mean_C + (values_HWC - mean_C) * contrast, 0, 255))
-    return values_HWC.astype(np.uint8)
+    changed_HWC: np.ndarray = np.rint(np.clip(mean_C + (values_HWC - mean_C) * contrast, 0, 255))
+    return changed_HWC.astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.data.image_hash import as_compared, in_threads, pixel_digest
 from vitp.io.images import is_scene, load_image
-from vitp.io.parts import split_address
+from vitp.io.parts import base_address
 
 MOST_PIXELS = 1_500_000_000
 """Pixels that are decoded at most to find equal ones in files of different bytes: about half a minute on two cores."""
@@ -61,7 +61,7 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
         jpegs: list[list[str]] = []
         others: list[list[str]] = []
         for group in candidates:
-            only_jpeg = all(Path(path).suffix.lower() in (".jpg", ".jpeg") for path in group)
+            only_jpeg = all(Path(base_address(path)).suffix.lower() in (".jpg", ".jpeg") for path in group)
             (jpegs if only_jpeg else others).append(group)
         alike = _split(jpegs, partial(_pixel_digest, reduced=True))
         same_pixels = _split([*others, *alike], partial(_pixel_digest, reduced=False))
@@ -84,14 +84,15 @@ def _split(groups: Iterable[Sequence[str]], key: Callable[[str], Hashable | None
 
 
 def _file_key(path: str, *, whole: bool) -> Hashable | None:
-    """Return the size of a file, or a digest of the whole; None: it can't be read."""
+    """Return the size of a file, or a digest of the whole; None: it can't be read, or is a part of one."""
     try:
-        name, part = split_address(path)
+        if base_address(path) != path:
+            return None
         if not whole:
-            return Path(name).stat().st_size, str(part)
-        with Path(name).open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").digest(), str(part)
-    except OSError:
+            return Path(path).stat().st_size
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+    except (OSError, DataError):
         return None
 
 

@@ -25,9 +25,7 @@ from vitp.data.formats.vitp_labels import channels_to_json
 from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, Seen, cache_folder, cached_index
 from vitp.data.readers.records import RowRecords
 from vitp.io.images import is_scene, load_image
-from vitp.io.open_pixels import open_pixels
-from vitp.io.parts import WHOLE, split_address
-from vitp.io.raster_files import geotiff
+from vitp.io.part_files import part_bytes
 from vitp.io.storage import (
     LocalBytes,
     RemoteBytes,
@@ -318,13 +316,13 @@ def _samples(records: Iterable[InstructionRecord]) -> Iterator[list[tuple[str, b
 
 def _image(address: str) -> tuple[str, bytes]:
     """Return suffix and bytes of an image."""
+    copied = part_bytes(address)
+    if copied is not None:
+        return copied
     if is_scene(address):
         buffer = io.BytesIO()
         load_image(address).save(buffer, "PNG")
         return ".png", buffer.getvalue()
-    if split_address(address)[1] != WHOLE:
-        with open_pixels(address) as pixels:
-            return ".tif", geotiff(pixels)
     if is_member(address) or is_remote(address):
         data = read_address(address)
     else:

@@ -1,58 +1,109 @@
-"""Which values of a band are dark and bright: percentiles over the valid pixels of many files."""
+"""Which values of a set's bands become black and white: percentiles over many files, in bounded memory and time.
+
+Shapes: C bands, H × W pixels.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.io.contract import Pixels
 from vitp.io.open_pixels import open_pixels
+from vitp.io.parts import Window
 from vitp.records.channels import Channel, Channels
 
-_MOST_FILES = 256
-_VALUES = 4_000_000
-"""Values of each band that are held in all."""
+_MOST_PIXELS = 1 << 22
+"""Of all files together, that are read in full; of larger sets it is a sample of about so many."""
+_MOST_FILES = 1024
+_BLOCK = 256
+"""Side of the squares that are sampled of large files."""
 
 
 def measure_channels(
     addresses: Sequence[str],
-    bands: Sequence[str],
+    bands: Sequence[str] | None = None,
     *,
     transform: Literal["linear", "db"] = "linear",
     percentiles: tuple[float, float] = (2.0, 98.0),
     seed: int = 0,
 ) -> Channels:
-    """Return channels whose range is that of the bands' valid values over a random choice of files.
+    """Return channels whose low and high values are percentiles of each band over the valid pixels of many files.
+
+    Sets of up to four million pixels count in full. Of larger ones at most 1,024 files count, and of each as many
+    squares of 256 × 256 pixels as make four million pixels together; which, the seed tells.
+
+    Args:
+        addresses: Of the training split.
+        bands: Names, in the wanted order; None: all of the first file's, a single one three times (grey, as RGB).
+        transform: `db`: percentiles of 10 · log10 of the values above 0.
+        percentiles: Which become 0 and 255.
+        seed: Of the sample.
 
     Raises:
-        DataError: There is no valid value.
+        DataError: A file lacks a band, can't be read, or a band holds no value in any of them.
     """
-    rng = np.random.default_rng(seed)
-    chosen = sorted(rng.permutation(len(addresses))[:_MOST_FILES].tolist())
-    most = max(1, _VALUES // max(1, len(chosen)))
-    found: list[list[np.ndarray]] = [[] for _ in bands]
-    for number in chosen:
-        with open_pixels(addresses[number]) as pixels:
-            values_CHW, valid_HW = pixels.read(bands=bands), pixels.valid()
-        for values_HW, own in zip(values_CHW, found, strict=True):
-            values_N = values_HW[valid_HW].astype(np.float64)
-            if transform == "db":
-                values_N = 10 * np.log10(values_N, out=np.full_like(values_N, np.nan), where=values_N > 0)
-            values_N = values_N[np.isfinite(values_N)]
-            own.append(rng.choice(values_N, most, replace=False) if len(values_N) > most else values_N)
-    channels = []
-    for band, own in zip(bands, found, strict=True):
-        values_N = np.concatenate(own) if own else np.empty(0)
-        if not len(values_N):
-            raise DataError(
-                "has no valid value in any file",
-                where=f"band {band}",
-                fix="check the files, or give its range",
-            )
-        low, high = (float(value) for value in np.percentile(values_N, percentiles))
-        channels.append(
-            Channel(band=band, low=low, high=high if high > low else low + 1, transform=transform)
+    if not addresses:
+        raise DataError(
+            "there are no images to measure the bands of", fix="name a training split with images"
         )
-    return Channels(channels=tuple(channels))
+    chosen = sorted(dict.fromkeys(addresses))
+    draw = random.Random(seed)
+    if len(chosen) > _MOST_FILES:
+        chosen = sorted(draw.sample(chosen, _MOST_FILES))
+    with open_pixels(addresses[0]) as first:
+        names = tuple(first.names[number] for number in first.numbers(bands))
+    unique = tuple(dict.fromkeys(names))
+    parts: list[list[np.ndarray]] = [[] for _ in unique]
+    share = _MOST_PIXELS // len(chosen)
+    for address in chosen:
+        with open_pixels(address) as pixels:
+            check = Channels(channels=tuple(Channel(band=name) for name in unique))
+            check.check_bands(pixels.names, where=pixels.where)
+            for window in _windows(pixels, share, draw):
+                values_CHW, valid_CHW = pixels.read_valid(window, unique)
+                for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
+                    part.append(values_HW[valid_HW])
+    ranges = {
+        name: _range(np.concatenate(part), name, transform, percentiles)
+        for name, part in zip(unique, parts, strict=True)
+    }
+    if bands is None and len(names) == 1:
+        names = names * 3
+    return Channels(
+        channels=tuple(
+            Channel(band=name, low=ranges[name][0], high=ranges[name][1], transform=transform)
+            for name in names
+        )
+    )
+
+
+def _windows(pixels: Pixels, share: int, draw: random.Random) -> list[Window]:
+    """Return the windows of a file that count: all of it, or squares by chance of about `share` pixels together."""
+    width, height = pixels.size
+    if width * height <= share:
+        return [(0, 0, width, height)]
+    across, down = -(-width // _BLOCK), -(-height // _BLOCK)
+    count = min(across * down, max(1, share // _BLOCK**2))
+    side = _BLOCK if share >= _BLOCK**2 else max(16, int(share**0.5))
+    found = []
+    for place in sorted(draw.sample(range(across * down), count)):
+        x, y = place % across * _BLOCK, place // across * _BLOCK
+        found.append((x, y, min(x + side, width), min(y + side, height)))
+    return found
+
+
+def _range(
+    values: np.ndarray, name: str, transform: str, percentiles: tuple[float, float]
+) -> tuple[float, float]:
+    if transform == "db":
+        values = 10 * np.log10(values[values > 0].astype(np.float64))
+    if not values.size:
+        what = f"band {name} holds no value in any image" + (" above 0" if transform == "db" else "")
+        raise DataError(what, fix="leave the band out (-o bands=…), or check nodata and masks")
+    low, high = (float(value) for value in np.percentile(values.astype(np.float64), percentiles))
+    return (low, high) if low < high else (low, low + 1)

@@ -7,8 +7,8 @@
 | `page=2` | one image of a file that holds several, from 1 |
 | `layer=reflectance` | one data set of an HDF or netCDF file |
 
-Names that hold `,`, `&`, `#` or `%` are written with percent signs, as in URLs. A file whose own name looks like this is
-still that file: what exists under the whole address counts first.
+Names that hold `,`, `&`, `#` or `%` are written with percent signs, as in URLs. A file whose own name looks
+like this is still that file: what exists under the whole address counts first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FORM = "write FILE#window=x1,y1,x2,y2&bands=…&page=…&layer=…, each once a
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """What an address chooses of a file; None: everything there is.
 
     Attributes:
@@ -53,15 +53,15 @@ class Part:
         if self.page is not None:
             words.append(f"page={self.page}")
         if self.layer is not None:
-            words.append(f"layer={quote(self.layer, safe=' /')}")
+            words.append(f"layer={quote(self.layer, safe=' ')}")
         return "&".join(words)
 
 
-WHOLE = Part()
+WHOLE = FilePart()
 """Of an address that chooses nothing."""
 
 
-def split_address(address: str | Path) -> tuple[str, Part]:
+def split_address(address: str | Path) -> tuple[str, FilePart]:
     """Return the address of the file itself, and what is chosen of it.
 
     Raises:
@@ -84,7 +84,7 @@ def split_address(address: str | Path) -> tuple[str, Part]:
     if "page" in found and re.fullmatch(r"[1-9]\d{0,8}", found["page"]) is None:
         raise DataError(f"chooses page {found['page']!r}; pages count from 1", where=text, fix=_FORM)
     page = int(found["page"]) if "page" in found else None
-    return match["base"], Part(window, bands, page, unquote(found["layer"]) if "layer" in found else None)
+    return match["base"], FilePart(window, bands, page, unquote(found["layer"]) if "layer" in found else None)
 
 
 def _window(text: str, where: str) -> Window:
@@ -110,7 +110,7 @@ def base_address(address: str | Path) -> str:
     return split_address(address)[0]
 
 
-def part_address(address: str | Path, part: Part) -> str:
+def part_address(address: str | Path, part: FilePart) -> str:
     """Return the address of a part of an image; a window is one of the image that the address names.
 
     Raises:
@@ -121,13 +121,32 @@ def part_address(address: str | Path, part: Part) -> str:
     if window is not None and old.window is not None:
         x, y = old.window[:2]
         window = (window[0] + x, window[1] + y, window[2] + x, window[3] + y)
-    new = Part(window or old.window, part.bands or old.bands, part.page or old.page, part.layer or old.layer)
+    new = FilePart(
+        window or old.window, part.bands or old.bands, part.page or old.page, part.layer or old.layer
+    )
     return f"{base}#{new}" if new != WHOLE else base
 
 
 def window_address(address: str | Path, window: Window) -> str:
     """Return the address of a window of an image."""
-    return part_address(address, Part(window=window))
+    return part_address(address, FilePart(window=window))
+
+
+def file_stamp(address: str | Path) -> tuple[int, int]:
+    """Return size in bytes and time of change, in nanoseconds, of the file that an address names a part of.
+
+    Of a folder with one file a band they are those of all its files: their sum, and the latest.
+
+    Raises:
+        OSError: It isn't there.
+        DataError: As `split_address`.
+    """
+    path = Path(base_address(address))
+    stat = path.stat()
+    if not path.is_dir():
+        return stat.st_size, stat.st_mtime_ns
+    stats = [stat, *(inner.stat() for inner in path.rglob("*") if inner.is_file())]
+    return sum(one.st_size for one in stats[1:]), max(one.st_mtime_ns for one in stats)
 
 
 def check_window(window: Window, size: tuple[int, int], where: str) -> None:

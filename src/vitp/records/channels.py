@@ -108,6 +108,11 @@ class Channels(SettingsModel):
         """Return whether two read the same values of a file; what is shown and how they were trained may differ."""
         return other is not None and self.channels == other.channels
 
+    def part(self, places: Sequence[int]) -> Channels:
+        """Return some of the channels, in this order."""
+        chosen = tuple(self.channels[place] for place in places)
+        return self.model_copy(update={"channels": chosen, "composite": None})
+
     def named_in(self, known: Sequence[str]) -> tuple[str | None, ...]:
         """Return what each channel's band is called in a file with these bands; None: the file lacks it.
 

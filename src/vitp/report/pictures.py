@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.io.images import is_scene, load_image
+from vitp.io.parts import base_address
 from vitp.records.channels import Channels
 
 PictureSource = str | Path | Image.Image | np.ndarray
@@ -42,8 +43,8 @@ def open_picture(
                 fix="give (H, W) or (H, W, 3) uint8",
             )
         return Image.fromarray(picture).convert("RGB")
-    if base is not None and not is_scene(picture) and not Path(picture).is_file():
-        picture = base / picture if (base / picture).is_file() else picture
+    if base is not None and not is_scene(picture) and not Path(base_address(picture)).exists():
+        picture = base / picture if Path(base_address(base / picture)).exists() else picture
     return load_image(picture, channels=channels)
 
 

@@ -21,7 +21,7 @@ from vitp.data.image_sample import ImageSample
 from vitp.data.seen import PICTURES, Seen
 from vitp.evaluation.corruptions.catalogue import Corruption
 from vitp.evaluation.corruptions.geometry import moved_objects, moved_places, warp
-from vitp.io.raster_files import geotiff_of
+from vitp.io.part_files import geotiff
 from vitp.records.channels import Channels
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
@@ -173,7 +173,7 @@ def _as_file(image_HWC: np.ndarray, channels: Channels) -> bytes:
     values_CHW = channels.unscale(image_HWC.transpose(2, 0, 1))
     first = dict(zip(channels.bands[::-1], values_CHW[::-1], strict=True))
     names = list(dict.fromkeys(channels.bands))
-    return geotiff_of(np.stack([first[name] for name in names]), names)
+    return geotiff(np.stack([first[name] for name in names]), names)
 
 
 def moved_item(item: LabelledImage, matrix: np.ndarray) -> LabelledImage:
