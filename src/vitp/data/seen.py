@@ -29,8 +29,8 @@ PixelImage = Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is seen of the images of a run. `Seen()` is pictures as they stand.
+class SeenBands:
+    """What is seen of the images of a run. `SeenBands()` is pictures as they stand.
 
     Attributes:
         channels: What is seen of the files' bands; None: pictures.
@@ -45,7 +45,7 @@ class Seen:
     @classmethod
     def by(
         cls, model: Channels | None, labelled: LabelledSet, *, missing_bands: MissingBands = "error"
-    ) -> Seen:
+    ) -> SeenBands:
         """Return how a model sees the images of a set: its own bands, in the scaling that it was trained with.
 
         Args:
@@ -160,7 +160,7 @@ def seen_again(image: Image.Image | np.ndarray, channels: Channels | None) -> np
     if address is None:
         channels.check_bands(PICTURE.bands, where="image")
         return channels.scale(np.asarray(image).transpose(2, 0, 1)[_places(channels)]).transpose(1, 2, 0)
-    return np.asarray(Seen(channels).load(address))
+    return np.asarray(SeenBands(channels).load(address))
 
 
 def _places(channels: Channels) -> list[int]:
@@ -169,7 +169,7 @@ def _places(channels: Channels) -> list[int]:
     return [PICTURE.bands.index(str(name)) for name in names]
 
 
-PICTURES = Seen()
+PICTURES = SeenBands()
 """8-bit pictures as they stand, all channels."""
 
 

@@ -264,14 +264,15 @@ def write_shards(
 ) -> list[Path]:
     """Write records with their images into `out/NAME-000000.tar`, …, and a `mixture.json` that names them.
 
-    Image files go in as they are, windows of them as GeoTIFF; generated scenes as PNG. A shard is closed when it has reached its size.
+    Image files go in as they are, windows of them as files of their own, generated scenes as PNG. A shard is closed
+    when it has reached its size.
 
     Args:
         records: Records to write; they are read one after the other.
         out: Folder for the shards.
         name: Name of the set, from which the names of the shards are made.
         shard_bytes: Size at which a shard is closed.
-        channels: What is seen of the bands of the images, for `mixture.json`; None: they are pictures.
+        channels: What is seen of the images' bands, for `mixture.json`; None: they are pictures.
 
     Returns:
         The shards.

@@ -16,7 +16,7 @@ from pydantic import Field
 from vitp.core.config import SettingsModel
 from vitp.core.errors import VitpError
 from vitp.core.files import atomic_path
-from vitp.data.seen import PICTURES, Seen, size_of
+from vitp.data.seen import PICTURES, SeenBands, size_of
 from vitp.data.tiling import choose_grid, cut_grid
 from vitp.io.images import is_scene
 from vitp.io.parts import file_stamp
@@ -37,7 +37,7 @@ class InputSettings(SettingsModel):
     cache_folder: str | None = None
     """Folder of the cache, shared by all data workers; none: each worker's memory."""
 
-    def loader(self, tile: int, seen: Seen | None = None) -> TileLoader:
+    def loader(self, tile: int, seen: SeenBands | None = None) -> TileLoader:
         """Return what reads images into tiles of a size."""
         cache = None
         if self.cache_gb:
@@ -62,7 +62,7 @@ class TileLoader:
     tile: int
     draft: bool = True
     cache: TileCache | None = None
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
 
     def __call__(self, address: str, max_tiles: int) -> np.ndarray:
         """Return (tiles, C, tile, tile) uint8; see `vitp.data.tiling.cut_tiles`.

@@ -17,7 +17,7 @@ from torch import Tensor
 from vitp.core.errors import ConfigError
 from vitp.data.augment import resize_image, resize_mask
 from vitp.data.ignored import presence_of, read_mask, touched
-from vitp.data.seen import Seen
+from vitp.data.seen import SeenBands
 from vitp.data.splits import splits_of, subset
 from vitp.io.images import MissingBands
 from vitp.models.backbone import frozen
@@ -150,7 +150,7 @@ def probe_data(
         batch_size: Views a forward pass.
         max_images: Images of each split (or of each one by name) at most: a fixed random subset, the same
             for every backbone.
-        missing_bands: See `Seen.by`.
+        missing_bands: See `SeenBands.by`.
 
     Raises:
         ConfigError: A split has no images.
@@ -184,7 +184,7 @@ def extract(
         min_share: Share of a patch's pixels that its class must have; others are ignored. With boxes: share
             of the patch that the box must cover.
         max_bytes: Largest size of the patch features.
-        missing_bands: See `Seen.by`.
+        missing_bands: See `SeenBands.by`.
 
     Raises:
         ConfigError: The set is empty, or its features don't fit `max_bytes`.
@@ -193,7 +193,7 @@ def extract(
     total = len(labelled_set)
     if not total:
         raise ConfigError("has no images", where=labelled_set.name, fix="choose another split")
-    seen = Seen.by(tower.in_channels, labelled_set, missing_bands=missing_bands)
+    seen = SeenBands.by(tower.in_channels, labelled_set, missing_bands=missing_bands)
     waiting: list[np.ndarray] = []
     owners: list[int] = []
     patches: list[Tensor] = []
@@ -259,7 +259,7 @@ def _views(
     tower: VisionTower,
     view: Literal["whole", "tiles"],
     min_share: float,
-    seen: Seen,
+    seen: SeenBands,
 ) -> tuple[list[np.ndarray], _Labels]:
     """Return the views of an image, and its labels at the places of their patches."""
     side, patch, classes = tower.image_size[0], tower.patch_size, labelled_set.object_classes

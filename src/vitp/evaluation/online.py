@@ -17,7 +17,7 @@ from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.files import atomic_path, write_text
 from vitp.core.tensors import load_tensors, save_tensors
 from vitp.data.augment import resize_image
-from vitp.data.seen import Seen
+from vitp.data.seen import SeenBands
 from vitp.data.splits import development_splits, subset
 from vitp.engine.evidence import linear_cka
 from vitp.engine.hooks import Hook, StepMetrics
@@ -149,7 +149,7 @@ class OnlineProbes(Hook):
 
     def _fixed_images(self, tower: VisionTower) -> Tensor:
         images = subset(self.splits["test"], self.cka_images)
-        seen = Seen.by(tower.in_channels, images)
+        seen = SeenBands.by(tower.in_channels, images)
         arrays = [
             resize_image(np.asarray(seen.load(images.items[index].image)), tower.image_size)
             for index in range(len(images))

@@ -21,7 +21,7 @@ import numpy as np
 from vitp.checkpoints.description import content_hash, tensor_digests
 from vitp.core.errors import ConfigError
 from vitp.core.leftovers import temporary_folder
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.splits import splits_of, subset
 from vitp.evaluation.corruptions.catalogue import SEVERITIES, checked_severities, corruptions_of
 from vitp.evaluation.corruptions.sets import corrupted_set, load_pixels
@@ -59,7 +59,7 @@ class PixelCache:
         seen: What of the images' bands is seen.
     """
 
-    def __init__(self, most: int = CACHED_BYTES, seen: Seen = PICTURES) -> None:
+    def __init__(self, most: int = CACHED_BYTES, seen: SeenBands = PICTURES) -> None:
         self._free, self._seen = most, seen
         self._pixels: dict[str, np.ndarray] = {}
 
@@ -88,7 +88,7 @@ def measure(
     known: RobustnessResult | None = None,
     on_cell: OnCell | None = None,
     keep: int = 2 * _READ_AT_ONCE,
-    seen: Seen = PICTURES,
+    seen: SeenBands = PICTURES,
 ) -> RobustnessResult:
     """Score corrupted images, corruption by corruption.
 
@@ -190,7 +190,7 @@ def robustness_of_task(
         known=known,
         on_cell=on_cell,
         keep=2 * max(_READ_AT_ONCE, settings.batch_size),
-        seen=Seen.by(model.backbone.in_channels, images, missing_bands=settings.missing_bands),
+        seen=SeenBands.by(model.backbone.in_channels, images, missing_bands=settings.missing_bands),
     )
 
 
@@ -274,7 +274,7 @@ def robustness_of_backbone(
         corruptions=corruptions,
         known=known,
         on_cell=on_cell,
-        seen=Seen.by(tower.in_channels, test),
+        seen=SeenBands.by(tower.in_channels, test),
     )
 
 

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from vitp.core.errors import DataError
 from vitp.data.chat import ChatTokenizer
-from vitp.data.seen import PixelImage, Seen, lone_image, seen_again
+from vitp.data.seen import PixelImage, SeenBands, lone_image, seen_again
 from vitp.data.synthesis.answers import parse_boxes, parse_geochat, parse_quads
 from vitp.data.tiling import cut_tiles
 from vitp.io.images import load_image
@@ -105,7 +105,7 @@ class Assistant:
         channels = self.vlm.vision.in_channels
         if isinstance(image, Image.Image):
             return image.convert("RGB") if channels is None else seen_again(image.convert("RGB"), channels)
-        return lone_image(image) if channels is None else Seen(channels).load(str(image))
+        return lone_image(image) if channels is None else SeenBands(channels).load(str(image))
 
     def answer_batch(
         self, pairs: Iterable[tuple[Sequence[ImageLike], str]], *, max_new_tokens: int = 128

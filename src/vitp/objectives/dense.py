@@ -22,7 +22,7 @@ from vitp.data.batches import Collate, SampledBatches, ShuffledImages
 from vitp.data.ignored import UNLABELLED, presence_of, read_mask
 from vitp.data.mixture import Mixture, Sample
 from vitp.data.permutation import Permutation
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
 from vitp.objectives.image_base import ImageObjective, folders_of, mixture_of, seeded_tower, seen_by
 from vitp.objectives.image_rows import ImageRows
@@ -107,7 +107,7 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
     augment: MaskAugmentation
     presence: bool
     global_batch: int
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: Sequence[Sample[LabelledImage]], step: int) -> DenseBatch:
         """Return the batch; see `Collate`."""
@@ -147,7 +147,7 @@ def dense_batches(
     micro_batches: int = 1,
     augment: MaskAugmentation | None = None,
     presence: bool = False,
-    seen: Seen | None = None,
+    seen: SeenBands | None = None,
 ) -> SampledBatches[LabelledImage, DenseBatch]:
     """Return random batches of a set with masks, and optionally the presence of its object classes.
 

@@ -23,7 +23,7 @@ from vitp.core.config import Positive, Share
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import similarities
 from vitp.objectives.image_base import (
@@ -43,7 +43,7 @@ from vitp.objectives.image_rows import (
     names_of,
     stacked,
     view_generator,
-    views_of,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
@@ -132,7 +132,7 @@ class Crops(ImageCollate[CropBatch]):
     size: int
     patch_size: int
     config: DistillationSettings
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
 
     @property
     def local_size(self) -> int:
@@ -160,7 +160,7 @@ class Crops(ImageCollate[CropBatch]):
         small: list[list[Any]] = [[] for _ in range(config.local_views)]
         masks: list[list[Tensor]] = [[] for _ in range(GLOBAL_VIEWS)]
         for sample in samples:
-            view, rng = views_of(sample, self.seen), view_generator(sample)
+            view, rng = view_maker(sample, self.seen), view_generator(sample)
             for views in large:
                 views.append(view(self.size, config.views, rng)[0])
             for views in small:

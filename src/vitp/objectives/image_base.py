@@ -17,7 +17,7 @@ from vitp.checkpoints.export import write_backbone
 from vitp.checkpoints.loading import load_backbone, random_backbone
 from vitp.data.batches import SampledBatches
 from vitp.data.mixture import Mixture
-from vitp.data.seen import Seen
+from vitp.data.seen import SeenBands
 from vitp.models.flops import forward_flops, patch_embed_flops, vision_shape
 from vitp.models.lora import add_lora, plain_layers
 from vitp.models.vision import VisionTower
@@ -122,9 +122,9 @@ def seeded_tower(run: RunSettings) -> VisionTower:
     return tower
 
 
-def seen_by(tower: VisionTower, run: RunSettings) -> Seen:
+def seen_by(tower: VisionTower, run: RunSettings) -> SeenBands:
     """Return how a run reads images for a tower."""
-    return Seen(tower.in_channels, run.data.band_dropout)
+    return SeenBands(tower.in_channels, run.data.band_dropout)
 
 
 def folders_of(run: RunSettings, *, both_dates: bool = False) -> list[ImageRows]:

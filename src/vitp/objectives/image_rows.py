@@ -24,7 +24,7 @@ from vitp.data.batches import Batch, Collate
 from vitp.data.fingerprint import labels_digest
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.mixture import Mixture, MixtureEntry, Sample
-from vitp.data.seen import PICTURES, PixelImage, Seen
+from vitp.data.seen import PICTURES, PixelImage, SeenBands
 from vitp.records.labels import LabelledImage, LabelledSet
 
 _VIEWS = 0x564945
@@ -159,7 +159,7 @@ class ImageCollate(Collate[LabelledImage, Batch]):
         seen: How the images are read.
     """
 
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
 
     @abstractmethod
     def describe(self) -> Mapping[str, Any]:
@@ -171,7 +171,7 @@ class ImageCollate(Collate[LabelledImage, Batch]):
         return [*own, *self.seen.facts()]
 
 
-def views_of(sample: Sample[LabelledImage], seen: Seen) -> ViewMaker:
+def view_maker(sample: Sample[LabelledImage], seen: SeenBands) -> ViewMaker:
     """Return what makes views of an image: the image is read once, and all its views lack the same channels.
 
     Raises:
@@ -187,8 +187,8 @@ def views_of(sample: Sample[LabelledImage], seen: Seen) -> ViewMaker:
     return view
 
 
-def load_sample(sample: Sample[LabelledImage], seen: Seen | None = None) -> PixelImage:
-    """Return the pixels of an image; see `Seen.load`.
+def load_sample(sample: Sample[LabelledImage], seen: SeenBands | None = None) -> PixelImage:
+    """Return the pixels of an image; see `SeenBands.load`.
 
     Raises:
         DataError: The file is missing or damaged.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitp.checkpoints.loading import load_vlm, read_tokenizer, vlm_folder
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.tokenizer import vocabulary_digest
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
@@ -39,7 +39,7 @@ from vitp.objectives.image_rows import (
     names_of,
     stacked,
     view_generator,
-    views_of,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 from vitp.objectives.text_tower import (
@@ -160,13 +160,13 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
     texts: Texts
     tokens: Tokens
     kind: TextKind
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: ImageSamples, step: int) -> ImageTextBatch:
         """Return the batch of some images."""
         views, texts = [], []
         for sample in samples:
-            view, _ = views_of(sample, self.seen)(self.size, self.views, view_generator(sample))
+            view, _ = view_maker(sample, self.seen)(self.size, self.views, view_generator(sample))
             views.append(view)
             texts.append(self.texts(sample, np.random.default_rng([sample.seed, _TEXT, sample.position])))
         return ImageTextBatch(stacked(views), self.tokens(texts), names_of(samples))

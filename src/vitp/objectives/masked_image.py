@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.flops import TransformerShape, forward_flops
 from vitp.models.vision import VisionTower
 from vitp.models.vrl import surviving_tokens
@@ -38,7 +38,7 @@ from vitp.objectives.image_rows import (
     names_of,
     stacked,
     view_generator,
-    views_of,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
@@ -97,14 +97,14 @@ class MaskedViews(ImageCollate[MaskedBatch]):
     size: int
     patches: int
     config: MaskedImageSettings
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: ImageSamples, step: int) -> MaskedBatch:
         """Return the batch of some images."""
         views, kept = [], []
         for sample in samples:
             rng = view_generator(sample)
-            views.append(views_of(sample, self.seen)(self.size, self.config.views, rng)[0])
+            views.append(view_maker(sample, self.seen)(self.size, self.config.views, rng)[0])
             kept.append(torch.from_numpy(surviving_tokens(self.patches, self.config.ratio, rng)))
         return MaskedBatch(stacked(views), torch.stack(kept), names_of(samples))
 

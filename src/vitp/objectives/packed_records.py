@@ -17,7 +17,7 @@ from vitp.data.chat import ChatTokenizer, EncodedRecord
 from vitp.data.fingerprint import labels_digest
 from vitp.data.mixture import Mixture, Sample
 from vitp.data.packing import PackedBatch, pack
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.tiles import TileLoader
 from vitp.data.tiling import cut_tiles
 from vitp.data.tokenizer import vocabulary_digest
@@ -65,7 +65,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
     config: SequenceSettings
     drop: DropTokens | None = None
     load_tiles: LoadTiles | None = None
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
 
     def encode(self, sample: Sample[InstructionRecord]) -> tuple[EncodedRecord, np.ndarray]:
         """Return the record's tokens and tiles.

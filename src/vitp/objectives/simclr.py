@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
@@ -33,7 +33,7 @@ from vitp.objectives.image_rows import (
     names_of,
     stacked,
     view_generator,
-    views_of,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
@@ -85,13 +85,13 @@ class TwoViews(ImageCollate[TwoViewBatch]):
 
     size: int
     views: ViewSettings
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: ImageSamples, step: int) -> TwoViewBatch:
         """Return the batch of some images."""
         first, second = [], []
         for sample in samples:
-            view, rng = views_of(sample, self.seen), view_generator(sample)
+            view, rng = view_maker(sample, self.seen), view_generator(sample)
             first.append(view(self.size, self.views, rng)[0])
             second.append(view(self.size, self.views, rng)[0])
         views_2BCHW = torch.stack([stacked(first), stacked(second)])

@@ -20,7 +20,7 @@ from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
 from vitp.data.ignored import UNLABELLED, presence_of
 from vitp.data.mixture import Sample
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense import LinearHead, presence_loss
 from vitp.objectives.image_base import (
@@ -38,7 +38,7 @@ from vitp.objectives.image_rows import (
     names_of,
     stacked,
     view_generator,
-    views_of,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 from vitp.records.labels import LabelledImage
@@ -135,14 +135,14 @@ class LabelledViews(ImageCollate[ClassBatch]):
     views: ViewSettings
     classes: ClassNames
     known: tuple[tuple[str, ...], ...]
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: ImageSamples, step: int) -> ClassBatch:
         """Return the batch of some images."""
         made, presences, scenes = [], [], []
         place = {name: index for index, name in enumerate(self.classes.scenes)}
         for sample in samples:
-            view, window = views_of(sample, self.seen)(self.size, self.views, view_generator(sample))
+            view, window = view_maker(sample, self.seen)(self.size, self.views, view_generator(sample))
             made.append(view)
             scenes.append(place.get(sample.record.scene or "", UNLABELLED))
             presences.append(self._presence(sample, window))

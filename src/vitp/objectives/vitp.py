@@ -25,7 +25,7 @@ from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.packing import PackedBatch
 from vitp.data.readers.records import JsonlRecords
 from vitp.data.row_checks import mixture_warnings
-from vitp.data.seen import Seen
+from vitp.data.seen import SeenBands
 from vitp.data.sources import read_mixture
 from vitp.data.tokenizer import train_tokenizer
 from vitp.models.compute import configure
@@ -90,7 +90,7 @@ class ViTPSettings(ObjectiveSettings):
             prior=_prior_weights(self.prior),
         )
         tile = loaded.vlm.vision.image_size[0]
-        seen = Seen(loaded.vlm.vision.in_channels, run.data.band_dropout)
+        seen = SeenBands(loaded.vlm.vision.in_channels, run.data.band_dropout)
         collate = PackedRecords(
             loaded.chat,
             tile=tile,

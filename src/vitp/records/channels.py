@@ -116,8 +116,8 @@ class Channels(SettingsModel):
     def named_in(self, known: Sequence[str]) -> tuple[str | None, ...]:
         """Return what each channel's band is called in a file with these bands; None: the file lacks it.
 
-        A band goes by its name, in any case and with B4 for B04. Files that don't name their bands call them by number, from 1: there it is the band of
-        the channel's `number`.
+        A band goes by its name, in any case and with B4 for B04. Files that don't name their bands call them by number,
+        from 1: there it is the band of the channel's `number`.
         """
         unnamed = list(known) == [str(number) for number in range(1, len(known) + 1)]
         keys = [band_key(name) for name in known]

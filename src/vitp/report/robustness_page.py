@@ -19,7 +19,7 @@ from PIL import Image, ImageColor, ImageDraw
 from vitp.core.files import write_text
 from vitp.data.ignored import known_semantic, rings_of
 from vitp.data.image_sample import ImageSample
-from vitp.data.seen import Seen
+from vitp.data.seen import SeenBands
 from vitp.evaluation.corruptions.catalogue import CORRUPTIONS, EXTRAS, Corruption
 from vitp.evaluation.corruptions.sets import corrupt_sample, load_pixels
 from vitp.evaluation.robustness_result import RobustnessResult, comparable
@@ -281,7 +281,7 @@ def _composite(sample: ImageSample, channels: Channels | None) -> ImageSample:
 
 
 def _sample(item: LabelledImage, kind: LabelKind | None, channels: Channels | None) -> ImageSample:
-    image_CHW = torch.from_numpy(np.array(load_pixels(item.image, Seen(channels)))).permute(2, 0, 1)
+    image_CHW = torch.from_numpy(np.array(load_pixels(item.image, SeenBands(channels)))).permute(2, 0, 1)
     image_CHW = image_CHW.contiguous()
     semantic_HW = None
     if kind == "semantic" and item.semantic is not None:

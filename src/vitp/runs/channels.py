@@ -49,7 +49,7 @@ def chosen(
     channels = agreed(sets) if own is None else own
     if channels is None:
         return None, []
-    lines = [f"the tower sees {described(channels)}{', as the data declare' if own is None else ''}"]
+    lines = [f"the tower sees {channels_in_words(channels)}{', as the data declare' if own is None else ''}"]
     for name, data in sets:
         if own is not None and matching(own, data, where=name) is not None and not own.reads_like(data):
             lines.append(f"{name} is read by these bands and ranges, not by its own")
@@ -94,7 +94,7 @@ def declared_channels(config: RunSettings) -> Iterator[tuple[str, Channels | Non
                 yield one, channels_from_json(fields.get("channels"), f"{mixture}, set {one}")
 
 
-def described(channels: Channels) -> str:
+def channels_in_words(channels: Channels) -> str:
     """Return the bands of channels in words."""
     return f"{len(channels)} channels ({', '.join(_short(channels.bands))})"
 

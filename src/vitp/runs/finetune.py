@@ -27,7 +27,7 @@ from vitp.core.version import __version__
 from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
-from vitp.data.seen import Seen
+from vitp.data.seen import SeenBands
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
@@ -254,7 +254,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     config, lines = _with_channels(config, labelled)
     notes = (*lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes))
     backbone = open_backbone(config.backbone, config.seed)
-    seen = replace(Seen.by(backbone.in_channels, labelled), band_dropout=config.augment.band_dropout)
+    seen = replace(SeenBands.by(backbone.in_channels, labelled), band_dropout=config.augment.band_dropout)
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)

@@ -21,7 +21,7 @@ from vitp.data.formats import read_labels
 from vitp.data.ignored import UNLABELLED, read_mask, rings_of
 from vitp.data.image_sample import ImageSample
 from vitp.data.mixture import Sample
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.splits import draw_images, label_count, splits_of
 from vitp.io.images import image_size
 from vitp.io.pixels import LARGE_PIXELS
@@ -163,7 +163,7 @@ class LabelReader:
     labelled: LabelledSet
     kind: LabelKind
     classes: tuple[str, ...] = ()
-    seen: Seen = PICTURES
+    seen: SeenBands = PICTURES
     _semantic_V: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -385,7 +385,7 @@ def _without_channels(sample: ImageSample, dropped_C: np.ndarray | None) -> Imag
     )
 
 
-def reader_of(
+def label_reader(
     model: TaskModel, labelled: LabelledSet, kind: LabelKind, settings: TestSettings
 ) -> LabelReader:
     """Return how the labels of a set are read for a model: in its classes, and by its bands.
@@ -393,7 +393,7 @@ def reader_of(
     Raises:
         ConfigError, DataError: The set has other classes, or lacks bands of the model.
     """
-    seen = Seen.by(model.backbone.in_channels, labelled, missing_bands=settings.missing_bands)
+    seen = SeenBands.by(model.backbone.in_channels, labelled, missing_bands=settings.missing_bands)
     return LabelReader(labelled, kind, model.classes, seen)
 
 

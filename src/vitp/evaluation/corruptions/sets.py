@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitp.data.image_sample import ImageSample
-from vitp.data.seen import PICTURES, Seen
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.evaluation.corruptions.catalogue import Corruption
 from vitp.evaluation.corruptions.geometry import moved_objects, moved_places, warp
 from vitp.io.part_files import geotiff
@@ -29,7 +29,7 @@ Load = Callable[[str], np.ndarray]
 """Path or `scene:` address → (H, W, C) uint8."""
 
 
-def load_pixels(address: str, seen: Seen = PICTURES) -> np.ndarray:
+def load_pixels(address: str, seen: SeenBands = PICTURES) -> np.ndarray:
     """Return an image as (H, W, C) uint8: what a model sees of it."""
     return np.asarray(seen.load(address))
 
