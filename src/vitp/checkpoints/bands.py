@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from vitp.core.errors import CheckpointError
-from vitp.models.inflation import inflation_note, inheritance
+from vitp.models.inflation import inflation_note, inheritance, unnamed_channels
 from vitp.records.channels import PICTURE, Channels, matching
 
 _log = logging.getLogger("vitp")
@@ -62,6 +63,35 @@ def fit_kernel(
     if (old or PICTURE).channels != (new or PICTURE).channels:
         _log.warning("note: %s: %s", source, note)
     return FittedKernel(fitted_DNPP, f"{before} → {after}" if before != after else "", note)
+
+
+def fit_first_layers(
+    weights: dict[str, Tensor], model: Any, old: Channels | None, new: Channels | None, *, source: str
+) -> tuple[str, ...]:
+    """Bring the convolutions of a timm model that see the image to other channels, in place; return what was done.
+
+    Args:
+        weights: timm's name → tensor.
+        model: The timm model, which knows these layers by name.
+        old: Bands that the weights are of; None: three are RGB, other numbers are called by number.
+        new: Bands that are wanted; None: RGB pictures, for which no weights of bands are taken.
+        source: Of the weights, for messages.
+
+    Raises:
+        CheckpointError: A layer has other channels than `old`.
+    """
+    first, notes = model.pretrained_cfg.get("first_conv") or (), []
+    for name in [first] if isinstance(first, str) else first:
+        kernel = weights.get(f"{name}.weight")
+        if new is None or kernel is None or kernel.ndim != 4:
+            continue
+        before = unnamed_channels(kernel.shape[1]) if old is None else old
+        check_kernel(kernel, before, where=source)
+        if before != new:
+            changed = fit_kernel(kernel, before, new, source=source)
+            weights[f"{name}.weight"] = changed.kernel
+            notes.append(changed.note)
+    return tuple(notes)
 
 
 def check_kernel(kernel_DCPP: Tensor, channels: Channels | None, *, where: str) -> None:

@@ -438,6 +438,5 @@ def _read_timm(path: Path, source: str, config: TimmSettings) -> Checkpoint:
         converted.model.config,
         layouts.from_timm(converted.weights),
         ignored=converted.ignored,
-        notes=converted.notes,
         resampled={f"model.{name}": change for name, change in converted.resampled.items()},
     )

@@ -1,8 +1,8 @@
 """`vitp export --format`: the vision tower in the form that another tool chain reads, each compared numerically.
 
 A graph (ONNX, or a program of torch.export) runs without vitp and timm. The normalisation is part of it: images go in
-as RGB on 0..1 (of a tower with bands: these, scaled to 0..1), feature maps come out. The number of images is free, their size is fixed. Beside the graph stand
-`vitp_graph.json` with its contract, and the digests of both.
+as RGB on 0..1 (bands likewise, where the tower has some), feature maps come out. The number of images is free, their
+size is fixed. Beside the graph stand `vitp_graph.json` with its contract, and the digests of both.
 
 Shapes: B images, H × W pixels, D width, h × w cells.
 """

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from vitp.checkpoints import hub, layouts
-from vitp.checkpoints.bands import wanted_channels
+from vitp.checkpoints.bands import fit_first_layers, wanted_channels
 from vitp.checkpoints.checkpoint import Checkpoint, Hints, read_checkpoint
 from vitp.checkpoints.description import CONFIG, own_folder, read_config
 from vitp.checkpoints.state_dicts import convert_state, timm_config_of
@@ -197,13 +197,16 @@ def open_timm(
         drop_path: Stochastic depth rate, where the architecture has it.
         strict: Refuse anything missing, unexpected or of another shape.
         plain: Refuse what is no plain ViT.
-        trained: Bands that the weights are of; None: as their number tells, three are RGB.
+        trained: Bands that the weights are of; None: as the shapes tell, where others are wanted: three are RGB.
 
     Raises:
         ConfigError: timm has no such model, refuses an argument, or it gives no feature maps.
         CheckpointError: The file is missing, broken or of another architecture.
     """
-    converted = convert_state(read_weights(file), config, where=str(file), plain=plain, trained=trained)
+    converted = convert_state(read_weights(file), config, where=str(file), plain=plain)
+    notes = fit_first_layers(
+        converted.weights, converted.model.model, trained, config.channels, source=source or str(file)
+    )
     backbone = timm_backbone(config, drop_path=drop_path)
     report = load_weights(
         cast(nn.Module, backbone.model),
@@ -212,7 +215,7 @@ def open_timm(
         layout="timm",
         resampled=converted.resampled,
         ignored=converted.ignored,
-        notes=converted.notes,
+        notes=notes,
         strict=strict,
         fix="name the architecture that the weights are of",
     )

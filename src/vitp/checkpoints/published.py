@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from vitp.core.errors import CheckpointError
 from vitp.core.reading import parse_json, read_text
-from vitp.models.inflation import numbered, with_channels
+from vitp.models.inflation import unnamed_channels, with_channels
 from vitp.models.language import LanguageSettings
 from vitp.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionSettings, VisionTower
 
@@ -297,7 +297,7 @@ def internvit_of_weights(
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
         final_norm="norm.weight" in weights,
     )
-    return with_channels(vision, numbered(int(weights[_KERNEL].shape[1])))
+    return with_channels(vision, unnamed_channels(int(weights[_KERNEL].shape[1])))
 
 
 def plain_vit_of_weights(weights: Mapping[str, Tensor], *, heads: int | None, where: str) -> VisionSettings:
@@ -335,7 +335,7 @@ def plain_vit_of_weights(weights: Mapping[str, Tensor], *, heads: int | None, wh
     if "norm.weight" not in weights:
         arguments["final_norm"] = False
     size = round(cells**0.5) * sizes["patch"]
-    channels = numbered(int(weights[_KERNEL].shape[1]))
+    channels = unnamed_channels(int(weights[_KERNEL].shape[1]))
     return VisionSettings(
         architecture="vit_base_patch16_224", arguments=arguments, image_size=size, channels=channels
     )

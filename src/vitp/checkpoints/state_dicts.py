@@ -16,11 +16,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitp.checkpoints.bands import fit_kernel
 from vitp.checkpoints.description import EXTRA
 from vitp.core.errors import CheckpointError
 from vitp.models.backbone import Backbone
-from vitp.models.inflation import numbered
+from vitp.models.inflation import unnamed_channels
 from vitp.models.plain_vit import PlainViT
 from vitp.models.timm_backbone import CLASSIFIERS, TimmSettings, timm_backbone
 from vitp.records.channels import Channels
@@ -124,14 +123,12 @@ class TimmWeights:
         weights: timm's name → tensor, position table and patch kernel at the model's sizes.
         resampled: Name → change of shape.
         ignored: Names that were left out.
-        notes: What became of the layers that see the image, where they are for other channels.
     """
 
     model: Backbone
     weights: dict[str, Tensor]
     resampled: dict[str, str]
     ignored: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
 def timm_config_of(
@@ -150,7 +147,6 @@ def timm_config_of(
     # What a backbone sets by itself.
     own = ("num_classes", "global_pool", "img_size", "dynamic_img_size", "fc_norm", "pretrained", "in_chans")
     bands = (config.get(EXTRA) or {}).get("channels")
-    count = int(stated.get("in_chans", 3))
     return TimmSettings(
         architecture=architecture or config["architecture"],
         arguments={key: value for key, value in stated.items() if key not in own},
@@ -158,17 +154,14 @@ def timm_config_of(
         mean=published.get("mean"),
         std=published.get("std"),
         # Of others nothing tells the bands: they are called by their number.
-        channels=numbered(count) if bands is None else Channels.model_validate(bands),
+        channels=unnamed_channels(stated.get("in_chans", 3))
+        if bands is None
+        else Channels.model_validate(bands),
     )
 
 
 def convert_state(
-    state: Mapping[str, Any],
-    config: TimmSettings,
-    *,
-    where: str,
-    plain: bool = True,
-    trained: Channels | None = None,
+    state: Mapping[str, Any], config: TimmSettings, *, where: str, plain: bool = True
 ) -> TimmWeights:
     """Return what of a file's state belongs to a timm model, under timm's names.
 
@@ -177,7 +170,6 @@ def convert_state(
         config: The model.
         where: The file, for messages.
         plain: Refuse what is no plain ViT.
-        trained: Bands that the weights are of; None: as their number tells, three are RGB.
 
     Raises:
         CheckpointError: It holds weights of another architecture, or several vision transformers.
@@ -202,7 +194,6 @@ def convert_state(
         before = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     after = _through_timm(before, model, config.architecture, where)
     own = model.state_dict()
-    notes = _fit_first_layers(after, config, trained, model, where)
     kept = {name: t for name, t in after.items() if name in own or not name.startswith(CLASSIFIERS)}
     resampled = {
         name: f"{tuple(before[name].shape)} → {tuple(tensor.shape)}"
@@ -213,25 +204,7 @@ def convert_state(
         and "register_tokens" not in before
     }
     dropped = [name for name in after if name not in kept]
-    return TimmWeights(backbone, kept, resampled, (*(found.ignored if found else ()), *dropped), notes)
-
-
-def _fit_first_layers(
-    weights: dict[str, Any], config: TimmSettings, trained: Channels | None, model: Any, where: str
-) -> tuple[str, ...]:
-    """Bring the convolutions that see the image to the channels of the model, in place; return what was done."""
-    first, notes = model.pretrained_cfg.get("first_conv") or (), []
-    for name in [first] if isinstance(first, str) else first:
-        kernel = weights.get(f"{name}.weight")
-        if not isinstance(kernel, Tensor) or kernel.ndim != 4:
-            continue
-        count, wanted = kernel.shape[1], 3 if config.channels is None else len(config.channels)
-        old = trained if trained is not None and len(trained) == count else numbered(count)
-        if count != wanted or (trained is not None and config.channels not in (None, trained)):
-            changed = fit_kernel(kernel, old, config.channels, source=where)
-            weights[f"{name}.weight"] = changed.kernel
-            notes.append(changed.note)
-    return tuple(notes)
+    return TimmWeights(backbone, kept, resampled, (*(found.ignored if found else ()), *dropped))
 
 
 def _through_timm(weights: Mapping[str, Any], model: nn.Module, name: str, where: str) -> dict[str, Tensor]:

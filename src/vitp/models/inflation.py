@@ -8,8 +8,8 @@ One rule for all of them. Each new channel continues old ones:
 - as many channels as old ones that were only numbered: those at their places;
 - a band that is new: the mean of all old ones.
 
-The kernel is then multiplied by old / new number of channels (3 / N from RGB), so that an image whose channels are all
-alike gives the tokens that it gave before. Where every channel stays, the kernel stays bit for bit.
+The kernel is then multiplied by old / new number of channels (3 / N from RGB), so that tokens keep their size: where all
+channels show the same, more of them would only add up. Where every channel stays, the kernel stays bit for bit.
 
 Shapes: D width, C old and N new channels, P patch side.
 """
@@ -69,14 +69,16 @@ class Inheritance:
         return tuple(values[0] if len(values) == 1 else sum(values) / len(values) for values in chosen)
 
 
-def numbered(count: int) -> Channels | None:
+def unnamed_channels(count: int) -> Channels | None:
     """Return the channels of a tower that names no bands: None (RGB pictures) for three, else 1, 2, 3, …
 
     Raises:
         ConfigError: There are none, or too many.
     """
-    if not 1 <= count <= MOST_CHANNELS:
-        raise ConfigError(f"towers see 1 to {MOST_CHANNELS} channels, not {count}", where="in_chans")
+    if not isinstance(count, int) or not 1 <= count <= MOST_CHANNELS:
+        raise ConfigError(
+            f"towers see 1 to {MOST_CHANNELS} channels, not {str(count)[:40]}", where="in_chans"
+        )
     if count == 3:
         return None
     return Channels(channels=tuple(Channel(band=str(number)) for number in range(1, count + 1)))
