@@ -1,8 +1,8 @@
 """Readers for any path that a user names: annotation file, tar shards, mixture or compiled folder.
 
 A mixture file is one JSON object: set name → `{root, annotation, data_augment, repeat_time, length,
-max_dynamic_patch, channels}`. The last two need not be there; `channels` is for files with bands, and stands there as in
-`labels/set.json` of a compiled set.
+max_dynamic_patch, channels}`. The last two need not be there; `channels` is for files with bands, and stands there
+as in `labels/set.json` of a compiled set.
 """
 
 from __future__ import annotations
