@@ -253,6 +253,7 @@ def test_scales_offsets_and_units_are_told_not_applied(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels.read(), one_CHW)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_control_points_alone_place_nothing_and_it_is_said(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", values(1, "uint8"), None)
     points = [
@@ -339,7 +340,7 @@ def test_of_several_pages_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     pages = [values(1, "uint16", (20, 30), seed)[0] for seed in range(3)]
     Image.fromarray(pages[0]).save(path, save_all=True, append_images=[Image.fromarray(p) for p in pages[1:]])
-    with pytest.raises(DataError, match="holds 3 pages, .*FILE#page=1"):
+    with pytest.raises(DataError, match=r"holds 3 pages, .*FILE#page=1"):
         open_pixels(path)
     for number, page_HW in enumerate(pages, 1):
         with open_pixels(f"{path}#page={number}&window=2,3,9,11") as pixels:
@@ -348,11 +349,13 @@ def test_of_several_pages_one_is_named(tmp_path: Path) -> None:
         open_pixels(f"{path}#page=4")
 
 
-def test_of_several_data_sets_one_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["NC", "NC2", "NC4"])
+def test_of_several_data_sets_one_is_named(tmp_path: Path, kind: str) -> None:
     two_CHW = values(2, "int16", (20, 30))
     path = tmp_path / "a.nc"
-    rasterio.shutil.copy(write_raster(tmp_path / "a.tif", two_CHW, GEOGRAPHIC), path, driver="netCDF")
-    with pytest.raises(DataError, match="holds 2 data sets: Band1, Band2; .*FILE#layer=NAME"):
+    source = write_raster(tmp_path / "a.tif", two_CHW, GEOGRAPHIC)
+    rasterio.shutil.copy(source, path, driver="netCDF", FORMAT=kind)
+    with pytest.raises(DataError, match=r"holds 2 data sets: Band1, Band2; .*FILE#layer=NAME"):
         open_pixels(path)
     with open_pixels(f"{path}#layer=Band2") as pixels:
         np.testing.assert_array_equal(pixels.read(), two_CHW[1:])
@@ -360,6 +363,14 @@ def test_of_several_data_sets_one_is_named(tmp_path: Path) -> None:
         np.testing.assert_allclose(pixels.geometry.transform, GEOGRAPHIC[1], rtol=1e-9)
     with pytest.raises(DataError, match="has no data set 'Band3'; it holds 2 data sets: Band1, Band2"):
         open_pixels(f"{path}#layer=Band3")
+    data = path.read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        path.write_bytes(data[: int(share * len(data))])
+        with (
+            pytest.raises(DataError, match=r"damaged|can't be read"),
+            open_pixels(f"{path}#layer=Band2") as p,
+        ):
+            p.read()
 
 
 def test_complex_values_are_refused(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from vitp.core.files import atomic_dir, sha256, write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
 from vitp.data.formats import detect, read_labels
+from vitp.data.formats.channels import declare_again
 from vitp.data.formats.class_names import check_names
-from vitp.data.formats.crops import cut
+from vitp.data.formats.crops import crops_in_place, cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
 from vitp.data.formats.vitp_labels import (
@@ -133,7 +134,7 @@ def compile_labels(
         fmt: A key of `vitp.data.formats.LABEL_FORMATS`, or "auto".
         out: New or empty folder, or with `force` one of an earlier compilation.
         seed: Of the splits, the questions and, for generated scenes, the scenes.
-        crop: Cut images into crops of this many pixels; those of a set with channels are windows of its files.
+        crop: Cut images into crops of this many pixels; those of rasters are windows of their files.
         overlap: Pixels that neighbouring crops share.
         min_visible: Objects of which less of the area is in a crop are difficult in it.
         empty: Training images (or crops) without objects at most, as a share of the training images; which ones stay
@@ -187,8 +188,10 @@ def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:
     they are removed.
     """
     crop, overlap, min_visible = (job.settings[key] for key in ("crop", "overlap", "min_visible"))
-    if whole.channels is not None:  # its crops are windows of its files
+    if crops_in_place(whole):
         cropped = cut(whole, crop, overlap, job.out, min_visible)
+        if whole.drawn is not None and job.base is not None:
+            cropped = declare_again(cropped, job.base, job.settings)
         return _write(job, limit_empty(cropped, job.settings["empty"], job.seed), whole=whole)
     folder = _crop_folder(job.out, job.base or job.out, crop, overlap)
     try:

@@ -1,4 +1,4 @@
-"""Rasters through rasterio: GeoTIFF, COG, JPEG 2000, VRT, ENVI, HDF, netCDF and some more that its GDAL reads.
+"""Rasters through rasterio: GeoTIFF, COG, JPEG 2000, VRT, ENVI, ERDAS, HDF and netCDF.
 
 The kind of a file is told by its content, and GDAL is given the driver: a file can't choose one that opens connections
 or runs code. Each thread and process opens files of its own.
@@ -24,6 +24,7 @@ from vitp.core.remote import check_allowed
 from vitp.io.contract import Pixels
 from vitp.io.parts import FilePart, Window
 from vitp.io.raster_bands import file_bands, file_geometry
+from vitp.io.raster_lengths import check_length
 from vitp.io.raster_sources import check_sources
 from vitp.io.storage import is_member, is_remote, open_bytes, read_address
 from vitp.io.tiff_image import is_alpha, named_alpha
@@ -42,9 +43,6 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"CDF", "netCDF"),
     (0, b"\x89HDF", "netCDF"),
     (0, b"EHFA_HEADER_TAG", "HFA"),
-    (0, b"NITF", "NITF"),
-    (0, b"NSIF", "NITF"),
-    (0, b"GRIB", "GRIB"),
 )
 _GDAL_FILES = {"https": "/vsicurl/https://", "http": "/vsicurl/http://", "s3": "/vsis3/", "gs": "/vsigs/"}
 """Scheme → how GDAL reads parts of a file behind it. Others are fetched as a whole."""
@@ -116,7 +114,7 @@ def _envi_header(path: Path) -> Path | None:
     return None
 
 
-def _envi_pixels(path: Path) -> Path:
+def envi_pixels(path: Path) -> Path:
     """Return the file of the pixels of an ENVI header."""
     if path.suffix.lower() != ".hdr":
         return path
@@ -138,6 +136,7 @@ def gdal(where: str, remote: bool = False) -> Iterator[Any]:
     options: dict[str, Any] = {
         "GDAL_VRT_ENABLE_PYTHON": "NO",
         "GDAL_TIFF_INTERNAL_MASK": "YES",
+        "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",  # a JPEG that ends early would be grey from there
     }
     if remote:
         options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"
@@ -178,7 +177,7 @@ def _open(address: str, driver: str, part: FilePart, where: str) -> tuple[Any, A
         name = _GDAL_FILES[scheme] + address.partition("://")[2]
         return _chosen(rasterio, name, driver, part, where), None
     if not (scheme or is_member(address)):
-        path = _envi_pixels(Path(address)) if driver == "ENVI" else Path(address)
+        path = envi_pixels(Path(address)) if driver == "ENVI" else Path(address)
         name = str(path.absolute())
         return _chosen(rasterio, name, driver, part, where), None
     memory = rasterio.MemoryFile(read_address(address))
@@ -191,7 +190,12 @@ def _open(address: str, driver: str, part: FilePart, where: str) -> tuple[Any, A
 
 def _chosen(rasterio: Any, name: str, driver: str, part: FilePart, where: str) -> Any:
     """Return the one image that is meant of a file that may hold several."""
-    file = rasterio.open(name, driver=driver)
+    try:
+        file = rasterio.open(name, driver=driver)
+    except rasterio.errors.RasterioIOError:
+        if driver != "netCDF":
+            raise
+        file = rasterio.open(name, driver="HDF5")
     inner = list(file.subdatasets)
     if file.driver == "GTiff":
         if part.layer is not None:
@@ -269,6 +273,9 @@ class RasterPixels(Pixels):
             what = "holds complex values, which have no one reading"
             raise DataError(what, where=self.where, fix="save amplitude or phase as a file of real numbers")
         self.dtype = np.result_type(*(np.dtype(dtype) for dtype in file.dtypes))
+        if not is_remote(self._address) and not is_member(self._address):
+            path = Path(self._address)
+            check_length(file, envi_pixels(path) if file.driver == "ENVI" else path, self.where)
         for height, width in file.block_shapes:
             bytes_ = height * width * self.dtype.itemsize
             if bytes_ > _LARGEST_BLOCK_BYTES:

@@ -17,6 +17,9 @@ SPLITS = ("train", "val", "test")
 IGNORE = 255
 """Value of a semantic mask's pixels that count for nothing."""
 
+NOT_LABELLED = "not labelled"
+"""Category of ignored places in which nobody looked for objects."""
+
 BACKGROUND = "background"
 """Class of pixels of no other class; where only objects are labelled, of cells and patches without any."""
 

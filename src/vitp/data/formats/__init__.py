@@ -37,6 +37,7 @@ from vitp.data.formats.channels import CHANNEL_OPTIONS, declare_channels
 from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
 from vitp.data.formats.detect import detect, detect_format
+from vitp.data.formats.disasters import read_xbd
 from vitp.data.formats.dota import read_dota
 from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
@@ -45,6 +46,7 @@ from vitp.data.formats.masks import read_masks
 from vitp.data.formats.pairs import read_pairs
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
+from vitp.data.formats.xview import read_xview
 from vitp.data.formats.yolo import read_yolo
 from vitp.records.labels import LabelledSet
 
@@ -59,6 +61,8 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "folders": read_folders,
     "pairs": read_pairs,
     "geo": read_geo,
+    "xview": read_xview,
+    "xbd": read_xbd,
     "captions": read_captions,
     "classes": read_class_tables,
     "scenes": read_scenes,

@@ -21,6 +21,7 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.splits import assign_fractions
+from vitp.io.contract import Geometry
 from vitp.io.ground import (
     LONGITUDE_LATITUDE,
     centre_lonlat,
@@ -32,7 +33,6 @@ from vitp.io.ground import (
     need_geo,
     reproject,
 )
-from vitp.io.open_pixels import Geometry
 from vitp.records.labels import LabelledImage, PlaceSplit
 
 GroundPlace = tuple[Geometry, tuple[int, int]]
