@@ -38,6 +38,9 @@ MOST_HEADS = 2000
 PERCENTILES = (2.0, 98.0)
 """Of a band's values in the training images: what becomes 0 and 255 where nothing is declared."""
 
+_LINES = ("band ", "bands ")
+"""How the line begins that says what is seen of one band, or of several."""
+
 _COLOURS_NM = {"red": 660.0, "green": 560.0, "blue": 485.0}
 _NEAR_NM = 45.0
 """Bands whose wavelength is nearer than this to a colour's are shown as it."""
@@ -213,6 +216,21 @@ def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, An
     return replace(labelled, channels=channels, understood=(*labelled.understood, line))
 
 
+def declare_again(labelled: LabelledSet, root: Path, options: Mapping[str, Any]) -> LabelledSet:
+    """Return a set whose splits have changed with the ranges of the training images that it has now.
+
+    Args:
+        labelled: The set, with the channels from before.
+        root: See `declare_channels`.
+        options: Those of the reader, others among them.
+    """
+    if labelled.channels is None:
+        return labelled
+    kept = tuple(line for line in labelled.understood if not line.startswith(_LINES))
+    own = {name: options[name] for name in CHANNEL_OPTIONS if name in options}
+    return declare_channels(replace(labelled, channels=None, understood=kept), root, own)
+
+
 def _addresses(labelled: LabelledSet, split: str | None = None) -> list[str]:
     """Return the files of a set (or of a split), both dates of pairs, each once."""
     items = (item for item in labelled.items if split is None or item.split == split)
@@ -372,10 +390,10 @@ def _told(channels: Channels, entries: Sequence[BandEntry], head: _Head, measure
     ]
     ranges = [_range(channel) for channel in channels.channels]
     if len(entries) == 1:
-        return f"band {names[0]} ({head.dtype}): seen as grey, 0–255 from {ranges[0]} ({measured})"
+        return f"{_LINES[0]}{names[0]} ({head.dtype}): seen as grey, 0–255 from {ranges[0]} ({measured})"
     alike = ranges[:1] if len(set(ranges)) == 1 else ranges
     shown = ", ".join(channels.bands[number] for number in channels.shown)
-    return f"bands {', '.join(names)} ({head.dtype}): 0–255 from {', '.join(alike)} ({measured}); shown as {shown}"
+    return f"{_LINES[1]}{', '.join(names)} ({head.dtype}): 0–255 from {', '.join(alike)} ({measured}); shown as {shown}"
 
 
 def _range(channel: Channel) -> str:
