@@ -63,7 +63,7 @@ def cut(
     min_visible: float = LEAST_VISIBLE,
     progress: Callable[[], None] | None = None,
 ) -> LabelledSet:
-    """Return the set with every image cut into crops: files under `out_dir`, or windows of rasters on the ground.
+    """Return the set with every image cut into crops: files under `out_dir`, or windows of rasters.
 
     Each crop keeps the split and belongs to its parent's group. Captions and scene classes are about the
     whole image and stay behind. An interrupted cut continues: crops that are newer than their image are kept.
@@ -173,8 +173,8 @@ def _meeting(boxes_N4: np.ndarray, window: MaskWindow) -> list[int]:
 
 
 def crops_in_place(labelled_set: LabelledSet) -> bool:
-    """Return whether crops of a set are windows of its own files: those of rasters on the ground."""
-    return all(
+    """Return whether crops of a set are windows of its own files: those of bands, and of rasters on the ground."""
+    return labelled_set.channels is not None or all(
         item.ground is not None and Path(base_address(item.image)).suffix.lower() in RASTER_SUFFIXES
         for item in labelled_set.items
     )
@@ -228,7 +228,7 @@ def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir:
     missing = [k for k, p in enumerate(paths) if not p.is_file() or p.stat().st_mtime_ns < changed]
     # Where nothing is cut off, nothing needs to be compressed a second time.
     copied = len(windows) == 1 and base_address(source) == source and suffix in (".jpg", ".jpeg")
-    image = load_image(source) if missing and not copied else None
+    image = load_image(source, stretch=False) if missing and not copied else None
     for k in missing:
         with atomic_path(paths[k]) as temporary:
             if image is None:
