@@ -31,11 +31,8 @@ from vitp.checkpoints.writing import save_vlm
 from vitp.cli import run
 from vitp.core.errors import CheckpointError, DataError
 from vitp.evaluation.robustness_comparison import tower_to_probe
-from vitp.models.flops import vision_flops
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
-from vitp.planning.finetune import image_flops
-from vitp.planning.model import model_shape
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone
 from vitp.tasks.model_folder import load_task
 
@@ -200,8 +197,12 @@ def test_weights_of_pictures_are_loaded_for_bands_and_that_is_said(tmp_path, cap
     kept = {name for name in report.loaded if "patch_embed.proj.weight" not in name}
     own, theirs = tower.state_dict(), found.state_dict()
     assert kept and all(torch.equal(own[name], theirs[name]) for name in kept)
-    # Nothing to say where nothing changes.
+    # Nothing to say where nothing changes, be it that another composite is shown.
+    write_backbone(tmp_path / "four", found, Provenance(source="toy"))
     caplog.clear()
+    shown = wanted.model_copy(update={"composite": (0, 1, 2)})
+    again, report = open_tower(tmp_path / "four", hints=Hints(channels=shown))
+    assert again.in_channels == shown and report.notes == () and caplog.text == ""
     with caplog.at_level(logging.WARNING):
         assert load_backbone(tmp_path / "rgb", channels=None).in_channels is None
     assert "kernel" not in caplog.text
@@ -229,19 +230,6 @@ def test_probes_of_pictures_are_made_for_the_bands_of_the_set(tmp_path):
         assert tower_to_probe(name, declared).in_channels == declared
         assert tower_to_probe(name).in_channels is None
     assert tower_to_probe(str(tmp_path / "two"), declared).in_channels == bands("B4 B8", low=10, high=3000)
-
-
-def test_plans_count_the_bands():
-    of_pictures, of_bands = (
-        model_shape(tiny_vlm_config(vision=vision_with(names)), 320) for names in (None, SIX)
-    )
-    assert (of_pictures.channels, of_bands.channels) == (3, 6)
-    assert of_bands.parameters["vision"] - of_pictures.parameters["vision"] == 3 * 8 * 8 * 32
-    flops = [vision_flops(tower_with(names), 2) for names in (None, SIX)]
-    assert flops[1] - flops[0] == 2 * 3 * 8 * 8 * 32 * 16 * 2
-    models = [build_model("classification", tower_with(names), ["a", "b"]) for names in (None, SIX)]
-    counted = [image_flops(model, 32) for model in models]
-    assert counted[1] - counted[0] == 2 * 3 * 8 * 8 * 32 * 16
 
 
 def test_models_with_language_are_loaded_for_bands(model):
