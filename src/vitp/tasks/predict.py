@@ -20,7 +20,8 @@ from vitp.records.labels import LabelledImage
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DenseModel
-from vitp.tasks.windows import View, class_map, merge, views_of
+from vitp.tasks.merging import merge
+from vitp.tasks.windows import View, class_map, views_of
 
 
 def predict_images(
@@ -28,6 +29,8 @@ def predict_images(
     images: Sequence[Tensor],
     settings: TestSettings | None = None,
     later: Sequence[Tensor] | None = None,
+    *,
+    origin: tuple[int, int] = (0, 0),
 ) -> list[Prediction]:
     """Return what a model says of each image, in pixels of that image.
 
@@ -36,6 +39,7 @@ def predict_images(
         images: uint8 RGB (3, H, W) each, of any sizes.
         settings: Resizing, windows, scales, mirroring; None: as in training, the whole image at once.
         later: Second dates of pairs, each of the size of its first.
+        origin: x and y in pixels of the images from which windows are counted.
 
     Raises:
         ConfigError: A model of pairs got single images or dates of different sizes.
@@ -47,7 +51,9 @@ def predict_images(
     resize = settings.resize or model.input_size
     if model.name == "classification":
         settings = settings.model_copy(update={"window": None})
-    views = [views_of(image.shape[-2], image.shape[-1], settings, resize) for image in images]
+    views = [
+        views_of(image.shape[-2], image.shape[-1], settings, resize, origin=origin) for image in images
+    ]
     if isinstance(model, DenseModel):
         return _class_maps(model, images, later, views, settings.batch_size)
     looks = [(index, view) for index, of_image in enumerate(views) for view in of_image]
