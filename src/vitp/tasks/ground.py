@@ -66,16 +66,19 @@ class RasterGround(Ground):
     Args:
         pixels: The raster.
         channels: What the model sees of its bands; None: a model of pictures.
+        bands: Which bands stand for red, green and blue in a picture; None: found out.
 
     Raises:
         DataError: It lacks a band, or isn't what a model of pictures can see.
     """
 
-    def __init__(self, pixels: Pixels, channels: Channels | None) -> None:
+    def __init__(
+        self, pixels: Pixels, channels: Channels | None, bands: tuple[str, ...] | None = None
+    ) -> None:
         self.size = (pixels.size[1], pixels.size[0])
         self.pixels, self.channels = pixels, channels
         if channels is None:
-            self.bands: tuple[str, ...] = _picture_bands(pixels)
+            self.bands: tuple[str, ...] = bands or _picture_bands(pixels)
         else:
             channels.check_bands(pixels.names, where=pixels.where)
             self.bands = channels.bands

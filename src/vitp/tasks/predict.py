@@ -20,8 +20,9 @@ from vitp.records.labels import LabelledImage
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DenseModel
-from vitp.tasks.merging import merge
-from vitp.tasks.windows import View, class_map, views_of
+from vitp.tasks.ground import Ground
+from vitp.tasks.merging import FoundObjects, merge
+from vitp.tasks.windows import Unit, View, batches, class_map, seen_views, views_of
 
 
 def predict_images(
@@ -119,6 +120,37 @@ def _classes_at(probability_Khw: Tensor, size: Sequence[int]) -> Tensor:
             probability_Khw[None], size=tuple(size), mode="bilinear", align_corners=False
         )[0]
     return probability_Khw.argmax(0).to(torch.uint8).cpu()
+
+
+def classify(model: TaskModel, ground: Ground, settings: TestSettings) -> Prediction:
+    """Return the class of an image as a whole, the mean over scales and mirrors."""
+    whole = settings.model_copy(update={"window": None})
+    views = views_of(*ground.size, whole, settings.resize or model.input_size)
+    found = [
+        prediction
+        for batch in batches(views, settings.batch_size)
+        for prediction in model.predict([view.of(ground) for view in batch])
+    ]
+    return Prediction(
+        probabilities_C=torch.stack([present(each.probabilities_C) for each in found]).mean(0)
+    )
+
+
+def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) -> FoundObjects | None:
+    """Return all objects that a unit of views shows, not merged; None: no view holds anything.
+
+    Args:
+        model: Of detection, instance segmentation or oriented detection.
+        ground: The image.
+        unit: Views.
+        batch_size: Views at once.
+    """
+    found = [
+        FoundObjects.of(prediction, view)
+        for batch in batches(seen_views([ground], unit.views), batch_size)
+        for prediction, view in zip(model.predict([view.of(ground) for view in batch]), batch, strict=True)
+    ]
+    return FoundObjects.joined(found) if found else None
 
 
 def predictions_of(

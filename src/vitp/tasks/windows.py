@@ -356,13 +356,17 @@ def class_strips(
 
 def seen_views(dates: Sequence[Ground], views: Sequence[View]) -> list[View]:
     """Return the views of places that hold something at every date."""
-    windows = {view.window: _holds(dates, view.window) for view in views}
-    return [view for view in views if windows[view.window]]
-
-
-def _holds(dates: Sequence[Ground], window: Window) -> bool:
-    valid_hw = valid_at(dates, window)
-    return valid_hw is None or bool(valid_hw.any())
+    corners_V4 = np.array([view.window for view in views])
+    left, top = (int(value) for value in corners_V4[:, :2].min(0))
+    right, bottom = (int(value) for value in corners_V4[:, 2:].max(0))
+    valid_hw = valid_at(dates, (left, top, right, bottom))
+    if valid_hw is None:
+        return list(views)
+    return [
+        view
+        for view, (x1, y1, x2, y2) in zip(views, corners_V4 - (left, top, left, top), strict=True)
+        if valid_hw[y1:y2, x1:x2].any()
+    ]
 
 
 def valid_at(dates: Sequence[Ground], window: Window) -> np.ndarray | None:
