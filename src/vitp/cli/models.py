@@ -98,7 +98,11 @@ def predict_command(
         typer.Option("--tta", help="d4: look at every window in all eight positions of a square."),
     ] = None,
     pictures: Annotated[
-        bool, typer.Option("--pictures", help="Also draw pictures of inputs of more than 32 million pixels.")
+        bool,
+        typer.Option(
+            "--pictures",
+            help="Also draw large inputs: rasters of more than 4, pictures of more than 32 million pixels.",
+        ),
     ] = False,
     override: TestOverride = None,
     resume: Annotated[

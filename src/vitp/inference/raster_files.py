@@ -25,7 +25,6 @@ from vitp.inference.outputs import regions, write_picture
 from vitp.inference.polygons import class_polygons
 from vitp.inference.vectors import VectorFile, VectorKind, vector_path
 from vitp.io.metres import metres_per_pixel
-from vitp.io.pixels import LARGE_PIXELS
 from vitp.io.rasters import need_rasterio
 from vitp.metrics.results import Prediction
 from vitp.records.labels import BACKGROUND
@@ -36,6 +35,9 @@ from vitp.tasks.merging import FoundObjects
 
 CACHE_BYTES = 128 << 20
 """Of GDAL's blocks; by default it would take a share of the machine's memory."""
+
+PICTURE_PIXELS = 1 << 22
+"""Of the picture of a raster, at most; a larger raster is drawn on request, reduced."""
 
 MAP_FOLDERS = {"segmentation": "masks", "change": "label"}
 """Task → folder of its class maps."""
@@ -192,7 +194,7 @@ class RasterWork:
                 1 / SHARE_SCALE,
             )
         height, width = prediction.size
-        drawn = self.options.pictures or height * width <= LARGE_PIXELS
+        drawn = self.options.pictures or height * width <= PICTURE_PIXELS
         boxes: list[FoundObjects] = []
         self._write_vectors(prediction, boxes.append if drawn else lambda _: None)
         if drawn:
@@ -223,7 +225,7 @@ class RasterWork:
 
     def _write_picture(self, prediction: RasterPrediction, boxes: list[FoundObjects]) -> None:
         ground = prediction.dates[-1]
-        image = ground_picture(ground, LARGE_PIXELS)
+        image = ground_picture(ground, PICTURE_PIXELS)
         scale = image.width / ground.size[1]
         found = Prediction()
         if isinstance(self.model, DenseModel):
