@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -67,6 +67,9 @@ class LabelledImage:
         later_objects: Objects of the second image; `objects`, `scene`, `captions` and `semantic` of a pair are
             those of the first.
         change_captions: Texts that describe the change.
+        ground: What a pixel is on the ground, in metres: east and north of one pixel along x, east and north of one
+            along y. None: not known.
+        metadata: What else is known of how the image was taken (`sensor`, `date`, `later_date`, `season`, `region`).
     """
 
     id: str
@@ -84,6 +87,26 @@ class LabelledImage:
     later_objects: tuple[ObjectLabel, ...] | None = None
     change_captions: tuple[str, ...] = ()
     ignored: tuple[ObjectLabel, ...] = ()
+    ground: tuple[float, float, float, float] | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class PlaceSplit:
+    """How the splits of images that lie on the ground are drawn.
+
+    Attributes:
+        val, test: Shares of the images.
+        seed: Decides which blocks the shares get.
+        block: Side of the blocks in metres; None: chosen from the extent.
+        buffer: Metres that images of different splits are apart at least; 0: they don't touch.
+    """
+
+    val: float
+    test: float
+    seed: int
+    block: float | None = None
+    buffer: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,7 @@ class LabelledSet:
         findings: Lines about labels that were left out or mended while reading, each with file and row.
         understood: Lines about how the files were understood (readings that were chosen, where the splits come
             from), which `vitp data compile` prints first.
+        drawn: How the splits were drawn by place, so that crops are split likewise; None: they weren't.
 
     Raises:
         DataError: The name of a class holds half a character or a NUL.
@@ -113,6 +137,7 @@ class LabelledSet:
     licence: str = ""
     findings: tuple[str, ...] = field(default=())
     understood: tuple[str, ...] = ()
+    drawn: PlaceSplit | None = None
 
     def __post_init__(self) -> None:
         for name in (*self.object_classes, *self.scene_classes, *self.semantic_classes):

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.data.formats.drawn_masks import DrawnMask, drawn_from_json, drawn_to_json
 from vitp.io.images import load_label_pixels
+from vitp.io.warped import Grid, warped_labels
 from vitp.records.labels import IGNORE
 from vitp.scenes import load_pair, load_scene
 
@@ -47,12 +49,15 @@ class MaskFile:
         values: (value in the file, class index) pairs; colours are 0xRRGGBB.
         window: The part that counts; None for all.
         nearest: Other values are those of the nearest value; else they are ignored (255).
+        onto: The pixels of the image, where the file has others on the ground; each pixel has the value of the file's
+            nearest one, and is ignored outside of it.
     """
 
     path: str
     values: tuple[tuple[int, int], ...]
     window: MaskWindow | None = None
     nearest: bool = False
+    onto: Grid | None = None
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) uint8.
@@ -60,7 +65,11 @@ class MaskFile:
         Raises:
             DataError: The file is missing or damaged.
         """
-        pixels = _cut(_pixels(self.path), self.window)
+        inside_HW = None
+        if self.onto is not None:
+            pixels, inside_HW = warped_labels(self.path, self.onto, self.window)
+        else:
+            pixels = _cut(_pixels(self.path), self.window)
         values_HW = mask_values(pixels)
         if self.nearest:
             values_HW = nearest_values(
@@ -69,6 +78,8 @@ class MaskFile:
         semantic_HW = np.full(values_HW.shape, IGNORE, np.uint8)
         for value, index in self.values:
             semantic_HW[values_HW == value] = index
+        if inside_HW is not None:
+            semantic_HW[~inside_HW] = IGNORE
         return semantic_HW
 
 
@@ -93,11 +104,13 @@ class ChangeFile:
         path: Of the mask.
         window: The part that counts; None for all.
         unchanged: The value that says "unchanged" instead; colours are 0xRRGGBB.
+        onto: The pixels of the image, where the file has others on the ground; it must cover all of them.
     """
 
     path: str
     window: MaskWindow | None = None
     unchanged: int | None = None
+    onto: Grid | None = None
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) bool.
@@ -105,7 +118,7 @@ class ChangeFile:
         Raises:
             DataError: The file is missing or damaged.
         """
-        pixels = _pixels(self.path)
+        pixels = _pixels(self.path) if self.onto is None else warped_labels(self.path, self.onto)[0]
         if self.unchanged is not None:
             return np.asarray(mask_values(_cut(pixels, self.window)) != self.unchanged)
         brightest = pixels if pixels.ndim == 2 else pixels.max(axis=-1)
@@ -142,7 +155,7 @@ class SceneChangeMask:
 
 SceneChangeMask.__name__ = "SceneChange"  # the fingerprints of earlier runs hold this name
 
-MaskReader = MaskFile | ChangeFile | SceneSemantic | SceneChangeMask
+MaskReader = MaskFile | ChangeFile | DrawnMask | SceneSemantic | SceneChangeMask
 
 
 def _cut(pixels: np.ndarray, window: MaskWindow | None) -> np.ndarray:
@@ -152,12 +165,14 @@ def _cut(pixels: np.ndarray, window: MaskWindow | None) -> np.ndarray:
     return pixels[y1:y2, x1:x2]
 
 
-def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile:
-    """Return the mask reader of a part of a file mask.
+def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | DrawnMask:
+    """Return the mask reader of a part of a mask.
 
     Raises:
-        DataError: The mask isn't a file.
+        DataError: The mask is one of a generated scene.
     """
+    if isinstance(mask, DrawnMask):
+        return mask.windowed(window)
     if not isinstance(mask, MaskFile | ChangeFile):
         raise DataError("only masks in files can be cropped", fix="ask for smaller scenes instead of crops")
     x, y = mask.window[:2] if mask.window else (0, 0)
@@ -171,6 +186,8 @@ def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
         return {"scene": mask.address}
     if isinstance(mask, SceneChangeMask):
         return {"scene_change": mask.before}
+    if isinstance(mask, DrawnMask):
+        return drawn_to_json(mask)
     path = Path(mask.path)
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     row: dict[str, Any] = {"mask" if isinstance(mask, MaskFile) else "change_mask": name}
@@ -182,6 +199,8 @@ def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
         row["unchanged"] = mask.unchanged
     if mask.window is not None:
         row["window"] = list(mask.window)
+    if mask.onto is not None:
+        row["onto"] = mask.onto.to_json()
     return row
 
 
@@ -195,6 +214,9 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
         return SceneSemantic(str(row["scene"]))
     if "scene_change" in row:
         return SceneChangeMask(str(row["scene_change"]))
+    if "drawn" in row:
+        return drawn_from_json(row)
+    onto = Grid.from_json(row["onto"]) if "onto" in row else None
     window: MaskWindow | None = None
     if "window" in row:
         x1, y1, x2, y2 = (int(value) for value in row["window"])
@@ -202,7 +224,7 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
     if "change_mask" in row:
         unchanged = row.get("unchanged")
         return ChangeFile(
-            str(root / row["change_mask"]), window, None if unchanged is None else int(unchanged)
+            str(root / row["change_mask"]), window, None if unchanged is None else int(unchanged), onto
         )
     values = tuple((int(v), int(i)) for v, i in row["values"])
-    return MaskFile(str(root / row["mask"]), values, window, bool(row.get("nearest", False)))
+    return MaskFile(str(root / row["mask"]), values, window, bool(row.get("nearest", False)), onto)
