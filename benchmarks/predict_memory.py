@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import torch
-from common import save
 from rasterio import Affine
 from rio_cogeo.cogeo import cog_validate
 
+from common import save
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.channels import Channel, Channels
 from vitp.tasks.base import TestSettings
@@ -76,7 +76,10 @@ def write_model(folder: Path, task: str) -> None:
     head = {"width": 32}
     if task == "oriented":
         # An untrained detector finds thousands of objects everywhere; a trained one a few.
-        head |= {"proposals": {"keep_before": [60, 60], "keep": [60, 60]}, "box": {"detections": 60, "hidden": 128}}
+        head |= {
+            "proposals": {"keep_before": [60, 60], "keep": [60, 60]},
+            "box": {"detections": 60, "hidden": 128},
+        }
     model = build_model(task, tower, ("water", "wood", "field"), neck, head).eval()
     model.description["test"] = TestSettings(window=WINDOW, overlap=0.25, score_threshold=0.35).model_dump()
     model.save_pretrained(folder)

@@ -20,13 +20,13 @@ from vitp.tasks.base import TaskBatch, TaskModel, TestSettings
 from vitp.tasks.dense import DecoderSettings, DenseModel
 
 PLACES = {
-    "utm": ("EPSG:32633", Affine.translation(500_000, 5_200_000) * Affine.scale(10, -10)),
+    "utm": ("EPSG:32633", Affine(10, 0, 500_000, 0, -10, 5_200_000)),
     "rotated": (
         "EPSG:32633",
-        Affine.translation(500_000, 5_200_000) * Affine.rotation(23) * Affine.scale(10, -10),
+        Affine(9.2, 3.9, 500_000, 3.9, -9.2, 5_200_000),
     ),
-    "degrees": ("EPSG:4326", Affine.translation(11.5, 48.2) * Affine.scale(1e-4, -1e-4)),
-    "polar": ("EPSG:3413", Affine.translation(-300_000, -1_200_000) * Affine.scale(25, -25)),
+    "degrees": ("EPSG:4326", Affine(1e-4, 0, 11.5, 0, -1e-4, 48.2)),
+    "polar": ("EPSG:3413", Affine(25, 0, -300_000, 0, -25, -1_200_000)),
 }
 """Name → reference system and transform."""
 
@@ -51,7 +51,15 @@ def write_raster(
         profile["transform"] = transform or own
     count, height, width = values_CHW.shape
     with rasterio.open(
-        path, "w", count=count, height=height, width=width, tiled=True, blockxsize=tile, blockysize=tile, **profile
+        path,
+        "w",
+        count=count,
+        height=height,
+        width=width,
+        tiled=True,
+        blockxsize=tile,
+        blockysize=tile,
+        **profile,
     ) as file:
         file.write(values_CHW)
         for number, name in enumerate(names, 1):
@@ -79,7 +87,9 @@ class BrightestBand(DenseModel):
 
     name: ClassVar[str] = "segmentation"
 
-    def __init__(self, classes: Sequence[str] = ("background", "water", "wood"), channels: Channels | None = None):
+    def __init__(
+        self, classes: Sequence[str] = ("background", "water", "wood"), channels: Channels | None = None
+    ):
         super().__init__(classes, (len(classes),), DecoderSettings(kind="linear", auxiliary=0))
         self.decoder = nn.Identity()
         self.plain = PlainBackbone()
@@ -155,5 +165,7 @@ class BrightObjects(TaskModel):
             quads_N8=torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], 1) if self.name == "oriented" else None,
             scores_N=torch.tensor(values) / 255,
             labels_N=torch.tensor([int(value > 180) for value in values], dtype=torch.int64),
-            masks_NHW=torch.from_numpy(np.array(masks).reshape(-1, *image_HW.shape)) if self.name == "instance" else None,
+            masks_NHW=torch.from_numpy(np.array(masks).reshape(-1, *image_HW.shape))
+            if self.name == "instance"
+            else None,
         )

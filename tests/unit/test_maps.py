@@ -21,8 +21,8 @@ from rio_cogeo.cogeo import cog_validate
 
 from tests.raster_files import (
     PLACES,
-    BrightestBand,
     Brighter,
+    BrightestBand,
     BrightObjects,
     channels_of,
     write_raster,
@@ -73,8 +73,8 @@ def test_pixels_and_polygons_lie_where_the_rasters_do(tmp_path: Path, place: str
         assert file.crs == rasterio.crs.CRS.from_string(crs) and file.nodata == 255
         # Pixel (r, c) lies where the input's does, to a millionth of a pixel.
         rows, columns = np.meshgrid([0, 71, 143], [0, 59, 118])
-        corners = [file.transform * (c, r) for r, c in zip(rows.ravel(), columns.ravel(), strict=True)]
-        back = [~transform * point for point in corners]
+        corners = [file.transform @ (c, r) for r, c in zip(rows.ravel(), columns.ravel(), strict=True)]
+        back = [~transform @ point for point in corners]
         assert np.abs(np.array(back) - np.stack([columns.ravel(), rows.ravel()], 1)).max() < 1e-6
         classes = file.read(1)
     assert np.array_equal(classes, expected_classes(values))
@@ -97,7 +97,7 @@ def test_pixels_and_polygons_lie_where_the_rasters_do(tmp_path: Path, place: str
         area = abs(transform.determinant)
         assert found["area_m2"].sum() == pytest.approx((drawn != 255).sum() * area, rel=1e-9)
     else:
-        ring = [transform * point for point in ((0, 0), (118, 0), (118, 143), (0, 143))]
+        ring = [transform @ point for point in ((0, 0), (118, 0), (118, 143), (0, 143))]
         whole, _ = Geod(ellps="WGS84").polygon_area_perimeter(*zip(*ring, strict=True))
         share = (drawn != 255).mean()
         assert found["area_m2"].sum() == pytest.approx(abs(whole) * share, rel=1e-3)
@@ -166,7 +166,10 @@ def test_the_same_place_gets_the_same_class_wherever_the_raster_was_cut(tmp_path
     values, (_, transform) = blocks(200, 200), PLACES["utm"]
     whole = write_raster(tmp_path / "whole.tif", values, names=BANDS)
     cut = write_raster(
-        tmp_path / "cut.tif", values[:, 37:, 51:], names=BANDS, transform=transform * Affine.translation(51, 37)
+        tmp_path / "cut.tif",
+        values[:, 37:, 51:],
+        names=BANDS,
+        transform=transform @ Affine.translation(51, 37),
     )
     predict_files(_Context(channels=channels_of(*BANDS)), [whole, cut], tmp_path / "out", WINDOWS)
     one, other = (read(tmp_path / "out" / "masks" / f"{name}.tif") for name in ("whole", "cut"))
@@ -292,16 +295,16 @@ def test_regions_are_joined_across_strips(seed: int, rows: int) -> None:
     classes[rng.random(classes.shape) < 0.1] = 255
 
     def regions(count: int) -> list[tuple[int, str]]:
-        parts = class_polygons(lambda top, bottom: classes[top:bottom], classes.shape, (1, 2), strip_rows=count)
+        parts = class_polygons(
+            lambda top, bottom: classes[top:bottom], classes.shape, (1, 2), strip_rows=count
+        )
         return sorted(
             (int(number), shapely.normalize(polygon).wkt)
             for polygons, numbers in parts
             for polygon, number in zip(polygons, numbers, strict=True)
         )
 
-    assert regions(rows) == [
-        (number, wkt) for number, wkt in regions(1000)
-    ], "the strips' edges show"
+    assert regions(rows) == [(number, wkt) for number, wkt in regions(1000)], "the strips' edges show"
 
 
 def test_regions_that_hold_too_much_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,8 +325,8 @@ def test_the_later_date_is_warped_onto_the_first(tmp_path: Path) -> None:
     # Twice as coarse, its corner 30 px to the left and above: half of the place has become brighter.
     late = np.full((1, 90, 80), 50, np.uint16)
     late[:, :, 40:] = 900
-    crs, transform = PLACES["utm"]
-    coarse = transform * Affine.translation(-30, -30) * Affine.scale(2)
+    _, transform = PLACES["utm"]
+    coarse = transform @ Affine.translation(-30, -30) @ Affine.scale(2)
     after = write_raster(tmp_path / "after.tif", late, "utm", nodata=0, names=["B2"], transform=coarse)
     said: list[str] = []
     predict_files(
@@ -332,12 +335,12 @@ def test_the_later_date_is_warped_onto_the_first(tmp_path: Path) -> None:
     assert any("warped onto the grid" in note and "covers 100.0 %" in note for note in said)
     found = read(tmp_path / "out" / "label" / "before.tif")
     assert (found[:, :48] == 0).all() and (found[:, 52:] == 1).all()
-    moved = transform * Affine.translation(400, 0)
+    moved = transform @ Affine.translation(400, 0)
     far = write_raster(tmp_path / "far.tif", late, "utm", nodata=0, names=["B2"], transform=moved)
     with pytest.raises(DataError, match="doesn't overlap"):
         predict_files(Brighter(channels_of("B2")), [before], tmp_path / "no", WINDOWS, later=[far])
     half = write_raster(
-        tmp_path / "half.tif", late, "utm", names=["B2"], transform=transform * Affine.translation(50, 0)
+        tmp_path / "half.tif", late, "utm", names=["B2"], transform=transform @ Affine.translation(50, 0)
     )
     predict_files(Brighter(channels_of("B2")), [before], tmp_path / "half", WINDOWS, later=[half])
     found = read(tmp_path / "half" / "label" / "before.tif")
@@ -361,13 +364,17 @@ def test_dates_in_two_reference_systems_are_aligned(tmp_path: Path) -> None:
     ) as file:  # fmt: skip
         file.write(warped)
         file.set_band_description(1, "B2")
-    predict_files(Brighter(channels_of("B2")), [before], tmp_path / "out", WINDOWS, later=[tmp_path / "b.tif"])
+    predict_files(
+        Brighter(channels_of("B2")), [before], tmp_path / "out", WINDOWS, later=[tmp_path / "b.tif"]
+    )
     found = read(tmp_path / "out" / "label" / "a.tif")
     assert (found[5:-5, 5:-5] == 0).mean() > 0.97, "the dates lie beside each other"
 
 
 def test_one_ground_resolution_is_seen_and_brought_back(tmp_path: Path) -> None:
-    fine = write_raster(tmp_path / "fine.tif", np.kron(blocks(40, 40), np.ones((1, 3, 3))).astype(np.uint16), names=BANDS)
+    fine = write_raster(
+        tmp_path / "fine.tif", np.kron(blocks(40, 40), np.ones((1, 3, 3))).astype(np.uint16), names=BANDS
+    )
     seen: list[tuple[int, int]] = []
 
     class Sized(BrightestBand):
@@ -378,7 +385,12 @@ def test_one_ground_resolution_is_seen_and_brought_back(tmp_path: Path) -> None:
     said: list[str] = []
     options = MapOptions(resolution=30)
     predict_files(
-        Sized(channels=channels_of(*BANDS)), [fine], tmp_path / "out", WINDOWS, options=options, say=said.append
+        Sized(channels=channels_of(*BANDS)),
+        [fine],
+        tmp_path / "out",
+        WINDOWS,
+        options=options,
+        say=said.append,
     )
     assert set(seen) == {(32, 32)} and sum(1 for _ in seen) <= 4
     assert any("10 m a pixel and is seen at 30 m" in note for note in said)
@@ -391,13 +403,22 @@ def test_one_ground_resolution_is_seen_and_brought_back(tmp_path: Path) -> None:
 
     Image.new("RGB", (40, 40)).save(picture)
     told: list[Unusable] = []
-    predict_files(BrightestBand(), [picture, write_raster(tmp_path / "c.tif", scene(40, 40, 3))], tmp_path / "o2", WINDOWS, options=options, tell=told.append)
+    predict_files(
+        BrightestBand(),
+        [picture, write_raster(tmp_path / "c.tif", scene(40, 40, 3))],
+        tmp_path / "o2",
+        WINDOWS,
+        options=options,
+        tell=told.append,
+    )
     assert [one.reason for one in told] == [
         "doesn't say where it lies, so a resolution in metres means nothing"
     ]
 
 
-def test_a_model_of_pictures_refuses_other_rasters_and_one_of_bands_names_what_is_missing(tmp_path: Path) -> None:
+def test_a_model_of_pictures_refuses_other_rasters_and_one_of_bands_names_what_is_missing(
+    tmp_path: Path,
+) -> None:
     good = write_raster(tmp_path / "good.tif", scene(40, 40, 4))
     wide = write_raster(tmp_path / "wide.tif", blocks(40, 40))
     told: list[Unusable] = []
@@ -408,7 +429,9 @@ def test_a_model_of_pictures_refuses_other_rasters_and_one_of_bands_names_what_i
     with pytest.raises(DataError, match="lacks the bands B8; it has B2, B3, B4"):
         predict_files(BrightestBand(channels=channels_of(*BANDS)), [named], tmp_path / "no", WINDOWS)
     four = write_raster(
-        tmp_path / "four.tif", np.concatenate([scene(40, 40, 4), scene(40, 40, 4)[:1]]), names=("nir", "red", "green", "blue")
+        tmp_path / "four.tif",
+        np.concatenate([scene(40, 40, 4), scene(40, 40, 4)[:1]]),
+        names=("nir", "red", "green", "blue"),
     )
     assert predict_files(BrightestBand(), [four], tmp_path / "four", WINDOWS)[0] == 1
 
@@ -422,13 +445,15 @@ def test_damage_that_is_found_late_leaves_that_raster_out(
     good = write_raster(tmp_path / "good.tif", blocks(64, 64), names=BANDS)
     bad = write_raster(tmp_path / "bad.tif", blocks(700, 700), names=BANDS, compress="deflate")
     with rasterio.open(bad) as file:  # a tile that neither lies in a corner nor in the middle
-        offset, size = (int(file.get_tag_item(f"BLOCK_{what}_9_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE"))
+        offset, size = (
+            int(file.get_tag_item(f"BLOCK_{what}_9_1", "TIFF", bidx=1)) for what in ("OFFSET", "SIZE")
+        )
     content = bytearray(bad.read_bytes())
     content[offset : offset + size] = b"\xff" * size
     bad.write_bytes(content)
     told: list[Unusable] = []
     model = BrightestBand(channels=channels_of(*BANDS))
-    count, unusable = predict_files(model, [bad, good], tmp_path / "out", WINDOWS, tell=told.append)
+    count, _ = predict_files(model, [bad, good], tmp_path / "out", WINDOWS, tell=told.append)
     assert count == 1 and [Path(one.image).name for one in told] == ["bad.tif"]
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert names == {"good.tif", "good.tif.aux.xml", "good.gpkg", "good.png", "vitp_predictions.json"}

@@ -18,6 +18,7 @@ from shapely.geometry import shape
 
 from vitp.data.formats import read_labels
 from vitp.data.formats.pixel_masks import ChangeFile
+from vitp.inference.inputs import unique_names
 from vitp.inference.outputs import (
     Named,
     picture,
@@ -32,7 +33,6 @@ from vitp.inference.outputs import (
     write_probabilities,
     write_summary,
 )
-from vitp.inference.inputs import unique_names
 from vitp.io.images import load_label_pixels
 from vitp.metrics.results import Prediction
 from vitp.records.rle import decode, encode
@@ -218,10 +218,19 @@ def test_each_task_writes_its_files(tmp_path: Path) -> None:
     pixels = Prediction(semantic_HW=torch.zeros(SIZE, dtype=torch.uint8))
     expected = {
         "classification": (classes, {"pictures/a.png", "predictions.csv"}),
-        "segmentation": (pixels, {"pictures/a.png", "masks/a.png", "geojson/a.pixels.geojson", "classes.txt"}),
+        "segmentation": (
+            pixels,
+            {"pictures/a.png", "masks/a.png", "geojson/a.pixels.geojson", "classes.txt"},
+        ),
         "change": (pixels, {"pictures/a.png", "label/a.png", "geojson/a.pixels.geojson"}),
-        "detection": (boxes, {"pictures/a.png", "labelTxt/a.txt", "geojson/a.pixels.geojson", "predictions.json"}),
-        "instance": (objects, {"pictures/a.png", "labelTxt/a.txt", "geojson/a.pixels.geojson", "predictions.json"}),
+        "detection": (
+            boxes,
+            {"pictures/a.png", "labelTxt/a.txt", "geojson/a.pixels.geojson", "predictions.json"},
+        ),
+        "instance": (
+            objects,
+            {"pictures/a.png", "labelTxt/a.txt", "geojson/a.pixels.geojson", "predictions.json"},
+        ),
         "oriented": (
             quads,
             {"pictures/a.png", "labelTxt/a.txt", "geojson/a.pixels.geojson", "predictions.json", "Task1.zip"},

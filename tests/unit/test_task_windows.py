@@ -20,8 +20,8 @@ from vitp.records.labels import LabelledSet
 from vitp.tasks import merging
 from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.dense import DecoderSettings, DenseModel
-from vitp.tasks.predict import predict_images
 from vitp.tasks.merging import in_image, merge
+from vitp.tasks.predict import predict_images
 from vitp.tasks.windows import ClassSums, View, class_map, view_weights, views_of
 
 

@@ -13,9 +13,11 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.walk import list_images
-from vitp.io.images import IMAGE_SUFFIXES, image_size, is_scene, load_image
-from vitp.io.open_pixels import Geometry, Pixels, Window
-from vitp.io.rasters import RasterPixels
+from vitp.io.band_folders import band_files
+from vitp.io.ground import may_be_placed, need_geo, reproject
+from vitp.io.images import image_size, is_scene, load_image
+from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
+from vitp.io.parts import split_address
 from vitp.records.channels import Channels
 from vitp.tasks.ground import RasterGround
 
@@ -64,20 +66,28 @@ class Source:
         return self.dates[0]
 
 
-def image_files(paths: Sequence[str | Path]) -> list[Path]:
+def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str]:
     """Return image files as they are and the images of folders sorted by name.
+
+    Args:
+        paths: Files, parts of them (FILE#window=…) and folders.
+        bands: A folder with one file a band is one image.
 
     Raises:
         DataError: A path doesn't exist, or a folder holds no image.
     """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
+    files: list[str] = []
+    for path in paths:
+        base = Path(split_address(path)[0])
+        if not base.exists():
             raise DataError("doesn't exist", where=str(path), fix="check the path")
-        inside = list_images(path) if path.is_dir() else [path]
+        if not base.is_dir() or (bands and band_files(base)):
+            files.append(str(path))
+            continue
+        inside = list_images(base)
         if not inside:
             raise DataError("holds no images", where=str(path), fix="name a folder of images")
-        files += inside
+        files += map(str, inside)
     return files
 
 
@@ -85,7 +95,7 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
     """Return a file name without suffix for each path; equal ones get numbers."""
     names: dict[str, None] = {}
     for path in paths:
-        stem, number = Path(path).stem, 2
+        stem, number = Path(split_address(path)[0]).stem, 2
         name = stem
         while name in names:
             name, number = f"{stem}-{number}", number + 1
@@ -101,7 +111,7 @@ def load_named_images(sources: Sequence[str], most: int) -> dict[str, Image.Imag
     """
     addresses: list[str] = []
     for source in sources:
-        addresses += [source] if is_scene(source) else [str(path) for path in image_files([source])]
+        addresses += [source] if is_scene(source) else image_files([source])
     addresses = addresses[:most]
     names = unique_names([one.replace("/", "-") if is_scene(one) else one for one in addresses])
     return {name: load_image(address) for name, address in zip(names, addresses, strict=True)}
@@ -138,12 +148,18 @@ def sources_of(
         ConfigError: Change without later dates, or another task with them.
         DataError: A path doesn't exist, or a folder holds no image.
     """
-    files, second = image_files(images), None if later is None else image_files(later)
+    wide = channels is not None
+    files = image_files(images, bands=wide)
+    second = None if later is None else image_files(later, bands=wide)
     check_pairs(task, files, second)
-    pairs = [(str(path),) for path in files] if second is None else list(zip(map(str, files), map(str, second), strict=True))
+    pairs: list[tuple[str, ...]] = [(path,) for path in files]
+    if second is not None:
+        pairs = list(zip(files, second, strict=True))
 
     def look(name: str, dates: tuple[str, ...]) -> Source:
-        raster, placed, reason, notes = False, False, None, ()
+        raster = placed = False
+        reason: str | None = None
+        notes: tuple[str, ...] = ()
         try:
             raster = is_map(dates[0], channels)
             if raster:
@@ -158,17 +174,12 @@ def sources_of(
         return list(pool.map(look, unique_names(files), pairs))
 
 
-def open_raster(address: str) -> Pixels:
-    """Return a raster that is open for reading by windows."""
-    return RasterPixels(address)
-
-
 @contextmanager
 def open_ground(
     address: str, channels: Channels | None, bands: tuple[str, ...] | None = None
 ) -> Iterator[RasterGround]:
     """Yield an open raster as a model sees it; see `RasterGround`."""
-    with open_raster(address) as pixels:
+    with open_pixels(address) as pixels:
         yield RasterGround(pixels, channels, bands)
 
 
@@ -182,18 +193,12 @@ def is_map(address: str, channels: Channels | None) -> bool:
     Raises:
         DataError: It can't be opened as what its name says.
     """
-    if channels is not None:
+    if channels is not None or not is_picture_file(address):
         return True
-    suffix = Path(address).suffix.lower()
-    if suffix in IMAGE_SUFFIXES and suffix not in (".tif", ".tiff"):
+    if not may_be_placed(split_address(address)[0]):
         return False
-    try:
-        with open_raster(address) as pixels:
-            return pixels.geometry is not None or suffix not in IMAGE_SUFFIXES
-    except DataError:
-        if suffix in IMAGE_SUFFIXES:  # the reader of pictures says what is wrong with it, or needs no rasterio
-            return False
-        raise
+    with open_pixels(address) as pixels:
+        return pixels.geometry is not None
 
 
 def _picture_reason(dates: Sequence[str]) -> str | None:
@@ -206,18 +211,16 @@ def _picture_reason(dates: Sequence[str]) -> str | None:
     return None
 
 
-def _looked_at_raster(
-    dates: Sequence[str], channels: Channels | None
-) -> tuple[bool, tuple[str, ...]]:
+def _looked_at_raster(dates: Sequence[str], channels: Channels | None) -> tuple[bool, tuple[str, ...]]:
     """Return whether a raster says where it lies, and what is to be said of it; raise what is wrong with it."""
     for address in dates:
         with open_ground(address, channels) as ground:
             for window in _looked_at(*ground.pixels.size):
                 ground.planes(window, (window[3] - window[1], window[2] - window[0]))
-    with open_raster(dates[0]) as first:
+    with open_pixels(dates[0]) as first:
         placed, share = first.geometry is not None, None
         if len(dates) > 1:
-            with open_raster(dates[1]) as second:
+            with open_pixels(dates[1]) as second:
                 share = shared_area(first, second)
     if share is None:
         return placed, ()
@@ -250,24 +253,20 @@ def same_grid(first: Pixels, second: Pixels) -> bool:
         return False
     if first.geometry is None or second.geometry is None:
         return True
-    return same_crs(first.geometry, second.geometry) and _corners_agree(first, second.geometry)
+    points_N2 = _inner_points(first.size, 3)
+    return bool((np.abs(_in_other(points_N2, first.geometry, second.geometry) - points_N2) < 0.01).all())
 
 
-def same_crs(first: Geometry, second: Geometry) -> bool:
-    """Return whether two geometries are in one reference system."""
-    if first.crs == second.crs:
-        return True
-    from rasterio.crs import CRS
-
-    return bool(CRS.from_user_input(first.crs) == CRS.from_user_input(second.crs))
+def _inner_points(size: tuple[int, int], count: int) -> np.ndarray:
+    """Return (N, 2) points of a grid from corner to corner."""
+    x, y = np.meshgrid(*(np.linspace(0, side, count) for side in size))
+    return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
-def _corners_agree(first: Pixels, other: Geometry) -> bool:
-    assert first.geometry is not None
-    width, height = first.size
-    corners_N2 = np.array([[0, 0], [width, 0], [0, height], [width, height]], float)
-    there_N2 = other.to_pixels(first.geometry.to_map(corners_N2))
-    return bool((np.abs(there_N2 - corners_N2) < 0.01).all())
+def _in_other(points_N2: np.ndarray, first: Geometry, second: Geometry) -> np.ndarray:
+    """Return points in pixels of one raster in pixels of another."""
+    with np.errstate(invalid="ignore"):
+        return second.to_pixels(reproject(first.to_map(points_N2), first.crs, second.crs))
 
 
 def shared_area(first: Pixels, second: Pixels) -> float | None:
@@ -287,7 +286,9 @@ def shared_area(first: Pixels, second: Pixels) -> float | None:
         )
     overlap = _overlap(first, second)
     if overlap <= 0:
-        raise DataError(f"doesn't overlap {first.where}", where=second.where, fix="name two dates of one place")
+        raise DataError(
+            f"doesn't overlap {first.where}", where=second.where, fix="name two dates of one place"
+        )
     return overlap
 
 
@@ -302,7 +303,7 @@ def aligned(first: Pixels, later: str, target: Path) -> str:
     Raises:
         DataError: They can't be aligned; see `shared_area`.
     """
-    with open_raster(later) as second:
+    with open_pixels(later) as second:
         if shared_area(first, second) is None:
             return later
     _warp(first, later, target)
@@ -310,38 +311,30 @@ def aligned(first: Pixels, later: str, target: Path) -> str:
 
 
 def _overlap(first: Pixels, second: Pixels) -> float:
-    """Return the share of the first raster's corners and inner points that lie in the second."""
-    from rasterio.warp import transform
-
+    """Return the share of the first raster, by a grid of points, that lies in the second."""
     assert first.geometry is not None and second.geometry is not None
-    x, y = np.meshgrid(*(np.linspace(0, side, 65) for side in first.size))
-    points_N2 = first.geometry.to_map(np.stack([x.ravel(), y.ravel()], axis=1))
-    there = transform(first.geometry.crs, second.geometry.crs, *points_N2.T.tolist())
-    pixels_N2 = second.geometry.to_pixels(np.array(there[:2]).T)
-    inside = (pixels_N2 > 0).all(1) & (pixels_N2 < np.array(second.size)).all(1)
-    return float(inside.mean())
+    there_N2 = _in_other(_inner_points(first.size, 65), first.geometry, second.geometry)
+    return float(((there_N2 > 0) & (there_N2 < np.array(second.size))).all(1).mean())
 
 
 def _warp(first: Pixels, later: str, target: Path) -> None:
-    import rasterio
-    from rasterio.enums import Resampling
-    from rasterio.shutil import copy
-    from rasterio.vrt import WarpedVRT
-
+    rasterio, shutil = need_geo("rasterio", later), need_geo("rasterio.shutil", later)
+    vrt = need_geo("rasterio.vrt", later)
     assert first.geometry is not None
     target.unlink(missing_ok=True)
-    path = Path(later).absolute() if Path(later).exists() else later
+    base = split_address(later)[0]
+    path = Path(base).absolute() if Path(base).exists() else base
     with (
         rasterio.open(path) as source,
-        WarpedVRT(
+        vrt.WarpedVRT(
             source,
             crs=first.geometry.crs,
             transform=rasterio.Affine(*first.geometry.transform),
             width=first.size[0],
             height=first.size[1],
-            resampling=Resampling.bilinear,
+            resampling=rasterio.enums.Resampling.bilinear,
             # Where the later date doesn't reach, there is nothing, whatever value stands there.
             add_alpha=source.nodata is None,
         ) as warped,
     ):
-        copy(warped, str(target), driver="VRT")
+        shutil.copy(warped, str(target), driver="VRT")

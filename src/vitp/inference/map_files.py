@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from vitp.inference.outputs import class_colour
+from vitp.io.ground import need_geo
 from vitp.io.open_pixels import Geometry
 from vitp.io.rasters import need_rasterio
 from vitp.records.labels import IGNORE
@@ -142,10 +143,8 @@ class _Tiles:
 
     def finish(self, resampling: str) -> None:
         """Close the file and copy it in the order of a COG."""
-        from rasterio.shutil import copy
-
         self.file.close()
-        copy(
+        need_geo("rasterio.shutil", str(self._path)).copy(
             str(self._temporary),
             str(self._path),
             driver="COG",

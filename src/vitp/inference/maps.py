@@ -132,7 +132,8 @@ class RasterPrediction:
         if isinstance(self.model, DenseModel):
             lanes = in_lanes(self.views, width, len(self.model.classes))
         return [
-            Lane(columns, tuple(units_of(views, height, self.settings.batch_size))) for columns, views in lanes
+            Lane(columns, tuple(units_of(views, height, self.settings.batch_size)))
+            for columns, views in lanes
         ]
 
     def compute(self) -> None:
@@ -176,7 +177,9 @@ class RasterPrediction:
 
     def _done(self) -> set[str]:
         files = sorted(self.folder.glob("done-*.txt"))
-        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines(keepends=True)]
+        lines = [
+            line for file in files for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
+        ]
         return {line.strip() for line in lines if line.endswith("\n")}
 
     def _compute_objects(self) -> None:
@@ -324,9 +327,7 @@ def _load_objects(path: Path) -> FoundObjects | None:
             masks, start = [], 0
             flat = np.unpackbits(arrays["masks"]).astype(bool)
             for x, y, height, width in arrays["places"].tolist():
-                masks.append(
-                    MaskPart((x, y), flat[start : start + height * width].reshape(height, width))
-                )
+                masks.append(MaskPart((x, y), flat[start : start + height * width].reshape(height, width)))
                 start += height * width
         return FoundObjects(
             tensor("boxes"), tensor("quads"), scores, labels, windows, None if masks is None else tuple(masks)

@@ -219,6 +219,7 @@ def write_probabilities(path: Path, found: Sequence[Named], classes: Sequence[st
 
 
 def class_colour(number: int) -> tuple[int, int, int]:
+    """Return red, green and blue of a class; black for 255."""
     if number == IGNORE:
         return 0, 0, 0
     red, green, blue = ImageColor.getrgb(CLASS_COLOURS[number % len(CLASS_COLOURS)])[:3]

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from vitp.inference.outputs import SMALLEST_REGION
+from vitp.io.ground import need_geo
 
 STRIP_ROWS = 1024
 """Rows that are turned into polygons at once."""
 MOST_VERTICES = 4_000_000
 """Corners of unfinished regions that are held. Beyond, the largest regions are cut at the strip's edge."""
+
+_WHERE = "polygons of a raster"
 
 Polygons = tuple[np.ndarray, np.ndarray]
 """(P,) shapely polygons and (P,) their class numbers."""
@@ -56,15 +59,14 @@ def class_polygons(
 
 
 def _strip_polygons(classes_RW: np.ndarray, top: int, wanted: Collection[int]) -> Polygons:
-    import shapely
-    from rasterio import Affine
-    from rasterio.features import shapes
+    shapely = need_geo("shapely", _WHERE)
+    affine, features = need_geo("affine", _WHERE), need_geo("rasterio.features", _WHERE)
 
     chosen_RW = np.isin(classes_RW, list(wanted))
     polygons, numbers = [], []
     if chosen_RW.any():
-        for shape, value in shapes(
-            classes_RW, mask=chosen_RW, connectivity=4, transform=Affine.translation(0, top)
+        for shape, value in features.shapes(
+            classes_RW, mask=chosen_RW, connectivity=4, transform=affine.Affine.translation(0, top)
         ):
             polygons.append(shapely.Polygon(shape["coordinates"][0], shape["coordinates"][1:]))
             numbers.append(int(value))
@@ -72,7 +74,7 @@ def _strip_polygons(classes_RW: np.ndarray, top: int, wanted: Collection[int]) -
 
 
 def _large_enough(found: Polygons) -> Polygons:
-    import shapely
+    shapely = need_geo("shapely", _WHERE)
 
     polygons_P, numbers_P = found
     large_P = shapely.area(polygons_P) >= SMALLEST_REGION
@@ -95,7 +97,7 @@ class _Joiner:
         self, polygons_P: np.ndarray, numbers_P: np.ndarray, top: int, bottom: int, *, last: bool
     ) -> Polygons:
         """Add the polygons of a strip; return the regions that are whole."""
-        import shapely
+        shapely = need_geo("shapely", _WHERE)
 
         first, self._next = self._next, self._next + len(polygons_P)
         vertices_P = shapely.get_num_coordinates(polygons_P)
@@ -124,7 +126,7 @@ class _Joiner:
 
     def _edge(self, polygons_P: np.ndarray, row: int, first: int) -> np.ndarray:
         """Return (W,) the number of the polygon that has an edge on a line of the grid; −1: none."""
-        import shapely
+        shapely = need_geo("shapely", _WHERE)
 
         edge_W = np.full(len(self._edge_W), -1, np.int64)
         bounds_P4 = shapely.bounds(polygons_P).reshape(-1, 4)
@@ -132,9 +134,7 @@ class _Joiner:
         points_N2, owner_N = shapely.get_coordinates(
             shapely.get_exterior_ring(polygons_P[touching]), return_index=True
         )
-        along_N = (
-            (points_N2[:-1, 1] == row) & (points_N2[1:, 1] == row) & (owner_N[:-1] == owner_N[1:])
-        )
+        along_N = (points_N2[:-1, 1] == row) & (points_N2[1:, 1] == row) & (owner_N[:-1] == owner_N[1:])
         for at in np.flatnonzero(along_N).tolist():
             left, right = sorted((int(points_N2[at, 0]), int(points_N2[at + 1, 0])))
             edge_W[left:right] = first + touching[owner_N[at]]
@@ -164,6 +164,6 @@ class _Joiner:
 
 def _united(pieces: list[Any]) -> Any:
     """Return the union of pieces that share edges, without the corners that only their seams have."""
-    import shapely
+    shapely = need_geo("shapely", _WHERE)
 
     return pieces[0] if len(pieces) == 1 else shapely.simplify(shapely.union_all(pieces), 0)

@@ -1,10 +1,10 @@
 """`vitp predict`: images and rasters in, files of predictions out; files of pictures: `vitp.inference.outputs`.
 
-    OUT/masks/NAME.tif           class map as a COG; 255: nothing is known          (segmentation)
-    OUT/label/NAME.tif           1 where something changed, 0 where not             (change)
-    OUT/probabilities/NAME.tif   a band for each class; on request                  (segmentation, change)
-    OUT/vectors/NAME.gpkg        polygons with class, score and area                (all but classification)
-    OUT/pictures/NAME.png        drawn over the raster; large ones on request
+OUT/masks/NAME.tif           class map as a COG; 255: nothing is known          (segmentation)
+OUT/label/NAME.tif           1 where something changed, 0 where not             (change)
+OUT/probabilities/NAME.tif   a band for each class; on request                  (segmentation, change)
+OUT/vectors/NAME.gpkg        polygons with class, score and area                (all but classification)
+OUT/pictures/NAME.png        drawn over the raster; large ones on request
 """
 
 from __future__ import annotations
@@ -182,7 +182,9 @@ def _plan(
         "model": digest,
         "settings": settings.model_dump(mode="json"),
         "options": asdict(options),
-        "inputs": [[source.name, [_state_of(date) for date in source.dates], source.reason] for source in sources],
+        "inputs": [
+            [source.name, [_state_of(date) for date in source.dates], source.reason] for source in sources
+        ],
     }
 
 

@@ -6,6 +6,7 @@ Shapes: H × W pixels, R rows, N objects.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,13 +19,14 @@ from PIL import Image
 from vitp.core import distributed
 from vitp.core.errors import DataError
 from vitp.core.version import __version__
-from vitp.inference.inputs import Source, aligned, open_ground, open_raster
+from vitp.inference.inputs import Source, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog
 from vitp.inference.maps import SHARE_SCALE, RasterPrediction, raster_settings
 from vitp.inference.outputs import regions, write_picture
 from vitp.inference.polygons import class_polygons
 from vitp.inference.vectors import VectorFile, VectorKind, vector_path
-from vitp.io.metres import metres_per_pixel
+from vitp.io.ground import need_geo
+from vitp.io.open_pixels import open_pixels
 from vitp.io.rasters import need_rasterio
 from vitp.metrics.results import Prediction
 from vitp.records.labels import BACKGROUND
@@ -35,6 +37,8 @@ from vitp.tasks.merging import FoundObjects
 
 CACHE_BYTES = 128 << 20
 """Of GDAL's blocks; by default it would take a share of the machine's memory."""
+
+_WHERE = "polygons of a raster"
 
 PICTURE_PIXELS = 1 << 22
 """Of the picture of a raster, at most; a larger raster is drawn on request, reduced."""
@@ -120,7 +124,7 @@ class RasterWork:
         if len(self.source.dates) > 1:
             # Each process its own: nobody reads what another is still writing.
             target = self.part / f"later-{distributed.rank()}.vrt"
-            with open_raster(self.source.image) as pixels:
+            with open_pixels(self.source.image) as pixels:
                 later = aligned(pixels, self.source.dates[1], target)
             bands = None if later == self.source.dates[1] else first.bands
             dates.append(files.enter_context(open_ground(later, channels, bands)))
@@ -142,7 +146,7 @@ class RasterWork:
         wanted, geometry = self.options.resolution, ground.pixels.geometry
         if wanted is None or geometry is None:
             return None
-        own = metres_per_pixel(geometry, ground.pixels.size)
+        own = math.sqrt(math.prod(geometry.metres(ground.pixels.size)))
         self.say(f"{self.source.image} has {own:.4g} m a pixel and is seen at {wanted:g} m")
         return own / wanted
 
@@ -200,9 +204,7 @@ class RasterWork:
         if drawn:
             self._write_picture(prediction, boxes)
 
-    def _write_vectors(
-        self, prediction: RasterPrediction, show: Callable[[FoundObjects], None]
-    ) -> None:
+    def _write_vectors(self, prediction: RasterPrediction, show: Callable[[FoundObjects], None]) -> None:
         """Write the polygons, and show each part of the objects without their masks."""
         geometry, classes = prediction.dates[0].pixels.geometry, self.model.classes
         dense = isinstance(self.model, DenseModel)
@@ -254,7 +256,7 @@ def _object_polygons(
     objects: FoundObjects, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return (N,) polygons in pixels, classes and scores; objects whose mask is empty are left out."""
-    import shapely
+    shapely = need_geo("shapely", _WHERE)
 
     names = [classes[label] for label in objects.labels_N.tolist()]
     scores_N = objects.scores_N.double().numpy()

@@ -1,8 +1,8 @@
 """The folder of a prediction that isn't finished: what is done of it stays when the process is killed.
 
-    .NAME.unfinished/plan.json    inputs, model and options; only the same plan is continued
-    .NAME.unfinished/out/         becomes NAME when it is whole
-    .NAME.unfinished/parts/       what is done of each input
+.NAME.unfinished/plan.json    inputs, model and options; only the same plan is continued
+.NAME.unfinished/out/         becomes NAME when it is whole
+.NAME.unfinished/parts/       what is done of each input
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def _prepare(out: Path, folder: Path, plan: dict[str, Any], *, resume: bool) -> 
     if folder.exists():
         if not is_abandoned(folder):
             raise VitpError(
-                "is being written by another process", where=str(out), fix="wait for it, or choose another folder"
+                "is being written by another process",
+                where=str(out),
+                fix="wait for it, or choose another folder",
             )
         if resume:
             _check_plan(out, folder, plan)

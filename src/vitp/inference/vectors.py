@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vitp.core.errors import DataError
 from vitp.inference.outputs import PIXEL_SUFFIX
-from vitp.io.metres import need_pyproj, square_metres
+from vitp.io.ground import metres_of_unit, need_geo
 from vitp.io.open_pixels import Geometry
 
 VectorKind = Literal["gpkg", "parquet", "geojson", "none"]
 
+_WHERE = "polygons of a raster"
 _BATCH = 5000
 """Polygons that are written at once."""
 _SUFFIXES = {"gpkg": ".gpkg", "parquet": ".parquet", "geojson": ".geojson"}
@@ -94,10 +94,23 @@ class VectorFile:
 
 def placed(polygons_P: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Return polygons in pixels as polygons on the map."""
-    import shapely
+    shapely = need_geo("shapely", _WHERE)
 
     on_map: np.ndarray = shapely.transform(polygons_P, geometry.to_map)
     return on_map
+
+
+def square_metres(polygons_P: np.ndarray, crs: str) -> np.ndarray:
+    """Return (P,) areas of shapely polygons in a reference system: on the plane of a projected one, else geodesic."""
+    shapely = need_geo("shapely", _WHERE)
+
+    unit = metres_of_unit(crs)
+    if unit is not None:
+        planar_P: np.ndarray = shapely.area(polygons_P) * unit**2
+        return planar_P
+    geod = need_geo("pyproj", crs).CRS(crs).get_geod()
+    # Of a polygon whose rings turn the wrong way the area would be negative.
+    return np.array([abs(geod.geometry_area_perimeter(one)[0]) for one in shapely.normalize(polygons_P)])
 
 
 class _Sink:
@@ -115,12 +128,15 @@ class _Sink:
 
     def write(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
         """Write polygons; the first call may have none."""
-        import shapely
+        shapely = need_geo("shapely", _WHERE)
 
         if self.shape == "MultiPolygon" and len(polygons_P):
             single_P = shapely.get_type_id(polygons_P) == shapely.GeometryType.POLYGON
             polygons_P = np.array(
-                [shapely.MultiPolygon([one]) if s else one for one, s in zip(polygons_P, single_P, strict=True)],
+                [
+                    shapely.MultiPolygon([one]) if s else one
+                    for one, s in zip(polygons_P, single_P, strict=True)
+                ],
                 object,
             )
         self.put(polygons_P, fields)
@@ -135,11 +151,8 @@ class _Sink:
 
 class _GeoPackage(_Sink):
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        try:
-            import pyogrio
-        except ImportError as error:
-            raise _missing("pyogrio", self.path) from error
-        import shapely
+        pyogrio = need_geo("pyogrio", str(self.path))
+        shapely = need_geo("shapely", _WHERE)
 
         fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}
         # GeoPackages note when they were changed; equal predictions are to be equal files.
@@ -164,12 +177,8 @@ class _GeoParquet(_Sink):
     _writer: Any = None
 
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError as error:
-            raise _missing("pyarrow", self.path) from error
-        import shapely
+        pyarrow, parquet = (need_geo(name, str(self.path)) for name in ("pyarrow", "pyarrow.parquet"))
+        shapely = need_geo("shapely", _WHERE)
 
         fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}
         columns = {"geometry": pyarrow.array(list(shapely.to_wkb(polygons_P)), pyarrow.binary())}
@@ -178,7 +187,7 @@ class _GeoParquet(_Sink):
             columns[name] = pyarrow.array(list(values), kind)
         table = pyarrow.table(columns)
         if self._writer is None:
-            crs = json.loads(need_pyproj(str(self.path)).CRS(self.crs).to_json())
+            crs = json.loads(need_geo("pyproj", str(self.path)).CRS(self.crs).to_json())
             column = {"encoding": "WKB", "geometry_types": [self.shape], "crs": crs}
             head = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": column}}
             self._schema = table.schema.with_metadata({"geo": json.dumps(head)})
@@ -193,12 +202,12 @@ class _GeoParquet(_Sink):
 class _GeoJson(_Sink):
     """RFC 7946: longitude and latitude, outer rings counter-clockwise."""
 
-    head: dict[str, Any] = {"type": "FeatureCollection"}
+    head: ClassVar[dict[str, Any]] = {"type": "FeatureCollection"}
     decimals = _DEGREES
 
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        import shapely
-        from shapely.geometry.polygon import orient
+        shapely = need_geo("shapely", _WHERE)
+        orient = need_geo("shapely.geometry.polygon", _WHERE).orient
 
         polygons_P = self.moved(polygons_P)
         with self.path.open("a", encoding="utf-8") as file:
@@ -213,13 +222,17 @@ class _GeoJson(_Sink):
                 geometry = _rounded(json.loads(shapely.to_geojson(turned)), self.decimals)
                 values = {key: _plain(value[number]) for key, value in fields.items()}
                 row = {"type": "Feature", "properties": values, "geometry": geometry}
-                file.write(f"{'' if self.empty and not number else ','}\n{json.dumps(row, ensure_ascii=False)}")
+                file.write(
+                    f"{'' if self.empty and not number else ','}\n{json.dumps(row, ensure_ascii=False)}"
+                )
 
     def moved(self, polygons_P: np.ndarray) -> np.ndarray:
         """Return polygons of the map in longitude and latitude."""
-        import shapely
+        shapely = need_geo("shapely", _WHERE)
 
-        to_degrees = need_pyproj(str(self.path)).Transformer.from_crs(self.crs, "EPSG:4326", always_xy=True)
+        to_degrees = need_geo("pyproj", str(self.path)).Transformer.from_crs(
+            self.crs, "EPSG:4326", always_xy=True
+        )
         degrees: np.ndarray = shapely.transform(
             polygons_P, lambda points_N2: np.stack(to_degrees.transform(*points_N2.T), axis=1)
         )
@@ -234,7 +247,10 @@ class _GeoJson(_Sink):
 class _PixelJson(_GeoJson):
     """The same in pixels of the image, y down."""
 
-    head = {"type": "FeatureCollection", "coordinates": "pixels of the image, x to the right, y down"}
+    head: ClassVar[dict[str, Any]] = {
+        "type": "FeatureCollection",
+        "coordinates": "pixels of the image, x to the right, y down",
+    }
     decimals = 2
 
     def moved(self, polygons_P: np.ndarray) -> np.ndarray:
@@ -254,11 +270,3 @@ def _rounded(geometry: dict[str, Any], decimals: int) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, str) else float(value)
-
-
-def _missing(package: str, path: Path) -> DataError:
-    return DataError(
-        f"needs {package} to be written",
-        where=str(path),
-        fix="install it with `pip install 'vitp[geo]'`, or choose another file with --vector",
-    )

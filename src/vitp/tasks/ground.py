@@ -16,6 +16,9 @@ from vitp.data.image_sample import resized
 from vitp.io.open_pixels import Pixels, Window
 from vitp.records.channels import BLUE, GREEN, RED, Channels
 
+_VALUES_AT_ONCE = 1 << 23
+"""Of a raster that are read to see where it holds something."""
+
 MOST_PIXELS = 1 << 26
 """Pixels that one window of a raster may have in memory; larger ones are read from the pyramid."""
 
@@ -92,19 +95,23 @@ class RasterGround(Ground):
             or ((y2 - y1) >> level) * ((x2 - x1) >> level) > MOST_PIXELS
         ):
             level += 1
-        own = tuple(dict.fromkeys(self.bands))
-        values_CHW = self.pixels.read(window, own, level)[[own.index(band) for band in self.bands]]
-        valid_HW = self.pixels.valid(window, level)
-        if self.channels is not None:
-            seen_CHW = self.channels.scale(values_CHW, valid_HW)
-        else:
-            seen_CHW = np.where(valid_HW, values_CHW, np.uint8(0))
-        planes_CHW = torch.from_numpy(np.ascontiguousarray(seen_CHW))
+        values_CHW, valid_CHW = self._read(window, level)
+        seen_CHW = values_CHW if self.channels is None else self.channels.scale(values_CHW)
+        planes_CHW = torch.from_numpy(np.where(valid_CHW, seen_CHW, np.uint8(0)))
         return planes_CHW if tuple(planes_CHW.shape[-2:]) == size else resized(planes_CHW, size)
 
+    def _read(self, window: Window, level: int) -> tuple[np.ndarray, np.ndarray]:
+        own = tuple(dict.fromkeys(self.bands))
+        values_CHW, valid_CHW = self.pixels.read_valid(window, own, level)
+        order = [own.index(band) for band in self.bands]
+        return values_CHW[order], valid_CHW[order]
+
     def valid(self, window: Window) -> np.ndarray | None:
-        """Return which pixels of a window hold something."""
-        return self.pixels.valid(window)
+        """Return which pixels of a window hold something in a band that is seen."""
+        x1, y1, x2, y2 = window
+        columns = max(64, _VALUES_AT_ONCE // (len(self.bands) * (y2 - y1)))
+        parts = [self._read((x, y1, min(x + columns, x2), y2), 0)[1].any(0) for x in range(x1, x2, columns)]
+        return np.concatenate(parts, axis=1)
 
 
 def _picture_bands(pixels: Pixels) -> tuple[str, ...]:
@@ -114,10 +121,8 @@ def _picture_bands(pixels: Pixels) -> tuple[str, ...]:
         lower = [name.lower() for name in names]
         if {RED, GREEN, BLUE} <= set(lower):
             return tuple(names[lower.index(colour)] for colour in (RED, GREEN, BLUE))
-        if len(names) == 3:
-            return names
-        if len(names) == 1:
-            return names * 3
+        if pixels.is_picture:
+            return names if len(names) == 3 else names * 3
     raise DataError(
         f"has {len(names)} band{'s' if len(names) > 1 else ''} ({', '.join(names)}) of {pixels.dtype}, and the "
         "model sees 8-bit RGB",

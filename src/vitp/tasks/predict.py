@@ -52,9 +52,7 @@ def predict_images(
     resize = settings.resize or model.input_size
     if model.name == "classification":
         settings = settings.model_copy(update={"window": None})
-    views = [
-        views_of(image.shape[-2], image.shape[-1], settings, resize, origin=origin) for image in images
-    ]
+    views = [views_of(image.shape[-2], image.shape[-1], settings, resize, origin=origin) for image in images]
     if isinstance(model, DenseModel):
         return _class_maps(model, images, later, views, settings.batch_size)
     looks = [(index, view) for index, of_image in enumerate(views) for view in of_image]
@@ -131,9 +129,7 @@ def classify(model: TaskModel, ground: Ground, settings: TestSettings) -> Predic
         for batch in batches(views, settings.batch_size)
         for prediction in model.predict([view.of(ground) for view in batch])
     ]
-    return Prediction(
-        probabilities_C=torch.stack([present(each.probabilities_C) for each in found]).mean(0)
-    )
+    return Prediction(probabilities_C=torch.stack([present(each.probabilities_C) for each in found]).mean(0))
 
 
 def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) -> FoundObjects | None:

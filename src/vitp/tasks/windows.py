@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -193,7 +194,7 @@ def in_lanes(views: Sequence[View], width: int, classes: int) -> list[tuple[tupl
     edges = [width * number // count for number in range(count + 1)]
     return [
         ((left, right), [view for view in views if view.window[0] < right and view.window[2] > left])
-        for left, right in zip(edges[:-1], edges[1:], strict=True)
+        for left, right in pairwise(edges)
     ]
 
 
@@ -415,7 +416,5 @@ def class_map(
     dates = [ImageGround(image) for image in (image_CHW, later_CHW) if image is not None]
     height, width = dates[0].size
     units = units_of(views, height, batch_size)
-    strips = class_strips(
-        probabilities, dates, (0, width), units, range(len(units)), batch_size, device
-    )
+    strips = class_strips(probabilities, dates, (0, width), units, range(len(units)), batch_size, device)
     return torch.cat([strip.classes_RW for _, strip in strips])
