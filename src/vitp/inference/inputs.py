@@ -1,4 +1,4 @@
-"""Inputs of a prediction: which there are, which are rasters, and which can't be used, known before the first output."""
+"""Inputs of a prediction: which there are, which are rasters, and which can't be used, known at once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Unusable:
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """One input.
 
     Attributes:
@@ -141,7 +141,7 @@ def sources_of(
     later: Sequence[str | Path] | None,
     task: str,
     channels: Channels | None,
-) -> list[Source]:
+) -> list[InputFile]:
     """Return all inputs, each looked at: pictures are decoded, of rasters the head and a few parts.
 
     Raises:
@@ -156,7 +156,7 @@ def sources_of(
     if second is not None:
         pairs = list(zip(files, second, strict=True))
 
-    def look(name: str, dates: tuple[str, ...]) -> Source:
+    def look(name: str, dates: tuple[str, ...]) -> InputFile:
         raster = placed = False
         reason: str | None = None
         notes: tuple[str, ...] = ()
@@ -168,7 +168,7 @@ def sources_of(
                 reason = _picture_reason(dates)
         except DataError as error:
             reason = f"{error.where}: {error.what}" if len(dates) > 1 else error.what
-        return Source(name, dates, raster, reason, notes, placed)
+        return InputFile(name, dates, raster, reason, notes, placed)
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(look, unique_names(files), pairs))

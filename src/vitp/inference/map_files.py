@@ -21,13 +21,13 @@ from vitp.records.labels import IGNORE
 _BLOCK = 512
 """Side of a tile."""
 
-Rows = Callable[[int, int], np.ndarray]
+RowsOf = Callable[[int, int], np.ndarray]
 """First row, row after the last → (C, R, W) values."""
 
 
 def write_class_cog(
     path: Path,
-    rows: Rows,
+    rows: RowsOf,
     size: tuple[int, int],
     geometry: Geometry | None,
     classes: Sequence[str],
@@ -63,7 +63,7 @@ def write_class_cog(
 
 def write_share_cog(
     path: Path,
-    rows: Rows,
+    rows: RowsOf,
     size: tuple[int, int],
     geometry: Geometry | None,
     classes: Sequence[str],
@@ -134,7 +134,7 @@ class _Tiles:
         self.file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def fill(self, rows: Rows) -> None:
+    def fill(self, rows: RowsOf) -> None:
         """Write all rows, one row of tiles after the other."""
         height, width = self._size
         for top in range(0, height, _BLOCK):

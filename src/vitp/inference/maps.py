@@ -29,11 +29,11 @@ from vitp.records.labels import IGNORE
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
-from vitp.tasks.merging import FoundObjects, MaskPart, ObjectMerger
+from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
 from vitp.tasks.predict import unit_objects
 from vitp.tasks.windows import Strip, Unit, View, class_strips, in_lanes, units_of, views_of
 
-Part = TypeVar("Part")
+Piece = TypeVar("Piece")
 
 SHARE_SCALE = 250
 """Byte that stands for a probability of 1; 255 stands for no data."""
@@ -208,7 +208,7 @@ class RasterPrediction:
             rows = np.fromfile(file, np.uint8, count, offset=top * classes * width)
         return rows.reshape(-1, classes, width).transpose(1, 0, 2)
 
-    def objects(self) -> Iterator[FoundObjects]:
+    def objects(self) -> Iterator[ViewObjects]:
         """Yield the merged objects that are sure enough, from top to bottom, as soon as nothing below reaches them."""
         (lane,) = self.lanes
         merger = ObjectMerger(self.size, several=len(self.views) > 1)
@@ -224,7 +224,7 @@ class RasterPrediction:
                 yield done
 
 
-def _share(wanted: Sequence[Part]) -> Sequence[Part]:
+def _share(wanted: Sequence[Piece]) -> Sequence[Piece]:
     """Return this process's part of what is to be done: a piece without gaps, so that neighbours meet seldom."""
     rank, world = distributed.rank(), distributed.world_size()
     return wanted[rank * len(wanted) // world : (rank + 1) * len(wanted) // world]
@@ -293,7 +293,7 @@ def _write_all(file: int, content: bytes, start: int) -> None:
         rest, start = rest[count:], start + count
 
 
-def _save_objects(path: Path, found: FoundObjects | None) -> None:
+def _save_objects(path: Path, found: ViewObjects | None) -> None:
     """Write objects beside their place first: a file that is there is whole."""
     arrays: dict[str, np.ndarray] = {}
     if found is not None:
@@ -312,7 +312,7 @@ def _save_objects(path: Path, found: FoundObjects | None) -> None:
     temporary.replace(path)
 
 
-def _load_objects(path: Path) -> FoundObjects | None:
+def _load_objects(path: Path) -> ViewObjects | None:
     with np.load(path, allow_pickle=False) as arrays:
         if "scores" not in arrays:
             return None
@@ -329,6 +329,6 @@ def _load_objects(path: Path) -> FoundObjects | None:
             for x, y, height, width in arrays["places"].tolist():
                 masks.append(MaskPart((x, y), flat[start : start + height * width].reshape(height, width)))
                 start += height * width
-        return FoundObjects(
+        return ViewObjects(
             tensor("boxes"), tensor("quads"), scores, labels, windows, None if masks is None else tuple(masks)
         )

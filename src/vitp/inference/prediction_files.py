@@ -27,7 +27,7 @@ from vitp.core.files import write_json
 from vitp.core.targets import check_folder
 from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
 from vitp.core.version import __version__
-from vitp.inference.inputs import SHOWN_SIDE, Source, Unusable, open_ground, shown_size, sources_of
+from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, shown_size, sources_of
 from vitp.inference.outputs import Named, surest, write_image, write_summary
 from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
 from vitp.inference.unfinished import unfinished
@@ -42,7 +42,7 @@ PREDICTIONS_FILE = "vitp_predictions.json"
 
 _FORMAT = "vitp-predictions-1"
 
-Value = TypeVar("Value")
+Looked = TypeVar("Looked")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Job:
     model_sha256: str
     say: Callable[[str], None]
 
-    def is_map(self, source: Source) -> bool:
+    def is_map(self, source: InputFile) -> bool:
         """Return whether an input becomes a map: a raster, unless it has one class as a whole."""
         return source.raster and self.model.name != "classification"
 
@@ -76,9 +76,8 @@ def predict_files(
 ) -> tuple[int, list[Unusable]]:
     """Write the predictions of images into a folder that appears when it is whole.
 
-    All inputs are looked at before the first is predicted, so that those which can't be used are known and left out:
-    pictures are decoded, of rasters the head and a few parts. Under torchrun the processes share pictures and the
-    windows of rasters; the result is the same.
+    Inputs that can't be used are known before the first is predicted. Under torchrun the processes share pictures and
+    the windows of rasters; the result is the same.
 
     Args:
         model: Any task's.
@@ -87,7 +86,7 @@ def predict_files(
         settings: How the model is applied; objects below `score_threshold` are left out.
         later: For change, the later dates.
         overwrite: Replace earlier predictions.
-        resume: Go on where an earlier call was killed; the result is as if it hadn't been.
+        resume: Go on where an earlier call was killed, to the same result.
         options: Which files are written.
         tell: Called with each input that can't be used, once it is known.
         say: Called with what was understood, in a sentence.
@@ -96,35 +95,31 @@ def predict_files(
         How many images were predicted, and the inputs that were left out.
 
     Raises:
-        ConfigError: Change without later dates, or another task with them.
-        DataError: No image can be used.
-        VitpError: `out` holds something else, or can't be written.
+        VitpError: No image can be used, later dates are missing or of no use, or `out` can't be written.
     """
     options = options or MapOptions()
     distributed.initialize(model.device)
     sources, digest = _on_first(lambda: _looked_at(model, images, out, later, overwrite, options))
-    first = distributed.rank() == 0
-    tell, say = (tell, say) if first else ((lambda _: None), (lambda _: None))
+    if distributed.rank() > 0:
+        tell = say = lambda _: None
     left_out = [Unusable(source.image, source.reason) for source in sources if source.reason is not None]
     usable = [source for source in sources if source.reason is None]
     for one in left_out:
         tell(one)
     if not usable:
         raise _nothing_usable(left_out)
-    for note in (note for source in usable for note in source.notes):
-        say(note)
+    for source in usable:
+        for note in source.notes:
+            say(note)
     with unfinished(out, _plan(sources, settings, options, digest), resume=resume) as folder:
         job = _Job(model, settings, options, folder, digest, say)
-        failed: dict[str, str] = {}
+        failed = set()
         for source, reason in chain(_pictures(job, usable), _rasters(job, usable)):
-            failed[source.name] = reason
+            failed.add(source.name)
             left_out.append(Unusable(source.image, reason))
             tell(left_out[-1])
         done = [source for source in usable if source.name not in failed]
-        if not done:
-            raise _nothing_usable(left_out)
-        if first:
-            _finish(job, done, left_out)
+        _finish(job, done, left_out)
     return len(done), left_out
 
 
@@ -137,9 +132,9 @@ def is_predictions(folder: Path) -> bool:
     return isinstance(value, dict) and value.get("format") == _FORMAT
 
 
-def _on_first(compute: Callable[[], Value]) -> Value:
+def _on_first(compute: Callable[[], Looked]) -> Looked:
     """Return on every process what the first one computes."""
-    found: Value | None = None
+    found: Looked | None = None
     error: VitpError | None = None
     if distributed.rank() == 0:
         try:
@@ -147,7 +142,7 @@ def _on_first(compute: Callable[[], Value]) -> Value:
         except VitpError as stopped:
             error = stopped
     distributed.raise_together(error)
-    values: list[Value] = distributed.gather(found)  # type: ignore[arg-type]  # the first one's is no None
+    values: list[Looked] = distributed.gather(found)  # type: ignore[arg-type]  # the first one's is no None
     return values[0]
 
 
@@ -158,7 +153,7 @@ def _looked_at(
     later: Sequence[str | Path] | None,
     overwrite: bool,
     options: MapOptions,
-) -> tuple[list[Source], str]:
+) -> tuple[list[InputFile], str]:
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
     sources = sources_of(images, later, model.name, model.backbone.in_channels)
     if options.resolution is not None:
@@ -175,7 +170,7 @@ def _looked_at(
 
 
 def _plan(
-    sources: Sequence[Source], settings: TestSettings, options: MapOptions, digest: str
+    sources: Sequence[InputFile], settings: TestSettings, options: MapOptions, digest: str
 ) -> dict[str, Any]:
     return {
         "vitp version": __version__,
@@ -197,8 +192,8 @@ def _state_of(address: str) -> list[Any]:
     return [address, state.st_size, state.st_mtime_ns]
 
 
-def _pictures(job: _Job, sources: Sequence[Source]) -> list[tuple[Source, str]]:
-    """Predict what doesn't become a map, this process its share; return what turned out to be unusable, of all processes."""
+def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, str]]:
+    """Predict what becomes no map, this process its share; return what turned out to be unusable anywhere."""
     own = [source for source in sources if not job.is_map(source)]
     own = own[distributed.rank() :: distributed.world_size()]
     failed = []
@@ -219,7 +214,7 @@ def _pictures(job: _Job, sources: Sequence[Source]) -> list[tuple[Source, str]]:
     return [(source, reasons[source.name]) for source in sources if source.name in reasons]
 
 
-def _rasters(job: _Job, sources: Sequence[Source]) -> Iterator[tuple[Source, str]]:
+def _rasters(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
     """Predict the rasters, all processes together; yield what turned out to be unusable."""
     for source in (source for source in sources if job.is_map(source)):
         part = job.folder / "parts" / source.name
@@ -231,7 +226,7 @@ def _rasters(job: _Job, sources: Sequence[Source]) -> Iterator[tuple[Source, str
             yield source, reason
 
 
-def _predict(job: _Job, source: Source) -> tuple[Named, Image.Image | None]:
+def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
     """Return the prediction of an image, or pair of dates, and the image to draw it over."""
     model, settings = job.model, job.settings
     if source.raster:
@@ -252,14 +247,14 @@ def _predict(job: _Job, source: Source) -> tuple[Named, Image.Image | None]:
     return named, shown
 
 
-def _classify(job: _Job, source: Source) -> tuple[Named, Image.Image]:
+def _classify(job: _Job, source: InputFile) -> tuple[Named, Image.Image]:
     """Return the class of a raster, read at the size that is seen."""
     with open_ground(source.image, job.model.backbone.in_channels) as ground:
         found = classify(job.model, ground, job.settings)
         return Named(source.name, source.image, ground.size, found), ground_picture(ground, SHOWN_SIDE**2)
 
 
-def _picture_part(folder: Path, source: Source) -> Path:
+def _picture_part(folder: Path, source: InputFile) -> Path:
     return folder / "pictures" / f"{source.name}.safetensors"
 
 
@@ -275,7 +270,7 @@ def _save(path: Path, named: Named) -> None:
 class _Parts(Sequence[Named]):
     """Predictions of pictures, read when they are asked for: their masks are large."""
 
-    def __init__(self, folder: Path, sources: Sequence[Source]) -> None:
+    def __init__(self, folder: Path, sources: Sequence[InputFile]) -> None:
         self._folder, self._sources = folder, sources
 
     def __len__(self) -> int:
@@ -296,8 +291,12 @@ class _Parts(Sequence[Named]):
         return Named(source.name, source.image, (height, width), Prediction(**tensors))
 
 
-def _finish(job: _Job, done: Sequence[Source], left_out: Sequence[Unusable]) -> None:
-    """Write the files about all inputs."""
+def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable]) -> None:
+    """Write the files about all inputs, the first process alone."""
+    if not done:
+        raise _nothing_usable(left_out)
+    if distributed.rank() > 0:
+        return
     out, model = job.folder / "out", job.model
     pictures = [source for source in done if not job.is_map(source)]
     if pictures:

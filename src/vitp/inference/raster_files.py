@@ -19,7 +19,7 @@ from PIL import Image
 from vitp.core import distributed
 from vitp.core.errors import DataError
 from vitp.core.version import __version__
-from vitp.inference.inputs import Source, aligned, open_ground
+from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog
 from vitp.inference.maps import SHARE_SCALE, RasterPrediction, raster_settings
 from vitp.inference.outputs import regions, write_picture
@@ -33,7 +33,7 @@ from vitp.records.labels import BACKGROUND
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
-from vitp.tasks.merging import FoundObjects
+from vitp.tasks.merging import ViewObjects
 
 CACHE_BYTES = 128 << 20
 """Of GDAL's blocks; by default it would take a share of the machine's memory."""
@@ -80,7 +80,7 @@ class RasterWork:
     def __init__(
         self,
         model: TaskModel,
-        source: Source,
+        source: InputFile,
         settings: TestSettings,
         options: MapOptions,
         part: Path,
@@ -199,12 +199,12 @@ class RasterWork:
             )
         height, width = prediction.size
         drawn = self.options.pictures or height * width <= PICTURE_PIXELS
-        boxes: list[FoundObjects] = []
+        boxes: list[ViewObjects] = []
         self._write_vectors(prediction, boxes.append if drawn else lambda _: None)
         if drawn:
             self._write_picture(prediction, boxes)
 
-    def _write_vectors(self, prediction: RasterPrediction, show: Callable[[FoundObjects], None]) -> None:
+    def _write_vectors(self, prediction: RasterPrediction, show: Callable[[ViewObjects], None]) -> None:
         """Write the polygons, and show each part of the objects without their masks."""
         geometry, classes = prediction.dates[0].pixels.geometry, self.model.classes
         dense = isinstance(self.model, DenseModel)
@@ -225,7 +225,7 @@ class RasterWork:
                     file.add(*_object_polygons(objects, classes))
                     show(replace(objects, masks=None))
 
-    def _write_picture(self, prediction: RasterPrediction, boxes: list[FoundObjects]) -> None:
+    def _write_picture(self, prediction: RasterPrediction, boxes: list[ViewObjects]) -> None:
         ground = prediction.dates[-1]
         image = ground_picture(ground, PICTURE_PIXELS)
         scale = image.width / ground.size[1]
@@ -234,7 +234,7 @@ class RasterWork:
             rows = _nearest_rows(prediction, (image.height, image.width))
             found = Prediction(semantic_HW=torch.from_numpy(np.stack(list(rows))))
         elif boxes:
-            objects = FoundObjects.joined(boxes)
+            objects = ViewObjects.joined(boxes)
             found = Prediction(
                 boxes_N4=None if objects.boxes_N4 is None else objects.boxes_N4 * scale,
                 quads_N8=None if objects.quads_N8 is None else objects.quads_N8 * scale,
@@ -253,7 +253,7 @@ def _nearest_rows(prediction: RasterPrediction, size: tuple[int, int]) -> Iterat
 
 
 def _object_polygons(
-    objects: FoundObjects, classes: tuple[str, ...]
+    objects: ViewObjects, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return (N,) polygons in pixels, classes and scores; objects whose mask is empty are left out."""
     shapely = need_geo("shapely", _WHERE)

@@ -19,7 +19,7 @@ from vitp.records.channels import BLUE, GREEN, RED, Channels
 _VALUES_AT_ONCE = 1 << 23
 """Of a raster that are read to see where it holds something."""
 
-MOST_PIXELS = 1 << 26
+MOST_OF_A_WINDOW = 1 << 26
 """Pixels that one window of a raster may have in memory; larger ones are read from the pyramid."""
 
 
@@ -92,7 +92,7 @@ class RasterGround(Ground):
         level = 0
         while level + 1 < self.pixels.levels and (
             ((y2 - y1) >> (level + 1) >= 2 * size[0] and (x2 - x1) >> (level + 1) >= 2 * size[1])
-            or ((y2 - y1) >> level) * ((x2 - x1) >> level) > MOST_PIXELS
+            or ((y2 - y1) >> level) * ((x2 - x1) >> level) > MOST_OF_A_WINDOW
         ):
             level += 1
         values_CHW, valid_CHW = self._read(window, level)

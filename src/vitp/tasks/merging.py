@@ -52,7 +52,7 @@ class MaskPart:
 
 
 @dataclass(frozen=True)
-class FoundObjects:
+class ViewObjects:
     """Objects in pixels of an image, CPU tensors, with what it takes to tell which are one.
 
     Attributes:
@@ -152,14 +152,14 @@ class ObjectMerger:
 
     def __init__(self, size: tuple[int, int], *, several: bool) -> None:
         self._size, self._several = size, several
-        self._waiting: FoundObjects | None = None
+        self._waiting: ViewObjects | None = None
 
-    def add(self, objects: FoundObjects) -> None:
+    def add(self, objects: ViewObjects) -> None:
         """Add the objects of a view."""
         waiting = self._waiting
-        self._waiting = objects if waiting is None else FoundObjects.joined([waiting, objects])
+        self._waiting = objects if waiting is None else ViewObjects.joined([waiting, objects])
 
-    def finish(self, bottom: float | None = None) -> FoundObjects | None:
+    def finish(self, bottom: float | None = None) -> ViewObjects | None:
         """Return the merged objects of the groups that end above a row; None: there are none.
 
         Args:
@@ -180,7 +180,7 @@ class ObjectMerger:
         return done.of_rows(done.kept(self._size)) if self._several else done
 
 
-def _groups(objects: FoundObjects) -> Tensor:
+def _groups(objects: ViewObjects) -> Tensor:
     """Return (N,) int64: the number of the group that each object is in."""
     hulls_N4 = objects.hulls_N4.double()
     span = float(hulls_N4[:, 2].max() - hulls_N4[:, 0].min()) + 1
@@ -229,7 +229,7 @@ def _mask_parts(masks_Nhw: Tensor, view: View) -> Iterator[MaskPart]:
 
 
 def merge(found: Sequence[tuple[Prediction, View]], size: tuple[int, int], *, most: int = 2000) -> Prediction:
-    """Return the objects of all views of an image as one prediction, each object once; see `FoundObjects.kept`.
+    """Return the objects of all views of an image as one prediction, each object once; see `ViewObjects.kept`.
 
     Args:
         found: Predictions in pixels of their views.
@@ -239,7 +239,7 @@ def merge(found: Sequence[tuple[Prediction, View]], size: tuple[int, int], *, mo
     Raises:
         VitpError: The instance masks of so large an image don't fit into memory.
     """
-    objects = FoundObjects.joined([FoundObjects.of(prediction, view) for prediction, view in found])
+    objects = ViewObjects.joined([ViewObjects.of(prediction, view) for prediction, view in found])
     if len(found) > 1:
         objects = objects.of_rows(objects.kept(size)[:most])
     return Prediction(

@@ -21,7 +21,7 @@ from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import Ground
-from vitp.tasks.merging import FoundObjects, merge
+from vitp.tasks.merging import ViewObjects, merge
 from vitp.tasks.windows import Unit, View, batches, class_map, seen_views, views_of
 
 
@@ -132,7 +132,7 @@ def classify(model: TaskModel, ground: Ground, settings: TestSettings) -> Predic
     return Prediction(probabilities_C=torch.stack([present(each.probabilities_C) for each in found]).mean(0))
 
 
-def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) -> FoundObjects | None:
+def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) -> ViewObjects | None:
     """Return all objects that a unit of views shows, not merged; None: no view holds anything.
 
     Args:
@@ -142,11 +142,11 @@ def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) 
         batch_size: Views at once.
     """
     found = [
-        FoundObjects.of(prediction, view)
+        ViewObjects.of(prediction, view)
         for batch in batches(seen_views([ground], unit.views), batch_size)
         for prediction, view in zip(model.predict([view.of(ground) for view in batch]), batch, strict=True)
     ]
-    return FoundObjects.joined(found) if found else None
+    return ViewObjects.joined(found) if found else None
 
 
 def predictions_of(

@@ -72,7 +72,7 @@ class View:
         return torch.stack([x, y], dim=-1)
 
 
-LOOKS: dict[str, tuple[tuple[int, bool], ...]] = {
+SQUARE_LOOKS: dict[str, tuple[tuple[int, bool], ...]] = {
     "none": ((0, False),),
     "flip": ((0, False), (0, True)),
     "d4": tuple((turns, mirrored) for turns in range(4) for mirrored in (False, True)),
@@ -115,7 +115,7 @@ def views_of(
     """
     views = []
     base = resize.of(height, width)
-    looks = LOOKS["d4" if settings.tta == "d4" else "flip" if settings.flip else "none"]
+    looks = SQUARE_LOOKS["d4" if settings.tta == "d4" else "flip" if settings.flip else "none"]
     for scale in settings.scales:
         rows, columns = (max(1, round(side * factor * scale)) for side in base)
         side = settings.window or max(rows, columns)
