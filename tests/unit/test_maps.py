@@ -19,7 +19,7 @@ from pyproj import Geod, Transformer
 from rasterio import Affine
 from rio_cogeo.cogeo import cog_validate
 
-from tests.raster_files import (
+from tests.map_models import (
     PLACES,
     Brighter,
     BrightestBand,

@@ -16,6 +16,7 @@ from vitp.core.reading import parse_json, parse_xml, read_text
 from vitp.data.formats.captions import caption_tables, has_captions, is_caption_table
 from vitp.data.formats.class_tables import class_tables, columns_of, guessed_columns, is_box_table
 from vitp.data.formats.coco_files import annotation_files, is_coco_file
+from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
@@ -32,6 +33,7 @@ from vitp.data.formats.walk import (
     split_folders,
     within,
 )
+from vitp.data.formats.xview import xview_files
 from vitp.data.formats.yolo import is_yolo
 
 
@@ -102,7 +104,11 @@ def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
     for name in ("voc", "coco", "pairs", "masks", "geo", "captions", "classes"):
-        if name == found or found in ("vitp", "pairs") or (name == "captions" and found == "coco"):
+        if (
+            name == found
+            or found in ("vitp", "pairs", "xbd", "xview")
+            or (name == "captions" and found == "coco")
+        ):
             continue
         try:
             if _CERTAIN.get(name, _SIGNS[name][0])(root):
@@ -271,6 +277,8 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: any(is_coco_file(path) for path in annotation_files(root)),
         "JSON with images and annotations, in annotations/ or the split's folder",
     ),
+    "xbd": (is_xbd, "labels/*_pre_disaster.json with *_post_disaster.json"),
+    "xview": (xview_files, "a GeoJSON with bounds_imcoords"),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
