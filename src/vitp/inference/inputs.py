@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.walk import list_images
+from vitp.data.seen import lone_image
 from vitp.io.band_folders import band_files
 from vitp.io.ground import may_be_placed, need_geo, reproject
 from vitp.io.images import image_size, is_scene, load_image
@@ -103,8 +104,15 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
     return list(names)
 
 
-def load_named_images(sources: Sequence[str], most: int) -> dict[str, Image.Image]:
+def load_named_images(
+    sources: Sequence[str], most: int, channels: Channels | None = None
+) -> dict[str, Image.Image]:
     """Return name → image of files, folders of them and `scene:` addresses; at most so many, names made unique.
+
+    Args:
+        sources: Files, folders, addresses.
+        most: Images at most.
+        channels: What is shown of the files' bands; see `lone_image`.
 
     Raises:
         DataError: A path doesn't exist, a folder holds no image, or one can't be read.
@@ -114,7 +122,7 @@ def load_named_images(sources: Sequence[str], most: int) -> dict[str, Image.Imag
         addresses += [source] if is_scene(source) else image_files([source])
     addresses = addresses[:most]
     names = unique_names([one.replace("/", "-") if is_scene(one) else one for one in addresses])
-    return {name: load_image(address) for name, address in zip(names, addresses, strict=True)}
+    return {name: lone_image(address, channels) for name, address in zip(names, addresses, strict=True)}
 
 
 def check_pairs(task: str, files: Sequence[object], later: Sequence[object] | None) -> None:

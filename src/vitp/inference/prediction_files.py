@@ -27,7 +27,6 @@ from vitp.core.files import write_json
 from vitp.core.targets import check_folder
 from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
 from vitp.core.version import __version__
-<<<<<<< HEAD
 from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, shown_size, sources_of
 from vitp.inference.outputs import Named, surest, write_image, write_summary
 from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
@@ -35,15 +34,6 @@ from vitp.inference.unfinished import unfinished
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Prediction
-=======
-from vitp.data.formats.walk import list_images
-from vitp.data.seen import lone_image
-from vitp.inference.outputs import Named, surest, unique_names, write_image, write_summary
-from vitp.io.images import image_size, is_scene, load_image, load_planes
-from vitp.io.parts import base_address
-from vitp.io.pixels import LARGE_PIXELS
-from vitp.records.channels import Channels
->>>>>>> main
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.predict import classify, predict_images
 
@@ -52,47 +42,7 @@ PREDICTIONS_FILE = "vitp_predictions.json"
 
 _FORMAT = "vitp-predictions-1"
 
-<<<<<<< HEAD
 Looked = TypeVar("Looked")
-=======
-
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Return image files as they are and the images of folders sorted by name.
-
-    Raises:
-        DataError: A path doesn't exist, or a folder holds no image.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if not Path(base_address(path)).exists():
-            raise DataError("doesn't exist", where=str(path), fix="check the path")
-        inside = list_images(path) if path.is_dir() else [path]
-        if not inside:
-            raise DataError("holds no images", where=str(path), fix="name a folder of images")
-        files += inside
-    return files
-
-
-def load_named_images(
-    sources: Sequence[str], most: int, channels: Channels | None = None
-) -> dict[str, Image.Image]:
-    """Return name → image of files, folders of them and `scene:` addresses; at most so many, names made unique.
-
-    Args:
-        sources: Files, folders, addresses.
-        most: Images at most.
-        channels: What is shown of the files' bands; see `lone_image`.
-
-    Raises:
-        DataError: A path doesn't exist, a folder holds no image, or one can't be read.
-    """
-    addresses: list[str] = []
-    for source in sources:
-        addresses += [source] if is_scene(source) else [str(path) for path in image_files([Path(source)])]
-    addresses = addresses[:most]
-    names = unique_names([one.replace("/", "-") if is_scene(one) else one for one in addresses])
-    return {name: lone_image(address, channels) for name, address in zip(names, addresses, strict=True)}
->>>>>>> main
 
 
 @dataclass(frozen=True)
