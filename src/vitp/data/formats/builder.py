@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
-from vitp.core.errors import DataError
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.class_names import check_names, without_reserved
 from vitp.data.formats.identity import equal_findings, join_equal, series_findings, within_splits
 from vitp.data.formats.image_labels import ImageLabels, Tally
 from vitp.data.formats.splits import (
+    FROM_FOLDERS,
     assign_fractions,
+    check_missing,
     compile_group_regex,
     group_in,
     match_entries,
@@ -37,6 +39,10 @@ class ReadOptions:
         test: Share of test images, likewise.
         seed: Decides which images the shares get.
         group_regex: Finds a file name's group (its first bracket, or its match); groups are never split.
+        group: "folder": images of one folder are a group.
+        splits: Which of the set's own splits count: "lists", "folders", or "drawn" for none; by default the lists, else
+            the folders.
+        partial: Images that lists, tables and labels name may be missing.
     """
 
     name: str = ""
@@ -46,6 +52,16 @@ class ReadOptions:
     test: float = 0.1
     seed: int = 0
     group_regex: str | None = None
+    group: Literal["", "folder"] = ""
+    splits: Literal["", "lists", "folders", "drawn"] = ""
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("group", "splits"):
+            known = get_args(get_type_hints(ReadOptions)[name])
+            if getattr(self, name) not in known:
+                fix = f"choose {' or '.join(filter(None, known))}"
+                raise ConfigError(f'is "{getattr(self, name)}"', where=name, fix=fix)
 
 
 @dataclass
@@ -92,21 +108,36 @@ class SetBuilder:
         if text not in self.understood:
             self.understood.append(text)
 
-    def size_of(self, path: Path, where: str = "") -> tuple[int, int] | None:
-        """Return the width and height of an image, or None with a finding when it can't be read."""
+    def size_of(self, path: Path, where: str = "", category: str = "") -> tuple[int, int] | None:
+        """Return the width and height of an image (of a class), or None with a finding when it can't be read."""
         try:
             return image_size(path)
         except DataError as error:
             named = f"{self.place(path)} " if where else ""
-            self.note(where or self.place(path), f"{named}{error.what}; image left out")
+            self.lose(where or self.place(path), f"{named}{error.what}; image left out", category)
             return None
+
+    def lose(self, where: str, text: str, category: str = "", *, absent: bool = False) -> None:
+        """Note that a labelled image is left out, and count its label as lost.
+
+        Args:
+            where: "file" or "file:row".
+            text: What is wrong, and that it is left out.
+            category: Class of the whole image.
+            absent: The image isn't there, which is no fault of its label.
+        """
+        self.note(where, text)
+        if absent:
+            self.tally.absent += 1
+            self.tally.first_absent = self.tally.first_absent or f"{where}: {text}"
+        else:
+            self.tally.lose("", category, f"{where}: {text}")
 
     def agree(self, where: str, told: Sequence[object], size: tuple[int, int]) -> bool:
         """Return whether the width and height that a label file tells are the image's; else note it."""
         if tuple(told) == size:
             return True
-        text = f"says {told[0]}×{told[1]} but the image has {size[0]}×{size[1]}; image left out"
-        self.note(where, text)
+        self.lose(where, f"says {told[0]}×{told[1]} but the image has {size[0]}×{size[1]}; image left out")
         return False
 
     def labels_of(self, size: tuple[int, int], source: str, *, folder: bool = False) -> ImageLabels:
@@ -149,6 +180,8 @@ class SetBuilder:
         if name in self._ids:
             raise DataError("image is listed twice", where=place, fix="remove one of the entries")
         self._ids.add(name)
+        if labels.keys() & {"scene", "tags", "semantic", "change"}:  # objects are counted one by one
+            self.tally.used["", labels.get("scene") or ""] += 1
         self._items.append((LabelledImage(name, str(path), *size, **labels), split))
 
     def _refuse_same_file(self, path: Path, place: str) -> None:
@@ -176,7 +209,7 @@ class SetBuilder:
                 a class can't be called what it is.
         """
         where = str(self.root)
-        self.tally.check(where)
+        self.tally.check(where, self.count, partial=self.options.partial)
         if not self._items:
             first = f"; the first of {len(self.findings)} findings: {self.findings[0]}"
             what = f"no labelled image found{first if self.findings else ''}"
@@ -246,14 +279,26 @@ class SetBuilder:
         layout = [split for _, split in self._items]
         if self.options.split_file is not None:
             path = Path(self.options.split_file)
-            found, _ = match_entries(read_split_file(path), places)
+            found, missing = match_entries(read_split_file(path), places)
             if not any(found):
                 fix = f'write names like "{Path(places[0]).name}"'
                 raise DataError("names none of the set's images", where=str(path), fix=fix)
+            check_missing(self.root, places, missing, self.note, partial=self.options.partial)
             return found, f"the split file {path.name}"
-        if self.splits_from:
+        wanted = self.options.splits
+        if wanted == "drawn":
+            return [None] * len(layout), ""
+        if self.splits_from and wanted != "lists":
             return layout, self.splits_from
-        return splits_from_lists(self.root, places, layout, self.note)
+        if wanted == "folders":
+            return layout, FROM_FOLDERS
+        found, origin = splits_from_lists(
+            self.root, places, layout, self.note, partial=self.options.partial, first=wanted == "lists"
+        )
+        if wanted == "lists" and origin == FROM_FOLDERS:
+            fix = "add train.txt, val.txt and test.txt, or name a file with the option split_file"
+            raise DataError("has no lists of the splits", where=str(self.root), fix=fix)
+        return found, origin
 
 
 def _counted(

@@ -168,7 +168,7 @@ def _read_place(builder: SetBuilder, place: PairPlace, unchanged: str | int | No
             continue
         if len(set(sizes)) > 1:
             texts = ", ".join(f"{s[0]}×{s[1]}" for s in sizes if s)
-            builder.note(builder.place(image), f"the dates and the mask differ in size ({texts}); left out")
+            builder.lose(builder.place(image), f"the dates and the mask differ in size ({texts}); left out")
             continue
         change = ChangeFile(str(mask), unchanged=value)
         builder.add(image, sizes[0], split=place.split, second_image=str(second), change=change)
