@@ -10,7 +10,13 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.class_names import check_names, without_reserved
-from vitp.data.formats.identity import equal_findings, join_equal, series_findings, within_splits
+from vitp.data.formats.identity import (
+    equal_findings,
+    folder_of,
+    join_equal,
+    series_findings,
+    within_splits,
+)
 from vitp.data.formats.image_labels import ImageLabels, Tally
 from vitp.data.formats.splits import (
     FROM_FOLDERS,
@@ -242,6 +248,8 @@ class SetBuilder:
             replace(item, group=item.group or group_in(Path(item.image).stem, pattern))
             for item, _ in self._items
         ]
+        if self.options.group == "folder":
+            items = [replace(item, group=item.group or folder_of(item, self.root)) for item in items]
         if pattern is not None and not any(item.group for item in items):
             raise DataError(
                 f'no file name matches the group expression "{pattern.pattern}"',
@@ -268,7 +276,7 @@ class SetBuilder:
         named = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
         self.understand(f"splits: {named}; {origin}")
         items = items if drawn else within_splits(known, before, items)
-        for line in (*equal_findings(known, items, self.place), *series_findings(items, drawn=drawn)):
+        for line in (*equal_findings(known, items, self.place), *series_findings(items, self.root, drawn=drawn)):
             self.note("splits", line)
         if not known.by_pixels:
             self.understand("equal images: only files of equal bytes were looked for, the set is too large")
