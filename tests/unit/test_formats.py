@@ -85,7 +85,12 @@ def test_voc_splits_boxes_and_findings(tmp_path: Path) -> None:
         "JPEGImages/e.jpg",
     ]
     assert detect_format(tmp_path) == "voc"
-    assert boxes(read_labels("voc", tmp_path, one_based=True, partial=True))["JPEGImages/a"][0][1] == (9, 19, 30.5, 40)
+    assert boxes(read_labels("voc", tmp_path, one_based=True, partial=True))["JPEGImages/a"][0][1] == (
+        9,
+        19,
+        30.5,
+        40,
+    )
 
 
 def test_voc_broken_xml_names_file_and_row(tmp_path: Path) -> None:

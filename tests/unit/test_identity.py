@@ -158,10 +158,16 @@ def test_given_splits_with_equal_images_are_told(tmp_path: Path) -> None:
         ([f"im{k}" for k in range(20)], None),  # one count
         ([f"{k}" for k in range(20)], None),
         ([f"{kind}_{k}" for kind in ("port", "farm") for k in range(9)], None),  # words, such as classes
-        ([f"{town}{k}" for town in ("austin", "vienna", "kitsap") for k in range(1, 7)], {"austin", "vienna", "kitsap"}),
+        (
+            [f"{town}{k}" for town in ("austin", "vienna", "kitsap") for k in range(1, 7)],
+            {"austin", "vienna", "kitsap"},
+        ),
         ([f"top_{x}_{y}_RGB" for x in (2, 3) for y in range(10, 16)], {"top_2", "top_3"}),
         ([f"{p:03}-{s}" for p in range(4) for s in range(5)], {f"{p:03}" for p in range(4)}),
-        ([f"patient_{p}x" for p in range(8)] + ["patient_3y"], {f"patient_{p}" for p in range(8)}),  # few of each
+        (
+            [f"patient_{p}x" for p in range(8)] + ["patient_3y"],
+            {f"patient_{p}" for p in range(8)},
+        ),  # few of each
         ([f"s{k}_a" for k in range(20)], None),  # each alone
     ],
 )
@@ -210,7 +216,9 @@ def test_given_splits_that_tear_a_patient_are_told_with_the_way_out(tmp_path: Pa
     (tmp_path / "classes.txt").write_text("cell\n")
     found = read_labels("auto", tmp_path)
     (line,) = found.findings
-    assert line.startswith("splits: the names fall into 6 series (such as p04), and 2 of them are in several splits")
+    assert line.startswith(
+        "splits: the names fall into 6 series (such as p04), and 2 of them are in several splits"
+    )
     assert "-o splits=drawn -o group_regex='" in line
     regex = line.partition("-o group_regex='")[2].partition("'")[0]
     mended = read_labels("auto", tmp_path, splits="drawn", group_regex=regex, val=0.2, test=0.2)
@@ -228,7 +236,9 @@ def test_folders_of_patients_propose_the_option_that_keeps_them(tmp_path: Path) 
     (tmp_path / "classes.txt").write_text("cell\n")
     found = read_labels("auto", tmp_path)
     (line,) = found.findings
-    assert line.startswith("splits: the images lie in 6 folders (such as patient") and "-o group=folder" in line
+    assert (
+        line.startswith("splits: the images lie in 6 folders (such as patient") and "-o group=folder" in line
+    )
     mended = read_labels("auto", tmp_path, group="folder")
     assert mended.findings == () and len({(item.group, item.split) for item in mended.items}) == 6
     with pytest.raises(ConfigError, match=r'group: is "patient"; choose folder'):

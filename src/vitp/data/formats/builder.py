@@ -187,7 +187,8 @@ class SetBuilder:
             raise DataError("image is listed twice", where=place, fix="remove one of the entries")
         self._ids.add(name)
         if labels.keys() & {"scene", "tags", "semantic", "change"}:  # objects are counted one by one
-            self.tally.used["", labels.get("scene") or ""] += 1
+            for category in labels.get("tags") or (labels.get("scene") or "",):
+                self.tally.used["", category] += 1
         self._items.append((LabelledImage(name, str(path), *size, **labels), split))
 
     def _refuse_same_file(self, path: Path, place: str) -> None:
@@ -207,6 +208,7 @@ class SetBuilder:
         object_classes: Iterable[str] = (),
         scene_classes: Iterable[str] = (),
         semantic_classes: Iterable[str] = (),
+        change_classes: Iterable[str] = (),
     ) -> LabelledSet:
         """Return the set, its items sorted by id, each with group and split.
 
@@ -225,8 +227,8 @@ class SetBuilder:
         objects, unused = without_reserved(object_classes, used, where)
         for name in unused:
             self.note("classes", f'no object is of the class "{name}"; it is left out')
-        scenes, semantic = tuple(scene_classes), tuple(semantic_classes)
-        for names in (objects, scenes, semantic):
+        scenes, semantic, changes = tuple(scene_classes), tuple(semantic_classes), tuple(change_classes)
+        for names in (objects, scenes, semantic, changes):
             check_names(names, where, self.note)
         items = self._with_splits()
         for line in (*_counted(items, objects, scenes), *self.tally.lines()):
@@ -240,6 +242,7 @@ class SetBuilder:
             licence=self.options.licence,
             findings=tuple(self.findings),
             understood=tuple(self.understood),
+            change_classes=changes,
         )
 
     def _with_splits(self) -> list[LabelledImage]:
@@ -276,7 +279,10 @@ class SetBuilder:
         named = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
         self.understand(f"splits: {named}; {origin}")
         items = items if drawn else within_splits(known, before, items)
-        for line in (*equal_findings(known, items, self.place), *series_findings(items, self.root, drawn=drawn)):
+        for line in (
+            *equal_findings(known, items, self.place),
+            *series_findings(items, self.root, drawn=drawn),
+        ):
             self.note("splits", line)
         if not known.by_pixels:
             self.understand("equal images: only files of equal bytes were looked for, the set is too large")
@@ -317,8 +323,7 @@ def _counted(
     scenes: Counter[str] = Counter(dict.fromkeys(scene_classes, 0))
     for item in items:
         objects.update(label.category for label in item.objects or ())
-        if item.scene is not None:
-            scenes[item.scene] += 1
+        scenes.update(item.tags or () if item.scene is None else (item.scene,))
     return [
         f"{title}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"
         for title, counts in (("objects", objects), ("images of each class", scenes))

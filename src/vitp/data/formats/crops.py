@@ -86,7 +86,7 @@ def cut(
             fix = "ask for smaller scenes instead"
             raise DataError("generated scenes can't be cut", where=item.id, fix=fix)
         windows = crop_windows(item.width, item.height, size, overlap)
-        about_whole += bool(len(windows) > 1 and (item.captions or item.scene))
+        about_whole += bool(len(windows) > 1 and (item.captions or item.scene or item.tags))
         images = _write_crops(item.image, item.id, windows, out_dir)
         seconds: Sequence[str | None] = [None] * len(windows)
         if item.second_image is not None:
@@ -148,6 +148,8 @@ def _crop_item(item: LabelledImage, window: MaskWindow, min_visible: float, *, w
         captions=item.captions if whole else (),
         semantic=windowed(item.semantic, window) if item.semantic is not None else None,
         change=windowed(item.change, window) if item.change is not None else None,
+        tags=item.tags if whole else None,
+        transition=windowed(item.transition, window) if item.transition is not None else None,
     )
 
 

@@ -185,7 +185,11 @@ def name_series(stems: Sequence[str], classes: Sequence[str | None]) -> Series |
         grouped = sum(group != "" for group in groups)
         # A patient's name says what it is, however few images there are of each. Two words may be classes.
         fewest = len(names) + 1 if regex == _PERSON else _LEAST_IMAGES * len(names)
-        if len(names) < (2 if regex != _BEFORE_NUMBER or in_series else _FEWEST_WORDS) or grouped < fewest or 2 * grouped < len(stems):
+        if (
+            len(names) < (2 if regex != _BEFORE_NUMBER or in_series else _FEWEST_WORDS)
+            or grouped < fewest
+            or 2 * grouped < len(stems)
+        ):
             continue
         pairs = {(group, name) for group, name in zip(groups, classes, strict=True) if group}
         if any(classes) and len(pairs) == len(names) == len({name for _, name in pairs}):
@@ -223,7 +227,9 @@ def series_findings(items: Sequence[LabelledImage], root: Path, *, drawn: bool) 
             )
             if drawn:
                 return [f"{what} keep them together with {option}"]
-            return [f"{what} the splits leak; {' '.join(filter(None, ('-o splits=drawn', option)))} keeps each together"]
+            return [
+                f"{what} the splits leak; {' '.join(filter(None, ('-o splits=drawn', option)))} keeps each together"
+            ]
     return []
 
 

@@ -366,7 +366,9 @@ def check_missing(
         there = _Names([within(path, root) for base in (root, *outside) for path in images_below(base)])
         gone = [entry for entry in missing if not any(there.similar(name) for name in entry.names)]
         if gone:
-            others = f", nor {'do' if len(gone) > 2 else 'does'} {len(gone) - 1:,} more" if len(gone) > 1 else ""
+            others = (
+                f", nor {'do' if len(gone) > 2 else 'does'} {len(gone) - 1:,} more" if len(gone) > 1 else ""
+            )
             raise DataError(
                 f'"{gone[0].names[0]}" means no image of the set{others}',
                 where=gone[0].where,

@@ -30,6 +30,9 @@ _LARGEST_SIDE = 10_000_000
 
 _TEXTS = ("name", "image_root", "label_root", "licence")
 _LISTS = ("object_classes", "scene_classes", "semantic_classes", "findings", "understood")
+_OPTIONAL_LISTS = ("change_classes",)
+"""Lists that are written only where there is something in them."""
+
 _COMPILE_AGAIN = "compile the labels again"
 
 
@@ -90,6 +93,7 @@ def write_head(
         **{key: list(getattr(labelled, key)) for key in _LISTS[:3]},
         "licence": labelled.licence,
         **{key: list(getattr(labelled, key)) for key in _LISTS[3:]},
+        **{key: list(own) for key in _OPTIONAL_LISTS if (own := getattr(labelled, key))},
     }
     write_json(roots.out / "labels" / "set.json", head)
 
@@ -116,7 +120,7 @@ def read_compiled(root: Path) -> LabelledSet:
     head = _head(folder / "set.json")
     roots = Roots(root, root / head["image_root"], root / head["label_root"])
     items = [item for split in SPLITS for item in _items(folder / f"{split}.jsonl", split, roots)]
-    lists = {key: tuple(head[key]) for key in _LISTS}
+    lists = {key: tuple(head[key]) for key in (*_LISTS, *_OPTIONAL_LISTS)}
     return LabelledSet(name=head["name"], items=items, licence=head["licence"], **lists)
 
 
@@ -134,8 +138,9 @@ def _head(path: Path) -> dict[str, Any]:
     for key in _TEXTS:
         if not isinstance(head.get(key), str) or "\0" in head[key]:
             raise refuse(f'"{key}" is no text')
-    head.setdefault("understood", [])  # older sets have none
-    for key in _LISTS:
+    for key in ("understood", *_OPTIONAL_LISTS):  # older sets have none
+        head.setdefault(key, [])
+    for key in (*_LISTS, *_OPTIONAL_LISTS):
         texts = head.get(key)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise refuse(f'"{key}" is no list of texts')
@@ -179,11 +184,13 @@ def label_line(item: LabelledImage, roots: Roots) -> str:
         "objects": objects(item.objects),
         "ignored": objects(item.ignored) or None,
         "scene": item.scene,
+        "tags": None if item.tags is None else list(item.tags),
         "captions": list(item.captions) or None,
         "semantic": mask(item.semantic),
         "second_image": None if second is None else relative(second, roots.images),
         "change": mask(item.change),
         "later_objects": objects(item.later_objects),
+        "transition": mask(item.transition),
     }
     return to_json({key: value for key, value in row.items() if value is not None})
 
@@ -227,6 +234,8 @@ def item_from_json(row: dict[str, Any], split: str, roots: Roots) -> LabelledIma
         change=mask("change"),
         later_objects=objects("later_objects"),
         ignored=objects("ignored") or (),
+        tags=tuple(_text(name) for name in row["tags"]) if "tags" in row else None,
+        transition=mask("transition"),
     )
 
 
