@@ -12,7 +12,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.class_names import check_names, without_reserved
 from vitp.data.formats.identity import (
     equal_findings,
-    folder_of,
+    image_folder,
     join_equal,
     series_findings,
     within_splits,
@@ -252,7 +252,7 @@ class SetBuilder:
             for item, _ in self._items
         ]
         if self.options.group == "folder":
-            items = [replace(item, group=item.group or folder_of(item, self.root)) for item in items]
+            items = [replace(item, group=item.group or image_folder(item, self.root)) for item in items]
         if pattern is not None and not any(item.group for item in items):
             raise DataError(
                 f'no file name matches the group expression "{pattern.pattern}"',

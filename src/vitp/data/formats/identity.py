@@ -233,7 +233,7 @@ def series_findings(items: Sequence[LabelledImage], root: Path, *, drawn: bool) 
     return []
 
 
-def folder_of(item: LabelledImage, root: Path) -> str:
+def image_folder(item: LabelledImage, root: Path) -> str:
     """Return the folder of an image under the set's folder, as its group."""
     return within(Path(item.image).parent, root)
 
@@ -243,7 +243,7 @@ def folder_series(items: Sequence[LabelledImage], root: Path) -> list[str]:
 
     Folders that are named after splits, contents or classes show none.
     """
-    folders = [Path(folder_of(item, root)) for item in items]
+    folders = [Path(image_folder(item, root)) for item in items]
     names = {folder.name for folder in folders}
     shown = (
         2 <= len(names) <= len(items) / _LEAST_IMAGES

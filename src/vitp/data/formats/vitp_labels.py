@@ -23,6 +23,9 @@ from vitp.data.formats.walk import parse_label_json, read_label_text, within
 from vitp.io.images import is_scene
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet, ObjectLabel
 
+SET_FILE = "labels/set.json"
+"""Head of a compiled set, below its folder."""
+
 _VERSION = 1
 
 _LARGEST_SIDE = 10_000_000
@@ -95,7 +98,7 @@ def write_head(
         **{key: list(getattr(labelled, key)) for key in _LISTS[3:]},
         **{key: list(own) for key in _OPTIONAL_LISTS if (own := getattr(labelled, key))},
     }
-    write_json(roots.out / "labels" / "set.json", head)
+    write_json(roots.out / SET_FILE, head)
 
 
 def write_compiled(labelled: LabelledSet, roots: Roots) -> None:
@@ -117,7 +120,7 @@ def read_compiled(root: Path) -> LabelledSet:
         DataError: There is no such set, or a row can't be understood.
     """
     folder = root / "labels"
-    head = _head(folder / "set.json")
+    head = _head(root / SET_FILE)
     roots = Roots(root, root / head["image_root"], root / head["label_root"])
     items = [item for split in SPLITS for item in _items(folder / f"{split}.jsonl", split, roots)]
     lists = {key: tuple(head[key]) for key in (*_LISTS, *_OPTIONAL_LISTS)}
