@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitp.data.formats.vitp_labels import read_compiled
     from vitp.evaluation.probes import run_probes
     from vitp.inference.ask import Assistant
+    from vitp.io.open_pixels import open_pixels
     from vitp.models.backbone import Backbone
     from vitp.models.vision import VisionTower
     from vitp.objectives.base import Objective
@@ -44,6 +45,7 @@ _HOMES = {
     "load_backbone": "vitp.checkpoints.loading",
     "load_task": "vitp.tasks.model_folder",
     "load_vlm": "vitp.checkpoints.loading",
+    "open_pixels": "vitp.io.open_pixels",
     "predict_images": "vitp.tasks.predict",
     "random_backbone": "vitp.checkpoints.loading",
     "read_compiled": "vitp.data.formats.vitp_labels",
@@ -72,6 +74,7 @@ __all__ = [
     "load_backbone",
     "load_task",
     "load_vlm",
+    "open_pixels",
     "predict_images",
     "random_backbone",
     "read_compiled",

@@ -150,3 +150,19 @@ def test_a_finetuning_batch_that_cannot_be_cut_is_named_by_its_key(task, tmp_pat
         ConfigError, match=r"^data\.global_batch: a step of 6 samples .* choose a multiple of 4"
     ):
         source(0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("train.batch_size=8", "data.global_batch"),
+        ("train.global_batch=8", "data.global_batch"),
+        ("data.steps=4", "train.steps"),
+        ("train.lr=1e-3", "optim.lr"),
+        ("train.stepz=4", "steps"),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_shown_the_right_one(override: str, hint: str) -> None:
+    """The unknown key is named even where another one is missing, as it often is the missing one."""
+    with pytest.raises(ConfigError, match=f'did you mean "{re.escape(hint)}"'):
+        make_config(PretrainConfig, {"data": {"mixture": ["x"]}}, [override])

@@ -94,7 +94,7 @@ def _fields(of: type) -> list[tuple[type[BaseModel], str]]:
 
 
 @pytest.mark.parametrize(
-    "value", [True, False, "7", "seven", math.nan, math.inf, -math.inf, 10**400, [], -(10**9)]
+    "value", [True, False, "7", "seven", math.nan, math.inf, -math.inf, 10**400, [], -(10**35)]
 )
 def test_no_number_takes_what_is_none(value: object) -> None:
     for kind, name in (*_fields(int), *_fields(float)):

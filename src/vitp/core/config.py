@@ -197,13 +197,22 @@ def _number(text: str) -> Any:
 
 def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
     """Turn the first of pydantic's findings into one line."""
-    first = error.errors()[0]
+    # A key in the wrong place often explains why another one is missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     parts, place = _located(kind, [part for part in first["loc"] if isinstance(part, (str, int))])
     key = ".".join(str(part) for part in parts)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = [] if place is None else list(place.model_fields)
-        hint = did_you_mean(str(parts[-1]), known)
+        name, keys = str(parts[-1]), list(_all_keys(kind))
+        same = [one for one in keys if one.rpartition(".")[2] == name]
+        words = (
+            [one for one in keys if word in one.rpartition(".")[2].split("_")]
+            for word in name.split("_")
+            if len(word) > 3
+        )
+        hint = _the_only(same) or did_you_mean(name, known, likeness=0.75)
+        hint = hint or next(filter(None, map(_the_only, words)), None) or did_you_mean(name, known)
         return ConfigError(
             f"unknown key {key!r}{more}",
             where=where,
@@ -222,6 +231,19 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> Confi
     if len(shown) > 60:
         shown = shown[:57] + "…"
     return ConfigError(f"{key} is {shown}: {message[0].lower() + message[1:]}{more}", where=where)
+
+
+def _the_only(keys: Sequence[str]) -> str | None:
+    return f'did you mean "{keys[0]}"?' if len(keys) == 1 else None
+
+
+def _all_keys(kind: type[BaseModel], prefix: str = "") -> typing.Iterator[str]:
+    for name, field in kind.model_fields.items():
+        inner = _model_in(field.annotation)
+        if _is_model(inner) and not _tagged(field.annotation):
+            yield from _all_keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _located(

@@ -10,7 +10,7 @@ import io
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,18 +24,23 @@ from vitp.io.image_kinds import (
     check_pages,
     jpeg2000_depth,
     no_image,
+    page_alone,
+    seek_page,
     strict_pillow,
 )
+from vitp.io.image_values import label_numbers, page_image, picture_values
+from vitp.io.parts import Window, base_address, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, WIDE_MODES, as_rgb, in_bands, joined, reduction, stretched
 from vitp.io.png import can_be_cut, png_bands
 from vitp.io.storage import is_member, is_remote, read_address
-from vitp.io.tiff import is_cut
+from vitp.io.tiff import cropped, is_cut
 from vitp.io.tiff_image import (
     RASTERS,
     decode_error,
     is_alpha,
     labels_of_page,
     layout_of,
+    measured_values,
     rgb_of_page,
     unknown_page,
 )
@@ -90,6 +95,7 @@ class ImageFile:
         image: The image as Pillow opened it; None for a TIFF that is read by its samples (`vitp.io.tiff`).
         orientation: 1–8, as EXIF has it.
         stored_size: Width and height as stored, before `orientation` turns them.
+        window: The window of the upright image that is meant; None: all of it.
     """
 
     where: str
@@ -98,11 +104,15 @@ class ImageFile:
     image: Image.Image | None
     orientation: int
     stored_size: tuple[int, int]
+    window: Window | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height upright, as `rgb` has them."""
         width, height = self.stored_size
+        if self.window is not None:
+            x1, y1, x2, y2 = self.window
+            return x2 - x1, y2 - y1
         return (height, width) if self.orientation >= 5 else (width, height)
 
     def rgb(self, enough: Callable[[int, int], tuple[int, int]] | None = None) -> Image.Image:
@@ -121,6 +131,9 @@ class ImageFile:
         Raises:
             DataError: The file has two readings, or is damaged.
         """
+        if self.window is not None:
+            part, window = _at_window(self)
+            return part.rgb().crop(window)
         image = self.image
         with _decoding(self):
             if enough is not None and image is not None and image.format == "JPEG" and self.orientation == 1:
@@ -139,6 +152,9 @@ class ImageFile:
             DataError: The file is damaged, or holds colours of more than 8 bits or values that are no numbers, which
                 are no labels.
         """
+        if self.window is not None:
+            part, (x1, y1, x2, y2) = _at_window(self)
+            return part.label_values()[y1:y2, x1:x2].copy()
         with _decoding(self):
             values = _label_values(self)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -146,16 +162,47 @@ class ImageFile:
             raise DataError(what, where=self.where, fix="save it with a whole number where there is no label")
         return values
 
+    def values(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the file's own values (H, W, N), upright, and which pixels (H, W) hold something; None: all.
+
+        Palettes and colours other than grey and RGB are resolved into RGB; transparency only tells what holds something.
+
+        Raises:
+            DataError: As `rgb`.
+        """
+        if self.window is not None:
+            part, (x1, y1, x2, y2) = _at_window(self)
+            values_HWN, valid_HW = part.values()
+            return values_HWN[y1:y2, x1:x2], None if valid_HW is None else valid_HW[y1:y2, x1:x2]
+        with _decoding(self):
+            if self.pages:
+                whole = self.image
+                if whole is not None:
+                    whole.load()
+                    whole = whole.transpose(_BACK[self.orientation]) if self.orientation in _BACK else whole
+                values_HWN, valid_HW = measured_values(self.stream, self.pages, self.where, whole)
+            else:
+                assert self.image is not None
+                values_HWN, valid_HW = picture_values(self.stream, self.image)
+        if valid_HW is not None:
+            valid_HW = None if valid_HW.all() else _turned(valid_HW, self.orientation)
+        return _turned(values_HWN, self.orientation), valid_HW
+
 
 @contextmanager
 def open_image(address: str | Path) -> Iterator[ImageFile]:
-    """Open a file, a part of a shard or a URL without decoding it.
+    """Open a file, a part of a shard or a URL, or a window or page of one, without decoding it.
 
     Raises:
-        DataError: The file is missing or isn't an image, or its head tells that it has no single reading.
+        DataError: The file is missing or isn't an image, or its head tells that it has no single reading; bands or a
+            layer are chosen, which only `vitp.io.open_pixels` reads.
     """
     where = str(address)
-    with _stream(address) as stream:
+    part = split_address(address)[1]
+    if part.bands or part.layer:
+        what = "chooses bands or a layer, which pictures don't have"
+        raise DataError(what, where=where, fix="name the file alone, or read it as a raster")
+    with open_stream(address) as stream:
         head = stream.read(_HEAD_BYTES)
         try:
             pages = read_pages(stream) if is_tiff(head) else []
@@ -164,38 +211,66 @@ def open_image(address: str | Path) -> Iterator[ImageFile]:
                 f"is not an image that can be read: a TIFF, but {error}", where=where, fix=_COPY_AGAIN
             ) from error
         image: Image.Image | None = None
-        if pages:
+        number = (part.page or 1) - 1
+        if part.page is not None and pages:
+            number, pages = page_alone(pages, part.page, where)
+        elif pages:
             check_pages(pages, where)
         if not pages or not layout_of(pages[0], where).raw:
             image = _identified(stream, pages, head, where)
-            check_alone(image, where)
+            if part.page is None:
+                check_alone(image, where)
+            else:
+                seek_page(image, number, where)
         if pages:
             file = ImageFile(where, stream, pages, image, pages[0].orientation, pages[0].size)
         else:
             assert image is not None
             file = ImageFile(where, stream, pages, image, _orientation(image), image.size)
         _check_size(file)
+        if part.window is not None:
+            check_window(part.window, file.size, where)
+            file.window = part.window
         yield file
 
 
+def _at_window(file: ImageFile) -> tuple[ImageFile, Window]:
+    """Return a file of which no more needs to be decoded than its window takes, and the window in it."""
+    assert file.window is not None
+    page = file.pages[0] if len(file.pages) == 1 and file.orientation == 1 else None
+    if page is not None and file.image is not None and page.bits == 8:
+        layout = layout_of(page, file.where)
+        with _decoding(file):
+            if is_cut(page) and not (layout.extra and layout.alpha is None):
+                part, window = cropped(page, file.window)
+                return replace(file, pages=[part], image=None, stored_size=part.size, window=None), window
+    return replace(file, window=None), file.window
+
+
 @contextmanager
-def _stream(path: str | Path) -> Iterator[BinaryIO]:
-    if is_member(path) or is_remote(path):
-        yield io.BytesIO(read_address(str(path)))
+def open_stream(address: str | Path) -> Iterator[BinaryIO]:
+    """Open the bytes of the file that an address names, whatever part of it is meant.
+
+    Raises:
+        DataError: It is missing or can't be opened.
+    """
+    where, path = str(address), base_address(address)
+    if isinstance(address, str) and (is_member(path) or is_remote(path)):
+        yield io.BytesIO(read_address(path))
         return
     with contextlib.ExitStack() as stack:
         try:
             # Opening a pipe waits for whoever writes into it.
             if not stat.S_ISREG(Path(path).stat().st_mode):
-                raise DataError("image is not a file", where=str(path), fix="name an image file")
+                raise DataError("image is not a file", where=where, fix="name an image file")
             stream = stack.enter_context(Path(path).open("rb"))
         except FileNotFoundError as error:
             raise DataError(
-                "image is missing", where=str(path), fix="check the path and the root folder"
+                "image is missing", where=where, fix="check the path and the root folder"
             ) from error
         except (OSError, ValueError) as error:
             raise DataError(
-                f"image can't be opened ({error})", where=str(path), fix="check the file and its permissions"
+                f"image can't be opened ({error})", where=where, fix="check the file and its permissions"
             ) from error
         yield stream
 
@@ -258,7 +333,8 @@ def _label_values(file: ImageFile) -> np.ndarray:
         if values_HWN.shape[2] == 1 or values_HWN.dtype == np.uint8:
             return values_HWN[..., 0] if values_HWN.shape[2] == 1 else values_HWN
     image = file.image
-    assert image is not None
+    if image is None:
+        return label_numbers(page_image(file.stream, file.pages[0]))
     wide = is_wide_png(image)
     if image.mode != "LA" and (wide or (image.format == "PPM" and (maximum or 0) > 255)):
         what = "holds colours of 16 bits as labels"
@@ -268,14 +344,7 @@ def _label_values(file: ImageFile) -> np.ndarray:
     orientation = 1 if file.pages else file.orientation
     if wide:
         return _turned(png_values(file.stream, image)[..., 0], orientation)
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "P", *WIDE_MODES, "LA", "La", "PA", "RGBA", "RGBa", "RGBX"):
-        image = as_rgb(image)
-    values = np.asarray(image)
-    if image.mode in ("LA", "La", "PA"):
-        values = values[..., 0]
-    return _turned(values[..., :3] if values.ndim == 3 else values, orientation)
+    return _turned(label_numbers(image), orientation)
 
 
 @contextmanager

@@ -101,8 +101,40 @@ def check_alone(image: Image.Image, where: str) -> None:
         raise DataError(
             f"holds {frames} images (an animation), only the first of which would be seen",
             where=where,
-            fix="save each as a file of its own, or only the one that is meant",
+            fix="choose one (FILE#page=1), or save it as a file of its own",
         )
+
+
+def seek_page(image: Image.Image, number: int, where: str) -> None:
+    """Make a file of several images stand at one of them, counted from 0.
+
+    Raises:
+        DataError: There is no such page.
+    """
+    frames = int(getattr(image, "n_frames", 1))
+    if number >= frames:
+        what = f"has no page {number + 1}; it holds {frames}"
+        raise DataError(what, where=where, fix="name one of these (FILE#page=1)")
+    if number:
+        image.seek(number)
+
+
+def page_alone(pages: list[Page], page: int, where: str) -> tuple[int, list[Page]]:
+    """Return which of all pages of a TIFF file one is, and it with the masks and overviews that follow it.
+
+    Args:
+        pages: All pages.
+        page: Which, from 1; masks and overviews don't count.
+        where: Address of the file, for messages.
+
+    Raises:
+        DataError: There is no such page.
+    """
+    starts = [number for number, one in enumerate(pages) if not number or not one.is_reduced]
+    if page > len(starts):
+        what = f"has no page {page}; it holds {len(starts)}"
+        raise DataError(what, where=where, fix="name one of these (FILE#page=1)")
+    return starts[page - 1], pages[starts[page - 1] : [*starts, len(pages)][page]]
 
 
 def check_pages(pages: list[Page], where: str) -> None:
@@ -116,7 +148,7 @@ def check_pages(pages: list[Page], where: str) -> None:
         raise DataError(
             f"holds {len(others) + 1} pages, only the first of which would be seen",
             where=where,
-            fix="save each page as a file of its own, or only the one that is meant",
+            fix="choose one (FILE#page=1), or save it as a file of its own",
         )
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitp.core.errors import DataError
+from vitp.io.contract import Pixels
 from vitp.io.image_file import open_image
-from vitp.io.pixels import row_bands
-from vitp.io.rasters import RasterPixels
+from vitp.io.open_pixels import is_picture_file, open_pixels
+from vitp.io.parts import check_window, split_address
+from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
 from vitp.records.channels import Channels
 from vitp.scenes import load_scene, parse_scene_address
 
@@ -23,6 +26,10 @@ SCENE_PREFIX = "scene:"
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
 )
+
+
+_STRIP_VALUES = 1 << 24
+"""Of a file, that are read at a time."""
 
 
 def is_scene(address: str | Path) -> bool:
@@ -50,10 +57,50 @@ def load_image(
     if channels is not None:
         planes_CHW = load_planes(address, enough=enough, channels=channels)
         return Image.fromarray(np.ascontiguousarray(planes_CHW[list(channels.shown)].transpose(1, 2, 0)))
-    if is_scene(address):
-        return Image.fromarray(load_scene(str(address)).image_HWC)
-    with open_image(address) as file:
-        return file.rgb(enough)
+    base, part = split_address(address)
+    if is_scene(base):
+        image = Image.fromarray(load_scene(base).image_HWC)
+        if part.window is not None:
+            check_window(part.window, image.size, str(address))
+            return image.crop(part.window)
+        return image
+    if is_picture_file(address):
+        with open_image(address) as file:
+            return file.rgb(enough)
+    with open_pixels(address) as pixels:
+        return _shown(pixels, enough)
+
+
+def _level(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None) -> int:
+    """Return the level of an image that still has what is enough."""
+    if enough is None:
+        return 0
+    wide, high = enough(*pixels.size)
+    width, height = pixels.size
+    level = 0
+    while level + 1 < pixels.levels and width >> level + 1 >= wide and height >> level + 1 >= high:
+        level += 1
+    return level
+
+
+def _shown(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None) -> Image.Image:
+    """Return one or three bands as RGB: 8 bits as they stand, more of them stretched as those of pictures."""
+    if len(pixels.bands) not in (1, 3):
+        names = ", ".join(pixels.names[:20]) + (", …" if len(pixels.bands) > 20 else "")
+        raise DataError(
+            f"has {len(pixels.bands)} bands ({names}); which of them are red, green and blue isn't known",
+            where=pixels.where,
+            fix="choose them: -o bands=… where a set is compiled, FILE#bands=A,B,C for one file that is shown",
+        )
+    level = _level(pixels, enough) if pixels.size[0] * pixels.size[1] > LARGE_PIXELS else 0
+    values_CHW, valid_CHW = pixels.read_valid(level=level)
+    values_HWN, valid_HW = np.moveaxis(values_CHW, 0, 2), np.any(valid_CHW, axis=0)
+    if values_HWN.dtype != np.uint8:
+        size = values_HWN.shape[1], values_HWN.shape[0]
+        return joined(size, stretched(values_HWN, valid_HW))
+    if values_HWN.shape[2] == 1:
+        values_HWN = values_HWN.repeat(3, axis=2)
+    return Image.fromarray(np.where(valid_HW[..., None], values_HWN, np.uint8(0)))
 
 
 def load_planes(
@@ -70,9 +117,8 @@ def load_planes(
         DataError: As `load_image`.
     """
     if channels is not None:
-        with RasterPixels(str(address)) as pixels:
-            channels.check_bands(pixels.names, where=pixels.where)
-            return channels.scale(pixels.read(bands=channels.bands), pixels.valid())
+        with open_pixels(address) as pixels:
+            return _planes(pixels, channels, enough)
     image = load_image(address, enough=enough)
     array_CHW = np.empty((3, image.height, image.width), np.uint8)
     for top, bottom in row_bands(*image.size):
@@ -81,17 +127,43 @@ def load_planes(
     return array_CHW
 
 
+def _planes(
+    pixels: Pixels, channels: Channels, enough: Callable[[int, int], tuple[int, int]] | None
+) -> np.ndarray:
+    """Return (C, H, W) uint8 of an open file, strip by strip, so that its own values are never held as a whole."""
+    channels.check_bands(pixels.names, where=pixels.where)
+    level = _level(pixels, enough)
+    width, height = pixels.size
+    planes_CHW = np.empty((len(channels), -(-height >> level), -(-width >> level)), np.uint8)
+    rows = max(1, _STRIP_VALUES // (len(channels) * planes_CHW.shape[2]) >> level) << level
+    for top in range(0, height, rows):
+        window = (0, top, width, min(top + rows, height))
+        values_CHW, valid_CHW = pixels.read_valid(window, channels.bands, level)
+        seen_CHW = channels.scale(values_CHW)
+        seen_CHW[~valid_CHW] = 0
+        first = top >> level
+        planes_CHW[:, first : first + seen_CHW.shape[1]] = seen_CHW
+    return planes_CHW
+
+
 def image_size(address: str | Path) -> tuple[int, int]:
     """Return width and height as `load_image` will give them, without decoding.
 
     Raises:
         DataError: The file is missing or isn't an image, or its head tells that it has no single reading.
     """
-    if is_scene(address):
-        size = parse_scene_address(str(address)).size
-        return size, size
-    with open_image(address) as file:
-        return file.size
+    base, part = split_address(address)
+    if is_scene(base):
+        size = parse_scene_address(base).size
+        if part.window is None:
+            return size, size
+        check_window(part.window, (size, size), str(address))
+        return part.window[2] - part.window[0], part.window[3] - part.window[1]
+    if is_picture_file(address):
+        with open_image(address) as file:
+            return file.size
+    with open_pixels(address) as pixels:
+        return pixels.size
 
 
 def is_turned(path: str | Path) -> bool:
@@ -100,6 +172,8 @@ def is_turned(path: str | Path) -> bool:
     Raises:
         DataError: As `image_size`.
     """
+    if not is_picture_file(path):
+        return False
     with open_image(path) as file:
         return file.orientation >= 5
 
@@ -110,5 +184,12 @@ def load_label_pixels(path: str | Path) -> np.ndarray:
     Raises:
         DataError: As `load_image`; or colours of more than 8 bits, which are no labels.
     """
-    with open_image(path) as file:
-        return file.label_values()
+    if is_picture_file(path):
+        with open_image(path) as file:
+            return file.label_values()
+    with open_pixels(path) as pixels:
+        values_CHW = pixels.read()
+    if len(values_CHW) not in (1, 3) or (len(values_CHW) == 3 and values_CHW.dtype != np.uint8):
+        what = f"holds {len(values_CHW)} bands of {values_CHW.dtype}, which are no labels"
+        raise DataError(what, where=str(path), fix="choose the band of the labels (FILE#bands=1)")
+    return values_CHW[0] if len(values_CHW) == 1 else np.ascontiguousarray(values_CHW.transpose(1, 2, 0))

@@ -3,124 +3,85 @@
 | kind | behind it |
 |---|---|
 | pictures (PNG, JPEG, WebP, …) | `vitp.io.image_file` |
-| GeoTIFF, COG, JPEG 2000, VRT, ENVI, netCDF, folders of one file a band | `vitp.io.rasters` (extra `geo`) |
+| GeoTIFF, COG, JPEG 2000, VRT, ENVI, HDF, netCDF | `vitp.io.rasters` (extra `geo`) |
+| a folder with one file a band | `vitp.io.band_folders` (extra `geo`) |
 
-An address may end with `#window=x1,y1,x2,y2`: then only these pixels are the image.
-
-Shapes: C bands, H × W pixels.
+An address may end with `#window=x1,y1,x2,y2` and more: then only this part is the image; see `vitp.io.parts`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from pathlib import Path
 
-import numpy as np
+from vitp.core.errors import DataError
+from vitp.io.band_folders import FolderPixels
+from vitp.io.contract import Band, Geometry, PartPixels, Pixels
+from vitp.io.image_file import open_stream
+from vitp.io.image_kinds import jpeg2000_depth, page_alone
+from vitp.io.image_pixels import PicturePixels
+from vitp.io.parts import Window, split_address
+from vitp.io.rasters import RasterPixels, has_rasterio, raster_driver
+from vitp.io.storage import is_member, is_remote
+from vitp.io.tiff import is_sparse
+from vitp.io.tiff_image import COMPRESSIONS, layout_of
+from vitp.io.tiff_tags import TiffError, read_pages
 
-Window = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in pixels; x2 and y2 exclusive."""
+__all__ = ["Band", "Geometry", "Pixels", "Window", "open_pixels"]
 
 
-@dataclass(frozen=True)
-class Band:
-    """One band of a file.
+def open_pixels(address: str | Path) -> Pixels:
+    """Open a file, a folder with one file a band, a part of a shard or a URL, whatever holds the pixels.
 
-    Attributes:
-        name: As the file has it, else its number from 1; unique within the file.
-        wavelength: Centre in nanometres, where known.
-        polarisation: Of radar (VV, VH, …), where known.
+    Args:
+        address: As `vitp.io.storage` and `vitp.io.parts` have them.
+
+    Raises:
+        DataError: It is missing, holds no image or several, needs the extra `geo`, or is damaged.
     """
+    base, part = split_address(address)
+    where = str(address)
+    if not is_remote(base) and not is_member(base) and Path(base).is_dir():
+        return PartPixels(FolderPixels(Path(base), where), part, where)
+    driver = raster_driver(base)
+    if driver is None or _is_ours(driver):
+        return PartPixels(PicturePixels(base, part.page, where), part, where)
+    return PartPixels(RasterPixels(base, driver, part, where), part, where)
 
-    name: str
-    wavelength: float | None = None
-    polarisation: str | None = None
+
+def _is_ours(driver: str) -> bool:
+    """Return whether a raster is read by our own code: what pictures may be where rasterio is missing."""
+    return driver in ("GTiff", "JP2OpenJPEG") and not has_rasterio()
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Where pixels lie on the ground.
+def is_picture_file(address: str | Path) -> bool:
+    """Return whether `vitp.io.image_file` reads what the address names, as 8-bit RGB.
 
-    Attributes:
-        crs: Coordinate reference system as "EPSG:32633" or WKT.
-        transform: a, b, c, d, e, f of x = a · column + b · row + c, y = d · column + e · row + f; columns and rows in
-            edge coordinates: pixel (i, j) covers i … i + 1 and j … j + 1.
+    True, too, for what nothing reads: then its words tell why.
     """
-
-    crs: str
-    transform: tuple[float, float, float, float, float, float]
-
-    def to_map(self, points_N2: np.ndarray) -> np.ndarray:
-        """Return (N, 2) map coordinates of points x, y in pixels."""
-        a, b, c, d, e, f = self.transform
-        placed_N2: np.ndarray = points_N2 @ np.array([[a, d], [b, e]]) + np.array([c, f])
-        return placed_N2
-
-    def to_pixels(self, points_N2: np.ndarray) -> np.ndarray:
-        """Return (N, 2) points x, y in pixels of map coordinates."""
-        a, b, c, d, e, f = self.transform
-        placed_N2: np.ndarray = (points_N2 - np.array([c, f])) @ np.linalg.inv(np.array([[a, d], [b, e]]))
-        return placed_N2
-
-    def of_window(self, window: Window) -> Geometry:
-        """Return the geometry of a part of the image."""
-        a, b, c, d, e, f = self.transform
-        x, y = window[:2]
-        return Geometry(self.crs, (a, b, a * x + b * y + c, d, e, d * x + e * y + f))
-
-
-class Pixels(ABC):
-    """An open file of pixels; close it, or use it in a `with` statement.
-
-    Attributes:
-        where: Address, for messages.
-        size: Width and height.
-        bands: In the order of the file.
-        dtype: Of the values that `read` returns.
-        nodata: Value that marks pixels that hold nothing; None: there is none, or a mask marks them.
-        geometry: None: the file doesn't say where it lies.
-        levels: Levels that `read` takes: 0 … levels − 1; each halves width and height (rounded up).
-    """
-
-    where: str
-    size: tuple[int, int]
-    bands: tuple[Band, ...]
-    dtype: np.dtype
-    nodata: float | None
-    geometry: Geometry | None
-    levels: int
-
-    @abstractmethod
-    def read(
-        self, window: Window | None = None, bands: Sequence[str] | None = None, level: int = 0
-    ) -> np.ndarray:
-        """Return (C, H, W) values of the file's own type.
-
-        Args:
-            window: In pixels of level 0; None: all of it.
-            bands: Names, in the wanted order; None: all.
-            level: 0: each pixel; n: reduced 2ⁿ times, from the file's pyramid where it has one.
-
-        Raises:
-            DataError: A band or window isn't there, or the file is damaged.
-        """
-
-    @abstractmethod
-    def valid(self, window: Window | None = None, level: int = 0) -> np.ndarray:
-        """Return (H, W) bool: which pixels hold something (nodata, mask, alpha; NaN holds nothing)."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the bands."""
-        return tuple(band.name for band in self.bands)
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the file."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    base, part = split_address(address)
+    if part.bands or part.layer:
+        return False
+    if not is_remote(base) and not is_member(base) and Path(base).is_dir():
+        return False
+    driver = raster_driver(base)
+    if driver is None:
+        return True
+    if driver not in ("GTiff", "JP2OpenJPEG") or not has_rasterio():
+        return driver in ("GTiff", "JP2OpenJPEG")
+    if is_remote(base):
+        return part.window is None  # a window is read by parts
+    with open_stream(address) as stream:
+        head = stream.read(1 << 20)
+        if driver == "JP2OpenJPEG":
+            components, bits = jpeg2000_depth(head)
+            return components == 1 or (components <= 4 and bits <= 8)
+        try:
+            pages = read_pages(stream)
+            page = pages[0] if part.page is None else page_alone(pages, part.page, base)[1][0]
+        except TiffError:
+            return True
+    try:
+        layout_of(page, base)
+    except DataError:
+        return False
+    return not (page.compression in COMPRESSIONS or is_sparse(page))

@@ -104,6 +104,38 @@ def is_cut(page: Page) -> bool:
     return page.bits == 8 and grid.across * grid.width * grid.height <= 4 * _BAND_PIXELS
 
 
+def cropped(page: Page, window: tuple[int, int, int, int]) -> tuple[Page, tuple[int, int, int, int]]:
+    """Return a page of only those segments that a window x1, y1, x2, y2 touches, and the window in it.
+
+    Raises:
+        TiffError: Its segments aren't as they must be.
+    """
+    grid = _grid(page)
+    x1, y1, x2, y2 = window
+    left, top, right, bottom = (
+        x1 // grid.width,
+        y1 // grid.height,
+        -(-x2 // grid.width),
+        -(-y2 // grid.height),
+    )
+    planes = page.bands if page.is_planar else 1
+    chosen_PAD = np.arange(planes * grid.down * grid.across).reshape(planes, grid.down, grid.across)
+    numbers = chosen_PAD[:, top:bottom, left:right].reshape(-1).tolist()
+    x, y = left * grid.width, top * grid.height
+    where, lengths = (Tag.STRIP_OFFSETS, Tag.STRIP_BYTES)
+    if grid.tiled:
+        where, lengths = (Tag.TILE_OFFSETS, Tag.TILE_BYTES)
+    entries = page.entries | {
+        Tag.WIDTH: _entry(page, 4, min(right * grid.width, page.size[0]) - x),
+        Tag.HEIGHT: _entry(page, 4, min(bottom * grid.height, page.size[1]) - y),
+        where: _entry(page, 16, *(grid.offsets[number] for number in numbers)),
+        lengths: _entry(page, 16, *(grid.lengths[number] for number in numbers)),
+    }
+    if not grid.tiled:
+        entries[Tag.ROWS_PER_STRIP] = _entry(page, 4, grid.height)
+    return replace(page, entries=entries), (x1 - x, y1 - y, x2 - x, y2 - y)
+
+
 def picture_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, Image.Image]]:
     """Yield the page from top to bottom as (first row, image of full width) in one of Pillow's modes, not turned.
 

@@ -30,7 +30,7 @@ _MEASURED = 0.5
 
 _LARGEST_SEGMENT = 1 << 29
 
-_COMPRESSIONS = {
+COMPRESSIONS = {
     6: "JPEG of an old kind",
     33003: "JPEG 2000",
     33005: "JPEG 2000",
@@ -42,10 +42,14 @@ _COMPRESSIONS = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
+"""Of TIFF files, that Pillow doesn't decode everywhere."""
 _PICTURES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 """Photometric interpretation → bands that hold colour."""
 _THREE_BANDS = "save red, green and blue as a file of three bands (gdal_translate -b 1 -b 2 -b 3)"
-RASTERS = "rasters of several bands aren't read; " + _THREE_BANDS
+RASTERS = (
+    "choose bands: -o bands=… where a set is compiled, FILE#bands=1,2,3 for one file; where rasterio is missing, "
+    "`pip install 'vitp[geo]'` first"
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,7 @@ def layout_of(page: Page, where: str) -> BandLayout:
         what = f"has {bands} bands of {depth}; which of them are red, green and blue isn't known"
         raise DataError(what, where=where, fix=RASTERS)
     if raw and colours > 1 and not (page.kind == "u" and page.bits in (8, 16)):
-        fix = RASTERS.replace("three bands", "three bands of 8 or 16 bits without sign")
-        raise DataError(f"has {bands} bands of {depth}", where=where, fix=fix)
+        raise DataError(f"has {bands} bands of {depth}", where=where, fix=RASTERS)
     if raw and (photometric not in (0, 1, 2) or (page.bits % 8 and bands > 1)):
         what = f"has {bands} bands of {depth} that aren't grey or RGB"
         raise DataError(what, where=where, fix="save it as RGB")
@@ -112,14 +115,20 @@ _KIND_NAMES = {"u": "unsigned", "i": "signed", "f": "floating", "c": "complex"}
 
 def _said_alpha(page: Page, band: int) -> bool | None:
     """Return what the tags say of the band beyond the colours; None: that it is transparency, which may be wrong."""
-    names = re.findall(rf'<Item[^>]*sample="{band}"[^>]*>([^<]*)</Item>', page.text(Tag.GDAL_METADATA))
-    for name in names:
-        if re.search(r"alpha|transparen|mask", name, re.IGNORECASE):
-            return True
-        if re.search(r"nir|infra|ir\b|\bv[vh]\b|\bh[vh]\b|\bb\d|height|dsm|dem", name, re.IGNORECASE):
-            return False
+    for name in re.findall(rf'<Item[^>]*sample="{band}"[^>]*>([^<]*)</Item>', page.text(Tag.GDAL_METADATA)):
+        if (named := named_alpha(name)) is not None:
+            return named
     if not page.extra or page.extra[0] == 0:
         return False  # the format's own words: nothing is said of it, so it isn't transparency
+    return None
+
+
+def named_alpha(name: str) -> bool | None:
+    """Return whether a band's own description says that it is transparency; None: it says neither."""
+    if re.search(r"alpha|transparen|mask", name, re.IGNORECASE):
+        return True
+    if re.search(r"nir|infra|ir\b|\bv[vh]\b|\bh[vh]\b|\bb\d|height|dsm|dem", name, re.IGNORECASE):
+        return False
     return None
 
 
@@ -307,13 +316,48 @@ def labels_of_page(file: BinaryIO, page: Page, where: str) -> np.ndarray | None:
     return values_HWN[..., : layout.colours] if layout.colours == 3 else values_HWN[..., 0]
 
 
+def measured_values(
+    file: BinaryIO, pages: list[Page], where: str, whole: Image.Image | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the first page's own values (H, W, N) without transparency, and which pixels (H, W) hold something.
+
+    Args:
+        file: The TIFF file.
+        pages: All pages.
+        where: Address of the file, for messages.
+        whole: The page as Pillow decoded it; None: it is one that is read by its samples.
+
+    Raises:
+        DataError: The bands have no single reading, or the file is damaged.
+    """
+    page, layout = pages[0], layout_of(pages[0], where)
+    if whole is None or layout.raw:
+        values_HWN = _samples(file, page, where)
+    elif whole.mode in ("1", "P", "CMYK", "LAB", "YCbCr"):
+        values_HWN = np.asarray(as_rgb(whole)) if whole.mode != "1" else np.asarray(whole.convert("L"))
+    else:
+        values_HWN = np.asarray(whole)
+    values_HWN = values_HWN.reshape(*values_HWN.shape[:2], -1)
+    valid_HW = _mask_page(file, pages, where)
+    if layout.extra and values_HWN.shape[2] > 1:
+        alpha = layout.alpha
+        if alpha is None:
+            alpha = is_alpha([values_HWN], _opaque(values_HWN.dtype), where, page, layout.colours)
+        if alpha:
+            valid_HW = _both(valid_HW, values_HWN[..., -1] > 0)
+            values_HWN = values_HWN[..., :-1]
+    if page.nodata is not None:
+        valid_HW = _both(valid_HW, ~holds_value(values_HWN, page.nodata))
+    return values_HWN, valid_HW
+
+
 def decode_error(error: Exception, page: Page | None, where: str) -> DataError:
     """Return what to tell of a file that couldn't be decoded."""
     if page is None:
         return DataError(
             f"image is damaged ({error})", where=where, fix="copy it again from its source or remove it"
         )
-    name = _COMPRESSIONS.get(page.compression)
+    name = COMPRESSIONS.get(page.compression)
     if name is not None and not isinstance(error, TiffError):
         return DataError(
             f"is a TIFF compressed as {name}, which can't be decoded here, or it is damaged",

@@ -12,24 +12,33 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from vitp.records.channels import Channels
+
 
 class Backbone(nn.Module, ABC):
     """What pretraining, export, probes and every head meet at.
 
     Attributes:
         image_size: Height and width in pixels that it was pretrained at.
-        mean, std: Normalisation of RGB values on 0..1.
+        in_channels: Bands that it sees, and how their values become 0–255; None: RGB pictures.
+        mean, std: Normalisation of values on 0..1, one number a channel of the input.
         num_layers: Layers that `forward_features` can be asked for.
         channels: Channels of each layer's features.
         strides: Pixels a feature cell, for each layer.
     """
 
     image_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    in_channels: Channels | None = None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     num_layers: int
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images that it takes: 3 for pictures."""
+        return 3 if self.in_channels is None else len(self.in_channels)
 
     @abstractmethod
     def forward_features(self, image_BCHW: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
@@ -42,7 +51,7 @@ class Backbone(nn.Module, ABC):
         """
 
     def normalize(self, image_BCHW: Tensor) -> Tensor:
-        """Return uint8 (0..255) or float (0..1) RGB images as normalised float images."""
+        """Return uint8 (0..255) or float (0..1) images of `num_channels` channels as normalised float images."""
         if image_BCHW.dtype == torch.uint8:
             image_BCHW = image_BCHW.float() / 255
         mean_C11 = torch.tensor(self.mean, device=image_BCHW.device).view(-1, 1, 1)

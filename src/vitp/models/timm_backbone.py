@@ -18,12 +18,20 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitp.core.config import Mean, Positive, SettingsModel
+from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
-from vitp.models.vision import VisionSettings, VisionTower
+from vitp.models.vision import (
+    Deviations,
+    Means,
+    VisionSettings,
+    VisionTower,
+    input_argument,
+    per_channel,
+)
+from vitp.records.channels import Channels
 
 CLASSIFIERS = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "attn_pool.", "conv_head.", "bn2.")
 """How the names of what follows the last feature map begin in timm's models."""
@@ -38,10 +46,12 @@ class TimmSettings(SettingsModel):
     """Further arguments of `timm.create_model`."""
     image_size: int | None = Field(None, ge=8, le=65_536)
     """Side in pixels that the model is meant for; none: what timm says."""
-    mean: tuple[Mean, Mean, Mean] | None = None
-    """Mean of RGB values on 0..1 for the normalisation; none: what timm says."""
-    std: tuple[Positive, Positive, Positive] | None = None
-    """Deviation of RGB values on 0..1 for the normalisation; none: what timm says."""
+    mean: Means | None = None
+    """Mean of values on 0..1: of red, green and blue, or one a channel; none: what timm says."""
+    std: Deviations | None = None
+    """Deviation of values on 0..1: of red, green and blue, or one a channel; none: what timm says."""
+    channels: Channels | None = None
+    """Bands that the model sees, and which of their values become 0 and 255; none: RGB pictures."""
 
 
 class TimmStages(Backbone):
@@ -69,6 +79,7 @@ class TimmStages(Backbone):
         self.strides = tuple(int(level["reduction"]) for level in levels)
         size = config.image_size or model.pretrained_cfg["input_size"][-1]
         self.image_size = (size, size)
+        self.in_channels = config.channels
         self.mean, self.std = _normalisation(config, model)
         _drop_classifier(model, self.num_layers)
 
@@ -100,6 +111,7 @@ class RotaryTower(PlainViT):
         self.model: Any = model
         self.patch_size = int(model.patch_embed.patch_size[0])
         self.image_size = (int(model.patch_embed.img_size[0]), int(model.patch_embed.img_size[1]))
+        self.in_channels = config.channels
         self.mean, self.std = _normalisation(config, model)
         self.width = int(model.embed_dim)
         self.num_layers = len(model.blocks)
@@ -127,7 +139,12 @@ def _wrap(config: TimmSettings, model: nn.Module, drop_path: float) -> VisionTow
         mean, std = _normalisation(config, model)
         size = int(model.patch_embed.img_size[0])
         vision = VisionSettings(
-            architecture=config.architecture, arguments=config.arguments, image_size=size, mean=mean, std=std
+            architecture=config.architecture,
+            arguments=config.arguments,
+            image_size=size,
+            mean=mean,
+            std=std,
+            channels=config.channels,
         )
         return VisionTower(vision, drop_path=drop_path)
     if isinstance(model, Eva):
@@ -139,7 +156,11 @@ def _create(config: TimmSettings, drop_path: float) -> nn.Module:
     name = config.architecture
     check_architecture(name, where="backbone")
     check_timm_arguments(config.arguments, where="backbone.arguments")
-    arguments: dict[str, Any] = {"num_classes": 0, **_size_arguments(name, config.image_size)}
+    arguments: dict[str, Any] = {
+        "num_classes": 0,
+        **_size_arguments(name, config.image_size),
+        **input_argument(config.arguments, config.channels, where="backbone"),
+    }
     if drop_path:
         arguments["drop_path_rate"] = drop_path
     try:
@@ -173,8 +194,7 @@ def _drop_classifier(model: Any, layers: int) -> None:
     model.prune_intermediate_layers(layers - 1, prune_norm=False, prune_head=True)
 
 
-def _normalisation(
-    config: TimmSettings, model: Any
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _normalisation(config: TimmSettings, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     known = model.pretrained_cfg
-    return config.mean or tuple(known["mean"]), config.std or tuple(known["std"])
+    mean, std = config.mean or tuple(known["mean"]), config.std or tuple(known["std"])
+    return per_channel(mean, config.channels), per_channel(std, config.channels)

@@ -5,12 +5,12 @@ Shapes: B images, H × W pixels, N patch tokens, h × w grid cells, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Self
 
 import timm
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -20,9 +20,37 @@ from vitp.core.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod, use_bicubic_positions
+from vitp.records.channels import MOST_CHANNELS, Channels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+Means = Annotated[tuple[Mean, ...], Field(min_length=1, max_length=MOST_CHANNELS)]
+Deviations = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_CHANNELS)]
+
+
+def per_channel(rgb: Sequence[float], channels: Channels | None) -> tuple[float, ...]:
+    """Return one number a channel of the input, as a mean or a deviation is.
+
+    Args:
+        rgb: One a channel already (it is taken as it is), or of red, green and blue: channels that continue a colour
+            (`Channels.colours`) take that one's, all others the mean of the three.
+        channels: None: RGB pictures.
+
+    Raises:
+        ConfigError: They are neither three nor one a channel.
+    """
+    count = 3 if channels is None else len(channels)
+    if len(rgb) == count:
+        return tuple(rgb)
+    if len(rgb) != 3 or channels is None:
+        raise ConfigError(
+            f"{len(rgb)} numbers don't fit an input of {count} channels",
+            where="mean and std",
+            fix="give three (of red, green, blue)" + (f" or {count}, one a channel" if count != 3 else ""),
+        )
+    return tuple(sum(rgb) / 3 if colour is None else rgb[colour] for colour in channels.colours())
 
 
 class VisionSettings(SettingsModel):
@@ -38,12 +66,27 @@ class VisionSettings(SettingsModel):
     """Further arguments of `timm.create_model`, such as `embed_dim`, `depth` and `patch_size`."""
     image_size: int = Field(96, ge=8, le=65_536)
     """Side of a tile in pixels."""
-    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
-    """Mean of RGB values on 0..1, which is subtracted."""
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
-    """Deviation of RGB values on 0..1, which they are divided by."""
+    mean: Means = IMAGENET_MEAN
+    """Mean of values on 0..1, which is subtracted: of red, green and blue, or one a channel."""
+    std: Deviations = IMAGENET_STD
+    """Deviation of values on 0..1, which they are divided by: of red, green and blue, or one a channel."""
     positions: PositionMethod = "antialiased"
     """How the position table follows an image of another size: timm's way, or InternVL's (bicubic)."""
+    channels: Channels | None = None
+    """Bands that the tower sees, and which of their values become 0 and 255; none: RGB pictures."""
+
+    @model_validator(mode="after")
+    def _one_a_channel(self) -> Self:
+        count = 3 if self.channels is None else len(self.channels)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (3, count):
+                raise ValueError(f"{name} has {len(values)} numbers, the input has {count} channels")
+        return self
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation with one number a channel; see `per_channel`."""
+        return per_channel(self.mean, self.channels), per_channel(self.std, self.channels)
 
 
 class VisionTower(PlainViT):
@@ -78,7 +121,8 @@ class VisionTower(PlainViT):
             )
         self.patch_size = int(patch_h)
         self.image_size = (config.image_size, config.image_size)
-        self.mean, self.std = config.mean, config.std
+        self.in_channels = config.channels
+        self.mean, self.std = config.normalisation
         self.width: int = self.model.embed_dim
         self.num_layers = len(self.model.blocks)
         self.channels = (self.width,) * self.num_layers
@@ -130,9 +174,26 @@ class VisionTower(PlainViT):
         return weights_BhLL
 
 
+def input_argument(arguments: Mapping[str, Any], channels: Channels | None, *, where: str) -> dict[str, int]:
+    """Return the `in_chans` that `timm.create_model` needs beside other arguments; none for RGB pictures.
+
+    Raises:
+        ConfigError: The arguments state another number of channels.
+    """
+    count = 3 if channels is None else len(channels)
+    if arguments.get("in_chans", count) != count:
+        raise ConfigError(
+            f"in_chans is {arguments['in_chans']}, but the input has {count} channels",
+            where=f"{where}.arguments",
+            fix=f"leave in_chans out and name the bands in {where}.channels",
+        )
+    return {} if channels is None else {"in_chans": count}
+
+
 def _create_vit(config: VisionSettings, drop_path: float) -> VisionTransformer:
     check_architecture(config.architecture, where="vision.architecture")
     check_timm_arguments(config.arguments, where="vision.arguments")
+    in_chans = input_argument(config.arguments, config.channels, where="vision")
     try:
         model = timm.create_model(
             config.architecture,
@@ -142,7 +203,7 @@ def _create_vit(config: VisionSettings, drop_path: float) -> VisionTransformer:
             img_size=config.image_size,
             dynamic_img_size=True,
             drop_path_rate=drop_path,
-            **config.arguments,
+            **{**config.arguments, **in_chans},
         )
     except MemoryError:
         raise

@@ -132,7 +132,8 @@ class VisionLanguageModel(nn.Module):
         text_BLH = self.language.get_input_embeddings()(ids_BL)
         if len(tiles_TCHW) == 0:
             # The vision tower must take part, or data parallel ranks would wait for its gradients.
-            blank = torch.zeros(1, 3, *self.vision.image_size, dtype=torch.uint8, device=ids_BL.device)
+            shape = (1, self.vision.num_channels, *self.vision.image_size)
+            blank = torch.zeros(shape, dtype=torch.uint8, device=ids_BL.device)
             unchanged_BLH: Tensor = text_BLH + 0.0 * self.encode_tiles(blank).sum()
             return unchanged_BLH
         image_KH = self.encode_tiles(tiles_TCHW, keep_K)

@@ -19,6 +19,10 @@ from vitp.core.errors import DataError
 BandValue = Annotated[float, Field(ge=-1e30, le=1e30)]
 """A value of a file."""
 
+MOST_CHANNELS = 1024
+
+_Number = Annotated[int, Field(ge=0, lt=MOST_CHANNELS)]
+
 RED, GREEN, BLUE = "red", "green", "blue"
 
 
@@ -44,9 +48,9 @@ class Channel(SettingsModel):
 class Channels(SettingsModel):
     """All channels of a tower's input, in their order."""
 
-    channels: tuple[Channel, ...] = Field(min_length=1, max_length=1024)
+    channels: tuple[Channel, ...] = Field(min_length=1, max_length=MOST_CHANNELS)
     """One for each plane of the input; a band may stand in several (a grey band three times is grey as RGB)."""
-    composite: tuple[int, int, int] | None = None
+    composite: tuple[_Number, _Number, _Number] | None = None
     """Which channels, from 0, are shown as red, green and blue; none: those with these names, else the first three."""
 
     @model_validator(mode="after")
@@ -72,6 +76,17 @@ class Channels(SettingsModel):
             return self.bands.index(RED), self.bands.index(GREEN), self.bands.index(BLUE)
         last = len(self) - 1
         return (0, 1, 2) if last >= 2 else (0, last, last) if last else (0, 0, 0)
+
+    def colours(self) -> tuple[int | None, ...]:
+        """Return for each channel which colour of an RGB picture it continues: 0 red, 1 green, 2 blue; None: none.
+
+        Three channels are red, green and blue in the given order, whatever their names: a grey band three times, or
+        near infrared as red. Of another number those are that bear the names.
+        """
+        if len(self) == 3:
+            return (0, 1, 2)
+        named: dict[str, int] = {RED: 0, GREEN: 1, BLUE: 2}
+        return tuple(named.get(band) for band in self.bands)
 
     def check_bands(self, known: tuple[str, ...], *, where: str) -> None:
         """Do nothing when a file has all bands.
@@ -120,3 +135,27 @@ class Channels(SettingsModel):
 
 PICTURE = Channels(channels=tuple(Channel(band=name) for name in (RED, GREEN, BLUE)))
 """How pictures would be declared: values 0–255 as they stand."""
+
+
+def matching(model: Channels | None, data: Channels | None, *, where: str = "data") -> Channels | None:
+    """Return how images of a set have to be read for a model: with its own bands, in its own scaling.
+
+    A model of RGB pictures takes red, green and blue of data with these bands, and data of three channels (a grey
+    band three times, near infrared as red) in the given order. A model with bands takes pictures when it needs no
+    others than red, green and blue.
+
+    Args:
+        model: What the model sees; None: RGB pictures.
+        data: What the set declares; None: pictures.
+        where: The set or the file, for the message.
+
+    Raises:
+        DataError: The data lack bands of the model; the message names them.
+    """
+    if model is not None:
+        model.check_bands((PICTURE if data is None else data).bands, where=where)
+        return model
+    if data is None or len(data) == 3:
+        return data
+    PICTURE.check_bands(data.bands, where=where)
+    return Channels(channels=tuple(data.channels[data.bands.index(name)] for name in PICTURE.bands))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -72,6 +72,9 @@ class LabelledImage:
         change_captions: Texts that describe the change.
         transition: Reads what became what: (2, H, W) uint8, the class of each pixel at the first and at the second
             date as an index into the set's `change_classes`, 255 where it isn't known.
+        ground: What a pixel is on the ground, in metres: east and north of one pixel along x, east and north of one
+            along y. None: not known.
+        metadata: What else is known of how the image was taken (`sensor`, `date`, `later_date`, `season`, `region`).
     """
 
     id: str
@@ -91,6 +94,26 @@ class LabelledImage:
     ignored: tuple[ObjectLabel, ...] = ()
     tags: tuple[str, ...] | None = None
     transition: Callable[[], np.ndarray] | None = None
+    ground: tuple[float, float, float, float] | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class PlaceSplit:
+    """How the splits of images that lie on the ground are drawn.
+
+    Attributes:
+        val, test: Shares of the images.
+        seed: Decides which blocks the shares get.
+        block: Side of the blocks in metres; None: chosen from the extent.
+        buffer: Metres that images of different splits are apart at least; 0: they don't touch.
+    """
+
+    val: float
+    test: float
+    seed: int
+    block: float | None = None
+    buffer: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +131,7 @@ class LabelledSet:
         understood: Lines about how the files were understood (readings that were chosen, where the splits come
             from), which `vitp data compile` prints first.
         change_classes: Names of the classes of `transition`, in the order of its values.
+        drawn: How the splits were drawn by place, so that crops are split likewise; None: they weren't.
 
     Raises:
         DataError: The name of a class holds half a character or a NUL.
@@ -122,6 +146,7 @@ class LabelledSet:
     findings: tuple[str, ...] = field(default=())
     understood: tuple[str, ...] = ()
     change_classes: tuple[str, ...] = ()
+    drawn: PlaceSplit | None = None
 
     def __post_init__(self) -> None:
         for name in itertools.chain(*self.class_lists):

@@ -37,6 +37,7 @@ from vitp.data.formats.detect import detect, detect_format
 from vitp.data.formats.dota import read_dota
 from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
+from vitp.data.formats.geo import read_geo
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.pairs import read_pairs
 from vitp.data.formats.vitp_labels import read_compiled
@@ -54,6 +55,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "masks": read_masks,
     "folders": read_folders,
     "pairs": read_pairs,
+    "geo": read_geo,
     "captions": read_captions,
     "classes": read_class_tables,
     "scenes": read_scenes,
@@ -71,7 +73,8 @@ def option_names(fmt: str) -> tuple[str, ...]:
         ConfigError: There is no such format.
     """
     parameters = inspect.signature(_reader(fmt)).parameters
-    own = [name for name in parameters if name != "options"][1:]
+    # A reader can't have a parameter called "class".
+    own = [name.rstrip("_") for name in parameters if name != "options"][1:]
     return (*own, *_COMMON) if "options" in parameters else tuple(own)
 
 
@@ -97,6 +100,8 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
         if name not in known:
             fix = did_you_mean(name, known) or f"known are {', '.join(known)}"
             raise ConfigError(f'no option "{name}"', where=f"format {fmt}", fix=fix)
+    if "class" in options:
+        options["class_"] = options.pop("class")
     if fmt == "scenes":
         return reader(str(root), **options)
     root = Path(root)

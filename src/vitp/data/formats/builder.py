@@ -18,6 +18,7 @@ from vitp.data.formats.identity import (
     within_splits,
 )
 from vitp.data.formats.image_labels import ImageLabels, Tally
+from vitp.data.formats.places import GroundPlace, find_places, on_one_plane, split_by_place, with_ground
 from vitp.data.formats.splits import (
     FROM_FOLDERS,
     assign_fractions,
@@ -30,7 +31,7 @@ from vitp.data.formats.splits import (
 )
 from vitp.data.formats.walk import within
 from vitp.io.images import image_size
-from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
+from vitp.records.labels import SPLITS, LabelledImage, LabelledSet, PlaceSplit
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class ReadOptions:
         splits: Which of the set's own splits count: "lists", "folders", or "drawn" for none; by default the lists, else
             the folders.
         partial: Images that lists, tables and labels name may be missing.
+        block: Side in metres of the blocks that splits are drawn in, where the files say where they lie.
+        buffer: Metres that images of different splits are apart at least, likewise.
     """
 
     name: str = ""
@@ -61,6 +64,8 @@ class ReadOptions:
     group: Literal["", "folder"] = ""
     splits: Literal["", "lists", "folders", "drawn"] = ""
     partial: bool = False
+    block: float | None = None
+    buffer: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("group", "splits"):
@@ -94,6 +99,7 @@ class SetBuilder:
     _items: list[tuple[LabelledImage, str | None]] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
     _files: dict[tuple[int, int], str] = field(default_factory=dict)
+    _drawn: PlaceSplit | None = None
 
     @property
     def count(self) -> int:
@@ -243,6 +249,7 @@ class SetBuilder:
             findings=tuple(self.findings),
             understood=tuple(self.understood),
             change_classes=changes,
+            drawn=self._drawn,
         )
 
     def _with_splits(self) -> list[LabelledImage]:
@@ -259,34 +266,65 @@ class SetBuilder:
                 where=str(self.root),
                 fix=f'write one that matches names like "{Path(items[0].image).stem}"',
             )
+        places = find_places(items, self.understand)
+        items = [with_ground(item, placed) for item, placed in zip(items, places, strict=True)]
         known, before = join_equal(items), items
         given, origin = self._given_splits([self.place(item.image) for item in items])
         drawn = not any(given)
         if drawn:
-            shares = {"val": self.options.val, "test": self.options.test}
-            groups = [item.group for item in known.items]
-            given = [*assign_fractions(groups, **shares, seed=self.options.seed)]
-            origin = f"drawn (val={shares['val']:g}, test={shares['test']:g}, seed={self.options.seed})"
+            given, origin = self._draw(known.items, places)
         else:
             origin = f"from {origin}"
         items = []
         for item, split in zip(known.items, given, strict=True):
             if split:
                 items.append(replace(item, split=split))
-            else:
+            elif not drawn:
                 self.note(self.place(item.image), f"not in {origin.removeprefix('from ')}; image left out")
         counts = Counter(item.split for item in items)
         named = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
         self.understand(f"splits: {named}; {origin}")
         items = items if drawn else within_splits(known, before, items)
-        for line in (
-            *equal_findings(known, items, self.place),
-            *series_findings(items, self.root, drawn=drawn),
-        ):
+        # What is drawn by place is kept apart by place, whatever it is called.
+        series = [] if self._drawn else series_findings(items, self.root, drawn=drawn)
+        for line in (*equal_findings(known, items, self.place), *series):
             self.note("splits", line)
         if not known.by_pixels:
             self.understand("equal images: only files of equal bytes were looked for, the set is too large")
         return items
+
+    def _draw(
+        self, items: Sequence[LabelledImage], places: Sequence[GroundPlace | None]
+    ) -> tuple[list[str | None], str]:
+        """Return drawn splits, None for an image that is left out, and how they were drawn.
+
+        Raises:
+            ConfigError: The options don't fit.
+        """
+        options = self.options
+        shares: dict[str, Any] = {"val": options.val, "test": options.test, "seed": options.seed}
+        groups = [item.group for item in items]
+        known = [placed for placed in places if placed is not None]
+        if len(known) == len(items) and not (options.group_regex or options.group):
+            how = PlaceSplit(**shares, block=options.block, buffer=options.buffer)
+            found = split_by_place(on_one_plane(known), groups, how)
+            self._drawn = how
+            if found.left_out:
+                self.note("splits", f"{found.left_out:,} images are left out; {found.said}")
+            return found.splits, found.said
+        if options.block is not None or options.buffer:
+            why = f"{len(items) - len(known)} of {len(items)} images don't say where they lie"
+            raise ConfigError(
+                "splits can't be drawn by place: " + (why if len(known) < len(items) else "groups are given"),
+                where="block, buffer",
+                fix="leave these options out, or give group_regex or split_file instead",
+            )
+        if known and len(known) < len(items):
+            self.note(
+                "splits", f"only {len(known)} of {len(items)} images say where they lie; not drawn by place"
+            )
+        found_splits = assign_fractions(groups, **shares)
+        return [*found_splits], f"drawn (val={options.val:g}, test={options.test:g}, seed={options.seed})"
 
     def _given_splits(self, places: list[str]) -> tuple[list[str | None], str]:
         """Return the split of each image, None where nothing says it, and what says it."""

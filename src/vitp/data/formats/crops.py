@@ -30,6 +30,9 @@ _JPEG_QUALITY = 95
 _SMALLEST_PART = 1.0
 """Pixels: of an object of which a narrower strip lies in a crop nothing can be seen."""
 
+LEAST_VISIBLE = 0.4
+"""Share of an object's area from which on its part in a crop, or in a raster, is an object there."""
+
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
@@ -53,7 +56,7 @@ def cut(
     size: int,
     overlap: int,
     out_dir: Path,
-    min_visible: float = 0.4,
+    min_visible: float = LEAST_VISIBLE,
     progress: Callable[[], None] | None = None,
 ) -> LabelledSet:
     """Return the set with every image cut into crops, the crops written under `out_dir`.

@@ -24,6 +24,7 @@ from vitp.data.formats.class_tables import (
 from vitp.data.formats.coco_files import annotation_files, is_coco_file
 from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
+from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.tables import (
@@ -113,7 +114,7 @@ def _first_that_fits(root: Path) -> str | None:
 def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
-    for name in ("voc", "coco", "pairs", "masks", "captions", "classes", "folders"):
+    for name in ("voc", "coco", "pairs", "masks", "geo", "captions", "classes", "folders"):
         if name == "folders" and found not in ("captions", "classes"):
             continue
         if name == found or found in ("vitp", "pairs") or (name == "captions" and found == "coco"):
@@ -315,6 +316,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
     "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
+    "geo": (is_geo, "a GeoPackage, Shapefile, GeoJSON or GeoParquet below a folder of images"),
     "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),
     "folders": (_is_folders, "one folder of images a class"),

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.data.formats.drawn_masks import DrawnMask, drawn_from_json, drawn_to_json
 from vitp.io.images import load_label_pixels
+from vitp.io.warped import Grid, warped_labels
 from vitp.records.labels import IGNORE
 from vitp.scenes import load_pair, load_scene
 
@@ -47,12 +49,15 @@ class MaskFile:
         values: (value in the file, class index) pairs; colours are 0xRRGGBB.
         window: The part that counts; None for all.
         nearest: Other values are those of the nearest value; else they are ignored (255).
+        onto: The pixels of the image, where the file has others on the ground; each pixel has the value of the file's
+            nearest one, and is ignored outside of it.
     """
 
     path: str
     values: tuple[tuple[int, int], ...]
     window: MaskWindow | None = None
     nearest: bool = False
+    onto: Grid | None = None
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) uint8.
@@ -60,7 +65,11 @@ class MaskFile:
         Raises:
             DataError: The file is missing or damaged.
         """
-        pixels = _cut(_pixels(self.path), self.window)
+        inside_HW = None
+        if self.onto is not None:
+            pixels, inside_HW = warped_labels(self.path, self.onto, self.window)
+        else:
+            pixels = _cut(_pixels(self.path), self.window)
         values_HW = mask_values(pixels)
         if self.nearest:
             values_HW = nearest_values(
@@ -69,6 +78,8 @@ class MaskFile:
         semantic_HW = np.full(values_HW.shape, IGNORE, np.uint8)
         for value, index in self.values:
             semantic_HW[values_HW == value] = index
+        if inside_HW is not None:
+            semantic_HW[~inside_HW] = IGNORE
         return semantic_HW
 
 
@@ -93,11 +104,13 @@ class ChangeFile:
         path: Of the mask.
         window: The part that counts; None for all.
         unchanged: The value, or the values, that say "unchanged" instead; colours are 0xRRGGBB.
+        onto: The pixels of the image, where the file has others on the ground; it must cover all of them.
     """
 
     path: str
     window: MaskWindow | None = None
     unchanged: int | tuple[int, ...] | None = None
+    onto: Grid | None = None
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) bool.
@@ -105,7 +118,7 @@ class ChangeFile:
         Raises:
             DataError: The file is missing or damaged.
         """
-        pixels = _pixels(self.path)
+        pixels = _pixels(self.path) if self.onto is None else warped_labels(self.path, self.onto)[0]
         if self.unchanged is not None:
             return ~np.isin(mask_values(_cut(pixels, self.window)), self.unchanged)
         brightest = pixels if pixels.ndim == 2 else pixels.max(axis=-1)
@@ -169,7 +182,7 @@ class SceneChangeMask:
 
 SceneChangeMask.__name__ = "SceneChange"  # the fingerprints of earlier runs hold this name
 
-MaskReader = MaskFile | ChangeFile | TransitionFiles | SceneSemantic | SceneChangeMask
+MaskReader = MaskFile | ChangeFile | TransitionFiles | DrawnMask | SceneSemantic | SceneChangeMask
 
 
 def _cut(pixels: np.ndarray, window: MaskWindow | None) -> np.ndarray:
@@ -179,15 +192,17 @@ def _cut(pixels: np.ndarray, window: MaskWindow | None) -> np.ndarray:
     return pixels[y1:y2, x1:x2]
 
 
-def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | TransitionFiles:
-    """Return the mask reader of a part of a file mask.
+def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | TransitionFiles | DrawnMask:
+    """Return the mask reader of a part of a mask.
 
     Raises:
-        DataError: The mask isn't a file.
+        DataError: The mask is one of a generated scene.
     """
     if isinstance(mask, TransitionFiles):
         parts = (replace(each, window=_inner(each.window, window)) for each in (mask.before, mask.after))
         return TransitionFiles(*parts)
+    if isinstance(mask, DrawnMask):
+        return mask.windowed(window)
     if not isinstance(mask, MaskFile | ChangeFile):
         raise DataError("only masks in files can be cropped", fix="ask for smaller scenes instead of crops")
     return replace(mask, window=_inner(mask.window, window))
@@ -207,6 +222,8 @@ def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
         return {"scene_change": mask.before}
     if isinstance(mask, TransitionFiles):
         return {"before": mask_to_json(mask.before, root), "after": mask_to_json(mask.after, root)}
+    if isinstance(mask, DrawnMask):
+        return drawn_to_json(mask)
     path = Path(mask.path)
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     row: dict[str, Any] = {"mask" if isinstance(mask, MaskFile) else "change_mask": name}
@@ -218,6 +235,8 @@ def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
         row["unchanged"] = mask.unchanged
     if mask.window is not None:
         row["window"] = list(mask.window)
+    if mask.onto is not None:
+        row["onto"] = mask.onto.to_json()
     return row
 
 
@@ -231,6 +250,9 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
         return SceneSemantic(str(row["scene"]))
     if "scene_change" in row:
         return SceneChangeMask(str(row["scene_change"]))
+    if "drawn" in row:
+        return drawn_from_json(row)
+    onto = Grid.from_json(row["onto"]) if "onto" in row else None
     window: MaskWindow | None = None
     if "window" in row:
         x1, y1, x2, y2 = (int(value) for value in row["window"])
@@ -239,7 +261,7 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
         told = row.get("unchanged")
         several = tuple(int(value) for value in told) if isinstance(told, list) else None
         return ChangeFile(
-            str(root / row["change_mask"]), window, several or (None if told is None else int(told))
+            str(root / row["change_mask"]), window, several or (None if told is None else int(told)), onto
         )
     if "before" in row:
         before, after = (mask_from_json(row[key], root) for key in ("before", "after"))
@@ -247,4 +269,4 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
             raise ValueError("masks of two dates are files")
         return TransitionFiles(before, after)
     pairs = tuple((int(v), int(i)) for v, i in row["values"])
-    return MaskFile(str(root / row["mask"]), pairs, window, bool(row.get("nearest", False)))
+    return MaskFile(str(root / row["mask"]), pairs, window, bool(row.get("nearest", False)), onto)

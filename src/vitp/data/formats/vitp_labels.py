@@ -9,6 +9,7 @@ to `label_root`; the two differ where the images are crops.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def read_compiled(root: Path) -> LabelledSet:
     head = _head(root / SET_FILE)
     roots = Roots(root, root / head["image_root"], root / head["label_root"])
     items = [item for split in SPLITS for item in _items(folder / f"{split}.jsonl", split, roots)]
-    lists = {key: tuple(head[key]) for key in (*_LISTS, *_OPTIONAL_LISTS)}
+    lists: dict[str, Any] = {key: tuple(head[key]) for key in (*_LISTS, *_OPTIONAL_LISTS)}
     return LabelledSet(name=head["name"], items=items, licence=head["licence"], **lists)
 
 
@@ -194,6 +195,8 @@ def label_line(item: LabelledImage, roots: Roots) -> str:
         "change": mask(item.change),
         "later_objects": objects(item.later_objects),
         "transition": mask(item.transition),
+        "ground": None if item.ground is None else list(item.ground),
+        "metadata": dict(item.metadata) if item.metadata else None,
     }
     return to_json({key: value for key, value in row.items() if value is not None})
 
@@ -239,6 +242,8 @@ def item_from_json(row: dict[str, Any], split: str, roots: Roots) -> LabelledIma
         ignored=objects("ignored") or (),
         tags=tuple(_text(name) for name in row["tags"]) if "tags" in row else None,
         transition=mask("transition"),
+        ground=None if row.get("ground") is None else _ground(row["ground"]),
+        metadata={_text(key): _text(value) for key, value in row.get("metadata", {}).items()} or None,
     )
 
 
@@ -258,6 +263,15 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.60} is no text")
     return value
+
+
+def _ground(values: Any) -> tuple[float, float, float, float]:
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"{values!r:.60} is no size of a pixel")
+    a, b, c, d = values
+    if not 0 < abs(a * d - b * c) < math.inf:
+        raise ValueError(f"{values!r:.60} is no size of a pixel")
+    return float(a), float(b), float(c), float(d)
 
 
 def _side(value: Any) -> int:

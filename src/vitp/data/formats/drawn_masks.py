@@ -1,0 +1,157 @@
+"""Masks that are drawn from outlines when they are asked for.
+
+A pixel belongs to an outline when its centre lies in it. Larger outlines are drawn first, so that a smaller one lies on
+top of what it overlaps; of equally large ones the later one does. An outline that holds no pixel's centre isn't seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitp.io.ground import need_geo
+from vitp.records.geometry import area, as_flat, as_points
+
+DrawnPart = tuple[tuple[float, ...], ...]
+"""Rings of one polygon, x1, y1, …: its outline, then its holes."""
+
+Drawn = tuple[int, tuple[DrawnPart, ...]]
+"""A value and the polygons that get it."""
+
+_MARGIN = 2.0
+"""Pixels around a window to which outlines are cut: borders don't move the pixels within."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnMask:
+    """Value of each pixel, from outlines.
+
+    Attributes:
+        size: Width and height.
+        shapes: In the order in which they are drawn; see `drawing_order`.
+        change: Whether the mask is one of change, of which any value but 0 is one.
+    """
+
+    size: tuple[int, int]
+    shapes: tuple[Drawn, ...]
+    change: bool = False
+
+    def __call__(self) -> np.ndarray:
+        """Return the mask (H, W) uint8, or bool for change; 0 where no outline is.
+
+        Raises:
+            DataError: The extra `geo` isn't installed.
+        """
+        width, height = self.size
+        mask_HW = np.zeros((height, width), np.uint8)
+        shapes = [
+            (
+                {
+                    "type": "MultiPolygon",
+                    "coordinates": [[as_points(ring).tolist() for ring in p] for p in parts],
+                },
+                value,
+            )
+            for value, parts in self.shapes
+        ]
+        if shapes:
+            features, affine = need_geo("rasterio.features", "mask"), need_geo("rasterio", "mask").Affine
+            features.rasterize(shapes, out=mask_HW, transform=affine.identity())
+        return mask_HW > 0 if self.change else mask_HW
+
+    def windowed(self, window: tuple[int, int, int, int]) -> DrawnMask:
+        """Return the mask of a part, with what lies in it of the outlines."""
+        shapely = need_geo("shapely", "mask")
+        x1, y1, x2, y2 = window
+        kept: list[Drawn] = []
+        for value, parts in self.shapes:
+            points_N2 = np.concatenate([as_points(part[0]) for part in parts])
+            low, high = points_N2.min(0), points_N2.max(0)
+            if high[0] <= x1 or high[1] <= y1 or low[0] >= x2 or low[1] >= y2:
+                continue
+            whole = shapely.MultiPolygon([polygon_of(part) for part in parts])
+            if (
+                low[0] < x1 - _MARGIN
+                or low[1] < y1 - _MARGIN
+                or high[0] > x2 + _MARGIN
+                or high[1] > y2 + _MARGIN
+            ):
+                whole = shapely.make_valid(whole)
+                whole = shapely.clip_by_rect(whole, x1 - _MARGIN, y1 - _MARGIN, x2 + _MARGIN, y2 + _MARGIN)
+            moved = shapely.transform(whole, lambda points: points - (x1, y1))
+            if own := parts_of(moved):
+                kept.append((value, own))
+        return DrawnMask((x2 - x1, y2 - y1), tuple(kept), self.change)
+
+
+def polygon_of(part: DrawnPart) -> Any:
+    """Return a shapely polygon."""
+    shapely = need_geo("shapely", "mask")
+    return shapely.Polygon(as_points(part[0]), [as_points(hole) for hole in part[1:]])
+
+
+def parts_of(shape: Any) -> tuple[DrawnPart, ...]:
+    """Return the polygons of a shapely geometry; what has no area is left out."""
+    shapely = need_geo("shapely", "mask")
+    return tuple(
+        tuple(as_flat(shapely.get_coordinates(ring)[:-1]) for ring in (polygon.exterior, *polygon.interiors))
+        for polygon in _polygons(shapely, shape)
+        if polygon.area > 0
+    )
+
+
+def _polygons(shapely: Any, shape: Any) -> list[Any]:
+    found = []
+    for part in shapely.get_parts(shape):
+        if part.geom_type == "Polygon":
+            found.append(part)
+        elif part.geom_type in ("MultiPolygon", "GeometryCollection"):
+            found += _polygons(shapely, part)
+    return found
+
+
+def drawing_order(shapes: Sequence[Drawn]) -> tuple[Drawn, ...]:
+    """Return shapes from the largest to the smallest."""
+
+    def covered(shape: Drawn) -> float:
+        rings = [
+            (area(as_points(part[0])), [area(as_points(hole)) for hole in part[1:]]) for part in shape[1]
+        ]
+        return sum(whole - sum(holes) for whole, holes in rings)
+
+    return tuple(sorted(shapes, key=covered, reverse=True))
+
+
+def drawn_to_json(mask: DrawnMask) -> dict[str, Any]:
+    """Return a mask as plain values."""
+    row: dict[str, Any] = {
+        "drawn": [[value, [[list(ring) for ring in part] for part in parts]] for value, parts in mask.shapes],
+        "size": list(mask.size),
+    }
+    return row | {"change": True} if mask.change else row
+
+
+def drawn_from_json(row: Mapping[str, Any]) -> DrawnMask:
+    """Return the mask that `drawn_to_json` wrote down.
+
+    Raises:
+        KeyError, TypeError, ValueError: The values aren't of that form.
+    """
+    shapes = tuple(
+        (int(value), tuple(tuple(_ring(ring) for ring in part) for part in parts))
+        for value, parts in row["drawn"]
+    )
+    width, height = (int(value) for value in row["size"])
+    if not (width > 0 and height > 0) or any(not parts or not all(parts) for _, parts in shapes):
+        raise ValueError("an outline is empty")
+    return DrawnMask((width, height), shapes, bool(row.get("change", False)))
+
+
+def _ring(values: Any) -> tuple[float, ...]:
+    ring = tuple(float(value) for value in values)
+    if len(ring) < 6 or len(ring) % 2:
+        raise ValueError(f"{values!r:.60} is no ring")
+    return ring

@@ -1,0 +1,175 @@
+"""Where images lie on the ground, and how large their pixels are there, through pyproj.
+
+Coordinates are in the order x, y: east or longitude first, whatever order a reference system's definition names.
+
+Shapes: N points.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitp.core.errors import DataError
+from vitp.io.open_pixels import Geometry, Window
+from vitp.io.rasters import RasterPixels
+
+LONGITUDE_LATITUDE = "OGC:CRS84"
+"""Longitude and latitude in degrees, in this order."""
+
+_RASTERS = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img", ".nc", ".hdf", ".h5", ".dat"})
+"""Suffixes of files that may say where they lie; of others a file beside them does."""
+
+_BESIDE = (".aux.xml", ".pgw", ".jgw", ".tfw", ".bpw", ".wld")
+_STEP = 8.0
+"""Pixels on each side of the centre over which the size of a pixel is measured."""
+
+
+def need_geo(module: str, where: str) -> Any:
+    """Return a module of the extra `geo`.
+
+    Raises:
+        DataError: It isn't installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        what, fix = f"needs {module} to be read", "install it with `pip install 'vitp[geo]'`"
+        raise DataError(what, where=where, fix=fix) from error
+
+
+def may_be_placed(path: str | Path) -> bool:
+    """Return whether an image file may say where it lies, by its suffix or a file beside it."""
+    path = Path(path)
+    if path.suffix.lower() in _RASTERS:
+        return True
+    return any(
+        path.with_name(path.name + end).is_file() or path.with_suffix(end).is_file() for end in _BESIDE
+    )
+
+
+def check_crs(crs: str, where: str) -> str:
+    """Return the name of a coordinate reference system; a bare number is one of EPSG.
+
+    Raises:
+        DataError: There is no such system.
+    """
+    name = f"EPSG:{crs}" if crs.isdigit() else crs
+    try:
+        need_geo("pyproj", where).CRS.from_user_input(name)
+    except need_geo("pyproj", where).exceptions.CRSError as error:
+        what = f'"{crs[:60]}" is no coordinate reference system'
+        raise DataError(what, where=where, fix="write it as EPSG:32633") from error
+    return name
+
+
+@lru_cache(maxsize=256)
+def _between(source: str, target: str) -> Any:
+    pyproj = need_geo("pyproj", source)
+    return pyproj.Transformer.from_crs(source, target, always_xy=True)
+
+
+def reproject(points_N2: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Return (N, 2) points of one coordinate reference system in another; infinite where it doesn't reach."""
+    if source == target or not len(points_N2):
+        return points_N2
+    return np.column_stack(_between(source, target).transform(points_N2[:, 0], points_N2[:, 1]))
+
+
+def is_geographic(crs: str) -> bool:
+    """Return whether coordinates are angles."""
+    return bool(need_geo("pyproj", crs).CRS.from_user_input(crs).is_geographic)
+
+
+def metres_of_unit(crs: str) -> float | None:
+    """Return how many metres a unit of a projected system's axes is on its map; None for angles."""
+    found = need_geo("pyproj", crs).CRS.from_user_input(crs)
+    if found.is_geographic or found.is_geocentric or not found.axis_info:
+        return None
+    return float(found.axis_info[0].unit_conversion_factor)
+
+
+def corners(geometry: Geometry, size: tuple[int, int], steps: int = 1) -> np.ndarray:
+    """Return the outline of an image in map coordinates, (4 · steps, 2), with `steps` points a side."""
+    width, height = size
+    share = np.arange(steps) / steps
+    sides = [
+        np.column_stack([share * width, np.zeros(steps)]),
+        np.column_stack([np.full(steps, width), share * height]),
+        np.column_stack([width - share * width, np.full(steps, height)]),
+        np.column_stack([np.zeros(steps), height - share * height]),
+    ]
+    return geometry.to_map(np.concatenate(sides).astype(np.float64))
+
+
+def centre_lonlat(geometry: Geometry, size: tuple[int, int]) -> tuple[float, float]:
+    """Return longitude and latitude of an image's centre in degrees."""
+    centre = geometry.to_map(np.array([[size[0] / 2, size[1] / 2]]))
+    lon, lat = reproject(centre, geometry.crs, LONGITUDE_LATITUDE)[0]
+    return float(lon), float(lat)
+
+
+def ground_matrix(geometry: Geometry, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """Return what one pixel is on the ground at the centre of an image, in metres.
+
+    Measured along the geodesic, so that degrees, feet and the stretched metres of Web Mercator come out right.
+
+    Returns:
+        East and north of one pixel along x, east and north of one pixel along y; None where the reference system
+        says nothing about the earth and has no length, or doesn't reach there.
+    """
+    pyproj = need_geo("pyproj", geometry.crs)
+    middle = np.array([size[0] / 2, size[1] / 2])
+    steps = np.array([[-_STEP, 0], [_STEP, 0], [0, -_STEP], [0, _STEP]])
+    placed = geometry.to_map(middle + steps)
+    crs = pyproj.CRS.from_user_input(geometry.crs)
+    geod = crs.get_geod()
+    if geod is None or crs.geodetic_crs is None:
+        unit = metres_of_unit(geometry.crs)
+        if unit is None:
+            return None
+        across, down = ((placed[k + 1] - placed[k]) * unit / (2 * _STEP) for k in (0, 2))
+        return float(across[0]), float(across[1]), float(down[0]), float(down[1])
+    lonlat = reproject(placed, geometry.crs, crs.geodetic_crs.to_wkt())
+    if not np.isfinite(lonlat).all():
+        return None
+    found: list[float] = []
+    for k in (0, 2):
+        azimuth, _, length = geod.inv(*lonlat[k], *lonlat[k + 1])
+        angle = math.radians(azimuth)
+        found += [length * math.sin(angle) / (2 * _STEP), length * math.cos(angle) / (2 * _STEP)]
+    return found[0], found[1], found[2], found[3]
+
+
+def pixel_metres(ground: tuple[float, float, float, float]) -> float:
+    """Return the side in metres of a square of a pixel's area on the ground."""
+    a, b, c, d = ground
+    return math.sqrt(abs(a * d - b * c))
+
+
+def split_window(address: str) -> tuple[str, Window | None]:
+    """Return the file of an address, and the part of it that the address ends with, as `#window=x1,y1,x2,y2`."""
+    file, mark, text = address.rpartition("#window=")
+    if not mark:
+        return address, None
+    x1, y1, x2, y2 = (int(number) for number in text.split(","))
+    return file, (x1, y1, x2, y2)
+
+
+def geometry_of(address: str | Path) -> Geometry | None:
+    """Return where an image, or the part of it that the address names, lies; None where its file doesn't say it.
+
+    Raises:
+        DataError: The file can't be read.
+    """
+    file, window = split_window(str(address))
+    if not may_be_placed(file):
+        return None
+    with RasterPixels(file) as pixels:
+        found = pixels.geometry
+    return found if found is None or window is None else found.of_window(window)

@@ -1,0 +1,111 @@
+"""Which values of a set's bands become black and white: percentiles over many files, in bounded memory and time.
+
+Shapes: C bands, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from vitp.core.errors import DataError
+from vitp.io.contract import Pixels
+from vitp.io.open_pixels import open_pixels
+from vitp.io.parts import Window
+from vitp.records.channels import Channel, Channels
+
+_MOST_PIXELS = 1 << 22
+"""Of all files together, that are read in full; of larger sets it is a sample of about so many."""
+_MOST_FILES = 1024
+_BLOCK = 256
+"""Side of the squares that are sampled of large files."""
+
+
+def measure_channels(
+    addresses: Sequence[str],
+    bands: Sequence[str] | None = None,
+    *,
+    transform: Literal["linear", "db"] = "linear",
+    percentiles: tuple[float, float] = (2.0, 98.0),
+    seed: int = 0,
+) -> Channels:
+    """Return channels whose low and high values are percentiles of each band over the valid pixels of many files.
+
+    Sets of up to four million pixels count in full. Of larger ones at most 1,024 files count, and of each as many
+    squares of 256 × 256 pixels as make four million pixels together; which, the seed tells.
+
+    Args:
+        addresses: Of the training split.
+        bands: Names, in the wanted order; None: all of the first file's, a single one three times (grey, as RGB).
+        transform: `db`: percentiles of 10 · log10 of the values above 0.
+        percentiles: Which become 0 and 255.
+        seed: Of the sample.
+
+    Raises:
+        DataError: A file lacks a band, can't be read, or a band holds no value in any of them.
+    """
+    if not addresses:
+        raise DataError(
+            "there are no images to measure the bands of", fix="name a training split with images"
+        )
+    chosen = sorted(dict.fromkeys(addresses))
+    draw = random.Random(seed)
+    if len(chosen) > _MOST_FILES:
+        chosen = sorted(draw.sample(chosen, _MOST_FILES))
+    with open_pixels(addresses[0]) as first:
+        names = tuple(bands) if bands is not None else first.names
+        first_size = first.size[0] * first.size[1]
+    unique = tuple(dict.fromkeys(names))
+    parts: list[list[np.ndarray]] = [[] for _ in unique]
+    share = _MOST_PIXELS // len(chosen)
+    del first_size
+    for address in chosen:
+        with open_pixels(address) as pixels:
+            check = Channels(channels=tuple(Channel(band=name) for name in unique))
+            check.check_bands(pixels.names, where=pixels.where)
+            for window in _windows(pixels, share, draw):
+                values_CHW, valid_CHW = pixels.read_valid(window, unique)
+                for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
+                    part.append(values_HW[valid_HW])
+    ranges = {
+        name: _range(np.concatenate(part), name, transform, percentiles)
+        for name, part in zip(unique, parts, strict=True)
+    }
+    if bands is None and len(names) == 1:
+        names = names * 3
+    return Channels(
+        channels=tuple(
+            Channel(band=name, low=ranges[name][0], high=ranges[name][1], transform=transform)
+            for name in names
+        )
+    )
+
+
+def _windows(pixels: Pixels, share: int, draw: random.Random) -> list[Window]:
+    """Return the windows of a file that count: all of it, or squares by chance of about `share` pixels together."""
+    width, height = pixels.size
+    if width * height <= share:
+        return [(0, 0, width, height)]
+    across, down = -(-width // _BLOCK), -(-height // _BLOCK)
+    count = min(across * down, max(1, share // _BLOCK**2))
+    side = _BLOCK if share >= _BLOCK**2 else max(16, int(share**0.5))
+    found = []
+    for place in sorted(draw.sample(range(across * down), count)):
+        x, y = place % across * _BLOCK, place // across * _BLOCK
+        found.append((x, y, min(x + side, width), min(y + side, height)))
+    return found
+
+
+def _range(
+    values: np.ndarray, name: str, transform: str, percentiles: tuple[float, float]
+) -> tuple[float, float]:
+    if transform == "db":
+        values = 10 * np.log10(values[values > 0].astype(np.float64))
+    if not values.size:
+        what = f"band {name} holds no value in any image" + (" above 0" if transform == "db" else "")
+        raise DataError(what, fix="leave the band out (-o bands=…), or check nodata and masks")
+    low, high = (float(value) for value in np.percentile(values.astype(np.float64), percentiles))
+    return (low, high) if low < high else (low, low + 1)

@@ -1,0 +1,83 @@
+"""The files that a VRT names: each must be a raster on this machine, or behind a URL that the user has allowed.
+
+GDAL opens whatever name stands in a VRT, by any of its drivers, and some of them open connections.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+from vitp.core.errors import DataError
+from vitp.core.remote import check_allowed
+
+_LARGEST = 1 << 26
+_DEEPEST = 8
+_SILENT = frozenset({"SRS", "MDI", "Description", "UnitType", "GeoTransform", "Category", "GCP", "Entry"})
+"""Elements whose text GDAL never opens."""
+_FILES = re.compile(
+    rb"II[*+]\0|MM\0[*+]|....jP  \r\n|\xff\x4f\xff\x51|CDF|\x89HDF|EHFA|NITF|NSIF|GRIB|\x89PNG|\xff\xd8\xff",
+    re.DOTALL,
+)
+_REMOTE = re.compile(r"/vsi(?P<kind>curl|s3|gs)(?:_streaming)?/(?P<rest>.*)", re.DOTALL)
+_PREFIX = re.compile(r'(?:NETCDF|HDF5|GTIFF_DIR:\d+):"?(?P<file>[^":]+)"?(?::.*)?', re.DOTALL)
+_OWN_FILES = "name rasters on this machine as its sources"
+
+
+def check_sources(path: str, where: str, depth: int = 0) -> bool:
+    """Return whether a VRT has sources behind URLs, all of which are allowed.
+
+    Raises:
+        DataError: It can't be read, or names what isn't a raster, isn't there or isn't allowed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError("is a VRT that isn't a file of its own here", where=where, fix="copy it to a folder")
+    data = file.read_bytes()[: _LARGEST + 1]
+    if depth > _DEEPEST or len(data) > _LARGEST or b"<!ENTITY" in data or b"<!DOCTYPE" in data:
+        raise DataError("is a VRT of a form that isn't read", where=where, fix="write it with gdalbuildvrt")
+    try:
+        root = xml.fromstring(data)
+    except (xml.ParseError, ValueError) as error:
+        raise DataError(
+            f"is a VRT that can't be parsed ({error})", where=where, fix="write it with gdalbuildvrt"
+        ) from error
+    remote = False
+    for element in root.iter():
+        text = (element.text or "").strip()
+        if element.tag in ("SourceFilename", "SourceDataset"):
+            raw = root.find(".//*[@subClass='VRTRawRasterBand']") is not None
+            remote |= _check_source(text, element.get("relativeToVRT") == "1", file, where, depth, raw)
+        elif element.tag not in _SILENT and re.search(r"://|/vsi|^\s*<", text):
+            what = f"is a VRT whose {element.tag} names {text[:80]!r}, which isn't read"
+            raise DataError(what, where=where, fix=_OWN_FILES)
+    return remote
+
+
+def _check_source(text: str, relative: bool, vrt: Path, where: str, depth: int, raw: bool) -> bool:
+    match = _REMOTE.fullmatch(text)
+    if match is not None:
+        check_allowed(match["rest"] if match["kind"] == "curl" else f"{match['kind']}://{match['rest']}")
+        return True
+    inner = _PREFIX.fullmatch(text)
+    name = inner["file"] if inner is not None else text
+    source = vrt.parent / name if relative else Path(name)
+    try:
+        if not source.is_file():
+            raise DataError(
+                f"is a VRT that names {text[:200]!r}, which is no file here", where=where, fix=_OWN_FILES
+            )
+        with source.open("rb") as file:
+            head = file.read(64)
+    except (OSError, ValueError) as error:
+        what = f"is a VRT that names {text[:200]!r}, which can't be read"
+        raise DataError(what, where=where, fix=_OWN_FILES) from error
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<VRTDataset"):
+        return check_sources(str(source), where, depth + 1)
+    beside = raw and source.resolve().is_relative_to(vrt.resolve().parent)
+    has_header = any(place.is_file() for place in (source.with_suffix(".hdr"), Path(f"{source}.hdr")))
+    if not (_FILES.match(head) or beside or has_header):
+        what = f"is a VRT that names {text[:200]!r}, which is no raster"
+        raise DataError(what, where=where, fix=_OWN_FILES)
+    return False

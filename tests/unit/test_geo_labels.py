@@ -1,0 +1,472 @@
+"""Vector labels over rasters: places, classes, areas, widths, masks, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio.features
+import shapely
+from rasterio.transform import Affine
+
+from tests.ground_files import (
+    DEGREES,
+    FEET,
+    POLAR,
+    UTM,
+    box_on_ground,
+    moved,
+    on_ground,
+    turned,
+    write_raster,
+    write_vectors,
+)
+from vitp.core.errors import ConfigError, DataError
+from vitp.data.formats import detect_format, option_names, read_labels
+from vitp.data.formats.vitp_labels import Roots, read_compiled, write_compiled
+from vitp.io.ground import reproject
+from vitp.io.open_pixels import Geometry
+from vitp.records.geometry import as_points
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
+
+OUTLINE = [(20.25, 30.5), (60.0, 24.0), (66.5, 71.0), (40.0, 90.0)]
+HOLE = [(40.0, 45.0), (50.0, 45.0), (50.0, 55.0), (40.0, 55.0)]
+
+
+def one(labelled: LabelledSet) -> LabelledImage:
+    assert len(labelled) == 1
+    return labelled.items[0]
+
+
+def corners_in(ring: tuple[float, ...], expected: list[tuple[float, float]], tolerance: float) -> bool:
+    points = as_points(ring)
+    return len(points) == len(expected) and all(
+        np.abs(points - corner).max(1).min() <= tolerance for corner in expected
+    )
+
+
+PLACES = [UTM, DEGREES, POLAR, FEET]
+
+
+@pytest.mark.parametrize("geometry", [*PLACES, *(turned(place, 33.0) for place in PLACES)])
+def test_outlines_come_back_to_the_pixels_they_were_drawn_on(tmp_path: Path, geometry: Geometry) -> None:
+    write_raster(tmp_path / "scene.tif", geometry)
+    shape = on_ground(geometry, OUTLINE, HOLE)
+    write_vectors(tmp_path / "ships.gpkg", [shape], geometry.crs)
+    (label,) = one(read_labels("geo", tmp_path)).objects or ()
+    assert label.category == "ships"
+    assert corners_in(label.polygons[0], OUTLINE, 1e-6)
+    assert corners_in(label.holes[0], HOLE, 1e-6)
+    np.testing.assert_allclose(label.box, (20.25, 24.0, 66.5, 90.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("geometry", [UTM, POLAR, FEET, turned(UTM, 120.0), turned(POLAR, -20.0)])
+def test_longitude_and_latitude_are_brought_into_the_rasters_system(
+    tmp_path: Path, geometry: Geometry
+) -> None:
+    """GeoJSON holds seven digits behind the point (a centimetre), which is what the tolerance is for."""
+    write_raster(tmp_path / "scene.tif", geometry)
+    shape = shapely.transform(
+        on_ground(geometry, OUTLINE), lambda points: reproject(points, geometry.crs, "OGC:CRS84")
+    )
+    write_vectors(tmp_path / "ships.geojson", [shape], "EPSG:4326")
+    (label,) = one(read_labels("geo", tmp_path)).objects or ()
+    assert corners_in(label.polygons[0], OUTLINE, 0.05)
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".shp", ".geojson", ".json", ".fgb"])
+def test_each_kind_of_file_is_found(tmp_path: Path, suffix: str) -> None:
+    write_raster(tmp_path / "images" / "scene.tif", DEGREES)
+    shapes = [box_on_ground(DEGREES, 10, 10, 30, 20), box_on_ground(DEGREES, 50, 50, 60, 70)]
+    write_vectors(
+        tmp_path / f"things{suffix}", shapes, "EPSG:4326", geometry_type="Polygon", label=["ship", "car"]
+    )
+    assert detect_format(tmp_path) == "geo"
+    labelled = read_labels("auto", tmp_path)
+    assert labelled.object_classes == ("car", "ship")
+    boxes = {label.category: label.box for label in one(labelled).objects or ()}
+    np.testing.assert_allclose(boxes["ship"], (10, 10, 30, 20), atol=0.02)
+    assert any('class: column "label"' in line for line in labelled.understood)
+
+
+def test_geoparquet_is_read_or_refused_with_the_reason(tmp_path: Path) -> None:
+    import pyogrio
+
+    if "Parquet" in pyogrio.list_drivers():
+        pytest.skip("this GDAL reads Parquet")
+    write_raster(tmp_path / "scene.tif")
+    (tmp_path / "things.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"has no driver Parquet.*\n?.*"):
+        read_labels("auto", tmp_path)
+
+
+# --- several rasters, several files
+
+
+def test_one_file_labels_many_rasters_of_several_systems(tmp_path: Path) -> None:
+    zone = Geometry("EPSG:32632", (0.5, 0.0, 948_000.0, 0.0, -0.5, 5_312_000.0))
+    write_raster(tmp_path / "a.tif", UTM)
+    write_raster(tmp_path / "b.tif", moved(UTM, 400, 0))
+    write_raster(tmp_path / "c.tif", zone)
+    ground = [box_on_ground(UTM, 10, 10, 30, 20), box_on_ground(UTM, 450, 40, 470, 60)]
+    ground.append(
+        shapely.transform(
+            box_on_ground(zone, 5, 5, 25, 25), lambda p: reproject(p, "EPSG:32632", "EPSG:32633")
+        )
+    )
+    ground.append(box_on_ground(UTM, 5000, 40, 5020, 60))
+    write_vectors(tmp_path / "all.gpkg", ground, geometry_type="Polygon", type=["ship", "ship", "car", "car"])
+    labelled = read_labels("geo", tmp_path)
+    found = {
+        item.id: [(label.category, label.box) for label in item.objects or ()] for item in labelled.items
+    }
+    assert [name for name, _ in found["a"]] == ["ship"] and [name for name, _ in found["c"]] == ["car"]
+    np.testing.assert_allclose(found["b"][0][1], (50, 40, 70, 60), atol=1e-6)
+    np.testing.assert_allclose(found["c"][0][1], (5, 5, 25, 25), atol=1e-4)
+    assert "labels: 1 of 4 objects lie outside of all rasters; not used" in labelled.findings
+
+
+def test_one_file_each_by_spacenets_chip_ids(tmp_path: Path) -> None:
+    for number in (1, 2):
+        place = moved(DEGREES, 4000 * number, 0)
+        write_raster(tmp_path / "RGB-PanSharpen" / f"RGB-PanSharpen_AOI_2_Vegas_img{number}.tif", place)
+        shapes = [box_on_ground(place, 10, 10, 10 + 10 * number, 20)]
+        write_vectors(
+            tmp_path / "geojson_buildings" / f"buildings_AOI_2_Vegas_img{number}.geojson",
+            shapes,
+            "EPSG:4326",
+            OBJECTID=[number],
+        )
+    labelled = read_labels("auto", tmp_path)
+    assert labelled.object_classes == ("buildings",)
+    widths = [round(label.box[2] - label.box[0]) for item in labelled.items for label in item.objects or ()]
+    assert widths == [10, 20]
+
+
+def test_an_empty_file_of_a_raster_says_that_there_is_nothing(tmp_path: Path) -> None:
+    write_raster(tmp_path / "a.tif")
+    write_raster(tmp_path / "b.tif", moved(UTM, 5000, 0))
+    write_raster(tmp_path / "c.tif", moved(UTM, 9000, 0))
+    write_vectors(tmp_path / "a.gpkg", [box_on_ground(UTM, 10, 10, 30, 20)], label=["ship"])
+    write_vectors(tmp_path / "b.gpkg", [], label=np.array([], object))
+    labelled = read_labels("geo", tmp_path)
+    assert {item.id: item.objects and len(item.objects) for item in labelled.items} == {"a": 1, "b": ()}
+    assert any(line.startswith("c.tif: no vector file belongs to it") for line in labelled.findings)
+
+
+def test_files_of_two_folders_of_one_chip_are_refused(tmp_path: Path) -> None:
+    for folder in ("RGB", "MUL"):
+        for number in (1, 2):
+            write_raster(
+                tmp_path / folder / f"{folder}_AOI_2_Vegas_img{number}.tif", moved(UTM, 4000 * number, 0)
+            )
+    for number in (1, 2):
+        shape = box_on_ground(moved(UTM, 4000 * number, 0), 10, 10, 30, 20)
+        write_vectors(tmp_path / "geojson" / f"buildings_AOI_2_Vegas_img{number}.gpkg", [shape])
+    with pytest.raises(DataError, match="may belong to") as caught:
+        read_labels("geo", tmp_path)
+    assert "-o images=" in str(caught.value.fix)
+    assert len(read_labels("geo", tmp_path, images="RGB")) == 2
+
+
+def test_files_that_belong_to_no_raster_are_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    for name in ("houses", "roads"):
+        write_vectors(tmp_path / f"{name}.gpkg", [box_on_ground(UTM, 10, 10, 30, 20)])
+    with pytest.raises(DataError, match="2 vector files whose names") as caught:
+        read_labels("geo", tmp_path)
+    assert "-o labels=" in str(caught.value.fix)
+    assert read_labels("geo", tmp_path, labels="houses.gpkg").object_classes == ("houses",)
+    both = read_labels("geo", tmp_path, labels="houses.gpkg,roads.gpkg")
+    assert both.object_classes == ("houses", "roads")
+
+
+def test_layers_are_named_or_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    for name, left in (("houses", 10), ("roads", 50)):
+        shape = box_on_ground(UTM, left, 10, left + 20, 20)
+        write_vectors(tmp_path / "map.gpkg", [shape], layer=name, append=name == "roads")
+    with pytest.raises(DataError, match="has the layers houses, roads") as caught:
+        read_labels("geo", tmp_path)
+    assert "-o layer=houses" in str(caught.value.fix)
+    (label,) = one(read_labels("geo", tmp_path, layer="roads")).objects or ()
+    assert label.category == "roads" and round(label.box[0]) == 50
+    assert read_labels("geo", tmp_path, layer="houses,roads").object_classes == ("houses", "roads")
+    with pytest.raises(ConfigError, match='no layer "house"'):
+        read_labels("geo", tmp_path, layer="house")
+
+
+# --- the class
+
+
+def four(left: int = 10) -> list[object]:
+    return [box_on_ground(UTM, left + 30 * k, 10, left + 30 * k + 20, 30) for k in range(4)]
+
+
+def test_the_class_column_is_named_when_two_may_be_it(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    columns = {"class": ["a", "a", "b", "b"], "type": ["x", "y", "x", "y"], "name": ["1", "2", "3", "4"]}
+    write_vectors(tmp_path / "things.gpkg", four(), **columns)
+    with pytest.raises(DataError, match=r'"class" .a, b. and "type" .x, y.') as caught:
+        read_labels("geo", tmp_path)
+    assert caught.value.fix is not None and "-o class=class" in caught.value.fix
+    assert read_labels("geo", tmp_path, **{"class": "type"}).object_classes == ("x", "y")
+    assert "class" in option_names("geo")
+    with pytest.raises(ConfigError, match='no column "kinds"'):
+        read_labels("geo", tmp_path, **{"class": "kinds"})
+
+
+def test_a_column_whose_texts_repeat_is_the_class(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(
+        tmp_path / "x.gpkg", four(), roof=["flat", "flat", "steep", "steep"], owner=["a", "b", "c", "d"]
+    )
+    assert read_labels("geo", tmp_path).object_classes == ("flat", "steep")
+
+
+def test_two_columns_whose_texts_repeat_are_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(
+        tmp_path / "x.gpkg", four(), roof=["flat", "flat", "steep", "steep"], wall=["a", "b", "a", "b"]
+    )
+    with pytest.raises(DataError, match="may stand in the columns"):
+        read_labels("geo", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"), [([1, 2, 2, 1], ("1", "2")), ([1.0, 2.0, None, 2.0], ("1", "2"))]
+)
+def test_numbers_are_classes_by_their_digits(
+    tmp_path: Path, values: list[float], classes: tuple[str, ...]
+) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(tmp_path / "x.gpkg", four(), class_id=[np.nan if v is None else v for v in values])
+    labelled = read_labels("geo", tmp_path)
+    assert labelled.object_classes == classes
+    assert len(one(labelled).ignored) == values.count(None)
+
+
+def test_without_a_column_the_name_is_told_and_said(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(tmp_path / "labels.gpkg", four(), id=[1, 2, 3, 4])
+    labelled = read_labels("geo", tmp_path, classes="tree")
+    assert labelled.object_classes == ("tree",) and len(one(labelled).objects or ()) == 4
+    assert read_labels("geo", tmp_path).object_classes == ("object",)
+
+
+def test_classes_that_are_not_asked_for_are_ignored_in_their_places(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(tmp_path / "x.gpkg", four(), kind=["a", "b", "b", "c"])
+    item = one(read_labels("geo", tmp_path, classes="b", semantic="both"))
+    assert len(item.objects or ()) == 2 and len(item.ignored) == 2
+    assert item.semantic is not None
+    counts = np.bincount(item.semantic().ravel(), minlength=256)
+    assert (counts[1], counts[IGNORE]) == (800, 800)
+
+
+# --- shapes
+
+
+def test_objects_at_the_border_follow_the_rule_of_crops(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")  # 200 wide
+    boxes = [(190, 10, 210, 20), (195, 40, 215, 50), (199.5, 60, 219.5, 70), (220, 10, 240, 20)]
+    write_vectors(tmp_path / "ships.gpkg", [box_on_ground(UTM, *box) for box in boxes])
+    labelled = read_labels("geo", tmp_path)
+    found = sorted((label.box, label.difficult) for label in one(labelled).objects or ())
+    assert [difficult for _, difficult in found] == [False, True]
+    np.testing.assert_allclose([box for box, _ in found], [(190, 10, 200, 20), (195, 40, 200, 50)], atol=1e-6)
+    assert "labels: 1 of 4 objects lie outside of all rasters; not used" in labelled.findings
+
+
+def test_parts_of_a_feature_are_one_object_or_each_one(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    parts = shapely.MultiPolygon([box_on_ground(UTM, 10, 10, 30, 30), box_on_ground(UTM, 50, 10, 60, 30)])
+    write_vectors(tmp_path / "ships.gpkg", [parts])
+    labelled = read_labels("geo", tmp_path)
+    (label,) = one(labelled).objects or ()
+    assert len(label.polygons) == 2 and label.box[2] - label.box[0] == pytest.approx(50)
+    assert any("-o parts=true" in line for line in labelled.understood)
+    assert len(one(read_labels("geo", tmp_path, parts=True)).objects or ()) == 2
+
+
+def test_a_crossed_outline_is_mended_and_told(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    bow = on_ground(UTM, [(10, 10), (30, 30), (30, 10), (10, 30)])
+    write_vectors(tmp_path / "ships.gpkg", [bow, box_on_ground(UTM, 50, 50, 60, 60)])
+    labelled = read_labels("geo", tmp_path)
+    assert [line for line in labelled.findings if "mended" in line] == [
+        "ships.gpkg:1: its outline was mended (self-intersection)"
+    ]
+    assert len(one(labelled).objects or ()) == 2
+
+
+def test_a_feature_without_geometry_is_counted(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(tmp_path / "ships.gpkg", [None, *four()])
+    labelled = read_labels("geo", tmp_path)
+    assert "ships.gpkg:1: has no geometry; left out" in labelled.findings
+    assert len(one(labelled).objects or ()) == 4
+    write_vectors(tmp_path / "none.gpkg", [None, None])
+    with pytest.raises(DataError, match="none of the 2 labels can be used"):
+        read_labels("geo", tmp_path, labels="none.gpkg")
+
+
+@pytest.mark.parametrize("geometry", PLACES)
+def test_points_are_given_a_size_in_metres(tmp_path: Path, geometry: Geometry) -> None:
+    write_raster(tmp_path / "scene.tif", geometry)
+    point = shapely.Point(*geometry.to_map(np.array([[100.0, 80.0]]))[0])
+    write_vectors(tmp_path / "trees.gpkg", [point], geometry.crs)
+    with pytest.raises(DataError, match="1 of its 1 features are points") as caught:
+        read_labels("geo", tmp_path)
+    assert "-o point_size=METRES" in str(caught.value.fix)
+    (label,) = one(read_labels("geo", tmp_path, point_size=12)).objects or ()
+    metres = {
+        UTM.crs: (0.5002, 0.5002),
+        DEGREES.crs: (0.7489, 1.1119),
+        POLAR.crs: (2.0255, 2.0255),
+        FEET.crs: (0.3048, 0.3048),
+    }
+    size = (label.box[2] - label.box[0], label.box[3] - label.box[1])
+    np.testing.assert_allclose(np.multiply(size, metres[geometry.crs]), 12, rtol=2e-3)
+    np.testing.assert_allclose(np.add(label.box[:2], label.box[2:]), (200, 160), atol=1e-6)
+
+
+@pytest.mark.parametrize("geometry", [UTM, DEGREES, turned(UTM, 30.0)])
+def test_lines_are_given_a_width_in_metres(tmp_path: Path, geometry: Geometry) -> None:
+    write_raster(tmp_path / "scene.tif", geometry)
+    line = shapely.LineString(geometry.to_map(np.array([[20.0, 80.0], [120.0, 80.0]])))
+    write_vectors(tmp_path / "roads.gpkg", [line], geometry.crs)
+    with pytest.raises(DataError, match="features are lines") as caught:
+        read_labels("geo", tmp_path)
+    assert "-o line_width=METRES" in str(caught.value.fix)
+    item = one(read_labels("geo", tmp_path, line_width=6))
+    (label,) = item.objects or ()
+    assert item.ground is not None
+    down = float(np.hypot(*item.ground[2:]))
+    assert (label.box[3] - label.box[1]) * down == pytest.approx(6, rel=2e-3)
+    assert (label.box[0], label.box[2]) == pytest.approx((20, 120), abs=0.01)
+
+
+@pytest.mark.parametrize("value", [0, -3, "wide", float("nan")])
+def test_a_size_that_is_no_length_is_refused(tmp_path: Path, value: object) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(tmp_path / "x.gpkg", four())
+    with pytest.raises(ConfigError, match="point_size"):
+        read_labels("geo", tmp_path, point_size=value)
+
+
+# --- reference systems
+
+
+def test_labels_without_a_reference_system_are_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(tmp_path / "x.shp", four(), None, geometry_type="Polygon")
+    with pytest.raises(DataError, match="coordinate reference system") as caught:
+        read_labels("geo", tmp_path)
+    assert "-o labels_crs=EPSG" in str(caught.value.fix)
+    for crs in ("EPSG:32633", 32633):
+        assert len(one(read_labels("geo", tmp_path, labels_crs=crs)).objects or ()) == 4
+    with pytest.raises(DataError, match="is no coordinate reference system"):
+        read_labels("geo", tmp_path, labels_crs="EPSG:1")
+
+
+def test_geojson_in_metres_that_does_not_say_so_is_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(tmp_path / "x.geojson", four(), None)
+    with pytest.raises(DataError, match="no longitudes and latitudes") as caught:
+        read_labels("geo", tmp_path)
+    assert "-o labels_crs=" in str(caught.value.fix)
+    assert len(one(read_labels("geo", tmp_path, labels_crs="EPSG:32633")).objects or ()) == 4
+
+
+def test_labels_of_another_place_are_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    write_vectors(tmp_path / "x.gpkg", four(), "EPSG:32632")
+    with pytest.raises(
+        DataError, match="none of the 4 objects lies in a raster: the labels are in EPSG:32632"
+    ):
+        read_labels("geo", tmp_path)
+
+
+def test_images_without_a_place_are_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif", None)
+    write_vectors(tmp_path / "x.gpkg", four())
+    with pytest.raises(DataError, match="none of 1 images says where it lies"):
+        read_labels("auto", tmp_path)
+    write_raster(tmp_path / "other.tif")
+    labelled = read_labels("geo", tmp_path)
+    assert [item.id for item in labelled.items] == ["other"]
+    assert "scene.tif: doesn't say where it lies on the ground; left out" in labelled.findings
+
+
+# --- masks
+
+
+def test_masks_hold_the_pixels_whose_centres_lie_in_outlines(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif")
+    shapes = [
+        on_ground(UTM, OUTLINE, HOLE),
+        box_on_ground(UTM, 0, 0, 150, 120),
+        box_on_ground(UTM, 180, 140, 260, 300),
+    ]
+    write_vectors(tmp_path / "x.gpkg", shapes, label=["lake", "park", "lake"])
+    labelled = read_labels("geo", tmp_path, semantic=True)
+    assert labelled.semantic_classes == ("background", "lake", "park") and labelled.object_classes == ()
+    item = one(labelled)
+    assert item.objects is None and item.semantic is not None
+    expected_HW = rasterio.features.rasterize(
+        [(shapes[1], 2), (shapes[0], 1), (shapes[2], 1)],
+        out_shape=(160, 200),
+        transform=Affine(*UTM.transform),
+    )
+    np.testing.assert_array_equal(item.semantic(), expected_HW)  # the smaller of two that overlap lies on top
+
+
+def test_masks_and_objects_survive_being_written_down(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write_raster(root / "scene.tif", turned(UTM, 20.0))
+    place = turned(UTM, 20.0)
+    write_vectors(
+        root / "x.gpkg",
+        [on_ground(place, OUTLINE, HOLE), box_on_ground(place, 80, 10, 90, 30)],
+        label=["a", "b"],
+    )
+    labelled = read_labels("geo", root, semantic="both")
+    roots = Roots(tmp_path / "out", root, root)
+    write_compiled(labelled, roots)
+    again = one(read_compiled(tmp_path / "out"))
+    before = one(labelled)
+    assert again.objects == before.objects and again.ground == before.ground
+    assert again.semantic is not None and before.semantic is not None
+    np.testing.assert_array_equal(again.semantic(), before.semantic())
+
+
+# --- the labelled area
+
+
+def test_outside_of_the_labelled_area_nothing_is_known(tmp_path: Path) -> None:
+    write_raster(tmp_path / "a.tif")
+    write_raster(tmp_path / "b.tif", moved(UTM, 3000, 0))
+    area = on_ground(UTM, [(0, 0), (100, 0), (100, 160), (0, 160)], [(40, 60), (60, 60), (60, 80), (40, 80)])
+    write_vectors(tmp_path / "area.gpkg", [area])
+    shapes = [box_on_ground(UTM, 10, 10, 30, 20), box_on_ground(UTM, 150, 10, 170, 20)]
+    write_vectors(tmp_path / "ships.gpkg", shapes)
+    labelled = read_labels("geo", tmp_path, area="area.gpkg", semantic="both")
+    item = one(labelled)
+    assert len(item.objects or ()) == 1
+    assert "b.tif: lies outside of the labelled area; left out" in labelled.findings
+    assert any("1 objects lie outside of the labelled area" in line for line in labelled.findings)
+    from vitp.data.ignored import known_semantic
+
+    known_HW = known_semantic(item)
+    assert (known_HW[10:20, 10:30] == 1).all() and (known_HW[:, 102:] == IGNORE).all()
+    assert (known_HW[62:78, 42:58] == IGNORE).all() and (known_HW[100:158, 2:98] == 0).all()
+    whole = read_labels("geo", tmp_path, labels="ships.gpkg")
+    assert any("the whole of each raster counts as labelled" in line for line in whole.understood)
+
+
+@pytest.mark.parametrize("value", ["masks", 3])
+def test_semantic_is_true_false_or_both(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ConfigError, match="semantic"):
+        read_labels("geo", tmp_path, semantic=value)
