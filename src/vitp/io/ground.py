@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.io.open_pixels import Geometry, Window
-from vitp.io.rasters import RasterPixels
+from vitp.io.open_pixels import Geometry, open_pixels
+from vitp.io.parts import split_address
 
 LONGITUDE_LATITUDE = "OGC:CRS84"
 """Longitude and latitude in degrees, in this order."""
@@ -152,24 +152,13 @@ def pixel_metres(ground: tuple[float, float, float, float]) -> float:
     return math.sqrt(abs(a * d - b * c))
 
 
-def split_window(address: str) -> tuple[str, Window | None]:
-    """Return the file of an address, and the part of it that the address ends with, as `#window=x1,y1,x2,y2`."""
-    file, mark, text = address.rpartition("#window=")
-    if not mark:
-        return address, None
-    x1, y1, x2, y2 = (int(number) for number in text.split(","))
-    return file, (x1, y1, x2, y2)
-
-
 def geometry_of(address: str | Path) -> Geometry | None:
     """Return where an image, or the part of it that the address names, lies; None where its file doesn't say it.
 
     Raises:
         DataError: The file can't be read.
     """
-    file, window = split_window(str(address))
-    if not may_be_placed(file):
+    if not may_be_placed(split_address(address)[0]):
         return None
-    with RasterPixels(file) as pixels:
-        found = pixels.geometry
-    return found if found is None or window is None else found.of_window(window)
+    with open_pixels(address) as pixels:
+        return pixels.geometry
