@@ -213,7 +213,11 @@ def _finetuning(
         classes: Sequence[str] = classes_of(labelled, kind)
         train = run_splits(labelled, config, kind)["train"]
         images = images or len(train)
-        if config.data.sizes == "fit" and config.data.resize is None and not (config.data.crop or config.augment.crop):
+        if (
+            config.data.sizes == "fit"
+            and config.data.resize is None
+            and not (config.data.crop or config.augment.crop)
+        ):
             side = fitted_sizes(train, kind, config.backbone.image_size or 448).side
             data = config.data.model_copy(update={"resize": InputSize(mode="fixed", size=side)})
             config = config.model_copy(update={"data": data})

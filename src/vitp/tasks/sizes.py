@@ -134,7 +134,9 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int) -> FittedSiz
     seen = float(resize.size or longest)
     cut = window if seen > 1.5 * window else None
     anchors = _anchor_scale(scale * small) if objects else None
-    return FittedSizes(resize, cut, anchors, cut or int(seen), tuple(_said(facts, resize, cut, anchors, scale, small, large)))
+    return FittedSizes(
+        resize, cut, anchors, cut or int(seen), tuple(_said(facts, resize, cut, anchors, scale, small, large))
+    )
 
 
 def _window(side: int, large: float) -> int:
@@ -189,7 +191,7 @@ def fitted_head(
         width: Channels of the tower's last map.
         anchors: Scale of anchors; None: as published.
     """
-    found: dict[str, Any] = {name: value for name, value in head.items()}
+    found: dict[str, Any] = dict(head)
     if task in _DECODERS:
         return found if width >= 384 else {"width": _multiple(width / 3, least=32), **found}
     if task not in _DETECTORS:
@@ -221,7 +223,6 @@ def _fill(head: dict[str, Any], part: str, **values: Any) -> None:
 
 def _multiple(value: float, *, of: int = 16, least: int = 16) -> int:
     return max(least, round(value / of) * of)
-
 
 
 def new_settings(given: Mapping[str, Any], fitted: Mapping[str, Any], place: str = "head") -> list[str]:
