@@ -79,6 +79,17 @@ def test_images_are_as_large_as_their_objects_need(
     assert found.said[0].startswith("images: ") and found.said[1].startswith("objects: mostly ")
 
 
+def test_regions_follow_the_image_and_the_number_of_objects() -> None:
+    few, many = [(20, 14)] * 3, [(20, 14)] * 50
+    assert fitted_sizes(images([(96, 96)], *few), "objects", 96).regions == 64
+    assert fitted_sizes(images([(96, 96)], *many), "objects", 96).regions == 400
+    assert fitted_sizes(images([(400, 400)], *few), "objects", 400).regions == 128
+    assert fitted_sizes(images([(1000, 1000)], *few), "objects", 1000).regions is None
+    head = fitted_head("detection", {"box": {"samples": 32}}, 768, None, 64)
+    assert head["box"] == {"samples": 32}
+    assert head["proposals"] == {"samples": 64, "keep_before": [256, 128], "keep": [256, 128]}
+
+
 def test_maps_of_classes_keep_the_resolution_and_whole_images_the_square() -> None:
     plain = images([(256, 256)] * 3)
     assert fitted_sizes(plain, "semantic", 224).resize == InputSize()

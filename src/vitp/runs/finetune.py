@@ -278,19 +278,19 @@ def _fitted(
     config: FinetuneConfig, kind: LabelKind, train: LabelledSet, backbone: Backbone
 ) -> tuple[FinetuneConfig, list[str]]:
     """Return the configuration with the sizes that it doesn't give, and lines that say them; see `tasks.sizes`."""
-    anchors, said, data, test = None, [], config.data, config.test
+    anchors, regions, said, data, test = None, None, [], config.data, config.test
     if data.resize is None:
         fit = fitted_sizes(train, kind, backbone.image_size[0])
         window = None if data.crop or config.augment.crop else fit.window
         data = data.model_copy(update={"resize": fit.resize, "crop": data.crop or window})
         if test.window is None:
             test = test.model_copy(update={"window": fit.window})
-        anchors, said = fit.anchors, [*fit.said]
+        anchors, regions, said = fit.anchors, fit.regions, [*fit.said]
     width = backbone.channels[-1]
-    head = fitted_head(config.task, config.head, width, anchors)
+    head = fitted_head(config.task, config.head, width, anchors, regions)
     options = fitted_neck(config.neck.kind, config.neck.options, width)
     if new := [*new_settings(config.head, head), *new_settings(config.neck.options, options, "neck.options")]:
-        said.append(f"sizes fitted to a tower of {width} channels and to the objects: {', '.join(new)}")
+        said.append(f"sizes fitted to a tower of {width} channels and to the data: {', '.join(new)}")
     neck = config.neck.model_copy(update={"options": options})
     return config.model_copy(update={"data": data, "test": test, "head": head, "neck": neck}), said
 

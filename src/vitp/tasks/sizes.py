@@ -11,6 +11,8 @@ that a backbone happens to have been pretrained at:
   times as long as a large one (the 90th percentile), up to 1024 px. Images up to 1.5 windows are seen whole;
   larger ones in random crops of the window's size while training, and through sliding windows afterwards.
 - Anchors: of the scales 1, 2, 4 and 8 the largest whose smallest anchor isn't larger than a small object.
+- Regions: the published 512 an image (and 2000 proposals) belong to images of 800 px and more. Smaller ones get them in
+  proportion to their area, at least 64, and at least 8 for each of many objects (the 90th percentile).
 - Widths: the published ones (256 channels, 1024 hidden units, 64 channels of the adapter's stem) belong to towers that
   are 768 wide or wider. Narrower towers get them in proportion to their width, in multiples of 16. Decoders of class
   maps: a third of the tower's width, at most 128.
@@ -33,6 +35,9 @@ from vitp.tasks.base import InputSize, LabelKind
 PUBLISHED_TOWER = 768
 """Width of a tower from which on heads have their published widths."""
 
+PUBLISHED_SIDE, PUBLISHED_REGIONS = 800, 512
+"""Side of images from which on heads learn from their published number of regions."""
+
 SMALL_OBJECT = 32
 """Pixels that the shorter side of a small object keeps where images are reduced."""
 
@@ -53,6 +58,7 @@ class FittedSizes:
         resize: What size images get first.
         window: Side of crops in training and of windows afterwards; None: images are seen whole.
         anchors: Scale of anchors; None: no objects, or as published.
+        regions: An image's regions in the loss; None: no objects, or as published.
         side: Long side of what the model sees while training.
         said: Lines about the choice.
     """
@@ -60,18 +66,21 @@ class FittedSizes:
     resize: InputSize
     window: int | None
     anchors: float | None
+    regions: int | None
     side: int
     said: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class SizeFacts:
-    """Sides of images and objects in pixels: (N,) long and short sides of images, (M,) of objects."""
+    """Sides of images and objects in pixels: (N,) long and short sides of images, (M,) of objects; how many objects
+    an image with many has."""
 
     long_N: np.ndarray
     short_N: np.ndarray
     object_long_M: np.ndarray
     object_short_M: np.ndarray
+    most_objects: float
 
 
 def size_facts(labelled: LabelledSet) -> SizeFacts:
@@ -79,12 +88,14 @@ def size_facts(labelled: LabelledSet) -> SizeFacts:
     most = _LOOKED_AT if isinstance(labelled.items, list | tuple) else _LOOKED_AT_LAZY
     items = [item for _, item in evenly_spaced(labelled.items, most)]
     sides = [(item.width, item.height) for item in items]
-    objects = [side for item in items for side in _object_sides(item)]
+    by_image = [_object_sides(item) for item in items]
+    objects = [side for own in by_image for side in own]
     return SizeFacts(
         np.array([max(pair) for pair in sides], float),
         np.array([min(pair) for pair in sides], float),
         np.array([max(pair) for pair in objects], float),
         np.array([min(pair) for pair in objects], float),
+        float(np.percentile([len(own) for own in by_image], 90)),
     )
 
 
@@ -114,7 +125,7 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int) -> FittedSiz
     square = InputSize(mode="fixed", size=side)
     if kind in ("scene", "presence"):
         said = f"images: resized to {side}×{side}, the backbone's size (data.resize)"
-        return FittedSizes(square, None, None, side, (said,))
+        return FittedSizes(square, None, None, None, side, (said,))
     facts = size_facts(labelled)
     longest, shortest = float(facts.long_N.max()), float(facts.long_N.min())
     objects = len(facts.object_short_M) > 0 and kind in _OBJECT_KINDS
@@ -134,8 +145,14 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int) -> FittedSiz
     seen = float(resize.size or longest)
     cut = window if seen > 1.5 * window else None
     anchors = _anchor_scale(scale * small) if objects else None
+    regions = _regions(cut or seen, facts.most_objects) if objects else None
     return FittedSizes(
-        resize, cut, anchors, cut or int(seen), tuple(_said(facts, resize, cut, anchors, scale, small, large))
+        resize,
+        cut,
+        anchors,
+        regions,
+        cut or int(seen),
+        tuple(_said(facts, resize, cut, anchors, scale, small, large)),
     )
 
 
@@ -147,6 +164,14 @@ def _window(side: int, large: float) -> int:
 
 def _anchor_scale(small: float) -> float:
     return max((scale for scale in (1.0, 2.0, 4.0, 8.0) if scale * _FINEST_STRIDE <= small), default=1.0)
+
+
+def _regions(side: float, most_objects: float) -> int | None:
+    if side >= PUBLISHED_SIDE:
+        return None
+    wanted = max(PUBLISHED_REGIONS * (side / PUBLISHED_SIDE) ** 2, 8 * most_objects)
+    found = min(_multiple(wanted, least=64), PUBLISHED_REGIONS)
+    return None if found == PUBLISHED_REGIONS else found
 
 
 def _said(
@@ -181,7 +206,11 @@ def _said(
 
 
 def fitted_head(
-    task: str, head: Mapping[str, Any], width: int, anchors: float | None = None
+    task: str,
+    head: Mapping[str, Any],
+    width: int,
+    anchors: float | None = None,
+    regions: int | None = None,
 ) -> dict[str, Any]:
     """Return the settings of a task's head with what isn't given fitted to the tower and the objects.
 
@@ -190,6 +219,7 @@ def fitted_head(
         head: What is given.
         width: Channels of the tower's last map.
         anchors: Scale of anchors; None: as published.
+        regions: An image's regions in the loss; None: as published.
     """
     found: dict[str, Any] = dict(head)
     if task in _DECODERS:
@@ -205,6 +235,10 @@ def fitted_head(
     if anchors is not None and anchors != 8 and "anchor_scales" not in (given or {}):
         _fill(found, "proposals", anchor_scales=[anchors])
         _fill(found, "box", canonical_size=28.0 * anchors)
+    if regions is not None:
+        kept = [4 * regions, 2 * regions]
+        _fill(found, "box", samples=regions)
+        _fill(found, "proposals", samples=min(256, regions), keep_before=kept, keep=kept)
     return found
 
 

@@ -272,11 +272,12 @@ def find_split_lists(root: Path, places: Iterable[str] = ()) -> list[tuple[Path,
     """
     stems = {_without_suffix(place) for place in places}
     beside = sorted({(root / place).parent for place in stems} - {root})
-    for bases in (*([_below(root, name)] for name in _LIST_FOLDERS), beside):
+    usual = [[folder] for name in _LIST_FOLDERS if (folder := _below(root, name)) is not None]
+    for bases in (*usual, beside):
         found = [
             path
             for base in bases
-            for path in (sorted(base.iterdir()) if base is not None and base.is_dir() else ())
+            for path in (sorted(base.iterdir()) if base.is_dir() else ())
             if path.suffix.lower() in _LIST_SUFFIXES
             and split_of(path.stem)
             and _without_suffix(within(path, root)) not in stems

@@ -150,8 +150,10 @@ def images_named(root: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]
     """Return how many rows name an image of the set's folder, and how many images they name."""
     index = name_index(root)
     column = find_key(rows[0], keys) if rows else None
+    if column is None:
+        return 0, 0
     found = []
-    for row in rows if column is not None else ():
+    for row in rows:
         name = str(row.get(column) or "").strip()
         own = index.get(name) or index.get(Path(name).name) or ()
         found += [own[0]] if own else []
