@@ -41,6 +41,7 @@ class QuestionTask:
         score: How right an answer is, 0..1, from the predicted and the expected text.
         change: Asked of pairs. The only other task asked of a pair is the caption of its first image.
         balanced: Its answers are chosen so that none of them is frequent over the set.
+        only: Whether a set's kind of labels allows it at all; None: any does.
         given: Where it asks for what somebody labelled: the labels of an image. A rare class is what is looked for
             then, so the task can teach as long as any two labels of the set differ.
     """
@@ -49,6 +50,7 @@ class QuestionTask:
     score: AnswerScore
     change: bool = False
     balanced: bool = False
+    only: Callable[[LabelledImage], bool] | None = None
     given: Callable[[LabelledImage], Iterable[str]] | None = None
 
 
@@ -56,10 +58,20 @@ def _scenes(item: LabelledImage) -> Iterable[str]:
     return () if item.scene is None else (item.scene,)
 
 
+def _has_transition(item: LabelledImage) -> bool:
+    return item.transition is not None
+
+
 QUESTION_TASKS: dict[str, QuestionTask] = {
     "caption": QuestionTask(image_tasks.caption, token_f1, given=attrgetter("captions")),
     "scene": QuestionTask(image_tasks.scene, exact, given=_scenes),
     "scene_options": QuestionTask(image_tasks.scene_options, exact, given=_scenes),
+    "tags": QuestionTask(
+        image_tasks.tags,
+        list_f1,
+        only=lambda item: item.tags is not None,
+        given=lambda item: (", ".join(item.tags or ()),),
+    ),
     "presence": QuestionTask(image_tasks.presence, same_yes_no, balanced=True),
     "count": QuestionTask(image_tasks.count, same_number, balanced=True),
     "count_compare": QuestionTask(image_tasks.count_compare, exact),
@@ -89,14 +101,22 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "change_cells": QuestionTask(change_tasks.change_cells, cells_f1, change=True),
     "change_share": QuestionTask(change_tasks.change_share, same_share, change=True),
     "change_objects": QuestionTask(change_tasks.change_objects, list_f1, change=True),
+    "transitions": QuestionTask(change_tasks.transitions, list_f1, change=True, only=_has_transition),
+    "transition_point": QuestionTask(
+        change_tasks.transition_point, list_f1, change=True, only=_has_transition
+    ),
 }
 
 
 def tasks_asked(item: LabelledImage) -> list[str]:
     """Return the names of the tasks that can be asked of an image, or of a pair."""
-    if item.second_image is None:
-        return [name for name, task in QUESTION_TASKS.items() if not task.change]
-    return [*(name for name, task in QUESTION_TASKS.items() if task.change), "caption"]
+    pair = item.second_image is not None
+    names = [
+        name
+        for name, task in QUESTION_TASKS.items()
+        if task.change == pair and (task.only is None or task.only(item))
+    ]
+    return [*names, "caption"] if pair else names
 
 
 def _task(name: str, where: str) -> QuestionTask:
