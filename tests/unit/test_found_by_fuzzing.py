@@ -16,7 +16,7 @@ from vitp.checkpoints.description import Provenance, provenance_of_run
 from vitp.cli import run as run_cli
 from vitp.core.errors import CheckpointError, DataError
 from vitp.data.formats import read_labels
-from vitp.models.foreign import described_by, three_numbers
+from vitp.models.foreign import described_by, numbers_of
 from vitp.records.labels import LabelledSet
 
 
@@ -141,6 +141,6 @@ def test_odd_evidence_of_a_run_is_one_error(evidence: str, tmp_path: Path) -> No
 def test_descriptions_that_cannot_be_followed_are_one_error() -> None:
     for values in ([1, 2], ["a", "b", "c"], None, 3, {"a": 1}):
         with pytest.raises(CheckpointError, match=r"x: doesn't describe a model"), described_by("x"):
-            three_numbers(values)
+            numbers_of(values, 3)
     with pytest.raises(CheckpointError, match="steps"), described_by("x"):
         Provenance(source="x", steps=-1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vitp.checkpoints.description import BackboneDescription, Provenance
 from vitp.models.foreign import described_by
+from vitp.records.channels import Channels
 
 
 def model_card(description: BackboneDescription, name: str) -> str:
@@ -21,7 +22,10 @@ def model_card(description: BackboneDescription, name: str) -> str:
     """
     origin = description.provenance
     with described_by(origin.source):
-        parts = [_head(description, name), _contract(description), _usage(description, name)]
+        parts = [
+            *(_head(description, name), _contract(description), _bands(description.vision.channels)),
+            _usage(description, name),
+        ]
         parts += [_origin(origin), _learned(origin)]
         if notes := description.extra:
             rows = [
@@ -54,11 +58,13 @@ _POSITIONS = {
 
 def _contract(d: BackboneDescription) -> str:
     size = d.vision.image_size
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (d.vision.mean, d.vision.std))
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in d.vision.normalisation)
+    channels = d.vision.channels
+    what = "RGB" if channels is None else f"{len(channels)} bands (below)"
     rows = [
         (
             "Input",
-            f"RGB on 0..1, then (x − mean) / std; {size} × {size} px in training, bicubic; other sizes work",
+            f"{what} on 0..1, then (x − mean) / std; {size} × {size} px in training, bicubic; other sizes work",
         ),
         ("Mean", mean),
         ("Std", std),
@@ -71,20 +77,66 @@ def _contract(d: BackboneDescription) -> str:
     return "## Contract\n\n" + _table(("", ""), rows)
 
 
+def _bands(channels: Channels | None) -> str:
+    """Return which bands the tower sees, and how values of a file become its input; nothing for RGB pictures."""
+    if channels is None:
+        return ""
+    rows = [
+        (str(n), c.band, "10 · log10 (dB)" if c.transform == "db" else "", f"{c.low:g}", f"{c.high:g}")
+        for n, c in enumerate(channels.channels)
+    ]
+    return (
+        "## Bands\n\n"
+        "The tower sees these bands, in this order. A value of the file (in dB where that is said) becomes "
+        "(value − low) / (high − low), clipped to 0..1 and rounded to 255 steps; pixels without a value become 0.\n\n"
+        + _table(("Channel", "Band", "First", "Low", "High"), rows)
+    )
+
+
+_PICTURE = """transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = Image.new("RGB", ({size}, {size}))
+tokens = model.forward_features(transform(image)[None])  # (1, {tokens}, {width})"""
+
+_PLANES = """data = timm.data.resolve_model_data_config(model)
+mean, std = (torch.tensor(data[key]).view(-1, 1, 1) for key in ("mean", "std"))
+scaled = torch.rand(1, {count}, {size}, {size})  # the bands above, on 0..1
+tokens = model.forward_features((scaled - mean) / std)  # (1, {tokens}, {width})"""
+
+_FILE = """
+A file with these bands becomes the tower's input so:
+
+```python
+import torch
+import vitp
+
+def features(tower, path):
+    image, channels = vitp.open_pixels(path), tower.in_channels
+    planes = channels.scale(image.read(bands=channels.bands), image.valid())  # uint8 ({count}, H, W)
+    return tower.forward_features(tower.normalize(torch.from_numpy(planes)[None]))
+```
+"""
+
+
 def _usage(d: BackboneDescription, name: str) -> str:
-    size = d.vision.image_size
+    size, count = d.vision.image_size, len(d.vision.normalisation[0])
+    alike = {
+        "size": size,
+        "count": count,
+        "tokens": f"{d.prefix_tokens} + {d.grid**2}",
+        "width": d.width,
+    }
+    pictures = d.vision.channels is None
+    of_timm = (_PICTURE if pictures else _PLANES).format(**alike)
     return f"""## Use
 
 Run beside this folder, or write its path instead of `{name}`. With timm:
 
 ```python
 import timm
-from PIL import Image
+{"from PIL import Image" if pictures else "import torch"}
 
 model = timm.create_model("local-dir:{name}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-image = Image.new("RGB", ({size}, {size}))
-tokens = model.forward_features(transform(image)[None])  # (1, {d.prefix_tokens} + {d.grid**2}, {d.width})
+{of_timm}
 patches = tokens[:, model.num_prefix_tokens :]
 
 classifier = timm.create_model("local-dir:{name}", pretrained=True, num_classes=10, global_pool="avg")
@@ -97,7 +149,7 @@ import torch
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{name}").eval()
-tokens = model(torch.zeros(1, 3, {size}, {size})).last_hidden_state  # the same tokens
+tokens = model(torch.zeros(1, {count}, {size}, {size})).last_hidden_state  # the same tokens
 ```
 
 With vitp:
@@ -107,10 +159,11 @@ import torch
 from vitp import load_backbone, verify_export
 
 tower = load_backbone("{name}")
-pixels = torch.randint(0, 256, (1, 3, {size}, {size}), dtype=torch.uint8)
+pixels = torch.randint(0, 256, (1, {count}, {size}, {size}), dtype=torch.uint8)
 (features,) = tower.forward_features(tower.normalize(pixels))  # (1, {d.width}, {d.grid}, {d.grid})
 verify_export("{name}")  # recomputes the hash and the test vectors, through timm, too
-```"""
+```
+{"" if pictures else _FILE.format(**alike)}"""
 
 
 def _origin(provenance: Provenance) -> str:

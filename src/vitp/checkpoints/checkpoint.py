@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vitp.checkpoints import hub, layouts
+from vitp.checkpoints.bands import check_kernel, fit_kernel, wanted_channels
 from vitp.checkpoints.description import (
     CONFIG,
     DESCRIPTION,
@@ -37,16 +38,19 @@ from vitp.checkpoints.published import (
     normalisation,
     plain_vit_of_weights,
 )
-from vitp.checkpoints.state_dicts import convert_state, find_backbone
+from vitp.checkpoints.state_dicts import convert_state, find_backbone, timm_config_of
 from vitp.checkpoints.tensors import Wanted, everything, read_tensors, read_weights, weights_file
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, did_you_mean
 from vitp.data.chat import TEMPLATES
 from vitp.models.foreign import described_by
+from vitp.models.inflation import with_channels
 from vitp.models.positions import PositionMethod
+from vitp.models.resample import KERNEL
 from vitp.models.timm_backbone import TimmSettings
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VLMSettings
+from vitp.records.channels import Channels
 
 _DEFAULT_TEMPLATE = "internvl2_5"
 """What InternVL2.5 and InternVL3 were trained with; the `-hf` layout doesn't say it."""
@@ -122,6 +126,9 @@ class Hints:
         image_size: Side in pixels that the tower is wanted for; positions are resampled.
         template: Chat template, where the configuration names one that vitp doesn't know.
         positions: How positions are resampled to other image sizes; None: as the layout's own code does.
+        channels: Bands that the tower is wanted for; None: its own, or those of `data`.
+        data: Bands of the data that it is trained on. A tower of RGB pictures is wanted for them then; one with bands
+            keeps its own, which the data must have.
     """
 
     architecture: str | None = None
@@ -130,6 +137,8 @@ class Hints:
     image_size: int | None = None
     template: str | None = None
     positions: PositionMethod | None = None
+    channels: Channels | None = None
+    data: Channels | None = None
 
 
 def read_checkpoint(
@@ -150,6 +159,7 @@ def read_checkpoint(
 
     Raises:
         CheckpointError: Nothing is there, a file is broken, or the model is of a kind that vitp can't run.
+        DataError: The data that the hints name lack bands of the tower.
     """
     hints = hints or Hints()
     path = own_folder(source) or hub.locate(source, revision=revision)
@@ -166,10 +176,30 @@ def read_checkpoint(
             found = _read_file(path, str(source), hints)
     if vision_only:
         found = found.vision_only()
+    found = _for_channels(found, hints)
     wanted = {"image_size": hints.image_size, "positions": hints.positions}
     vision = found.vision.model_copy(update={key: v for key, v in wanted.items() if v is not None})
     vlm = None if found.vlm is None else found.vlm.model_copy(update={"vision": vision})
     return replace(found, vision=vision, vlm=vlm)
+
+
+def _for_channels(found: Checkpoint, hints: Hints) -> Checkpoint:
+    """Return a checkpoint for the channels that are wanted; see `vitp.checkpoints.bands`."""
+    own, name = found.vision.channels, f"vision.{KERNEL}"
+    if (kernel := found.weights.get(name)) is None:
+        return found
+    check_kernel(kernel, own, where=found.where)
+    wanted = wanted_channels(own, hints.channels, hints.data, where=found.source)
+    if wanted == own:
+        return found
+    fitted = fit_kernel(kernel, own, wanted, source=found.source)
+    return replace(
+        found,
+        vision=with_channels(found.vision, wanted),
+        weights={**found.weights, name: fitted.kernel},
+        notes=(*found.notes, fitted.note),
+        resampled={**found.resampled, **({KERNEL: fitted.shapes} if fitted.shapes else {})},
+    )
 
 
 def provenance_of(source: str | Path) -> Provenance:
@@ -203,7 +233,9 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     if kind in ("internvl_chat", "internvl", "intern_vit_6b", "internvl_vision"):
         return _read_internvl(folder, source, config, hints, vision_only)
     if "architecture" in config or hints.architecture is not None:
-        return _read_timm(weights_file(folder), source, timm_config_of(config, hints))
+        return _read_timm(
+            weights_file(folder), source, timm_config_of(config, hints.architecture, hints.arguments)
+        )
     if not config:
         return _read_file(weights_file(folder), source, hints)
     raise CheckpointError(
@@ -267,6 +299,8 @@ def _read_internvl(
         layout = "hf"
         prefix, from_names, language = layouts.HF_VISION, layouts.from_hf, config.get("text_config")
         vision = from_hf_config(values, where=where, mean=mean, std=std)
+    if (bands := (config.get(EXTRA) or {}).get("channels")) is not None:
+        vision = with_channels(vision, Channels.model_validate(bands))
     if whole:
         _check_projector(config, where)
         language_config(language or {}, where=where)  # its refusal is clearer than what the weights would say
@@ -366,9 +400,9 @@ def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
     ImageNet is. Of other files nothing tells the normalisation.
     """
     if hints.architecture is not None:
-        return _read_timm(path, source, timm_config_of({}, hints))
+        return _read_timm(path, source, timm_config_of({}, hints.architecture, hints.arguments))
     state = read_weights(path)
-    if path.suffix in (".safetensors", ".json") and (renamed := _internvit_names(state)) is not None:
+    if path.suffix in (".safetensors", ".json") and (renamed := layouts.internvit_names(state)) is not None:
         # Its folder may describe it, or belong to something else altogether: only the shapes are trusted.
         own = layouts.part_of(renamed.weights, layouts.VISION)
         vision = internvit_of_weights(own, where=str(path), heads=hints.heads)
@@ -381,37 +415,10 @@ def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
             fix="say timm's name of it: architecture=…, or --architecture",
         )
     vision = plain_vit_of_weights(found.weights, heads=hints.heads, where=str(path))
-    stated = vision.model_dump(include={"architecture", "arguments", "image_size", "mean", "std"})
+    stated = vision.model_dump(exclude={"positions"})
     checkpoint = _read_timm(path, source, TimmSettings(**stated))
     note = f"found at {found.place}; sizes told by the shapes, normalisation taken to be ImageNet's"
     return replace(checkpoint, notes=(*checkpoint.notes, note))
-
-
-def _internvit_names(weights: Mapping[str, Tensor]) -> Renamed | None:
-    """Return the file's names as ours, or None when they aren't an InternViT's."""
-    if any(name.endswith("embeddings.class_embedding") for name in weights):
-        return layouts.from_original(weights)
-    if any(name.endswith("embeddings.cls_token") for name in weights) and any(
-        name.endswith("lambda_1") for name in weights
-    ):
-        return layouts.from_hf(weights)
-    return None
-
-
-def timm_config_of(config: Mapping[str, Any], hints: Hints) -> TimmSettings:
-    """Return the model that a `config.json` of timm and the hints describe."""
-    published = config.get("pretrained_cfg") or {}
-    arguments = {**(config.get("model_args") or {}), **hints.arguments}
-    size = arguments.get("img_size") or (published.get("input_size") or [None])[-1]
-    # What a backbone sets by itself.
-    own = ("num_classes", "global_pool", "img_size", "dynamic_img_size", "fc_norm", "pretrained")
-    return TimmSettings(
-        architecture=hints.architecture or config["architecture"],
-        arguments={key: value for key, value in arguments.items() if key not in own},
-        image_size=size[0] if isinstance(size, list | tuple) else size,
-        mean=published.get("mean"),
-        std=published.get("std"),
-    )
 
 
 def _read_timm(path: Path, source: str, config: TimmSettings) -> Checkpoint:

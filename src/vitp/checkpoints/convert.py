@@ -124,7 +124,8 @@ class _Reference:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        images = random_images(checkpoint.vision.image_size)
+        channels = checkpoint.vision.channels
+        images = random_images(checkpoint.vision.image_size, 3 if channels is None else len(channels))
         if checkpoint.vlm is None:
             tower, self.report = build_tower(checkpoint)
             self.outputs = tower_outputs(tower, images)
@@ -191,10 +192,10 @@ def _differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tole
     return "largest differences: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items())
 
 
-def random_images(size: int, count: int = 2, seed: int = 0) -> Tensor:
-    """Return uint8 images (B, 3, size, size): noise, which answers to every weight."""
+def random_images(size: int, channels: int = 3, *, count: int = 2, seed: int = 0) -> Tensor:
+    """Return uint8 images (B, C, size, size): noise, which answers to every weight."""
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.integers(0, 256, size=(count, 3, size, size), dtype=np.uint8))
+    return torch.from_numpy(rng.integers(0, 256, size=(count, channels, size, size), dtype=np.uint8))
 
 
 def random_prompt(vocabulary: int, image_tokens: int, image_id: int, seed: int = 0) -> tuple[Tensor, Tensor]:

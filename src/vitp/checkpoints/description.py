@@ -181,10 +181,13 @@ class BackboneDescription(SettingsModel):
 
     def contract(self) -> dict[str, Any]:
         """Return what a user of the weights has to know: the part that travels inside the weights file."""
+        (mean, std), channels = self.vision.normalisation, self.vision.channels
+        bands = {} if channels is None else {"channels": channels.model_dump(mode="json")}
         return {
             "architecture": self.vision.architecture,
-            "mean": list(self.vision.mean),
-            "std": list(self.vision.std),
+            **bands,
+            "mean": list(mean),
+            "std": list(std),
             "image_size": self.vision.image_size,
             "patch_size": self.patch_size,
             "grid": self.grid,

@@ -163,7 +163,7 @@ def write_backbone(
     )
     write_json(folder / CONFIG, timm_config(tower))
     write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
-    images_BCHW = _test_images(tower.image_size[0])
+    images_BCHW = _test_images(tower.image_size[0], tower.num_channels)
     (folder / TEST_VECTORS).parent.mkdir(exist_ok=True)
     save_tensors(
         folder / TEST_VECTORS,
@@ -177,14 +177,19 @@ def write_backbone(
 def timm_config(tower: VisionTower) -> dict[str, Any]:
     """Return the `config.json` that timm and transformers read.
 
-    `num_classes` stands at the top only: transformers passes it beside `model_args`, twice would be an error.
+    `num_classes` stands at the top only: transformers passes it beside `model_args`, twice would be an error. The bands
+    of a tower that has some stand under our own key, which both leave alone.
     """
-    config, size = tower.config, tower.image_size[0]
+    config, size, channels = tower.config, tower.image_size[0], tower.in_channels
     arguments = {**config.arguments, "img_size": size, "dynamic_img_size": True, "global_pool": ""}
     if isinstance(tower.model.fc_norm, nn.Identity):
         # Else timm would look for the final norm behind the pooling as soon as a user asks for
         # global_pool="avg", and the weights would no longer fit.
         arguments.setdefault("fc_norm", False)
+    bands: dict[str, Any] = {}
+    if channels is not None:
+        arguments["in_chans"] = len(channels)
+        bands = {EXTRA: {"channels": channels.model_dump(mode="json")}}
     return {
         "architecture": config.architecture,
         "num_classes": 0,
@@ -194,18 +199,21 @@ def timm_config(tower: VisionTower) -> dict[str, Any]:
         "pretrained_cfg": {
             "tag": "vitp",
             "custom_load": False,
-            "input_size": [3, size, size],
+            "input_size": [tower.num_channels, size, size],
             "fixed_input_size": False,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "mean": list(config.mean),
-            "std": list(config.std),
+            "mean": list(tower.mean),
+            "std": list(tower.std),
             "num_classes": 0,
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
+            # timm takes this layer of other than three channels for one that is still to be made of an RGB one: it
+            # would add up the colours, or leave it at random values.
+            "first_conv": "patch_embed.proj" if tower.num_channels == 3 else None,
             "classifier": "head",
         },
+        **bands,
     }
 
 
@@ -231,10 +239,10 @@ def features_of(tower: VisionTower, images_BCHW: Tensor) -> dict[str, Tensor]:
     return {"last": last_BND, "middle": middle_BND}
 
 
-def _test_images(size: int) -> Tensor:
-    """Return (2, 3, size, size) uint8: waves, which tell the geometry, and noise, which tells every weight."""
+def _test_images(size: int, channels: int) -> Tensor:
+    """Return (2, C, size, size) uint8: waves, which tell the geometry, and noise, which tells every weight."""
     y, x = np.mgrid[0:size, 0:size] / size
-    waves = np.stack([np.sin((3 + c) * np.pi * x) * np.cos((5 - c) * np.pi * y) for c in range(3)])
+    waves = np.stack([np.sin((3 + c) * np.pi * x) * np.cos((5 - c) * np.pi * y) for c in range(channels)])
     smooth = np.rint((waves + 1) * 127.5).astype(np.uint8)
-    noise = np.random.default_rng(20).integers(0, 256, size=(3, size, size), dtype=np.uint8)
+    noise = np.random.default_rng(20).integers(0, 256, size=(channels, size, size), dtype=np.uint8)
     return torch.from_numpy(np.stack([smooth, noise]))

@@ -1,8 +1,8 @@
 """`vitp export --format`: the vision tower in the form that another tool chain reads, each compared numerically.
 
 A graph (ONNX, or a program of torch.export) runs without vitp and timm. The normalisation is part of it: images go in
-as RGB on 0..1, feature maps come out. The number of images is free, their size is fixed. Beside the graph stand
-`vitp_graph.json` with its contract, and the digests of both.
+as RGB on 0..1 (bands likewise, where the tower has some), feature maps come out. The number of images is free, their
+size is fixed. Beside the graph stand `vitp_graph.json` with its contract, and the digests of both.
 
 Shapes: B images, H × W pixels, D width, h × w cells.
 """
@@ -102,7 +102,7 @@ def export_as(
 
 
 class PixelsToFeatures(nn.Module):
-    """RGB images on 0..1 (B, 3, H, W) → features of the last layer (B, D, h, w)."""
+    """Images on 0..1 (B, C, H, W) → features of the last layer (B, D, h, w)."""
 
     mean_C11: Tensor
     std_C11: Tensor
@@ -164,7 +164,7 @@ def export_graph(
 
 
 def _images(tower: VisionTower, count: int) -> Tensor:
-    shape = (count, 3, *tower.image_size)
+    shape = (count, tower.num_channels, *tower.image_size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(20))
 
 
@@ -213,7 +213,12 @@ def _run_onnx(path: Path, images_BCHW: Tensor) -> Tensor:
 
 
 def _describe(source: str | Path, tower: VisionTower, kind: GraphKind, check: Check) -> dict[str, Any]:
-    size, grid = tower.image_size[0], tower.grid
+    size, grid, channels = tower.image_size[0], tower.grid, tower.in_channels
+    values = "RGB on 0..1; the normalisation is part of the graph"
+    if channels is not None:
+        values = (
+            "bands in the order of `channels`, low as 0 and high as 1; the normalisation is part of the graph"
+        )
     weights = {name: tensor.float() for name, tensor in tower.model.state_dict().items()}
     return {
         "format": "vitp-graph-1",
@@ -222,10 +227,11 @@ def _describe(source: str | Path, tower: VisionTower, kind: GraphKind, check: Ch
         "file": _GRAPHS[kind],
         "input": {
             "name": "image",
-            "shape": ["batch", 3, size, size],
+            "shape": ["batch", tower.num_channels, size, size],
             "type": "float32",
-            "values": "RGB on 0..1; the normalisation is part of the graph",
+            "values": values,
         },
+        **({} if channels is None else {"channels": channels.model_dump(mode="json")}),
         "output": {"name": "features", "shape": ["batch", tower.width, grid, grid], "type": "float32"},
         "patch_size": tower.patch_size,
         "normalisation": {"mean": list(tower.mean), "std": list(tower.std)},

@@ -219,6 +219,17 @@ def from_hf(weights: Mapping[str, Tensor]) -> Renamed:
     return renamed
 
 
+def internvit_names(weights: Mapping[str, Tensor]) -> Renamed | None:
+    """Return the file's names as ours, or None when they aren't an InternViT's."""
+    if any(name.endswith("embeddings.class_embedding") for name in weights):
+        return from_original(weights)
+    if any(name.endswith("embeddings.cls_token") for name in weights) and any(
+        name.endswith("lambda_1") for name in weights
+    ):
+        return from_hf(weights)
+    return None
+
+
 def to_hf(weights: Mapping[str, Tensor]) -> Renamed:
     """Return our names as transformers': those of the published `-hf` checkpoints, which every version reads.
 

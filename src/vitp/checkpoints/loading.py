@@ -15,9 +15,10 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from vitp.checkpoints import hub, layouts
-from vitp.checkpoints.checkpoint import Checkpoint, Hints, read_checkpoint, timm_config_of
+from vitp.checkpoints.bands import fit_first_layers, wanted_channels
+from vitp.checkpoints.checkpoint import Checkpoint, Hints, read_checkpoint
 from vitp.checkpoints.description import CONFIG, own_folder, read_config
-from vitp.checkpoints.state_dicts import convert_state
+from vitp.checkpoints.state_dicts import convert_state, timm_config_of
 from vitp.checkpoints.tensors import INDEX, WEIGHTS, holds_weights, read_weights, weights_file
 from vitp.core.errors import CheckpointError
 from vitp.core.tensors import WeightsReport, load_weights
@@ -25,12 +26,14 @@ from vitp.core.version import STARTER
 from vitp.data.chat import ChatTokenizer
 from vitp.models.backbone import Backbone
 from vitp.models.foreign import described_by
+from vitp.models.inflation import with_channels
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod
 from vitp.models.resample import KERNEL, POSITIONS, fit_weights
 from vitp.models.timm_backbone import TimmSettings, timm_backbone
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
+from vitp.records.channels import Channels
 
 
 @dataclass
@@ -55,6 +58,8 @@ def load_backbone(
     heads: int | None = None,
     image_size: int | None = None,
     positions: PositionMethod | None = None,
+    channels: Channels | None = None,
+    data: Channels | None = None,
     revision: str | None = None,
 ) -> VisionTower: ...
 
@@ -67,6 +72,8 @@ def load_backbone(
     arguments: Mapping[str, Any] | None = None,
     image_size: int | None = None,
     positions: PositionMethod | None = None,
+    channels: Channels | None = None,
+    data: Channels | None = None,
     revision: str | None = None,
 ) -> PlainViT: ...
 
@@ -79,6 +86,8 @@ def load_backbone(
     heads: int | None = None,
     image_size: int | None = None,
     positions: PositionMethod | None = None,
+    channels: Channels | None = None,
+    data: Channels | None = None,
     revision: str | None = None,
 ) -> PlainViT:
     """Return a vision tower in eval mode; the language model beside it isn't read.
@@ -97,10 +106,15 @@ def load_backbone(
         image_size: Side in pixels that the tower is wanted for; positions are resampled. None: as trained.
         positions: How positions are resampled, now and for images of other sizes; None: as the folder says, and in
             InternVL's layouts as its code does. With an architecture timm resamples what is read in its own way.
+        channels: Bands that the tower is wanted for; the patch kernel is carried over by their names
+            (`vitp.models.inflation`). None: its own, or those of `data`.
+        data: Bands of the data that it is to be trained on: a tower of RGB pictures is made for them, one with bands
+            keeps its own. The tower says in `in_channels` what it sees.
         revision: Branch, tag or commit, for the hub.
 
     Raises:
         CheckpointError: No backbone is there, a file is broken or was changed, names or shapes don't fit.
+        DataError: `data` lack bands of the tower.
     """
     if own_folder(source) is None and not (holds_weights(Path(source)) or hub.hub_id(str(source))):
         raise CheckpointError(
@@ -115,6 +129,8 @@ def load_backbone(
         heads=heads,
         image_size=image_size,
         positions=positions,
+        channels=channels,
+        data=data,
     )
     return open_tower(source, hints=hints, revision=revision)[0]
 
@@ -149,12 +165,14 @@ def open_tower(
         raise CheckpointError("is no file or folder", where=str(source), fix="check the path")
     stated = read_config(path) if path.is_dir() else {}
     with described_by(path):
-        config = timm_config_of(stated if "architecture" in stated else {}, hints)
-    if hints.image_size is not None:
-        config = config.model_copy(update={"image_size": hints.image_size})
+        known = stated if "architecture" in stated else {}
+        config = timm_config_of(known, hints.architecture, hints.arguments)
+    wanted = wanted_channels(config.channels, hints.channels, hints.data, where=str(source))
+    config, trained = with_channels(config, wanted), config.channels
+    config = config.model_copy(update={"image_size": hints.image_size or config.image_size})
     file = weights_file(path) if path.is_dir() else path
     backbone, report = open_timm(
-        config, file, source=str(source), drop_path=drop_path, strict=strict, plain=True
+        config, file, source=str(source), drop_path=drop_path, strict=strict, plain=True, trained=trained
     )
     assert isinstance(backbone, PlainViT)
     return backbone, report
@@ -168,6 +186,7 @@ def open_timm(
     drop_path: float = 0.0,
     strict: bool = True,
     plain: bool = False,
+    trained: Channels | None = None,
 ) -> tuple[Backbone, WeightsReport]:
     """Return any backbone of timm, rotary and hierarchical ones included, filled from a file, in eval mode.
 
@@ -178,12 +197,16 @@ def open_timm(
         drop_path: Stochastic depth rate, where the architecture has it.
         strict: Refuse anything missing, unexpected or of another shape.
         plain: Refuse what is no plain ViT.
+        trained: Bands that the weights are of; None: as the shapes tell, where others are wanted: three are RGB.
 
     Raises:
         ConfigError: timm has no such model, refuses an argument, or it gives no feature maps.
         CheckpointError: The file is missing, broken or of another architecture.
     """
     converted = convert_state(read_weights(file), config, where=str(file), plain=plain)
+    notes = fit_first_layers(
+        converted.weights, converted.model.model, trained, config.channels, source=source or str(file)
+    )
     backbone = timm_backbone(config, drop_path=drop_path)
     report = load_weights(
         cast(nn.Module, backbone.model),
@@ -192,6 +215,7 @@ def open_timm(
         layout="timm",
         resampled=converted.resampled,
         ignored=converted.ignored,
+        notes=notes,
         strict=strict,
         fix="name the architecture that the weights are of",
     )
@@ -301,6 +325,8 @@ def load_vlm(
     drop_path: float = 0.0,
     template: str | None = None,
     image_size: int | None = None,
+    channels: Channels | None = None,
+    data: Channels | None = None,
     revision: str | None = None,
     strict: bool = True,
 ) -> LoadedVLM:
@@ -312,15 +338,17 @@ def load_vlm(
         drop_path: Stochastic depth rate of the vision tower while training.
         template: Chat template of a published model that names another; None: as it says.
         image_size: Side of a tile in pixels, positions resampled; None: as it says.
+        channels, data: Bands that its vision tower is wanted for; see `load_backbone`.
         revision: Branch, tag or commit, for the hub.
         strict: Refuse anything missing, unexpected or of another shape.
 
     Raises:
         CheckpointError: No model is there, a file is broken, the language model is of a kind that vitp can't run, or
             names and shapes don't fit.
+        DataError: `data` lack bands of the tower.
     """
     found: str | Path = source if _find(source) is None and hub.hub_id(str(source)) else vlm_folder(source)
-    hints = Hints(template=template, image_size=image_size)
+    hints = Hints(template=template, image_size=image_size, channels=channels, data=data)
     checkpoint = read_checkpoint(found, hints=hints, revision=revision)
     vlm, report = build_vlm(checkpoint, drop_path=drop_path, strict=strict)
     chat = chat_of(checkpoint, vlm)

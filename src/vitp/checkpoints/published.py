@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from vitp.core.errors import CheckpointError
 from vitp.core.reading import parse_json, read_text
+from vitp.models.inflation import unnamed_channels, with_channels
 from vitp.models.language import LanguageSettings
 from vitp.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionSettings, VisionTower
 
@@ -138,10 +139,17 @@ def sizes_of(tower: VisionTower, *, where: str) -> dict[str, Any]:
     """Return the sizes of a tower in the terms of both InternVL layouts.
 
     Raises:
-        CheckpointError: The tower has parts that InternVL's ViT hasn't: registers, query norms, other activations.
+        CheckpointError: The tower has parts that InternVL's ViT hasn't: registers, query norms, other activations,
+            other than three channels.
     """
     model: Any = tower.model
     block = model.blocks[0]
+    if tower.num_channels != 3:
+        raise CheckpointError(
+            f"sees {tower.num_channels} channels, and InternVL's layouts have places for three",
+            where=where,
+            fix="write it as timm, which takes any number",
+        )
     wanted = {
         "a [CLS] token with a position and no registers": model.num_prefix_tokens == 1
         and model.cls_token is not None
@@ -283,12 +291,13 @@ def internvit_of_weights(
         if name not in weights:
             raise CheckpointError(f"holds no whole vision tower: '{name}' is missing", where=where)
     sizes: dict[str, Any] = {**_sizes_told(weights, heads, where)}
-    return _internvit(
+    vision = _internvit(
         **sizes,
         image=round((weights[_TABLE].shape[1] - 1) ** 0.5) * sizes["patch"],
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
         final_norm="norm.weight" in weights,
     )
+    return with_channels(vision, unnamed_channels(int(weights[_KERNEL].shape[1])))
 
 
 def plain_vit_of_weights(weights: Mapping[str, Tensor], *, heads: int | None, where: str) -> VisionSettings:
@@ -326,7 +335,10 @@ def plain_vit_of_weights(weights: Mapping[str, Tensor], *, heads: int | None, wh
     if "norm.weight" not in weights:
         arguments["final_norm"] = False
     size = round(cells**0.5) * sizes["patch"]
-    return VisionSettings(architecture="vit_base_patch16_224", arguments=arguments, image_size=size)
+    channels = unnamed_channels(int(weights[_KERNEL].shape[1]))
+    return VisionSettings(
+        architecture="vit_base_patch16_224", arguments=arguments, image_size=size, channels=channels
+    )
 
 
 _CLASSES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}

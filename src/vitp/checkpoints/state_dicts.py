@@ -16,10 +16,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from vitp.checkpoints.description import EXTRA
 from vitp.core.errors import CheckpointError
 from vitp.models.backbone import Backbone
+from vitp.models.inflation import unnamed_channels
 from vitp.models.plain_vit import PlainViT
 from vitp.models.timm_backbone import CLASSIFIERS, TimmSettings, timm_backbone
+from vitp.records.channels import Channels
 
 _CONTAINERS = (
     *("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "module"),
@@ -126,6 +129,35 @@ class TimmWeights:
     weights: dict[str, Tensor]
     resampled: dict[str, str]
     ignored: tuple[str, ...]
+
+
+def timm_config_of(
+    config: Mapping[str, Any], architecture: str | None, arguments: Mapping[str, Any]
+) -> TimmSettings:
+    """Return the model that a `config.json` of timm describes.
+
+    Args:
+        config: Content of the file; empty without one.
+        architecture: timm's name of it, which goes first.
+        arguments: Of `timm.create_model`, which go before those of the file.
+    """
+    published = config.get("pretrained_cfg") or {}
+    stated = {**(config.get("model_args") or {}), **arguments}
+    size = stated.get("img_size") or (published.get("input_size") or [None])[-1]
+    # What a backbone sets by itself.
+    own = ("num_classes", "global_pool", "img_size", "dynamic_img_size", "fc_norm", "pretrained", "in_chans")
+    bands = (config.get(EXTRA) or {}).get("channels")
+    return TimmSettings(
+        architecture=architecture or config["architecture"],
+        arguments={key: value for key, value in stated.items() if key not in own},
+        image_size=size[0] if isinstance(size, list | tuple) else size,
+        mean=published.get("mean"),
+        std=published.get("std"),
+        # Of others nothing tells the bands: they are called by their number.
+        channels=unnamed_channels(stated.get("in_chans", 3))
+        if bands is None
+        else Channels.model_validate(bands),
+    )
 
 
 def convert_state(

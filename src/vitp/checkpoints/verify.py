@@ -18,6 +18,7 @@ from timm.data.config import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from vitp.checkpoints.bands import check_kernel
 from vitp.checkpoints.description import (
     CONFIG,
     DESCRIPTION,
@@ -32,8 +33,9 @@ from vitp.core.errors import CheckpointError, VitpError
 from vitp.core.sealed import check_sums
 from vitp.core.tensors import first_of, load_weights
 from vitp.models.arguments import check_architecture, check_timm_arguments
-from vitp.models.foreign import described_by, three_numbers
+from vitp.models.foreign import described_by, numbers_of
 from vitp.models.vision import VisionTower
+from vitp.records.channels import Channels
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,14 @@ def inspect_export(
     return VerifyReport(folder, tuple(checks))
 
 
+def _bands(channels: Channels | None) -> str:
+    """Return in words what a tower sees, scaling included."""
+    if channels is None:
+        return "RGB"
+    some = [f"{c.band} ({c.low:g} to {c.high:g}{' dB' * (c.transform == 'db')})" for c in channels.channels]
+    return f"{len(some)} bands: {first_of(some, 13)}"
+
+
 class _Verifier:
     """The comparisons one by one: each returns its numbers or raises a `VitpError`."""
 
@@ -159,17 +169,18 @@ class _Verifier:
         except (CheckpointError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError("is no timm configuration", where=str(self.folder / CONFIG)) from error
         vision = description.vision
+        mean, std = vision.normalisation
         wanted = {
-            "mean": list(vision.mean),
-            "std": list(vision.std),
-            "input_size": [3, vision.image_size, vision.image_size],
+            "mean": list(mean),
+            "std": list(std),
+            "input_size": [len(mean), vision.image_size, vision.image_size],
         }
         for key, value in wanted.items():
             if config.get(key) != value:
                 raise CheckpointError(
                     f"{CONFIG} says {key} {config.get(key)}, but {DESCRIPTION} says {value}"
                 )
-        return f"mean {list(vision.mean)}, std {list(vision.std)}, {vision.image_size} px"
+        return f"{_bands(vision.channels)}, mean {list(mean)}, std {list(std)}, {vision.image_size} px"
 
     def weights(self) -> str:
         description, path = read_description(self.folder), self.folder / WEIGHTS
@@ -193,7 +204,8 @@ class _Verifier:
         data = resolve(model)
         with described_by(path):
             mean_C11, std_C11 = (
-                torch.tensor(three_numbers(data[key])).view(3, 1, 1) for key in ("mean", "std")
+                torch.tensor(numbers_of(data[key], images_BCHW.shape[1])).view(-1, 1, 1)
+                for key in ("mean", "std")
             )
         image_BCHW = (images_BCHW.float() / 255 - mean_C11) / std_C11
         last_BND = model.forward_features(image_BCHW)[:, model.num_prefix_tokens :]
@@ -208,6 +220,10 @@ class _Verifier:
 
     def trained_tower(self, trained: VisionTower) -> str:
         exported = self._tower()
+        if exported.in_channels != trained.in_channels:
+            raise CheckpointError(
+                f"was trained with {_bands(trained.in_channels)}, exported with {_bands(exported.in_channels)}"
+            )
         if (exported.mean, exported.std) != (trained.mean, trained.std):
             raise CheckpointError(
                 f"was trained with mean {trained.mean}, std {trained.std}, "
@@ -228,8 +244,10 @@ class _Verifier:
     def _tower(self) -> VisionTower:
         """Return the tower whether or not its digests fit: a wrong hash must not hide what the features say."""
         path = self.folder / WEIGHTS
-        tower = VisionTower(read_description(self.folder).vision)
-        load_weights(tower.model, read_tensors(path), source=str(path))
+        tower, weights = VisionTower(read_description(self.folder).vision), read_tensors(path)
+        if (kernel := weights.get("patch_embed.proj.weight")) is not None:
+            check_kernel(kernel, tower.in_channels, where=str(path))
+        load_weights(tower.model, weights, source=str(path))
         return tower.eval()
 
     def _vectors(self) -> dict[str, Tensor]:
@@ -237,6 +255,9 @@ class _Verifier:
         vectors = read_tensors(path)
         if missing := {"images", "last", "middle"} - vectors.keys():
             raise CheckpointError(f"{', '.join(sorted(missing))} missing", where=str(path))
+        count = len(read_description(self.folder).vision.normalisation[0])
+        if vectors["images"].ndim != 4 or vectors["images"].shape[1] != count:
+            raise CheckpointError(f"holds no images of {count} channels", where=str(path))
         return vectors
 
     def _compare(self, features: Mapping[str, Tensor]) -> str:

@@ -233,10 +233,13 @@ def _write(
     max_shard: int,
 ) -> None:
     """Write configuration, weights and the files beside them."""
-    extra = {} if checkpoint.vlm is None else {"template": checkpoint.vlm.template}
+    extra: dict[str, Any] = {} if checkpoint.vlm is None else {"template": checkpoint.vlm.template}
+    vision = checkpoint.vision
+    if vision.channels is not None:
+        extra["channels"] = vision.channels.model_dump(mode="json")
     write_json(folder / CONFIG, config | {EXTRA: extra})
     write_tensors(folder, weights, max_shard=max_shard)
-    size = checkpoint.vision.image_size
+    size, (mean, std) = vision.image_size, vision.normalisation
     write_json(
         folder / "preprocessor_config.json",
         {
@@ -251,8 +254,8 @@ def _write(
             "rescale_factor": 1 / 255,
             "resample": 3,
             "size": {"height": size, "width": size},
-            "image_mean": list(checkpoint.vision.mean),
-            "image_std": list(checkpoint.vision.std),
+            "image_mean": list(mean),
+            "image_std": list(std),
         },
     )
     if checkpoint.tokenizer is None or checkpoint.vlm is None:

@@ -24,6 +24,7 @@ from vitp.core.reading import open_file, parse_json
 from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, Seen, cache_folder, cached_index
 from vitp.data.readers.records import RowRecords
 from vitp.io.images import is_scene, load_image
+from vitp.io.part_files import part_bytes
 from vitp.io.storage import (
     LocalBytes,
     RemoteBytes,
@@ -306,6 +307,9 @@ def _samples(records: Iterable[InstructionRecord]) -> Iterator[list[tuple[str, b
 
 def _image(address: str) -> tuple[str, bytes]:
     """Return suffix and bytes of an image."""
+    copied = part_bytes(address)
+    if copied is not None:
+        return copied
     if is_scene(address):
         buffer = io.BytesIO()
         load_image(address).save(buffer, "PNG")

@@ -18,6 +18,7 @@ from vitp.core.errors import VitpError
 from vitp.core.files import atomic_path
 from vitp.data.tiling import choose_grid, cut_grid
 from vitp.io.images import is_scene, load_image
+from vitp.io.parts import file_stamp
 from vitp.io.storage import is_member, is_remote
 
 _GAP = 2
@@ -98,10 +99,10 @@ def _version(address: str) -> str:
     if is_scene(address) or is_member(address) or is_remote(address):
         return ""
     try:
-        stat = Path(address).stat()
+        size, changed = file_stamp(address)
     except OSError:
         return ""
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+    return f"{size} {changed}"
 
 
 class TileCache:

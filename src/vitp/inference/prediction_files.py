@@ -20,6 +20,7 @@ from vitp.core.version import __version__
 from vitp.data.formats.walk import list_images
 from vitp.inference.outputs import Named, surest, unique_names, write_image, write_summary
 from vitp.io.images import image_size, is_scene, load_image, load_planes
+from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.predict import predict_images
@@ -40,7 +41,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in paths:
-        if not path.exists():
+        if not Path(base_address(path)).exists():
             raise DataError("doesn't exist", where=str(path), fix="check the path")
         inside = list_images(path) if path.is_dir() else [path]
         if not inside:

@@ -165,7 +165,7 @@ class ImageFile:
     def values(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the file's own values (H, W, N), upright, and which pixels (H, W) hold something; None: all.
 
-        Palettes and colours other than grey and RGB are resolved into RGB; transparency only tells what holds something.
+        Palettes and colours other than grey and RGB become RGB; transparency only tells what holds something.
 
         Raises:
             DataError: As `rgb`.

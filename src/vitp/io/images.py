@@ -14,9 +14,10 @@ from PIL import Image
 from vitp.core.errors import DataError
 from vitp.io.contract import Pixels
 from vitp.io.image_file import open_image
-from vitp.io.open_pixels import is_picture_file, open_pixels
-from vitp.io.parts import check_window, split_address
+from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_pixels
+from vitp.io.parts import FilePart, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
+from vitp.io.rasters import raster_driver
 from vitp.records.channels import Channels
 from vitp.scenes import load_scene, parse_scene_address
 
@@ -24,7 +25,7 @@ SCENE_PREFIX = "scene:"
 """Begins the address of a generated image, which has no file."""
 
 IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
+    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm", ".jp2", ".vrt"}
 )
 
 
@@ -67,8 +68,27 @@ def load_image(
     if is_picture_file(address):
         with open_image(address) as file:
             return file.rgb(enough)
-    with open_pixels(address) as pixels:
-        return _shown(pixels, enough)
+    return _raster_rgb(address, part, enough)
+
+
+def _raster_rgb(
+    address: str | Path, part: FilePart, enough: Callable[[int, int], tuple[int, int]] | None
+) -> Image.Image:
+    tiff = not (part.bands or part.layer) and raster_driver(split_address(address)[0]) == "GTiff"
+    try:
+        with open_pixels(address) as pixels:
+            if len(pixels.bands) in (1, 3):
+                return _shown(pixels, enough)
+            bands = f"{len(pixels.bands)} bands ({', '.join(pixels.names[:20])})"
+    except DataError:
+        if not tiff or not is_compressed_otherwise(address):
+            raise
+    if tiff:
+        with open_image(address) as file:  # its words tell more, and it may have another decoder
+            return file.rgb(enough)
+    what = f"has {bands}; which of them are red, green and blue isn't known"
+    fix = "choose them: -o bands=… where a set is compiled, FILE#bands=A,B,C for one file that is shown"
+    raise DataError(what, where=str(address), fix=fix)
 
 
 def _level(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None) -> int:
@@ -85,13 +105,6 @@ def _level(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None)
 
 def _shown(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None) -> Image.Image:
     """Return one or three bands as RGB: 8 bits as they stand, more of them stretched as those of pictures."""
-    if len(pixels.bands) not in (1, 3):
-        names = ", ".join(pixels.names[:20]) + (", …" if len(pixels.bands) > 20 else "")
-        raise DataError(
-            f"has {len(pixels.bands)} bands ({names}); which of them are red, green and blue isn't known",
-            where=pixels.where,
-            fix="choose them: -o bands=… where a set is compiled, FILE#bands=A,B,C for one file that is shown",
-        )
     level = _level(pixels, enough) if pixels.size[0] * pixels.size[1] > LARGE_PIXELS else 0
     values_CHW, valid_CHW = pixels.read_valid(level=level)
     values_HWN, valid_HW = np.moveaxis(values_CHW, 0, 2), np.any(valid_CHW, axis=0)

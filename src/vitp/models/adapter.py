@@ -62,12 +62,13 @@ class SpatialPrior(nn.Module):
         width: Channels of the maps (D).
         inner: Channels of the stem; the stages have 2, 4 and 4 times as many.
         norm: See `NormKind`.
+        channels: Of the images.
     """
 
-    def __init__(self, width: int, inner: int = 64, *, norm: NormKind = "group") -> None:
+    def __init__(self, width: int, inner: int = 64, *, norm: NormKind = "group", channels: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            ConvNorm(3, inner, 3, stride=2, norm=norm),
+            ConvNorm(channels, inner, 3, stride=2, norm=norm),
             ConvNorm(inner, inner, 3, norm=norm),
             ConvNorm(inner, inner, 3, norm=norm),
             nn.MaxPool2d(3, stride=2, padding=1),
@@ -217,7 +218,7 @@ class ViTAdapter(Pyramid):
         width = backbone.width
         self.channels, self.strides = width, STRIDES
         self.recompute = False
-        self.prior = SpatialPrior(width, prior_width, norm=norm)
+        self.prior = SpatialPrior(width, prior_width, norm=norm, channels=backbone.num_channels)
         self.level_embedding = nn.Parameter(torch.randn(len(LOOKED_AT), width))
         attention = {"heads": heads or backbone.heads, "points": points, "value_ratio": value_ratio}
         hidden = max(1, round(width * ffn_ratio))

@@ -122,7 +122,7 @@ def vision_flops(tower: PlainViT, tiles: int) -> float:
     patches = (height // tower.patch_size) * (width // tower.patch_size)
     tokens = patches + int(tower.model.num_prefix_tokens)
     blocks = forward_flops(vision_shape(tower), tiles * tokens, tokens)
-    return blocks + patch_embed_flops(tower.width, tower.patch_size, tiles * patches)
+    return blocks + patch_embed_flops(tower.width, tower.patch_size, tiles * patches, tower.num_channels)
 
 
 def _mlp(mlp: Any) -> tuple[int, bool]:

@@ -25,15 +25,15 @@ _ODD = (
 """What code that expects a published description raises on another one."""
 
 
-def three_numbers(values: Any) -> list[float]:
-    """Return one number a colour, as a mean or a standard deviation is.
+def numbers_of(values: Any, count: int) -> list[float]:
+    """Return one number a channel, as a mean or a standard deviation is.
 
     Raises:
-        ValueError, TypeError: They are no three numbers.
+        ValueError, TypeError: They are not that many numbers.
     """
     numbers = [float(value) for value in values]
-    if len(numbers) != 3:
-        raise ValueError(f"{numbers} are not three numbers")
+    if len(numbers) != count:
+        raise ValueError(f"{numbers[:13]} are not {count} numbers")
     return numbers
 
 

@@ -53,6 +53,10 @@ def per_channel(rgb: Sequence[float], channels: Channels | None) -> tuple[float,
     return tuple(sum(rgb) / 3 if colour is None else rgb[colour] for colour in channels.colours())
 
 
+MOST_OF_KERNEL = 2**31
+"""Numbers of a patch kernel: a mistake in a size must not fill the memory."""
+
+
 class VisionSettings(SettingsModel):
     """A Vision Transformer as timm knows it.
 
@@ -186,6 +190,13 @@ def input_argument(arguments: Mapping[str, Any], channels: Channels | None, *, w
             f"in_chans is {arguments['in_chans']}, but the input has {count} channels",
             where=f"{where}.arguments",
             fix=f"leave in_chans out and name the bands in {where}.channels",
+        )
+    patch, width = (arguments.get(key, 1) for key in ("patch_size", "embed_dim"))
+    if isinstance(patch, int) and isinstance(width, int) and count * patch**2 * width > MOST_OF_KERNEL:
+        raise ConfigError(
+            f"a patch kernel of {count} channels, {patch} px and width {width:,} is too large",
+            where=f"{where}.arguments",
+            fix="check the sizes",
         )
     return {} if channels is None else {"in_chans": count}
 

@@ -147,7 +147,9 @@ def tower_flops(tower: VisionTower, images: int, patches: int, *, embedded: int 
     """
     tokens = patches + int(tower.model.num_prefix_tokens)
     blocks = forward_flops(vision_shape(tower), images * tokens, tokens)
-    return blocks + patch_embed_flops(tower.width, tower.patch_size, images * (embedded or patches))
+    return blocks + patch_embed_flops(
+        tower.width, tower.patch_size, images * (embedded or patches), tower.num_channels
+    )
 
 
 def backward_factor(module: nn.Module) -> float:

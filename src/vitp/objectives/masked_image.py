@@ -155,10 +155,10 @@ class PixelDecoder(nn.Module):
         self.register_buffer("positions_ND", sincos_positions(tower.grid, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, self.heads, qkv_bias=True) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.predict = nn.Linear(width, 3 * tower.patch_size**2)
+        self.predict = nn.Linear(width, tower.num_channels * tower.patch_size**2)
 
     def forward(self, tokens_BLD: Tensor, keep_BK: Tensor) -> Tensor:
-        """Return predictions (B, N, P · P · 3).
+        """Return predictions (B, N, P · P · C).
 
         Args:
             tokens_BLD: The tower's output: prefix tokens, then the K visible patches.
@@ -228,7 +228,7 @@ class MaskedImageObjective(ImageObjective):
         return self.tower.finish_tokens(visible).tokens_BLD
 
     def targets(self, image_BCHW: Tensor) -> Tensor:
-        """Return what is to be predicted, (B, N, P · P · 3)."""
+        """Return what is to be predicted, (B, N, P · P · C)."""
         pixels_BNX = patchify(image_BCHW, self.tower.patch_size)
         if not self.config.normalize:
             return pixels_BNX

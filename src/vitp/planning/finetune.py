@@ -116,7 +116,7 @@ def plan_finetune(
 
 def image_flops(model: TaskModel, side: int) -> float:
     """Return the forward FLOPs of one image (or pair); values don't matter, so the model may be a fake one."""
-    image_BCHW = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    image_BCHW = torch.zeros(1, model.backbone.num_channels, side, side, dtype=torch.uint8)
     heads = 0.0
     model.eval()  # a batch of one has no statistics of its own
     # The counter knows attention as plain matrix products on every device.

@@ -123,7 +123,7 @@ def vision_activations(model: ModelShape, work: BatchLoad, *, bf16: bool, checkp
     tokens = work.tiles * (model.patches + model.prefix)
     block = tokens * block_bytes(shape, bf16=bf16, layer_scale=model.layer_scale)
     inputs = tokens * shape.width * _FLOAT32
-    image = work.tiles * 3 * model.tile**2 * small
+    image = work.tiles * model.channels * model.tile**2 * small
     folded = shape.width * model.shuffle**2
     projector = work.image_tokens * (folded * (_FLOAT32 + small) + 2 * model.language.width * small)
     gradients = tokens * 2 * (shape.width + shape.mlp_width) * small

@@ -41,6 +41,7 @@ class ModelShape:
         patch_size: Side of a patch in pixels.
         shuffle: Side of the square of patches folded into an image token.
         layer_scale: Whether the ViT's blocks scale what they add.
+        channels: Of the images.
         parameters: Part → number of parameters, embeddings counted once.
     """
 
@@ -52,6 +53,7 @@ class ModelShape:
     patch_size: int
     shuffle: int
     layer_scale: bool
+    channels: int
     parameters: dict[str, int]
 
     @property
@@ -88,6 +90,7 @@ def vlm_shape(vlm: VisionLanguageModel) -> ModelShape:
         patch_size=tower.patch_size,
         shuffle=vlm.config.shuffle,
         layer_scale=not isinstance(tower.model.blocks[0].ls1, torch.nn.Identity),
+        channels=tower.num_channels,
         parameters={
             name: sum(parameter.numel() for parameter in getattr(vlm, name).parameters())
             for name in ("vision", "projector", "language")

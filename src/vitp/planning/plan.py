@@ -247,7 +247,7 @@ def _flops(model: ModelShape, run: RunShape, work: BatchLoad, lengths: Sequence[
     folded, width = model.vision.width * model.shuffle**2, model.language.width
     return {
         "vision": forward_flops(model.vision, work.tiles * tokens, tokens)
-        + patch_embed_flops(model.vision.width, model.patch_size, work.tiles * model.patches),
+        + patch_embed_flops(model.vision.width, model.patch_size, work.tiles * model.patches, model.channels),
         "projector": 2.0 * width * (folded + width) * work.image_tokens,
         "language": forward_flops(
             model.language,

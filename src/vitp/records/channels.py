@@ -8,6 +8,7 @@ Shapes: C channels, H × W pixels.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -24,6 +25,11 @@ MOST_CHANNELS = 1024
 _Number = Annotated[int, Field(ge=0, lt=MOST_CHANNELS)]
 
 RED, GREEN, BLUE = "red", "green", "blue"
+
+
+def band_key(name: str) -> str:
+    """Return what counts in a band's name: not its case, and not the zeros of B04."""
+    return re.sub(r"^b0+(?=\d)", "b", name.strip().casefold())
 
 
 class Channel(SettingsModel):
@@ -94,7 +100,12 @@ class Channels(SettingsModel):
         Raises:
             DataError: It lacks some; the message names them and what the file has.
         """
-        missing = [band for band in dict.fromkeys(self.bands) if band not in known]
+        keys = [band_key(name) for name in known]
+        missing = [
+            band
+            for band in dict.fromkeys(self.bands)
+            if band not in known and keys.count(band_key(band)) != 1
+        ]
         if missing:
             raise DataError(
                 f"lacks the bands {', '.join(missing)}; it has {', '.join(known)}",

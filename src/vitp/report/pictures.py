@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.io.images import is_scene, load_image
+from vitp.io.parts import base_address
 
 PictureSource = str | Path | Image.Image | np.ndarray
 """A path or `scene:` address, a PIL image, or an (H, W) or (H, W, 3) uint8 array."""
@@ -38,8 +39,8 @@ def open_picture(picture: PictureSource, *, base: Path | None = None) -> Image.I
                 fix="give (H, W) or (H, W, 3) uint8",
             )
         return Image.fromarray(picture).convert("RGB")
-    if base is not None and not is_scene(picture) and not Path(picture).is_file():
-        picture = base / picture if (base / picture).is_file() else picture
+    if base is not None and not is_scene(picture) and not Path(base_address(picture)).exists():
+        picture = base / picture if Path(base_address(base / picture)).exists() else picture
     return load_image(picture)
 
 

@@ -28,6 +28,7 @@ from vitp.metrics.results import Prediction, Scores, Target
 from vitp.models.backbone import Backbone, frozen
 from vitp.models.pyramid import Pyramid
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
 
 TASK_FORMAT = "vitp-task-1"
@@ -38,7 +39,7 @@ class TaskBatch(TensorFields):
     """Images of one size with their targets.
 
     Attributes:
-        images_BCHW: uint8 RGB, padded at the bottom and the right with zeros to one size.
+        images_BCHW: uint8, padded at the bottom and the right with zeros to one size.
         later_BCHW: The second date of pairs, padded likewise.
         sizes_B2: int64 height and width of each image before it was padded.
         targets: One for each image; their masks have the size before padding.
@@ -61,7 +62,7 @@ class TaskBatch(TensorFields):
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return (3, H, W) images of any sizes as one batch, padded with zeros, and their sizes.
+    """Return (C, H, W) images of any sizes as one batch, padded with zeros, and their sizes.
 
     Returns:
         `images_BCHW` of the largest height and width, and `sizes_B2` int64 height and width of each image.
@@ -196,7 +197,7 @@ class TaskModel(Objective):
         depend on its company.
 
         Args:
-            images: uint8 (3, H, W) each, of any sizes.
+            images: uint8 (C, H, W) each, of any sizes.
             later: The second dates of pairs, each of the size of its first.
         """
         sizes: dict[tuple[int, ...], list[int]] = {}
@@ -243,6 +244,11 @@ class TaskModel(Objective):
     def work(self, batch: TaskBatch) -> dict[str, float]:
         """Return the number of images."""
         return {"samples": float(len(batch)), "tiles": float(len(batch))}
+
+    @property
+    def in_channels(self) -> Channels | None:
+        """Bands that the model sees, and how their values become 0–255; None: RGB pictures."""
+        return self.backbone.in_channels
 
     @property
     def device(self) -> torch.device:

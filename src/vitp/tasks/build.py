@@ -10,16 +10,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vitp.checkpoints.bands import wanted_channels
 from vitp.checkpoints.loading import load_backbone, open_timm
 from vitp.core.config import SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.models.adapter import build_pyramid
 from vitp.models.backbone import Backbone
+from vitp.models.inflation import with_channels
 from vitp.models.positions import PositionMethod
 from vitp.models.pyramid import Pyramid, pad_to_multiple
 from vitp.models.resample import KernelMethod, resized_tower
 from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
 from vitp.models.vision import VisionSettings, VisionTower
+from vitp.records.channels import Channels
 from vitp.tasks.base import TaskModel
 from vitp.tasks.change import ChangeModel
 from vitp.tasks.classification import ClassificationModel
@@ -43,6 +46,9 @@ class BackboneSettings(SettingsModel):
     """Further arguments of `timm.create_model` for "timm:NAME"."""
     vision: VisionSettings | None = None
     """Sizes of the tower for "random"; none: the starter's."""
+    channels: Channels | None = None
+    """Bands that the backbone is to see; trained weights are carried over by their names. none: its own, and where
+    it was trained on RGB pictures, those of the data."""
     image_size: int | None = Field(None, ge=8, le=65_536)
     """Side of the images for which positions are resampled; none: the backbone's own."""
     patch_size: int | None = Field(None, ge=2, le=1024)
@@ -85,20 +91,23 @@ class LastMap(Pyramid):
         return self.backbone.forward_features(pad_to_multiple(image_BCHW, self.strides[0]))
 
 
-def open_backbone(settings: BackboneSettings, seed: int = 0) -> Backbone:
+def open_backbone(settings: BackboneSettings, seed: int = 0, *, data: Channels | None = None) -> Backbone:
     """Return the backbone that the settings name, with its weights.
 
     Args:
         settings: See `BackboneSettings`.
         seed: Of random weights.
+        data: Bands of the data that it is to be trained on: a backbone of RGB pictures is made for them, one with
+            bands of its own keeps these.
 
     Raises:
         ConfigError: The settings contradict each other, or timm has no such model.
         CheckpointError: No backbone is there, or a file is broken.
+        DataError: The data lack bands of the backbone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = _open(settings)
+        backbone = _open(settings, data)
     if settings.gradient_checkpointing:
         set_checkpointing = getattr(backbone, "set_gradient_checkpointing", None)
         if set_checkpointing is None:
@@ -107,13 +116,14 @@ def open_backbone(settings: BackboneSettings, seed: int = 0) -> Backbone:
     return backbone.requires_grad_(not settings.freeze)
 
 
-def _open(settings: BackboneSettings) -> Backbone:
-    name = settings.init
+def _open(settings: BackboneSettings, data: Channels | None) -> Backbone:
+    name, channels = settings.init, settings.channels
     if name.startswith(TIMM_PREFIX):
         config = TimmSettings(
             architecture=name.removeprefix(TIMM_PREFIX),
             arguments=settings.arguments,
             image_size=settings.image_size,
+            channels=channels or data,
         )
         if settings.positions == "bicubic":
             raise ConfigError(
@@ -135,11 +145,13 @@ def _open(settings: BackboneSettings) -> Backbone:
             f'"{name}" takes neither arguments nor weights', where="backbone", fix='use init "timm:NAME"'
         )
     if name == "random":
-        tower = VisionTower(settings.vision or load_backbone("starter").config)
+        vision = settings.vision or load_backbone("starter").config
+        wanted = wanted_channels(vision.channels, channels, data, where="backbone.vision")
+        tower = VisionTower(with_channels(vision, wanted))
     elif settings.vision is not None:
         raise ConfigError(f'"{name}" has its own architecture', where="backbone.vision", fix='use "random"')
     else:
-        tower = load_backbone(name)
+        tower = load_backbone(name, channels=channels, data=data)
     return resized_tower(
         tower,
         patch_size=settings.patch_size,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vitp.checkpoints.bands import check_kernel
 from vitp.checkpoints.description import CONFIG, read_config
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError
 from vitp.core.tensors import load_tensors, load_weights
 from vitp.models.foreign import described_by
+from vitp.models.resample import KERNEL
 from vitp.tasks.base import TASK_FORMAT, InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model, empty_backbone
 
@@ -69,7 +71,11 @@ def load_task(path: str | Path) -> TaskModel:
     model.description = {
         key: value for key, value in description.items() if key not in ("format", "task", "classes")
     }
-    load_weights(model, load_tensors(folder / WEIGHTS), source=str(folder / WEIGHTS))
+    weights, where = load_tensors(folder / WEIGHTS), str(folder / WEIGHTS)
+    for name, tensor in weights.items():
+        if name.endswith(KERNEL):
+            check_kernel(tensor, model.in_channels, where=where)
+    load_weights(model, weights, source=where)
     return model.eval()
 
 

@@ -16,7 +16,7 @@ from vitp.data.formats.pixel_masks import MaskWindow, windowed
 from vitp.data.formats.places import GroundPlace, on_one_plane, split_by_place, with_ground
 from vitp.io.ground import RASTER_SUFFIXES, geometry_of
 from vitp.io.images import is_scene, load_image
-from vitp.io.parts import base_address, window_address
+from vitp.io.parts import base_address, file_stamp, window_address
 from vitp.records.geometry import (
     Box,
     area,
@@ -217,17 +217,17 @@ def _split_by_place(cropped: LabelledSet, how: PlaceSplit, places: Sequence[Grou
 
 
 def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path) -> list[str]:
-    suffix = Path(source).suffix.lower()
+    suffix = Path(base_address(source)).suffix.lower()
     ending = ".jpg" if suffix in _LOSSY else ".png"
     paths = [out_dir / f"{inner_path(name)}_{x1}_{y1}_{x2}_{y2}{ending}" for x1, y1, x2, y2 in windows]
     check_inside(paths[0], out_dir)
     try:
-        changed = Path(source).stat().st_mtime
+        changed = file_stamp(source)[1]
     except FileNotFoundError as error:
         raise DataError("image is missing", where=source, fix="check the path and the root folder") from error
-    missing = [k for k, p in enumerate(paths) if not p.is_file() or p.stat().st_mtime < changed]
+    missing = [k for k, p in enumerate(paths) if not p.is_file() or p.stat().st_mtime_ns < changed]
     # Where nothing is cut off, nothing needs to be compressed a second time.
-    copied = len(windows) == 1 and suffix in (".jpg", ".jpeg")
+    copied = len(windows) == 1 and base_address(source) == source and suffix in (".jpg", ".jpeg")
     image = load_image(source) if missing and not copied else None
     for k in missing:
         with atomic_path(paths[k]) as temporary:

@@ -1,0 +1,146 @@
+"""The patch kernel, mean and deviation of a tower for other channels than it was trained with.
+
+One rule for all of them. Each new channel continues old ones:
+
+- the channels of its band's name, their mean where a band stands in several;
+- against RGB pictures, on either side: the colour of its name; three channels are red, green and blue in the given
+  order, whatever their names (`Channels.colours`);
+- as many channels as old ones that were only numbered: those at their places;
+- a band that is new: the mean of all old ones.
+
+The kernel is then multiplied by old / new number of channels (3 / N from RGB), so that tokens keep their size: where all
+channels show the same, more of them would only add up. Where every channel stays, the kernel stays bit for bit.
+
+Shapes: D width, C old and N new channels, P patch side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vitp.core.errors import ConfigError
+from vitp.models.timm_backbone import TimmSettings
+from vitp.models.vision import VisionSettings
+from vitp.records.channels import MOST_CHANNELS, PICTURE, Channel, Channels
+
+Tower = TypeVar("Tower", VisionSettings, TimmSettings)
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """Which old channels each new one continues.
+
+    Attributes:
+        old: Number of old channels.
+        parents: For each new channel the old ones whose mean it becomes; empty: it is new, the mean of all.
+    """
+
+    old: int
+    parents: tuple[tuple[int, ...], ...]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether every channel stays at its place."""
+        return self.parents == tuple((number,) for number in range(self.old))
+
+    def kernel(self, kernel_DCPP: Tensor) -> Tensor:
+        """Return the kernel (D, N, P, P) for the new channels, in the type of the old one."""
+        if self.is_same:
+            return kernel_DCPP
+        wide_DCPP = kernel_DCPP.float()
+        slices = [
+            wide_DCPP[:, parents[0]]
+            if len(parents) == 1
+            else wide_DCPP[:, list(parents or range(self.old))].mean(1)
+            for parents in self.parents
+        ]
+        return (torch.stack(slices, 1) * (self.old / len(self.parents))).to(kernel_DCPP.dtype)
+
+    def numbers(self, old: Sequence[float]) -> tuple[float, ...]:
+        """Return a number for each new channel, as a mean or a deviation is, of one for each old channel."""
+        if self.is_same:
+            return tuple(old)
+        chosen = [[old[n] for n in parents or range(self.old)] for parents in self.parents]
+        return tuple(values[0] if len(values) == 1 else sum(values) / len(values) for values in chosen)
+
+
+def unnamed_channels(count: int) -> Channels | None:
+    """Return the channels of a tower that names no bands: None (RGB pictures) for three, else 1, 2, 3, …
+
+    Raises:
+        ConfigError: There are none, or too many.
+    """
+    if not isinstance(count, int) or not 1 <= count <= MOST_CHANNELS:
+        raise ConfigError(
+            f"towers see 1 to {MOST_CHANNELS} channels, not {str(count)[:40]}", where="in_chans"
+        )
+    if count == 3:
+        return None
+    return Channels(channels=tuple(Channel(band=str(number)) for number in range(1, count + 1)))
+
+
+def inheritance(old: Channels | None, new: Channels | None) -> Inheritance:
+    """Return which channels of `old` those of `new` continue; None: RGB pictures. See the module for the rule."""
+    before, after = old or PICTURE, new or PICTURE
+    count = len(before)
+    places = tuple((number,) for number in range(count))
+    if before.bands == after.bands:
+        return Inheritance(count, places)
+    theirs: tuple[object, ...] = before.bands
+    ours: tuple[object, ...] = after.bands
+    if old is None or new is None:
+        theirs, ours = before.colours(), after.colours()
+    else:
+        unnamed = before.bands == tuple(str(number) for number in range(1, count + 1))
+        if unnamed and len(after) == count and not set(theirs) & set(ours):
+            return Inheritance(count, places)
+    parents = (
+        tuple(number for number, other in enumerate(theirs) if name is not None and other == name)
+        for name in ours
+    )
+    return Inheritance(count, tuple(parents))
+
+
+def with_channels(settings: Tower, channels: Channels | None) -> Tower:
+    """Return the settings of a tower for other channels; its mean and deviation go with the bands."""
+    if channels == settings.channels:
+        return settings
+    heirs = inheritance(settings.channels, channels)
+
+    def inherited(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        # Three numbers are of red, green and blue, and are shared out when they are used (`per_channel`).
+        if values is None or settings.channels is None or len(values) != heirs.old:
+            return values
+        return heirs.numbers(values)
+
+    update = {
+        "channels": channels,
+        "mean": inherited(settings.mean),
+        "std": inherited(settings.std),
+        "arguments": {key: value for key, value in settings.arguments.items() if key != "in_chans"},
+    }
+    return settings.model_copy(update=update)
+
+
+def inflation_note(old: Channels | None, new: Channels | None) -> str:
+    """Return in one line what becomes of a kernel."""
+    heirs, before, after = inheritance(old, new), old or PICTURE, new or PICTURE
+    if before.bands == after.bands:
+        return f"the values of {_listed(after.bands)} are scaled otherwise than in its training"
+    change = f"patch kernel of {_listed(before.bands)} for {_listed(after.bands)}"
+    if heirs.is_same:
+        return f"{change}: taken as it is, in the given order"
+    fresh = [band for band, parents in zip(after.bands, heirs.parents, strict=True) if not parents]
+    kept = [band for band, parents in zip(after.bands, heirs.parents, strict=True) if parents]
+    parts = [f"{_listed(kept)} continue{'s' * (len(kept) == 1)} their own" if kept else ""]
+    parts += [f"{_listed(fresh)} begin{'s' * (len(fresh) == 1)} with the mean of all" if fresh else ""]
+    return f"{change}: {'; '.join(filter(None, parts))}; times {heirs.old}/{len(after)}"
+
+
+def _listed(bands: Sequence[str], most: int = 13) -> str:
+    return ", ".join(bands[:most]) + (f", … ({len(bands)})" if len(bands) > most else "")
