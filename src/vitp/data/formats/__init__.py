@@ -40,6 +40,7 @@ from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
 from vitp.data.formats.masks import read_masks
+from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
@@ -116,7 +117,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     if "options" not in inspect.signature(reader).parameters:
         return reader(root, **options)
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
-    return reader(root, common, **options)
+    return with_metadata(reader(root, common, **options), root)
 
 
 def _reader(fmt: str) -> Callable[..., LabelledSet]:
