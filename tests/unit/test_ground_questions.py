@@ -143,9 +143,10 @@ def test_areas_are_compared_in_any_unit() -> None:
 
 
 def test_objects_are_measured_on_the_ground() -> None:
-    found = asked(
-        image(), "size_metres", "area_metres", "distance_metres", "extent_metres", "ground_resolution"
-    )
+    tasks = ("size_metres", "area_metres", "distance_metres", "extent_metres", "ground_resolution")
+    found: dict[str, str] = {}
+    for seed in range(6):
+        found |= asked(image(), *tasks, seed=seed)
     assert found["size_metres"] in ("about 40 m", "about 5 m")
     assert found["area_metres"] == "about 400 m²"  # only the ship has an outline
     assert found["distance_metres"] == length_text(0.5 * float(np.hypot(35, 72.5)))
@@ -399,7 +400,7 @@ def test_compiled_records_ask_in_metres(tmp_path: Path) -> None:
     write_vectors(root / "ships.gpkg", shapes)
     summary = compile_labels(root, "auto", tmp_path / "out", seed=1, val=0, test=0)
     assert {"extent_metres", "ground_resolution"} <= set(summary.constant)
-    assert summary.splits["train"].tasks["size_metres"] > 8
+    assert summary.splits["train"].tasks["size_metres"] > 3
     text = (tmp_path / "out" / "train.jsonl").read_text()
     assert '"about 40 m"' in text
     off = SynthesisConfig(tasks={"size_metres": 0.0})
