@@ -10,7 +10,7 @@ from pathlib import Path
 from vitp.core.errors import DataError
 from vitp.data.check_report import CheckReport, Finding, Severity, SourceCount
 from vitp.data.formats.places import known_geometry, neighbours, on_one_plane
-from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, image_print, in_threads
+from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, as_compared, image_print, in_threads
 from vitp.data.readers.rows import row_id
 from vitp.data.row_checks import (
     CONTROL_TOKENS,
@@ -22,7 +22,8 @@ from vitp.data.row_checks import (
 )
 from vitp.data.sources import Source, open_sources
 from vitp.io.contract import Geometry
-from vitp.io.images import image_size, is_scene, load_image
+from vitp.io.images import image_size, is_scene, undeclared
+from vitp.records.channels import PICTURE, Channels
 from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord, printable
 
 LengthOf = Callable[[InstructionRecord, int | None], int]
@@ -84,10 +85,14 @@ def check_records(
 
 @dataclass(frozen=True, slots=True)
 class _ImageFacts:
-    """What is known of an image: size, its print unless it is generated, and where it lies."""
+    """What is known of an image: size, its print unless it is generated, its bands, and where it lies.
+
+    A picture has no bands.
+    """
 
     size: tuple[int, int]
     print: ImagePrint | None
+    bands: tuple[str, ...] | None = None
     geometry: Geometry | None = None
 
 
@@ -204,8 +209,8 @@ def _image_facts(address: str) -> _ImageFacts | DataError:
     try:
         if is_scene(address):
             return _ImageFacts(image_size(address), None)
-        image = load_image(address)
-        return _ImageFacts(image.size, image_print(image), known_geometry(address))
+        image, digest, bands = as_compared(address)
+        return _ImageFacts(image.size, image_print(image, digest), bands, known_geometry(address))
     except DataError as error:
         return error
 
@@ -217,12 +222,25 @@ def _check_images(item: _Checked, facts: _Facts) -> None:
             what = found.what if (found.where or "") == "" else f"{found.where}: {found.what}"
             item.add_for_image("error", "image", address, what, found.fix)
             continue
+        if (unseen := _unseen(found.bands, item.source.channels, address)) is not None:
+            item.add_for_image("error", "bands", address, unseen.what, unseen.fix)
         wrong = [(row, stated) for row, stated in users if stated is not None and stated != found.size]
         if wrong:
             row, (width, height) = wrong[0]
             more = f" (and in {_number(len(wrong) - 1, 'other row')})" if len(wrong) > 1 else ""
             what = f"the row says {width}×{height}, the image is {found.size[0]}×{found.size[1]}{more}"
             item.add("warning", "size", row, what, "correct width and height, or leave them out")
+
+
+def _unseen(bands: tuple[str, ...] | None, channels: Channels | None, where: str) -> DataError | None:
+    """Return why the bands of a file can't be seen by what its set declares; None: they can."""
+    if channels is None:
+        return None if bands is None else undeclared(where)
+    try:
+        channels.check_bands(PICTURE.bands if bands is None else bands, where=where)
+    except DataError as error:
+        return error
+    return None
 
 
 def _find_neglected(checked: Sequence[_Checked]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.records.channels import Channels
 from vitp.records.instructions import printable, text_problem
 
 SPLITS = ("train", "val", "test")
@@ -126,6 +127,7 @@ class LabelledSet:
         findings: Lines about labels that were left out or mended while reading, each with file and row.
         understood: Lines about how the files were understood (readings that were chosen, where the splits come
             from), which `vitp data compile` prints first.
+        channels: What is seen of the bands of its files; None: they are pictures.
         drawn: How the splits were drawn by place, so that crops are split likewise; None: they weren't.
 
     Raises:
@@ -140,6 +142,7 @@ class LabelledSet:
     licence: str = ""
     findings: tuple[str, ...] = field(default=())
     understood: tuple[str, ...] = ()
+    channels: Channels | None = None
     drawn: PlaceSplit | None = None
 
     def __post_init__(self) -> None:
