@@ -256,6 +256,9 @@ def test_metadata_are_told_or_asked_never_both() -> None:
 
 
 def test_the_line_can_be_switched_off_and_on() -> None:
+    config = SynthesisConfig(tasks={CONTEXT: 2.0, "region": 0.0, "ground_resolution": 0.0})
+    told = {record.prefix for record, _ in records(image(metadata=KNOWN), config)}
+    assert told == {"Sensor: Sentinel-2; date: 2020-07-01; season: summer.\n<image>\n"}
     for weight, share in ((0.0, 0.0), (2.0, 1.0)):
         config = SynthesisConfig(tasks={CONTEXT: weight})
         starts = [

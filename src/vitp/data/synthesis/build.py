@@ -115,7 +115,8 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
 
 
 CONTEXT = "context"
-"""Not a question: whether half of the records (at weight 1) begin with what is known of how the image was taken."""
+"""Not a question: half of the records (at weight 1) begin with what is known of how the image was taken, as far as it
+would be asked for; what all images of a set have in common isn't told."""
 
 TASK_NAMES = (*QUESTION_TASKS, CONTEXT)
 """What weights can be given to."""
@@ -278,7 +279,7 @@ def synthesize_with_tasks(
     rng = np.random.default_rng(
         np.random.SeedSequence([seed, epoch, zlib.crc32(item.id.encode(errors="surrogatepass"))])
     )
-    context = ground_tasks.context_line(item)
+    context = ground_tasks.context_line(item, lambda name: config.weight(name) > 0)
     # Without anything to tell no random number is drawn: such records stay what they were.
     if context and rng.random() >= config.weight(CONTEXT) / 2:
         context = ""

@@ -236,22 +236,21 @@ def asks_metadata(key: str) -> Callable[[Facts, np.random.Generator], Question |
     return task
 
 
-def context_line(item: LabelledImage) -> str:
+def context_line(item: LabelledImage, told: Callable[[str], bool] = lambda name: True) -> str:
     """Return what is known of how an image was taken as one line, "" where nothing is.
 
     The dates of a pair stand beside the marks of its images.
+
+    Args:
+        item: The image.
+        told: Whether one of `METADATA`, or `ground_resolution`, is told.
     """
     known = item.metadata or {}
-    parts = [
-        f"{key}: {known[key]}"
-        for key in METADATA
-        if known.get(key) and not (key == "date" and item.second_image)
-    ]
+    values = {key: known.get(key) for key in METADATA if key != "date" or item.second_image is None}
     if item.ground is not None:
-        parts.insert(
-            1 if known.get("sensor") else 0,
-            f"ground resolution: {resolution_text(item).removeprefix('about ')}",
-        )
+        values["ground_resolution"] = resolution_text(item).removeprefix("about ")
+    order = ("sensor", "ground_resolution", *METADATA[1:])
+    parts = [f"{spoken(key)}: {values[key]}" for key in order if values.get(key) and told(key)]
     line = "; ".join(parts)
     return f"{line[0].upper()}{line[1:]}." if line else ""
 
