@@ -92,12 +92,12 @@ class Channels(SettingsModel):
         """Return for each channel which colour of an RGB picture it continues: 0 red, 1 green, 2 blue; None: none.
 
         Three channels are red, green and blue in the given order, whatever their names: a grey band three times, or
-        near infrared as red. Of another number those are that bear the names.
+        near infrared as red. Of another number those are that bear the names, in any case.
         """
         if len(self) == 3:
             return (0, 1, 2)
         named: dict[str, int] = {RED: 0, GREEN: 1, BLUE: 2}
-        return tuple(named.get(band) for band in self.bands)
+        return tuple(named.get(band.casefold()) for band in self.bands)
 
     @property
     def is_rgb(self) -> bool:
@@ -213,5 +213,7 @@ def matching(model: Channels | None, data: Channels | None, *, where: str = "dat
         return model
     if data is None or len(data) == 3:
         return data
-    PICTURE.check_bands(data.bands, where=where)
-    return Channels(channels=tuple(data.channels[data.bands.index(name)] for name in PICTURE.bands))
+    colours = data.colours()
+    if not {0, 1, 2} <= set(colours):
+        PICTURE.check_bands(data.bands, where=where)
+    return Channels(channels=tuple(data.channels[colours.index(colour)] for colour in range(3)))
