@@ -39,11 +39,11 @@ def tower_to_probe(name: str, data: Channels | None = None) -> VisionTower:
     """Return the ViT of an export, run or model folder, the starter's, or one of its shape with random weights.
 
     Args:
-        name: Of the backbone.
-        data: Bands of the set that it is probed on; a ViT of RGB pictures is made for them.
+        name: Where it comes from.
+        data: What the data declare of their bands: a ViT of RGB pictures is made for them, as a run would.
 
     Raises:
-        DataError: The set lacks bands of the backbone.
+        DataError: The data lack bands of a ViT that has bands of its own.
     """
     if name == "random":
         return random_backbone(load_backbone("starter", data=data), seed=0)
