@@ -116,7 +116,7 @@ class _Crops:
 
     def add(self, item: LabelledImage, windows: Sequence[MaskWindow], folder: Path | None) -> None:
         """Add the crops of an image; see `_addresses` for the folder."""
-        self.about_whole += bool(len(windows) > 1 and (item.captions or item.scene))
+        self.about_whole += bool(len(windows) > 1 and (item.captions or item.scene or item.tags))
         images = _addresses(item.image, item.id, windows, folder)
         seconds: Sequence[str | None] = [None] * len(windows)
         if item.second_image is not None:
@@ -256,6 +256,8 @@ def _crop_item(item: LabelledImage, window: MaskWindow, min_visible: float, *, w
         captions=item.captions if whole else (),
         semantic=windowed(item.semantic, window) if item.semantic is not None else None,
         change=windowed(item.change, window) if item.change is not None else None,
+        tags=item.tags if whole else None,
+        transition=windowed(item.transition, window) if item.transition is not None else None,
     )
 
 

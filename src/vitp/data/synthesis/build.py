@@ -58,6 +58,10 @@ def _scenes(item: LabelledImage) -> Iterable[str]:
     return () if item.scene is None else (item.scene,)
 
 
+def _has_transition(item: LabelledImage) -> bool:
+    return item.transition is not None
+
+
 def _of_metadata(key: str) -> QuestionTask:
     def given(item: LabelledImage) -> Iterable[str]:
         return [value] if (value := (item.metadata or {}).get(key)) else []
@@ -75,6 +79,12 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "caption": QuestionTask(image_tasks.caption, token_f1, given=attrgetter("captions")),
     "scene": QuestionTask(image_tasks.scene, exact, given=_scenes),
     "scene_options": QuestionTask(image_tasks.scene_options, exact, given=_scenes),
+    "tags": QuestionTask(
+        image_tasks.tags,
+        list_f1,
+        needs=lambda item: item.tags is not None,
+        given=lambda item: (", ".join(item.tags or ()),),
+    ),
     "presence": QuestionTask(image_tasks.presence, same_yes_no, balanced=True),
     "count": QuestionTask(image_tasks.count, same_number, balanced=True),
     "count_compare": QuestionTask(image_tasks.count_compare, exact),
@@ -104,6 +114,10 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "change_cells": QuestionTask(change_tasks.change_cells, cells_f1, change=True),
     "change_share": QuestionTask(change_tasks.change_share, same_share, change=True),
     "change_objects": QuestionTask(change_tasks.change_objects, list_f1, change=True),
+    "transitions": QuestionTask(change_tasks.transitions, list_f1, change=True, needs=_has_transition),
+    "transition_point": QuestionTask(
+        change_tasks.transition_point, list_f1, change=True, needs=_has_transition
+    ),
     "size_metres": _of_ground(ground_tasks.size_metres),
     "area_metres": _of_ground(ground_tasks.area_metres),
     "cover_hectares": _of_ground(ground_tasks.cover_hectares),
@@ -124,10 +138,13 @@ TASK_NAMES = (*QUESTION_TASKS, CONTEXT)
 
 def tasks_asked(item: LabelledImage) -> list[str]:
     """Return the names of the tasks that can be asked of an image, or of a pair."""
-    if item.second_image is None:
-        tasks = QUESTION_TASKS.items()
-        return [name for name, task in tasks if not task.change and (task.needs is None or task.needs(item))]
-    return [*(name for name, task in QUESTION_TASKS.items() if task.change), "caption"]
+    pair = item.second_image is not None
+    names = [
+        name
+        for name, task in QUESTION_TASKS.items()
+        if task.change == pair and (task.needs is None or task.needs(item))
+    ]
+    return [*names, "caption"] if pair else names
 
 
 def _task(name: str, where: str) -> QuestionTask:

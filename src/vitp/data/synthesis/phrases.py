@@ -30,6 +30,11 @@ SCENE_OPTIONS = (
     "Is this scene {options}?", "Pick the scene type from: {options}.", "What is shown: {options}?",
     "Select the right category: {options}.",
 )
+TAGS = (
+    "Which classes fit the image? Name all.", "List all classes that apply to the image.",
+    "Tag the image with all classes that fit.", "Name every class that is shown.",
+    "Which of the known classes does the image show?", "Give all labels of the whole image.",
+)
 PRESENCE = (
     "Do you see {any}?", "Does the image show {any}?", "Does this image contain {any}?",
     "Can you find {any} here?", "Did the image catch {any}?", "Would one find {any} in this image?",
@@ -166,6 +171,17 @@ CHANGE_SHARE = (
     "How much of the area changed? Round to one percent.", "Estimate the changed area in whole percent.",
     "What percentage of the image is different?", "Give the changed share, rounded to one percent.",
     "How many percent of the pixels changed?",
+)
+TRANSITIONS = (
+    "What changed into what?", "Which classes became which others?", "List the changes of class, the largest first.",
+    "What turned into what between the two dates?", "Name each change from one class to another.",
+    "How did the classes change?",
+)
+TRANSITION_POINT = (
+    "What was at ({x}, {y}) before, and what is there now?", "What did ({x}, {y}) change from, and to what?",
+    "Name the class at ({x}, {y}) at the first and at the second date.",
+    "Which class had the point ({x}, {y}), and which has it now?",
+    "Classify the point ({x}, {y}) in both images.", "({x}, {y}): what before, what after?",
 )
 APPEARED = (
     "What appeared in the second image?", "Which objects are new?", "What is there now that was not before?",
