@@ -13,7 +13,7 @@ import rasterio
 import shapely
 from rasterio.transform import Affine
 
-from vitp.io.open_pixels import Geometry
+from vitp.io.contract import Geometry
 
 UTM = Geometry("EPSG:32633", (0.5, 0.0, 500_000.0, 0.0, -0.5, 5_300_000.0))
 DEGREES = Geometry("EPSG:4326", (1e-5, 0.0, 15.0, 0.0, -1e-5, 47.8))

@@ -25,8 +25,8 @@ from tests.ground_files import (
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats import detect_format, option_names, read_labels
 from vitp.data.formats.vitp_labels import Roots, read_compiled, write_compiled
+from vitp.io.contract import Geometry
 from vitp.io.ground import reproject
-from vitp.io.open_pixels import Geometry
 from vitp.records.geometry import as_points
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
@@ -470,3 +470,25 @@ def test_outside_of_the_labelled_area_nothing_is_known(tmp_path: Path) -> None:
 def test_semantic_is_true_false_or_both(tmp_path: Path, value: object) -> None:
     with pytest.raises(ConfigError, match="semantic"):
         read_labels("geo", tmp_path, semantic=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "x.gpkg",
+            b"<OGRVRTDataSource><OGRVRTLayer name='a'><SrcDataSource>http://x</SrcDataSource></OGRVRTLayer>",
+        ),
+        ("x.shp", b"not a shapefile"),
+        ("x.geojson", b"[1, 2]"),
+        ("x.geojson", b'{"type": "FeatureCollection", "features": [{"type": '),
+        ("x.gpkg", b"SQLite format 3\0 and nothing else"),
+        ("x.gpkg", b""),
+    ],
+)
+def test_files_that_are_no_vectors_are_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
+    write_raster(tmp_path / "scene.tif")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_labels("geo", tmp_path)
+    assert caught.value.where is not None and caught.value.where.endswith(name)

@@ -13,6 +13,7 @@ from PIL import Image
 from tests.tiff_files import GEO, page, write_pages, write_tiff
 from vitp.core.errors import DataError
 from vitp.io import image_file, pixels, tiff
+from vitp.io.image_file import open_image
 from vitp.io.images import image_size, load_image, load_label_pixels
 
 
@@ -184,14 +185,16 @@ def test_bands_with_two_readings_are_refused_with_both(
         load_image(path)
 
 
-@pytest.mark.parametrize(("dtype", "name"), [(np.int16, "16-bit signed"), (np.float32, "32-bit floating")])
-def test_three_bands_of_measurements_are_refused_with_true_advice(
+@pytest.mark.parametrize(("dtype", "name"), [(np.int16, "int16"), (np.float32, "float32")])
+def test_three_bands_of_measurements_are_shown_like_those_of_16_bits(
     tmp_path: Path, dtype: type, name: str
 ) -> None:
-    path = write_tiff(tmp_path / "a.tif", _values(3, dtype))
-    for read in (load_image, image_size, load_label_pixels):
-        with pytest.raises(DataError, match=rf"has 3 bands of {name} samples; .* 8 or 16 bits without sign"):
-            read(path)
+    values = _values(3, dtype)
+    path = write_tiff(tmp_path / "a.tif", values)
+    assert _same(load_image(path), _stretched(values))
+    assert image_size(path) == (53, 70)
+    with pytest.raises(DataError, match=rf"holds 3 bands of {name}, which are no labels"):
+        load_label_pixels(path)
 
 
 def test_two_bands_with_a_hard_mask_are_grey_with_transparency(tmp_path: Path) -> None:
@@ -300,10 +303,16 @@ def test_sparse_and_cut_files_are_told_apart(tmp_path: Path) -> None:
     tags, segments = page(values, rows=10)
     tags[279] = (4, (0, *tags[279][1][1:]))
     path = write_pages(tmp_path / "a.tif", [(tags, segments)])
-    with pytest.raises(
-        DataError, match=r"is a sparse TIFF: some of its blocks were left out.*SPARSE_OK=FALSE"
+    expected = values.copy()
+    expected[:10] = 0
+    assert _same(load_image(path), _stretched(expected))
+    with (
+        pytest.raises(
+            DataError, match=r"is a sparse TIFF: some of its blocks were left out.*SPARSE_OK=FALSE"
+        ),
+        open_image(path) as file,
     ):
-        load_image(path)
+        file.rgb()
     # The tags come first in this one, so that they survive.
     Image.fromarray(values[..., 0]).save(tmp_path / "b.tif")
     whole = (tmp_path / "b.tif").read_bytes()

@@ -338,6 +338,9 @@ def check_data_command(
         ),
     ] = None,
     max_tiles: MaxTiles = None,
+    buffer: Annotated[
+        float, typer.Option(min=0, max=1e7, help="Metres that images of different splits must be apart.")
+    ] = 0.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Find what would go wrong in training. The exit code is 1 when a row is unusable."""
@@ -347,7 +350,7 @@ def check_data_command(
     if model is not None:
         length, longest = _length_of(model, max_tiles, max_length)
         counting = {"max_tokens": longest, "length_of": length.tokens, "control": length.chat.plain.names}
-    report = check_records(source, against=against, **counting)
+    report = check_records(source, against=against, buffer=buffer, **counting)
     if as_json:
         print_json(report.to_json())
     else:

@@ -119,7 +119,7 @@ def ask_command(
     from vitp.core.files import atomic_path
     from vitp.core.targets import check_output_file
     from vitp.inference.ask import Assistant, draw_answer
-    from vitp.io.images import IMAGE_SUFFIXES, load_image
+    from vitp.io.images import IMAGE_SUFFIXES
     from vitp.runs.pretrain import sequence_of
 
     where, fix = "vitp ask", 'write: vitp ask RUN IMAGE "question"'
@@ -139,7 +139,7 @@ def ask_command(
     )
     print()
     if draw is not None:
-        picture = draw_answer(load_image(images[0]), answer)
+        picture = draw_answer(images[0], answer, loaded.vlm.vision.in_channels)
         with atomic_path(draw) as temporary:
             picture.save(temporary, format="PNG")
         print(f"wrote {draw}")

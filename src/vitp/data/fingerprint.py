@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitp.core.errors import DataError
 from vitp.core.files import sha256
 from vitp.data.record_set import SampleSet
 from vitp.io.images import is_scene
+from vitp.io.parts import base_address, file_stamp
 from vitp.io.storage import is_member, is_remote
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
@@ -71,6 +73,8 @@ def labels_digest(labelled: LabelledSet, *, former: bool = False) -> str:
         digest.update(json.dumps(facts, default=str).encode())
     classes = [labelled.object_classes, labelled.scene_classes, labelled.semantic_classes]
     digest.update(json.dumps(classes).encode())
+    if labelled.channels is not None:
+        digest.update(labelled.channels.model_dump_json().encode())
     return digest.hexdigest()
 
 
@@ -118,13 +122,18 @@ def _item_facts(item: LabelledImage, look: _Look) -> list[Any]:
 def _image_facts(address: str, look: bool) -> Any:
     if is_scene(address) or is_member(address) or is_remote(address):
         return str(address)
-    path = Path(address)
+    name = Path(address).name  # with what is chosen of the file: a window is an image of its own
     try:
-        stat = path.stat()
-        blocks = _glance(str(path), stat.st_size, stat.st_mtime_ns) if look else None
-    except OSError:
-        return [path.name, None]  # reading the image will tell what is wrong with it
-    return [path.name, stat.st_size, blocks]
+        base = Path(base_address(address))
+        files = sorted(path for path in base.rglob("*") if path.is_file()) if base.is_dir() else [base]
+        size, blocks = 0, []
+        for path in files:
+            own, changed = file_stamp(path)
+            size += own
+            blocks.append(_glance(str(path), own, changed) if look else None)
+    except (OSError, DataError):
+        return [name, None]  # reading the image will tell what is wrong with it
+    return [name, size, blocks[0] if len(files) == 1 else blocks]
 
 
 @functools.lru_cache(maxsize=4 * MOST_FILES)
@@ -178,7 +187,10 @@ def _facts(value: Any, look: _Look) -> Any:
 
 def _text_or_file(text: str, look: _Look) -> Any:
     """Return the name, size and content of a file that a label names, or the text where it names none."""
-    path = Path(text)
+    try:
+        path = Path(base_address(text))
+    except DataError:
+        return text
     # Names of classes have no folder, and no ending; files of a data set in the working folder have no folder, either.
     if not ("/" in text or "\\" in text or (look.beside and path.suffix)):
         return text
@@ -187,9 +199,9 @@ def _text_or_file(text: str, look: _Look) -> Any:
         if not path.is_file():
             return text
         return [
-            path.name,
+            Path(text).name,
             stat.st_size,
-            _content(text, stat.st_size, stat.st_mtime_ns) if look.inside else None,
+            _content(str(path), stat.st_size, stat.st_mtime_ns) if look.inside else None,
         ]
     except (OSError, ValueError):
         return text

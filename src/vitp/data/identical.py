@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.data.image_hash import in_threads, pixel_digest
+from vitp.data.image_hash import as_compared, in_threads, pixel_digest
 from vitp.io.images import is_scene, load_image
+from vitp.io.parts import base_address
 
 MOST_PIXELS = 1_500_000_000
 """Pixels that are decoded at most to find equal ones in files of different bytes: about half a minute on two cores."""
@@ -60,7 +61,7 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
         jpegs: list[list[str]] = []
         others: list[list[str]] = []
         for group in candidates:
-            only_jpeg = all(Path(path).suffix.lower() in (".jpg", ".jpeg") for path in group)
+            only_jpeg = all(Path(base_address(path)).suffix.lower() in (".jpg", ".jpeg") for path in group)
             (jpegs if only_jpeg else others).append(group)
         alike = _split(jpegs, partial(_pixel_digest, reduced=True))
         same_pixels = _split([*others, *alike], partial(_pixel_digest, reduced=False))
@@ -83,20 +84,23 @@ def _split(groups: Iterable[Sequence[str]], key: Callable[[str], Hashable | None
 
 
 def _file_key(path: str, *, whole: bool) -> Hashable | None:
-    """Return the size of a file, or a digest of the whole; None: it can't be read."""
+    """Return the size of a file, or a digest of the whole; None: it can't be read, or is a part of one."""
     try:
+        if base_address(path) != path:
+            return None
         if not whole:
             return Path(path).stat().st_size
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
-    except OSError:
+    except (OSError, DataError):
         return None
 
 
 def _pixel_digest(path: str, *, reduced: bool) -> bytes | None:
-    """Return a digest of the RGB pixels, as `data check` compares them; of a reduced JPEG it only rules out."""
+    """Return a digest of the pixels, as `data check` compares them; of a reduced JPEG it only rules out."""
     try:
-        image = load_image(path, enough=(lambda width, height: (1, 1)) if reduced else None)
+        if reduced:
+            return pixel_digest(np.asarray(load_image(path, enough=lambda width, height: (1, 1))))
+        return as_compared(path)[1]
     except DataError:
         return None
-    return pixel_digest(np.asarray(image))

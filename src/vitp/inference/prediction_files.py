@@ -18,9 +18,12 @@ from vitp.core.files import atomic_dir, write_json
 from vitp.core.targets import check_folder
 from vitp.core.version import __version__
 from vitp.data.formats.walk import list_images
+from vitp.data.seen import lone_image
 from vitp.inference.outputs import Named, surest, unique_names, write_image, write_summary
 from vitp.io.images import image_size, is_scene, load_image, load_planes
+from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
+from vitp.records.channels import Channels
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.predict import predict_images
 
@@ -40,7 +43,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in paths:
-        if not path.exists():
+        if not Path(base_address(path)).exists():
             raise DataError("doesn't exist", where=str(path), fix="check the path")
         inside = list_images(path) if path.is_dir() else [path]
         if not inside:
@@ -49,8 +52,15 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def load_named_images(sources: Sequence[str], most: int) -> dict[str, Image.Image]:
+def load_named_images(
+    sources: Sequence[str], most: int, channels: Channels | None = None
+) -> dict[str, Image.Image]:
     """Return name → image of files, folders of them and `scene:` addresses; at most so many, names made unique.
+
+    Args:
+        sources: Files, folders, addresses.
+        most: Images at most.
+        channels: What is shown of the files' bands; see `lone_image`.
 
     Raises:
         DataError: A path doesn't exist, a folder holds no image, or one can't be read.
@@ -60,7 +70,7 @@ def load_named_images(sources: Sequence[str], most: int) -> dict[str, Image.Imag
         addresses += [source] if is_scene(source) else [str(path) for path in image_files([Path(source)])]
     addresses = addresses[:most]
     names = unique_names([one.replace("/", "-") if is_scene(one) else one for one in addresses])
-    return {name: load_image(address) for name, address in zip(names, addresses, strict=True)}
+    return {name: lone_image(address, channels) for name, address in zip(names, addresses, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ class FolderPixels(Pixels):
         self.where = where
         files = band_files(folder)
         if not files:
-            raise DataError("is a folder, and not one with a file a band", where=where, fix=_ONE_FILE)
+            what = "image is not a file, but a folder, and not one with a file a band"
+            raise DataError(what, where=where, fix=_ONE_FILE)
         self._files: list[Pixels] = []
         try:
             for path in files.values():

@@ -5,7 +5,6 @@ Shapes: C bands, H × W pixels.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.io.parts import FilePart, Window, check_window
+from vitp.records.channels import band_key
 
 LARGEST_READ_BYTES = 4_000_000_000
 """Of the values that one call returns."""
@@ -116,11 +116,6 @@ def _metres(geometry: Geometry, size: tuple[int, int]) -> tuple[float, float]:
         if np.all(np.abs(own / lengths - 1) <= 0.01):
             lengths = own
     return float(lengths[0]), float(lengths[1])
-
-
-def band_key(name: str) -> str:
-    """Return what counts in a band's name: not its case, and not the zeros of B04."""
-    return re.sub(r"^b0+(?=\d)", "b", name.strip().casefold())
 
 
 class Pixels(ABC):

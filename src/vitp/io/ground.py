@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.io.open_pixels import Geometry, open_pixels
-from vitp.io.parts import split_address
+from vitp.io.contract import Geometry
+from vitp.io.open_pixels import open_pixels
+from vitp.io.parts import base_address
 
 LONGITUDE_LATITUDE = "OGC:CRS84"
 """Longitude and latitude in degrees, in this order."""
 
-_RASTERS = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img", ".nc", ".hdf", ".h5", ".dat"})
-"""Suffixes of files that may say where they lie; of others a file beside them does."""
+RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img", ".nc", ".hdf", ".h5", ".dat"})
+"""Suffixes of files that may say where they lie."""
 
-_BESIDE = (".aux.xml", ".pgw", ".jgw", ".tfw", ".bpw", ".wld")
 _STEP = 8.0
 """Pixels on each side of the centre over which the size of a pixel is measured."""
 
@@ -43,14 +43,10 @@ def need_geo(module: str, where: str) -> Any:
         raise DataError(what, where=where, fix=fix) from error
 
 
-def may_be_placed(path: str | Path) -> bool:
-    """Return whether an image file may say where it lies, by its suffix or a file beside it."""
-    path = Path(path)
-    if path.suffix.lower() in _RASTERS:
-        return True
-    return any(
-        path.with_name(path.name + end).is_file() or path.with_suffix(end).is_file() for end in _BESIDE
-    )
+def may_be_placed(address: str | Path) -> bool:
+    """Return whether an image may say where it lies, by its suffix; folders of bands may, too."""
+    path = Path(base_address(address))
+    return path.suffix.lower() in RASTER_SUFFIXES or path.is_dir()
 
 
 def check_crs(crs: str, where: str) -> str:
@@ -158,7 +154,7 @@ def geometry_of(address: str | Path) -> Geometry | None:
     Raises:
         DataError: The file can't be read.
     """
-    if not may_be_placed(split_address(address)[0]):
+    if not may_be_placed(address):
         return None
     with open_pixels(address) as pixels:
         return pixels.geometry

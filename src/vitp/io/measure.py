@@ -56,12 +56,10 @@ def measure_channels(
     if len(chosen) > _MOST_FILES:
         chosen = sorted(draw.sample(chosen, _MOST_FILES))
     with open_pixels(addresses[0]) as first:
-        names = tuple(bands) if bands is not None else first.names
-        first_size = first.size[0] * first.size[1]
+        names = tuple(first.names[number] for number in first.numbers(bands))
     unique = tuple(dict.fromkeys(names))
     parts: list[list[np.ndarray]] = [[] for _ in unique]
     share = _MOST_PIXELS // len(chosen)
-    del first_size
     for address in chosen:
         with open_pixels(address) as pixels:
             check = Channels(channels=tuple(Channel(band=name) for name in unique))

@@ -24,7 +24,7 @@ from vitp.io.rasters import RasterPixels, has_rasterio, raster_driver
 from vitp.io.storage import is_member, is_remote
 from vitp.io.tiff import is_sparse
 from vitp.io.tiff_image import COMPRESSIONS, layout_of
-from vitp.io.tiff_tags import TiffError, read_pages
+from vitp.io.tiff_tags import Page, TiffError, read_pages
 
 __all__ = ["Band", "Geometry", "Pixels", "Window", "open_pixels"]
 
@@ -70,18 +70,32 @@ def is_picture_file(address: str | Path) -> bool:
         return driver in ("GTiff", "JP2OpenJPEG")
     if is_remote(base):
         return part.window is None  # a window is read by parts
-    with open_stream(address) as stream:
-        head = stream.read(1 << 20)
-        if driver == "JP2OpenJPEG":
-            components, bits = jpeg2000_depth(head)
-            return components == 1 or (components <= 4 and bits <= 8)
-        try:
-            pages = read_pages(stream)
-            page = pages[0] if part.page is None else page_alone(pages, part.page, base)[1][0]
-        except TiffError:
-            return True
+    if driver == "JP2OpenJPEG":
+        with open_stream(address) as stream:
+            components, bits = jpeg2000_depth(stream.read(1 << 20))
+        return components == 1 or (components <= 4 and bits <= 8)
+    page = _page(address)
+    if page is None:
+        return True
     try:
         layout_of(page, base)
     except DataError:
         return False
     return not (page.compression in COMPRESSIONS or is_sparse(page))
+
+
+def is_compressed_otherwise(address: str | Path) -> bool:
+    """Return whether a TIFF is compressed in a way for which not every library has the decoder."""
+    page = _page(address)
+    return page is not None and page.compression in COMPRESSIONS
+
+
+def _page(address: str | Path) -> Page | None:
+    """Return the page of a TIFF that an address names; None: its tags can't be read."""
+    part = split_address(address)[1]
+    with open_stream(address) as stream:
+        try:
+            pages = read_pages(stream)
+        except TiffError:
+            return None
+    return pages[0] if part.page is None else page_alone(pages, part.page, str(address))[1][0]

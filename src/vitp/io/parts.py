@@ -53,7 +53,7 @@ class FilePart:
         if self.page is not None:
             words.append(f"page={self.page}")
         if self.layer is not None:
-            words.append(f"layer={quote(self.layer, safe=' /')}")
+            words.append(f"layer={quote(self.layer, safe=' ')}")
         return "&".join(words)
 
 
@@ -130,6 +130,23 @@ def part_address(address: str | Path, part: FilePart) -> str:
 def window_address(address: str | Path, window: Window) -> str:
     """Return the address of a window of an image."""
     return part_address(address, FilePart(window=window))
+
+
+def file_stamp(address: str | Path) -> tuple[int, int]:
+    """Return size in bytes and time of change, in nanoseconds, of the file that an address names a part of.
+
+    Of a folder with one file a band they are those of all its files: their sum, and the latest.
+
+    Raises:
+        OSError: It isn't there.
+        DataError: As `split_address`.
+    """
+    path = Path(base_address(address))
+    stat = path.stat()
+    if not path.is_dir():
+        return stat.st_size, stat.st_mtime_ns
+    stats = [stat, *(inner.stat() for inner in path.rglob("*") if inner.is_file())]
+    return sum(one.st_size for one in stats[1:]), max(one.st_mtime_ns for one in stats)
 
 
 def check_window(window: Window, size: tuple[int, int], where: str) -> None:

@@ -17,12 +17,12 @@ _DEEPEST = 8
 _SILENT = frozenset({"SRS", "MDI", "Description", "UnitType", "GeoTransform", "Category", "GCP", "Entry"})
 """Elements whose text GDAL never opens."""
 _FILES = re.compile(
-    rb"II[*+]\0|MM\0[*+]|....jP  \r\n|\xff\x4f\xff\x51|CDF|\x89HDF|EHFA|NITF|NSIF|GRIB|\x89PNG|\xff\xd8\xff",
+    rb"II[*+]\0|MM\0[*+]|....jP  \r\n|\xff\x4f\xff\x51|\x89HDF|EHFA|\x89PNG|\xff\xd8\xff",
     re.DOTALL,
 )
 _REMOTE = re.compile(r"/vsi(?P<kind>curl|s3|gs)(?:_streaming)?/(?P<rest>.*)", re.DOTALL)
-_PREFIX = re.compile(r'(?:NETCDF|HDF5|GTIFF_DIR:\d+):"?(?P<file>[^":]+)"?(?::.*)?', re.DOTALL)
-_OWN_FILES = "name rasters on this machine as its sources"
+_PREFIX = re.compile(r'(?:NETHDF5|GTIFF_DIR:\d+):"?(?P<file>[^":]+)"?(?::.*)?', re.DOTALL)
+_OWN_FILES = "name files of this machine as its sources: GeoTIFF, JPEG 2000, netCDF-4, HFA, PNG, JPEG or VRT"
 
 
 def check_sources(path: str, where: str, depth: int = 0) -> bool:
@@ -44,18 +44,20 @@ def check_sources(path: str, where: str, depth: int = 0) -> bool:
             f"is a VRT that can't be parsed ({error})", where=where, fix="write it with gdalbuildvrt"
         ) from error
     remote = False
+    if root.find(".//*[@subClass='VRTRawRasterBand']") is not None:
+        what = "is a VRT that takes the bytes of other files for pixels, which isn't read"
+        raise DataError(what, where=where, fix="save it as GeoTIFF (gdal_translate)")
     for element in root.iter():
         text = (element.text or "").strip()
         if element.tag in ("SourceFilename", "SourceDataset"):
-            raw = root.find(".//*[@subClass='VRTRawRasterBand']") is not None
-            remote |= _check_source(text, element.get("relativeToVRT") == "1", file, where, depth, raw)
+            remote |= _check_source(text, element.get("relativeToVRT") == "1", file, where, depth)
         elif element.tag not in _SILENT and re.search(r"://|/vsi|^\s*<", text):
             what = f"is a VRT whose {element.tag} names {text[:80]!r}, which isn't read"
             raise DataError(what, where=where, fix=_OWN_FILES)
     return remote
 
 
-def _check_source(text: str, relative: bool, vrt: Path, where: str, depth: int, raw: bool) -> bool:
+def _check_source(text: str, relative: bool, vrt: Path, where: str, depth: int) -> bool:
     match = _REMOTE.fullmatch(text)
     if match is not None:
         check_allowed(match["rest"] if match["kind"] == "curl" else f"{match['kind']}://{match['rest']}")
@@ -75,9 +77,7 @@ def _check_source(text: str, relative: bool, vrt: Path, where: str, depth: int, 
         raise DataError(what, where=where, fix=_OWN_FILES) from error
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<VRTDataset"):
         return check_sources(str(source), where, depth + 1)
-    beside = raw and source.resolve().is_relative_to(vrt.resolve().parent)
-    has_header = any(place.is_file() for place in (source.with_suffix(".hdr"), Path(f"{source}.hdr")))
-    if not (_FILES.match(head) or beside or has_header):
-        what = f"is a VRT that names {text[:200]!r}, which is no raster"
+    if not _FILES.match(head):
+        what = f"is a VRT that names {text[:200]!r}, which is no raster that one may name"
         raise DataError(what, where=where, fix=_OWN_FILES)
     return False

@@ -1,4 +1,4 @@
-"""Rasters through rasterio: GeoTIFF, COG, JPEG 2000, VRT, ENVI, HDF, netCDF and some more that its GDAL reads.
+"""Rasters through rasterio: GeoTIFF, COG, JPEG 2000, VRT, ENVI, ERDAS, HDF and netCDF.
 
 The kind of a file is told by its content, and GDAL is given the driver: a file can't choose one that opens connections
 or runs code. Each thread and process opens files of its own.
@@ -24,6 +24,7 @@ from vitp.core.remote import check_allowed
 from vitp.io.contract import Pixels
 from vitp.io.parts import FilePart, Window
 from vitp.io.raster_bands import file_bands, file_geometry
+from vitp.io.raster_lengths import check_length
 from vitp.io.raster_sources import check_sources
 from vitp.io.storage import is_member, is_remote, open_bytes, read_address
 from vitp.io.tiff_image import is_alpha, named_alpha
@@ -42,9 +43,6 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"CDF", "netCDF"),
     (0, b"\x89HDF", "netCDF"),
     (0, b"EHFA_HEADER_TAG", "HFA"),
-    (0, b"NITF", "NITF"),
-    (0, b"NSIF", "NITF"),
-    (0, b"GRIB", "GRIB"),
 )
 _GDAL_FILES = {"https": "/vsicurl/https://", "http": "/vsicurl/http://", "s3": "/vsis3/", "gs": "/vsigs/"}
 """Scheme → how GDAL reads parts of a file behind it. Others are fetched as a whole."""
@@ -116,7 +114,7 @@ def _envi_header(path: Path) -> Path | None:
     return None
 
 
-def _envi_pixels(path: Path) -> Path:
+def envi_pixels(path: Path) -> Path:
     """Return the file of the pixels of an ENVI header."""
     if path.suffix.lower() != ".hdr":
         return path
@@ -128,7 +126,7 @@ def _envi_pixels(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _gdal(where: str, remote: bool = False) -> Iterator[Any]:
+def gdal(where: str, remote: bool = False) -> Iterator[Any]:
     """Give rasterio, held to our rules: no connection unless asked for, no code in files, no warnings.
 
     Raises:
@@ -137,6 +135,8 @@ def _gdal(where: str, remote: bool = False) -> Iterator[Any]:
     rasterio = need_rasterio(where)
     options: dict[str, Any] = {
         "GDAL_VRT_ENABLE_PYTHON": "NO",
+        "GDAL_TIFF_INTERNAL_MASK": "YES",
+        "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",  # a JPEG that ends early would be grey from there
     }
     if remote:
         options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"
@@ -177,7 +177,7 @@ def _open(address: str, driver: str, part: FilePart, where: str) -> tuple[Any, A
         name = _GDAL_FILES[scheme] + address.partition("://")[2]
         return _chosen(rasterio, name, driver, part, where), None
     if not (scheme or is_member(address)):
-        path = _envi_pixels(Path(address)) if driver == "ENVI" else Path(address)
+        path = envi_pixels(Path(address)) if driver == "ENVI" else Path(address)
         name = str(path.absolute())
         return _chosen(rasterio, name, driver, part, where), None
     memory = rasterio.MemoryFile(read_address(address))
@@ -190,7 +190,12 @@ def _open(address: str, driver: str, part: FilePart, where: str) -> tuple[Any, A
 
 def _chosen(rasterio: Any, name: str, driver: str, part: FilePart, where: str) -> Any:
     """Return the one image that is meant of a file that may hold several."""
-    file = rasterio.open(name, driver=driver)
+    try:
+        file = rasterio.open(name, driver=driver)
+    except rasterio.errors.RasterioIOError:
+        if driver != "netCDF":
+            raise
+        file = rasterio.open(name, driver="HDF5")
     inner = list(file.subdatasets)
     if file.driver == "GTiff":
         if part.layer is not None:
@@ -253,7 +258,7 @@ class RasterPixels(Pixels):
             self._remote = check_sources(address, where)
         self._reduced: dict[int, Any] = {}
         self._memory: Any = None
-        with _gdal(where, self._remote):
+        with gdal(where, self._remote):
             self._file, self._memory = _open(address, driver, part, where)
             try:
                 self._describe()
@@ -268,6 +273,9 @@ class RasterPixels(Pixels):
             what = "holds complex values, which have no one reading"
             raise DataError(what, where=self.where, fix="save amplitude or phase as a file of real numbers")
         self.dtype = np.result_type(*(np.dtype(dtype) for dtype in file.dtypes))
+        if not is_remote(self._address) and not is_member(self._address):
+            path = Path(self._address)
+            check_length(file, envi_pixels(path) if file.driver == "ENVI" else path, self.where)
         for height, width in file.block_shapes:
             bytes_ = height * width * self.dtype.itemsize
             if bytes_ > _LARGEST_BLOCK_BYTES:
@@ -296,7 +304,7 @@ class RasterPixels(Pixels):
     def _factors(self) -> tuple[int, ...]:  # type: ignore[override]
         """Reductions of the file's pyramid, of those that are powers of two; each is opened once to see its size."""
         found = [1]
-        with _gdal(self.where, self._remote) as rasterio:
+        with gdal(self.where, self._remote) as rasterio:
             for level, factor in enumerate(self._file.overviews(1)):
                 if factor < 2 or factor & (factor - 1):
                     continue
@@ -314,7 +322,7 @@ class RasterPixels(Pixels):
     def _stored(self, window: Window, numbers: list[int], factor: int) -> tuple[np.ndarray, np.ndarray]:
         x1, y1, x2, y2 = window
         place = ((y1, y2), (x1, x2))
-        with _gdal(self.where, self._remote):
+        with gdal(self.where, self._remote):
             file = self._file if factor == 1 else self._reduced[factor]
             values_CHW: np.ndarray = file.read([number + 1 for number in numbers], window=place)
             values_CHW = values_CHW.astype(self.dtype, copy=False)

@@ -48,8 +48,8 @@ _PICTURES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 """Photometric interpretation → bands that hold colour."""
 _THREE_BANDS = "save red, green and blue as a file of three bands (gdal_translate -b 1 -b 2 -b 3)"
 RASTERS = (
-    "choose bands: -o bands=… where a set is compiled, FILE#bands=1,2,3 for one file; where rasterio is missing, "
-    "`pip install 'vitp[geo]'` first"
+    "choose them (FILE#bands=1,2,3; -o bands=… where a set is compiled; both need `pip install 'vitp[geo]'`), or "
+    + _THREE_BANDS
 )
 
 

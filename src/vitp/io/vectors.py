@@ -14,8 +14,19 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.io.ground import check_crs, need_geo
 
-VECTOR_SUFFIXES = frozenset({".gpkg", ".shp", ".geojson", ".fgb", ".parquet", ".geoparquet", ".gml", ".kml"})
+VECTOR_SUFFIXES = frozenset({".gpkg", ".shp", ".geojson", ".fgb", ".parquet", ".geoparquet"})
 """Suffixes of vector files; GeoJSON may end with .json, too (`is_geojson`)."""
+
+_BEGINS = {
+    ".gpkg": b"SQLite format 3\0",
+    ".shp": b"\x00\x00\x27\x0a",
+    ".fgb": b"fgb",
+    ".parquet": b"PAR1",
+    ".geoparquet": b"PAR1",
+    ".geojson": b"{",
+    ".json": b"{",
+}
+"""How files begin. GDAL goes by the content: a file of another kind might name other files, or connections."""
 
 _PARQUET = (".parquet", ".geoparquet")
 _HEAD = 4096
@@ -116,6 +127,14 @@ def _check_degrees(found: VectorLayer, shapely: Any) -> None:
 def _pyogrio(path: Path) -> Any:
     """Return pyogrio when its GDAL reads files of this kind."""
     pyogrio = need_geo("pyogrio", str(path))
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_BEGINS[path.suffix.lower()].lstrip()):
+        what = f"isn't what a name with {path.suffix} says"
+        raise DataError(what, where=str(path), fix="save it again, or name it after what it is")
     if path.suffix.lower() in _PARQUET and "Parquet" not in pyogrio.list_drivers():
         version = ".".join(map(str, pyogrio.__gdal_version__))
         raise DataError(

@@ -5,6 +5,7 @@ Shapes: H × W pixels of the image.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,11 +13,16 @@ from typing import Any, Self
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.io.ground import corners, need_geo, reproject
-from vitp.io.open_pixels import Geometry, Window
+from vitp.io.contract import Geometry
+from vitp.io.ground import corners, geometry_of, may_be_placed, need_geo, reproject
+from vitp.io.parts import Window
+from vitp.io.rasters import raster_driver
 
 _SAME = 0.5
 """Pixels by which the corners of two grids may differ that are meant to be one."""
+
+_LARGE = 4_000_000
+"""Pixels of a label raster from which on only the part that is wanted is read."""
 
 _TOLERANCE = 0.01
 """Pixels by which the reprojection may be off, which GDAL interpolates between exact points."""
@@ -91,7 +97,7 @@ def warped_labels(
     a, b, c, d, e, f = onto.transform
     try:
         with (
-            rasterio.open(where) as file,
+            rasterio.open(where, driver=_driver(where)) as file,
             vrt.WarpedVRT(
                 file,
                 crs=onto.crs,
@@ -106,10 +112,101 @@ def warped_labels(
             ) as warped,
         ):
             values_CHW = warped.read(window=((y1, y2), (x1, x2)))
+            values_CHW[:-1] = _as_labels(file, values_CHW[:-1])
     except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
         fix = "check the file and its coordinate reference system"
         raise DataError(f"can't be brought onto its image ({error})", where=where, fix=fix) from error
-    inside_HW = values_CHW[-1] > 0
+    return _planes(values_CHW), values_CHW[-1] > 0
+
+
+def _driver(where: str) -> str:
+    """Return GDAL's name of the kind of a file; those that name other files are no labels.
+
+    Raises:
+        DataError: It is none of the kinds that labels are read from.
+    """
+    driver = raster_driver(where)
+    if driver not in ("GTiff", "JP2OpenJPEG", "HFA"):
+        raise DataError("is no GeoTIFF", where=where, fix="save the labels as a GeoTIFF (gdal_translate)")
+    return driver
+
+
+def label_window(path: str | Path, window: Window) -> np.ndarray | None:
+    """Return a part of a large label raster as `load_label_pixels` has it, without reading the rest.
+
+    None where that spares nothing or can't be done: for smaller files, those of other formats, and where rasterio isn't
+    installed.
+
+    Raises:
+        DataError: The raster can't be read.
+    """
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        return None
+    try:
+        rasterio = need_geo("rasterio", str(path))
+    except DataError:
+        return None
+    x1, y1, x2, y2 = window
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        try:
+            with rasterio.open(str(path), driver=_driver(str(path))) as file:
+                if file.width * file.height < _LARGE or file.count not in (1, 3, 4):
+                    return None
+                values_CHW = _as_labels(file, file.read(window=((y1, y2), (x1, x2))))
+        except rasterio.errors.RasterioError as error:
+            raise DataError(f"can't be read ({error})", where=str(path), fix="check the file") from error
+    return _planes(values_CHW)
+
+
+def _planes(values_CHW: np.ndarray) -> np.ndarray:
+    """Return (H, W) values, or (H, W, 3) colours; transparency is left out."""
     if len(values_CHW) > 2:
-        return np.ascontiguousarray(values_CHW[:3].transpose(1, 2, 0)), inside_HW
-    return values_CHW[0], inside_HW
+        return np.ascontiguousarray(values_CHW[:3].transpose(1, 2, 0))
+    return np.asarray(values_CHW[0])
+
+
+def _as_labels(file: Any, values_CHW: np.ndarray) -> np.ndarray:
+    """Return values of one bit as 0 and 255, black and white, as pictures have them; others as they are."""
+    facts = file.tags(1, ns="IMAGE_STRUCTURE")
+    if facts.get("NBITS") != "1":
+        return values_CHW
+    white = file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+    return np.where((values_CHW > 0) != white, np.uint8(255), np.uint8(0))
+
+
+def grid_of_image(
+    image: str | Path, size: tuple[int, int], labels: str | Path, labels_size: tuple[int, int]
+) -> Grid | None:
+    """Return the pixels of an image whose label raster has others on the ground.
+
+    None: the two have the same, or one doesn't say where it lies, or rasterio and pyproj aren't installed.
+
+    Args:
+        image: Path.
+        size: Width and height.
+        labels: Path of the label raster.
+        labels_size: Its width and height.
+
+    Raises:
+        DataError: The label raster doesn't lie where the image does.
+    """
+    if not (may_be_placed(image) and may_be_placed(labels)):
+        return None
+    try:
+        shapely = need_geo("shapely", str(labels))
+        own, other = geometry_of(image), geometry_of(labels)
+    except DataError:
+        return None
+    if own is None or other is None:
+        return None
+    grid, beside = Grid.of(own, size), Grid.of(other, labels_size)
+    if same_pixels(grid, beside):
+        return None
+    outline = own.to_pixels(reproject(corners(other, labels_size, 8), other.crs, own.crs))
+    if (
+        not np.isfinite(outline).all()
+        or shapely.Polygon(outline).intersection(shapely.box(0, 0, *size)).area < 1
+    ):
+        raise DataError("doesn't lie where its image does", where=str(labels), fix="check the two files")
+    return grid

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.records.channels import Channels
 from vitp.records.instructions import printable, text_problem
 
 SPLITS = ("train", "val", "test")
@@ -16,6 +17,9 @@ SPLITS = ("train", "val", "test")
 
 IGNORE = 255
 """Value of a semantic mask's pixels that count for nothing."""
+
+NOT_LABELLED = "not labelled"
+"""Category of ignored places in which nobody looked for objects."""
 
 BACKGROUND = "background"
 """Class of pixels of no other class; where only objects are labelled, of cells and patches without any."""
@@ -131,6 +135,7 @@ class LabelledSet:
         understood: Lines about how the files were understood (readings that were chosen, where the splits come
             from), which `vitp data compile` prints first.
         change_classes: Names of the classes of `transition`, in the order of its values.
+        channels: What is seen of the bands of its files; None: they are pictures.
         drawn: How the splits were drawn by place, so that crops are split likewise; None: they weren't.
 
     Raises:
@@ -146,6 +151,7 @@ class LabelledSet:
     findings: tuple[str, ...] = field(default=())
     understood: tuple[str, ...] = ()
     change_classes: tuple[str, ...] = ()
+    channels: Channels | None = None
     drawn: PlaceSplit | None = None
 
     def __post_init__(self) -> None:

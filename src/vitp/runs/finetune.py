@@ -12,7 +12,7 @@ RUN/scores.json      the scores on the test images, looked at once, at the end
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from vitp.core.version import __version__
 from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
+from vitp.data.seen import SeenBands
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
@@ -34,6 +35,7 @@ from vitp.models.backbone import Backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
+from vitp.runs.channels import chosen, trained_channels
 from vitp.runs.folder import as_begun, claimed
 from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -252,19 +254,21 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         )
     splits["train"] = draw_labels(train, config.data.labels, config.seed)
     classes = classes_of(labelled, kind)
-    notes = [*left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     config = config.model_copy(
         update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}
     )
+    config, lines = _with_channels(config, labelled)
+    notes = [*lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
     if config.data.sizes == "fit":
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
+    seen = replace(SeenBands.by(backbone.in_channels, labelled), band_dropout=config.augment.band_dropout)
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
     source = task_batches(
-        LabelReader(splits["train"], kind, model.classes),
+        LabelReader(splits["train"], kind, model.classes, seen),
         config.data.global_batch,
         config.seed,
         micro_batches=config.train.micro_batches,
@@ -293,6 +297,16 @@ def _fitted(
         said.append(f"sizes fitted to a tower of {width} channels and to the data: {', '.join(new)}")
     neck = config.neck.model_copy(update={"options": options})
     return config.model_copy(update={"data": data, "test": test, "head": head, "neck": neck}), said
+
+
+def _with_channels(config: FinetuneConfig, labelled: LabelledSet) -> tuple[FinetuneConfig, list[str]]:
+    """Return a run with the channels of its backbone filled in, and what a user should know of them."""
+    settings = config.backbone
+    own = settings.channels or trained_channels(settings.init, settings.vision)
+    sets = [(labelled.name, labelled.channels)]
+    channels, lines = chosen(own, sets, config.augment.band_dropout)
+    backbone = settings.model_copy(update={"channels": channels})
+    return config.model_copy(update={"backbone": backbone}), lines
 
 
 def _input_size(wanted: InputSize | None, side: int) -> InputSize:

@@ -138,6 +138,9 @@ class TestSettings(SettingsModel):
     """Objects with a lower score are not drawn or written; scores are computed with all."""
     surface: bool = False
     """Also compute the 95th percentile of surface distances (HD95) in segmentation."""
+    missing_bands: Literal["error", "zero"] = "error"
+    """What becomes of images that lack bands of the model: an error, or 0 in the place of these bands, for models
+    that were trained with band dropout."""
 
 
 class TaskModel(Objective):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import numpy as np
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_path, check_inside, inner_path
 from vitp.data.formats.pixel_masks import MaskWindow, windowed
+from vitp.data.formats.places import GroundPlace, on_one_plane, split_by_place, with_ground
+from vitp.io.ground import RASTER_SUFFIXES, geometry_of
 from vitp.io.images import is_scene, load_image
+from vitp.io.parts import base_address, file_stamp, window_address
 from vitp.records.geometry import (
     Box,
     area,
@@ -23,7 +27,7 @@ from vitp.records.geometry import (
     is_convex,
     min_area_quad,
 )
-from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import NOT_LABELLED, SPLITS, LabelledImage, LabelledSet, ObjectLabel, PlaceSplit
 from vitp.records.regions import rasterise
 
 _JPEG_QUALITY = 95
@@ -59,16 +63,18 @@ def cut(
     min_visible: float = LEAST_VISIBLE,
     progress: Callable[[], None] | None = None,
 ) -> LabelledSet:
-    """Return the set with every image cut into crops, the crops written under `out_dir`.
+    """Return the set with every image cut into crops: files under `out_dir`, or windows of rasters.
 
     Each crop keeps the split and belongs to its parent's group. Captions and scene classes are about the
     whole image and stay behind. An interrupted cut continues: crops that are newer than their image are kept.
+    Splits that were drawn by place are drawn anew for the crops, which then are in no group.
 
     Args:
         labelled_set: Images from files.
         size: Side of the crops in pixels.
         overlap: Pixels that neighbours share.
-        out_dir: Where the crops go; PNG, or JPEG where the image was lossy.
+        out_dir: Where the crops of pictures go; PNG, or JPEG where the image was lossy. Those of rasters stay in their
+            files: their addresses are windows.
         min_visible: Objects of which less of the area is in a crop are difficult there: neither objects nor
             background.
         progress: Called after each image.
@@ -82,48 +88,147 @@ def cut(
         raise ConfigError(what, where="crop", fix="let 0 ≤ overlap < crop")
     if not 0 < min_visible <= 1:
         raise ConfigError(f"min_visible is {min_visible}", where="crop", fix="give a share above 0, up to 1")
-    crops: list[LabelledImage] = []
-    about_whole = lost = 0
+    folder = None if crops_in_place(labelled_set) else out_dir
+    made = _Crops(min_visible)
     for item in labelled_set.items:
         if is_scene(item.image):
             fix = "ask for smaller scenes instead"
             raise DataError("generated scenes can't be cut", where=item.id, fix=fix)
-        windows = crop_windows(item.width, item.height, size, overlap)
-        about_whole += bool(len(windows) > 1 and (item.captions or item.scene or item.tags))
-        images = _write_crops(item.image, item.id, windows, out_dir)
-        seconds: Sequence[str | None] = [None] * len(windows)
-        if item.second_image is not None:
-            seconds = _write_crops(item.second_image, f"{item.id}.later", windows, out_dir)
-        for label in (*(item.objects or ()), *(item.later_objects or ())):
-            lost += all(crop_object(label, window, min_visible) is None for window in windows)
-        for window, image, second in zip(windows, images, seconds, strict=True):
-            crop = _crop_item(item, window, min_visible, whole=len(windows) == 1)
-            crops.append(replace(crop, image=image, second_image=second))
+        made.add(item, crop_windows(item.width, item.height, size, overlap), folder)
         if progress is not None:
             progress()
-    findings = labelled_set.findings
-    if about_whole:
-        text = "captions and scene class are about the whole image; crops have none"
-        findings += (f"{about_whole} images: {text}",)
-    if lost:
-        text = f"less than {min_visible:.0%} of them is in any crop; difficult in all of them"
-        findings += (f"{lost} objects: {text}",)
-    return replace(labelled_set, items=crops, findings=findings)
+    findings = (*labelled_set.findings, *made.findings())
+    cropped = replace(labelled_set, items=made.crops, findings=findings)
+    how = labelled_set.drawn
+    return cropped if how is None else _split_by_place(cropped, how, made.places)
+
+
+@dataclass
+class _Crops:
+    """Crops while they are made, where they lie as far as that is known, and counts of what was lost."""
+
+    min_visible: float
+    crops: list[LabelledImage] = field(default_factory=list)
+    places: list[GroundPlace] = field(default_factory=list)
+    about_whole: int = 0
+    lost: int = 0
+    unlabelled: int = 0
+
+    def add(self, item: LabelledImage, windows: Sequence[MaskWindow], folder: Path | None) -> None:
+        """Add the crops of an image; see `_addresses` for the folder."""
+        self.about_whole += bool(len(windows) > 1 and (item.captions or item.scene or item.tags))
+        images = _addresses(item.image, item.id, windows, folder)
+        seconds: Sequence[str | None] = [None] * len(windows)
+        if item.second_image is not None:
+            seconds = _addresses(item.second_image, f"{item.id}.later", windows, folder)
+        geometry = None if item.ground is None else geometry_of(item.image)
+        kinds = [item.objects or (), item.later_objects or (), item.ignored]
+        boxes = [np.array([label.box for label in labels]).reshape(-1, 4) for labels in kinds]
+        seen: set[tuple[int, int]] = set()
+        for window, image, second in zip(windows, images, seconds, strict=True):
+            near = [_meeting(boxes_N4, window) for boxes_N4 in boxes]
+            seen.update(
+                (kind, number)
+                for kind in (0, 1)
+                for number in near[kind]
+                if (kind, number) not in seen
+                and crop_object(kinds[kind][number], window, self.min_visible) is not None
+            )
+            own = [tuple(kinds[kind][number] for number in near[kind]) for kind in range(3)]
+            part = replace(
+                item,
+                objects=None if item.objects is None else own[0],
+                later_objects=None if item.later_objects is None else own[1],
+                ignored=own[2],
+            )
+            crop = _crop_item(part, window, self.min_visible, whole=len(windows) == 1)
+            if _is_unlabelled(crop):
+                self.unlabelled += 1
+                continue
+            if geometry is not None:
+                self.places.append((geometry.of_window(window), (crop.width, crop.height)))
+                crop = with_ground(replace(crop, ground=None), self.places[-1])
+            self.crops.append(replace(crop, image=image, second_image=second))
+        self.lost += len(kinds[0]) + len(kinds[1]) - len(seen)
+
+    def findings(self) -> list[str]:
+        """Return lines about what crops don't have."""
+        lines = []
+        if self.about_whole:
+            text = "captions and scene class are about the whole image; crops have none"
+            lines.append(f"{self.about_whole} images: {text}")
+        if self.lost:
+            text = f"less than {self.min_visible:.0%} of them is in any crop; difficult in all of them"
+            lines.append(f"{self.lost} objects: {text}")
+        if self.unlabelled:
+            lines.append(f"{self.unlabelled} crops: nothing of them is labelled; left out")
+        return lines
+
+
+def _meeting(boxes_N4: np.ndarray, window: MaskWindow) -> list[int]:
+    """Return the numbers of the boxes that have an area in common with a window."""
+    x1, y1, x2, y2 = window
+    low, high = boxes_N4[:, :2], boxes_N4[:, 2:]
+    return np.flatnonzero((high > (x1, y1)).all(1) & (low < (x2, y2)).all(1)).tolist()
+
+
+def crops_in_place(labelled_set: LabelledSet) -> bool:
+    """Return whether crops of a set are windows of its own files: those of bands, and of rasters on the ground."""
+    return labelled_set.channels is not None or all(
+        item.ground is not None and Path(base_address(item.image)).suffix.lower() in RASTER_SUFFIXES
+        for item in labelled_set.items
+    )
+
+
+def _addresses(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path | None) -> list[str]:
+    """Return the addresses of an image's crops: windows of it, or files that are written where a folder is given."""
+    if out_dir is not None:
+        return _write_crops(source, name, windows, out_dir)
+    return [source if len(windows) == 1 else window_address(source, window) for window in windows]
+
+
+def _is_unlabelled(crop: LabelledImage) -> bool:
+    """Return whether all of a crop lies where nobody looked for objects."""
+    hidden = sum(
+        area(as_points(ring))
+        for label in crop.ignored
+        if label.category == NOT_LABELLED
+        for ring in label.polygons
+    )
+    return hidden > crop.width * crop.height - 1
+
+
+def _split_by_place(cropped: LabelledSet, how: PlaceSplit, places: Sequence[GroundPlace]) -> LabelledSet:
+    """Return crops with splits that are drawn anew: blocks of ground are smaller than the images were."""
+    found = split_by_place(on_one_plane(places), [""] * len(places), how)
+    items = [
+        replace(item, split=split, group="")
+        for item, split in zip(cropped.items, found.splits, strict=True)
+        if split is not None
+    ]
+    counts = Counter(item.split for item in items)
+    named = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
+    understood = [line for line in cropped.understood if not line.startswith("splits: ")]
+    findings = [line for line in cropped.findings if not line.startswith("splits: ")]
+    if found.left_out:
+        findings.append(f"splits: {found.left_out:,} crops are left out; {found.said}")
+    understood.append(f"splits: {named}; {found.said}")
+    return replace(cropped, items=items, understood=tuple(understood), findings=tuple(findings))
 
 
 def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path) -> list[str]:
-    suffix = Path(source).suffix.lower()
+    suffix = Path(base_address(source)).suffix.lower()
     ending = ".jpg" if suffix in _LOSSY else ".png"
     paths = [out_dir / f"{inner_path(name)}_{x1}_{y1}_{x2}_{y2}{ending}" for x1, y1, x2, y2 in windows]
     check_inside(paths[0], out_dir)
     try:
-        changed = Path(source).stat().st_mtime
+        changed = file_stamp(source)[1]
     except FileNotFoundError as error:
         raise DataError("image is missing", where=source, fix="check the path and the root folder") from error
-    missing = [k for k, p in enumerate(paths) if not p.is_file() or p.stat().st_mtime < changed]
+    missing = [k for k, p in enumerate(paths) if not p.is_file() or p.stat().st_mtime_ns < changed]
     # Where nothing is cut off, nothing needs to be compressed a second time.
-    copied = len(windows) == 1 and suffix in (".jpg", ".jpeg")
-    image = load_image(source) if missing and not copied else None
+    copied = len(windows) == 1 and base_address(source) == source and suffix in (".jpg", ".jpeg")
+    image = load_image(source, stretch=False) if missing and not copied else None
     for k in missing:
         with atomic_path(paths[k]) as temporary:
             if image is None:

@@ -22,6 +22,7 @@ from vitp.data.formats.class_tables import (
     is_box_table,
 )
 from vitp.data.formats.coco_files import annotation_files, is_coco_file
+from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
@@ -45,6 +46,7 @@ from vitp.data.formats.walk import (
     split_folders,
     within,
 )
+from vitp.data.formats.xview import xview_files
 from vitp.data.formats.yolo import is_yolo
 
 
@@ -115,9 +117,12 @@ def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
     for name in ("voc", "coco", "pairs", "masks", "geo", "captions", "classes", "folders"):
-        if name == "folders" and found not in ("captions", "classes"):
-            continue
-        if name == found or found in ("vitp", "pairs") or (name == "captions" and found == "coco"):
+        if (
+            name == found
+            or found in ("vitp", "pairs", "xbd", "xview")
+            or (name == "captions" and found == "coco")
+            or (name == "folders" and found not in ("captions", "classes"))
+        ):
             continue
         try:
             if _CERTAIN.get(name, _SIGNS[name][0])(root):
@@ -312,6 +317,8 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: any(is_coco_file(path) for path in annotation_files(root)),
         "JSON with images and annotations, in annotations/ or the split's folder",
     ),
+    "xbd": (is_xbd, "labels/*_pre_disaster.json with *_post_disaster.json"),
+    "xview": (xview_files, "a GeoJSON with bounds_imcoords"),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),

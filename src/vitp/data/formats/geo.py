@@ -24,7 +24,7 @@ from vitp.data.formats.places import GroundPlace
 from vitp.data.formats.walk import comma_list, images_below, split_in
 from vitp.io.ground import geometry_of, ground_matrix, need_geo
 from vitp.io.vectors import read_features, vector_layers
-from vitp.records.labels import BACKGROUND, IGNORE, LabelledSet
+from vitp.records.labels import BACKGROUND, IGNORE, NOT_LABELLED, LabelledSet
 
 _UNKNOWN = "unknown"
 
@@ -313,7 +313,7 @@ def _hidden(label: Any, found: ImageLabels, placed: GroundPlace) -> bool:
         [
             shapely.polygons(np.reshape(one.polygons[0], (-1, 2)))
             for one in found.ignored
-            if one.category == "not labelled"
+            if one.category == NOT_LABELLED
         ]
     )
     return bool(shapely.intersection(own, rest).area > 0.99 * own.area)

@@ -18,7 +18,7 @@ from vitp.data.formats.walk import Note
 from vitp.io.ground import corners, ground_matrix, need_geo, reproject
 from vitp.io.vectors import VectorLayer
 from vitp.records.geometry import as_flat, as_points, bounds, min_area_quad
-from vitp.records.labels import ObjectLabel
+from vitp.records.labels import NOT_LABELLED, ObjectLabel
 
 _POINTS, _LINES, _AREAS = "points", "lines", "areas"
 _KINDS = {0: _POINTS, 4: _POINTS, 1: _LINES, 2: _LINES, 5: _LINES, 3: _AREAS, 6: _AREAS, 7: _AREAS}
@@ -179,7 +179,7 @@ class LabelledArea:
             p for polygon in shapely.get_parts(rest) for p in _without_holes(shapely, polygon) if p.area > 0.5
         ]
         rings = [as_flat(shapely.get_coordinates(part.exterior)[:-1]) for part in parts]
-        return tuple(ObjectLabel("not labelled", bounds(as_points(ring)), None, (ring,)) for ring in rings)
+        return tuple(ObjectLabel(NOT_LABELLED, bounds(as_points(ring)), None, (ring,)) for ring in rings)
 
 
 def _without_holes(shapely: Any, polygon: Any) -> list[Any]:

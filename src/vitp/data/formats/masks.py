@@ -39,6 +39,7 @@ from vitp.data.formats.mask_objects import (
 )
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
 from vitp.io.images import load_label_pixels
+from vitp.io.warped import Grid, grid_of_image
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledSet, ObjectLabel
 from vitp.records.regions import objects_of
 
@@ -49,11 +50,12 @@ _INDEX_MODES = frozenset(("1", "L", "P", "LA", "I", "I;16", "I;16B", "I;16L", "I
 
 @dataclass(frozen=True)
 class _Read:
-    """One image with what was counted in its mask."""
+    """One image with what was counted in its mask; `onto` are its pixels, where the mask has others on the ground."""
 
     entry: MaskEntry
     size: tuple[int, int]
     facts: MaskFacts
+    onto: Grid | None = None
 
 
 def read_masks(
@@ -143,11 +145,32 @@ def _entries(builder: SetBuilder, entries: Sequence[MaskEntry], *, regions: bool
         size = builder.size_of(entry.image)
         if size is None:
             continue
-        values_HW = mask_values(load_label_pixels(entry.masks[0]))
-        if mask_fits(builder, values_HW, entry.masks[0], entry.image, size):
-            facts = mask_facts(values_HW, entry.masks[0], regions=regions and number % looked == 0)
-            found.append(_Read(entry, size, facts))
+        path = entry.masks[0]
+        values_HW = mask_values(load_label_pixels(path))
+        try:
+            onto = grid_of_image(entry.image, size, path, (values_HW.shape[1], values_HW.shape[0]))
+        except DataError as error:
+            builder.note(builder.place(path), f"{error.what}; image left out")
+            continue
+        if onto is not None or mask_fits(builder, values_HW, path, entry.image, size):
+            facts = mask_facts(values_HW, path, regions=regions and number % looked == 0)
+            found.append(_Read(entry, size, facts, onto))
+    if moved := [one for one in found if one.onto is not None]:
+        builder.understand(
+            f"{len(moved)} masks have other pixels on the ground than their images ({builder.place(moved[0].entry.masks[0])} "
+            "for example): each pixel of an image has the value of the nearest one, outside of the mask it is ignored"
+        )
     return found
+
+
+def _refuse_moved(found: _Read, path: Path) -> None:
+    """Refuse numbers of instances that aren't on the pixels of their image."""
+    if found.onto is not None:
+        raise DataError(
+            "holds numbers of instances on other pixels than its image has",
+            where=str(path),
+            fix="bring it onto the image's pixels (gdalwarp -r near), or save the objects as a GeoPackage",
+        )
 
 
 def _refuse_instances(root: Path, entries: Sequence[_Read]) -> None:
@@ -203,6 +226,7 @@ def _add_numbers(builder: SetBuilder, entries: Sequence[_Read], name: str) -> La
     """Add images of which each has one mask with a number for each object."""
     count = 0
     for found in entries:
+        _refuse_moved(found, found.entry.masks[0])
         objects, ignored = numbered_objects(builder, found.entry.masks[0], name)
         count += len(objects)
         builder.add(found.entry.image, found.size, split=found.entry.split, objects=objects, ignored=ignored)
@@ -247,10 +271,11 @@ def _read_classes(
         if unknown and not strays:
             texts = ", ".join(shown(v, colour=colour) for v in unknown[:5])
             builder.note(builder.place(path), f"{len(unknown)} unknown values ({texts}); ignored there")
-        mask = MaskFile(str(path), values, nearest=strays == "nearest")
+        mask = MaskFile(str(path), values, nearest=strays == "nearest", onto=found.onto)
         labels: dict[str, Any] = {}
         if entry.instances is not None:
             numbered += 1
+            _refuse_moved(found, entry.instances)
             objects, ignored = objects_of_classes(builder, entry.instances, mask(), things)
             labels = {"objects": objects, "ignored": ignored}
         elif min_area is not None:

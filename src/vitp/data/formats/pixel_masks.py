@@ -13,7 +13,7 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.data.formats.drawn_masks import DrawnMask, drawn_from_json, drawn_to_json
 from vitp.io.images import load_label_pixels
-from vitp.io.warped import Grid, warped_labels
+from vitp.io.warped import Grid, label_window, warped_labels
 from vitp.records.labels import IGNORE
 from vitp.scenes import load_pair, load_scene
 
@@ -69,7 +69,7 @@ class MaskFile:
         if self.onto is not None:
             pixels, inside_HW = warped_labels(self.path, self.onto, self.window)
         else:
-            pixels = _cut(_pixels(self.path), self.window)
+            pixels = _part(self.path, self.window)
         values_HW = mask_values(pixels)
         if self.nearest:
             values_HW = nearest_values(
@@ -183,6 +183,12 @@ class SceneChangeMask:
 SceneChangeMask.__name__ = "SceneChange"  # the fingerprints of earlier runs hold this name
 
 MaskReader = MaskFile | ChangeFile | TransitionFiles | DrawnMask | SceneSemantic | SceneChangeMask
+
+
+def _part(path: str, window: MaskWindow | None) -> np.ndarray:
+    """Return the pixels of a mask, or of a part of it; of a large one only the part is read."""
+    found = None if window is None else label_window(path, window)
+    return _cut(_pixels(path), window) if found is None else found
 
 
 def _cut(pixels: np.ndarray, window: MaskWindow | None) -> np.ndarray:

@@ -12,7 +12,6 @@ Shapes: N images, P pairs of images.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,9 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.splits import assign_fractions
+from vitp.io.contract import Geometry
 from vitp.io.ground import (
     LONGITUDE_LATITUDE,
-    centre_lonlat,
     corners,
     geometry_of,
     ground_matrix,
@@ -32,12 +31,12 @@ from vitp.io.ground import (
     need_geo,
     reproject,
 )
-from vitp.io.open_pixels import Geometry
 from vitp.records.labels import LabelledImage, PlaceSplit
 
 GroundPlace = tuple[Geometry, tuple[int, int]]
 """Where an image lies, and its width and height."""
 
+_NEEDED = ("rasterio", "pyproj", "shapely")
 _FEW_IN_ONE = 1 / 3
 """Share of the images in the largest cluster up to which clusters are drawn."""
 
@@ -56,7 +55,7 @@ def find_places(items: Sequence[LabelledImage], say: Callable[[str], None]) -> l
     if not any(may_be_placed(item.image) for item in items):
         return [None] * len(items)
     try:
-        for module in ("rasterio", "pyproj", "shapely"):
+        for module in _NEEDED:
             need_geo(module, "")
     except DataError as error:
         say(f"where images lie on the ground isn't looked at: it {error.what} ({error.fix})")
@@ -65,13 +64,18 @@ def find_places(items: Sequence[LabelledImage], say: Callable[[str], None]) -> l
 
 
 def _placed(item: LabelledImage) -> GroundPlace | None:
-    with warnings.catch_warnings():  # rasterio warns of files without a place
-        warnings.simplefilter("ignore")
-        try:
-            geometry = geometry_of(item.image)
-        except DataError:
-            return None  # a picture that rasterio can't read
+    geometry = known_geometry(item.image)
     return None if geometry is None else (geometry, (item.width, item.height))
+
+
+def known_geometry(address: str) -> Geometry | None:
+    """Return where an image lies; None where that isn't known, can't be read, or the extra `geo` isn't there."""
+    try:
+        for module in _NEEDED:
+            need_geo(module, address)
+        return geometry_of(address)
+    except DataError:
+        return None
 
 
 def with_ground(item: LabelledImage, placed: GroundPlace | None) -> LabelledImage:
@@ -230,8 +234,3 @@ def neighbours(shapes_N: np.ndarray, splits: Sequence[str], buffer: float) -> li
         return pairs
     # Without a buffer, images that only touch share no ground.
     return [(i, j) for i, j in pairs if shapely.intersection(shapes_N[i], shapes_N[j]).area > 1e-6]
-
-
-def centre_of(placed: GroundPlace) -> tuple[float, float]:
-    """Return longitude and latitude of an image's centre."""
-    return centre_lonlat(*placed)

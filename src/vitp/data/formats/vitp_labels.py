@@ -1,6 +1,6 @@
 """Our own label files: a `LabelledSet` in lossless JSON, one line an image, masks by path.
 
-    labels/set.json        name, classes, licence, findings, image_root, label_root
+    labels/set.json        name, classes, licence, findings, image_root, label_root, channels
     labels/{split}.jsonl   one image a line
 
 Roots are relative to the folder that holds `labels`, or absolute. Images are relative to `image_root`, masks
@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitp.core.errors import DataError
+from vitp.core.config import make_config
+from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import to_json, write_json
 from vitp.core.reading import parse_json
 from vitp.data.formats.pixel_masks import MaskReader, mask_from_json, mask_to_json
 from vitp.data.formats.walk import parse_label_json, read_label_text, within
 from vitp.io.images import is_scene
+from vitp.records.channels import Channels
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet, ObjectLabel
 
 SET_FILE = "labels/set.json"
@@ -99,6 +101,8 @@ def write_head(
         **{key: list(getattr(labelled, key)) for key in _LISTS[3:]},
         **{key: list(own) for key in _OPTIONAL_LISTS if (own := getattr(labelled, key))},
     }
+    if labelled.channels is not None:
+        head["channels"] = channels_to_json(labelled.channels)
     write_json(roots.out / SET_FILE, head)
 
 
@@ -125,7 +129,39 @@ def read_compiled(root: Path) -> LabelledSet:
     roots = Roots(root, root / head["image_root"], root / head["label_root"])
     items = [item for split in SPLITS for item in _items(folder / f"{split}.jsonl", split, roots)]
     lists: dict[str, Any] = {key: tuple(head[key]) for key in (*_LISTS, *_OPTIONAL_LISTS)}
-    return LabelledSet(name=head["name"], items=items, licence=head["licence"], **lists)
+    channels = channels_from_json(head.get("channels"), root / SET_FILE)
+    return LabelledSet(name=head["name"], items=items, licence=head["licence"], channels=channels, **lists)
+
+
+def read_channels(root: Path) -> Channels | None:
+    """Return the channels of the set that `write_compiled` wrote under `root`; its items aren't looked at.
+
+    Raises:
+        DataError: There is no such set, or its head can't be understood.
+    """
+    path = root / SET_FILE
+    return channels_from_json(_head(path).get("channels"), path)
+
+
+def channels_to_json(channels: Channels) -> dict[str, Any]:
+    """Return channels as `set.json` and the entries of mixture files have them."""
+    return channels.model_dump(mode="json", exclude_none=True, exclude={"dropout"})
+
+
+def channels_from_json(value: Any, where: str | Path) -> Channels | None:
+    """Return what `channels_to_json` wrote down; None: pictures.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if value is None:
+        return None
+    try:
+        return make_config(Channels, dict(value), where=str(where))
+    except (ConfigError, TypeError, ValueError) as error:
+        what = error.what if isinstance(error, ConfigError) else f"{value!r:.60} is no mapping"
+        fix = 'write {"channels": [{"band": NAME, "low": …, "high": …}, …]}'
+        raise DataError(f'"channels" can\'t be understood: {what}', where=str(where), fix=fix) from error
 
 
 def _head(path: Path) -> dict[str, Any]:

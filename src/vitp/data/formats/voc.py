@@ -1,4 +1,7 @@
-"""Pascal VOC: one XML file an image, in Annotations/ or beside the image, with ImageSets/Main/{train,val,test}.txt."""
+"""Pascal VOC: one XML file an image, in Annotations/ or beside the image, with ImageSets/Main/{train,val,test}.txt.
+
+FAIR1M's files are read, too: `labelXml/*.xml` with `<possibleresult>` and `<points>` in pixels or in degrees.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+import numpy as np
+
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
-from vitp.data.formats.image_labels import LabelShape
+from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.label_files import LabelPlace
 from vitp.data.formats.walk import (
     bases_of,
@@ -24,10 +29,12 @@ from vitp.data.formats.walk import (
     split_in,
     within,
 )
+from vitp.io.ground import LONGITUDE_LATITUDE, geometry_of, reproject
 from vitp.io.images import IMAGE_SUFFIXES
+from vitp.records.geometry import as_flat, as_points
 from vitp.records.labels import LabelledSet
 
-XML_FOLDERS = ("Annotations", "Annotation", "xml", "xmls")
+XML_FOLDERS = ("Annotations", "Annotation", "xml", "xmls", "labelXml", "labelXmls")
 _LABEL_FOLDERS = (*XML_FOLDERS, "labels")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs")
 
@@ -39,6 +46,9 @@ _CORNERS = tuple(
     for axis in ("x", "y")
 )
 """Names of the four corners of an oriented box, as DIOR-R writes them."""
+
+_PARTS = re.compile(r"part[-_ ]?\d+$", re.IGNORECASE)
+"""Folders that FAIR1M's splits are cut into."""
 
 _NUMBERED = re.compile(r"([xy])(\d{1,4})$")
 
@@ -56,7 +66,8 @@ def read_voc(
 ) -> LabelledSet:
     """Read a Pascal VOC folder.
 
-    An object has a `bndbox`, a `robndbox` (centre, width, height and angle, or four named corners) or a `polygon`.
+    An object has a `bndbox`, a `robndbox` (centre, width, height and angle, or four named corners), a `polygon`, or
+    `points` as FAIR1M has them, in pixels or in degrees of the ground.
 
     Args:
         root: Holds, itself or in its only folder of a set (VOCdevkit/VOC2007), `Annotations` and the images in
@@ -92,18 +103,35 @@ def read_voc(
                 continue
             found = builder.labels_of(size, builder.place(place.labels), folder=True)
             for title, node in ((f"object {n}", node) for n, node in enumerate(tree.iter("object"), 1)):
-                where = builder.place(path, title)
                 shape = voc_shape(node, str(path), title, one_based=one_based, degrees=angles == "degrees")
-                name = " ".join((node.findtext("name") or "").split())
+                if _in_degrees(node):
+                    shape = degrees_to_pixels(shape, image, size, f"{path}: {title}")
                 difficult = bool(_number(node, "difficult", f"{path}: {title}", "write 0 or 1"))
-                if name:
-                    found.add(where, name, shape, known=known, difficult=difficult)
-                else:
-                    found.ignore(where, "an object without a class", "unknown", shape)
+                _take(found, builder.place(path, title), node, shape, known, difficult=difficult)
             seen.update(label.category for label in found.objects)
             split = place.split or split_in(path.relative_to(place.labels))[0]
             builder.add_labelled(image, found, split=split)
     return builder.build(object_classes=known or sorted(seen))
+
+
+def _take(
+    found: ImageLabels,
+    where: str,
+    node: ElementTree.Element,
+    shape: LabelShape,
+    known: tuple[str, ...] | None,
+    *,
+    difficult: bool,
+) -> None:
+    """Take one object; where its class isn't clear its place is ignored."""
+    several = {" ".join((one.text or "").split()) for one in node.findall("possibleresult/name")}
+    name = " ".join((node.findtext("name") or "").split())
+    if not name and len(several) > 1:
+        found.ignore(where, f"may be of several classes ({', '.join(sorted(several))})", "unknown", shape)
+    elif name := name or next(iter(several), ""):
+        found.add(where, name, shape, known=known, difficult=difficult)
+    else:
+        found.ignore(where, "an object without a class", "unknown", shape)
 
 
 def _size_agrees(builder: SetBuilder, path: Path, tree: ElementTree.Element, size: tuple[int, int]) -> bool:
@@ -152,10 +180,12 @@ def voc_places(root: Path) -> list[LabelPlace]:
     """Return where XML files of labels and their images lie; empty where there are none."""
     places = []
     for split, base in bases_of(root):
-        labels = child(base, _LABEL_FOLDERS)
-        if labels is not None and files_below(labels, ".xml"):
-            images = child(base, _IMAGE_FOLDERS) or (labels if images_below(labels) else base)
-            places.append(LabelPlace(images, labels, split))
+        below = [path for path in sorted(base.iterdir()) if path.is_dir() and _PARTS.match(path.name)]
+        for folder in (base, *below):
+            labels = child(folder, _LABEL_FOLDERS)
+            if labels is not None and files_below(labels, ".xml"):
+                images = child(folder, _IMAGE_FOLDERS) or (labels if images_below(labels) else folder)
+                places.append(LabelPlace(images, labels, split))
     if places:
         return places
     # Other XML files may lie beside images, too.
@@ -190,7 +220,11 @@ def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, Element
             continue
         inside = path.relative_to(place.labels).with_suffix("")
         images = by_place.get(inside) or by_stem.get(path.stem) or []
-        name = (tree.findtext("filename") or "").replace("\\", "/").rpartition("/")[2]
+        name = (
+            (tree.findtext("filename") or tree.findtext("source/filename") or "")
+            .replace("\\", "/")
+            .rpartition("/")[2]
+        )
         images = [image for image in images if image.name == name] or images
         if not images:
             builder.lose(builder.place(path), "its image is missing; left out", absent=True)
@@ -235,9 +269,60 @@ def voc_shape(
     centre = _values(node, "robndbox", _CENTRE, path, name) if quad is None else None
     if centre is not None:
         quad = _turned(centre, path, name, degrees)
+    points = None if quad is not None or box is not None else _points(node, path, name)
+    if points is not None:
+        return LabelShape(quad=points) if len(points) == 8 else LabelShape(polygons=(points,))
     if quad is not None:
         return LabelShape(quad=quad)
     return LabelShape(box=box, polygons=_polygons(node, path, name))
+
+
+def _points(node: ElementTree.Element, path: str, name: str) -> tuple[float, ...] | None:
+    """Return the corners in `points/point`, each "x,y", the first of them not repeated; None where there are none."""
+    texts = [point.text or "" for point in node.findall("points/point")]
+    if not texts:
+        return None
+    try:
+        corners = [tuple(float(word) for word in text.split(",")) for text in texts]
+        if any(len(corner) != 2 for corner in corners):
+            raise ValueError("not x and y")
+    except ValueError as error:
+        fix = "write each point as x,y"
+        raise DataError(f"{name} has points that can't be read ({error})", where=path, fix=fix) from error
+    if len(corners) > 3 and corners[0] == corners[-1]:
+        corners.pop()
+    return tuple(value for corner in corners for value in corner)
+
+
+def _in_degrees(node: ElementTree.Element) -> bool:
+    """Return whether an object says that its points are in coordinates of the ground."""
+    told = (node.findtext("coordinate") or "pixel").strip().lower()
+    return not told.startswith(("pixel", "image"))
+
+
+def degrees_to_pixels(shape: LabelShape, image: Path, size: tuple[int, int], where: str) -> LabelShape:
+    """Return a shape of longitudes and latitudes in the pixels of its image, in the order that lies in the image.
+
+    Raises:
+        DataError: The image doesn't say where it lies, or the shape lies in it in both orders.
+    """
+    geometry = geometry_of(image)
+    if geometry is None:
+        fix = "give the image its coordinate reference system, or the points in pixels"
+        raise DataError(f"is in degrees, but {image.name} doesn't say where it lies", where=where, fix=fix)
+    ring = as_points(shape.quad if shape.quad is not None else [v for one in shape.polygons for v in one])
+    both = [
+        geometry.to_pixels(reproject(points, LONGITUDE_LATITUDE, geometry.crs))
+        for points in (ring, ring[:, ::-1])
+    ]
+    inside = [bool(np.isfinite(p).all() and ((p > 0) & (p < size)).any(0).all()) for p in both]
+    if all(inside):
+        fix = "write the points in pixels"
+        raise DataError(
+            "lies in its image with longitude first, and with latitude first", where=where, fix=fix
+        )
+    points = as_flat(both[1] if inside[1] else both[0])
+    return LabelShape(quad=points) if len(points) == 8 else LabelShape(polygons=(points,))
 
 
 def _values(

@@ -51,7 +51,7 @@ COUNT_COMPARE = (
 )
 RELATION = (
     "Is {a} {relation} {b}?", "Does {a} lie {relation} {b}?", "Would you say {a} is {relation} {b}?",
-    "Seen from {b}, is {a} {relation} it?", "Can {a} be found {relation} {b}?",
+    "SeenBands from {b}, is {a} {relation} it?", "Can {a} be found {relation} {b}?",
     "Yes or no: {a} is {relation} {b}.",
 )
 RELATION_WHICH = (

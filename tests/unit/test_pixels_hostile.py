@@ -1,0 +1,266 @@
+"""Rasters that are damaged, too large, or name what they shouldn't: one clear line, and nothing on standard error."""
+
+from __future__ import annotations
+
+import http.server
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from tests.raster_files import UTM, values, write_raster
+from tests.tiff_files import write_tiff
+from vitp.core.errors import DataError
+from vitp.core.remote import VARIABLE
+from vitp.io import contract
+from vitp.io.images import image_size, load_image
+from vitp.io.open_pixels import open_pixels
+
+
+def _refused(address: str | Path) -> str:
+    """Return the words by which a file is refused, whichever step finds out."""
+    with pytest.raises(DataError) as caught, open_pixels(address) as pixels:
+        pixels.read()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("kind", ["tif", "strips", "cog", "jp2", "dat", "plain", "jpeg"])
+def test_cut_files_are_refused_in_one_line(
+    tmp_path: Path, share: float, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    five_CHW = values(5, "uint8" if kind == "jpeg" else "uint16", (130, 140))
+    options = {
+        "tif": {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"},
+        "strips": {"compress": "lzw", "interleave": "band"},
+        "cog": {"driver": "COG", "compress": "deflate", "blocksize": 128},
+        "plain": {"blockysize": 8},
+        "jpeg": {"compress": "jpeg", "tiled": True, "blockxsize": 64, "blockysize": 64, "interleave": "band"},
+        "jp2": {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES"},
+        "dat": {"driver": "ENVI"},
+    }[kind]
+    path = write_raster(tmp_path / f"a.{kind}", five_CHW, **options)
+    with open_pixels(path) as pixels:
+        assert kind == "jpeg" or np.array_equal(pixels.read(), five_CHW)
+    data = path.read_bytes()
+    for side in tmp_path.glob("a.*.aux.xml"):
+        side.unlink()
+    capfd.readouterr()
+    path.write_bytes(data[: int(len(data) * share)])
+    said = _refused(path)
+    assert str(path) in said
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_any_changed_bytes_give_values_or_one_line(
+    tmp_path: Path, seed: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_raster(tmp_path / "a.tif", values(5, "uint16", (40, 50)), nodata=7, compress="deflate")
+    rng = np.random.default_rng(seed)
+    data = bytearray(path.read_bytes())
+    for place in rng.integers(0, len(data) if seed % 2 else 400, 6):
+        data[place] = rng.integers(256)
+    path.write_bytes(data)
+    try:
+        with open_pixels(path) as pixels:
+            pixels.read()
+            pixels.valid(level=1)
+    except DataError as error:
+        assert "\n" not in str(error)
+    assert capfd.readouterr().err == ""
+
+
+def test_sizes_beyond_memory_are_refused_before_room_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", width=300_000, height=300_000, count=4, dtype="uint16", SPARSE_OK=True,
+        tiled=True, BIGTIFF="YES", crs=UTM[0], transform=rasterio.Affine(*UTM[1]),
+    ):  # fmt: skip
+        pass
+    with open_pixels(path) as pixels:
+        assert pixels.size == (300_000, 300_000)
+        with pytest.raises(DataError, match=r"300000×300000 px of 4 bands take 720\.0 GB.*FILE#window"):
+            pixels.read()
+        assert not pixels.read((299_000, 299_000, 299_100, 299_050)).any()
+        assert pixels.read((0, 0, 4096, 2048), ["1"], level=11).shape == (1, 1, 2)
+    assert image_size(path) == (300_000, 300_000)
+    assert image_size(f"{path}#window=5,5,9,8") == (4, 3)
+
+
+def test_levels_of_large_windows_are_read_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted_CHW = values(2, "uint16", (203, 151))
+    path = write_raster(tmp_path / "a.tif", wanted_CHW)
+    with open_pixels(path) as pixels:
+        whole_CHW = pixels.read(level=2)
+        monkeypatch.setattr(contract, "_STRIP_PIXELS", 4000)
+        np.testing.assert_array_equal(pixels.read(level=2), whole_CHW)
+
+
+def test_pieces_beyond_memory_are_refused(tmp_path: Path) -> None:
+    """A bomb: few bytes that stand for one piece of 40 GB."""
+    path = write_tiff(tmp_path / "a.tif", np.zeros((4, 4, 5), np.uint16), deflate=True)
+    data = path.read_bytes()
+    for tag in (256, 257, 278):
+        for kind in (3, 4):
+            head = struct.pack("<HHI", tag, kind, 1)
+            at = data.find(head)
+            if at >= 0:
+                data = data[:at] + struct.pack("<HHII", tag, 4, 1, 65_000) + data[at + 12 :]
+    path.write_bytes(data)
+    assert "too large to be decoded" in _refused(path)
+
+
+def _vrt(path: Path, source: str, *, relative: int = 0, more: str = "") -> Path:
+    path.write_text(
+        '<VRTDataset rasterXSize="83" rasterYSize="61"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="{relative}">{source}</SourceFilename><SourceBand>1</SourceBand>'
+        f"</SimpleSource>{more}</VRTRasterBand></VRTDataset>"
+    )
+    return path
+
+
+def test_a_vrt_names_rasters_of_this_machine(tmp_path: Path) -> None:
+    wanted_CHW = values(1, "uint16")
+    write_raster(tmp_path / "a.tif", wanted_CHW)
+    (tmp_path / "inner").mkdir()
+    for vrt in (
+        _vrt(tmp_path / "a.vrt", "a.tif", relative=1),
+        _vrt(tmp_path / "b.vrt", str(tmp_path / "a.tif")),
+        _vrt(tmp_path / "inner" / "c.vrt", "../a.vrt", relative=1),
+    ):
+        with open_pixels(vrt) as pixels:
+            np.testing.assert_array_equal(pixels.read(), wanted_CHW)
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """Address of a server on this machine, and the paths that it was asked for."""
+    paths: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", paths
+        server.shutdown()
+        thread.join()
+
+
+def test_no_connection_is_opened_unless_it_is_allowed(
+    tmp_path: Path, asked: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    url, paths = asked
+    service = f"&lt;GDAL_WMS&gt;&lt;Service name='TMS'&gt;&lt;ServerUrl&gt;{url}/x"
+    sources = [
+        f"/vsicurl/{url}/a.tif",
+        f"/vsicurl_streaming/{url}/a.tif",
+        f"{url}/a.tif",
+        f"WMS:{url}/a",
+        f"/vsizip//vsicurl/{url}/a.zip/a.tif",
+        f"NETCDF:&quot;/vsicurl/{url}/a.nc&quot;:x",
+        f"vrt://{url}/a.tif",
+        f"{service}&lt;/ServerUrl&gt;&lt;/Service&gt;&lt;/GDAL_WMS&gt;",
+        "/vsis3/bucket/a.tif",
+        "/vsistdin/",
+    ]
+    for number, source in enumerate(sources):
+        said = _refused(_vrt(tmp_path / f"{number}.vrt", source))
+        assert "VRT" in said or "no connection" in said, source
+    (tmp_path / "service.xml").write_text(
+        f"<GDAL_WMS><Service name='TMS'><ServerUrl>{url}/x</ServerUrl></Service></GDAL_WMS>"
+    )
+    assert "no raster" in _refused(_vrt(tmp_path / "x.vrt", "service.xml", relative=1))
+    assert "is not an image" in _refused(tmp_path / "service.xml")
+    overview = f"<Overview><SourceFilename>/vsicurl/{url}/o.tif</SourceFilename></Overview>"
+    write_raster(tmp_path / "a.tif", values(1, "uint16"))
+    _refused(_vrt(tmp_path / "o.vrt", "a.tif", relative=1, more=overview))
+    # A file of its own may name where its pyramid lies.
+    (tmp_path / "a.tif.aux.xml").write_text(
+        f'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">/vsicurl/{url}/o.tif</MDI></Metadata>'
+        "</PAMDataset>"
+    )
+    with open_pixels(tmp_path / "a.tif") as pixels:
+        pixels.read(level=1)
+    assert "no connection is opened unless it is asked for" in _refused(f"{url}/a.tif")
+    assert paths == []
+    monkeypatch.setenv(VARIABLE, "http")
+    assert f"{url}/a.tif" in _refused(f"{url}/a.tif")
+    assert paths
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<VRTDataset", "can't be parsed"),
+        ('<!DOCTYPE x [<!ENTITY a "b">]><VRTDataset rasterXSize="9" rasterYSize="9"/>', "is not an image"),
+        (
+            '<VRTDataset rasterXSize="9" rasterYSize="9"><!--<!ENTITY--></VRTDataset>',
+            "a form that isn't read",
+        ),
+        ('<VRTDataset rasterXSize="9" rasterYSize="9"></VRTDataset>', "can't be read"),
+    ],
+)
+def test_vrts_of_other_forms_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.vrt").write_text(text)
+    assert words in _refused(tmp_path / "a.vrt")
+
+
+def test_a_vrt_that_names_itself_or_no_raster_is_refused(tmp_path: Path) -> None:
+    assert "a form that isn't read" in _refused(_vrt(tmp_path / "a.vrt", "a.vrt", relative=1))
+    (tmp_path / "secret.txt").write_text("secret " * 2000)
+    assert "no raster" in _refused(_vrt(tmp_path / "b.vrt", "secret.txt", relative=1))
+    assert "no file here" in _refused(_vrt(tmp_path / "c.vrt", "gone.tif", relative=1))
+    assert "no file here" in _refused(_vrt(tmp_path / "d.vrt", str(tmp_path)))
+    raw = tmp_path / "e.vrt"
+    raw.write_text(
+        '<VRTDataset rasterXSize="9" rasterYSize="9"><VRTRasterBand dataType="Byte" band="1" '
+        'subClass="VRTRawRasterBand"><SourceFilename relativeToVRT="0">/etc/passwd</SourceFilename>'
+        "</VRTRasterBand></VRTDataset>"
+    )
+    assert "takes the bytes of other files for pixels" in _refused(raw)
+
+
+def test_a_vrt_over_a_damaged_file_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_raster(tmp_path / "a.tif", values(1, "uint16"), compress="deflate", blockysize=4)
+    vrt = _vrt(tmp_path / "a.vrt", "a.tif", relative=1)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 900] = b"\0" * 900
+    path.write_bytes(data)
+    assert str(vrt) in _refused(vrt)
+    assert capfd.readouterr().err == ""
+
+
+def test_files_of_a_suffix_alone_are_told_by_their_content(tmp_path: Path) -> None:
+    for name in ("a.tif", "a.jp2", "a.vrt", "a.nc"):
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+        assert "is not an image that can be read" in _refused(tmp_path / name)
+    assert "is missing" in _refused(tmp_path / "gone.tif")
+    assert "is missing" in _refused(tmp_path / "gone.tif#window=0,0,5,5")
+    wrong = write_raster(tmp_path / "a.png", values(5, "uint16"))
+    with open_pixels(wrong) as pixels:
+        assert len(pixels.bands) == 5
+
+
+def test_damage_that_pictures_are_refused_for_stays_refused(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", values(3, "uint8"), compress="webp", webp_lossless=True)
+    assert load_image(path).size == (83, 61)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - 3000])
+    with pytest.raises(DataError):
+        load_image(path)
