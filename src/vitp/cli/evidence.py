@@ -206,7 +206,7 @@ def features_command(
     """Show how backbones see: features as colours, attention of a patch, rollout, reach of the heads."""
     from vitp.core.distributed import resolve_device
     from vitp.core.targets import check_output_file
-    from vitp.inference.prediction_files import load_named_images
+    from vitp.inference.inputs import load_named_images
     from vitp.report.features_page import write_features_page, write_pictures
     from vitp.tasks.build import BackboneSettings, open_backbone
 

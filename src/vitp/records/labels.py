@@ -134,8 +134,8 @@ class LabelledSet:
         findings: Lines about labels that were left out or mended while reading, each with file and row.
         understood: Lines about how the files were understood (readings that were chosen, where the splits come
             from), which `vitp data compile` prints first.
-        change_classes: Names of the classes of `transition`, in the order of its values.
         channels: What is seen of the bands of its files; None: they are pictures.
+        change_classes: Names of the classes of `transition`, in the order of its values.
         drawn: How the splits were drawn by place, so that crops are split likewise; None: they weren't.
 
     Raises:
@@ -150,8 +150,8 @@ class LabelledSet:
     licence: str = ""
     findings: tuple[str, ...] = field(default=())
     understood: tuple[str, ...] = ()
-    change_classes: tuple[str, ...] = ()
     channels: Channels | None = None
+    change_classes: tuple[str, ...] = ()
     drawn: PlaceSplit | None = None
 
     def __post_init__(self) -> None:

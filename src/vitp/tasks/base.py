@@ -132,6 +132,8 @@ class TestSettings(SettingsModel):
     """Factors that the image is resized by; the results are merged."""
     flip: bool = False
     """Also look at the mirrored image."""
+    tta: Literal["none", "d4"] = "none"
+    """Test-time augmentation: `d4` looks at the image in all eight positions of a square, turned and mirrored."""
     batch_size: int = Field(8, gt=0, le=1_000_000)
     """Windows or images that are computed at once."""
     score_threshold: float = Field(0.3, ge=0, le=1)

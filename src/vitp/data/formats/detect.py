@@ -117,11 +117,12 @@ def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
     for name in ("voc", "coco", "pairs", "masks", "geo", "captions", "classes", "folders"):
+        if name == "folders" and found not in ("captions", "classes"):
+            continue
         if (
             name == found
             or found in ("vitp", "pairs", "xbd", "xview")
             or (name == "captions" and found == "coco")
-            or (name == "folders" and found not in ("captions", "classes"))
         ):
             continue
         try:

@@ -193,4 +193,48 @@ DISAPPEARED = (
     "List the objects that were removed.", "What was there before and is not now?",
     "Name what is only in the first image.",
 )
+LENGTH = (
+    "How long is {the}?", "What is the length of {the}?", "Give the length of {the} on the ground.",
+    "Estimate how long {the} is.", "How long is {the} in reality?", "Measure the length of {the}.",
+)
+AREA = (
+    "What area does {the} cover?", "How large is {the} on the ground?", "Give the area of {the}.",
+    "Estimate the ground area of {the}.", "How much ground does {the} take up?", "Measure the area of {the}.",
+)
+COVER_AREA = (
+    "How much ground is {one}?", "What area does {one} cover on the ground?", "Give the ground area of {one}.",
+    "Estimate the area of {one} in hectares or square metres.", "How large is the area of {one} in reality?",
+    "Measure the ground that is covered by {one}.",
+)
+DISTANCE = (
+    "How far is {a} from {b}?", "What is the distance between {a} and {b}?",
+    "Give the distance on the ground from {a} to {b}.", "Estimate how far apart {a} and {b} are.",
+    "How far apart are {a} and {b}?", "Measure the distance from {a} to {b}.",
+)
+RESOLUTION = (
+    "What is the ground resolution of the image?", "How much ground does one pixel show?",
+    "How large is a pixel on the ground?", "Give the size of a pixel on the ground.",
+    "Estimate the ground sampling distance.", "Which side has a pixel on the ground?",
+)
+EXTENT = (
+    "How wide is the ground that the image shows?", "What distance does the image span from left to right?",
+    "Give the width of the scene on the ground.", "Estimate how far it is from the left edge to the right one.",
+    "How much ground lies between the left and right edges?", "How wide is this scene in reality?",
+)
+SENSOR = (
+    "Which sensor took the image?", "Name the sensor of this image.", "What recorded this image?",
+    "Which instrument is the image from?", "From which sensor is this image?", "Tell the sensor.",
+)
+DATE = (
+    "When was the image taken?", "Give the date of the image.", "On which day was this recorded?",
+    "What is the acquisition date?", "Which date is the image from?", "Tell when this was taken.",
+)
+SEASON = (
+    "In which season was the image taken?", "Which season is shown?", "Name the season.",
+    "What time of the year is it?", "Which season is the image from?", "Tell the season of this scene.",
+)
+REGION = (
+    "Which region is shown?", "Where on earth was the image taken?", "Name the region of this image.",
+    "In which region does this scene lie?", "Which part of the world is this?", "Tell the region.",
+)
 # fmt: on
