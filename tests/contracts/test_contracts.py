@@ -315,7 +315,10 @@ SURFACE = {
     "finetune": [
         "TASK", "CONFIG", "--data", "--backbone", "--out", "--steps", "--set -s", "--resume",
     ],
-    "predict": ["RUN", "IMAGES", "--out", "--later", "--set -s", "--force"],
+    "predict": [
+        "RUN", "IMAGES", "--out", "--later", "--vector", "--probabilities", "--resolution", "--tta", "--pictures",
+        "--set -s", "--resume", "--force",
+    ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
     "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--out"],
     "plan": [
