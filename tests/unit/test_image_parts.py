@@ -144,6 +144,22 @@ def test_scenes_have_windows() -> None:
     part = f"{address}#window=3,4,30,20"
     np.testing.assert_array_equal(np.asarray(load_image(part)), whole[4:20, 3:30])
     assert image_size(part) == (27, 16)
+    with open_pixels(part) as pixels:
+        assert (pixels.names, pixels.size, pixels.is_picture) == (("red", "green", "blue"), (27, 16), True)
+        np.testing.assert_array_equal(pixels.read().transpose(1, 2, 0), whole[4:20, 3:30])
+
+
+def test_pictures_that_tiff_stores_otherwise_are_read_like_pictures(tmp_path: Path) -> None:
+    rgb = Image.fromarray(np.ascontiguousarray(np.moveaxis(values(3, "uint8"), 0, 2)))
+    rgb.convert("CMYK").save(tmp_path / "cmyk.tif")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rgb.save(tmp_path / "turned.tif", exif=turned)
+    for name in ("cmyk.tif", "turned.tif"):
+        with open_pixels(tmp_path / name) as pixels:
+            assert pixels.names == ("red", "green", "blue")
+            shown = np.asarray(load_image(tmp_path / name))
+            np.testing.assert_array_equal(pixels.read().transpose(1, 2, 0), shown)
 
 
 def test_labels_of_rasters_are_read_by_windows(tmp_path: Path) -> None:

@@ -18,11 +18,9 @@ from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_p
 from vitp.io.parts import FilePart, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
 from vitp.io.rasters import raster_driver
+from vitp.io.storage import SCENE_PREFIX
 from vitp.records.channels import Channels
 from vitp.scenes import load_scene, parse_scene_address
-
-SCENE_PREFIX = "scene:"
-"""Begins the address of a generated image, which has no file."""
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm", ".jp2", ".vrt"}

@@ -44,6 +44,8 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89HDF", "netCDF"),
     (0, b"EHFA_HEADER_TAG", "HFA"),
 )
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
+"""How files begin that no header of ENVI is looked for."""
 _GDAL_FILES = {"https": "/vsicurl/https://", "http": "/vsicurl/http://", "s3": "/vsis3/", "gs": "/vsigs/"}
 """Scheme → how GDAL reads parts of a file behind it. Others are fetched as a whole."""
 _BY_PARTS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
@@ -87,8 +89,6 @@ def raster_driver(address: str) -> str | None:
             head = open_bytes(address).read(0, 512)
         elif not Path(address).is_file():
             return None
-        elif _envi_header(Path(address)) is not None:
-            return "ENVI"
         else:
             with Path(address).open("rb") as file:
                 head = file.read(512)
@@ -98,7 +98,9 @@ def raster_driver(address: str) -> str | None:
     for start, mark, driver in _MAGIC:
         if (text if driver == "VRT" else head).startswith(mark, start):
             return driver
-    return None
+    local = not (is_remote(address) or is_member(address))
+    known = head.startswith(_PICTURES)
+    return "ENVI" if local and not known and _envi_header(Path(address)) is not None else None
 
 
 def _envi_header(path: Path) -> Path | None:
@@ -134,6 +136,7 @@ def gdal(where: str, remote: bool = False) -> Iterator[Any]:
     """
     rasterio = need_rasterio(where)
     options: dict[str, Any] = {
+        "GDAL_CACHEMAX": 256,  # MB of decoded blocks; by default it is a twentieth of the machine's memory
         "GDAL_VRT_ENABLE_PYTHON": "NO",
         "GDAL_TIFF_INTERNAL_MASK": "YES",
         "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",  # a JPEG that ends early would be grey from there
