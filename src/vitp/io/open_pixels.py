@@ -17,10 +17,10 @@ from vitp.core.errors import DataError
 from vitp.io.band_folders import FolderPixels
 from vitp.io.contract import Band, Geometry, PartPixels, Pixels
 from vitp.io.image_file import open_stream
-from vitp.io.image_kinds import jpeg2000_depth, page_alone
+from vitp.io.image_kinds import has_rasterio, jpeg2000_depth, page_alone
 from vitp.io.image_pixels import PicturePixels
 from vitp.io.parts import Window, split_address
-from vitp.io.rasters import RasterPixels, has_rasterio, raster_driver
+from vitp.io.rasters import RasterPixels, raster_driver
 from vitp.io.storage import is_member, is_remote
 from vitp.io.tiff import is_sparse
 from vitp.io.tiff_image import COMPRESSIONS, layout_of
@@ -53,7 +53,7 @@ def open_pixels(address: str | Path) -> Pixels:
 
 
 def _is_ours(address: str | Path, driver: str) -> bool:
-    """Return whether a raster is read by our own code: where rasterio is missing, or would leave a picture as stored."""
+    """Return whether a raster is our own code's: rasterio is missing, or would leave a picture as stored."""
     if driver not in ("GTiff", "JP2OpenJPEG") or not has_rasterio():
         return driver in ("GTiff", "JP2OpenJPEG")
     base, part = split_address(address)
@@ -103,7 +103,7 @@ def is_compressed_otherwise(address: str | Path) -> bool:
 
 
 def _page(address: str | Path) -> Page | None:
-    """Return the page of a TIFF that an address names, the first one of several; None: its tags can't be read."""
+    """Return the page of a TIFF that is meant, by default the first; None: its tags can't be read."""
     part = split_address(address)[1]
     with open_stream(address) as stream:
         try:

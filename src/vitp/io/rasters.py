@@ -50,7 +50,6 @@ _GDAL_FILES = {"https": "/vsicurl/https://", "http": "/vsicurl/http://", "s3": "
 """Scheme → how GDAL reads parts of a file behind it. Others are fetched as a whole."""
 _BY_PARTS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 """Suffix → driver, of files behind a URL that are read by parts. Others are fetched as a whole."""
-_EXTRA = "install it with `pip install 'vitp[geo]'`"
 _COPY_AGAIN = "copy it again from its source or remove it"
 
 
@@ -63,17 +62,9 @@ def need_rasterio(where: str) -> Any:
     try:
         import rasterio
     except ImportError as error:
-        raise DataError("needs rasterio to be read", where=where, fix=_EXTRA) from error
+        what = "needs rasterio to be read, which the extra `geo` brings"
+        raise DataError(what, where=where, fix="install it: `pip install 'vitp[geo]'`") from error
     return rasterio
-
-
-def has_rasterio() -> bool:
-    """Return whether rasterio can be imported."""
-    try:
-        need_rasterio("")
-    except DataError:
-        return False
-    return True
 
 
 def raster_driver(address: str) -> str | None:
