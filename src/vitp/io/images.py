@@ -109,7 +109,9 @@ def _shown(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None)
     if values_HWN.dtype != np.uint8:
         size = values_HWN.shape[1], values_HWN.shape[0]
         return joined(size, stretched(values_HWN, valid_HW))
-    if values_HWN.shape[2] == 1:
+    if pixels.palette_V3 is not None:
+        values_HWN = pixels.palette_V3[values_HWN[..., 0]]
+    elif values_HWN.shape[2] == 1:
         values_HWN = values_HWN.repeat(3, axis=2)
     return Image.fromarray(np.where(valid_HW[..., None], values_HWN, np.uint8(0)))
 

@@ -292,6 +292,10 @@ class RasterPixels(Pixels):
         self.geometry, note = file_geometry(file)
         notes += [note] if note else []
         self.notes = tuple(notes)
+        if count == 1 and self.dtype == np.uint8 and file.colorinterp[0].name == "palette":
+            self.palette_V3 = np.zeros((256, 3), np.uint8)
+            for value, colour in file.colormap(1).items():
+                self.palette_V3[value] = colour[:3]
         self.is_picture = self.dtype == np.uint8 and count in (1, 3)
 
     @functools.cached_property

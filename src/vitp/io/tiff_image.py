@@ -272,7 +272,11 @@ def is_alpha(
     if measured and above and full < _MEASURED * above:
         return False
     number, other = ("4th", "near infrared") if colours == 3 else ("2nd", "a second polarisation")
-    fix = _THREE_BANDS if colours == 3 else "save the band that is meant alone (gdal_translate -b 1)"
+    fix = (
+        f"choose bands (FILE#bands=1,2,3), or {_THREE_BANDS}"
+        if colours == 3
+        else "save the band that is meant alone (gdal_translate -b 1)"
+    )
     raise DataError(
         f"its {number} band ({low:g} to {high:g}) is tagged as transparency, but may be a measurement "
         f"such as {other}",
