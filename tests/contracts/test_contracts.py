@@ -294,7 +294,7 @@ SURFACE = {
     ],
     "bench": ["RUN", "--size", "--steps", "--json", "--against", "--profile", "--set -s"],
     "check": ["RUN", "--records", "--ranks", "--only", "--skip", "--json", "--set -s"],
-    "data check": ["SOURCE", "--against", "--model", "--max-length", "--max-tiles", "--json"],
+    "data check": ["SOURCE", "--against", "--model", "--max-length", "--max-tiles", "--buffer", "--json"],
     "data compile": [
         "SOURCE", "--out", "--format", "--seed", "--crop", "--overlap", "--empty", "--questions", "--grid",
         "--grid-always", "--task", "--max-tiles", "--option -o", "--force",

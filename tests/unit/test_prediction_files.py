@@ -14,7 +14,8 @@ from vitp.cli import run as run_cli
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.targets import check_output_file
 from vitp.inference import prediction_files
-from vitp.inference.prediction_files import PREDICTIONS_FILE, Unusable, is_predictions, predict_files
+from vitp.inference.inputs import Unusable
+from vitp.inference.prediction_files import PREDICTIONS_FILE, is_predictions, predict_files
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model

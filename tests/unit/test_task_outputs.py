@@ -18,12 +18,12 @@ from shapely.geometry import shape
 
 from vitp.data.formats import read_labels
 from vitp.data.formats.pixel_masks import ChangeFile
+from vitp.inference.inputs import unique_names
 from vitp.inference.outputs import (
     Named,
     picture,
     regions,
     surest,
-    unique_names,
     write_change,
     write_coco,
     write_dota,
@@ -218,13 +218,22 @@ def test_each_task_writes_its_files(tmp_path: Path) -> None:
     pixels = Prediction(semantic_HW=torch.zeros(SIZE, dtype=torch.uint8))
     expected = {
         "classification": (classes, {"pictures/a.png", "predictions.csv"}),
-        "segmentation": (pixels, {"pictures/a.png", "masks/a.png", "geojson/a.geojson", "classes.txt"}),
-        "change": (pixels, {"pictures/a.png", "label/a.png", "geojson/a.geojson"}),
-        "detection": (boxes, {"pictures/a.png", "labelTxt/a.txt", "geojson/a.geojson", "predictions.json"}),
-        "instance": (objects, {"pictures/a.png", "labelTxt/a.txt", "geojson/a.geojson", "predictions.json"}),
+        "segmentation": (
+            pixels,
+            {"pictures/a.png", "masks/a.png", "geojson/a.pixels.geojson", "classes.txt"},
+        ),
+        "change": (pixels, {"pictures/a.png", "label/a.png", "geojson/a.pixels.geojson"}),
+        "detection": (
+            boxes,
+            {"pictures/a.png", "labelTxt/a.txt", "geojson/a.pixels.geojson", "predictions.json"},
+        ),
+        "instance": (
+            objects,
+            {"pictures/a.png", "labelTxt/a.txt", "geojson/a.pixels.geojson", "predictions.json"},
+        ),
         "oriented": (
             quads,
-            {"pictures/a.png", "labelTxt/a.txt", "geojson/a.geojson", "predictions.json", "Task1.zip"},
+            {"pictures/a.png", "labelTxt/a.txt", "geojson/a.pixels.geojson", "predictions.json", "Task1.zip"},
         ),
     }
     for task, (prediction, files) in expected.items():

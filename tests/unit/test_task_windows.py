@@ -17,11 +17,12 @@ from vitp.metrics.results import Prediction, Scores
 from vitp.models.backbone import Backbone
 from vitp.models.rotated.boxes import quads_of
 from vitp.records.labels import LabelledSet
-from vitp.tasks import windows
+from vitp.tasks import merging
 from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.dense import DecoderSettings, DenseModel
+from vitp.tasks.merging import in_image, merge
 from vitp.tasks.predict import predict_images
-from vitp.tasks.windows import ClassSums, View, class_map, in_image, merge, views_of
+from vitp.tasks.windows import ClassSums, View, class_map, view_weights, views_of
 
 
 def test_views_cover_the_image_and_end_at_its_border() -> None:
@@ -70,7 +71,7 @@ def test_windows_of_a_pixelwise_model_change_nothing(
     assert torch.equal(found, colour_classes(image[None])[0].argmax(0).to(torch.uint8))
 
 
-def test_overlapping_maps_are_averaged_as_if_they_were_all_kept() -> None:
+def test_overlapping_maps_are_weighted_as_if_they_were_all_kept() -> None:
     rng = np.random.default_rng(0)
     image = torch.zeros(3, 37, 29, dtype=torch.uint8)
     views = views_of(37, 29, TestSettings(window=16, overlap=0.5, scales=(1.0, 2.0)), InputSize())
@@ -84,12 +85,14 @@ def test_overlapping_maps_are_averaged_as_if_they_were_all_kept() -> None:
     for view in views:
         x1, y1, x2, y2 = view.window
         size = (y2 - y1, x2 - x1)
-        total[:, y1:y2, x1:x2] += nn.functional.interpolate(maps[view][None], size, mode="bilinear")[0]
+        large = nn.functional.interpolate(maps[view][None], size, mode="bilinear")[0]
+        weights = view_weights(view, (37, 29))
+        total[:, y1:y2, x1:x2] += large if weights is None else large * weights
     assert torch.equal(found, total.argmax(0).to(torch.uint8))
 
 
 def test_only_the_rows_that_can_change_are_kept() -> None:
-    kept = ClassSums(1000, 16, torch.device("cpu"))
+    kept = ClassSums((1000, 16), (0, 16), torch.device("cpu"))
     for top in range(0, 992, 8):
         kept.finish(top)
         kept.add(
@@ -170,7 +173,7 @@ def test_masks_are_pasted_where_their_window_was(monkeypatch: pytest.MonkeyPatch
     assert int(merged.masks_NHW[0].sum()) == 6 and bool(merged.masks_NHW[0, 0:2, 0:3].all())
     assert int(merged.masks_NHW[1].sum()) == 4 and bool(merged.masks_NHW[1, 4:6, 10:12].all())
     assert merged.boxes_N4 is not None and merged.boxes_N4[1].tolist() == [10, 4, 12, 6]
-    monkeypatch.setattr(windows, "LARGEST_MASKS", 100)
+    monkeypatch.setattr(merging, "LARGEST_MASKS", 100)
     with pytest.raises(VitpError, match="2 masks of 12×8 px don't fit"):
         merge(found, (8, 12))
 

@@ -104,7 +104,7 @@ def test_the_image_is_not_opened_again(tmp_path: Path, monkeypatch: pytest.Monke
     smooth(64, 64).save(path := tmp_path / "a.png")
     loader = TileLoader(32, cache=TileCache(1 << 20))
     first = loader(str(path), 1)
-    monkeypatch.setattr("vitp.data.tiles.load_image", lambda *_, **__: pytest.fail("opened again"))
+    monkeypatch.setattr("vitp.data.seen.load_image", lambda *_, **__: pytest.fail("opened again"))
     assert np.array_equal(loader(str(path), 1), first)
     with pytest.raises(ValueError, match="read-only"):
         loader(str(path), 1)[0] = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import timm
 import torch
 from safetensors.torch import load_file, save_file
@@ -93,8 +94,25 @@ def test_the_card_states_bands_and_scaling_and_its_code_runs(tmp_path, monkeypat
     codes = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert len(codes) == 4
     monkeypatch.chdir(tmp_path)
+    known: dict = {}
     for code in codes:
-        exec(compile(code, "card", "exec"), {})
+        exec(compile(code, "card", "exec"), known)
+    # The last one takes a file: bands in another order, and one pixel that holds nothing.
+    values = np.random.default_rng(0).integers(1, 4000, (7, 32, 32)).astype(np.uint16)
+    values[:, 5, 7] = 0
+    written = ["B12", "B11", "B8", "QA", "B4", "B3", "B2"]
+    with rasterio.open(
+        tmp_path / "scene.tif", "w", driver="GTiff", width=32, height=32, count=7, dtype="uint16", nodata=0
+    ) as file:
+        file.write(values)
+        file.descriptions = written
+    planes = np.rint(np.clip((values[[written.index(b) for b in SIX.split()]] - 10.0) / 2990, 0, 1) * 255)
+    tower = known["tower"]
+    with torch.no_grad():
+        (found,) = known["features"](tower, tmp_path / "scene.tif")
+        (wanted,) = tower.forward_features(tower.normalize(torch.from_numpy(planes.astype(np.uint8))[None]))
+    # Halves may round to the other side in single precision; a value of the wrong band would move much more.
+    torch.testing.assert_close(found, wanted, atol=5e-3, rtol=0)
     pictures = exported(tmp_path / "rgb", None)
     assert "RGB on 0..1" in (tmp_path / "rgb" / "README.md").read_text()
     assert "## Bands" not in (tmp_path / "rgb" / "README.md").read_text()

@@ -107,11 +107,10 @@ A file with these bands becomes the tower's input so:
 
 ```python
 import torch
-import vitp
+from vitp.io.images import load_planes
 
 def features(tower, path):
-    image, channels = vitp.open_pixels(path), tower.in_channels
-    planes = channels.scale(image.read(bands=channels.bands), image.valid())  # uint8 ({count}, H, W)
+    planes = load_planes(path, channels=tower.in_channels)  # uint8 ({count}, H, W)
     return tower.forward_features(tower.normalize(torch.from_numpy(planes)[None]))
 ```
 """

@@ -88,7 +88,7 @@ def compile_command(
 
 
 def _task_weights(words: list[str] | None) -> dict[str, float]:
-    from vitp.data.synthesis.build import QUESTION_TASKS
+    from vitp.data.synthesis.build import TASK_NAMES
 
     weights = {}
     for name, text in pairs_of(words, "--task").items():
@@ -97,8 +97,8 @@ def _task_weights(words: list[str] | None) -> dict[str, float]:
         except ValueError:
             fix = "give a weight such as 2 or 0"
             raise ConfigError(f"{name}={text!r} is no number", where="--task", fix=fix) from None
-        if name not in QUESTION_TASKS:
-            fix = did_you_mean(name, QUESTION_TASKS) or f"tasks are {', '.join(QUESTION_TASKS)}"
+        if name not in TASK_NAMES:
+            fix = did_you_mean(name, TASK_NAMES) or f"tasks are {', '.join(TASK_NAMES)}"
             raise ConfigError(f"unknown task {name!r}", where="--task", fix=fix)
     return weights
 
@@ -338,6 +338,9 @@ def check_data_command(
         ),
     ] = None,
     max_tiles: MaxTiles = None,
+    buffer: Annotated[
+        float, typer.Option(min=0, max=1e7, help="Metres that images of different splits must be apart.")
+    ] = 0.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Find what would go wrong in training. The exit code is 1 when a row is unusable."""
@@ -347,7 +350,7 @@ def check_data_command(
     if model is not None:
         length, longest = _length_of(model, max_tiles, max_length)
         counting = {"max_tokens": longest, "length_of": length.tokens, "control": length.chat.plain.names}
-    report = check_records(source, against=against, **counting)
+    report = check_records(source, against=against, buffer=buffer, **counting)
     if as_json:
         print_json(report.to_json())
     else:

@@ -206,14 +206,14 @@ def features_command(
     """Show how backbones see: features as colours, attention of a patch, rollout, reach of the heads."""
     from vitp.core.distributed import resolve_device
     from vitp.core.targets import check_output_file
-    from vitp.inference.prediction_files import load_named_images
+    from vitp.inference.inputs import load_named_images
     from vitp.report.features_page import write_features_page, write_pictures
     from vitp.tasks.build import BackboneSettings, open_backbone
 
     if not images:
         raise ConfigError("no image is named", where="vitp features", fix="name some with --images")
     check_output_file(out, "page")
-    place, shown = _place(patch), load_named_images(images, most)
+    place = _place(patch)
     opened = {}
     for text in backbones:
         label, equals, source = text.partition("=")
@@ -221,6 +221,8 @@ def features_command(
             label = source = text
         tower = open_backbone(BackboneSettings(init=source))
         opened[label] = tower.eval().to(resolve_device("auto"))
+    bands = (tower.in_channels for tower in opened.values() if tower.in_channels is not None)
+    shown = load_named_images(images, most, next(bands, None))
     console = make_console()
     page = write_features_page(opened, shown, out, place=place, shared=shared)
     console.print(f"wrote {page}")

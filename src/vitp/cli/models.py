@@ -1,9 +1,9 @@
-"""`vitp predict`, `vitp eval`, `vitp ask`, `vitp export`, `vitp convert`, `vitp swap`: models that are trained."""
+"""`vitp eval`, `vitp ask`, `vitp export`, `vitp convert`, `vitp swap`: models that are trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from vitp.cli.options import (
     MaxTiles,
     Seed,
     Split,
+    TaskRun,
     TestOverride,
     format_options,
 )
@@ -22,13 +23,9 @@ from vitp.cli.output import make_console, print_lines, print_scores, write_resul
 from vitp.cli.panels import JUDGE, USE
 from vitp.core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from vitp.inference.prediction_files import Unusable
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command("predict", rich_help_panel=USE)(predict_command)
     app.command("ask", rich_help_panel=USE)(ask_command)
     app.command("export", rich_help_panel=USE)(export_command)
     app.command("convert", rich_help_panel=USE)(convert_command)
@@ -36,11 +33,8 @@ def register(app: typer.Typer) -> None:
     app.command("eval", rich_help_panel=JUDGE)(eval_command)
 
 
-_TaskRun = Annotated[Path, typer.Argument(help="Run of `vitp finetune`, or its model folder.")]
-
-
 def eval_command(
-    run: _TaskRun,
+    run: TaskRun,
     data: Annotated[str, typer.Argument(help=LABELLED)],
     split: Split = "test",
     fmt: LabelFormat = "auto",
@@ -70,41 +64,6 @@ def eval_command(
     write_result(out, {"task": model.name, "data": labelled.name, "split": split, **scores.to_json()})
 
 
-def predict_command(
-    run: _TaskRun,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")],
-    later: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--later", help="Change detection: images of the later date, in the same order. Repeatable."
-        ),
-    ] = None,
-    override: TestOverride = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace earlier predictions in --out.")] = False,
-) -> None:
-    """Apply a finetuned model to images; write masks, boxes, GeoJSON and pictures.
-
-    Images that can't be read are named first and left out; the exit code is then 1.
-    """
-    from vitp.core.targets import check_folder
-    from vitp.evaluation.robustness_comparison import open_model
-    from vitp.inference.prediction_files import is_predictions, predict_files
-
-    check_folder(out, is_predictions, what="predictions", overwrite=force)
-
-    def tell(one: Unusable) -> None:
-        print_lines([f"can't be used: {one.image}: {one.reason}"])
-
-    model, settings = open_model(run, override or [])
-    count, unusable = predict_files(model, images, out, settings, later=later, overwrite=force, tell=tell)
-    console = make_console()
-    console.print(f"wrote predictions of {count} images to {out}")
-    if unusable:
-        console.print(f"{len(unusable)} of {count + len(unusable)} images left out")
-        raise typer.Exit(1)
-
-
 def ask_command(
     model: Annotated[str, typer.Argument(help='Run or model folder, or "starter".')],
     arguments: Annotated[list[str], typer.Argument(help="One or more images, then the question.")],
@@ -119,7 +78,7 @@ def ask_command(
     from vitp.core.files import atomic_path
     from vitp.core.targets import check_output_file
     from vitp.inference.ask import Assistant, draw_answer
-    from vitp.io.images import IMAGE_SUFFIXES, load_image
+    from vitp.io.images import IMAGE_SUFFIXES
     from vitp.runs.pretrain import sequence_of
 
     where, fix = "vitp ask", 'write: vitp ask RUN IMAGE "question"'
@@ -139,7 +98,7 @@ def ask_command(
     )
     print()
     if draw is not None:
-        picture = draw_answer(load_image(images[0]), answer)
+        picture = draw_answer(images[0], answer, loaded.vlm.vision.in_channels)
         with atomic_path(draw) as temporary:
             picture.save(temporary, format="PNG")
         print(f"wrote {draw}")

@@ -34,6 +34,7 @@ Override: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Change a setting: KEY.KEY=VALUE. Repeatable."),
 ]
+TaskRun: TypeAlias = Annotated[Path, typer.Argument(help="Run of `vitp finetune`, or its model folder.")]
 TestOverride: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Change a setting of the test, such as window=512. Repeatable."),

@@ -25,6 +25,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from vitp.core.config import Positive, SettingsModel, Share
 from vitp.data.image_sample import ImageSample, crop, flip, quarter_turns, resize, rotate
+from vitp.data.seen import PixelImage, size_of
+from vitp.data.tiling import resampled
 from vitp.records.labels import IGNORE
 
 _CROP_TRIES = 10
@@ -79,26 +81,40 @@ class ViewSettings(SettingsModel):
 
 
 def make_view(
-    image: Image.Image, size: int, config: ViewSettings, rng: np.random.Generator
+    image: PixelImage,
+    size: int,
+    config: ViewSettings,
+    rng: np.random.Generator,
+    *,
+    rgb: bool = True,
+    dropped_C: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """Return one view and the part of the image that it shows.
 
     Args:
-        image: RGB.
+        image: Of C channels.
         size: Side of the view in pixels.
         config: What may change.
         rng: Gives all that is random. As many numbers are drawn whatever the settings are, so that switching one change
             off leaves the others as they were.
+        rgb: Whether the channels are red, green and blue. Of others only brightness and contrast change, those of all
+            channels alike, and the contrast of each around its own mean; hue, saturation and `grey` need colours.
+        dropped_C: Channels that are 0 in the view; None: none.
 
     Returns:
-        (S, S, 3) uint8, and the crop's window before it was mirrored and turned.
+        (S, S, C) uint8, and the crop's window before it was mirrored and turned.
     """
     draws = rng.random(16)
-    window = _crop_window(image.width, image.height, config, draws[:4])
+    window = _crop_window(*size_of(image), config, draws[:4])
     # Bicubic with averaging over the pixels that fall together, as ViTP's tiles are made.
-    small = image.resize((size, size), Image.Resampling.BICUBIC, box=window)
-    view_SSC = turned(np.asarray(small), config, draws[4:6], int(draws[6] * 4))
-    return _recoloured(view_SSC, config, draws[7:]), window
+    small_SSC = resampled(image, (size, size), window)
+    view_SSC = turned(small_SSC, config, draws[4:6], int(draws[6] * 4))
+    return without_channels(_recoloured(view_SSC, config, draws[7:], rgb), dropped_C), window
+
+
+def without_channels(image_HWC: np.ndarray, dropped_C: np.ndarray | None) -> np.ndarray:
+    """Return an image with some of its channels 0."""
+    return image_HWC if dropped_C is None else np.where(dropped_C, np.uint8(0), image_HWC)
 
 
 def _crop_window(
@@ -115,17 +131,20 @@ def _crop_window(
     return x, y, x + wide, y + tall
 
 
-def _recoloured(view_SSC: np.ndarray, config: ViewSettings, draws: np.ndarray) -> np.ndarray:
+def _recoloured(view_SSC: np.ndarray, config: ViewSettings, draws: np.ndarray, rgb: bool) -> np.ndarray:
     if draws[0] < config.colour_probability and (config.colour or config.hue):
         factors = 1 + config.colour * (2 * draws[1:4] - 1)
-        view_SSC = jittered(view_SSC, *factors, hue=config.hue * (2 * draws[4] - 1))
-    if draws[5] < config.grey:
+        if rgb:
+            view_SSC = jittered(view_SSC, *factors, hue=config.hue * (2 * draws[4] - 1))
+        else:
+            view_SSC = brightened(view_SSC, *factors[:2])
+    if rgb and draws[5] < config.grey:
         grey_SS1 = (view_SSC.astype(np.float32) @ _LUMA)[..., None]
         view_SSC = np.rint(grey_SS1).astype(np.uint8).repeat(3, axis=2)
     if draws[6] < config.blur:
         low, high = _BLUR_SIGMA
         sigma = (low + (high - low) * draws[7]) * len(view_SSC) / _BLUR_REFERENCE
-        view_SSC = cv2.GaussianBlur(view_SSC, (0, 0), max(sigma, 0.05))
+        view_SSC = cv2.GaussianBlur(view_SSC, (0, 0), max(sigma, 0.05)).reshape(view_SSC.shape)
     if draws[8] < config.solarize:
         view_SSC = np.where(view_SSC >= 128, 255 - view_SSC, view_SSC)
     return view_SSC
@@ -155,6 +174,20 @@ def jittered(
     hsv_HWC = cv2.cvtColor(changed_HWC, cv2.COLOR_RGB2HSV)
     hsv_HWC[..., 0] = (hsv_HWC[..., 0].astype(np.int16) + turn) % 180
     return cv2.cvtColor(hsv_HWC, cv2.COLOR_HSV2RGB)
+
+
+def brightened(image_HWC: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """Return an image (H, W, C) uint8 of any channels under another brightness and contrast.
+
+    Args:
+        image_HWC: Of any number of channels.
+        brightness: Factor on all values.
+        contrast: Factor on the distance from each channel's mean.
+    """
+    values_HWC = image_HWC.astype(np.float32) * brightness
+    mean_C = values_HWC.mean(axis=(0, 1))
+    changed_HWC: np.ndarray = np.rint(np.clip(mean_C + (values_HWC - mean_C) * contrast, 0, 255))
+    return changed_HWC.astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -187,7 +220,7 @@ def augment_with_mask(
     As many random numbers are drawn whatever crop and turns are asked for.
 
     Args:
-        image_HWC: RGB, uint8.
+        image_HWC: uint8.
         mask_HW: uint8.
         size: Side of what is returned, in pixels.
         wanted: What may change.
@@ -231,10 +264,11 @@ def _toned(image_HWC: np.ndarray, strength: float, rng: np.random.Generator) -> 
         return image_HWC
     gamma, contrast = np.exp(rng.uniform(-strength, strength, 2))
     brightness = rng.uniform(-strength, strength) / 2
-    gain_C = np.exp(rng.uniform(-strength, strength, 3) / 2)
+    channels = image_HWC.shape[2]
+    gain_C = np.exp(rng.uniform(-strength, strength, channels) / 2)
     tone = (np.linspace(0, 1, 256)[:, None] ** gamma - 0.5) * contrast + 0.5 + brightness
-    table_1VC = (np.clip(tone * gain_C, 0, 1) * 255).round().astype(np.uint8)[None]
-    return cv2.LUT(image_HWC, table_1VC)
+    table_VC = (np.clip(tone * gain_C, 0, 1) * 255).round().astype(np.uint8)
+    return np.stack([cv2.LUT(image_HWC[..., c], table_VC[:, c]) for c in range(channels)], axis=2)
 
 
 def resize_image(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -243,7 +277,10 @@ def resize_image(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return np.ascontiguousarray(image_HWC)
     shrinks = image_HWC.shape[0] > size[0] and image_HWC.shape[1] > size[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image_HWC), size[::-1], interpolation=how)
+    if image_HWC.shape[2] == 3:
+        return cv2.resize(np.ascontiguousarray(image_HWC), size[::-1], interpolation=how)
+    planes = (np.ascontiguousarray(image_HWC[..., channel]) for channel in range(image_HWC.shape[2]))
+    return np.stack([cv2.resize(plane, size[::-1], interpolation=how) for plane in planes], axis=2)
 
 
 def resize_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -254,14 +291,18 @@ def resize_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(np.ascontiguousarray(mask_HW), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def jitter_tiles(tiles_TCHW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def jitter_tiles(tiles_TCHW: np.ndarray, rng: np.random.Generator, *, rgb: bool = True) -> np.ndarray:
     """Return tiles with brightness, contrast and saturation changed by up to 25 %; the geometry stays.
 
     All tiles of a record change alike. Positions in the answers stay true, and so do colour names as long as
-    the change is small.
+    the change is small. Channels that aren't red, green and blue (`rgb`) have no saturation; see `brightened`.
     """
     factors = rng.uniform(0.75, 1.25, size=3)
     changed = np.empty_like(tiles_TCHW)
+    if not rgb:
+        for number, tile_CHW in enumerate(tiles_TCHW):
+            changed[number] = brightened(tile_CHW.transpose(1, 2, 0), *factors[:2]).transpose(2, 0, 1)
+        return changed
     for number, tile_CHW in enumerate(tiles_TCHW):
         # As PIL images: torchvision's arithmetic on tensors rounds otherwise, and runs have always had PIL's.
         image = Image.fromarray(tile_CHW.transpose(1, 2, 0))
@@ -277,6 +318,10 @@ _ADJUST: Sequence[Callable[..., Any]] = (
     transforms.adjust_saturation,
     transforms.adjust_hue,
 )
+
+
+_OF_ANY_CHANNELS = (0, 1)
+"""Which of `_ADJUST` channels that aren't colours have, too: brightness and contrast."""
 
 
 class AugmentSettings(SettingsModel):
@@ -305,6 +350,9 @@ class AugmentSettings(SettingsModel):
     """Probability that the two dates of a pair are swapped."""
     min_visible: float = Field(0.3, gt=0, le=1)
     """Objects of which less of the area is left are difficult: neither objects nor background."""
+    band_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images in which each channel of the input is set to 0 (one is always left): the model
+    then serves data that lack bands."""
 
     @classmethod
     def none(cls) -> AugmentSettings:
@@ -318,6 +366,7 @@ def augment(
     rng: np.random.Generator,
     *,
     size: tuple[int, int] | None = None,
+    rgb: bool = True,
 ) -> ImageSample:
     """Return the sample under random changes that `rng` decides.
 
@@ -326,6 +375,7 @@ def augment(
         settings: What may happen.
         rng: Decides.
         size: Height and width that the image is resized to (before the random scale); None: as it is.
+        rgb: Whether the channels are red, green and blue; see `distort`.
     """
     height, width = size or sample.size
     low, high = settings.scale
@@ -346,8 +396,8 @@ def augment(
         later = sample.later_CHW
         sample = replace(
             sample,
-            image_CHW=distort(sample.image_CHW, settings.photometric, rng),
-            later_CHW=None if later is None else distort(later, settings.photometric, rng),
+            image_CHW=distort(sample.image_CHW, settings.photometric, rng, rgb=rgb),
+            later_CHW=None if later is None else distort(later, settings.photometric, rng, rgb=rgb),
         )
     if sample.later_CHW is not None and rng.random() < settings.swap_dates:
         sample = replace(sample, image_CHW=sample.later_CHW, later_CHW=sample.image_CHW)
@@ -374,12 +424,21 @@ def random_crop(
     return crop(sample, (x, y, x + size[1], y + size[0]), min_visible=settings.min_visible)
 
 
-def distort(image_CHW: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Return the image under random brightness, contrast, saturation and hue, each with probability ½."""
+def distort(image_CHW: Tensor, strength: float, rng: np.random.Generator, *, rgb: bool = True) -> Tensor:
+    """Return the image under random brightness, contrast, saturation and hue, each with probability ½.
+
+    Channels that aren't red, green and blue (`rgb`) change in brightness and contrast only; see `brightened`. As many
+    random numbers are drawn.
+    """
     low, high = 1 - strength / 2, 1 + strength / 2
     ranges = (*[(low, high)] * 3, (-0.05 * strength, 0.05 * strength))
     for index in rng.permutation(len(_ADJUST)):
         amount = float(rng.uniform(*ranges[index]))
-        if rng.random() < 0.5:
+        wanted = rng.random() < 0.5
+        if wanted and rgb:
             image_CHW = _ADJUST[index](image_CHW, amount)
+        elif wanted and index < len(_OF_ANY_CHANNELS):
+            factors = [amount if index == own else 1.0 for own in _OF_ANY_CHANNELS]
+            changed_HWC = brightened(image_CHW.permute(1, 2, 0).numpy(), *factors)
+            image_CHW = torch.from_numpy(changed_HWC).permute(2, 0, 1).contiguous()
     return image_CHW

@@ -8,8 +8,11 @@ from itertools import combinations, product
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.core.reading import parse_json, read_text
 from vitp.data.check_report import CheckReport, Finding, Severity, SourceCount
-from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, image_print, in_threads
+from vitp.data.formats.places import known_geometry, neighbours, on_one_plane
+from vitp.data.formats.vitp_labels import SET_FILE
+from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, as_compared, image_print, in_threads
 from vitp.data.readers.rows import row_id
 from vitp.data.row_checks import (
     CONTROL_TOKENS,
@@ -20,7 +23,9 @@ from vitp.data.row_checks import (
     text_findings,
 )
 from vitp.data.sources import Source, open_sources
-from vitp.io.images import image_size, is_scene, load_image
+from vitp.io.contract import Geometry
+from vitp.io.images import image_size, is_scene, undeclared
+from vitp.records.channels import PICTURE, Channels
 from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord, printable
 
 LengthOf = Callable[[InstructionRecord, int | None], int]
@@ -35,14 +40,16 @@ def check_records(
     control: Sequence[str] | None = None,
     against: str | Path | None = None,
     leak_distance: int = HASH_DISTANCE,
+    buffer: float = 0.0,
     threads: int | None = None,
 ) -> CheckReport:
     """Check an annotation file, a mixture or a compiled folder, and go on after whatever is broken.
 
     Every row is parsed, every image decoded once (generated scenes only by their address), answers' and
-    regions' coordinates are read, ids and pictures compared. Pictures are compared between splits, and with
-    those of `against`; the same address or equal pixels on both sides are an error, a picture that is alike a
-    warning. Repeats inside of a split are counted in one line. Memory: about 1.3 kB an image, 100 B a row.
+    regions' coordinates are read, ids and pictures compared, and what a compilation left out is told again.
+    Pictures are compared between splits, and with those of `against`; the same address or equal pixels on both
+    sides are an error, a picture that is alike a warning. Repeats inside of a split are counted in one line.
+    Memory: about 1.3 kB an image, 100 B a row.
 
     Args:
         source: Data to check.
@@ -51,6 +58,7 @@ def check_records(
         control: Control tokens of the tokenizer, longest first; None: those of all chat templates.
         against: Held-out data, of any kind that `source` may be, that must not share pictures with it.
         leak_distance: Bits in which the 64-bit hashes of two images may differ, 0..15.
+        buffer: Metres that georeferenced images of different splits are apart at least; 0: they share no ground.
         threads: Number of threads that decode images; twice the cores by default, 16 at most.
 
     Returns:
@@ -68,8 +76,11 @@ def check_records(
         new = (address for address in item.users if address not in facts)
         facts.update(in_threads(_image_facts, new, threads=threads, block=256))
         _check_images(item, facts)
+    for folder in dict.fromkeys(_folder_of(item.source) for item in checked):
+        _repeat_findings(folder, report)
     _find_neglected(checked)
     _find_leaks(checked, other, facts, leak_distance)
+    _find_neighbours(checked, other, facts, buffer)
     _find_repeats(checked, facts, leak_distance)
     for item in checked:
         report.findings.extend(sorted(item.findings, key=lambda finding: finding.line))
@@ -79,10 +90,15 @@ def check_records(
 
 @dataclass(frozen=True, slots=True)
 class _ImageFacts:
-    """What is known of an image: size, and its print unless it is generated."""
+    """What is known of an image: size, its print unless it is generated, its bands, and where it lies.
+
+    A picture has no bands.
+    """
 
     size: tuple[int, int]
     print: ImagePrint | None
+    bands: tuple[str, ...] | None = None
+    geometry: Geometry | None = None
 
 
 _Facts = dict[str, _ImageFacts | DataError]
@@ -162,6 +178,30 @@ def _open(path: str | Path, report: CheckReport) -> list[Source]:
     return sources
 
 
+def _folder_of(source: Source) -> Path | None:
+    """Return the folder of a source's file where `vitp data compile` made it."""
+    folder = Path(source.records.annotation).parent
+    return folder if (folder / SET_FILE).is_file() else None
+
+
+def _repeat_findings(folder: Path | None, report: CheckReport) -> None:
+    """Add what the compilation left out, ignored or mended: whoever checks a set may not have compiled it."""
+    if folder is None:
+        return
+    try:
+        found = parse_json(read_text(folder / SET_FILE)).get("findings", [])
+    except (OSError, ValueError, AttributeError) as error:
+        what = f"can't be read ({error})"
+        report.findings.append(
+            Finding("error", "file", str(folder / SET_FILE), 0, "", what, "compile the labels again")
+        )
+        return
+    for line in found:
+        where, _, what = str(line).partition(": ")
+        fix = "mend the labels and compile again, unless it is meant"
+        report.findings.append(Finding("warning", "labels", where, 0, "", what or where, fix))
+
+
 def _check_rows(
     item: _Checked, length_of: LengthOf | None, max_tokens: int | None, control: Sequence[str]
 ) -> None:
@@ -198,8 +238,8 @@ def _image_facts(address: str) -> _ImageFacts | DataError:
     try:
         if is_scene(address):
             return _ImageFacts(image_size(address), None)
-        image = load_image(address)
-        return _ImageFacts(image.size, image_print(image))
+        image, digest, bands = as_compared(address)
+        return _ImageFacts(image.size, image_print(image, digest), bands, known_geometry(address))
     except DataError as error:
         return error
 
@@ -211,12 +251,25 @@ def _check_images(item: _Checked, facts: _Facts) -> None:
             what = found.what if (found.where or "") == "" else f"{found.where}: {found.what}"
             item.add_for_image("error", "image", address, what, found.fix)
             continue
+        if (unseen := _unseen(found.bands, item.source.channels, address)) is not None:
+            item.add_for_image("error", "bands", address, unseen.what, unseen.fix)
         wrong = [(row, stated) for row, stated in users if stated is not None and stated != found.size]
         if wrong:
             row, (width, height) = wrong[0]
             more = f" (and in {_number(len(wrong) - 1, 'other row')})" if len(wrong) > 1 else ""
             what = f"the row says {width}×{height}, the image is {found.size[0]}×{found.size[1]}{more}"
             item.add("warning", "size", row, what, "correct width and height, or leave them out")
+
+
+def _unseen(bands: tuple[str, ...] | None, channels: Channels | None, where: str) -> DataError | None:
+    """Return why the bands of a file can't be seen by what its set declares; None: they can."""
+    if channels is None:
+        return None if bands is None else undeclared(where)
+    try:
+        channels.check_bands(PICTURE.bands if bands is None else bands, where=where)
+    except DataError as error:
+        return error
+    return None
 
 
 def _find_neglected(checked: Sequence[_Checked]) -> None:
@@ -243,6 +296,40 @@ def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: _
             severity: Severity = "error" if same else "warning"
             what = f"{Path(mine).name} is {'the same as' if same else 'nearly the same as'} a picture of {side} ({twin})"
             left.add_for_image(severity, "leak", mine, what, "keep a picture and its like in one split")
+
+
+def _find_neighbours(
+    checked: Sequence[_Checked], other: Sequence[_Checked], facts: _Facts, buffer: float
+) -> None:
+    """Count the images on the ground that come too near to one of another split; one line for each two splits."""
+    placed = [
+        (item, address, (found.geometry, found.size))
+        for item in (*checked, *other)
+        for address in item.users
+        if isinstance(found := facts[address], _ImageFacts) and found.geometry is not None
+    ]
+    if len({id(item) for item, _, _ in placed}) < 2:
+        return
+    sides = [item.source.name + ("against" if item.held_out else item.source.split) for item, _, _ in placed]
+    near: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for pair in neighbours(on_one_plane([place for _, _, place in placed]), sides, buffer):
+        one, two = sorted(pair, key=lambda number: (placed[number][0].held_out, number))
+        left, right = placed[one][0], placed[two][0]
+        if right.held_out or left.source.split != right.source.split:
+            near.setdefault((id(left), id(right)), []).append((one, two))
+    for pairs in near.values():
+        left, right = placed[pairs[0][0]][0], placed[pairs[0][1]][0]
+        side = "held-out data" if right.held_out else right.source.split
+        images = len({one for one, _ in pairs})
+        verb, end = ("lie", " nearer than {buffer:g} m to") if buffer else ("share", " ground with")
+        how = f"{verb}{'s' * (images == 1)}{end.format(buffer=buffer)}"
+        count = _number(images, "image")
+        first, second = (Path(placed[number][1]).name for number in pairs[0])
+        what = f"{count} of {left.source.split} {how} images of {side}, {first} with {second} for example"
+        fix = (
+            "compile again without given splits: they are drawn by place (-o buffer=METRES keeps them apart)"
+        )
+        left.add_for_file("warning", "neighbour", what, fix)
 
 
 def _common_pictures(

@@ -26,15 +26,24 @@ from vitp.core.files import atomic_dir, sha256, write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
 from vitp.data.formats import detect, read_labels
+from vitp.data.formats.channels import declare_again
 from vitp.data.formats.class_names import check_names
 from vitp.data.formats.crops import crops_in_place, cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
-from vitp.data.formats.vitp_labels import LineWriter, Roots, label_line, relative, write_head
+from vitp.data.formats.vitp_labels import (
+    LineWriter,
+    Roots,
+    channels_to_json,
+    label_line,
+    relative,
+    write_head,
+)
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without_tasks
 from vitp.io.parts import base_address
+from vitp.records.channels import Channels
 from vitp.records.instructions import to_line
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
@@ -65,8 +74,7 @@ class SplitCounts:
         """Add one image and the tasks that were asked of it (None: nothing could be asked)."""
         self.images += 1
         self.objects.update(label.category for label in item.objects or () if not label.difficult)
-        if item.scene is not None:
-            self.scenes[item.scene] += 1
+        self.scenes.update(item.tags or () if item.scene is None else (item.scene,))
         if tasks is not None:
             self.records += 1
             self.turns += len(tasks)
@@ -87,7 +95,7 @@ class CompileSummary:
         findings: Lines about labels that were left out or mended, each with file and row.
         unasked: Images of which there was nothing to ask.
         constant: Tasks that were not asked, as nearly all images would give the same answer.
-        content_hash: SHA-256 over the record and label lines of all splits.
+        content_hash: SHA-256 over the record and label lines of all splits, and the channels where there are any.
         understood: Lines about how the files were understood: classes, splits, what became of the labels.
     """
 
@@ -126,7 +134,7 @@ def compile_labels(
         fmt: A key of `vitp.data.formats.LABEL_FORMATS`, or "auto".
         out: New or empty folder, or with `force` one of an earlier compilation.
         seed: Of the splits, the questions and, for generated scenes, the scenes.
-        crop: Cut images into crops of this many pixels; those of rasters on the ground are windows of their files.
+        crop: Cut images into crops of this many pixels; those of rasters are windows of their files.
         overlap: Pixels that neighbouring crops share.
         min_visible: Objects of which less of the area is in a crop are difficult in it.
         empty: Training images (or crops) without objects at most, as a share of the training images; which ones stay
@@ -182,6 +190,8 @@ def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:
     crop, overlap, min_visible = (job.settings[key] for key in ("crop", "overlap", "min_visible"))
     if crops_in_place(whole):
         cropped = cut(whole, crop, overlap, job.out, min_visible)
+        if whole.drawn is not None and job.base is not None:
+            cropped = declare_again(cropped, job.base, job.settings)
         return _write(job, limit_empty(cropped, job.settings["empty"], job.seed), whole=whole)
     folder = _crop_folder(job.out, job.base or job.out, crop, overlap)
     try:
@@ -225,6 +235,8 @@ def _write(
         }
         if job.max_tiles is not None:
             entry["max_dynamic_patch"] = job.max_tiles
+        if labelled.channels is not None:
+            entry["channels"] = channels_to_json(labelled.channels)
         write_json(temporary / "mixture.json", {labelled.name: entry})
         summary = CompileSummary(
             name=labelled.name,
@@ -235,7 +247,7 @@ def _write(
             splits=splits,
             findings=labelled.findings,
             unasked=sum(counts.images - counts.records for counts in splits.values()),
-            content_hash=_content_hash(temporary),
+            content_hash=_content_hash(temporary, labelled.channels),
             constant=constant,
             understood=(*job.also_there, *labelled.understood),
         )
@@ -250,7 +262,9 @@ def _refuse_lost_captions(src: str | Path, whole: LabelledSet, cropped: Labelled
     """Raise when all that there was to ask about were captions and scene classes, which crops don't have."""
 
     def count(labelled: LabelledSet) -> int:
-        return sum(bool(item.captions or item.scene) for item in labelled.items if item.split == "train")
+        return sum(
+            bool(item.captions or item.scene or item.tags) for item in labelled.items if item.split == "train"
+        )
 
     if (before := count(whole)) and not count(cropped):
         raise DataError(
@@ -322,7 +336,7 @@ def _write_lines(
     labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
 ) -> tuple[dict[str, SplitCounts], dict[str, ConstantTask]]:
     """Write the records and the labels of all images in one pass; return counts, and tasks that were not asked."""
-    for names in (labelled.object_classes, labelled.scene_classes, labelled.semantic_classes):
+    for names in labelled.class_lists:
         check_names(names, labelled.name, lambda where, text: None)
     items = labelled.items
     # Filtering a generated set would render all of it; its first part is the training split.
@@ -345,11 +359,13 @@ def _write_lines(
     return counts, constant
 
 
-def _content_hash(out: Path) -> str:
+def _content_hash(out: Path, channels: Channels | None) -> str:
     digest = hashlib.sha256()
     for folder in (out, out / "labels"):
         for split in SPLITS:
             digest.update(sha256(folder / f"{split}.jsonl").encode())
+    if channels is not None:
+        digest.update(channels.model_dump_json().encode())
     return digest.hexdigest()
 
 

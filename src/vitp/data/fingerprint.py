@@ -73,6 +73,8 @@ def labels_digest(labelled: LabelledSet, *, former: bool = False) -> str:
         digest.update(json.dumps(facts, default=str).encode())
     classes = [labelled.object_classes, labelled.scene_classes, labelled.semantic_classes]
     digest.update(json.dumps(classes).encode())
+    if labelled.channels is not None:
+        digest.update(labelled.channels.model_dump_json().encode())
     return digest.hexdigest()
 
 

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.data.image_hash import in_threads, pixel_digest
+from vitp.data.image_hash import as_compared, in_threads, pixel_digest
 from vitp.io.images import is_scene, load_image
-from vitp.io.open_pixels import is_picture_file, open_pixels
 from vitp.io.parts import base_address
 
 MOST_PIXELS = 1_500_000_000
@@ -98,18 +97,10 @@ def _file_key(path: str, *, whole: bool) -> Hashable | None:
 
 
 def _pixel_digest(path: str, *, reduced: bool) -> bytes | None:
-    """Return a digest of the RGB pixels, as `data check` compares them; of a reduced JPEG it only rules out.
-
-    Of rasters that aren't pictures it is one of their own values.
-    """
+    """Return a digest of the pixels, as `data check` compares them; of a reduced JPEG it only rules out."""
     try:
-        if not is_picture_file(path):
-            with open_pixels(path) as pixels:
-                if not pixels.is_picture:
-                    values_CHW = pixels.read()
-                    head = f"{values_CHW.dtype} {values_CHW.shape}".encode()
-                    return hashlib.blake2b(head + values_CHW.tobytes()).digest()
-        image = load_image(path, enough=(lambda width, height: (1, 1)) if reduced else None)
+        if reduced:
+            return pixel_digest(np.asarray(load_image(path, enough=lambda width, height: (1, 1))))
+        return as_compared(path)[1]
     except DataError:
         return None
-    return pixel_digest(np.asarray(image))

@@ -15,7 +15,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vitp.io.pixels import planes_last
+from vitp.io.images import load_image
+from vitp.io.open_pixels import open_pixels
+from vitp.io.pixels import STRETCH, planes_last
 
 HASH_DISTANCE = 4
 """Bits of 64 in which the hashes of two images may differ for them to count as one picture."""
@@ -48,8 +50,40 @@ class ImagePrint:
     digest: bytes
 
 
-def image_print(image: Image.Image) -> ImagePrint:
-    """Return the print of an RGB image."""
+def as_compared(address: str) -> tuple[Image.Image, bytes, tuple[str, ...] | None]:
+    """Return an image as it is compared with others, whatever is declared of its bands in their sets.
+
+    Returns:
+        An RGB image (of values that are no picture: the mean of the bands, stretched), the digest of the pixels' own
+        values, and the names of the bands; None: it is a picture.
+
+    Raises:
+        DataError: It can't be read.
+    """
+    with open_pixels(address) as pixels:
+        if not pixels.is_picture:
+            values_CHW, valid_HW, names = pixels.read(), pixels.valid(), pixels.names
+            return _stretched_mean(values_CHW, valid_HW), pixel_digest(values_CHW), names
+    image = load_image(address)
+    return image, pixel_digest(planes_last(image)), None
+
+
+def _stretched_mean(values_CHW: np.ndarray, valid_HW: np.ndarray) -> Image.Image:
+    with np.errstate(invalid="ignore", over="ignore"):
+        grey_HW = values_CHW.astype(np.float64).mean(axis=0)
+    known_HW = valid_HW & np.isfinite(grey_HW)
+    low, high = np.percentile(grey_HW[known_HW], STRETCH) if known_HW.any() else (0.0, 1.0)
+    share_HW = (np.where(known_HW, grey_HW, low) - low) / max(high - low, 1e-12)
+    return Image.fromarray(np.rint(share_HW.clip(0, 1) * 255).astype(np.uint8)).convert("RGB")
+
+
+def image_print(image: Image.Image, digest: bytes | None = None) -> ImagePrint:
+    """Return the print of an RGB image.
+
+    Args:
+        image: As it is compared.
+        digest: Of the values that it was made of, where those aren't its pixels.
+    """
     pixels_HWC = planes_last(image)
     # Reduced, but not to 8 bits: dark radar scenes differ by fractions of a level.
     grey_HW = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
@@ -64,13 +98,15 @@ def image_print(image: Image.Image) -> ImagePrint:
     flat = float(small.std()) < _FLAT
     centred = (small - small.mean()).reshape(-1)
     thumbnail = np.zeros_like(centred) if flat else centred / np.linalg.norm(centred)
-    return ImagePrint(bits, thumbnail, pixel_digest(pixels_HWC))
+    return ImagePrint(bits, thumbnail, digest or pixel_digest(pixels_HWC))
 
 
-def pixel_digest(pixels_HWC: np.ndarray) -> bytes:
-    """Return a hash of the size and the pixels of an image."""
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels_HWC).data, digest_size=16)
-    digest.update(repr(pixels_HWC.shape).encode())
+def pixel_digest(pixels: np.ndarray) -> bytes:
+    """Return a hash of the size and the pixels of an image, (H, W, 3) uint8 or (C, H, W) of any type."""
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
+    digest.update(repr(pixels.shape).encode())
+    if pixels.dtype != np.uint8:
+        digest.update(pixels.dtype.name.encode())
     return digest.digest()
 
 

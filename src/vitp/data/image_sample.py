@@ -31,7 +31,7 @@ class ImageSample:
     """One image, or two dates, with its labels, before they become a `Target`.
 
     Attributes:
-        image_CHW: uint8 RGB.
+        image_CHW: uint8.
         later_CHW: Second date, of the same size.
         objects: Labelled objects; None: not labelled.
         semantic_HW: uint8 class of each pixel (255 = ignore) or change mask (0, 1).
@@ -106,7 +106,7 @@ def rotate(sample: ImageSample, degrees: float) -> ImageSample:
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(border,) * 3,
         )
-        return torch.from_numpy(turned)
+        return torch.from_numpy(turned.reshape(new_height, new_width, *pixels.shape[2:]))
 
     return _changed(
         sample,

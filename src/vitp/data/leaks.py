@@ -17,10 +17,11 @@ from typing import Any, Literal
 from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import to_json
-from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, image_print, in_threads
+from vitp.data.formats.vitp_labels import channels_to_json
+from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, as_compared, image_print, in_threads
 from vitp.data.overlap import Landmarks, OverlapIndex, landmarks
 from vitp.data.sources import Source, is_mixture, open_sources, read_mixture_table
-from vitp.io.images import is_scene, load_image
+from vitp.io.images import is_scene
 from vitp.records.labels import LabelledSet
 
 Kind = Literal["pixels", "picture", "overlap"]
@@ -163,10 +164,10 @@ def _look(
 
     def one(place: _Place) -> _Seen | DataError:
         try:
-            image = load_image(place[1])
+            image, digest, _ = as_compared(place[1])
         except DataError as error:
             return error
-        return _Seen(image_print(image), landmarks(image) if overlaps else None)
+        return _Seen(image_print(image, digest), landmarks(image) if overlaps else None)
 
     for place, found in in_threads(one, places, threads=threads):
         if progress is not None:
@@ -278,5 +279,7 @@ def write_clean(mixture: str | Path, report: LeakReport, out: str | Path) -> dic
                 "annotation": annotation.relative_to(temporary).as_posix(),
                 "length": count,
             }
+            if source.channels is not None:
+                table[source.name]["channels"] = channels_to_json(source.channels)
         files.write_json(temporary / "mixture.json", table)
     return left

@@ -22,6 +22,7 @@ from vitp.core.errors import CheckpointError, DataError
 from vitp.data.fingerprint import contents_digest
 from vitp.data.permutation import Permutation
 from vitp.data.record_set import SampleSet
+from vitp.records.channels import Channels
 from vitp.records.instructions import InstructionRecord
 
 Item = TypeVar("Item", default=InstructionRecord)
@@ -40,12 +41,14 @@ class MixtureEntry(Generic[Item]):
         rate: How often an epoch takes each record on average: 0.1 a tenth of the set, 5 each one five times.
         max_tiles: Most tiles an image is cut into; None leaves it to the run.
         augment: Whether images may be augmented.
+        channels: What is seen of the bands of its files; None: they are pictures.
     """
 
     records: SampleSet[Item]
     rate: float = 1.0
     max_tiles: int | None = None
     augment: bool = False
+    channels: Channels | None = None
 
     def __post_init__(self) -> None:
         where = self.records.name

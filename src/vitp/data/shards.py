@@ -21,6 +21,7 @@ import numpy as np
 from vitp.core import files
 from vitp.core.errors import DataError
 from vitp.core.reading import open_file, parse_json
+from vitp.data.formats.vitp_labels import channels_to_json
 from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, Seen, cache_folder, cached_index
 from vitp.data.readers.records import RowRecords
 from vitp.io.images import is_scene, load_image
@@ -36,6 +37,7 @@ from vitp.io.storage import (
     read_address,
     readable,
 )
+from vitp.records.channels import Channels
 from vitp.records.instructions import InstructionRecord, record_to_json
 
 DEFAULT_SIZE = 256 << 20
@@ -253,17 +255,24 @@ def _expand(pattern: str) -> list[str]:
 
 
 def write_shards(
-    records: Iterable[InstructionRecord], out: Path, name: str, *, shard_bytes: int = DEFAULT_SIZE
+    records: Iterable[InstructionRecord],
+    out: Path,
+    name: str,
+    *,
+    shard_bytes: int = DEFAULT_SIZE,
+    channels: Channels | None = None,
 ) -> list[Path]:
     """Write records with their images into `out/NAME-000000.tar`, …, and a `mixture.json` that names them.
 
-    Image files go in as they are; generated scenes as PNG. A shard is closed when it has reached its size.
+    Image files go in as they are, windows of them as files of their own, generated scenes as PNG. A shard is closed
+    when it has reached its size.
 
     Args:
         records: Records to write; they are read one after the other.
         out: Folder for the shards.
         name: Name of the set, from which the names of the shards are made.
         shard_bytes: Size at which a shard is closed.
+        channels: What is seen of the images' bands, for `mixture.json`; None: they are pictures.
 
     Returns:
         The shards.
@@ -291,7 +300,8 @@ def write_shards(
                 tar.members = []  # type: ignore[attr-defined]  # it keeps every header that it has written
                 sample = next(samples, None)
         shards.append(path)
-    files.write_json(out / "mixture.json", {name: {"annotation": f"{stem}-*.tar"}})
+    seen = {} if channels is None else {"channels": channels_to_json(channels)}
+    files.write_json(out / "mixture.json", {name: {"annotation": f"{stem}-*.tar", **seen}})
     return shards
 
 

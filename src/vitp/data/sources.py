@@ -1,7 +1,8 @@
 """Readers for any path that a user names: annotation file, tar shards, mixture or compiled folder.
 
 A mixture file is one JSON object: set name → `{root, annotation, data_augment, repeat_time, length,
-max_dynamic_patch}`.
+max_dynamic_patch, channels}`. The last two need not be there; `channels` is for files with bands, and stands there
+as in `labels/set.json` of a compiled set.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 
 from vitp.core.errors import DataError, did_you_mean
 from vitp.core.reading import check_file, open_file, parse_json, read_text
+from vitp.data.formats.vitp_labels import channels_from_json
 from vitp.data.mixture import MixtureEntry
 from vitp.data.readers.index import cache_folder
 from vitp.data.readers.records import JsonArrayRecords, JsonlRecords, RowRecords
 from vitp.data.shards import ShardRecords, expand_shards
 from vitp.io.storage import is_remote, join, local_copy, parent, readable
+from vitp.records.channels import Channels
 from vitp.records.labels import SPLITS
 
 LARGEST_MIXTURE = 4 << 20
@@ -32,6 +35,7 @@ _KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "repeat_time": ((int, float), "a number"),
     "length": (int, "a whole number"),
     "max_dynamic_patch": (int, "a whole number"),
+    "channels": (dict, "a mapping of what is seen of the files' bands"),
 }
 _RANGES = {"length": (0, 2**40), "max_dynamic_patch": (1, LARGEST_TILES)}
 
@@ -46,6 +50,7 @@ class Source:
         records: Rows of the file.
         rate: How often an epoch takes each record, where a mixture says so.
         max_tiles: Most tiles an image of it is cut into, where a mixture says so.
+        channels: What is seen of the bands of its files, where a mixture says so.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Source:
     records: RowRecords
     rate: float = 1.0
     max_tiles: int | None = None
+    channels: Channels | None = None
 
 
 def open_records(
@@ -170,7 +176,11 @@ def open_entry(name: str, fields: dict[str, Any], path: Path) -> MixtureEntry:
         )
     rate, augment = fields.get("repeat_time"), fields.get("data_augment")
     return MixtureEntry(
-        records, 1.0 if rate is None else float(rate), fields.get("max_dynamic_patch"), bool(augment)
+        records,
+        1.0 if rate is None else float(rate),
+        fields.get("max_dynamic_patch"),
+        bool(augment),
+        channels_from_json(fields.get("channels"), f"{path}, set {name}"),
     )
 
 
@@ -214,7 +224,8 @@ def open_sources(path: str | Path) -> tuple[list[Source], list[DataError]]:
         try:
             entry = open_entry(name, fields, path)
             assert isinstance(entry.records, RowRecords)
-            sources.append(Source(name, "train", entry.records, entry.rate, entry.max_tiles))
+            source = Source(name, "train", entry.records, entry.rate, entry.max_tiles, entry.channels)
+            sources.append(source)
         except DataError as error:
             errors.append(error)
     return sources, errors
@@ -245,7 +256,8 @@ def _open_folder(folder: Path) -> tuple[list[Source], list[DataError]]:
     for split in present:
         try:
             records = open_records(folder / f"{split}.jsonl", root)
-            sources.append(Source(split, split, records, max_tiles=fields.get("max_dynamic_patch")))
+            channels = channels_from_json(fields.get("channels"), folder / "mixture.json")
+            sources.append(Source(split, split, records, 1.0, fields.get("max_dynamic_patch"), channels))
         except DataError as error:
             errors.append(error)
     return sources, errors

@@ -16,8 +16,9 @@ from pydantic import Field
 from vitp.core.config import SettingsModel
 from vitp.core.errors import VitpError
 from vitp.core.files import atomic_path
+from vitp.data.seen import PICTURES, SeenBands, size_of
 from vitp.data.tiling import choose_grid, cut_grid
-from vitp.io.images import is_scene, load_image
+from vitp.io.images import is_scene
 from vitp.io.parts import file_stamp
 from vitp.io.storage import is_member, is_remote
 
@@ -36,13 +37,13 @@ class InputSettings(SettingsModel):
     cache_folder: str | None = None
     """Folder of the cache, shared by all data workers; none: each worker's memory."""
 
-    def loader(self, tile: int) -> TileLoader:
+    def loader(self, tile: int, seen: SeenBands | None = None) -> TileLoader:
         """Return what reads images into tiles of a size."""
         cache = None
         if self.cache_gb:
             folder = Path(self.cache_folder) if self.cache_folder else None
             cache = TileCache(int(self.cache_gb * 1e9), folder)
-        return TileLoader(tile, self.draft, cache)
+        return TileLoader(tile, self.draft, cache, seen or PICTURES)
 
 
 @dataclass
@@ -55,14 +56,16 @@ class TileLoader:
             other images of more than `vitp.io.pixels.LARGE_PIXELS` are averaged while they are read. All the rest
             comes out bit for bit as without it.
         cache: Keeps tiles; None makes them anew each time.
+        seen: What of the files' bands is seen.
     """
 
     tile: int
     draft: bool = True
     cache: TileCache | None = None
+    seen: SeenBands = PICTURES
 
     def __call__(self, address: str, max_tiles: int) -> np.ndarray:
-        """Return (tiles, 3, tile, tile) uint8; see `vitp.data.tiling.cut_tiles`.
+        """Return (tiles, C, tile, tile) uint8; see `vitp.data.tiling.cut_tiles`.
 
         Raises:
             DataError: The image can't be read.
@@ -70,6 +73,8 @@ class TileLoader:
         if self.cache is None:
             return self._cut(address, max_tiles)
         key = f"{address}|{_version(address)}|{self.tile}|{max_tiles}|{self.draft}"
+        if self.seen.channels is not None:
+            key += f"|{self.seen.channels.model_dump_json()}|{self.seen.missing_bands}"
         tiles = self.cache.get(key)
         if tiles is None:
             tiles = self._cut(address, max_tiles)
@@ -84,13 +89,13 @@ class TileLoader:
             columns, rows = choose_grid(width, height, self.tile, max_tiles)
             return _GAP * self.tile * columns, _GAP * self.tile * rows
 
-        image = load_image(address, enough=enough if self.draft else None)
+        image = self.seen.load(address, enough if self.draft else None)
         # The grid follows the whole image's shape: a smaller copy's differs by rounding.
-        width, height = whole or image.size
+        width, height = whole or size_of(image)
         columns, rows = choose_grid(width, height, self.tile, max_tiles)
-        if image.size == (width, height):
+        if size_of(image) == (width, height):
             return cut_grid(image, self.tile, columns, rows)
-        scale = round(width / image.width)
+        scale = round(width / size_of(image)[0])
         return cut_grid(image, self.tile, columns, rows, (0, 0, width / scale, height / scale))
 
 

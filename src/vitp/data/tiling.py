@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from vitp.data.seen import PixelImage, size_of
+
 
 @lru_cache(maxsize=64)
 def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
@@ -37,19 +39,19 @@ def count_tiles(width: int, height: int, tile: int, max_tiles: int) -> int:
     return columns * rows + (columns * rows > 1)
 
 
-def cut_tiles(image: Image.Image, tile: int, max_tiles: int) -> np.ndarray:
-    """Return (tiles, 3, tile, tile) uint8: row by row, and the whole image as the last when there are several."""
-    return cut_grid(image, tile, *choose_grid(image.width, image.height, tile, max_tiles))
+def cut_tiles(image: PixelImage, tile: int, max_tiles: int) -> np.ndarray:
+    """Return (tiles, C, tile, tile) uint8: row by row, and the whole image as the last when there are several."""
+    return cut_grid(image, tile, *choose_grid(*size_of(image), tile, max_tiles))
 
 
 def cut_grid(
-    image: Image.Image,
+    image: PixelImage,
     tile: int,
     columns: int,
     rows: int,
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-    """Return (tiles, 3, tile, tile) uint8 of a given grid, as `cut_tiles` does.
+    """Return (tiles, C, tile, tile) uint8 of a given grid, as `cut_tiles` does.
 
     Args:
         image: The whole image.
@@ -58,17 +60,29 @@ def cut_grid(
         rows: Tiles below each other.
         box: Part of the image that counts: left, upper, right, lower in pixels and fractions; None: all of it.
     """
-    whole = np.asarray(_resized(image, tile * columns, tile * rows, box))
-    tiles = whole.reshape(rows, tile, columns, tile, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, tile, tile)
+    whole = resampled(image, (tile * columns, tile * rows), box)
+    tiles = whole.reshape(rows, tile, columns, tile, -1).transpose(0, 2, 4, 1, 3)
+    tiles = tiles.reshape(rows * columns, -1, tile, tile)
     if len(tiles) == 1:
         return np.ascontiguousarray(tiles)
-    thumbnail = np.asarray(_resized(image, tile, tile, box)).transpose(2, 0, 1)[None]
+    thumbnail = resampled(image, (tile, tile), box).transpose(2, 0, 1)[None]
     return np.concatenate([tiles, thumbnail])
 
 
-def _resized(
-    image: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None
-) -> Image.Image:
-    if image.size == (width, height) and box is None:
-        return image
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+def resampled(
+    image: PixelImage, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """Return an image, or a part of it, at `size` (width, height): (H, W, C) uint8, bicubic and antialiased.
+
+    Args:
+        image: Of any number of channels; each is resampled by itself.
+        size: Width and height in pixels.
+        box: Part of the image: left, upper, right, lower in pixels and fractions; None: all of it.
+    """
+    if size_of(image) == size and box is None:
+        return np.asarray(image)
+    if isinstance(image, np.ndarray):
+        planes = [Image.fromarray(np.ascontiguousarray(plane_HW)) for plane_HW in np.moveaxis(image, 2, 0)]
+        resized = [np.asarray(plane.resize(size, Image.Resampling.BICUBIC, box=box)) for plane in planes]
+        return np.stack(resized, axis=2)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))

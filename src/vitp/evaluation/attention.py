@@ -20,18 +20,19 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError
 from vitp.data.augment import resize_image
+from vitp.data.seen import seen_again
 from vitp.models.backbone import Backbone, frozen
 from vitp.models.plain_vit import PlainViT
 
 Heads = int | Literal["mean"]
 Picture = Image.Image | np.ndarray
-"""RGB, 8 bit; arrays are (H, W, 3)."""
+"""RGB, 8 bit, or an (H, W, C) array of what a backbone sees."""
 
 
 def as_batch(backbone: Backbone, image: Picture) -> Tensor:
-    """Return an RGB image (8 bit) as a normalised batch of one at the backbone's size and on its device."""
+    """Return an image as a normalised batch of one at the backbone's size and on its device; see `seen_again`."""
     height, width = backbone.image_size
-    array_HWC = resize_image(np.asarray(image), (height, width))
+    array_HWC = resize_image(seen_again(image, backbone.in_channels), (height, width))
     image_BCSS = torch.from_numpy(array_HWC.copy()).permute(2, 0, 1)[None]
     return backbone.normalize(image_BCSS.to(next(backbone.parameters()).device))
 

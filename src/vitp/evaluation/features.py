@@ -17,8 +17,9 @@ from torch import Tensor
 from vitp.core.errors import ConfigError
 from vitp.data.augment import resize_image, resize_mask
 from vitp.data.ignored import presence_of, read_mask, touched
+from vitp.data.seen import SeenBands
 from vitp.data.splits import splits_of, subset
-from vitp.io.images import load_image
+from vitp.io.images import MissingBands
 from vitp.models.backbone import frozen
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense import patch_distribution
@@ -137,6 +138,7 @@ def probe_data(
     view: Literal["whole", "tiles"] = "whole",
     batch_size: int = 32,
     max_images: int | Mapping[str, int] = 2000,
+    missing_bands: MissingBands = "error",
 ) -> ProbeData:
     """Run the tower over the splits of a set.
 
@@ -148,6 +150,7 @@ def probe_data(
         batch_size: Views a forward pass.
         max_images: Images of each split (or of each one by name) at most: a fixed random subset, the same
             for every backbone.
+        missing_bands: See `SeenBands.by`.
 
     Raises:
         ConfigError: A split has no images.
@@ -155,7 +158,8 @@ def probe_data(
     features = {}
     for name, images in splits_of(labelled_set).items():
         most = max_images if isinstance(max_images, int) else max_images[name]
-        features[name] = extract(tower, subset(images, most), view=view, batch_size=batch_size)
+        part = subset(images, most)
+        features[name] = extract(tower, part, view=view, batch_size=batch_size, missing_bands=missing_bands)
     return ProbeData(**features, device=next(tower.parameters()).device)
 
 
@@ -167,6 +171,7 @@ def extract(
     batch_size: int = 32,
     min_share: float = 0.5,
     max_bytes: int = 4 << 30,
+    missing_bands: MissingBands = "error",
 ) -> Features:
     """Run the tower over all images of a set.
 
@@ -179,6 +184,7 @@ def extract(
         min_share: Share of a patch's pixels that its class must have; others are ignored. With boxes: share
             of the patch that the box must cover.
         max_bytes: Largest size of the patch features.
+        missing_bands: See `SeenBands.by`.
 
     Raises:
         ConfigError: The set is empty, or its features don't fit `max_bytes`.
@@ -187,6 +193,7 @@ def extract(
     total = len(labelled_set)
     if not total:
         raise ConfigError("has no images", where=labelled_set.name, fix="choose another split")
+    seen = SeenBands.by(tower.in_channels, labelled_set, missing_bands=missing_bands)
     waiting: list[np.ndarray] = []
     owners: list[int] = []
     patches: list[Tensor] = []
@@ -194,7 +201,7 @@ def extract(
     held = 0
     with frozen(tower):
         for number in range(total):
-            images, own = _views(labelled_set.items[number], labelled_set, tower, view, min_share)
+            images, own = _views(labelled_set.items[number], labelled_set, tower, view, min_share, seen)
             labels.append(own)
             owners.extend([number] * len(images))
             waiting.extend(images)
@@ -252,10 +259,11 @@ def _views(
     tower: VisionTower,
     view: Literal["whole", "tiles"],
     min_share: float,
+    seen: SeenBands,
 ) -> tuple[list[np.ndarray], _Labels]:
     """Return the views of an image, and its labels at the places of their patches."""
     side, patch, classes = tower.image_size[0], tower.patch_size, labelled_set.object_classes
-    image_HWC = np.asarray(load_image(item.image))
+    image_HWC = np.asarray(seen.load(item.image))
     height, width = image_HWC.shape[:2]
     rows, columns = (1, 1) if view == "whole" else (max(1, round(x / side)) for x in (height, width))
     size = (rows * side, columns * side)

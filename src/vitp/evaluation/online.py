@@ -17,12 +17,12 @@ from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.files import atomic_path, write_text
 from vitp.core.tensors import load_tensors, save_tensors
 from vitp.data.augment import resize_image
+from vitp.data.seen import SeenBands
 from vitp.data.splits import development_splits, subset
 from vitp.engine.evidence import linear_cka
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.evaluation.features import probe_data
 from vitp.evaluation.probes import probe_features
-from vitp.io.images import load_image
 from vitp.models.backbone import frozen
 from vitp.models.vision import VisionTower
 from vitp.records.labels import LabelledSet
@@ -149,8 +149,9 @@ class OnlineProbes(Hook):
 
     def _fixed_images(self, tower: VisionTower) -> Tensor:
         images = subset(self.splits["test"], self.cka_images)
+        seen = SeenBands.by(tower.in_channels, images)
         arrays = [
-            resize_image(np.asarray(load_image(images.items[index].image)), tower.image_size)
+            resize_image(np.asarray(seen.load(images.items[index].image)), tower.image_size)
             for index in range(len(images))
         ]
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)

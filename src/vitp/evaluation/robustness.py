@@ -21,6 +21,7 @@ import numpy as np
 from vitp.checkpoints.description import content_hash, tensor_digests
 from vitp.core.errors import ConfigError
 from vitp.core.leftovers import temporary_folder
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.splits import splits_of, subset
 from vitp.evaluation.corruptions.catalogue import SEVERITIES, checked_severities, corruptions_of
 from vitp.evaluation.corruptions.sets import corrupted_set, load_pixels
@@ -55,17 +56,18 @@ class PixelCache:
 
     Args:
         most: Most bytes of pixels that are kept.
+        seen: What of the images' bands is seen.
     """
 
-    def __init__(self, most: int = CACHED_BYTES) -> None:
-        self._free = most
+    def __init__(self, most: int = CACHED_BYTES, seen: SeenBands = PICTURES) -> None:
+        self._free, self._seen = most, seen
         self._pixels: dict[str, np.ndarray] = {}
 
     def __call__(self, address: str) -> np.ndarray:
-        """Return an image as (H, W, 3) uint8 RGB."""
+        """Return an image as (H, W, C) uint8."""
         if address in self._pixels:
             return self._pixels[address]
-        image_HWC = load_pixels(address)
+        image_HWC = load_pixels(address, self._seen)
         if image_HWC.nbytes <= self._free:
             self._free -= image_HWC.nbytes
             self._pixels[address] = image_HWC
@@ -86,6 +88,7 @@ def measure(
     known: RobustnessResult | None = None,
     on_cell: OnCell | None = None,
     keep: int = 2 * _READ_AT_ONCE,
+    seen: SeenBands = PICTURES,
 ) -> RobustnessResult:
     """Score corrupted images, corruption by corruption.
 
@@ -98,6 +101,7 @@ def measure(
         known: An earlier result with the same facts: its cells aren't measured again.
         on_cell: See `OnCell`; called once with the clean scores, too.
         keep: Corrupted files that are on the disk at once; at least as many as `score` reads at once.
+        seen: What the model sees of the images' bands, which is what is corrupted.
 
     Raises:
         ConfigError: There is no such corruption or severity.
@@ -105,7 +109,7 @@ def measure(
     """
     chosen, wanted = corruptions_of(corruptions), checked_severities(severities)
     earlier: Cells = known.cells if known is not None and dict(known.facts) == dict(start.facts) else {}
-    load, cells = PixelCache(), {corruption.name: dict[int, Scores]() for corruption in chosen}
+    load, cells = PixelCache(seen=seen), {corruption.name: dict[int, Scores]() for corruption in chosen}
     if on_cell is not None:
         on_cell(replace(start, cells={}))
     for corruption in chosen:
@@ -113,11 +117,17 @@ def measure(
             found = earlier.get(corruption.name, {}).get(severity)
             if found is None:
                 with temporary_folder("vitp-robustness") as folder:
-                    found = score(
-                        corrupted_set(
-                            labelled, corruption, severity, folder, seed=start.seed, keep=keep, load=load
-                        )
+                    corrupted = corrupted_set(
+                        labelled,
+                        corruption,
+                        severity,
+                        folder,
+                        seed=start.seed,
+                        keep=keep,
+                        load=load,
+                        channels=seen.channels,
                     )
+                    found = score(corrupted)
             cells[corruption.name][severity] = found
             if on_cell is not None:
                 done = {name: dict(row) for name, row in cells.items() if row}
@@ -166,7 +176,7 @@ def robustness_of_task(
     facts = {
         **_facts(images, seed),
         "weights": content_hash(tensor_digests(model.state_dict())),
-        "test": settings.model_dump(mode="json") | {"resize": resize.model_dump(mode="json")},
+        "test": _stated(settings) | {"resize": resize.model_dump(mode="json")},
     }
     same = known is not None and dict(known.facts) == facts
     clean = known.clean if known is not None and same else score(images)
@@ -180,7 +190,16 @@ def robustness_of_task(
         known=known,
         on_cell=on_cell,
         keep=2 * max(_READ_AT_ONCE, settings.batch_size),
+        seen=SeenBands.by(model.backbone.in_channels, images, missing_bands=settings.missing_bands),
     )
+
+
+def _stated(settings: TestSettings) -> dict[str, Any]:
+    """Return settings as the facts of a test have them: those that earlier ones had, and others where they matter."""
+    values = settings.model_dump(mode="json")
+    if settings.missing_bands == "error":
+        del values["missing_bands"]
+    return values
 
 
 def _facts(images: LabelledSet, seed: int) -> dict[str, Any]:
@@ -248,7 +267,14 @@ def robustness_of_backbone(
         return probe_scores(probes.score(extract(tower, part)), len(part))
 
     return measure(
-        test, score, start, severities=severities, corruptions=corruptions, known=known, on_cell=on_cell
+        test,
+        score,
+        start,
+        severities=severities,
+        corruptions=corruptions,
+        known=known,
+        on_cell=on_cell,
+        seen=SeenBands.by(tower.in_channels, test),
     )
 
 

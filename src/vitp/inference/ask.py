@@ -14,10 +14,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from vitp.core.errors import DataError
 from vitp.data.chat import ChatTokenizer
+from vitp.data.seen import PixelImage, SeenBands, lone_image, seen_again
 from vitp.data.synthesis.answers import parse_boxes, parse_geochat, parse_quads
 from vitp.data.tiling import cut_tiles
 from vitp.io.images import load_image
 from vitp.models.vlm import VisionLanguageModel
+from vitp.records.channels import Channels
 from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK
 
 ImageLike = str | Path | Image.Image
@@ -76,10 +78,11 @@ class Assistant:
         question, history = place_marks(question, list(history), len(images))
         budget = max(1, self.max_tiles // max(1, len(images)))
         size = self.vlm.vision.image_size[0]
-        tiles = [cut_tiles(_open(image), size, budget) for image in images]
+        tiles = [cut_tiles(self._read(image), size, budget) for image in images]
         prompt = self.chat.encode_prompt(question, [len(t) for t in tiles], history)
         self._check_length(len(prompt), max_new_tokens)
-        tiles_TCHW = np.concatenate(tiles) if tiles else np.empty((0, 3, size, size), dtype=np.uint8)
+        none = np.empty((0, self.vlm.vision.num_channels, size, size), dtype=np.uint8)
+        tiles_TCHW = np.concatenate(tiles) if tiles else none
         ids = self.vlm.generate(
             torch.from_numpy(tiles_TCHW).to(self.device),
             torch.from_numpy(prompt.ids_N).to(self.device),
@@ -97,6 +100,12 @@ class Assistant:
             streamer=None if stream is None else _PieceStreamer(self.chat, stream),
         )
         return self.chat.decode(ids.tolist())
+
+    def _read(self, image: ImageLike) -> PixelImage:
+        channels = self.vlm.vision.in_channels
+        if isinstance(image, Image.Image):
+            return image.convert("RGB") if channels is None else seen_again(image.convert("RGB"), channels)
+        return lone_image(image) if channels is None else SeenBands(channels).load(str(image))
 
     def answer_batch(
         self, pairs: Iterable[tuple[Sequence[ImageLike], str]], *, max_new_tokens: int = 128
@@ -172,16 +181,20 @@ class _PieceStreamer(BaseStreamer):
             self.sent = text
 
 
-def _open(image: ImageLike) -> Image.Image:
-    return image.convert("RGB") if isinstance(image, Image.Image) else load_image(image)
-
-
-def draw_answer(image: ImageLike, answer: str) -> Image.Image:
+def draw_answer(image: ImageLike, answer: str, channels: Channels | None = None) -> Image.Image:
     """Return a copy of the image with the boxes and oriented boxes of an answer, and their labels.
 
     Coordinates are on 0..1000 of the whole image; broken ones are left out.
+
+    Args:
+        image: A file, or an image as it is shown.
+        answer: With boxes in it.
+        channels: What the model sees of a file's bands, of which the composite is shown.
     """
-    canvas = _open(image).copy()
+    if isinstance(image, Image.Image):
+        canvas = image.convert("RGB").copy()
+    else:
+        canvas = load_image(image, channels=channels)
     shapes = _outlines(answer)
     colours = {
         label: _COLOURS[i % len(_COLOURS)]

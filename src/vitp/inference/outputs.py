@@ -1,9 +1,9 @@
-"""Predictions as files that other programs read: COCO JSON, DOTA text, GeoJSON, masks, tables and pictures.
+"""Predictions of pictures as files that other programs read: COCO JSON, DOTA text, GeoJSON, masks, tables.
 
     OUT/predictions.json        COCO: boxes and run-length masks with scores     (detection, instance, oriented)
     OUT/labelTxt/NAME.txt       DOTA: x1 y1 … x4 y4 class difficult              (oriented, detection)
     OUT/Task1.zip               DOTA's submission: image score x1 y1 … x4 y4     (oriented)
-    OUT/geojson/NAME.geojson    outlines in pixels of the image, y down          (all but classification)
+    OUT/geojson/NAME.pixels.geojson   outlines in pixels of the image, y down    (all but classification)
     OUT/masks/NAME.png          class of each pixel; OUT/classes.txt names them  (segmentation)
     OUT/label/NAME.png          255 where something changed                      (change)
     OUT/predictions.csv         probability of each class                        (classification)
@@ -36,6 +36,9 @@ from vitp.records.geometry import area
 from vitp.records.labels import BACKGROUND, IGNORE
 from vitp.records.regions import parts
 from vitp.records.rle import encode
+
+PIXEL_SUFFIX = ".pixels.geojson"
+"""Of GeoJSON whose coordinates are pixels: programs that know longitude and latitude alone aren't to take it."""
 
 SMALLEST_REGION = 4
 """Pixels of a region of a class map that becomes an outline in GeoJSON; the masks hold all."""
@@ -75,18 +78,6 @@ def surest(prediction: Prediction, threshold: float) -> Prediction:
         labels_N=keep(prediction.labels_N),
         masks_NHW=keep(prediction.masks_NHW),
     )
-
-
-def unique_names(paths: Sequence[str | Path]) -> list[str]:
-    """Return a file name without suffix for each path; equal ones get numbers."""
-    names: dict[str, None] = {}
-    for path in paths:
-        stem, number = Path(path).stem, 2
-        name = stem
-        while name in names:
-            name, number = f"{stem}-{number}", number + 1
-        names[name] = None
-    return list(names)
 
 
 def write_coco(path: Path, found: Sequence[Named], classes: Sequence[str]) -> None:
@@ -203,7 +194,7 @@ def _quads(prediction: Prediction) -> np.ndarray:
 def write_mask(path: Path, semantic_HW: Tensor) -> None:
     """Write a class map as a PNG of class numbers that shows colours in any viewer."""
     image = Image.fromarray(semantic_HW.numpy())
-    image.putpalette([value for number in range(256) for value in _colour(number)])
+    image.putpalette([value for number in range(256) for value in class_colour(number)])
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
 
@@ -227,7 +218,8 @@ def write_probabilities(path: Path, found: Sequence[Named], classes: Sequence[st
     write_text(path, text.getvalue())
 
 
-def _colour(number: int) -> tuple[int, int, int]:
+def class_colour(number: int) -> tuple[int, int, int]:
+    """Return red, green and blue of a class; black for 255."""
     if number == IGNORE:
         return 0, 0, 0
     red, green, blue = ImageColor.getrgb(CLASS_COLOURS[number % len(CLASS_COLOURS)])[:3]
@@ -241,10 +233,10 @@ def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) 
         classes_HW = prediction.semantic_HW.numpy()
         for number, name in enumerate(classes):
             if name not in (BACKGROUND, "unchanged"):
-                _tint(pixels_HWC, classes_HW == number, _colour(number))
+                _tint(pixels_HWC, classes_HW == number, class_colour(number))
     if prediction.masks_NHW is not None and prediction.labels_N is not None:
         for mask_HW, label in zip(prediction.masks_NHW.numpy(), prediction.labels_N.tolist(), strict=True):
-            _tint(pixels_HWC, mask_HW, _colour(label))
+            _tint(pixels_HWC, mask_HW, class_colour(label))
     drawn = Image.fromarray(pixels_HWC)
     pen = ImageDraw.Draw(drawn)
     width = max(1, round(max(drawn.size) / 400))
@@ -252,11 +244,11 @@ def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) 
         scores_N, labels_N = _scored(prediction)
         for ring, score, label in zip(_quads(prediction), scores_N.tolist(), labels_N.tolist(), strict=True):
             points = [(float(x), float(y)) for x, y in ring]
-            pen.line([*points, points[0]], fill=_colour(label), width=width)
-            pen.text(points[0], f"{classes[label]} {score:.2f}", fill=_colour(label))
+            pen.line([*points, points[0]], fill=class_colour(label), width=width)
+            pen.text(points[0], f"{classes[label]} {score:.2f}", fill=class_colour(label))
     if prediction.probabilities_C is not None:
         best = int(prediction.probabilities_C.argmax())
-        pen.text((2, 2), f"{classes[best]} {prediction.probabilities_C[best]:.2f}", fill=_colour(best))
+        pen.text((2, 2), f"{classes[best]} {prediction.probabilities_C[best]:.2f}", fill=class_colour(best))
     return drawn
 
 
@@ -275,12 +267,23 @@ def write_picture(path: Path, image: Image.Image, prediction: Prediction, classe
         drawn.save(temporary, format="PNG")
 
 
-def write_image(out: Path, task: str, named: Named, classes: Sequence[str], image: Image.Image) -> None:
-    """Write the files of one image; see the head of this file."""
-    write_picture(out / "pictures" / f"{named.name}.png", image, named.prediction, classes)
+def write_image(
+    out: Path, task: str, named: Named, classes: Sequence[str], image: Image.Image | None
+) -> None:
+    """Write the files of one image; see the head of this file.
+
+    Args:
+        out: Folder.
+        task: Of the model.
+        named: What was found.
+        classes: Names.
+        image: What the picture is drawn over; None: no picture.
+    """
+    if image is not None:
+        write_picture(out / "pictures" / f"{named.name}.png", image, named.prediction, classes)
     if task == "classification":
         return
-    write_geojson(out / "geojson" / f"{named.name}.geojson", named, classes)
+    write_geojson(out / "geojson" / f"{named.name}{PIXEL_SUFFIX}", named, classes)
     semantic_HW = named.prediction.semantic_HW
     if task == "change" and semantic_HW is not None:
         write_change(out / "label" / f"{named.name}.png", semantic_HW)

@@ -1,95 +1,83 @@
-"""`vitp predict`: image files in, files of predictions out."""
+"""`vitp predict`: images and rasters in, files of predictions out; files of pictures: `vitp.inference.outputs`.
+
+OUT/masks/NAME.tif           class map as a COG; 255: nothing is known          (segmentation)
+OUT/label/NAME.tif           1 where something changed, 0 where not             (change)
+OUT/probabilities/NAME.tif   a band for each class; on request                  (segmentation, change)
+OUT/vectors/NAME.gpkg        polygons with class, score and area                (all but classification)
+OUT/pictures/NAME.png        drawn over the raster; large ones on request
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from vitp.core.errors import ConfigError, DataError
-from vitp.core.files import atomic_dir, write_json
+from vitp.core import distributed
+from vitp.core.errors import DataError, VitpError
+from vitp.core.files import write_json
 from vitp.core.targets import check_folder
+from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
 from vitp.core.version import __version__
-from vitp.data.formats.walk import list_images
-from vitp.inference.outputs import Named, surest, unique_names, write_image, write_summary
-from vitp.io.images import image_size, is_scene, load_image, load_planes
-from vitp.io.parts import base_address
+from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, shown_size, sources_of
+from vitp.inference.outputs import Named, surest, write_image, write_summary
+from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
+from vitp.inference.unfinished import unfinished
+from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.pixels import LARGE_PIXELS
+from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel, TestSettings
-from vitp.tasks.predict import predict_images
+from vitp.tasks.predict import classify, predict_images
 
 PREDICTIONS_FILE = "vitp_predictions.json"
 """Which file names stand for which image, and what was left out; tells that a folder is ours to replace."""
 
 _FORMAT = "vitp-predictions-1"
-_READERS = 4
-"""Images that are looked at together before the first is predicted; each is in memory as a whole."""
 
-
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Return image files as they are and the images of folders sorted by name.
-
-    Raises:
-        DataError: A path doesn't exist, or a folder holds no image.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if not Path(base_address(path)).exists():
-            raise DataError("doesn't exist", where=str(path), fix="check the path")
-        inside = list_images(path) if path.is_dir() else [path]
-        if not inside:
-            raise DataError("holds no images", where=str(path), fix="name a folder of images")
-        files += inside
-    return files
-
-
-def load_named_images(sources: Sequence[str], most: int) -> dict[str, Image.Image]:
-    """Return name → image of files, folders of them and `scene:` addresses; at most so many, names made unique.
-
-    Raises:
-        DataError: A path doesn't exist, a folder holds no image, or one can't be read.
-    """
-    addresses: list[str] = []
-    for source in sources:
-        addresses += [source] if is_scene(source) else [str(path) for path in image_files([Path(source)])]
-    addresses = addresses[:most]
-    names = unique_names([one.replace("/", "-") if is_scene(one) else one for one in addresses])
-    return {name: load_image(address) for name, address in zip(names, addresses, strict=True)}
+Looked = TypeVar("Looked")
 
 
 @dataclass(frozen=True)
-class Unusable:
-    """An input without predictions.
+class _Job:
+    """What all inputs of a prediction share."""
 
-    Attributes:
-        image: Path as the user gave it.
-        reason: In one sentence.
-    """
+    model: TaskModel
+    settings: TestSettings
+    options: MapOptions
+    folder: Path
+    model_sha256: str
+    say: Callable[[str], None]
 
-    image: str
-    reason: str
+    def is_map(self, source: InputFile) -> bool:
+        """Return whether an input becomes a map: a raster, unless it has one class as a whole."""
+        return source.raster and self.model.name != "classification"
 
 
 def predict_files(
     model: TaskModel,
-    images: Sequence[Path],
+    images: Sequence[str | Path],
     out: Path,
     settings: TestSettings,
     *,
-    later: Sequence[Path] | None = None,
+    later: Sequence[str | Path] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    options: MapOptions | None = None,
     tell: Callable[[Unusable], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[int, list[Unusable]]:
-    """Write the predictions of images into a folder that appears when it is whole (files: `vitp.inference.outputs`).
+    """Write the predictions of images into a folder that appears when it is whole.
 
-    All images are read before the first is predicted, so that those which can't be used are known and left out.
+    Inputs that can't be used are known before the first is predicted. Under torchrun the processes share pictures and
+    the windows of rasters; the result is the same.
 
     Args:
         model: Any task's.
@@ -98,56 +86,41 @@ def predict_files(
         settings: How the model is applied; objects below `score_threshold` are left out.
         later: For change, the later dates.
         overwrite: Replace earlier predictions.
+        resume: Go on where an earlier call was killed, to the same result.
+        options: Which files are written.
         tell: Called with each input that can't be used, once it is known.
+        say: Called with what was understood, in a sentence.
 
     Returns:
         How many images were predicted, and the inputs that were left out.
 
     Raises:
-        ConfigError: Change without later dates, or another task with them.
-        DataError: No image can be used.
-        VitpError: `out` holds something else, or can't be written.
+        VitpError: No image can be used, later dates are missing or of no use, or `out` can't be written.
     """
-    check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    files, second = image_files(images), None if later is None else image_files(later)
-    _check_pairs(model.name, files, second)
-    dates = list(zip(files, strict=True) if second is None else zip(files, second, strict=True))
-    reasons = _unusable(dates)
-    unusable = [Unusable(str(path), why) for path, why in zip(files, reasons, strict=True) if why is not None]
-    for one in unusable:
+    options = options or MapOptions()
+    distributed.initialize(model.device)
+    sources, digest = _on_first(lambda: _looked_at(model, images, out, later, overwrite, options))
+    if distributed.rank() > 0:
+        tell, say = (lambda _: None), (lambda _: None)
+    left_out = [Unusable(source.image, source.reason) for source in sources if source.reason is not None]
+    usable = [source for source in sources if source.reason is None]
+    for one in left_out:
         tell(one)
-    if len(unusable) == len(files):
-        raise _nothing_usable(unusable)
-    names = unique_names(files)
-    with atomic_dir(out) as folder:
-        found: list[Named] = []
-        # One image at a time: large ones fill memory, and their windows fill batches anyway.
-        for index in (index for index, why in enumerate(reasons) if why is None):
-            try:
-                named, shown = _predict(model, dates[index], names[index], settings)
-            except DataError as error:  # of this image alone: the others are done
-                unusable.append(Unusable(str(files[index]), f"{error.where}: {error.what}"))
-                tell(unusable[-1])
-                continue
-            write_image(folder, model.name, named, model.classes, shown)
-            # The summary doesn't need class maps, which are large.
-            found.append(replace(named, prediction=replace(named.prediction, semantic_HW=None)))
-        if not found:
-            raise _nothing_usable(unusable)
-        write_summary(folder, model.name, found, model.classes)
-        write_json(folder / PREDICTIONS_FILE, _description(model, found, unusable))
-    return len(found), unusable
-
-
-def _description(model: TaskModel, found: Sequence[Named], unusable: Sequence[Unusable]) -> dict[str, Any]:
-    return {
-        "format": _FORMAT,
-        "vitp_version": __version__,
-        "task": model.name,
-        "classes": list(model.classes),
-        "images": [{"image": named.image, "name": named.name} for named in found],
-        "unusable": [asdict(one) for one in unusable],
-    }
+    if not usable:
+        raise _nothing_usable(left_out)
+    for source in usable:
+        for note in source.notes:
+            say(note)
+    with unfinished(out, _plan(sources, settings, options, digest), resume=resume) as folder:
+        job = _Job(model, settings, options, folder, digest, say)
+        failed = set()
+        for source, reason in chain(_pictures(job, usable), _rasters(job, usable)):
+            failed.add(source.name)
+            left_out.append(Unusable(source.image, reason))
+            tell(left_out[-1])
+        done = [source for source in usable if source.name not in failed]
+        _finish(job, done, left_out)
+    return len(done), left_out
 
 
 def is_predictions(folder: Path) -> bool:
@@ -159,35 +132,185 @@ def is_predictions(folder: Path) -> bool:
     return isinstance(value, dict) and value.get("format") == _FORMAT
 
 
-def _unusable(dates: Sequence[Sequence[Path]]) -> list[str | None]:
-    """Return for each image, or pair of dates, why it can't be used; None where it can."""
-
-    def look(paths: Sequence[Path]) -> str | None:
+def _on_first(compute: Callable[[], Looked]) -> Looked:
+    """Return on every process what the first one computes."""
+    found: Looked | None = None
+    error: VitpError | None = None
+    if distributed.rank() == 0:
         try:
-            for path in paths:
-                load_image(path, enough=_shown_size)  # decodes the whole file: a head alone says little
-            sizes = [image_size(path) for path in paths]
-        except DataError as error:
-            return f"{error.where}: {error.what}" if len(paths) > 1 else error.what
-        if len(set(sizes)) > 1:
-            (width, height), (later_width, later_height) = sizes
-            return f"its dates are {width}×{height} and {later_width}×{later_height} px"
-        return None
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(look, dates))
+            found = compute()
+        except VitpError as stopped:
+            error = stopped
+    distributed.raise_together(error)
+    values: list[Looked] = distributed.gather(found)  # type: ignore[arg-type]  # the first one's is no None
+    return values[0]
 
 
-def _predict(
-    model: TaskModel, dates: Sequence[Path], name: str, settings: TestSettings
-) -> tuple[Named, Image.Image]:
+def _looked_at(
+    model: TaskModel,
+    images: Sequence[str | Path],
+    out: Path,
+    later: Sequence[str | Path] | None,
+    overwrite: bool,
+    options: MapOptions,
+) -> tuple[list[InputFile], str]:
+    check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
+    sources = sources_of(images, later, model.name, model.backbone.in_channels)
+    if options.resolution is not None:
+        why = "doesn't say where it lies, so a resolution in metres means nothing"
+        sources = [
+            replace(source, reason=why) if source.reason is None and not source.placed else source
+            for source in sources
+        ]
+    digest = hashlib.sha256()
+    for name, tensor in unique_state(model).items():
+        digest.update(name.encode())
+        digest.update(tensor_bytes(tensor))
+    return sources, digest.hexdigest()
+
+
+def _plan(
+    sources: Sequence[InputFile], settings: TestSettings, options: MapOptions, digest: str
+) -> dict[str, Any]:
+    return {
+        "vitp version": __version__,
+        "model": digest,
+        "settings": settings.model_dump(mode="json"),
+        "options": asdict(options),
+        "inputs": [
+            [source.name, [_state_of(date) for date in source.dates], source.reason] for source in sources
+        ],
+    }
+
+
+def _state_of(address: str) -> list[Any]:
+    """Return what tells whether a file was changed."""
+    try:
+        state = Path(address).stat()
+    except OSError:
+        return [address]
+    return [address, state.st_size, state.st_mtime_ns]
+
+
+def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, str]]:
+    """Predict what becomes no map, this process its share; return what turned out to be unusable anywhere."""
+    own = [source for source in sources if not job.is_map(source)]
+    own = own[distributed.rank() :: distributed.world_size()]
+    failed = []
+    # One image at a time: large ones fill memory, and their windows fill batches anyway.
+    for source in own:
+        part = _picture_part(job.folder, source)
+        if part.exists():
+            continue
+        try:
+            named, shown = _predict(job, source)
+        except DataError as error:  # of this image alone: the others are done
+            failed.append((source.name, f"{error.where}: {error.what}"))
+            continue
+        write_image(job.folder / "out", job.model.name, named, job.model.classes, shown)
+        # The summary doesn't need class maps, which are large.
+        _save(part, replace(named, prediction=replace(named.prediction, semantic_HW=None)))
+    reasons = {name: reason for each in distributed.gather(failed) for name, reason in each}
+    return [(source, reasons[source.name]) for source in sources if source.name in reasons]
+
+
+def _rasters(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
+    """Predict the rasters, all processes together; yield what turned out to be unusable."""
+    for source in (source for source in sources if job.is_map(source)):
+        part = job.folder / "parts" / source.name
+        if (part / "done").exists():
+            continue
+        work = RasterWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
+        reason = work.run({"vitp_model_sha256": job.model_sha256})
+        if reason is not None:
+            yield source, reason
+
+
+def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
     """Return the prediction of an image, or pair of dates, and the image to draw it over."""
-    width, height = image_size(dates[0])
-    enough = _enough(model, settings, width * height)
-    later_CHW = [read_image(path) for path in dates[1:]] or None
-    (prediction,) = predict_images(model, [read_image(dates[0], enough)], settings, later_CHW)
-    named = Named(name, str(dates[0]), (height, width), surest(prediction, settings.score_threshold))
-    return named, load_image(dates[-1], enough=enough and _shown_size)
+    model, settings = job.model, job.settings
+    if source.raster:
+        return _classify(job, source)
+    width, height = image_size(source.image)
+    enough = None
+    if model.name == "classification" and width * height > LARGE_PIXELS:
+        # Elsewhere each pixel has its place in what is written.
+        enough = (settings.resize or model.input_size).enough(max(settings.scales))
+    later = [torch.from_numpy(load_planes(path)) for path in source.dates[1:]] or None
+    image = torch.from_numpy(load_planes(source.image, enough=enough))
+    (prediction,) = predict_images(model, [image], settings, later)
+    del image, later
+    named = Named(source.name, source.image, (height, width), surest(prediction, settings.score_threshold))
+    shown = None
+    if job.options.pictures or enough is not None or width * height <= LARGE_PIXELS:
+        shown = load_image(source.dates[-1], enough=enough and shown_size)
+    return named, shown
+
+
+def _classify(job: _Job, source: InputFile) -> tuple[Named, Image.Image]:
+    """Return the class of a raster, read at the size that is seen."""
+    with open_ground(source.image, job.model.backbone.in_channels) as ground:
+        found = classify(job.model, ground, job.settings)
+        return Named(source.name, source.image, ground.size, found), ground_picture(ground, SHOWN_SIDE**2)
+
+
+def _picture_part(folder: Path, source: InputFile) -> Path:
+    return folder / "pictures" / f"{source.name}.safetensors"
+
+
+def _save(path: Path, named: Named) -> None:
+    path.parent.mkdir(exist_ok=True)
+    values = {field.name: getattr(named.prediction, field.name) for field in fields(named.prediction)}
+    tensors = {name: value.contiguous() for name, value in values.items() if value is not None}
+    temporary = path.with_suffix(".part")
+    save_tensors(temporary, {**tensors, "size": torch.tensor(named.size)}, {"image": named.image})
+    temporary.replace(path)
+
+
+class _Parts(Sequence[Named]):
+    """Predictions of pictures, read when they are asked for: their masks are large."""
+
+    def __init__(self, folder: Path, sources: Sequence[InputFile]) -> None:
+        self._folder, self._sources = folder, sources
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, index: int) -> Named: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Named]: ...
+
+    def __getitem__(self, index: int | slice) -> Named | Sequence[Named]:
+        if isinstance(index, slice):
+            return _Parts(self._folder, self._sources[index])
+        source = self._sources[index]
+        tensors = load_tensors(_picture_part(self._folder, source))
+        height, width = tensors.pop("size").tolist()
+        return Named(source.name, source.image, (height, width), Prediction(**tensors))
+
+
+def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable]) -> None:
+    """Write the files about all inputs, the first process alone."""
+    if not done:
+        raise _nothing_usable(left_out)
+    if distributed.rank() > 0:
+        return
+    out, model = job.folder / "out", job.model
+    pictures = [source for source in done if not job.is_map(source)]
+    if pictures:
+        write_summary(out, model.name, _Parts(job.folder, pictures), model.classes)
+    description = {
+        "format": _FORMAT,
+        "vitp_version": __version__,
+        "task": model.name,
+        "classes": list(model.classes),
+        "images": [{"image": source.image, "name": source.name} for source in done],
+        "unusable": [asdict(one) for one in left_out],
+    }
+    write_json(out / PREDICTIONS_FILE, description)
+    shutil.rmtree(job.folder / "pictures", ignore_errors=True)
 
 
 def _nothing_usable(unusable: Sequence[Unusable]) -> DataError:
@@ -197,43 +320,3 @@ def _nothing_usable(unusable: Sequence[Unusable]) -> DataError:
         where=first.image,
         fix="name other images",
     )
-
-
-_SHOWN_SIDE = 1024
-"""Of the picture of a large image that is seen as a whole, at least."""
-
-
-def _shown_size(width: int, height: int) -> tuple[int, int]:
-    return min(width, _SHOWN_SIDE), min(height, _SHOWN_SIDE)
-
-
-def _enough(
-    model: TaskModel, settings: TestSettings, pixels: int
-) -> Callable[[int, int], tuple[int, int]] | None:
-    """Return which size of a large image suffices; None where each pixel has its place in what is written."""
-    if model.name != "classification" or pixels <= LARGE_PIXELS:
-        return None
-    return (settings.resize or model.input_size).enough(max(settings.scales))
-
-
-def _check_pairs(task: str, files: Sequence[Path], later: Sequence[Path] | None) -> None:
-    if task != "change":
-        if later is not None:
-            raise ConfigError(f"{task} takes no later dates", where="--later", fix="leave it out")
-        return
-    if later is None or len(later) != len(files):
-        given = 0 if later is None else len(later)
-        raise ConfigError(
-            f"{len(files)} images but {given} later dates",
-            where="--later",
-            fix="give one later date for each image",
-        )
-
-
-def read_image(path: Path, enough: Callable[[int, int], tuple[int, int]] | None = None) -> Tensor:
-    """Return an image file as uint8 RGB (3, H, W), large ones at a size that is enough.
-
-    Raises:
-        DataError: It is missing or damaged.
-    """
-    return torch.from_numpy(load_planes(path, enough=enough))

@@ -116,6 +116,16 @@ class ImageFile:
             return x2 - x1, y2 - y1
         return (height, width) if self.orientation >= 5 else (width, height)
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it has values of more than 8 bits, which are a picture only once they are stretched."""
+        if self.pages:
+            return self.pages[0].bits > 8 or self.pages[0].kind != "u"
+        assert self.image is not None
+        if self.image.format == "PPM":
+            return (netpbm_maximum(self.stream) or 0) > 255
+        return self.image.mode in WIDE_MODES or is_wide_png(self.image)
+
     def rgb(self, enough: Callable[[int, int], tuple[int, int]] | None = None) -> Image.Image:
         """Return the image as 8-bit RGB, upright.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,9 @@ from vitp.io.rasters import raster_driver
 from vitp.io.storage import SCENE_PREFIX
 from vitp.records.channels import Channels
 from vitp.scenes import load_scene, parse_scene_address
+
+MissingBands = Literal["error", "zero"]
+"""What becomes of channels whose band a file lacks."""
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm", ".jp2", ".vrt"}
@@ -41,6 +45,7 @@ def load_image(
     *,
     enough: Callable[[int, int], tuple[int, int]] | None = None,
     channels: Channels | None = None,
+    stretch: bool = True,
 ) -> Image.Image:
     """Return the image as 8-bit RGB, upright; see `ImageFile.rgb`. An address that begins with `scene:` is rendered.
 
@@ -48,6 +53,8 @@ def load_image(
         address: Path of a file, or an address as `vitp.io.storage` has them.
         enough: Width and height of the image → those that suffice; None: full size.
         channels: What of the file's bands is seen; those of `Channels.shown` are returned. None: a picture.
+        stretch: Whether values of more than 8 bits are stretched between the file's own percentiles. Not in a set,
+            where a value has to be the same grey in each file: there such a file is refused.
 
     Raises:
         DataError: The file is missing, isn't an image, has two readings, or is damaged: a truncated file is never
@@ -65,16 +72,23 @@ def load_image(
         return image
     if is_picture_file(address):
         with open_image(address) as file:
+            if file.is_wide and not stretch:
+                raise undeclared(str(address))
             return file.rgb(enough)
-    return _raster_rgb(address, part, enough)
+    return _raster_rgb(address, part, enough, stretch)
 
 
 def _raster_rgb(
-    address: str | Path, part: FilePart, enough: Callable[[int, int], tuple[int, int]] | None
+    address: str | Path,
+    part: FilePart,
+    enough: Callable[[int, int], tuple[int, int]] | None,
+    stretch: bool,
 ) -> Image.Image:
     tiff = not (part.bands or part.layer) and raster_driver(split_address(address)[0]) == "GTiff"
     try:
         with open_pixels(address) as pixels:
+            if not (pixels.is_picture or stretch):
+                raise undeclared(str(address))
             if len(pixels.bands) in (1, 3):
                 return _shown(pixels, enough)
             bands = f"{len(pixels.bands)} bands ({', '.join(pixels.names[:20])})"
@@ -83,10 +97,22 @@ def _raster_rgb(
             raise
     if tiff:
         with open_image(address) as file:  # its words tell more, and it may have another decoder
+            if file.is_wide and not stretch:
+                raise undeclared(str(address))
             return file.rgb(enough)
     what = f"has {bands}; which of them are red, green and blue isn't known"
     fix = "choose them: -o bands=… where a set is compiled, FILE#bands=A,B,C for one file that is shown"
     raise DataError(what, where=str(address), fix=fix)
+
+
+def undeclared(where: str) -> DataError:
+    """Return what to tell of a file of a set that is no picture, though the set doesn't say what is seen of it."""
+    return DataError(
+        "is no 8-bit picture, and its set doesn't say which of its bands are seen and which values are black and white",
+        where=where,
+        fix="compile the set again (-o bands=… and -o range=LOW,HIGH choose), or give its entry in the mixture file "
+        "`channels`",
+    )
 
 
 def _level(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None) -> int:
@@ -121,18 +147,25 @@ def load_planes(
     *,
     enough: Callable[[int, int], tuple[int, int]] | None = None,
     channels: Channels | None = None,
+    stretch: bool = True,
+    missing_bands: MissingBands = "error",
 ) -> np.ndarray:
     """Return what `load_image` does as (3, H, W) uint8 that may be written to, with no third copy of the whole.
 
     With channels it is what a tower sees of the file's bands, (C, H, W); see `Channels.scale`.
 
+    Args:
+        address, enough, channels, stretch: See `load_image`.
+        missing_bands: `zero`: channels whose band the file lacks are 0, as some were while a tower with band dropout
+            was trained.
+
     Raises:
-        DataError: As `load_image`.
+        DataError: As `load_image`; or the file lacks bands.
     """
     if channels is not None:
         with open_pixels(address) as pixels:
-            return _planes(pixels, channels, enough)
-    image = load_image(address, enough=enough)
+            return _planes(pixels, channels, enough, missing_bands)
+    image = load_image(address, enough=enough, stretch=stretch)
     array_CHW = np.empty((3, image.height, image.width), np.uint8)
     for top, bottom in row_bands(*image.size):
         part_HWC = np.asarray(image.crop((0, top, image.width, bottom)))
@@ -141,21 +174,29 @@ def load_planes(
 
 
 def _planes(
-    pixels: Pixels, channels: Channels, enough: Callable[[int, int], tuple[int, int]] | None
+    pixels: Pixels,
+    channels: Channels,
+    enough: Callable[[int, int], tuple[int, int]] | None,
+    missing_bands: MissingBands,
 ) -> np.ndarray:
     """Return (C, H, W) uint8 of an open file, strip by strip, so that its own values are never held as a whole."""
-    channels.check_bands(pixels.names, where=pixels.where)
+    names = channels.named_in(pixels.names)
+    if missing_bands == "error" or not any(names):
+        channels.check_bands(pixels.names, where=pixels.where)
+    there = [place for place, name in enumerate(names) if name is not None]
+    bands = [str(names[place]) for place in there]
+    part = channels.part(there)
     level = _level(pixels, enough)
     width, height = pixels.size
-    planes_CHW = np.empty((len(channels), -(-height >> level), -(-width >> level)), np.uint8)
+    planes_CHW = np.zeros((len(channels), -(-height >> level), -(-width >> level)), np.uint8)
     rows = max(1, _STRIP_VALUES // (len(channels) * planes_CHW.shape[2]) >> level) << level
     for top in range(0, height, rows):
         window = (0, top, width, min(top + rows, height))
-        values_CHW, valid_CHW = pixels.read_valid(window, channels.bands, level)
-        seen_CHW = channels.scale(values_CHW)
+        values_CHW, valid_CHW = pixels.read_valid(window, bands, level)
+        seen_CHW = part.scale(values_CHW)
         seen_CHW[~valid_CHW] = 0
         first = top >> level
-        planes_CHW[:, first : first + seen_CHW.shape[1]] = seen_CHW
+        planes_CHW[there, first : first + seen_CHW.shape[1]] = seen_CHW
     return planes_CHW
 
 

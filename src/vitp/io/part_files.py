@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitp.io.contract import Pixels
+import numpy as np
+
+from vitp.io.contract import Geometry
 from vitp.io.images import is_scene, load_image
 from vitp.io.open_pixels import open_pixels
 from vitp.io.parts import WHOLE, split_address
@@ -34,19 +37,44 @@ def part_bytes(address: str | Path) -> tuple[str, bytes] | None:
             buffer = io.BytesIO()
             load_image(address).save(buffer, "PNG")
             return ".png", buffer.getvalue()
-        return ".tif", _geotiff(pixels)
+        values_CHW, valid_CHW = pixels.read_valid()
+        return ".tif", geotiff(
+            values_CHW,
+            pixels.names,
+            np.any(valid_CHW, axis=0),
+            nodata=pixels.nodata,
+            geometry=pixels.geometry,
+            where=pixels.where,
+        )
 
 
-def _geotiff(pixels: Pixels) -> bytes:
-    values_CHW, valid_CHW = pixels.read_valid()
-    width, height = pixels.size
+def geotiff(
+    values_CHW: np.ndarray,
+    names: Sequence[str],
+    valid_HW: np.ndarray | None = None,
+    *,
+    nodata: float | None = None,
+    geometry: Geometry | None = None,
+    where: str = "a GeoTIFF",
+) -> bytes:
+    """Return values as a GeoTIFF.
+
+    Args:
+        values_CHW: Of any type that GeoTIFFs hold.
+        names: Of the bands.
+        valid_HW: Which pixels hold something, for a mask where there is no nodata; None: all.
+        nodata: Value that marks pixels that hold nothing.
+        geometry: Where the pixels lie.
+        where: What the values are of, for messages.
+
+    Raises:
+        DataError: rasterio isn't installed.
+    """
+    height, width = values_CHW.shape[1:]
     place: dict[str, Any] = {}
-    with gdal(pixels.where) as rasterio:
-        if pixels.geometry is not None:
-            place = {
-                "crs": pixels.geometry.crs,
-                "transform": rasterio.Affine(*pixels.geometry.transform),
-            }
+    with gdal(where) as rasterio:
+        if geometry is not None:
+            place = {"crs": geometry.crs, "transform": rasterio.Affine(*geometry.transform)}
         with rasterio.MemoryFile() as memory:
             with memory.open(
                 driver="GTiff",
@@ -54,16 +82,16 @@ def _geotiff(pixels: Pixels) -> bytes:
                 height=height,
                 count=len(values_CHW),
                 dtype=values_CHW.dtype,
-                nodata=pixels.nodata,
+                nodata=nodata,
                 compress="deflate",
                 photometric="MINISBLACK",
                 ALPHA="NO",
                 **place,
             ) as file:
                 file.write(values_CHW)
-                if pixels.nodata is None and not valid_CHW.all():
-                    file.write_mask(valid_CHW.any(axis=0))
-                for number, band in enumerate(pixels.bands, 1):
-                    file.set_band_description(number, band.name)
+                if nodata is None and valid_HW is not None and not valid_HW.all():
+                    file.write_mask(valid_HW)
+                for number, name in enumerate(names, 1):
+                    file.set_band_description(number, name)
             data: bytes = bytes(memory.getbuffer())
     return data

@@ -8,8 +8,9 @@ One rule for all of them. Each new channel continues old ones:
 - as many channels as old ones that were only numbered: those at their places;
 - a band that is new: the mean of all old ones.
 
-The kernel is then multiplied by old / new number of channels (3 / N from RGB), so that tokens keep their size: where all
-channels show the same, more of them would only add up. Where every channel stays, the kernel stays bit for bit.
+The kernel is then multiplied by old / new number of channels (3 / N from RGB), so that tokens keep their size:
+where all channels show the same, more of them would only add up. Where every channel stays, so does the kernel,
+bit for bit.
 
 Shapes: D width, C old and N new channels, P patch side.
 """

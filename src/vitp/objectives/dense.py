@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import MaskAugmentation, augment_with_mask
+from vitp.data.augment import MaskAugmentation, augment_with_mask, without_channels
 from vitp.data.batches import Collate, SampledBatches, ShuffledImages
 from vitp.data.ignored import UNLABELLED, presence_of, read_mask
 from vitp.data.mixture import Mixture, Sample
 from vitp.data.permutation import Permutation
-from vitp.io.images import load_image
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
-from vitp.objectives.image_base import ImageObjective, folders_of, mixture_of, seeded_tower
+from vitp.objectives.image_base import ImageObjective, folders_of, mixture_of, seeded_tower, seen_by
 from vitp.objectives.image_rows import ImageRows
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
@@ -60,6 +60,7 @@ class DenseSettings(ObjectiveSettings):
             micro_batches=micro_batches,
             augment=MaskAugmentation(crop=self.crop, photometric=self.photometric),
             presence=self.presence,
+            seen=seen_by(tower, run),
         )
         objective = DenseObjective(
             tower,
@@ -75,7 +76,7 @@ class DenseBatch(TensorFields):
     """Images with the class of each pixel.
 
     Attributes:
-        tiles_BCHW: RGB, uint8.
+        tiles_BCHW: uint8.
         target_BHW: Class of each pixel, uint8; 255 counts for nothing.
         record_names: Ids of the images, for messages.
         presence_BK: 1 where an object class is in the image, 0 where it isn't, -1 where unknown; int8.
@@ -98,6 +99,7 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
         augment: Random changes.
         presence: Also tell which object classes are there. Images without masks are taken then, too.
         global_batch: Images of one optimizer step: a place in the step, not in the run, decides what is random.
+        seen: How images are read.
     """
 
     labelled: LabelledSet
@@ -105,17 +107,18 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
     augment: MaskAugmentation
     presence: bool
     global_batch: int
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: Sequence[Sample[LabelledImage]], step: int) -> DenseBatch:
         """Return the batch; see `Collate`."""
         images, masks, presences = [], [], []
         for sample in samples:
             item, place = sample.record, sample.position - step * self.global_batch
-            image_HWC = np.asarray(load_image(item.image))
+            image_HWC = np.asarray(self.seen.load(item.image))
             mask_HW = read_mask(item, self.labelled, image_HWC.shape[:2], optional=self.presence)
             rng = np.random.default_rng([sample.seed, step, place, 1])
             image_HWC, mask_HW, window = augment_with_mask(image_HWC, mask_HW, self.size, self.augment, rng)
-            images.append(image_HWC)
+            images.append(without_channels(image_HWC, self.seen.dropped(sample.seed, sample.position)))
             masks.append(mask_HW)
             presences.append(presence_of(item.objects, self.labelled.object_classes, window, item.ignored))
         return DenseBatch(
@@ -131,6 +134,7 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
             **order.facts(),
             "classes": [self.labelled.semantic_classes, self.labelled.object_classes],
             "options": [global_batch, order.seed, self.size, self.presence, asdict(self.augment)],
+            **({"seen": seen} if (seen := self.seen.facts()) else {}),
         }
 
 
@@ -143,6 +147,7 @@ def dense_batches(
     micro_batches: int = 1,
     augment: MaskAugmentation | None = None,
     presence: bool = False,
+    seen: SeenBands | None = None,
 ) -> SampledBatches[LabelledImage, DenseBatch]:
     """Return random batches of a set with masks, and optionally the presence of its object classes.
 
@@ -153,7 +158,7 @@ def dense_batches(
         size: Side of the square tiles in pixels.
         micro_batches: Parts that a rank cuts its share of a step into.
         augment: Random changes.
-        presence: See `ImagesWithMasks`.
+        presence, seen: See `ImagesWithMasks`.
 
     Raises:
         ConfigError: The set is empty or has not the labels.
@@ -164,7 +169,8 @@ def dense_batches(
         raise ConfigError("has no masks", where=labelled.name, fix="choose a set with semantic classes")
     if presence and not labelled.object_classes:
         raise ConfigError("has no object classes", where=labelled.name, fix="leave out presence")
-    collate = ImagesWithMasks(labelled, size, augment or MaskAugmentation(), presence, global_batch)
+    changes = augment or MaskAugmentation()
+    collate = ImagesWithMasks(labelled, size, changes, presence, global_batch, seen or PICTURES)
     return SampledBatches(order, collate, global_batch, micro_batches, interleaved=True)
 
 

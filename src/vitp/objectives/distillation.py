@@ -22,7 +22,8 @@ from vitp.core import distributed
 from vitp.core.config import Positive, Share
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewSettings, make_view
+from vitp.data.augment import ViewSettings
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import similarities
 from vitp.objectives.image_base import (
@@ -33,15 +34,16 @@ from vitp.objectives.image_base import (
     linear_flops,
     mixture_of,
     seeded_tower,
+    seen_by,
     tower_flops,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageSamples,
-    load_sample,
     names_of,
     stacked,
     view_generator,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
@@ -87,7 +89,7 @@ class DistillationSettings(ObjectiveSettings):
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over all images, both dates of a pair."""
         tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
-        collate = Crops(tower.image_size[0], tower.patch_size, self)
+        collate = Crops(tower.image_size[0], tower.patch_size, self, seen_by(tower, run))
         objective = DistillationObjective(tower, self, steps=steps)
         return image_parts(run, objective, images, collate, micro_batches)
 
@@ -97,8 +99,8 @@ class CropBatch(TensorFields):
     """Large and small crops of some images.
 
     Attributes:
-        global_GBCHW: RGB, uint8.
-        local_VBChw: Smaller, RGB, uint8; V may be 0.
+        global_GBCHW: uint8.
+        local_VBChw: Smaller, uint8; V may be 0.
         mask_GBN: Which patches of the global views the student doesn't see, bool.
         step: Optimizer step: the teacher moves once a step, and its schedules follow it.
         record_names: Ids of the images, for messages.
@@ -124,11 +126,13 @@ class Crops(ImageCollate[CropBatch]):
         size: Side of the global views in pixels.
         patch_size: Side of a patch in pixels.
         config: Number, size, views and masks.
+        seen: How images are read.
     """
 
     size: int
     patch_size: int
     config: DistillationSettings
+    seen: SeenBands = PICTURES
 
     @property
     def local_size(self) -> int:
@@ -156,19 +160,19 @@ class Crops(ImageCollate[CropBatch]):
         small: list[list[Any]] = [[] for _ in range(config.local_views)]
         masks: list[list[Tensor]] = [[] for _ in range(GLOBAL_VIEWS)]
         for sample in samples:
-            pixels, rng = load_sample(sample), view_generator(sample)
+            view, rng = view_maker(sample, self.seen), view_generator(sample)
             for views in large:
-                views.append(make_view(pixels, self.size, config.views, rng)[0])
+                views.append(view(self.size, config.views, rng)[0])
             for views in small:
-                views.append(make_view(pixels, self.local_size, local, rng)[0])
+                views.append(view(self.local_size, local, rng)[0])
             for of_view in masks:
                 chosen, share = rng.random() < config.mask, rng.uniform(*config.mask_ratio)
                 order = torch.from_numpy(rng.permutation(patches))
                 of_view.append(order < (round(share * patches) if chosen else 0))
-        side = self.local_size
-        empty = torch.empty(0, len(samples), 3, side, side, dtype=torch.uint8)
+        whole, side = torch.stack([stacked(views) for views in large]), self.local_size
+        empty = torch.empty(0, len(samples), whole.shape[2], side, side, dtype=torch.uint8)
         return CropBatch(
-            torch.stack([stacked(views) for views in large]),
+            whole,
             torch.stack([stacked(views) for views in small]) if small else empty,
             torch.stack([torch.stack(of_view) for of_view in masks]),
             step,

@@ -17,6 +17,7 @@ from vitp.checkpoints.export import write_backbone
 from vitp.checkpoints.loading import load_backbone, random_backbone
 from vitp.data.batches import SampledBatches
 from vitp.data.mixture import Mixture
+from vitp.data.seen import SeenBands
 from vitp.models.flops import forward_flops, patch_embed_flops, vision_shape
 from vitp.models.lora import add_lora, plain_layers
 from vitp.models.vision import VisionTower
@@ -95,13 +96,16 @@ def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
         ConfigError: timm can't make the tower.
     """
     if settings.init != "random":
-        start = load_backbone(settings.init)
+        start = load_backbone(settings.init, channels=settings.channels)
     elif settings.vision is None:
-        start = random_backbone(load_backbone("starter"), seed)
+        start = random_backbone(load_backbone("starter", channels=settings.channels), seed)
     else:
+        vision = settings.vision.model_copy(
+            update={"channels": settings.channels or settings.vision.channels}
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            start = VisionTower(settings.vision)
+            start = VisionTower(vision)
     tower = VisionTower(start.config, drop_path=settings.drop_path)
     tower.load_state_dict(start.state_dict())
     if settings.gradient_checkpointing:
@@ -116,6 +120,11 @@ def seeded_tower(run: RunSettings) -> VisionTower:
     tower = initial_tower(run.model, run.seed)
     torch.manual_seed(run.seed)
     return tower
+
+
+def seen_by(tower: VisionTower, run: RunSettings) -> SeenBands:
+    """Return how a run reads images for a tower."""
+    return SeenBands(tower.in_channels, run.data.band_dropout)
 
 
 def folders_of(run: RunSettings, *, both_dates: bool = False) -> list[ImageRows]:

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vitp.core import files
 from vitp.core.errors import ConfigError, DataError
+from vitp.data.augment import ViewSettings, make_view
 from vitp.data.batches import Batch, Collate
 from vitp.data.fingerprint import labels_digest
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.mixture import Mixture, MixtureEntry, Sample
-from vitp.io.images import load_image
+from vitp.data.seen import PICTURES, PixelImage, SeenBands
 from vitp.records.labels import LabelledImage, LabelledSet
 
 _VIEWS = 0x564945
@@ -140,11 +140,26 @@ def image_mixture(
             f"{len(rates)} rates for {len(sets)} folders", where="data.rates", fix="give one each"
         )
     rates = [1.0] * len(sets) if rates is None else rates
-    return Mixture([MixtureEntry(one, rate) for one, rate in zip(sets, rates, strict=True)], seed)
+    entries = [
+        MixtureEntry(one, rate, channels=one.labelled.channels) for one, rate in zip(sets, rates, strict=True)
+    ]
+    return Mixture(entries, seed)
+
+
+ViewMaker = Callable[
+    [int, ViewSettings, np.random.Generator], tuple[np.ndarray, tuple[float, float, float, float]]
+]
+"""(side, how it may change, random numbers) → a view and what it shows; see `vitp.data.augment.make_view`."""
 
 
 class ImageCollate(Collate[LabelledImage, Batch]):
-    """Makes the batch of some labelled images."""
+    """Makes the batch of some labelled images.
+
+    Attributes:
+        seen: How the images are read.
+    """
+
+    seen: SeenBands = PICTURES
 
     @abstractmethod
     def describe(self) -> Mapping[str, Any]:
@@ -152,17 +167,34 @@ class ImageCollate(Collate[LabelledImage, Batch]):
 
     def facts(self, order: Mixture[LabelledImage], global_batch: int) -> list[Any]:
         """Return order and settings; see `Collate.facts`."""
-        return [order.fingerprint(), global_batch, type(self).__name__, dict(self.describe())]
+        own = [order.fingerprint(), global_batch, type(self).__name__, dict(self.describe())]
+        return [*own, *self.seen.facts()]
 
 
-def load_sample(sample: Sample[LabelledImage]) -> Image.Image:
-    """Return the pixels of an image, RGB.
+def view_maker(sample: Sample[LabelledImage], seen: SeenBands) -> ViewMaker:
+    """Return what makes views of an image: the image is read once, and all its views lack the same channels.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    pixels, dropped_C = load_sample(sample, seen), seen.dropped(sample.seed, sample.position)
+
+    def view(
+        size: int, config: ViewSettings, rng: np.random.Generator
+    ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+        return make_view(pixels, size, config, rng, rgb=seen.is_rgb, dropped_C=dropped_C)
+
+    return view
+
+
+def load_sample(sample: Sample[LabelledImage], seen: SeenBands | None = None) -> PixelImage:
+    """Return the pixels of an image; see `SeenBands.load`.
 
     Raises:
         DataError: The file is missing or damaged.
     """
     try:
-        return load_image(sample.record.image)
+        return (seen or PICTURES).load(sample.record.image)
     except DataError as error:
         raise DataError(
             error.what, where=f"image {sample.record.id}: {error.where}", fix=error.fix
@@ -175,7 +207,7 @@ def view_generator(sample: Sample[Any]) -> np.random.Generator:
 
 
 def stacked(views: Sequence[np.ndarray]) -> Tensor:
-    """Return (H, W, 3) images as one (B, 3, H, W) tensor."""
+    """Return (H, W, C) images as one (B, C, H, W) tensor."""
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
 
 

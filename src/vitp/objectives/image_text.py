@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vitp.checkpoints.loading import load_vlm, read_tokenizer, vlm_folder
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewSettings, make_view
+from vitp.data.augment import ViewSettings
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.tokenizer import vocabulary_digest
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
@@ -30,14 +31,15 @@ from vitp.objectives.image_base import (
     image_parts,
     mixture_of,
     seeded_tower,
+    seen_by,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageSamples,
-    load_sample,
     names_of,
     stacked,
     view_generator,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 from vitp.objectives.text_tower import (
@@ -109,7 +111,8 @@ class ImageTextSettings(ObjectiveSettings):
             tower, self._text_tower(len(tokenizer)), loss=self.name, dimension=self.dimension
         )
         tokens = Tokens(tokenizer, self.length)
-        collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts)
+        seen = seen_by(tower, run)
+        collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts, seen)
         return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
 
     def _text_tower(self, vocabulary: int) -> SmallTextTower | LanguageTextTower:
@@ -129,7 +132,7 @@ class ImageTextBatch(TensorFields):
     """Images with a text each.
 
     Attributes:
-        tiles_BCHW: RGB, uint8.
+        tiles_BCHW: uint8.
         text: Tokens of the texts.
         record_names: Ids of the images, for messages.
     """
@@ -149,6 +152,7 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
         texts: Gives the text of an image.
         tokens: Makes tokens of texts.
         kind: What the texts are, for the fingerprint.
+        seen: How images are read.
     """
 
     size: int
@@ -156,12 +160,13 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
     texts: Texts
     tokens: Tokens
     kind: TextKind
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: ImageSamples, step: int) -> ImageTextBatch:
         """Return the batch of some images."""
         views, texts = [], []
         for sample in samples:
-            view, _ = make_view(load_sample(sample), self.size, self.views, view_generator(sample))
+            view, _ = view_maker(sample, self.seen)(self.size, self.views, view_generator(sample))
             views.append(view)
             texts.append(self.texts(sample, np.random.default_rng([sample.seed, _TEXT, sample.position])))
         return ImageTextBatch(stacked(views), self.tokens(texts), names_of(samples))

@@ -16,7 +16,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewSettings, make_view
+from vitp.data.augment import ViewSettings
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.flops import TransformerShape, forward_flops
 from vitp.models.vision import VisionTower
 from vitp.models.vrl import surviving_tokens
@@ -28,15 +29,16 @@ from vitp.objectives.image_base import (
     linear_flops,
     mixture_of,
     seeded_tower,
+    seen_by,
     tower_flops,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageSamples,
-    load_sample,
     names_of,
     stacked,
     view_generator,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
@@ -62,7 +64,7 @@ class MaskedImageSettings(ObjectiveSettings):
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over all images, both dates of a pair."""
         tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
-        collate = MaskedViews(tower.image_size[0], tower.grid**2, self)
+        collate = MaskedViews(tower.image_size[0], tower.grid**2, self, seen_by(tower, run))
         return image_parts(run, MaskedImageObjective(tower, self), images, collate, micro_batches)
 
 
@@ -71,7 +73,7 @@ class MaskedBatch(TensorFields):
     """Images, and which of their patches the encoder sees.
 
     Attributes:
-        tiles_BCHW: RGB, uint8.
+        tiles_BCHW: uint8.
         keep_BK: Indices of the visible patches, ascending, int64.
         record_names: Ids of the images, for messages.
     """
@@ -89,18 +91,20 @@ class MaskedViews(ImageCollate[MaskedBatch]):
         size: Side of the views in pixels.
         patches: Patches of a view (N).
         config: Views and ratio.
+        seen: How images are read.
     """
 
     size: int
     patches: int
     config: MaskedImageSettings
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: ImageSamples, step: int) -> MaskedBatch:
         """Return the batch of some images."""
         views, kept = [], []
         for sample in samples:
             rng = view_generator(sample)
-            views.append(make_view(load_sample(sample), self.size, self.config.views, rng)[0])
+            views.append(view_maker(sample, self.seen)(self.size, self.config.views, rng)[0])
             kept.append(torch.from_numpy(surviving_tokens(self.patches, self.config.ratio, rng)))
         return MaskedBatch(stacked(views), torch.stack(kept), names_of(samples))
 

@@ -17,10 +17,10 @@ from vitp.data.chat import ChatTokenizer, EncodedRecord
 from vitp.data.fingerprint import labels_digest
 from vitp.data.mixture import Mixture, Sample
 from vitp.data.packing import PackedBatch, pack
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.tiles import TileLoader
 from vitp.data.tiling import cut_tiles
 from vitp.data.tokenizer import vocabulary_digest
-from vitp.io.images import load_image
 from vitp.models.vrl import VisualRobustness
 from vitp.records.instructions import InstructionRecord
 
@@ -31,7 +31,7 @@ DropTokens = Callable[[int, Sequence[int], int], np.ndarray]
 """(image tokens, key of the sample, step) → surviving token indices; see `vitp.models.vrl`."""
 
 LoadTiles = Callable[[str, int], np.ndarray]
-"""(address of an image, most tiles) → (tiles, 3, tile, tile) uint8; see `vitp.data.tiles`."""
+"""(address of an image, most tiles) → (tiles, C, tile, tile) uint8; see `vitp.data.tiles`."""
 
 
 class SequenceSettings(SettingsModel):
@@ -57,6 +57,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         config: Lengths and limits.
         drop: Chooses the surviving image tokens; None keeps all.
         load_tiles: Reads and tiles an image; None: plainly, with nothing kept in between.
+        seen: How images are read.
     """
 
     chat: ChatTokenizer
@@ -64,6 +65,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
     config: SequenceSettings
     drop: DropTokens | None = None
     load_tiles: LoadTiles | None = None
+    seen: SeenBands = PICTURES
 
     def encode(self, sample: Sample[InstructionRecord]) -> tuple[EncodedRecord, np.ndarray]:
         """Return the record's tokens and tiles.
@@ -80,7 +82,8 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         tiles = [self._tiles(path, budget, record) for path in record.images]
         encoded = self.chat.encode(record, [len(t) for t in tiles])
         if not tiles:
-            return encoded, np.empty((0, 3, self.tile, self.tile), dtype=np.uint8)
+            channels = 3 if self.seen.channels is None else len(self.seen.channels)
+            return encoded, np.empty((0, channels, self.tile, self.tile), dtype=np.uint8)
         return encoded, np.concatenate(tiles)
 
     def __call__(self, samples: Sequence[Sample[InstructionRecord]], step: int = 0) -> PackedBatch:
@@ -89,7 +92,10 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         for sample in samples:
             record, record_tiles = self.encode(sample)
             if sample.augment:
-                record_tiles = jitter_tiles(record_tiles, np.random.default_rng([sample.position, _JITTER]))
+                rng = np.random.default_rng([sample.position, _JITTER])
+                record_tiles = jitter_tiles(record_tiles, rng, rgb=self.seen.is_rgb)
+            if (dropped_C := self.seen.dropped(sample.seed, sample.position)) is not None:
+                record_tiles = np.where(dropped_C[:, None, None], np.uint8(0), record_tiles)
             count = int(record.image_N.sum())
             survivors = np.arange(count) if self.drop is None else self.drop(count, (sample.position,), step)
             encoded.append(record)
@@ -122,12 +128,13 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
             [drop.config.model_dump(), drop.seed] if isinstance(drop, VisualRobustness) else drop is not None,
             isinstance(load, TileLoader) and load.draft,
             [labels_digest(labelled) for labelled in made if labelled is not None],
+            *self.seen.facts(),
         ]
 
     def _tiles(self, path: str, budget: int, record: InstructionRecord) -> np.ndarray:
         try:
             if self.load_tiles is not None:
                 return self.load_tiles(path, budget)
-            return cut_tiles(load_image(path), self.tile, budget)
+            return cut_tiles(self.seen.load(path), self.tile, budget)
         except DataError as error:
             raise DataError(error.what, where=f"{record.name}: {error.where}", fix=error.fix) from error

@@ -19,6 +19,7 @@ from vitp.models.vision import VisionSettings
 from vitp.models.vlm import VLMSettings
 from vitp.objectives.base import BatchSource, Objective
 from vitp.objectives.packed_records import SequenceSettings
+from vitp.records.channels import Channels
 
 Run = TypeVar("Run", bound="RunSettings")
 
@@ -50,6 +51,9 @@ class ModelSettings(SettingsModel):
     """Tokenizer folder for `init: scratch`; none: it is trained on the mixture."""
     vocabulary: int = Field(2048, ge=300, le=10_000_000, json_schema_extra=LANGUAGE)
     """Tokens of a trained tokenizer."""
+    channels: Channels | None = None
+    """What the tower sees of files with bands. none: those of `init`, where it has some, else what the data's
+    sets declare (pictures: RGB). Filled in when a run begins."""
     drop_path: float = Field(0.1, ge=0, lt=1)
     """Stochastic depth of the vision tower."""
     freeze: list[str] = Field(default_factory=list, json_schema_extra=LANGUAGE)
@@ -73,6 +77,9 @@ class DataSettings(SettingsModel):
     """Factor on the sampling rate, one for each entry of the mixture."""
     global_batch: int = Field(128, ge=1, le=4_194_304)
     """Samples an optimizer step, over all ranks and micro-batches."""
+    band_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the images in which each channel of the input is set to 0 (one is always left): the model then
+    serves data that lack bands, on request."""
     sequence: SequenceSettings = Field(default_factory=SequenceSettings, json_schema_extra=LANGUAGE)
     """How a record becomes tokens."""
     input: InputSettings = Field(default_factory=InputSettings, json_schema_extra=LANGUAGE)

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewSettings, make_view
+from vitp.data.augment import ViewSettings
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
@@ -24,14 +25,15 @@ from vitp.objectives.image_base import (
     image_parts,
     mixture_of,
     seeded_tower,
+    seen_by,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageSamples,
-    load_sample,
     names_of,
     stacked,
     view_generator,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
@@ -55,7 +57,7 @@ class SimCLRSettings(ObjectiveSettings):
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over all images, both dates of a pair."""
         tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
-        collate = TwoViews(tower.image_size[0], self.views)
+        collate = TwoViews(tower.image_size[0], self.views, seen_by(tower, run))
         return image_parts(run, SimCLRObjective(tower, self), images, collate, micro_batches)
 
 
@@ -64,7 +66,7 @@ class TwoViewBatch(TensorFields):
     """Two views of each image.
 
     Attributes:
-        views_2BCHW: RGB, uint8.
+        views_2BCHW: uint8.
         record_names: Ids of the images, for messages.
     """
 
@@ -83,14 +85,15 @@ class TwoViews(ImageCollate[TwoViewBatch]):
 
     size: int
     views: ViewSettings
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: ImageSamples, step: int) -> TwoViewBatch:
         """Return the batch of some images."""
         first, second = [], []
         for sample in samples:
-            pixels, rng = load_sample(sample), view_generator(sample)
-            first.append(make_view(pixels, self.size, self.views, rng)[0])
-            second.append(make_view(pixels, self.size, self.views, rng)[0])
+            view, rng = view_maker(sample, self.seen), view_generator(sample)
+            first.append(view(self.size, self.views, rng)[0])
+            second.append(view(self.size, self.views, rng)[0])
         views_2BCHW = torch.stack([stacked(first), stacked(second)])
         return TwoViewBatch(views_2BCHW, names_of(samples))
 

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
-from vitp.data.augment import ViewSettings, make_view
+from vitp.data.augment import ViewSettings
 from vitp.data.ignored import UNLABELLED, presence_of
 from vitp.data.mixture import Sample
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
 from vitp.objectives.dense import LinearHead, presence_loss
 from vitp.objectives.image_base import (
@@ -28,15 +29,16 @@ from vitp.objectives.image_base import (
     image_parts,
     mixture_of,
     seeded_tower,
+    seen_by,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
     ImageRows,
     ImageSamples,
-    load_sample,
     names_of,
     stacked,
     view_generator,
+    view_maker,
 )
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 from vitp.records.labels import LabelledImage
@@ -64,7 +66,7 @@ class SupervisedSettings(ObjectiveSettings):
         classes = ClassNames.of(rows, self.labels)
         rows = [one.having(classes.labelled, "class labels") for one in rows]
         known = tuple(one.labelled.object_classes for one in rows)
-        collate = LabelledViews(tower.image_size[0], self.views, classes, known)
+        collate = LabelledViews(tower.image_size[0], self.views, classes, known, seen_by(tower, run))
         objective = SupervisedObjective(tower, classes, label_smoothing=self.label_smoothing)
         return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
 
@@ -105,7 +107,7 @@ class ClassBatch(TensorFields):
     """Images with their classes.
 
     Attributes:
-        tiles_BCHW: RGB, uint8.
+        tiles_BCHW: uint8.
         scene_B: Scene class, int64; −1 where unknown.
         presence_BK: 1 where an object class is in the view, 0 where it isn't, −1 where unknown; int8.
         record_names: Ids of the images, for messages.
@@ -126,19 +128,21 @@ class LabelledViews(ImageCollate[ClassBatch]):
         views: How the images change.
         classes: What is learned.
         known: Object classes of each set: an image can't lack a class that nobody labelled in its set.
+        seen: How images are read.
     """
 
     size: int
     views: ViewSettings
     classes: ClassNames
     known: tuple[tuple[str, ...], ...]
+    seen: SeenBands = PICTURES
 
     def __call__(self, samples: ImageSamples, step: int) -> ClassBatch:
         """Return the batch of some images."""
         made, presences, scenes = [], [], []
         place = {name: index for index, name in enumerate(self.classes.scenes)}
         for sample in samples:
-            view, window = make_view(load_sample(sample), self.size, self.views, view_generator(sample))
+            view, window = view_maker(sample, self.seen)(self.size, self.views, view_generator(sample))
             made.append(view)
             scenes.append(place.get(sample.record.scene or "", UNLABELLED))
             presences.append(self._presence(sample, window))

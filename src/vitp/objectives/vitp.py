@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,6 +25,7 @@ from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.packing import PackedBatch
 from vitp.data.readers.records import JsonlRecords
 from vitp.data.row_checks import mixture_warnings
+from vitp.data.seen import SeenBands
 from vitp.data.sources import read_mixture
 from vitp.data.tokenizer import train_tokenizer
 from vitp.models.compute import configure
@@ -88,12 +90,14 @@ class ViTPSettings(ObjectiveSettings):
             prior=_prior_weights(self.prior),
         )
         tile = loaded.vlm.vision.image_size[0]
+        seen = SeenBands(loaded.vlm.vision.in_channels, run.data.band_dropout)
         collate = PackedRecords(
             loaded.chat,
             tile=tile,
             config=run.data.sequence,
             drop=VisualRobustness(self.vrl, run.seed).train(),
-            load_tiles=run.data.input.loader(tile),
+            load_tiles=run.data.input.loader(tile, seen),
+            seen=seen,
         )
         source = SampledBatches(
             mixture,
@@ -175,10 +179,7 @@ def open_mixture(data: DataSettings, seed: int) -> Mixture:
     entries: list[MixtureEntry] = []
     for number, name in enumerate(data.mixture):
         factor = data.rates[number] if data.rates else 1.0
-        entries += [
-            MixtureEntry(entry.records, entry.rate * factor, max_tiles=entry.max_tiles, augment=entry.augment)
-            for entry in open_entries(Path(name))
-        ]
+        entries += [replace(entry, rate=entry.rate * factor) for entry in open_entries(Path(name))]
     return Mixture(entries, seed)
 
 
@@ -216,10 +217,12 @@ def _prior_weights(settings: PriorSettings) -> PriorWeights | None:
 def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
     settings = run.model
     if settings.init != "scratch":
-        return load_vlm(settings.init, drop_path=settings.drop_path)
+        return load_vlm(settings.init, drop_path=settings.drop_path, channels=settings.channels)
     if settings.scratch is None:
         raise ConfigError("says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
-    vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path})
+    vision = settings.scratch.vision
+    vision = vision.model_copy(update={"channels": settings.channels or vision.channels})
+    vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path, "vision": vision})
     if settings.tokenizer is not None:
         tokenizer = read_tokenizer(Path(settings.tokenizer))
     else:

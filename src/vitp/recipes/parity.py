@@ -113,6 +113,7 @@ def full_size_model(config: FinetuneConfig, classes: Sequence[str]) -> TaskModel
         architecture=_VIT_L,
         arguments={"patch_size": config.backbone.patch_size or ADAPTER.patch_size},
         image_size=size,
+        channels=config.backbone.channels,
     )
     return build_model(config.task, VisionTower(vision), classes, config.neck, config.head)
 

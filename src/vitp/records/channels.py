@@ -9,6 +9,7 @@ Shapes: C channels, H × W pixels.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -43,6 +44,8 @@ class Channel(SettingsModel):
     """Value that becomes 255."""
     transform: Literal["linear", "db"] = "linear"
     """`db`: 10 · log10 of the value is taken first, as radar intensities are shown."""
+    number: int | None = Field(None, ge=1, le=100_000)
+    """Which band it is, from 1, in files that don't name their bands; none: only files that name it have it."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -58,6 +61,8 @@ class Channels(SettingsModel):
     """One for each plane of the input; a band may stand in several (a grey band three times is grey as RGB)."""
     composite: tuple[_Number, _Number, _Number] | None = None
     """Which channels, from 0, are shown as red, green and blue; none: those with these names, else the first three."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images in which a channel was set to 0. Above 0 files may lack bands, on request."""
 
     @model_validator(mode="after")
     def _shown(self) -> Self:
@@ -87,25 +92,54 @@ class Channels(SettingsModel):
         """Return for each channel which colour of an RGB picture it continues: 0 red, 1 green, 2 blue; None: none.
 
         Three channels are red, green and blue in the given order, whatever their names: a grey band three times, or
-        near infrared as red. Of another number those are that bear the names.
+        near infrared as red. Of another number those are that bear the names, in any case.
         """
         if len(self) == 3:
             return (0, 1, 2)
         named: dict[str, int] = {RED: 0, GREEN: 1, BLUE: 2}
-        return tuple(named.get(band) for band in self.bands)
+        return tuple(named.get(band.casefold()) for band in self.bands)
 
-    def check_bands(self, known: tuple[str, ...], *, where: str) -> None:
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the channels are red, green and blue, of which hue and saturation can be told."""
+        return self.bands == (RED, GREEN, BLUE)
+
+    def reads_like(self, other: Channels | None) -> bool:
+        """Return whether two read the same values of a file; what is shown and how they were trained may differ."""
+        return other is not None and self.channels == other.channels
+
+    def part(self, places: Sequence[int]) -> Channels:
+        """Return some of the channels, in this order."""
+        chosen = tuple(self.channels[place] for place in places)
+        return self.model_copy(update={"channels": chosen, "composite": None})
+
+    def named_in(self, known: Sequence[str]) -> tuple[str | None, ...]:
+        """Return what each channel's band is called in a file with these bands; None: the file lacks it.
+
+        A band goes by its name, in any case and with B4 for B04. Files that don't name their bands call them by number,
+        from 1: there it is the band of the channel's `number`.
+        """
+        unnamed = list(known) == [str(number) for number in range(1, len(known) + 1)]
+        keys = [band_key(name) for name in known]
+
+        def name(channel: Channel) -> str | None:
+            if channel.band in known:
+                return channel.band
+            if keys.count(band_key(channel.band)) == 1:
+                return known[keys.index(band_key(channel.band))]
+            own = "" if channel.number is None else str(channel.number)
+            return own if unnamed and own in known else None
+
+        return tuple(name(channel) for channel in self.channels)
+
+    def check_bands(self, known: Sequence[str], *, where: str) -> None:
         """Do nothing when a file has all bands.
 
         Raises:
             DataError: It lacks some; the message names them and what the file has.
         """
-        keys = [band_key(name) for name in known]
-        missing = [
-            band
-            for band in dict.fromkeys(self.bands)
-            if band not in known and keys.count(band_key(band)) != 1
-        ]
+        named = zip(self.bands, self.named_in(known), strict=True)
+        missing = list(dict.fromkeys(band for band, name in named if name is None))
         if missing:
             raise DataError(
                 f"lacks the bands {', '.join(missing)}; it has {', '.join(known)}",
@@ -143,6 +177,17 @@ class Channels(SettingsModel):
             out_CHW[:, ~valid_HW] = 0
         return out_CHW
 
+    def unscale(self, seen_CHW: np.ndarray) -> np.ndarray:
+        """Return values of a file that `scale` turns into what is given: (C, H, W) float64."""
+        low_C, high_C = (
+            np.array([getattr(channel, end) for channel in self.channels]) for end in ("low", "high")
+        )
+        values_CHW: np.ndarray = low_C[:, None, None] + seen_CHW / 255 * (high_C - low_C)[:, None, None]
+        for channel, values_HW in zip(self.channels, values_CHW, strict=True):
+            if channel.transform == "db":
+                values_HW[:] = 10 ** (values_HW / 10)
+        return values_CHW
+
 
 PICTURE = Channels(channels=tuple(Channel(band=name) for name in (RED, GREEN, BLUE)))
 """How pictures would be declared: values 0–255 as they stand."""
@@ -168,5 +213,7 @@ def matching(model: Channels | None, data: Channels | None, *, where: str = "dat
         return model
     if data is None or len(data) == 3:
         return data
-    PICTURE.check_bands(data.bands, where=where)
-    return Channels(channels=tuple(data.channels[data.bands.index(name)] for name in PICTURE.bands))
+    colours = data.colours()
+    if not {0, 1, 2} <= set(colours):
+        PICTURE.check_bands(data.bands, where=where)
+    return Channels(channels=tuple(data.channels[colours.index(colour)] for colour in range(3)))

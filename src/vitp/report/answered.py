@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from vitp.core.errors import DataError
 from vitp.evaluation.answers import Answered
+from vitp.records.channels import Channels
 from vitp.records.instructions import IMAGE_MARK
 from vitp.report.pictures import data_address, open_picture
 from vitp.report.places import Colours, asked_outlines, grid_answer, outlines_in, text_parts
@@ -25,12 +26,14 @@ class AnsweredCards:
         answered: The questions.
         note: Small text below.
         base: Relative paths of images that don't exist as they are, are looked for here.
+        channels: What the model sees of the images' bands, of which the composite is shown; None: they are pictures.
     """
 
     kind: ClassVar[str] = "answered"
     answered: Sequence[Answered]
     note: str = ""
     base: Path | None = None
+    channels: Channels | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -43,7 +46,7 @@ class AnsweredCards:
         found: dict[str, dict[str, Any]] = {}
         for path in dict.fromkeys(one.image for one in self.answered):
             try:
-                image = open_picture(path, base=self.base)
+                image = open_picture(path, base=self.base, channels=self.channels)
             except DataError as error:
                 found[path] = {"missing": str(error)}
                 continue

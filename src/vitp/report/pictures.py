@@ -12,6 +12,7 @@ from PIL import Image
 from vitp.core.errors import DataError
 from vitp.io.images import is_scene, load_image
 from vitp.io.parts import base_address
+from vitp.records.channels import Channels
 
 PictureSource = str | Path | Image.Image | np.ndarray
 """A path or `scene:` address, a PIL image, or an (H, W) or (H, W, 3) uint8 array."""
@@ -19,12 +20,15 @@ PictureSource = str | Path | Image.Image | np.ndarray
 _LOSSLESS_BELOW = 128
 
 
-def open_picture(picture: PictureSource, *, base: Path | None = None) -> Image.Image:
+def open_picture(
+    picture: PictureSource, *, base: Path | None = None, channels: Channels | None = None
+) -> Image.Image:
     """Return a picture as a PIL RGB image.
 
     Args:
         picture: What to load.
         base: Relative paths that don't exist as they are, are looked for here.
+        channels: What is seen of a file's bands, of which the composite is shown; None: it is a picture.
 
     Raises:
         DataError: The file can't be read, or the array is no picture.
@@ -41,7 +45,7 @@ def open_picture(picture: PictureSource, *, base: Path | None = None) -> Image.I
         return Image.fromarray(picture).convert("RGB")
     if base is not None and not is_scene(picture) and not Path(base_address(picture)).exists():
         picture = base / picture if Path(base_address(base / picture)).exists() else picture
-    return load_image(picture)
+    return load_image(picture, channels=channels)
 
 
 def data_address(image: Image.Image, *, longest: int = 384) -> str:

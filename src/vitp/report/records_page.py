@@ -17,6 +17,7 @@ from vitp.data.formats import vitp_labels
 from vitp.data.permutation import Permutation
 from vitp.data.sources import Source, open_sources
 from vitp.io.images import is_scene, load_image
+from vitp.records.channels import Channels
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord
 from vitp.records.labels import IGNORE, LabelledImage
 from vitp.report.charts import Bar, BarChart, Chart, Histogram
@@ -178,12 +179,19 @@ def show_records(
         ("sets", f"{len(sources)}"),
         ("questions each", f"{numbers.questions / max(1, numbers.records):.1f}"),
         *([("licence", ", ".join(licences))] if licences != ["not stated"] else []),
+        *(("shown", text) for text in dict.fromkeys(map(_shown, sources)) if text),
         *([("charts from a random", f"{numbers.records:,}")] if numbers.records < records else []),
     ]
     title = source.resolve().name if source.is_dir() else source.stem
     sections = [Section("Numbers", numbers.charts(sources, measured)), Section("Records", blocks)]
     path = HtmlPage(title, sections, "Instruction data.", facts).write(out_html)
     return ShowSummary(path, len(block.cards), numbers.records, tuple(unreadable))
+
+
+def _shown(source: Source) -> str:
+    """Return which bands of a source are shown as red, green and blue; "": its images are pictures."""
+    channels = source.channels
+    return "" if channels is None else ", ".join(channels.bands[number] for number in channels.shown)
 
 
 @dataclass
@@ -311,8 +319,9 @@ def _cards(
                 if measure is not None:
                     tokens, tiles = measure(record, item.max_tiles)
                     size = f"{tokens:,} token{'s' * (tokens != 1)}, {tiles:,} tile{'s' * (tiles != 1)}"
+                own = labels.of(record)
                 cards.append(
-                    record_card(record, colours, labels=labels.of(record), classes=labels.classes, size=size)
+                    record_card(record, colours, own, labels.classes, size=size, channels=item.channels)
                 )
             except DataError as error:
                 unreadable.append(str(error))
@@ -324,10 +333,11 @@ def _cards(
 def record_card(
     record: InstructionRecord,
     colours: Colours,
-    *,
     labels: LabelledImage | None = None,
     classes: tuple[str, ...] = (),
+    *,
     size: str = "",
+    channels: Channels | None = None,
 ) -> RecordCard:
     """Return a record's card.
 
@@ -337,13 +347,14 @@ def record_card(
         labels: The labelled image it was made from; gives the masks.
         classes: Names of the values of its semantic mask.
         size: Tokens and tiles, in words.
+        channels: What is seen of the images' bands, of which the composite is shown; None: they are pictures.
 
     Raises:
         DataError: An image can't be read.
     """
     pictures = []
     for number, address in enumerate(record.images):
-        image = load_image(address)
+        image = load_image(address, channels=channels)
         mask, names = _mask(labels, number, classes, colours)
         outlines = [
             PlaceOutline(region.label, region.quad or box_corners(region.box))

@@ -19,10 +19,12 @@ from PIL import Image, ImageColor, ImageDraw
 from vitp.core.files import write_text
 from vitp.data.ignored import known_semantic, rings_of
 from vitp.data.image_sample import ImageSample
+from vitp.data.seen import SeenBands
 from vitp.evaluation.corruptions.catalogue import CORRUPTIONS, EXTRAS, Corruption
 from vitp.evaluation.corruptions.sets import corrupt_sample, load_pixels
 from vitp.evaluation.robustness_result import RobustnessResult, comparable
 from vitp.io.colours import CLASS_COLOURS
+from vitp.records.channels import Channels
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet
 from vitp.report.charts import Bar, BarChart, Curve, HeatMap, LineChart
 from vitp.report.page import (
@@ -262,17 +264,25 @@ def example_figures(
     """
     items = [labelled.items[index] for index in range(min(len(labelled), 16))]
     item = max(items, key=lambda each: len(each.objects or ()))
-    sample = _sample(item, kind)
+    sample, channels = _sample(item, kind, labelled.channels), labelled.channels
     classes = labelled.semantic_classes if kind == "semantic" else ("unchanged", "changed")
-    figures = [Figure(labelled_picture(sample, classes), "clean")]
+    clean = "clean" if channels is None else f"clean; {', '.join(channels.bands[n] for n in channels.shown)}"
+    figures = [Figure(labelled_picture(_composite(sample, channels), classes), clean)]
     for corruption in corruptions:
         changed = corrupt_sample(sample, corruption, severity, seed, item.id)
-        figures.append(Figure(labelled_picture(changed, classes), _words(corruption.name)))
+        picture = labelled_picture(_composite(changed, channels), classes)
+        figures.append(Figure(picture, _words(corruption.name)))
     return figures
 
 
-def _sample(item: LabelledImage, kind: LabelKind | None) -> ImageSample:
-    image_CHW = torch.from_numpy(np.array(load_pixels(item.image))).permute(2, 0, 1).contiguous()
+def _composite(sample: ImageSample, channels: Channels | None) -> ImageSample:
+    """Return a sample with the channels that are shown as red, green and blue."""
+    return sample if channels is None else replace(sample, image_CHW=sample.image_CHW[list(channels.shown)])
+
+
+def _sample(item: LabelledImage, kind: LabelKind | None, channels: Channels | None) -> ImageSample:
+    image_CHW = torch.from_numpy(np.array(load_pixels(item.image, SeenBands(channels)))).permute(2, 0, 1)
+    image_CHW = image_CHW.contiguous()
     semantic_HW = None
     if kind == "semantic" and item.semantic is not None:
         semantic_HW = torch.from_numpy(np.array(known_semantic(item), np.uint8))

@@ -12,12 +12,13 @@ import numpy as np
 from vitp.checkpoints.loading import load_vlm, vlm_folder
 from vitp.core.config import CONFIG_FILE, load_config
 from vitp.core.files import write_json
-from vitp.data.formats.vitp_labels import read_compiled
+from vitp.data.formats.vitp_labels import channels_from_json, read_compiled
+from vitp.data.seen import lone_image
 from vitp.evaluation.answers import Answered, ask_all, questions_of
 from vitp.inference.ask import Assistant
-from vitp.io.images import load_image
 from vitp.models.vision import VisionTower
 from vitp.objectives.vitp import open_entries, open_mixture
+from vitp.records.channels import Channels
 from vitp.records.instructions import InstructionRecord
 from vitp.report.answered import AnsweredCards
 from vitp.report.attention import AttentionExplorer, attention_explorer
@@ -85,9 +86,11 @@ def report_run(
     if towers is None:
         towers = {"after the run": loaded.vlm.vision}
         if config.model.init != "scratch":
-            towers = {"before the run": load_vlm(config.model.init).vlm.vision, **towers}
+            before = load_vlm(config.model.init, channels=loaded.vlm.vision.in_channels)
+            towers = {"before the run": before.vlm.vision, **towers}
     paths = list(dict.fromkeys(one.image for one in answered))[:EXPLORED_IMAGES]
-    images = {f"image {number}": load_image(path) for number, path in enumerate(paths, 1)}
+    channels = loaded.vlm.vision.in_channels
+    images = {f"image {number}": lone_image(path, channels) for number, path in enumerate(paths, 1)}
     explorer = attention_explorer(towers, images, title="Self-attention of a patch") if images else None
     return write_run_report(run, out, attention=explorer, lead_sections=lead_sections, title=title)
 
@@ -351,6 +354,13 @@ def _probes(rows: Sequence[StepRow], curves: Mapping[str, Points]) -> Section:
     return Section("Probes", [Table(columns, cells), *charts], lead)
 
 
+def _channels(run: RunFolder) -> Channels | None:
+    """Return what the run's tower sees of its images' bands, as its configuration says."""
+    model = run.config.get("model")
+    value = model.get("channels") if isinstance(model, Mapping) else None
+    return None if value is None else channels_from_json(value, run.path / CONFIG_FILE)
+
+
 def _answers(run: RunFolder) -> Section:
     by_task: dict[str, list[Answered]] = {}
     for sample in run.samples:
@@ -377,7 +387,7 @@ def _answers(run: RunFolder) -> Section:
     ]
     few = len(shown) < len(run.samples)
     note = f"{len(shown)} of {len(run.samples)} samples, evenly over tasks." if few else ""
-    blocks.append(AnsweredCards(shown, note=note, base=run.path))
+    blocks.append(AnsweredCards(shown, note=note, base=run.path, channels=_channels(run)))
     lead = "Dashed: where the labels say it is. Solid: what the model answered."
     return Section("What the model answers", blocks, lead)
 

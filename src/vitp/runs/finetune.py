@@ -12,7 +12,7 @@ RUN/scores.json      the scores on the test images, looked at once, at the end
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +27,15 @@ from vitp.core.version import __version__
 from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
+from vitp.data.seen import SeenBands
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
+from vitp.models.backbone import Backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
+from vitp.runs.channels import chosen, trained_channels
 from vitp.runs.folder import as_begun, claimed
 from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -45,6 +48,7 @@ from vitp.tasks.data import (
     task_splits,
 )
 from vitp.tasks.label_notes import label_notes, left_out_notes
+from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
@@ -71,8 +75,12 @@ class FinetuneDataSettings(SettingsModel):
     are drawn from those that `empty` left."""
     global_batch: int = Field(16, ge=1, le=1_000_000)
     """Images an optimizer step, over all ranks and micro-batches."""
+    sizes: Literal["fit", "fixed"] = "fit"
+    """What sizes that aren't given follow from. `fit`: images, windows and anchors from the images and objects, widths
+    of neck and head from the tower. `fixed`: images become squares of the backbone's size, and heads have
+    their published widths."""
     resize: InputSize | None = None
-    """What size images get first; none: a square of the backbone's size."""
+    """What size images get first; none: as `sizes` says."""
     crop: int | None = Field(None, ge=8, le=65_536)
     """Side of random square crops while training; takes precedence over `augment.crop`."""
     max_val_images: int = Field(500, gt=0, le=10_000_000)
@@ -246,23 +254,59 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         )
     splits["train"] = draw_labels(train, config.data.labels, config.seed)
     classes = classes_of(labelled, kind)
-    notes = (*left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes))
     config = config.model_copy(
         update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}
     )
+    config, lines = _with_channels(config, labelled)
+    notes = [*lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
+    seen = replace(SeenBands.by(backbone.in_channels, labelled), band_dropout=config.augment.band_dropout)
+    if config.data.sizes == "fit":
+        config, said = _fitted(config, kind, splits["train"], backbone)
+        notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
     source = task_batches(
-        LabelReader(splits["train"], kind, model.classes),
+        LabelReader(splits["train"], kind, model.classes, seen),
         config.data.global_batch,
         config.seed,
         micro_batches=config.train.micro_batches,
         size=model.input_size,
         augmentation=_augmentation(config, kind),
     )
-    return FinetuneRun(config, model, source, splits, notes)
+    return FinetuneRun(config, model, source, splits, tuple(notes))
+
+
+def _fitted(
+    config: FinetuneConfig, kind: LabelKind, train: LabelledSet, backbone: Backbone
+) -> tuple[FinetuneConfig, list[str]]:
+    """Return the configuration with the sizes that it doesn't give, and lines that say them; see `tasks.sizes`."""
+    anchors, regions, said, data, test = None, None, [], config.data, config.test
+    if data.resize is None:
+        fit = fitted_sizes(train, kind, backbone.image_size[0])
+        window = None if data.crop or config.augment.crop else fit.window
+        data = data.model_copy(update={"resize": fit.resize, "crop": data.crop or window})
+        if test.window is None:
+            test = test.model_copy(update={"window": fit.window})
+        anchors, regions, said = fit.anchors, fit.regions, [*fit.said]
+    width = backbone.channels[-1]
+    head = fitted_head(config.task, config.head, width, anchors, regions)
+    options = fitted_neck(config.neck.kind, config.neck.options, width)
+    if new := [*new_settings(config.head, head), *new_settings(config.neck.options, options, "neck.options")]:
+        said.append(f"sizes fitted to a tower of {width} channels and to the data: {', '.join(new)}")
+    neck = config.neck.model_copy(update={"options": options})
+    return config.model_copy(update={"data": data, "test": test, "head": head, "neck": neck}), said
+
+
+def _with_channels(config: FinetuneConfig, labelled: LabelledSet) -> tuple[FinetuneConfig, list[str]]:
+    """Return a run with the channels of its backbone filled in, and what a user should know of them."""
+    settings = config.backbone
+    own = settings.channels or trained_channels(settings.init, settings.vision)
+    sets = [(labelled.name, labelled.channels)]
+    channels, lines = chosen(own, sets, config.augment.band_dropout)
+    backbone = settings.model_copy(update={"channels": channels})
+    return config.model_copy(update={"backbone": backbone}), lines
 
 
 def _input_size(wanted: InputSize | None, side: int) -> InputSize:

@@ -32,7 +32,11 @@ HARMLESS = (
     *("data.input.cache_gb", "data.input.cache_folder", "data.balance"),
 )
 """Settings that a resumed run may change: they don't change what is learned, beyond rounding."""
-BEFORE_THEY_WERE = {"backbone.positions": "antialiased", "optim.decay_from": "warmup"}
+BEFORE_THEY_WERE = {
+    "backbone.positions": "antialiased",
+    "optim.decay_from": "warmup",
+    "data.sizes": "fixed",
+}
 """Settings that the oldest runs don't state, since there was one way only → that way."""
 EXTENDING = ("train.steps", "train.epochs", "train.choose")
 """Settings that a resumed run may change, too: how long it is, and which of its weights are taken in the end.

@@ -44,6 +44,7 @@ from vitp.objectives.settings import Phase, RunSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
+from vitp.runs.channels import fill_channels
 from vitp.runs.folder import claimed
 
 
@@ -146,6 +147,7 @@ def build(config: PretrainConfig) -> PretrainRun:
     Raises:
         VitpError: Something in the configuration or in the data can't be used.
     """
+    config, _ = fill_channels(config)
     made = config.objective.build(config, steps=config.train.steps, micro_batches=config.train.micro_batches)
     return PretrainRun(config, made.objective, made.source, made.sets)
 
@@ -194,11 +196,12 @@ def run_pretraining(
         VitpError: A wrong configuration, unusable data, a non-finite loss, a full disk.
     """
     run_dir = Path(run_dir)
+    config, channels = fill_channels(config)
     phases = config.objective.phases()
     names = [phase.folder for phase in phases]
     with claimed(run_dir, config, config.train.device, resume=resume, phases=names) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
-        say([f"warning: {line}" for line in config.objective.warnings(config)], console)
+        say([*channels, *(f"warning: {line}" for line in config.objective.warnings(config))], console)
         started = config
         for phase in phases:
             started = _run_phase(phase, started, run_dir / phase.folder, console)

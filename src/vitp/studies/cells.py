@@ -229,6 +229,7 @@ def cell_finetune_config(
         "data": {
             "root": str(root),
             "format": "vitp",
+            "sizes": "fixed",
             "labels": labels,
             "global_batch": settings["batch_size"],
             # What is tried to choose a setting never sees a test image.

@@ -132,12 +132,17 @@ class TestSettings(SettingsModel):
     """Factors that the image is resized by; the results are merged."""
     flip: bool = False
     """Also look at the mirrored image."""
+    tta: Literal["none", "d4"] = "none"
+    """Test-time augmentation: `d4` looks at the image in all eight positions of a square, turned and mirrored."""
     batch_size: int = Field(8, gt=0, le=1_000_000)
     """Windows or images that are computed at once."""
     score_threshold: float = Field(0.3, ge=0, le=1)
     """Objects with a lower score are not drawn or written; scores are computed with all."""
     surface: bool = False
     """Also compute the 95th percentile of surface distances (HD95) in segmentation."""
+    missing_bands: Literal["error", "zero"] = "error"
+    """What becomes of images that lack bands of the model: an error, or 0 in the place of these bands, for models
+    that were trained with band dropout."""
 
 
 class TaskModel(Objective):

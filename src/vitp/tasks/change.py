@@ -23,7 +23,7 @@ from vitp.metrics.segmentation import change_scores
 from vitp.models.pyramid import Pyramid
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TestSettings
-from vitp.tasks.data import CHANGE_CLASSES, LabelReader
+from vitp.tasks.data import CHANGE_CLASSES, label_reader
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.predict import predictions_of
 
@@ -87,7 +87,7 @@ class ChangeModel(DenseModel):
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return F1, IoU, precision and recall of the change class over all pixels; see `TaskModel.evaluate`."""
-        reader = LabelReader(labelled, "change", self.classes)
+        reader = label_reader(self, labelled, "change", settings)
         confusion_CC = np.zeros((2, 2), np.int64)
         for _, sample, prediction in predictions_of(self, reader, settings):
             assert prediction.semantic_HW is not None and sample.semantic_HW is not None

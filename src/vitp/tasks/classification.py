@@ -34,7 +34,7 @@ from vitp.models.backbone import Backbone
 from vitp.models.pyramid import pad_to_multiple
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
-from vitp.tasks.data import LabelReader
+from vitp.tasks.data import label_reader
 from vitp.tasks.predict import predictions_of
 
 
@@ -146,7 +146,7 @@ class ClassificationModel(TaskModel):
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return accuracy and macro-F1, or mAP and macro-F1 at probability ½; see `TaskModel.evaluate`."""
-        reader = LabelReader(labelled, self.settings.labels, self.classes)
+        reader = label_reader(self, labelled, self.settings.labels, settings)
         probabilities, truths = [], []
         for _, sample, prediction in predictions_of(self, reader, settings):
             probabilities.append(present(prediction.probabilities_C))

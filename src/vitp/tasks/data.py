@@ -21,13 +21,14 @@ from vitp.data.formats import read_labels
 from vitp.data.ignored import UNLABELLED, read_mask, rings_of
 from vitp.data.image_sample import ImageSample
 from vitp.data.mixture import Sample
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.splits import draw_images, label_count, splits_of
-from vitp.io.images import image_size, load_planes
+from vitp.io.images import image_size
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
-from vitp.tasks.base import InputSize, LabelKind, TaskBatch, pad_images
+from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings, pad_images
 
 CHANGE_CLASSES = ("unchanged", "changed")
 OUTSIDE_TOLERANCE = 1.0
@@ -59,6 +60,8 @@ def classes_of(labelled: LabelledSet, kind: LabelKind) -> tuple[str, ...]:
         return CHANGE_CLASSES
     by_kind = {"scene": labelled.scene_classes, "semantic": labelled.semantic_classes}
     classes = by_kind.get(kind, labelled.object_classes)
+    if kind == "presence":
+        classes = classes or labelled.scene_classes
     if not classes:
         raise DataError(
             f"has no {_LABEL_NAMES[kind]}", where=labelled.name, fix="choose a set or a task that fits"
@@ -85,7 +88,7 @@ def is_labelled(item: LabelledImage, kind: LabelKind) -> bool:
         return item.semantic is not None
     if kind == "change":
         return item.second_image is not None and item.change is not None
-    return item.objects is not None
+    return item.objects is not None or (kind == "presence" and item.tags is not None)
 
 
 def labelled_only(labelled: LabelledSet, kind: LabelKind) -> LabelledSet:
@@ -104,7 +107,9 @@ def labelled_only(labelled: LabelledSet, kind: LabelKind) -> LabelledSet:
         raise DataError(
             f"none of its {len(labelled)} images has {_LABEL_NAMES[kind]}",
             where=labelled.name,
-            fix="check the labels' folder, or choose a task that fits",
+            fix="images with several classes need -s head.multi_label=true"
+            if kind == "scene" and any(item.tags is not None for item in probe)
+            else "check the labels' folder, or choose a task that fits",
         )
     if lazy or len(kept) == len(probe):
         return labelled
@@ -153,6 +158,7 @@ class LabelReader:
         labelled: The set.
         kind: Which labels.
         classes: Of the model; the set's by default. Every class of the set must be among them.
+        seen: What of the images' bands is seen.
 
     Raises:
         DataError: The set has other classes.
@@ -161,6 +167,7 @@ class LabelReader:
     labelled: LabelledSet
     kind: LabelKind
     classes: tuple[str, ...] = ()
+    seen: SeenBands = PICTURES
     _semantic_V: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -193,9 +200,11 @@ class LabelReader:
         Raises:
             DataError: A file is missing or damaged, or a label doesn't fit its image or the classes.
         """
-        large = self.kind == "scene" and item.width * item.height > LARGE_PIXELS
+        large = (
+            self.kind == "scene" or (self.kind == "presence" and item.objects is None)
+        ) and item.width * item.height > LARGE_PIXELS
         enough = seen.enough(largest) if large and seen is not None else None
-        image_CHW = load_planes(item.image, enough=enough)
+        image_CHW = self.seen.planes(item.image, enough)
         size = (image_CHW.shape[1], image_CHW.shape[2]) if enough is None else image_size(item.image)[::-1]
         if size != (item.height, item.width):
             raise DataError(
@@ -210,13 +219,16 @@ class LabelReader:
         if self.kind == "change":
             return self._pair(sample, item)
         if self.kind == "scene":
-            return replace(sample, classes_K=self._scene(item))
+            assert item.scene is not None
+            return replace(sample, classes_K=self._present((item.scene,), item))
+        if self.kind == "presence" and item.objects is None:
+            return replace(sample, classes_K=self._present(item.tags or (), item))
         objects = tuple(self._checked(item, label) for label in item.objects or ())
         return replace(sample, objects=objects, ignored=item.ignored)
 
     def _pair(self, sample: ImageSample, item: LabelledImage) -> ImageSample:
         assert item.second_image is not None and item.change is not None
-        later_CHW = load_planes(item.second_image)
+        later_CHW = self.seen.planes(item.second_image)
         change_HW = item.change()
         for what, shape in (("later date", later_CHW.shape[1:]), ("change mask", change_HW.shape)):
             if tuple(shape) != sample.size:
@@ -240,11 +252,10 @@ class LabelReader:
             )
         return self.classes.index(name)
 
-    def _scene(self, item: LabelledImage) -> Tensor:
-        assert item.scene is not None
-        one_hot_K = torch.zeros(len(self.classes))
-        one_hot_K[self._number(item.scene, item)] = 1.0
-        return one_hot_K
+    def _present(self, names: Sequence[str], item: LabelledImage) -> Tensor:
+        present_K = torch.zeros(len(self.classes))
+        present_K[[self._number(name, item) for name in names]] = 1.0
+        return present_K
 
     def _checked(self, item: LabelledImage, label: ObjectLabel) -> ObjectLabel:
         self._number(label.category, item)
@@ -270,7 +281,7 @@ class LabelReader:
         """Return what a model is told of a sample, after augmentation."""
         if self.kind in ("semantic", "change"):
             return Target(semantic_HW=sample.semantic_HW)
-        if self.kind == "scene":
+        if self.kind == "scene" or sample.classes_K is not None:
             return Target(classes_C=sample.classes_K)
         labels = [label for label in sample.objects or () if _has_area(label, sample.size)]
         ignored = [label for label in sample.ignored if _has_area(label, sample.size)]
@@ -352,17 +363,46 @@ class LabelledSamples(Collate[LabelledImage, TaskBatch]):
 
     def _augmented(self, sample: Sample[LabelledImage]) -> ImageSample:
         item, rng = sample.record, np.random.default_rng([sample.seed, sample.position, 1])
+        seen, size = self.reader.seen, self.size.of(item.height, item.width)
         read = self.reader.sample(item, self.size, self.augmentation.scale[1])
-        return augment(read, self.augmentation, rng, size=self.size.of(item.height, item.width))
+        changed = augment(read, self.augmentation, rng, size=size, rgb=seen.is_rgb)
+        return _without_channels(changed, seen.dropped(sample.seed, sample.position))
 
     def facts(self, order: ShuffledImages, global_batch: int) -> dict[str, Any]:
         """Return images and options; see `Collate.facts`."""
+        augmentation = self.augmentation.model_dump(exclude={"band_dropout"})  # it stands in what is seen
         return {
             # File names, not paths: a set that moved to another disk is still the same set.
             **order.facts(image=lambda address: Path(address).name),
             "labels": [self.reader.kind, self.reader.classes],
-            "options": [global_batch, order.seed, self.size.model_dump(), self.augmentation.model_dump()],
+            "options": [global_batch, order.seed, self.size.model_dump(), augmentation],
+            **({"seen": seen} if (seen := self.reader.seen.facts()) else {}),
         }
+
+
+def _without_channels(sample: ImageSample, dropped_C: np.ndarray | None) -> ImageSample:
+    """Return a sample with some channels of its image, or of both dates, 0."""
+    if dropped_C is None:
+        return sample
+    dropped_C11 = torch.from_numpy(dropped_C)[:, None, None]
+    later = sample.later_CHW
+    return replace(
+        sample,
+        image_CHW=sample.image_CHW.masked_fill(dropped_C11, 0),
+        later_CHW=None if later is None else later.masked_fill(dropped_C11, 0),
+    )
+
+
+def label_reader(
+    model: TaskModel, labelled: LabelledSet, kind: LabelKind, settings: TestSettings
+) -> LabelReader:
+    """Return how the labels of a set are read for a model: in its classes, and by its bands.
+
+    Raises:
+        ConfigError, DataError: The set has other classes, or lacks bands of the model.
+    """
+    seen = SeenBands.by(model.backbone.in_channels, labelled, missing_bands=settings.missing_bands)
+    return LabelReader(labelled, kind, model.classes, seen)
 
 
 def task_batches(

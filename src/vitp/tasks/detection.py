@@ -22,7 +22,7 @@ from vitp.models.heads.rpn import ImageTruth
 from vitp.models.pyramid import Pyramid
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
-from vitp.tasks.data import LabelReader
+from vitp.tasks.data import label_reader
 from vitp.tasks.predict import predictions_of
 
 SHORTEST_SIDE = 0.5
@@ -93,7 +93,7 @@ class DetectionModel(TaskModel):
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return COCO's average precisions; see `TaskModel.evaluate`."""
-        reader = LabelReader(labelled, self.kind, self.classes)
+        reader = label_reader(self, labelled, self.kind, settings)
         truths, found = [], []
         for _, sample, prediction in predictions_of(self, reader, settings):
             truths.append(true_objects(reader.target(sample)))

@@ -25,7 +25,7 @@ from vitp.models.pyramid import Pyramid, pad_to_multiple
 from vitp.models.rotated.boxes import boxes_of_hulls, boxes_of_quads, hulls_of, quads_of
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
-from vitp.tasks.data import LabelReader
+from vitp.tasks.data import label_reader
 from vitp.tasks.detection import SHORTEST_SIDE
 from vitp.tasks.predict import predictions_of
 
@@ -96,7 +96,7 @@ class OrientedRCNN(TaskModel):
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return average precisions of rotated boxes; see `TaskModel.evaluate`."""
-        reader = LabelReader(labelled, "oriented", self.classes)
+        reader = label_reader(self, labelled, "oriented", settings)
         truths, found = [], []
         for _, sample, prediction in predictions_of(self, reader, settings):
             truths.append(true_oriented(reader.target(sample)))

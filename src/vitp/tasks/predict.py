@@ -20,7 +20,9 @@ from vitp.records.labels import LabelledImage
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DenseModel
-from vitp.tasks.windows import View, class_map, merge, views_of
+from vitp.tasks.ground import Ground
+from vitp.tasks.merging import ViewObjects, merge
+from vitp.tasks.windows import Unit, View, batches, class_map, seen_views, views_of
 
 
 def predict_images(
@@ -28,6 +30,8 @@ def predict_images(
     images: Sequence[Tensor],
     settings: TestSettings | None = None,
     later: Sequence[Tensor] | None = None,
+    *,
+    origin: tuple[int, int] = (0, 0),
 ) -> list[Prediction]:
     """Return what a model says of each image, in pixels of that image.
 
@@ -36,6 +40,7 @@ def predict_images(
         images: uint8 RGB (3, H, W) each, of any sizes.
         settings: Resizing, windows, scales, mirroring; None: as in training, the whole image at once.
         later: Second dates of pairs, each of the size of its first.
+        origin: x and y in pixels of the images from which windows are counted.
 
     Raises:
         ConfigError: A model of pairs got single images or dates of different sizes.
@@ -47,7 +52,7 @@ def predict_images(
     resize = settings.resize or model.input_size
     if model.name == "classification":
         settings = settings.model_copy(update={"window": None})
-    views = [views_of(image.shape[-2], image.shape[-1], settings, resize) for image in images]
+    views = [views_of(image.shape[-2], image.shape[-1], settings, resize, origin=origin) for image in images]
     if isinstance(model, DenseModel):
         return _class_maps(model, images, later, views, settings.batch_size)
     looks = [(index, view) for index, of_image in enumerate(views) for view in of_image]
@@ -113,6 +118,35 @@ def _classes_at(probability_Khw: Tensor, size: Sequence[int]) -> Tensor:
             probability_Khw[None], size=tuple(size), mode="bilinear", align_corners=False
         )[0]
     return probability_Khw.argmax(0).to(torch.uint8).cpu()
+
+
+def classify(model: TaskModel, ground: Ground, settings: TestSettings) -> Prediction:
+    """Return the class of an image as a whole, the mean over scales and mirrors."""
+    whole = settings.model_copy(update={"window": None})
+    views = views_of(*ground.size, whole, settings.resize or model.input_size)
+    found = [
+        prediction
+        for batch in batches(views, settings.batch_size)
+        for prediction in model.predict([view.of(ground) for view in batch])
+    ]
+    return Prediction(probabilities_C=torch.stack([present(each.probabilities_C) for each in found]).mean(0))
+
+
+def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) -> ViewObjects | None:
+    """Return all objects that a unit of views shows, not merged; None: no view holds anything.
+
+    Args:
+        model: Of detection, instance segmentation or oriented detection.
+        ground: The image.
+        unit: Views.
+        batch_size: Views at once.
+    """
+    found = [
+        ViewObjects.of(prediction, view)
+        for batch in batches(seen_views([ground], unit.views), batch_size)
+        for prediction, view in zip(model.predict([view.of(ground) for view in batch]), batch, strict=True)
+    ]
+    return ViewObjects.joined(found) if found else None
 
 
 def predictions_of(

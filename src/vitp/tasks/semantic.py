@@ -17,7 +17,7 @@ from vitp.metrics.segmentation import segmentation_scores, surface_distance
 from vitp.models.pyramid import Pyramid
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TestSettings
-from vitp.tasks.data import LabelReader
+from vitp.tasks.data import label_reader
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.predict import predictions_of
 
@@ -48,7 +48,7 @@ class SegmentationModel(DenseModel):
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return mIoU and the like over all pixels; see `TaskModel.evaluate`."""
-        reader = LabelReader(labelled, "semantic", self.classes)
+        reader = label_reader(self, labelled, "semantic", settings)
         confusions, distances = [], []
         for _, sample, prediction in predictions_of(self, reader, settings):
             assert prediction.semantic_HW is not None and sample.semantic_HW is not None

@@ -1,39 +1,32 @@
-"""Looking at an image of any size through windows of the model's size, at several scales, mirrored or not.
+"""Looking at an image of any size through windows of the model's size, at several scales, turned and mirrored.
 
-Shapes: K classes, N objects, H × W pixels of the image, h × w pixels of what the model sees.
+Shapes: K classes, H × W pixels of the image, h × w pixels of what the model sees, R rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
 
-from vitp.core.errors import VitpError
 from vitp.core.tensors import present
-from vitp.data.formats.crops import crop_windows
-from vitp.data.image_sample import resized
-from vitp.metrics.results import Prediction
-from vitp.models.rotated.boxes import boxes_of_quads, hulls_of_quads
-from vitp.models.rotated.nms import rotated_nms
+from vitp.io.open_pixels import Window
+from vitp.records.labels import IGNORE
 from vitp.tasks.base import InputSize, TestSettings
+from vitp.tasks.ground import Ground, ImageGround
 
-BOX_OVERLAP = 0.5
-"""IoU from which on two boxes of one class, found in different views, are one object."""
+WEIGHT_FLOOR = 1e-3
+"""Least weight of a pixel at a window's edge, so that a place that one window alone sees still counts."""
 
-QUAD_OVERLAP = 0.1
-"""The same for oriented boxes, whose IoU says more (DOTA's evaluation merges crops so)."""
-
-PART_OVERLAP = 0.8
-"""Share of an object at a window's edge that a whole object of another view must cover to be the same one."""
-
-LARGEST_MASKS = 4 << 30
-"""Bytes that the instance masks of one image may fill."""
+SUMS_BYTES = 256 << 20
+"""Of the sums of probabilities that are kept at once; a wider raster is worked on in lanes."""
 
 
 @dataclass(frozen=True)
@@ -43,50 +36,110 @@ class View:
     Attributes:
         window: x1, y1, x2, y2 in pixels of the image.
         size: Height and width that the window is resized to.
-        mirrored: Left and right are swapped.
+        mirrored: Left and right are swapped, after the turns.
+        turns: Quarter turns, counter-clockwise.
     """
 
-    window: tuple[int, int, int, int]
+    window: Window
     size: tuple[int, int]
     mirrored: bool = False
+    turns: int = 0
 
-    def of(self, image_CHW: Tensor) -> Tensor:
+    def of(self, image: Tensor | Ground) -> Tensor:
         """Return what the model sees of an image."""
-        x1, y1, x2, y2 = self.window
-        part = image_CHW[:, y1:y2, x1:x2]
-        if tuple(part.shape[-2:]) != self.size:
-            part = resized(part, self.size)
-        return part.flip(-1) if self.mirrored else part
+        ground = ImageGround(image) if isinstance(image, Tensor) else image
+        seen = torch.rot90(ground.planes(self.window, self.size), self.turns, (-2, -1))
+        return seen.flip(-1) if self.mirrored else seen
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """Height and width of what the model sees."""
+        height, width = self.size
+        return (width, height) if self.turns % 2 else (height, width)
+
+    def upright(self, values: Tensor) -> Tensor:
+        """Return (…, h, w) values of what the model saw as the window lies in the image."""
+        return torch.rot90(values.flip(-1) if self.mirrored else values, -self.turns, (-2, -1))
+
+    def points_upright(self, points_NP2: Tensor) -> Tensor:
+        """Return points x, y of what the model saw in pixels of the window at `size`."""
+        height, width = self.seen_size
+        x, y = points_NP2.unbind(-1)
+        x = width - x if self.mirrored else x
+        for _ in range(self.turns % 4):  # each back by a quarter: its left side becomes the top
+            x, y = height - y, x
+            height, width = width, height
+        return torch.stack([x, y], dim=-1)
 
 
-def views_of(height: int, width: int, settings: TestSettings, resize: InputSize) -> list[View]:
+SQUARE_LOOKS: dict[str, tuple[tuple[int, bool], ...]] = {
+    "none": ((0, False),),
+    "flip": ((0, False), (0, True)),
+    "d4": tuple((turns, mirrored) for turns in range(4) for mirrored in (False, True)),
+}
+"""Quarter turns and mirroring of the views of each window."""
+
+
+def window_starts(length: int, side: int, step: int, origin: int = 0) -> list[int]:
+    """Return where windows begin that cover a length, `step` apart.
+
+    Both ends have a window of full size. Between them windows begin at multiples of `step` from `origin`: two cuts of
+    one mosaic whose origins are the same place see the same windows inside.
+    """
+    if length <= side:
+        return [0]
+    inner = range(origin % step, length - side, step)
+    return sorted({0, *inner, length - side})
+
+
+def views_of(
+    height: int,
+    width: int,
+    settings: TestSettings,
+    resize: InputSize,
+    *,
+    origin: tuple[int, int] = (0, 0),
+    factor: float = 1.0,
+) -> list[View]:
     """Return all looks at an image, from top to bottom.
 
     The image is resized, then scaled by each factor, then cut into windows; views say where those lie in the
     image itself, to the pixel, so that nothing larger than a window is ever made.
+
+    Args:
+        height, width: Of the image.
+        settings: Windows, scales, mirrors.
+        resize: What size the image gets.
+        origin: x and y in pixels of the image from which windows are counted.
+        factor: On the size after `resize`.
     """
     views = []
     base = resize.of(height, width)
+    looks = SQUARE_LOOKS["d4" if settings.tta == "d4" else "flip" if settings.flip else "none"]
     for scale in settings.scales:
-        rows, columns = (max(1, round(side * scale)) for side in base)
+        rows, columns = (max(1, round(side * factor * scale)) for side in base)
         side = settings.window or max(rows, columns)
-        for x1, y1, x2, y2 in crop_windows(columns, rows, side, int(settings.overlap * side)):
-            window = (
-                x1 * width // columns,
-                y1 * height // rows,
-                min(math.ceil(x2 * width / columns), width),
-                min(math.ceil(y2 * height / rows), height),
-            )
-            mirrors = (False, True) if settings.flip else (False,)
-            views += [View(window, (y2 - y1, x2 - x1), mirrored) for mirrored in mirrors]
-    return sorted(views, key=lambda view: (view.window[1], view.window[0], view.size, view.mirrored))
+        step = side - int(settings.overlap * side)
+        for y in window_starts(rows, side, step, origin[1] * rows // height):
+            for x in window_starts(columns, side, step, origin[0] * columns // width):
+                y2, x2 = min(y + side, rows), min(x + side, columns)
+                window = (
+                    x * width // columns,
+                    y * height // rows,
+                    min(math.ceil(x2 * width / columns), width),
+                    min(math.ceil(y2 * height / rows), height),
+                )
+                views += [View(window, (y2 - y, x2 - x), mirrored, turns) for turns, mirrored in looks]
+    return sorted(
+        views, key=lambda view: (view.window[1], view.window[0], view.size, view.turns, view.mirrored)
+    )
 
 
 def batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:
     """Yield neighbouring views of one size."""
     batch: list[View] = []
     for view in views:
-        if batch and (len(batch) == batch_size or view.size != batch[0].size):
+        if batch and (len(batch) == batch_size or view.seen_size != batch[0].seen_size):
             yield batch
             batch = []
         batch.append(view)
@@ -94,197 +147,274 @@ def batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:
         yield batch
 
 
+@dataclass(frozen=True)
+class Unit:
+    """Views that are computed together; no batch holds views of two units, so that a unit's results are its own.
+
+    Attributes:
+        top: First row of the image that is decided once they are known.
+        bottom: Row after the last.
+        views: From top to bottom; none begins above `top`.
+    """
+
+    top: int
+    bottom: int
+    views: tuple[View, ...]
+
+    @property
+    def reach(self) -> int:
+        """Row after the last that a view sees."""
+        return max(view.window[3] for view in self.views)
+
+
+def units_of(views: Sequence[View], height: int, batch_size: int) -> list[Unit]:
+    """Return views, sorted by their tops, in units of whole rows of windows that fill a batch."""
+    groups: list[list[View]] = []
+    for view in views:
+        if groups and (
+            groups[-1][-1].window[1] == view.window[1] or len(groups[-1]) < batch_size
+        ):  # a row is never cut
+            groups[-1].append(view)
+        else:
+            groups.append([view])
+    tops = [0, *(group[0].window[1] for group in groups[1:]), height]
+    return [
+        Unit(top, bottom, tuple(group))
+        for top, bottom, group in zip(tops[:-1], tops[1:], groups, strict=True)
+    ]
+
+
+def in_lanes(views: Sequence[View], width: int, classes: int) -> list[tuple[tuple[int, int], list[View]]]:
+    """Return ranges of columns, each with the views that see a part of it: their sums fit into `SUMS_BYTES`."""
+    tallest = max(view.window[3] - view.window[1] for view in views)
+    widest = max(view.window[2] - view.window[0] for view in views)
+    # Narrow lanes would see most windows twice.
+    most = max(SUMS_BYTES // (8 * classes * tallest), 4 * widest)
+    count = -(-width // most)
+    edges = [width * number // count for number in range(count + 1)]
+    return [
+        ((left, right), [view for view in views if view.window[0] < right and view.window[2] > left])
+        for left, right in pairwise(edges)
+    ]
+
+
+@lru_cache(maxsize=256)
+def _taper(length: int, begins: bool, ends: bool) -> Tensor:
+    """Return (length,) weights: Hann's window, flat on the halves whose end is the border of the image."""
+    wave = torch.sin(torch.pi * (torch.arange(length) + 0.5) / length).square().clamp(min=WEIGHT_FLOOR)
+    half = length // 2
+    if begins:
+        wave[: length - half] = 1
+    if ends:
+        wave[half:] = 1
+    return wave
+
+
+def view_weights(view: View, size: tuple[int, int]) -> Tensor | None:
+    """Return (h, w) weights of a view's pixels in the image; None: all 1, as where it sees the whole image.
+
+    Args:
+        view: One look.
+        size: Height and width of the image, at whose border nothing tapers.
+    """
+    x1, y1, x2, y2 = view.window
+    sides = (y1 == 0, y2 == size[0], x1 == 0, x2 == size[1])
+    if all(sides):
+        return None
+    return _taper(y2 - y1, *sides[:2])[:, None] * _taper(x2 - x1, *sides[2:])
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rows of a class map that are decided.
+
+    Attributes:
+        window: x1, y1, x2, y2 in pixels of the image.
+        classes_RW: uint8; 255 where nothing was seen.
+        shares_KRW: float32 probabilities, where they are wanted; 0 where nothing was seen.
+    """
+
+    window: Window
+    classes_RW: Tensor
+    shares_KRW: Tensor | None
+
+
 class ClassSums:
-    """The class of each pixel from the sum of overlapping probability maps, given from top to bottom.
+    """The class of each pixel from the weighted sum of overlapping probability maps, given from top to bottom.
 
     Only the rows that can still change are kept as probabilities, so that a mosaic of any height fits.
 
     Args:
-        height, width: Of the image.
+        size: Height and width of the image.
+        columns: Which columns are summed.
         device: Where the sums are kept.
+        top: First row that is decided; what views see above it is left out.
+        shares: Whether probabilities are wanted.
     """
 
-    def __init__(self, height: int, width: int, device: torch.device) -> None:
-        self.classes_HW = torch.zeros(height, width, dtype=torch.uint8)
-        self._device = device
-        self._top = 0
+    def __init__(
+        self,
+        size: tuple[int, int],
+        columns: tuple[int, int],
+        device: torch.device,
+        *,
+        top: int = 0,
+        shares: bool = False,
+    ) -> None:
+        self._size, self._columns, self._device, self._top = size, columns, device, top
+        self._shares = shares
         self._sum_KRW: Tensor | None = None
 
     def add(self, probability_Khw: Tensor, view: View) -> None:
-        """Add the probabilities of a view; views must not begin above the last `finish`."""
+        """Add the probabilities of a view."""
         x1, y1, x2, y2 = view.window
-        if view.mirrored:
-            probability_Khw = probability_Khw.flip(-1)
+        probability_Khw = view.upright(probability_Khw)
         if tuple(probability_Khw.shape[-2:]) != (y2 - y1, x2 - x1):
             probability_Khw = F.interpolate(
                 probability_Khw[None], size=(y2 - y1, x2 - x1), mode="bilinear", align_corners=False
             )[0]
+        weights_hw = view_weights(view, self._size)
+        if weights_hw is not None:
+            probability_Khw = probability_Khw * weights_hw.to(probability_Khw.device)
+        left, right = max(x1, self._columns[0]), min(x2, self._columns[1])
+        top = max(y1, self._top)
         kept = self._rows(probability_Khw.shape[0], y2 - self._top)
-        kept[:, y1 - self._top : y2 - self._top, x1:x2] += probability_Khw.to(self._device)
+        part_KRW = probability_Khw[:, top - y1 :, left - x1 : right - x1].to(self._device)
+        if part_KRW.numel():
+            columns = slice(left - self._columns[0], right - self._columns[0])
+            kept[:, top - self._top : y2 - self._top, columns] += part_KRW
 
     def _rows(self, classes: int, rows: int) -> Tensor:
         """Return the sums, with at least so many rows."""
         if self._sum_KRW is None:
-            self._sum_KRW = torch.zeros(classes, rows, self.classes_HW.shape[1], device=self._device)
+            width = self._columns[1] - self._columns[0]
+            self._sum_KRW = torch.zeros(classes, 0, width, device=self._device)
         missing = rows - self._sum_KRW.shape[1]
         if missing > 0:
             self._sum_KRW = F.pad(self._sum_KRW, (0, 0, 0, missing))
         return self._sum_KRW
 
-    def finish(self, bottom: int) -> None:
-        """Decide the rows above `bottom`: no later view reaches them."""
-        count = bottom - self._top
-        if count <= 0 or self._sum_KRW is None:
-            return
-        decided_RW = self._sum_KRW[:, :count].argmax(0).to(torch.uint8).cpu()
-        self.classes_HW[self._top : bottom] = decided_RW
-        self._sum_KRW = self._sum_KRW[:, count:].clone()
+    def finish(self, bottom: int) -> Strip | None:
+        """Decide the rows above `bottom`, which no later view reaches; None: there are no new ones."""
+        count, left, right = bottom - self._top, *self._columns
+        if count <= 0:
+            return None
+        window = (left, self._top, right, bottom)
         self._top = bottom
+        if self._sum_KRW is None:
+            return Strip(window, torch.full((count, right - left), IGNORE, dtype=torch.uint8), None)
+        done_KRW = self._rows(self._sum_KRW.shape[0], count)[:, :count]
+        self._sum_KRW = present(self._sum_KRW)[:, count:].clone()
+        most_RW, classes_RW = done_KRW.max(0)
+        classes_RW = classes_RW.to(torch.uint8).masked_fill(most_RW <= 0, IGNORE).cpu()
+        shares = (done_KRW / done_KRW.sum(0).clamp(min=1e-12)).cpu() if self._shares else None
+        return Strip(window, classes_RW, shares)
+
+
+Probabilities = Callable[[Tensor, Tensor | None], Tensor]
+"""uint8 (B, C, h, w) images, and their later dates → (B, K, h, w)."""
+
+
+def class_strips(
+    probabilities: Probabilities,
+    dates: Sequence[Ground],
+    columns: tuple[int, int],
+    units: Sequence[Unit],
+    wanted: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    *,
+    shares: bool = False,
+) -> Iterator[tuple[int, Strip]]:
+    """Yield the number and the rows of each wanted unit, decided from all views that see them.
+
+    A strip is the same, bit for bit, whichever others are asked for: earlier units that reach into it are computed
+    where they aren't wanted themselves.
+
+    Args:
+        probabilities: The model.
+        dates: The image, and its later date.
+        columns: Which columns are decided; `units` hold the views that see them.
+        units: From top to bottom.
+        wanted: Numbers of units, rising.
+        batch_size: Views at once.
+        device: Where the sums are kept.
+        shares: Whether the strips have probabilities.
+    """
+    sums: ClassSums | None = None
+    last = -2
+    for number in wanted:
+        if sums is None or number != last + 1:
+            sums = ClassSums(dates[0].size, columns, device, top=units[number].top, shares=shares)
+            reaching = [n for n in range(number) if units[n].reach > units[number].top]
+            for before in reaching:
+                _add_unit(sums, probabilities, dates, units[before], batch_size)
+        _add_unit(sums, probabilities, dates, units[number], batch_size)
+        strip, last = sums.finish(units[number].bottom), number
+        if strip is not None:
+            yield number, _without_nodata(strip, dates)
+
+
+def seen_views(dates: Sequence[Ground], views: Sequence[View]) -> list[View]:
+    """Return the views of places that hold something at every date."""
+    corners_V4 = np.array([view.window for view in views])
+    left, top = (int(value) for value in corners_V4[:, :2].min(0))
+    right, bottom = (int(value) for value in corners_V4[:, 2:].max(0))
+    valid_hw = valid_at(dates, (left, top, right, bottom))
+    if valid_hw is None:
+        return list(views)
+    return [
+        view
+        for view, (x1, y1, x2, y2) in zip(views, corners_V4 - (left, top, left, top), strict=True)
+        if valid_hw[y1:y2, x1:x2].any()
+    ]
+
+
+def valid_at(dates: Sequence[Ground], window: Window) -> np.ndarray | None:
+    """Return (h, w) bool: which pixels hold something at every date; None: all do."""
+    found = [part for part in (date.valid(window) for date in dates) if part is not None]
+    return np.logical_and.reduce(found) if found else None
+
+
+def _without_nodata(strip: Strip, dates: Sequence[Ground]) -> Strip:
+    valid_hw = valid_at(dates, strip.window)
+    if valid_hw is None:
+        return strip
+    empty_hw = torch.from_numpy(~valid_hw)
+    shares = None if strip.shares_KRW is None else strip.shares_KRW.masked_fill(empty_hw, 0)
+    return Strip(strip.window, strip.classes_RW.masked_fill(empty_hw, IGNORE), shares)
+
+
+def _add_unit(
+    sums: ClassSums, probabilities: Probabilities, dates: Sequence[Ground], unit: Unit, batch_size: int
+) -> None:
+    for batch in batches(seen_views(dates, unit.views), batch_size):
+        seen = [torch.stack([view.of(date) for view in batch]) for date in dates]
+        found_BKhw = probabilities(seen[0], seen[1] if len(seen) > 1 else None)
+        for probability_Khw, view in zip(found_BKhw, batch, strict=True):
+            sums.add(probability_Khw, view)
 
 
 def class_map(
-    probabilities: Callable[[Tensor, Tensor | None], Tensor],
+    probabilities: Probabilities,
     image_CHW: Tensor,
     later_CHW: Tensor | None,
     views: Sequence[View],
     batch_size: int,
     device: torch.device,
 ) -> Tensor:
-    """Return (H, W) uint8: the class with the largest sum of probabilities over all views of an image.
+    """Return (H, W) uint8: the class with the largest weighted sum of probabilities over all views of an image.
 
     Args:
-        probabilities: uint8 (B, 3, h, w) images, and their later dates → (B, K, h, w).
-        image_CHW: uint8 RGB.
+        probabilities: The model.
+        image_CHW: uint8.
         later_CHW: Second date.
         views: As `views_of` gives them.
         batch_size: Views at once.
         device: Where the sums are kept.
     """
-    found = ClassSums(int(image_CHW.shape[-2]), int(image_CHW.shape[-1]), device)
-    for batch in batches(views, batch_size):
-        found.finish(batch[0].window[1])
-        images = torch.stack([view.of(image_CHW) for view in batch])
-        later = None if later_CHW is None else torch.stack([view.of(later_CHW) for view in batch])
-        for probability_Khw, view in zip(probabilities(images, later), batch, strict=True):
-            found.add(probability_Khw, view)
-    found.finish(int(image_CHW.shape[-2]))
-    return found.classes_HW
-
-
-def in_image(prediction: Prediction, view: View) -> Prediction:
-    """Return objects found in a view with boxes and quads in pixels of the image; masks stay the view's own."""
-    x1, y1, x2, y2 = view.window
-    height, width = view.size
-    scale_x, scale_y = (x2 - x1) / width, (y2 - y1) / height
-    boxes_N4, quads_N8, masks_NHW = prediction.boxes_N4, prediction.quads_N8, prediction.masks_NHW
-    if view.mirrored:
-        if boxes_N4 is not None:
-            left, top, right, bottom = boxes_N4.unbind(1)
-            boxes_N4 = torch.stack([width - right, top, width - left, bottom], dim=1)
-        if quads_N8 is not None:
-            points_N42 = quads_N8.reshape(-1, 4, 2)
-            mirrored_N42 = torch.stack([width - points_N42[..., 0], points_N42[..., 1]], dim=2)
-            # A mirror turns clockwise into counter-clockwise; this order turns it back.
-            quads_N8 = mirrored_N42[:, [1, 0, 3, 2]].reshape(-1, 8)
-        if masks_NHW is not None:
-            masks_NHW = masks_NHW.flip(-1)
-    scale, shift = torch.tensor([scale_x, scale_y]), torch.tensor([x1, y1], dtype=torch.float32)
-    return replace(
-        prediction,
-        boxes_N4=None if boxes_N4 is None else boxes_N4 * scale.repeat(2) + shift.repeat(2),
-        quads_N8=None if quads_N8 is None else quads_N8 * scale.repeat(4) + shift.repeat(4),
-        masks_NHW=masks_NHW,
-    )
-
-
-def merge(found: Sequence[tuple[Prediction, View]], size: tuple[int, int], *, most: int = 2000) -> Prediction:
-    """Return the objects of all views of an image as one prediction, each object once, by falling score.
-
-    Where a window's edge cuts an object that another view shows whole, the part is dropped, however sure; of what
-    else overlaps the surest stays.
-
-    Args:
-        found: Predictions in pixels of their views.
-        size: Height and width of the image.
-        most: Objects that are kept.
-
-    Raises:
-        VitpError: The instance masks of so large an image don't fit into memory.
-    """
-    parts = [in_image(prediction, view) for prediction, view in found]
-    scores_N = torch.cat([present(part.scores_N) for part in parts])
-    labels_N = torch.cat([present(part.labels_N) for part in parts])
-    boxes_N4 = None if parts[0].boxes_N4 is None else torch.cat([present(part.boxes_N4) for part in parts])
-    quads_N8 = None if parts[0].quads_N8 is None else torch.cat([present(part.quads_N8) for part in parts])
-    kept = torch.arange(len(scores_N))
-    if len(parts) > 1 and len(kept):
-        hulls_N4 = boxes_N4 if quads_N8 is None else hulls_of_quads(quads_N8)
-        windows = [
-            (view.window, len(present(part.scores_N))) for part, (_, view) in zip(parts, found, strict=True)
-        ]
-        kept = torch.nonzero(~_parts_of_others(present(hulls_N4), labels_N, windows, size)).flatten()
-        if quads_N8 is not None:
-            order = rotated_nms(boxes_of_quads(quads_N8[kept]), scores_N[kept], QUAD_OVERLAP, labels_N[kept])
-        else:
-            order = batched_nms(present(boxes_N4)[kept], scores_N[kept], labels_N[kept], BOX_OVERLAP)
-        kept = kept[order[:most]]
-    return Prediction(
-        boxes_N4=None if boxes_N4 is None else boxes_N4[kept],
-        quads_N8=None if quads_N8 is None else quads_N8[kept],
-        scores_N=scores_N[kept],
-        labels_N=labels_N[kept],
-        masks_NHW=None if parts[0].masks_NHW is None else _paste(parts, found, kept, size),
-    )
-
-
-def _parts_of_others(
-    boxes_N4: Tensor,
-    labels_N: Tensor,
-    windows: Sequence[tuple[tuple[int, int, int, int], int]],
-    size: tuple[int, int],
-) -> Tensor:
-    """Return (N,) bool: objects cut by an edge of their window that an object which isn't cut covers.
-
-    Args:
-        boxes_N4: In pixels of the image, window after window.
-        labels_N: Their classes.
-        windows: Each window and how many of the objects are its.
-        size: Height and width of the image; its own border cuts nothing.
-    """
-    counts = torch.tensor([count for _, count in windows])
-    own_N4 = torch.tensor([window for window, _ in windows]).repeat_interleave(counts, dim=0)
-    border_4 = torch.tensor([0, 0, size[1], size[0]])
-    cut_N = (((boxes_N4 - own_N4).abs() <= 1.0) & (own_N4 != border_4)).any(1)
-    covered_N = torch.zeros(len(boxes_N4), dtype=torch.bool)
-    whole_M4, whole_labels_M = boxes_N4[~cut_N], labels_N[~cut_N]
-    for index in torch.nonzero(cut_N).flatten().tolist():
-        box_4 = boxes_N4[index]
-        sides_M2 = torch.minimum(box_4[2:], whole_M4[:, 2:]) - torch.maximum(box_4[:2], whole_M4[:, :2])
-        shared_M = sides_M2.clamp(min=0).prod(1) * (whole_labels_M == labels_N[index])
-        covered_N[index] = bool((shared_M >= PART_OVERLAP * (box_4[2:] - box_4[:2]).prod()).any())
-    return covered_N
-
-
-def _paste(
-    parts: Sequence[Prediction], found: Sequence[tuple[Prediction, View]], kept: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """Return (N, H, W) bool: the masks of the kept objects in the image."""
-    if len(kept) * size[0] * size[1] > LARGEST_MASKS:
-        raise VitpError(
-            f"{len(kept)} masks of {size[1]}×{size[0]} px don't fit into memory",
-            where="instance segmentation",
-            fix="cut the image into tiles beforehand",
-        )
-    masks_NHW = torch.zeros(len(kept), *size, dtype=torch.bool)
-    places = [
-        (part, index) for part in range(len(parts)) for index in range(len(present(parts[part].scores_N)))
-    ]
-    for row, number in enumerate(kept.tolist()):
-        part, index = places[number]
-        x1, y1, x2, y2 = found[part][1].window
-        mask_hw = present(parts[part].masks_NHW)[index]
-        if tuple(mask_hw.shape) != (y2 - y1, x2 - x1):
-            resized = F.interpolate(mask_hw[None, None].float(), size=(y2 - y1, x2 - x1), mode="bilinear")
-            mask_hw = resized[0, 0] > 0.5
-        masks_NHW[row, y1:y2, x1:x2] = mask_hw
-    return masks_NHW
+    dates = [ImageGround(image) for image in (image_CHW, later_CHW) if image is not None]
+    height, width = dates[0].size
+    units = units_of(views, height, batch_size)
+    strips = class_strips(probabilities, dates, (0, width), units, range(len(units)), batch_size, device)
+    return torch.cat([strip.classes_RW for _, strip in strips])

@@ -15,6 +15,8 @@ How a folder becomes a set:
    Nothing that can't be used becomes "there is nothing".
 5. **Build** (`SetBuilder.build`). Splits come from the user, from lists, from folders, or are drawn (`splits`); equal
    images and series of names stay on one side (`identity`); names of classes are checked (`class_names`).
+6. **Channels** (`channels`). Which bands of the files are seen, and which of their values become 0 and 255; pictures
+   have none.
 
 What was chosen on the way stands in `LabelledSet.understood`, what was left out or mended in `findings`. `vitp_labels`
 writes a set down and reads it back; `crops` cuts its images.
@@ -31,6 +33,7 @@ from typing import Any
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.captions import read_captions
+from vitp.data.formats.channels import CHANNEL_OPTIONS, declare_channels
 from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
 from vitp.data.formats.detect import detect, detect_format
@@ -40,6 +43,7 @@ from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
 from vitp.data.formats.masks import read_masks
+from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
@@ -79,7 +83,8 @@ def option_names(fmt: str) -> tuple[str, ...]:
     parameters = inspect.signature(_reader(fmt)).parameters
     # A reader can't have a parameter called "class".
     own = [name.rstrip("_") for name in parameters if name != "options"][1:]
-    return (*own, *_COMMON) if "options" in parameters else tuple(own)
+    common = _COMMON if "options" in parameters else ()
+    return (*own, *common, *(CHANNEL_OPTIONS if fmt != "scenes" else ()))
 
 
 def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
@@ -88,7 +93,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     Args:
         fmt: A key of `LABEL_FORMATS`, the name of a published set (`vitp.data.benchmarks`), or "auto".
         root: The set's folder (or file, for tables and single COCO files; or the domain of "scenes").
-        **options: Those of the format's reader and the fields of `ReadOptions`.
+        **options: Those of the format's reader, and the fields of `ReadOptions` and `ChannelOptions`.
 
     Raises:
         ConfigError: There is no such format or option.
@@ -113,10 +118,12 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
         raise DataError("doesn't exist", where=str(root), fix="check the path")
     if not root.is_dir() and fmt not in ("coco", "captions", "classes"):
         raise DataError("is not a folder", where=str(root), fix="name the folder of the set")
+    seen = {name: options.pop(name) for name in CHANNEL_OPTIONS if name in options}
     if "options" not in inspect.signature(reader).parameters:
-        return reader(root, **options)
+        return declare_channels(reader(root, **options), root, seen)
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
-    return reader(root, common, **options)
+    labelled = with_metadata(reader(root, common, **options), root)
+    return declare_channels(labelled, root, seen)
 
 
 def _reader(fmt: str) -> Callable[..., LabelledSet]:

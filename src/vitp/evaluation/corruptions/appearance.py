@@ -1,13 +1,16 @@
 """Corruptions that change how an image looks: light, air, the sensor, and what is lost on the way to the user.
 
-Each takes an image (H, W, 3) uint8 RGB, what the severity means for it (`Corruption.levels`), and the random numbers of
+Each takes an image (H, W, C) uint8, what the severity means for it (`Corruption.levels`), and the random numbers of
 the image, and returns the corrupted image. The random numbers don't depend on the severity: a stronger noise is the
 same noise, only stronger, and clouds grow but never move. Labels stay: what is hidden is still to be found.
 
 Lengths of things in the scene are published for an image side of 800 px, and grow with the image (`scaled`). What the
 sensor does (noise, blur, compression) happens pixel by pixel, and doesn't.
 
-Shapes: H × W pixels, C = 3 channels.
+All are defined for any number of channels: light, veils and clouds are the same in each, noise is its own for each, and
+JPEG compresses channels that aren't three one by one.
+
+Shapes: H × W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -86,13 +89,23 @@ def motion_blur(image_HWC: np.ndarray, length: int, rng: np.random.Generator) ->
 
 
 def compression_artefacts(image_HWC: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the image after JPEG."""
+    """Return the image after JPEG: three channels together as colours, others one by one as grey."""
+    if image_HWC.shape[2] != 3:
+        planes = (np.ascontiguousarray(plane_HW) for plane_HW in np.moveaxis(image_HWC, 2, 0))
+        return np.stack([_grey_jpeg(plane_HW, quality) for plane_HW in planes], axis=2)
     coded = cv2.imencode(
         ".jpg", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
     decoded = cv2.imdecode(coded[1], cv2.IMREAD_COLOR)
     assert decoded is not None
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def _grey_jpeg(plane_HW: np.ndarray, quality: int) -> np.ndarray:
+    coded = cv2.imencode(".jpg", plane_HW, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = cv2.imdecode(coded[1], cv2.IMREAD_GRAYSCALE)
+    assert decoded is not None
+    return decoded
 
 
 def gap_mask(size: tuple[int, int], count_width: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

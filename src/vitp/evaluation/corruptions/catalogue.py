@@ -2,7 +2,7 @@
 
 The twelve are those of REOBench (Li et al. 2025, arXiv 2505.16793) with its published levels.
 
-Shapes: H × W pixels, C = 3 channels.
+Shapes: H × W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Corruption:
     """One way in which an image can be worse than those that were learned from; it has the name of its function.
 
     Attributes:
-        function: Image (H, W, 3) uint8, level, random numbers → image of the same size. Of geometry: height and width,
+        function: Image (H, W, C) uint8, level, random numbers → image of the same size. Of geometry: height and width,
             level, random numbers → 2 × 3 matrix in edge coordinates, for pixels and labels.
         levels: What the five severities are for the function.
         words: What they are in words.
@@ -66,7 +66,7 @@ class Corruption:
         """Return the corrupted image.
 
         Args:
-            image_HWC: uint8 RGB; not changed.
+            image_HWC: uint8, of any number of channels; not changed.
             severity: 1 to 5; 0 leaves the image as it is.
             seed: Seed of the test.
             image: Id of the image, which gets clouds and noise of its own.
@@ -79,8 +79,9 @@ class Corruption:
             return image_HWC
         matrix = self.matrix((image_HWC.shape[0], image_HWC.shape[1]), severity, seed, image)
         if matrix is not None:
-            return geometry.warp(image_HWC, matrix)
-        return self.function(image_HWC, self._level(severity), self._rng(seed, image, date))
+            return geometry.warp(image_HWC, matrix).reshape(image_HWC.shape)
+        changed: np.ndarray = self.function(image_HWC, self._level(severity), self._rng(seed, image, date))
+        return changed.reshape(image_HWC.shape)  # OpenCV drops the axis of a single channel
 
 
 def _by_name(*corruptions: Corruption) -> dict[str, Corruption]:

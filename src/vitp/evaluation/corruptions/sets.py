@@ -18,18 +18,20 @@ from PIL import Image
 from torch import Tensor
 
 from vitp.data.image_sample import ImageSample
+from vitp.data.seen import PICTURES, SeenBands
 from vitp.evaluation.corruptions.catalogue import Corruption
 from vitp.evaluation.corruptions.geometry import moved_objects, moved_places, warp
-from vitp.io.images import load_image
+from vitp.io.part_files import geotiff
+from vitp.records.channels import Channels
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 Load = Callable[[str], np.ndarray]
-"""Path or `scene:` address → (H, W, 3) uint8 RGB."""
+"""Path or `scene:` address → (H, W, C) uint8."""
 
 
-def load_pixels(address: str) -> np.ndarray:
-    """Return an image as (H, W, 3) uint8 RGB; see `load_image`."""
-    return np.asarray(load_image(address))
+def load_pixels(address: str, seen: SeenBands = PICTURES) -> np.ndarray:
+    """Return an image as (H, W, C) uint8: what a model sees of it."""
+    return np.asarray(seen.load(address))
 
 
 def corrupt_sample(
@@ -80,6 +82,7 @@ def corrupted_set(
     seed: int = 0,
     keep: int | None = None,
     load: Load = load_pixels,
+    channels: Channels | None = None,
 ) -> LabelledSet:
     """Return the set with corrupted images and labels that moved along; a file is written when its item is touched.
 
@@ -87,16 +90,17 @@ def corrupted_set(
         labelled: The clean set.
         corruption: The corruption.
         severity: 1 to 5; 0 leaves the pixels as they are.
-        folder: Gets the images as PNG.
+        folder: Gets the images: pictures as PNG; of files with bands what is seen of them, in their own values.
         seed: Seed of the test.
         keep: Files that stay; older ones are removed as new ones come, so that a large set needs little room.
             None: all. At least twice as many as are read at once.
         load: Reads the clean images.
+        channels: What is seen of their bands; None: pictures. A band that stands in several channels is corrupted once.
 
     Raises:
         DataError: An image can't be read (when its item is touched).
     """
-    items = CorruptedItems(labelled.items, corruption, severity, Path(folder), seed, keep, load)
+    items = CorruptedItems(labelled.items, corruption, severity, Path(folder), seed, keep, load, channels)
     return replace(labelled, name=f"{labelled.name}, {corruption.name} {severity}", items=items)
 
 
@@ -112,9 +116,11 @@ class CorruptedItems(Sequence[LabelledImage]):
         seed: int,
         keep: int | None,
         load: Load,
+        channels: Channels | None = None,
     ) -> None:
         self.items, self.corruption, self.severity = items, corruption, severity
         self.folder, self.seed, self.keep, self.load = folder, seed, keep, load
+        self.channels = channels
         self._written: deque[tuple[Path, ...]] = deque()
 
     def __len__(self) -> int:
@@ -140,11 +146,15 @@ class CorruptedItems(Sequence[LabelledImage]):
         return corrupted if matrix is None else moved_item(corrupted, matrix)
 
     def _write(self, address: str, name: str, number: int, date: int) -> Path:
-        path = self.folder / f"{number:06d}{'-later' if date else ''}.png"
+        ending = "png" if self.channels is None else "tif"
+        path = self.folder / f"{number:06d}{'-later' if date else ''}.{ending}"
         image_HWC = self.corruption.apply(self.load(address), self.severity, self.seed, name, date)
         # Scratch, read once: neither small files nor a flush to the disk are worth the time.
         self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image_HWC).save(path, format="PNG", compress_level=1)
+        if self.channels is None:
+            Image.fromarray(image_HWC).save(path, format="PNG", compress_level=1)
+        else:
+            path.write_bytes(_as_file(image_HWC, self.channels))
         return path
 
     def _forget(self, files: tuple[Path, ...]) -> None:
@@ -156,6 +166,14 @@ class CorruptedItems(Sequence[LabelledImage]):
         while len(self._written) > self.keep:
             for old in self._written.popleft():
                 old.unlink(missing_ok=True)
+
+
+def _as_file(image_HWC: np.ndarray, channels: Channels) -> bytes:
+    """Return a file of which these channels see the image."""
+    values_CHW = channels.unscale(image_HWC.transpose(2, 0, 1))
+    first = dict(zip(channels.bands[::-1], values_CHW[::-1], strict=True))
+    names = list(dict.fromkeys(channels.bands))
+    return geotiff(np.stack([first[name] for name in names]), names)
 
 
 def moved_item(item: LabelledImage, matrix: np.ndarray) -> LabelledImage:

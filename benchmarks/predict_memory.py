@@ -1,0 +1,133 @@
+"""Seconds and memory of `vitp predict` against the size of the raster: linear in what it holds, flat.
+
+    python benchmarks/predict_memory.py
+
+Rasters of four bands of uint16 are generated, tiled and sparse: nodata but for square patches of a few per cent of the
+area, and one that is full. Each is predicted by the command in a process of its own, by a segmentation model and by an
+oriented detector of micro size with random weights; the process's own peak memory is what the system says of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import torch
+from rasterio import Affine
+from rio_cogeo.cogeo import cog_validate
+
+from common import save
+from vitp.models.vision import VisionSettings, VisionTower
+from vitp.records.channels import Channel, Channels
+from vitp.tasks.base import TestSettings
+from vitp.tasks.build import NeckSettings, build_model
+
+BANDS = ("B2", "B3", "B4", "B8")
+TASKS = ("segmentation", "oriented")
+WINDOW, TILE = 128, 512
+
+
+def write_raster(path: Path, side: int, full: bool, seed: int = 0) -> float:
+    """Write a raster; return the share of its pixels that hold something."""
+    rng = np.random.default_rng(seed)
+    starts = range(0, side, TILE)
+    every = 1 if full else 8  # a tile in 64 holds something
+    held = 0
+    with rasterio.open(
+        path, "w", driver="GTiff", width=side, height=side, count=len(BANDS), dtype="uint16", nodata=0,
+        crs="EPSG:32633", transform=Affine(10, 0, 500_000, 0, -10, 5_200_000), tiled=True, blockxsize=TILE,
+        blockysize=TILE, compress="deflate", sparse_ok=True, bigtiff="if_safer", interleave="pixel",
+    ) as file:  # fmt: skip
+        for number, name in enumerate(BANDS, 1):
+            file.set_band_description(number, name)
+        for y in starts:
+            for x in starts:
+                if (y // TILE) % every or (x // TILE) % every:
+                    continue
+                height, width = min(TILE, side - y), min(TILE, side - x)
+                coarse = rng.integers(1, 3000, (len(BANDS), -(-height // 16), -(-width // 16)))
+                values = np.kron(coarse, np.ones((1, 16, 16)))[:, :height, :width].astype(np.uint16)
+                file.write(values, window=((y, y + height), (x, x + width)))
+                held += height * width
+    return held / side**2
+
+
+def write_model(folder: Path, task: str) -> None:
+    """Write a model of micro size with random weights that sees the four bands."""
+    torch.manual_seed(0)
+    channels = Channels(channels=tuple(Channel(band=band, low=0, high=3000) for band in BANDS))
+    tower = VisionTower(
+        VisionSettings.model_validate(
+            {
+                "arguments": {"embed_dim": 64, "depth": 4, "num_heads": 4, "patch_size": 16},
+                "image_size": WINDOW,
+                "channels": channels.model_dump(),
+            }
+        )
+    )
+    neck = NeckSettings(options={"channels": 32})
+    head = {"width": 32}
+    if task == "oriented":
+        # An untrained detector finds thousands of objects everywhere; a trained one a few.
+        head |= {
+            "proposals": {"keep_before": [60, 60], "keep": [60, 60]},
+            "box": {"detections": 60, "hidden": 128},
+        }
+    model = build_model(task, tower, ("water", "wood", "field"), neck, head).eval()
+    model.description["test"] = TestSettings(window=WINDOW, overlap=0.25, score_threshold=0.35).model_dump()
+    model.save_pretrained(folder)
+
+
+def measure(model: Path, raster: Path, out: Path) -> tuple[float, float]:
+    """Return seconds and peak memory in megabytes of one prediction."""
+    command = [sys.executable, "-m", "vitp", "predict", str(model), str(raster), "--out", str(out)]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - began, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure and write `results/predict_memory.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sides", type=int, nargs="+", default=[1250, 2500, 5000, 10_000, 20_000])
+    parser.add_argument("--full", type=int, nargs="*", default=[1024, 2048, 4096])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    given = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for task in given.tasks:
+            write_model(root / task, task)
+        for side, full in [*((side, False) for side in given.sides), *((side, True) for side in given.full)]:
+            raster = root / f"{side}_{full}.tif"
+            share = write_raster(raster, side, full)
+            for task in given.tasks:
+                out = root / f"out_{side}_{full}_{task}"
+                seconds, megabytes = measure(root / task, raster, out)
+                row = {
+                    "task": task,
+                    "side": side,
+                    "held": round(share, 4),
+                    "seconds": round(seconds, 1),
+                    "peak_mb": round(megabytes),
+                }
+                if task == "segmentation":
+                    row["valid_cog"] = cog_validate(str(out / "masks" / f"{raster.stem}.tif"), strict=True)[0]
+                print(row, flush=True)
+                rows.append(row)
+            raster.unlink()
+    save("predict_memory", {"window": WINDOW, "bands": len(BANDS), "rows": rows}, quiet=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""`vitp predict`: a finetuned model on images and rasters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import typer
+
+from vitp.cli.options import TaskRun, TestOverride
+from vitp.cli.output import make_console, print_lines
+from vitp.cli.panels import USE
+
+if TYPE_CHECKING:
+    from vitp.inference.inputs import Unusable
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("predict", rich_help_panel=USE)(predict_command)
+
+
+_Later: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--later", help="Change: images of the later date, in the same order. Repeatable."),
+]
+_Vector: TypeAlias = Annotated[
+    Literal["gpkg", "parquet", "geojson", "none"],
+    typer.Option("--vector", help="Rasters: file of polygons; geojson is in longitude and latitude."),
+]
+_Probabilities: TypeAlias = Annotated[
+    bool, typer.Option("--probabilities", help="Rasters: also write the probability of each class.")
+]
+_Resolution: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--resolution", min=1e-4, max=1e6, help="Rasters: metres of a pixel that the model sees."),
+]
+_Positions: TypeAlias = Annotated[
+    Literal["none", "d4"] | None,
+    typer.Option("--tta", help="d4: look at every window in all eight positions of a square."),
+]
+_Pictures: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--pictures",
+        help="Also draw large inputs: rasters of more than 4, pictures of more than 32 million pixels.",
+    ),
+]
+
+
+def predict_command(
+    run: TaskRun,
+    images: Annotated[list[str], typer.Argument(help="Images, rasters, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")],
+    later: _Later = None,
+    vector: _Vector = "gpkg",
+    probabilities: _Probabilities = False,
+    resolution: _Resolution = None,
+    tta: _Positions = None,
+    pictures: _Pictures = False,
+    override: TestOverride = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the same command was killed.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier predictions in --out.")] = False,
+) -> None:
+    """Apply a finetuned model to images and rasters; write maps, polygons, masks, boxes and pictures.
+
+    Images that can't be read are named first and left out; the exit code is then 1.
+    """
+    from vitp.core import distributed
+    from vitp.core.targets import check_folder
+    from vitp.evaluation.robustness_comparison import open_model
+    from vitp.inference.prediction_files import is_predictions, predict_files
+    from vitp.inference.raster_files import MapOptions
+    from vitp.inference.unfinished import unfinished_folder
+
+    if resume and not force and is_predictions(out) and not unfinished_folder(out).exists():
+        print_lines([f"{out} is complete, there is nothing to resume"])
+        return
+    check_folder(out, is_predictions, what="predictions", overwrite=force)
+
+    def tell(one: Unusable) -> None:
+        print_lines([f"can't be used: {one.image}: {one.reason}"])
+
+    model, settings = open_model(run, [*(override or []), *([f"tta={tta}"] if tta else [])])
+    options = MapOptions(vector, probabilities, pictures, resolution)
+    count, unusable = predict_files(
+        model,
+        images,
+        out,
+        settings,
+        later=later,
+        overwrite=force,
+        resume=resume,
+        options=options,
+        tell=tell,
+        say=lambda note: print_lines([note]),
+    )
+    if distributed.rank() == 0:
+        console = make_console()
+        console.print(f"wrote predictions of {count} images to {out}")
+        if unusable:
+            console.print(f"{len(unusable)} of {count + len(unusable)} images left out")
+    if unusable:
+        raise typer.Exit(1)

@@ -1,0 +1,348 @@
+"""Inputs of a prediction: which there are, which are rasters, and which can't be used, known at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitp.core.errors import ConfigError, DataError
+from vitp.data.formats.walk import list_images
+from vitp.data.seen import lone_image
+from vitp.io.band_folders import band_files
+from vitp.io.ground import may_be_placed, need_geo, reproject
+from vitp.io.images import image_size, is_scene, load_image
+from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
+from vitp.io.parts import split_address
+from vitp.records.channels import Channels
+from vitp.tasks.ground import RasterGround
+
+_READERS = 4
+"""Inputs that are looked at together; pictures are in memory as a whole."""
+_LOOK = 256
+"""Side of the parts of a raster that are read to see whether it can be."""
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """An input without predictions.
+
+    Attributes:
+        image: Path as the user gave it.
+        reason: In one sentence.
+    """
+
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One input.
+
+    Attributes:
+        name: Of its files, without suffix; unique.
+        dates: Address of the image, and of its later date.
+        raster: Whether it is read by windows and becomes a map.
+        reason: Why it can't be used; None: it can.
+        notes: What is to be said of it.
+        placed: Whether a raster says where it lies.
+    """
+
+    name: str
+    dates: tuple[str, ...]
+    raster: bool
+    reason: str | None
+    notes: tuple[str, ...] = ()
+    placed: bool = False
+
+    @property
+    def image(self) -> str:
+        """Address of the first date."""
+        return self.dates[0]
+
+
+def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str]:
+    """Return image files as they are and the images of folders sorted by name.
+
+    Args:
+        paths: Files, parts of them (FILE#window=…) and folders.
+        bands: A folder with one file a band is one image.
+
+    Raises:
+        DataError: A path doesn't exist, or a folder holds no image.
+    """
+    files: list[str] = []
+    for path in paths:
+        base = Path(split_address(path)[0])
+        if not base.exists():
+            raise DataError("doesn't exist", where=str(path), fix="check the path")
+        if not base.is_dir() or (bands and band_files(base)):
+            files.append(str(path))
+            continue
+        inside = list_images(base)
+        if not inside:
+            raise DataError("holds no images", where=str(path), fix="name a folder of images")
+        files += map(str, inside)
+    return files
+
+
+def unique_names(paths: Sequence[str | Path]) -> list[str]:
+    """Return a file name without suffix for each path; equal ones get numbers."""
+    names: dict[str, None] = {}
+    for path in paths:
+        stem, number = Path(split_address(path)[0]).stem, 2
+        name = stem
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names[name] = None
+    return list(names)
+
+
+def load_named_images(
+    sources: Sequence[str], most: int, channels: Channels | None = None
+) -> dict[str, Image.Image]:
+    """Return name → image of files, folders of them and `scene:` addresses; at most so many, names made unique.
+
+    Args:
+        sources: Files, folders, addresses.
+        most: Images at most.
+        channels: What is shown of the files' bands; see `lone_image`.
+
+    Raises:
+        DataError: A path doesn't exist, a folder holds no image, or one can't be read.
+    """
+    addresses: list[str] = []
+    for source in sources:
+        addresses += [source] if is_scene(source) else image_files([source])
+    addresses = addresses[:most]
+    names = unique_names([one.replace("/", "-") if is_scene(one) else one for one in addresses])
+    return {name: lone_image(address, channels) for name, address in zip(names, addresses, strict=True)}
+
+
+def check_pairs(task: str, files: Sequence[object], later: Sequence[object] | None) -> None:
+    """Do nothing where later dates are given for change, one for each image, and for no other task.
+
+    Raises:
+        ConfigError: They are missing, too many, or of no use.
+    """
+    if task != "change":
+        if later is not None:
+            raise ConfigError(f"{task} takes no later dates", where="--later", fix="leave it out")
+        return
+    if later is None or len(later) != len(files):
+        given = 0 if later is None else len(later)
+        raise ConfigError(
+            f"{len(files)} images but {given} later dates",
+            where="--later",
+            fix="give one later date for each image",
+        )
+
+
+def sources_of(
+    images: Sequence[str | Path],
+    later: Sequence[str | Path] | None,
+    task: str,
+    channels: Channels | None,
+) -> list[InputFile]:
+    """Return all inputs, each looked at: pictures are decoded, of rasters the head and a few parts.
+
+    Raises:
+        ConfigError: Change without later dates, or another task with them.
+        DataError: A path doesn't exist, or a folder holds no image.
+    """
+    wide = channels is not None
+    files = image_files(images, bands=wide)
+    second = None if later is None else image_files(later, bands=wide)
+    check_pairs(task, files, second)
+    pairs: list[tuple[str, ...]] = [(path,) for path in files]
+    if second is not None:
+        pairs = list(zip(files, second, strict=True))
+
+    def look(name: str, dates: tuple[str, ...]) -> InputFile:
+        raster = placed = False
+        reason: str | None = None
+        notes: tuple[str, ...] = ()
+        try:
+            raster = is_map(dates[0], channels)
+            if raster:
+                placed, notes = _looked_at_raster(dates, channels)
+            else:
+                reason = _picture_reason(dates)
+        except DataError as error:
+            reason = f"{error.where}: {error.what}" if len(dates) > 1 else error.what
+        return InputFile(name, dates, raster, reason, notes, placed)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(look, unique_names(files), pairs))
+
+
+@contextmanager
+def open_ground(
+    address: str, channels: Channels | None, bands: tuple[str, ...] | None = None
+) -> Iterator[RasterGround]:
+    """Yield an open raster as a model sees it; see `RasterGround`."""
+    with open_pixels(address) as pixels:
+        yield RasterGround(pixels, channels, bands)
+
+
+def is_map(address: str, channels: Channels | None) -> bool:
+    """Return whether an input is read by windows and becomes a map: a raster with a place, or one of bands.
+
+    Args:
+        address: Of the input.
+        channels: What the model sees; None: pictures.
+
+    Raises:
+        DataError: It can't be opened as what its name says.
+    """
+    if channels is not None or not is_picture_file(address):
+        return True
+    if not may_be_placed(split_address(address)[0]):
+        return False
+    with open_pixels(address) as pixels:
+        return pixels.geometry is not None
+
+
+def _picture_reason(dates: Sequence[str]) -> str | None:
+    for path in dates:
+        load_image(path, enough=shown_size)  # decodes the whole file: a head alone says little
+    sizes = {image_size(path) for path in dates}
+    if len(sizes) > 1:
+        (width, height), (later_width, later_height) = (image_size(path) for path in dates)
+        return f"its dates are {width}×{height} and {later_width}×{later_height} px"
+    return None
+
+
+def _looked_at_raster(dates: Sequence[str], channels: Channels | None) -> tuple[bool, tuple[str, ...]]:
+    """Return whether a raster says where it lies, and what is to be said of it; raise what is wrong with it."""
+    for address in dates:
+        with open_ground(address, channels) as ground:
+            for window in _looked_at(*ground.pixels.size):
+                ground.planes(window, (window[3] - window[1], window[2] - window[0]))
+    with open_pixels(dates[0]) as first:
+        placed, share = first.geometry is not None, None
+        if len(dates) > 1:
+            with open_pixels(dates[1]) as second:
+                share = shared_area(first, second)
+    if share is None:
+        return placed, ()
+    return placed, (
+        f"{dates[1]} is warped onto the grid of {dates[0]} (bilinear) and covers {100 * share:.1f} % of it; the "
+        "rest is nodata",
+    )
+
+
+def _looked_at(width: int, height: int) -> list[Window]:
+    """Return parts of the corners and the middle."""
+    xs = {0, max(width - _LOOK, 0)}
+    ys = {0, max(height - _LOOK, 0)}
+    places = [(x, y) for x in xs for y in ys] + [(max(width - _LOOK, 0) // 2, max(height - _LOOK, 0) // 2)]
+    return [(x, y, min(x + _LOOK, width), min(y + _LOOK, height)) for x, y in sorted(set(places))]
+
+
+SHOWN_SIDE = 1024
+"""Of the picture of a large image that is seen as a whole, at least."""
+
+
+def shown_size(width: int, height: int) -> tuple[int, int]:
+    """Return the width and height that suffice for a picture of a large image."""
+    return min(width, SHOWN_SIDE), min(height, SHOWN_SIDE)
+
+
+def same_grid(first: Pixels, second: Pixels) -> bool:
+    """Return whether two rasters have the same pixels in the same places, to a hundredth of a pixel."""
+    if first.size != second.size or (first.geometry is None) != (second.geometry is None):
+        return False
+    if first.geometry is None or second.geometry is None:
+        return True
+    points_N2 = _inner_points(first.size, 3)
+    return bool((np.abs(_in_other(points_N2, first.geometry, second.geometry) - points_N2) < 0.01).all())
+
+
+def _inner_points(size: tuple[int, int], count: int) -> np.ndarray:
+    """Return (N, 2) points of a grid from corner to corner."""
+    x, y = np.meshgrid(*(np.linspace(0, side, count) for side in size))
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def _in_other(points_N2: np.ndarray, first: Geometry, second: Geometry) -> np.ndarray:
+    """Return points in pixels of one raster in pixels of another."""
+    with np.errstate(invalid="ignore"):
+        return second.to_pixels(reproject(first.to_map(points_N2), first.crs, second.crs))
+
+
+def shared_area(first: Pixels, second: Pixels) -> float | None:
+    """Return the share of the first raster that the second covers; None: they are on one grid.
+
+    Raises:
+        DataError: Only one of them says where it lies, or they don't overlap.
+    """
+    if same_grid(first, second):
+        return None
+    if first.geometry is None or second.geometry is None:
+        raise DataError(
+            f"the dates are {first.size[0]}×{first.size[1]} and {second.size[0]}×{second.size[1]} px, and not "
+            "both say where they lie",
+            where=second.where,
+            fix="georeference both, or cut them to the same pixels",
+        )
+    overlap = _overlap(first, second)
+    if overlap <= 0:
+        raise DataError(
+            f"doesn't overlap {first.where}", where=second.where, fix="name two dates of one place"
+        )
+    return overlap
+
+
+def aligned(first: Pixels, later: str, target: Path) -> str:
+    """Return the address of a later date on the grid of the first: itself, or a virtual raster that warps it.
+
+    Args:
+        first: The earlier date.
+        later: Address.
+        target: Where the virtual raster is written.
+
+    Raises:
+        DataError: They can't be aligned; see `shared_area`.
+    """
+    with open_pixels(later) as second:
+        if shared_area(first, second) is None:
+            return later
+    _warp(first, later, target)
+    return str(target)
+
+
+def _overlap(first: Pixels, second: Pixels) -> float:
+    """Return the share of the first raster, by a grid of points, that lies in the second."""
+    assert first.geometry is not None and second.geometry is not None
+    there_N2 = _in_other(_inner_points(first.size, 65), first.geometry, second.geometry)
+    return float(((there_N2 > 0) & (there_N2 < np.array(second.size))).all(1).mean())
+
+
+def _warp(first: Pixels, later: str, target: Path) -> None:
+    rasterio, shutil = need_geo("rasterio", later), need_geo("rasterio.shutil", later)
+    vrt = need_geo("rasterio.vrt", later)
+    assert first.geometry is not None
+    target.unlink(missing_ok=True)
+    base = split_address(later)[0]
+    path = Path(base).absolute() if Path(base).exists() else base
+    with (
+        rasterio.open(path) as source,
+        vrt.WarpedVRT(
+            source,
+            crs=first.geometry.crs,
+            transform=rasterio.Affine(*first.geometry.transform),
+            width=first.size[0],
+            height=first.size[1],
+            resampling=rasterio.enums.Resampling.bilinear,
+            # Where the later date doesn't reach, there is nothing, whatever value stands there.
+            add_alpha=source.nodata is None,
+        ) as warped,
+    ):
+        shutil.copy(warped, str(target), driver="VRT")

@@ -1,0 +1,157 @@
+"""Class maps and probabilities as Cloud Optimized GeoTIFFs.
+
+Shapes: K classes, H × W pixels, R rows, C bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from vitp.inference.outputs import class_colour
+from vitp.io.ground import need_geo
+from vitp.io.open_pixels import Geometry
+from vitp.io.rasters import need_rasterio
+from vitp.records.labels import IGNORE
+
+_BLOCK = 512
+"""Side of a tile."""
+
+RowsOf = Callable[[int, int], np.ndarray]
+"""First row, row after the last → (C, R, W) values."""
+
+
+def write_class_cog(
+    path: Path,
+    rows: RowsOf,
+    size: tuple[int, int],
+    geometry: Geometry | None,
+    classes: Sequence[str],
+    tags: Mapping[str, str],
+) -> None:
+    """Write a class map: one band of bytes, class numbers from 0, 255 where nothing is known.
+
+    It has a colour table and the names of the classes, in its tags and, for programs that look there, in a file
+    `NAME.tif.aux.xml` beside it.
+
+    Args:
+        path: New file.
+        rows: Gives the values, (1, R, W).
+        size: Height and width.
+        geometry: Where it lies.
+        classes: Names, in the order of the numbers.
+        tags: Texts that are written into the file.
+    """
+    table = {number: (*class_colour(number), 255) for number in range(len(classes))}
+    named = {f"class_{number}": name for number, name in enumerate(classes)}
+    with _Tiles(path, size, geometry, 1, {**tags, **named}) as tiles:
+        tiles.file.write_colormap(1, table | {IGNORE: (0, 0, 0, 0)})
+        tiles.file.set_band_description(1, "class")
+        tiles.fill(rows)
+        tiles.finish("NEAREST")
+    names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
+    path.with_name(f"{path.name}.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><CategoryNames>'
+        f"{names}</CategoryNames></PAMRasterBand></PAMDataset>\n",
+        encoding="utf-8",
+    )
+
+
+def write_share_cog(
+    path: Path,
+    rows: RowsOf,
+    size: tuple[int, int],
+    geometry: Geometry | None,
+    classes: Sequence[str],
+    tags: Mapping[str, str],
+    scale: float,
+) -> None:
+    """Write probabilities: a band of bytes for each class; the scale in the file turns them into 0–1.
+
+    Args:
+        path: New file.
+        rows: Gives the values, (K, R, W).
+        size: Height and width.
+        geometry: Where it lies.
+        classes: Names of the bands.
+        tags: Texts that are written into the file.
+        scale: Probability of a value of 1.
+    """
+    with _Tiles(path, size, geometry, len(classes), tags) as tiles:
+        tiles.file.scales = (scale,) * len(classes)
+        tiles.file.offsets = (0.0,) * len(classes)
+        for number, name in enumerate(classes, 1):
+            tiles.file.set_band_description(number, name)
+        tiles.fill(rows)
+        tiles.finish("AVERAGE")
+
+
+class _Tiles:
+    """A tiled GeoTIFF that becomes a COG with overviews; removed when it is done with."""
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        geometry: Geometry | None,
+        bands: int,
+        tags: Mapping[str, str],
+    ) -> None:
+        self._rasterio, self._path, self._size = need_rasterio(str(path)), path, size
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = path.with_name(f".{path.name}.tiles.tif")
+        place: dict[str, Any] = {}
+        if geometry is not None:
+            place = {"crs": geometry.crs, "transform": self._rasterio.Affine(*geometry.transform)}
+        self.file = self._rasterio.open(
+            self._temporary,
+            "w",
+            driver="GTiff",
+            width=size[1],
+            height=size[0],
+            count=bands,
+            dtype="uint8",
+            nodata=IGNORE,
+            tiled=True,
+            blockxsize=_BLOCK,
+            blockysize=_BLOCK,
+            compress="deflate",
+            predictor=1,
+            bigtiff="if_safer",
+            sparse_ok=True,
+            **place,
+        )
+        self.file.update_tags(**tags)
+
+    def __enter__(self) -> _Tiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def fill(self, rows: RowsOf) -> None:
+        """Write all rows, one row of tiles after the other."""
+        height, width = self._size
+        for top in range(0, height, _BLOCK):
+            bottom = min(top + _BLOCK, height)
+            self.file.write(rows(top, bottom), window=((top, bottom), (0, width)))
+
+    def finish(self, resampling: str) -> None:
+        """Close the file and copy it in the order of a COG."""
+        self.file.close()
+        need_geo("rasterio.shutil", str(self._path)).copy(
+            str(self._temporary),
+            str(self._path),
+            driver="COG",
+            blocksize=_BLOCK,
+            compress="DEFLATE",
+            overview_resampling=resampling,
+            bigtiff="IF_SAFER",
+            sparse_ok="YES",
+            num_threads="1",
+        )

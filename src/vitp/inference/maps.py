@@ -1,0 +1,334 @@
+"""Maps of rasters: windows are read, seen, blended, decided and written strip by strip, and joined at the end.
+
+What is finished lies in a folder of its own, so that a killed prediction goes on there and several processes share
+one raster; every unit of windows gives the same bits whoever computes it and when.
+
+    FOLDER/classes.raw          (H, W) uint8 class of each pixel, 255 where nothing is known        (class maps)
+    FOLDER/shares.raw           (H, K, W) uint8 probabilities, 250 for 1, 255 where nothing is known
+    FOLDER/done-RANK.txt        units that are written, a line each
+    FOLDER/objects-NUMBER.npz   what the windows of a unit show, not merged                         (objects)
+
+Shapes: K classes, N objects, H × W pixels, R rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitp.core import distributed
+from vitp.records.labels import IGNORE
+from vitp.tasks.base import InputSize, TaskModel, TestSettings
+from vitp.tasks.dense import DenseModel
+from vitp.tasks.ground import RasterGround
+from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
+from vitp.tasks.predict import unit_objects
+from vitp.tasks.windows import Strip, Unit, View, class_strips, in_lanes, units_of, views_of
+
+Piece = TypeVar("Piece")
+
+SHARE_SCALE = 250
+"""Byte that stands for a probability of 1; 255 stands for no data."""
+
+_SQUEEZED = 4
+"""Times that a raster may be larger than what the model sees and still be seen as a whole."""
+
+
+def raster_settings(
+    model: TaskModel, settings: TestSettings, size: tuple[int, int], factor: float | None
+) -> tuple[TestSettings, str | None]:
+    """Return how a raster is seen, and what is to be said about it where the settings don't tell.
+
+    A raster many times larger than what the model sees is never squeezed into one look: without `window` it is seen
+    through windows of the model's size, at its own resolution.
+
+    Args:
+        model: Any task's but classification's.
+        settings: As given.
+        size: Height and width of the raster.
+        factor: On the size, to get the wanted ground resolution; None: none is wanted.
+    """
+    resize = settings.resize or model.input_size
+    if factor is not None:
+        settings = settings.model_copy(update={"resize": InputSize()})
+    side = resize.size or model.backbone.image_size[0]
+    if settings.window is not None or max(size) * (factor or 1.0) <= _SQUEEZED * side:
+        return settings, None
+    seen = settings.model_copy(update={"window": side, "resize": InputSize()})
+    at = "the resolution that was asked for" if factor is not None else "its own resolution"
+    return seen, f"seen through windows of {side} px at {at}; -s window=… and --resolution choose otherwise"
+
+
+def seen_origin(ground: RasterGround) -> tuple[int, int]:
+    """Return x and y in pixels from which windows are counted: two cuts of one raster share these places."""
+    geometry = ground.pixels.geometry
+    if geometry is None:
+        return 0, 0
+    a, b, _, d, e, _ = geometry.transform
+    x, y = geometry.to_pixels(np.zeros((1, 2)))[0] if abs(a * e - b * d) > 0 else (0.0, 0.0)
+    return round(float(x)), round(float(y))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Columns of a class map that are decided together.
+
+    Attributes:
+        columns: First one, and the one after the last.
+        units: Of the views that see them.
+    """
+
+    columns: tuple[int, int]
+    units: tuple[Unit, ...]
+
+
+class RasterPrediction:
+    """What is computed of one raster, and what is done of it.
+
+    Args:
+        model: Any task's but classification's.
+        dates: The raster, and its later date on the same grid.
+        settings: How the model is applied; see `raster_settings`.
+        folder: Where finished parts lie.
+        factor: On the raster's size, before it is seen.
+        shares: Whether probabilities are wanted.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        dates: Sequence[RasterGround],
+        settings: TestSettings,
+        folder: Path,
+        *,
+        factor: float = 1.0,
+        shares: bool = False,
+    ) -> None:
+        self.model, self.dates, self.settings, self.folder = model, dates, settings, folder
+        self.size = dates[0].size
+        self.factor, self.shares = factor, shares and isinstance(model, DenseModel)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def views(self) -> list[View]:
+        """All looks at the raster."""
+        resize = self.settings.resize or self.model.input_size
+        origin = seen_origin(self.dates[0])
+        return views_of(*self.size, self.settings, resize, origin=origin, factor=self.factor)
+
+    @cached_property
+    def lanes(self) -> list[Lane]:
+        """The columns that are worked on together; of objects all."""
+        height, width = self.size
+        lanes = [((0, width), self.views)]
+        if isinstance(self.model, DenseModel):
+            lanes = in_lanes(self.views, width, len(self.model.classes))
+        return [
+            Lane(columns, tuple(units_of(views, height, self.settings.batch_size)))
+            for columns, views in lanes
+        ]
+
+    def compute(self) -> None:
+        """Compute what isn't done yet, this process its share of it.
+
+        Raises:
+            DataError: A part of the raster can't be read.
+        """
+        if isinstance(self.model, DenseModel):
+            self._compute_classes(self.model)
+        else:
+            self._compute_objects()
+
+    def _compute_classes(self, model: DenseModel) -> None:
+        done, rank = self._done(), distributed.rank()
+        wanted = [
+            (lane, unit)
+            for lane, each in enumerate(self.lanes)
+            for unit in range(len(each.units))
+            if f"{lane} {unit}" not in done
+        ]
+        # All look before the first writes: each finds the same to be done.
+        distributed.barrier()
+        with _RawMap(self.folder, self.size, len(model.classes) if self.shares else 0) as raw:
+            for number, lane in enumerate(self.lanes):
+                own = [unit for each, unit in _share(wanted) if each == number]
+                strips = class_strips(
+                    model.probabilities,
+                    self.dates,
+                    lane.columns,
+                    lane.units,
+                    own,
+                    self.settings.batch_size,
+                    model.device,
+                    shares=self.shares,
+                )
+                for unit, strip in strips:
+                    raw.write(strip)
+                    with (self.folder / f"done-{rank}.txt").open("a", encoding="utf-8") as file:
+                        file.write(f"{number} {unit}\n")
+
+    def _done(self) -> set[str]:
+        files = sorted(self.folder.glob("done-*.txt"))
+        lines = [
+            line for file in files for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
+        ]
+        return {line.strip() for line in lines if line.endswith("\n")}
+
+    def _compute_objects(self) -> None:
+        (lane,) = self.lanes
+        wanted = [unit for unit in range(len(lane.units)) if not self._objects_file(unit).exists()]
+        distributed.barrier()
+        for unit in _share(wanted):
+            found = unit_objects(self.model, self.dates[0], lane.units[unit], self.settings.batch_size)
+            _save_objects(self._objects_file(unit), found)
+
+    def _objects_file(self, unit: int) -> Path:
+        return self.folder / f"objects-{unit:06d}.npz"
+
+    def class_rows(self, top: int, bottom: int) -> np.ndarray:
+        """Return (R, W) uint8 rows of the finished class map."""
+        width = self.size[1]
+        with (self.folder / "classes.raw").open("rb") as file:
+            rows = np.fromfile(file, np.uint8, (bottom - top) * width, offset=top * width)
+        return rows.reshape(-1, width)
+
+    def share_rows(self, top: int, bottom: int) -> np.ndarray:
+        """Return (K, R, W) uint8 rows of the finished probabilities, `SHARE_SCALE` for 1."""
+        classes, width = len(self.model.classes), self.size[1]
+        with (self.folder / "shares.raw").open("rb") as file:
+            count = (bottom - top) * classes * width
+            rows = np.fromfile(file, np.uint8, count, offset=top * classes * width)
+        return rows.reshape(-1, classes, width).transpose(1, 0, 2)
+
+    def objects(self) -> Iterator[ViewObjects]:
+        """Yield the merged objects that are sure enough, from top to bottom, as soon as nothing below reaches them."""
+        (lane,) = self.lanes
+        merger = ObjectMerger(self.size, several=len(self.views) > 1)
+        for number, unit in enumerate(lane.units):
+            found = _load_objects(self._objects_file(number))
+            if found is not None:
+                merger.add(found)
+            # Quads may stick out of their window; none does by a window's height.
+            tallest = max(view.window[3] - view.window[1] for view in unit.views)
+            bottom = unit.bottom - tallest if number + 1 < len(lane.units) else None
+            done = merger.finish(bottom)
+            if done is not None and len(done := done.of_rows(done.scores_N >= self.settings.score_threshold)):
+                yield done
+
+
+def _share(wanted: Sequence[Piece]) -> Sequence[Piece]:
+    """Return this process's part of what is to be done: a piece without gaps, so that neighbours meet seldom."""
+    rank, world = distributed.rank(), distributed.world_size()
+    return wanted[rank * len(wanted) // world : (rank + 1) * len(wanted) // world]
+
+
+class _RawMap:
+    """The files of a class map that are written at any place, by several processes."""
+
+    def __init__(self, folder: Path, size: tuple[int, int], classes: int) -> None:
+        self._size, self._classes = size, classes
+        height, width = size
+        self._file = _sparse(folder / "classes.raw", height * width)
+        self._shares = _sparse(folder / "shares.raw", height * width * classes) if classes else None
+
+    def __enter__(self) -> _RawMap:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._file, self._shares):
+            if file is not None:
+                os.close(file)
+
+    def write(self, strip: Strip) -> None:
+        """Write the rows of a strip."""
+        x1, y1, x2, _ = strip.window
+        width = self._size[1]
+        classes_RW = strip.classes_RW.numpy()
+        _write_rows(self._file, classes_RW, (y1 * width + x1), width)
+        if self._shares is not None:
+            shares_RKW = _share_bytes(strip, self._classes).reshape(-1, x2 - x1)
+            _write_rows(self._shares, shares_RKW, y1 * self._classes * width + x1, width)
+        for file in (self._file, self._shares):
+            if file is not None:
+                os.fsync(file)
+
+
+def _share_bytes(strip: Strip, classes: int) -> np.ndarray:
+    """Return (R, K, W) bytes of probabilities."""
+    rows, columns = strip.classes_RW.shape
+    if strip.shares_KRW is None:
+        return np.full((rows, classes, columns), IGNORE, np.uint8)
+    bytes_KRW = (strip.shares_KRW * SHARE_SCALE).round().to(torch.uint8)
+    bytes_KRW[:, strip.classes_RW == IGNORE] = IGNORE
+    return np.ascontiguousarray(bytes_KRW.numpy().transpose(1, 0, 2))
+
+
+def _sparse(path: Path, size: int) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    os.ftruncate(file, size)  # keeps what is there, and takes no room where nothing is written
+    return file
+
+
+def _write_rows(file: int, rows_RW: np.ndarray, start: int, width: int) -> None:
+    """Write rows whose beginnings lie `width` bytes apart."""
+    if rows_RW.shape[1] == width:
+        _write_all(file, np.ascontiguousarray(rows_RW).tobytes(), start)
+        return
+    for number, row in enumerate(rows_RW):
+        _write_all(file, row.tobytes(), start + number * width)
+
+
+def _write_all(file: int, content: bytes, start: int) -> None:
+    rest = memoryview(content)
+    while rest:
+        count = os.pwrite(file, rest, start)
+        rest, start = rest[count:], start + count
+
+
+def _save_objects(path: Path, found: ViewObjects | None) -> None:
+    """Write objects beside their place first: a file that is there is whole."""
+    arrays: dict[str, np.ndarray] = {}
+    if found is not None:
+        fields = {"boxes": found.boxes_N4, "quads": found.quads_N8, "scores": found.scores_N}
+        fields |= {"labels": found.labels_N, "windows": found.windows_N4}
+        arrays = {name: value.numpy() for name, value in fields.items() if value is not None}
+        if found.masks is not None:
+            arrays["places"] = np.array(
+                [(*mask.at, *mask.mask_hw.shape) for mask in found.masks], np.int64
+            ).reshape(-1, 4)
+            flat = [mask.mask_hw.ravel() for mask in found.masks]
+            arrays["masks"] = np.packbits(np.concatenate(flat) if flat else np.zeros(0, bool))
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    temporary.replace(path)
+
+
+def _load_objects(path: Path) -> ViewObjects | None:
+    with np.load(path, allow_pickle=False) as arrays:
+        if "scores" not in arrays:
+            return None
+
+        def tensor(name: str) -> Tensor | None:
+            return torch.from_numpy(arrays[name]) if name in arrays else None
+
+        scores, labels, windows = tensor("scores"), tensor("labels"), tensor("windows")
+        assert scores is not None and labels is not None and windows is not None
+        masks = None
+        if "places" in arrays:
+            masks, start = [], 0
+            flat = np.unpackbits(arrays["masks"]).astype(bool)
+            for x, y, height, width in arrays["places"].tolist():
+                masks.append(MaskPart((x, y), flat[start : start + height * width].reshape(height, width)))
+                start += height * width
+        return ViewObjects(
+            tensor("boxes"), tensor("quads"), scores, labels, windows, None if masks is None else tuple(masks)
+        )

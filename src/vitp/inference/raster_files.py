@@ -1,0 +1,291 @@
+"""One raster in, its map out: class map, probabilities, polygons and picture.
+
+Shapes: H × W pixels, R rows, N objects.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vitp.core import distributed
+from vitp.core.errors import DataError
+from vitp.core.version import __version__
+from vitp.inference.inputs import InputFile, aligned, open_ground
+from vitp.inference.map_files import write_class_cog, write_share_cog
+from vitp.inference.maps import SHARE_SCALE, RasterPrediction, raster_settings
+from vitp.inference.outputs import regions, write_picture
+from vitp.inference.polygons import class_polygons
+from vitp.inference.vectors import VectorFile, VectorKind, vector_path
+from vitp.io.ground import need_geo
+from vitp.io.open_pixels import open_pixels
+from vitp.io.rasters import need_rasterio
+from vitp.metrics.results import Prediction
+from vitp.records.labels import BACKGROUND
+from vitp.tasks.base import TaskModel, TestSettings
+from vitp.tasks.dense import DenseModel
+from vitp.tasks.ground import RasterGround
+from vitp.tasks.merging import ViewObjects
+
+CACHE_BYTES = 128 << 20
+"""Of GDAL's blocks; by default it would take a share of the machine's memory."""
+
+_WHERE = "polygons of a raster"
+
+PICTURE_PIXELS = 1 << 22
+"""Of the picture of a raster, at most; a larger raster is drawn on request, reduced."""
+
+MAP_FOLDERS = {"segmentation": "masks", "change": "label"}
+"""Task → folder of its class maps."""
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """Which files are written of rasters, and how they are seen.
+
+    Attributes:
+        vector: Kind of the file of polygons.
+        probabilities: Whether class probabilities are written.
+        pictures: Whether large inputs get a picture, too.
+        resolution: Metres of a pixel that the model sees; None: the raster's own.
+    """
+
+    vector: VectorKind = "gpkg"
+    probabilities: bool = False
+    pictures: bool = False
+    resolution: float | None = None
+
+
+class RasterWork:
+    """The prediction of one raster, from its windows to its files.
+
+    Args:
+        model: Any task's but classification's.
+        source: The raster, and its later date.
+        settings: How the model is applied.
+        options: What is written.
+        part: Folder for what is done.
+        out: Folder of the output.
+        say: Called with what was understood.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        source: InputFile,
+        settings: TestSettings,
+        options: MapOptions,
+        part: Path,
+        out: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self.model, self.source, self.settings, self.options = model, source, settings, options
+        self.part, self.out, self.say = part, out, say
+
+    def run(self, tags: Mapping[str, str]) -> str | None:
+        """Predict the raster, all processes together; return why it can't be used, if that turns out.
+
+        Args:
+            tags: Texts about the model for the files.
+        """
+        rasterio = need_rasterio(self.source.image)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ExitStack() as files:
+            reason, prediction = None, None
+            try:
+                prediction = self._opened(files)
+                prediction.compute()
+            except DataError as error:
+                reason = f"{error.where}: {error.what}"
+            reasons = [each for each in distributed.gather(reason) if each is not None]
+            if not reasons and distributed.rank() == 0:
+                assert prediction is not None
+                self._write(prediction, {**tags, **self._facts(prediction)})
+                (self.part / "done").touch()
+        if distributed.rank() == 0:
+            for file in self.part.glob("*"):
+                if reasons or file.suffix in (".raw", ".npz", ".vrt"):
+                    file.unlink()
+        distributed.barrier()
+        return reasons[0] if reasons else None
+
+    def _opened(self, files: ExitStack) -> RasterPrediction:
+        channels = self.model.backbone.in_channels
+        self.part.mkdir(parents=True, exist_ok=True)
+        first = files.enter_context(open_ground(self.source.image, channels))
+        dates = [first]
+        if len(self.source.dates) > 1:
+            # Each process its own: nobody reads what another is still writing.
+            target = self.part / f"later-{distributed.rank()}.vrt"
+            with open_pixels(self.source.image) as pixels:
+                later = aligned(pixels, self.source.dates[1], target)
+            bands = None if later == self.source.dates[1] else first.bands
+            dates.append(files.enter_context(open_ground(later, channels, bands)))
+        factor = self._factor(first)
+        settings, note = raster_settings(self.model, self.settings, first.size, factor)
+        if note is not None:
+            self.say(f"{self.source.image} is {note}")
+        return RasterPrediction(
+            self.model,
+            dates,
+            settings,
+            self.part,
+            factor=factor or 1.0,
+            shares=self.options.probabilities,
+        )
+
+    def _factor(self, ground: RasterGround) -> float | None:
+        """Return by what the raster's size is multiplied to have the wanted ground resolution."""
+        wanted, geometry = self.options.resolution, ground.pixels.geometry
+        if wanted is None or geometry is None:
+            return None
+        own = math.sqrt(math.prod(geometry.metres(ground.pixels.size)))
+        self.say(f"{self.source.image} has {own:.4g} m a pixel and is seen at {wanted:g} m")
+        return own / wanted
+
+    def _facts(self, prediction: RasterPrediction) -> dict[str, str]:
+        """Return what the files say about the model and its use."""
+        settings, card = prediction.settings, self.model.description.get("card", {})
+        seen = {
+            "task": self.model.name,
+            "classes": list(self.model.classes),
+            "source": Path(self.source.image).name,
+            "window": settings.window,
+            "overlap": settings.overlap,
+            "scales": list(settings.scales),
+            "tta": "flip" if settings.flip and settings.tta == "none" else settings.tta,
+            "resolution": self.options.resolution,
+            **{f"trained_{key}": value for key, value in card.items()},
+        }
+        if len(self.source.dates) > 1:
+            seen["later"] = Path(self.source.dates[1]).name
+        texts = {
+            f"vitp_{key}": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for key, value in seen.items()
+            if value is not None
+        }
+        return {"TIFFTAG_SOFTWARE": f"vitp {__version__}", **texts}
+
+    def _write(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> None:
+        """Write all files of the raster. What an earlier attempt has begun is replaced."""
+        ground, name = prediction.dates[0], self.source.name
+        geometry, classes = ground.pixels.geometry, self.model.classes
+        dense = isinstance(self.model, DenseModel)
+        if dense:
+            write_class_cog(
+                self.out / MAP_FOLDERS[self.model.name] / f"{name}.tif",
+                lambda top, bottom: prediction.class_rows(top, bottom)[None],
+                prediction.size,
+                geometry,
+                classes,
+                tags,
+            )
+        if prediction.shares:
+            write_share_cog(
+                self.out / "probabilities" / f"{name}.tif",
+                prediction.share_rows,
+                prediction.size,
+                geometry,
+                classes,
+                tags,
+                1 / SHARE_SCALE,
+            )
+        height, width = prediction.size
+        drawn = self.options.pictures or height * width <= PICTURE_PIXELS
+        boxes: list[ViewObjects] = []
+        self._write_vectors(prediction, boxes.append if drawn else lambda _: None)
+        if drawn:
+            self._write_picture(prediction, boxes)
+
+    def _write_vectors(self, prediction: RasterPrediction, show: Callable[[ViewObjects], None]) -> None:
+        """Write the polygons, and show each part of the objects without their masks."""
+        geometry, classes = prediction.dates[0].pixels.geometry, self.model.classes
+        dense = isinstance(self.model, DenseModel)
+        if self.options.vector == "none":
+            for objects in () if dense else prediction.objects():
+                show(replace(objects, masks=None))
+            return
+        path = vector_path(self.out / "vectors", self.source.name, self.options.vector, geometry)
+        with VectorFile(
+            path, self.options.vector, geometry, scored=not dense, multi=self.model.name == "instance"
+        ) as file:
+            if dense:
+                wanted = [n for n, name in enumerate(classes) if name not in (BACKGROUND, "unchanged")]
+                for polygons_P, numbers_P in class_polygons(prediction.class_rows, prediction.size, wanted):
+                    file.add(polygons_P, [classes[number] for number in numbers_P.tolist()])
+            else:
+                for objects in prediction.objects():
+                    file.add(*_object_polygons(objects, classes))
+                    show(replace(objects, masks=None))
+
+    def _write_picture(self, prediction: RasterPrediction, boxes: list[ViewObjects]) -> None:
+        ground = prediction.dates[-1]
+        image = ground_picture(ground, PICTURE_PIXELS)
+        scale = image.width / ground.size[1]
+        found = Prediction()
+        if isinstance(self.model, DenseModel):
+            rows = _nearest_rows(prediction, (image.height, image.width))
+            found = Prediction(semantic_HW=torch.from_numpy(np.stack(list(rows))))
+        elif boxes:
+            objects = ViewObjects.joined(boxes)
+            found = Prediction(
+                boxes_N4=None if objects.boxes_N4 is None else objects.boxes_N4 * scale,
+                quads_N8=None if objects.quads_N8 is None else objects.quads_N8 * scale,
+                scores_N=objects.scores_N,
+                labels_N=objects.labels_N,
+            )
+        write_picture(self.out / "pictures" / f"{self.source.name}.png", image, found, self.model.classes)
+
+
+def _nearest_rows(prediction: RasterPrediction, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    height, width = prediction.size
+    columns = (np.arange(size[1]) * width) // size[1]
+    for row in range(size[0]):
+        top = row * height // size[0]
+        yield prediction.class_rows(top, top + 1)[0, columns]
+
+
+def _object_polygons(
+    objects: ViewObjects, classes: tuple[str, ...]
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Return (N,) polygons in pixels, classes and scores; objects whose mask is empty are left out."""
+    shapely = need_geo("shapely", _WHERE)
+
+    names = [classes[label] for label in objects.labels_N.tolist()]
+    scores_N = objects.scores_N.double().numpy()
+    if objects.masks is None:
+        if objects.quads_N8 is not None:
+            rings_N42 = objects.quads_N8.double().numpy().reshape(-1, 4, 2)
+        else:
+            x1, y1, x2, y2 = objects.hulls_N4.double().numpy().T
+            rings_N42 = np.stack([x1, y1, x2, y1, x2, y2, x1, y2], axis=1).reshape(-1, 4, 2)
+        return shapely.polygons(rings_N42), names, scores_N
+    polygons, kept = [], []
+    for number, mask in enumerate(objects.masks):
+        outlines = regions(mask.mask_hw, smallest=1) if mask.mask_hw.size else []
+        parts = [shapely.Polygon(r[0] + mask.at, [hole + mask.at for hole in r[1:]]) for r in outlines]
+        if parts:
+            kept.append(number)
+            polygons.append(shapely.MultiPolygon(parts))
+    return np.array(polygons, object), [names[number] for number in kept], scores_N[kept]
+
+
+def ground_picture(ground: RasterGround, most: int) -> Image.Image:
+    """Return a raster as a picture of at most so many pixels: the bands that stand for red, green and blue."""
+    height, width = ground.size
+    shrink = max(1.0, (height * width / most) ** 0.5)
+    size = max(1, round(height / shrink)), max(1, round(width / shrink))
+    channels = ground.channels
+    if channels is not None:
+        shown = [channels.channels[number] for number in channels.shown]
+        channels = channels.model_copy(update={"channels": tuple(shown), "composite": None})
+    seen = RasterGround(ground.pixels, channels, ground.bands if channels is None else None)
+    planes_CHW = seen.planes((0, 0, width, height), size).numpy()
+    return Image.fromarray(np.ascontiguousarray(planes_CHW.transpose(1, 2, 0)))

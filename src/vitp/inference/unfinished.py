@@ -1,0 +1,114 @@
+"""The folder of a prediction that isn't finished: what is done of it stays when the process is killed.
+
+.NAME.unfinished/plan.json    inputs, model and options; only the same plan is continued
+.NAME.unfinished/out/         becomes NAME when it is whole
+.NAME.unfinished/parts/       what is done of each input
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitp.core import distributed
+from vitp.core.errors import VitpError
+from vitp.core.files import as_user_error, put_in_place, write_json
+from vitp.core.leftovers import claim, is_abandoned, recover
+
+_PLAN = "plan.json"
+
+
+def unfinished_folder(out: Path) -> Path:
+    """Return where the parts of a prediction lie until it is whole."""
+    return out.with_name(f".{out.name}.unfinished")
+
+
+@contextlib.contextmanager
+def unfinished(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Path]:
+    """Yield a working folder with `out/`, which becomes `out` on success, and `parts/`.
+
+    It is removed when nothing of worth is in it; an interrupt leaves the parts of rasters, and `resume` goes on there.
+    All processes of a group work in one folder; the first makes it and puts the result in place.
+
+    Args:
+        out: The folder that is to appear.
+        plan: What is computed, as JSON values.
+        resume: Go on with what an earlier attempt has left, where there is such.
+
+    Raises:
+        VitpError: Another process works on the same output, an attempt of another plan is to be continued, or the
+            place can't be written.
+    """
+    folder = unfinished_folder(out)
+    error: VitpError | None = None
+    if distributed.rank() == 0:
+        try:
+            _prepare(out, folder, plan, resume=resume)
+        except VitpError as found:
+            error = found
+        except OSError as found:
+            error = as_user_error(found, out)
+    distributed.raise_together(error)
+    try:
+        yield folder
+        distributed.barrier()
+        if distributed.rank() == 0:
+            for file in (folder / "out").rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            put_in_place(folder / "out", out)
+            shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as stopped:
+        if distributed.rank() == 0 and not _worth_keeping(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(stopped, OSError):
+            raise as_user_error(stopped, out) from stopped
+        raise
+
+
+def _worth_keeping(folder: Path) -> bool:
+    return any((folder / "parts").glob("*/*"))
+
+
+def _prepare(out: Path, folder: Path, plan: dict[str, Any], *, resume: bool) -> None:
+    plan = json.loads(json.dumps(plan))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    recover(out)
+    if folder.exists():
+        if not is_abandoned(folder):
+            raise VitpError(
+                "is being written by another process",
+                where=str(out),
+                fix="wait for it, or choose another folder",
+            )
+        if resume:
+            _check_plan(out, folder, plan)
+        else:
+            shutil.rmtree(folder)
+    for name in ("out", "parts"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for note in folder.glob(".owner.*"):
+        note.unlink()
+    claim(folder)
+    write_json(folder / _PLAN, plan)
+
+
+def _check_plan(out: Path, folder: Path, plan: dict[str, Any]) -> None:
+    try:
+        earlier = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        shutil.rmtree(folder)  # killed before it had begun
+        return
+    other = sorted(key for key in plan.keys() | earlier.keys() if plan.get(key) != earlier.get(key))
+    if other:
+        raise VitpError(
+            f"an unfinished prediction is there, of other {' and '.join(other)}",
+            where=str(out),
+            fix="repeat the command that began it, or leave out --resume to start anew",
+        )

@@ -1,0 +1,272 @@
+"""Polygons as files: GeoPackage, GeoParquet and GeoJSON, written part by part.
+
+Shapes: P polygons.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from vitp.inference.outputs import PIXEL_SUFFIX
+from vitp.io.ground import metres_of_unit, need_geo
+from vitp.io.open_pixels import Geometry
+
+VectorKind = Literal["gpkg", "parquet", "geojson", "none"]
+
+_WHERE = "polygons of a raster"
+_BATCH = 5000
+"""Polygons that are written at once."""
+_SUFFIXES = {"gpkg": ".gpkg", "parquet": ".parquet", "geojson": ".geojson"}
+_LAYER = "predictions"
+_DEGREES = 8
+"""Decimals of longitude and latitude: about a millimetre."""
+
+
+def vector_path(folder: Path, name: str, kind: VectorKind, geometry: Geometry | None) -> Path:
+    """Return the file of a raster's polygons; those of a raster without a place are in pixels."""
+    return folder / f"{name}{PIXEL_SUFFIX if geometry is None else _SUFFIXES[kind]}"
+
+
+class VectorFile:
+    """A file of polygons with class, score and area in m²; use it in a `with` statement.
+
+    GeoPackage and GeoParquet are in the raster's reference system, GeoJSON in longitude and latitude. The same polygons
+    are the same file, whenever it is written.
+
+    Args:
+        path: See `vector_path`; what is there is replaced.
+        kind: Which file.
+        geometry: Where the pixels lie; None: GeoJSON in pixels, without areas.
+        scored: Whether polygons have scores.
+        multi: Whether an object may be of several polygons.
+
+    Raises:
+        DataError: A package of the extra `geo` isn't installed.
+    """
+
+    def __init__(
+        self, path: Path, kind: VectorKind, geometry: Geometry | None, *, scored: bool, multi: bool
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._geometry, self._scored = geometry, scored
+        self._waiting: list[tuple[np.ndarray, list[str], np.ndarray | None]] = []
+        self._count = 0
+        sink = _PixelJson if geometry is None else _SINKS[kind]
+        self._sink = sink(path, geometry, "MultiPolygon" if multi else "Polygon")
+
+    def add(self, polygons_P: np.ndarray, classes: Sequence[str], scores_P: np.ndarray | None = None) -> None:
+        """Add polygons in pixels of the image, with their classes and, where they are scored, scores."""
+        self._waiting.append((polygons_P, list(classes), scores_P))
+        self._count += len(polygons_P)
+        if self._count >= _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what waits. A file without polygons is written once, when it is closed."""
+        polygons_P = np.concatenate([polygons for polygons, _, _ in self._waiting])
+        fields: dict[str, np.ndarray] = {
+            "class": np.array([name for _, classes, _ in self._waiting for name in classes], object)
+        }
+        if self._scored:
+            scores = [scores for _, _, scores in self._waiting if scores is not None]
+            fields["score"] = np.concatenate(scores).astype(np.float64).round(5)
+        self._waiting, self._count = [], 0
+        if self._geometry is not None and len(polygons_P):
+            polygons_P = placed(polygons_P, self._geometry)
+            fields["area_m2"] = square_metres(polygons_P, self._geometry.crs)
+        self._sink.write(polygons_P, fields)
+
+    def __enter__(self) -> VectorFile:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and (self._count or self._sink.empty):
+            self._waiting = self._waiting or [(np.zeros(0, object), [], np.zeros(0))]
+            self._flush()
+        self._sink.close()
+
+
+def placed(polygons_P: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Return polygons in pixels as polygons on the map."""
+    shapely = need_geo("shapely", _WHERE)
+
+    on_map: np.ndarray = shapely.transform(polygons_P, geometry.to_map)
+    return on_map
+
+
+def square_metres(polygons_P: np.ndarray, crs: str) -> np.ndarray:
+    """Return (P,) areas of shapely polygons in a reference system: on the plane of a projected one, else geodesic."""
+    shapely = need_geo("shapely", _WHERE)
+
+    unit = metres_of_unit(crs)
+    if unit is not None:
+        planar_P: np.ndarray = shapely.area(polygons_P) * unit**2
+        return planar_P
+    geod = need_geo("pyproj", crs).CRS(crs).get_geod()
+    # Of a polygon whose rings turn the wrong way the area would be negative.
+    return np.array([abs(geod.geometry_area_perimeter(one)[0]) for one in shapely.normalize(polygons_P)])
+
+
+class _Sink:
+    """What a kind of file does with some polygons on the map.
+
+    Args:
+        path: New file.
+        geometry: Where pixels lie.
+        shape: "Polygon" or "MultiPolygon".
+    """
+
+    def __init__(self, path: Path, geometry: Geometry | None, shape: str) -> None:
+        self.path, self.shape, self.empty = path, shape, True
+        self.crs = "" if geometry is None else geometry.crs
+
+    def write(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+        """Write polygons; the first call may have none."""
+        shapely = need_geo("shapely", _WHERE)
+
+        if self.shape == "MultiPolygon" and len(polygons_P):
+            single_P = shapely.get_type_id(polygons_P) == shapely.GeometryType.POLYGON
+            polygons_P = np.array(
+                [
+                    shapely.MultiPolygon([one]) if s else one
+                    for one, s in zip(polygons_P, single_P, strict=True)
+                ],
+                object,
+            )
+        self.put(polygons_P, fields)
+        self.empty = False
+
+    def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Finish the file."""
+
+
+class _GeoPackage(_Sink):
+    def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+        pyogrio = need_geo("pyogrio", str(self.path))
+        shapely = need_geo("shapely", _WHERE)
+
+        fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}
+        # GeoPackages note when they were changed; equal predictions are to be equal files.
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"})
+        try:
+            pyogrio.raw.write(
+                str(self.path),
+                np.array(shapely.to_wkb(polygons_P), object).reshape(-1),
+                list(fields.values()),
+                list(fields),
+                layer=_LAYER,
+                driver="GPKG",
+                geometry_type=self.shape,
+                crs=self.crs,
+                append=not self.empty,
+            )
+        finally:
+            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+
+
+class _GeoParquet(_Sink):
+    _writer: Any = None
+
+    def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+        pyarrow, parquet = (need_geo(name, str(self.path)) for name in ("pyarrow", "pyarrow.parquet"))
+        shapely = need_geo("shapely", _WHERE)
+
+        fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}
+        columns = {"geometry": pyarrow.array(list(shapely.to_wkb(polygons_P)), pyarrow.binary())}
+        for name, values in fields.items():
+            kind = pyarrow.string() if name == "class" else pyarrow.float64()
+            columns[name] = pyarrow.array(list(values), kind)
+        table = pyarrow.table(columns)
+        if self._writer is None:
+            crs = json.loads(need_geo("pyproj", str(self.path)).CRS(self.crs).to_json())
+            column = {"encoding": "WKB", "geometry_types": [self.shape], "crs": crs}
+            head = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": column}}
+            self._schema = table.schema.with_metadata({"geo": json.dumps(head)})
+            self._writer = parquet.ParquetWriter(self.path, self._schema)
+        self._writer.write_table(table.cast(self._schema))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _GeoJson(_Sink):
+    """RFC 7946: longitude and latitude, outer rings counter-clockwise."""
+
+    head: ClassVar[dict[str, Any]] = {"type": "FeatureCollection"}
+    decimals = _DEGREES
+
+    def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+        shapely = need_geo("shapely", _WHERE)
+        orient = need_geo("shapely.geometry.polygon", _WHERE).orient
+
+        polygons_P = self.moved(polygons_P)
+        with self.path.open("a", encoding="utf-8") as file:
+            if self.empty:
+                head = json.dumps(self.head, ensure_ascii=False)
+                file.write(f'{head[:-1]}, "features": [')
+            for number, polygon in enumerate(polygons_P):
+                if polygon.geom_type == "Polygon":
+                    turned = orient(polygon)
+                else:
+                    turned = shapely.MultiPolygon([orient(part) for part in polygon.geoms])
+                geometry = _rounded(json.loads(shapely.to_geojson(turned)), self.decimals)
+                values = {key: _plain(value[number]) for key, value in fields.items()}
+                row = {"type": "Feature", "properties": values, "geometry": geometry}
+                file.write(
+                    f"{'' if self.empty and not number else ','}\n{json.dumps(row, ensure_ascii=False)}"
+                )
+
+    def moved(self, polygons_P: np.ndarray) -> np.ndarray:
+        """Return polygons of the map in longitude and latitude."""
+        shapely = need_geo("shapely", _WHERE)
+
+        to_degrees = need_geo("pyproj", str(self.path)).Transformer.from_crs(
+            self.crs, "EPSG:4326", always_xy=True
+        )
+        degrees: np.ndarray = shapely.transform(
+            polygons_P, lambda points_N2: np.stack(to_degrees.transform(*points_N2.T), axis=1)
+        )
+        return degrees
+
+    def close(self) -> None:
+        if self.path.exists():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n]}\n")
+
+
+class _PixelJson(_GeoJson):
+    """The same in pixels of the image, y down."""
+
+    head: ClassVar[dict[str, Any]] = {
+        "type": "FeatureCollection",
+        "coordinates": "pixels of the image, x to the right, y down",
+    }
+    decimals = 2
+
+    def moved(self, polygons_P: np.ndarray) -> np.ndarray:
+        """Return the polygons as they are."""
+        return polygons_P
+
+
+_SINKS: dict[str, type[_Sink]] = {"gpkg": _GeoPackage, "parquet": _GeoParquet, "geojson": _GeoJson}
+
+
+def _rounded(geometry: dict[str, Any], decimals: int) -> dict[str, Any]:
+    def walk(values: Any) -> Any:
+        return [walk(one) for one in values] if isinstance(values, list) else round(values, decimals)
+
+    return {**geometry, "coordinates": walk(geometry["coordinates"])}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str) else float(value)

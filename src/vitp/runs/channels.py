@@ -1,0 +1,103 @@
+"""The channels of a run: what its tower sees of the bands of the data that it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vitp.checkpoints.loading import load_backbone
+from vitp.data.formats.channels import agreed
+from vitp.data.formats.vitp_labels import channels_from_json, read_channels
+from vitp.data.sources import read_mixture_table
+from vitp.models.vision import VisionSettings
+from vitp.objectives.settings import Run, RunSettings
+from vitp.records.channels import Channels, matching
+from vitp.tasks.build import TIMM_PREFIX
+
+
+def fill_channels(config: Run) -> tuple[Run, list[str]]:
+    """Return a pretraining run with the channels of its tower filled in, and what a user should know of them.
+
+    Those that the configuration names count first, then those of `model.init`, then those that all sets declare. A
+    tower with channels of its own reads the data by them.
+
+    Raises:
+        DataError: Sets differ in their channels, or lack bands of the tower.
+        VitpError: Data or the model can't be read.
+    """
+    model, sets = config.model, list(declared_channels(config))
+    vision = model.vision if model.scratch is None else model.scratch.vision
+    own = model.channels or trained_channels(model.init, vision)
+    channels, lines = chosen(own, sets, config.data.band_dropout)
+    model = model.model_copy(update={"channels": channels})
+    return config.model_copy(update={"model": model}), lines
+
+
+def chosen(
+    own: Channels | None, sets: Sequence[tuple[str, Channels | None]], band_dropout: float
+) -> tuple[Channels | None, list[str]]:
+    """Return what a tower sees of some sets, and that in words.
+
+    Args:
+        own: What it was asked for or trained with; None: pictures, or nothing yet.
+        sets: Name and channels of each set.
+        band_dropout: Of the run, which the tower is told.
+
+    Raises:
+        DataError: Sets differ in their channels, or lack bands of the tower.
+    """
+    channels = agreed(sets) if own is None else own
+    if channels is None:
+        return None, []
+    lines = [f"the tower sees {channels_in_words(channels)}{', as the data declare' if own is None else ''}"]
+    for name, data in sets:
+        if own is not None and matching(own, data, where=name) is not None and not own.reads_like(data):
+            lines.append(f"{name} is read by these bands and ranges, not by its own")
+    return channels.model_copy(update={"dropout": band_dropout}), lines
+
+
+def trained_channels(init: str, vision: VisionSettings | None) -> Channels | None:
+    """Return the channels that weights were trained with; None: pictures.
+
+    Args:
+        init: Where the weights come from.
+        vision: Sizes of a new tower.
+
+    Raises:
+        CheckpointError: Nothing is there.
+    """
+    if init in ("scratch", "random"):
+        return None if vision is None else vision.channels
+    if init == "starter" or init.startswith(TIMM_PREFIX):
+        return None
+    return load_backbone(init).in_channels
+
+
+def declared_channels(config: RunSettings) -> Iterator[tuple[str, Channels | None]]:
+    """Yield name and channels of each set that a run learns from; only heads of files are read.
+
+    Raises:
+        VitpError: One can't be read.
+    """
+    for name in config.data.mixture:
+        path = Path(name)
+        if path.is_dir() and not config.objective.has_language_model:
+            yield name, read_channels(path)
+            continue
+        mixture = path / "mixture.json" if path.is_dir() else path
+        if mixture.suffix == ".jsonl":
+            yield name, None
+        elif not mixture.is_file():  # whoever opens it says what is wrong
+            continue
+        else:
+            for one, fields in read_mixture_table(mixture).items():
+                yield one, channels_from_json(fields.get("channels"), f"{mixture}, set {one}")
+
+
+def channels_in_words(channels: Channels) -> str:
+    """Return the bands of channels in words."""
+    return f"{len(channels)} channels ({', '.join(_short(channels.bands))})"
+
+
+def _short(names: Sequence[str], most: int = 16) -> list[str]:
+    return [*names[:most], *(["…"] if len(names) > most else [])]

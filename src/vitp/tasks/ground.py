@@ -1,0 +1,131 @@
+"""What windows look at: an image in memory, or an open raster of which only the windows are ever read.
+
+Shapes: C channels, H × W pixels of the image, h × w pixels of a window.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitp.core.errors import DataError
+from vitp.data.image_sample import resized
+from vitp.io.open_pixels import Pixels, Window
+from vitp.records.channels import BLUE, GREEN, RED, Channels
+
+_VALUES_AT_ONCE = 1 << 23
+"""Of a raster that are read to see where it holds something."""
+
+MOST_OF_A_WINDOW = 1 << 26
+"""Pixels that one window of a raster may have in memory; larger ones are read from the pyramid."""
+
+
+class Ground(ABC):
+    """An image that is read window by window.
+
+    Attributes:
+        size: Height and width.
+    """
+
+    size: tuple[int, int]
+
+    @abstractmethod
+    def planes(self, window: Window, size: tuple[int, int]) -> Tensor:
+        """Return what a tower sees of a window at `size` (height, width): uint8 (C, *size)."""
+
+    @abstractmethod
+    def valid(self, window: Window) -> np.ndarray | None:
+        """Return (h, w) bool: which pixels of a window hold something; None: all do."""
+
+
+class ImageGround(Ground):
+    """An image in memory.
+
+    Args:
+        image_CHW: uint8.
+    """
+
+    def __init__(self, image_CHW: Tensor) -> None:
+        self.size = (int(image_CHW.shape[-2]), int(image_CHW.shape[-1]))
+        self._image_CHW = image_CHW
+
+    def planes(self, window: Window, size: tuple[int, int]) -> Tensor:
+        """Return a window; see `Ground.planes`."""
+        x1, y1, x2, y2 = window
+        part_CHW = self._image_CHW[:, y1:y2, x1:x2]
+        return part_CHW if tuple(part_CHW.shape[-2:]) == size else resized(part_CHW, size)
+
+    def valid(self, window: Window) -> np.ndarray | None:
+        """Return None: every pixel of a picture holds something."""
+        return None
+
+
+class RasterGround(Ground):
+    """An open raster; nothing of it is kept.
+
+    Args:
+        pixels: The raster.
+        channels: What the model sees of its bands; None: a model of pictures.
+        bands: Which bands stand for red, green and blue in a picture; None: found out.
+
+    Raises:
+        DataError: It lacks a band, or isn't what a model of pictures can see.
+    """
+
+    def __init__(
+        self, pixels: Pixels, channels: Channels | None, bands: tuple[str, ...] | None = None
+    ) -> None:
+        self.size = (pixels.size[1], pixels.size[0])
+        self.pixels, self.channels = pixels, channels
+        if channels is None:
+            self.bands: tuple[str, ...] = bands or _picture_bands(pixels)
+        else:
+            channels.check_bands(pixels.names, where=pixels.where)
+            self.bands = channels.bands
+
+    def planes(self, window: Window, size: tuple[int, int]) -> Tensor:
+        """Return a window; see `Ground.planes`. What is seen at half the size or less comes from the pyramid."""
+        x1, y1, x2, y2 = window
+        level = 0
+        while level + 1 < self.pixels.levels and (
+            ((y2 - y1) >> (level + 1) >= 2 * size[0] and (x2 - x1) >> (level + 1) >= 2 * size[1])
+            or ((y2 - y1) >> level) * ((x2 - x1) >> level) > MOST_OF_A_WINDOW
+        ):
+            level += 1
+        values_CHW, valid_CHW = self._read(window, level)
+        seen_CHW = values_CHW if self.channels is None else self.channels.scale(values_CHW)
+        planes_CHW = torch.from_numpy(np.where(valid_CHW, seen_CHW, np.uint8(0)))
+        return planes_CHW if tuple(planes_CHW.shape[-2:]) == size else resized(planes_CHW, size)
+
+    def _read(self, window: Window, level: int) -> tuple[np.ndarray, np.ndarray]:
+        own = tuple(dict.fromkeys(self.bands))
+        values_CHW, valid_CHW = self.pixels.read_valid(window, own, level)
+        order = [own.index(band) for band in self.bands]
+        return values_CHW[order], valid_CHW[order]
+
+    def valid(self, window: Window) -> np.ndarray | None:
+        """Return which pixels of a window hold something in a band that is seen."""
+        x1, y1, x2, y2 = window
+        columns = max(64, _VALUES_AT_ONCE // (len(self.bands) * (y2 - y1)))
+        parts = [self._read((x, y1, min(x + columns, x2), y2), 0)[1].any(0) for x in range(x1, x2, columns)]
+        return np.concatenate(parts, axis=1)
+
+
+def _picture_bands(pixels: Pixels) -> tuple[str, ...]:
+    """Return the bands that stand for red, green and blue in a raster that a model of pictures can see."""
+    names = pixels.names
+    if pixels.dtype == np.uint8:
+        lower = [name.lower() for name in names]
+        if {RED, GREEN, BLUE} <= set(lower):
+            return tuple(names[lower.index(colour)] for colour in (RED, GREEN, BLUE))
+        if pixels.is_picture:
+            return names if len(names) == 3 else names * 3
+    raise DataError(
+        f"has {len(names)} band{'s' if len(names) > 1 else ''} ({', '.join(names)}) of {pixels.dtype}, and the "
+        "model sees 8-bit RGB",
+        where=pixels.where,
+        fix="finetune a model of these bands (vitp data compile … -o bands=…), or name an 8-bit RGB raster",
+    )
