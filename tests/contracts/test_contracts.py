@@ -294,7 +294,7 @@ SURFACE = {
     ],
     "bench": ["RUN", "--size", "--steps", "--json", "--against", "--profile", "--set -s"],
     "check": ["RUN", "--records", "--ranks", "--only", "--skip", "--json", "--set -s"],
-    "data check": ["SOURCE", "--against", "--model", "--max-length", "--max-tiles", "--json"],
+    "data check": ["SOURCE", "--against", "--model", "--max-length", "--max-tiles", "--buffer", "--json"],
     "data compile": [
         "SOURCE", "--out", "--format", "--seed", "--crop", "--overlap", "--empty", "--questions", "--grid",
         "--grid-always", "--task", "--max-tiles", "--option -o", "--force",
@@ -315,7 +315,10 @@ SURFACE = {
     "finetune": [
         "TASK", "CONFIG", "--data", "--backbone", "--out", "--steps", "--set -s", "--resume",
     ],
-    "predict": ["RUN", "IMAGES", "--out", "--later", "--set -s", "--force"],
+    "predict": [
+        "RUN", "IMAGES", "--out", "--later", "--vector", "--probabilities", "--resolution", "--tta", "--pictures",
+        "--set -s", "--resume", "--force",
+    ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
     "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--out"],
     "plan": [

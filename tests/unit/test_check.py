@@ -17,6 +17,7 @@ from tests.unit.test_chat import foreign_tokenizer
 from vitp.core.errors import DataError
 from vitp.data.chat import TEMPLATES, ChatTokenizer
 from vitp.data.check import check_records
+from vitp.data.compile import compile_labels
 from vitp.data.image_hash import alike_pairs, image_print
 from vitp.data.row_checks import CONTROL_TOKENS, coordinate_problems, look_over, mixture_warnings
 from vitp.objectives.settings import DataSettings
@@ -402,3 +403,21 @@ def test_splits_of_blood_cells_do_not_leak_and_video_frames_do() -> None:
     assert list(alike_pairs(cells[:40], cells[40:], 4)) == []
     frames = prints(sorted((DATA / "kit_ais_cars").glob("MunichStreet02*.png")))
     assert len(list(alike_pairs(frames[::2], frames[1::2], 4))) >= 3
+
+
+def test_what_a_compilation_left_out_is_told_again(folder: Path) -> None:
+    for seed in range(4):
+        label = "0 .5 .5 .2 .2" if seed else "0 .5 nan .2 .2"
+        (folder / f"{seed}.txt").write_text(label)
+    (folder / "classes.txt").write_text("ship\n")
+    summary = compile_labels(folder, "yolo", folder / "out", val=0.0, test=0.0)
+    assert len(summary.findings) == 2
+    for source in (folder / "out", folder / "out" / "mixture.json"):
+        report = check_records(source)
+        assert [(f.severity, f.kind, f"{f.where}: {f.what}") for f in report.findings] == [
+            ("warning", "labels", line) for line in summary.findings
+        ]
+        assert report.exit_code == 0
+    (folder / "out" / "labels" / "set.json").write_text("[")
+    (finding,) = check_records(folder / "out").findings
+    assert (finding.severity, finding.kind) == ("error", "file") and "can't be read" in finding.what

@@ -65,7 +65,9 @@ def test_voc_splits_boxes_and_findings(tmp_path: Path) -> None:
     voc(tmp_path, "e", "")
     for name, stems in {"train": "a", "trainval": "a\nb", "test": "c\nd\nx"}.items():
         text(tmp_path / "ImageSets" / "Main" / f"{name}.txt", stems)
-    found = read_labels("voc", tmp_path)
+    with pytest.raises(DataError, match=r'test.txt:3: "x" means no image of the set; .*-o partial=true'):
+        read_labels("voc", tmp_path)
+    found = read_labels("voc", tmp_path, partial=True)
     assert boxes(found) == {
         "JPEGImages/a": [("ship", (10, 20, 30.5, 40))],
         "JPEGImages/b": [("car", (0, 0, 30, 40))],
@@ -83,7 +85,12 @@ def test_voc_splits_boxes_and_findings(tmp_path: Path) -> None:
         "JPEGImages/e.jpg",
     ]
     assert detect_format(tmp_path) == "voc"
-    assert boxes(read_labels("voc", tmp_path, one_based=True))["JPEGImages/a"][0][1] == (9, 19, 30.5, 40)
+    assert boxes(read_labels("voc", tmp_path, one_based=True, partial=True))["JPEGImages/a"][0][1] == (
+        9,
+        19,
+        30.5,
+        40,
+    )
 
 
 def test_voc_broken_xml_names_file_and_row(tmp_path: Path) -> None:

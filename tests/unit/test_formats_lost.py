@@ -476,3 +476,86 @@ def test_a_pipe_in_the_place_of_a_label_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.yaml: is not YAML \(line 2: [^\n<^]*\)") as caught:
         read_labels("yolo", tmp_path)
     assert "unicode" not in str(caught.value)
+
+
+# --- images whose labels are lost with them
+
+
+def _photo(path: Path, number: int, *, broken: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if broken:
+        path.write_bytes(b"no image")
+    else:
+        Image.fromarray(np.full((20, 20, 3), number, np.uint8)).save(path)
+
+
+def test_class_whose_images_are_all_unreadable_is_refused(tmp_path: Path) -> None:
+    for k in range(4):
+        _photo(tmp_path / "port" / f"p{k}.png", k)
+        _photo(tmp_path / "farm" / f"f{k}.png", 9 + k, broken=True)
+    with pytest.raises(
+        DataError, match=r'none of the 4 labels of the class "farm" .*farm/f0.png: is not an image'
+    ):
+        read_labels("auto", tmp_path)
+    _photo(tmp_path / "farm" / "f0.png", 77)
+    found = read_labels("auto", tmp_path)
+    assert len(found) == 5 and "labels: 5 used, 3 can't be used" in found.understood
+
+
+@pytest.mark.parametrize(("good", "refused"), [(6, False), (5, True)])
+def test_masks_of_another_size_are_lost_labels(tmp_path: Path, good: int, refused: bool) -> None:
+    for k in range(12):
+        _photo(tmp_path / "images" / f"{k}.png", k)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(np.eye(20 if k < good else 24, dtype=np.uint8) * 255).save(
+            tmp_path / "masks" / f"{k}.png"
+        )
+    if refused:
+        with pytest.raises(DataError, match=r"7 of 12 labels can't be used .*is 24×24 but its image 20×20"):
+            read_labels("auto", tmp_path)
+    else:
+        assert len(read_labels("auto", tmp_path)) == good
+
+
+@pytest.mark.parametrize("fmt", ["coco", "voc", "yolo", "dota", "masks", "classes"])
+def test_set_most_of_whose_labelled_images_are_missing_is_refused(tmp_path: Path, fmt: str) -> None:
+    names = [f"{k}.png" for k in range(12)]
+    for k, name in enumerate(names):
+        folder = {"voc": "JPEGImages"}.get(fmt, "images")
+        if k < 5:
+            _photo(tmp_path / folder / name, k)
+        stem = name.removesuffix(".png")
+        if fmt == "voc":
+            box = "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+            _text(
+                tmp_path / "Annotations" / f"{stem}.xml",
+                f"<annotation><object><name>a</name>{box}</object></annotation>",
+            )
+        elif fmt == "yolo":
+            _text(tmp_path / "labels" / f"{stem}.txt", "0 .5 .5 .2 .2")
+        elif fmt == "dota":
+            _text(tmp_path / "labelTxt" / f"{stem}.txt", "2 2 9 2 9 9 2 9 a 0")
+        elif fmt == "masks":
+            (tmp_path / "masks").mkdir(exist_ok=True)
+            Image.fromarray(np.eye(20, dtype=np.uint8) * 255).save(tmp_path / "masks" / name)
+    _text(tmp_path / "classes.txt", "a=0\nb=255\n" if fmt == "masks" else "a\n")
+    if fmt == "coco":
+        images = [{"id": k, "file_name": name, "width": 20, "height": 20} for k, name in enumerate(names)]
+        rows = [{"id": k, "image_id": k, "category_id": 1, "bbox": [2, 2, 9, 9]} for k in range(12)]
+        content = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "a"}]}
+        _text(tmp_path / "annotations" / "instances.json", json.dumps(content))
+    if fmt == "classes":
+        _text(
+            tmp_path / "l.csv",
+            "image,label\n" + "".join(f"{name},{'ab'[k % 2]}\n" for k, name in enumerate(names)),
+        )
+    with pytest.raises(
+        DataError, match=r"7 of 12 labelled images aren't there \(the first: .*-o partial=true"
+    ):
+        read_labels(fmt, tmp_path)
+    assert len(read_labels(fmt, tmp_path, partial=True)) == 5
+
+
+def _text(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)

@@ -74,7 +74,9 @@ def test_lists_are_the_splits(tmp_path: Path, fmt: str) -> None:
     folder = {"voc": "ImageSets/Main", "folders": "splits"}.get(fmt, "")
     text(tmp_path / folder / "train.txt", "im0.png\nim1.png\n")
     text(tmp_path / folder / "valid.txt", "# held out\nim2\nim9\n")
-    found = read_labels(fmt, tmp_path, **OPTIONS.get(fmt, {}))
+    with pytest.raises(DataError, match=r'valid\.txt:3: "im9" means no image of the set; .*-o partial=true'):
+        read_labels(fmt, tmp_path, **OPTIONS.get(fmt, {}))
+    found = read_labels(fmt, tmp_path, partial=True, **OPTIONS.get(fmt, {}))
     assert splits(found) == {"im0": "train", "im1": "train", "im2": "val"}
     assert any("im3.png: not in the lists train.txt, valid.txt; image left out" in f for f in found.findings)
     assert any(
@@ -91,11 +93,14 @@ def test_lists_are_the_splits(tmp_path: Path, fmt: str) -> None:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_splits_are_drawn_where_nothing_names_them(tmp_path: Path, fmt: str) -> None:
     write(fmt, tmp_path, 10)
-    text(tmp_path / "test.txt", "a text of ours\n")
     found = read_labels(fmt, tmp_path, **OPTIONS.get(fmt, {}))
     assert sorted(splits(found).values()) == ["test", *["train"] * 8, "val"]
     assert "splits: train 8, val 1, test 1; drawn (val=0.1, test=0.1, seed=0)" in found.understood
-    assert "test.txt: names none of the set's images; not taken as a list of a split" in found.findings
+    text(tmp_path / "test.txt", "a text of ours\n")
+    with pytest.raises(DataError, match=r'test\.txt:1: "a text of ours" means no image .*-o splits=drawn'):
+        read_labels(fmt, tmp_path, **OPTIONS.get(fmt, {}))
+    again = read_labels(fmt, tmp_path, splits="drawn", **OPTIONS.get(fmt, {}))
+    assert splits(again) == splits(found)
 
 
 def test_what_is_held_out_alone_is_listed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from vitp.core.errors import ConfigError
 from vitp.data import identical
 from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
@@ -157,6 +158,16 @@ def test_given_splits_with_equal_images_are_told(tmp_path: Path) -> None:
         ([f"im{k}" for k in range(20)], None),  # one count
         ([f"{k}" for k in range(20)], None),
         ([f"{kind}_{k}" for kind in ("port", "farm") for k in range(9)], None),  # words, such as classes
+        (
+            [f"{town}{k}" for town in ("austin", "vienna", "kitsap") for k in range(1, 7)],
+            {"austin", "vienna", "kitsap"},
+        ),
+        ([f"top_{x}_{y}_RGB" for x in (2, 3) for y in range(10, 16)], {"top_2", "top_3"}),
+        ([f"{p:03}-{s}" for p in range(4) for s in range(5)], {f"{p:03}" for p in range(4)}),
+        (
+            [f"patient_{p}x" for p in range(8)] + ["patient_3y"],
+            {f"patient_{p}" for p in range(8)},
+        ),  # few of each
         ([f"s{k}_a" for k in range(20)], None),  # each alone
     ],
 )
@@ -186,3 +197,49 @@ def test_torn_series_propose_the_option_that_mends_them(tmp_path: Path) -> None:
     assert mended.findings == ()
     sides = {(item.group, item.split) for item in mended.items}
     assert len(sides) == 6 and {group for group, _ in sides} == {f"pat{k}" for k in range(6)}
+
+
+PATIENTS = [f"p{patient:02}_{number:03}" for patient in range(1, 7) for number in range(1, 5)]
+
+
+@pytest.mark.parametrize("way", ["lists", "folders"])
+def test_given_splits_that_tear_a_patient_are_told_with_the_way_out(tmp_path: Path, way: str) -> None:
+    sides = {"train": PATIENTS[:14], "val": PATIENTS[14:18], "test": PATIENTS[18:]}
+    for split, names in sides.items():
+        for name in names:
+            folder = tmp_path / (split if way == "folders" else "")
+            photo(folder / "images" / f"{name}.png", PATIENTS.index(name))
+            (folder / "labels").mkdir(exist_ok=True)
+            (folder / "labels" / f"{name}.txt").write_text("0 .5 .5 .2 .2\n")
+        if way == "lists":
+            (tmp_path / f"{split}.txt").write_text("\n".join(names))
+    (tmp_path / "classes.txt").write_text("cell\n")
+    found = read_labels("auto", tmp_path)
+    (line,) = found.findings
+    assert line.startswith(
+        "splits: the names fall into 6 series (such as p04), and 2 of them are in several splits"
+    )
+    assert "-o splits=drawn -o group_regex='" in line
+    regex = line.partition("-o group_regex='")[2].partition("'")[0]
+    mended = read_labels("auto", tmp_path, splits="drawn", group_regex=regex, val=0.2, test=0.2)
+    assert mended.findings == () and {item.split for item in mended.items} == {"train", "val", "test"}
+    assert len({(item.group, item.split) for item in mended.items}) == 6
+
+
+def test_folders_of_patients_propose_the_option_that_keeps_them(tmp_path: Path) -> None:
+    for patient in range(6):
+        for number in range(4):
+            name = f"patient{patient}/{number:03}"
+            photo(tmp_path / "images" / f"{name}.png", 10 * patient + number)
+            (tmp_path / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "labels" / f"{name}.txt").write_text("0 .5 .5 .2 .2\n")
+    (tmp_path / "classes.txt").write_text("cell\n")
+    found = read_labels("auto", tmp_path)
+    (line,) = found.findings
+    assert (
+        line.startswith("splits: the images lie in 6 folders (such as patient") and "-o group=folder" in line
+    )
+    mended = read_labels("auto", tmp_path, group="folder")
+    assert mended.findings == () and len({(item.group, item.split) for item in mended.items}) == 6
+    with pytest.raises(ConfigError, match=r'group: is "patient"; choose folder'):
+        read_labels("auto", tmp_path, group="patient")

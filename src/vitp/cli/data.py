@@ -88,7 +88,7 @@ def compile_command(
 
 
 def _task_weights(words: list[str] | None) -> dict[str, float]:
-    from vitp.data.synthesis.build import QUESTION_TASKS
+    from vitp.data.synthesis.build import TASK_NAMES
 
     weights = {}
     for name, text in pairs_of(words, "--task").items():
@@ -97,8 +97,8 @@ def _task_weights(words: list[str] | None) -> dict[str, float]:
         except ValueError:
             fix = "give a weight such as 2 or 0"
             raise ConfigError(f"{name}={text!r} is no number", where="--task", fix=fix) from None
-        if name not in QUESTION_TASKS:
-            fix = did_you_mean(name, QUESTION_TASKS) or f"tasks are {', '.join(QUESTION_TASKS)}"
+        if name not in TASK_NAMES:
+            fix = did_you_mean(name, TASK_NAMES) or f"tasks are {', '.join(TASK_NAMES)}"
             raise ConfigError(f"unknown task {name!r}", where="--task", fix=fix)
     return weights
 

@@ -8,8 +8,10 @@ from itertools import combinations, product
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.core.reading import parse_json, read_text
 from vitp.data.check_report import CheckReport, Finding, Severity, SourceCount
 from vitp.data.formats.places import known_geometry, neighbours, on_one_plane
+from vitp.data.formats.vitp_labels import SET_FILE
 from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, as_compared, image_print, in_threads
 from vitp.data.readers.rows import row_id
 from vitp.data.row_checks import (
@@ -44,9 +46,10 @@ def check_records(
     """Check an annotation file, a mixture or a compiled folder, and go on after whatever is broken.
 
     Every row is parsed, every image decoded once (generated scenes only by their address), answers' and
-    regions' coordinates are read, ids and pictures compared. Pictures are compared between splits, and with
-    those of `against`; the same address or equal pixels on both sides are an error, a picture that is alike a
-    warning. Repeats inside of a split are counted in one line. Memory: about 1.3 kB an image, 100 B a row.
+    regions' coordinates are read, ids and pictures compared, and what a compilation left out is told again.
+    Pictures are compared between splits, and with those of `against`; the same address or equal pixels on both
+    sides are an error, a picture that is alike a warning. Repeats inside of a split are counted in one line.
+    Memory: about 1.3 kB an image, 100 B a row.
 
     Args:
         source: Data to check.
@@ -73,6 +76,8 @@ def check_records(
         new = (address for address in item.users if address not in facts)
         facts.update(in_threads(_image_facts, new, threads=threads, block=256))
         _check_images(item, facts)
+    for folder in dict.fromkeys(_folder_of(item.source) for item in checked):
+        _repeat_findings(folder, report)
     _find_neglected(checked)
     _find_leaks(checked, other, facts, leak_distance)
     _find_neighbours(checked, other, facts, buffer)
@@ -171,6 +176,30 @@ def _open(path: str | Path, report: CheckReport) -> list[Source]:
                 Finding("error", "file", file, 0, "", "holds no rows", "fill it or leave it out")
             )
     return sources
+
+
+def _folder_of(source: Source) -> Path | None:
+    """Return the folder of a source's file where `vitp data compile` made it."""
+    folder = Path(source.records.annotation).parent
+    return folder if (folder / SET_FILE).is_file() else None
+
+
+def _repeat_findings(folder: Path | None, report: CheckReport) -> None:
+    """Add what the compilation left out, ignored or mended: whoever checks a set may not have compiled it."""
+    if folder is None:
+        return
+    try:
+        found = parse_json(read_text(folder / SET_FILE)).get("findings", [])
+    except (OSError, ValueError, AttributeError) as error:
+        what = f"can't be read ({error})"
+        report.findings.append(
+            Finding("error", "file", str(folder / SET_FILE), 0, "", what, "compile the labels again")
+        )
+        return
+    for line in found:
+        where, _, what = str(line).partition(": ")
+        fix = "mend the labels and compile again, unless it is meant"
+        report.findings.append(Finding("warning", "labels", where, 0, "", what or where, fix))
 
 
 def _check_rows(

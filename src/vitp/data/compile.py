@@ -73,8 +73,7 @@ class SplitCounts:
         """Add one image and the tasks that were asked of it (None: nothing could be asked)."""
         self.images += 1
         self.objects.update(label.category for label in item.objects or () if not label.difficult)
-        if item.scene is not None:
-            self.scenes[item.scene] += 1
+        self.scenes.update(item.tags or () if item.scene is None else (item.scene,))
         if tasks is not None:
             self.records += 1
             self.turns += len(tasks)
@@ -262,7 +261,9 @@ def _refuse_lost_captions(src: str | Path, whole: LabelledSet, cropped: Labelled
     """Raise when all that there was to ask about were captions and scene classes, which crops don't have."""
 
     def count(labelled: LabelledSet) -> int:
-        return sum(bool(item.captions or item.scene) for item in labelled.items if item.split == "train")
+        return sum(
+            bool(item.captions or item.scene or item.tags) for item in labelled.items if item.split == "train"
+        )
 
     if (before := count(whole)) and not count(cropped):
         raise DataError(
@@ -331,7 +332,7 @@ def _write_lines(
     labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
 ) -> tuple[dict[str, SplitCounts], dict[str, ConstantTask]]:
     """Write the records and the labels of all images in one pass; return counts, and tasks that were not asked."""
-    for names in (labelled.object_classes, labelled.scene_classes, labelled.semantic_classes):
+    for names in labelled.class_lists:
         check_names(names, labelled.name, lambda where, text: None)
     items = labelled.items
     # Filtering a generated set would render all of it; its first part is the training split.

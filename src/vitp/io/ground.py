@@ -8,6 +8,7 @@ Shapes: N points.
 from __future__ import annotations
 
 import math
+import warnings
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from vitp.core.errors import DataError
 from vitp.io.contract import Geometry
 from vitp.io.open_pixels import open_pixels
 from vitp.io.parts import base_address
+from vitp.io.rasters import raster_driver
 
 LONGITUDE_LATITUDE = "OGC:CRS84"
 """Longitude and latitude in degrees, in this order."""
@@ -158,3 +160,20 @@ def geometry_of(address: str | Path) -> Geometry | None:
         return None
     with open_pixels(address) as pixels:
         return pixels.geometry
+
+
+def file_tags(path: str | Path) -> dict[str, str]:
+    """Return the tags of a GeoTIFF that aren't part of the format; none where rasterio can't read them."""
+    if Path(path).suffix.lower() not in (".tif", ".tiff") or raster_driver(str(path)) != "GTiff":
+        return {}
+    try:
+        rasterio = need_geo("rasterio", str(path))
+    except DataError:
+        return {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with rasterio.open(str(path), driver="GTiff") as file:
+                return {str(key): str(value) for key, value in file.tags().items()}
+    except rasterio.errors.RasterioError:
+        return {}

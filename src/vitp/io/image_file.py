@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitp.core.errors import DataError
 from vitp.io.image_kinds import (
+    OR_RASTERIO,
     PILLOW_FORMATS,
     check_alone,
     check_pages,
@@ -374,7 +375,7 @@ def _decoding(file: ImageFile) -> Iterator[None]:
             raise DataError(
                 f"is a JPEG 2000 file that can't be decoded here ({error})",
                 where=file.where,
-                fix="convert it to TIFF (gdal_translate -of GTiff), or copy it again if it is damaged",
+                fix=f"convert it to TIFF (gdal_translate -of GTiff){OR_RASTERIO}; copy it again if it is damaged",
             ) from error
         raise decode_error(error, file.pages[0] if file.pages else None, file.where) from error
 

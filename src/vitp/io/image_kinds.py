@@ -75,6 +75,10 @@ def strict_pillow() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _theirs
 
 
+OR_RASTERIO = "; where rasterio is missing, `pip install 'vitp[geo]'` reads it"
+"""Way out for files that GDAL knows."""
+
+
 def no_image(head: bytes, where: str) -> DataError:
     """Return what to tell of a file that no decoder takes for an image."""
     if not head:
@@ -83,7 +87,7 @@ def no_image(head: bytes, where: str) -> DataError:
     if kind is None:
         return DataError("is not an image that can be read", where=where, fix=_CONVERT)
     if "JPEG 2000" in kind:
-        fix = "convert it to TIFF (gdal_translate -of GTiff)"
+        fix = f"convert it to TIFF (gdal_translate -of GTiff){OR_RASTERIO}"
         return DataError(f"is {kind} that can't be decoded here", where=where, fix=fix)
     return DataError(f"is not an image that can be read, but {kind}", where=where, fix=_CONVERT)
 

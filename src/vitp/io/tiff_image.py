@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vitp.core.errors import DataError
+from vitp.io.image_kinds import OR_RASTERIO
 from vitp.io.pixels import WIDE_MODES, as_rgb, blackened, fill_value, holds_value, joined, stretched
 from vitp.io.tiff import is_sparse, picture_bands, sample_bands, segment_bytes
 from vitp.io.tiff_tags import Page, Tag, TiffError
@@ -97,7 +98,7 @@ def layout_of(page: Page, where: str) -> BandLayout:
             raise DataError(
                 "has two bands: is it grey with transparency, or two measurements such as VV and VH?",
                 where=where,
-                fix="save the band that is meant as a file of its own (gdal_translate -b 1)",
+                fix=f"save the band that is meant as a file of its own (gdal_translate -b 1){OR_RASTERIO}",
             )
     elif bands != colours:
         what = f"has {bands} bands of {depth}; which of them are red, green and blue isn't known"
@@ -362,7 +363,7 @@ def decode_error(error: Exception, page: Page | None, where: str) -> DataError:
         return DataError(
             f"is a TIFF compressed as {name}, which can't be decoded here, or it is damaged",
             where=where,
-            fix="compress it in another way (gdal_translate -co COMPRESS=DEFLATE)",
+            fix=f"compress it in another way (gdal_translate -co COMPRESS=DEFLATE){OR_RASTERIO}",
         )
     if is_sparse(page):
         return DataError(
@@ -381,5 +382,5 @@ def unknown_page(page: Page, where: str) -> DataError:
         f"is a TIFF of {page.bands} bands of {page.bits} bits, colours {page.photometric}, compression "
         f"{page.compression}, which isn't read",
         where=where,
-        fix="save it as grey or RGB of 8 or 16 bits (gdal_translate -co COMPRESS=DEFLATE)",
+        fix=f"save it as grey or RGB of 8 or 16 bits (gdal_translate -co COMPRESS=DEFLATE){OR_RASTERIO}",
     )

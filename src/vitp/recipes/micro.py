@@ -154,7 +154,7 @@ def small_finetune_config(
         "backbone": {"init": init},
         "neck": {"kind": "simple", "options": {"channels": 64}},
         "head": head,
-        "data": {"format": "vitp", **data},
+        "data": {"format": "vitp", "sizes": "fixed", **data},
         "train": {"val_every": None, "save_every": train["steps"], "keep_last": 1, **train},
         **more,
     }

@@ -30,8 +30,10 @@ from vitp.recipes.paper.typical_sizes import TYPICAL
 from vitp.recipes.parity import full_size_model, placeholder_classes, published_images
 from vitp.runs.finetune import FinetuneConfig, run_splits
 from vitp.runs.pretrain import PretrainConfig
+from vitp.tasks.base import InputSize
 from vitp.tasks.build import task_of
 from vitp.tasks.data import classes_of, open_labelled
+from vitp.tasks.sizes import fitted_sizes
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,21 @@ def _finetuning(
         kind = task_of(config.task).labels(config.head)
         labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
         classes: Sequence[str] = classes_of(labelled, kind)
-        images = images or len(run_splits(labelled, config, kind)["train"])
+        train = run_splits(labelled, config, kind)["train"]
+        images = images or len(train)
+        if (
+            config.data.sizes == "fit"
+            and config.data.resize is None
+            and not (config.data.crop or config.augment.crop)
+        ):
+            side = fitted_sizes(train, kind, config.backbone.image_size or 448).side
+            data = config.data.model_copy(update={"resize": InputSize(mode="fixed", size=side)})
+            config = config.model_copy(update={"data": data})
         counted = f"{images:,} training images, from the data"
+        backbone = config.backbone.model_copy(
+            update={"channels": config.backbone.channels or labelled.channels}
+        )
+        config = config.model_copy(update={"backbone": backbone})
     elif isinstance(recipe, DownstreamRecipe):
         classes = placeholder_classes(recipe.facts.classes)
         if images is None and config.train.epochs is not None:

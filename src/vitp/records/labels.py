@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -63,6 +64,8 @@ class LabelledImage:
             there may be of any class: it is neither an object nor background, and nothing is said to be absent,
             counted or listed in full. An image that lost a label without a place has no `objects` at all.
         scene: Class of the whole image.
+        tags: Classes of the whole image where it may have several: those of the set's `scene_classes` that fit, and
+            no others do.
         captions: Texts that describe the image.
         semantic: Reads the class of each pixel: (H, W) uint8, an index into the set's
             `semantic_classes`, 255 = ignore. A callable, so that masks stay on disk.
@@ -71,6 +74,8 @@ class LabelledImage:
         later_objects: Objects of the second image; `objects`, `scene`, `captions` and `semantic` of a pair are
             those of the first.
         change_captions: Texts that describe the change.
+        transition: Reads what became what: (2, H, W) uint8, the class of each pixel at the first and at the second
+            date as an index into the set's `change_classes`, 255 where it isn't known.
         ground: What a pixel is on the ground, in metres: east and north of one pixel along x, east and north of one
             along y. None: not known.
         metadata: What else is known of how the image was taken (`sensor`, `date`, `later_date`, `season`, `region`).
@@ -91,6 +96,8 @@ class LabelledImage:
     later_objects: tuple[ObjectLabel, ...] | None = None
     change_captions: tuple[str, ...] = ()
     ignored: tuple[ObjectLabel, ...] = ()
+    tags: tuple[str, ...] | None = None
+    transition: Callable[[], np.ndarray] | None = None
     ground: tuple[float, float, float, float] | None = None
     metadata: Mapping[str, str] | None = None
 
@@ -121,13 +128,14 @@ class LabelledSet:
         name: Of the set.
         items: Sequence of `LabelledImage`; may be lazy.
         object_classes: Names of the object classes, in the set's order.
-        scene_classes: Names of the scene classes.
+        scene_classes: Names of the classes of whole images.
         semantic_classes: Names of the classes of `semantic`, in the order of its values.
         licence: As its publisher states it.
         findings: Lines about labels that were left out or mended while reading, each with file and row.
         understood: Lines about how the files were understood (readings that were chosen, where the splits come
             from), which `vitp data compile` prints first.
         channels: What is seen of the bands of its files; None: they are pictures.
+        change_classes: Names of the classes of `transition`, in the order of its values.
         drawn: How the splits were drawn by place, so that crops are split likewise; None: they weren't.
 
     Raises:
@@ -143,18 +151,24 @@ class LabelledSet:
     findings: tuple[str, ...] = field(default=())
     understood: tuple[str, ...] = ()
     channels: Channels | None = None
+    change_classes: tuple[str, ...] = ()
     drawn: PlaceSplit | None = None
 
     def __post_init__(self) -> None:
-        for name in (*self.object_classes, *self.scene_classes, *self.semantic_classes):
+        for name in itertools.chain(*self.class_lists):
             if (problem := text_problem(name)) is not None:
                 what = f"the class {printable(str(name))!r} {problem}"
                 raise DataError(what, where=self.name, fix="rename it")
-        for classes in (self.object_classes, self.scene_classes, self.semantic_classes):
+        for classes in self.class_lists:
             # Labels name their class: two of one name could not be told apart.
             if len(set(classes)) < len(classes):
                 twice = next(name for number, name in enumerate(classes) if name in classes[:number])
                 raise DataError(f'the class "{twice}" is named twice', where=self.name, fix="rename one")
+
+    @property
+    def class_lists(self) -> tuple[tuple[str, ...], ...]:
+        """The names of all kinds of classes."""
+        return self.object_classes, self.scene_classes, self.semantic_classes, self.change_classes
 
     def __len__(self) -> int:
         return len(self.items)

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from vitp.core import distributed
-from vitp.core.config import Count, Positive, SettingsModel
+from vitp.core.config import CONFIG_FILE, Count, Positive, SettingsModel, save_config
 from vitp.core.errors import ConfigError, VitpError
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.version import __version__
@@ -31,6 +31,7 @@ from vitp.data.seen import SeenBands
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
+from vitp.models.backbone import Backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
@@ -47,6 +48,7 @@ from vitp.tasks.data import (
     task_splits,
 )
 from vitp.tasks.label_notes import label_notes, left_out_notes
+from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
@@ -73,8 +75,12 @@ class FinetuneDataSettings(SettingsModel):
     are drawn from those that `empty` left."""
     global_batch: int = Field(16, ge=1, le=1_000_000)
     """Images an optimizer step, over all ranks and micro-batches."""
+    sizes: Literal["fit", "fixed"] = "fit"
+    """What sizes that aren't given follow from. `fit`: images, windows and anchors from the images and objects, widths
+    of neck and head from the tower. `fixed`: images become squares of the backbone's size, and heads have
+    their published widths."""
     resize: InputSize | None = None
-    """What size images get first; none: a square of the backbone's size."""
+    """What size images get first; none: as `sizes` says."""
     crop: int | None = Field(None, ge=8, le=65_536)
     """Side of random square crops while training; takes precedence over `augment.crop`."""
     max_val_images: int = Field(500, gt=0, le=10_000_000)
@@ -252,9 +258,12 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}
     )
     config, lines = _with_channels(config, labelled)
-    notes = (*lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes))
+    notes = [*lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
     seen = replace(SeenBands.by(backbone.in_channels, labelled), band_dropout=config.augment.band_dropout)
+    if config.data.sizes == "fit":
+        config, said = _fitted(config, kind, splits["train"], backbone)
+        notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
@@ -266,7 +275,28 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         size=model.input_size,
         augmentation=_augmentation(config, kind),
     )
-    return FinetuneRun(config, model, source, splits, notes)
+    return FinetuneRun(config, model, source, splits, tuple(notes))
+
+
+def _fitted(
+    config: FinetuneConfig, kind: LabelKind, train: LabelledSet, backbone: Backbone
+) -> tuple[FinetuneConfig, list[str]]:
+    """Return the configuration with the sizes that it doesn't give, and lines that say them; see `tasks.sizes`."""
+    anchors, regions, said, data, test = None, None, [], config.data, config.test
+    if data.resize is None:
+        fit = fitted_sizes(train, kind, backbone.image_size[0])
+        window = None if data.crop or config.augment.crop else fit.window
+        data = data.model_copy(update={"resize": fit.resize, "crop": data.crop or window})
+        if test.window is None:
+            test = test.model_copy(update={"window": fit.window})
+        anchors, regions, said = fit.anchors, fit.regions, [*fit.said]
+    width = backbone.channels[-1]
+    head = fitted_head(config.task, config.head, width, anchors, regions)
+    options = fitted_neck(config.neck.kind, config.neck.options, width)
+    if new := [*new_settings(config.head, head), *new_settings(config.neck.options, options, "neck.options")]:
+        said.append(f"sizes fitted to a tower of {width} channels and to the data: {', '.join(new)}")
+    neck = config.neck.model_copy(update={"options": options})
+    return config.model_copy(update={"data": data, "test": test, "head": head, "neck": neck}), said
 
 
 def _with_channels(config: FinetuneConfig, labelled: LabelledSet) -> tuple[FinetuneConfig, list[str]]:
@@ -333,6 +363,9 @@ def run_finetune(
     with claimed(out, config, config.train.device, resume=resume) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
         run = build_run(config)
+        if run.config.backbone.channels is not None and distributed.rank() == 0:
+            # Found in the data, so that a resumed run goes on with them.
+            save_config(config.model_copy(update={"backbone": run.config.backbone}), out / CONFIG_FILE)
         say(run.notes, console)
         validation = run.validation(out)
         result = train_parts(run.parts([validation]), out, console=console, resume=resume)

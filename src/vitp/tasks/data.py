@@ -60,6 +60,8 @@ def classes_of(labelled: LabelledSet, kind: LabelKind) -> tuple[str, ...]:
         return CHANGE_CLASSES
     by_kind = {"scene": labelled.scene_classes, "semantic": labelled.semantic_classes}
     classes = by_kind.get(kind, labelled.object_classes)
+    if kind == "presence":
+        classes = classes or labelled.scene_classes
     if not classes:
         raise DataError(
             f"has no {_LABEL_NAMES[kind]}", where=labelled.name, fix="choose a set or a task that fits"
@@ -86,7 +88,7 @@ def is_labelled(item: LabelledImage, kind: LabelKind) -> bool:
         return item.semantic is not None
     if kind == "change":
         return item.second_image is not None and item.change is not None
-    return item.objects is not None
+    return item.objects is not None or (kind == "presence" and item.tags is not None)
 
 
 def labelled_only(labelled: LabelledSet, kind: LabelKind) -> LabelledSet:
@@ -105,7 +107,9 @@ def labelled_only(labelled: LabelledSet, kind: LabelKind) -> LabelledSet:
         raise DataError(
             f"none of its {len(labelled)} images has {_LABEL_NAMES[kind]}",
             where=labelled.name,
-            fix="check the labels' folder, or choose a task that fits",
+            fix="images with several classes need -s head.multi_label=true"
+            if kind == "scene" and any(item.tags is not None for item in probe)
+            else "check the labels' folder, or choose a task that fits",
         )
     if lazy or len(kept) == len(probe):
         return labelled
@@ -196,7 +200,9 @@ class LabelReader:
         Raises:
             DataError: A file is missing or damaged, or a label doesn't fit its image or the classes.
         """
-        large = self.kind == "scene" and item.width * item.height > LARGE_PIXELS
+        large = (
+            self.kind == "scene" or (self.kind == "presence" and item.objects is None)
+        ) and item.width * item.height > LARGE_PIXELS
         enough = seen.enough(largest) if large and seen is not None else None
         image_CHW = self.seen.planes(item.image, enough)
         size = (image_CHW.shape[1], image_CHW.shape[2]) if enough is None else image_size(item.image)[::-1]
@@ -213,7 +219,10 @@ class LabelReader:
         if self.kind == "change":
             return self._pair(sample, item)
         if self.kind == "scene":
-            return replace(sample, classes_K=self._scene(item))
+            assert item.scene is not None
+            return replace(sample, classes_K=self._present((item.scene,), item))
+        if self.kind == "presence" and item.objects is None:
+            return replace(sample, classes_K=self._present(item.tags or (), item))
         objects = tuple(self._checked(item, label) for label in item.objects or ())
         return replace(sample, objects=objects, ignored=item.ignored)
 
@@ -243,11 +252,10 @@ class LabelReader:
             )
         return self.classes.index(name)
 
-    def _scene(self, item: LabelledImage) -> Tensor:
-        assert item.scene is not None
-        one_hot_K = torch.zeros(len(self.classes))
-        one_hot_K[self._number(item.scene, item)] = 1.0
-        return one_hot_K
+    def _present(self, names: Sequence[str], item: LabelledImage) -> Tensor:
+        present_K = torch.zeros(len(self.classes))
+        present_K[[self._number(name, item) for name in names]] = 1.0
+        return present_K
 
     def _checked(self, item: LabelledImage, label: ObjectLabel) -> ObjectLabel:
         self._number(label.category, item)
@@ -273,7 +281,7 @@ class LabelReader:
         """Return what a model is told of a sample, after augmentation."""
         if self.kind in ("semantic", "change"):
             return Target(semantic_HW=sample.semantic_HW)
-        if self.kind == "scene":
+        if self.kind == "scene" or sample.classes_K is not None:
             return Target(classes_C=sample.classes_K)
         labels = [label for label in sample.objects or () if _has_area(label, sample.size)]
         ignored = [label for label in sample.ignored if _has_area(label, sample.size)]

@@ -70,6 +70,8 @@ def _classes_held(part: LabelledSet, kind: LabelKind, classes: Sequence[str]) ->
     """Return the classes that images hold, and whether all images that could hold another one were looked at."""
     if kind == "scene":
         return Counter(item.scene for item in part.items if item.scene is not None), True
+    if kind == "presence" and any(item.tags is not None for item in part.items):
+        return Counter(name for item in part.items for name in item.tags or ()), True
     if kind not in ("semantic", "change"):
         labels = (label for item in part.items for label in item.objects or ())
         return Counter(label.category for label in labels if not label.difficult), True

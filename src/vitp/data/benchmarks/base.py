@@ -85,13 +85,13 @@ class Benchmark(PublishedSet):
 
 @dataclass
 class Reading:
-    """One reading of a published folder: every missing file is an error that names it, or with `partial` a finding.
+    """One reading of a published folder: every missing file is an error that names it, or a finding where the options
+    say `partial`.
 
     Attributes:
         facts: Of the set.
         root: The download.
         options: Name, licence, splits; the set's own name and licence by default.
-        partial: Go on without what is missing.
         protocol: Which splits `finish` makes, see `under_protocol`.
         builder: Collects the images.
         missing: Files that should be there and aren't, relative to the root.
@@ -100,7 +100,6 @@ class Reading:
     facts: Benchmark
     root: Path
     options: ReadOptions
-    partial: bool = False
     protocol: Protocol = "official"
     builder: SetBuilder = field(init=False)
     missing: list[str] = field(default_factory=list)
@@ -191,12 +190,12 @@ class Reading:
         self.facts.refuse(self.root, what)
 
     def refuse_missing(self, hint: str = "") -> None:
-        """Stop before more work is done if a file is missing, unless `partial`.
+        """Stop before more work is done if a file is missing, unless the options say `partial`.
 
         Raises:
             DataError: The message names the first, and ends with the hint.
         """
-        if self.missing and not self.partial:
+        if self.missing and not self.options.partial:
             others = len(self.missing) - 1
             more = f" (and {others:,} other files)" if others else ""
             self.refuse(f"{self.missing[0]} is missing{more}{hint}")
@@ -222,8 +221,8 @@ class Reading:
 def reader_of(facts: Benchmark) -> Callable[[Callable[..., LabelledSet]], Callable[..., LabelledSet]]:
     """Turn `read(reading, *, own options)` into the reader of a published set.
 
-    The reader takes the download's folder, `ReadOptions`, a protocol (see `under_protocol`), whether to go on without
-    files that are missing, and the function's own options. It raises DataError where a file is missing or can't be
+    The reader takes the download's folder, `ReadOptions`, a protocol (see `under_protocol`) and the function's own
+    options. It raises DataError where a file is missing or can't be
     understood, and ConfigError where an option has an unknown value.
     """
 
@@ -233,10 +232,9 @@ def reader_of(facts: Benchmark) -> Callable[[Callable[..., LabelledSet]], Callab
             options: ReadOptions = ReadOptions(),
             *,
             protocol: Protocol = "official",
-            partial: bool = False,
             **own: Any,
         ) -> LabelledSet:
-            return read(Reading(facts, root, options, partial, protocol), **own)
+            return read(Reading(facts, root, options, protocol), **own)
 
         shared = signature(reader)
         parameters = [*list(shared.parameters.values())[:-1], *list(signature(read).parameters.values())[1:]]

@@ -89,7 +89,7 @@ def check_download(name: str, root: str | Path, settings: PrepareSettings = Prep
     if not facts.volumes:
         official = _read(facts, root, settings)
         return _prepared(facts, None, official, count_problems(official, facts))
-    reading = Reading(facts, root, ReadOptions(), settings.partial)
+    reading = Reading(facts, root, ReadOptions(partial=settings.partial))
     own = {k: v for k, v in settings.options.items() if k in ("modality", "channels")}
     cases = amos_cases(reading, **own) if facts.name == "amos2022" else brats_cases(reading, **own)
     splits = {split: sum((case.split or "train") == split for case in cases) for split in SPLITS}

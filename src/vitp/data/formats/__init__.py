@@ -43,6 +43,7 @@ from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
 from vitp.data.formats.masks import read_masks
+from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
@@ -121,7 +122,8 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     if "options" not in inspect.signature(reader).parameters:
         return declare_channels(reader(root, **options), root, seen)
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
-    return declare_channels(reader(root, common, **options), root, seen)
+    labelled = with_metadata(reader(root, common, **options), root)
+    return declare_channels(labelled, root, seen)
 
 
 def _reader(fmt: str) -> Callable[..., LabelledSet]:

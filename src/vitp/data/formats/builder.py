@@ -6,15 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.class_names import check_names, without_reserved
-from vitp.data.formats.identity import equal_findings, join_equal, series_findings, within_splits
+from vitp.data.formats.identity import (
+    equal_findings,
+    image_folder,
+    join_equal,
+    series_findings,
+    within_splits,
+)
 from vitp.data.formats.image_labels import ImageLabels, Tally
 from vitp.data.formats.places import GroundPlace, find_places, on_one_plane, split_by_place, with_ground
 from vitp.data.formats.splits import (
+    FROM_FOLDERS,
     assign_fractions,
+    check_missing,
     compile_group_regex,
     group_in,
     match_entries,
@@ -38,6 +46,10 @@ class ReadOptions:
         test: Share of test images, likewise.
         seed: Decides which images the shares get.
         group_regex: Finds a file name's group (its first bracket, or its match); groups are never split.
+        group: "folder": images of one folder are a group.
+        splits: Which of the set's own splits count: "lists", "folders", or "drawn" for none; by default the lists, else
+            the folders.
+        partial: Images that lists, tables and labels name may be missing.
         block: Side in metres of the blocks that splits are drawn in, where the files say where they lie.
         buffer: Metres that images of different splits are apart at least, likewise.
     """
@@ -49,8 +61,18 @@ class ReadOptions:
     test: float = 0.1
     seed: int = 0
     group_regex: str | None = None
+    group: Literal["", "folder"] = ""
+    splits: Literal["", "lists", "folders", "drawn"] = ""
+    partial: bool = False
     block: float | None = None
     buffer: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("group", "splits"):
+            known = get_args(get_type_hints(ReadOptions)[name])
+            if getattr(self, name) not in known:
+                fix = f"choose {' or '.join(filter(None, known))}"
+                raise ConfigError(f'is "{getattr(self, name)}"', where=name, fix=fix)
 
 
 @dataclass
@@ -98,21 +120,36 @@ class SetBuilder:
         if text not in self.understood:
             self.understood.append(text)
 
-    def size_of(self, path: Path, where: str = "") -> tuple[int, int] | None:
-        """Return the width and height of an image, or None with a finding when it can't be read."""
+    def size_of(self, path: Path, where: str = "", category: str = "") -> tuple[int, int] | None:
+        """Return the width and height of an image (of a class), or None with a finding when it can't be read."""
         try:
             return image_size(path)
         except DataError as error:
             named = f"{self.place(path)} " if where else ""
-            self.note(where or self.place(path), f"{named}{error.what}; image left out")
+            self.lose(where or self.place(path), f"{named}{error.what}; image left out", category)
             return None
+
+    def lose(self, where: str, text: str, category: str = "", *, absent: bool = False) -> None:
+        """Note that a labelled image is left out, and count its label as lost.
+
+        Args:
+            where: "file" or "file:row".
+            text: What is wrong, and that it is left out.
+            category: Class of the whole image.
+            absent: The image isn't there, which is no fault of its label.
+        """
+        self.note(where, text)
+        if absent:
+            self.tally.absent += 1
+            self.tally.first_absent = self.tally.first_absent or f"{where}: {text}"
+        else:
+            self.tally.lose("", category, f"{where}: {text}")
 
     def agree(self, where: str, told: Sequence[object], size: tuple[int, int]) -> bool:
         """Return whether the width and height that a label file tells are the image's; else note it."""
         if tuple(told) == size:
             return True
-        text = f"says {told[0]}×{told[1]} but the image has {size[0]}×{size[1]}; image left out"
-        self.note(where, text)
+        self.lose(where, f"says {told[0]}×{told[1]} but the image has {size[0]}×{size[1]}; image left out")
         return False
 
     def labels_of(self, size: tuple[int, int], source: str, *, folder: bool = False) -> ImageLabels:
@@ -155,6 +192,9 @@ class SetBuilder:
         if name in self._ids:
             raise DataError("image is listed twice", where=place, fix="remove one of the entries")
         self._ids.add(name)
+        if labels.keys() & {"scene", "tags", "semantic", "change"}:  # objects are counted one by one
+            for category in labels.get("tags") or (labels.get("scene") or "",):
+                self.tally.used["", category] += 1
         self._items.append((LabelledImage(name, str(path), *size, **labels), split))
 
     def _refuse_same_file(self, path: Path, place: str) -> None:
@@ -174,6 +214,7 @@ class SetBuilder:
         object_classes: Iterable[str] = (),
         scene_classes: Iterable[str] = (),
         semantic_classes: Iterable[str] = (),
+        change_classes: Iterable[str] = (),
     ) -> LabelledSet:
         """Return the set, its items sorted by id, each with group and split.
 
@@ -182,7 +223,7 @@ class SetBuilder:
                 a class can't be called what it is.
         """
         where = str(self.root)
-        self.tally.check(where)
+        self.tally.check(where, self.count, partial=self.options.partial)
         if not self._items:
             first = f"; the first of {len(self.findings)} findings: {self.findings[0]}"
             what = f"no labelled image found{first if self.findings else ''}"
@@ -192,8 +233,8 @@ class SetBuilder:
         objects, unused = without_reserved(object_classes, used, where)
         for name in unused:
             self.note("classes", f'no object is of the class "{name}"; it is left out')
-        scenes, semantic = tuple(scene_classes), tuple(semantic_classes)
-        for names in (objects, scenes, semantic):
+        scenes, semantic, changes = tuple(scene_classes), tuple(semantic_classes), tuple(change_classes)
+        for names in (objects, scenes, semantic, changes):
             check_names(names, where, self.note)
         items = self._with_splits()
         for line in (*_counted(items, objects, scenes), *self.tally.lines()):
@@ -207,6 +248,7 @@ class SetBuilder:
             licence=self.options.licence,
             findings=tuple(self.findings),
             understood=tuple(self.understood),
+            change_classes=changes,
             drawn=self._drawn,
         )
 
@@ -216,6 +258,8 @@ class SetBuilder:
             replace(item, group=item.group or group_in(Path(item.image).stem, pattern))
             for item, _ in self._items
         ]
+        if self.options.group == "folder":
+            items = [replace(item, group=item.group or image_folder(item, self.root)) for item in items]
         if pattern is not None and not any(item.group for item in items):
             raise DataError(
                 f'no file name matches the group expression "{pattern.pattern}"',
@@ -241,7 +285,9 @@ class SetBuilder:
         named = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
         self.understand(f"splits: {named}; {origin}")
         items = items if drawn else within_splits(known, before, items)
-        for line in (*equal_findings(known, items, self.place), *series_findings(items, drawn=drawn)):
+        # What is drawn by place is kept apart by place, whatever it is called.
+        series = [] if self._drawn else series_findings(items, self.root, drawn=drawn)
+        for line in (*equal_findings(known, items, self.place), *series):
             self.note("splits", line)
         if not known.by_pixels:
             self.understand("equal images: only files of equal bytes were looked for, the set is too large")
@@ -259,7 +305,7 @@ class SetBuilder:
         shares: dict[str, Any] = {"val": options.val, "test": options.test, "seed": options.seed}
         groups = [item.group for item in items]
         known = [placed for placed in places if placed is not None]
-        if len(known) == len(items) and options.group_regex is None:
+        if len(known) == len(items) and not (options.group_regex or options.group):
             how = PlaceSplit(**shares, block=options.block, buffer=options.buffer)
             found = split_by_place(on_one_plane(known), groups, how)
             self._drawn = how
@@ -269,8 +315,7 @@ class SetBuilder:
         if options.block is not None or options.buffer:
             why = f"{len(items) - len(known)} of {len(items)} images don't say where they lie"
             raise ConfigError(
-                "splits can't be drawn by place: "
-                + (why if len(known) < len(items) else "group_regex is given"),
+                "splits can't be drawn by place: " + (why if len(known) < len(items) else "groups are given"),
                 where="block, buffer",
                 fix="leave these options out, or give group_regex or split_file instead",
             )
@@ -286,14 +331,26 @@ class SetBuilder:
         layout = [split for _, split in self._items]
         if self.options.split_file is not None:
             path = Path(self.options.split_file)
-            found, _ = match_entries(read_split_file(path), places)
+            found, missing = match_entries(read_split_file(path), places)
             if not any(found):
                 fix = f'write names like "{Path(places[0]).name}"'
                 raise DataError("names none of the set's images", where=str(path), fix=fix)
+            check_missing(self.root, places, missing, self.note, partial=self.options.partial)
             return found, f"the split file {path.name}"
-        if self.splits_from:
+        wanted = self.options.splits
+        if wanted == "drawn":
+            return [None] * len(layout), ""
+        if self.splits_from and wanted != "lists":
             return layout, self.splits_from
-        return splits_from_lists(self.root, places, layout, self.note)
+        if wanted == "folders":
+            return layout, FROM_FOLDERS
+        found, origin = splits_from_lists(
+            self.root, places, layout, self.note, partial=self.options.partial, first=wanted == "lists"
+        )
+        if wanted == "lists" and origin == FROM_FOLDERS:
+            fix = "add train.txt, val.txt and test.txt, or name a file with the option split_file"
+            raise DataError("has no lists of the splits", where=str(self.root), fix=fix)
+        return found, origin
 
 
 def _counted(
@@ -304,8 +361,7 @@ def _counted(
     scenes: Counter[str] = Counter(dict.fromkeys(scene_classes, 0))
     for item in items:
         objects.update(label.category for label in item.objects or ())
-        if item.scene is not None:
-            scenes[item.scene] += 1
+        scenes.update(item.tags or () if item.scene is None else (item.scene,))
     return [
         f"{title}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"
         for title, counts in (("objects", objects), ("images of each class", scenes))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
@@ -20,6 +20,7 @@ from vitp.data.formats.tables import (
     raw_rows,
     refuse_several_tables,
     table_files,
+    table_weight,
 )
 from vitp.data.formats.walk import list_images, name_index, read_label_text, split_folders, split_of
 from vitp.io.images import IMAGE_SUFFIXES
@@ -90,7 +91,7 @@ def read_captions(
             found = [place for place in index.get(row.image, ()) if place.name == row.image]
         if len(found) != 1:
             fate = f"is {len(found)} files" if found else "is missing"
-            builder.note(row.place, f"{row.image} {fate}; left out")
+            builder.lose(row.place, f"{row.image} {fate}; left out", absent=not found)
         elif not row.texts:
             builder.note(row.place, "no caption; left out")
         else:
@@ -113,26 +114,29 @@ def is_caption_table(path: Path) -> bool:
 
 
 def caption_tables(root: Path) -> list[Path]:
-    """Return the files in a folder that are tables of captions."""
+    """Return the files in a folder that are tables of captions, by their first row."""
     candidates = (*table_files(root), *headed_texts(root, (IMAGE_KEYS, _TEXT_KEYS)))
     return [path for path in candidates if is_caption_table(path)]
 
 
-def has_captions(root: Path) -> bool:
-    """Return whether a folder holds a table of captions, or text files beside some of the first images."""
+def caption_weight(root: Path) -> Literal["none", "some", "most"]:
+    """Return whether captions are there for "none", "some" or "most" of a folder's images.
+
+    Tables count that are about the images of the folder, and text files beside the first images.
+    """
+    found = {table_weight(root, path, IMAGE_KEYS) for path in caption_tables(root)}
     bases = [folder / name for _, folder in split_folders(root) for name in ("", "images")]
-    return bool(caption_tables(root)) or any(
-        image.with_suffix(".txt").is_file()
-        for base in bases
-        if base.is_dir()
-        for image in list_images(base)[:20]
-    )
+    for images in (list_images(base)[:20] for base in bases if base.is_dir()):
+        texts = sum(image.with_suffix(".txt").is_file() for image in images)
+        found.add("none" if not texts else "most" if 2 * texts >= len(images) else "some")
+    return "most" if "most" in found else "some" if "some" in found else "none"
 
 
 def _table(root: Path, name: str | None) -> Path | None:
     if root.is_file() or name is not None:
         return root if root.is_file() else root / str(name)
     found = caption_tables(root) or table_files(root)
+    found = [path for path in found if table_weight(root, path, IMAGE_KEYS) != "none"] or found
     if len(found) > 1:
         refuse_several_tables(root, found)
     return found[0] if found else None

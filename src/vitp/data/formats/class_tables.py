@@ -1,12 +1,13 @@
-"""Tables of image → class: a column with the class's name or number, or a column of 0 and 1 for each class."""
+"""Tables of image → class or classes: a column of names or numbers, or a column of 0 and 1 for each class."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vitp.core.errors import DataError
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.tables import (
     IMAGE_KEYS,
@@ -15,6 +16,7 @@ from vitp.data.formats.tables import (
     raw_rows,
     refuse_several_tables,
     table_files,
+    table_weight,
 )
 from vitp.data.formats.walk import comma_list, name_index, split_of
 from vitp.records.labels import LabelledSet
@@ -26,19 +28,37 @@ _CLASS_KEYS = (
 )
 _BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
 _SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
-_SEPARATORS = "|;,"
+_SEVERAL_KEYS = ("labels", "classes", "tags")
+"""Names of columns that say that there are several classes."""
+
+_GROUP_KEYS = (
+    *(
+        "group",
+        "patient",
+        "patient_id",
+        "patientid",
+        "subject",
+        "subject_id",
+        "case_id",
+        "slide_id",
+        "lesion_id",
+    ),
+    *("series_id", "study_id", "video_id", "scene_id"),
+)
+_SEPARATORS = {"bar": "|", "semicolon": ";", "comma": ",", "blank": " "}
 _NAMED = 0.9
 """Share of a column's values that name images when it is the column of the images."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a table: of the image, of its class (or else those of 0 and 1, one a class), and of its split."""
+    """Columns of a table: of the image, of its class (or else those of 0 and 1, one a class), of split and group."""
 
     image: str
     label: str = ""
     one_hot: tuple[str, ...] = ()
     split: str = ""
+    group: str = ""
 
 
 def columns_of(
@@ -51,13 +71,13 @@ def columns_of(
     image = find_key(rows[0], (image_column,) if image_column else _ID_KEYS)
     if image is None or find_key(rows[0], _BOX_KEYS) is not None:
         return None
-    split = find_key(rows[0], _SPLIT_KEYS) or ""
+    split, group = (find_key(rows[0], keys) or "" for keys in (_SPLIT_KEYS, _GROUP_KEYS))
     label = find_key(rows[0], (class_column,) if class_column else _CLASS_KEYS)
     if label is not None and label != image:
-        return Columns(image, label, (), split)
-    others = [key for key in rows[0] if key not in (image, split)]
+        return Columns(image, label, (), split, group)
+    others = [key for key in rows[0] if key not in (image, split, group)]
     one_hot = tuple(key for key in others if all(_bit(row.get(key)) is not None for row in rows))
-    return Columns(image, "", one_hot, split) if len(one_hot) > 1 and not class_column else None
+    return Columns(image, "", one_hot, split, group) if len(one_hot) > 1 and not class_column else None
 
 
 def _bit(value: Any) -> int | None:
@@ -69,8 +89,15 @@ def _bit(value: Any) -> int | None:
 
 
 def class_tables(root: Path) -> list[Path]:
-    """Return the files of a folder that are tables of classes."""
-    return [path for path in table_files(root) if columns_of(path) is not None]
+    """Return the files of a folder that are tables of classes, those that are about its images if there are some."""
+    found = [path for path in table_files(root) if columns_of(path) is not None]
+    return [path for path in found if table_weight(root, path, _ID_KEYS) != "none"] or found
+
+
+def class_weight(root: Path) -> Literal["none", "some", "most"]:
+    """Return whether tables give a class to "none", "some" or "most" of a folder's images."""
+    found = {table_weight(root, path, _ID_KEYS) for path in class_tables(root)}
+    return "most" if "most" in found else "some" if "some" in found else "none"
 
 
 def is_box_table(path: Path) -> bool:
@@ -119,8 +146,11 @@ def read_class_tables(
     image_column: str | None = None,
     class_column: str | None = None,
     classes: str | list[str] | None = None,
+    separator: str = "",
 ) -> LabelledSet:
-    """Read a table of image → class. An image has one class: tables with several are refused.
+    """Read a table of image → class or classes. Where an image of the set has several, all have `tags`.
+
+    A column of patients, subjects or the like gives the groups, which our own splits keep together.
 
     Args:
         root: The table, or the folder that holds it; images lie anywhere below, named with or without suffix.
@@ -130,35 +160,26 @@ def read_class_tables(
         image_column: Column of the image, where it isn't one of the usual.
         class_column: Column of the class, likewise.
         classes: The classes in order; where the table holds numbers, the names of 0, 1, ….
+        separator: What parts several classes in a cell: "bar", "semicolon", "comma", "blank" or "none"; by default
+            the first of the first three that occurs. "rows": an image has the classes of all its rows.
 
     Raises:
-        DataError: The table can't be understood, or an image has several classes.
+        DataError: The table can't be understood, or rows contradict each other.
+        ConfigError: There is no such separator.
     """
+    if separator and separator not in (*_SEPARATORS, "none", "rows"):
+        fix = f"choose {', '.join(_SEPARATORS)}, none or rows"
+        raise ConfigError(f'is "{separator}"', where="separator", fix=fix)
     base = root if root.is_dir() else root.parent
-    builder = SetBuilder(base, options)
-    known = comma_list(classes)
-    images = name_index(base)
-    found: dict[Path, tuple[str, str | None, str]] = {}
+    reading = _Reading(SetBuilder(base, options), name_index(base), comma_list(classes), separator)
     guessed = {} if image_column or class_column or root.is_file() else _guessed(root, table)
     for path in _paths(root, table) if not guessed else list(guessed):
         columns = guessed.get(path) or columns_of(path, image_column, class_column)
         if columns is None:
             fix = "name them with the options image_column and class_column"
             raise DataError("has no columns of image and class", where=str(path), fix=fix)
-        listed = ", ".join(columns.one_hot)
-        said = f'"{columns.label}" its class' if columns.label else f"1 in one of {listed} its class"
-        builder.understand(f'{builder.place(path)}: column "{columns.image}" is the image, {said}')
-        for number, row in raw_rows(path):
-            _take(
-                builder, builder.place(path, number), row, columns, split_of(path.stem), images, known, found
-            )
-    seen: set[str] = set()
-    for image, (name, split, _) in found.items():
-        if (size := builder.size_of(image)) is not None:
-            seen.add(name)
-            builder.add(image, size, split=split, scene=name)
-    numbers = all(name.isdigit() for name in seen)
-    return builder.build(scene_classes=known or sorted(seen, key=int if numbers else str))
+        reading.read(path, columns)
+    return reading.build()
 
 
 def _guessed(root: Path, table: str | None) -> dict[Path, Columns]:
@@ -184,60 +205,154 @@ def _paths(root: Path, table: str | None) -> list[Path]:
     return paths
 
 
-def _take(
-    builder: SetBuilder,
-    where: str,
-    row: Any,
-    columns: Columns,
-    split: str | None,
-    images: dict[str, list[Path]],
-    known: tuple[str, ...] | None,
-    found: dict[Path, tuple[str, str | None, str]],
-) -> None:
-    name = str(row.get(columns.image) or "").strip() if isinstance(row, dict) else ""
-    if not name:
-        raise DataError("row names no image", where=where, fix="name the column with the option image_column")
-    label = _label(where, row, columns)
-    if label is None:
-        builder.note(where, f"{name} has no class; left out")
-        return
-    if known is not None and label.isdigit() and label not in known and int(label) < len(known):
-        label = known[int(label)]
-    if known is not None and label not in known:
-        builder.note(where, f'unknown class "{label}"; {name} left out')
-        return
-    places = images.get(name) or images.get(Path(name).name) or []
-    if len(places) != 1:
-        fate = "is missing" if not places else f"is {len(places)} files"
-        builder.note(where, f"{name} {fate}; left out")
-        return
-    told = split_of(str(row.get(columns.split) or "")) if columns.split else None
-    earlier = found.setdefault(places[0], (label, told or split, where))
-    if earlier[0] != label:
-        raise DataError(
-            f'{name} has the class "{label}" here and "{earlier[0]}" in {earlier[2]}',
-            where=where,
-            fix="give each image one class; images of several classes can't be read yet",
-        )
-    if earlier[1] != (told or split):
-        what = f"{name} is in the split {told or split} here and {earlier[1]} in {earlier[2]}"
-        raise DataError(what, where=where, fix="name it once")
+@dataclass(frozen=True)
+class _Entry:
+    """What rows say of an image: its classes, split and group, and which row said it first."""
+
+    labels: tuple[str, ...]
+    split: str | None
+    group: str
+    where: str
 
 
-def _label(where: str, row: dict[str, Any], columns: Columns) -> str | None:
-    """Return the class in a row, None where it has none."""
-    if columns.label:
-        value = row.get(columns.label)
-        several = isinstance(value, list) or any(mark in str(value or "") for mark in _SEPARATORS)
-        text = "" if value is None else str(value).strip()
-        # pandas writes whole numbers with gaps as 3.0
-        text = text.removesuffix(".0") if text.removesuffix(".0").isdigit() else text
-        shown = text
-    else:
-        bits = {key: _bit(row.get(key)) for key in columns.one_hot}
-        ones = [key for key, bit in bits.items() if bit]
-        several, text, shown = len(ones) > 1, ones[0] if ones else "", ", ".join(ones)
-    if several:
-        fix = "give each image one class; images of several classes can't be read yet"
-        raise DataError(f"several classes of one image ({shown})", where=where, fix=fix)
-    return text or None
+@dataclass
+class _Reading:
+    """The images of tables while they are read.
+
+    Attributes:
+        builder: Of the set.
+        images: The set's images by name.
+        known: Classes that were asked for; None: all.
+        separator: The option.
+        found: What the rows say of each image.
+        several: Some image has several classes.
+    """
+
+    builder: SetBuilder
+    images: Mapping[str, Sequence[Path]]
+    known: tuple[str, ...] | None
+    separator: str
+    found: dict[Path, _Entry] = field(default_factory=dict)
+    several: bool = False
+
+    def read(self, path: Path, columns: Columns) -> None:
+        """Take all rows of a table."""
+        rows = list(raw_rows(path))
+        mark = self._separator(path, columns, [row for _, row in rows])
+        listed = ", ".join(columns.one_hot)
+        if columns.label:
+            said = f'"{columns.label}" its class' + (f'es, parted by "{mark}"' if mark else "")
+        else:
+            said = f"1 in one of {listed} its class"
+        place = self.builder.place(path)
+        self.builder.understand(f'{place}: column "{columns.image}" is the image, {said}')
+        if columns.group:
+            self.builder.understand(f'{place}: images of one "{columns.group}" are a group')
+        for number, row in rows:
+            self._take(self.builder.place(path, number), row, columns, mark, split_of(path.stem))
+
+    def _separator(self, path: Path, columns: Columns, rows: Sequence[Any]) -> str:
+        """Return what parts several classes in the cells of a table, "" where nothing does.
+
+        Raises:
+            DataError: Blanks may part classes or be within their names.
+        """
+        if not columns.label or self.separator in ("none", "rows"):
+            return ""
+        if self.separator:
+            return _SEPARATORS[self.separator]
+        texts = {str(value) for row in rows if isinstance(row, dict) and (value := row.get(columns.label))}
+        for mark in list(_SEPARATORS.values())[:3]:
+            if any(mark in text for text in texts):
+                return mark
+        blanks = [text for text in sorted(texts) if " " in text.strip()]
+        words = {word for text in texts for word in text.split()}
+        if blanks and (columns.label.lower() in _SEVERAL_KEYS or len(texts) > len(words)):
+            raise DataError(
+                f'"{blanks[0]}" in the column "{columns.label}" may be one class or {len(blanks[0].split())} classes',
+                where=str(path),
+                fix="-o separator=none reads each cell as one class, -o separator=blank as several",
+            )
+        return ""
+
+    def _take(self, where: str, row: Any, columns: Columns, mark: str, split: str | None) -> None:
+        name = str(row.get(columns.image) or "").strip() if isinstance(row, dict) else ""
+        if not name:
+            raise DataError(
+                "row names no image", where=where, fix="name the column with the option image_column"
+            )
+        labels = self._labels(where, name, _texts(row, columns, mark))
+        if labels is None:
+            return
+        places = self.images.get(name) or self.images.get(Path(name).name) or []
+        if len(places) != 1:
+            fate = "is missing" if not places else f"is {len(places)} files"
+            self.builder.lose(where, f"{name} {fate}; left out", absent=not places)
+            return
+        told = split_of(str(row.get(columns.split) or "")) if columns.split else None
+        group = str(row.get(columns.group) or "").strip() if columns.group else ""
+        entry = _Entry(labels, told or split, group, where)
+        earlier = self.found.setdefault(places[0], entry)
+        if self.separator == "rows":
+            both = tuple(dict.fromkeys((*earlier.labels, *labels)))
+            self.found[places[0]] = replace(earlier, labels=both)
+        elif earlier.labels != labels:
+            raise DataError(
+                f'{name} has the class "{", ".join(labels)}" here and "{", ".join(earlier.labels)}" in {earlier.where}',
+                where=where,
+                fix="name its class once; -o separator=rows reads the classes of all its rows",
+            )
+        if earlier.split != entry.split:
+            what = f"{name} is in the split {entry.split} here and {earlier.split} in {earlier.where}"
+            raise DataError(what, where=where, fix="name it once")
+        self.several = self.several or len(self.found[places[0]].labels) > 1
+
+    def _labels(self, where: str, name: str, texts: Sequence[str] | None) -> tuple[str, ...] | None:
+        """Return the classes of a row, None with a finding where they can't be told."""
+        if texts is None:
+            self.builder.note(where, f"{name} has no class; left out")
+            return None
+        if self.known is None:
+            return tuple(texts)
+        kept = []
+        for text in texts:
+            numbered = text.isdigit() and text not in self.known and int(text) < len(self.known)
+            label = self.known[int(text)] if numbered else text
+            if label in self.known:
+                kept.append(label)
+            elif len(texts) == 1 or text.isdigit():
+                self.builder.note(where, f'unknown class "{text}"; {name} left out')
+                return None
+        return tuple(kept)
+
+    def build(self) -> LabelledSet:
+        """Return the set: each image with one class, or all with the classes that fit."""
+        seen: set[str] = set()
+        empty = [] if self.several else [path for path, entry in self.found.items() if not entry.labels]
+        for path in empty:
+            self.builder.note(
+                self.found.pop(path).where, f"{self.builder.place(path)} has no class; left out"
+            )
+        for path, entry in self.found.items():
+            size = self.builder.size_of(path, category=entry.labels[0] if len(entry.labels) == 1 else "")
+            if size is not None:
+                seen.update(entry.labels)
+                told = {"tags": entry.labels} if self.several else {"scene": entry.labels[0]}
+                self.builder.add(path, size, split=entry.split, group=entry.group, **told)
+        if self.several:
+            self.builder.understand("images may have several classes")
+        numbers = all(name.isdigit() for name in seen)
+        names = self.known or sorted(seen, key=int if numbers else str)
+        return self.builder.build(scene_classes=names)
+
+
+def _texts(row: Mapping[str, Any], columns: Columns, mark: str) -> list[str] | None:
+    """Return the classes in a row, None where it says nothing of them."""
+    if not columns.label:
+        return [key for key in columns.one_hot if _bit(row.get(key))]
+    value = row.get(columns.label)
+    whole = "" if value is None else str(value)
+    parts = value if isinstance(value, list) else whole.split(mark) if mark else [whole]
+    texts = dict.fromkeys(text for part in parts if (text := str(part).strip()))
+    # pandas writes whole numbers with gaps as 3.0
+    return [text.removesuffix(".0") if text.removesuffix(".0").isdigit() else text for text in texts] or None

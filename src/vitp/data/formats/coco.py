@@ -247,7 +247,7 @@ class _Reading:
                 if self.on_missing is not None:
                     self.on_missing(folders[0] / name)
                 else:
-                    builder.note(where, f"{name} is missing; image left out")
+                    builder.lose(where, f"{name} is missing; image left out", absent=True)
             elif (other := listed.setdefault(path, where)) != where:
                 fix = "keep one of the entries, with the annotations of both"
                 raise DataError(f"{name} is listed under two ids, before in {other}", where=where, fix=fix)

@@ -13,8 +13,8 @@ import numpy as np
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_path, check_inside, inner_path
 from vitp.data.formats.pixel_masks import MaskWindow, windowed
-from vitp.data.formats.places import GroundPlace, on_one_plane, split_by_place, with_ground
-from vitp.io.ground import RASTER_SUFFIXES, geometry_of
+from vitp.data.formats.places import GroundPlace, known_geometry, on_one_plane, split_by_place, with_ground
+from vitp.io.ground import RASTER_SUFFIXES
 from vitp.io.images import is_scene, load_image
 from vitp.io.parts import base_address, file_stamp, window_address
 from vitp.records.geometry import (
@@ -116,12 +116,12 @@ class _Crops:
 
     def add(self, item: LabelledImage, windows: Sequence[MaskWindow], folder: Path | None) -> None:
         """Add the crops of an image; see `_addresses` for the folder."""
-        self.about_whole += bool(len(windows) > 1 and (item.captions or item.scene))
+        self.about_whole += bool(len(windows) > 1 and (item.captions or item.scene or item.tags))
         images = _addresses(item.image, item.id, windows, folder)
         seconds: Sequence[str | None] = [None] * len(windows)
         if item.second_image is not None:
             seconds = _addresses(item.second_image, f"{item.id}.later", windows, folder)
-        geometry = None if item.ground is None else geometry_of(item.image)
+        geometry = known_geometry(item.image)
         kinds = [item.objects or (), item.later_objects or (), item.ignored]
         boxes = [np.array([label.box for label in labels]).reshape(-1, 4) for labels in kinds]
         seen: set[tuple[int, int]] = set()
@@ -256,6 +256,8 @@ def _crop_item(item: LabelledImage, window: MaskWindow, min_visible: float, *, w
         captions=item.captions if whole else (),
         semantic=windowed(item.semantic, window) if item.semantic is not None else None,
         change=windowed(item.change, window) if item.change is not None else None,
+        tags=item.tags if whole else None,
+        transition=windowed(item.transition, window) if item.transition is not None else None,
     )
 
 

@@ -13,8 +13,14 @@ from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, parse_xml, read_text
-from vitp.data.formats.captions import caption_tables, has_captions, is_caption_table
-from vitp.data.formats.class_tables import class_tables, columns_of, guessed_columns, is_box_table
+from vitp.data.formats.captions import caption_tables, caption_weight, is_caption_table
+from vitp.data.formats.class_tables import (
+    class_tables,
+    class_weight,
+    columns_of,
+    guessed_columns,
+    is_box_table,
+)
 from vitp.data.formats.coco_files import annotation_files, is_coco_file
 from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
@@ -22,7 +28,14 @@ from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
-from vitp.data.formats.tables import TABLE_SUFFIXES, table_files
+from vitp.data.formats.tables import (
+    IMAGE_KEYS,
+    TABLE_SUFFIXES,
+    find_key,
+    first_table_rows,
+    table_files,
+    table_weight,
+)
 from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
 from vitp.data.formats.walk import (
     check_ordinary,
@@ -103,7 +116,9 @@ def _first_that_fits(root: Path) -> str | None:
 def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
-    for name in ("voc", "coco", "pairs", "masks", "geo", "captions", "classes"):
+    for name in ("voc", "coco", "pairs", "masks", "geo", "captions", "classes", "folders"):
+        if name == "folders" and found not in ("captions", "classes"):
+            continue
         if (
             name == found
             or found in ("vitp", "pairs", "xbd", "xview")
@@ -127,6 +142,8 @@ def _refuse_unlabelled(root: Path) -> None:
     if boxes:
         what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
         raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
+    if not _are_class_folders(root):
+        _refuse_strange_tables(root)
     dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
     if dates is not None:
         before, after = (within(dates.folders[key].path, root) for key in ("before", "after"))
@@ -135,6 +152,20 @@ def _refuse_unlabelled(root: Path) -> None:
             where=str(root),
             fix="add it as label/, or name it with --format pairs -o masks=FOLDER",
         )
+
+
+def _refuse_strange_tables(root: Path) -> None:
+    """Raise for tables of captions or classes that are about other images."""
+    for path in dict.fromkeys((*caption_tables(root), *class_tables(root))):
+        column = find_key(first_table_rows(path, 1)[0], IMAGE_KEYS)
+        if column is not None and table_weight(root, path, IMAGE_KEYS) == "none":
+            first = str(first_table_rows(path, 1)[0][column])
+            raise DataError(
+                f"{path.name} names images, but most of them aren't there (the first: {first})",
+                where=str(root),
+                fix=f"add them, or read it with --format captions or classes and -o table={path.name}; move it away if "
+                "it is about other things",
+            )
 
 
 def _refuse_unread(root: Path, suffix: str) -> None:
@@ -223,8 +254,17 @@ def _refuse_dates_in_names(root: Path) -> None:
                 )
 
 
+def _is_captions(root: Path) -> bool:
+    return _weighs(root, caption_weight(root))
+
+
+def _weighs(root: Path, weight: str) -> bool:
+    """Return whether tables or texts are what labels a folder: those about few images aren't, beside class folders."""
+    return weight == "most" or (weight == "some" and not _are_class_folders(root))
+
+
 def _is_classes(root: Path) -> bool:
-    if class_tables(root):
+    if _weighs(root, class_weight(root)):
         return True
     guesses = guessed_columns(root)
     if not guesses or _are_class_folders(root):
@@ -264,8 +304,9 @@ _UNREAD_BEFORE = {"pairs": (".json", ".xml"), "masks": (".txt",)}
 
 _CERTAIN: dict[str, Callable[[Path], object]] = {
     # Text beside images and columns of other names are no sign of a second format: others have them, too.
-    "captions": caption_tables,
-    "classes": class_tables,
+    "captions": lambda root: caption_tables(root) and caption_weight(root) != "none",
+    "classes": lambda root: class_weight(root) != "none",
+    "folders": lambda root: _are_class_folders(root),
 }
 
 # The order matters: a caption file beside an image looks like a label file of YOLO until its row is read, and
@@ -284,7 +325,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
     "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
     "geo": (is_geo, "a GeoPackage, Shapefile, GeoJSON or GeoParquet below a folder of images"),
-    "captions": (has_captions, "a table with columns of image and caption, or text files beside images"),
+    "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),
     "folders": (_is_folders, "one folder of images a class"),
 }

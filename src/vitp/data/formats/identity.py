@@ -9,17 +9,22 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from vitp.data.formats.walk import words_of
+from vitp.data.formats.walk import role_of, split_of, within, words_of
 from vitp.data.identical import find_equals
 from vitp.records.labels import LabelledImage
 
 _LEAST_IMAGES = 2
 """Images of a group, on average, from which names are taken for those of a series."""
 
+_FEWEST_WORDS = 3
+"""Words in front of numbers from which on they are taken for names of series, such as cities."""
+
 _NUMBER_LAST = r"^(.*[A-Za-z]\d.*?)[_\-. ]*\d+$"
 _FIRST_WORD = r"^([A-Za-z]+[_\-]?\d+)[_\-. ]"
-_BEFORE_NUMBER = r"^(.*[A-Za-z].*?)[_\-. ]*\d+$"
+_LAST_OF_NUMBERS = r"^(.*\d)[_\-. ]+\d+(?:[_\-. ]+[A-Za-z]+)?$"
+_BEFORE_NUMBER = r"^(.*[A-Za-z].*?)[_\-. ]*\d+(?:[_\-. ]+[A-Za-z]+)?$"
 _TEN_FRAMES = r"^(.*\d)\d$"
+_PERSON = r"(?i)((?:patient|subject|case|pat|subj|sub|slide|person)[_\-. ]?\d+)"
 _SERIES_WORDS = frozenset(
     (
         *("seq", "sequence", "video", "vid", "clip", "scene", "patient", "case", "subject", "slide"),
@@ -169,16 +174,22 @@ def name_series(stems: Sequence[str], classes: Sequence[str | None]) -> Series |
         stems: Names of the files without suffix.
         classes: Class of each whole image, where it has one.
     """
-    tried = [_FIRST_WORD, _NUMBER_LAST]
-    if stems and all(_SERIES_WORDS & set(words_of(stem)) for stem in stems):
-        # Words of videos: series by the word alone; of one video, ten frames that follow each other.
-        tried += [_BEFORE_NUMBER, _TEN_FRAMES]
+    tried = [_PERSON, _FIRST_WORD, _NUMBER_LAST, _LAST_OF_NUMBERS, _BEFORE_NUMBER]
+    in_series = bool(stems) and all(_SERIES_WORDS & set(words_of(stem)) for stem in stems)
+    if in_series:
+        tried.append(_TEN_FRAMES)  # of one video, ten frames that follow each other
     for regex in tried:
         pattern = re.compile(regex)
         groups = tuple(match[1] if (match := pattern.search(stem)) else "" for stem in stems)
         names = set(groups) - {""}
         grouped = sum(group != "" for group in groups)
-        if len(names) < 2 or grouped < _LEAST_IMAGES * len(names) or 2 * grouped < len(stems):
+        # A patient's name says what it is, however few images there are of each. Two words may be classes.
+        fewest = len(names) + 1 if regex == _PERSON else _LEAST_IMAGES * len(names)
+        if (
+            len(names) < (2 if regex != _BEFORE_NUMBER or in_series else _FEWEST_WORDS)
+            or grouped < fewest
+            or 2 * grouped < len(stems)
+        ):
             continue
         pairs = {(group, name) for group, name in zip(groups, classes, strict=True) if group}
         if any(classes) and len(pairs) == len(names) == len({name for _, name in pairs}):
@@ -187,28 +198,56 @@ def name_series(stems: Sequence[str], classes: Sequence[str | None]) -> Series |
     return None
 
 
-def series_findings(items: Sequence[LabelledImage], *, drawn: bool) -> list[str]:
-    """Return a line when the names of images show series, and a series is on several sides.
+def series_findings(items: Sequence[LabelledImage], root: Path, *, drawn: bool) -> list[str]:
+    """Return a line when groups, names or folders of images show series, and a series is on several sides.
 
     Args:
         items: With their splits.
+        root: The set's folder.
         drawn: The splits were drawn by us.
     """
     plain = [item for item in items if not item.group]
-    found = name_series([Path(item.image).stem for item in plain], [item.scene for item in plain])
-    if found is None:
-        return []
-    splits: dict[str, set[str]] = defaultdict(set)
-    for item, group in zip(plain, found.groups, strict=True):
-        if group:
-            splits[group].add(item.split)
-    torn = sorted(group for group, own in splits.items() if len(own) > 1)
-    if not torn:
-        return []
-    what = (
-        f"the names fall into {len(splits)} series (such as {torn[0]}), and {len(torn)} of them are in several "
-        "splits: if they are frames, slices or tiles of one thing,"
+    named = name_series([Path(item.image).stem for item in plain], [item.scene for item in plain])
+    option = "" if named is None else f"-o group_regex='{named.regex}'"
+    tried = [
+        ("the images are of", "groups", items, [item.group for item in items], ""),
+        ("the names fall into", "series", plain, () if named is None else named.groups, option),
+        ("the images lie in", "folders", plain, folder_series(plain, root), "-o group=folder"),
+    ]
+    for begin, noun, own, groups, option in tried:
+        splits: dict[str, set[str]] = defaultdict(set)
+        for item, group in zip(own, groups, strict=False):
+            if group:
+                splits[group].add(item.split)
+        torn = sorted(group for group, sides in splits.items() if len(sides) > 1)
+        if torn:
+            what = (
+                f"{begin} {len(splits)} {noun} (such as {torn[0]}), and {len(torn)} of them are in several "
+                "splits: if they are frames, slices or tiles of one thing,"
+            )
+            if drawn:
+                return [f"{what} keep them together with {option}"]
+            return [
+                f"{what} the splits leak; {' '.join(filter(None, ('-o splits=drawn', option)))} keeps each together"
+            ]
+    return []
+
+
+def image_folder(item: LabelledImage, root: Path) -> str:
+    """Return the folder of an image under the set's folder, as its group."""
+    return within(Path(item.image).parent, root)
+
+
+def folder_series(items: Sequence[LabelledImage], root: Path) -> list[str]:
+    """Return the folder of each image where folders with numbers in their names show series, such as patients.
+
+    Folders that are named after splits, contents or classes show none.
+    """
+    folders = [Path(image_folder(item, root)) for item in items]
+    names = {folder.name for folder in folders}
+    shown = (
+        2 <= len(names) <= len(items) / _LEAST_IMAGES
+        and all(re.search(r"\d", name) and not split_of(name) and not role_of(name) for name in names)
+        and not any(item.scene == folder.name for item, folder in zip(items, folders, strict=True))
     )
-    if drawn:
-        return [f"{what} keep them together with -o group_regex='{found.regex}'"]
-    return [f"{what} the splits leak"]
+    return [folder.name for folder in folders] if shown else []

@@ -46,6 +46,8 @@ class Tally:
         first: First line about a label that is lost or has no area, by (source, class).
         folders: Sources that are folders of label files.
         unlabelled: Images that lost a label without a place.
+        absent: Labelled images that aren't there.
+        first_absent: Line about the first of them.
     """
 
     used: Counter[_Key] = field(default_factory=Counter)
@@ -56,26 +58,40 @@ class Tally:
     first: dict[_Key, str] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     unlabelled: int = 0
+    absent: int = 0
+    first_absent: str = ""
 
     def lose(self, source: str, category: str, line: str, *, flat: bool = False) -> None:
         """Count a label that can't be used, or one without area; the line says which and why."""
         (self.flat if flat else self.lost)[source, category] += 1
         self.first.setdefault((source, category), line)
 
-    def check(self, root: str) -> None:
+    def check(self, root: str, images: int, *, partial: bool = False) -> None:
         """Refuse a set whose labels are lost.
+
+        Args:
+            root: The set's folder.
+            images: Images that were read.
+            partial: Most of the labelled images may be missing.
 
         Raises:
             DataError: All labels of the set, of a file, of a folder (from three on) or of a class are lost, or more
                 than half of the set's (from ten on), or all boxes of a file or folder lie within one pixel; or none
-                of the classes that were asked for occurs.
+                of the classes that were asked for occurs; or most labelled images are missing.
         """
-        for source in dict.fromkeys(source for source, _ in (*self.used, *self.lost, *self.flat)):
+        if self.absent > images and self.absent + images >= _FEWEST_FOR_SHARE and not partial:
+            raise DataError(
+                f"{self.absent:,} of {self.absent + images:,} labelled images aren't there "
+                f"(the first: {self.first_absent})",
+                where=root,
+                fix="add them, or check how the labels name them; -o partial=true reads those that are there",
+            )
+        for source in dict.fromkeys(source for source, _ in (*self.used, *self.lost, *self.flat) if source):
             fewest = _FEWEST_IN_FOLDER if source in self.folders else 1
-            self._refuse_lost(source or root, fewest, source=source)
+            self._refuse_lost(source, fewest, source=source)
             if self.largest.get(source, 2.0) <= 1.0:
                 what = "all boxes lie within the first pixel: their coordinates look like shares of the image"
-                raise DataError(what, where=source or root, fix="write them in pixels")
+                raise DataError(what, where=source, fix="write them in pixels")
         for category in sorted({category for _, category in (*self.lost, *self.flat)} - {""}):
             self._refuse_lost(root, category=category)
         self._refuse_lost(root)

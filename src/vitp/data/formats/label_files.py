@@ -129,7 +129,7 @@ def find_labels(
         for path in files_below(place.labels):
             image = place.images / path.relative_to(place.labels).with_suffix("")
             if path.suffix == ".txt" and path.name not in not_labels and image not in images:
-                builder.note(builder.place(path), "its image is missing; left out")
+                builder.lose(builder.place(path), "its image is missing; left out", absent=True)
     return found
 
 

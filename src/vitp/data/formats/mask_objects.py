@@ -32,7 +32,7 @@ def mask_fits(
     turned = image is not None and size == (height, width) and is_turned(image)
     why = " (turned by its EXIF orientation; the mask is of the pixels as stored)" if turned else ""
     text = f"is {width}×{height} but its image {size[0]}×{size[1]}{why}; image left out"
-    builder.note(builder.place(mask), text)
+    builder.lose(builder.place(mask), text)
     return False
 
 

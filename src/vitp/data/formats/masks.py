@@ -135,7 +135,7 @@ def _note_missing(builder: SetBuilder, layout: MaskLayout) -> None:
     for path in layout.alone:
         builder.note(builder.place(path), "no mask; image left out")
     for path in layout.strangers:
-        builder.note(builder.place(path), "its image is missing; left out")
+        builder.lose(builder.place(path), "its image is missing; left out", absent=True)
 
 
 def _entries(builder: SetBuilder, entries: Sequence[MaskEntry], *, regions: bool) -> list[_Read]:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from vitp.core.errors import ConfigError, DataError
+from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
-from vitp.data.formats.mask_classes import parse_value
+from vitp.data.formats.change_masks import ChangeMasks, ChangeMeaning, understood_changes
 from vitp.data.formats.mask_layouts import pair_files
-from vitp.data.formats.pixel_masks import ChangeFile, mask_values
+from vitp.data.formats.pixel_masks import ChangeFile
 from vitp.data.formats.walk import Folder, image_folders, role_of, shared, split_of
-from vitp.io.images import load_label_pixels
 from vitp.records.labels import LabelledSet
 
 _NUMBERED = ("t", "time", "im", "image", "images", "img", "imgs", "date", "phase")
@@ -34,7 +30,6 @@ _ROLES: dict[str, tuple[str, ...]] = {
 """What a folder holds → its names, in lower case without marks between words."""
 
 _MODALITIES = frozenset({"flair", "t1ce", "t1c", "t1gd", "pd", "adc", "dwi"})
-_LOOKED_AT = 50
 
 
 @dataclass
@@ -113,12 +108,14 @@ def read_pairs(
     before: str | None = None,
     after: str | None = None,
     masks: str | None = None,
-    unchanged: str | int | None = None,
+    unchanged: str | int | Sequence[str | int] | None = None,
+    classes: str | Mapping[str, str | int] | None = None,
 ) -> LabelledSet:
     """Read image pairs.
 
-    Two masks of classes, one a date (`label1`, `label2`), give what changed, too: they hold a value that says
-    "unchanged" in both at the same places.
+    Two masks of classes, one a date (`label1`, `label2`), give what changed and what became what: they hold a value
+    that says "unchanged" in both at the same places. One mask of several values holds levels or kinds of change, such
+    as damage; then `unchanged` and `classes` must say how it is meant.
 
     Args:
         root: Holds `{split}/{A,B,label}`, `{A,B,label}/{split}` or `A`, `B` and `label`; also `before`, `after`,
@@ -127,7 +124,9 @@ def read_pairs(
         before: Name of the folder of the earlier dates, where it isn't one of these.
         after: Of the later dates.
         masks: Of the masks.
-        unchanged: Value or colour that says "unchanged" in masks of classes.
+        unchanged: Values or colours that say "unchanged".
+        classes: "name=value,…" of masks of classes, levels or kinds of change; for masks of classes by default from
+            classes.txt or a table of colours, else the values are the names.
 
     Raises:
         DataError: The folders aren't there, or the masks can't be understood.
@@ -139,69 +138,55 @@ def read_pairs(
     if not places:
         fix = "put the files into them, or name yours with the options before, after and masks"
         raise DataError("has no A/, B/ and label/ folders", where=str(root), fix=fix)
+    meaning = understood_changes(builder, [_masks_of(builder, place) for place in places], unchanged, classes)
     for place in places:
-        _read_place(builder, place, unchanged)
-    return builder.build()
+        _read_place(builder, place, meaning)
+    return builder.build(change_classes=meaning.names)
 
 
-def _read_place(builder: SetBuilder, place: PairPlace, unchanged: str | int | None) -> None:
+def _masks_of(builder: SetBuilder, place: PairPlace) -> ChangeMasks:
+    """Return the masks of a place: of what changed, and of the classes at both dates."""
+    kinds = ("mask", "before mask", "after mask")
+    found = [
+        pair_files(builder.root, place.folders["before"].files, place.folders[kind].files)
+        if kind in place.folders
+        else {}
+        for kind in kinds
+    ]
+    return ChangeMasks(*found)
+
+
+def _read_place(builder: SetBuilder, place: PairPlace, meaning: ChangeMeaning) -> None:
     before, after = place.folders["before"], place.folders["after"]
     mask_folder = place.folders.get("mask") or place.folders["before mask"]
     shown = [builder.place(folder.path) for folder in (before, after, mask_folder)]
     builder.understand(f"earlier dates: {shown[0]}; later dates: {shown[1]}; what changed: {shown[2]}")
     later = pair_files(builder.root, before.files, after.files)
-    masks = pair_files(builder.root, before.files, mask_folder.files)
-    try:
-        value = None if unchanged is None else parse_value(str(unchanged))
-    except ValueError as error:
-        fix = "write 0, white, #ffffff or 255:255:255"
-        raise ConfigError(f'"{unchanged}" is no value', where="unchanged", fix=fix) from error
-    if "mask" not in place.folders and value is None:
-        value = _unchanged_value(builder, place, masks)
+    own = _masks_of(builder, place)
+    masks = own.change or own.first
     for image in before.files:
         second, mask = later.get(image), masks.get(image)
         if second is None or mask is None:
             builder.note(builder.place(image), f"no {'later date' if second is None else 'mask'}; left out")
             continue
-        sizes = [builder.size_of(path) for path in (image, second, mask)]
+        classes = [path for path in (own.first.get(image), own.second.get(image)) if path is not None]
+        sizes = [builder.size_of(path) for path in dict.fromkeys((image, second, mask, *classes))]
         if sizes[0] is None or None in sizes:
             continue
         if len(set(sizes)) > 1:
             texts = ", ".join(f"{s[0]}×{s[1]}" for s in sizes if s)
-            builder.note(builder.place(image), f"the dates and the mask differ in size ({texts}); left out")
+            builder.lose(builder.place(image), f"the dates and the mask differ in size ({texts}); left out")
             continue
-        change = ChangeFile(str(mask), unchanged=value)
-        builder.add(image, sizes[0], split=place.split, second_image=str(second), change=change)
+        builder.add(
+            image,
+            sizes[0],
+            split=place.split,
+            second_image=str(second),
+            change=ChangeFile(str(mask), unchanged=meaning.unchanged),
+            transition=meaning.transition(mask, classes),
+        )
     for path in sorted({*after.files, *mask_folder.files} - {*later.values(), *masks.values()}):
         builder.note(builder.place(path), "no earlier date; left out")
-
-
-def _unchanged_value(builder: SetBuilder, place: PairPlace, masks: dict[Path, Path]) -> int:
-    """Return the value that both masks of classes have at the same places."""
-    first = place.folders["before mask"]
-    second = pair_files(builder.root, first.files, place.folders["after mask"].files)
-    possible: set[int] | None = None
-    for mask in islice((m for m in masks.values() if m in second), _LOOKED_AT):
-        one_HW, other_HW = (mask_values(load_label_pixels(path)) for path in (mask, second[mask]))
-        if one_HW.shape != other_HW.shape:
-            continue
-        occurring = set(np.unique(one_HW).tolist()) & set(np.unique(other_HW).tolist())
-        if possible is not None:
-            occurring &= possible
-        possible = {
-            value for value in occurring if ((one_HW == value) == (other_HW == value)).all()
-        } or possible
-    if possible is None or len(possible) != 1:
-        several = "no value" if not possible else "more than one value"
-        raise DataError(
-            f"{several} of label1 and label2 is at the same places in both, so what says unchanged isn't known",
-            where=str(first.path.parent),
-            fix="name it with the option unchanged, as 0 or white",
-        )
-    value = possible.pop()
-    text = f"#{value:06x}" if value > 255 else str(value)
-    builder.understand(f"{text} in the masks of classes says unchanged; which class became which is not read")
-    return value
 
 
 def two_dates(places: Sequence[PairPlace]) -> list[PairPlace]:

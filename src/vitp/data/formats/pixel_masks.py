@@ -103,13 +103,13 @@ class ChangeFile:
     Attributes:
         path: Of the mask.
         window: The part that counts; None for all.
-        unchanged: The value that says "unchanged" instead; colours are 0xRRGGBB.
+        unchanged: The value, or the values, that say "unchanged" instead; colours are 0xRRGGBB.
         onto: The pixels of the image, where the file has others on the ground; it must cover all of them.
     """
 
     path: str
     window: MaskWindow | None = None
-    unchanged: int | None = None
+    unchanged: int | tuple[int, ...] | None = None
     onto: Grid | None = None
 
     def __call__(self) -> np.ndarray:
@@ -120,11 +120,41 @@ class ChangeFile:
         """
         pixels = _pixels(self.path) if self.onto is None else warped_labels(self.path, self.onto)[0]
         if self.unchanged is not None:
-            return np.asarray(mask_values(_cut(pixels, self.window)) != self.unchanged)
+            return ~np.isin(mask_values(_cut(pixels, self.window)), self.unchanged)
         brightest = pixels if pixels.ndim == 2 else pixels.max(axis=-1)
         # Files of 0 and 1, of class numbers, and of 0 and 255 softened by resizing all occur.
         threshold = 127 if brightest.size and brightest.max() >= 128 else 0
         return np.asarray(_cut(brightest, self.window) > threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionFiles:
+    """Class of each pixel at two dates.
+
+    Attributes:
+        before: Of the first date.
+        after: Of the second date.
+    """
+
+    before: MaskFile | DrawnMask
+    after: MaskFile | DrawnMask
+
+    def __call__(self) -> np.ndarray:
+        """Return the masks (2, H, W) uint8; where one of them isn't known (255), neither is.
+
+        Raises:
+            DataError: A file is missing or damaged, or they differ in size.
+        """
+        first_HW, second_HW = self.before(), self.after()
+        if first_HW.shape != second_HW.shape:
+            names = [
+                mask.path if isinstance(mask, MaskFile) else "outlines" for mask in (self.before, self.after)
+            ]
+            fix = "save both masks in one size"
+            raise DataError(f"has another size than {names[0]}", where=names[1], fix=fix)
+        both_2HW = np.stack([first_HW, second_HW])
+        both_2HW[:, (both_2HW == IGNORE).any(0)] = IGNORE
+        return both_2HW
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +185,7 @@ class SceneChangeMask:
 
 SceneChangeMask.__name__ = "SceneChange"  # the fingerprints of earlier runs hold this name
 
-MaskReader = MaskFile | ChangeFile | DrawnMask | SceneSemantic | SceneChangeMask
+MaskReader = MaskFile | ChangeFile | TransitionFiles | DrawnMask | SceneSemantic | SceneChangeMask
 
 
 def _part(path: str, window: MaskWindow | None) -> np.ndarray:
@@ -171,19 +201,31 @@ def _cut(pixels: np.ndarray, window: MaskWindow | None) -> np.ndarray:
     return pixels[y1:y2, x1:x2]
 
 
-def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | DrawnMask:
+def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | TransitionFiles | DrawnMask:
     """Return the mask reader of a part of a mask.
 
     Raises:
         DataError: The mask is one of a generated scene.
     """
+    if isinstance(mask, TransitionFiles):
+        return TransitionFiles(_dated(mask.before, window), _dated(mask.after, window))
     if isinstance(mask, DrawnMask):
         return mask.windowed(window)
     if not isinstance(mask, MaskFile | ChangeFile):
         raise DataError("only masks in files can be cropped", fix="ask for smaller scenes instead of crops")
-    x, y = mask.window[:2] if mask.window else (0, 0)
-    inner = (window[0] + x, window[1] + y, window[2] + x, window[3] + y)
-    return replace(mask, window=inner)
+    return replace(mask, window=_inner(mask.window, window))
+
+
+def _dated(mask: MaskFile | DrawnMask, window: MaskWindow) -> MaskFile | DrawnMask:
+    if isinstance(mask, DrawnMask):
+        return mask.windowed(window)
+    return replace(mask, window=_inner(mask.window, window))
+
+
+def _inner(outer: MaskWindow | None, window: MaskWindow) -> MaskWindow:
+    """Return a window of a window in pixels of the whole mask."""
+    x, y = outer[:2] if outer else (0, 0)
+    return window[0] + x, window[1] + y, window[2] + x, window[3] + y
 
 
 def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
@@ -192,6 +234,8 @@ def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
         return {"scene": mask.address}
     if isinstance(mask, SceneChangeMask):
         return {"scene_change": mask.before}
+    if isinstance(mask, TransitionFiles):
+        return {"before": mask_to_json(mask.before, root), "after": mask_to_json(mask.after, root)}
     if isinstance(mask, DrawnMask):
         return drawn_to_json(mask)
     path = Path(mask.path)
@@ -228,9 +272,15 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
         x1, y1, x2, y2 = (int(value) for value in row["window"])
         window = (x1, y1, x2, y2)
     if "change_mask" in row:
-        unchanged = row.get("unchanged")
+        told = row.get("unchanged")
+        several = tuple(int(value) for value in told) if isinstance(told, list) else None
         return ChangeFile(
-            str(root / row["change_mask"]), window, None if unchanged is None else int(unchanged), onto
+            str(root / row["change_mask"]), window, several or (None if told is None else int(told)), onto
         )
-    values = tuple((int(v), int(i)) for v, i in row["values"])
-    return MaskFile(str(root / row["mask"]), values, window, bool(row.get("nearest", False)), onto)
+    if "before" in row:
+        before, after = (mask_from_json(row[key], root) for key in ("before", "after"))
+        if not (isinstance(before, MaskFile | DrawnMask) and isinstance(after, MaskFile | DrawnMask)):
+            raise ValueError("masks of two dates are files or outlines")
+        return TransitionFiles(before, after)
+    pairs = tuple((int(v), int(i)) for v, i in row["values"])
+    return MaskFile(str(root / row["mask"]), pairs, window, bool(row.get("nearest", False)), onto)

@@ -164,13 +164,14 @@ def split_by_place(shapes_N: np.ndarray, groups: Sequence[str], how: PlaceSplit)
 def _dense(
     shapes_N: np.ndarray, centres_N2: np.ndarray, pairs_P2: np.ndarray, how: PlaceSplit, options: str
 ) -> PlacedSplits:
-    """Draw blocks of a mosaic; of several sizes the one that loses least."""
+    """Draw blocks of a mosaic; of several sizes the one that comes nearest to the shares that are wanted."""
     shapely = need_geo("shapely", "places")
     side = float(np.sqrt(np.median(shapely.area(shapes_N)))) + how.buffer
     first = max(_SIDES * side, _extent(shapes_N) / math.sqrt(_BLOCKS))
-    sizes = [how.block] if how.block else [_round(first * factor) for factor in (1, 1.5, 2, 3, 0.67)]
-    wanted = [split for split, share in (("train", 1), ("val", how.val), ("test", how.test)) if share > 0]
-    best: tuple[int, float, list[str]] | None = None
+    sizes = [how.block] if how.block else [_round(first * factor) for factor in (1, 1.5, 2, 3, 0.67, 0.45)]
+    shares = {"train": 1 - how.val - how.test, "val": how.val, "test": how.test}
+    wanted = {split: share * len(shapes_N) for split, share in shares.items() if share > 0}
+    best: tuple[float, float, list[str]] | None = None
     one_P, two_P = pairs_P2.T
     for block in sizes:
         cells = _cells(centres_N2, block)
@@ -180,18 +181,19 @@ def _dense(
             for mine, its in ((0, two_P), (1, one_P)):
                 found_N[its[(found_P2[mine] == held_out) & (found_P2[1 - mine] == other)]] = ""
         kept = Counter(split for split in found_N.tolist() if split)
-        if all(kept[split] for split in wanted) and (best is None or kept.total() > best[0]):
-            best = kept.total(), block, found_N.tolist()
+        met = sum(min(kept[split], count) for split, count in wanted.items())
+        if all(kept[split] for split in wanted) and (best is None or met > best[0]):
+            best = met, block, found_N.tolist()
     if best is None:
         said = (
             "all images are near each other, and no blocks leave something for each split: all train; name the "
             "splits with -o split_file=FILE, set -o block=METRES, or cut the images with --crop"
         )
         return PlacedSplits(["train"] * len(shapes_N), said)
-    kept_count, block, found = best
+    _, block, found = best
     apart = f"nearer than {how.buffer:g} m to" if how.buffer else "that touch"
     said = f"drawn by place in blocks of {block:,g} m; those {apart} one of a held-out split are left out ({options})"
-    return PlacedSplits([split or None for split in found], said, len(shapes_N) - kept_count)
+    return PlacedSplits([split or None for split in found], said, found.count(""))
 
 
 def _clusters(count: int, pairs_P2: np.ndarray, groups: Sequence[str]) -> np.ndarray:

@@ -13,12 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.walk import Note, parse_label_json, read_label_text, split_of, within
+from vitp.data.formats.walk import (
+    Note,
+    child,
+    images_below,
+    parse_label_json,
+    read_label_text,
+    split_of,
+    within,
+)
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.labels import SPLITS
 
 _LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets/Segmentation", "ImageSets", "splits", "lists", "list")
-"""Where lists may lie, below the set's folder; the first place that has some counts."""
+"""Where lists may lie, below the set's folder and in any case; the first place that has some counts, and after these
+the folders of the images."""
+
+_LIST_SUFFIXES = (".txt", ".lst")
+
+FROM_FOLDERS = "the folders and files that are named after the splits"
+"""What named splits that no list names."""
 
 _FLAGS = ("-1", "0", "1")
 """Behind a name of Pascal VOC: whether the image holds a class."""
@@ -145,19 +159,21 @@ def read_split_list(path: Path, split: str, root: Path) -> list[SplitEntry]:
     """Return the entries of a list with one image a line, each line once.
 
     A line may hold more behind the name, such as the flag of Pascal VOC or the other images of a pair; the name is the
-    longest part that means an image. Lines with # are comments.
+    longest part that means an image. In a sub-folder it may be one under that folder. Lines with # are comments.
 
     Raises:
         DataError: The list can't be read.
     """
     entries: dict[str, SplitEntry] = {}
+    folder = within(path.parent, root)
     for row, line in enumerate(read_label_text(path).splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
         words = text.split()
         cut = text[: -len(words[-1])].rstrip() if len(words) > 1 and words[-1] in _FLAGS else text
-        names = tuple(dict.fromkeys((text, cut, words[0])))
+        own = (text, cut, words[0])
+        names = tuple(dict.fromkeys((*own, *(f"{folder}/{name}" for name in own))))
         entries.setdefault(text, SplitEntry(names, split, f"{within(path, root)}:{row}"))
     return list(entries.values())
 
@@ -247,7 +263,7 @@ def match_entries(
 
 
 def find_split_lists(root: Path, places: Iterable[str] = ()) -> list[tuple[Path, list[SplitEntry]]]:
-    """Return the lists of the splits in a set's folder with their entries.
+    """Return the lists of the splits in a set's folder, or beside its images, with their entries.
 
     A text beside an image of the same name is no list.
 
@@ -255,26 +271,53 @@ def find_split_lists(root: Path, places: Iterable[str] = ()) -> list[tuple[Path,
         DataError: A list can't be read.
     """
     stems = {_without_suffix(place) for place in places}
-    for base in (root / folder for folder in _LIST_FOLDERS):
-        found = {
-            path.stem.lower(): path
-            for path in (sorted(base.glob("*.txt")) if base.is_dir() else ())
-            if split_of(path.stem) and _without_suffix(within(path, root)) not in stems
-        }
+    beside = sorted({(root / place).parent for place in stems} - {root})
+    usual = [[folder] for name in _LIST_FOLDERS if (folder := _below(root, name)) is not None]
+    for bases in (*usual, beside):
+        found = [
+            path
+            for base in bases
+            for path in (sorted(base.iterdir()) if base.is_dir() else ())
+            if path.suffix.lower() in _LIST_SUFFIXES
+            and split_of(path.stem)
+            and _without_suffix(within(path, root)) not in stems
+        ]
         if found:
-            named = [(split_of(path.stem) or "train", path) for path in found.values()]
+            named = [(split_of(path.stem) or "train", path) for path in found]
             named.sort(key=lambda entry: SPLITS.index(entry[0]))
             return [(path, read_split_list(path, split, root)) for split, path in named]
     return []
 
 
+def _below(root: Path, name: str) -> Path | None:
+    """Return the folder of a path under `root`, whose parts may be written in any case."""
+    folder: Path | None = root
+    for part in PurePosixPath(name).parts:
+        folder = None if folder is None else child(folder, (part,))
+    return folder
+
+
 def splits_from_lists(
-    root: Path, places: Sequence[str], layout: Sequence[str | None], note: Note
+    root: Path,
+    places: Sequence[str],
+    layout: Sequence[str | None],
+    note: Note,
+    *,
+    partial: bool = False,
+    first: bool = False,
 ) -> tuple[list[str | None], str]:
     """Return the split of each image from the lists in the set's folder, else from its layout, and which it was.
 
+    Args:
+        root: The set's folder.
+        places: The labelled images.
+        layout: Splits of their folders.
+        note: Takes findings.
+        partial: Images that the lists name may be missing.
+        first: The lists count where folders contradict them.
+
     Raises:
-        DataError: A name means two images, an image is in two lists, or a list contradicts a folder.
+        DataError: A name means no image or two, an image is in two lists, or a list contradicts a folder.
     """
     lists = [(path, entries) for path, entries in find_split_lists(root, places) if entries]
     named = [entry for path, entries in lists if path.stem.lower() != "trainval" for entry in entries]
@@ -286,15 +329,12 @@ def splits_from_lists(
             what = "is in the lists trainval and test"
             raise DataError(what, where=places[index], fix="keep it in one of them")
         listed[index] = listed[index] or split
+    check_missing(root, places, missing, note, partial=partial)
     if not any(listed):
-        if lists:
-            text = "names none of the set's images; not taken as a list of a split"
-            note(within(lists[0][0], root), text)
-        return list(layout), "the folders and files that are named after the splits"
-    _note_missing(missing, note)
+        return list(layout), FROM_FOLDERS
     for place, split, own in zip(places, listed, layout, strict=True):
-        if split and own and split != own:
-            fix = "move the image or mend the list, or say it with the option split_file"
+        if split and own and split != own and not first:
+            fix = "move the image or mend the list, or say which counts: -o splits=lists or -o splits=folders"
             raise DataError(f"is in the list of {split} and in the folder of {own}", where=place, fix=fix)
     shown = ", ".join(path.name for path, _ in lists)
     origin = f"the {'list' if len(lists) == 1 else 'lists'} {shown}"
@@ -307,7 +347,35 @@ def splits_from_lists(
     return listed, origin
 
 
-def _note_missing(missing: Sequence[SplitEntry], note: Note) -> None:
+def check_missing(
+    root: Path, places: Sequence[str], missing: Sequence[SplitEntry], note: Note, *, partial: bool
+) -> None:
+    """Note the entries of lists that mean no labelled image.
+
+    Args:
+        root: The set's folder.
+        places: The labelled images.
+        missing: Entries that mean none of them.
+        note: Takes findings.
+        partial: They may mean images that aren't there.
+
+    Raises:
+        DataError: An entry means no image, with or without labels.
+    """
+    if missing and not partial:
+        outside = {path.parent for path in map(Path, places) if path.is_absolute()}
+        there = _Names([within(path, root) for base in (root, *outside) for path in images_below(base)])
+        gone = [entry for entry in missing if not any(there.similar(name) for name in entry.names)]
+        if gone:
+            others = (
+                f", nor {'do' if len(gone) > 2 else 'does'} {len(gone) - 1:,} more" if len(gone) > 1 else ""
+            )
+            raise DataError(
+                f'"{gone[0].names[0]}" means no image of the set{others}',
+                where=gone[0].where,
+                fix="add the images or mend the list; -o partial=true goes on without them, -o splits=folders or "
+                "-o splits=drawn without the lists",
+            )
     by_file: dict[str, list[SplitEntry]] = defaultdict(list)
     for entry in missing:
         by_file[entry.where.rpartition(":")[0]].append(entry)

@@ -7,10 +7,10 @@ import io
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitp.core.errors import DataError
-from vitp.data.formats.walk import parse_label_json, read_label_text
+from vitp.data.formats.walk import image_folders, name_index, parse_label_json, read_label_text
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
@@ -117,13 +117,47 @@ def find_key(row: dict[str, Any], keys: Sequence[str]) -> str | None:
     return next((known[key.lower()] for key in keys if key.lower() in known), None)
 
 
-def first_table_rows(path: Path, count: int = 200) -> list[dict[str, Any]]:
+_LOOKED_AT = 200
+"""Rows that tell what a table is."""
+
+
+def table_weight(root: Path, path: Path, keys: Sequence[str]) -> Literal["none", "some", "most"]:
+    """Return whether a table is about the set's images: at least half of its rows must name one.
+
+    "most" where it names half of the images or more, "some" where it names fewer: it may lie there for another purpose.
+    """
+    # A broken row further down doesn't make it another table: reading it will tell.
+    rows = first_table_rows(path) or first_table_rows(path, 1)
+    named, different = images_named(root, rows, keys)
+    if not named or 2 * named < len(rows):
+        return "none"
+    images = sum(
+        len(folder.files) for folder in image_folders(root) if folder.role not in ("mask", "instance")
+    )
+    return "most" if len(rows) >= _LOOKED_AT or 2 * different >= images else "some"
+
+
+def first_table_rows(path: Path, count: int = _LOOKED_AT) -> list[dict[str, Any]]:
     """Return the first rows of a table; none where it can't be read or a row isn't one of keys and values."""
     try:
         rows = [row for _, row in islice(raw_rows(path), count)]
     except DataError:
         return []
     return rows if all(isinstance(row, dict) for row in rows) else []
+
+
+def images_named(root: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> tuple[int, int]:
+    """Return how many rows name an image of the set's folder, and how many images they name."""
+    index = name_index(root)
+    column = find_key(rows[0], keys) if rows else None
+    if column is None:
+        return 0, 0
+    found = []
+    for row in rows:
+        name = str(row.get(column) or "").strip()
+        own = index.get(name) or index.get(Path(name).name) or ()
+        found += [own[0]] if own else []
+    return len(found), len(set(found))
 
 
 def refuse_several_tables(root: Path, paths: Sequence[Path]) -> None:

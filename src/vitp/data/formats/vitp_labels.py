@@ -26,6 +26,9 @@ from vitp.io.images import is_scene
 from vitp.records.channels import Channels
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet, ObjectLabel
 
+SET_FILE = "labels/set.json"
+"""Head of a compiled set, below its folder."""
+
 _VERSION = 1
 
 _LARGEST_SIDE = 10_000_000
@@ -33,6 +36,9 @@ _LARGEST_SIDE = 10_000_000
 
 _TEXTS = ("name", "image_root", "label_root", "licence")
 _LISTS = ("object_classes", "scene_classes", "semantic_classes", "findings", "understood")
+_OPTIONAL_LISTS = ("change_classes",)
+"""Lists that are written only where there is something in them."""
+
 _COMPILE_AGAIN = "compile the labels again"
 
 
@@ -93,10 +99,11 @@ def write_head(
         **{key: list(getattr(labelled, key)) for key in _LISTS[:3]},
         "licence": labelled.licence,
         **{key: list(getattr(labelled, key)) for key in _LISTS[3:]},
+        **{key: list(own) for key in _OPTIONAL_LISTS if (own := getattr(labelled, key))},
     }
     if labelled.channels is not None:
         head["channels"] = channels_to_json(labelled.channels)
-    write_json(roots.out / "labels" / "set.json", head)
+    write_json(roots.out / SET_FILE, head)
 
 
 def write_compiled(labelled: LabelledSet, roots: Roots) -> None:
@@ -118,11 +125,11 @@ def read_compiled(root: Path) -> LabelledSet:
         DataError: There is no such set, or a row can't be understood.
     """
     folder = root / "labels"
-    head = _head(folder / "set.json")
+    head = _head(root / SET_FILE)
     roots = Roots(root, root / head["image_root"], root / head["label_root"])
     items = [item for split in SPLITS for item in _items(folder / f"{split}.jsonl", split, roots)]
-    lists: dict[str, Any] = {key: tuple(head[key]) for key in _LISTS}
-    channels = channels_from_json(head.get("channels"), folder / "set.json")
+    lists: dict[str, Any] = {key: tuple(head[key]) for key in (*_LISTS, *_OPTIONAL_LISTS)}
+    channels = channels_from_json(head.get("channels"), root / SET_FILE)
     return LabelledSet(name=head["name"], items=items, licence=head["licence"], channels=channels, **lists)
 
 
@@ -132,7 +139,7 @@ def read_channels(root: Path) -> Channels | None:
     Raises:
         DataError: There is no such set, or its head can't be understood.
     """
-    path = root / "labels" / "set.json"
+    path = root / SET_FILE
     return channels_from_json(_head(path).get("channels"), path)
 
 
@@ -171,8 +178,9 @@ def _head(path: Path) -> dict[str, Any]:
     for key in _TEXTS:
         if not isinstance(head.get(key), str) or "\0" in head[key]:
             raise refuse(f'"{key}" is no text')
-    head.setdefault("understood", [])  # older sets have none
-    for key in _LISTS:
+    for key in ("understood", *_OPTIONAL_LISTS):  # older sets have none
+        head.setdefault(key, [])
+    for key in (*_LISTS, *_OPTIONAL_LISTS):
         texts = head.get(key)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise refuse(f'"{key}" is no list of texts')
@@ -216,11 +224,13 @@ def label_line(item: LabelledImage, roots: Roots) -> str:
         "objects": objects(item.objects),
         "ignored": objects(item.ignored) or None,
         "scene": item.scene,
+        "tags": None if item.tags is None else list(item.tags),
         "captions": list(item.captions) or None,
         "semantic": mask(item.semantic),
         "second_image": None if second is None else relative(second, roots.images),
         "change": mask(item.change),
         "later_objects": objects(item.later_objects),
+        "transition": mask(item.transition),
         "ground": None if item.ground is None else list(item.ground),
         "metadata": dict(item.metadata) if item.metadata else None,
     }
@@ -266,6 +276,8 @@ def item_from_json(row: dict[str, Any], split: str, roots: Roots) -> LabelledIma
         change=mask("change"),
         later_objects=objects("later_objects"),
         ignored=objects("ignored") or (),
+        tags=tuple(_text(name) for name in row["tags"]) if "tags" in row else None,
+        transition=mask("transition"),
         ground=None if row.get("ground") is None else _ground(row["ground"]),
         metadata={_text(key): _text(value) for key, value in row.get("metadata", {}).items()} or None,
     )

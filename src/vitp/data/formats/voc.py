@@ -227,7 +227,7 @@ def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, Element
         )
         images = [image for image in images if image.name == name] or images
         if not images:
-            builder.note(builder.place(path), "its image is missing; left out")
+            builder.lose(builder.place(path), "its image is missing; left out", absent=True)
             continue
         if len(images) > 1:
             raise DataError(

@@ -26,7 +26,7 @@ from vitp.data.formats.label_files import (
     label_places,
     label_rows,
 )
-from vitp.data.formats.splits import SplitEntry, match_entries, read_split_list
+from vitp.data.formats.splits import SplitEntry, check_missing, match_entries, read_split_list
 from vitp.data.formats.walk import child, comma_list, read_label_text, within
 from vitp.data.formats.yolo_rows import Rows, form_of, parse_row, survey, yolo_shape
 from vitp.records.labels import LabelledSet
@@ -150,9 +150,9 @@ def _labels(builder: SetBuilder, told: DataYaml | None) -> list[LabelFile]:
     assert told is not None
     for missing in gone:
         builder.note(told.path.name, f"{missing} isn't there; left out")
-    splits, misses = match_entries(lists, [builder.place(entry.image) for entry in labels])
-    for miss in misses[:20]:
-        builder.note(miss.where, f'"{miss.names[0]}" is no labelled image of the set')
+    places = [builder.place(entry.image) for entry in labels]
+    splits, misses = match_entries(lists, places)
+    check_missing(root, places, misses, builder.note, partial=builder.options.partial)
     builder.splits_from = told.path.name
     found = []
     for entry, listed in zip(labels, splits, strict=True):

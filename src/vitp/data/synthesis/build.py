@@ -11,7 +11,7 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.words import spoken
-from vitp.data.synthesis import change_tasks, image_tasks, object_tasks
+from vitp.data.synthesis import change_tasks, ground_tasks, image_tasks, object_tasks
 from vitp.data.synthesis.choosing import one_weighted
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import Facts, Limits, Question, place, scale_box, scale_quad
@@ -43,6 +43,7 @@ class QuestionTask:
         balanced: Its answers are chosen so that none of them is frequent over the set.
         given: Where it asks for what somebody labelled: the labels of an image. A rare class is what is looked for
             then, so the task can teach as long as any two labels of the set differ.
+        needs: Whether an image has what the task is about at all; the others don't know the task.
     """
 
     ask: Callable[[Facts, np.random.Generator], Question | None]
@@ -50,16 +51,40 @@ class QuestionTask:
     change: bool = False
     balanced: bool = False
     given: Callable[[LabelledImage], Iterable[str]] | None = None
+    needs: Callable[[LabelledImage], bool] | None = None
 
 
 def _scenes(item: LabelledImage) -> Iterable[str]:
     return () if item.scene is None else (item.scene,)
 
 
+def _has_transition(item: LabelledImage) -> bool:
+    return item.transition is not None
+
+
+def _of_metadata(key: str) -> QuestionTask:
+    def given(item: LabelledImage) -> Iterable[str]:
+        return [value] if (value := (item.metadata or {}).get(key)) else []
+
+    return QuestionTask(
+        ground_tasks.asks_metadata(key), exact, given=given, needs=ground_tasks.known_metadata(key)
+    )
+
+
+def _of_ground(ask: Callable[[Facts, np.random.Generator], Question | None]) -> QuestionTask:
+    return QuestionTask(ask, ground_tasks.near_amount, needs=ground_tasks.has_ground)
+
+
 QUESTION_TASKS: dict[str, QuestionTask] = {
     "caption": QuestionTask(image_tasks.caption, token_f1, given=attrgetter("captions")),
     "scene": QuestionTask(image_tasks.scene, exact, given=_scenes),
     "scene_options": QuestionTask(image_tasks.scene_options, exact, given=_scenes),
+    "tags": QuestionTask(
+        image_tasks.tags,
+        list_f1,
+        needs=lambda item: item.tags is not None,
+        given=lambda item: (", ".join(item.tags or ()),),
+    ),
     "presence": QuestionTask(image_tasks.presence, same_yes_no, balanced=True),
     "count": QuestionTask(image_tasks.count, same_number, balanced=True),
     "count_compare": QuestionTask(image_tasks.count_compare, exact),
@@ -89,14 +114,37 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "change_cells": QuestionTask(change_tasks.change_cells, cells_f1, change=True),
     "change_share": QuestionTask(change_tasks.change_share, same_share, change=True),
     "change_objects": QuestionTask(change_tasks.change_objects, list_f1, change=True),
+    "transitions": QuestionTask(change_tasks.transitions, list_f1, change=True, needs=_has_transition),
+    "transition_point": QuestionTask(
+        change_tasks.transition_point, list_f1, change=True, needs=_has_transition
+    ),
+    "size_metres": _of_ground(ground_tasks.size_metres),
+    "area_metres": _of_ground(ground_tasks.area_metres),
+    "cover_hectares": _of_ground(ground_tasks.cover_hectares),
+    "distance_metres": _of_ground(ground_tasks.distance_metres),
+    "extent_metres": _of_ground(ground_tasks.extent_metres),
+    "ground_resolution": _of_ground(ground_tasks.ground_resolution),
+    **{key: _of_metadata(key) for key in ground_tasks.METADATA},
 }
+
+
+CONTEXT = "context"
+"""Not a question: half of the records (at weight 1) begin with what is known of how the image was taken, as far as it
+would be asked for; what all images of a set have in common isn't told."""
+
+TASK_NAMES = (*QUESTION_TASKS, CONTEXT)
+"""What weights can be given to."""
 
 
 def tasks_asked(item: LabelledImage) -> list[str]:
     """Return the names of the tasks that can be asked of an image, or of a pair."""
-    if item.second_image is None:
-        return [name for name, task in QUESTION_TASKS.items() if not task.change]
-    return [*(name for name, task in QUESTION_TASKS.items() if task.change), "caption"]
+    pair = item.second_image is not None
+    names = [
+        name
+        for name, task in QUESTION_TASKS.items()
+        if task.change == pair and (task.needs is None or task.needs(item))
+    ]
+    return [*names, "caption"] if pair else names
 
 
 def _task(name: str, where: str) -> QuestionTask:
@@ -135,7 +183,8 @@ class SynthesisConfig(Limits):
 
     def __post_init__(self) -> None:
         for name, weight in self.tasks.items():
-            _task(name, "synthesis tasks")
+            if name != CONTEXT:
+                _task(name, "synthesis tasks")
             if not 0 <= weight < float("inf"):
                 what, where = f"weight {weight} is not a number from 0 on", f"synthesis task {name}"
                 raise ConfigError(what, where=where, fix="use 0 or more")
@@ -167,14 +216,18 @@ _DUPLICATES = 8
 """Times that a task may come up with a question it has asked already before it is left alone."""
 
 
-def _questions(facts: Facts, config: SynthesisConfig, rng: np.random.Generator) -> list[tuple[str, Question]]:
-    """Choose tasks in rounds until there are enough questions.
+def _questions(
+    facts: Facts, config: SynthesisConfig, rng: np.random.Generator, told: bool = False
+) -> list[tuple[str, Question]]:
+    """Choose tasks in rounds until there are enough questions; what the record tells already isn't asked.
 
     In a round a task is chosen by its weight, and each choice uses up 1 of it: tasks of weight 1 or less come once a
     round, one of weight 6 up to six times. A task that answers None is not tried again: its None may be half of a
     yes/no balance.
     """
     names = tasks_asked(facts.item)
+    if told:
+        names = [name for name in names if name not in (*ground_tasks.METADATA, "ground_resolution")]
     # How often each task may still repeat itself; tasks with nothing left to ask are taken out.
     patience = {name: _DUPLICATES for name in names if config.weight(name) > 0}
     asked: list[tuple[str, Question]] = []
@@ -243,11 +296,17 @@ def synthesize_with_tasks(
     rng = np.random.default_rng(
         np.random.SeedSequence([seed, epoch, zlib.crc32(item.id.encode(errors="surrogatepass"))])
     )
-    asked = _questions(Facts(item, classes, config), config, rng)
+    context = ground_tasks.context_line(item, lambda name: config.weight(name) > 0)
+    # Without anything to tell no random number is drawn: such records stay what they were.
+    if context and rng.random() >= config.weight(CONTEXT) / 2:
+        context = ""
+    asked = _questions(Facts(item, classes, config), config, rng, bool(context))
     if not asked:
         return None
     images = (item.image,) if item.second_image is None else (item.image, item.second_image)
-    prefix = "<image>\n" if len(images) == 1 else "Image-1: <image>\nImage-2: <image>\n"
+    prefix = (f"{context}\n" if context else "") + ground_tasks.image_marks(
+        item, dated=config.weight(CONTEXT) > 0
+    )
     turns = [Turn(question.question, question.answer) for _, question in asked]
     turns[0] = Turn(prefix + turns[0].question, turns[0].answer)
     record = InstructionRecord(

@@ -8,7 +8,7 @@ from collections import Counter
 import cv2
 import numpy as np
 
-from vitp.core.words import NINTHS, how_many
+from vitp.core.words import NINTHS, how_many, spoken
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.answers import format_boxes, format_cells, format_share
 from vitp.data.synthesis.choosing import one_of, worded, yes_or_no
@@ -17,6 +17,7 @@ from vitp.data.synthesis.facts import (
     Facts,
     Question,
     cell_histogram,
+    inner_point,
     match_pairs,
     overlap,
     scale_box,
@@ -24,6 +25,9 @@ from vitp.data.synthesis.facts import (
 )
 from vitp.data.synthesis.image_tasks import next_caption
 from vitp.records.labels import ObjectLabel
+
+_TOLD_TRANSITION = 0.01
+"""Share of the changed pixels from which on a change of class is told."""
 
 _CHANGED_CELL = 0.1
 """A cell counts as changed from this share of its pixels on."""
@@ -131,6 +135,44 @@ def change_share(facts: Facts, rng: np.random.Generator) -> Question | None:
     if facts.change is None:
         return None
     return Question(worded(rng, phrases.CHANGE_SHARE), format_share(float(facts.change.mean()), 1))
+
+
+def transitions(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask which class became which, the largest changes first; "none" without a change.
+
+    Changes of less than 1 % of the changed pixels aren't told.
+    """
+    both_2HW = facts.transition
+    if both_2HW is None:
+        return None
+    names = facts.classes.change_classes
+    told = (both_2HW < len(names)).all(0) & (both_2HW[0] != both_2HW[1])
+    pairs, counts = np.unique(both_2HW[:, told], axis=1, return_counts=True)
+    order = sorted(range(len(counts)), key=lambda i: (-int(counts[i]), *pairs[:, i].tolist()))
+    least = _TOLD_TRANSITION * counts.sum()
+    found = [
+        f"{spoken(names[pairs[0, i]])} to {spoken(names[pairs[1, i]])}" for i in order if counts[i] >= least
+    ]
+    return Question(worded(rng, phrases.TRANSITIONS), ", ".join(found) or "none")
+
+
+def transition_point(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for the classes of a changed point at both dates; each change of class is as likely."""
+    both_2HW, names = facts.transition, facts.classes.change_classes
+    if both_2HW is None:
+        return None
+    told_HW = (both_2HW < len(names)).all(0) & (both_2HW[0] != both_2HW[1])
+    pairs = np.unique(both_2HW[:, told_HW], axis=1).T.tolist()
+    if not pairs:
+        return None
+    before, after = one_of(rng, pairs)
+    there_HW = (both_2HW[0] == before) & (both_2HW[1] == after)
+    found = inner_point(there_HW, rng, facts.limits.coordinate_range)
+    if found is None:
+        return None
+    x, y = found
+    answer = f"{spoken(names[before])}, {spoken(names[after])}"
+    return Question(worded(rng, phrases.TRANSITION_POINT, x=x, y=y), answer, f"{x},{y}")
 
 
 def only_in_first(first: tuple[ObjectLabel, ...], second: tuple[ObjectLabel, ...]) -> Counter[str]:

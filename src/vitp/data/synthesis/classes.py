@@ -63,7 +63,7 @@ class SetClasses:
     """The classes of a set that questions can be about.
 
     Attributes:
-        object_classes, scene_classes, semantic_classes: Names, in the set's order.
+        object_classes, scene_classes, semantic_classes, change_classes: Names, in the set's order.
         name: Of the set; becomes the records' source.
         licence: Of the set.
         statistics: How often classes occur; without them every class counts as present in half of the images.
@@ -75,6 +75,7 @@ class SetClasses:
     name: str = ""
     licence: str = ""
     statistics: ClassStatistics = field(default_factory=ClassStatistics, compare=False)
+    change_classes: tuple[str, ...] = ()
 
     @classmethod
     def from_set(cls, labelled: LabelledSet, *, sample: int = 256) -> SetClasses:
@@ -85,6 +86,7 @@ class SetClasses:
             labelled.semantic_classes,
             labelled.name,
             labelled.licence,
+            change_classes=labelled.change_classes,
         )
         looked_at = (item for _, item in evenly_spaced(labelled.items, sample))
         return replace(bare, statistics=gather_statistics(looked_at, bare))
@@ -141,7 +143,9 @@ def class_states(
                 states[name] = None
             else:
                 states[name] = False
-    return {name: state or None for name, state in states.items()} if item.ignored else states
+    if item.ignored:
+        states = {name: state or None for name, state in states.items()}
+    return states if item.tags is None else {**states, **{n: n in item.tags for n in classes.scene_classes}}
 
 
 def countable(item: LabelledImage) -> list[str]:

@@ -152,6 +152,20 @@ def scale_quad(quad: tuple[float, ...], width: int, height: int, limit: int) -> 
     return tuple(v for corner in corners[first:] + corners[:first] for v in corner)
 
 
+def inner_point(there_HW: np.ndarray, rng: np.random.Generator, limit: int) -> tuple[int, int] | None:
+    """Return x and y on 0..limit of a random pixel of a mask whose 3×3 neighbours belong to it, too, or None."""
+    places = np.flatnonzero(there_HW.ravel())
+    height, width = there_HW.shape
+    for place in places[rng.integers(len(places), size=8)] if len(places) else ():
+        row, column = divmod(int(place), width)
+        x, y = round((column + 0.5) / width * limit), round((row + 0.5) / height * limit)
+        # A coordinate stands for several pixels of a large image: look where the text really points.
+        row, column = min(y * height // limit, height - 1), min(x * width // limit, width - 1)
+        if there_HW[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].all():
+            return x, y
+    return None
+
+
 @lru_cache(maxsize=64)
 def _cell_index(height: int, width: int, n: int) -> np.ndarray:
     rows, columns = np.arange(height) * n // height, np.arange(width) * n // width
@@ -201,6 +215,11 @@ class Facts:
     def change(self) -> np.ndarray | None:
         """The change mask (H, W) bool, or None."""
         return None if self.item.change is None else np.asarray(self.item.change()) > 0
+
+    @cached_property
+    def transition(self) -> np.ndarray | None:
+        """The classes at both dates (2, H, W) uint8, 255 where they aren't known, or None."""
+        return None if self.item.transition is None else np.asarray(self.item.transition())
 
     @cached_property
     def objects(self) -> tuple[Placed, ...]:

@@ -22,7 +22,7 @@ from vitp.data.synthesis.choosing import (
     yes_or_no,
 )
 from vitp.data.synthesis.classes import NEVER_ASKED
-from vitp.data.synthesis.facts import UNKNOWN, Facts, Question
+from vitp.data.synthesis.facts import UNKNOWN, Facts, Question, inner_point
 from vitp.records.instructions import IMAGE_MARK
 
 _MOST_OPTIONS = 6
@@ -109,6 +109,14 @@ def scene_options(facts: Facts, rng: np.random.Generator) -> Question | None:
     names = [spoken(name) for name in chosen]
     options = f"{', '.join(names[:-1])} or {names[-1]}"
     return Question(worded(rng, phrases.SCENE_OPTIONS, options=options), spoken(right))
+
+
+def tags(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for all classes of an image that may have several, in the set's order; "none" where it has none."""
+    if facts.item.tags is None:
+        return None
+    names = [spoken(name) for name in facts.classes.scene_classes if name in facts.item.tags]
+    return Question(worded(rng, phrases.TAGS), ", ".join(names) or "none")
 
 
 def presence(facts: Facts, rng: np.random.Generator) -> Question | None:
@@ -211,17 +219,11 @@ def point(facts: Facts, rng: np.random.Generator) -> Question | None:
     if mask is None or not names:
         return None
     name = one_of(rng, names)
-    value = facts.classes.semantic_classes.index(name)
-    places = np.flatnonzero(mask.ravel() == value)
-    height, width = mask.shape
-    for place in places[rng.integers(len(places), size=8)]:
-        row, column = divmod(int(place), width)
-        x, y = round((column + 0.5) / width * limit), round((row + 0.5) / height * limit)
-        # A coordinate stands for several pixels of a large image: look where the text really points.
-        row, column = min(y * height // limit, height - 1), min(x * width // limit, width - 1)
-        if (mask[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] == value).all():
-            return Question(worded(rng, phrases.POINT, x=x, y=y), spoken(name), f"{x},{y}")
-    return None
+    found = inner_point(mask == facts.classes.semantic_classes.index(name), rng, limit)
+    if found is None:
+        return None
+    x, y = found
+    return Question(worded(rng, phrases.POINT, x=x, y=y), spoken(name), f"{x},{y}")
 
 
 def cover(facts: Facts, rng: np.random.Generator) -> Question | None:

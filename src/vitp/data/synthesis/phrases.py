@@ -30,6 +30,11 @@ SCENE_OPTIONS = (
     "Is this scene {options}?", "Pick the scene type from: {options}.", "What is shown: {options}?",
     "Select the right category: {options}.",
 )
+TAGS = (
+    "Which classes fit the image? Name all.", "List all classes that apply to the image.",
+    "Tag the image with all classes that fit.", "Name every class that is shown.",
+    "Which of the known classes does the image show?", "Give all labels of the whole image.",
+)
 PRESENCE = (
     "Do you see {any}?", "Does the image show {any}?", "Does this image contain {any}?",
     "Can you find {any} here?", "Did the image catch {any}?", "Would one find {any} in this image?",
@@ -167,6 +172,17 @@ CHANGE_SHARE = (
     "What percentage of the image is different?", "Give the changed share, rounded to one percent.",
     "How many percent of the pixels changed?",
 )
+TRANSITIONS = (
+    "What changed into what?", "Which classes became which others?", "List the changes of class, the largest first.",
+    "What turned into what between the two dates?", "Name each change from one class to another.",
+    "How did the classes change?",
+)
+TRANSITION_POINT = (
+    "What was at ({x}, {y}) before, and what is there now?", "What did ({x}, {y}) change from, and to what?",
+    "Name the class at ({x}, {y}) at the first and at the second date.",
+    "Which class had the point ({x}, {y}), and which has it now?",
+    "Classify the point ({x}, {y}) in both images.", "({x}, {y}): what before, what after?",
+)
 APPEARED = (
     "What appeared in the second image?", "Which objects are new?", "What is there now that was not before?",
     "List the objects that were added.", "What came into view between the dates?",
@@ -176,5 +192,49 @@ DISAPPEARED = (
     "What disappeared?", "Which objects are gone?", "What is missing in the second image?",
     "List the objects that were removed.", "What was there before and is not now?",
     "Name what is only in the first image.",
+)
+LENGTH = (
+    "How long is {the}?", "What is the length of {the}?", "Give the length of {the} on the ground.",
+    "Estimate how long {the} is.", "How long is {the} in reality?", "Measure the length of {the}.",
+)
+AREA = (
+    "What area does {the} cover?", "How large is {the} on the ground?", "Give the area of {the}.",
+    "Estimate the ground area of {the}.", "How much ground does {the} take up?", "Measure the area of {the}.",
+)
+COVER_AREA = (
+    "How much ground is {one}?", "What area does {one} cover on the ground?", "Give the ground area of {one}.",
+    "Estimate the area of {one} in hectares or square metres.", "How large is the area of {one} in reality?",
+    "Measure the ground that is covered by {one}.",
+)
+DISTANCE = (
+    "How far is {a} from {b}?", "What is the distance between {a} and {b}?",
+    "Give the distance on the ground from {a} to {b}.", "Estimate how far apart {a} and {b} are.",
+    "How far apart are {a} and {b}?", "Measure the distance from {a} to {b}.",
+)
+RESOLUTION = (
+    "What is the ground resolution of the image?", "How much ground does one pixel show?",
+    "How large is a pixel on the ground?", "Give the size of a pixel on the ground.",
+    "Estimate the ground sampling distance.", "Which side has a pixel on the ground?",
+)
+EXTENT = (
+    "How wide is the ground that the image shows?", "What distance does the image span from left to right?",
+    "Give the width of the scene on the ground.", "Estimate how far it is from the left edge to the right one.",
+    "How much ground lies between the left and right edges?", "How wide is this scene in reality?",
+)
+SENSOR = (
+    "Which sensor took the image?", "Name the sensor of this image.", "What recorded this image?",
+    "Which instrument is the image from?", "From which sensor is this image?", "Tell the sensor.",
+)
+DATE = (
+    "When was the image taken?", "Give the date of the image.", "On which day was this recorded?",
+    "What is the acquisition date?", "Which date is the image from?", "Tell when this was taken.",
+)
+SEASON = (
+    "In which season was the image taken?", "Which season is shown?", "Name the season.",
+    "What time of the year is it?", "Which season is the image from?", "Tell the season of this scene.",
+)
+REGION = (
+    "Which region is shown?", "Where on earth was the image taken?", "Name the region of this image.",
+    "In which region does this scene lie?", "Which part of the world is this?", "Tell the region.",
 )
 # fmt: on

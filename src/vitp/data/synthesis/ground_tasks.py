@@ -1,0 +1,265 @@
+"""Questions about the ground: lengths, areas and distances in metres, and how an image was taken.
+
+They are asked where the size of a pixel on the ground, or the metadata, is known. Numbers have two significant digits:
+more would be a precision that neither labels nor pixels have.
+
+Each task asks one question, or returns None where the labels of the image allow none.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from vitp.core.words import spoken
+from vitp.data.synthesis import phrases
+from vitp.data.synthesis.choosing import one_of, one_present, worded
+from vitp.data.synthesis.classes import NEVER_ASKED
+from vitp.data.synthesis.facts import Facts, Placed, Question
+from vitp.data.synthesis.object_tasks import refer
+from vitp.records.geometry import area, as_points, min_area_quad
+from vitp.records.labels import LabelledImage
+
+METADATA = ("sensor", "date", "season", "region")
+"""Keys of `LabelledImage.metadata` that are asked for and told."""
+
+_ELONGATED = 1.5
+"""Long side over short side from which on an object has a length."""
+
+_FEWEST_PIXELS = 8.0
+"""Pixels of a length, or of the root of an area, below which two digits can't be seen."""
+
+_BORDER = 1.0
+"""Pixels from the border within which an object may go on outside."""
+
+_NEAR, _FAR = 0.1, 0.5
+"""Relative errors up to which an answer is right, and from which on it is wrong."""
+
+_AMOUNT = re.compile(
+    r"(\d[\d,]*(?:\.\d+)?)\s*(cm|km²|km2|km|m²|m2|ha|hectares?|metres?|meters?|m)(?!\w)", re.IGNORECASE
+)
+_UNITS = {"cm": 0.01, "m": 1.0, "km": 1000.0, "m²": 1.0, "ha": 1e4, "km²": 1e6}
+
+
+def two_digits(value: float) -> float:
+    """Return a number with two significant digits."""
+    return float(f"{value:.1e}")
+
+
+def length_text(metres: float) -> str:
+    """Return a length in centimetres, metres or kilometres, with two significant digits ("about 40 m")."""
+    rounded = two_digits(metres)
+    if rounded < 1:
+        return f"about {two_digits(rounded * 100):g} cm"
+    return f"about {rounded:g} m" if rounded < 1000 else f"about {two_digits(rounded / 1000):g} km"
+
+
+def area_text(square_metres: float) -> str:
+    """Return an area in square metres, hectares or square kilometres, with two significant digits."""
+    rounded = two_digits(square_metres)
+    if rounded < 1e4:
+        return f"about {rounded:g} m²"
+    return (
+        f"about {two_digits(rounded / 1e4):g} ha"
+        if rounded < 1e7
+        else f"about {two_digits(rounded / 1e6):g} km²"
+    )
+
+
+def parse_amount(text: str) -> float | None:
+    """Return the first length of a text in metres, or area in square metres; None where it has none."""
+    match = _AMOUNT.search(text)
+    if match is None:
+        return None
+    unit = match[2].lower().replace("2", "²")
+    unit = "ha" if unit.startswith("hect") else "m" if unit.startswith(("metre", "meter")) else unit
+    return float(match[1].replace(",", "")) * _UNITS[unit]
+
+
+def near_amount(predicted: str, expected: str) -> float:
+    """Return 1 for an amount within a tenth of the expected one, less for those further away, 0 from a half on."""
+    answer, right = parse_amount(predicted), parse_amount(expected)
+    if answer is None or not right:
+        return 0.0
+    error = abs(answer - right) / right
+    return float(min(max((_FAR - error) / (_FAR - _NEAR), 0.0), 1.0))
+
+
+def has_ground(item: LabelledImage) -> bool:
+    """Return whether the size of an image's pixels on the ground is known."""
+    return item.ground is not None
+
+
+def _on_ground(item: LabelledImage, points_N2: np.ndarray) -> np.ndarray:
+    """Return points in pixels as metres east and north."""
+    assert item.ground is not None
+    return np.asarray(points_N2 @ np.array(item.ground).reshape(2, 2))
+
+
+def _outline(placed: Placed) -> list[np.ndarray] | None:
+    """Return the outline of an object, None where only an upright box is known: of what is turned it says too much."""
+    label = placed.label
+    if label.polygons:
+        return [as_points(ring) for ring in label.polygons]
+    return None if label.quad is None else [as_points(label.quad)]
+
+
+def _is_whole(facts: Facts, placed: Placed) -> bool:
+    """Return whether an object certainly ends within the image."""
+    x1, y1, x2, y2 = placed.label.box
+    width, height = facts.item.width, facts.item.height
+    return x1 > _BORDER and y1 > _BORDER and x2 < width - _BORDER and y2 < height - _BORDER
+
+
+def _referred(facts: Facts, rng: np.random.Generator) -> tuple[str, Placed] | None:
+    """Return an expression for one object that lies in the image as a whole, and the object."""
+    names = [name for name in facts.by_class if name in facts.object_names]
+    if not has_ground(facts.item) or not names:
+        return None
+    found = refer(facts.by_class[one_present(facts, rng, names)], rng)
+    return found if found is not None and _is_whole(facts, found[1]) else None
+
+
+def size_metres(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for the length of an elongated object on the ground: the long side of the smallest box around it."""
+    referred = _referred(facts, rng)
+    rings = None if referred is None else _outline(referred[1])
+    if referred is None or rings is None:
+        return None
+    points_N2 = np.concatenate(rings)
+    sides, pixels = (
+        _sides(min_area_quad(points)) for points in (_on_ground(facts.item, points_N2), points_N2)
+    )
+    if max(pixels) < _FEWEST_PIXELS or max(sides) < _ELONGATED * min(sides):
+        return None
+    return Question(worded(rng, phrases.LENGTH, the=referred[0]), length_text(max(sides)), referred[0])
+
+
+def _sides(quad_42: np.ndarray) -> tuple[float, float]:
+    return float(np.hypot(*(quad_42[1] - quad_42[0]))), float(np.hypot(*(quad_42[2] - quad_42[1])))
+
+
+def area_metres(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for the area of an object's outline on the ground; its holes don't count."""
+    referred = _referred(facts, rng)
+    if referred is None or not referred[1].label.polygons:
+        return None
+    label = referred[1].label
+    pixels = sum(area(as_points(ring)) for ring in label.polygons) - sum(
+        area(as_points(h)) for h in label.holes
+    )
+    if pixels < _FEWEST_PIXELS**2:
+        return None
+    return Question(
+        worded(rng, phrases.AREA, the=referred[0]), area_text(pixels * _pixel_area(facts.item)), referred[0]
+    )
+
+
+def _pixel_area(item: LabelledImage) -> float:
+    assert item.ground is not None
+    a, b, c, d = item.ground
+    return abs(a * d - b * c)
+
+
+def cover_hectares(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for the area that a class of the mask covers on the ground."""
+    names = [n for n, share in facts.shares.items() if share > 0 and n.casefold() not in NEVER_ASKED]
+    if not has_ground(facts.item) or facts.histogram is None or not names:
+        return None
+    name = one_of(rng, names)
+    pixels = int(facts.histogram[facts.classes.semantic_classes.index(name)])
+    if pixels < _FEWEST_PIXELS**2:
+        return None
+    question = worded(rng, phrases.COVER_AREA, one=spoken(name))
+    return Question(question, area_text(pixels * _pixel_area(facts.item)), name)
+
+
+def distance_metres(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for the distance between the centres of two objects of different classes."""
+    names = [name for name in facts.by_class if name in facts.object_names]
+    if not has_ground(facts.item) or len(names) < 2:
+        return None
+    chosen = [names[int(i)] for i in rng.permutation(len(names))[:2]]
+    one, two = (refer(facts.by_class[name], rng) for name in chosen)
+    if one is None or two is None or not (_is_whole(facts, one[1]) and _is_whole(facts, two[1])):
+        return None
+    size = np.array([facts.item.width, facts.item.height])
+    pixels = np.array([[p.x, p.y] for p in (one[1], two[1])]) * size
+    if math.dist(*pixels) < _FEWEST_PIXELS:
+        return None
+    ground = _on_ground(facts.item, pixels)
+    question = worded(rng, phrases.DISTANCE, a=one[0], b=two[0])
+    return Question(question, length_text(math.dist(*ground)), "/".join(sorted((one[0], two[0]))))
+
+
+def ground_resolution(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask how much ground a pixel shows."""
+    if not has_ground(facts.item):
+        return None
+    return Question(worded(rng, phrases.RESOLUTION), resolution_text(facts.item))
+
+
+def resolution_text(item: LabelledImage) -> str:
+    """Return the side of a pixel on the ground ("about 10 m")."""
+    return length_text(math.sqrt(_pixel_area(item)))
+
+
+def extent_metres(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask how wide the ground is that the image shows, from its left to its right."""
+    if not has_ground(facts.item):
+        return None
+    across = _on_ground(facts.item, np.array([[float(facts.item.width), 0.0]]))
+    return Question(worded(rng, phrases.EXTENT), length_text(float(np.hypot(*across[0]))))
+
+
+def known_metadata(key: str) -> Callable[[LabelledImage], bool]:
+    """Return a function that tells whether an image has a value of the metadata."""
+    return lambda item: bool(item.metadata and item.metadata.get(key))
+
+
+def asks_metadata(key: str) -> Callable[[Facts, np.random.Generator], Question | None]:
+    """Return the task that asks for a value of the metadata."""
+    wordings = {
+        "sensor": phrases.SENSOR,
+        "date": phrases.DATE,
+        "season": phrases.SEASON,
+        "region": phrases.REGION,
+    }[key]
+
+    def task(facts: Facts, rng: np.random.Generator) -> Question | None:
+        value = (facts.item.metadata or {}).get(key)
+        return Question(worded(rng, wordings), value) if value else None
+
+    return task
+
+
+def context_line(item: LabelledImage, told: Callable[[str], bool] = lambda name: True) -> str:
+    """Return what is known of how an image was taken as one line, "" where nothing is.
+
+    The dates of a pair stand beside the marks of its images.
+
+    Args:
+        item: The image.
+        told: Whether one of `METADATA`, or `ground_resolution`, is told.
+    """
+    known = item.metadata or {}
+    values = {key: known.get(key) for key in METADATA if key != "date" or item.second_image is None}
+    if item.ground is not None:
+        values["ground_resolution"] = resolution_text(item).removeprefix("about ")
+    order = ("sensor", "ground_resolution", *METADATA[1:])
+    parts = [f"{spoken(key)}: {values[key]}" for key in order if values.get(key) and told(key)]
+    line = "; ".join(parts)
+    return f"{line[0].upper()}{line[1:]}." if line else ""
+
+
+def image_marks(item: LabelledImage, *, dated: bool) -> str:
+    """Return the marks of the images of a record, those of a pair with their dates where both are known."""
+    if item.second_image is None:
+        return "<image>\n"
+    known = item.metadata or {}
+    dates = [known.get("date"), known.get("later_date")]
+    told = [f" ({date})" for date in dates] if dated and all(dates) else ["", ""]
+    return "".join(f"Image-{number}{date}: <image>\n" for number, date in enumerate(told, 1))

@@ -1,0 +1,270 @@
+"""The sizes of a run that nobody gave: of images and windows from the data, of anchors from the objects, of heads and
+necks from the tower.
+
+A model sees what is in an image only as large as the image gets to it. So images are never squeezed into the square
+that a backbone happens to have been pretrained at:
+
+- Images whose long side is no longer than the backbone's are brought to that side. Larger ones stay as they are, or,
+  where all have about one size, are reduced as far as small objects (the 10th percentile of the shorter sides) keep
+  `SMALL_OBJECT` pixels, and never below the backbone's side.
+- The window is twice the backbone's side, at most 512 px, and never below that side; for objects it is at least four
+  times as long as a large one (the 90th percentile), up to 1024 px. Images up to 1.5 windows are seen whole;
+  larger ones in random crops of the window's size while training, and through sliding windows afterwards.
+- Anchors: of the scales 1, 2, 4 and 8 the largest whose smallest anchor isn't larger than a small object.
+- Regions: the published 512 an image (and 2000 proposals) belong to images of 800 px and more. Smaller ones get them in
+  proportion to their area, at least 64, and at least 8 for each of many objects (the 90th percentile).
+- Widths: the published ones (256 channels, 1024 hidden units, 64 channels of the adapter's stem) belong to towers that
+  are 768 wide or wider. Narrower towers get them in proportion to their width, in multiples of 16. Decoders of class
+  maps: a third of the tower's width, at most 128.
+
+What is given always wins; where `data.resize` is given, images, windows and anchors are left as they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitp.data.synthesis.classes import evenly_spaced
+from vitp.records.labels import LabelledImage, LabelledSet
+from vitp.tasks.base import InputSize, LabelKind
+
+PUBLISHED_TOWER = 768
+"""Width of a tower from which on heads have their published widths."""
+
+PUBLISHED_SIDE, PUBLISHED_REGIONS = 800, 512
+"""Side of images from which on heads learn from their published number of regions."""
+
+SMALL_OBJECT = 32
+"""Pixels that the shorter side of a small object keeps where images are reduced."""
+
+_DETECTORS = ("detection", "instance", "oriented")
+_DECODERS = ("segmentation", "change")
+_OBJECT_KINDS = ("objects", "instances", "oriented")
+_LOOKED_AT = 2000
+_LOOKED_AT_LAZY = 32
+_USUAL_WINDOW, _LARGEST_WINDOW = 512, 1024
+_FINEST_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class FittedSizes:
+    """What images get, and how it is said.
+
+    Attributes:
+        resize: What size images get first.
+        window: Side of crops in training and of windows afterwards; None: images are seen whole.
+        anchors: Scale of anchors; None: no objects, or as published.
+        regions: An image's regions in the loss; None: no objects, or as published.
+        side: Long side of what the model sees while training.
+        said: Lines about the choice.
+    """
+
+    resize: InputSize
+    window: int | None
+    anchors: float | None
+    regions: int | None
+    side: int
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SizeFacts:
+    """Sides of images and objects in pixels: (N,) long and short sides of images, (M,) of objects; how many objects
+    an image with many has."""
+
+    long_N: np.ndarray
+    short_N: np.ndarray
+    object_long_M: np.ndarray
+    object_short_M: np.ndarray
+    most_objects: float
+
+
+def size_facts(labelled: LabelledSet) -> SizeFacts:
+    """Return the sides of a set's images and clear objects, of at most some thousand evenly spaced images."""
+    most = _LOOKED_AT if isinstance(labelled.items, list | tuple) else _LOOKED_AT_LAZY
+    items = [item for _, item in evenly_spaced(labelled.items, most)]
+    sides = [(item.width, item.height) for item in items]
+    by_image = [_object_sides(item) for item in items]
+    objects = [side for own in by_image for side in own]
+    return SizeFacts(
+        np.array([max(pair) for pair in sides], float),
+        np.array([min(pair) for pair in sides], float),
+        np.array([max(pair) for pair in objects], float),
+        np.array([min(pair) for pair in objects], float),
+        float(np.percentile([len(own) for own in by_image], 90)),
+    )
+
+
+def _object_sides(item: LabelledImage) -> list[tuple[float, float]]:
+    found = []
+    for label in item.objects or ():
+        if label.difficult:
+            continue
+        if label.quad is not None:
+            corners = np.array(label.quad, float).reshape(4, 2)
+            width, height = (float(np.hypot(*(corners[k + 1] - corners[k]))) for k in (0, 1))
+        else:
+            x1, y1, x2, y2 = label.box
+            width, height = x2 - x1, y2 - y1
+        found.append((width, height))
+    return found
+
+
+def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int) -> FittedSizes:
+    """Return what size the images of a run get.
+
+    Args:
+        labelled: The training images.
+        kind: What is learned.
+        side: Of the images that the backbone was pretrained at.
+    """
+    square = InputSize(mode="fixed", size=side)
+    if kind in ("scene", "presence"):
+        said = f"images: resized to {side}×{side}, the backbone's size (data.resize)"
+        return FittedSizes(square, None, None, None, side, (said,))
+    facts = size_facts(labelled)
+    longest, shortest = float(facts.long_N.max()), float(facts.long_N.min())
+    objects = len(facts.object_short_M) > 0 and kind in _OBJECT_KINDS
+    small = float(np.percentile(facts.object_short_M, 10)) if objects else 0.0
+    large = float(np.percentile(facts.object_long_M, 90)) if objects else 0.0
+    alike = longest <= 1.5 * shortest
+    if longest <= side:
+        squares = bool((facts.long_N == facts.short_N).all())
+        resize = square if squares else InputSize(mode="long", size=side)
+        scale = side / float(np.median(facts.long_N))
+    else:
+        scale = max(SMALL_OBJECT / small, side / longest) if objects and small > 0 and alike else 1.0
+        # A little less would only blur.
+        resize = InputSize(mode="long", size=round(scale * longest)) if scale < 0.9 else InputSize()
+        scale = scale if resize.size else 1.0
+    window = _window(side, scale * large)
+    seen = float(resize.size or longest)
+    cut = window if seen > 1.5 * window else None
+    anchors = _anchor_scale(scale * small) if objects else None
+    regions = _regions(cut or seen, facts.most_objects) if objects else None
+    return FittedSizes(
+        resize,
+        cut,
+        anchors,
+        regions,
+        cut or int(seen),
+        tuple(_said(facts, resize, cut, anchors, scale, small, large)),
+    )
+
+
+def _window(side: int, large: float) -> int:
+    usual = max(side, min(_USUAL_WINDOW, 2 * side))
+    wanted = max(usual, min(4 * large, max(side, _LARGEST_WINDOW)))
+    return int(-(-wanted // 32) * 32)
+
+
+def _anchor_scale(small: float) -> float:
+    return max((scale for scale in (1.0, 2.0, 4.0, 8.0) if scale * _FINEST_STRIDE <= small), default=1.0)
+
+
+def _regions(side: float, most_objects: float) -> int | None:
+    if side >= PUBLISHED_SIDE:
+        return None
+    wanted = max(PUBLISHED_REGIONS * (side / PUBLISHED_SIDE) ** 2, 8 * most_objects)
+    found = min(_multiple(wanted, least=64), PUBLISHED_REGIONS)
+    return None if found == PUBLISHED_REGIONS else found
+
+
+def _said(
+    facts: SizeFacts,
+    resize: InputSize,
+    window: int | None,
+    anchors: float | None,
+    scale: float,
+    small: float,
+    large: float,
+) -> list[str]:
+    low, high = int(facts.long_N.min()), int(facts.long_N.max())
+    how = {
+        "none": "read at their own size",
+        "fixed": f"resized to {resize.size}×{resize.size}",
+        "long": f"resized to {resize.size} px on the long side",
+    }[resize.mode]
+    cut = f", in crops and windows of {window} px" if window else ", seen whole"
+    keys = "data.resize, data.crop, test.window" if window else "data.resize"
+    sides = f"{low}" if low == high else f"{low}–{high}"
+    lines = [f"images: {sides} px on the long side, {how}{cut} ({keys})"]
+    if anchors is not None:
+        reach = f"{small * scale:.0f}–{large * scale:.0f}"
+        lines.append(
+            f"objects: mostly {small:.0f}–{large:.0f} px, {reach} px as the model sees them; anchors from "
+            f"{anchors * _FINEST_STRIDE:.0f} px (head.proposals.anchor_scales)"
+        )
+    return lines
+
+
+# --- widths
+
+
+def fitted_head(
+    task: str,
+    head: Mapping[str, Any],
+    width: int,
+    anchors: float | None = None,
+    regions: int | None = None,
+) -> dict[str, Any]:
+    """Return the settings of a task's head with what isn't given fitted to the tower and the objects.
+
+    Args:
+        task: Its name.
+        head: What is given.
+        width: Channels of the tower's last map.
+        anchors: Scale of anchors; None: as published.
+        regions: An image's regions in the loss; None: as published.
+    """
+    found: dict[str, Any] = dict(head)
+    if task in _DECODERS:
+        return found if width >= 384 else {"width": _multiple(width / 3, least=32), **found}
+    if task not in _DETECTORS:
+        return found
+    if (share := width / PUBLISHED_TOWER) < 1:
+        found = {"width": _multiple(256 * share), **found}
+        _fill(found, "box", hidden=_multiple(1024 * share))
+        if task == "instance":
+            _fill(found, "mask", width=_multiple(256 * share))
+    given = found.get("proposals")
+    if anchors is not None and anchors != 8 and "anchor_scales" not in (given or {}):
+        _fill(found, "proposals", anchor_scales=[anchors])
+        _fill(found, "box", canonical_size=28.0 * anchors)
+    if regions is not None:
+        kept = [4 * regions, 2 * regions]
+        _fill(found, "box", samples=regions)
+        _fill(found, "proposals", samples=min(256, regions), keep_before=kept, keep=kept)
+    return found
+
+
+def fitted_neck(kind: str, options: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """Return the options of a neck with the width of the adapter's stem fitted to the tower where it isn't given."""
+    if kind != "adapter" or width >= PUBLISHED_TOWER:
+        return dict(options)
+    return {"prior_width": _multiple(64 * width / PUBLISHED_TOWER), **options}
+
+
+def _fill(head: dict[str, Any], part: str, **values: Any) -> None:
+    own = head.get(part)
+    if own is None or isinstance(own, Mapping):
+        head[part] = {**values, **(own or {})}
+
+
+def _multiple(value: float, *, of: int = 16, least: int = 16) -> int:
+    return max(least, round(value / of) * of)
+
+
+def new_settings(given: Mapping[str, Any], fitted: Mapping[str, Any], place: str = "head") -> list[str]:
+    """Return "key value" of the settings that aren't among the given ones."""
+    found = []
+    for name, value in fitted.items():
+        if isinstance(value, Mapping):
+            found += new_settings(given.get(name) or {}, value, f"{place}.{name}")
+        elif name not in given:
+            found.append(f"{place}.{name} {value}")
+    return found

@@ -1,0 +1,65 @@
+"""Every package of an extra is imported by the code, or is a plug-in with a reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.house import texts, trees
+
+ROOT = Path(__file__).parents[2]
+PLUG_INS = {
+    "s3fs": "fsspec opens s3:// through it",
+    "onnxscript": "torch.onnx.export writes with it",
+    "rio-cogeo": "its command `rio cogeo validate` checks the maps that are written",
+}
+"""Packages that others import or call → why."""
+
+FOR_DEVELOPMENT = ("dev",)
+
+
+def extras() -> dict[str, list[str]]:
+    """Return extra → names of its packages."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {
+        extra: [re.split(r"[\[<>=~! ]", line)[0] for line in lines]
+        for extra, lines in project["optional-dependencies"].items()
+        if extra not in FOR_DEVELOPMENT
+    }
+
+
+@cache
+def imported() -> set[str]:
+    """Return the packages that the code imports: by statements, or by a function whose first argument is the name."""
+    found = set()
+    for tree in trees().values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add((node.module or "").split(".")[0])
+            elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                found.add(str(node.args[0].value).split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("extra", "package"), [(extra, name) for extra, names in extras().items() for name in names]
+)
+def test_an_extra_lists_what_is_imported(extra: str, package: str) -> None:
+    assert package in PLUG_INS or package in imported()
+
+
+def test_plug_ins_are_packages_of_extras() -> None:
+    listed = {name for names in extras().values() for name in names}
+    assert set(PLUG_INS) <= listed
+
+
+def test_the_code_names_no_extra_that_there_is_not() -> None:
+    named = {name for text in texts().values() for name in re.findall(r"install '?vitp\[([a-z]+)\]", text)}
+    assert named <= set(extras())
