@@ -143,11 +143,11 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """Yield the members of a union, without what is annotated."""
+    """Yield the members of a union and what lists hold, without what is annotated."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         yield from _members(typing.get_args(annotation)[0])
-    elif origin in (typing.Union, types.UnionType):
+    elif origin in (typing.Union, types.UnionType, list, tuple):
         for part in typing.get_args(annotation):
             yield from _members(part)
     else:

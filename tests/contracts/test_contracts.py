@@ -315,9 +315,12 @@ SURFACE = {
     "finetune": [
         "TASK", "CONFIG", "--data", "--backbone", "--out", "--steps", "--set -s", "--resume",
     ],
-    "predict": ["RUN", "IMAGES", "--out", "--later", "--set -s", "--force"],
+    "predict": [
+        "RUN", "IMAGES", "--out", "--later", "--vector", "--probabilities", "--resolution", "--tta", "--pictures",
+        "--set -s", "--resume", "--force",
+    ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
-    "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--out"],
+    "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--missing-bands", "--out"],
     "plan": [
         "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",
         "--samples", "--set -s", "--json",

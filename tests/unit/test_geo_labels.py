@@ -423,6 +423,21 @@ def test_masks_hold_the_pixels_whose_centres_lie_in_outlines(tmp_path: Path) -> 
     np.testing.assert_array_equal(item.semantic(), expected_HW)  # the smaller of two that overlap lies on top
 
 
+@pytest.mark.filterwarnings("error")
+def test_triangles_with_triangular_holes_are_drawn(tmp_path: Path) -> None:
+    """Windows cut many outlines to triangles."""
+    write_raster(tmp_path / "scene.tif")
+    shape = on_ground(UTM, [(10, 10), (110, 10), (10, 110)], [(30, 30), (50, 30), (30, 50)])
+    write_vectors(tmp_path / "x.gpkg", [shape])
+    mask = one(read_labels("geo", tmp_path, semantic=True)).semantic
+    assert mask is not None
+    expected_HW = rasterio.features.rasterize([shape], out_shape=(160, 200), transform=Affine(*UTM.transform))
+    np.testing.assert_array_equal(mask(), expected_HW)
+    assert 4500 < int(mask().sum()) < 5000
+    part = mask.windowed((60, 30, 120, 90))  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(part(), expected_HW[30:90, 60:120])
+
+
 def test_masks_and_objects_survive_being_written_down(tmp_path: Path) -> None:
     root = tmp_path / "set"
     write_raster(root / "scene.tif", turned(UTM, 20.0))

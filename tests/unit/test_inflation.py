@@ -6,15 +6,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.band_toys import bands, tower_with
+from tests.band_toys import bands, tower_with, vision_with
+from tests.conftest import tiny_vlm_config
 from vitp.core.config import make_config
 from vitp.core.errors import ConfigError, DataError
 from vitp.models.adapter import build_pyramid
+from vitp.models.flops import vision_flops
 from vitp.models.inflation import inflation_note, inheritance, unnamed_channels, with_channels
 from vitp.models.timm_backbone import TimmSettings, timm_backbone
 from vitp.models.vision import IMAGENET_MEAN, VisionSettings, VisionTower, per_channel
 from vitp.objectives.masked_image import MaskedImageObjective, MaskedImageSettings
+from vitp.planning.finetune import image_flops
+from vitp.planning.model import model_shape
 from vitp.records.channels import PICTURE, Channels, matching
+from vitp.tasks.build import build_model
 
 RGB_KERNEL = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 
@@ -56,6 +61,15 @@ def test_bands_are_carried_over_by_name():
     grey = kernel_for(bands("1 1 1"), bands("1"), RGB_KERNEL)
     torch.testing.assert_close(grey[:, 0], RGB_KERNEL.sum(1))
     torch.testing.assert_close(kernel_for(bands("1"), bands("1 1 1"), grey).sum(1), RGB_KERNEL.sum(1))
+
+
+def test_names_of_bands_count_in_any_case_and_without_their_zeros():
+    kernel = torch.randn(5, 2, 4, 4)
+    assert kernel_for(bands("B04 B08"), bands("b4 b8"), kernel) is kernel
+    assert torch.equal(kernel_for(bands("B04 B08"), bands("B8 B4"), kernel), kernel.flip(1))
+    assert torch.equal(kernel_for(None, bands("Red NIR"))[:, 0], RGB_KERNEL[:, 0] * 1.5)
+    picked = matching(None, bands("NIR BLUE Green Red"))
+    assert picked is not None and picked.bands == ("Red", "Green", "BLUE")
 
 
 def test_bands_without_names_keep_their_places():
@@ -169,6 +183,20 @@ def test_masked_images_are_predicted_in_all_bands():
     tokens = torch.randn(1, 3, objective.tower.width)
     predicted = objective.decoder(tokens, torch.tensor([[0, 1]]))
     assert predicted.shape == targets.shape == (1, 16, 8 * 8 * 5)
+
+
+def test_plans_count_the_bands():
+    six = "B2 B3 B4 B8 B11 B12"
+    of_pictures, of_bands = (
+        model_shape(tiny_vlm_config(vision=vision_with(names)), 320) for names in (None, six)
+    )
+    assert (of_pictures.channels, of_bands.channels) == (3, 6)
+    assert of_bands.parameters["vision"] - of_pictures.parameters["vision"] == 3 * 8 * 8 * 32
+    flops = [vision_flops(tower_with(names), 2) for names in (None, six)]
+    assert flops[1] - flops[0] == 2 * 3 * 8 * 8 * 32 * 16 * 2
+    models = [build_model("classification", tower_with(names), ["a", "b"]) for names in (None, six)]
+    counted = [image_flops(model, 32) for model in models]
+    assert counted[1] - counted[0] == 2 * 3 * 8 * 8 * 32 * 16
 
 
 def test_a_model_meets_data():

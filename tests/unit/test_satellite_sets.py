@@ -13,6 +13,8 @@ from PIL import Image
 from tests.ground_files import DEGREES, UTM, moved, write_raster
 from vitp.core.errors import DataError
 from vitp.data.formats import detect_format, read_labels
+from vitp.data.formats.crops import cut
+from vitp.data.formats.vitp_labels import Roots, read_compiled, write_compiled
 from vitp.io.ground import reproject
 
 
@@ -118,10 +120,13 @@ def test_xview2_is_read_as_pairs_with_their_damage(tmp_path: Path) -> None:
     item = next(item for item in labelled.items if item.split == "train")
     assert item.second_image is not None and item.second_image.endswith("_post_disaster.png")
     assert [label.box for label in item.objects or ()] == [(2, 5, 12, 15), (17, 5, 27, 15), (32, 5, 42, 15)]
-    expected = np.zeros((48, 64), bool)
-    expected[5:15, 17:27] = True
-    assert item.change is not None
-    np.testing.assert_array_equal(item.change(), expected)
+    names = ("background", "building", "no-damage", "minor-damage", "major-damage", "destroyed")
+    assert labelled.change_classes == names
+    expected_2HW = np.zeros((2, 48, 64), np.uint8)
+    for left, level in ((2, 2), (17, 5), (32, 255)):
+        expected_2HW[:, 5:15, left : left + 10] = np.array([1 if level < 255 else 255, level])[:, None, None]
+    assert item.transition is not None and item.change is None  # one building isn't classified
+    np.testing.assert_array_equal(item.transition(), expected_2HW)
     assert dict(item.metadata or {}) == {
         "sensor": "WORLDVIEW02",
         "date": "2018-01-03",
@@ -137,14 +142,45 @@ def test_xview2_that_lacks_a_date_leaves_the_place_out(tmp_path: Path) -> None:
     assert any("one of its two images is missing" in line for line in labelled.findings)
 
 
-def test_unknown_damage_is_no_statement(tmp_path: Path) -> None:
+def test_what_is_damaged_has_changed(tmp_path: Path) -> None:
+    xbd(tmp_path / "set")
+    for path in tmp_path.rglob("*_post_disaster.json"):
+        path.write_text(path.read_text().replace("un-classified", "minor-damage"))
+    labelled = read_labels("xbd", tmp_path / "set")
+    expected_HW = np.zeros((48, 64), bool)
+    expected_HW[5:15, 17:27] = expected_HW[5:15, 32:42] = True
+    cropped = cut(labelled, 32, 0, tmp_path / "crops")
+    write_compiled(cropped, Roots(tmp_path / "out", tmp_path / "crops", tmp_path / "set"))
+    for item in labelled.items:
+        assert item.change is not None
+        np.testing.assert_array_equal(item.change(), expected_HW)
+    crops = [item for item in read_compiled(tmp_path / "out").items if item.id.endswith("@0,0")]
+    assert len(crops) == 3
+    for crop in crops:
+        assert crop.change is not None and crop.transition is not None
+        np.testing.assert_array_equal(crop.change(), expected_HW[:32, :32])
+        assert crop.transition()[1, 10, 20] == 5
+
+
+@pytest.mark.parametrize("level", ["wet", None])
+def test_unknown_damage_is_no_statement(tmp_path: Path, level: str | None) -> None:
     xbd(tmp_path)
-    path = tmp_path / "tier1" / "labels" / "test-flood_00000000_post_disaster.json"
-    path.write_text(path.read_text().replace("destroyed", "wet"))
-    item = next(item for item in read_labels("xbd", tmp_path).items if item.split == "train")
-    assert item.change is None or not item.change().any()
+    for path in tmp_path.rglob("*_post_disaster.json"):
+        text = path.read_text().replace("un-classified", "no-damage")
+        path.write_text(text.replace('"destroyed"', "null" if level is None else f'"{level}"'))
     labelled = read_labels("xbd", tmp_path)
-    assert any('unknown damage "wet"' in line for line in labelled.findings)
+    for item in labelled.items:
+        assert item.change is None and item.transition is not None
+        assert (item.transition()[:, 5:15, 17:27] == 255).all() and item.transition()[1, 10, 5] == 2
+    assert any('unknown damage "wet"' in line for line in labelled.findings) == (level == "wet")
+
+
+def test_a_building_without_outline_leaves_the_later_date_unknown(tmp_path: Path) -> None:
+    xbd(tmp_path)
+    for path in tmp_path.rglob("*_post_disaster.json"):
+        path.write_text(path.read_text().replace("POLYGON ((17", "POLYGON ((x"))
+    for item in read_labels("xbd", tmp_path).items:
+        assert item.change is None and item.transition is None and len(item.objects or ()) == 3
 
 
 @pytest.mark.parametrize("content", ["{}", '{"features": []}', '{"features": {"xy": 3}}', "[]"])

@@ -30,6 +30,7 @@ from vitp.checkpoints.verify import inspect_export, verify_export
 from vitp.checkpoints.writing import save_vlm
 from vitp.cli import run
 from vitp.core.errors import CheckpointError, DataError
+from vitp.evaluation.robustness_comparison import tower_to_probe
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone
@@ -196,8 +197,12 @@ def test_weights_of_pictures_are_loaded_for_bands_and_that_is_said(tmp_path, cap
     kept = {name for name in report.loaded if "patch_embed.proj.weight" not in name}
     own, theirs = tower.state_dict(), found.state_dict()
     assert kept and all(torch.equal(own[name], theirs[name]) for name in kept)
-    # Nothing to say where nothing changes.
+    # Nothing to say where nothing changes, be it that another composite is shown.
+    write_backbone(tmp_path / "four", found, Provenance(source="toy"))
     caplog.clear()
+    shown = wanted.model_copy(update={"composite": (0, 1, 2)})
+    again, report = open_tower(tmp_path / "four", hints=Hints(channels=shown))
+    assert again.in_channels == shown and report.notes == () and caplog.text == ""
     with caplog.at_level(logging.WARNING):
         assert load_backbone(tmp_path / "rgb", channels=None).in_channels is None
     assert "kernel" not in caplog.text
@@ -215,6 +220,16 @@ def test_data_decide_the_bands_of_pictures_only(tmp_path):
     old, new = (one.model.patch_embed.proj.weight for one in (tower, moved))
     torch.testing.assert_close(new, torch.stack([old[:, 2], old[:, 3], old.mean(1)], 1) * (4 / 3))
     assert random_backbone(moved, 0).in_channels == moved.in_channels
+
+
+def test_probes_of_pictures_are_made_for_the_bands_of_the_set(tmp_path):
+    exported(tmp_path / "rgb", None)
+    exported(tmp_path / "two", "B4 B8")
+    declared = bands("B2 B4 B8")
+    for name in ("random", str(tmp_path / "rgb")):
+        assert tower_to_probe(name, declared).in_channels == declared
+        assert tower_to_probe(name).in_channels is None
+    assert tower_to_probe(str(tmp_path / "two"), declared).in_channels == bands("B4 B8", low=10, high=3000)
 
 
 def test_models_with_language_are_loaded_for_bands(model):

@@ -25,7 +25,7 @@ class FittedKernel:
     Attributes:
         kernel: (D, N, P, P).
         shapes: The change of its shape; "": there was none.
-        note: What was done, in one line.
+        note: What was done, in one line; "": nothing that matters for the input.
     """
 
     kernel: Tensor
@@ -59,8 +59,8 @@ def fit_kernel(
     """Return the kernel for other channels by the rule of `vitp.models.inflation`, and say what was done."""
     fitted_DNPP = inheritance(old, new).kernel(kernel_DCPP)
     before, after = tuple(kernel_DCPP.shape), tuple(fitted_DNPP.shape)
-    note = inflation_note(old, new)
-    if (old or PICTURE).channels != (new or PICTURE).channels:
+    note = "" if (old or PICTURE).reads_like(new or PICTURE) else inflation_note(old, new)
+    if note:
         _log.warning("note: %s: %s", source, note)
     return FittedKernel(fitted_DNPP, f"{before} → {after}" if before != after else "", note)
 
@@ -91,7 +91,7 @@ def fit_first_layers(
             changed = fit_kernel(kernel, before, new, source=source)
             weights[f"{name}.weight"] = changed.kernel
             notes.append(changed.note)
-    return tuple(notes)
+    return tuple(filter(None, notes))
 
 
 def check_kernel(kernel_DCPP: Tensor, channels: Channels | None, *, where: str) -> None:

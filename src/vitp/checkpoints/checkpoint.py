@@ -197,7 +197,7 @@ def _for_channels(found: Checkpoint, hints: Hints) -> Checkpoint:
         found,
         vision=with_channels(found.vision, wanted),
         weights={**found.weights, name: fitted.kernel},
-        notes=(*found.notes, fitted.note),
+        notes=(*found.notes, *filter(None, [fitted.note])),
         resampled={**found.resampled, **({KERNEL: fitted.shapes} if fitted.shapes else {})},
     )
 

@@ -67,6 +67,10 @@ def probe_command(
     view: Annotated[
         Literal["whole", "tiles"], typer.Option(help="whole: images are resized; tiles: cut into tiles.")
     ] = "whole",
+    missing_bands: Annotated[
+        Literal["error", "zero"],
+        typer.Option(help="zero: bands that the data lack are 0, for models with band dropout."),
+    ] = "error",
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for all scores.")] = None,
 ) -> None:
     """Score frozen features: kNN, linear classification, dense linear segmentation, presence of objects.
@@ -85,7 +89,8 @@ def probe_command(
     labelled, console, results = read_compiled(data), make_console(), {}
     outcomes: list[list[Outcomes]] = []
     for name in [backbone, *(compare or [])]:
-        features = probe_data(tower_to_probe(name), labelled, view=view)
+        tower = tower_to_probe(name, labelled.channels if missing_bands == "error" else None)
+        features = probe_data(tower, labelled, view=view, missing_bands=missing_bands)
         table, found = probe_outcomes(features, seeds=tuple(range(seeds)), labels_per_seed=amount_of(labels))
         console.print(table.to_rich(title=f"{name}: probes of the frozen features on {labelled.name}"))
         results[name] = table.to_json()

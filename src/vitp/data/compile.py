@@ -350,7 +350,10 @@ def _write_lines(
     with LineWriter(roots.out) as records, LineWriter(roots.out / "labels") as labels:
         for item in items:
             second = None if item.second_image is None else relative(item.second_image, roots.images)
-            named = replace(item, image=relative(item.image, roots.images), second_image=second)
+            series = tuple(relative(image, roots.images) for image in item.series)
+            named = replace(
+                item, image=relative(item.image, roots.images), second_image=second, series=series
+            )
             made = synthesize_with_tasks(named, classes, seed=seed, config=config)
             if made is not None:
                 records.add(item.split, to_line(made[0]))

@@ -106,11 +106,17 @@ def rotate(sample: ImageSample, degrees: float) -> ImageSample:
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(border,) * 3,
         )
-        return torch.from_numpy(turned.reshape(new_height, new_width, *pixels.shape[2:]))
+        return torch.from_numpy(turned)
+
+    def warped(image: Tensor) -> Tensor:
+        if len(image) == 3:
+            return warp(image.permute(1, 2, 0), cv2.INTER_LINEAR, 0).permute(2, 0, 1).contiguous()
+        # OpenCV rounds otherwise where there are other numbers of channels.
+        return torch.stack([warp(plane, cv2.INTER_LINEAR, 0) for plane in image])
 
     return _changed(
         sample,
-        lambda image: warp(image.permute(1, 2, 0), cv2.INTER_LINEAR, 0).permute(2, 0, 1).contiguous(),
+        warped,
         lambda mask: warp(mask, cv2.INTER_NEAREST, IGNORE),
         np.column_stack([linear, shift]),
     )

@@ -19,6 +19,7 @@ from vitp.evaluation.corruptions.catalogue import SEVERITIES, corruptions_of
 from vitp.evaluation.robustness import robustness_of_backbone, robustness_of_task
 from vitp.evaluation.robustness_result import RobustnessResult
 from vitp.models.vision import VisionTower
+from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import TASK_FORMAT, LabelKind, TaskModel, TestSettings
 from vitp.tasks.build import task_of
@@ -34,11 +35,19 @@ def open_model(run: str | Path, overrides: Sequence[str]) -> tuple[TaskModel, Te
     return model.to(resolve_device("auto")), settings
 
 
-def tower_to_probe(name: str) -> VisionTower:
-    """Return the ViT of an export, run or model folder, the starter's, or one of its shape with random weights."""
+def tower_to_probe(name: str, data: Channels | None = None) -> VisionTower:
+    """Return the ViT of an export, run or model folder, the starter's, or one of its shape with random weights.
+
+    Args:
+        name: Where it comes from.
+        data: What the data declare of their bands: a ViT of RGB pictures is made for them, as a run would.
+
+    Raises:
+        DataError: The data lack bands of a ViT that has bands of its own.
+    """
     if name == "random":
-        return random_backbone(load_backbone("starter"), seed=0)
-    return load_backbone(name)
+        return random_backbone(load_backbone("starter", data=data), seed=0)
+    return load_backbone(name, data=data)
 
 
 def split_named(labelled: LabelledSet, split: str, where: str) -> LabelledSet:
@@ -138,7 +147,7 @@ class RobustnessComparison:
         for name in self.names:
             self._start()
             robustness_of_backbone(
-                tower_to_probe(name).to(resolve_device("auto")),
+                tower_to_probe(name, labelled.channels).to(resolve_device("auto")),
                 splits,
                 max_images=max_images or 2000,
                 seeds=tuple(range(seeds)),

@@ -177,7 +177,8 @@ class _GeoParquet(_Sink):
     _writer: Any = None
 
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        pyarrow, parquet = (need_geo(name, str(self.path)) for name in ("pyarrow", "pyarrow.parquet"))
+        pyarrow = need_geo("pyarrow", str(self.path))
+        parquet = need_geo("pyarrow.parquet", str(self.path))
         shapely = need_geo("shapely", _WHERE)
 
         fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}

@@ -2,7 +2,7 @@
 
 One rule for all of them. Each new channel continues old ones:
 
-- the channels of its band's name, their mean where a band stands in several;
+- the channels of its band's name (in any case, B4 for B04), their mean where a band stands in several;
 - against RGB pictures, on either side: the colour of its name; three channels are red, green and blue in the given
   order, whatever their names (`Channels.colours`);
 - as many channels as old ones that were only numbered: those at their places;
@@ -27,7 +27,7 @@ from torch import Tensor
 from vitp.core.errors import ConfigError
 from vitp.models.timm_backbone import TimmSettings
 from vitp.models.vision import VisionSettings
-from vitp.records.channels import MOST_CHANNELS, PICTURE, Channel, Channels
+from vitp.records.channels import MOST_CHANNELS, PICTURE, Channel, Channels, band_key
 
 Tower = TypeVar("Tower", VisionSettings, TimmSettings)
 
@@ -90,10 +90,10 @@ def inheritance(old: Channels | None, new: Channels | None) -> Inheritance:
     before, after = old or PICTURE, new or PICTURE
     count = len(before)
     places = tuple((number,) for number in range(count))
-    if before.bands == after.bands:
+    theirs: tuple[object, ...] = tuple(map(band_key, before.bands))
+    ours: tuple[object, ...] = tuple(map(band_key, after.bands))
+    if theirs == ours:
         return Inheritance(count, places)
-    theirs: tuple[object, ...] = before.bands
-    ours: tuple[object, ...] = after.bands
     if old is None or new is None:
         theirs, ours = before.colours(), after.colours()
     else:
@@ -131,7 +131,7 @@ def with_channels(settings: Tower, channels: Channels | None) -> Tower:
 def inflation_note(old: Channels | None, new: Channels | None) -> str:
     """Return in one line what becomes of a kernel."""
     heirs, before, after = inheritance(old, new), old or PICTURE, new or PICTURE
-    if before.bands == after.bands:
+    if list(map(band_key, before.bands)) == list(map(band_key, after.bands)):
         return f"the values of {_listed(after.bands)} are scaled otherwise than in its training"
     change = f"patch kernel of {_listed(before.bands)} for {_listed(after.bands)}"
     if heirs.is_same:

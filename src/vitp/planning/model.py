@@ -12,6 +12,7 @@ from vitp.checkpoints.loading import read_tokenizer, vlm_folder
 from vitp.core.errors import ConfigError
 from vitp.data.chat import ChatTokenizer
 from vitp.models.flops import TransformerShape, language_shape, vision_shape
+from vitp.models.inflation import with_channels
 from vitp.models.language import QWEN2_VOCABULARY, qwen2_half_billion
 from vitp.models.vision import VisionSettings
 from vitp.models.vlm import VisionLanguageModel, VLMSettings
@@ -109,10 +110,16 @@ def planned_model(settings: ModelSettings) -> tuple[ModelShape, ChatTokenizer | 
             raise ConfigError(
                 "says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"'
             )
-        return model_shape(settings.scratch, settings.vocabulary), None
+        return model_shape(_for_channels(settings.scratch, settings), settings.vocabulary), None
     if settings.init.rstrip("/").endswith(tuple(f"{name}{end}" for name in _BY_NAME for end in ("", "-hf"))):
-        return model_shape(INTERNVL_1B, INTERNVL_VOCABULARY), None
+        return model_shape(_for_channels(INTERNVL_1B, settings), INTERNVL_VOCABULARY), None
     folder = vlm_folder(settings.init)
     config, vocabulary = vlm_of_config(read_config(folder), folder / CONFIG)
-    shape, tokenizer = model_shape(config, vocabulary), read_tokenizer(folder)
+    shape, tokenizer = model_shape(_for_channels(config, settings), vocabulary), read_tokenizer(folder)
     return shape, ChatTokenizer(tokenizer, template=config.template, tokens_per_tile=shape.image_tokens)
+
+
+def _for_channels(config: VLMSettings, settings: ModelSettings) -> VLMSettings:
+    """Return a model for the bands that a run names, else as it is."""
+    vision = with_channels(config.vision, settings.channels or config.vision.channels)
+    return config.model_copy(update={"vision": vision})

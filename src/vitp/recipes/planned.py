@@ -222,6 +222,10 @@ def _finetuning(
             data = config.data.model_copy(update={"resize": InputSize(mode="fixed", size=side)})
             config = config.model_copy(update={"data": data})
         counted = f"{images:,} training images, from the data"
+        backbone = config.backbone.model_copy(
+            update={"channels": config.backbone.channels or labelled.channels}
+        )
+        config = config.model_copy(update={"backbone": backbone})
     elif isinstance(recipe, DownstreamRecipe):
         classes = placeholder_classes(recipe.facts.classes)
         if images is None and config.train.epochs is not None:

@@ -97,7 +97,7 @@ class Channels(SettingsModel):
         if len(self) == 3:
             return (0, 1, 2)
         named: dict[str, int] = {RED: 0, GREEN: 1, BLUE: 2}
-        return tuple(named.get(band.casefold()) for band in self.bands)
+        return tuple(named.get(band_key(band)) for band in self.bands)
 
     @property
     def is_rgb(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from vitp.data.formats import vitp_labels
 from vitp.data.permutation import Permutation
 from vitp.data.sources import Source, open_sources
 from vitp.io.images import is_scene, load_image
+from vitp.io.open_pixels import open_pixels
 from vitp.records.channels import Channels
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord
 from vitp.records.labels import IGNORE, LabelledImage
@@ -189,9 +191,21 @@ def show_records(
 
 
 def _shown(source: Source) -> str:
-    """Return which bands of a source are shown as red, green and blue; "": its images are pictures."""
+    """Return which bands of a source are shown as red, green and blue, or how values are; "": they are pictures."""
     channels = source.channels
-    return "" if channels is None else ", ".join(channels.bands[number] for number in channels.shown)
+    if channels is not None:
+        return ", ".join(channels.bands[number] for number in channels.shown)
+    try:
+        first = source.records[0].images[:1]
+        with contextlib.ExitStack() as stack:
+            wide = [
+                one
+                for one in first
+                if not is_scene(one) and not stack.enter_context(open_pixels(one)).is_picture
+            ]
+    except DataError:
+        return ""  # the record's card tells
+    return "each file between its own 2nd and 98th percentile" if wide else ""
 
 
 @dataclass

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from vitp.core import distributed
-from vitp.core.config import Count, Positive, SettingsModel
+from vitp.core.config import CONFIG_FILE, Count, Positive, SettingsModel, save_config
 from vitp.core.errors import ConfigError, VitpError
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.version import __version__
@@ -363,6 +363,9 @@ def run_finetune(
     with claimed(out, config, config.train.device, resume=resume) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
         run = build_run(config)
+        if run.config.backbone.channels is not None and distributed.rank() == 0:
+            # Found in the data, so that a resumed run goes on with them.
+            save_config(config.model_copy(update={"backbone": run.config.backbone}), out / CONFIG_FILE)
         say(run.notes, console)
         validation = run.validation(out)
         result = train_parts(run.parts([validation]), out, console=console, resume=resume)

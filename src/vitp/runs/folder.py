@@ -99,6 +99,7 @@ def settings_that_differ(run_dir: Path, config: SettingsModel) -> list[str]:
 def as_begun(config: Settings, run_dir: Path) -> Settings:
     """Return a configuration with what a run did that began before there was a choice of how to do it.
 
+    What its tower sees of bands, which a run finds in its data when it begins, is that of the run, too.
     Defaults and recipes may differ from it by now, and a run goes on as it began. Without a run nothing changes.
 
     Raises:
@@ -113,6 +114,10 @@ def as_begun(config: Settings, run_dir: Path) -> Settings:
         part, name = key.split(".")
         if name in (values.get(part) or {}) and name not in (stated.get(part) or {}):
             values[part][name] = way
+    for part in ("backbone", "model"):
+        found = (stated.get(part) or {}).get("channels")
+        if found is not None and part in values and values[part].get("channels", found) is None:
+            values[part]["channels"] = found
     return type(config).model_validate(values)
 
 

@@ -205,7 +205,7 @@ def probe_backbone(context: Context) -> Mapping[str, Any]:
     there = min(len(splits["train"]), settings["images"])
     labels = settings["labels"]
     table = run_probes(
-        load_backbone(context.inputs["backbone"].folder / RUN),
+        load_backbone(context.inputs["backbone"].folder / RUN, data=labelled.channels),
         splits,
         seeds=tuple(range(settings["draws"])),
         labels_per_seed=min(label_count(there, None), labels) if isinstance(labels, int) else labels,
@@ -343,7 +343,7 @@ def _finetuning_pace(context: Context) -> dict[str, float]:
 def _probing_pace(context: Context) -> dict[str, float]:
     settings = context.cell.settings
     labelled = open_labelled(folder_of(context.inputs["data"]), "vitp")
-    tower = load_backbone(context.cell.places.get("start", "starter"))
+    tower = load_backbone(context.cell.places.get("start", "starter"), data=labelled.channels)
     most = min(64, settings["images"])
     began = time.monotonic()
     run_probes(tower, labelled, seeds=(0,), max_images=most)

@@ -49,10 +49,7 @@ class DrawnMask:
         mask_HW = np.zeros((height, width), np.uint8)
         shapes = [
             (
-                {
-                    "type": "MultiPolygon",
-                    "coordinates": [[as_points(ring).tolist() for ring in p] for p in parts],
-                },
+                {"type": "MultiPolygon", "coordinates": [[_closed(ring) for ring in part] for part in parts]},
                 value,
             )
             for value, parts in self.shapes
@@ -85,6 +82,12 @@ class DrawnMask:
             if own := parts_of(moved):
                 kept.append((value, own))
         return DrawnMask((x2 - x1, y2 - y1), tuple(kept), self.change)
+
+
+def _closed(ring: tuple[float, ...]) -> list[list[float]]:
+    """Return a ring as GeoJSON has it, with its first point at its end; an open triangle would be no shape."""
+    points: list[list[float]] = as_points(ring).tolist()
+    return [*points, points[0]]
 
 
 def polygon_of(part: DrawnPart) -> Any:

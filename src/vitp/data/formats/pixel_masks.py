@@ -136,8 +136,8 @@ class TransitionFiles:
         after: Of the second date.
     """
 
-    before: MaskFile
-    after: MaskFile
+    before: MaskFile | DrawnMask
+    after: MaskFile | DrawnMask
 
     def __call__(self) -> np.ndarray:
         """Return the masks (2, H, W) uint8; where one of them isn't known (255), neither is.
@@ -147,8 +147,11 @@ class TransitionFiles:
         """
         first_HW, second_HW = self.before(), self.after()
         if first_HW.shape != second_HW.shape:
+            names = [
+                mask.path if isinstance(mask, MaskFile) else "outlines" for mask in (self.before, self.after)
+            ]
             fix = "save both masks in one size"
-            raise DataError(f"has another size than {self.before.path}", where=self.after.path, fix=fix)
+            raise DataError(f"has another size than {names[0]}", where=names[1], fix=fix)
         both_2HW = np.stack([first_HW, second_HW])
         both_2HW[:, (both_2HW == IGNORE).any(0)] = IGNORE
         return both_2HW
@@ -205,12 +208,17 @@ def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | Transitio
         DataError: The mask is one of a generated scene.
     """
     if isinstance(mask, TransitionFiles):
-        parts = (replace(each, window=_inner(each.window, window)) for each in (mask.before, mask.after))
-        return TransitionFiles(*parts)
+        return TransitionFiles(_dated(mask.before, window), _dated(mask.after, window))
     if isinstance(mask, DrawnMask):
         return mask.windowed(window)
     if not isinstance(mask, MaskFile | ChangeFile):
         raise DataError("only masks in files can be cropped", fix="ask for smaller scenes instead of crops")
+    return replace(mask, window=_inner(mask.window, window))
+
+
+def _dated(mask: MaskFile | DrawnMask, window: MaskWindow) -> MaskFile | DrawnMask:
+    if isinstance(mask, DrawnMask):
+        return mask.windowed(window)
     return replace(mask, window=_inner(mask.window, window))
 
 
@@ -271,8 +279,8 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
         )
     if "before" in row:
         before, after = (mask_from_json(row[key], root) for key in ("before", "after"))
-        if not (isinstance(before, MaskFile) and isinstance(after, MaskFile)):
-            raise ValueError("masks of two dates are files")
+        if not (isinstance(before, MaskFile | DrawnMask) and isinstance(after, MaskFile | DrawnMask)):
+            raise ValueError("masks of two dates are files or outlines")
         return TransitionFiles(before, after)
     pairs = tuple((int(v), int(i)) for v, i in row["values"])
     return MaskFile(str(root / row["mask"]), pairs, window, bool(row.get("nearest", False)), onto)
