@@ -89,6 +89,7 @@ def test_pictures_go_from_labels_to_predictions_without_the_extra(tmp_path: Path
     assert len(list((tmp_path / "maps").rglob("*.png"))) >= 8
 
 
+@pytest.mark.slow
 def test_what_needs_the_extra_names_it(tmp_path: Path) -> None:
     folder, many = tmp_path / "labels", tmp_path / "many"
     for name in ("a", "b"):

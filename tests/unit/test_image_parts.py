@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +191,47 @@ def test_palettes_that_rasterio_reads_are_resolved_and_their_numbers_are_labels(
     with open_pixels(path) as pixels:
         assert pixels.is_picture
         np.testing.assert_array_equal(pixels.read(), labels_1HW)
+
+
+def test_without_rasterio_pictures_are_the_same_and_rasters_name_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [path for path in _files(tmp_path) if "webp.g" not in path.name]
+    with_it = []
+    for path in paths:
+        with open_pixels(path) as pixels:
+            with_it.append((pixels.read(), pixels.valid(), np.asarray(load_image(path))))
+    refused = [
+        (write_raster(tmp_path / "a.tif", values(13, "uint16")), "has 13 bands of 16-bit unsigned samples"),
+        (write_raster(tmp_path / "b.tif", values(3, "uint8"), compress="webp"), "compressed as WebP"),
+        (write_raster(tmp_path / "c.img", values(2, "uint8"), driver="HFA"), "needs rasterio"),
+        (write_raster(tmp_path / "d.jp2", values(5, "uint8"), driver="JP2OpenJPEG"), "JPEG 2000"),
+    ]
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    for path, (values_CHW, valid_HW, rgb_HWC) in zip(paths, with_it, strict=True):
+        np.testing.assert_array_equal(np.asarray(load_image(path)), rgb_HWC, err_msg=path.name)
+        with open_pixels(path) as pixels:
+            if not path.name.startswith(("palette", "bits", "jpeg.g")):  # rasterio's are other ones
+                np.testing.assert_array_equal(pixels.read(), values_CHW, err_msg=path.name)
+            np.testing.assert_array_equal(pixels.valid(), valid_HW, err_msg=path.name)
+    for path, words in refused:
+        for read in (load_image, open_pixels):
+            with pytest.raises(DataError, match=rf"{words}.*pip install 'vitp\[geo\]'"):
+                read(path)
+
+
+@pytest.mark.parametrize("kind", ["jp2", "webp", "zstd", "lerc"])
+def test_what_gdal_writes_of_pictures_is_read(tmp_path: Path, kind: str) -> None:
+    rgb_CHW = values(3, "uint8")
+    lossless = {"QUALITY": 100, "REVERSIBLE": "YES", "YCBCR420": "NO"}
+    options = {"driver": "JP2OpenJPEG", **lossless} if kind == "jp2" else {"compress": kind}
+    if kind == "webp":
+        options["webp_lossless"] = "TRUE"
+    path = write_raster(tmp_path / f"a.{kind}", rgb_CHW, **options)
+    np.testing.assert_array_equal(np.asarray(load_image(path)), rgb_CHW.transpose(1, 2, 0))
+    part = load_planes(f"{path}#window=3,5,60,44")
+    np.testing.assert_array_equal(part, rgb_CHW[:, 5:44, 3:60])
+    assert image_size(path) == (83, 61)
 
 
 def test_bands_choose_what_is_shown(tmp_path: Path) -> None:

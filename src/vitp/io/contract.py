@@ -134,7 +134,7 @@ class Pixels(ABC):
         levels: Levels that `read` takes: 0 … levels − 1; each halves width and height (rounded up).
         is_picture: Whether it is an 8-bit picture, grey or RGB, which `vitp.io.images.load_image` returns as it
             stands.
-        palette_V3: Colours, (256, 3) uint8, that the values of a single band stand for; None: they stand for themselves.
+        palette_V3: Colours, (256, 3) uint8, that the values of a single band stand for; None: they have none.
         notes: What a user should know of how the file was understood, each a sentence without its full stop.
     """
 
@@ -334,7 +334,9 @@ class PartPixels(Pixels):
         self.bands = tuple(whole.bands[number] for number in chosen)
         self.dtype, self.nodata, self.notes = whole.dtype, whole.nodata, whole.notes
         self.palette_V3 = whole.palette_V3
-        self.is_picture = whole.is_picture and part.bands is None
+        self.is_picture = whole.is_picture
+        if part.bands is not None:
+            self.is_picture = whole.dtype == np.uint8 and len(chosen) in (1, 3)
         x, y = self._corner
         wide, high = (corner + length for corner, length in zip(self._corner, self.size, strict=True))
         self._factors = tuple(

@@ -5,6 +5,7 @@ These are short forms of `vitp.io.image_file.open_image`, and render generated s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from PIL import Image
 from vitp.core.errors import DataError
 from vitp.io.contract import Pixels
 from vitp.io.image_file import open_image
+from vitp.io.image_kinds import has_rasterio
 from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_pixels
 from vitp.io.parts import FilePart, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
@@ -70,12 +72,20 @@ def load_image(
             check_window(part.window, image.size, str(address))
             return image.crop(part.window)
         return image
-    if is_picture_file(address):
+    if not is_picture_file(address):
+        return _raster_rgb(address, part, enough, stretch)
+    try:
         with open_image(address) as file:
             if file.is_wide and not stretch:
                 raise undeclared(str(address))
             return file.rgb(enough)
-    return _raster_rgb(address, part, enough, stretch)
+    except DataError:
+        if raster_driver(base) != "JP2OpenJPEG" or not has_rasterio():
+            raise
+        # Of those that GDAL writes Pillow doesn't decode all.
+        with contextlib.suppress(DataError):
+            return _raster_rgb(address, part, enough, stretch)
+        raise
 
 
 def _raster_rgb(
