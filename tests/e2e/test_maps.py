@@ -109,7 +109,9 @@ def test_processes_share_pictures_too(tmp_path: Path) -> None:
     images = [str(raster(tmp_path / f"{number}.tif", 90)) for number in range(3)]
     (tmp_path / "broken.tif").write_bytes(b"II*\0 nothing")
     run(predict(model, *images, "--out", str(tmp_path / "one")))
-    command = predict(model, *images, str(tmp_path / "broken.tif"), "--out", str(tmp_path / "two"), processes=2)
+    command = predict(
+        model, *images, str(tmp_path / "broken.tif"), "--out", str(tmp_path / "two"), processes=2
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode != 0 and done.stdout.count("can't be used") == 1
     one, two = outputs(tmp_path / "one"), outputs(tmp_path / "two")
