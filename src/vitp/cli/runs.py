@@ -190,14 +190,14 @@ def check_run_command(
     code is 1 when there is a difference.
     """
     from vitp.core.files import write_json
-    from vitp.runs.check.run import FINETUNED_CHECKS, check_names, check_run, is_finetuned, load_run
+    from vitp.runs.check.run import FINETUNED_CHECKS, check_known, check_run, is_finetuned, load_run
     from vitp.runs.check.seams import check_seams
 
     names = (*(only or ()), *(skip or ()))
     findings: list[CheckFinding] = []
     found: Iterable[CheckFinding]
     if is_finetuned(run):
-        check_names(FINETUNED_CHECKS, *names)
+        check_known(FINETUNED_CHECKS, *names)
         folder = run if run.is_dir() else run.parent
         found = () if skip else (check_seams(folder, override or [], images=records),)
     else:

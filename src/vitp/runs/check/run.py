@@ -28,7 +28,7 @@ def is_finetuned(path: Path) -> bool:
     return file.is_file() and re.search(r"^task:", read_text(file), re.MULTILINE) is not None
 
 
-def check_names(known: Sequence[str], *names: str) -> None:
+def check_known(known: Sequence[str], *names: str) -> None:
     """Do nothing when all names are of checks.
 
     Raises:
@@ -75,7 +75,7 @@ def check_run(
     Raises:
         VitpError: A name is unknown, or the run's data can't be used.
     """
-    check_names(CHECKS, *only, *skip)
+    check_known(CHECKS, *only, *skip)
     wanted = [name for name in (only or CHECKS) if name not in skip]
     device = distributed.resolve_device(config.train.device)
     batch = -(-records // ranks) * ranks

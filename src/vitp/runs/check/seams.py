@@ -1,4 +1,4 @@
-"""Whether the windows of a finetuned model show in its maps: the same ground, seen from windows that begin elsewhere."""
+"""Whether the windows of a finetuned model show in its maps: the same ground, its windows beginning elsewhere."""
 
 from __future__ import annotations
 
