@@ -1,6 +1,7 @@
 """Seconds and memory of `vitp predict` against the size of the raster: linear in what it holds, flat.
 
-    python benchmarks/predict_memory.py
+    python benchmarks/predict_memory.py                          # all of it
+    python benchmarks/predict_memory.py --sides 20000 --full     # one size; the others' results stay
 
 Rasters of four bands of uint16 are generated, tiled and sparse: nodata but for tiles of about one per cent of the
 area, and one that is full. Each is predicted by the command in a process of its own, by a segmentation model and by an
@@ -10,6 +11,7 @@ oriented detector of micro size with random weights; the process's own peak memo
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +25,7 @@ import torch
 from rasterio import Affine
 from rio_cogeo.cogeo import cog_validate
 
-from common import save
+from common import RESULTS, save
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.channels import Channel, Channels
 from vitp.tasks.base import TestSettings
@@ -99,11 +101,11 @@ def measure(model: Path, raster: Path, out: Path) -> tuple[float, float]:
 def main() -> None:
     """Measure and write `results/predict_memory.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sides", type=int, nargs="+", default=[2500, 5000, 10_000, 20_000])
+    parser.add_argument("--sides", type=int, nargs="*", default=[2500, 5000, 10_000, 20_000])
     parser.add_argument("--full", type=int, nargs="*", default=[512, 1024, 2048])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     given = parser.parse_args()
-    rows = []
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for task in given.tasks:
@@ -117,6 +119,7 @@ def main() -> None:
                 row = {
                     "task": task,
                     "side": side,
+                    "full": full,
                     "held": round(share, 4),
                     "seconds": round(seconds, 1),
                     "peak_mb": round(megabytes),
@@ -126,6 +129,12 @@ def main() -> None:
                 print(row, flush=True)
                 rows.append(row)
             raster.unlink()
+    earlier = (
+        json.loads(path.read_text())["rows"] if (path := RESULTS / "predict_memory.json").exists() else []
+    )
+    measured = {(row["task"], row["side"], row["full"]) for row in rows}
+    kept = [row for row in earlier if (row["task"], row["side"], row["full"]) not in measured]
+    rows = sorted(kept + rows, key=lambda row: (row["task"], row["full"], row["side"]))
     save("predict_memory", {"window": WINDOW, "bands": len(BANDS), "rows": rows}, quiet=True)
 
 

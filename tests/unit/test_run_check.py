@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.conftest import make_record, save_image, tiny_vlm_config
+from tests.map_models import BrightestBand
 from vitp.cli import run
 from vitp.core.config import make_config, save_config
 from vitp.core.errors import ConfigError
@@ -25,7 +28,10 @@ from vitp.runs.check.findings import (
 )
 from vitp.runs.check.run import check_run, load_run
 from vitp.runs.check.runs import short_run
+from vitp.runs.check.seams import moved_pixels
 from vitp.runs.pretrain import PretrainConfig
+from vitp.tasks.base import TestSettings
+from vitp.tasks.data import classes_of, open_labelled
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +164,67 @@ def test_wrong_names_are_refused(config: PretrainConfig, tmp_path: Path):
         list(check_run(config, only=("packd",)))
     with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         load_run(tmp_path / "nothing")
+
+
+# Seams of a finetuned run.
+
+
+class Leaning(BrightestBand):
+    """Its answer leans on where in its window a pixel lies, by so much."""
+
+    def __init__(self, lean: float, classes: Sequence[str] = ("a", "b")) -> None:
+        super().__init__(classes)
+        self.lean = lean
+        self.description = {"head": {}}
+
+    def maps(self, images_BCHW: torch.Tensor, later_BCHW: torch.Tensor | None) -> list[torch.Tensor]:
+        lean_W = self.lean * torch.linspace(-1, 1, images_BCHW.shape[-1])
+        more_BHW = images_BCHW[:, 0].float() / 255 - 0.5 + lean_W
+        others = [more_BHW - 9] * (len(self.classes) - 2)
+        return torch.stack([-more_BHW, more_BHW, *others], 1)  # type: ignore[return-value]
+
+
+def test_pixels_that_change_class_with_the_windows_are_counted() -> None:
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 96, 80), dtype=np.uint8))
+    settings = TestSettings(window=32, overlap=0.25)
+    still, leaning = moved_pixels(Leaning(0), image, settings), moved_pixels(Leaning(0.4), image, settings)
+    assert still is not None and leaning is not None
+    assert still.tolist() == [0, 0, 0] and leaning.min() > 0.02 * image[0].numel()
+    assert moved_pixels(Leaning(0), image, TestSettings()) is None
+    assert moved_pixels(Leaning(0), image[:, :32, :30], settings) is None
+
+
+def test_hann_weights_halve_what_plain_means_show() -> None:
+    """What the blend is for: the same model, the same windows, equal weights."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 128, 128), dtype=np.uint8))
+    settings = TestSettings(window=32, overlap=0.5)
+    blended = moved_pixels(Leaning(0.4), image, settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitp.tasks.windows.view_weights", lambda view, size: None)
+        equal = moved_pixels(Leaning(0.4), image, settings)
+    assert blended is not None and equal is not None and 2 * blended.max() < equal.max()
+
+
+def test_seams_of_a_run_are_printed_and_bounded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "task: segmentation\ndata: {root: port, format: scenes, options: {count: 9, val: 0.3, test: 0.3, size: 48}}\n"
+        "test: {window: 16}\n"
+    )
+    lean = 0.0
+    monkeypatch.setattr("vitp.runs.check.seams.load_task", lambda _: of_scenes(lean))
+
+    def of_scenes(lean: float) -> Leaning:
+        return Leaning(lean, classes_of(open_labelled("port", "scenes", count=2, size=48), "semantic"))
+
+    assert run(["check", str(tmp_path), "--json", str(tmp_path / "found.json")]) == 0
+    assert "equal      seams" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())[0]["differences"][0]["value"] == 0
+    lean = 0.4
+    assert run(["check", str(tmp_path), "--only", "seams"]) == 1
+    assert "DIFFERENT  seams" in capsys.readouterr().out
+    assert run(["check", str(tmp_path), "--only", "packed"]) == 2
+    assert "checks are seams" in capsys.readouterr().err
+    assert run(["check", str(tmp_path), "-s", "test.window=64"]) == 0
+    assert "skipped    seams" in capsys.readouterr().out

@@ -312,3 +312,68 @@ def test_a_part_at_the_edge_of_a_window_gives_way_to_the_whole() -> None:
     outer = objects([[14, 4, 32, 14]], [0.9], [0])
     merged = merge([(objects([[30, 4, 32, 14]], [0.5], [0]), left), (outer, right)], (32, 48))
     assert merged.boxes_N4 is not None and merged.boxes_N4[0].tolist() == [30, 4, 48, 14]
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_is_found_in_each_position_of_a_square_comes_back(turns: int, mirrored: bool) -> None:
+    """One object, drawn; seen in each position, found there, and brought back as box, quad, mask and class map."""
+    image = torch.zeros(1, 24, 40, dtype=torch.uint8)
+    image[0, 3:9, 12:28] = 200
+    view = View((0, 2, 40, 20), (36, 80), mirrored, turns)  # enlarged twice
+    seen = view.of(image)
+    assert tuple(seen.shape[-2:]) == view.seen_size == ((80, 36) if turns % 2 else (36, 80))
+    mask = seen[0] > 100
+    rows, columns = torch.nonzero(mask, as_tuple=True)
+    x1, y1, x2, y2 = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    box = torch.stack([x1, y1, x2, y2]).float()
+    # A quad that tells its corners apart: the upper left one of the box as it is seen, then clockwise.
+    quad = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2]).float()
+    found = Prediction(box[None], quad[None], torch.tensor([0.9]), torch.tensor([0]), mask[None])
+    moved = in_image(found, view)
+    assert moved.boxes_N4 is not None and moved.quads_N8 is not None and moved.masks_NHW is not None
+    assert moved.boxes_N4.tolist() == [[12, 3, 28, 9]]
+    x, y = moved.quads_N8.view(4, 2).T
+    assert sorted(zip(x.tolist(), y.tolist(), strict=True)) == [(12, 3), (12, 9), (28, 3), (28, 9)]
+    assert float((x * y.roll(-1) - y * x.roll(-1)).sum()) == 2 * 16 * 6, "clockwise in the image, y down"
+    merged = merge([(found, view)], (24, 40))
+    assert merged.masks_NHW is not None and torch.equal(merged.masks_NHW[0], image[0] > 100)
+    assert torch.equal(view.upright(seen), View(view.window, view.size).of(image))
+
+
+def test_eight_positions_of_oriented_objects_are_one() -> None:
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    image[:, 10:16, 20:40] = 255
+    views = views_of(40, 60, TestSettings(tta="d4"), InputSize())
+    assert len(views) == 8 and len({(view.turns, view.mirrored) for view in views}) == 8
+    (found,) = predict_images(Corner(), [image], TestSettings(tta="d4"))
+    assert found.boxes_N4 is not None and found.boxes_N4.tolist() == [[20, 10, 40, 16]]
+    tilted = torch.tensor([[30.0, 20, 16, 6, 0.4]])
+    parts = []
+    for view in views:
+        # The same box as each view shows it: its corners, moved as the image is.
+        points = quads_of(tilted).view(4, 2)
+        for _ in range(view.turns):
+            width = 60 if _ % 2 == 0 else 40
+            points = torch.stack([points[:, 1], width - points[:, 0]], 1)
+        if view.mirrored:
+            points = torch.stack([view.seen_size[1] - points[:, 0], points[:, 1]], 1)
+        parts.append((Prediction(None, points.reshape(1, 8), torch.tensor([0.5]), torch.tensor([0])), view))
+    merged = merge(parts, (40, 60))
+    assert merged.quads_N8 is not None and len(merged.quads_N8) == 1
+    corners = merged.quads_N8.view(4, 2)
+    wanted = quads_of(tilted).view(4, 2)
+    assert float(torch.cdist(corners, wanted).amin(1).max()) < 1e-4
+
+
+def test_windows_are_counted_from_one_place() -> None:
+    wanted = TestSettings(window=32, overlap=0.25)
+    whole = {view.window for view in views_of(200, 200, wanted, InputSize())}
+    cut = {
+        (x1 + 50, y1 + 30, x2 + 50, y2 + 30)
+        for x1, y1, x2, y2 in (
+            view.window for view in views_of(170, 150, wanted, InputSize(), origin=(-50, -30))
+        )
+    }
+    inside = {window for window in whole if window[0] > 50 and window[1] > 30 and max(window[2:]) < 200}
+    assert inside <= cut and len(inside) >= 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -161,9 +162,10 @@ def report_command(
 
 
 def check_run_command(
-    run: Annotated[Path, typer.Argument(help="Pretraining run, or its YAML file.")],
+    run: Annotated[Path, typer.Argument(help="Pretraining run or its YAML file, or finetuned run.")],
     records: Annotated[
-        int, typer.Option("--records", min=1, max=100_000, help="Number of records to compare on.")
+        int,
+        typer.Option("--records", min=1, max=100_000, help="Number of records, or images, to compare on."),
     ] = 8,
     ranks: Annotated[
         int, typer.Option("--ranks", min=2, max=64, help="Number of processes of the check `ranks`.")
@@ -172,8 +174,8 @@ def check_run_command(
         list[str] | None,
         typer.Option(
             "--only",
-            help="Make one check alone: packed, shared, attention, bf16, recompute, compile, resume or ranks. "
-            "Repeatable.",
+            help="Make one check alone: packed, shared, attention, bf16, recompute, compile, resume or ranks; "
+            "seams of a finetuned run. Repeatable.",
         ),
     ] = None,
     skip: Annotated[list[str] | None, typer.Option("--skip", help="Leave a check out. Repeatable.")] = None,
@@ -184,14 +186,24 @@ def check_run_command(
 ) -> None:
     """Compare the fast ways of training with the plain ones on a run's own data.
 
-    The exit code is 1 when there is a difference.
+    Of a finetuned run: whether the same ground gets the same classes when windows begin elsewhere (seams). The exit
+    code is 1 when there is a difference.
     """
     from vitp.core.files import write_json
-    from vitp.runs.check.run import check_run, load_run
+    from vitp.runs.check.run import FINETUNED_CHECKS, check_known, check_run, is_finetuned, load_run
+    from vitp.runs.check.seams import check_seams
 
-    config = load_run(run, override or [])
-    findings = []
-    for finding in check_run(config, records=records, ranks=ranks, only=only or (), skip=skip or ()):
+    names = (*(only or ()), *(skip or ()))
+    findings: list[CheckFinding] = []
+    found: Iterable[CheckFinding]
+    if is_finetuned(run):
+        check_known(FINETUNED_CHECKS, *names)
+        folder = run if run.is_dir() else run.parent
+        found = () if skip else (check_seams(folder, override or [], images=records),)
+    else:
+        config = load_run(run, override or [])
+        found = check_run(config, records=records, ranks=ranks, only=only or (), skip=skip or ())
+    for finding in found:
         findings.append(finding)
         print_lines(_lines(finding))
     if out is not None:

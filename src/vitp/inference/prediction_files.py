@@ -102,17 +102,15 @@ def predict_files(
     sources, digest = _on_first(
         lambda: _looked_at(model, images, out, later, overwrite, options, settings.missing_bands)
     )
-    if distributed.rank() > 0:
-        tell, say = (lambda _: None), (lambda _: None)
+    tell, say = (tell, say) if distributed.rank() == 0 else (_nothing, _nothing)
     left_out = [Unusable(source.image, source.reason) for source in sources if source.reason is not None]
     usable = [source for source in sources if source.reason is None]
     for one in left_out:
         tell(one)
     if not usable:
         raise _nothing_usable(left_out)
-    for source in usable:
-        for note in source.notes:
-            say(note)
+    for note in chain.from_iterable(source.notes for source in usable):
+        say(note)
     with unfinished(out, _plan(sources, settings, options, digest), resume=resume) as folder:
         job = _Job(model, settings, options, folder, digest, say)
         failed = set()
@@ -123,6 +121,10 @@ def predict_files(
         done = [source for source in usable if source.name not in failed]
         _finish(job, done, left_out)
     return len(done), left_out
+
+
+def _nothing(_: object) -> None:
+    pass
 
 
 def is_predictions(folder: Path) -> bool:

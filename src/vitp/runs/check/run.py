@@ -1,7 +1,8 @@
-"""All checks of a run, one after the other."""
+"""All checks of a pretraining run, one after the other; those of a finetuned one are in `vitp.runs.check.seams`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,12 +10,34 @@ from vitp.core import distributed
 from vitp.core.config import CONFIG_FILE, load_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.leftovers import temporary_folder
+from vitp.core.reading import read_text
 from vitp.runs.check import runs
 from vitp.runs.check.batches import BatchChecks
 from vitp.runs.check.findings import CheckFinding
 from vitp.runs.pretrain import PretrainConfig, build_with_language
 
 CHECKS = ("packed", "shared", "attention", "bf16", "recompute", "compile", "resume", "ranks")
+"""Of a pretraining run."""
+FINETUNED_CHECKS = ("seams",)
+"""Of a finetuned run."""
+
+
+def is_finetuned(path: Path) -> bool:
+    """Return whether a folder or file is that of a finetuned run."""
+    file = path / CONFIG_FILE if path.is_dir() else path
+    return file.is_file() and re.search(r"^task:", read_text(file), re.MULTILINE) is not None
+
+
+def check_known(known: Sequence[str], *names: str) -> None:
+    """Do nothing when all names are of checks.
+
+    Raises:
+        ConfigError: One isn't; the message names them.
+    """
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"checks are {', '.join(known)}"
+            raise ConfigError(f"unknown check {name!r}", where="vitp check", fix=hint)
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -52,10 +75,7 @@ def check_run(
     Raises:
         VitpError: A name is unknown, or the run's data can't be used.
     """
-    for name in (*only, *skip):
-        if name not in CHECKS:
-            hint = did_you_mean(name, CHECKS) or f"checks are {', '.join(CHECKS)}"
-            raise ConfigError(f"unknown check {name!r}", where="vitp check", fix=hint)
+    check_known(CHECKS, *only, *skip)
     wanted = [name for name in (only or CHECKS) if name not in skip]
     device = distributed.resolve_device(config.train.device)
     batch = -(-records // ranks) * ranks
