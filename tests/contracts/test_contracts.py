@@ -320,7 +320,7 @@ SURFACE = {
         "--set -s", "--resume", "--force",
     ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
-    "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--out"],
+    "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--missing-bands", "--out"],
     "plan": [
         "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",
         "--samples", "--set -s", "--json",

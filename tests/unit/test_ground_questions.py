@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from tests.ground_files import (
     write_raster,
     write_vectors,
 )
+from vitp.core.errors import ConfigError
+from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
 from vitp.data.formats.vitp_labels import Roots, read_compiled, write_compiled
@@ -67,6 +70,19 @@ def image(
     ground: tuple[float, float, float, float] | None = (0.5, 0.0, 0.0, -0.5), **rest: object
 ) -> LabelledImage:
     return LabelledImage("a", "a.tif", 200, 160, objects=(SHIP, CAR), ground=ground, **rest)  # type: ignore[arg-type]
+
+
+NEW = (
+    *(
+        "size_metres",
+        "area_metres",
+        "cover_hectares",
+        "distance_metres",
+        "extent_metres",
+        "ground_resolution",
+    ),
+    *("sensor", "date", "season", "region"),
+)
 
 
 # --- numbers and units
@@ -208,11 +224,10 @@ def test_without_metres_and_metadata_nothing_new_is_asked() -> None:
     made = synthesize_with_tasks(bare, CLASSES, seed=3)
     without = synthesize_with_tasks(bare, CLASSES, seed=3, config=SynthesisConfig(tasks={CONTEXT: 0.0}))
     assert made == without and made is not None
-    new = {name for name, task in QUESTION_TASKS.items() if task.needs is not None}
-    assert len(new) == 10 and not new & set(made[1])
+    assert not set(NEW) & set(made[1])
 
 
-@pytest.mark.parametrize("name", [name for name, task in QUESTION_TASKS.items() if task.needs is not None])
+@pytest.mark.parametrize("name", NEW)
 def test_each_of_them_can_be_switched_off(name: str) -> None:
     mask = np.ones((160, 200), np.uint8)
     known = {"sensor": "Sentinel-2", "date": "2020-07-01", "season": "summer", "region": "Kenya"}
@@ -410,3 +425,69 @@ def test_compiled_records_ask_in_metres(tmp_path: Path) -> None:
     off = SynthesisConfig(tasks={"size_metres": 0.0})
     other = compile_labels(root, "auto", tmp_path / "off", seed=1, val=0, test=0, synthesis=off)
     assert "size_metres" not in other.splits["train"].tasks
+
+
+# --- several dates
+
+
+def dated(root: Path, dates: list[str], other: str = "") -> None:
+    for number, _ in enumerate(dates):
+        write_raster(root / f"t{number}.tif", UTM, seed=number)
+    write_raster(root / "far.tif", moved(UTM, 9000, 0), seed=99)
+    shapes = [box_on_ground(UTM, 20, 20, 100, 40), box_on_ground(UTM, 9020, 20, 9100, 40)]
+    write_vectors(root / "ships.gpkg", shapes)
+    rows = [{"image": f"t{number}.tif", "date": date, "sensor": "S2"} for number, date in enumerate(dates)]
+    write_table(root / "metadata.csv", [*rows, {"image": "far.tif", "date": "2020-01-01", "sensor": "S2"}])
+
+
+def test_dates_of_one_place_are_images_of_one_record(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    dated(root, ["2020-07-01", "2020-01-01", "2021-01-01"])
+    compile_labels(
+        root,
+        "auto",
+        tmp_path / "out",
+        val=0,
+        test=0,
+        dates=3,
+        crop=100,
+        synthesis=SynthesisConfig(tasks={CONTEXT: 2.0}),
+    )
+    rows = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    several = [row for row in rows if isinstance(row["image"], list)]
+    assert len(several) == 4 and len(rows) == 8
+    first = several[0]["conversations"][0]["value"]
+    assert (
+        "Image-1 (2020-01-01): <image>\nImage-2 (2020-07-01): <image>\nImage-3 (2021-01-01): <image>\n"
+        in first
+    )
+    assert several[0]["image"] == [f"t{n}.tif#window=0,0,100,100" for n in (1, 0, 2)]
+    again = [item for item in read_compiled(tmp_path / "out").items if item.series]
+    assert len(again) == 4 and all(len(item.series) == 2 and item.objects is not None for item in again)
+    assert vitp_check(tmp_path / "out") == 0
+
+
+def vitp_check(folder: Path) -> int:
+    return check_records(folder).exit_code
+
+
+@pytest.mark.parametrize(("most", "records"), [(1, 6), (2, 4), (5, 2)])
+def test_no_more_dates_than_asked_for_are_joined(tmp_path: Path, most: int, records: int) -> None:
+    dated(tmp_path, ["2020-07-01", "2020-01-01", "2021-01-01", "2021-02-01", "2021-03-01"])
+    labelled = read_labels("geo", tmp_path, val=0, test=0, dates=most)
+    assert len(labelled) == records
+    assert sum(1 + len(item.series) for item in labelled.items) == 6
+
+
+@pytest.mark.parametrize("dates", [["2020-07-01", "2020-07-01"], ["2020-07-01", ""]])
+def test_images_of_one_date_or_of_none_are_not_joined(tmp_path: Path, dates: list[str]) -> None:
+    dated(tmp_path, dates)
+    with pytest.raises(ConfigError, match="no two images are of one place"):
+        read_labels("geo", tmp_path, val=0, test=0, dates=4)
+
+
+@pytest.mark.parametrize("most", [0, -1, 65, "many", 2.5, True])
+def test_a_number_of_dates_that_is_none_is_refused(tmp_path: Path, most: object) -> None:
+    dated(tmp_path, ["2020-07-01"])
+    with pytest.raises(ConfigError, match="dates"):
+        read_labels("geo", tmp_path, dates=most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.ground_files import (
     write_raster,
     write_vectors,
 )
-from vitp.core.errors import ConfigError
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats import ReadOptions, read_labels
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.crops import cut
@@ -246,3 +247,28 @@ def test_pictures_are_still_cut_into_files(tmp_path: Path) -> None:
     labelled: LabelledSet = builder.build()
     crops = cut(labelled, 32, 0, tmp_path / "out")
     assert all(Path(item.image).is_file() for item in crops.items)
+
+
+@pytest.mark.parametrize("missing", ["rasterio", "pyproj", "shapely"])
+def test_without_the_extra_splits_are_drawn_as_ever_and_it_is_said(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(10):
+        write_raster(tmp_path / "ab"[number % 2] / f"s{number}.tif", moved(UTM, 200 * number, 0), seed=number)
+    monkeypatch.setitem(sys.modules, missing, None)
+    labelled = read_labels("folders", tmp_path)
+    assert labelled.drawn is None and all(item.ground is None for item in labelled.items)
+    assert any(line.startswith("splits: ") and "drawn (val=0.1" in line for line in labelled.understood)
+    assert any(f"it needs {missing} to be read" in line for line in labelled.understood)
+
+
+@pytest.mark.parametrize("missing", ["rasterio", "pyproj", "shapely", "pyogrio"])
+def test_vector_labels_without_the_extra_name_it(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_raster(tmp_path / "a.tif")
+    write_vectors(tmp_path / "x.gpkg", [box_on_ground(UTM, 10, 10, 30, 20)])
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(DataError, match=missing) as caught:
+        read_labels("auto", tmp_path)
+    assert "vitp[geo]" in str(caught.value.fix)

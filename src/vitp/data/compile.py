@@ -42,6 +42,7 @@ from vitp.data.formats.vitp_labels import (
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without_tasks
+from vitp.io.parts import base_address
 from vitp.records.channels import Channels
 from vitp.records.instructions import to_line
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
@@ -320,7 +321,10 @@ def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
 def _remove_strangers(folder: Path, labelled: LabelledSet) -> None:
     """Remove what an interrupted run left of images that are no longer in the set."""
     names = {
-        Path(path) for item in labelled.items for path in (item.image, item.second_image) if path is not None
+        Path(base_address(path))
+        for item in labelled.items
+        for path in (item.image, item.second_image)
+        if path is not None
     }
     mine = leftovers.claim(folder)
     for path in folder.rglob("*"):
@@ -346,7 +350,10 @@ def _write_lines(
     with LineWriter(roots.out) as records, LineWriter(roots.out / "labels") as labels:
         for item in items:
             second = None if item.second_image is None else relative(item.second_image, roots.images)
-            named = replace(item, image=relative(item.image, roots.images), second_image=second)
+            series = tuple(relative(image, roots.images) for image in item.series)
+            named = replace(
+                item, image=relative(item.image, roots.images), second_image=second, series=series
+            )
             made = synthesize_with_tasks(named, classes, seed=seed, config=config)
             if made is not None:
                 records.add(item.split, to_line(made[0]))

@@ -114,6 +114,8 @@ def _item_facts(item: LabelledImage, look: _Look) -> list[Any]:
         value = getattr(item, field.name)
         if field.name in ("image", "second_image"):
             facts.append(None if value is None else _image_facts(value, look.inside))
+        elif field.name == "series" and value:
+            facts.append([field.name, *(_image_facts(one, look.inside) for one in value)])
         elif value != field.default:
             facts.append([field.name, _facts(value, look)])
     return facts

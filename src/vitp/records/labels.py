@@ -78,7 +78,9 @@ class LabelledImage:
             date as an index into the set's `change_classes`, 255 where it isn't known.
         ground: What a pixel is on the ground, in metres: east and north of one pixel along x, east and north of one
             along y. None: not known.
-        metadata: What else is known of how the image was taken (`sensor`, `date`, `later_date`, `season`, `region`).
+        metadata: What else is known of how the image was taken (`sensor`, `date`, `later_date`, `season`, `region`;
+            `dates` of a series, between commas).
+        series: Further images of the same pixels on the ground, at later dates; what is labelled holds for all.
     """
 
     id: str
@@ -100,6 +102,7 @@ class LabelledImage:
     transition: Callable[[], np.ndarray] | None = None
     ground: tuple[float, float, float, float] | None = None
     metadata: Mapping[str, str] | None = None
+    series: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

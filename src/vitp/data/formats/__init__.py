@@ -36,6 +36,7 @@ from vitp.data.formats.captions import read_captions
 from vitp.data.formats.channels import CHANNEL_OPTIONS, declare_channels
 from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
+from vitp.data.formats.dates import join_dates
 from vitp.data.formats.detect import detect, detect_format
 from vitp.data.formats.disasters import read_xbd
 from vitp.data.formats.dota import read_dota
@@ -122,7 +123,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     if "options" not in inspect.signature(reader).parameters:
         return declare_channels(reader(root, **options), root, seen)
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
-    labelled = with_metadata(reader(root, common, **options), root)
+    labelled = join_dates(with_metadata(reader(root, common, **options), root), common.dates)
     return declare_channels(labelled, root, seen)
 
 

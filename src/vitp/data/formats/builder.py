@@ -52,6 +52,7 @@ class ReadOptions:
         partial: Images that lists, tables and labels name may be missing.
         block: Side in metres of the blocks that splits are drawn in, where the files say where they lie.
         buffer: Metres that images of different splits are apart at least, likewise.
+        dates: Most dates of one place that are joined into one record; 1: each image is one of its own.
     """
 
     name: str = ""
@@ -66,6 +67,7 @@ class ReadOptions:
     partial: bool = False
     block: float | None = None
     buffer: float = 0.0
+    dates: int = 1
 
     def __post_init__(self) -> None:
         for name in ("group", "splits"):

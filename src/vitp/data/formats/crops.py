@@ -121,11 +121,15 @@ class _Crops:
         seconds: Sequence[str | None] = [None] * len(windows)
         if item.second_image is not None:
             seconds = _addresses(item.second_image, f"{item.id}.later", windows, folder)
+        others = [
+            _addresses(image, f"{item.id}.{number}", windows, folder)
+            for number, image in enumerate(item.series, 2)
+        ]
         geometry = known_geometry(item.image)
         kinds = [item.objects or (), item.later_objects or (), item.ignored]
         boxes = [np.array([label.box for label in labels]).reshape(-1, 4) for labels in kinds]
         seen: set[tuple[int, int]] = set()
-        for window, image, second in zip(windows, images, seconds, strict=True):
+        for place, (window, image, second) in enumerate(zip(windows, images, seconds, strict=True)):
             near = [_meeting(boxes_N4, window) for boxes_N4 in boxes]
             seen.update(
                 (kind, number)
@@ -148,7 +152,8 @@ class _Crops:
             if geometry is not None:
                 self.places.append((geometry.of_window(window), (crop.width, crop.height)))
                 crop = with_ground(replace(crop, ground=None), self.places[-1])
-            self.crops.append(replace(crop, image=image, second_image=second))
+            series = tuple(addresses[place] for addresses in others)
+            self.crops.append(replace(crop, image=image, second_image=second, series=series))
         self.lost += len(kinds[0]) + len(kinds[1]) - len(seen)
 
     def findings(self) -> list[str]:

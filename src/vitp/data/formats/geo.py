@@ -93,6 +93,8 @@ def read_geo(
         DataError: Labels or rasters don't say where they lie, or have two readings.
         ConfigError: An option doesn't fit.
     """
+    for module in ("rasterio", "pyogrio", "shapely", "pyproj"):
+        need_geo(module, str(root))
     if semantic not in (True, False, "both"):
         raise ConfigError(f'is "{semantic}"', where="semantic", fix="choose true, false or both")
     widths = Widths(_metres("point_size", point_size), _metres("line_width", line_width))

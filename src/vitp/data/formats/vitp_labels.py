@@ -233,6 +233,7 @@ def label_line(item: LabelledImage, roots: Roots) -> str:
         "transition": mask(item.transition),
         "ground": None if item.ground is None else list(item.ground),
         "metadata": dict(item.metadata) if item.metadata else None,
+        "series": [relative(image, roots.images) for image in item.series] or None,
     }
     return to_json({key: value for key, value in row.items() if value is not None})
 
@@ -280,6 +281,7 @@ def item_from_json(row: dict[str, Any], split: str, roots: Roots) -> LabelledIma
         transition=mask("transition"),
         ground=None if row.get("ground") is None else _ground(row["ground"]),
         metadata={_text(key): _text(value) for key, value in row.get("metadata", {}).items()} or None,
+        series=tuple(address(_text(image)) for image in row.get("series", ())),
     )
 
 

@@ -303,7 +303,7 @@ def synthesize_with_tasks(
     asked = _questions(Facts(item, classes, config), config, rng, bool(context))
     if not asked:
         return None
-    images = (item.image,) if item.second_image is None else (item.image, item.second_image)
+    images = (item.image, *item.series) if item.second_image is None else (item.image, item.second_image)
     prefix = (f"{context}\n" if context else "") + ground_tasks.image_marks(
         item, dated=config.weight(CONTEXT) > 0
     )

@@ -246,7 +246,8 @@ def context_line(item: LabelledImage, told: Callable[[str], bool] = lambda name:
         told: Whether one of `METADATA`, or `ground_resolution`, is told.
     """
     known = item.metadata or {}
-    values = {key: known.get(key) for key in METADATA if key != "date" or item.second_image is None}
+    several = item.second_image is not None or item.series
+    values = {key: known.get(key) for key in METADATA if not (several and key in ("date", "season"))}
     if item.ground is not None:
         values["ground_resolution"] = resolution_text(item).removeprefix("about ")
     order = ("sensor", "ground_resolution", *METADATA[1:])
@@ -256,10 +257,13 @@ def context_line(item: LabelledImage, told: Callable[[str], bool] = lambda name:
 
 
 def image_marks(item: LabelledImage, *, dated: bool) -> str:
-    """Return the marks of the images of a record, those of a pair with their dates where both are known."""
-    if item.second_image is None:
+    """Return the marks of the images of a record, those of several dates with the dates where all are known."""
+    if item.second_image is None and not item.series:
         return "<image>\n"
     known = item.metadata or {}
     dates = [known.get("date"), known.get("later_date")]
-    told = [f" ({date})" for date in dates] if dated and all(dates) else ["", ""]
+    if item.series:
+        dates = [*known.get("dates", "").split(", ")]
+        dates = dates if len(dates) == 1 + len(item.series) else [None] * (1 + len(item.series))
+    told = [f" ({date})" if dated and all(dates) else "" for date in dates]
     return "".join(f"Image-{number}{date}: <image>\n" for number, date in enumerate(told, 1))
