@@ -38,7 +38,9 @@ from vitp.evaluation.attention import as_batch
 from vitp.evaluation.corruptions import CORRUPTIONS, EXTRAS, corrupted_set
 from vitp.evaluation.features import probe_data
 from vitp.inference.ask import Assistant
+from vitp.inference.inputs import sources_of
 from vitp.io.images import load_planes
+from vitp.io.open_pixels import open_pixels
 from vitp.models.vision import VisionTower
 from vitp.objectives import SETTINGS
 from vitp.objectives.vitp import ViTPObjective
@@ -47,6 +49,7 @@ from vitp.records.labels import LabelledSet
 from vitp.runs.finetune import FinetuneConfig, build_run, run_finetune
 from vitp.runs.pretrain import PretrainConfig, build, run_pretraining
 from vitp.tasks.base import TestSettings
+from vitp.tasks.ground import RasterGround
 from vitp.tasks.model_folder import load_task
 
 QUIET = Console(quiet=True)
@@ -222,6 +225,29 @@ def test_models_with_band_dropout_take_data_that_lack_bands_on_request(folder: P
     planes_CHW = seen.planes(labelled.items[0].image)
     assert planes_CHW.shape[0] == 7 and not planes_CHW[6].any() and planes_CHW[:6].any(axis=(1, 2)).all()
     assert np.array_equal(planes_CHW[:6], load_planes(labelled.items[0].image, channels=SIX))
+
+
+def test_maps_are_read_by_the_names_of_bands_and_lack_some_on_request(tmp_path: Path) -> None:
+    values_CHW = np.arange(2 * 16 * 16, dtype=np.uint16).reshape(2, 16, 16) + 1
+    path = write_bands(tmp_path / "two.tif", values_CHW)  # its bands are numbered only
+    wanted = Channels(
+        channels=(
+            Channel(band="nir", number=2, high=600),
+            Channel(band="red", number=1, high=600),
+            Channel(band="x"),
+        ),
+        dropout=0.1,
+    )
+    assert "lacks the bands x; it has 1, 2" in str(sources_of([path], None, "segmentation", wanted)[0].reason)
+    with pytest.raises(ConfigError, match="wasn't trained with band dropout"):
+        sources_of([path], None, "segmentation", wanted.model_copy(update={"dropout": 0}), "zero")
+    assert sources_of([path], None, "segmentation", wanted, "zero")[0].reason is None
+    with open_pixels(path) as pixels:
+        ground = RasterGround(pixels, wanted, None, "zero")
+        planes_CHW = ground.planes((0, 0, 16, 16), (16, 16)).numpy()
+        valid_HW = ground.valid((0, 0, 16, 16))
+    assert np.array_equal(planes_CHW[:2], wanted.part((0, 1)).scale(values_CHW[::-1]))
+    assert not planes_CHW[2].any() and valid_HW is not None and valid_HW.all()
 
 
 def test_channels_are_left_out_by_their_place_alone() -> None:

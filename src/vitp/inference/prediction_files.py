@@ -31,7 +31,7 @@ from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, 
 from vitp.inference.outputs import Named, surest, write_image, write_summary
 from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
 from vitp.inference.unfinished import unfinished
-from vitp.io.images import MissingBands, image_size, load_image, load_planes
+from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel, TestSettings
@@ -157,10 +157,10 @@ def _looked_at(
     later: Sequence[str | Path] | None,
     overwrite: bool,
     options: MapOptions,
-    missing_bands: MissingBands,
+    settings: TestSettings,
 ) -> tuple[list[InputFile], str]:
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    sources = sources_of(images, later, model.name, model.backbone.in_channels, missing_bands)
+    sources = sources_of(images, later, model.name, model.backbone.in_channels, settings.missing_bands)
     if options.resolution is not None:
         why = "doesn't say where it lies, so a resolution in metres means nothing"
         sources = [
