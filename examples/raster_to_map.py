@@ -19,7 +19,7 @@ import rasterio.features
 import shapely
 from rasterio.transform import Affine
 
-SIDE = 512
+SIDE = 384
 NAMES = ("bare", "crop")
 
 
@@ -40,8 +40,14 @@ def write_scene(folder: Path, name: str, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     transform = Affine(0.5, 0, 500_000, 0, -0.5, 5_300_000)
     shapes = [
-        field(32 + 64 * (k % 8), 32 + 64 * (k // 8), *rng.uniform(10, 26, 2), rng.uniform(0, 90))
-        for k in range(64)
+        field(
+            32 + 64 * (k % 6),
+            32 + 64 * (k // 6),
+            rng.uniform(10, 26),
+            rng.uniform(10, 26),
+            rng.uniform(0, 90),
+        )
+        for k in range(36)
     ]
     kinds = rng.integers(1, 3, len(shapes))
     truth_HW = rasterio.features.rasterize(zip(shapes, kinds, strict=True), (SIDE, SIDE), transform=transform)
@@ -58,7 +64,7 @@ def write_scene(folder: Path, name: str, seed: int) -> np.ndarray:
     pyogrio.raw.write(
         folder / f"{name}.gpkg", shapely.to_wkb(np.array(shapes)), [classes], ["class"], **facts
     )
-    return truth_HW
+    return np.asarray(truth_HW)
 
 
 def vitp(*words: object) -> None:
