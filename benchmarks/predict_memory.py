@@ -2,7 +2,7 @@
 
     python benchmarks/predict_memory.py
 
-Rasters of four bands of uint16 are generated, tiled and sparse: nodata but for square patches of a few per cent of the
+Rasters of four bands of uint16 are generated, tiled and sparse: nodata but for tiles of about one per cent of the
 area, and one that is full. Each is predicted by the command in a process of its own, by a segmentation model and by an
 oriented detector of micro size with random weights; the process's own peak memory is what the system says of it.
 """
@@ -38,7 +38,7 @@ def write_raster(path: Path, side: int, full: bool, seed: int = 0) -> float:
     """Write a raster; return the share of its pixels that hold something."""
     rng = np.random.default_rng(seed)
     starts = range(0, side, TILE)
-    every = 1 if full else 8  # a tile in 64 holds something
+    every = 1 if full else 10  # a tile in 100 holds something
     held = 0
     with rasterio.open(
         path, "w", driver="GTiff", width=side, height=side, count=len(BANDS), dtype="uint16", nodata=0,
@@ -99,8 +99,8 @@ def measure(model: Path, raster: Path, out: Path) -> tuple[float, float]:
 def main() -> None:
     """Measure and write `results/predict_memory.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sides", type=int, nargs="+", default=[1250, 2500, 5000, 10_000, 20_000])
-    parser.add_argument("--full", type=int, nargs="*", default=[1024, 2048, 4096])
+    parser.add_argument("--sides", type=int, nargs="+", default=[2500, 5000, 10_000, 20_000])
+    parser.add_argument("--full", type=int, nargs="*", default=[512, 1024, 2048])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     given = parser.parse_args()
     rows = []

@@ -35,7 +35,7 @@ def extras() -> dict[str, list[str]]:
 
 @cache
 def imported() -> set[str]:
-    """Return the packages that the code imports: by statements, or by a function whose first argument is the name."""
+    """Return the packages that the code imports, by statements or by their bare name in a text (`import_module`)."""
     found = set()
     for tree in trees().values():
         for node in ast.walk(tree):
@@ -43,8 +43,8 @@ def imported() -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add((node.module or "").split(".")[0])
-            elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-                found.add(str(node.args[0].value).split(".")[0])
+            elif isinstance(node, ast.Constant) and re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", str(node.value)):
+                found.add(str(node.value).split(".")[0])
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from tests.raster_files import values, write_raster
@@ -144,6 +145,22 @@ def test_scenes_have_windows() -> None:
     part = f"{address}#window=3,4,30,20"
     np.testing.assert_array_equal(np.asarray(load_image(part)), whole[4:20, 3:30])
     assert image_size(part) == (27, 16)
+    with open_pixels(part) as pixels:
+        assert (pixels.names, pixels.size, pixels.is_picture) == (("red", "green", "blue"), (27, 16), True)
+        np.testing.assert_array_equal(pixels.read().transpose(1, 2, 0), whole[4:20, 3:30])
+
+
+def test_pictures_that_tiff_stores_otherwise_are_read_like_pictures(tmp_path: Path) -> None:
+    rgb = Image.fromarray(np.ascontiguousarray(np.moveaxis(values(3, "uint8"), 0, 2)))
+    rgb.convert("CMYK").save(tmp_path / "cmyk.tif")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    rgb.save(tmp_path / "turned.tif", exif=turned)
+    for name in ("cmyk.tif", "turned.tif"):
+        with open_pixels(tmp_path / name) as pixels:
+            assert pixels.names == ("red", "green", "blue")
+            shown = np.asarray(load_image(tmp_path / name))
+            np.testing.assert_array_equal(pixels.read().transpose(1, 2, 0), shown)
 
 
 def test_labels_of_rasters_are_read_by_windows(tmp_path: Path) -> None:
@@ -160,6 +177,21 @@ def test_labels_of_rasters_are_read_by_windows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_label_pixels(f"{five}#bands=2"), values(5, "uint8")[1])
 
 
+def test_palettes_that_rasterio_reads_are_resolved_and_their_numbers_are_labels(tmp_path: Path) -> None:
+    labels_1HW = values(1, "uint8") % 5
+    path = write_raster(tmp_path / "a.tif", labels_1HW, photometric="PALETTE", compress="zstd")
+    colours = {0: (0, 0, 0), 1: (255, 0, 9), 2: (7, 8, 9), 3: (200, 100, 50), 4: (1, 255, 3)}
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, colours)
+    expected_HWC = np.array([colours[n] for n in range(5)], np.uint8)[labels_1HW[0]]
+    for address in (path, f"{path}#page=1"):
+        np.testing.assert_array_equal(np.asarray(load_image(address)), expected_HWC)
+        np.testing.assert_array_equal(load_label_pixels(address), labels_1HW[0])
+    with open_pixels(path) as pixels:
+        assert pixels.is_picture
+        np.testing.assert_array_equal(pixels.read(), labels_1HW)
+
+
 def test_bands_choose_what_is_shown(tmp_path: Path) -> None:
     five_CHW = values(5, "uint8")
     path = write_raster(tmp_path / "a.tif", five_CHW)
@@ -168,6 +200,12 @@ def test_bands_choose_what_is_shown(tmp_path: Path) -> None:
     shown = np.asarray(load_image(f"{path}#bands=5,3,1"))
     np.testing.assert_array_equal(shown, five_CHW[[4, 2, 0]].transpose(1, 2, 0))
     assert load_image(f"{path}#bands=2&window=0,0,9,9").size == (9, 9)
+    four = write_raster(tmp_path / "four.tif", five_CHW[:4], None, photometric="RGB", ALPHA="YES")
+    with pytest.raises(DataError, match=r"may be a measurement.*FILE#bands=1,2,3"):
+        load_image(four)
+    for chosen in ("1,2,3", "red,green,blue"):
+        shown = np.asarray(load_image(f"{four}#bands={chosen}"))
+        np.testing.assert_array_equal(shown, five_CHW[:3].transpose(1, 2, 0))
 
 
 def test_planes_are_what_channels_say(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from vitp.data.formats.vitp_labels import (
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without_tasks
+from vitp.io.parts import base_address
 from vitp.records.channels import Channels
 from vitp.records.instructions import to_line
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
@@ -320,7 +321,10 @@ def _crop_folder(out: Path, base: Path, crop: int, overlap: int) -> Path:
 def _remove_strangers(folder: Path, labelled: LabelledSet) -> None:
     """Remove what an interrupted run left of images that are no longer in the set."""
     names = {
-        Path(path) for item in labelled.items for path in (item.image, item.second_image) if path is not None
+        Path(base_address(path))
+        for item in labelled.items
+        for path in (item.image, item.second_image)
+        if path is not None
     }
     mine = leftovers.claim(folder)
     for path in folder.rglob("*"):

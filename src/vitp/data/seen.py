@@ -57,15 +57,10 @@ class SeenBands:
             ConfigError: The model wasn't trained to lack bands.
             DataError: The set lacks bands of the model.
         """
-        if missing_bands == "error":
-            return cls(matching(model, labelled.channels, where=labelled.name))
-        if model is None or not model.dropout:
-            raise ConfigError(
-                "the model wasn't trained with band dropout, so it doesn't know images that lack bands",
-                where="missing_bands",
-                fix="name data with all of its bands, or train it with band_dropout",
-            )
-        return cls(model, missing_bands=missing_bands)
+        check_missing_bands(model, missing_bands)
+        if missing_bands == "zero":
+            return cls(model, missing_bands=missing_bands)
+        return cls(matching(model, labelled.channels, where=labelled.name))
 
     @property
     def is_rgb(self) -> bool:
@@ -115,6 +110,20 @@ class SeenBands:
         ]
 
 
+def check_missing_bands(model: Channels | None, missing_bands: MissingBands) -> None:
+    """Do nothing when a model may be used on images that lack bands, or nobody asked for it.
+
+    Raises:
+        ConfigError: The model wasn't trained to lack bands.
+    """
+    if missing_bands == "zero" and (model is None or not model.dropout):
+        raise ConfigError(
+            "the model wasn't trained with band dropout, so it doesn't know images that lack bands",
+            where="missing_bands",
+            fix="name data with all of its bands, or train it with band_dropout",
+        )
+
+
 _ADDRESS = "address"
 """Where `Image.info` of a lone image says where it comes from."""
 
@@ -132,16 +141,21 @@ def lone_image(address: str | Path, channels: Channels | None = None) -> Image.I
         DataError: As `load_image`.
     """
     image = load_image(address, channels=channels)
-    if channels is None and not is_scene(address):
-        with open_pixels(str(address)) as pixels:
-            if not pixels.is_picture:
-                _log.warning(
-                    "note: %s: its values are stretched between its own 2nd and 98th percentile; the same value may be "
-                    "another grey in the next file",
-                    address,
-                )
+    if channels is None and (line := stretch_note(address)):
+        _log.warning("note: %s", line)
     image.info[_ADDRESS] = str(address)
     return image
+
+
+def stretch_note(address: str | Path) -> str:
+    """Return what is to be said of a lone file that is no picture, and shown as one; "" of pictures."""
+    if is_scene(address):
+        return ""
+    with open_pixels(str(address)) as pixels:
+        if pixels.is_picture:
+            return ""
+    text = "its values are stretched between its own 2nd and 98th percentile; the same value may be another grey in"
+    return f"{address}: {text} the next file"
 
 
 def seen_again(image: Image.Image | np.ndarray, channels: Channels | None) -> np.ndarray:

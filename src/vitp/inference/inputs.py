@@ -13,10 +13,10 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.walk import list_images
-from vitp.data.seen import lone_image
+from vitp.data.seen import check_missing_bands, lone_image, stretch_note
 from vitp.io.band_folders import band_files
 from vitp.io.ground import may_be_placed, need_geo, reproject
-from vitp.io.images import image_size, is_scene, load_image
+from vitp.io.images import MissingBands, image_size, is_scene, load_image
 from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
 from vitp.io.parts import split_address
 from vitp.records.channels import Channels
@@ -149,6 +149,7 @@ def sources_of(
     later: Sequence[str | Path] | None,
     task: str,
     channels: Channels | None,
+    missing_bands: MissingBands = "error",
 ) -> list[InputFile]:
     """Return all inputs, each looked at: pictures are decoded, of rasters the head and a few parts.
 
@@ -156,6 +157,7 @@ def sources_of(
         ConfigError: Change without later dates, or another task with them.
         DataError: A path doesn't exist, or a folder holds no image.
     """
+    check_missing_bands(channels, missing_bands)
     wide = channels is not None
     files = image_files(images, bands=wide)
     second = None if later is None else image_files(later, bands=wide)
@@ -171,9 +173,10 @@ def sources_of(
         try:
             raster = is_map(dates[0], channels)
             if raster:
-                placed, notes = _looked_at_raster(dates, channels)
+                placed, notes = _looked_at_raster(dates, channels, missing_bands)
             else:
                 reason = _picture_reason(dates)
+                notes = tuple(filter(None, map(stretch_note, dates)))
         except DataError as error:
             reason = f"{error.where}: {error.what}" if len(dates) > 1 else error.what
         return InputFile(name, dates, raster, reason, notes, placed)
@@ -184,11 +187,14 @@ def sources_of(
 
 @contextmanager
 def open_ground(
-    address: str, channels: Channels | None, bands: tuple[str, ...] | None = None
+    address: str,
+    channels: Channels | None,
+    bands: tuple[str | None, ...] | None = None,
+    missing_bands: MissingBands = "error",
 ) -> Iterator[RasterGround]:
     """Yield an open raster as a model sees it; see `RasterGround`."""
     with open_pixels(address) as pixels:
-        yield RasterGround(pixels, channels, bands)
+        yield RasterGround(pixels, channels, bands, missing_bands)
 
 
 def is_map(address: str, channels: Channels | None) -> bool:
@@ -219,10 +225,12 @@ def _picture_reason(dates: Sequence[str]) -> str | None:
     return None
 
 
-def _looked_at_raster(dates: Sequence[str], channels: Channels | None) -> tuple[bool, tuple[str, ...]]:
+def _looked_at_raster(
+    dates: Sequence[str], channels: Channels | None, missing_bands: MissingBands
+) -> tuple[bool, tuple[str, ...]]:
     """Return whether a raster says where it lies, and what is to be said of it; raise what is wrong with it."""
     for address in dates:
-        with open_ground(address, channels) as ground:
+        with open_ground(address, channels, missing_bands=missing_bands) as ground:
             for window in _looked_at(*ground.pixels.size):
                 ground.planes(window, (window[3] - window[1], window[2] - window[0]))
     with open_pixels(dates[0]) as first:

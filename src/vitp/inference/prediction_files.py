@@ -31,7 +31,7 @@ from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, 
 from vitp.inference.outputs import Named, surest, write_image, write_summary
 from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
 from vitp.inference.unfinished import unfinished
-from vitp.io.images import image_size, load_image, load_planes
+from vitp.io.images import MissingBands, image_size, load_image, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel, TestSettings
@@ -99,7 +99,9 @@ def predict_files(
     """
     options = options or MapOptions()
     distributed.initialize(model.device)
-    sources, digest = _on_first(lambda: _looked_at(model, images, out, later, overwrite, options))
+    sources, digest = _on_first(
+        lambda: _looked_at(model, images, out, later, overwrite, options, settings.missing_bands)
+    )
     if distributed.rank() > 0:
         tell, say = (lambda _: None), (lambda _: None)
     left_out = [Unusable(source.image, source.reason) for source in sources if source.reason is not None]
@@ -153,9 +155,10 @@ def _looked_at(
     later: Sequence[str | Path] | None,
     overwrite: bool,
     options: MapOptions,
+    missing_bands: MissingBands,
 ) -> tuple[list[InputFile], str]:
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    sources = sources_of(images, later, model.name, model.backbone.in_channels)
+    sources = sources_of(images, later, model.name, model.backbone.in_channels, missing_bands)
     if options.resolution is not None:
         why = "doesn't say where it lies, so a resolution in metres means nothing"
         sources = [
@@ -249,7 +252,8 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
 
 def _classify(job: _Job, source: InputFile) -> tuple[Named, Image.Image]:
     """Return the class of a raster, read at the size that is seen."""
-    with open_ground(source.image, job.model.backbone.in_channels) as ground:
+    channels, missing = job.model.backbone.in_channels, job.settings.missing_bands
+    with open_ground(source.image, channels, missing_bands=missing) as ground:
         found = classify(job.model, ground, job.settings)
         return Named(source.name, source.image, ground.size, found), ground_picture(ground, SHOWN_SIDE**2)
 

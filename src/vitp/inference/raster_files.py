@@ -119,7 +119,8 @@ class RasterWork:
     def _opened(self, files: ExitStack) -> RasterPrediction:
         channels = self.model.backbone.in_channels
         self.part.mkdir(parents=True, exist_ok=True)
-        first = files.enter_context(open_ground(self.source.image, channels))
+        missing = self.settings.missing_bands
+        first = files.enter_context(open_ground(self.source.image, channels, missing_bands=missing))
         dates = [first]
         if len(self.source.dates) > 1:
             # Each process its own: nobody reads what another is still writing.
@@ -127,7 +128,7 @@ class RasterWork:
             with open_pixels(self.source.image) as pixels:
                 later = aligned(pixels, self.source.dates[1], target)
             bands = None if later == self.source.dates[1] else first.bands
-            dates.append(files.enter_context(open_ground(later, channels, bands)))
+            dates.append(files.enter_context(open_ground(later, channels, bands, missing)))
         factor = self._factor(first)
         settings, note = raster_settings(self.model, self.settings, first.size, factor)
         if note is not None:
@@ -286,6 +287,7 @@ def ground_picture(ground: RasterGround, most: int) -> Image.Image:
     if channels is not None:
         shown = [channels.channels[number] for number in channels.shown]
         channels = channels.model_copy(update={"channels": tuple(shown), "composite": None})
-    seen = RasterGround(ground.pixels, channels, ground.bands if channels is None else None)
+    known = ground.bands if channels is None else None
+    seen = RasterGround(ground.pixels, channels, known, "zero" if None in ground.bands else "error")
     planes_CHW = seen.planes((0, 0, width, height), size).numpy()
     return Image.fromarray(np.ascontiguousarray(planes_CHW.transpose(1, 2, 0)))

@@ -5,6 +5,7 @@ Shapes: C bands, H × W pixels.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from vitp.records.channels import band_key
 
 LARGEST_READ_BYTES = 4_000_000_000
 """Of the values that one call returns."""
+_NUMBERED = re.compile(r"\D\d|\d\D")
 _STRIP_PIXELS = 1 << 22
 """Of all bands, that are averaged at a time."""
 
@@ -132,6 +134,7 @@ class Pixels(ABC):
         levels: Levels that `read` takes: 0 … levels − 1; each halves width and height (rounded up).
         is_picture: Whether it is an 8-bit picture, grey or RGB, which `vitp.io.images.load_image` returns as it
             stands.
+        palette_V3: Colours, (256, 3) uint8, that the values of a single band stand for; None: they stand for themselves.
         notes: What a user should know of how the file was understood, each a sentence without its full stop.
     """
 
@@ -142,6 +145,7 @@ class Pixels(ABC):
     nodata: float | None
     geometry: Geometry | None
     is_picture: bool = False
+    palette_V3: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     _factors: tuple[int, ...] = (1,)
     """Powers of two for which the file has a pyramid, 1 among them."""
@@ -159,7 +163,8 @@ class Pixels(ABC):
     def numbers(self, bands: Sequence[str] | None) -> list[int]:
         """Return the places, from 0, of bands; None: of all.
 
-        A name counts as the file has it; else in any case, and B4 for B04.
+        A name counts as the file has it; else in any case, and B4 for B04. A number counts from 1 where no band's
+        name has numbers of its own.
 
         Raises:
             DataError: The file lacks some.
@@ -173,6 +178,8 @@ class Pixels(ABC):
                 found.append(names.index(band))
             elif keys.count(band_key(band)) == 1:
                 found.append(keys.index(band_key(band)))
+            elif band.isdecimal() and 1 <= int(band) <= len(names) and not any(map(_NUMBERED.search, names)):
+                found.append(int(band) - 1)
             else:
                 raise DataError(
                     f"has no band {band!r}; it has {', '.join(names)}",
@@ -326,6 +333,7 @@ class PartPixels(Pixels):
         self._chosen = chosen
         self.bands = tuple(whole.bands[number] for number in chosen)
         self.dtype, self.nodata, self.notes = whole.dtype, whole.nodata, whole.notes
+        self.palette_V3 = whole.palette_V3
         self.is_picture = whole.is_picture and part.bands is None
         x, y = self._corner
         wide, high = (corner + length for corner, length in zip(self._corner, self.size, strict=True))

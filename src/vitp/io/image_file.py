@@ -19,7 +19,6 @@ from PIL import Image, UnidentifiedImageError
 
 from vitp.core.errors import DataError
 from vitp.io.image_kinds import (
-    OR_RASTERIO,
     PILLOW_FORMATS,
     check_alone,
     check_pages,
@@ -28,6 +27,7 @@ from vitp.io.image_kinds import (
     page_alone,
     seek_page,
     strict_pillow,
+    without_rasterio,
 )
 from vitp.io.image_values import label_numbers, page_image, picture_values
 from vitp.io.parts import Window, base_address, check_window, split_address
@@ -373,9 +373,9 @@ def _decoding(file: ImageFile) -> Iterator[None]:
     except (OSError, *_BROKEN) as error:
         if file.image is not None and file.image.format == "JPEG2000":
             raise DataError(
-                f"is a JPEG 2000 file that can't be decoded here ({error})",
+                f"is a JPEG 2000 file that can't be decoded here ({error}){without_rasterio()}",
                 where=file.where,
-                fix=f"convert it to TIFF (gdal_translate -of GTiff){OR_RASTERIO}; copy it again if it is damaged",
+                fix="convert it to TIFF (gdal_translate -of GTiff), or copy it again if it is damaged",
             ) from error
         raise decode_error(error, file.pages[0] if file.pages else None, file.where) from error
 
@@ -401,7 +401,8 @@ def _other_rgb(file: ImageFile, factor: int) -> Image.Image:
         file.stream.seek(0)
         components, bits = jpeg2000_depth(file.stream.read(1 << 20))
         if bits > 8:
-            raise DataError(f"has {components} bands of {bits} bits", where=file.where, fix=RASTERS)
+            what = f"has {components} bands of {bits} bits{without_rasterio()}"
+            raise DataError(what, where=file.where, fix=RASTERS)
     wide = is_wide_png(image)
     large = image.width * image.height > LARGE_PIXELS
     if large and image.format == "PNG" and can_be_cut(file.stream):

@@ -75,8 +75,18 @@ def strict_pillow() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _theirs
 
 
-OR_RASTERIO = "; where rasterio is missing, `pip install 'vitp[geo]'` reads it"
-"""Way out for files that GDAL knows."""
+def has_rasterio() -> bool:
+    """Return whether rasterio can be imported, which reads what Pillow and our own code refuse."""
+    try:
+        import rasterio  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def without_rasterio() -> str:
+    """Return what to add to the words about an image that rasterio would read, where it is missing."""
+    return "" if has_rasterio() else " (with rasterio it is read: `pip install 'vitp[geo]'`)"
 
 
 def no_image(head: bytes, where: str) -> DataError:
@@ -87,8 +97,8 @@ def no_image(head: bytes, where: str) -> DataError:
     if kind is None:
         return DataError("is not an image that can be read", where=where, fix=_CONVERT)
     if "JPEG 2000" in kind:
-        fix = f"convert it to TIFF (gdal_translate -of GTiff){OR_RASTERIO}"
-        return DataError(f"is {kind} that can't be decoded here", where=where, fix=fix)
+        fix = "convert it to TIFF (gdal_translate -of GTiff)"
+        return DataError(f"is {kind} that can't be decoded here{without_rasterio()}", where=where, fix=fix)
     return DataError(f"is not an image that can be read, but {kind}", where=where, fix=_CONVERT)
 
 

@@ -13,6 +13,10 @@ from vitp.io.contract import Band, Pixels
 from vitp.io.image_file import open_image
 from vitp.io.image_values import picture_layout
 from vitp.io.parts import FilePart, Window, part_address
+from vitp.io.storage import SCENE_PREFIX
+from vitp.scenes import load_scene, parse_scene_address
+
+_COLOURS = ("red", "green", "blue")
 
 
 class PicturePixels(Pixels):
@@ -33,6 +37,11 @@ class PicturePixels(Pixels):
     def __init__(self, address: str, page: int | None, where: str) -> None:
         self.where = where
         self._address = part_address(address, FilePart(page=page)) if page else address
+        if address.startswith(SCENE_PREFIX):
+            self.bands = tuple(Band(name) for name in _COLOURS)
+            self.dtype, self.is_picture = np.dtype(np.uint8), True
+            self.size = (parse_scene_address(address).size,) * 2
+            return
         with open_image(self._address) as file:
             self.size = file.size
             if file.pages:  # what their bands are, the values tell
@@ -40,12 +49,14 @@ class PicturePixels(Pixels):
             else:
                 assert file.image is not None
                 bands, self.dtype = picture_layout(file.stream, file.image)
-        names = ["red", "green", "blue"] if bands >= 3 else []
+        names = _COLOURS if bands >= 3 else ()
         self.bands = tuple(Band(name) for name in [*names, *map(str, range(len(names) + 1, bands + 1))])
         self.is_picture = self.dtype == np.uint8 and bands in (1, 3)
 
     @cached_property
     def _pixels(self) -> tuple[np.ndarray, np.ndarray | None]:
+        if self._address.startswith(SCENE_PREFIX):
+            return load_scene(self._address).image_HWC, None
         with open_image(self._address) as file:
             values_HWN, valid_HW = file.values()
         return values_HWN.astype(values_HWN.dtype.newbyteorder("="), copy=False), valid_HW

@@ -19,14 +19,12 @@ from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_p
 from vitp.io.parts import FilePart, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
 from vitp.io.rasters import raster_driver
+from vitp.io.storage import SCENE_PREFIX
 from vitp.records.channels import Channels
 from vitp.scenes import load_scene, parse_scene_address
 
 MissingBands = Literal["error", "zero"]
 """What becomes of channels whose band a file lacks."""
-
-SCENE_PREFIX = "scene:"
-"""Begins the address of a generated image, which has no file."""
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm", ".jp2", ".vrt"}
@@ -137,7 +135,9 @@ def _shown(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None)
     if values_HWN.dtype != np.uint8:
         size = values_HWN.shape[1], values_HWN.shape[0]
         return joined(size, stretched(values_HWN, valid_HW))
-    if values_HWN.shape[2] == 1:
+    if pixels.palette_V3 is not None:
+        values_HWN = pixels.palette_V3[values_HWN[..., 0]]
+    elif values_HWN.shape[2] == 1:
         values_HWN = values_HWN.repeat(3, axis=2)
     return Image.fromarray(np.where(valid_HW[..., None], values_HWN, np.uint8(0)))
 

@@ -17,16 +17,20 @@ from vitp.core.errors import DataError
 from vitp.io.band_folders import FolderPixels
 from vitp.io.contract import Band, Geometry, PartPixels, Pixels
 from vitp.io.image_file import open_stream
-from vitp.io.image_kinds import jpeg2000_depth, page_alone
+from vitp.io.image_kinds import has_rasterio, jpeg2000_depth, page_alone
 from vitp.io.image_pixels import PicturePixels
 from vitp.io.parts import Window, split_address
-from vitp.io.rasters import RasterPixels, has_rasterio, raster_driver
+from vitp.io.rasters import RasterPixels, raster_driver
 from vitp.io.storage import is_member, is_remote
 from vitp.io.tiff import is_sparse
 from vitp.io.tiff_image import COMPRESSIONS, layout_of
 from vitp.io.tiff_tags import Page, TiffError, read_pages
 
 __all__ = ["Band", "Geometry", "Pixels", "Window", "open_pixels"]
+
+
+_CMYK, _CIELAB = 5, 8
+"""Photometric interpretations of TIFF whose colours are resolved into RGB."""
 
 
 def open_pixels(address: str | Path) -> Pixels:
@@ -43,14 +47,22 @@ def open_pixels(address: str | Path) -> Pixels:
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return PartPixels(FolderPixels(Path(base), where), part, where)
     driver = raster_driver(base)
-    if driver is None or _is_ours(driver):
+    if driver is None or _is_ours(address, driver):
         return PartPixels(PicturePixels(base, part.page, where), part, where)
     return PartPixels(RasterPixels(base, driver, part, where), part, where)
 
 
-def _is_ours(driver: str) -> bool:
-    """Return whether a raster is read by our own code: what pictures may be where rasterio is missing."""
-    return driver in ("GTiff", "JP2OpenJPEG") and not has_rasterio()
+def _is_ours(address: str | Path, driver: str) -> bool:
+    """Return whether a raster is our own code's: rasterio is missing, or would leave a picture as stored."""
+    if driver not in ("GTiff", "JP2OpenJPEG") or not has_rasterio():
+        return driver in ("GTiff", "JP2OpenJPEG")
+    base, part = split_address(address)
+    if driver != "GTiff" or part.bands or is_remote(base):
+        return False
+    page = _page(address)
+    if page is None or (page.orientation == 1 and page.photometric not in (_CMYK, _CIELAB)):
+        return False
+    return is_picture_file(address)
 
 
 def is_picture_file(address: str | Path) -> bool:
@@ -91,7 +103,7 @@ def is_compressed_otherwise(address: str | Path) -> bool:
 
 
 def _page(address: str | Path) -> Page | None:
-    """Return the page of a TIFF that an address names; None: its tags can't be read."""
+    """Return the page of a TIFF that is meant, by default the first; None: its tags can't be read."""
     part = split_address(address)[1]
     with open_stream(address) as stream:
         try:

@@ -6,13 +6,13 @@ GDAL opens whatever name stands in a VRT, by any of its drivers, and some of the
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as xml
 from pathlib import Path
+from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
+from vitp.core.reading import parse_xml
 from vitp.core.remote import check_allowed
 
-_LARGEST = 1 << 26
 _DEEPEST = 8
 _SILENT = frozenset({"SRS", "MDI", "Description", "UnitType", "GeoTransform", "Category", "GCP", "Entry"})
 """Elements whose text GDAL never opens."""
@@ -34,15 +34,13 @@ def check_sources(path: str, where: str, depth: int = 0) -> bool:
     file = Path(path)
     if not file.is_file():
         raise DataError("is a VRT that isn't a file of its own here", where=where, fix="copy it to a folder")
-    data = file.read_bytes()[: _LARGEST + 1]
-    if depth > _DEEPEST or len(data) > _LARGEST or b"<!ENTITY" in data or b"<!DOCTYPE" in data:
-        raise DataError("is a VRT of a form that isn't read", where=where, fix="write it with gdalbuildvrt")
+    if depth > _DEEPEST:
+        raise DataError("is a VRT of VRTs that doesn't end", where=where, fix="write it with gdalbuildvrt")
     try:
-        root = xml.fromstring(data)
-    except (xml.ParseError, ValueError) as error:
-        raise DataError(
-            f"is a VRT that can't be parsed ({error})", where=where, fix="write it with gdalbuildvrt"
-        ) from error
+        root = parse_xml(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        what = f"is a VRT that can't be parsed ({error})"
+        raise DataError(what, where=where, fix="write it with gdalbuildvrt") from error
     remote = False
     if root.find(".//*[@subClass='VRTRawRasterBand']") is not None:
         what = "is a VRT that takes the bytes of other files for pixels, which isn't read"

@@ -44,11 +44,12 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89HDF", "netCDF"),
     (0, b"EHFA_HEADER_TAG", "HFA"),
 )
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
+"""How files begin that no header of ENVI is looked for."""
 _GDAL_FILES = {"https": "/vsicurl/https://", "http": "/vsicurl/http://", "s3": "/vsis3/", "gs": "/vsigs/"}
 """Scheme → how GDAL reads parts of a file behind it. Others are fetched as a whole."""
 _BY_PARTS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 """Suffix → driver, of files behind a URL that are read by parts. Others are fetched as a whole."""
-_EXTRA = "install it with `pip install 'vitp[geo]'`"
 _COPY_AGAIN = "copy it again from its source or remove it"
 
 
@@ -61,17 +62,9 @@ def need_rasterio(where: str) -> Any:
     try:
         import rasterio
     except ImportError as error:
-        raise DataError("needs rasterio to be read", where=where, fix=_EXTRA) from error
+        what = "needs rasterio to be read, which the extra `geo` brings"
+        raise DataError(what, where=where, fix="install it: `pip install 'vitp[geo]'`") from error
     return rasterio
-
-
-def has_rasterio() -> bool:
-    """Return whether rasterio can be imported."""
-    try:
-        need_rasterio("")
-    except DataError:
-        return False
-    return True
 
 
 def raster_driver(address: str) -> str | None:
@@ -87,8 +80,6 @@ def raster_driver(address: str) -> str | None:
             head = open_bytes(address).read(0, 512)
         elif not Path(address).is_file():
             return None
-        elif _envi_header(Path(address)) is not None:
-            return "ENVI"
         else:
             with Path(address).open("rb") as file:
                 head = file.read(512)
@@ -98,7 +89,9 @@ def raster_driver(address: str) -> str | None:
     for start, mark, driver in _MAGIC:
         if (text if driver == "VRT" else head).startswith(mark, start):
             return driver
-    return None
+    local = not (is_remote(address) or is_member(address))
+    known = head.startswith(_PICTURES)
+    return "ENVI" if local and not known and _envi_header(Path(address)) is not None else None
 
 
 def _envi_header(path: Path) -> Path | None:
@@ -134,6 +127,7 @@ def gdal(where: str, remote: bool = False) -> Iterator[Any]:
     """
     rasterio = need_rasterio(where)
     options: dict[str, Any] = {
+        "GDAL_CACHEMAX": 256,  # MB of decoded blocks; by default it is a twentieth of the machine's memory
         "GDAL_VRT_ENABLE_PYTHON": "NO",
         "GDAL_TIFF_INTERNAL_MASK": "YES",
         "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",  # a JPEG that ends early would be grey from there
@@ -298,6 +292,10 @@ class RasterPixels(Pixels):
         self.geometry, note = file_geometry(file)
         notes += [note] if note else []
         self.notes = tuple(notes)
+        if count == 1 and self.dtype == np.uint8 and file.colorinterp[0].name == "palette":
+            self.palette_V3 = np.zeros((256, 3), np.uint8)
+            for value, colour in file.colormap(1).items():
+                self.palette_V3[value] = colour[:3]
         self.is_picture = self.dtype == np.uint8 and count in (1, 3)
 
     @functools.cached_property

@@ -8,6 +8,8 @@ URLs are opened only where the user has allowed their scheme: see `vitp.core.rem
 | `s3://bucket/image.png`, `https://…` | a file behind a URL, by the fsspec package of that scheme |
 | `tar:shards/000.tar#1024+5310/image.png` | 5,310 bytes from byte 1,024 of a tar file, local or behind a URL |
 | `scene:…` | a generated image |
+
+Of an image, an address may also name a part: see `vitp.io.parts`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from vitp.core.files import atomic_path
 from vitp.core.reading import check_file
 from vitp.core.remote import check_allowed
 
+SCENE_PREFIX = "scene:"
+"""Begins the address of a generated image, which has no file."""
 TAR_PREFIX = "tar:"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MEMBER = re.compile(r"tar:(?P<file>.*)#(?P<offset>\d{1,18})\+(?P<size>\d{1,18})/(?P<name>.*)", re.DOTALL)
@@ -130,7 +134,7 @@ def member_address(tar: str, offset: int, size: int, name: str) -> str:
 
 def join(root: str | Path, name: str) -> str:
     """Return the address of a name in a folder or below a URL; a whole address stays as it is."""
-    if is_remote(name) or is_member(name) or name.startswith("scene:"):
+    if is_remote(name) or is_member(name) or name.startswith(SCENE_PREFIX):
         return name
     if is_remote(root):
         return f"{str(root).rstrip('/')}/{name.lstrip('/')}"

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vitp.core.errors import DataError
-from vitp.io.image_kinds import OR_RASTERIO
+from vitp.io.image_kinds import without_rasterio
 from vitp.io.pixels import WIDE_MODES, as_rgb, blackened, fill_value, holds_value, joined, stretched
 from vitp.io.tiff import is_sparse, picture_bands, sample_bands, segment_bytes
 from vitp.io.tiff_tags import Page, Tag, TiffError
@@ -47,10 +47,7 @@ COMPRESSIONS = {
 _PICTURES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 """Photometric interpretation → bands that hold colour."""
 _THREE_BANDS = "save red, green and blue as a file of three bands (gdal_translate -b 1 -b 2 -b 3)"
-RASTERS = (
-    "choose them (FILE#bands=1,2,3; -o bands=… where a set is compiled; both need `pip install 'vitp[geo]'`), or "
-    + _THREE_BANDS
-)
+RASTERS = "choose them (FILE#bands=1,2,3, or -o bands=… where a set is compiled), or " + _THREE_BANDS
 
 
 @dataclass(frozen=True)
@@ -98,13 +95,13 @@ def layout_of(page: Page, where: str) -> BandLayout:
             raise DataError(
                 "has two bands: is it grey with transparency, or two measurements such as VV and VH?",
                 where=where,
-                fix=f"save the band that is meant as a file of its own (gdal_translate -b 1){OR_RASTERIO}",
+                fix="save the band that is meant as a file of its own (gdal_translate -b 1)",
             )
     elif bands != colours:
         what = f"has {bands} bands of {depth}; which of them are red, green and blue isn't known"
-        raise DataError(what, where=where, fix=RASTERS)
+        raise DataError(what + without_rasterio(), where=where, fix=RASTERS)
     if raw and colours > 1 and not (page.kind == "u" and page.bits in (8, 16)):
-        raise DataError(f"has {bands} bands of {depth}", where=where, fix=RASTERS)
+        raise DataError(f"has {bands} bands of {depth}{without_rasterio()}", where=where, fix=RASTERS)
     if raw and (photometric not in (0, 1, 2) or (page.bits % 8 and bands > 1)):
         what = f"has {bands} bands of {depth} that aren't grey or RGB"
         raise DataError(what, where=where, fix="save it as RGB")
@@ -275,7 +272,11 @@ def is_alpha(
     if measured and above and full < _MEASURED * above:
         return False
     number, other = ("4th", "near infrared") if colours == 3 else ("2nd", "a second polarisation")
-    fix = _THREE_BANDS if colours == 3 else "save the band that is meant alone (gdal_translate -b 1)"
+    fix = (
+        f"choose bands (FILE#bands=1,2,3), or {_THREE_BANDS}"
+        if colours == 3
+        else "save the band that is meant alone (gdal_translate -b 1)"
+    )
     raise DataError(
         f"its {number} band ({low:g} to {high:g}) is tagged as transparency, but may be a measurement "
         f"such as {other}",
@@ -361,13 +362,13 @@ def decode_error(error: Exception, page: Page | None, where: str) -> DataError:
     name = COMPRESSIONS.get(page.compression)
     if name is not None and not isinstance(error, TiffError):
         return DataError(
-            f"is a TIFF compressed as {name}, which can't be decoded here, or it is damaged",
+            f"is a TIFF compressed as {name}, which can't be decoded here, or it is damaged{without_rasterio()}",
             where=where,
-            fix=f"compress it in another way (gdal_translate -co COMPRESS=DEFLATE){OR_RASTERIO}",
+            fix="compress it in another way (gdal_translate -co COMPRESS=DEFLATE)",
         )
     if is_sparse(page):
         return DataError(
-            "is a sparse TIFF: some of its blocks were left out",
+            f"is a sparse TIFF: some of its blocks were left out{without_rasterio()}",
             where=where,
             fix="write it in full (gdal_translate -co SPARSE_OK=FALSE)",
         )
@@ -382,5 +383,5 @@ def unknown_page(page: Page, where: str) -> DataError:
         f"is a TIFF of {page.bands} bands of {page.bits} bits, colours {page.photometric}, compression "
         f"{page.compression}, which isn't read",
         where=where,
-        fix=f"save it as grey or RGB of 8 or 16 bits (gdal_translate -co COMPRESS=DEFLATE){OR_RASTERIO}",
+        fix="save it as grey or RGB of 8 or 16 bits (gdal_translate -co COMPRESS=DEFLATE)",
     )

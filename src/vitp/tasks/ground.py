@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitp.core.errors import DataError
 from vitp.data.image_sample import resized
+from vitp.io.images import MissingBands
 from vitp.io.open_pixels import Pixels, Window
 from vitp.records.channels import BLUE, GREEN, RED, Channels
 
@@ -70,21 +71,27 @@ class RasterGround(Ground):
         pixels: The raster.
         channels: What the model sees of its bands; None: a model of pictures.
         bands: Which bands stand for red, green and blue in a picture; None: found out.
+        missing_bands: `zero`: channels whose band the raster lacks are 0.
 
     Raises:
         DataError: It lacks a band, or isn't what a model of pictures can see.
     """
 
     def __init__(
-        self, pixels: Pixels, channels: Channels | None, bands: tuple[str, ...] | None = None
+        self,
+        pixels: Pixels,
+        channels: Channels | None,
+        bands: tuple[str | None, ...] | None = None,
+        missing_bands: MissingBands = "error",
     ) -> None:
         self.size = (pixels.size[1], pixels.size[0])
         self.pixels, self.channels = pixels, channels
         if channels is None:
-            self.bands: tuple[str, ...] = bands or _picture_bands(pixels)
-        else:
+            self.bands: tuple[str | None, ...] = bands or _picture_bands(pixels)
+            return
+        self.bands = channels.named_in(pixels.names)
+        if missing_bands == "error" or not any(self.bands):
             channels.check_bands(pixels.names, where=pixels.where)
-            self.bands = channels.bands
 
     def planes(self, window: Window, size: tuple[int, int]) -> Tensor:
         """Return a window; see `Ground.planes`. What is seen at half the size or less comes from the pyramid."""
@@ -101,10 +108,11 @@ class RasterGround(Ground):
         return planes_CHW if tuple(planes_CHW.shape[-2:]) == size else resized(planes_CHW, size)
 
     def _read(self, window: Window, level: int) -> tuple[np.ndarray, np.ndarray]:
-        own = tuple(dict.fromkeys(self.bands))
+        own = tuple(dict.fromkeys(band for band in self.bands if band is not None))
         values_CHW, valid_CHW = self.pixels.read_valid(window, own, level)
-        order = [own.index(band) for band in self.bands]
-        return values_CHW[order], valid_CHW[order]
+        order = [0 if band is None else own.index(band) for band in self.bands]
+        known_C = np.array([band is not None for band in self.bands])
+        return values_CHW[order], valid_CHW[order] & known_C[:, None, None]
 
     def valid(self, window: Window) -> np.ndarray | None:
         """Return which pixels of a window hold something in a band that is seen."""
