@@ -85,7 +85,7 @@ def main(out: Path, steps: int = 300) -> float:
     made = ("--data", out / "data", "--backbone", out / "run", "--out", out / "fields")
     vitp("finetune", "segmentation", *made, "--steps", steps)
     vitp("predict", out / "fields", out / "new" / "south.tif", "--out", out / "map")
-    with rasterio.open(next((out / "map").rglob("*.tif"))) as file:
+    with rasterio.open(out / "map" / "masks" / "south.tif") as file:
         print(f"{file.name}: {file.width}×{file.height}, {file.crs}, {file.transform.to_gdal()}")
         return float((file.read(1) == truth_HW).mean())
 
