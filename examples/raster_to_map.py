@@ -19,7 +19,7 @@ import rasterio.features
 import shapely
 from rasterio.transform import Affine
 
-SIDE = 512
+SIDE = 384
 NAMES = ("bare", "crop")
 
 
@@ -40,8 +40,14 @@ def write_scene(folder: Path, name: str, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     transform = Affine(0.5, 0, 500_000, 0, -0.5, 5_300_000)
     shapes = [
-        field(32 + 64 * (k % 8), 32 + 64 * (k // 8), *rng.uniform(10, 26, 2), rng.uniform(0, 90))
-        for k in range(64)
+        field(
+            32 + 64 * (k % 6),
+            32 + 64 * (k // 6),
+            rng.uniform(10, 26),
+            rng.uniform(10, 26),
+            rng.uniform(0, 90),
+        )
+        for k in range(36)
     ]
     kinds = rng.integers(1, 3, len(shapes))
     truth_HW = rasterio.features.rasterize(zip(shapes, kinds, strict=True), (SIDE, SIDE), transform=transform)
@@ -58,7 +64,7 @@ def write_scene(folder: Path, name: str, seed: int) -> np.ndarray:
     pyogrio.raw.write(
         folder / f"{name}.gpkg", shapely.to_wkb(np.array(shapes)), [classes], ["class"], **facts
     )
-    return truth_HW
+    return np.asarray(truth_HW)
 
 
 def vitp(*words: object) -> None:
@@ -79,7 +85,7 @@ def main(out: Path, steps: int = 300) -> float:
     made = ("--data", out / "data", "--backbone", out / "run", "--out", out / "fields")
     vitp("finetune", "segmentation", *made, "--steps", steps)
     vitp("predict", out / "fields", out / "new" / "south.tif", "--out", out / "map")
-    with rasterio.open(next((out / "map").rglob("*.tif"))) as file:
+    with rasterio.open(out / "map" / "masks" / "south.tif") as file:
         print(f"{file.name}: {file.width}×{file.height}, {file.crs}, {file.transform.to_gdal()}")
         return float((file.read(1) == truth_HW).mean())
 

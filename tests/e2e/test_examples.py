@@ -51,3 +51,12 @@ def test_a_detector_is_finetuned_and_used(scenes: Path) -> None:
 def test_every_script_is_named_in_the_readme_and_says_how_it_is_called() -> None:
     for path in FOLDER.glob("*.py"):
         assert re.search(rf"^    python examples/{path.name} ", path.read_text(encoding="utf-8"), re.M)
+
+
+@pytest.mark.slow
+def test_a_raster_becomes_a_map(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    right = script("raster_to_map").main(tmp_path, 4)
+    assert 0 <= right <= 1
+    assert (tmp_path / "data" / "mixture.json").is_file()
+    said = capfd.readouterr().out
+    assert "drawn by place in blocks of" in said and "384×384, EPSG:32633" in said

@@ -144,8 +144,9 @@ def test_official_splits_win(tmp_path: Path) -> None:
     scenes(tmp_path, 3)
     (tmp_path / "train.txt").write_text("s0\ns2\n")
     (tmp_path / "test.txt").write_text("s1\n")
-    labelled = read_labels("geo", tmp_path)
+    labelled = read_labels("geo", tmp_path, buffer=100)
     assert {item.id: item.split for item in labelled.items} == {"s0": "train", "s1": "test", "s2": "train"}
+    assert any("block and buffer aren't used" in line for line in labelled.understood)
     assert labelled.drawn is None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.io.contract import Geometry
 from vitp.io.open_pixels import open_pixels
-from vitp.io.parts import base_address
+from vitp.io.parts import base_address, part_address, split_address
 from vitp.io.rasters import raster_driver
 
 LONGITUDE_LATITUDE = "OGC:CRS84"
@@ -158,6 +159,18 @@ def geometry_of(address: str | Path) -> Geometry | None:
     """
     if not may_be_placed(address):
         return None
+    file, part = split_address(address)
+    try:
+        changed = Path(file).stat().st_mtime_ns
+    except OSError:
+        changed = 0  # behind a URL, or missing: opening it tells
+    window, whole = part.window, replace(part, window=None)
+    found = _geometry(str(address) if whole == part else part_address(file, whole), changed)
+    return found if found is None or window is None else found.of_window(window)
+
+
+@lru_cache(maxsize=1 << 16)
+def _geometry(address: str, changed: int) -> Geometry | None:
     with open_pixels(address) as pixels:
         return pixels.geometry
 

@@ -277,6 +277,8 @@ class SetBuilder:
             given, origin = self._draw(known.items, places)
         else:
             origin = f"from {origin}"
+            if self.options.block is not None or self.options.buffer:
+                self.understand("block and buffer aren't used: nothing is drawn, the splits are given")
         items = []
         for item, split in zip(known.items, given, strict=True):
             if split:
