@@ -99,9 +99,7 @@ def predict_files(
     """
     options = options or MapOptions()
     distributed.initialize(model.device)
-    sources, digest = _on_first(
-        lambda: _looked_at(model, images, out, later, overwrite, options, settings.missing_bands)
-    )
+    sources, digest = _on_first(lambda: _looked_at(model, images, out, later, overwrite, options, settings))
     tell, say = (tell, say) if distributed.rank() == 0 else (_nothing, _nothing)
     left_out = [Unusable(source.image, source.reason) for source in sources if source.reason is not None]
     usable = [source for source in sources if source.reason is None]
