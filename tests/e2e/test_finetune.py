@@ -131,7 +131,9 @@ def check_predict(task: str, run: Path, data: Path, out: Path) -> None:
     if task == "classification":
         assert len((out / "predictions.csv").read_text().splitlines()) == 5
         return
-    assert sorted(path.stem for path in (out / "geojson").iterdir()) == pictures
+    assert sorted(path.name for path in (out / "geojson").iterdir()) == [
+        f"{name}.pixels.geojson" for name in pictures
+    ]
     if task == "segmentation":
         assert len((out / "classes.txt").read_text().splitlines()) > 2
         with Image.open(out / "masks" / f"{pictures[0]}.png") as mask:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.conftest import done, read_rows, refused, vitp
-from vitp.io import image_file, open_pixels
+from vitp.io import image_kinds, images, open_pixels
 
 SIDE = 40
 ISPRS = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)]
@@ -235,9 +235,8 @@ def test_what_only_rasterio_reads_names_the_extra(tmp_path: Path, monkeypatch: p
         "wide.jp2": ("JP2OpenJPEG", {}),
         "float.tif": ("GTiff", {}),
     }
-    for module in (image_file, open_pixels):
-        if hasattr(module, "has_rasterio"):
-            monkeypatch.setattr(module, "has_rasterio", lambda: False)
+    for module in (image_kinds, images, open_pixels):
+        monkeypatch.setattr(module, "has_rasterio", lambda: False)
     for name, (driver, options) in kinds.items():
         own = {
             "webp.tif": values,

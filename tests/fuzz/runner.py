@@ -143,7 +143,10 @@ def _run(case: Case, number: int, most_seconds: float) -> Outcome:
         if pid:
             code, usage = os.waitstatus_to_exitcode(status), found
         elif time.monotonic() - begin > most_seconds:
-            os.killpg(child, signal.SIGKILL)
+            try:
+                os.killpg(child, signal.SIGKILL)
+            except ProcessLookupError:  # on a busy machine it hasn't begun its own group yet
+                os.kill(child, signal.SIGKILL)
             _, status, usage = os.wait4(child, 0)
             code = os.waitstatus_to_exitcode(status)
             faults.append(f"hangs: not done after {most_seconds:g} s")

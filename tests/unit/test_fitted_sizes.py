@@ -126,9 +126,9 @@ def test_towers_of_the_papers_have_the_published_heads_exactly(task: str) -> Non
         ("detection", 384, {"width": 128, "box": {"hidden": 512}}),
         ("oriented", 192, {"width": 64, "box": {"hidden": 256}}),
         ("instance", 192, {"width": 64, "box": {"hidden": 256}, "mask": {"width": 64}}),
-        ("segmentation", 192, {"width": 64}),
-        ("change", 32, {"width": 32}),
-        ("segmentation", 384, {}),
+        ("detection", 48, {"width": 64, "box": {"hidden": 256}}),
+        ("segmentation", 192, {}),
+        ("change", 32, {}),
         ("classification", 192, {}),
     ],
 )
@@ -147,7 +147,7 @@ def test_anchors_are_fitted_where_none_are_given() -> None:
     }
     given = {"proposals": {"anchor_scales": [4.0]}}
     assert fitted_head("detection", given, 768, 2.0) == given
-    assert fitted_neck("adapter", {}, 192) == {"prior_width": 16}
+    assert fitted_neck("adapter", {}, 192) == {"prior_width": 32}
     assert fitted_neck("adapter", {"prior_width": 64}, 192) == {"prior_width": 64}
     assert fitted_neck("simple", {}, 192) == {}
 
@@ -217,7 +217,7 @@ def test_a_detector_sees_small_ships_at_their_own_size_in_training_and_in_use(tm
     sides = torch.cat([b[:, 2:] - b[:, :2] for b in boxes if b is not None and len(b)])
     assert sides.max(0).values.tolist() == [20, 14]  # not those of images squeezed to 32 × 32
     assert any("read at their own size, in crops and windows of 96 px" in note for note in run.notes)
-    assert any("head.box.hidden 48" in note for note in run.notes)
+    assert any("head.box.hidden 256" in note for note in run.notes)
 
 
 def _targets(run: Any, step: int) -> Any:
@@ -234,7 +234,7 @@ def test_predict_uses_what_the_run_stored(tmp_path: Path) -> None:
     assert (
         description["input"] == {"mode": "none", "size": None} and stated_settings(description).window == 96
     )
-    assert description["head"]["width"] == 16 and description["head"]["proposals"]["anchor_scales"] == [2.0]
+    assert description["head"]["width"] == 64 and description["head"]["proposals"]["anchor_scales"] == [2.0]
     loaded = load_task(tmp_path / "run")
     assert loaded.input_size == InputSize()
     done("predict", tmp_path / "run", root / "images" / "0x.png", "--out", tmp_path / "pred")
@@ -270,4 +270,4 @@ def test_necks_of_models_are_written_as_they_were_built(tmp_path: Path) -> None:
     neck = NeckSettings(kind="adapter", options=fitted_neck("adapter", {"parts": 2, "heads": 2}, 32))
     model = build_model("segmentation", backbone, ("a", "b"), neck, {"width": 32})
     model.save_pretrained(tmp_path / "model")
-    assert load_task(tmp_path / "model").description["neck"]["options"]["prior_width"] == 16
+    assert load_task(tmp_path / "model").description["neck"]["options"]["prior_width"] == 32

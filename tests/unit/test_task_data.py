@@ -19,7 +19,7 @@ from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches
 from vitp.inference import prediction_files
 from vitp.io import image_file, pixels
-from vitp.metrics.results import Target
+from vitp.metrics.results import Prediction, Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import load_scene, scene_set, write_scenes
 from vitp.tasks import data
@@ -181,14 +181,24 @@ def test_predictions_of_whole_images_need_no_more_than_is_seen(
 ) -> None:
     path = Path(save(tmp_path / "large.png", (203, 301)))
     seen = TestSettings(resize=InputSize(mode="short", size=16), scales=(1.0, 1.5))
-    classifier, detector = SimpleNamespace(name="classification"), SimpleNamespace(name="detection")
-    assert prediction_files._enough(classifier, seen, 203 * 301) is None, "an ordinary image"
+    source = SimpleNamespace(raster=False, image=str(path), dates=(str(path),), name="large")
+    shapes: list[tuple[int, ...]] = []
+
+    def predicted(model: object, images: list[torch.Tensor], *_: object) -> list[Prediction]:
+        shapes.append(tuple(images[0].shape))
+        return [Prediction(probabilities_C=torch.ones(1))]
+
+    def read(task: str) -> tuple[int, ...]:
+        options = SimpleNamespace(pictures=False)
+        job = SimpleNamespace(model=SimpleNamespace(name=task), settings=seen, options=options)
+        prediction_files._predict(job, source)  # type: ignore[arg-type]
+        return shapes[-1]
+
+    monkeypatch.setattr(prediction_files, "predict_images", predicted)
+    assert read("classification") == (3, 301, 203), "an ordinary image"
     _pretend_large(monkeypatch)
-    enough = prediction_files._enough(classifier, seen, 203 * 301)
-    assert enough is not None
-    assert enough(203, 301) == (48, 72)
-    assert tuple(prediction_files.read_image(path, enough).shape) == (3, 76, 51)
-    assert prediction_files._enough(detector, seen, 203 * 301) is None, "its boxes have places in the image"
+    assert read("classification") == (3, 76, 51)
+    assert read("detection") == (3, 301, 203), "its boxes have places in the image"
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> Confi
             for word in name.split("_")
             if len(word) > 3
         )
-        hint = _the_only(same) or did_you_mean(name, known, likeness=0.75)
+        hint = did_you_mean(name, known, likeness=0.8) or _the_only(same)
         hint = hint or next(filter(None, map(_the_only, words)), None) or did_you_mean(name, known)
         return ConfigError(
             f"unknown key {key!r}{more}",

@@ -259,7 +259,9 @@ def _classify(job: _Job, source: InputFile) -> tuple[Named, Image.Image]:
 
 
 def _picture_part(folder: Path, source: InputFile) -> Path:
-    return folder / "pictures" / f"{source.name}.safetensors"
+    # By its digest: safetensors takes no path that isn't UTF-8.
+    name = hashlib.sha256(source.name.encode(errors="surrogateescape")).hexdigest()[:24]
+    return folder / "pictures" / f"{name}.safetensors"
 
 
 def _save(path: Path, named: Named) -> None:
@@ -267,7 +269,7 @@ def _save(path: Path, named: Named) -> None:
     values = {field.name: getattr(named.prediction, field.name) for field in fields(named.prediction)}
     tensors = {name: value.contiguous() for name, value in values.items() if value is not None}
     temporary = path.with_suffix(".part")
-    save_tensors(temporary, {**tensors, "size": torch.tensor(named.size)}, {"image": named.image})
+    save_tensors(temporary, {**tensors, "size": torch.tensor(named.size)})
     temporary.replace(path)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vitp.checkpoints.loading import load_backbone
+from vitp.core.errors import VitpError
 from vitp.data.formats.channels import agreed
 from vitp.data.formats.vitp_labels import channels_from_json, read_channels
 from vitp.data.sources import read_mixture_table
@@ -59,18 +60,20 @@ def chosen(
 def trained_channels(init: str, vision: VisionSettings | None) -> Channels | None:
     """Return the channels that weights were trained with; None: pictures.
 
+    Weights that can't be read have none: whoever loads them for the run says what is wrong with them.
+
     Args:
         init: Where the weights come from.
         vision: Sizes of a new tower.
-
-    Raises:
-        CheckpointError: Nothing is there.
     """
     if init in ("scratch", "random"):
         return None if vision is None else vision.channels
     if init == "starter" or init.startswith(TIMM_PREFIX):
         return None
-    return load_backbone(init).in_channels
+    try:
+        return load_backbone(init).in_channels
+    except VitpError:
+        return None
 
 
 def declared_channels(config: RunSettings) -> Iterator[tuple[str, Channels | None]]:

@@ -14,8 +14,9 @@ that a backbone happens to have been pretrained at:
 - Regions: the published 512 an image (and 2000 proposals) belong to images of 800 px and more. Smaller ones get them in
   proportion to their area, at least 64, and at least 8 for each of many objects (the 90th percentile).
 - Widths: the published ones (256 channels, 1024 hidden units, 64 channels of the adapter's stem) belong to towers that
-  are 768 wide or wider. Narrower towers get them in proportion to their width, in multiples of 16. Decoders of class
-  maps: a third of the tower's width, at most 128.
+  are 768 wide or wider. Narrower towers get them in proportion to their width, in multiples of 16, but at least 64
+  (256 hidden units, 32 channels of the stem). Decoders of class maps keep their 128 channels: narrower ones learn much
+  worse from few images (docs/log.md).
 
 What is given always wins; where `data.resize` is given, images, windows and anchors are left as they are given.
 """
@@ -42,7 +43,6 @@ SMALL_OBJECT = 32
 """Pixels that the shorter side of a small object keeps where images are reduced."""
 
 _DETECTORS = ("detection", "instance", "oriented")
-_DECODERS = ("segmentation", "change")
 _OBJECT_KINDS = ("objects", "instances", "oriented")
 _LOOKED_AT = 2000
 _LOOKED_AT_LAZY = 32
@@ -222,13 +222,11 @@ def fitted_head(
         regions: An image's regions in the loss; None: as published.
     """
     found: dict[str, Any] = dict(head)
-    if task in _DECODERS:
-        return found if width >= 384 else {"width": _multiple(width / 3, least=32), **found}
     if task not in _DETECTORS:
         return found
     if (share := width / PUBLISHED_TOWER) < 1:
         found = {"width": _multiple(256 * share), **found}
-        _fill(found, "box", hidden=_multiple(1024 * share))
+        _fill(found, "box", hidden=_multiple(1024 * share, least=256))
         if task == "instance":
             _fill(found, "mask", width=_multiple(256 * share))
     given = found.get("proposals")
@@ -246,7 +244,7 @@ def fitted_neck(kind: str, options: Mapping[str, Any], width: int) -> dict[str, 
     """Return the options of a neck with the width of the adapter's stem fitted to the tower where it isn't given."""
     if kind != "adapter" or width >= PUBLISHED_TOWER:
         return dict(options)
-    return {"prior_width": _multiple(64 * width / PUBLISHED_TOWER), **options}
+    return {"prior_width": _multiple(64 * width / PUBLISHED_TOWER, least=32), **options}
 
 
 def _fill(head: dict[str, Any], part: str, **values: Any) -> None:
@@ -255,7 +253,7 @@ def _fill(head: dict[str, Any], part: str, **values: Any) -> None:
         head[part] = {**values, **(own or {})}
 
 
-def _multiple(value: float, *, of: int = 16, least: int = 16) -> int:
+def _multiple(value: float, *, of: int = 16, least: int = 64) -> int:
     return max(least, round(value / of) * of)
 
 
