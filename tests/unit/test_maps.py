@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -512,3 +513,37 @@ def test_one_output_has_one_writer(tmp_path: Path) -> None:
     claim(folder)
     with pytest.raises(VitpError, match="is being written by another process"):
         predict_files(BrightestBand(), [raster], tmp_path / "out", WINDOWS)
+
+
+@pytest.mark.parametrize(
+    ("trained", "chosen", "side", "expected"),
+    [
+        # (window, resize, factor): like training; larger than training; own scale of training; user's choice.
+        ({"longest": 96, "scale": 1.0}, {}, 120, (None, None, 1.0)),
+        ({"longest": 96, "scale": 1.0}, {}, 256, (96, "none", 1.0)),
+        ({"longest": 48, "scale": 2.0}, {}, 256, (96, "none", 2.0)),
+        ({"longest": 96, "scale": 1.0}, {"window": 48}, 256, (48, "none", 1.0)),
+        (
+            {"longest": 96, "scale": 1.0},
+            {"resize": InputSize(mode="fixed", size=64)},
+            900,
+            (None, "fixed", 1.0),
+        ),
+        (None, {}, 256, (None, None, 1.0)),
+        (None, {}, 900, (96, "none", 1.0)),
+    ],
+)
+def test_no_image_larger_than_those_of_training_is_squeezed(
+    trained: Any, chosen: Any, side: int, expected: Any
+) -> None:
+    """Squeezed, a raster that is many times larger than the tiles of training is classified by chance."""
+    description = {} if trained is None else {"trained": trained}
+    model: Any = SimpleNamespace(
+        input_size=InputSize(mode="fixed", size=96),
+        description=description,
+        backbone=SimpleNamespace(image_size=(96, 96)),
+    )
+    seen, factor, note = maps.seen_settings(model, TestSettings(**chosen), (side, side), None)
+    mode = None if seen.resize is None else seen.resize.mode
+    assert (seen.window, mode, factor) == expected
+    assert (note is not None) == (expected[1] == "none")

@@ -38,33 +38,51 @@ Piece = TypeVar("Piece")
 SHARE_SCALE = 250
 """Byte that stands for a probability of 1; 255 stands for no data."""
 
+_ALIKE = 1.5
+"""Times that an image may be longer than all of training and still be seen as they were."""
 _SQUEEZED = 4
-"""Times that a raster may be larger than what the model sees and still be seen as a whole."""
+"""Times that an image may be larger than what a model sees that doesn't know its training images' size."""
 
 
-def raster_settings(
+def seen_settings(
     model: TaskModel, settings: TestSettings, size: tuple[int, int], factor: float | None
-) -> tuple[TestSettings, str | None]:
-    """Return how a raster is seen, and what is to be said about it where the settings don't tell.
+) -> tuple[TestSettings, float, str | None]:
+    """Return how an image of any size is seen, and what is to be said about it where the settings don't tell.
 
-    A raster many times larger than what the model sees is never squeezed into one look: without `window` it is seen
-    through windows of the model's size, at its own resolution.
+    An image that is larger than those of training is never squeezed into one look: without `resize` it is seen through
+    windows, its pixels as large as those of training were.
 
     Args:
         model: Any task's but classification's.
         settings: As given.
-        size: Height and width of the raster.
+        size: Height and width of the image.
         factor: On the size, to get the wanted ground resolution; None: none is wanted.
+
+    Returns:
+        The settings, the factor on the size of the image before `settings.scales`, and a note.
     """
-    resize = settings.resize or model.input_size
-    if factor is not None:
-        settings = settings.model_copy(update={"resize": InputSize()})
+    resize, trained = settings.resize or model.input_size, model.description.get("trained")
+    if factor is None and settings.resize is not None:
+        return settings, 1.0, None
     side = resize.size or model.backbone.image_size[0]
-    if settings.window is not None or max(size) * (factor or 1.0) <= _SQUEEZED * side:
-        return settings, None
-    seen = settings.model_copy(update={"window": side, "resize": InputSize()})
-    at = "the resolution that was asked for" if factor is not None else "its own resolution"
-    return seen, f"seen through windows of {side} px at {at}; -s window=… and --resolution choose otherwise"
+    if factor is not None:
+        scale, at = factor, "the resolution that was asked for"
+        if settings.window is not None or max(size) * factor <= _SQUEEZED * side:
+            return settings.model_copy(update={"resize": InputSize()}), factor, None
+    elif trained is not None:
+        scale = float(trained["scale"])
+        at = f"{scale:.3g} times its own resolution, as in training"
+        windows = resize.mode == "none" and settings.window is not None
+        if windows or max(size) <= _ALIKE * float(trained["longest"]):
+            return settings, 1.0, None
+    else:
+        scale, at = 1.0, "its own resolution"
+        if settings.window is not None or max(size) <= _SQUEEZED * side:
+            return settings, 1.0, None
+    window = settings.window or side
+    seen = settings.model_copy(update={"window": window, "resize": InputSize()})
+    words = f"seen through windows of {window} px at {at}; -s window=…, -s resize=… and --resolution choose otherwise"
+    return seen, scale, words
 
 
 def seen_origin(ground: RasterGround) -> tuple[int, int]:
@@ -96,7 +114,7 @@ class RasterPrediction:
     Args:
         model: Any task's but classification's.
         dates: The raster, and its later date on the same grid.
-        settings: How the model is applied; see `raster_settings`.
+        settings: How the model is applied; see `seen_settings`.
         folder: Where finished parts lie.
         factor: On the raster's size, before it is seen.
         shares: Whether probabilities are wanted.

@@ -28,6 +28,7 @@ from vitp.core.targets import check_folder
 from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
 from vitp.core.version import __version__
 from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, shown_size, sources_of
+from vitp.inference.maps import seen_settings
 from vitp.inference.outputs import Named, surest, write_image, write_summary
 from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
 from vitp.inference.unfinished import unfinished
@@ -239,6 +240,11 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
     if model.name == "classification" and width * height > LARGE_PIXELS:
         # Elsewhere each pixel has its place in what is written.
         enough = (settings.resize or model.input_size).enough(max(settings.scales))
+    if model.name != "classification":
+        settings, factor, note = seen_settings(model, settings, (height, width), None)
+        settings = settings.model_copy(update={"scales": tuple(scale * factor for scale in settings.scales)})
+        if note is not None:
+            job.say(f"{source.image} is {note}")
     later = [torch.from_numpy(load_planes(path)) for path in source.dates[1:]] or None
     image = torch.from_numpy(load_planes(source.image, enough=enough))
     (prediction,) = predict_images(model, [image], settings, later)

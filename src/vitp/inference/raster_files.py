@@ -21,7 +21,7 @@ from vitp.core.errors import DataError
 from vitp.core.version import __version__
 from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog
-from vitp.inference.maps import SHARE_SCALE, RasterPrediction, raster_settings
+from vitp.inference.maps import SHARE_SCALE, RasterPrediction, seen_settings
 from vitp.inference.outputs import regions, write_picture
 from vitp.inference.polygons import class_polygons
 from vitp.inference.vectors import VectorFile, VectorKind, vector_path
@@ -129,8 +129,7 @@ class RasterWork:
                 later = aligned(pixels, self.source.dates[1], target)
             bands = None if later == self.source.dates[1] else first.bands
             dates.append(files.enter_context(open_ground(later, channels, bands, missing)))
-        factor = self._factor(first)
-        settings, note = raster_settings(self.model, self.settings, first.size, factor)
+        settings, factor, note = seen_settings(self.model, self.settings, first.size, self._factor(first))
         if note is not None:
             self.say(f"{self.source.image} is {note}")
         return RasterPrediction(
@@ -138,7 +137,7 @@ class RasterWork:
             dates,
             settings,
             self.part,
-            factor=factor or 1.0,
+            factor=factor,
             shares=self.options.probabilities,
         )
 

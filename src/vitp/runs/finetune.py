@@ -11,6 +11,8 @@ RUN/scores.json      the scores on the test images, looked at once, at the end
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
 from vitp.data.seen import SeenBands
+from vitp.data.synthesis.classes import evenly_spaced
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
@@ -52,6 +55,9 @@ from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_setting
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
+
+_LOOKED_AT = 32
+"""Training images whose sizes are looked at."""
 
 
 class FinetuneDataSettings(SettingsModel):
@@ -332,6 +338,7 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
     model.description |= {
         "input": model.input_size.model_dump(mode="json"),
         "test": config.test.model_dump(mode="json"),
+        "trained": _seen_sizes(train, model.input_size),
         "card": {
             "vitp_version": __version__,
             "backbone": config.backbone.init,
@@ -341,6 +348,18 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
             "steps": config.train.steps,
             "seed": config.seed,
         },
+    }
+
+
+def _seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float]:
+    """Return the longest side of the training images, and the factor between their sides and what a model sees."""
+    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT)]
+    scales = [
+        math.sqrt(math.prod(size.of(item.height, item.width)) / (item.height * item.width)) for item in items
+    ]
+    return {
+        "longest": max(max(item.height, item.width) for item in items),
+        "scale": round(statistics.median(scales), 6),
     }
 
 
