@@ -531,6 +531,8 @@ def test_one_output_has_one_writer(tmp_path: Path) -> None:
         ),
         (None, {}, 256, (None, None, 1.0)),
         (None, {}, 900, (96, "none", 1.0)),
+        (None, {"window": 96}, 256, (96, "none", 1.0)),
+        (None, {"window": 48}, 256, (48, None, 1.0)),
     ],
 )
 def test_no_image_larger_than_those_of_training_is_squeezed(

@@ -77,7 +77,9 @@ def seen_settings(
             return settings, 1.0, None
     else:
         scale, at = 1.0, "its own resolution"
-        if settings.window is not None or max(size) <= _SQUEEZED * side:
+        # Windows that are no smaller than all that is left of a squeezed image would do nothing.
+        idle = settings.window is not None and resize.mode != "none" and settings.window >= side
+        if not idle and (settings.window is not None or max(size) <= _SQUEEZED * side):
             return settings, 1.0, None
     window = settings.window or side
     seen = settings.model_copy(update={"window": window, "resize": InputSize()})
