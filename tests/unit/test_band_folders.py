@@ -9,6 +9,8 @@ import pytest
 
 from tests.raster_files import UTM, values, write_raster
 from vitp.core.errors import DataError
+from vitp.inference.inputs import image_files
+from vitp.io.band_folders import is_band_folder
 from vitp.io.images import image_size
 from vitp.io.open_pixels import open_pixels
 
@@ -131,3 +133,65 @@ def test_folders_of_two_readings_are_refused(tmp_path: Path) -> None:
     write_raster(tmp_path / "rgb" / "B02.tif", values(3, "uint8"))
     with pytest.raises(DataError, match="holds 3 bands, where a file of band B02 must hold one"):
         open_pixels(tmp_path / "rgb")
+
+
+def _tiles(folder: Path, names: list[str], *, apart: bool, bands: int = 1, dtype: str = "uint16") -> Path:
+    """Write files of 40 × 30 pixels, each at its own place or all at one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        place = _place(10, 500_000.0 + 400.0 * number * apart)
+        write_raster(folder / name, values(bands, dtype, (40, 30), number), place)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["B1.tif", "B2.tif"],
+        ["A1.tif", "A2.tif", "B1.tif", "B2.tif"],
+        ["tile_B1.tif", "tile_B2.tif", "tile_B3.tif"],
+        ["area_B1.tif", "field_B1.tif"],
+        ["vv.tif", "vh.tif"],
+        ["red.tif", "green.tif"],
+    ],
+)
+def test_tiles_whose_names_look_like_bands_are_images_of_their_own(tmp_path: Path, names: list[str]) -> None:
+    folder = _tiles(tmp_path / "tiles", names, apart=True)
+    assert not is_band_folder(folder)
+    assert image_files([folder], bands=True) == [str(folder / name) for name in sorted(names)]
+
+
+@pytest.mark.parametrize("others", [["b7.tif"], ["a6.tif", "a8.tif"], []])
+def test_files_of_several_bands_are_no_bands(tmp_path: Path, others: list[str]) -> None:
+    folder = _tiles(tmp_path / "tiles", ["b6.tif", *others], apart=True, bands=4)
+    assert image_files([folder], bands=True) == [str(folder / name) for name in sorted(["b6.tif", *others])]
+    together = _tiles(tmp_path / "together", ["B6.tif", "B7.tif"], apart=False, bands=2)
+    assert not is_band_folder(together)
+
+
+def test_cells_without_a_place_are_no_bands(tmp_path: Path) -> None:
+    for name in ("A1", "A2", "B1", "B2"):
+        write_raster(tmp_path / f"{name}.tif", values(1, "uint16"), None)
+    assert len(image_files([tmp_path], bands=True)) == 4
+    (tmp_path / "A1.tif").unlink()
+    (tmp_path / "A2.tif").unlink()
+    assert image_files([tmp_path], bands=True) == [str(tmp_path)]
+
+
+def test_bands_of_one_ground_are_one_image(tmp_path: Path) -> None:
+    folder = _tiles(tmp_path / "scene", ["B02.tif", "B03.tif", "B8A.tif", "SCL.tif"], apart=False)
+    write_raster(folder / "B11.tif", values(1, "uint16", (20, 15)), _place(20))
+    assert image_files([folder], bands=True) == [str(folder)]
+    (folder / "B03.tif").write_bytes(b"II*\0 and nothing more")
+    assert is_band_folder(folder)
+    write_raster(folder / "SCL.tif", values(1, "uint16"), _place(10, 900_000.0))
+    with pytest.raises(DataError, match=r"in it are bands of one image, but other files lie elsewhere"):
+        is_band_folder(folder)
+
+
+def test_bands_of_several_images_in_one_folder_are_refused(tmp_path: Path) -> None:
+    folder = _tiles(tmp_path, ["a_B02.tif", "a_B03.tif"], apart=False)
+    for name in ("b_B02.tif", "b_B03.tif"):
+        write_raster(folder / name, values(1, "uint16"), _place(10, 700_000.0))
+    with pytest.raises(DataError, match=r"(a|b)_B02\.tif and \1_B03\.tif in it are bands of one image"):
+        image_files([folder], bands=True)
