@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import ground_files
 from tests.raster_files import UTM, values, write_raster
 from vitp.core.errors import DataError
+from vitp.data.formats import read_labels
 from vitp.inference.inputs import image_files
 from vitp.io.band_folders import is_band_folder
 from vitp.io.images import image_size
@@ -195,3 +197,45 @@ def test_bands_of_several_images_in_one_folder_are_refused(tmp_path: Path) -> No
         write_raster(folder / name, values(1, "uint16"), _place(10, 700_000.0))
     with pytest.raises(DataError, match=r"(a|b)_B02\.tif and \1_B03\.tif in it are bands of one image"):
         image_files([folder], bands=True)
+
+
+def _scenes(root: Path) -> None:
+    for number in range(3):
+        _tiles(root / f"scene{number}", ["B02.tif", "B03.tif", "B04.tif", "B08.tif"], apart=False)
+
+
+def test_vector_labels_lie_on_folders_of_bands(tmp_path: Path) -> None:
+    _scenes(tmp_path)
+    with open_pixels(tmp_path / "scene0") as pixels:
+        assert pixels.geometry is not None
+        shape = ground_files.box_on_ground(pixels.geometry, 4, 5, 20, 25)
+        expected_CHW = pixels.read()
+    ground_files.write_vectors(tmp_path / "labels.gpkg", [shape], "EPSG:32633", kind=["lake"])
+    labelled = read_labels("auto", tmp_path)
+    assert [item.id for item in labelled.items] == ["scene0", "scene1", "scene2"]
+    assert labelled.channels is not None and labelled.channels.bands == ("B02", "B03", "B04", "B08")
+    assert "3 images are folders with one file a band (scene0/, for example)" in labelled.understood
+    for item in labelled.items:
+        assert (item.width, item.height) == (40, 30) and item.objects is not None
+        assert item.objects[0].box == pytest.approx((4, 5, 20, 25))
+        with open_pixels(item.image) as pixels:
+            np.testing.assert_array_equal(pixels.read(), expected_CHW)
+
+
+def test_masks_and_classes_of_folders_of_bands(tmp_path: Path) -> None:
+    _scenes(tmp_path / "a" / "images")
+    (tmp_path / "a" / "masks").mkdir()
+    for number in range(3):
+        mask_1HW = np.zeros((1, 30, 40), np.uint8)
+        mask_1HW[:, 5:, 7:] = 1
+        write_raster(tmp_path / "a" / "masks" / f"scene{number}.tif", mask_1HW, _place(10))
+    labelled = read_labels("masks", tmp_path / "a", classes="land=0,lake=1")
+    assert [item.id for item in labelled.items] == [f"images/scene{number}" for number in range(3)]
+    assert labelled.channels is not None and len(labelled.channels.channels) == 4
+    _scenes(tmp_path / "b" / "forest")
+    _scenes(tmp_path / "b" / "field")
+    labelled = read_labels("folders", tmp_path / "b")
+    assert [item.scene for item in labelled.items] == ["field"] * 3 + ["forest"] * 3
+    assert labelled.channels is not None and len(labelled.channels.channels) == 4
+    with pytest.raises(DataError, match="scene0: is one image with one file a band"):
+        read_labels("folders", tmp_path / "b" / "forest")

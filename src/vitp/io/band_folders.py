@@ -21,6 +21,8 @@ _SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".img"})
 _BAND = re.compile(r"(?:^|[_\-.])(B\d{1,2}A?)(?=[_\-.]|$)", re.IGNORECASE)
 _CELL = re.compile(r"(?:^|[_\-.])[AC-Z]\d{1,2}$", re.IGNORECASE)
 """How names of tiles end that count in letters, beside which B1 is no band."""
+_MOST_HEADS = 64
+"""Files of a folder that are looked at; bands of one image stand together in the order of names."""
 _RESOLUTION = re.compile(r"[_\-](\d{1,3})m(?=[_\-.]|$)", re.IGNORECASE)
 _WORDS = frozenset(
     [
@@ -123,7 +125,7 @@ def is_band_folder(folder: Path) -> bool:
         return False
     if any(_CELL.search(path.stem) for path in files if path not in named):
         return False
-    heads = {path: head for path in files if (head := _head(path)) is not None}
+    heads = {path: head for path in files[:_MOST_HEADS] if (head := _head(path)) is not None}
     own = [heads[path] for path in named if path in heads]
     if not own or any(head.bands != 1 or head.is_picture for head in own):
         return False
