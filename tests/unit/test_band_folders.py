@@ -7,8 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import ground_files
 from tests.raster_files import UTM, values, write_raster
 from vitp.core.errors import DataError
+from vitp.data.formats import read_labels
+from vitp.inference.inputs import image_files
+from vitp.io.band_folders import is_band_folder
 from vitp.io.images import image_size
 from vitp.io.open_pixels import open_pixels
 
@@ -131,3 +135,107 @@ def test_folders_of_two_readings_are_refused(tmp_path: Path) -> None:
     write_raster(tmp_path / "rgb" / "B02.tif", values(3, "uint8"))
     with pytest.raises(DataError, match="holds 3 bands, where a file of band B02 must hold one"):
         open_pixels(tmp_path / "rgb")
+
+
+def _tiles(folder: Path, names: list[str], *, apart: bool, bands: int = 1, dtype: str = "uint16") -> Path:
+    """Write files of 40 × 30 pixels, each at its own place or all at one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        place = _place(10, 500_000.0 + 400.0 * number * apart)
+        write_raster(folder / name, values(bands, dtype, (40, 30), number), place)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["B1.tif", "B2.tif"],
+        ["A1.tif", "A2.tif", "B1.tif", "B2.tif"],
+        ["tile_B1.tif", "tile_B2.tif", "tile_B3.tif"],
+        ["area_B1.tif", "field_B1.tif"],
+        ["vv.tif", "vh.tif"],
+        ["red.tif", "green.tif"],
+    ],
+)
+def test_tiles_whose_names_look_like_bands_are_images_of_their_own(tmp_path: Path, names: list[str]) -> None:
+    folder = _tiles(tmp_path / "tiles", names, apart=True)
+    assert not is_band_folder(folder)
+    assert image_files([folder], bands=True) == [str(folder / name) for name in sorted(names)]
+
+
+@pytest.mark.parametrize("others", [["b7.tif"], ["a6.tif", "a8.tif"], []])
+def test_files_of_several_bands_are_no_bands(tmp_path: Path, others: list[str]) -> None:
+    folder = _tiles(tmp_path / "tiles", ["b6.tif", *others], apart=True, bands=4)
+    assert image_files([folder], bands=True) == [str(folder / name) for name in sorted(["b6.tif", *others])]
+    together = _tiles(tmp_path / "together", ["B6.tif", "B7.tif"], apart=False, bands=2)
+    assert not is_band_folder(together)
+
+
+def test_cells_without_a_place_are_no_bands(tmp_path: Path) -> None:
+    for name in ("A1", "A2", "B1", "B2"):
+        write_raster(tmp_path / f"{name}.tif", values(1, "uint16"), None)
+    assert len(image_files([tmp_path], bands=True)) == 4
+    (tmp_path / "A1.tif").unlink()
+    (tmp_path / "A2.tif").unlink()
+    assert image_files([tmp_path], bands=True) == [str(tmp_path)]
+
+
+def test_bands_of_one_ground_are_one_image(tmp_path: Path) -> None:
+    folder = _tiles(tmp_path / "scene", ["B02.tif", "B03.tif", "B8A.tif", "SCL.tif"], apart=False)
+    write_raster(folder / "B11.tif", values(1, "uint16", (20, 15)), _place(20))
+    assert image_files([folder], bands=True) == [str(folder)]
+    (folder / "B03.tif").write_bytes(b"II*\0 and nothing more")
+    assert is_band_folder(folder)
+    write_raster(folder / "SCL.tif", values(1, "uint16"), _place(10, 900_000.0))
+    with pytest.raises(DataError, match=r"in it are bands of one image, but other files lie elsewhere"):
+        is_band_folder(folder)
+
+
+def test_bands_of_several_images_in_one_folder_are_refused(tmp_path: Path) -> None:
+    folder = _tiles(tmp_path, ["a_B02.tif", "a_B03.tif"], apart=False)
+    for name in ("b_B02.tif", "b_B03.tif"):
+        write_raster(folder / name, values(1, "uint16"), _place(10, 700_000.0))
+    with pytest.raises(DataError, match=r"(a|b)_B02\.tif and \1_B03\.tif in it are bands of one image"):
+        image_files([folder], bands=True)
+
+
+def _scenes(root: Path) -> None:
+    for number in range(3):
+        _tiles(root / f"scene{number}", ["B02.tif", "B03.tif", "B04.tif", "B08.tif"], apart=False)
+
+
+def test_vector_labels_lie_on_folders_of_bands(tmp_path: Path) -> None:
+    _scenes(tmp_path)
+    with open_pixels(tmp_path / "scene0") as pixels:
+        assert pixels.geometry is not None
+        shape = ground_files.box_on_ground(pixels.geometry, 4, 5, 20, 25)
+        expected_CHW = pixels.read()
+    ground_files.write_vectors(tmp_path / "labels.gpkg", [shape], "EPSG:32633", kind=["lake"])
+    labelled = read_labels("auto", tmp_path)
+    assert [item.id for item in labelled.items] == ["scene0", "scene1", "scene2"]
+    assert labelled.channels is not None and labelled.channels.bands == ("B02", "B03", "B04", "B08")
+    assert "3 images are folders with one file a band (scene0/, for example)" in labelled.understood
+    for item in labelled.items:
+        assert (item.width, item.height) == (40, 30) and item.objects is not None
+        assert item.objects[0].box == pytest.approx((4, 5, 20, 25))
+        with open_pixels(item.image) as pixels:
+            np.testing.assert_array_equal(pixels.read(), expected_CHW)
+
+
+def test_masks_and_classes_of_folders_of_bands(tmp_path: Path) -> None:
+    _scenes(tmp_path / "a" / "images")
+    (tmp_path / "a" / "masks").mkdir()
+    for number in range(3):
+        mask_1HW = np.zeros((1, 30, 40), np.uint8)
+        mask_1HW[:, 5:, 7:] = 1
+        write_raster(tmp_path / "a" / "masks" / f"scene{number}.tif", mask_1HW, _place(10))
+    labelled = read_labels("masks", tmp_path / "a", classes="land=0,lake=1")
+    assert [item.id for item in labelled.items] == [f"images/scene{number}" for number in range(3)]
+    assert labelled.channels is not None and len(labelled.channels.channels) == 4
+    _scenes(tmp_path / "b" / "forest")
+    _scenes(tmp_path / "b" / "field")
+    labelled = read_labels("folders", tmp_path / "b")
+    assert [item.scene for item in labelled.items] == ["field"] * 3 + ["forest"] * 3
+    assert labelled.channels is not None and len(labelled.channels.channels) == 4
+    with pytest.raises(DataError, match="scene0: is one image with one file a band"):
+        read_labels("folders", tmp_path / "b" / "forest")

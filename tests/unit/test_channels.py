@@ -218,6 +218,8 @@ def test_pictures_among_rasters_are_refused(tmp_path: Path) -> None:
         ({"range": "0,1,2,3"}, "several values for bands that aren't named"),
         ({"bands": "B2", "transform": "log"}, "transform"),
         ({"bands": "B2,B3", "composite": "B2,B3,B4"}, "B4 is none of the bands that are seen"),
+        ({"composite": "B8,B4"}, "composite: B8, B4 are 2 bands; name three"),
+        ({"composite": "B8"}, "composite: B8 is one band; name three"),
         ({"bands": ""}, "is empty"),
     ],
 )

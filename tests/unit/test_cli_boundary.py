@@ -14,8 +14,10 @@ import typer
 
 from vitp.cli import run as run_cli
 from vitp.cli.boundary import INTERNAL, INTERRUPTED, guarded
+from vitp.cli.options import FORMAT_NAMES
 from vitp.core.errors import DataError
 from vitp.core.files import atomic_dir, atomic_path, to_json, write_json
+from vitp.data.formats import LABEL_FORMATS
 
 
 def _raise(error: BaseException) -> Callable[[], None]:
@@ -188,3 +190,7 @@ def test_a_wrong_choice_names_the_right_ones(
     (line,) = capsys.readouterr().err.splitlines()
     option = arguments[-2]
     assert line == f"error: Invalid value for '{option}': {message}; see `vitp {arguments[0]} --help`"
+
+
+def test_the_help_names_all_label_formats() -> None:
+    assert FORMAT_NAMES.replace(" or ", ", ").split(", ") == [*LABEL_FORMATS, "auto"]

@@ -507,3 +507,24 @@ def test_files_that_are_no_vectors_are_refused_by_name(tmp_path: Path, name: str
     with pytest.raises(DataError) as caught:
         read_labels("geo", tmp_path)
     assert caught.value.where is not None and caught.value.where.endswith(name)
+
+
+@pytest.mark.parametrize("shapes", [[], [None]])
+def test_a_file_without_any_feature_is_no_set_without_objects(tmp_path: Path, shapes: list[None]) -> None:
+    write_raster(tmp_path / "a.tif")
+    write_vectors(
+        tmp_path / "labels.gpkg", shapes, label=np.array(["lake"] * len(shapes), object), layer="lakes"
+    )
+    for options in ({}, {"semantic": True}, {"classes": "lake"}):
+        with pytest.raises(
+            DataError, match=r"labels\.gpkg: layer lakes holds no feature with a place: that would"
+        ):
+            read_labels("geo", tmp_path, **options)
+
+
+def test_empty_files_of_all_rasters_are_no_set_without_objects(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        write_raster(tmp_path / f"{name}.tif", moved(UTM, 500 * number, 0))
+        write_vectors(tmp_path / f"{name}.gpkg", [], label=np.array([], object))
+    with pytest.raises(DataError, match=r"a\.gpkg: layer a holds no feature .*nor do 1 more files or layers"):
+        read_labels("geo", tmp_path)

@@ -63,6 +63,17 @@ def test_decibels_are_those_of_values_above_zero(tmp_path: Path) -> None:
     assert found.channels[0].transform == "db"
 
 
+@pytest.mark.parametrize(("low", "high"), [(-28.0, -1.0), (-20.0, 1.0)])
+def test_values_in_decibels_are_not_taken_as_power(tmp_path: Path, low: float, high: float) -> None:
+    radar = np.linspace(low, high, 400, dtype=np.float32).reshape(1, 20, 20)
+    path = write_raster(tmp_path / "radar.tif", radar)
+    with pytest.raises(DataError, match=r"look like dB already; leave transform out"):
+        measure_channels([str(path)], transform="db")
+    zeros = write_raster(tmp_path / "zeros.tif", np.zeros((1, 20, 20), np.float32))
+    with pytest.raises(DataError, match="holds no value in any image above 0"):
+        measure_channels([str(zeros)], transform="db")
+
+
 def test_a_single_band_is_grey_as_rgb(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", values(1, "uint16"))
     assert measure_channels([str(path)]).bands == ("1", "1", "1")

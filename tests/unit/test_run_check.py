@@ -102,6 +102,7 @@ def test_what_is_not_finite_is_never_equal():
     assert CheckFinding("x", skipped="no GPU").ok
 
 
+@pytest.mark.filterwarnings("error:Converting a tensor:UserWarning")
 def test_batches_of_a_run_are_equal(config: PretrainConfig):
     found = list(check_run(config, records=6, only=("packed", "shared", "attention", "bf16", "recompute")))
     assert [finding.ok for finding in found] == [True] * 5

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitp.cli.options import FormatOption, JsonFlag, MaxTiles, Seed, format_options, pairs_of, values_of
+from vitp.cli.options import (
+    FormatOption,
+    JsonFlag,
+    LabelFormat,
+    MaxTiles,
+    Seed,
+    format_options,
+    pairs_of,
+    values_of,
+)
 from vitp.cli.output import (
     make_console,
     print_findings,
@@ -37,13 +46,7 @@ def compile_command(
         str, typer.Argument(help="Folder or file with images and labels; with --format scenes a domain.")
     ],
     out: Annotated[Path, typer.Option("--out", help="New folder for records, mixture and labels.")],
-    fmt: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="coco, voc, yolo, dota, masks, folders, pairs, captions, classes, scenes, vitp or auto.",
-        ),
-    ] = "auto",
+    fmt: LabelFormat = "auto",
     seed: Seed = 0,
     crop: Annotated[
         int | None, typer.Option(min=8, max=65_536, help="Cut images into crops with this side in pixels.")

@@ -39,7 +39,13 @@ TestOverride: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Change a setting of the test, such as window=512. Repeatable."),
 ]
-LabelFormat: TypeAlias = Annotated[str, typer.Option("--format", help="Format of the labels.")]
+# Those of `vitp.data.formats.LABEL_FORMATS`, whose import is too slow for a help text.
+FORMAT_NAMES = (
+    "coco, voc, yolo, dota, masks, folders, pairs, geo, xview, xbd, captions, classes, scenes, vitp or auto"
+)
+LabelFormat: TypeAlias = Annotated[
+    str, typer.Option("--format", help=f"Format of the labels: {FORMAT_NAMES}.")
+]
 FormatOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", help="Option of the label format: NAME=VALUE, as in val=0.1. Repeatable."),

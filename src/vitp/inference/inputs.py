@@ -14,7 +14,7 @@ from PIL import Image
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.walk import list_images
 from vitp.data.seen import check_missing_bands, lone_image, stretch_note
-from vitp.io.band_folders import band_files
+from vitp.io.band_folders import is_band_folder
 from vitp.io.ground import may_be_placed, need_geo, reproject
 from vitp.io.images import MissingBands, image_size, is_scene, load_image
 from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
@@ -82,7 +82,7 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
         base = Path(split_address(path)[0])
         if not base.exists():
             raise DataError("doesn't exist", where=str(path), fix="check the path")
-        if not base.is_dir() or (bands and band_files(base)):
+        if not base.is_dir() or (bands and is_band_folder(base)):
             files.append(str(path))
             continue
         inside = list_images(base)

@@ -6,7 +6,7 @@ Shapes: C bands, H × W pixels.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,10 @@ from vitp.io.rasters import RasterPixels, raster_driver
 
 _SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".img"})
 _BAND = re.compile(r"(?:^|[_\-.])(B\d{1,2}A?)(?=[_\-.]|$)", re.IGNORECASE)
+_CELL = re.compile(r"(?:^|[_\-.])[AC-Z]\d{1,2}$", re.IGNORECASE)
+"""How names of tiles end that count in letters, beside which B1 is no band."""
+_MOST_HEADS = 64
+"""Files of a folder that are looked at; bands of one image stand together in the order of names."""
 _RESOLUTION = re.compile(r"[_\-](\d{1,3})m(?=[_\-.]|$)", re.IGNORECASE)
 _WORDS = frozenset(
     [
@@ -79,8 +83,7 @@ def band_files(folder: Path) -> dict[str, Path]:
         raise DataError(
             f"holds {len(inner)} granules", where=str(folder), fix="name one (GRANULE/…/IMG_DATA)"
         )
-    places = inner + sorted(path for path in inner[0].glob("R[126]0m") if path.is_dir())
-    files = [path for place in places for path in sorted(place.iterdir()) if path.suffix.lower() in _SUFFIXES]
+    files = _rasters_in(inner[0])
     found: dict[str, list[Path]] = {}
     for path in files:
         name = _band_name(path)
@@ -97,6 +100,89 @@ def band_files(folder: Path) -> dict[str, Path]:
             raise DataError(what, where=str(folder), fix="put each image into a folder of its own")
         chosen[name] = sharpest[0]
     return chosen
+
+
+def _rasters_in(folder: Path) -> list[Path]:
+    places = [folder, *sorted(path for path in folder.glob("R[126]0m") if path.is_dir())]
+    return [path for place in places for path in sorted(place.iterdir()) if path.suffix.lower() in _SUFFIXES]
+
+
+def is_band_folder(folder: Path) -> bool:
+    """Return whether a folder is one image with one file a band, and no folder of images whose names look like bands.
+
+    It is a .SAFE, or its files of at least two bands hold one band each and lie on the same ground, as do the others
+    in it. Pictures (8-bit files without a place) are images, whatever they are called.
+
+    Raises:
+        DataError: It holds the bands of an image and other images, or several granules.
+    """
+    if any(folder.glob("GRANULE/*/IMG_DATA")):
+        return bool(band_files(folder))
+    files = _rasters_in(folder)
+    named = {path: name for path in files if (name := _band_name(path)) is not None}
+    numbered = any(_BAND.fullmatch(name) for name in named.values())
+    if len(set(named.values())) < 2 or (len(named) < len(files) and not numbered):
+        return False
+    if any(_CELL.search(path.stem) for path in files if path not in named):
+        return False
+    heads = {path: head for path in files[:_MOST_HEADS] if (head := _head(path)) is not None}
+    own = [heads[path] for path in named if path in heads]
+    if not own or any(head.bands != 1 or head.is_picture for head in own):
+        return False
+    if _is_one_ground(list(heads.values())):
+        return bool(band_files(folder))
+    images: dict[str, list[Path]] = {}
+    for path in named.keys() & heads.keys():
+        rest = _BAND.sub("", path.stem, count=1).lower()
+        images.setdefault(rest.replace(named[path].lower(), "", 0 if numbered else 1), []).append(path)
+    for paths in images.values():
+        if len({named[path] for path in paths}) > 1 and _is_one_ground([heads[path] for path in paths]):
+            first, second = sorted(paths)[:2]
+            what = (
+                f"{first.name} and {second.name} in it are bands of one image, but other files lie elsewhere"
+            )
+            raise DataError(
+                what, where=str(folder), fix="put the bands of each image into a folder of its own"
+            )
+    return False
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the head of a file says; `ground` is its system and extent (left, bottom, right, top)."""
+
+    bands: int
+    is_picture: bool
+    ground: tuple[str, tuple[float, float, float, float]] | None
+
+
+def _head(path: Path) -> _Head | None:
+    """Look at a file; None: it can't be read."""
+    try:
+        with RasterPixels(str(path), raster_driver(str(path)) or "GTiff", WHOLE, str(path)) as file:
+            count, place = len(file.bands), file.geometry
+            if place is None:
+                return _Head(count, file.dtype == np.uint8, None)
+            width, height = file.size
+            corners_N2 = place.to_map(np.array([(0, 0), (width, 0), (0, height), (width, height)], float))
+    except DataError:
+        return None
+    (left, bottom), (right, top) = corners_N2.min(0).tolist(), corners_N2.max(0).tolist()
+    return _Head(count, False, (place.crs, (left, bottom, right, top)))
+
+
+def _is_one_ground(heads: list[_Head]) -> bool:
+    """Return whether each file shares most of the smaller one's ground with the largest; none say where, too."""
+    grounds = [head.ground for head in heads if head.ground is not None]
+    if not grounds:
+        return True
+    if len(grounds) < len(heads) or len({crs for crs, _ in grounds}) > 1:
+        return False
+    boxes_N4 = np.array([box for _, box in grounds])
+    areas_N = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1)
+    largest = boxes_N4[areas_N.argmax()]
+    sides_N2 = np.minimum(boxes_N4[:, 2:], largest[2:]) - np.maximum(boxes_N4[:, :2], largest[:2])
+    return bool((sides_N2.clip(0).prod(1) > 0.5 * areas_N).all())
 
 
 def _order(name: str) -> tuple[int, str]:

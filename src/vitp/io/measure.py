@@ -101,6 +101,10 @@ def _range(
     values: np.ndarray, name: str, transform: str, percentiles: tuple[float, float]
 ) -> tuple[float, float]:
     if transform == "db":
+        if values.size and (values < 0).mean() > 0.9:
+            what = f"most values of band {name} are below 0 ({values.min():.6g} to {values.max():.6g}): they look "
+            fix = "leave transform out: values in dB are taken as they are"
+            raise DataError(what + "like dB already", where="transform=db", fix=fix)
         values = 10 * np.log10(values[values > 0].astype(np.float64))
     if not values.size:
         what = f"band {name} holds no value in any image" + (" above 0" if transform == "db" else "")

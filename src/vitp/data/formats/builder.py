@@ -241,6 +241,9 @@ class SetBuilder:
         items = self._with_splits()
         for line in (*_counted(items, objects, scenes), *self.tally.lines()):
             self.understand(line)
+        if folders := [item for item in items if Path(item.image).is_dir()]:
+            each = f"{self.place(Path(folders[0].image))}/, for example"
+            self.understand(f"{len(folders):,} images are folders with one file a band ({each})")
         return LabelledSet(
             name=self.options.name or self.root.resolve().name,
             items=items,

@@ -151,7 +151,12 @@ class ChannelOptions:
                 continue
             for place, entry in enumerate(own):
                 entry |= {name: values[place % len(values)]} if values else {}
-        composite = _words(self.composite, "composite") or known.get("composite")
+        composite = _words(self.composite, "composite")
+        if composite and len(composite) != 3:
+            what = f"{', '.join(composite)} {'is one band' if len(composite) == 1 else f'are {len(composite)} bands'}"
+            fix = "name three, those that are shown as red, green and blue (one may come twice)"
+            raise ConfigError(what, where="-o composite", fix=fix)
+        composite = composite or known.get("composite")
         return make_config(BandsFile, {**known, "bands": own, "composite": composite}, where="--option")
 
     def _entries(self, known: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

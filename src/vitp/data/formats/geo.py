@@ -325,7 +325,7 @@ def _report(reading: _Reading, layers: list[_Layer], rasters: dict[Path, GroundP
     """Count what lies outside of all rasters, and refuse when everything does.
 
     Raises:
-        DataError: No object lies in a raster.
+        DataError: There is no object, or none lies in a raster.
     """
     builder = reading.builder
     total = met = 0
@@ -338,7 +338,16 @@ def _report(reading: _Reading, layers: list[_Layer], rasters: dict[Path, GroundP
                 builder.tally.lose(layer.place, layer.classes[number] or "", f"{where}: {why}")
         total += len(layer.source.features) - len(empty)
         met += int(layer.shapes.met_N.sum())
-    if total and not met:
+    if not total:
+        first = layers[0]
+        several = f" (nor do {len(layers) - 1} more files or layers)" if len(layers) > 1 else ""
+        raise DataError(
+            f"layer {first.source.features.layer} holds no feature with a place{several}: that would make every image "
+            "one without any object",
+            where=first.place,
+            fix="check whether the file was written in full, or name another (-o labels=FILE, -o layer=NAME)",
+        )
+    if not met:
         path, (geometry, _) = next(iter(rasters.items()))
         raise DataError(
             f"none of the {total:,} objects lies in a raster: the labels are in {layers[0].source.features.crs}, "

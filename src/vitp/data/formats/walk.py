@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
 from vitp.core.reading import check_file, parse_json, parse_xml, read_text
+from vitp.io.band_folders import is_band_folder
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.labels import SPLITS
 
@@ -131,17 +132,40 @@ def comma_list(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files of one folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if _is_image(p.name) and not p.name.startswith("."))
+    """Return the images of one folder, sorted by name: files, and folders with one file a band."""
+    found = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in found if (is_band_folder(path) if path.is_dir() else _is_image(path.name)))
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return the images in a folder and its sub-folders, sorted; hidden ones are left out."""
-    return [path for path in files_below(folder) if _is_image(path.name)]
+    """Return the images in a folder and its sub-folders, sorted; hidden ones are left out.
+
+    A sub-folder with one file a band is one image.
+
+    Raises:
+        DataError: The folder itself is one.
+    """
+    _refuse_bands(folder)
+    found = files_below(folder, whole=is_band_folder)
+    return [path for path in found if _is_image(path.name) or path.is_dir()]
 
 
-def files_below(folder: Path, suffix: str = "") -> list[Path]:
-    """Return the files (of one suffix) in a folder and its sub-folders, sorted; hidden ones are left out."""
+def _refuse_bands(folder: Path) -> None:
+    if is_band_folder(folder):
+        what = "is one image with one file a band, where a folder of images is looked for"
+        raise DataError(what, where=str(folder), fix="put its bands into a folder of their own within it")
+
+
+def files_below(
+    folder: Path, suffix: str = "", whole: Callable[[Path], bool] = lambda _: False
+) -> list[Path]:
+    """Return the files (of one suffix) in a folder and its sub-folders, sorted; hidden ones are left out.
+
+    Args:
+        folder: Where the walk begins.
+        suffix: In lower case; "": any.
+        whole: Tells of a sub-folder whether it is named itself instead of its files.
+    """
 
     def walk(base: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         real = base.resolve()
@@ -150,7 +174,7 @@ def files_below(folder: Path, suffix: str = "") -> list[Path]:
         for path in sorted(base.iterdir()):
             if path.name.startswith("."):
                 continue
-            if path.is_dir():
+            if path.is_dir() and not whole(path):
                 yield from walk(path, (*above, real))
             else:
                 yield path
@@ -262,7 +286,14 @@ def described(path: Path, parts: Collection[str], files: tuple[Path, ...]) -> Fo
 
 
 def image_folders(root: Path) -> list[Folder]:
-    """Return the folders under `root` (itself included) that hold images, sorted by path."""
+    """Return the folders under `root` (itself included) that hold images, sorted by path.
+
+    A folder with one file a band is an image, and none of them.
+
+    Raises:
+        DataError: A folder can't be read, or `root` itself is one image.
+    """
+    _refuse_bands(root)
 
     def walk(path: Path, parts: tuple[str, ...]) -> Iterator[Folder]:
         try:
@@ -271,12 +302,13 @@ def image_folders(root: Path) -> list[Folder]:
         except OSError as error:
             what = f"folder can't be read ({error.strerror})"
             raise DataError(what, where=str(path), fix="check its permissions") from error
-        files = tuple(path / name for name, is_folder in names if not is_folder and _is_image(name))
+        whole = {name for name, is_folder in names if is_folder and is_band_folder(path / name)}
+        files = tuple(path / n for n, is_folder in names if n in whole or (not is_folder and _is_image(n)))
         if files:
             yield described(path, parts, files)
         if len(parts) < DEEPEST:
             for name, is_folder in names:
-                if is_folder:
+                if is_folder and name not in whole:
                     yield from walk(path / name, (*parts, name))
 
     return sorted(walk(root, ()), key=lambda folder: folder.path)

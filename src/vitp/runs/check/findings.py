@@ -83,7 +83,7 @@ def outcome(objective: ViTPObjective, batches: Sequence[PackedBatch], device: to
     for batch in batches:
         loss = objective(batch.to(device))["language"]
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     gradients = {
         name: parameter.grad.detach().float().cpu().clone()
         for name, parameter in objective.named_parameters()
