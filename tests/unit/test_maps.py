@@ -256,6 +256,38 @@ def test_objects_merged_as_windows_come_are_those_of_all_at_once(
     assert sorted(fields[1]) == pytest.approx(sorted(sure.tolist()), abs=1e-5)
 
 
+@pytest.mark.parametrize("task", ["detection", "oriented", "instance"])
+@pytest.mark.parametrize("window", [None, 24])
+def test_objects_centred_where_the_raster_holds_nothing_are_dropped(
+    tmp_path: Path, task: str, window: int | None
+) -> None:
+    """Of three objects of 16 px one lies on the raster, one with its centre alone, and one beyond it."""
+    values = np.zeros((3, 60, 64), np.uint8)
+    values[:, :, :36] = 5
+    for x, y in ((4, 6), (22, 22), (34, 40)):  # centres 12, 30 and 42; the raster holds something left of 36
+        values[:, y : y + 8, x : x + 16] = 200
+    mask = np.zeros((60, 64), bool)
+    mask[:, :36] = True
+
+    raster = write_raster(tmp_path / "a.tif", values, "utm")
+    with rasterio.open(raster, "r+") as file:
+        file.write_mask(mask)
+
+    def unmasked(self: Any, place: Any, size: Any) -> Any:
+        """What a model believes to see on nodata."""
+        x1, y1, x2, y2 = place
+        return torch.from_numpy(values[:, y1:y2, x1:x2])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitp.tasks.ground.RasterGround.planes", unmasked)
+        wanted = TestSettings(window=window, overlap=0.5, batch_size=3, score_threshold=0.5)
+        predict_files(BrightObjects(task), [raster], tmp_path / "out", wanted)
+    _, _, shapes, _ = pyogrio.raw.read(tmp_path / "out" / "vectors" / "a.gpkg")
+    geometry = Geometry(PLACES["utm"][0], tuple(PLACES["utm"][1])[:6])  # type: ignore[arg-type]
+    bounds = [shapely.transform(one, geometry.to_pixels).bounds for one in shapely.from_wkb(shapes)]
+    assert sorted(tuple(map(round, each)) for each in bounds) == [(4, 6, 20, 14), (22, 22, 38, 30)]
+
+
 def test_a_raster_without_objects_has_an_empty_file(tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "a.tif", np.zeros((3, 64, 64), np.uint8))
     for kind in ("gpkg", "parquet", "geojson"):
