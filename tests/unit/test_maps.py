@@ -36,6 +36,7 @@ from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
 from vitp.inference.unfinished import unfinished_folder
 from vitp.io.open_pixels import Geometry
+from vitp.records.channels import Channel, Channels
 from vitp.tasks import windows
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.predict import predict_images
@@ -257,6 +258,38 @@ def test_objects_merged_as_windows_come_are_those_of_all_at_once(
     assert sorted(fields[1]) == pytest.approx(sorted(sure.tolist()), abs=1e-5)
 
 
+@pytest.mark.parametrize("task", ["detection", "oriented", "instance"])
+@pytest.mark.parametrize("window", [None, 24])
+def test_objects_centred_where_the_raster_holds_nothing_are_dropped(
+    tmp_path: Path, task: str, window: int | None
+) -> None:
+    """Of three objects of 16 px one lies on the raster, one with its centre alone, and one beyond it."""
+    values = np.zeros((3, 60, 64), np.uint8)
+    values[:, :, :36] = 5
+    for x, y in ((4, 6), (22, 22), (34, 40)):  # centres 12, 30 and 42; the raster holds something left of 36
+        values[:, y : y + 8, x : x + 16] = 200
+    mask = np.zeros((60, 64), bool)
+    mask[:, :36] = True
+
+    raster = write_raster(tmp_path / "a.tif", values, "utm")
+    with rasterio.open(raster, "r+") as file:
+        file.write_mask(mask)
+
+    def unmasked(self: Any, place: Any, size: Any) -> Any:
+        """What a model believes to see on nodata."""
+        x1, y1, x2, y2 = place
+        return torch.from_numpy(values[:, y1:y2, x1:x2])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitp.tasks.ground.RasterGround.planes", unmasked)
+        wanted = TestSettings(window=window, overlap=0.5, batch_size=3, score_threshold=0.5)
+        predict_files(BrightObjects(task), [raster], tmp_path / "out", wanted)
+    _, _, shapes, _ = pyogrio.raw.read(tmp_path / "out" / "vectors" / "a.gpkg")
+    geometry = Geometry(PLACES["utm"][0], tuple(PLACES["utm"][1])[:6])  # type: ignore[arg-type]
+    bounds = [shapely.transform(one, geometry.to_pixels).bounds for one in shapely.from_wkb(shapes)]
+    assert sorted(tuple(map(round, each)) for each in bounds) == [(4, 6, 20, 14), (22, 22, 38, 30)]
+
+
 def test_a_raster_without_objects_has_an_empty_file(tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "a.tif", np.zeros((3, 64, 64), np.uint8))
     for kind in ("gpkg", "parquet", "geojson"):
@@ -370,6 +403,48 @@ def test_dates_in_two_reference_systems_are_aligned(tmp_path: Path) -> None:
     )
     found = read(tmp_path / "out" / "label" / "a.tif")
     assert (found[5:-5, 5:-5] == 0).mean() > 0.97, "the dates lie beside each other"
+
+
+def test_values_of_another_type_than_the_models_are_said(tmp_path: Path) -> None:
+    model = BrightestBand(channels=Channels(channels=tuple(
+        Channel(band=name, low=100, high=3000) for name in ("B4", "B8")
+    )))  # fmt: skip
+    rng = np.random.default_rng(0)
+
+    def said(name: str, values: np.ndarray, nodata: float | None = None, of: Any = model) -> list[str]:
+        raster = write_raster(tmp_path / f"{name}.tif", values, nodata=nodata, names=("B4", "B8"))
+        lines: list[str] = []
+        predict_files(of, [raster], tmp_path / name, WINDOWS, say=lines.append)
+        return [line for line in lines if "ranges" in line]
+
+    numbers = rng.integers(200, 2900, (2, 80, 90)).astype(np.uint16)
+    ends = numbers.astype(np.float32) / 10_000
+    ends[0, 0, :2] = 0, 1
+    (line,) = said("reflectance", ends)
+    assert line.startswith(str(tmp_path / "reflectance.tif")) and line.endswith(
+        ": nearly all of its values lie outside of the ranges that the model knows, or at their very ends "
+        "(B4 100–3000, B8 100–3000; here 0–1)"
+    )
+    assert "here 20200–2" in said("above", numbers + np.uint16(20_000))[0]
+    # Pixels that hold nothing don't count: neither as values outside, nor as ones that are known.
+    sparse = np.zeros_like(numbers)
+    sparse[:, :4, :4] = 1000
+    assert said("sparse", sparse, nodata=0) == [] and len(said("undeclared", sparse)) == 1
+    sparse[:, :4, :4] = 50
+    assert "here 50–50" in said("far", sparse, nodata=0)[0]
+    # One band within is enough, and 2 % of the pixels are.
+    assert said("known", numbers) == [] and said("one", np.stack([numbers[0], numbers[0] * 0])) == []
+    some = np.full_like(numbers, 60_000)
+    some[:, :2] = 1000
+    assert said("some", some) == []
+    # Low and high are in dB, the file's values aren't.
+    radar = BrightestBand(channels=Channels(channels=tuple(
+        Channel(band=name, low=-20, high=0, transform="db") for name in ("B4", "B8")
+    )))  # fmt: skip
+    assert "(B4 0.01–1, B8 0.01–1; here 200–" in said("db", numbers, of=radar)[0]
+    assert said("power", (numbers / 3000).astype(np.float32), of=radar) == []
+    plain = BrightestBand(channels=channels_of("B4", "B8", high=255))
+    assert said("black", np.zeros((2, 40, 40), np.uint8), of=plain) == []
 
 
 def test_one_ground_resolution_is_seen_and_brought_back(tmp_path: Path) -> None:

@@ -183,6 +183,46 @@ def test_the_command_tells_and_exits_with_1(
     assert (tmp_path / "out" / "masks" / "good.png").is_file(), "what was there stays"
 
 
+def test_resuming_what_is_complete_asks_for_the_same_plan(
+    model: TaskModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    other = model_of("segmentation")
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    other.save_pretrained(tmp_path / "other")
+    one, two, out = save(tmp_path / "1.png"), save(tmp_path / "2.png"), tmp_path / "out"
+
+    def predict(*words: str, of: str = "model", image: Path = one) -> tuple[int, str]:
+        status = run_cli(["predict", str(tmp_path / of), str(image), "--out", str(out), *words])
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    assert predict()[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    status, said = predict("--resume")
+    assert status == 0 and "is complete, there is nothing to resume" in said
+    for found, what in (
+        (predict("--resume", "--tta", "d4"), "settings"),
+        (predict("--resume", "-s", "window=16"), "settings"),
+        (predict("--resume", "--pictures"), "options"),
+        (predict("--resume", "--pictures", "--tta", "d4"), "options and settings"),
+        (predict("--resume", of="other"), "model"),
+        (predict("--resume", image=two), "inputs"),
+    ):
+        assert found[0] == 2, what
+        assert f"finished predictions are there, of other {what};" in found[1] and "--force" in found[1]
+    save(one, 9, (50, 30))
+    assert "of other inputs" in predict("--resume")[1]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    description = json.loads((out / PREDICTIONS_FILE).read_text())
+    del description["plan"]  # of before
+    (out / PREDICTIONS_FILE).write_text(json.dumps(description))
+    status, said = predict("--resume", "--tta", "d4")
+    assert status == 0 and "is complete, there is nothing to resume" in said
+    assert predict("--resume", "--force", "--tta", "d4")[0] == 0
+
+
 # Files that commands write.
 
 

@@ -71,20 +71,23 @@ def predict_command(
     from vitp.core import distributed
     from vitp.core.targets import check_folder
     from vitp.evaluation.robustness_comparison import open_model
-    from vitp.inference.prediction_files import is_predictions, predict_files
+    from vitp.inference.prediction_files import check_complete, is_predictions, predict_files
     from vitp.inference.raster_files import MapOptions
     from vitp.inference.unfinished import unfinished_folder
 
-    if resume and not force and is_predictions(out) and not unfinished_folder(out).exists():
-        print_lines([f"{out} is complete, there is nothing to resume"])
-        return
-    check_folder(out, is_predictions, what="predictions", overwrite=force)
+    complete = resume and not force and is_predictions(out) and not unfinished_folder(out).exists()
+    if not complete:
+        check_folder(out, is_predictions, what="predictions", overwrite=force)
 
     def tell(one: Unusable) -> None:
         print_lines([f"can't be used: {one.image}: {one.reason}"])
 
     model, settings = open_model(run, [*(override or []), *([f"tta={tta}"] if tta else [])])
     options = MapOptions(vector, probabilities, pictures, resolution)
+    if complete:
+        check_complete(model, images, out, settings, later=later, options=options)
+        print_lines([f"{out} is complete, there is nothing to resume"])
+        return
     count, unusable = predict_files(
         model,
         images,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ _READERS = 4
 """Inputs that are looked at together; pictures are in memory as a whole."""
 _LOOK = 256
 """Side of the parts of a raster that are read to see whether it can be."""
+_MOST_CLIPPED = 0.99
+"""Of the pixels that are looked at, black or white to the model in all bands; above it the file is of another type."""
+_NAMED = 4
+"""Bands whose ranges are named, at most."""
 
 
 @dataclass(frozen=True)
@@ -229,20 +234,56 @@ def _looked_at_raster(
     dates: Sequence[str], channels: Channels | None, missing_bands: MissingBands
 ) -> tuple[bool, tuple[str, ...]]:
     """Return whether a raster says where it lies, and what is to be said of it; raise what is wrong with it."""
+    notes = []
     for address in dates:
         with open_ground(address, channels, missing_bands=missing_bands) as ground:
-            for window in _looked_at(*ground.pixels.size):
-                ground.planes(window, (window[3] - window[1], window[2] - window[0]))
+            looks = (ground.values(window) for window in _looked_at(*ground.pixels.size))
+            if line := clipped_note(channels, looks):
+                notes.append(f"{address}: {line}")
     with open_pixels(dates[0]) as first:
         placed, share = first.geometry is not None, None
         if len(dates) > 1:
             with open_pixels(dates[1]) as second:
                 share = shared_area(first, second)
-    if share is None:
-        return placed, ()
-    return placed, (
-        f"{dates[1]} is warped onto the grid of {dates[0]} (bilinear) and covers {100 * share:.1f} % of it; the "
-        "rest is nodata",
+    if share is not None:
+        notes.append(
+            f"{dates[1]} is warped onto the grid of {dates[0]} (bilinear) and covers {100 * share:.1f} % of it; the "
+            "rest is nodata"
+        )
+    return placed, tuple(notes)
+
+
+def clipped_note(channels: Channels | None, looks: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Return what is to be said of a file of other values than the model's training data; "" of one like these.
+
+    Args:
+        channels: What the model sees; None: pictures, whose values are 0–255 always.
+        looks: (C, h, w) values of parts of the file, channel by channel, and which of them count. All are read.
+    """
+    pixels = clipped = 0
+    low, high = math.inf, -math.inf
+    for values_CHW, valid_CHW in looks:
+        if channels is None:
+            continue
+        valid_CHW = valid_CHW & np.isfinite(values_CHW)
+        ends_CHW = np.isin(channels.scale(values_CHW), (0, 255))
+        if values_CHW.dtype == np.uint8:  # as they stand: black and white are what they are
+            as_is_C = [(one.low, one.high, one.transform) == (0, 255, "linear") for one in channels.channels]
+            ends_CHW[as_is_C] = False
+        known_HW = valid_CHW.any(0)
+        pixels += int(known_HW.sum())
+        clipped += int(((ends_CHW | ~valid_CHW).all(0) & known_HW).sum())
+        if known_HW.any():
+            low = min(low, float(values_CHW[valid_CHW].min()))
+            high = max(high, float(values_CHW[valid_CHW].max()))
+    if channels is None or clipped <= _MOST_CLIPPED * pixels:
+        return ""
+    ends_C2 = channels.unscale(np.array([[[0, 255]]] * len(channels)))[:, 0].tolist()
+    ranges = [f"{band} {ends[0]:g}–{ends[1]:g}" for band, ends in zip(channels.bands, ends_C2, strict=True)]
+    named = ", ".join([*dict.fromkeys(ranges[:_NAMED]), *(["…"] if len(ranges) > _NAMED else [])])
+    return (
+        "nearly all of its values lie outside of the ranges that the model knows, or at their very ends "
+        f"({named}; here {low:g}–{high:g})"
     )
 
 

@@ -318,7 +318,7 @@ def _save_objects(path: Path, found: ViewObjects | None) -> None:
     arrays: dict[str, np.ndarray] = {}
     if found is not None:
         fields = {"boxes": found.boxes_N4, "quads": found.quads_N8, "scores": found.scores_N}
-        fields |= {"labels": found.labels_N, "windows": found.windows_N4}
+        fields |= {"labels": found.labels_N, "windows": found.windows_N4, "nowhere": found.nowhere_N}
         arrays = {name: value.numpy() for name, value in fields.items() if value is not None}
         if found.masks is not None:
             arrays["places"] = np.array(
@@ -350,5 +350,11 @@ def _load_objects(path: Path) -> ViewObjects | None:
                 masks.append(MaskPart((x, y), flat[start : start + height * width].reshape(height, width)))
                 start += height * width
         return ViewObjects(
-            tensor("boxes"), tensor("quads"), scores, labels, windows, None if masks is None else tuple(masks)
+            tensor("boxes"),
+            tensor("quads"),
+            scores,
+            labels,
+            windows,
+            None if masks is None else tuple(masks),
+            tensor("nowhere"),
         )

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from vitp.core import distributed
-from vitp.core.errors import DataError, VitpError
+from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.files import write_json
 from vitp.core.targets import check_folder
 from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
@@ -31,7 +31,7 @@ from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, 
 from vitp.inference.maps import seen_settings
 from vitp.inference.outputs import Named, surest, write_image, write_summary
 from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
-from vitp.inference.unfinished import unfinished
+from vitp.inference.unfinished import differing, unfinished
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Prediction
@@ -110,7 +110,8 @@ def predict_files(
         raise _nothing_usable(left_out)
     for note in chain.from_iterable(source.notes for source in usable):
         say(note)
-    with unfinished(out, _plan(sources, settings, options, digest), resume=resume) as folder:
+    plan = _plan(sources, settings, options, digest)
+    with unfinished(out, plan, resume=resume) as folder:
         job = _Job(model, settings, options, folder, digest, say)
         failed = set()
         for source, reason in chain(_pictures(job, usable), _rasters(job, usable)):
@@ -118,7 +119,7 @@ def predict_files(
             left_out.append(Unusable(source.image, reason))
             tell(left_out[-1])
         done = [source for source in usable if source.name not in failed]
-        _finish(job, done, left_out)
+        _finish(job, done, left_out, plan)
     return len(done), left_out
 
 
@@ -133,6 +134,39 @@ def is_predictions(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(value, dict) and value.get("format") == _FORMAT
+
+
+def check_complete(
+    model: TaskModel,
+    images: Sequence[str | Path],
+    out: Path,
+    settings: TestSettings,
+    *,
+    later: Sequence[str | Path] | None = None,
+    options: MapOptions | None = None,
+) -> None:
+    """Do nothing where a folder holds what `predict_files` would write, or is of before, and doesn't tell.
+
+    Args:
+        model, images, settings, later, options: As of `predict_files`.
+        out: Folder of finished predictions.
+
+    Raises:
+        ConfigError: They are of another model, other settings, options or inputs.
+        DataError: An input doesn't exist.
+    """
+    earlier = json.loads((out / PREDICTIONS_FILE).read_text(encoding="utf-8")).get("plan")
+    if not isinstance(earlier, dict):
+        return
+    options = options or MapOptions()
+    sources, digest = _looked_at(model, images, out, later, True, options, settings)
+    other = differing(_plan_digests(_plan(sources, settings, options, digest)), earlier)
+    if other:
+        raise ConfigError(
+            f"finished predictions are there, of other {' and '.join(other)}",
+            where=str(out),
+            fix="replace them with --force, or choose another --out",
+        )
 
 
 def _on_first(compute: Callable[[], Looked]) -> Looked:
@@ -184,6 +218,15 @@ def _plan(
         "inputs": [
             [source.name, [_state_of(date) for date in source.dates], source.reason] for source in sources
         ],
+    }
+
+
+def _plan_digests(plan: dict[str, Any]) -> dict[str, str]:
+    """Return what tells whether a finished folder is of the same plan; the same work by another version is the same."""
+    return {
+        key: hashlib.sha256(json.dumps(value).encode()).hexdigest()
+        for key, value in plan.items()
+        if key != "vitp version"
     }
 
 
@@ -303,7 +346,7 @@ class _Parts(Sequence[Named]):
         return Named(source.name, source.image, (height, width), Prediction(**tensors))
 
 
-def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable]) -> None:
+def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], plan: dict[str, Any]) -> None:
     """Write the files about all inputs, the first process alone."""
     if not done:
         raise _nothing_usable(left_out)
@@ -320,6 +363,7 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable]) 
         "classes": list(model.classes),
         "images": [{"image": source.image, "name": source.name} for source in done],
         "unusable": [asdict(one) for one in left_out],
+        "plan": _plan_digests(plan),
     }
     write_json(out / PREDICTIONS_FILE, description)
     shutil.rmtree(job.folder / "pictures", ignore_errors=True)

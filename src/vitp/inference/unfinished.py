@@ -105,10 +105,14 @@ def _check_plan(out: Path, folder: Path, plan: dict[str, Any]) -> None:
     except (OSError, ValueError):
         shutil.rmtree(folder)  # killed before it had begun
         return
-    other = sorted(key for key in plan.keys() | earlier.keys() if plan.get(key) != earlier.get(key))
-    if other:
+    if other := differing(plan, earlier):
         raise VitpError(
             f"an unfinished prediction is there, of other {' and '.join(other)}",
             where=str(out),
             fix="repeat the command that began it, or leave out --resume to start anew",
         )
+
+
+def differing(plan: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
+    """Return what is not the same in two plans, sorted."""
+    return sorted(key for key in plan.keys() | earlier.keys() if plan.get(key) != earlier.get(key))

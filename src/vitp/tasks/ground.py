@@ -102,12 +102,13 @@ class RasterGround(Ground):
             or ((y2 - y1) >> level) * ((x2 - x1) >> level) > MOST_OF_A_WINDOW
         ):
             level += 1
-        values_CHW, valid_CHW = self._read(window, level)
+        values_CHW, valid_CHW = self.values(window, level)
         seen_CHW = values_CHW if self.channels is None else self.channels.scale(values_CHW)
         planes_CHW = torch.from_numpy(np.where(valid_CHW, seen_CHW, np.uint8(0)))
         return planes_CHW if tuple(planes_CHW.shape[-2:]) == size else resized(planes_CHW, size)
 
-    def _read(self, window: Window, level: int) -> tuple[np.ndarray, np.ndarray]:
+    def values(self, window: Window, level: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Return (C, h, w) values of the file, channel by channel, and which of them count."""
         own = tuple(dict.fromkeys(band for band in self.bands if band is not None))
         values_CHW, valid_CHW = self.pixels.read_valid(window, own, level)
         order = [0 if band is None else own.index(band) for band in self.bands]
@@ -118,7 +119,7 @@ class RasterGround(Ground):
         """Return which pixels of a window hold something in a band that is seen."""
         x1, y1, x2, y2 = window
         columns = max(64, _VALUES_AT_ONCE // (len(self.bands) * (y2 - y1)))
-        parts = [self._read((x, y1, min(x + columns, x2), y2), 0)[1].any(0) for x in range(x1, x2, columns)]
+        parts = [self.values((x, y1, min(x + columns, x2), y2))[1].any(0) for x in range(x1, x2, columns)]
         return np.concatenate(parts, axis=1)
 
 

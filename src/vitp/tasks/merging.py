@@ -62,6 +62,8 @@ class ViewObjects:
         labels_N: 0 … C − 1.
         windows_N4: int64 window that each was found in.
         masks: One for each object, or None.
+        nowhere_N: bool: whose centre lies where the image holds nothing; None: no object's does. They tell which
+            others are parts of them, and are dropped.
     """
 
     boxes_N4: Tensor | None
@@ -70,6 +72,7 @@ class ViewObjects:
     labels_N: Tensor
     windows_N4: Tensor
     masks: tuple[MaskPart, ...] | None
+    nowhere_N: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores_N)
@@ -99,6 +102,7 @@ class ViewObjects:
             torch.cat([part.labels_N for part in parts]),
             torch.cat([part.windows_N4 for part in parts]),
             None if first.masks is None else tuple(mask for part in parts for mask in part.masks or ()),
+            None if first.nowhere_N is None else torch.cat([present(part.nowhere_N) for part in parts]),
         )
 
     def of_rows(self, rows: Tensor) -> Self:
@@ -112,12 +116,20 @@ class ViewObjects:
             labels_N=self.labels_N[numbers],
             windows_N4=self.windows_N4[numbers],
             masks=None if self.masks is None else tuple(self.masks[number] for number in numbers.tolist()),
+            nowhere_N=None if self.nowhere_N is None else self.nowhere_N[numbers],
         )
 
     @property
     def hulls_N4(self) -> Tensor:
         """The boxes around the quads, else the boxes."""
         return present(self.boxes_N4) if self.quads_N8 is None else hulls_of_quads(self.quads_N8)
+
+    @property
+    def somewhere(self) -> Tensor:
+        """The numbers of the objects whose centre lies where the image holds something."""
+        if self.nowhere_N is None:
+            return torch.arange(len(self))
+        return torch.nonzero(~self.nowhere_N).flatten()
 
     def kept(self, size: tuple[int, int]) -> Tensor:
         """Return the numbers of the objects that stay, each object once, by falling score.
@@ -131,7 +143,8 @@ class ViewObjects:
         if not len(self):
             return torch.arange(0)
         parts_N = _parts_of_others(self.hulls_N4, self.labels_N, self.windows_N4, size)
-        kept = torch.nonzero(~parts_N).flatten()
+        kept = self.somewhere
+        kept = kept[~parts_N[kept]]
         scores_N, labels_N = self.scores_N[kept], self.labels_N[kept]
         if self.quads_N8 is not None:
             order = rotated_nms(boxes_of_quads(self.quads_N8[kept]), scores_N, QUAD_OVERLAP, labels_N)
@@ -177,7 +190,7 @@ class ObjectMerger:
         done = waiting.of_rows(done_N)
         if not len(done):
             return None
-        return done.of_rows(done.kept(self._size)) if self._several else done
+        return done.of_rows(done.kept(self._size) if self._several else done.somewhere)
 
 
 def _groups(objects: ViewObjects) -> Tensor:

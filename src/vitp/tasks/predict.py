@@ -6,6 +6,7 @@ Shapes: B images, H × W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -135,6 +136,8 @@ def classify(model: TaskModel, ground: Ground, settings: TestSettings) -> Predic
 def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) -> ViewObjects | None:
     """Return all objects that a unit of views shows, not merged; None: no view holds anything.
 
+    Those whose centre lies where the image holds nothing are marked.
+
     Args:
         model: Of detection, instance segmentation or oriented detection.
         ground: The image.
@@ -146,7 +149,22 @@ def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) 
         for batch in batches(seen_views([ground], unit.views), batch_size)
         for prediction, view in zip(model.predict([view.of(ground) for view in batch]), batch, strict=True)
     ]
-    return ViewObjects.joined(found) if found else None
+    return _with_nowhere(ViewObjects.joined(found), ground) if found else None
+
+
+def _with_nowhere(objects: ViewObjects, ground: Ground) -> ViewObjects:
+    """Return objects that say whose centre lies on nodata; one beyond the border is judged by the nearest pixel."""
+    if not len(objects):
+        return replace(objects, nowhere_N=torch.zeros(0, dtype=torch.bool))
+    height, width = ground.size
+    hulls_N4 = objects.hulls_N4.double()
+    centres_N2 = ((hulls_N4[:, :2] + hulls_N4[:, 2:]) / 2).floor().long()
+    x_N, y_N = centres_N2[:, 0].clamp(0, width - 1), centres_N2[:, 1].clamp(0, height - 1)
+    left, top = int(x_N.min()), int(y_N.min())
+    valid_hw = ground.valid((left, top, int(x_N.max()) + 1, int(y_N.max()) + 1))
+    if valid_hw is None:
+        return replace(objects, nowhere_N=torch.zeros(len(objects), dtype=torch.bool))
+    return replace(objects, nowhere_N=~torch.from_numpy(valid_hw)[y_N - top, x_N - left])
 
 
 def predictions_of(
