@@ -156,8 +156,8 @@ class ChannelOptions:
             what = f"{', '.join(composite)} {'is one band' if len(composite) == 1 else f'are {len(composite)} bands'}"
             fix = "name three, those that are shown as red, green and blue (one may come twice)"
             raise ConfigError(what, where="-o composite", fix=fix)
-        values_of = {**known, "bands": own, "composite": composite or known.get("composite")}
-        return make_config(BandsFile, values_of, where="--option")
+        shown = composite or known.get("composite")
+        return make_config(BandsFile, {**known, "bands": own, "composite": shown}, where="--option")
 
     def _entries(self, known: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
         """Return the bands to see, with what the file says about those of the same name."""
