@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rio_cogeo.cogeo import cog_validate
 
 from tests.map_models import channels_of, write_raster
@@ -23,12 +25,16 @@ from vitp.tasks.build import NeckSettings, build_model
 BANDS = ("B2", "B3", "B4", "B8")
 
 
-def save_model(folder: Path, task: str) -> Path:
+def save_model(folder: Path, task: str, bands: tuple[str, ...] = BANDS) -> Path:
+    """Save a model of these bands, or without any of pictures."""
     torch.manual_seed(0)
-    vision = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 32}
-    tower = VisionTower(
-        VisionSettings.model_validate({**vision, "channels": channels_of(*BANDS).model_dump()})
-    )
+    vision: dict = {
+        "arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
+        "image_size": 32,
+    }
+    if bands:
+        vision["channels"] = channels_of(*bands).model_dump()
+    tower = VisionTower(VisionSettings.model_validate(vision))
     head: dict = {"width": 8}
     if task == "oriented":
         head |= {"proposals": {"keep_before": [20, 20], "keep": [20, 20]}, "box": {"hidden": 32}}
@@ -105,15 +111,25 @@ def test_killed_and_resumed_or_shared_it_is_the_same_to_the_bit(tmp_path: Path, 
 
 @pytest.mark.slow
 def test_processes_share_pictures_too(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model", "segmentation")
-    images = [str(raster(tmp_path / f"{number}.tif", 90)) for number in range(3)]
-    (tmp_path / "broken.tif").write_bytes(b"II*\0 nothing")
-    run(predict(model, *images, "--out", str(tmp_path / "one")))
-    command = predict(
-        model, *images, str(tmp_path / "broken.tif"), "--out", str(tmp_path / "two"), processes=2
-    )
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
-    assert done.returncode != 0 and done.stdout.count("can't be used") == 1
-    one, two = outputs(tmp_path / "one"), outputs(tmp_path / "two")
-    del one["vitp_predictions.json"], two["vitp_predictions.json"]
-    assert one == two
+    """PNG pictures and a model of pictures; one broken picture, which both leave out."""
+    model = save_model(tmp_path / "model", "oriented", bands=())
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        coarse = rng.integers(0, 256, (7, 9 + number, 3), dtype=np.uint8)
+        Image.fromarray(np.kron(coarse, np.ones((10, 10, 1), np.uint8))).save(tmp_path / f"{number}.png")
+    whole = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])
+    images = [str(tmp_path / name) for name in ("0.png", "broken.png", "1.png", "2.png")]
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / f"by-{processes}"
+        command = predict(model, *images, "--out", str(out), processes=processes)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment(), timeout=240
+        )
+        assert done.returncode == 1 and done.stdout.count("can't be used") == 1, done.stderr[-3000:]
+        found.append(outputs(out))
+    one, two = found
+    assert {f"pictures/{number}.png" for number in range(3)} <= set(one) and one == two
+    assert len(json.loads(one["vitp_predictions.json"])["images"]) == 3
+    assert len(json.loads(one["predictions.json"])["annotations"]) > 3

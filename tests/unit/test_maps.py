@@ -15,6 +15,7 @@ import shapely
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pyarrow import parquet
 from pyproj import Geod, Transformer
 from rasterio import Affine
@@ -403,6 +404,38 @@ def test_dates_in_two_reference_systems_are_aligned(tmp_path: Path) -> None:
     )
     found = read(tmp_path / "out" / "label" / "a.tif")
     assert (found[5:-5, 5:-5] == 0).mean() > 0.97, "the dates lie beside each other"
+
+
+def test_the_files_of_rasters_and_pictures_are_those_of_the_docs(tmp_path: Path) -> None:
+    values = blocks(40, 40).astype(np.uint8)
+    inputs = tmp_path / "in"
+    write_raster(inputs / "placed.tif", values)
+    write_raster(inputs / "plain.tif", values, None, tile=48)
+    Image.fromarray(values.transpose(1, 2, 0).copy()).save(inputs / "shown.png")
+
+    def files(model: Any, name: str, **wanted: Any) -> set[str]:
+        predict_files(model, [inputs], tmp_path / name, WINDOWS, **wanted)
+        found = {str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*.*")}
+        return found - {f"pictures/{each}.png" for each in ("placed", "plain", "shown")}
+
+    options = MapOptions(probabilities=True)
+    of_map = {f"masks/placed.{end}" for end in ("tif", "tif.aux.xml")} | {"probabilities/placed.tif"}
+    of_map |= {"vectors/placed.gpkg", "vitp_predictions.json"}
+    of_pictures = {"classes.txt"}
+    for name in ("plain", "shown"):
+        of_pictures |= {f"masks/{name}.png", f"geojson/{name}.pixels.geojson"}
+    assert files(BrightestBand(), "pictures", options=options) == of_map | of_pictures
+    bands = BrightestBand(channels=channels_of("red", "green", "blue", high=255))
+    unplaced = {each.replace(".gpkg", ".pixels.geojson") for each in of_map}
+    assert files(bands, "bands", options=options) == of_map | {
+        each.replace("placed", name) for each in unplaced for name in ("plain", "shown")
+    }
+    (inputs / "plain.tif").unlink()
+    (inputs / "shown.png").unlink()
+    change = files(Brighter(), "change", later=[inputs])
+    assert change == {"label/placed.tif", "label/placed.tif.aux.xml"} | {
+        "vectors/placed.gpkg", "vitp_predictions.json"
+    }  # fmt: skip
 
 
 def test_values_of_another_type_than_the_models_are_said(tmp_path: Path) -> None:
