@@ -65,7 +65,9 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
     done("data", "scenes", "port", "--out", "my_images", "--count", "40", "--layout", "coco")
     commands = re.findall(
         r"^    vitp (data (?:compile|check|show)|pretrain|report|export|probe) (.*?)(?:\s+#.*)?$",
-        README.read_text(encoding="utf-8"),
+        README.read_text(encoding="utf-8").split("## Quickstart: rasters")[
+            0
+        ],  # a walk of its own is an example
         re.M,
     )
     assert [command for command, _ in commands] == [
