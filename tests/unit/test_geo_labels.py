@@ -308,7 +308,7 @@ def test_a_feature_without_geometry_is_counted(tmp_path: Path) -> None:
     assert "ships.gpkg:1: has no geometry; left out" in labelled.findings
     assert len(one(labelled).objects or ()) == 4
     write_vectors(tmp_path / "none.gpkg", [None, None])
-    with pytest.raises(DataError, match="none of the 2 labels can be used"):
+    with pytest.raises(DataError, match="holds no feature with a place"):
         read_labels("geo", tmp_path, labels="none.gpkg")
 
 

@@ -190,7 +190,8 @@ def test_predictions_of_whole_images_need_no_more_than_is_seen(
 
     def read(task: str) -> tuple[int, ...]:
         options = SimpleNamespace(pictures=False)
-        job = SimpleNamespace(model=SimpleNamespace(name=task), settings=seen, options=options)
+        model = SimpleNamespace(name=task, description={})
+        job = SimpleNamespace(model=model, settings=seen, options=options)
         prediction_files._predict(job, source)  # type: ignore[arg-type]
         return shapes[-1]
 
