@@ -6,6 +6,7 @@ Shapes: P polygons.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -113,7 +114,7 @@ def square_metres(polygons_P: np.ndarray, crs: str) -> np.ndarray:
     return np.array([abs(geod.geometry_area_perimeter(one)[0]) for one in shapely.normalize(polygons_P)])
 
 
-class _Sink:
+class _Sink(ABC):
     """What a kind of file does with some polygons on the map.
 
     Args:
@@ -142,10 +143,11 @@ class _Sink:
         self.put(polygons_P, fields)
         self.empty = False
 
+    @abstractmethod
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        raise NotImplementedError
+        """Write polygons that `write` has brought into one type."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - some kinds are finished with each write
         """Finish the file."""
 
 
