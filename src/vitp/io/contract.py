@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.io.acquisition import Acquisition
 from vitp.io.parts import FilePart, Window, check_window
 from vitp.records.channels import band_key
 
@@ -136,6 +137,8 @@ class Pixels(ABC):
             stands.
         palette_V3: Colours, (256, 3) uint8, that the values of a single band stand for; None: they have none.
         notes: What a user should know of how the file was understood, each a sentence without its full stop.
+        spacing: Millimetres of a pixel along x and along y, of medical images and slides. None: not known.
+        acquisition: How a medical image was taken; None: the file doesn't say, or is none.
     """
 
     where: str
@@ -147,6 +150,8 @@ class Pixels(ABC):
     is_picture: bool = False
     palette_V3: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    spacing: tuple[float, float] | None = None
+    acquisition: Acquisition | None = None
     _factors: tuple[int, ...] = (1,)
     """Powers of two for which the file has a pyramid, 1 among them."""
 
@@ -238,6 +243,16 @@ class Pixels(ABC):
             count = -(-(last - first) // rest)
             values_CHW[:, row : row + count], valid_CHW[:, row : row + count] = _averaged(values, valid, rest)
         return values_CHW, valid_CHW
+
+    def read_quantity(
+        self, window: Window | None = None, bands: Sequence[str] | None = None, level: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values that channels count in, (C, H, W), and which of them count, as `read_valid` does.
+
+        Of volumes that is the quantity, value · scale + offset (Hounsfield units, for one), because one series may
+        have another scale in each of its files. Of all others it is the file's own values.
+        """
+        return self.read_valid(window, bands, level)
 
     def _checked(
         self, window: Window | None, bands: Sequence[str] | None, level: int
@@ -334,6 +349,7 @@ class PartPixels(Pixels):
         self.bands = tuple(whole.bands[number] for number in chosen)
         self.dtype, self.nodata, self.notes = whole.dtype, whole.nodata, whole.notes
         self.palette_V3 = whole.palette_V3
+        self.spacing, self.acquisition = whole.spacing, whole.acquisition
         self.is_picture = whole.is_picture
         if part.bands is not None:
             self.is_picture = whole.dtype == np.uint8 and len(chosen) in (1, 3)
@@ -356,6 +372,15 @@ class PartPixels(Pixels):
         x1, y1, x2, y2 = window
         moved = (x1 + x, y1 + y, x2 + x, y2 + y)
         return self._whole._stored(moved, [self._chosen[number] for number in numbers], factor)
+
+    def read_quantity(
+        self, window: Window | None = None, bands: Sequence[str] | None = None, level: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values that channels count in, and which of them count."""
+        (x1, y1, x2, y2), numbers, _ = self._checked(window, bands, level)
+        x, y = self._corner
+        names = [self._whole.names[self._chosen[number]] for number in numbers]
+        return self._whole.read_quantity((x1 + x, y1 + y, x2 + x, y2 + y), names, level)
 
     def close(self) -> None:
         """Close the file."""

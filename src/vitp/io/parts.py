@@ -6,6 +6,11 @@
 | `bands=B04,B03` | these bands, in this order |
 | `page=2` | one image of a file that holds several, from 1 |
 | `layer=reflectance` | one data set of an HDF or netCDF file |
+| `series=4` | one series of a folder of DICOM files: its number, or the end of its UID |
+| `slice=57` | one slice of a volume, from 0, counted along its plane (see `vitp.io.volume_grid`) |
+| `plane=axial` | the plane of the slices: `axial`, `coronal`, `sagittal`, or `stored`: as the file has them |
+| `around=1` | so many slices on either side, too, as further bands (`1@-1`, `1`, `1@+1`) |
+| `mpp=0.5` | a slide at so many micrometres a pixel |
 
 Names that hold `,`, `&`, `#` or `%` are written with percent signs, as in URLs. A file whose own name looks
 like this is still that file: what exists under the whole address counts first.
@@ -15,7 +20,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -24,8 +29,12 @@ from vitp.core.errors import DataError
 Window = tuple[int, int, int, int]
 """x1, y1, x2, y2 in pixels; x2 and y2 exclusive."""
 
-_PART = re.compile(r"(?P<base>.+)#(?P<part>(?:window|bands|page|layer)=[^#]*)", re.DOTALL)
-_FORM = "write FILE#window=x1,y1,x2,y2&bands=…&page=…&layer=…, each once at most"
+PLANES = ("axial", "coronal", "sagittal", "stored")
+"""Planes of the slices of a volume."""
+
+_KEYS = ("window", "bands", "page", "layer", "series", "slice", "plane", "around", "mpp")
+_PART = re.compile(rf"(?P<base>.+)#(?P<part>(?:{'|'.join(_KEYS)})=[^#]*)", re.DOTALL)
+_FORM = "write FILE#window=x1,y1,x2,y2&bands=…&page=…&layer=…&series=…&slice=…&plane=…&around=…&mpp=…, each once at most"
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,22 @@ class FilePart:
         bands: Names, in the wanted order.
         page: From 1.
         layer: Name of a data set in a file of several.
+        series: Number or end of the UID of a DICOM series.
+        slice: Of a volume, from 0.
+        plane: One of `PLANES`.
+        around: Slices on either side that are further bands.
+        mpp: Micrometres a pixel.
     """
 
     window: Window | None = None
     bands: tuple[str, ...] | None = None
     page: int | None = None
     layer: str | None = None
+    series: str | None = None
+    slice: int | None = None
+    plane: str | None = None
+    around: int | None = None
+    mpp: float | None = None
 
     def __str__(self) -> str:
         words = []
@@ -54,6 +73,12 @@ class FilePart:
             words.append(f"page={self.page}")
         if self.layer is not None:
             words.append(f"layer={quote(self.layer, safe=' ')}")
+        if self.series is not None:
+            words.append(f"series={quote(self.series, safe=' ')}")
+        others = (("slice", self.slice), ("plane", self.plane), ("around", self.around))
+        words += [f"{key}={value}" for key, value in others if value is not None]
+        if self.mpp is not None:
+            words.append(f"mpp={self.mpp:g}")
         return "&".join(words)
 
 
@@ -74,17 +99,46 @@ def split_address(address: str | Path) -> tuple[str, FilePart]:
     found: dict[str, str] = {}
     for word in match["part"].split("&"):
         key, equals, value = word.partition("=")
-        if key in found or key not in ("window", "bands", "page", "layer") or not (equals and value):
+        if key in found or key not in _KEYS or not (equals and value):
             raise DataError(f"chooses a part by {word!r}, which can't be read", where=text, fix=_FORM)
         found[key] = value
-    window = _window(found["window"], text) if "window" in found else None
     bands = tuple(unquote(name) for name in found["bands"].split(",")) if "bands" in found else None
     if bands is not None and not all(bands):
         raise DataError("chooses a band without a name", where=text, fix=_FORM)
-    if "page" in found and re.fullmatch(r"[1-9]\d{0,8}", found["page"]) is None:
-        raise DataError(f"chooses page {found['page']!r}; pages count from 1", where=text, fix=_FORM)
-    page = int(found["page"]) if "page" in found else None
-    return match["base"], FilePart(window, bands, page, unquote(found["layer"]) if "layer" in found else None)
+    if "plane" in found and found["plane"] not in PLANES:
+        what = f"chooses the plane {found['plane']!r}"
+        raise DataError(what, where=text, fix=f"name one of {', '.join(PLANES)}")
+    return match["base"], FilePart(
+        window=_window(found["window"], text) if "window" in found else None,
+        bands=bands,
+        page=_whole(found, "page", 1, text),
+        layer=unquote(found["layer"]) if "layer" in found else None,
+        series=unquote(found["series"]) if "series" in found else None,
+        slice=_whole(found, "slice", 0, text),
+        plane=found.get("plane"),
+        around=_whole(found, "around", 1, text),
+        mpp=_micrometres(found, text),
+    )
+
+
+def _whole(found: dict[str, str], key: str, first: int, where: str) -> int | None:
+    """Return the number of a page, a slice or of slices around one."""
+    if key not in found:
+        return None
+    if re.fullmatch(r"\d{1,9}", found[key]) is None or int(found[key]) < first:
+        counted = f"{key}s count from {first}" if key != "around" else "a whole number from 1 is needed"
+        raise DataError(f"chooses {key} {found[key]!r}; {counted}", where=where, fix=_FORM)
+    return int(found[key])
+
+
+def _micrometres(found: dict[str, str], where: str) -> float | None:
+    """Return micrometres a pixel."""
+    if "mpp" not in found:
+        return None
+    if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", found["mpp"]) is None or not float(found["mpp"]) > 0:
+        what = f"chooses {found['mpp']!r} micrometres a pixel; a number above 0 is needed"
+        raise DataError(what, where=where, fix=_FORM)
+    return float(found["mpp"])
 
 
 def _window(text: str, where: str) -> Window:
@@ -121,9 +175,8 @@ def part_address(address: str | Path, part: FilePart) -> str:
     if window is not None and old.window is not None:
         x, y = old.window[:2]
         window = (window[0] + x, window[1] + y, window[2] + x, window[3] + y)
-    new = FilePart(
-        window or old.window, part.bands or old.bands, part.page or old.page, part.layer or old.layer
-    )
+    chosen = {key: value for key, value in vars(part).items() if value is not None}
+    new = replace(old, **{**chosen, "window": window or old.window})
     return f"{base}#{new}" if new != WHOLE else base
 
 

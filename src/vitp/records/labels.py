@@ -79,8 +79,12 @@ class LabelledImage:
         ground: What a pixel is on the ground, in metres: east and north of one pixel along x, east and north of one
             along y. None: not known.
         metadata: What else is known of how the image was taken (`sensor`, `date`, `later_date`, `season`, `region`;
-            `dates` of a series, between commas).
+            `dates` of a series, between commas; of medical images `modality`, `plane`, `body_part`, `laterality`,
+            `window`). Never what could tell who a patient is.
         series: Further images of the same pixels on the ground, at later dates; what is labelled holds for all.
+        spacing: Millimetres of a pixel along x and along y, of medical images. None: not known.
+        thickness: Millimetres from one slice of a volume to the next.
+        level: Where a slice lies in its volume, from 0 (the first) to 1 (the last).
     """
 
     id: str
@@ -103,6 +107,9 @@ class LabelledImage:
     ground: tuple[float, float, float, float] | None = None
     metadata: Mapping[str, str] | None = None
     series: tuple[str, ...] = ()
+    spacing: tuple[float, float] | None = None
+    thickness: float | None = None
+    level: float | None = None
 
 
 @dataclass(frozen=True)
