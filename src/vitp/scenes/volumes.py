@@ -128,8 +128,8 @@ def _organs(rng: np.random.Generator, size: tuple[int, int, int]) -> tuple[np.nd
         moved = [value + uniform(rng, -0.03, 0.03) for value in centre]
         grown = [value * uniform(rng, 0.9, 1.1) for value in half]
         axes = zip((x_X11, y_1Y1, z_11Z), moved, grown, strict=True)
-        inside: np.ndarray = sum(((axis - middle) / radius) ** 2 for axis, middle, radius in axes) <= 1
-        return inside
+        x, y, z = (((axis - middle) / radius) ** 2 for axis, middle, radius in axes)
+        return np.asarray(x + y + z <= 1)
 
     for label, centre, half in _ORGANS:
         labels_XYZ[ellipsoid(centre, half) & (labels_XYZ == 0) & body_XYZ] = label
@@ -164,9 +164,9 @@ def _values(rng: np.random.Generator, tissue_XYZ: np.ndarray, modality: str) -> 
     values = np.array([table[number] for number in range(_AIR + 1)], np.float64)[tissue_XYZ]
     noise = rng.normal(0.0, _NOISE[modality], tissue_XYZ.shape)
     if modality == "CT":
-        return np.clip(np.rint(values + noise), -1024, 3071).astype(np.int16)
+        return np.asarray(np.clip(np.rint(values + noise), -1024, 3071), np.int16)
     slope_X = np.linspace(0.8, 1.2, tissue_XYZ.shape[0])[:, None, None] * uniform(rng, 0.5, 3.0)
-    return np.rint(np.abs(values + noise) * slope_X).astype(np.int16)
+    return np.asarray(np.rint(np.abs(values + noise) * slope_X), np.int16)
 
 
 def _tilted(matrix_44: np.ndarray, degrees: float) -> np.ndarray:
