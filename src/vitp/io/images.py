@@ -17,7 +17,7 @@ from vitp.core.errors import DataError
 from vitp.io.contract import Pixels
 from vitp.io.image_file import open_image
 from vitp.io.image_kinds import has_rasterio
-from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_pixels
+from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_pixels, open_seen
 from vitp.io.parts import FilePart, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
 from vitp.io.rasters import raster_driver
@@ -173,7 +173,7 @@ def load_planes(
         DataError: As `load_image`; or the file lacks bands.
     """
     if channels is not None:
-        with open_pixels(address) as pixels:
+        with open_seen(address, channels) as pixels:
             return _planes(pixels, channels, enough, missing_bands)
     image = load_image(address, enough=enough, stretch=stretch)
     array_CHW = np.empty((3, image.height, image.width), np.uint8)
@@ -202,9 +202,7 @@ def _planes(
     rows = max(1, _STRIP_VALUES // (len(channels) * planes_CHW.shape[2]) >> level) << level
     for top in range(0, height, rows):
         window = (0, top, width, min(top + rows, height))
-        values_CHW, valid_CHW = pixels.read_valid(window, bands, level)
-        seen_CHW = part.scale(values_CHW)
-        seen_CHW[~valid_CHW] = 0
+        seen_CHW, _ = pixels.seen(part, bands, window, level)
         first = top >> level
         planes_CHW[there, first : first + seen_CHW.shape[1]] = seen_CHW
     return planes_CHW
