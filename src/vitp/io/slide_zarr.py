@@ -18,7 +18,7 @@ from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, read_text
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import Block, SlideLevel
-from vitp.io.slide_tiff import (
+from vitp.io.slide_source import (
     COARSEST_MPP,
     COPY_AGAIN,
     LARGEST_BLOCK_BYTES,
@@ -226,5 +226,5 @@ def _mpp(scale: Mapping[str, Any], axes: Sequence[str]) -> tuple[float, float] |
         factor = None if unit is None else UNITS_UM.get(str(unit).lower())
         found.append(math.nan if factor is None or not told else steps[place] * factor)
     x, y = found
-    valid = math.isfinite(x) and math.isfinite(y) and 0 < min(x, y) and max(x, y) <= COARSEST_MPP
+    valid = math.isfinite(x) and math.isfinite(y) and min(x, y) > 0 and max(x, y) <= COARSEST_MPP
     return (x, y) if valid else None

@@ -22,7 +22,8 @@ from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band, Pixels
 from vitp.io.parts import FilePart, Window, split_address
 from vitp.io.slide_levels import SlideGrid
-from vitp.io.slide_tiff import SlideSource, open_tiff_slide, reading_slide, tiff_slide_kind
+from vitp.io.slide_source import SlideSource, reading_slide
+from vitp.io.slide_tiff import open_tiff_slide, tiff_slide_kind
 from vitp.io.slide_zarr import open_zarr_slide, zarr_attributes
 from vitp.io.storage import is_member, is_remote
 from vitp.io.tiff_tags import TiffError, is_tiff, read_pages
@@ -34,6 +35,8 @@ _OPEN = 4
 _FINEST = 0.01
 _SAME = 0.5
 """Pixels by which a level's grid may be off at the far end of the slide and still be the one that was asked for."""
+_PLACED = frozenset({33550, 33922, 34264, 34735})
+"""Tags of a TIFF that lies on the ground: scale, tie points, transformation, keys of its projection."""
 _kept = threading.local()
 
 
@@ -59,7 +62,7 @@ def _is_plain(path: Path) -> bool:
     """Return whether a file is a TIFF without a place on the ground."""
     try:
         with path.open("rb") as file:
-            return is_tiff(file.read(16)) and not read_pages(file)[0].is_measured
+            return is_tiff(file.read(16)) and not read_pages(file)[0].tags & _PLACED
     except (OSError, TiffError):
         return False
 

@@ -51,7 +51,8 @@ class Tissue:
         rows, columns = (
             self._places(np.arange(begin, end) + 0.5, axis) for axis, begin, end in ((1, y1, y2), (0, x1, x2))
         )
-        return self.mask_hw[rows][:, columns]
+        inside_HW: np.ndarray = self.mask_hw[rows][:, columns]
+        return inside_HW
 
     def _places(self, values: np.ndarray, axis: int) -> np.ndarray:
         """Return the pixels of the mask at places along x (0) or y (1) of the image."""
@@ -84,8 +85,12 @@ def find_tissue(address: str) -> Tissue | None:
     base, part = split_address(address)
     whole = part_address(base, replace(part, window=None, bands=None, mpp=None))
     if part.mpp is not None and slide_place(whole) is None:
-        whole = part_address(whole, FilePart(mpp=part.mpp))  # a plain pyramid is one where it is asked for as one
-        place = replace(place, scale=(1.0, 1.0), corner=(0.0, 0.0) if part.window is None else part.window[:2])
+        whole = part_address(
+            whole, FilePart(mpp=part.mpp)
+        )  # a plain pyramid is one where it is asked for as one
+        place = replace(
+            place, scale=(1.0, 1.0), corner=(0.0, 0.0) if part.window is None else part.window[:2]
+        )
     with open_pixels(whole) as pixels:
         level = 0
         while max(pixels.size) >> level > LOOKED_AT:
