@@ -50,6 +50,7 @@ from vitp.tasks.data import (
     task_batches,
     task_splits,
 )
+from vitp.tasks.folds import fold_splits
 from vitp.tasks.label_notes import label_notes, left_out_notes
 from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings
 from vitp.tasks.validation import Validation
@@ -73,6 +74,11 @@ class FinetuneDataSettings(SettingsModel):
     """Which of the set's splits stand for val and test, where not those of that name: `{test: val}` where
     only a server has the labels of test, `{val: test}` where a set has no val. Such a test is of images
     that the curve has shown before, so they can't choose the weights either."""
+    folds: int | None = Field(None, ge=2, le=1000)
+    """Parts of a cross-validation, over the train and val images, by group (a patient's images are in one part); none:
+    the set's own splits. Folds that the set has of its own count where there are as many."""
+    fold: int = Field(0, ge=0, lt=1000)
+    """Which of the `folds` is the test, from 0; the others are trained on."""
     empty: float = Field(1.0, ge=0, le=1)
     """Training images without objects at most, as a share of the training images (1: all may stay). Which
     ones stay follows from `seed`; val and test keep theirs."""
@@ -221,14 +227,31 @@ class FinetuneRun:
         return RunParts(self.model, self.source, config.optim, train, hooks)
 
 
-def run_splits(labelled: LabelledSet, config: FinetuneConfig, kind: LabelKind) -> dict[str, LabelledSet]:
-    """Return the train, val and test images of a run; see `data.splits` and `task_splits`.
+def run_splits(
+    labelled: LabelledSet, config: FinetuneConfig, kind: LabelKind, said: list[str] | None = None
+) -> dict[str, LabelledSet]:
+    """Return the train, val and test images of a run; see `data.splits`, `data.folds` and `task_splits`.
+
+    Args:
+        labelled: The set.
+        config: Of the run.
+        kind: Of the labels.
+        said: Takes lines about the splits.
 
     Raises:
-        ConfigError: Val and test are the same images, and the best weights on them are wanted.
+        ConfigError: Val and test are the same images, and the best weights on them are wanted; or folds can't be made.
         DataError: A split has no labels of the kind.
     """
     stand_in = config.data.splits
+    if config.data.folds is not None:
+        if stand_in:
+            what = "name the splits a second time"
+            raise ConfigError(what, where="data.folds, data.splits", fix="leave one of them out")
+        fold = (config.data.folds, config.data.fold)
+        parts, line = fold_splits(labelled, kind, fold, choose=config.train.choose == "best")
+        if said is not None:
+            said.append(line)
+        return parts
     if not stand_in:
         return task_splits(labelled, kind)
     places = {"train": "train", "val": stand_in.get("val", "val"), "test": stand_in.get("test", "test")}
@@ -250,7 +273,8 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     task = task_of(config.task)
     kind = task.labels(config.head)
     labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
-    splits = run_splits(labelled, config, kind)
+    said: list[str] = []
+    splits = run_splits(labelled, config, kind, said)
     train = limit_empty(splits["train"], config.data.empty, config.seed)
     if not len(train):
         raise ConfigError(
@@ -264,7 +288,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}
     )
     config, lines = _with_channels(config, labelled)
-    notes = [*lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
+    notes = [*said, *lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
     seen = replace(SeenBands.by(backbone.in_channels, labelled), band_dropout=config.augment.band_dropout)
     if config.data.sizes == "fit":
@@ -411,10 +435,16 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
     return FinetuneResult(scores, out / "model", step, result)
 
 
+def _split_name(data: FinetuneDataSettings) -> str:
+    if data.folds is not None:
+        return f"fold {data.fold} of {data.folds}"
+    return data.splits.get("test", "test")
+
+
 def _scores_file(run: FinetuneRun, validation: Validation, scores: Scores, step: int) -> dict[str, Any]:
     return {
         "task": run.config.task,
-        "split": run.config.data.splits.get("test", "test"),
+        "split": _split_name(run.config.data),
         **scores.to_json(),
         "chosen": run.config.train.choose,
         "step": step,

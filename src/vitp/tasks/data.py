@@ -252,9 +252,7 @@ class LabelReader:
             )
         return self.classes.index(name)
 
-    def _present(
-        self, names: Sequence[str], item: LabelledImage, unknown: Sequence[str] = ()
-    ) -> Tensor:
+    def _present(self, names: Sequence[str], item: LabelledImage, unknown: Sequence[str] = ()) -> Tensor:
         present_K = torch.zeros(len(self.classes))
         present_K[[self._number(name, item) for name in unknown]] = float(UNLABELLED)
         present_K[[self._number(name, item) for name in names]] = 1.0
