@@ -99,7 +99,8 @@ def test_the_command_makes_a_run_for_each_fold(tmp_path: Path, capsys: pytest.Ca
             path = tmp_path / "set" / "ab"[number % 2] / f"patient{number}_{place}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(path)
-    small = ["backbone.vision.width=32", "backbone.vision.depth=1", "backbone.vision.heads=2", "train.val_every=0"]
+    tower = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 16}
+    small = [f"backbone.vision={json.dumps(tower)}", "train.val_every=0"]
     command = ["finetune", "classification", "--data", str(tmp_path / "set"), "--backbone", "random", "--steps", "1"]
     command += ["-s", 'data.options={"test": 0, "patient": "patient[0-9]"}', *[w for s in small for w in ("-s", s)]]
     command += ["--folds", "2", "--out", str(tmp_path / "cv")]

@@ -98,6 +98,11 @@ class FinetuneDataSettings(SettingsModel):
     max_val_images: int = Field(500, gt=0, le=10_000_000)
     """Validation images at most, the same ones each time."""
 
+    @property
+    def tested(self) -> str:
+        """What the scores are of."""
+        return self.splits.get("test", "test") if self.folds is None else f"fold {self.fold} of {self.folds}"
+
 
 class FinetuneTrainSettings(TrainSettings):
     """Length, precision and bookkeeping of a finetuning."""
@@ -232,11 +237,7 @@ def run_splits(
 ) -> dict[str, LabelledSet]:
     """Return the train, val and test images of a run; see `data.splits`, `data.folds` and `task_splits`.
 
-    Args:
-        labelled: The set.
-        config: Of the run.
-        kind: Of the labels.
-        said: Takes lines about the splits.
+    Lines about folds are added to `said`.
 
     Raises:
         ConfigError: Val and test are the same images, and the best weights on them are wanted; or folds can't be made.
@@ -245,12 +246,11 @@ def run_splits(
     stand_in = config.data.splits
     if config.data.folds is not None:
         if stand_in:
-            what = "name the splits a second time"
-            raise ConfigError(what, where="data.folds, data.splits", fix="leave one of them out")
-        fold = (config.data.folds, config.data.fold)
-        parts, line = fold_splits(labelled, kind, fold, choose=config.train.choose == "best")
-        if said is not None:
-            said.append(line)
+            fix = "leave one of them out"
+            raise ConfigError("name the splits a second time", where="data.folds, data.splits", fix=fix)
+        fold, best = (config.data.folds, config.data.fold), config.train.choose == "best"
+        parts, line = fold_splits(labelled, kind, fold, choose=best)
+        (said if said is not None else []).append(line)
         return parts
     if not stand_in:
         return task_splits(labelled, kind)
@@ -435,16 +435,10 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
     return FinetuneResult(scores, out / "model", step, result)
 
 
-def _split_name(data: FinetuneDataSettings) -> str:
-    if data.folds is not None:
-        return f"fold {data.fold} of {data.folds}"
-    return data.splits.get("test", "test")
-
-
 def _scores_file(run: FinetuneRun, validation: Validation, scores: Scores, step: int) -> dict[str, Any]:
     return {
         "task": run.config.task,
-        "split": _split_name(run.config.data),
+        "split": run.config.data.tested,
         **scores.to_json(),
         "chosen": run.config.train.choose,
         "step": step,
