@@ -254,7 +254,7 @@ def write_cases(path: Path, cases: Sequence[CaseScore], tolerance: float) -> Non
     writer.writerow(["case", "patient", "class", "slices", *sizes, *distances])
     for one in cases:
         name = short[one.case] if alike[short[one.case]] == 1 else one.case
-        group = short[one.group] if one.group in short else one.group
+        group = short.get(one.group, one.group)
         in_unit = [f"{value * one.voxel:.6g}" for value in (one.size, one.found)]
         scored = [_cell(value) for value in (one.dice, one.surface, one.hd95)]
         distance = "px" if one.unit == "px" else "mm"
