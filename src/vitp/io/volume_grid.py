@@ -135,6 +135,27 @@ class VolumeGrid:
             voxels_N3[:, axis] = self.shape[axis] - 1 - place_N if back else place_N
         return voxels_N3
 
+    def layer(self, number: int, plane: str | None = None) -> tuple[int, int]:
+        """Return the axis across which a slice lies, and its place along it, both of the array I × J × K."""
+        (axis, *_), (back, *_) = self._turn(plane)
+        return axis, self.shape[axis] - 1 - number if back else number
+
+    def as_slice(self, slab: np.ndarray, plane: str | None = None) -> np.ndarray:
+        """Return a view (H, W, …) of one layer of the array, which holds the other two axes in their order."""
+        (_, rows, columns), (_, *turned) = self._turn(plane)
+        view = slab if rows < columns else slab.swapaxes(0, 1)
+        return view[tuple(slice(None, None, -1) if back else slice(None) for back in turned)]
+
+    def same_as(self, other: VolumeGrid) -> bool:
+        """Return whether two have the same voxels: no corner lies further apart than a hundredth of a voxel."""
+        if self.shape != other.shape or (self.affine is None) != (other.affine is None):
+            return False
+        if self.affine is None or other.affine is None or self.spacing is None:
+            return True
+        corners_N3 = np.array(list(itertools.product(*((0, size - 1) for size in self.shape))))
+        apart_N3 = np.abs(self.to_world(corners_N3) - other.to_world(corners_N3))
+        return bool(apart_N3.max() <= 0.01 * min(self.spacing))
+
     def to_world(self, voxels_N3: np.ndarray) -> np.ndarray:
         """Return (N, 3) millimetres in RAS+ of voxels i, j, k (0 is the centre of the first one).
 
