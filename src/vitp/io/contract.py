@@ -140,6 +140,7 @@ class Pixels(ABC):
         notes: What a user should know of how the file was understood, each a sentence without its full stop.
         spacing: Millimetres of a pixel along x and along y, of medical images and slides. None: not known.
         acquisition: How a medical image was taken; None: the file doesn't say, or is none.
+        says_shown: Whether the file says how its values are shown; see `shown`.
     """
 
     where: str
@@ -153,6 +154,7 @@ class Pixels(ABC):
     notes: tuple[str, ...] = ()
     spacing: tuple[float, float] | None = None
     acquisition: Acquisition | None = None
+    says_shown: bool = False
     _factors: tuple[int, ...] = (1,)
     """Powers of two for which the file has a pyramid, 1 among them."""
 
@@ -381,6 +383,7 @@ class PartPixels(Pixels):
         self.dtype, self.nodata, self.notes = whole.dtype, whole.nodata, whole.notes
         self.palette_V3 = whole.palette_V3
         self.spacing, self.acquisition = whole.spacing, whole.acquisition
+        self.says_shown = whole.says_shown
         self.is_picture = whole.is_picture
         if part.bands is not None:
             self.is_picture = whole.dtype == np.uint8 and len(chosen) in (1, 3)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need_medical
 from vitp.io.dicom_header import Header, array_of, numbers_of, uid_name, word
-from vitp.io.volume_kinds import need
 
 _COPY_AGAIN = "copy it again from its source or remove it"
 _LARGEST_FRAME_BYTES = 4_000_000_000
@@ -224,7 +224,7 @@ def read_frame(header: Header, index: int) -> np.ndarray:
 
 def _decoded(header: Header, index: int) -> np.ndarray:
     """Return the values of an image, of which no more than itself is read where the file allows it."""
-    pixels = need("pydicom.pixels", str(header.path))
+    pixels = need_medical("pydicom.pixels", str(header.path))
     if not (header.guessed or header.is_deflated):
         try:
             values: np.ndarray = pixels.pixel_array(header.path, index=index)
@@ -232,11 +232,11 @@ def _decoded(header: Header, index: int) -> np.ndarray:
         except Exception:  # some files mix ways of writing, which only reading all of it bears
             if header.path.stat().st_size > _LARGEST_FRAME_BYTES:
                 raise
-    data = need("pydicom", str(header.path)).dcmread(header.path, force=True)
+    data = need_medical("pydicom", str(header.path)).dcmread(header.path, force=True)
     if header.guessed:
-        data.file_meta.TransferSyntaxUID = need("pydicom.uid", "DICOM").UID(header.syntax)
-    values = pixels.pixel_array(data, index=index)
-    return values
+        data.file_meta.TransferSyntaxUID = need_medical("pydicom.uid", "DICOM").UID(header.syntax)
+    whole: np.ndarray = pixels.pixel_array(data, index=index)
+    return whole
 
 
 def _decoder(header: Header, where: str) -> Any:
@@ -247,7 +247,7 @@ def _decoder(header: Header, where: str) -> Any:
     """
     name = uid_name(header.syntax) or "unknown"
     try:
-        decoder = need("pydicom.pixels", where).get_decoder(header.syntax)
+        decoder = need_medical("pydicom.pixels", where).get_decoder(header.syntax)
     except (NotImplementedError, ValueError) as error:
         what = f"has pixels of a transfer syntax that isn't decoded ({name})"
         raise DataError(what, where=where, fix="save it uncompressed (dcmdjpeg, gdcmconv --raw)") from error
@@ -262,7 +262,7 @@ def palette_of(header: Header, kind: np.dtype[Any]) -> np.ndarray | None:
     """Return the colours, (256, 3) uint8, that 8-bit values stand for; None: there are none."""
     if kind != np.uint8:
         return None
-    pixels = need("pydicom.pixels", str(header.path))
+    pixels = need_medical("pydicom.pixels", str(header.path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -33,9 +33,14 @@ def shown_values(frame: Frame, values: np.ndarray, lowest: float, highest: float
         shown = _windowed(values.astype(np.float64), window[0][0], window[1][0], kind)
     else:
         shown = between(values, lowest, highest)
+    return 255 - shown if is_inverse(frame) else shown
+
+
+def is_inverse(frame: Frame) -> bool:
+    """Return whether the lowest values of an image are white."""
     kind = (word(frame.header.data, "PhotometricInterpretation") or "").upper()
     inverse = (word(frame.header.data, "PresentationLUTShape") or "").upper() == "INVERSE"
-    return 255 - shown if (kind == "MONOCHROME1") or (inverse and kind == "MONOCHROME2") else shown
+    return kind == "MONOCHROME1" or (inverse and kind == "MONOCHROME2")
 
 
 def has_window(frame: Frame) -> bool:

@@ -21,7 +21,7 @@ from vitp.io.contract import Band
 from vitp.io.dicom_frames import Frame, frames_of, palette_of, value_type
 from vitp.io.dicom_header import Header, acquisition_of, read_header, word
 from vitp.io.dicom_stack import Stack, stacked
-from vitp.io.dicom_values import LookupTable, has_window, shown_values
+from vitp.io.dicom_values import LookupTable, has_window, is_inverse, shown_values
 from vitp.io.value_math import value_range
 from vitp.io.volume import Layer, Volume
 from vitp.io.volume_files import LARGEST_HELD_BYTES, plane_of
@@ -36,7 +36,7 @@ class DicomVolume(Volume):
 
     def __init__(self, where: str, stack: Stack) -> None:
         first = stack.frames[0][0]
-        rows, columns, samples = first.shape
+        samples = first.shape[2]
         kinds = [value_type(frame.header, where) for row in stack.frames for frame in row]
         count = len(stack.frames[0]) * samples
         names: Sequence[str] = [str(number + 1) for number in range(count)]
@@ -67,20 +67,29 @@ class DicomVolume(Volume):
         if self._voxels is None and self._bytes <= LARGEST_HELD_BYTES:
             self._voxels = np.stack([self._images(place) for place in range(self.grid.shape[2])], axis=2)
         if self._voxels is not None:
-            return self._voxels.take(index, axis)
+            return np.asarray(self._voxels.take(index, axis))
         return np.stack(
             [self._images(place).take(index, axis) for place in range(self.grid.shape[2])], axis=1
         )
 
     @property
     def _bytes(self) -> int:
-        return math.prod(self.grid.shape) * len(self.bands) * self.dtype.itemsize
+        return math.prod(self.grid.shape) * len(self.bands) * int(self.dtype.itemsize)
 
     def _images(self, place: int) -> np.ndarray:
         """Return (I, J, C) of the images at one place."""
         read = [frame.read() for frame in self.frames[place]]
         flat = [values[..., None] if values.ndim == 2 else values for values in read]
         return np.concatenate(flat, axis=2).swapaxes(0, 1).astype(self.dtype, copy=False)
+
+    def set_picture(self) -> None:
+        """Say whether slices are pictures: colours, or grey that is shown as it stands."""
+        colours = len(self.bands) == 3 == self._samples
+        grey = all(self._stands(frame) and not is_inverse(frame) for row in self.frames for frame in row)
+        self.is_picture = self.dtype == np.uint8 and (colours or (len(self.bands) == 1 and grey))
+        self.says_shown = not self.is_picture and all(
+            has_window(frame) or is_inverse(frame) for row in self.frames for frame in row
+        )
 
     def layer(self, number: int, plane: str) -> Layer:
         """Return what is stored of a slice; a table of the header may say what its values mean."""
@@ -204,7 +213,7 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
 
 def _set_colours(volume: DicomVolume, header: Header) -> None:
     """Say of a volume whether its slices are pictures, and which colours their numbers stand for."""
-    volume.is_picture = len(volume.bands) == 3 == volume._samples and volume.dtype == np.uint8
+    volume.set_picture()
     if (word(header.data, "PhotometricInterpretation") or "").upper() == "PALETTE COLOR":
         volume.palette_V3 = palette_of(header, volume.dtype)
 

@@ -30,7 +30,21 @@ MissingBands = Literal["error", "zero"]
 """What becomes of channels whose band a file lacks."""
 
 IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm", ".jp2", ".vrt"}
+    {
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".webp",
+        ".gif",
+        ".pgm",
+        ".ppm",
+        ".jp2",
+        ".vrt",
+        ".dcm",
+    }
     | SLIDE_SUFFIXES
 )
 
@@ -144,6 +158,10 @@ def _shown(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None)
     """Return one or three bands as RGB: 8 bits as they stand, more of them stretched as those of pictures."""
     level = _level(pixels, enough) if pixels.size[0] * pixels.size[1] > LARGE_PIXELS else 0
     values_CHW, valid_CHW = pixels.read_valid(level=level)
+    if pixels.says_shown:
+        quantity_CHW, _ = pixels.read_quantity(level=level)
+        shown = [pixels.shown(one_HW, name) for one_HW, name in zip(quantity_CHW, pixels.names, strict=True)]
+        values_CHW = np.rint(np.nan_to_num(np.stack(shown))).astype(np.uint8)
     values_HWN, valid_HW = np.moveaxis(values_CHW, 0, 2), np.any(valid_CHW, axis=0)
     if values_HWN.dtype != np.uint8:
         size = values_HWN.shape[1], values_HWN.shape[0]

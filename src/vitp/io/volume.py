@@ -75,15 +75,16 @@ class Layer:
     def quantity(self, numbers: list[int]) -> np.ndarray:
         """Return the quantity of some bands, (C, H, W): the values as they are where nothing scales them."""
         if self.mapped_CHW is not None:
-            return self.mapped_CHW[numbers]
+            mapped_CHW: np.ndarray = self.mapped_CHW[numbers]
+            return mapped_CHW
         values_CHW, scale_CHW, offset_CHW = (
             part[numbers] for part in (self.values_CHW, self.scale_CHW, self.offset_CHW)
         )
         if np.all(scale_CHW == 1) and np.all(offset_CHW == 0):
-            return values_CHW
+            return np.asarray(values_CHW)
         # float32 holds every value of 16 bits, so that nothing but the product is rounded.
         kind = np.float32 if values_CHW.dtype.itemsize <= 2 else np.float64
-        return values_CHW.astype(kind) * scale_CHW.astype(kind) + offset_CHW.astype(kind)
+        return np.asarray(values_CHW.astype(kind) * scale_CHW.astype(kind) + offset_CHW.astype(kind))
 
 
 class Volume(ABC):
@@ -100,13 +101,15 @@ class Volume(ABC):
         findings: What is wrong with it, each a sentence without its full stop.
         source: Files that it is made of, in the order of its slices where each has a file of its own.
         palette_V3: Colours, (256, 3) uint8, that the values of a single band stand for.
-        is_picture: Whether its slices are pictures: 8 bits, red, green and blue.
+        is_picture: Whether its slices are pictures of 8 bits, which are shown as they stand.
+        says_shown: Whether the file says how its values are shown.
     """
 
     nodata: float | None = None
     acquisition: Acquisition | None = None
     palette_V3: np.ndarray | None = None
     is_picture = False
+    says_shown = False
 
     def __init__(self, where: str, grid: VolumeGrid, bands: Sequence[Band], dtype: Any) -> None:
         self.where, self.grid = where, grid
@@ -257,8 +260,8 @@ class Volume(ABC):
             self._after_fork()
         return self._lock
 
-    def _after_fork(self) -> None:
-        """Forget open files: their place is shared with the other process."""
+    def _after_fork(self) -> None:  # noqa: B027
+        """Open files again: their place is shared with the other process."""
 
 
 class SlicePixels(Pixels):
@@ -285,6 +288,7 @@ class SlicePixels(Pixels):
         self.palette_V3 = volume.palette_V3 if around == 0 else None
         self.is_picture = volume.is_picture and around == 0
         self.notes, self.acquisition = volume.notes, volume.acquisition
+        self.says_shown = volume.says_shown
         spacing = volume.grid.slice_spacing(plane)
         self.spacing = None if spacing is None else (spacing[2], spacing[1])
         self._read: Layer | None = None
