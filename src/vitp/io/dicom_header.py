@@ -147,6 +147,8 @@ def _read(path: Path, where: str) -> tuple[Any, str | None]:
     if not path.is_file():
         raise DataError("is missing", where=where, fix="check the path")
     if not is_dicom_file(path):
+        if path.suffix.lower() == ".gz":
+            raise DataError("is a compressed DICOM file", where=where, fix="unpack it (gunzip)")
         raise DataError("is no DICOM file", where=where, fix=_COPY_AGAIN)
     try:
         _check_deflated(path, where)
