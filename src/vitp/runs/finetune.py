@@ -33,6 +33,7 @@ from vitp.data.seen import SeenBands
 from vitp.data.synthesis.classes import evenly_spaced
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
+from vitp.io.slides import slide_kind
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
 from vitp.records.labels import LabelledImage, LabelledSet
@@ -363,6 +364,7 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
         "input": model.input_size.model_dump(mode="json"),
         "test": config.test.model_dump(mode="json"),
         "trained": _seen_sizes(train, model.input_size),
+        **_slide_mpp(train),
         "card": {
             "vitp_version": __version__,
             "backbone": config.backbone.init,
@@ -385,6 +387,16 @@ def _seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float]:
         "longest": max(max(item.height, item.width) for item in items),
         "scale": round(statistics.median(scales), 6),
     }
+
+
+def _slide_mpp(train: LabelledSet) -> dict[str, float]:
+    """Return the micrometres a pixel of the training images, where these are of slides and have one resolution."""
+    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT)]
+    spacings = [item.spacing for item in items if item.spacing is not None]
+    if not items or len(spacings) < len(items) or slide_kind(items[0].image) is None:
+        return {}
+    mpps = [1000 * math.sqrt(math.prod(spacing)) for spacing in spacings]
+    return {"mpp": round(statistics.median(mpps), 6)} if max(mpps) <= 1.02 * min(mpps) else {}
 
 
 def run_finetune(
