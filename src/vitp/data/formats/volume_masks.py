@@ -18,6 +18,7 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.io.parts import Window
 from vitp.io.volume_labels import HeldLabels, SlicePlace, held_labels
+from vitp.io.volumes import open_volume
 from vitp.records.labels import IGNORE
 
 Values = tuple[tuple[int, int], ...]
@@ -101,6 +102,7 @@ class VolumeMask:
         place: Of the slice; None: the layers are the image's own voxels, of slice `number` in `plane`.
         number, plane: Of the slice.
         window: The part that counts; None for all.
+        turned: Address of a volume in whose place the voxels are taken to lie, in their order; "": where they say.
     """
 
     layers: tuple[VolumeLayer, ...]
@@ -108,6 +110,7 @@ class VolumeMask:
     number: int
     plane: str
     window: Window | None = None
+    turned: str = ""
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) uint8.
@@ -117,7 +120,8 @@ class VolumeMask:
         """
         held = painted(self.layers)
         if self.place is None:
-            labels_HW = held.grid.as_slices(held.labels_IJK, self.plane)[self.number]
+            grid = open_volume(self.turned).grid if self.turned else held.grid
+            labels_HW = grid.as_slices(held.labels_IJK, self.plane)[self.number]
             x1, y1, x2, y2 = self.window or (0, 0, labels_HW.shape[1], labels_HW.shape[0])
             return labels_HW[y1:y2, x1:x2].copy()
         found_HW, inside_HW = held.at(self.place.world(self.window))
@@ -142,6 +146,8 @@ def volume_mask_to_json(mask: VolumeMask, root: Path) -> dict[str, Any]:
         row["place"] = [*place.origin, *place.down, *place.right, *place.size]
     if mask.window is not None:
         row["window"] = list(mask.window)
+    if mask.turned:
+        row["turned"] = _within(mask.turned, root)
     return row
 
 
@@ -169,7 +175,8 @@ def volume_mask_from_json(row: Mapping[str, Any], root: Path) -> VolumeMask:
     layers = tuple(VolumeLayer.from_json(layer, root) for layer in row["volumes"])
     if not layers:
         raise ValueError("a mask has no layers")
-    return VolumeMask(layers, place, int(row["slice"]), str(row["plane"]), window)
+    turned = str(root / row["turned"]) if row.get("turned") else ""
+    return VolumeMask(layers, place, int(row["slice"]), str(row["plane"]), window, turned)
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
