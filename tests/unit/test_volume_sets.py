@@ -314,7 +314,7 @@ def test_numbers_without_names_have_two_readings(tmp_path: Path) -> None:
     found = read(tmp_path, mask_type="instances", classes="nodule")
     item = by_id(found)["2/0002"]
     assert found.object_classes == ("nodule",) and len(item.objects) == 4 and item.semantic is None
-    assert sorted(label.box for label in item.objects)[0] == (2.0, 6.0, 4.0, 9.0)
+    assert sorted(label.box for label in item.objects)[0] == (3.0, 6.0, 5.0, 9.0)
     assert by_id(found)["2/0000"].objects == ()
     assert read(tmp_path, mask_type="semantic").semantic_classes[:2] == ("background", "class_1")
 
@@ -347,3 +347,126 @@ def test_names_of_files() -> None:
     assert joined_address(paths) == "/d/case_{t1,t1ce,flair}.nii.gz"
     with pytest.raises(DataError, match="can't be named as the channels of one volume"):
         joined_address([Path("/d/a.nii.gz"), Path("/d/b.nii")])
+
+
+def test_a_volume_under_two_names_is_one_patient(tmp_path: Path) -> None:
+    nnunet(tmp_path, 5)
+    for kind, ending in (("imagesTr", "_0000"), ("labelsTr", "")):
+        copy = tmp_path / kind / f"case_777{ending}.nii.gz"
+        copy.write_bytes((tmp_path / kind / f"case_001{ending}.nii.gz").read_bytes())
+    found = read(tmp_path, val=0.3, test=0.3)
+    groups = {item.id[:8]: (item.group, item.split) for item in found.items}
+    assert groups["case_001"] == groups["case_777"] and len({group for group, _ in groups.values()}) == 5
+    assert any("1 volumes are there under several names" in line for line in found.findings)
+
+
+# --- DICOM
+
+
+def _series(folder: Path, seed: int, patient: str) -> tuple[Any, list[Path]]:
+    from vitp.scenes.volume_files import write_dicom_series
+    from vitp.scenes.volumes import make_volume
+
+    volume = make_volume(seed, size=(32, 28, 6), lesions=2)
+    tags = {"PatientID": patient, "PatientName": f"Doe^{patient}", "PatientBirthDate": "19500101"}
+    return volume, write_dicom_series(volume, folder, tags=tags, name=f"series {seed}")
+
+
+def _segmentation(path: Path, files: list[Path], masks: dict[str, np.ndarray]) -> None:
+    """Write a DICOM-SEG of masks (N, rows, columns) in the order of the files."""
+    import highdicom
+    import pydicom
+    from highdicom.sr.coding import CodedConcept
+
+    sources = [pydicom.dcmread(file) for file in files]
+    code = CodedConcept("123037004", "SCT", "Anatomical Structure")
+    described = [
+        highdicom.seg.SegmentDescription(
+            segment_number=place,
+            segment_label=name,
+            segmented_property_category=code,
+            segmented_property_type=code,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
+        )
+        for place, name in enumerate(masks, 1)
+    ]
+    made = highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=np.stack([*masks.values()], -1).astype(np.uint8),
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=described,
+        series_instance_uid=highdicom.UID(),
+        series_number=9,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="m",
+        manufacturer_model_name="m",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(path)
+
+
+def test_dicom_segmentations_label_their_series(tmp_path: Path) -> None:
+    volumes = {}
+    for number in range(3):
+        volume, files = _series(tmp_path / f"p{number}" / "ct", number + 1, f"P{number % 2}")
+        volumes[number] = volume
+        masks = {
+            name: (volume.labels_IJK == value).transpose(2, 1, 0)
+            for name, value in (("liver", 2), ("bone", 6))
+        }
+        _segmentation(tmp_path / f"p{number}" / ("ct" if number else "seg") / "seg.dcm", files, masks)
+    found = read_labels("auto", tmp_path, plane="axial", background=10)
+    assert found.semantic_classes == ("background", "bone", "liver")
+    # Two series of one patient are in one group, whose name says nothing of who it is.
+    assert sorted({item.group for item in found.items}) == ["patient-0001", "patient-0002"]
+    for number, volume in volumes.items():
+        for item in (item for item in found.items if item.id.startswith(f"p{number}/")):
+            place = int(item.id[-4:])
+            wanted = np.where(volume.labels_IJK == 2, 2, np.where(volume.labels_IJK == 6, 1, 0))[
+                :, :, place
+            ].T
+            assert np.array_equal(item.semantic(), wanted), item.id
+    lines = json.dumps([label_line(item, Roots(tmp_path / "o", tmp_path, tmp_path)) for item in found.items])
+    assert "Doe" not in lines and "P0" not in lines and found.items[0].metadata["body_part"] == "abdomen"
+
+
+def test_contours_are_drawn_on_their_series(tmp_path: Path) -> None:
+    import pydicom
+
+    volume, files = _series(tmp_path / "ct", 3, "P1")
+    image = pydicom.dcmread(files[2])
+    data = pydicom.Dataset()
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.3.4"
+    data.Modality, data.PatientID, data.StudyInstanceUID = "RTSTRUCT", "P1", image.StudyInstanceUID
+    data.SeriesInstanceUID = "1.2.3"
+    series, study, frame = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    series.SeriesInstanceUID = image.SeriesInstanceUID
+    study.RTReferencedSeriesSequence = [series]
+    frame.RTReferencedStudySequence, frame.FrameOfReferenceUID = [study], image.FrameOfReferenceUID
+    data.ReferencedFrameOfReferenceSequence = [frame]
+    region, drawn, outer, inner = (pydicom.Dataset() for _ in range(4))
+    region.ROINumber, region.ROIName = 4, "heart"
+    step_y, step_x = (float(value) for value in image.PixelSpacing)
+    corner = np.array([float(value) for value in image.ImagePositionPatient])
+    for contour, (x1, y1, x2, y2) in ((outer, (4, 6, 12, 14)), (inner, (7, 8, 9, 10))):
+        # Between the centres of pixels: from x1 to x2 − 1.
+        corners = [(x1 - 0.5, y1 - 0.5), (x2 - 0.5, y1 - 0.5), (x2 - 0.5, y2 - 0.5), (x1 - 0.5, y2 - 0.5)]
+        points = [corner + (x * step_x, y * step_y, 0) for x, y in corners]
+        contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 4
+        contour.ContourData = [f"{value:.6f}" for point in points for value in point]
+    drawn.ReferencedROINumber, drawn.ContourSequence = 4, [outer, inner]
+    data.StructureSetROISequence, data.ROIContourSequence = [region], [drawn]
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    (tmp_path / "rt").mkdir()
+    data.save_as(tmp_path / "rt" / "set.dcm", enforce_file_format=True)
+    found = read_labels("auto", tmp_path, plane="axial", background=10, val=0, test=0)
+    assert found.semantic_classes == ("background", "heart")
+    expected = np.zeros((28, 32), np.uint8)
+    expected[6:14, 4:12] = 1
+    expected[8:10, 7:9] = 0
+    assert np.array_equal(by_id(found)["ct/0002"].semantic(), expected)
+    assert not by_id(found)["ct/0001"].semantic().any()
