@@ -53,6 +53,8 @@ class ReadOptions:
         block: Side in metres of the blocks that splits are drawn in, where the files say where they lie.
         buffer: Metres that images of different splits are apart at least, likewise.
         dates: Most dates of one place that are joined into one record; 1: each image is one of its own.
+        studies: Two studies of a patient on equal grids are pairs of a prior and a current one.
+        abnormal: Classes that are findings, between commas; "": of a medical set those with evident names.
     """
 
     name: str = ""
@@ -68,6 +70,8 @@ class ReadOptions:
     block: float | None = None
     buffer: float = 0.0
     dates: int = 1
+    studies: bool = False
+    abnormal: str | list[str] = ""
 
     def __post_init__(self) -> None:
         for name in ("group", "splits"):
