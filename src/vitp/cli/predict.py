@@ -35,6 +35,15 @@ _Resolution: TypeAlias = Annotated[
     float | None,
     typer.Option("--resolution", min=1e-4, max=1e6, help="Rasters: metres of a pixel that the model sees."),
 ]
+_Mpp: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--mpp", min=0, max=1000, help="Slides: micrometres of a pixel that the model sees; 0: their own."
+    ),
+]
+_AllTiles: TypeAlias = Annotated[
+    bool, typer.Option("--all-tiles", help="Slides: also look where there is no tissue.")
+]
 _Positions: TypeAlias = Annotated[
     Literal["none", "d4"] | None,
     typer.Option("--tta", help="d4: look at every window in all eight positions of a square."),
@@ -56,6 +65,8 @@ def predict_command(
     vector: _Vector = "gpkg",
     probabilities: _Probabilities = False,
     resolution: _Resolution = None,
+    mpp: _Mpp = None,
+    all_tiles: _AllTiles = False,
     tta: _Positions = None,
     pictures: _Pictures = False,
     override: TestOverride = None,
@@ -64,7 +75,7 @@ def predict_command(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace earlier predictions in --out.")] = False,
 ) -> None:
-    """Apply a finetuned model to images and rasters; write maps, polygons, masks, boxes and pictures.
+    """Apply a finetuned model to images, rasters and slides; write maps, polygons, masks, boxes and pictures.
 
     Images that can't be read are named first and left out; the exit code is then 1.
     """
@@ -83,7 +94,7 @@ def predict_command(
         print_lines([f"can't be used: {one.image}: {one.reason}"])
 
     model, settings = open_model(run, [*(override or []), *([f"tta={tta}"] if tta else [])])
-    options = MapOptions(vector, probabilities, pictures, resolution)
+    options = MapOptions(vector, probabilities, pictures, resolution, mpp, tissue=not all_tiles)
     if complete:
         check_complete(model, images, out, settings, later=later, options=options)
         print_lines([f"{out} is complete, there is nothing to resume"])

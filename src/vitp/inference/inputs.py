@@ -15,11 +15,14 @@ from PIL import Image
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.walk import list_images
 from vitp.data.seen import check_missing_bands, lone_image, stretch_note
+from vitp.inference.slides import SeenMpp, seen_slide
 from vitp.io.band_folders import is_band_folder
 from vitp.io.ground import may_be_placed, need_geo, reproject
 from vitp.io.images import MissingBands, image_size, is_scene, load_image
 from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
 from vitp.io.parts import split_address
+from vitp.io.slides import is_zarr_image, slide_kind
+from vitp.io.tissue import Tissue
 from vitp.records.channels import Channels
 from vitp.tasks.ground import RasterGround
 
@@ -57,6 +60,7 @@ class InputFile:
         reason: Why it can't be used; None: it can.
         notes: What is to be said of it.
         placed: Whether a raster says where it lies.
+        slide: Whether it is a slide.
     """
 
     name: str
@@ -65,6 +69,7 @@ class InputFile:
     reason: str | None
     notes: tuple[str, ...] = ()
     placed: bool = False
+    slide: bool = False
 
     @property
     def image(self) -> str:
@@ -87,7 +92,7 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
         base = Path(split_address(path)[0])
         if not base.exists():
             raise DataError("doesn't exist", where=str(path), fix="check the path")
-        if not base.is_dir() or (bands and is_band_folder(base)):
+        if not base.is_dir() or is_zarr_image(base) or (bands and is_band_folder(base)):
             files.append(str(path))
             continue
         inside = list_images(base)
@@ -155,8 +160,17 @@ def sources_of(
     task: str,
     channels: Channels | None,
     missing_bands: MissingBands = "error",
+    mpp: SeenMpp | None = None,
 ) -> list[InputFile]:
     """Return all inputs, each looked at: pictures are decoded, of rasters the head and a few parts.
+
+    Args:
+        images: Files and folders.
+        later: Those of the later date.
+        task: Of the model.
+        channels: What the model sees; None: pictures.
+        missing_bands: What becomes of files that lack bands.
+        mpp: At how many micrometres a pixel slides are seen that don't say it in their address; None: at their own.
 
     Raises:
         ConfigError: Change without later dates, or another task with them.
@@ -172,11 +186,16 @@ def sources_of(
         pairs = list(zip(files, second, strict=True))
 
     def look(name: str, dates: tuple[str, ...]) -> InputFile:
-        raster = placed = False
+        raster = placed = slide = False
         reason: str | None = None
         notes: tuple[str, ...] = ()
+        said: tuple[str, ...] = ()
         try:
             raster = is_map(dates[0], channels)
+            slide = slide_kind(dates[0]) is not None
+            if slide:
+                address, line = seen_slide(dates[0], mpp)
+                dates, said = (address, *dates[1:]), (line,)
             if raster:
                 placed, notes = _looked_at_raster(dates, channels, missing_bands)
             else:
@@ -184,7 +203,7 @@ def sources_of(
                 notes = tuple(filter(None, map(stretch_note, dates)))
         except DataError as error:
             reason = f"{error.where}: {error.what}" if len(dates) > 1 else error.what
-        return InputFile(name, dates, raster, reason, notes, placed)
+        return InputFile(name, dates, raster, reason, (*said, *notes), placed, slide)
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(look, unique_names(files), pairs))
@@ -196,10 +215,11 @@ def open_ground(
     channels: Channels | None,
     bands: tuple[str | None, ...] | None = None,
     missing_bands: MissingBands = "error",
+    tissue: Tissue | None = None,
 ) -> Iterator[RasterGround]:
     """Yield an open raster as a model sees it; see `RasterGround`."""
     with open_pixels(address) as pixels:
-        yield RasterGround(pixels, channels, bands, missing_bands)
+        yield RasterGround(pixels, channels, bands, missing_bands, tissue)
 
 
 def is_map(address: str, channels: Channels | None) -> bool:

@@ -5,6 +5,8 @@ OUT/label/NAME.tif           1 where something changed, 0 where not             
 OUT/probabilities/NAME.tif   a band for each class; on request                  (segmentation, change)
 OUT/vectors/NAME.gpkg        polygons with class, score and area                (all but classification)
 OUT/pictures/NAME.png        drawn over the raster; large ones on request
+OUT/vectors/NAME.geojson     of a slide: what QuPath imports, in pixels of its finest level
+OUT/areas.csv                of slides: mm² and objects of each class
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, 
 from vitp.inference.maps import seen_settings
 from vitp.inference.outputs import Named, surest, write_image, write_summary
 from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
+from vitp.inference.slides import AREAS_FILE, SeenMpp, write_areas
 from vitp.inference.unfinished import differing, unfinished
 from vitp.io.images import image_size, load_image, load_planes
+from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel, TestSettings
@@ -193,7 +197,8 @@ def _looked_at(
     settings: TestSettings,
 ) -> tuple[list[InputFile], str]:
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    sources = sources_of(images, later, model.name, model.backbone.in_channels, settings.missing_bands)
+    mpp = _seen_mpp(model, options)
+    sources = sources_of(images, later, model.name, model.backbone.in_channels, settings.missing_bands, mpp)
     if options.resolution is not None:
         why = "doesn't say where it lies, so a resolution in metres means nothing"
         sources = [
@@ -207,13 +212,22 @@ def _looked_at(
     return sources, digest.hexdigest()
 
 
+def _seen_mpp(model: TaskModel, options: MapOptions) -> SeenMpp | None:
+    if options.mpp is not None:
+        return SeenMpp(options.mpp, "as was asked for")
+    trained = model.description.get("mpp")
+    return None if trained is None else SeenMpp(float(trained), "as in training")
+
+
 def _plan(
     sources: Sequence[InputFile], settings: TestSettings, options: MapOptions, digest: str
 ) -> dict[str, Any]:
     return {
         "vitp version": __version__,
         "model": digest,
-        "settings": settings.model_dump(mode="json"),
+        # Of scores alone: nothing of it is in what is written.
+        "settings": settings.model_dump(mode="json", exclude={"tolerance"})
+        | {"surface": bool(settings.surface)},
         "options": asdict(options),
         "inputs": [
             [source.name, [_state_of(date) for date in source.dates], source.reason] for source in sources
@@ -233,7 +247,7 @@ def _plan_digests(plan: dict[str, Any]) -> dict[str, str]:
 def _state_of(address: str) -> list[Any]:
     """Return what tells whether a file was changed."""
     try:
-        state = Path(address).stat()
+        state = Path(base_address(address)).stat()
     except OSError:
         return [address]
     return [address, state.st_size, state.st_mtime_ns]
@@ -354,6 +368,11 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
         return
     out, model = job.folder / "out", job.model
     pictures = [source for source in done if not job.is_map(source)]
+    tables = [
+        (source.image, job.folder / "parts" / source.name / AREAS_FILE) for source in done if source.slide
+    ]
+    if tables := [(image, part) for image, part in tables if part.is_file()]:
+        write_areas(out / "areas.csv", tables)
     if pictures:
         write_summary(out, model.name, _Parts(job.folder, pictures), model.classes)
     description = {

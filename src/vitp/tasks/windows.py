@@ -352,12 +352,14 @@ def class_strips(
         _add_unit(sums, probabilities, dates, units[number], batch_size)
         strip, last = sums.finish(units[number].bottom), number
         if strip is not None:
-            yield number, _without_nodata(strip, dates)
+            yield number, without_nodata(strip, dates)
 
 
 def seen_views(dates: Sequence[Ground], views: Sequence[View]) -> list[View]:
     """Return the views of places that hold something at every date."""
     corners_V4 = np.array([view.window for view in views])
+    if len(dates) == 1 and (held_V := dates[0].holds(corners_V4)) is not None:
+        return [view for view, held in zip(views, held_V, strict=True) if held]
     left, top = (int(value) for value in corners_V4[:, :2].min(0))
     right, bottom = (int(value) for value in corners_V4[:, 2:].max(0))
     valid_hw = valid_at(dates, (left, top, right, bottom))
@@ -376,7 +378,8 @@ def valid_at(dates: Sequence[Ground], window: Window) -> np.ndarray | None:
     return np.logical_and.reduce(found) if found else None
 
 
-def _without_nodata(strip: Strip, dates: Sequence[Ground]) -> Strip:
+def without_nodata(strip: Strip, dates: Sequence[Ground]) -> Strip:
+    """Return a strip with nothing known where the image holds nothing."""
     valid_hw = valid_at(dates, strip.window)
     if valid_hw is None:
         return strip
