@@ -50,6 +50,7 @@ from vitp.data.formats.pairs import read_pairs
 from vitp.data.formats.studies import join_studies
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
+from vitp.data.formats.volumes import read_volumes
 from vitp.data.formats.xview import read_xview
 from vitp.data.formats.yolo import read_yolo
 from vitp.records.labels import LabelledSet
@@ -62,6 +63,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "yolo": read_yolo,
     "dota": read_dota,
     "masks": read_masks,
+    "volumes": read_volumes,
     "folders": read_folders,
     "pairs": read_pairs,
     "geo": read_geo,
