@@ -31,9 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.data.formats.band_options import CHANNEL_OPTIONS
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.captions import read_captions
-from vitp.data.formats.channels import CHANNEL_OPTIONS, declare_channels
+from vitp.data.formats.channels import declare_channels
 from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
 from vitp.data.formats.dates import join_dates
