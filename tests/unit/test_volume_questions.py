@@ -14,6 +14,7 @@ import pytest
 
 from vitp.core.errors import ConfigError
 from vitp.data.formats.findings import declare_findings
+from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.studies import join_studies
 from vitp.data.formats.vitp_labels import Roots, read_compiled, write_compiled
 from vitp.data.synthesis import phrases
@@ -30,6 +31,7 @@ from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.data.synthesis.volume_tasks import longest_diameter
 from vitp.io.volume_grid import VolumeGrid
 from vitp.records.labels import BACKGROUND, LabelledImage, LabelledSet
+from vitp.scenes.volume_files import write_nifti
 from vitp.scenes.volumes import TRUNK_CLASSES, TrunkVolume, make_volume
 
 NAMES = (BACKGROUND, *TRUNK_CLASSES)
@@ -193,6 +195,24 @@ def test_levels_of_organs_need_the_whole_volume() -> None:
     assert not list(asked(items[:5] + items[6:], "level_of_class", seeds=1))
     windows = [replace(i, image=f"{i.image}&window=0,0,64,48") for i in items]
     assert not list(asked(windows, "level_of_class", seeds=1))
+
+
+def test_slices_that_were_left_out_are_known_by_their_masks(tmp_path: Path) -> None:
+    """Empty slices are mostly left out of training; what they don't hold is known all the same."""
+    volume = make_volume(5, size=SIZE)
+    write_nifti(volume, tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    pairs = tuple((value, value) for value in range(len(NAMES)))
+    items = [
+        replace(i, semantic=MaskFile(str(tmp_path / i.image.replace("a.nii", "b.nii")), pairs))
+        for i in slices(volume)
+    ]
+    np.testing.assert_array_equal(items[7].semantic(), slices(volume)[7].semantic())  # type: ignore[misc]
+    few = items[4:14:3]
+    whole = list(asked(items, "level_of_class", "volume_ml", seeds=1))
+    assert list(asked(few, "level_of_class", "volume_ml", seeds=1)) == [one for one in whole if one[0] in few]
+    before, after = VolumeIndex(few).beside(few[0], 5)
+    assert [slice_of(one) for one in (*before, *after)] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert before[0].image == "a.nii.gz#slice=0&plane=axial"
 
 
 # --- sizes

@@ -91,18 +91,18 @@ def level_of_class(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask whether a slice lies before, after or in what is labelled elsewhere in its volume; each is as likely."""
     beyond = BEYOND.get(_plane(facts.item))
     volume = None if facts.volumes is None else facts.volumes.whole_volume(facts.item)
-    if beyond is None or volume is None or facts.volumes is None:
+    if beyond is None or volume is None:
         return None
-    place = facts.volumes.place(facts.item)
+    place = slice_number(facts.item) or 0
     before, after = (word.removesuffix(" of") for word in beyond)
     found: dict[str, list[str]] = {}
     for name in _asked_classes(facts):
         value = facts.classes.semantic_classes.index(name)
-        if (span := volume.slices_with(value)) is None:
+        if (span := volume.span(value)) is None:
             continue
         if place < span[0] or place > span[1]:
             found.setdefault(before if place < span[0] else after, []).append(name)
-        elif volume.counts_NC[place, value] >= _FEWEST_PIXELS**2:
+        elif volume.counts_N256[place, value] >= _FEWEST_PIXELS**2:
             found.setdefault("through", []).append(name)
     if not found:
         return None
@@ -201,7 +201,7 @@ def volume_ml(facts: Facts, rng: np.random.Generator) -> Question | None:
         return None
     held = sum(count for count in counts if count is not None)
     volume = None if facts.volumes is None else facts.volumes.whole_volume(item)
-    whole = volume is not None and int(volume.counts_NC[:, value].sum()) == held
+    whole = volume is not None and int(volume.counts_N256[:, value].sum()) == held
     if whole:
         question = worded(rng, phrases.WHOLE_VOLUME, one=_named(facts, name))
     else:
