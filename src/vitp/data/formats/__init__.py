@@ -48,6 +48,7 @@ from vitp.data.formats.geo import read_geo
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
+from vitp.data.formats.privacy import with_privacy_findings
 from vitp.data.formats.studies import join_studies
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
@@ -130,6 +131,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
     labelled = join_dates(with_metadata(reader(root, common, **options), root), common.dates)
     labelled = declare_findings(join_studies(labelled, common.studies), common.abnormal)
+    labelled = with_privacy_findings(labelled, root)
     return declare_channels(labelled, root, seen)
 
 
