@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -56,12 +57,14 @@ class MapOptions:
         probabilities: Whether class probabilities are written.
         pictures: Whether large inputs get a picture, too.
         resolution: Metres of a pixel that the model sees; None: the raster's own.
+        format: Of volumes: label maps are NIfTI; `dicom-seg` writes a DICOM-SEG beside it.
     """
 
     vector: VectorKind = "gpkg"
     probabilities: bool = False
     pictures: bool = False
     resolution: float | None = None
+    format: Literal["nifti", "dicom-seg"] = "nifti"
 
 
 class RasterWork:
