@@ -15,6 +15,7 @@ from PIL import Image
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.walk import list_images
 from vitp.data.seen import check_missing_bands, lone_image, stretch_note
+from vitp.inference.slides import SeenMpp, seen_slide
 from vitp.inference.volume_inputs import (
     is_whole_volume,
     looked_at_volume,
@@ -27,6 +28,8 @@ from vitp.io.ground import may_be_placed, need_geo, reproject
 from vitp.io.images import MissingBands, image_size, is_scene, load_image
 from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
 from vitp.io.parts import split_address
+from vitp.io.slides import is_zarr_image, slide_kind
+from vitp.io.tissue import Tissue
 from vitp.records.channels import Channels
 from vitp.tasks.ground import RasterGround
 
@@ -64,6 +67,7 @@ class InputFile:
         reason: Why it can't be used; None: it can.
         notes: What is to be said of it.
         placed: Whether a raster says where it lies.
+        slide: Whether it is a slide.
         volume: Whether it is read slice by slice and put back into a volume.
     """
 
@@ -73,6 +77,7 @@ class InputFile:
     reason: str | None
     notes: tuple[str, ...] = ()
     placed: bool = False
+    slide: bool = False
     volume: bool = False
 
     @property
@@ -100,7 +105,7 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
         base = Path(split_address(path)[0])
         if not base.exists():
             raise DataError("doesn't exist", where=str(path), fix="check the path")
-        if not base.is_dir() or (bands and is_band_folder(base)):
+        if not base.is_dir() or is_zarr_image(base) or (bands and is_band_folder(base)):
             files.append(str(path))
             continue
         inside = sorted({*map(str, list_images(base)), *volumes_in(base)})
@@ -168,15 +173,18 @@ def sources_of(
     task: str,
     channels: Channels | None,
     missing_bands: MissingBands = "error",
+    mpp: SeenMpp | None = None,
     plane: str | None = None,
 ) -> list[InputFile]:
     """Return all inputs, each looked at: pictures are decoded, of rasters the head and a few parts, of volumes slices.
 
     Args:
-        images, later: As given.
+        images: Files and folders.
+        later: Those of the later date.
         task: Of the model.
         channels: What the model sees; None: pictures.
-        missing_bands: What becomes of images that lack bands.
+        missing_bands: What becomes of files that lack bands.
+        mpp: At how many micrometres a pixel slides are seen that don't say it in their address; None: at their own.
         plane: Of the slices that the model was trained on.
 
     Raises:
@@ -193,12 +201,17 @@ def sources_of(
         pairs = list(zip(files, second, strict=True))
 
     def look(name: str, dates: tuple[str, ...]) -> InputFile:
-        raster = placed = volume = False
+        raster = placed = slide = volume = False
         reason: str | None = None
         notes: tuple[str, ...] = ()
+        said: tuple[str, ...] = ()
         try:
             volume = is_whole_volume(dates[0], task)
             raster = not volume and is_map(dates[0], channels)
+            slide = slide_kind(dates[0]) is not None
+            if slide:
+                address, line = seen_slide(dates[0], mpp)
+                dates, said = (address, *dates[1:]), (line,)
             if volume:
                 notes = _looked_at_volume(dates[0], channels, missing_bands, plane)
             elif raster:
@@ -208,7 +221,7 @@ def sources_of(
                 notes = tuple(filter(None, map(stretch_note, dates)))
         except DataError as error:
             reason = f"{error.where}: {error.what}" if len(dates) > 1 else error.what
-        return InputFile(name, dates, raster, reason, notes, placed, volume)
+        return InputFile(name, dates, raster, reason, (*said, *notes), placed, slide, volume)
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(look, unique_names(files), pairs))
@@ -220,10 +233,11 @@ def open_ground(
     channels: Channels | None,
     bands: tuple[str | None, ...] | None = None,
     missing_bands: MissingBands = "error",
+    tissue: Tissue | None = None,
 ) -> Iterator[RasterGround]:
     """Yield an open raster as a model sees it; see `RasterGround`."""
     with open_pixels(address) as pixels:
-        yield RasterGround(pixels, channels, bands, missing_bands)
+        yield RasterGround(pixels, channels, bands, missing_bands, tissue)
 
 
 def is_map(address: str, channels: Channels | None) -> bool:

@@ -3,8 +3,8 @@
 What is finished lies in a folder of its own, so that a killed prediction goes on there and several processes share
 one raster; every unit of windows gives the same bits whoever computes it and when.
 
-    FOLDER/classes.raw          (H, W) uint8 class of each pixel, 255 where nothing is known        (class maps)
-    FOLDER/shares.raw           (H, K, W) uint8 probabilities, 250 for 1, 255 where nothing is known
+    FOLDER/classes.raw          (H, W) uint8, 255 − the class of each pixel; 0 where nothing is known   (class maps)
+    FOLDER/shares.raw           (H, K, W) uint8, 255 − probabilities (250 for 1); 0 where nothing is known
     FOLDER/done-RANK.txt        units that are written, a line each
     FOLDER/objects-NUMBER.npz   what the windows of a unit show, not merged                         (objects)
 
@@ -218,7 +218,7 @@ class RasterPrediction:
         width = self.size[1]
         with (self.folder / "classes.raw").open("rb") as file:
             rows = np.fromfile(file, np.uint8, (bottom - top) * width, offset=top * width)
-        return rows.reshape(-1, width)
+        return np.bitwise_not(rows, out=rows).reshape(-1, width)
 
     def share_rows(self, top: int, bottom: int) -> np.ndarray:
         """Return (K, R, W) uint8 rows of the finished probabilities, `SHARE_SCALE` for 1."""
@@ -226,7 +226,7 @@ class RasterPrediction:
         with (self.folder / "shares.raw").open("rb") as file:
             count = (bottom - top) * classes * width
             rows = np.fromfile(file, np.uint8, count, offset=top * classes * width)
-        return rows.reshape(-1, classes, width).transpose(1, 0, 2)
+        return np.bitwise_not(rows, out=rows).reshape(-1, classes, width).transpose(1, 0, 2)
 
     def objects(self) -> Iterator[ViewObjects]:
         """Yield the merged objects that are sure enough, from top to bottom, as soon as nothing below reaches them."""
@@ -251,7 +251,10 @@ def share(wanted: Sequence[Piece]) -> Sequence[Piece]:
 
 
 class _RawMap:
-    """The files of a class map that are written at any place, by several processes."""
+    """The files of a class map that are written at any place, by several processes.
+
+    Bytes are stored as 255 minus what they are: where nothing is known is 0 then, which takes no room on disk.
+    """
 
     def __init__(self, folder: Path, size: tuple[int, int], classes: int) -> None:
         self._size, self._classes = size, classes
@@ -268,14 +271,18 @@ class _RawMap:
                 os.close(file)
 
     def write(self, strip: Strip) -> None:
-        """Write the rows of a strip."""
-        x1, y1, x2, _ = strip.window
+        """Write the rows of a strip, from the first column in which something is known to the last."""
+        x1, y1 = strip.window[:2]
         width = self._size[1]
         classes_RW = strip.classes_RW.numpy()
-        _write_rows(self._file, classes_RW, (y1 * width + x1), width)
+        known = np.flatnonzero((classes_RW != IGNORE).any(0))
+        if not len(known):
+            return
+        left, right = int(known[0]), int(known[-1]) + 1
+        _write_rows(self._file, ~classes_RW[:, left:right], y1 * width + x1 + left, width)
         if self._shares is not None:
-            shares_RKW = _share_bytes(strip, self._classes).reshape(-1, x2 - x1)
-            _write_rows(self._shares, shares_RKW, y1 * self._classes * width + x1, width)
+            shares_RKW = _share_bytes(strip, self._classes)[..., left:right].reshape(-1, right - left)
+            _write_rows(self._shares, ~shares_RKW, y1 * self._classes * width + x1 + left, width)
         for file in (self._file, self._shares):
             if file is not None:
                 os.fsync(file)

@@ -5,6 +5,8 @@ OUT/label/NAME.tif           1 where something changed, 0 where not             
 OUT/probabilities/NAME.tif   a band for each class; on request                  (segmentation, change)
 OUT/vectors/NAME.gpkg        polygons with class, score and area                (all but classification)
 OUT/pictures/NAME.png        drawn over the raster; large ones on request
+OUT/vectors/NAME.geojson     of a slide: what QuPath imports, in pixels of its finest level
+OUT/areas.csv                of slides: mm² and objects of each class
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, 
 from vitp.inference.maps import seen_settings
 from vitp.inference.outputs import Named, surest, write_image, write_summary
 from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
+from vitp.inference.slides import AREAS_FILE, SeenMpp, write_areas
 from vitp.inference.unfinished import differing, unfinished
-from vitp.inference.volume_files import write_volumes_csv
-from vitp.inference.volume_work import VolumeWork, table_of
+from vitp.inference.volume_work import VolumeWork, write_tables
 from vitp.inference.volumes import trained_plane
 from vitp.io.images import image_size, load_image, load_planes
+from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.io.volumes import is_volume, open_volume
 from vitp.metrics.results import Prediction
@@ -47,6 +50,8 @@ PREDICTIONS_FILE = "vitp_predictions.json"
 """Which file names stand for which image, and what was left out; tells that a folder is ours to replace."""
 
 _FORMAT = "vitp-predictions-1"
+_LATER = {"mpp": None, "tissue": True, "format": "nifti"}
+"""Options of later versions, and what they are where nobody says otherwise."""
 
 Looked = TypeVar("Looked")
 
@@ -202,8 +207,9 @@ def _looked_at(
     settings: TestSettings,
 ) -> tuple[list[InputFile], str]:
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    channels, plane = model.backbone.in_channels, trained_plane(model)
-    sources = sources_of(images, later, model.name, channels, settings.missing_bands, plane)
+    mpp, plane = _seen_mpp(model, options), trained_plane(model)
+    channels = model.backbone.in_channels
+    sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
     if options.format == "dicom-seg":
         sources = [_with_dicom(source) for source in sources]
     if options.resolution is not None:
@@ -232,6 +238,13 @@ def _with_dicom(source: InputFile) -> InputFile:
     return source
 
 
+def _seen_mpp(model: TaskModel, options: MapOptions) -> SeenMpp | None:
+    if options.mpp is not None:
+        return SeenMpp(options.mpp, "as was asked for")
+    trained = model.description.get("mpp")
+    return None if trained is None else SeenMpp(float(trained), "as in training")
+
+
 def _plan(
     sources: Sequence[InputFile], settings: TestSettings, options: MapOptions, digest: str
 ) -> dict[str, Any]:
@@ -241,8 +254,8 @@ def _plan(
         # Of scores alone: nothing of it is in what is written.
         "settings": settings.model_dump(mode="json", exclude={"tolerance"})
         | {"surface": bool(settings.surface)},
-        # What is of volumes alone is left out where it is as ever: earlier plans don't know it.
-        "options": {k: v for k, v in asdict(options).items() if (k, v) != ("format", "nifti")},
+        # What earlier plans don't know is left out where it is as it was then.
+        "options": {k: v for k, v in asdict(options).items() if k not in _LATER or v != _LATER[k]},
         "inputs": [
             [source.name, [_state_of(date) for date in source.dates], source.reason] for source in sources
         ],
@@ -267,7 +280,7 @@ def _state_of(address: str) -> list[Any]:
             return [address]
         return [address, len(states), sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)]
     try:
-        state = Path(address).stat()
+        state = Path(base_address(address)).stat()
     except OSError:
         return [address]
     return [address, state.st_size, state.st_mtime_ns]
@@ -400,17 +413,14 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
         return
     out, model = job.folder / "out", job.model
     pictures: Sequence[Named] = _Parts(job.folder, [source for source in done if job.is_picture(source)])
-    tables = {source.name: table_of(job.folder / "parts" / source.name) for source in done if source.volume}
-    if tables and model.name == "classification":
-        found = {source.name: source for source in done}
-        wholes = [
-            Named(name, found[name].image, (0, 0), Prediction(probabilities_C=torch.tensor(probability_K)))
-            for name, probability_K in tables.items()
-        ]
-        pictures = [*pictures, *wholes]
-    elif tables and model.name == "segmentation":
-        write_volumes_csv(out / "volumes.csv", tables)
-    if pictures or (tables and model.name == "segmentation"):
+    areas = [
+        (source.image, job.folder / "parts" / source.name / AREAS_FILE) for source in done if source.slide
+    ]
+    if areas := [(image, part) for image, part in areas if part.is_file()]:
+        write_areas(out / "areas.csv", areas)
+    volumes = {source.name: source.image for source in done if source.volume}
+    pictures = [*pictures, *write_tables(out, model, volumes, job.folder / "parts")] if volumes else pictures
+    if pictures or (volumes and model.name == "segmentation"):
         write_summary(out, model.name, pictures, model.classes)
     description = {
         "format": _FORMAT,

@@ -5,7 +5,7 @@ Shapes: H × W pixels of a slice, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vitp.core.reading import parse_json, read_text
 from vitp.inference.dicom_seg import write_dicom_seg
 from vitp.inference.inputs import InputFile
 from vitp.inference.maps import SHARE_SCALE, seen_settings
-from vitp.inference.outputs import write_picture
+from vitp.inference.outputs import Named, write_picture
 from vitp.inference.raster_files import PICTURE_PIXELS, MapOptions, ground_picture
 from vitp.inference.volume_files import (
     aggregate_words,
@@ -30,6 +30,7 @@ from vitp.inference.volume_files import (
     write_nifti_shares,
     write_objects,
     write_slices_csv,
+    write_volumes_csv,
 )
 from vitp.inference.volumes import VolumePrediction, plane_seen, trained_plane
 from vitp.io.volumes import open_volume
@@ -169,9 +170,24 @@ class VolumeWork:
         write_picture(self.out / "pictures" / f"{self.source.name}.png", image, found, self.model.classes)
 
 
-def table_of(part: Path) -> Any:
-    """Return what the tables about all volumes say of a finished one."""
-    return parse_json(read_text(part / _TABLE))
+def write_tables(out: Path, model: TaskModel, volumes: Mapping[str, str], parts: Path) -> list[Named]:
+    """Write the table about all finished volumes, and return those that have classes as a whole.
+
+    Args:
+        out: Folder of the output.
+        model: Their model.
+        volumes: Name → address.
+        parts: Folder in which each has its own.
+    """
+    tables = {name: parse_json(read_text(parts / name / _TABLE)) for name in volumes}
+    if model.name == "segmentation":
+        write_volumes_csv(out / "volumes.csv", tables)
+    if model.name != "classification":
+        return []
+    return [
+        Named(name, volumes[name], (0, 0), Prediction(probabilities_C=torch.tensor(probability_K)))
+        for name, probability_K in tables.items()
+    ]
 
 
 def _fullest(prediction: VolumePrediction) -> int:

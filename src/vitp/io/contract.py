@@ -284,6 +284,11 @@ class Pixels(ABC):
         return wanted, numbers, max(fitting, default=1)
 
     @property
+    def all_valid(self) -> bool:
+        """Whether it is known beforehand that every pixel holds something."""
+        return self._all_valid
+
+    @property
     def _all_valid(self) -> bool:
         """Whether nothing can mark pixels that hold nothing."""
         return False

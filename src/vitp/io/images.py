@@ -21,6 +21,7 @@ from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_p
 from vitp.io.parts import FilePart, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
 from vitp.io.rasters import raster_driver
+from vitp.io.slides import SLIDE_SUFFIXES, slide_kind
 from vitp.io.storage import SCENE_PREFIX
 from vitp.records.channels import Channels
 from vitp.scenes import load_scene, parse_scene_address
@@ -30,6 +31,7 @@ MissingBands = Literal["error", "zero"]
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm", ".jp2", ".vrt"}
+    | SLIDE_SUFFIXES
 )
 
 
@@ -94,7 +96,8 @@ def _raster_rgb(
     enough: Callable[[int, int], tuple[int, int]] | None,
     stretch: bool,
 ) -> Image.Image:
-    tiff = not (part.bands or part.layer) and raster_driver(split_address(address)[0]) == "GTiff"
+    tiff = not (part.bands or part.layer or slide_kind(address))
+    tiff = tiff and raster_driver(split_address(address)[0]) == "GTiff"
     try:
         with open_pixels(address) as pixels:
             if not (pixels.is_picture or stretch):

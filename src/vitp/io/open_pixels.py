@@ -6,6 +6,7 @@
 | GeoTIFF, COG, JPEG 2000, VRT, ENVI, HDF, netCDF | `vitp.io.rasters` (extra `geo`) |
 | a folder with one file a band | `vitp.io.band_folders` (extra `geo`) |
 | a slice of a volume, a DICOM image | `vitp.io.volumes` (extra `medical`) |
+| whole slides, OME-TIFF, OME-Zarr | `vitp.io.slides` (extra `medical`) |
 
 An address may end with `#window=x1,y1,x2,y2` and more: then only this part is the image; see `vitp.io.parts`.
 """
@@ -22,6 +23,7 @@ from vitp.io.image_kinds import has_rasterio, jpeg2000_depth, page_alone
 from vitp.io.image_pixels import PicturePixels
 from vitp.io.parts import Window, split_address
 from vitp.io.rasters import RasterPixels, raster_driver
+from vitp.io.slides import SlidePixels, slide_kind
 from vitp.io.storage import is_member, is_remote
 from vitp.io.tiff import is_sparse
 from vitp.io.tiff_image import COMPRESSIONS, layout_of
@@ -49,6 +51,12 @@ def open_pixels(address: str | Path) -> Pixels:
     if is_volume(base):
         slice_ = open_volume(address).slice(part.slice, part.plane, part.around)
         return PartPixels(slice_, part, where)
+    kind = slide_kind(address)
+    if kind is not None:
+        return PartPixels(SlidePixels(base, kind, part, where), part, where)
+    if part.mpp is not None:
+        what = "isn't a slide, and only slides are read at so many micrometres a pixel"
+        raise DataError(what, where=where, fix="leave mpp out of the address")
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return PartPixels(FolderPixels(Path(base), where), part, where)
     driver = raster_driver(base)
@@ -76,7 +84,7 @@ def is_picture_file(address: str | Path) -> bool:
     True, too, for what nothing reads: then its words tell why.
     """
     base, part = split_address(address)
-    if part.bands or part.layer or is_volume(base):
+    if part.bands or part.layer or part.mpp is not None or is_volume(base) or slide_kind(address) is not None:
         return False
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return False

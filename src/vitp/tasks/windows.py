@@ -358,6 +358,8 @@ def class_strips(
 def seen_views(dates: Sequence[Ground], views: Sequence[View]) -> list[View]:
     """Return the views of places that hold something at every date."""
     corners_V4 = np.array([view.window for view in views])
+    if len(dates) == 1 and (held_V := dates[0].holds(corners_V4)) is not None:
+        return [view for view, held in zip(views, held_V, strict=True) if held]
     left, top = (int(value) for value in corners_V4[:, :2].min(0))
     right, bottom = (int(value) for value in corners_V4[:, 2:].max(0))
     valid_hw = valid_at(dates, (left, top, right, bottom))
