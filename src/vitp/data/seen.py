@@ -154,6 +154,8 @@ def stretch_note(address: str | Path) -> str:
     with open_pixels(str(address)) as pixels:
         if pixels.is_picture:
             return ""
+        if pixels.says_shown:
+            return f"{address}: it is shown by the window, or the lookup table, of its own header"
     text = "its values are stretched between its own 2nd and 98th percentile; the same value may be another grey in"
     return f"{address}: {text} the next file"
 

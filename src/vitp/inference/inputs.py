@@ -310,8 +310,8 @@ def clipped_note(channels: Channels | None, looks: Iterable[tuple[np.ndarray, np
     pixels = clipped = 0
     low, high = math.inf, -math.inf
     for values_CHW, valid_CHW in looks:
-        if channels is None:
-            continue
+        if channels is None or any(channel.by_file for channel in channels.channels):
+            continue  # a range that each file brings fits it
         valid_CHW = valid_CHW & np.isfinite(values_CHW)
         ends_CHW = np.isin(channels.scale(values_CHW), (0, 255))
         if values_CHW.dtype == np.uint8:  # as they stand: black and white are what they are

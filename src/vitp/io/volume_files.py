@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need_medical
 from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band
 from vitp.io.volume import Volume
 from vitp.io.volume_grid import Affine, VolumeGrid
-from vitp.io.volume_kinds import need
 
 _COPY_AGAIN = "copy it again from its source or remove it"
 MOST_IN_GZIP = 1032
@@ -54,8 +54,8 @@ def quiet(where: str, what: str = "can't be read: it is damaged, or cut off") ->
 
 def affine_of(matrix_44: np.ndarray) -> Affine:
     """Return a matrix as tuples."""
-    rows = tuple(tuple(float(value) for value in row) for row in matrix_44)
-    return rows  # type: ignore[return-value]
+    a, b, c, d = ((float(row[0]), float(row[1]), float(row[2]), float(row[3])) for row in matrix_44)
+    return a, b, c, d
 
 
 def is_usable(matrix_44: np.ndarray) -> bool:
@@ -100,7 +100,7 @@ class NibabelVolume(Volume):
         if stored.dtype.names:
             stored = np.stack([stored[name] for name in stored.dtype.names[:3]], axis=-1)
         sizes = [size for place, size in enumerate(self.grid.shape) if place != axis]
-        return stored.reshape(*sizes, len(self.bands))
+        return np.asarray(stored.reshape(*sizes, len(self.bands)))
 
     def _needs_all(self, axis: int) -> bool:
         """Return whether one layer takes as long as all do: layers of a compressed file that aren't in one piece."""
@@ -111,13 +111,13 @@ class NibabelVolume(Volume):
 
     def _after_fork(self) -> None:
         with quiet(self.where):
-            self._image = need("nibabel", self.where).load(self.where)
+            self._image = need_medical("nibabel", self.where).load(self.where)
             self._proxy = _unscaled(self._image)
 
 
 def _unscaled(image: Any) -> Any:
     """Return what gives the stored values of an image by parts; of kinds that scale each layer, the scaled ones."""
-    proxy_class = need("nibabel", "volume").arrayproxy.ArrayProxy
+    proxy_class = need_medical("nibabel", "volume").arrayproxy.ArrayProxy
     proxy = image.dataobj
     if type(proxy) is not proxy_class:
         return proxy
@@ -132,7 +132,7 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
         DataError: As `vitp.io.volumes.open_volume`.
     """
     _no_series(series, base)
-    nibabel = need("nibabel", base)
+    nibabel = need_medical("nibabel", base)
     with quiet(base, "can't be read: it is damaged, or a kind that nibabel doesn't read"):
         image = nibabel.load(base)
         if not isinstance(image, nibabel.spatialimages.SpatialImage) or isinstance(
@@ -222,8 +222,8 @@ def _scale_of(image: Any) -> tuple[float, float]:
 
 def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeGrid, list[str], list[str]]:
     """Return grid, notes and findings of a file that nibabel reads."""
-    nibabel = need("nibabel", where)
-    sizes = (*shape[:3], 1)[:3] if len(shape) > 2 else (*shape, 1)
+    nibabel = need_medical("nibabel", where)
+    sizes = (shape[0], shape[1], shape[2] if len(shape) > 2 else 1)
     notes: list[str] = []
     findings: list[str] = []
     factor = 1.0
@@ -231,9 +231,9 @@ def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeG
     if isinstance(image, nibabel.Nifti1Pair):
         factor = _unit(image, findings)
         matrix = _nifti_affine(image, where, findings)
-    elif isinstance(image, nibabel.MGHImage) and not int(image.header["goodRASFlag"]):
-        matrix = None
-    elif isinstance(image, nibabel.AnalyzeImage) and not Path(where).with_suffix(".mat").exists():
+    elif (isinstance(image, nibabel.MGHImage) and not int(image.header["goodRASFlag"])) or (
+        isinstance(image, nibabel.AnalyzeImage) and not Path(where).with_suffix(".mat").exists()
+    ):
         matrix = None
     else:
         matrix = np.asarray(image.affine, float)
@@ -317,11 +317,11 @@ class ItkVolume(Volume):
             if self._voxels is None:
                 whole = self._read([0] * len(self._size), list(self._size))
                 self._voxels = whole.reshape(*self.grid.shape, len(self.bands))
-            return self._voxels.take(index, axis)
+            return np.asarray(self._voxels.take(index, axis))
 
     def _read(self, start: list[int], length: list[int]) -> np.ndarray:
         """Return (I, J, K, …) of a part."""
-        itk = need("SimpleITK", self.where)
+        itk = need_medical("SimpleITK", self.where)
         reader = itk.ImageFileReader()
         reader.SetFileName(self.where)
         reader.SetExtractIndex(start)
@@ -329,7 +329,7 @@ class ItkVolume(Volume):
         image = reader.Execute()
         array = itk.GetArrayFromImage(image)
         axes = len(length)
-        return array.transpose(*reversed(range(axes)), *range(axes, array.ndim))
+        return np.asarray(array.transpose(*reversed(range(axes)), *range(axes, array.ndim)))
 
 
 def open_with_itk(base: str, series: str | None = None) -> Volume:
@@ -339,7 +339,7 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
         DataError: As `vitp.io.volumes.open_volume`.
     """
     _no_series(series, base)
-    itk = need("SimpleITK", base)
+    itk = need_medical("SimpleITK", base)
     reader = itk.ImageFileReader()
     reader.SetFileName(base)
     with quiet(base, "can't be read: it is damaged, or a kind that SimpleITK doesn't read"):

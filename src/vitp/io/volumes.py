@@ -113,9 +113,9 @@ def _trim(volumes: OrderedDict[tuple[object, ...], Volume]) -> None:
 
 def _key(base: str, series: str | None) -> tuple[object, ...]:
     """Return what stays the same as long as a volume does."""
-    path = os.path.abspath(base)
+    path = Path(base).absolute()
     try:
-        stat = os.stat(path)
+        stat = path.stat()
     except (OSError, ValueError):
-        return path, series
-    return path, series, stat.st_size, stat.st_mtime_ns, stat.st_ino
+        return str(path), series
+    return str(path), series, stat.st_size, stat.st_mtime_ns, stat.st_ino
