@@ -41,12 +41,15 @@ from vitp.data.formats.dates import join_dates
 from vitp.data.formats.detect import detect, detect_format
 from vitp.data.formats.disasters import read_xbd
 from vitp.data.formats.dota import read_dota
+from vitp.data.formats.findings import declare_findings
 from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
+from vitp.data.formats.privacy import with_privacy_findings
+from vitp.data.formats.studies import join_studies
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
 from vitp.data.formats.volumes import read_volumes
@@ -127,6 +130,8 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
         return declare_channels(reader(root, **options), root, seen)
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
     labelled = join_dates(with_metadata(reader(root, common, **options), root), common.dates)
+    labelled = declare_findings(join_studies(labelled, common.studies), common.abnormal)
+    labelled = with_privacy_findings(labelled, root)
     return declare_channels(labelled, root, seen)
 
 
