@@ -179,7 +179,7 @@ class RasterPrediction:
         distributed.barrier()
         with _RawMap(self.folder, self.size, len(model.classes) if self.shares else 0) as raw:
             for number, lane in enumerate(self.lanes):
-                own = [unit for each, unit in _share(wanted) if each == number]
+                own = [unit for each, unit in share(wanted) if each == number]
                 strips = class_strips(
                     model.probabilities,
                     self.dates,
@@ -206,7 +206,7 @@ class RasterPrediction:
         (lane,) = self.lanes
         wanted = [unit for unit in range(len(lane.units)) if not self._objects_file(unit).exists()]
         distributed.barrier()
-        for unit in _share(wanted):
+        for unit in share(wanted):
             found = unit_objects(self.model, self.dates[0], lane.units[unit], self.settings.batch_size)
             _save_objects(self._objects_file(unit), found)
 
@@ -244,7 +244,7 @@ class RasterPrediction:
                 yield done
 
 
-def _share(wanted: Sequence[Piece]) -> Sequence[Piece]:
+def share(wanted: Sequence[Piece]) -> Sequence[Piece]:
     """Return this process's part of what is to be done: a piece without gaps, so that neighbours meet seldom."""
     rank, world = distributed.rank(), distributed.world_size()
     return wanted[rank * len(wanted) // world : (rank + 1) * len(wanted) // world]

@@ -225,7 +225,9 @@ def _plan(
     return {
         "vitp version": __version__,
         "model": digest,
-        "settings": settings.model_dump(mode="json"),
+        # Of scores alone: nothing of it is in what is written.
+        "settings": settings.model_dump(mode="json", exclude={"tolerance"})
+        | {"surface": bool(settings.surface)},
         "options": asdict(options),
         "inputs": [
             [source.name, [_state_of(date) for date in source.dates], source.reason] for source in sources

@@ -241,7 +241,7 @@ class Pixels(ABC):
             first, last = top + row * rest, min(top + (row + rows) * rest, bottom)
             values, valid = self._stored((left, first, right, last), numbers, have)
             count = -(-(last - first) // rest)
-            values_CHW[:, row : row + count], valid_CHW[:, row : row + count] = _averaged(values, valid, rest)
+            values_CHW[:, row : row + count], valid_CHW[:, row : row + count] = averaged(values, valid, rest)
         return values_CHW, valid_CHW
 
     def read_quantity(
@@ -313,7 +313,7 @@ def _shape(window: Window, factor: int) -> tuple[int, int]:
     return -(-(y2 - y1) // factor), -(-(x2 - x1) // factor)
 
 
-def _averaged(values_CHW: np.ndarray, valid_CHW: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+def averaged(values_CHW: np.ndarray, valid_CHW: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the means of the valid values of squares, and which squares have any; of the others the first value."""
     if factor == 1:
         return values_CHW, valid_CHW

@@ -5,6 +5,7 @@
 | pictures (PNG, JPEG, WebP, …) | `vitp.io.image_file` |
 | GeoTIFF, COG, JPEG 2000, VRT, ENVI, HDF, netCDF | `vitp.io.rasters` (extra `geo`) |
 | a folder with one file a band | `vitp.io.band_folders` (extra `geo`) |
+| a slice of a volume, a DICOM image | `vitp.io.volumes` (extra `medical`) |
 | whole slides, OME-TIFF, OME-Zarr | `vitp.io.slides` (extra `medical`) |
 
 An address may end with `#window=x1,y1,x2,y2` and more: then only this part is the image; see `vitp.io.parts`.
@@ -27,6 +28,7 @@ from vitp.io.storage import is_member, is_remote
 from vitp.io.tiff import is_sparse
 from vitp.io.tiff_image import COMPRESSIONS, layout_of
 from vitp.io.tiff_tags import Page, TiffError, read_pages
+from vitp.io.volumes import is_volume, open_volume
 
 __all__ = ["Band", "Geometry", "Pixels", "Window", "open_pixels"]
 
@@ -42,10 +44,13 @@ def open_pixels(address: str | Path) -> Pixels:
         address: As `vitp.io.storage` and `vitp.io.parts` have them.
 
     Raises:
-        DataError: It is missing, holds no image or several, needs the extra `geo`, or is damaged.
+        DataError: It is missing, holds no image or several, needs the extra `geo` or `medical`, or is damaged.
     """
     base, part = split_address(address)
     where = str(address)
+    if is_volume(base):
+        slice_ = open_volume(address).slice(part.slice, part.plane, part.around)
+        return PartPixels(slice_, part, where)
     kind = slide_kind(address)
     if kind is not None:
         return PartPixels(SlidePixels(base, kind, part, where), part, where)
@@ -79,7 +84,7 @@ def is_picture_file(address: str | Path) -> bool:
     True, too, for what nothing reads: then its words tell why.
     """
     base, part = split_address(address)
-    if part.bands or part.layer or part.mpp is not None or slide_kind(address) is not None:
+    if part.bands or part.layer or part.mpp is not None or is_volume(base) or slide_kind(address) is not None:
         return False
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return False

@@ -138,8 +138,11 @@ class TestSettings(SettingsModel):
     """Windows or images that are computed at once."""
     score_threshold: float = Field(0.3, ge=0, le=1)
     """Objects with a lower score are not drawn or written; scores are computed with all."""
-    surface: bool = False
-    """Also compute the 95th percentile of surface distances (HD95) in segmentation."""
+    surface: bool | None = None
+    """Distances of surfaces in segmentation: surface Dice and their 95th percentile (HD95), in mm where images have a
+    spacing, else in pixels. None: in mm where they have one; false: never, and no scores by case either."""
+    tolerance: float = Field(2.0, ge=0, le=1000)
+    """Millimetres that a surface may be off and still be right, in surface Dice."""
     missing_bands: Literal["error", "zero"] = "error"
     """What becomes of images that lack bands of the model: an error, or 0 in the place of these bands, for models
     that were trained with band dropout."""

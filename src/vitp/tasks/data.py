@@ -222,7 +222,7 @@ class LabelReader:
             assert item.scene is not None
             return replace(sample, classes_K=self._present((item.scene,), item))
         if self.kind == "presence" and item.objects is None:
-            return replace(sample, classes_K=self._present(item.tags or (), item))
+            return replace(sample, classes_K=self._present(item.tags or (), item, item.unknown))
         objects = tuple(self._checked(item, label) for label in item.objects or ())
         return replace(sample, objects=objects, ignored=item.ignored)
 
@@ -252,8 +252,9 @@ class LabelReader:
             )
         return self.classes.index(name)
 
-    def _present(self, names: Sequence[str], item: LabelledImage) -> Tensor:
+    def _present(self, names: Sequence[str], item: LabelledImage, unknown: Sequence[str] = ()) -> Tensor:
         present_K = torch.zeros(len(self.classes))
+        present_K[[self._number(name, item) for name in unknown]] = float(UNLABELLED)
         present_K[[self._number(name, item) for name in names]] = 1.0
         return present_K
 

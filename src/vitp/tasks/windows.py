@@ -352,7 +352,7 @@ def class_strips(
         _add_unit(sums, probabilities, dates, units[number], batch_size)
         strip, last = sums.finish(units[number].bottom), number
         if strip is not None:
-            yield number, _without_nodata(strip, dates)
+            yield number, without_nodata(strip, dates)
 
 
 def seen_views(dates: Sequence[Ground], views: Sequence[View]) -> list[View]:
@@ -378,7 +378,8 @@ def valid_at(dates: Sequence[Ground], window: Window) -> np.ndarray | None:
     return np.logical_and.reduce(found) if found else None
 
 
-def _without_nodata(strip: Strip, dates: Sequence[Ground]) -> Strip:
+def without_nodata(strip: Strip, dates: Sequence[Ground]) -> Strip:
+    """Return a strip with nothing known where the image holds nothing."""
     valid_hw = valid_at(dates, strip.window)
     if valid_hw is None:
         return strip

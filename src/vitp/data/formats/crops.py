@@ -277,6 +277,7 @@ def _crop_item(item: LabelledImage, window: MaskWindow, min_visible: float, *, w
         semantic=windowed(item.semantic, window) if item.semantic is not None else None,
         change=windowed(item.change, window) if item.change is not None else None,
         tags=item.tags if whole else None,
+        unknown=item.unknown if whole else (),
         transition=windowed(item.transition, window) if item.transition is not None else None,
     )
 

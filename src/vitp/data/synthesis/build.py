@@ -82,7 +82,7 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "tags": QuestionTask(
         image_tasks.tags,
         list_f1,
-        needs=lambda item: item.tags is not None,
+        needs=lambda item: item.tags is not None and not item.unknown,
         given=lambda item: (", ".join(item.tags or ()),),
     ),
     "presence": QuestionTask(image_tasks.presence, same_yes_no, balanced=True),

@@ -145,7 +145,10 @@ def class_states(
                 states[name] = False
     if item.ignored:
         states = {name: state or None for name, state in states.items()}
-    return states if item.tags is None else {**states, **{n: n in item.tags for n in classes.scene_classes}}
+    if item.tags is None:
+        return states
+    told = {n: None if n in item.unknown else n in item.tags for n in classes.scene_classes}
+    return {**states, **told}
 
 
 def countable(item: LabelledImage) -> list[str]:
