@@ -189,15 +189,16 @@ def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:
     they are removed.
     """
     crop, overlap, min_visible = (job.settings[key] for key in ("crop", "overlap", "min_visible"))
+    tissue = job.settings.get("tissue", True)
     if crops_in_place(whole):
-        cropped = cut(whole, crop, overlap, job.out, min_visible)
+        cropped = cut(whole, crop, overlap, job.out, min_visible, tissue=tissue)
         if whole.drawn is not None and job.base is not None:
             cropped = declare_again(cropped, job.base, job.settings)
         return _write(job, limit_empty(cropped, job.settings["empty"], job.seed), whole=whole)
     folder = _crop_folder(job.out, job.base or job.out, crop, overlap)
     try:
         labelled = limit_empty(
-            cut(whole, crop, overlap, folder, min_visible), job.settings["empty"], job.seed
+            cut(whole, crop, overlap, folder, min_visible, tissue=tissue), job.settings["empty"], job.seed
         )
         _remove_strangers(folder, labelled)
         return _write(job, labelled, folder, whole)
