@@ -357,7 +357,7 @@ def test_spacing_and_acquisition_are_codes_alone(tmp_path):
     assert (taken.modality, taken.body_part, taken.view, taken.laterality, taken.burnt_in) == (
         "DX", "chest", "PA", "left", True,
     )  # fmt: skip
-    secret = {name: "Doe^Jane" for name in ("BodyPartExamined", "ViewPosition", "Modality", "RescaleType")}
+    secret = dict.fromkeys(("BodyPartExamined", "ViewPosition", "Modality", "RescaleType"), "Doe^Jane")
     path = save_dicom(
         dicom_image(IMAGE, PatientName="Doe^Jane", ContrastBolusAgent="Doe", **secret), tmp_path / "b"
     )
