@@ -23,6 +23,8 @@ from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
 from vitp.io.rasters import raster_driver
 from vitp.io.slides import SLIDE_SUFFIXES, slide_kind
 from vitp.io.storage import SCENE_PREFIX
+from vitp.io.volume_labels import label_values
+from vitp.io.volumes import is_volume
 from vitp.records.channels import UNMOVED, Channels, Moved
 from vitp.scenes import load_scene, parse_scene_address
 
@@ -274,7 +276,9 @@ def load_label_pixels(path: str | Path) -> np.ndarray:
         with open_image(path) as file:
             return file.label_values()
     with open_pixels(path) as pixels:
-        values_CHW = pixels.read()
+        values_CHW = pixels.read_quantity()[0]
+    if is_volume(path):
+        values_CHW = label_values(values_CHW, str(path))
     if len(values_CHW) not in (1, 3) or (len(values_CHW) == 3 and values_CHW.dtype != np.uint8):
         what = f"holds {len(values_CHW)} bands of {values_CHW.dtype}, which are no labels"
         raise DataError(what, where=str(path), fix="choose the band of the labels (FILE#bands=1)")
