@@ -470,3 +470,76 @@ def test_contours_are_drawn_on_their_series(tmp_path: Path) -> None:
     expected[8:10, 7:9] = 0
     assert np.array_equal(by_id(found)["ct/0002"].semantic(), expected)
     assert not by_id(found)["ct/0001"].semantic().any()
+
+
+# --- data check
+
+
+def _finding_kinds(report: Any) -> set[tuple[str, str]]:
+    return {(finding.severity, finding.kind) for finding in report.findings if finding.severity != "info"}
+
+
+def test_check_finds_patients_studies_and_volumes_in_two_splits(tmp_path: Path) -> None:
+    from vitp.data.check import check_records
+    from vitp.data.compile import compile_labels
+
+    root = nnunet(tmp_path / "set", 6)
+    options = {"plane": "axial", "window": "soft_tissue"} if False else {"plane": "axial"}
+    compile_labels(root, "auto", tmp_path / "good", **options)
+    good = check_records(tmp_path / "good")
+    assert not _finding_kinds(good), good.findings
+    # A slice of a training volume in val.
+    compile_labels(root, "auto", tmp_path / "bad", **options)
+    train, val = (tmp_path / "bad" / f"{split}.jsonl" for split in ("train", "val"))
+    lines = train.read_text().splitlines()
+    val.write_text(val.read_text() + lines[0] + "\n")
+    train.write_text("\n".join(lines[1:]) + "\n")
+    bad = check_records(tmp_path / "bad")
+    assert ("error", "volume") in _finding_kinds(bad)
+    assert any(f.what.startswith("case_") and "is in val, too" in f.what for f in bad.of_kind("volume"))
+    # A patient that the split file tears is told when it is compiled, and again.
+    names = [
+        f"case_{number:03d} {split}" for number, split in enumerate(["train"] * 3 + ["val"] * 2 + ["test"])
+    ]
+    (tmp_path / "splits.txt").write_text("\n".join(names))
+    torn = compile_labels(
+        root,
+        "auto",
+        tmp_path / "torn",
+        split_file=tmp_path / "splits.txt",
+        patient="case_00([0-9])",
+        **options,
+    )
+    assert not any("several splits" in line for line in torn.findings)
+    text = (tmp_path / "torn" / "labels" / "val.jsonl").read_text()
+    (tmp_path / "torn" / "labels" / "val.jsonl").write_text(text.replace("patient-0004", "patient-0001"))
+    (finding,) = check_records(tmp_path / "torn").of_kind("patient")
+    assert finding.severity == "error" and "patient-0001 is in train and val" in finding.what
+    # Held-out data of another folder hold the same volume under another name.
+    (tmp_path / "other" / "imagesTr").mkdir(parents=True)
+    nnunet(tmp_path / "other", 3)
+    for number in range(3):
+        nifti(tmp_path / f"other/imagesTr/case_{number:03d}_0000.nii.gz", scan(70 + number))
+    same = (root / "imagesTr/case_002_0000.nii.gz").read_bytes()
+    (tmp_path / "other/imagesTr/case_001_0000.nii.gz").write_bytes(same)
+    compile_labels(tmp_path / "other", "auto", tmp_path / "held", **options)
+    report = check_records(tmp_path / "good", against=tmp_path / "held")
+    assert any("under another name (case_001_0000.nii.gz)" in f.what for f in report.of_kind("volume"))
+
+
+def test_check_compares_the_headers_of_dicom_without_telling_them(tmp_path: Path) -> None:
+    from vitp.data.check import check_records
+    from vitp.data.compile import compile_labels
+
+    for name, seeds in (("a", (1, 2, 3)), ("b", (3, 4, 5))):
+        for seed in seeds:
+            folder = tmp_path / name / f"p{seed}{name}"
+            volume, files = _series(folder / "ct", seed if name == "a" else seed + 20, f"PAT{seed}")
+            _segmentation(
+                folder / "seg" / "seg.dcm", files, {"bone": (volume.labels_IJK == 6).transpose(2, 1, 0)}
+            )
+        compile_labels(tmp_path / name, "auto", tmp_path / f"c{name}", plane="axial")
+    report = check_records(tmp_path / "ca", against=tmp_path / "cb")
+    kinds = {finding.kind for finding in report.findings if finding.severity == "error"}
+    assert kinds == {"patient"} and len(report.of_kind("patient")) == 1
+    assert "PAT" not in json.dumps(report.to_json()) and "Doe" not in json.dumps(report.to_json())
