@@ -12,8 +12,8 @@ import pytest
 from vitp.cli import run
 from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
-from vitp.data.formats.volume_names import joined_address, volume_stem
 from vitp.data.formats.vitp_labels import Roots, item_from_json, label_line
+from vitp.data.formats.volume_names import joined_address, volume_stem
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 nibabel = pytest.importorskip("nibabel")

@@ -61,6 +61,8 @@ class ReadOptions:
         around: Neighbours on either side of a slice that are further bands.
         modality: DICOM's code (CT, MR, …) of medical images whose files don't tell it.
         dates: Most dates of one place that are joined into one record; 1: each image is one of its own.
+        studies: Two studies of a patient on equal grids are pairs of a prior and a current one.
+        abnormal: Classes that are findings, between commas; "": of a medical set those with evident names.
     """
 
     name: str = ""
@@ -77,6 +79,8 @@ class ReadOptions:
     block: float | None = None
     buffer: float = 0.0
     dates: int = 1
+    studies: bool = False
+    abnormal: str | list[str] = ""
     plane: Literal["", "axial", "coronal", "sagittal", "stored"] = ""
     every: int = 0
     around: int = 0

@@ -28,6 +28,7 @@ from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
+from vitp.data.formats.qupath import is_qupath
 from vitp.data.formats.tables import (
     IMAGE_KEYS,
     TABLE_SUFFIXES,
@@ -123,6 +124,7 @@ def _also(root: Path, found: str) -> list[str]:
         if (
             name == found
             or found in ("vitp", "pairs", "xbd", "xview")
+            or (name, found) == ("geo", "qupath")
             or (name == "captions" and found == "coco")
         ):
             continue
@@ -329,6 +331,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
     "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
+    "qupath": (is_qupath, "GeoJSON of QuPath (objectType, classification) below a folder of images"),
     "geo": (is_geo, "a GeoPackage, Shapefile, GeoJSON or GeoParquet below a folder of images"),
     "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),

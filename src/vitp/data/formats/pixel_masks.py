@@ -14,6 +14,7 @@ from vitp.core.errors import DataError
 from vitp.data.formats.drawn_masks import DrawnMask, drawn_from_json, drawn_to_json
 from vitp.data.formats.volume_masks import VolumeMask, volume_mask_from_json, volume_mask_to_json
 from vitp.io.images import load_label_pixels
+from vitp.io.slide_masks import SlideScale, scaled_labels
 from vitp.io.warped import Grid, label_window, warped_labels
 from vitp.records.labels import IGNORE
 from vitp.scenes import load_pair, load_scene
@@ -50,15 +51,15 @@ class MaskFile:
         values: (value in the file, class index) pairs; colours are 0xRRGGBB.
         window: The part that counts; None for all.
         nearest: Other values are those of the nearest value; else they are ignored (255).
-        onto: The pixels of the image, where the file has others on the ground; each pixel has the value of the file's
-            nearest one, and is ignored outside of it.
+        onto: The pixels of the image, where the file has others on the ground or on the slide; each pixel has the value
+            of the file's nearest one, and is ignored outside of it.
     """
 
     path: str
     values: tuple[tuple[int, int], ...]
     window: MaskWindow | None = None
     nearest: bool = False
-    onto: Grid | None = None
+    onto: Grid | SlideScale | None = None
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) uint8.
@@ -67,7 +68,9 @@ class MaskFile:
             DataError: The file is missing or damaged.
         """
         inside_HW = None
-        if self.onto is not None:
+        if isinstance(self.onto, SlideScale):
+            pixels, inside_HW = scaled_labels(self.path, self.onto, self.window)
+        elif self.onto is not None:
             pixels, inside_HW = warped_labels(self.path, self.onto, self.window)
         else:
             pixels = _part(self.path, self.window)
@@ -275,12 +278,16 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
         return volume_mask_from_json(row, root)
     if "drawn" in row:
         return drawn_from_json(row)
-    onto = Grid.from_json(row["onto"]) if "onto" in row else None
+    onto: Grid | SlideScale | None = None
+    if "onto" in row:
+        onto = (SlideScale if "steps" in row["onto"] else Grid).from_json(row["onto"])
     window: MaskWindow | None = None
     if "window" in row:
         x1, y1, x2, y2 = (int(value) for value in row["window"])
         window = (x1, y1, x2, y2)
     if "change_mask" in row:
+        if isinstance(onto, SlideScale):
+            raise ValueError("a mask of change lies on the ground, not on a slide")
         told = row.get("unchanged")
         several = tuple(int(value) for value in told) if isinstance(told, list) else None
         return ChangeFile(

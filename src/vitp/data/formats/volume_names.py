@@ -128,10 +128,8 @@ def is_series(folder: Path) -> bool:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
                     continue
-                if (
-                    entry.is_dir()
-                    or Path(entry.name).suffix.lower() not in _DICOM_SUFFIXES
-                    and not _numbered(entry.name)
+                if entry.is_dir() or (
+                    Path(entry.name).suffix.lower() not in _DICOM_SUFFIXES and not _numbered(entry.name)
                 ):
                     return False
                 names += 1

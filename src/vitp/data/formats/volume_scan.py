@@ -86,7 +86,7 @@ def _counted(labels_HW: np.ndarray) -> Counter[int]:
     """Return value → pixels, without 0."""
     if not labels_HW.any():
         return Counter()
-    if 0 <= int(labels_HW.min()) and int(labels_HW.max()) < 1 << 16:
+    if int(labels_HW.min()) >= 0 and int(labels_HW.max()) < 1 << 16:
         counts = np.bincount(labels_HW.ravel())
         return Counter({int(value): int(counts[value]) for value in np.flatnonzero(counts) if value})
     values, amounts = np.unique(labels_HW, return_counts=True)
