@@ -64,7 +64,7 @@ def read_volumes(
 
     Args:
         root: The set's folder.
-        options: Name, licence, splits; plane, every and around say which slices are taken, and how.
+        options: Name, licence, splits; plane and every say which slices are taken.
         classes: "name=value,…"; by default those of dataset.json, of the masks' own headers, or of classes.txt, else
             the values that occur. Where each file is an object, the names that are read, in the order in which they
             are painted. For masks of instances the name of their class.
@@ -362,7 +362,7 @@ class _Reading:
         if scan is not None and not scan.slices[number]:
             self.empty.add(name)
         self.builder.add(
-            facts.slice_address(number, self.plane, self.builder.options.around),
+            facts.slice_address(number, self.plane),
             facts.size(self.plane),
             split=split,
             name=name,
