@@ -17,8 +17,7 @@ from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, read_text
 from vitp.data.identical import equal_files
 from vitp.io.dicom_labels import dicom_role
-from vitp.io.parts import split_address
-from vitp.io.volume import braced
+from vitp.io.parts import braced, split_address
 from vitp.io.volume_kinds import is_dicom_file, volume_kind
 from vitp.records.labels import SPLITS
 
