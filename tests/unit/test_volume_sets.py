@@ -164,7 +164,7 @@ def test_a_flipped_header_is_never_read_voxel_by_voxel_in_silence(tmp_path: Path
     for number in range(3):
         nifti(tmp_path / f"images/{number}.nii.gz", scan(number))
         nifti(tmp_path / f"masks/{number}.nii.gz", labels(number), flipped)
-    with pytest.raises(DataError, match="lies elsewhere in the patient than its image.*-o grid=voxels"):
+    with pytest.raises(DataError, match=r"lies elsewhere in the patient than its image.*-o grid=voxels"):
         read(tmp_path, classes="a=1,b=2,c=3")
     found = read(tmp_path, classes="a=1,b=2,c=3", grid="voxels")
     assert np.array_equal(by_id(found)["2/0003"].semantic(), axial(labels(2), 3))
@@ -232,7 +232,7 @@ def test_regions_are_painted_in_their_order(tmp_path: Path) -> None:
     assert "1 → whole tumour, 2 → tumour core, 3 → enhancing" in said(found, "regions overlap")
     hidden = {"background": 0, "core": [2, 3], "whole": [1, 2, 3]}
     nnunet(tmp_path, 4, {"labels": hidden})
-    with pytest.raises(DataError, match="core can't be seen.*name larger regions first"):
+    with pytest.raises(DataError, match=r"core can't be seen.*name larger regions first"):
         read(tmp_path)
 
 
@@ -280,7 +280,7 @@ def test_a_folder_a_case_with_modalities_and_overlapping_objects(tmp_path: Path)
     assert found.semantic_classes == ("background", "liver", "tumour")
     assert np.array_equal(by_id(found)["s0001/0002"].semantic(), axial(np.where(inner > 0, 2, outer), 2))
     assert "liver and tumour in 12 voxels" in said(found, "objects overlap")
-    with pytest.raises(DataError, match="shows nothing of tumour.*-o classes=OUTER,INNER"):
+    with pytest.raises(DataError, match=r"shows nothing of tumour.*-o classes=OUTER,INNER"):
         read(tmp_path / "objects", classes="tumour,liver")
     only = read(tmp_path / "objects", classes="tumour")
     assert np.array_equal(by_id(only)["s0001/0002"].semantic(), axial(np.where(inner > 0, 1, outer * 255), 2))
@@ -309,7 +309,7 @@ def test_numbers_without_names_have_two_readings(tmp_path: Path) -> None:
             values[3 * nodule : 3 * nodule + 2, 3:6, 2:4] = nodule + 1
         nifti(tmp_path / f"images/{number}.nii.gz", scan(number))
         nifti(tmp_path / f"masks/{number}.nii.gz", values)
-    with pytest.raises(DataError, match="classes or numbers of objects.*mask_type=instances"):
+    with pytest.raises(DataError, match=r"classes or numbers of objects.*mask_type=instances"):
         read(tmp_path)
     found = read(tmp_path, mask_type="instances", classes="nodule")
     item = by_id(found)["2/0002"]
@@ -436,7 +436,7 @@ def test_dicom_segmentations_label_their_series(tmp_path: Path) -> None:
 def test_contours_are_drawn_on_their_series(tmp_path: Path) -> None:
     import pydicom
 
-    volume, files = _series(tmp_path / "ct", 3, "P1")
+    _, files = _series(tmp_path / "ct", 3, "P1")
     image = pydicom.dcmread(files[2])
     data = pydicom.Dataset()
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.3.4"
@@ -454,7 +454,7 @@ def test_contours_are_drawn_on_their_series(tmp_path: Path) -> None:
     for contour, (x1, y1, x2, y2) in ((outer, (4, 6, 12, 14)), (inner, (7, 8, 9, 10))):
         # Between the centres of pixels: from x1 to x2 − 1.
         corners = [(x1 - 0.5, y1 - 0.5), (x2 - 0.5, y1 - 0.5), (x2 - 0.5, y2 - 0.5), (x1 - 0.5, y2 - 0.5)]
-        points = [corner + (x * step_x, y * step_y, 0) for x, y in corners]
+        points = [corner + np.array((x * step_x, y * step_y, 0)) for x, y in corners]
         contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 4
         contour.ContourData = [f"{value:.6f}" for point in points for value in point]
     drawn.ReferencedROINumber, drawn.ContourSequence = 4, [outer, inner]
@@ -484,7 +484,7 @@ def test_check_finds_patients_studies_and_volumes_in_two_splits(tmp_path: Path) 
     from vitp.data.compile import compile_labels
 
     root = nnunet(tmp_path / "set", 6)
-    options = {"plane": "axial", "window": "soft_tissue"} if False else {"plane": "axial"}
+    options = {"plane": "axial"}
     compile_labels(root, "auto", tmp_path / "good", **options)
     good = check_records(tmp_path / "good")
     assert not _finding_kinds(good), good.findings

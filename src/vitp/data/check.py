@@ -297,7 +297,7 @@ def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: _
         slices: Counter[tuple[str, str]] = Counter()
         for mine, its, same in _common_pictures(left, right, facts, distance):
             volumes = whole_of(mine), whole_of(its)
-            if volumes[0] is not None and volumes[1] is not None and not mine == its:
+            if volumes[0] is not None and volumes[1] is not None and mine != its:
                 slices[volumes[0], volumes[1]] += 1
                 continue
             twin = f"{right.place(its)}, {Path(its).name}"
