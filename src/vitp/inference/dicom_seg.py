@@ -33,9 +33,7 @@ def check_dicom(volume: Volume) -> None:
     """
     if not isinstance(volume, DicomVolume):
         what = "is no DICOM series, which a DICOM-SEG has to refer to"
-        raise DataError(
-            what, where=volume.where, fix="leave out --format dicom-seg; NIfTI is written of every volume"
-        )
+        raise DataError(what, where=volume.where, fix="leave out --format dicom-seg; NIfTI is written of every volume")
     if any(len(row) > 1 for row in volume.frames):
         what = "holds several images at each place, of which a DICOM-SEG would have to choose one"
         raise DataError(what, where=volume.where, fix="name a series of one image a place (FOLDER#series=…)")
@@ -152,9 +150,7 @@ def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int, a
     return highdicom.seg.SegmentDescription(
         segment_number=place,
         segment_label=name[:64],
-        segmented_property_category=codes.SCT.Tissue
-        if _concept(codes, name) is None
-        else _category(codes, name),
+        segmented_property_category=codes.SCT.Tissue if _concept(codes, name) is None else _category(codes, name),
         segmented_property_type=_concept(codes, name) or _own_code(pydicom, name),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,

@@ -170,9 +170,7 @@ class VolumePrediction:
         height, width = self.shape[1:]
         window = (0, 0, width, height)
         sums = [ClassSums((height, width), (0, width), model.device, shares=self.shares) for _ in grounds]
-        looks = [
-            (place, view) for place, ground in enumerate(grounds) for view in seen_views([ground], self.views)
-        ]
+        looks = [(place, view) for place, ground in enumerate(grounds) for view in seen_views([ground], self.views)]
         start = 0
         for batch in batches([view for _, view in looks], self.settings.batch_size):
             own = looks[start : start + len(batch)]
@@ -190,9 +188,7 @@ class VolumePrediction:
     def _make_maps(self) -> None:
         for file in self._map_files():
             with file[0].open("ab") as made:
-                made.truncate(
-                    int(np.prod(file[1]))
-                )  # keeps what is there, and takes no room where nothing is written
+                made.truncate(int(np.prod(file[1])))  # keeps what is there, and takes no room where nothing is written
 
     def _map_files(self) -> list[tuple[Path, tuple[int, ...]]]:
         maps = [(self.folder / "classes.raw", self.shape)]

@@ -231,9 +231,9 @@ def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeG
     if isinstance(image, nibabel.Nifti1Pair):
         factor = _unit(image, findings)
         matrix = _nifti_affine(image, where, findings)
-    elif (isinstance(image, nibabel.MGHImage) and not int(image.header["goodRASFlag"])) or (
-        isinstance(image, nibabel.AnalyzeImage) and not Path(where).with_suffix(".mat").exists()
-    ):
+    elif isinstance(image, nibabel.MGHImage) and not int(image.header["goodRASFlag"]):
+        matrix = None
+    elif isinstance(image, nibabel.AnalyzeImage) and not Path(where).with_suffix(".mat").exists():
         matrix = None
     else:
         matrix = np.asarray(image.affine, float)
