@@ -32,25 +32,30 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.data.formats.band_options import CHANNEL_OPTIONS
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.captions import read_captions
-from vitp.data.formats.channels import CHANNEL_OPTIONS, declare_channels
+from vitp.data.formats.channels import declare_channels
 from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
 from vitp.data.formats.dates import join_dates
 from vitp.data.formats.detect import detect, detect_format
 from vitp.data.formats.disasters import read_xbd
 from vitp.data.formats.dota import read_dota
+from vitp.data.formats.findings import declare_findings
 from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
+from vitp.data.formats.privacy import with_privacy_findings
+from vitp.data.formats.studies import join_studies
 from vitp.data.formats.qupath import read_qupath
 from vitp.data.formats.slides import SLIDE_OPTIONS, at_resolution
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
+from vitp.data.formats.volumes import read_volumes
 from vitp.data.formats.xview import read_xview
 from vitp.data.formats.yolo import read_yolo
 from vitp.records.labels import LabelledSet
@@ -63,6 +68,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "yolo": read_yolo,
     "dota": read_dota,
     "masks": read_masks,
+    "volumes": read_volumes,
     "folders": read_folders,
     "pairs": read_pairs,
     "geo": read_geo,
@@ -129,6 +135,8 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
         return declare_channels(at_resolution(reader(root, **options), sizes), root, seen)
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
     labelled = join_dates(with_metadata(reader(root, common, **options), root), common.dates)
+    labelled = declare_findings(join_studies(labelled, common.studies), common.abnormal)
+    labelled = with_privacy_findings(labelled, root)
     return declare_channels(at_resolution(labelled, sizes), root, seen)
 
 

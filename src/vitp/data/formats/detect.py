@@ -38,6 +38,7 @@ from vitp.data.formats.tables import (
     table_weight,
 )
 from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
+from vitp.data.formats.volumes import is_volume_set
 from vitp.data.formats.walk import (
     check_ordinary,
     child,
@@ -117,7 +118,7 @@ def _first_that_fits(root: Path) -> str | None:
 def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
-    for name in ("voc", "coco", "pairs", "masks", "geo", "captions", "classes", "folders"):
+    for name in ("voc", "coco", "volumes", "pairs", "masks", "geo", "captions", "classes", "folders"):
         if name == "folders" and found not in ("captions", "classes"):
             continue
         if (
@@ -322,6 +323,10 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "xbd": (is_xbd, "labels/*_pre_disaster.json with *_post_disaster.json"),
     "xview": (xview_files, "a GeoJSON with bounds_imcoords"),
+    "volumes": (
+        is_volume_set,
+        "volumes with masks: imagesTr/ and labelsTr/, a folder a case, BIDS, DICOM-SEG",
+    ),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),

@@ -12,6 +12,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.data.formats.drawn_masks import DrawnMask, drawn_from_json, drawn_to_json
+from vitp.data.formats.volume_masks import VolumeMask, volume_mask_from_json, volume_mask_to_json
 from vitp.io.images import load_label_pixels
 from vitp.io.slide_masks import SlideScale, scaled_labels
 from vitp.io.warped import Grid, label_window, warped_labels
@@ -188,7 +189,9 @@ class SceneChangeMask:
 
 SceneChangeMask.__name__ = "SceneChange"  # the fingerprints of earlier runs hold this name
 
-MaskReader = MaskFile | ChangeFile | TransitionFiles | DrawnMask | SceneSemantic | SceneChangeMask
+MaskReader = (
+    MaskFile | ChangeFile | TransitionFiles | DrawnMask | VolumeMask | SceneSemantic | SceneChangeMask
+)
 
 
 def _part(path: str, window: MaskWindow | None) -> np.ndarray:
@@ -204,7 +207,9 @@ def _cut(pixels: np.ndarray, window: MaskWindow | None) -> np.ndarray:
     return pixels[y1:y2, x1:x2]
 
 
-def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | TransitionFiles | DrawnMask:
+def windowed(
+    mask: Any, window: MaskWindow
+) -> MaskFile | ChangeFile | TransitionFiles | DrawnMask | VolumeMask:
     """Return the mask reader of a part of a mask.
 
     Raises:
@@ -212,7 +217,7 @@ def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | Transitio
     """
     if isinstance(mask, TransitionFiles):
         return TransitionFiles(_dated(mask.before, window), _dated(mask.after, window))
-    if isinstance(mask, DrawnMask):
+    if isinstance(mask, DrawnMask | VolumeMask):
         return mask.windowed(window)
     if not isinstance(mask, MaskFile | ChangeFile):
         raise DataError("only masks in files can be cropped", fix="ask for smaller scenes instead of crops")
@@ -241,6 +246,8 @@ def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
         return {"before": mask_to_json(mask.before, root), "after": mask_to_json(mask.after, root)}
     if isinstance(mask, DrawnMask):
         return drawn_to_json(mask)
+    if isinstance(mask, VolumeMask):
+        return volume_mask_to_json(mask, root)
     path = Path(mask.path)
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     row: dict[str, Any] = {"mask" if isinstance(mask, MaskFile) else "change_mask": name}
@@ -267,6 +274,8 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
         return SceneSemantic(str(row["scene"]))
     if "scene_change" in row:
         return SceneChangeMask(str(row["scene_change"]))
+    if "volumes" in row:
+        return volume_mask_from_json(row, root)
     if "drawn" in row:
         return drawn_from_json(row)
     onto: Grid | SlideScale | None = None
