@@ -327,10 +327,10 @@ def _leica(slide: Any, read: _Bytes, where: str) -> SlideSource:
     """Return a slide of scanned areas in their places."""
     facts = slide.properties
     composition = facts["tiffslide.series-composition"]
-    sizes = [(int(width), int(height)) for height, width, *_ in composition.level_shapes]
+    sizes = [(int(width), int(height)) for height, width, *_ in composition["level_shapes"]]
     areas = {
         number: _of_series(slide.ts_tifffile.series[number], read, FilePart(), None, where)
-        for number in composition.located_series
+        for number in composition["located_series"]
     }
     first = next(iter(areas.values()))
     levels = tuple(
@@ -338,7 +338,7 @@ def _leica(slide: Any, read: _Bytes, where: str) -> SlideSource:
             size,
             [
                 (int(places[place][1]), int(places[place][0]), areas[number].levels[place])
-                for number, places in composition.located_series.items()
+                for number, places in composition["located_series"].items()
             ],
         )
         for place, size in enumerate(sizes)
