@@ -21,7 +21,7 @@ from vitp.core.errors import DataError
 from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band, Pixels
 from vitp.io.parts import Window
-from vitp.io.value_math import averaged, between, value_range
+from vitp.io.value_math import averaged, between, percentile_range
 from vitp.io.volume_grid import VolumeGrid
 from vitp.records.channels import at_step, band_step
 
@@ -175,10 +175,8 @@ class Volume(ABC):
 
     def _held(self, slab_ABC: np.ndarray, axis: int, index: int) -> np.ndarray:
         """Return which values of a layer count."""
-        if slab_ABC.dtype.kind == "f":
-            valid_ABC = np.isfinite(slab_ABC)
-        else:
-            valid_ABC = np.ones(slab_ABC.shape, bool)
+        floating = slab_ABC.dtype.kind == "f"
+        valid_ABC: np.ndarray = np.isfinite(slab_ABC) if floating else np.ones(slab_ABC.shape, bool)
         if self.nodata is not None:
             valid_ABC &= slab_ABC != self.nodata
         return valid_ABC
@@ -221,7 +219,7 @@ class Volume(ABC):
         if key not in _measured:
             while len(_measured) >= _MOST_MEASURED:
                 _measured.pop(next(iter(_measured)), None)
-            _measured[key] = value_range(self._sample(band), low, high)
+            _measured[key] = percentile_range(self._sample(band), low, high)
         return _measured[key]
 
     def _sample(self, band: str) -> np.ndarray:
