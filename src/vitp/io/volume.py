@@ -80,9 +80,20 @@ class Layer:
         )
         if np.all(scale_CHW == 1) and np.all(offset_CHW == 0):
             return np.asarray(values_CHW)
+        short = values_CHW.dtype.kind in "iu" and values_CHW.dtype.itemsize <= 2
+        if short and _is_whole(scale_CHW) and _is_whole(offset_CHW):
+            # Hounsfield units stay whole numbers, so that they are seen alike whatever a file stores them as.
+            whole_CHW = values_CHW.astype(np.int32) * scale_CHW.astype(np.int32) + offset_CHW.astype(np.int32)
+            fits = whole_CHW.min() >= -(1 << 15) and whole_CHW.max() < 1 << 15
+            return np.asarray(whole_CHW.astype(np.int16) if fits else whole_CHW)
         # float32 holds every value of 16 bits, so that nothing but the product is rounded.
         kind = np.float32 if values_CHW.dtype.itemsize <= 2 else np.float64
         return np.asarray(values_CHW.astype(kind) * scale_CHW.astype(kind) + offset_CHW.astype(kind))
+
+
+def _is_whole(values: np.ndarray) -> bool:
+    """Return whether values are whole numbers, small enough that their products with 16 bits have 32."""
+    return bool(np.all(values == np.rint(values)) and np.abs(values).max() < 1 << 14)
 
 
 class Volume(ABC):
