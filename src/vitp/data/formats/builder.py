@@ -13,7 +13,8 @@ from vitp.data.formats.class_names import check_names, without_reserved
 from vitp.data.formats.image_labels import ImageLabels, Tally
 from vitp.data.formats.read_options import ReadOptions
 from vitp.data.formats.set_splits import Added, SetSplits
-from vitp.data.formats.walk import within
+from vitp.data.formats.slices import VolumeFacts, is_medical
+from vitp.data.formats.walk import stem_of, within
 from vitp.io.images import image_size
 from vitp.records.labels import LabelledImage, LabelledSet
 
@@ -31,6 +32,7 @@ class SetBuilder:
         understood: Lines about how the files were understood.
         tally: Counts of the labels that can and can't be used.
         splits_from: What named the splits, where the reader knows; lists of names aren't looked for then.
+        whole_volumes: Volumes of several slices that are labelled as a whole.
         point_size: Side of the box that a label without width and height gets; None: it has no area.
     """
 
@@ -41,6 +43,7 @@ class SetBuilder:
     tally: Tally = field(default_factory=Tally)
     splits_from: str = ""
     point_size: float | None = None
+    whole_volumes: int = field(default=0, init=False)
     _items: list[Added] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
     _files: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -170,6 +173,59 @@ class SetBuilder:
         item = LabelledImage(name, str(path), *size, **labels)
         self._items.append(Added(item, split, known_as or place, apart))
 
+    def add_file(
+        self, path: Path, *, split: str | None = None, where: str = "", category: str = "", **labels: Any
+    ) -> bool:
+        """Add a file that is labelled as a whole, and return whether it can be read.
+
+        A volume gives slices: its middle one, or each whose number `ReadOptions.every` divides. A patient that a header
+        tells is the group, where none is given.
+
+        Args:
+            path: Of a picture, a volume or a series.
+            split: From the layout.
+            where: "file:row" of the label, for a finding.
+            category: Class of the whole image.
+            **labels: Further fields of `LabelledImage`, and `person`.
+        """
+        if not is_medical(path):
+            size = self.size_of(path, where, category)
+            if size is not None:
+                self.add(path, size, split=split, **labels)
+            return size is not None
+        try:
+            facts = VolumeFacts.of(str(path))
+            plane = self.options.plane or facts.grid.plane
+            count, size = facts.count(plane), facts.size(plane)
+        except DataError as error:
+            if "pip install" in (error.fix or ""):
+                raise
+            self.lose(where or self.place(path), f"{self.place(path)} {error.what}; image left out", category)
+            return False
+        for line in facts.findings:
+            self.note(self.place(path), line)
+        if not labels.get("group") and (patient := facts.patient()):
+            labels |= {"group": patient, "person": "patient"}
+        name = stem_of(Path(self.place(path))) if "/" not in self.place(path) else ""
+        name = name or f"{Path(self.place(path)).parent.as_posix()}/{stem_of(path)}"
+        if count == 1:
+            known = facts.known(0, plane, self.options.modality)
+            self.add(path, size, split=split, name=name, **{**known, **labels})
+            return True
+        every = self.options.every
+        self.whole_volumes += 1
+        for number in range(0, count, every) if every else (count // 2,):
+            known = facts.known(number, plane, self.options.modality)
+            self.add(
+                facts.slice_address(number, plane),
+                size,
+                split=split,
+                name=f"{name}/{number:04d}",
+                known_as=self.place(path),
+                **{**known, **labels},
+            )
+        return True
+
     def _refuse_same_file(self, path: Path, place: str) -> None:
         """Refuse a file that is in the set already, under another name, through a link or in another case."""
         try:
@@ -213,6 +269,10 @@ class SetBuilder:
             self.root, self.options, self._items, self._persons, self.note, self.understand, self.splits_from
         )
         items = splits.items()
+        if self.whole_volumes:
+            every = self.options.every
+            which = f"each {every}th slice" if every else "the middle slice (-o every=N takes each Nth)"
+            self.understand(f"{self.whole_volumes:,} volumes are labelled as a whole: {which} is the image")
         for line in (*_counted(items, objects, scenes), *self.tally.lines()):
             self.understand(line)
         if folders := [item for item in items if Path(item.image).is_dir()]:
