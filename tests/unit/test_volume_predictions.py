@@ -1,38 +1,23 @@
 """Predictions of volumes: a model that says where values are high is seen in every orientation and comes back whole."""
 
-import csv
 import itertools
-import json
-import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import highdicom
 import nibabel
 import numpy as np
-import pydicom
-import pytest
 import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from tests.map_models import BrightestBand, BrightObjects
-from vitp.core.errors import VitpError
-from vitp.inference import volumes
-from vitp.inference.inputs import image_files, unique_names
+from tests.map_models import BrightestBand
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
-from vitp.inference.unfinished import unfinished_folder
-from vitp.inference.volumes import slices_around
-from vitp.io.volume_grid import VolumeGrid
-from vitp.io.volumes import open_volume
-from vitp.metrics.results import Prediction
 from vitp.records.channels import Channel, Channels
-from vitp.scenes.volume_files import write_dicom_series, write_nifti
+from vitp.scenes.volume_files import write_nifti
 from vitp.scenes.volumes import TrunkVolume, make_volume
-from vitp.tasks.base import InputSize, TestSettings
+from vitp.tasks.base import TestSettings
 
 ORIENTATIONS = [
     "".join(letters)
