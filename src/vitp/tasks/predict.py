@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -188,5 +189,6 @@ def predictions_of(
     while part := list(islice(items, settings.batch_size)):
         samples = [reader.sample(item, seen, max(settings.scales)) for item in part]
         later = [sample.later_CHW for sample in samples if sample.later_CHW is not None]
-        found = predict_images(model, [sample.image_CHW for sample in samples], settings, later or None)
+        predict = model.stand_in or partial(predict_images, model)
+        found = predict([sample.image_CHW for sample in samples], settings, later or None)
         yield from zip(part, samples, found, strict=True)

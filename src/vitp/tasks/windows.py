@@ -5,7 +5,6 @@ Shapes: K classes, H × W pixels of the image, h × w pixels of what the model s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,11 +18,9 @@ from torch import Tensor
 from vitp.core.tensors import present
 from vitp.io.open_pixels import Window
 from vitp.records.labels import IGNORE
+from vitp.runtime.views import WEIGHT_FLOOR, window_layout
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.ground import Ground, ImageGround
-
-WEIGHT_FLOOR = 1e-3
-"""Least weight of a pixel at a window's edge, so that a place that one window alone sees still counts."""
 
 SUMS_BYTES = 256 << 20
 """Of the sums of probabilities that are kept at once; a wider raster is worked on in lanes."""
@@ -80,18 +77,6 @@ SQUARE_LOOKS: dict[str, tuple[tuple[int, bool], ...]] = {
 """Quarter turns and mirroring of the views of each window."""
 
 
-def window_starts(length: int, side: int, step: int, origin: int = 0) -> list[int]:
-    """Return where windows begin that cover a length, `step` apart.
-
-    Both ends have a window of full size. Between them windows begin at multiples of `step` from `origin`: two cuts of
-    one mosaic whose origins are the same place see the same windows inside.
-    """
-    if length <= side:
-        return [0]
-    inner = range(origin % step, length - side, step)
-    return sorted({0, *inner, length - side})
-
-
 def views_of(
     height: int,
     width: int,
@@ -118,18 +103,10 @@ def views_of(
     looks = SQUARE_LOOKS["d4" if settings.tta == "d4" else "flip" if settings.flip else "none"]
     for scale in settings.scales:
         rows, columns = (max(1, round(side * factor * scale)) for side in base)
-        side = settings.window or max(rows, columns)
-        step = side - int(settings.overlap * side)
-        for y in window_starts(rows, side, step, origin[1] * rows // height):
-            for x in window_starts(columns, side, step, origin[0] * columns // width):
-                y2, x2 = min(y + side, rows), min(x + side, columns)
-                window = (
-                    x * width // columns,
-                    y * height // rows,
-                    min(math.ceil(x2 * width / columns), width),
-                    min(math.ceil(y2 * height / rows), height),
-                )
-                views += [View(window, (y2 - y, x2 - x), mirrored, turns) for turns, mirrored in looks]
+        sides = (settings.window or max(rows, columns),) * 2
+        layout = window_layout((height, width), (rows, columns), sides, settings.overlap, origin)
+        for window, size in layout:
+            views += [View(window, size, mirrored, turns) for turns, mirrored in looks]
     return sorted(
         views, key=lambda view: (view.window[1], view.window[0], view.size, view.turns, view.mirrored)
     )
