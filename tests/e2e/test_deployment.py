@@ -163,7 +163,9 @@ except ImportError:
 """
 
 
-def test_the_graph_gives_the_models_outputs_without_torch(deployed: Deployed, bare: Path, tmp_path: Path) -> None:
+def test_the_graph_gives_the_models_outputs_without_torch(
+    deployed: Deployed, bare: Path, tmp_path: Path
+) -> None:
     model = load_task(deployed.run)
     graph = TaskGraph(model, deployed.contract.size)
     images, later = pictures(deployed, 1)
@@ -204,7 +206,9 @@ def test_the_runtime_predicts_what_the_model_predicts(deployed: Deployed, bare: 
     for number, wanted in enumerate(predicted):
         given = json.loads((out / f"first{number}.json").read_text(encoding="utf-8"))
         if wanted.probabilities_C is not None:
-            assert list(given["probabilities"].values()) == pytest.approx(wanted.probabilities_C.tolist(), abs=2e-4)
+            assert list(given["probabilities"].values()) == pytest.approx(
+                wanted.probabilities_C.tolist(), abs=2e-4
+            )
         elif wanted.semantic_HW is not None:
             with Image.open(out / f"first{number}.png") as picture:
                 assert (np.asarray(picture) == wanted.semantic_HW.numpy()).mean() > 0.999
@@ -240,6 +244,21 @@ def test_scores_before_and_after_stand_in_the_report(deployed: Deployed) -> None
     assert f"{100 * scores['before'][scores['headline']]:.2f}" in (deployed.folder / "README.md").read_text()
 
 
+def test_shapes_are_fixed_and_nothing_depends_on_the_data(deployed: Deployed) -> None:
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(deployed.folder / "model.onnx"))
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"Loop", "If", "Scan", "NonZero", "NonMaxSuppression", "Unique", "Compress"}
+    assert {node.domain for node in model.graph.node} == {""}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        assert all(side.HasField("dim_value") for side in value.type.tensor_type.shape.dim), value.name
+    kept = {entry.key for entry in model.metadata_props}
+    assert {"vitp", "vitp_version"} <= kept
+    assert ("model_type" in kept) == (deployed.task != "classification")
+    assert ("det_type" in kept) == (deployed.task in ("detection", "instance", "oriented"))
+
+
 def test_8_bits_are_smaller_and_run(deployed: Deployed) -> None:
     whole, small = (deployed.folder / name for name in ("model.onnx", "model.int8.onnx"))
     assert small.stat().st_size < 0.8 * whole.stat().st_size
@@ -268,7 +287,9 @@ def test_nothing_is_left_of_a_graph_that_differs(
     if deployed.task != "classification":
         pytest.skip("one task tells")
     forward = TaskGraph.forward
-    monkeypatch.setattr(TaskGraph, "forward", lambda self, image: tuple(v * 1.01 for v in forward(self, image)))
+    monkeypatch.setattr(
+        TaskGraph, "forward", lambda self, image: tuple(v * 1.01 for v in forward(self, image))
+    )
     from vitp.deployment import export as module
 
     write = module.write_graph

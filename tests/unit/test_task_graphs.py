@@ -45,6 +45,7 @@ def made(task: str, neck: str = "simple", **head: Any) -> TaskModel:
             "width": 32,
             "proposals": {"keep": [60, 60], "keep_before": [60, 60], "anchor_scales": [2]},
             "box": box,
+            **({"mask": {"layers": 1, "width": 16, "pool_size": 7}} if task == "instance" else {}),
             **head,
         }
     options = {"simple": {"channels": 32}, "adapter": {"prior_width": 32}}.get(neck, {})
@@ -52,7 +53,9 @@ def made(task: str, neck: str = "simple", **head: Any) -> TaskModel:
     model = build_model(task, tower, ["a", "b", "c"], settings, head).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(word in name for word in ("score", "classify", "cls_logits", "bbox_pred", "move", "gamma")):
+            if any(
+                word in name for word in ("score", "classify", "cls_logits", "bbox_pred", "move", "gamma")
+            ):
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     model.description = {"head": head}
     return model
@@ -163,7 +166,7 @@ def test_regions_are_read_from_their_level(aligned: bool) -> None:
     maps = levels_of(sizes)
     assert set(pool.levels(boxes.flatten(0, 1)).tolist()) == {0, 1, 2}
     given = StaticRegionPool(pool, sizes)(maps, boxes)
-    assert torch.allclose(given, pool(maps, list(boxes)), atol=1e-5)
+    assert torch.allclose(given, pool(maps, list(boxes)), atol=1e-4)
 
 
 def test_rotated_regions_are_read_from_their_level() -> None:
@@ -189,7 +192,9 @@ class Rows(nn.Module):
         return (self.table[None],)
 
 
-def rows_beside(task: str, ours: list[list[float]], theirs: list[list[float]], kind: GraphKind = "onnx") -> Any:
+def rows_beside(
+    task: str, ours: list[list[float]], theirs: list[list[float]], kind: GraphKind = "onnx"
+) -> Any:
     model = made(task)
     contract = contract_for(model, TestSettings(), (64, 64), 1)
     wanted, given = (torch.tensor(rows).T for rows in (ours, theirs))
@@ -205,10 +210,12 @@ def test_rows_are_compared_whatever_their_order() -> None:
     same.check("graph")
     moved = rows_beside("detection", [first, second], [first, [30.1, 20, 8, 8, 0, 0.5, 0]])
     assert moved.largest["detections"] == pytest.approx(0.1 / 64, rel=1e-3)
-    with pytest.raises(CheckpointError, match=r"its outputs are off \(detections by 1.6e-03; 1e-04 is allowed\)"):
+    with pytest.raises(
+        CheckpointError, match=r"its outputs are off \(detections by 1.6e-03; 1e-04 is allowed\)"
+    ):
         moved.check("graph")
     lost = rows_beside("detection", [first, second], [first, nothing])
-    with pytest.raises(CheckpointError, match="50.0% of its 2 rows have no partner"):
+    with pytest.raises(CheckpointError, match=r"50\.0% of its 2 rows have no partner"):
         lost.check("graph")
     broken = rows_beside("detection", [first], [[np.nan] * 7])
     with pytest.raises(CheckpointError, match="detections by nan"):
@@ -232,7 +239,11 @@ def test_what_qgis_reads() -> None:
     assert values["class_names"] == {"0": "a", "1": "b", "2": "c"}
     assert (values["tiles_size"], values["tile_size"], values["tiles_overlap"]) == (64, 64, 20)
     assert (values["resolution"], values["standardization_std"]) == (30, [1.0, 1.0, 1.0])
-    types = {"detection": "YOLO_Ultralytics", "instance": "YOLO_Ultralytics", "oriented": "YOLO_Ultralytics_obb"}
+    types = {
+        "detection": "YOLO_Ultralytics",
+        "instance": "YOLO_Ultralytics",
+        "oriented": "YOLO_Ultralytics_obb",
+    }
     for task, kind in types.items():
         found = qgis_metadata(contract_for(made(task), TestSettings(), (64, 64), 1))
         values = {key: json.loads(text) for key, text in found.items()}

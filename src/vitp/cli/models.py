@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -22,6 +23,9 @@ from vitp.cli.options import (
 from vitp.cli.output import make_console, print_lines, print_scores, write_result
 from vitp.cli.panels import JUDGE, USE
 from vitp.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitp.deployment.export import GraphOptions
 
 
 def register(app: typer.Typer) -> None:
@@ -186,8 +190,8 @@ def export_command(
     """
     from vitp.checkpoints.formats import LOADS, export_as
     from vitp.checkpoints.verify import verify_export
-    from vitp.deployment.export import GraphOptions, export_task
-    from vitp.deployment.summary import check_graph_format, graph_summary, parsed_batch
+    from vitp.deployment.export import GraphOptions
+    from vitp.deployment.summary import parsed_batch
     from vitp.tasks.model_folder import is_task_model
 
     console = make_console()
@@ -196,35 +200,49 @@ def export_command(
         return
     if out is None:
         raise ConfigError("no place to write to", where="vitp export", fix="name it with --out")
+    options = GraphOptions(
+        size=size,
+        batch=parsed_batch(batch),
+        proposals=proposals,
+        int8=int8,
+        most_loss=most_loss,
+        check=check,
+        most_images=most_images,
+        resolution=resolution,
+    )
     if is_task_model(source):
-        kind = check_graph_format(form, source)
-        options = GraphOptions(
-            kind=kind,
-            size=size if size is not None else image_size,
-            batch=parsed_batch(batch),
-            proposals=proposals,
-            int8=int8,
-            most_loss=most_loss,
-            check=check,
-            most_images=most_images,
-            resolution=resolution,
-        )
-        done = export_task(source, out, options, overwrite=force, say=lambda note: print_lines([note]))
-        console.print(graph_summary(done))
-        print_lines([f"wrote {done.folder}"])
+        _export_graph(source, out, form, options, image_size, force)
         return
-    given = {"--size": size, "--proposals": proposals, "--check": check, "--resolution": resolution}
-    for name, value in {**given, "--int8": int8 or None}.items():
-        if value is not None:
-            raise ConfigError(
-                f"{source} is no finetuned model",
-                where=name,
-                fix="leave it out, or name a run of vitp finetune",
-            )
+    _refuse_graph_options(source, options)
     result, checks = export_as(source, out, form, image_size=image_size, overwrite=force)
     console.print(f"wrote {result.folder} (sha256 {result.sha256[:12]}…)")
     console.print(checks)
     console.print(f"load it: {LOADS[form].format(out=out)}")
+
+
+def _export_graph(
+    source: str, out: Path, form: str, options: GraphOptions, image_size: int | None, force: bool
+) -> None:
+    from vitp.deployment.export import export_task
+    from vitp.deployment.summary import check_graph_format, graph_summary
+
+    kind, size = check_graph_format(form, source), options.size if options.size is not None else image_size
+    chosen = replace(options, kind=kind, size=size)
+    done = export_task(source, out, chosen, overwrite=force, say=lambda note: print_lines([note]))
+    make_console().print(graph_summary(done))
+    print_lines([f"wrote {done.folder}"])
+
+
+def _refuse_graph_options(source: str, options: GraphOptions) -> None:
+    given = {"--size": options.size, "--proposals": options.proposals, "--check": options.check}
+    given |= {"--resolution": options.resolution, "--int8": options.int8 or None}
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{source} holds no finetuned model",
+                where=name,
+                fix="leave it out, or name a run of vitp finetune",
+            )
 
 
 def convert_command(

@@ -26,7 +26,7 @@ import torch
 from vitp.checkpoints.description import GRAPH_DESCRIPTION, content_hash, tensor_digests
 from vitp.checkpoints.export import check_target
 from vitp.checkpoints.graphs import GraphKind, add_metadata, need_onnx, write_graph
-from vitp.core.errors import CheckpointError, ConfigError
+from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.core.files import atomic_dir, write_json, write_text
 from vitp.core.sealed import write_sums
 from vitp.core.tensors import unique_state
@@ -221,12 +221,8 @@ def _write(
 ) -> ExportedGraph:
     """Write the graph, compare it, and write what was found, all into one folder."""
     options = work.options
-    graph = TaskGraph(work.model, contract.size, options.proposals)
     path = folder / GRAPH_FILES[options.kind]
-    sample = torch.rand(
-        (contract.batch or 2, graph.channels, *contract.size), generator=torch.Generator().manual_seed(20)
-    )
-    write_graph(graph, sample, options.kind, path, outputs=graph.outputs, any_batch=contract.batch is None)
+    graph = _graph(work, contract, path)
     if options.kind == "onnx":
         add_metadata(path, _metadata(contract, options))
     written = _opened(path, contract, graph.outputs)
@@ -240,6 +236,26 @@ def _write(
     write_json(folder / PARITY_FILE, parity_values(done))
     write_json(folder / GRAPH_DESCRIPTION, _description(work, done, graph))
     return done
+
+
+def _graph(work: _Work, contract: GraphContract, path: Path) -> TaskGraph:
+    """Return the model as a graph that torch computes, and write it."""
+    kind, where = work.options.kind, f"the graph of {work.source}"
+    try:
+        graph = TaskGraph(work.model, contract.size, work.options.proposals)
+        generator = torch.Generator().manual_seed(20)
+        sample = torch.rand((contract.batch or 2, graph.channels, *contract.size), generator=generator)
+        write_graph(graph, sample, kind, path, outputs=graph.outputs, any_batch=contract.batch is None)
+    except (VitpError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever torch's exporters raise at a layer or size that they can't follow
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"torch can't write it ({words[0]})",
+            where=where,
+            fix="choose another --size, --batch or --format",
+        ) from error
+    return graph
 
 
 def _metadata(contract: GraphContract, options: GraphOptions) -> dict[str, str]:

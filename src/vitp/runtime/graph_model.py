@@ -16,7 +16,7 @@ from vitp.core.errors import CheckpointError, ConfigError, DataError
 from vitp.runtime.contract import GraphContract, contract_of
 from vitp.runtime.objects import GraphObjects, merged_objects, objects_of_table
 from vitp.runtime.pixels import read_planes, resized_maps, resized_planes
-from vitp.runtime.views import Box, seen_size, window_layout, window_weights
+from vitp.runtime.views import SeenWindow, seen_size, window_layout, window_weights
 
 IGNORED = 255
 """In class maps: nothing is known."""
@@ -48,7 +48,7 @@ class GraphPrediction:
 
 @dataclass(frozen=True)
 class _View:
-    window: Box
+    window: SeenWindow
     size: tuple[int, int]
 
 

@@ -20,7 +20,7 @@ from vitp.runtime.boxes import (
 )
 from vitp.runtime.contract import GraphContract
 from vitp.runtime.pixels import resized_maps
-from vitp.runtime.views import Box
+from vitp.runtime.views import SeenWindow
 
 SHORTEST_SIDE_OF_ROW = 1e-2
 """Pixels; rows with a shorter side are no objects."""
@@ -64,7 +64,7 @@ class GraphObjects:
 
 
 def objects_of_table(
-    contract: GraphContract, outputs: Mapping[str, np.ndarray], window: Box, size: tuple[int, int]
+    contract: GraphContract, outputs: Mapping[str, np.ndarray], window: SeenWindow, size: tuple[int, int]
 ) -> GraphObjects:
     """Return the objects of one window in pixels of the image, overlapping ones suppressed.
 
@@ -81,7 +81,12 @@ def objects_of_table(
     if oriented:
         boxes_R = np.concatenate([table_RK[:, :4], table_RK[:, -1:]], axis=1)
         sides_R2 = boxes_R[:, 2:4]
-        inside_R = (boxes_R[:, 0] < width) & (boxes_R[:, 1] < height)
+        # What was padded holds nothing; beyond the graph's own border an object's centre may lie, as in the model.
+        limit_x, limit_y = (
+            np.inf if own == most else own
+            for own, most in ((width, contract.size[1]), (height, contract.size[0]))
+        )
+        inside_R = (boxes_R[:, 0] < limit_x) & (boxes_R[:, 1] < limit_y)
     else:
         low_R2, high_R2 = table_RK[:, :2] - table_RK[:, 2:4] / 2, table_RK[:, :2] + table_RK[:, 2:4] / 2
         boxes_R = np.concatenate([low_R2, high_R2], axis=1)
@@ -106,7 +111,7 @@ def _in_image(
     labels_N: np.ndarray,
     masks_RMM: np.ndarray | None,
     rows_N: np.ndarray,
-    window: Box,
+    window: SeenWindow,
     size: tuple[int, int],
     oriented: bool,
 ) -> GraphObjects:

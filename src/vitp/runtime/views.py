@@ -12,7 +12,7 @@ import numpy as np
 WEIGHT_FLOOR = 1e-3
 """Least weight of a pixel at a window's edge, so that a place that one window alone sees still counts."""
 
-Box = tuple[int, int, int, int]
+SeenWindow = tuple[int, int, int, int]
 
 
 def window_starts(length: int, side: int, step: int, origin: int = 0) -> list[int]:
@@ -33,7 +33,7 @@ def window_layout(
     sides: tuple[int, int],
     overlap: float,
     origin: tuple[int, int] = (0, 0),
-) -> list[tuple[Box, tuple[int, int]]]:
+) -> list[tuple[SeenWindow, tuple[int, int]]]:
     """Return windows over an image, row by row: x1, y1, x2, y2 in its pixels, and the height and width that each gets.
 
     Args:
@@ -75,7 +75,7 @@ def seen_size(mode: str, side: int | None, height: int, width: int) -> tuple[int
     return max(1, round(height * side / own)), max(1, round(width * side / own))
 
 
-def window_weights(window: Box, size: tuple[int, int]) -> np.ndarray:
+def window_weights(window: SeenWindow, size: tuple[int, int]) -> np.ndarray:
     """Return (h, w) float32 weights of a window's pixels: less towards its edges, but for those of the image."""
     x1, y1, x2, y2 = window
     rows = _tapered(y2 - y1, y1 == 0, y2 == size[0])

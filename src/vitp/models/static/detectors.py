@@ -24,12 +24,12 @@ from vitp.models.heads.rcnn import RCNN
 from vitp.models.heads.rpn import MIN_SIDE, ProposalNetwork
 from vitp.models.rotated.boxes import hulls_of
 from vitp.models.static.atlas import StaticRegionPool, StaticRotatedPool
-from vitp.models.static.suppression import kept_boxes, kept_of_levels, rows_of
+from vitp.models.static.suppression import gathered_rows, kept_boxes, kept_of_levels
 
 NOTHING = -1e4
 """Score of a place of the table that is empty: below all logits, and a number that half precision holds."""
 
-CANDIDATES = 2000
+MASK_CANDIDATES = 2000
 """Boxes of one class that enter the suppression before masks are made."""
 
 Sizes = Sequence[tuple[int, int]]
@@ -43,7 +43,7 @@ def _clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def _best(scores_BN: Tensor, count: int, *tables: Tensor) -> tuple[Tensor, ...]:
     """Return the highest scores (B, count) and the rows of tables (B, N, …) that they belong to."""
     best_BM, index_BM = scores_BN.topk(min(count, scores_BN.shape[1]), dim=1)
-    return best_BM, *(rows_of(table, index_BM) for table in tables)
+    return best_BM, *(gathered_rows(table, index_BM) for table in tables)
 
 
 class StaticProposals(nn.Module):
@@ -163,7 +163,7 @@ class StaticRCNN(nn.Module):
         sides_BR2 = row_BRC4[..., 2:] - row_BRC4[..., :2]
         real_BR = (sides_BR2 >= MIN_SIDE).all(-1).float()
         score_BR = scores_BRC.flatten(1) * real_BR
-        score_BK, boxes_BK4, label_BK1 = _best(score_BR, CANDIDATES, row_BRC4, label_BR1)
+        score_BK, boxes_BK4, label_BK1 = _best(score_BR, MASK_CANDIDATES, row_BRC4, label_BR1)
         valid_BK = (score_BK > settings.score_threshold).float()
         kept_BK = kept_boxes(boxes_BK4, valid_BK, settings.nms_iou, label_BK1[..., 0])
         best_BM, boxes_BM4, label_BM1 = _best(score_BK * kept_BK, settings.detections, boxes_BK4, label_BK1)

@@ -55,7 +55,7 @@ def kept_boxes(
     return kept_BN
 
 
-def rows_of(values_BNK: Tensor, index_BM: Tensor) -> Tensor:
+def gathered_rows(values_BNK: Tensor, index_BM: Tensor) -> Tensor:
     """Return (B, M, K): the rows with the given numbers."""
     return values_BNK.gather(1, index_BM[..., None].expand(-1, -1, values_BNK.shape[-1]))
 
