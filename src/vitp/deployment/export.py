@@ -172,8 +172,9 @@ def _check_options(options: GraphOptions) -> None:
 
 def _plain_settings(settings: TestSettings) -> tuple[TestSettings, list[str]]:
     """Return settings without what a graph doesn't do, and what is to be said of it."""
-    plain = settings.model_copy(update={"scales": (1.0,), "flip": False, "tta": "none", "surface": False})
-    extras = [name for name in ("scales", "flip", "tta") if getattr(plain, name) != getattr(settings, name)]
+    neutral = {"scales": (1.0,), "flip": False, "tta": "none", "stagger": False}
+    plain = settings.model_copy(update={**neutral, "surface": False})
+    extras = [name for name in neutral if getattr(plain, name) != getattr(settings, name)]
     if not extras:
         return plain, []
     return plain, [
