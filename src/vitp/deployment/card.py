@@ -173,7 +173,7 @@ def _compared(done: ExportedGraph) -> str:
 
 
 def _score_rows(scored: Sequence[tuple[str, ScoreParity]]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for of, scores in scored:
         for name in scores.before:
             mine, other = scores.before[name], scores.after[name]

@@ -181,7 +181,7 @@ def _class_map(
             total_KHW = np.zeros((len(shares_Khw), *size), np.float32)
         total_KHW[:, y1:y2, x1:x2] += shares_Khw * window_weights(view.window, size)
     assert total_KHW is not None
-    classes_HW = total_KHW.argmax(0).astype(np.uint8)
+    classes_HW: np.ndarray = total_KHW.argmax(0).astype(np.uint8)
     classes_HW[total_KHW.max(0) <= 0] = IGNORED
     return classes_HW
 

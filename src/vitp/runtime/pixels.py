@@ -110,12 +110,15 @@ def _scaled(values_HW: np.ndarray, channel: Mapping[str, Any]) -> np.ndarray:
     decibels = channel["transform"] == "db"
     if values_HW.dtype == np.uint8 and (low, high) == (0, 255) and not decibels:
         return values_HW
-    scaled_HW = values_HW.astype(np.float32 if values_HW.dtype.itemsize <= 2 else np.float64)
+    scaled_HW: Any = values_HW.astype(np.float32 if values_HW.dtype.itemsize <= 2 else np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if decibels:
             scaled_HW = 10 * np.log10(scaled_HW)
         scaled_HW = (scaled_HW - low) * (255 / (high - low))
-    return np.rint(np.where(np.isfinite(scaled_HW), scaled_HW, 0).clip(0, 255)).astype(np.uint8)
+    seen_HW: np.ndarray = np.rint(np.where(np.isfinite(scaled_HW), scaled_HW, 0).clip(0, 255)).astype(
+        np.uint8
+    )
+    return seen_HW
 
 
 def resized_planes(planes_CHW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -136,7 +139,8 @@ def _resized_along(planes: np.ndarray, count: int) -> np.ndarray:
     total = np.full((*planes.shape[:-1], count), 1 << (bits - 1), np.int32)
     for tap in range(weights.shape[1]):
         total += planes[..., np.minimum(first + tap, length - 1)].astype(np.int32) * weights[:, tap]
-    return np.clip(total >> bits, 0, 255).astype(np.uint8)
+    planes_at_count: np.ndarray = np.clip(total >> bits, 0, 255).astype(np.uint8)
+    return planes_at_count
 
 
 def _integer_weights(length: int, count: int) -> tuple[np.ndarray, np.ndarray, int]:

@@ -84,7 +84,7 @@ def window_weights(window: SeenWindow, size: tuple[int, int]) -> np.ndarray:
 
 
 def _tapered(length: int, begins: bool, ends: bool) -> np.ndarray:
-    wave = np.sin(np.pi * (np.arange(length, dtype=np.float32) + 0.5) / length) ** 2
+    wave: np.ndarray = np.sin(np.pi * (np.arange(length, dtype=np.float32) + 0.5) / length) ** 2
     wave = np.maximum(wave, WEIGHT_FLOOR).astype(np.float32)
     half = length // 2
     if begins:

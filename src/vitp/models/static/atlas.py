@@ -122,4 +122,5 @@ class StaticRotatedPool(nn.Module):
         )
         read_BDhw = read_BDhw * inside_Rhw.view(-1, 1, regions * side, side)
         pooled_BDhw = F.avg_pool2d(read_BDhw, samples)
-        return pooled_BDhw.unflatten(2, (regions, size)).transpose(1, 2)
+        parts_BNDPP: Tensor = pooled_BDhw.unflatten(2, (regions, size)).transpose(1, 2)
+        return parts_BNDPP
