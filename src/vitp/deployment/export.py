@@ -33,13 +33,21 @@ from vitp.core.tensors import unique_state
 from vitp.core.version import __version__
 from vitp.deployment.card import graph_card
 from vitp.deployment.comparison import (
+    SCORE_TOLERANCE,
     OutputParity,
     ScoreParity,
     compared_outputs,
     compared_scores,
     scores_of_graph,
 )
-from vitp.deployment.images import MOST_CALIBRATED, KnownImages, graph_size, inputs_of, known_images
+from vitp.deployment.images import (
+    MOST_CALIBRATED,
+    MOST_COMPARED,
+    KnownImages,
+    graph_size,
+    inputs_of,
+    known_images,
+)
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
 from vitp.deployment.quantised import quantise_graph
 from vitp.metrics.results import Scores
@@ -82,7 +90,7 @@ class GraphOptions:
     int8: bool = False
     most_loss: float = 1.0
     check: str | Path | None = None
-    most_images: int = 100
+    most_images: int = MOST_COMPARED
     resolution: float | None = None
 
 
@@ -228,10 +236,9 @@ def _write(
         add_metadata(path, _metadata(contract, options))
     written = _opened(path, contract, graph.outputs)
     outputs = _compare_outputs(work, graph, written)
-    scores = _compare_scores(work, written)
-    eight: ScoreParity | None = None
-    if options.int8:
-        eight = _write_int8(work, contract, folder, path)
+    own = None if work.images is None else work.model.evaluate(work.images.compared, work.settings)
+    scores = None if own is None else _compare_scores(work, written, own)
+    eight = _write_int8(work, contract, folder, path, own) if options.int8 else None
     _say_qgis(contract, options, notes, say)
     done = ExportedGraph(folder, contract, outputs, scores, eight, tuple(notes))
     write_json(folder / PARITY_FILE, parity_values(done))
@@ -291,10 +298,8 @@ def _compare_outputs(work: _Work, graph: TaskGraph, written: GraphModel) -> Outp
     return parity
 
 
-def _compare_scores(work: _Work, written: GraphModel) -> ScoreParity | None:
-    if work.images is None:
-        return None
-    scores = _scores_beside(work, written, _own_scores(work), 0.1)
+def _compare_scores(work: _Work, written: GraphModel, own: Scores) -> ScoreParity:
+    scores = _scores_beside(work, written, own, SCORE_TOLERANCE)
     if not abs(scores.lost) <= scores.tolerance:
         raise CheckpointError(
             f"its {scores.headline} is {_points(scores, 'after')}, the model's {_points(scores, 'before')} "
@@ -311,11 +316,6 @@ def _points(scores: ScoreParity, side: str) -> str:
     return "not known" if value is None else f"{100 * value:.2f}"
 
 
-def _own_scores(work: _Work) -> Scores:
-    assert work.images is not None
-    return work.model.evaluate(work.images.compared, work.settings)
-
-
 def _scores_beside(work: _Work, written: GraphModel, before: Scores, tolerance: float) -> ScoreParity:
     assert work.images is not None
     known = work.images
@@ -325,9 +325,11 @@ def _scores_beside(work: _Work, written: GraphModel, before: Scores, tolerance: 
     )
 
 
-def _write_int8(work: _Work, contract: GraphContract, folder: Path, path: Path) -> ScoreParity:
+def _write_int8(
+    work: _Work, contract: GraphContract, folder: Path, path: Path, own: Scores | None
+) -> ScoreParity:
     options, known = work.options, work.images
-    if known is None or known.calibration is None:
+    if known is None or known.calibration is None or own is None:
         raise ConfigError(
             "8 bits need training images to be calibrated, and labelled ones to be compared",
             where="--int8",
@@ -339,7 +341,7 @@ def _write_int8(work: _Work, contract: GraphContract, folder: Path, path: Path) 
     quantise_graph(path, target, seen)
     add_metadata(target, _metadata(contract, options))
     small = open_graph(target, threads=torch.get_num_threads())
-    scores = _scores_beside(work, small, _own_scores(work), options.most_loss)
+    scores = _scores_beside(work, small, own, options.most_loss)
     if not scores.lost <= options.most_loss:
         raise CheckpointError(
             f"8 bits cost {scores.lost:.2f} points of {scores.headline} ({_points(scores, 'before')} → "

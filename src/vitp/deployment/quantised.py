@@ -7,13 +7,28 @@ corners are rounded to 256 steps is none.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitp.checkpoints.graphs import need_onnx
+
+
+@contextmanager
+def _quiet_root() -> Iterator[None]:
+    """Keep from the console that a graph could be optimised first: it is as the exporter left it, on purpose."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
 
 _LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 
@@ -44,14 +59,15 @@ def quantise_graph(path: Path, target: Path, inputs: Iterable[np.ndarray]) -> No
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     reader: Any = _Images(inputs)
-    quantize_static(
-        path,
-        target,
-        reader,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=_LAYERS,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True},
-    )
+    with _quiet_root():
+        quantize_static(
+            path,
+            target,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=_LAYERS,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
