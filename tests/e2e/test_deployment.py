@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from tests.e2e.conftest import done, refused
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError
 from vitp.deployment.export import ExportedGraph, GraphOptions, export_task
@@ -343,3 +344,23 @@ def test_larger_pictures_are_seen_through_windows(deployed: Deployed) -> None:
     assert len(given.objects.scores_N) == len(wanted.scores_N) > 3
     assert np.abs(given.objects.scores_N - wanted.scores_N.numpy()).max() < 1e-3
     assert np.abs(given.objects.boxes_N4 - wanted.boxes_N4.numpy()).max() < 0.1
+
+
+def test_the_command_line_says_what_was_understood(deployed: Deployed, tmp_path: Path) -> None:
+    if deployed.task != "classification":
+        pytest.skip("one task tells")
+    said = done("export", deployed.run, "--format", "onnx", "--out", tmp_path / "g", "--size", "48x64", "--batch", "dynamic", "--check-images", 3).out  # fmt: skip
+    assert "compared on 3 of 12 images of port (the val images)" in said
+    assert "the graph takes 48×64 px: as asked for" in said
+    assert "QGIS's plug-in Deepness can't run it: it has no models that give an image one class" in said
+    for words, says in [
+        (("--format", "timm"), "timm holds a ViT alone; choose onnx or torch-export"),
+        (("--format", "onnx", "--batch", "many"), '"many" is no batch'),
+        (("--format", "onnx", "--size", "4"), '"4" is no size'),
+        (("--format", "onnx", "--check", tmp_path / "nowhere"), "nowhere"),
+    ]:
+        assert says in refused("export", deployed.run, "--out", tmp_path / "x", *words)
+    assert "holds no finetuned model" in refused(
+        "export", "starter", "--format", "onnx", "--int8", "--out", tmp_path / "x"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g"]
