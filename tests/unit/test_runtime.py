@@ -22,7 +22,7 @@ from vitp.models.rotated.boxes import long_edge_first, quads_of
 from vitp.models.rotated.iou import paired_rotated_iou
 from vitp.models.rotated.nms import rotated_nms
 from vitp.records.channels import Channel, Channels
-from vitp.runtime.__main__ import run_command
+from vitp.runtime.__main__ import run_runtime
 from vitp.runtime.boxes import (
     corners_of,
     mask_in_image,
@@ -267,11 +267,11 @@ def test_dates_are_asked_for_where_they_are_needed() -> None:
 
 
 def test_the_command_answers_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command([str(tmp_path / "model.onnx"), "image.png"]) == 2
+    assert run_runtime([str(tmp_path / "model.onnx"), "image.png"]) == 2
     assert "doesn't exist; write it: vitp export RUN --format onnx" in capsys.readouterr().err
     pytest.importorskip("onnxruntime")
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(CheckpointError, match="is no graph that onnxruntime can read"):
         open_graph(tmp_path)
-    assert run_command([str(tmp_path), "a/x.png", "b/x.png", "--out", str(tmp_path / "o")]) == 2
+    assert run_runtime([str(tmp_path), "a/x.png", "b/x.png", "--out", str(tmp_path / "o")]) == 2
     assert "several images are called x" in capsys.readouterr().err

@@ -200,16 +200,9 @@ def export_command(
         return
     if out is None:
         raise ConfigError("no place to write to", where="vitp export", fix="name it with --out")
-    options = GraphOptions(
-        size=size,
-        batch=parsed_batch(batch),
-        proposals=proposals,
-        int8=int8,
-        most_loss=most_loss,
-        check=check,
-        most_images=most_images,
-        resolution=resolution,
-    )
+    given = {"proposals": proposals, "int8": int8, "most_loss": most_loss, "check": check}
+    given |= {"most_images": most_images, "resolution": resolution}
+    options = GraphOptions(size=size, batch=parsed_batch(batch), **given)  # type: ignore[arg-type]
     if is_task_model(source):
         _export_graph(source, out, form, options, image_size, force)
         return

@@ -83,7 +83,7 @@ def write_found(folder: Path, image: str, values: Mapping[str, Any], picture: Im
         picture.save(folder / f"{stem}.png")
 
 
-def run_command(arguments: Sequence[str] | None = None) -> int:
+def run_runtime(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m vitp.runtime", description=__doc__)
     parser.add_argument("model", help="model.onnx, or the folder of an export")
@@ -123,4 +123,4 @@ def _check_names(images: Sequence[str], out: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command())
+    sys.exit(run_runtime())
