@@ -40,6 +40,7 @@ from vitp.engine.optim import (
 )
 from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted, StopSignals
+from vitp.models.compilation import CompileWatch
 from vitp.objectives.base import BatchSource, Objective, is_of_source
 
 
@@ -249,6 +250,7 @@ class Trainer:
                 self._on_main(self.evidence.begin)
         self._trained.train()
         self._meter, self._began = Meter(), time.perf_counter()
+        self._compiled = CompileWatch(self._trained)
         self._elapsed_before = self._counters.get("seconds", 0.0)
         self._window: list[float] = []
         if self._log is not None:
@@ -365,6 +367,8 @@ class Trainer:
         row |= {"elapsed_s": self._counters["seconds"], "memory_gb": memory_gb(self.device)}
         self._window = []
         self._log.row(row)
+        if news := self._compiled.news():
+            self._log.say(news)
 
     def _refuse_step(self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]) -> None:
         """Throw the gradients away, save the last good state if it is not saved yet, and raise."""
