@@ -95,8 +95,11 @@ class Trainer:
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.sharded = sharding.is_wanted(train)
         self.objective = objective
+        self._amp_dtype = amp_dtype(train.precision, self.device)
         self._trained = (
-            sharding.shard(objective, train, self.device) if self.sharded else objective.to(self.device)
+            sharding.shard(objective, train, self.device, self._amp_dtype)
+            if self.sharded
+            else objective.to(self.device)
         )
         groups = self._trained.parameter_groups()
         check_groups(self._trained, groups, optim)
@@ -109,7 +112,6 @@ class Trainer:
         self.loss_weights = {**objective.loss_weights, **train.loss_weights}
         self.step = 0
         self._console = console or Console()
-        self._amp_dtype = amp_dtype(train.precision, self.device)
         self._exchange = StepExchange()
         # A sharded optimizer takes no plain tensor for its mask.
         self._masks_steps = self.device.type == "cuda" and not self.sharded
