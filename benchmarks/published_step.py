@@ -88,9 +88,7 @@ def attention_of(batch: PackedBatch, baseline: Baseline, dtype: torch.dtype) -> 
     return prepare(batch.segments_BL, batch.branches_BL, dtype=dtype, static=True).attend
 
 
-def published_loss(
-    objective: ViTPObjective, batch: PackedBatch, baseline: Baseline = "unpadded"
-) -> Tensor:
+def published_loss(objective: ViTPObjective, batch: PackedBatch, baseline: Baseline = "unpadded") -> Tensor:
     """Return the summed negative log-likelihood of a padded batch, with logits made everywhere."""
     vlm = objective.vlm
     inputs_BLH = _embed(vlm, batch)

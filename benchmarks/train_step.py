@@ -30,7 +30,14 @@ from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch
 from vitp.models.compute import ComputeSettings, configure
 from vitp.planning.bench.measure import StepRunner, StepSettings
-from vitp.planning.bench.synthetic import MODEL_SIZES, ModelSize, SyntheticSource, Workload, make_chat, make_objective
+from vitp.planning.bench.synthetic import (
+    MODEL_SIZES,
+    ModelSize,
+    SyntheticSource,
+    Workload,
+    make_chat,
+    make_objective,
+)
 
 KINDS = {
     "one_tile_six_questions": {"tiles": ((1, 1.0),), "questions": 6},
@@ -95,7 +102,9 @@ def compare(name: str, kind: str, records: int, repeats: int = REPEATS) -> dict[
     packed, apart = batches_of(size, records, KINDS[kind], mine.chat)
     differences = {one: check_equal(mine, objective, apart) for one, objective in theirs.items()}
     contestants = {"ours": Contestant(StepRunner(mine, SETTINGS), packed)}
-    contestants |= {one: Contestant(StepRunner(objective, SETTINGS), apart) for one, objective in theirs.items()}
+    contestants |= {
+        one: Contestant(StepRunner(objective, SETTINGS), apart) for one, objective in theirs.items()
+    }
     for contestant in contestants.values():
         contestant.step()
     for _ in range(repeats):

@@ -46,7 +46,9 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        devices = {tensor.device.type for tensor in tensors if tensor.ndim or name.startswith(("copy", "_to"))}
+        devices = {
+            tensor.device.type for tensor in tensors if tensor.ndim or name.startswith(("copy", "_to"))
+        }
         if name in _WAITS and "cuda" in devices | {t.device.type for t in tensors}:
             self.waits.append(name)
         if name in ("index", "index_put", "index_put_") and any(
@@ -66,7 +68,10 @@ class Watch(TorchDispatchMode):
 
     def _copy(self, name: str, args: Any, kwargs: Any, tensors: list[Tensor]) -> None:
         if name == "_to_copy":
-            source, target = tensors[0].device.type, torch.device(kwargs.get("device") or tensors[0].device).type
+            source, target = (
+                tensors[0].device.type,
+                torch.device(kwargs.get("device") or tensors[0].device).type,
+            )
             waits = not kwargs.get("non_blocking", False)
         elif name == "copy_":
             source, target = args[1].device.type, args[0].device.type
@@ -84,7 +89,9 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
     """Within the context new tensors are fake, "cuda" may be named, and autocast to bf16 works on it."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
-        mock.patch("torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+        mock.patch(
+            "torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available", lambda: False
+        ),
         mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
         mock.patch("torch.cuda.get_device_capability", lambda *_, **__: (9, 0)),
         mock.patch("torch.backends.cudnn.version", lambda: None),

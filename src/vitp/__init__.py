@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitp.evaluation.probes import run_probes
     from vitp.inference.ask import Assistant
     from vitp.io.open_pixels import open_pixels
+    from vitp.io.volumes import open_volume
     from vitp.models.backbone import Backbone
     from vitp.models.vision import VisionTower
     from vitp.objectives.base import Objective
@@ -46,6 +47,7 @@ _HOMES = {
     "load_task": "vitp.tasks.model_folder",
     "load_vlm": "vitp.checkpoints.loading",
     "open_pixels": "vitp.io.open_pixels",
+    "open_volume": "vitp.io.volumes",
     "predict_images": "vitp.tasks.predict",
     "random_backbone": "vitp.checkpoints.loading",
     "read_compiled": "vitp.data.formats.vitp_labels",
@@ -75,6 +77,7 @@ __all__ = [
     "load_task",
     "load_vlm",
     "open_pixels",
+    "open_volume",
     "predict_images",
     "random_backbone",
     "read_compiled",

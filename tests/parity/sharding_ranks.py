@@ -106,9 +106,7 @@ def main(folder: Path, task: str) -> None:
         results["hybrid"] = run(folder, "hybrid", parallel="hybrid", shard_size=2)
         results["ddp"] = run(folder, "ddp", save_every=3)
         results["bf16"] = run(folder, "bf16", parallel="fsdp", precision="bf16")
-        results["bf16_hybrid"] = run(
-            folder, "bf16_hybrid", parallel="hybrid", shard_size=2, precision="bf16"
-        )
+        results["bf16_hybrid"] = run(folder, "bf16_hybrid", parallel="hybrid", shard_size=2, precision="bf16")
         results["nan"] = run(folder, "nan", parallel="fsdp", nan_step=4)
         results["groups"] = refused(folder)
         later = {"parallel": "fsdp", "save_every": 2, "async_save": True}

@@ -127,13 +127,17 @@ def test_copies_are_compiled_with_their_own_weights() -> None:
         other[0].bias.fill_(2.0)
     assert torch.equal(other(torch.rand(2, 4)), torch.full((2, 4), 2.0))
     assert compile_report().graphs == 1
-    assert torch.equal(block(torch.ones(2, 4)), nn.functional.linear(torch.ones(2, 4), block.weight, block.bias))
+    assert torch.equal(
+        block(torch.ones(2, 4)), nn.functional.linear(torch.ones(2, 4), block.weight, block.bias)
+    )
     assert block.state_dict().keys() == nn.Linear(4, 4).state_dict().keys()
 
 
 def test_probes_of_a_compiled_tower_make_no_graphs() -> None:
     tower = VisionTower(
-        VisionSettings(arguments={"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}, image_size=32)
+        VisionSettings(
+            arguments={"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}, image_size=32
+        )
     )
     for block in tower.model.blocks:
         compile_block(block, batch_dim=0, backend="eager")

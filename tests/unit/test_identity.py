@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vitp.core.errors import ConfigError
+from vitp.core.errors import ConfigError, DataError
 from vitp.data import identical
 from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
@@ -226,7 +226,7 @@ def test_given_splits_that_tear_a_patient_are_told_with_the_way_out(tmp_path: Pa
     assert len({(item.group, item.split) for item in mended.items}) == 6
 
 
-def test_folders_of_patients_propose_the_option_that_keeps_them(tmp_path: Path) -> None:
+def test_folders_of_patients_are_kept_together_under_names_that_tell_nothing(tmp_path: Path) -> None:
     for patient in range(6):
         for number in range(4):
             name = f"patient{patient}/{number:03}"
@@ -235,11 +235,21 @@ def test_folders_of_patients_propose_the_option_that_keeps_them(tmp_path: Path) 
             (tmp_path / "labels" / f"{name}.txt").write_text("0 .5 .5 .2 .2\n")
     (tmp_path / "classes.txt").write_text("cell\n")
     found = read_labels("auto", tmp_path)
-    (line,) = found.findings
-    assert (
-        line.startswith("splits: the images lie in 6 folders (such as patient") and "-o group=folder" in line
-    )
-    mended = read_labels("auto", tmp_path, group="folder")
-    assert mended.findings == () and len({(item.group, item.split) for item in mended.items}) == 6
+    assert found.findings == () and len({(item.group, item.split) for item in found.items}) == 6
+    assert sorted({item.group for item in found.items}) == [f"patient-{number:04d}" for number in range(1, 7)]
+    assert "patients: 6, by the folders that are called after them" in found.understood
+    # Folders of other names only propose it.
+    for patient in range(6):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / f"patient{patient}").rename(tmp_path / kind / f"visit{patient}")
+    (line,) = read_labels("auto", tmp_path).findings
+    assert line.startswith("splits: the images lie in 6 folders (such as visit") and "-o group=folder" in line
+    told = read_labels("auto", tmp_path, patient=r"visit(\d)")
+    assert {item.group for item in told.items} == {f"patient-{number:04d}" for number in range(1, 7)}
+    assert told.findings == () and len({(item.group, item.split) for item in told.items}) == 6
+    with pytest.raises(DataError, match='neither a column nor a path fits patient="person"'):
+        read_labels("auto", tmp_path, patient="person")
+    with pytest.raises(ConfigError, match="is neither a column of a table nor a regular expression"):
+        read_labels("auto", tmp_path, patient="(")
     with pytest.raises(ConfigError, match=r'group: is "patient"; choose folder'):
         read_labels("auto", tmp_path, group="patient")

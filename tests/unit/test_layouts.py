@@ -402,7 +402,7 @@ def test_several_classes_survive_compiling_and_become_questions_and_targets(tmp_
 def test_a_column_of_patients_gives_the_groups(tmp_path: Path) -> None:
     class_table(tmp_path, "image,dx,patient_id", lambda k: f"{k}.png,{'ab'[k % 2]},p{k // 2}")
     found = read_labels("auto", tmp_path, val=0.5, test=0)
-    assert [item.group for item in found.items] == ["p0", "p0", "p1", "p1"]
+    assert [item.group for item in found.items] == ["patient-0001"] * 2 + ["patient-0002"] * 2
     assert found.items[0].split == found.items[1].split != found.items[2].split == found.items[3].split
     assert 'labels.csv: images of one "patient_id" are a group' in found.understood
     class_table(
@@ -412,7 +412,7 @@ def test_a_column_of_patients_gives_the_groups(tmp_path: Path) -> None:
     )
     (line,) = read_labels("auto", tmp_path).findings
     assert line.startswith(
-        "splits: the images are of 2 groups (such as p0), and 2 of them are in several splits"
+        "splits: the images are of 2 groups (such as patient-0001), and 2 of them are in several splits"
     )
 
 

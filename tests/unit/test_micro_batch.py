@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from vitp.core.errors import ConfigError
+from vitp.models.vrl import VRLSettings
 from vitp.planning.devices import machine_of
 from vitp.planning.memory import GIB
 from vitp.planning.model import INTERNVL_1B, INTERNVL_VOCABULARY, model_shape
 from vitp.planning.plan import RunShape, best_batch
 from vitp.planning.samples import SampleSize
-from vitp.models.vrl import VRLSettings
 from vitp.runs.finetune import FinetuneTrainSettings
 from vitp.runs.micro_batch import BatchChoice, batch_choices, chosen_batch, first_fitting
 from vitp.runs.pretrain import PretrainConfig

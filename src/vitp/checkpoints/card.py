@@ -77,12 +77,20 @@ def _contract(d: BackboneDescription) -> str:
     return "## Contract\n\n" + _table(("", ""), rows)
 
 
+_FIRST = {
+    "linear": "",
+    "db": "10 · log10 (dB)",
+    "volume": "low and high are percentiles of each volume's values other than 0",
+    "voi": "each file's own lookup table or window, to 0–255",
+}
+
+
 def _bands(channels: Channels | None) -> str:
     """Return which bands the tower sees, and how values of a file become its input; nothing for RGB pictures."""
     if channels is None:
         return ""
     rows = [
-        (str(n), c.band, "10 · log10 (dB)" if c.transform == "db" else "", f"{c.low:g}", f"{c.high:g}")
+        (str(n), c.band, _FIRST[c.transform], f"{c.low:g}", f"{c.high:g}")
         for n, c in enumerate(channels.channels)
     ]
     return (

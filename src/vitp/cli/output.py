@@ -56,20 +56,39 @@ def print_findings(findings: Sequence[str], what: str, note: str = "") -> None:
 
 
 def print_scores(scores: Scores, title: str) -> None:
-    """Print the values of each class as a table in percent, and those of all together below it."""
+    """Print the values of each class as a table in percent, and those of all together below it.
+
+    Where an interval is known it stands behind its value.
+    """
     columns = list(dict.fromkeys(name for row in scores.per_class.values() for name in row))
-    rows = ((name, *(_shown(row, column) for column in columns)) for name, row in scores.per_class.items())
+    if "sensitivity" in columns and "recall" in columns:
+        columns.remove("recall")  # its other name
+    rows = (
+        (name, *(_shown(row, column, scores.class_intervals.get(name, {})) for column in columns))
+        for name, row in scores.per_class.items()
+    )
     print_table(["", *columns], rows, title, left=1)
-    make_console().print(", ".join(f"{name} {_shown(scores.values, name)}" for name in scores.values))
+    shown = (f"{name} {_shown(scores.values, name, scores.value_intervals)}" for name in scores.values)
+    make_console().print(", ".join(shown))
+    if scores.class_intervals or scores.value_intervals:
+        make_console().print("[dim]in brackets: 95 % intervals[/]")
 
 
-def _shown(row: Mapping[str, float], name: str) -> str:
+def _shown(row: Mapping[str, float], name: str, intervals: Mapping[str, tuple[float, float]]) -> str:
     value = row.get(name)
     if value is None or math.isnan(value):
         return "–"
-    if name == "images":
+    text = _number(value, name)
+    low, high = intervals.get(name, (math.nan, math.nan))
+    return text if math.isnan(low) else f"{text} [{_number(low, name)}, {_number(high, name)}]"
+
+
+def _number(value: float, name: str) -> str:
+    if name in ("images", "cases"):
         return f"{value:,.0f}"
-    return f"{value:.1f}" if name.endswith("pixels") else f"{100 * value:.1f}"
+    if name.endswith(("pixels", "_mm", "_mm2", "_ml")):
+        return f"{value:.1f}" if abs(value) >= 10 or name.endswith("pixels") else f"{value:.2f}"
+    return f"{100 * value:.1f}"
 
 
 def write_result(path: Path | None, value: Any) -> None:

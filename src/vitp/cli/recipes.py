@@ -39,7 +39,10 @@ def register(root: typer.Typer) -> None:
 @app.command("run")
 def run_command(
     name: Annotated[
-        str, typer.Argument(help="One of `vitp recipes`, or starter, starter-card, real-images, downstream.")
+        str,
+        typer.Argument(
+            help="One of `vitp recipes`, or starter, starter-card, real-images, downstream, nuclei."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs. An interrupted recipe continues.")],
     scale: Annotated[
@@ -48,7 +51,7 @@ def run_command(
     ] = 1.0,
     seeds: Annotated[
         int,
-        typer.Option(min=1, max=1000, help="real-images and downstream: number of pretraining seeds."),
+        typer.Option(min=1, max=1000, help="real-images, downstream, nuclei: number of pretraining seeds."),
     ] = 1,
     data: Annotated[
         Path | None,

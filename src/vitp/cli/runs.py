@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitp.cli.options import LABELLED, Override, Resume, Steps, configuration_of, overrides_of
-from vitp.cli.output import make_console, print_lines, print_scores
+from vitp.cli.output import make_console, print_lines, print_scores, print_table
 from vitp.cli.panels import JUDGE, TRAIN
 
 if TYPE_CHECKING:
@@ -95,23 +95,45 @@ def finetune_command(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/finetune"),
     steps: Steps = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=1000, help="Cross-validation: a run for each of so many parts, by patient or group."
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option(min=0, max=999, help="Only the run whose test is this part, from 0.")
+    ] = None,
     override: Override = None,
     resume: Resume = False,
 ) -> None:
-    """Finetune a backbone on a task, and score it on the test images."""
+    """Finetune a backbone on a task, and score it on the test images.
+
+    With --folds once for each part of the images, which the others don't see; the table has means and deviations.
+    """
     from vitp.core import distributed
     from vitp.core.config import load_config, make_config
     from vitp.runs.finetune import FinetuneConfig, run_finetune
+    from vitp.runs.folds import run_folds
     from vitp.tasks.build import task_of
 
     task_of(task)  # an unknown task is named before anything else
-    config = configuration_of(config, data, out, resume=resume, command="vitp finetune")
+    every = folds is not None and fold is None
+    begun = out / "fold-0" if every and resume else out
+    config = configuration_of(config, data, begun, resume=resume, command="vitp finetune")
     options = {"data.root": data, "backbone.init": backbone, "train.steps": steps}
+    options |= {"data.folds": folds, "data.fold": fold}
     overrides = [f"task={task}", *overrides_of(options, override)]
     if config is not None:
         settings = load_config(FinetuneConfig, config, overrides)
     else:
         settings = make_config(FinetuneConfig, {}, overrides, where="command line")
+    if every:
+        found = run_folds(settings, out, resume=resume)
+        if distributed.rank() == 0:
+            print_table(*found.table(), f"{task}, {folds} folds", left=1)
+            print_lines([f"all scores: {out / 'folds.json'}", f"models: {out}/fold-0 … fold-{folds - 1}"])
+        return
     result = run_finetune(settings, out, resume=resume)
     if distributed.rank() > 0:
         return

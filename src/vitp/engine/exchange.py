@@ -43,10 +43,14 @@ class StepExchange:
     def _numbers(self, own: RankReport) -> torch.Tensor:
         assert self._names is not None
         counts, work = self._names
-        more = own.error is not None or not (own.counts.keys() <= set(counts) and own.work.keys() <= set(work))
+        more = own.error is not None or not (
+            own.counts.keys() <= set(counts) and own.work.keys() <= set(work)
+        )
         head = [float(more), -1.0 if own.stop is None else float(own.stop), float(own.saved)]
         # A name that the rank lacks is no number.
-        values = [own.counts.get(name, math.nan) for name in counts] + [own.work.get(name, math.nan) for name in work]
+        values = [own.counts.get(name, math.nan) for name in counts] + [
+            own.work.get(name, math.nan) for name in work
+        ]
         return torch.tensor([*head, *values], dtype=torch.float64)
 
     def _report(self, row: Sequence[float]) -> RankReport:

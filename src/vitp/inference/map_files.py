@@ -5,6 +5,7 @@ Shapes: K classes, H × W pixels, R rows, C bands.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,14 @@ class _Tiles:
         place: dict[str, Any] = {}
         if geometry is not None:
             place = {"crs": geometry.crs, "transform": self._rasterio.Affine(*geometry.transform)}
-        self.file = self._rasterio.open(
+        with warnings.catch_warnings():
+            # A map of what lies nowhere on the ground lies nowhere, too.
+            warnings.simplefilter("ignore", self._rasterio.errors.NotGeoreferencedWarning)
+            self.file = self._opened(size, bands, place)
+        self.file.update_tags(**tags)
+
+    def _opened(self, size: tuple[int, int], bands: int, place: Mapping[str, Any]) -> Any:
+        return self._rasterio.open(
             self._temporary,
             "w",
             driver="GTiff",
@@ -125,7 +133,6 @@ class _Tiles:
             sparse_ok=True,
             **place,
         )
-        self.file.update_tags(**tags)
 
     def __enter__(self) -> _Tiles:
         return self
@@ -144,14 +151,16 @@ class _Tiles:
     def finish(self, resampling: str) -> None:
         """Close the file and copy it in the order of a COG."""
         self.file.close()
-        need_geo("rasterio.shutil", str(self._path)).copy(
-            str(self._temporary),
-            str(self._path),
-            driver="COG",
-            blocksize=_BLOCK,
-            compress="DEFLATE",
-            overview_resampling=resampling,
-            bigtiff="IF_SAFER",
-            sparse_ok="YES",
-            num_threads="1",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self._rasterio.errors.NotGeoreferencedWarning)
+            need_geo("rasterio.shutil", str(self._path)).copy(
+                str(self._temporary),
+                str(self._path),
+                driver="COG",
+                blocksize=_BLOCK,
+                compress="DEFLATE",
+                overview_resampling=resampling,
+                bigtiff="IF_SAFER",
+                sparse_ok="YES",
+                num_threads="1",
+            )

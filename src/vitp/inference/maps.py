@@ -3,8 +3,8 @@
 What is finished lies in a folder of its own, so that a killed prediction goes on there and several processes share
 one raster; every unit of windows gives the same bits whoever computes it and when.
 
-    FOLDER/classes.raw          (H, W) uint8 class of each pixel, 255 where nothing is known        (class maps)
-    FOLDER/shares.raw           (H, K, W) uint8 probabilities, 250 for 1, 255 where nothing is known
+    FOLDER/classes.raw          (H, W) uint8, 255 − the class of each pixel; 0 where nothing is known   (class maps)
+    FOLDER/shares.raw           (H, K, W) uint8, 255 − probabilities (250 for 1); 0 where nothing is known
     FOLDER/done-RANK.txt        units that are written, a line each
     FOLDER/objects-NUMBER.npz   what the windows of a unit show, not merged                         (objects)
 
@@ -31,7 +31,8 @@ from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
 from vitp.tasks.predict import unit_objects
-from vitp.tasks.windows import Strip, Unit, View, class_strips, in_lanes, units_of, views_of
+from vitp.tasks.views import View, views_of
+from vitp.tasks.windows import Strip, Unit, class_strips, in_lanes, units_of
 
 Piece = TypeVar("Piece")
 
@@ -142,7 +143,8 @@ class RasterPrediction:
         """All looks at the raster."""
         resize = self.settings.resize or self.model.input_size
         origin = seen_origin(self.dates[0])
-        return views_of(*self.size, self.settings, resize, origin=origin, factor=self.factor)
+        patch = self.model.patch(self.settings)
+        return views_of(*self.size, self.settings, resize, origin=origin, factor=self.factor, patch=patch)
 
     @cached_property
     def lanes(self) -> list[Lane]:
@@ -179,7 +181,7 @@ class RasterPrediction:
         distributed.barrier()
         with _RawMap(self.folder, self.size, len(model.classes) if self.shares else 0) as raw:
             for number, lane in enumerate(self.lanes):
-                own = [unit for each, unit in _share(wanted) if each == number]
+                own = [unit for each, unit in share(wanted) if each == number]
                 strips = class_strips(
                     model.probabilities,
                     self.dates,
@@ -206,7 +208,7 @@ class RasterPrediction:
         (lane,) = self.lanes
         wanted = [unit for unit in range(len(lane.units)) if not self._objects_file(unit).exists()]
         distributed.barrier()
-        for unit in _share(wanted):
+        for unit in share(wanted):
             found = unit_objects(self.model, self.dates[0], lane.units[unit], self.settings.batch_size)
             _save_objects(self._objects_file(unit), found)
 
@@ -218,7 +220,7 @@ class RasterPrediction:
         width = self.size[1]
         with (self.folder / "classes.raw").open("rb") as file:
             rows = np.fromfile(file, np.uint8, (bottom - top) * width, offset=top * width)
-        return rows.reshape(-1, width)
+        return np.bitwise_not(rows, out=rows).reshape(-1, width)
 
     def share_rows(self, top: int, bottom: int) -> np.ndarray:
         """Return (K, R, W) uint8 rows of the finished probabilities, `SHARE_SCALE` for 1."""
@@ -226,7 +228,7 @@ class RasterPrediction:
         with (self.folder / "shares.raw").open("rb") as file:
             count = (bottom - top) * classes * width
             rows = np.fromfile(file, np.uint8, count, offset=top * classes * width)
-        return rows.reshape(-1, classes, width).transpose(1, 0, 2)
+        return np.bitwise_not(rows, out=rows).reshape(-1, classes, width).transpose(1, 0, 2)
 
     def objects(self) -> Iterator[ViewObjects]:
         """Yield the merged objects that are sure enough, from top to bottom, as soon as nothing below reaches them."""
@@ -244,14 +246,17 @@ class RasterPrediction:
                 yield done
 
 
-def _share(wanted: Sequence[Piece]) -> Sequence[Piece]:
+def share(wanted: Sequence[Piece]) -> Sequence[Piece]:
     """Return this process's part of what is to be done: a piece without gaps, so that neighbours meet seldom."""
     rank, world = distributed.rank(), distributed.world_size()
     return wanted[rank * len(wanted) // world : (rank + 1) * len(wanted) // world]
 
 
 class _RawMap:
-    """The files of a class map that are written at any place, by several processes."""
+    """The files of a class map that are written at any place, by several processes.
+
+    Bytes are stored as 255 minus what they are: where nothing is known is 0 then, which takes no room on disk.
+    """
 
     def __init__(self, folder: Path, size: tuple[int, int], classes: int) -> None:
         self._size, self._classes = size, classes
@@ -268,14 +273,18 @@ class _RawMap:
                 os.close(file)
 
     def write(self, strip: Strip) -> None:
-        """Write the rows of a strip."""
-        x1, y1, x2, _ = strip.window
+        """Write the rows of a strip, from the first column in which something is known to the last."""
+        x1, y1 = strip.window[:2]
         width = self._size[1]
         classes_RW = strip.classes_RW.numpy()
-        _write_rows(self._file, classes_RW, (y1 * width + x1), width)
+        known = np.flatnonzero((classes_RW != IGNORE).any(0))
+        if not len(known):
+            return
+        left, right = int(known[0]), int(known[-1]) + 1
+        _write_rows(self._file, ~classes_RW[:, left:right], y1 * width + x1 + left, width)
         if self._shares is not None:
-            shares_RKW = _share_bytes(strip, self._classes).reshape(-1, x2 - x1)
-            _write_rows(self._shares, shares_RKW, y1 * self._classes * width + x1, width)
+            shares_RKW = _share_bytes(strip, self._classes)[..., left:right].reshape(-1, right - left)
+            _write_rows(self._shares, ~shares_RKW, y1 * self._classes * width + x1 + left, width)
         for file in (self._file, self._shares):
             if file is not None:
                 os.fsync(file)

@@ -15,7 +15,8 @@ from vitp.inference.outputs import SMALLEST_REGION
 from vitp.io.ground import need_geo
 
 STRIP_ROWS = 1024
-"""Rows that are turned into polygons at once."""
+"""Rows that are turned into polygons at once, at most."""
+_STRIP_PIXELS = 1 << 25
 MOST_VERTICES = 4_000_000
 """Corners of unfinished regions that are held. Beyond, the largest regions are cut at the strip's edge."""
 
@@ -52,6 +53,7 @@ def class_polygons(
         strip_rows: Rows at once.
     """
     joiner = _Joiner(size[1])
+    strip_rows = max(1, min(strip_rows, _STRIP_PIXELS // size[1]))
     for top in range(0, size[0], strip_rows):
         bottom = min(top + strip_rows, size[0])
         found = _strip_polygons(rows(top, bottom), top, wanted)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,12 +23,16 @@ from vitp.core.version import __version__
 from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog
 from vitp.inference.maps import SHARE_SCALE, RasterPrediction, seen_settings
-from vitp.inference.outputs import regions, write_picture
+from vitp.inference.outputs import class_colour, regions, write_picture
 from vitp.inference.polygons import class_polygons
+from vitp.inference.slides import AREAS_FILE, AreaTable, resolution_tags
 from vitp.inference.vectors import VectorFile, VectorKind, vector_path
 from vitp.io.ground import need_geo
+from vitp.io.images import image_size
 from vitp.io.open_pixels import open_pixels
 from vitp.io.rasters import need_rasterio
+from vitp.io.slides import SlidePlace, slide_place
+from vitp.io.tissue import Tissue, find_tissue
 from vitp.metrics.results import Prediction
 from vitp.records.labels import BACKGROUND
 from vitp.tasks.base import TaskModel, TestSettings
@@ -56,12 +61,18 @@ class MapOptions:
         probabilities: Whether class probabilities are written.
         pictures: Whether large inputs get a picture, too.
         resolution: Metres of a pixel that the model sees; None: the raster's own.
+        mpp: Micrometres of a pixel that the model sees of slides; 0: their own; None: as in training.
+        tissue: Whether slides are seen only where they have tissue.
+        format: Of volumes: label maps are NIfTI; `dicom-seg` writes a DICOM-SEG beside it.
     """
 
     vector: VectorKind = "gpkg"
     probabilities: bool = False
     pictures: bool = False
     resolution: float | None = None
+    mpp: float | None = None
+    tissue: bool = True
+    format: Literal["nifti", "dicom-seg"] = "nifti"
 
 
 class RasterWork:
@@ -89,6 +100,7 @@ class RasterWork:
     ) -> None:
         self.model, self.source, self.settings, self.options = model, source, settings, options
         self.part, self.out, self.say = part, out, say
+        self.slide: SlidePlace | None = None
 
     def run(self, tags: Mapping[str, str]) -> str | None:
         """Predict the raster, all processes together; return why it can't be used, if that turns out.
@@ -120,7 +132,11 @@ class RasterWork:
         channels = self.model.backbone.in_channels
         self.part.mkdir(parents=True, exist_ok=True)
         missing = self.settings.missing_bands
-        first = files.enter_context(open_ground(self.source.image, channels, missing_bands=missing))
+        tissue = self._tissue() if self.source.slide and self.options.tissue else None
+        self.slide = slide_place(self.source.image) if self.source.slide else None
+        first = files.enter_context(
+            open_ground(self.source.image, channels, missing_bands=missing, tissue=tissue)
+        )
         dates = [first]
         if len(self.source.dates) > 1:
             # Each process its own: nobody reads what another is still writing.
@@ -141,6 +157,20 @@ class RasterWork:
             shares=self.options.probabilities,
         )
 
+    def _tissue(self) -> Tissue | None:
+        """Return where a slide has tissue, and say how much of it that is."""
+        address = self.source.image
+        tissue = find_tissue(address)
+        if tissue is None:
+            return None
+        width, height = image_size(address)
+        share = float(tissue.shares(np.array([[0, 0, width, height]]))[0])
+        if not share:
+            what = "shows no tissue, so nothing of it would be seen"
+            raise DataError(what, where=address, fix="--all-tiles sees all of it")
+        self.say(f"{address}: {share:.1%} is tissue; the rest isn't seen (--all-tiles sees all)")
+        return tissue
+
     def _factor(self, ground: RasterGround) -> float | None:
         """Return by what the raster's size is multiplied to have the wanted ground resolution."""
         wanted, geometry = self.options.resolution, ground.pixels.geometry
@@ -159,9 +189,11 @@ class RasterWork:
             "source": Path(self.source.image).name,
             "window": settings.window,
             "overlap": settings.overlap,
+            **({"stagger": True} if settings.stagger else {}),
             "scales": list(settings.scales),
             "tta": "flip" if settings.flip and settings.tta == "none" else settings.tta,
             "resolution": self.options.resolution,
+            "mpp": None if self.slide is None or self.slide.mpp is None else list(self.slide.mpp),
             **{f"trained_{key}": value for key, value in card.items()},
         }
         if len(self.source.dates) > 1:
@@ -171,7 +203,7 @@ class RasterWork:
             for key, value in seen.items()
             if value is not None
         }
-        return {"TIFFTAG_SOFTWARE": f"vitp {__version__}", **texts}
+        return {"TIFFTAG_SOFTWARE": f"vitp {__version__}", **texts, **resolution_tags(self.slide)}
 
     def _write(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> None:
         """Write all files of the raster. What an earlier attempt has begun is replaced."""
@@ -198,23 +230,36 @@ class RasterWork:
                 1 / SHARE_SCALE,
             )
         height, width = prediction.size
-        drawn = self.options.pictures or height * width <= PICTURE_PIXELS
+        drawn = self.options.pictures or height * width <= PICTURE_PIXELS or self.slide is not None
         boxes: list[ViewObjects] = []
-        self._write_vectors(prediction, boxes.append if drawn else lambda _: None)
+        table = None if self.slide is None else AreaTable(self.slide, classes, prediction)
+        takers = [
+            *([lambda one: boxes.append(replace(one, masks=None))] if drawn else []),
+            *([table.add] if table is not None else []),
+        ]
+        self._write_vectors(prediction, lambda objects: [take(objects) for take in takers])
+        if table is not None:
+            table.write(self.part / AREAS_FILE)
         if drawn:
             self._write_picture(prediction, boxes)
 
-    def _write_vectors(self, prediction: RasterPrediction, show: Callable[[ViewObjects], None]) -> None:
+    def _write_vectors(self, prediction: RasterPrediction, show: Callable[[ViewObjects], object]) -> None:
         """Write the polygons, and show each part of the objects without their masks."""
         geometry, classes = prediction.dates[0].pixels.geometry, self.model.classes
         dense = isinstance(self.model, DenseModel)
         if self.options.vector == "none":
             for objects in () if dense else prediction.objects():
-                show(replace(objects, masks=None))
+                show(objects)
             return
-        path = vector_path(self.out / "vectors", self.source.name, self.options.vector, geometry)
+        path = vector_path(self.out / "vectors", self.source.name, self.options.vector, geometry, self.slide)
         with VectorFile(
-            path, self.options.vector, geometry, scored=not dense, multi=self.model.name == "instance"
+            path,
+            self.options.vector,
+            geometry,
+            scored=not dense,
+            multi=self.model.name == "instance",
+            slide=self.slide,
+            colours={name: class_colour(number) for number, name in enumerate(classes)},
         ) as file:
             if dense:
                 wanted = [n for n, name in enumerate(classes) if name not in (BACKGROUND, "unchanged")]
@@ -223,7 +268,7 @@ class RasterWork:
             else:
                 for objects in prediction.objects():
                     file.add(*_object_polygons(objects, classes))
-                    show(replace(objects, masks=None))
+                    show(objects)
 
     def _write_picture(self, prediction: RasterPrediction, boxes: list[ViewObjects]) -> None:
         ground = prediction.dates[-1]

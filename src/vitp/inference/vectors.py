@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 from vitp.inference.outputs import PIXEL_SUFFIX
 from vitp.io.ground import metres_of_unit, need_geo
 from vitp.io.open_pixels import Geometry
+from vitp.io.slides import SlidePlace
 
 VectorKind = Literal["gpkg", "parquet", "geojson", "none"]
 
@@ -28,16 +29,20 @@ _DEGREES = 8
 """Decimals of longitude and latitude: about a millimetre."""
 
 
-def vector_path(folder: Path, name: str, kind: VectorKind, geometry: Geometry | None) -> Path:
+def vector_path(
+    folder: Path, name: str, kind: VectorKind, geometry: Geometry | None, slide: SlidePlace | None = None
+) -> Path:
     """Return the file of a raster's polygons; those of a raster without a place are in pixels."""
+    if slide is not None:
+        return folder / f"{name}.geojson"
     return folder / f"{name}{PIXEL_SUFFIX if geometry is None else _SUFFIXES[kind]}"
 
 
 class VectorFile:
     """A file of polygons with class, score and area in m²; use it in a `with` statement.
 
-    GeoPackage and GeoParquet are in the raster's reference system, GeoJSON in longitude and latitude. The same polygons
-    are the same file, whenever it is written.
+    GeoPackage and GeoParquet are in the raster's reference system, GeoJSON in longitude and latitude; of a slide it is
+    in pixels of its finest level, as QuPath reads it. The same polygons are the same file, whenever it is written.
 
     Args:
         path: See `vector_path`; what is there is replaced.
@@ -45,21 +50,34 @@ class VectorFile:
         geometry: Where the pixels lie; None: GeoJSON in pixels, without areas.
         scored: Whether polygons have scores.
         multi: Whether an object may be of several polygons.
+        slide: Where the pixels lie on a slide; None: it is none.
+        colours: Of the classes, for a slide.
 
     Raises:
         DataError: A package of the extra `geo` isn't installed.
     """
 
     def __init__(
-        self, path: Path, kind: VectorKind, geometry: Geometry | None, *, scored: bool, multi: bool
+        self,
+        path: Path,
+        kind: VectorKind,
+        geometry: Geometry | None,
+        *,
+        scored: bool,
+        multi: bool,
+        slide: SlidePlace | None = None,
+        colours: Mapping[str, tuple[int, int, int]] | None = None,
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        self._geometry, self._scored = geometry, scored
+        self._geometry, self._scored, self._slide = geometry, scored, slide
         self._waiting: list[tuple[np.ndarray, list[str], np.ndarray | None]] = []
         self._count = 0
-        sink = _PixelJson if geometry is None else _SINKS[kind]
-        self._sink = sink(path, geometry, "MultiPolygon" if multi else "Polygon")
+        shape = "MultiPolygon" if multi else "Polygon"
+        if slide is not None:
+            self._sink: _Sink = _QuPathJson(path, slide, shape, colours or {}, detections=scored)
+        else:
+            self._sink = (_PixelJson if geometry is None else _SINKS[kind])(path, geometry, shape)
 
     def add(self, polygons_P: np.ndarray, classes: Sequence[str], scores_P: np.ndarray | None = None) -> None:
         """Add polygons in pixels of the image, with their classes and, where they are scored, scores."""
@@ -81,6 +99,8 @@ class VectorFile:
         if self._geometry is not None and len(polygons_P):
             polygons_P = placed(polygons_P, self._geometry)
             fields["area_m2"] = square_metres(polygons_P, self._geometry.crs)
+        if self._slide is not None and (each := self._slide.square_micrometres) is not None:
+            fields["area_um2"] = need_geo("shapely", _WHERE).area(polygons_P) * each
         self._sink.write(polygons_P, fields)
 
     def __enter__(self) -> VectorFile:
@@ -223,11 +243,15 @@ class _GeoJson(_Sink):
                 else:
                     turned = shapely.MultiPolygon([orient(part) for part in polygon.geoms])
                 geometry = _rounded(json.loads(shapely.to_geojson(turned)), self.decimals)
-                values = {key: _plain(value[number]) for key, value in fields.items()}
+                values = self.properties({key: _plain(value[number]) for key, value in fields.items()})
                 row = {"type": "Feature", "properties": values, "geometry": geometry}
                 file.write(
                     f"{'' if self.empty and not number else ','}\n{json.dumps(row, ensure_ascii=False)}"
                 )
+
+    def properties(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the properties of a feature."""
+        return fields
 
     def moved(self, polygons_P: np.ndarray) -> np.ndarray:
         """Return polygons of the map in longitude and latitude."""
@@ -259,6 +283,41 @@ class _PixelJson(_GeoJson):
     def moved(self, polygons_P: np.ndarray) -> np.ndarray:
         """Return the polygons as they are."""
         return polygons_P
+
+
+class _QuPathJson(_PixelJson):
+    """What QuPath imports: objects in pixels of the finest level, with a classification and measurements."""
+
+    head: ClassVar[dict[str, Any]] = {"type": "FeatureCollection"}
+
+    def __init__(
+        self,
+        path: Path,
+        slide: SlidePlace,
+        shape: str,
+        colours: Mapping[str, tuple[int, int, int]],
+        *,
+        detections: bool,
+    ) -> None:
+        super().__init__(path, None, shape)
+        self._slide, self._colours = slide, colours
+        self._kind = "detection" if detections else "annotation"
+
+    def moved(self, polygons_P: np.ndarray) -> np.ndarray:
+        """Return polygons of the part in pixels of the finest level."""
+        finest: np.ndarray = need_geo("shapely", _WHERE).transform(polygons_P, self._slide.to_finest)
+        return finest
+
+    def properties(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the properties of an object of QuPath."""
+        name = fields["class"]
+        told = {"score": "Score", "area_um2": "Area µm^2"}
+        return {
+            "objectType": self._kind,
+            "classification": {"name": name, "color": list(self._colours.get(name, (128, 128, 128)))},
+            "isLocked": False,
+            "measurements": {word: round(fields[key], 5) for key, word in told.items() if key in fields},
+        }
 
 
 _SINKS: dict[str, type[_Sink]] = {"gpkg": _GeoPackage, "parquet": _GeoParquet, "geojson": _GeoJson}

@@ -5,6 +5,8 @@
 | pictures (PNG, JPEG, WebP, …) | `vitp.io.image_file` |
 | GeoTIFF, COG, JPEG 2000, VRT, ENVI, HDF, netCDF | `vitp.io.rasters` (extra `geo`) |
 | a folder with one file a band | `vitp.io.band_folders` (extra `geo`) |
+| a slice of a volume, a DICOM image | `vitp.io.volumes` (extra `medical`) |
+| whole slides, OME-TIFF, OME-Zarr | `vitp.io.slides` (extra `medical`) |
 
 An address may end with `#window=x1,y1,x2,y2` and more: then only this part is the image; see `vitp.io.parts`.
 """
@@ -19,12 +21,15 @@ from vitp.io.contract import Band, Geometry, PartPixels, Pixels
 from vitp.io.image_file import open_stream
 from vitp.io.image_kinds import has_rasterio, jpeg2000_depth, page_alone
 from vitp.io.image_pixels import PicturePixels
-from vitp.io.parts import Window, split_address
+from vitp.io.parts import FilePart, Window, part_address, split_address
 from vitp.io.rasters import RasterPixels, raster_driver
+from vitp.io.slides import SlidePixels, slide_kind
 from vitp.io.storage import is_member, is_remote
 from vitp.io.tiff import is_sparse
 from vitp.io.tiff_image import COMPRESSIONS, layout_of
 from vitp.io.tiff_tags import Page, TiffError, read_pages
+from vitp.io.volumes import is_volume, open_volume
+from vitp.records.channels import Channels
 
 __all__ = ["Band", "Geometry", "Pixels", "Window", "open_pixels"]
 
@@ -40,16 +45,38 @@ def open_pixels(address: str | Path) -> Pixels:
         address: As `vitp.io.storage` and `vitp.io.parts` have them.
 
     Raises:
-        DataError: It is missing, holds no image or several, needs the extra `geo`, or is damaged.
+        DataError: It is missing, holds no image or several, needs the extra `geo` or `medical`, or is damaged.
     """
     base, part = split_address(address)
     where = str(address)
+    if is_volume(base):
+        slice_ = open_volume(address).slice(part.slice, part.plane, part.around)
+        return PartPixels(slice_, part, where)
+    kind = slide_kind(address)
+    if kind is not None:
+        return PartPixels(SlidePixels(base, kind, part, where), part, where)
+    if part.mpp is not None:
+        what = "isn't a slide, and only slides are read at so many micrometres a pixel"
+        raise DataError(what, where=where, fix="leave mpp out of the address")
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return PartPixels(FolderPixels(Path(base), where), part, where)
     driver = raster_driver(base)
     if driver is None or _is_ours(address, driver):
         return PartPixels(PicturePixels(base, part.page, where), part, where)
     return PartPixels(RasterPixels(base, driver, part, where), part, where)
+
+
+def open_seen(address: str | Path, channels: Channels | None) -> Pixels:
+    """Open what channels see: a slice of a volume with as many neighbours as they name; see `open_pixels`."""
+    base, part = split_address(address)
+    if (
+        channels is None
+        or not channels.around
+        or (part.around or 0) >= channels.around
+        or not is_volume(base)
+    ):
+        return open_pixels(address)
+    return open_pixels(part_address(address, FilePart(around=channels.around)))
 
 
 def _is_ours(address: str | Path, driver: str) -> bool:
@@ -71,7 +98,7 @@ def is_picture_file(address: str | Path) -> bool:
     True, too, for what nothing reads: then its words tell why.
     """
     base, part = split_address(address)
-    if part.bands or part.layer:
+    if part.bands or part.layer or part.mpp is not None or is_volume(base) or slide_kind(address) is not None:
         return False
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return False

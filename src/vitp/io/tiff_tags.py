@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import BinaryIO
@@ -207,7 +208,27 @@ def read_pages(file: BinaryIO) -> list[Page]:
     return pages
 
 
-def _read_page(file: BinaryIO, offset: int, order: str, big: bool, left: int) -> tuple[Page, int]:
+def first_texts(file: BinaryIO, wanted: Sequence[int]) -> tuple[dict[int, str], frozenset[int], int]:
+    """Return texts of the first page by tag, all tags that it has, and 1, or 2 where more pages follow.
+
+    Raises:
+        TiffError: Its tags can't be read.
+    """
+    file.seek(0)
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    try:
+        big = struct.unpack(order + "H", head[2:4])[0] == 43
+        (offset,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
+        page, following = _read_page(file, offset, order, big, _MOST_BYTES, frozenset(wanted))
+    except (struct.error, ValueError, OverflowError, OSError, MemoryError) as error:
+        raise TiffError(f"its tags can't be read: {error}") from error
+    return {tag: page.text(tag) for tag in wanted}, page.tags, 2 if following else 1
+
+
+def _read_page(
+    file: BinaryIO, offset: int, order: str, big: bool, left: int, wanted: frozenset[int] = _READ
+) -> tuple[Page, int]:
     file.seek(offset)
     counter, row, wide = (order + "Q", 20, "Q") if big else (order + "H", 12, "I")
     (count,) = struct.unpack(counter, file.read(struct.calcsize(counter)))
@@ -220,7 +241,7 @@ def _read_page(file: BinaryIO, offset: int, order: str, big: bool, left: int) ->
     for start in range(0, count * row, row):
         tag, type_, length = struct.unpack_from(order + "HH" + wide, table, start)
         tags.append(tag)
-        if tag not in _READ or type_ not in TYPES:
+        if tag not in wanted or type_ not in TYPES:
             continue
         bytes_ = length * np.dtype(TYPES[type_]).itemsize * (2 if type_ in _RATIONALS else 1)
         value = table[start + row - struct.calcsize(wide) : start + row]

@@ -66,11 +66,23 @@ class VolumeGrid:
         return float(lengths[0]), float(lengths[1]), float(lengths[2])
 
     @property
+    def voxel_ml(self) -> float | None:
+        """Millilitres of a voxel; None: its spacing isn't known."""
+        if self.affine is not None:
+            return float(abs(np.linalg.det(np.array(self.affine)[:3, :3]))) / 1000
+        return None if self.stored_spacing is None else float(np.prod(self.stored_spacing)) / 1000
+
+    @property
     def plane(self) -> str:
-        """The plane of the slices where none is named: across the widest step, axial where all are alike."""
+        """The plane of the slices where none is named: across the widest step, axial where all are alike.
+
+        One slice is itself, however wide its pixels are.
+        """
         spacing = self.spacing
         if self.affine is None or spacing is None:
             return "stored"
+        if self.shape.count(1) == 1:
+            return next(name for name in _TURNS if self._turn(name)[0][0] == self.shape.index(1))
         widest = int(np.argmax(spacing))
         if spacing[widest] <= 1.01 * min(spacing):
             return "axial"
@@ -103,6 +115,66 @@ class VolumeGrid:
         axes, turned = self._turn(plane)
         view = voxels.transpose(*axes, *range(3, voxels.ndim))
         return view[tuple(slice(None, None, -1) if back else slice(None) for back in turned)]
+
+    def from_slices(self, slices: np.ndarray, plane: str | None = None) -> np.ndarray:
+        """Return a view (I, J, K, …) of slices (N, H, W, …): the other way round of `as_slices`.
+
+        Raises:
+            DataError: The plane isn't known.
+        """
+        axes, turned = self._turn(plane)
+        view = slices[tuple(slice(None, None, -1) if back else slice(None) for back in turned)]
+        places = [axes.index(axis) for axis in range(3)]
+        return view.transpose(*places, *range(3, slices.ndim))
+
+    def voxels_of(self, pixels_N3: np.ndarray, plane: str | None = None) -> np.ndarray:
+        """Return (N, 3) voxels i, j, k of places n, y, x in slices; whole numbers are centres.
+
+        Raises:
+            DataError: The plane isn't known.
+        """
+        axes, turned = self._turn(plane)
+        voxels_N3 = np.empty(pixels_N3.shape)
+        for column, (axis, back) in enumerate(zip(axes, turned, strict=True)):
+            place_N = pixels_N3[:, column]
+            voxels_N3[:, axis] = self.shape[axis] - 1 - place_N if back else place_N
+        return voxels_N3
+
+    def layer(self, number: int, plane: str | None = None) -> tuple[int, int]:
+        """Return the axis across which a slice lies, and its place along it, both of the array I × J × K."""
+        (axis, *_), (back, *_) = self._turn(plane)
+        return axis, self.shape[axis] - 1 - number if back else number
+
+    def as_slice(self, slab: np.ndarray, plane: str | None = None) -> np.ndarray:
+        """Return a view (H, W, …) of one layer of the array, which holds the other two axes in their order."""
+        (_, rows, columns), (_, *turned) = self._turn(plane)
+        view = slab if rows < columns else slab.swapaxes(0, 1)
+        return view[tuple(slice(None, None, -1) if back else slice(None) for back in turned)]
+
+    def same_as(self, other: VolumeGrid) -> bool:
+        """Return whether two have the same voxels: no corner lies further apart than a hundredth of a voxel."""
+        if self.shape != other.shape or (self.affine is None) != (other.affine is None):
+            return False
+        if self.affine is None or other.affine is None or self.spacing is None:
+            return True
+        corners_N3 = np.array(list(itertools.product(*((0, size - 1) for size in self.shape))))
+        apart_N3 = np.abs(self.to_world(corners_N3) - other.to_world(corners_N3))
+        return bool(apart_N3.max() <= 0.01 * min(self.spacing))
+
+    def slices_affine(self, plane: str | None = None) -> np.ndarray:
+        """Return the matrix (4, 4) of slice, row and column → millimetres in RAS+, for the slices of a plane.
+
+        Raises:
+            DataError: There is no affine, or the plane isn't known.
+        """
+        first_3, matrix_44 = np.zeros((1, 3)), np.eye(4)
+        axes, turned = self._turn(plane)
+        for place, (axis, back) in enumerate(zip(axes, turned, strict=True)):
+            step_3 = np.array(self.affine or np.eye(4))[:3, axis]
+            matrix_44[:3, place] = -step_3 if back else step_3
+            first_3[0, axis] = self.shape[axis] - 1 if back else 0
+        matrix_44[:3, 3] = self.to_world(first_3)[0]
+        return matrix_44
 
     def to_world(self, voxels_N3: np.ndarray) -> np.ndarray:
         """Return (N, 3) millimetres in RAS+ of voxels i, j, k (0 is the centre of the first one).

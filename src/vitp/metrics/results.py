@@ -77,6 +77,42 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class CaseScore:
+    """How one class was segmented in one case: a volume, or an image with a spacing.
+
+    Attributes:
+        case: Address of the volume or image.
+        group: Of the patient; the case itself where the set knows none.
+        category: The class.
+        slices: How many slices of the case were scored; 0: it is no volume.
+        size: Voxels, or pixels, in the labels.
+        found: Voxels, or pixels, in the prediction.
+        voxel: Size of one, in `unit`.
+        unit: `ml`, `mm2`, or `px` where the spacing isn't known.
+        dice: NaN where neither labels nor prediction hold the class.
+        surface: Surface Dice within the tolerance; NaN where `dice` is, or where it wasn't computed.
+        hd95: In mm, or in px where the spacing isn't known; NaN where `surface` is.
+    """
+
+    case: str
+    group: str
+    category: str
+    slices: int
+    size: int
+    found: int
+    voxel: float
+    unit: str
+    dice: float
+    surface: float
+    hd95: float
+
+    @property
+    def error(self) -> float:
+        """What was found less what is there, in `unit`."""
+        return (self.found - self.size) * self.voxel
+
+
+@dataclass(frozen=True)
 class Scores:
     """Numbers of one evaluation.
 
@@ -85,12 +121,18 @@ class Scores:
         values: Name → value on 0..1 (unless the name says otherwise); NaN where nothing could be counted.
         per_class: Class → name → value.
         images: Number of images.
+        value_intervals: Name → 95 % interval of a value, where one is known.
+        class_intervals: Class → name → 95 % interval.
+        cases: Of medical images: each class of each case.
     """
 
     headline: str
     values: Mapping[str, float]
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     images: int = 0
+    value_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    class_intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    cases: tuple[CaseScore, ...] = ()
 
     def __post_init__(self) -> None:
         if self.headline not in self.values:
@@ -102,7 +144,11 @@ class Scores:
         return self.values[self.headline]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; NaN, which JSON lacks, becomes None."""
+        """Return plain values, without the cases; NaN, which JSON lacks, becomes None."""
+        intervals = {
+            "intervals": _finite_ends(self.value_intervals),
+            "per_class_intervals": {name: _finite_ends(row) for name, row in self.class_intervals.items()},
+        }
         return {
             "headline": self.headline,
             "values": {name: _finite(value) for name, value in self.values.items()},
@@ -111,8 +157,13 @@ class Scores:
                 for name, row in self.per_class.items()
             },
             "images": self.images,
+            **{name: value for name, value in intervals.items() if value},
         }
 
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def _finite_ends(intervals: Mapping[str, tuple[float, float]]) -> dict[str, list[float | None]]:
+    return {name: [_finite(low), _finite(high)] for name, (low, high) in intervals.items()}

@@ -69,12 +69,18 @@ class TokenRuns:
         """
         joined_R = np.zeros(len(self), dtype=bool)
         behind = self.prefix_start_R + self.prefix_length_R == self.start_R
-        joined_R[1:] = (self.prefix_length_R > 0)[1:] & behind[1:] & (self.prefix_start_R[1:] == self.start_R[:-1])
+        joined_R[1:] = (
+            (self.prefix_length_R > 0)[1:] & behind[1:] & (self.prefix_start_R[1:] == self.start_R[:-1])
+        )
         length_R = self.length_R.copy()
         length_R[:-1] += np.where(joined_R[1:], self.length_R[1:], 0)
         kept = ~joined_R
         return TokenRuns(
-            self.start_R[kept], length_R[kept], self.prefix_start_R[kept], self.prefix_length_R[kept], self.tokens
+            self.start_R[kept],
+            length_R[kept],
+            self.prefix_start_R[kept],
+            self.prefix_length_R[kept],
+            self.tokens,
         )
 
     @property

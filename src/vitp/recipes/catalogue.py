@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vitp.core.config import make_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.files import write_json
-from vitp.recipes.downstream import DownstreamPlan, run_downstream
+from vitp.recipes.downstream import NUCLEI, DownstreamPlan, run_downstream
 from vitp.recipes.paper import downstream
 from vitp.recipes.paper.pretraining import medical, mixture_table, remote_sensing
 from vitp.recipes.paper.tables import MEDICAL, REMOTE_SENSING, PretrainingSet
@@ -96,6 +96,9 @@ MICRO: dict[str, Callable[[Path, float, int], Path]] = {
     ),
     "downstream": lambda out, scale, seeds: run_downstream(
         out, DownstreamPlan(seeds=tuple(range(seeds))).scaled(scale)
+    ),
+    "nuclei": lambda out, scale, seeds: run_downstream(
+        out, replace(NUCLEI, seeds=tuple(range(seeds))).scaled(scale)
     ),
 }
 """Recipe of the package → function that runs it: (folder, factor on the steps, number of seeds) → its result."""

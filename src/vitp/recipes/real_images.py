@@ -102,10 +102,11 @@ _BUDGET = Budget(align_steps=160, steps=1000)
 
 @dataclass(frozen=True)
 class RealPlan:
-    """Budget of the run."""
+    """Budget of the run, and what it is about."""
 
     seeds: tuple[int, ...] = (0,)
     budget: Budget = _BUDGET
+    sets: tuple[RealSet, ...] = SETS
     probe_seeds: tuple[int, ...] = (0, 1, 2)
     probe_images: int = 1200
 
@@ -134,13 +135,13 @@ def pretrained_backbones(out: Path, plan: RealPlan, console: Console) -> list[Pa
     Raises:
         ConfigError: The images aren't there.
     """
-    compile_sets(out, console)
+    compile_sets(out, plan.sets, console)
     exports = []
     for seed in plan.seeds:
         run, backbone = out / f"pretrain-{seed}", out / f"backbone-{seed}"
         if not (run / "model").is_dir():
-            folders = [out / "data" / one.folder for one in SETS]
-            config = continued_from_starter(folders, plan.budget, seed, rates=[one.rate for one in SETS])
+            folders = [out / "data" / one.folder for one in plan.sets]
+            config = continued_from_starter(folders, plan.budget, seed, rates=[one.rate for one in plan.sets])
             run_pretraining(config, run, resume=started(run))
         if not backbone.is_dir():
             export_backbone(run, backbone)
@@ -157,9 +158,9 @@ def supervised_backbones(out: Path, plan: RealPlan, console: Console) -> list[Pa
     Raises:
         ConfigError: The images aren't there.
     """
-    compile_sets(out, console)
+    compile_sets(out, plan.sets, console)
     budget, runs = plan.budget, []
-    sets = [one for one in SETS if one.objects]
+    sets = [one for one in plan.sets if one.objects]
     for seed in plan.seeds:
         run = out / f"supervised-{seed}"
         if not (run / "model").is_dir():
@@ -176,12 +177,12 @@ def supervised_backbones(out: Path, plan: RealPlan, console: Console) -> list[Pa
     return runs
 
 
-def compile_sets(out: Path, console: Console) -> None:
-    """Compile and check all sets that `out` does not hold yet."""
+def compile_sets(out: Path, sets: Sequence[RealSet], console: Console) -> None:
+    """Compile and check all of the sets that `out` does not hold yet."""
     root = Path(os.environ.get("VITP_DATA", "../shared/data"))
     if not root.is_dir():
         raise ConfigError("there are no real images", where=str(root), fix="name their folder in VITP_DATA")
-    for one in SETS:
+    for one in sets:
         folder = out / "data" / one.folder
         if folder.is_dir():
             continue
@@ -225,7 +226,7 @@ def _probe(out: Path, exports: Sequence[Path], plan: RealPlan, console: Console)
         VITP: [load_backbone(backbone) for backbone in exports],
     }
     results: dict[str, SetResult] = {}
-    for one in (s for s in SETS if s.probed):
+    for one in (s for s in plan.sets if s.probed):
         labelled = read_compiled(out / "data" / one.folder)
         tables: dict[str, ProbeTable] = {}
         outcomes: dict[str, list[list[Outcomes]]] = {}

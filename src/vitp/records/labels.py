@@ -65,7 +65,7 @@ class LabelledImage:
             counted or listed in full. An image that lost a label without a place has no `objects` at all.
         scene: Class of the whole image.
         tags: Classes of the whole image where it may have several: those of the set's `scene_classes` that fit, and
-            no others do.
+            no others do, but for `unknown` ones.
         captions: Texts that describe the image.
         semantic: Reads the class of each pixel: (H, W) uint8, an index into the set's
             `semantic_classes`, 255 = ignore. A callable, so that masks stay on disk.
@@ -85,6 +85,8 @@ class LabelledImage:
         spacing: Millimetres of a pixel along x and along y, of medical images. None: not known.
         thickness: Millimetres from one slice of a volume to the next.
         level: Where a slice lies in its volume, from 0 (the first) to 1 (the last).
+        unknown: Classes of the whole image of which nobody said whether they fit; none of them is in `tags`.
+        fold: Part of the set that it belongs to in cross-validation, from 0, where the publisher says so.
     """
 
     id: str
@@ -110,6 +112,8 @@ class LabelledImage:
     spacing: tuple[float, float] | None = None
     thickness: float | None = None
     level: float | None = None
+    unknown: tuple[str, ...] = ()
+    fold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ class LabelledSet:
         channels: What is seen of the bands of its files; None: they are pictures.
         change_classes: Names of the classes of `transition`, in the order of its values.
         drawn: How the splits were drawn by place, so that crops are split likewise; None: they weren't.
+        abnormal_classes: Those of the classes that are findings: where one is, something is abnormal.
 
     Raises:
         DataError: The name of a class holds half a character or a NUL.
@@ -163,6 +168,7 @@ class LabelledSet:
     channels: Channels | None = None
     change_classes: tuple[str, ...] = ()
     drawn: PlaceSplit | None = None
+    abnormal_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in itertools.chain(*self.class_lists):

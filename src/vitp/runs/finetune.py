@@ -11,8 +11,6 @@ RUN/scores.json      the scores on the test images, looked at once, at the end
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +28,6 @@ from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
 from vitp.data.seen import SeenBands
-from vitp.data.synthesis.classes import evenly_spaced
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
@@ -50,14 +47,12 @@ from vitp.tasks.data import (
     task_batches,
     task_splits,
 )
+from vitp.tasks.folds import fold_splits
 from vitp.tasks.label_notes import label_notes, left_out_notes
-from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings
+from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings, seen_sizes, slide_mpp
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
-
-_LOOKED_AT = 32
-"""Training images whose sizes are looked at."""
 
 
 class FinetuneDataSettings(SettingsModel):
@@ -73,6 +68,11 @@ class FinetuneDataSettings(SettingsModel):
     """Which of the set's splits stand for val and test, where not those of that name: `{test: val}` where
     only a server has the labels of test, `{val: test}` where a set has no val. Such a test is of images
     that the curve has shown before, so they can't choose the weights either."""
+    folds: int | None = Field(None, ge=2, le=1000)
+    """Parts of a cross-validation, over the train and val images, by group (a patient's images are in one part); none:
+    the set's own splits. Folds that the set has of its own count where there are as many."""
+    fold: int = Field(0, ge=0, lt=1000)
+    """Which of the `folds` is the test, from 0; the others are trained on."""
     empty: float = Field(1.0, ge=0, le=1)
     """Training images without objects at most, as a share of the training images (1: all may stay). Which
     ones stay follows from `seed`; val and test keep theirs."""
@@ -91,6 +91,11 @@ class FinetuneDataSettings(SettingsModel):
     """Side of random square crops while training; takes precedence over `augment.crop`."""
     max_val_images: int = Field(500, gt=0, le=10_000_000)
     """Validation images at most, the same ones each time."""
+
+    @property
+    def tested(self) -> str:
+        """What the scores are of."""
+        return self.splits.get("test", "test") if self.folds is None else f"fold {self.fold} of {self.folds}"
 
 
 class FinetuneTrainSettings(TrainSettings):
@@ -223,14 +228,26 @@ class FinetuneRun:
         return RunParts(self.model, self.source, config.optim, train, hooks)
 
 
-def run_splits(labelled: LabelledSet, config: FinetuneConfig, kind: LabelKind) -> dict[str, LabelledSet]:
-    """Return the train, val and test images of a run; see `data.splits` and `task_splits`.
+def run_splits(
+    labelled: LabelledSet, config: FinetuneConfig, kind: LabelKind, said: list[str] | None = None
+) -> dict[str, LabelledSet]:
+    """Return the train, val and test images of a run; see `data.splits`, `data.folds` and `task_splits`.
+
+    Lines about folds are added to `said`.
 
     Raises:
-        ConfigError: Val and test are the same images, and the best weights on them are wanted.
+        ConfigError: Val and test are the same images, and the best weights on them are wanted; or folds can't be made.
         DataError: A split has no labels of the kind.
     """
     stand_in = config.data.splits
+    if config.data.folds is not None:
+        if stand_in:
+            fix = "leave one of them out"
+            raise ConfigError("name the splits a second time", where="data.folds, data.splits", fix=fix)
+        fold, best = (config.data.folds, config.data.fold), config.train.choose == "best"
+        parts, line = fold_splits(labelled, kind, fold, choose=best)
+        (said if said is not None else []).append(line)
+        return parts
     if not stand_in:
         return task_splits(labelled, kind)
     places = {"train": "train", "val": stand_in.get("val", "val"), "test": stand_in.get("test", "test")}
@@ -252,7 +269,8 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     task = task_of(config.task)
     kind = task.labels(config.head)
     labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
-    splits = run_splits(labelled, config, kind)
+    said: list[str] = []
+    splits = run_splits(labelled, config, kind, said)
     train = limit_empty(splits["train"], config.data.empty, config.seed)
     if not len(train):
         raise ConfigError(
@@ -266,9 +284,14 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}
     )
     config, lines = _with_channels(config, labelled)
-    notes = [*lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
+    notes = [*said, *lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
-    seen = replace(SeenBands.by(backbone.in_channels, labelled), band_dropout=config.augment.band_dropout)
+    own = config.augment
+    seen = replace(
+        SeenBands.by(backbone.in_channels, labelled),
+        band_dropout=own.band_dropout,
+        window_jitter=own.window_jitter,
+    )
     if config.data.sizes == "fit":
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
@@ -340,7 +363,8 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
     model.description |= {
         "input": model.input_size.model_dump(mode="json"),
         "test": config.test.model_dump(mode="json"),
-        "trained": _seen_sizes(train, model.input_size),
+        "trained": seen_sizes(train, model.input_size),
+        **slide_mpp(train),
         "card": {
             "vitp_version": __version__,
             "backbone": config.backbone.init,
@@ -350,18 +374,6 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
             "steps": config.train.steps,
             "seed": config.seed,
         },
-    }
-
-
-def _seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float]:
-    """Return the longest side of the training images, and the factor between their sides and what a model sees."""
-    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT)]
-    scales = [
-        math.sqrt(math.prod(size.of(item.height, item.width)) / (item.height * item.width)) for item in items
-    ]
-    return {
-        "longest": max(max(item.height, item.width) for item in items),
-        "scale": round(statistics.median(scales), 6),
     }
 
 
@@ -416,7 +428,7 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
 def _scores_file(run: FinetuneRun, validation: Validation, scores: Scores, step: int) -> dict[str, Any]:
     return {
         "task": run.config.task,
-        "split": run.config.data.splits.get("test", "test"),
+        "split": run.config.data.tested,
         **scores.to_json(),
         "chosen": run.config.train.choose,
         "step": step,

@@ -57,7 +57,9 @@ class BatchChoice:
         return (_RECOMPUTE_COST if self.recompute == "full" else 1.0) * (1 + _FIXED_RECORDS / self.records)
 
     def __str__(self) -> str:
-        return f"{self.records} records a micro-batch, {self.micro_batches} a step, recompute {self.recompute}"
+        return (
+            f"{self.records} records a micro-batch, {self.micro_batches} a step, recompute {self.recompute}"
+        )
 
 
 def batch_choices(share: int) -> list[BatchChoice]:
@@ -114,7 +116,9 @@ def chosen_batch(config: PretrainConfig, run_dir: Path, build: Any) -> tuple[Pre
             where="train.batch",
             fix="lower data.sequence.max_tiles, or train.parallel: fsdp on several GPUs",
         )
-    return _with(config, chosen, chosen.recompute), [f"train.batch: {chosen} (the fastest that a probe step fits)"]
+    return _with(config, chosen, chosen.recompute), [
+        f"train.batch: {chosen} (the fastest that a probe step fits)"
+    ]
 
 
 def _with(config: PretrainConfig, choice: BatchChoice, recompute: str) -> PretrainConfig:

@@ -128,6 +128,9 @@ class TestSettings(SettingsModel):
     """Side of the square window that slides over larger images; none: the whole image at once."""
     overlap: float = Field(0.25, ge=0, lt=1)
     """Share of a window that the next one sees again."""
+    stagger: bool = False
+    """Class maps of a vision transformer: windows begin at different parts of a patch and weigh the same inside, so
+    that their mean doesn't depend on where patches happen to lie. It takes an overlap of 0.5 or more."""
     scales: tuple[Positive, ...] = Field((1.0,), min_length=1)
     """Factors that the image is resized by; the results are merged."""
     flip: bool = False
@@ -138,8 +141,11 @@ class TestSettings(SettingsModel):
     """Windows or images that are computed at once."""
     score_threshold: float = Field(0.3, ge=0, le=1)
     """Objects with a lower score are not drawn or written; scores are computed with all."""
-    surface: bool = False
-    """Also compute the 95th percentile of surface distances (HD95) in segmentation."""
+    surface: bool | None = None
+    """Distances of surfaces in segmentation: surface Dice and their 95th percentile (HD95), in mm where images have a
+    spacing, else in pixels. None: in mm where they have one; false: never, and no scores by case either."""
+    tolerance: float = Field(2.0, ge=0, le=1000)
+    """Millimetres that a surface may be off and still be right, in surface Dice."""
     missing_bands: Literal["error", "zero"] = "error"
     """What becomes of images that lack bands of the model: an error, or 0 in the place of these bands, for models
     that were trained with band dropout."""
@@ -184,6 +190,10 @@ class TaskModel(Objective):
     def backbone(self) -> Backbone:
         """The pretrained part."""
         return self.pyramid.backbone
+
+    def patch(self, settings: TestSettings) -> int:
+        """Return the side of the patches by whose parts windows are staggered; 0: they lie on a grid."""
+        return 0
 
     @classmethod
     def labels(cls, head: Mapping[str, Any]) -> LabelKind:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ from vitp.metrics.classification import (
     macro_f1,
     mean_average_precision,
 )
+from vitp.metrics.intervals import numbered, rate_interval
+from vitp.metrics.rates import with_rates
 from vitp.metrics.results import Prediction, Scores
 from vitp.models.backbone import Backbone
 from vitp.models.pyramid import pad_to_multiple
@@ -145,16 +148,28 @@ class ClassificationModel(TaskModel):
         return [Prediction(probabilities_C=probability_K.cpu()) for probability_K in probability_BK]
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
-        """Return accuracy and macro-F1, or mAP and macro-F1 at probability ½; see `TaskModel.evaluate`."""
+        """Return accuracy and macro-F1, or mAP and macro-F1 at probability ½; see `TaskModel.evaluate`.
+
+        Each class has its sensitivity, specificity and area under the curve with intervals.
+        """
         reader = label_reader(self, labelled, self.settings.labels, settings)
-        probabilities, truths = [], []
-        for _, sample, prediction in predictions_of(self, reader, settings):
+        probabilities, truths, groups = [], [], []
+        for item, sample, prediction in predictions_of(self, reader, settings):
             probabilities.append(present(prediction.probabilities_C))
             truths.append(present(reader.target(sample).classes_C))
+            groups.append(("group", item.group) if item.group else ("image", item.id))
         probability_NK, truth_NK = torch.stack(probabilities), torch.stack(truths)
+        label_NK = np.where(truth_NK == UNLABELLED, -1, truth_NK > 0.5)
         if self.settings.multi_label:
-            return multi_label_scores(probability_NK.numpy(), truth_NK.numpy(), self.classes)
-        return single_label_scores(probability_NK, truth_NK.argmax(1), self.classes)
+            scores = multi_label_scores(probability_NK.numpy(), truth_NK.numpy(), self.classes)
+            guess_NK = (probability_NK > 0.5).numpy()
+        else:
+            scores = single_label_scores(probability_NK, truth_NK.argmax(1), self.classes)
+            guess_NK = F.one_hot(probability_NK.argmax(1), len(self.classes)).bool().numpy()
+            right_N = (probability_NK.argmax(1) == truth_NK.argmax(1)).numpy()
+            accurate = rate_interval(right_N, numbered(groups))
+            scores = replace(scores, value_intervals={"accuracy": accurate})
+        return with_rates(scores, self.classes, probability_NK.numpy(), guess_NK, label_NK, groups)
 
 
 def single_label_scores(probability_NK: Tensor, truth_N: Tensor, classes: Sequence[str]) -> Scores:

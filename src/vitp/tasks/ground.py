@@ -15,6 +15,7 @@ from vitp.core.errors import DataError
 from vitp.data.image_sample import resized
 from vitp.io.images import MissingBands
 from vitp.io.open_pixels import Pixels, Window
+from vitp.io.tissue import Tissue
 from vitp.records.channels import BLUE, GREEN, RED, Channels
 
 _VALUES_AT_ONCE = 1 << 23
@@ -40,6 +41,10 @@ class Ground(ABC):
     @abstractmethod
     def valid(self, window: Window) -> np.ndarray | None:
         """Return (h, w) bool: which pixels of a window hold something; None: all do."""
+
+    def holds(self, windows_N4: np.ndarray) -> np.ndarray | None:
+        """Return (N,) bool: which windows hold something, where that is known without `valid`; None: it isn't."""
+        return None
 
 
 class ImageGround(Ground):
@@ -72,6 +77,7 @@ class RasterGround(Ground):
         channels: What the model sees of its bands; None: a model of pictures.
         bands: Which bands stand for red, green and blue in a picture; None: found out.
         missing_bands: `zero`: channels whose band the raster lacks are 0.
+        tissue: Where a slide has tissue: the rest counts as holding nothing.
 
     Raises:
         DataError: It lacks a band, or isn't what a model of pictures can see.
@@ -83,7 +89,9 @@ class RasterGround(Ground):
         channels: Channels | None,
         bands: tuple[str | None, ...] | None = None,
         missing_bands: MissingBands = "error",
+        tissue: Tissue | None = None,
     ) -> None:
+        self.tissue = tissue
         self.size = (pixels.size[1], pixels.size[0])
         self.pixels, self.channels = pixels, channels
         if channels is None:
@@ -103,24 +111,35 @@ class RasterGround(Ground):
         ):
             level += 1
         values_CHW, valid_CHW = self.values(window, level)
-        seen_CHW = values_CHW if self.channels is None else self.channels.scale(values_CHW)
+        seen_CHW = values_CHW
+        if self.channels is not None:
+            names = [band or self.pixels.names[0] for band in self.bands]
+            seen_CHW = self.channels.scale(values_CHW, of=self.pixels, bands=names)
         planes_CHW = torch.from_numpy(np.where(valid_CHW, seen_CHW, np.uint8(0)))
         return planes_CHW if tuple(planes_CHW.shape[-2:]) == size else resized(planes_CHW, size)
 
     def values(self, window: Window, level: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return (C, h, w) values of the file, channel by channel, and which of them count."""
         own = tuple(dict.fromkeys(band for band in self.bands if band is not None))
-        values_CHW, valid_CHW = self.pixels.read_valid(window, own, level)
+        values_CHW, valid_CHW = self.pixels.read_quantity(window, own, level)
         order = [0 if band is None else own.index(band) for band in self.bands]
         known_C = np.array([band is not None for band in self.bands])
         return values_CHW[order], valid_CHW[order] & known_C[:, None, None]
 
     def valid(self, window: Window) -> np.ndarray | None:
-        """Return which pixels of a window hold something in a band that is seen."""
+        """Return which pixels of a window hold something in a band that is seen, or where there is tissue."""
+        if self.tissue is not None:
+            return self.tissue.valid(window)
+        if self.pixels.all_valid:
+            return None
         x1, y1, x2, y2 = window
         columns = max(64, _VALUES_AT_ONCE // (len(self.bands) * (y2 - y1)))
         parts = [self.values((x, y1, min(x + columns, x2), y2))[1].any(0) for x in range(x1, x2, columns)]
         return np.concatenate(parts, axis=1)
+
+    def holds(self, windows_N4: np.ndarray) -> np.ndarray | None:
+        """Return which windows have tissue."""
+        return None if self.tissue is None else self.tissue.shares(windows_N4) > 0
 
 
 def _picture_bands(pixels: Pixels) -> tuple[str, ...]:

@@ -6,11 +6,13 @@ Shapes: B images, K classes, H × W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from vitp.metrics.cases import CaseScorer, has_cases, with_cases
 from vitp.metrics.classification import confusion_matrix
 from vitp.metrics.results import Scores
 from vitp.metrics.segmentation import segmentation_scores, surface_distance
@@ -47,14 +49,20 @@ class SegmentationModel(DenseModel):
         return maps
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
-        """Return mIoU and the like over all pixels; see `TaskModel.evaluate`."""
+        """Return mIoU and the like over all pixels, and scores by case where images have a spacing."""
         reader = label_reader(self, labelled, "semantic", settings)
-        confusions, distances = [], []
-        for _, sample, prediction in predictions_of(self, reader, settings):
+        confusions, distances, cases = [], [], None
+        if settings.surface is not False and has_cases(labelled.items):
+            cases = CaseScorer(labelled.items, self.classes, settings.tolerance)
+            reader = replace(reader, labelled=replace(labelled, items=cases.in_order()))
+        for item, sample, prediction in predictions_of(self, reader, settings):
             assert prediction.semantic_HW is not None and sample.semantic_HW is not None
             guess_HW, truth_HW = prediction.semantic_HW, sample.semantic_HW
             confusions.append(confusion_matrix(guess_HW.long(), truth_HW.long(), len(self.classes)))
-            if settings.surface:
+            if cases is not None:
+                cases.add(item, guess_HW.numpy(), truth_HW.numpy())
+            elif settings.surface:
                 distances.append(surface_distance(guess_HW.numpy(), truth_HW.numpy(), len(self.classes)))
         hd95_NC = np.stack(distances) if distances else None
-        return segmentation_scores(np.stack(confusions), self.classes, hd95_NC=hd95_NC)
+        scores = segmentation_scores(np.stack(confusions), self.classes, hd95_NC=hd95_NC)
+        return scores if cases is None else with_cases(scores, cases.scores, self.classes)

@@ -18,6 +18,7 @@ from vitp.data.formats.identity import (
     within_splits,
 )
 from vitp.data.formats.image_labels import ImageLabels, Tally
+from vitp.data.formats.patients import folder_patients, pseudonyms, renamed, told_patients
 from vitp.data.formats.places import GroundPlace, find_places, on_one_plane, split_by_place, with_ground
 from vitp.data.formats.splits import (
     FROM_FOLDERS,
@@ -47,12 +48,20 @@ class ReadOptions:
         seed: Decides which images the shares get.
         group_regex: Finds a file name's group (its first bracket, or its match); groups are never split.
         group: "folder": images of one folder are a group.
+        patient: Column of a table, or an expression that finds the patient in a path (its first bracket, or its match);
+            by default what tables, folders and headers say. A patient's images are never split.
         splits: Which of the set's own splits count: "lists", "folders", or "drawn" for none; by default the lists, else
             the folders.
         partial: Images that lists, tables and labels name may be missing.
         block: Side in metres of the blocks that splits are drawn in, where the files say where they lie.
         buffer: Metres that images of different splits are apart at least, likewise.
+        plane: Of the slices of volumes: "axial", "coronal", "sagittal" or "stored"; by default across their widest step.
+        every: Of volumes with masks each slice whose number this divides, by default all; of volumes that are labelled
+            as a whole, by default the middle one alone.
+        modality: DICOM's code (CT, MR, …) of medical images whose files don't tell it.
         dates: Most dates of one place that are joined into one record; 1: each image is one of its own.
+        studies: Two studies of a patient on equal grids are pairs of a prior and a current one.
+        abnormal: Classes that are findings, between commas; "": of a medical set those with evident names.
     """
 
     name: str = ""
@@ -63,18 +72,36 @@ class ReadOptions:
     seed: int = 0
     group_regex: str | None = None
     group: Literal["", "folder"] = ""
+    patient: str = ""
     splits: Literal["", "lists", "folders", "drawn"] = ""
     partial: bool = False
     block: float | None = None
     buffer: float = 0.0
     dates: int = 1
+    studies: bool = False
+    abnormal: str | list[str] = ""
+    plane: Literal["", "axial", "coronal", "sagittal", "stored"] = ""
+    every: int = 0
+    modality: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("group", "splits"):
+        if type(self.every) is not int or not 0 <= self.every <= 10_000:
+            raise ConfigError(f"is {self.every!r}", where="every", fix="give a whole number from 1")
+        for name in ("group", "splits", "plane"):
             known = get_args(get_type_hints(ReadOptions)[name])
             if getattr(self, name) not in known:
                 fix = f"choose {' or '.join(filter(None, known))}"
                 raise ConfigError(f'is "{getattr(self, name)}"', where=name, fix=fix)
+
+
+@dataclass(frozen=True)
+class _Added:
+    """An image, its split from the layout, and what lists call it; see `SetBuilder.add`."""
+
+    item: LabelledImage
+    split: str | None
+    known_as: str
+    apart: bool
 
 
 @dataclass
@@ -98,10 +125,11 @@ class SetBuilder:
     tally: Tally = field(default_factory=Tally)
     splits_from: str = ""
     point_size: float | None = None
-    _items: list[tuple[LabelledImage, str | None]] = field(default_factory=list)
+    _items: list[_Added] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
     _files: dict[tuple[int, int], str] = field(default_factory=dict)
     _drawn: PlaceSplit | None = None
+    _persons: dict[str, str] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -184,11 +212,36 @@ class SetBuilder:
         else:
             self.note(self.place(path), "its labels can't be used, and nothing else is known of it; left out")
 
-    def add(self, path: Path, size: tuple[int, int], *, split: str | None = None, **labels: Any) -> None:
-        """Add an image; see `add_labelled`. Its id is its path under the set's folder without suffix."""
+    def add(
+        self,
+        path: Path | str,
+        size: tuple[int, int],
+        *,
+        split: str | None = None,
+        name: str = "",
+        known_as: str = "",
+        person: str = "",
+        apart: bool = False,
+        **labels: Any,
+    ) -> None:
+        """Add an image.
+
+        Args:
+            path: Of the image, or the address of a slice.
+            size: Width and height.
+            split: From the layout; None when the layout doesn't say.
+            name: Its id; by default its path under the set's folder without suffix.
+            known_as: What lists of splits call it, as a path under the set's folder; by default its path.
+            person: What its group is a group of (`patient`), where the group is a person's own name or number.
+            apart: It keeps the split that is given, whatever becomes of the others: an image without labels.
+            **labels: Further fields of `LabelledImage`.
+
+        Raises:
+            DataError: Two images would have the same id, or are the same file.
+        """
         place = self.place(path)
-        self._refuse_same_file(path, place)
-        name = Path(place).with_suffix("").as_posix()
+        self._refuse_same_file(Path(path), place)
+        name = name or Path(place).with_suffix("").as_posix()
         if name in self._ids:
             name = Path(place).as_posix()
         if name in self._ids:
@@ -197,7 +250,10 @@ class SetBuilder:
         if labels.keys() & {"scene", "tags", "semantic", "change"}:  # objects are counted one by one
             for category in labels.get("tags") or (labels.get("scene") or "",):
                 self.tally.used["", category] += 1
-        self._items.append((LabelledImage(name, str(path), *size, **labels), split))
+        if person and labels.get("group"):
+            self._persons[labels["group"]] = person
+        item = LabelledImage(name, str(path), *size, **labels)
+        self._items.append(_Added(item, split, known_as or place, apart))
 
     def _refuse_same_file(self, path: Path, place: str) -> None:
         """Refuse a file that is in the set already, under another name, through a link or in another case."""
@@ -230,8 +286,8 @@ class SetBuilder:
             first = f"; the first of {len(self.findings)} findings: {self.findings[0]}"
             what = f"no labelled image found{first if self.findings else ''}"
             raise DataError(what, where=where, fix="check the folder and its format")
-        self._items.sort(key=lambda entry: entry[0].id)
-        used = {label.category for item, _ in self._items for label in item.objects or ()}
+        self._items.sort(key=lambda entry: entry.item.id)
+        used = {label.category for entry in self._items for label in entry.item.objects or ()}
         objects, unused = without_reserved(object_classes, used, where)
         for name in unused:
             self.note("classes", f'no object is of the class "{name}"; it is left out')
@@ -260,8 +316,8 @@ class SetBuilder:
     def _with_splits(self) -> list[LabelledImage]:
         pattern = compile_group_regex(self.options.group_regex)
         items = [
-            replace(item, group=item.group or group_in(Path(item.image).stem, pattern))
-            for item, _ in self._items
+            replace(entry.item, group=entry.item.group or group_in(Path(entry.item.image).stem, pattern))
+            for entry in self._items
         ]
         if self.options.group == "folder":
             items = [replace(item, group=item.group or image_folder(item, self.root)) for item in items]
@@ -271,18 +327,25 @@ class SetBuilder:
                 where=str(self.root),
                 fix=f'write one that matches names like "{Path(items[0].image).stem}"',
             )
+        items = self._by_patient(items)
         places = find_places(items, self.understand)
         items = [with_ground(item, placed) for item, placed in zip(items, places, strict=True)]
         known, before = join_equal(items), items
-        given, origin = self._given_splits([self.place(item.image) for item in items])
-        drawn = not any(given)
-        if drawn:
-            given, origin = self._draw(known.items, places)
+        given, origin = self._given_splits()
+        free = [number for number, entry in enumerate(self._items) if not entry.apart]
+        drawn = not any(given[number] for number in free)
+        if drawn and free:
+            own, origin = self._draw([known.items[n] for n in free], [places[n] for n in free])
+            for number, split in zip(free, own, strict=True):
+                given[number] = split
         else:
+            drawn = False
             origin = f"from {origin}"
             if self.options.block is not None or self.options.buffer:
                 self.understand("block and buffer aren't used: nothing is drawn, the splits are given")
-        items = []
+        names = pseudonyms(known.items, self._persons)
+        known = replace(known, items=renamed(known.items, names))
+        items, before = [], renamed(before, names)
         for item, split in zip(known.items, given, strict=True):
             if split:
                 items.append(replace(item, split=split))
@@ -333,9 +396,32 @@ class SetBuilder:
         found_splits = assign_fractions(groups, **shares)
         return [*found_splits], f"drawn (val={options.val:g}, test={options.test:g}, seed={options.seed})"
 
-    def _given_splits(self, places: list[str]) -> tuple[list[str | None], str]:
+    def _by_patient(self, items: list[LabelledImage]) -> list[LabelledImage]:
+        """Return images in the groups of their patients, where an option or folders tell them."""
+        free = [n for n, item in enumerate(items) if not item.group]
+        places = [self._items[n].known_as for n in free]
+        if self.options.patient and not self._persons:
+            found = told_patients(places, self.options.patient, str(self.root))
+        else:
+            found = folder_patients(places, {item.scene for item in items if item.scene})
+            if any(found):
+                count = len(set(found) - {""})
+                self.understand(f"patients: {count:,}, by the folders that are called after them")
+        for number, patient in zip(free, found, strict=True):
+            if patient:
+                items[number] = replace(items[number], group=patient)
+                self._persons[patient] = "patient"
+        return items
+
+    def _given_splits(self) -> tuple[list[str | None], str]:
         """Return the split of each image, None where nothing says it, and what says it."""
-        layout = [split for _, split in self._items]
+        splits = {entry.known_as: entry.split for entry in self._items}
+        found, origin = self._listed_splits([*splits], [*splits.values()])
+        by_name = dict(zip(splits, found, strict=True))
+        return [entry.split if entry.apart else by_name[entry.known_as] for entry in self._items], origin
+
+    def _listed_splits(self, places: list[str], layout: list[str | None]) -> tuple[list[str | None], str]:
+        """Return the split of each file; see `_given_splits`."""
         if self.options.split_file is not None:
             path = Path(self.options.split_file)
             found, missing = match_entries(read_split_file(path), places)

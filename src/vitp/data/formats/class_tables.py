@@ -11,6 +11,8 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.tables import (
     IMAGE_KEYS,
+    STUDY_KEYS,
+    TableImages,
     find_key,
     first_table_rows,
     raw_rows,
@@ -24,27 +26,28 @@ from vitp.records.labels import LabelledSet
 _ID_KEYS = (*IMAGE_KEYS, "id", "name")
 _CLASS_KEYS = (
     *("label", "labels", "class", "classes", "class_name", "classname", "category", "scene"),
-    *("diagnosis", "dx", "target", "tag", "tags", "label_name"),
+    *("diagnosis", "dx", "target", "tag", "tags", "label_name", "finding_labels"),
 )
 _BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
 _SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
 _SEVERAL_KEYS = ("labels", "classes", "tags")
 """Names of columns that say that there are several classes."""
 
-_GROUP_KEYS = (
-    *(
-        "group",
-        "patient",
-        "patient_id",
-        "patientid",
-        "subject",
-        "subject_id",
-        "case_id",
-        "slide_id",
-        "lesion_id",
-    ),
-    *("series_id", "study_id", "video_id", "scene_id"),
+_PATIENT_KEYS = (
+    "patient",
+    "patient_id",
+    "patientid",
+    "subject",
+    "subject_id",
+    "case_id",
+    "slide_id",
+    "lesion_id",
 )
+_GROUP_KEYS = ("group", *_PATIENT_KEYS, "series_id", "study_id", "video_id", "scene_id")
+_NO_CLASSES = (*_GROUP_KEYS, "age", "sex", "gender", "index", "unnamed:_0", "")
+"""Columns that may hold 0 and 1, and are no classes."""
+
+_NOT_KNOWN = -1
 _SEPARATORS = {"bar": "|", "semicolon": ";", "comma": ",", "blank": " "}
 _NAMED = 0.9
 """Share of a column's values that name images when it is the column of the images."""
@@ -52,40 +55,67 @@ _NAMED = 0.9
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a table: of the image, of its class (or else those of 0 and 1, one a class), of split and group."""
+    """Columns of a table: of the image, of its class (or else those of 0 and 1, one a class), of split and group.
+
+    With `study`, the column `image` names the folder of a study.
+    """
 
     image: str
     label: str = ""
     one_hot: tuple[str, ...] = ()
     split: str = ""
     group: str = ""
+    study: bool = False
 
 
 def columns_of(
-    path: Path, image_column: str | None = None, class_column: str | None = None
+    path: Path, image_column: str | None = None, class_column: str | None = None, patient: str = ""
 ) -> Columns | None:
     """Return the columns of a table of classes, or None when it isn't one; the options name unusual ones."""
     rows = first_table_rows(path)
     if not rows:
         return None
     image = find_key(rows[0], (image_column,) if image_column else _ID_KEYS)
+    study = None if image or image_column else find_key(rows[0], STUDY_KEYS)
+    image = image or study
     if image is None or find_key(rows[0], _BOX_KEYS) is not None:
         return None
-    split, group = (find_key(rows[0], keys) or "" for keys in (_SPLIT_KEYS, _GROUP_KEYS))
+    split, group = (
+        find_key(rows[0], keys) or ""
+        for keys in (_SPLIT_KEYS, (patient, *_GROUP_KEYS) if patient else _GROUP_KEYS)
+    )
     label = find_key(rows[0], (class_column,) if class_column else _CLASS_KEYS)
     if label is not None and label != image:
-        return Columns(image, label, (), split, group)
-    others = [key for key in rows[0] if key not in (image, split, group)]
-    one_hot = tuple(key for key in others if all(_bit(row.get(key)) is not None for row in rows))
-    return Columns(image, "", one_hot, split, group) if len(one_hot) > 1 and not class_column else None
+        return Columns(image, label, (), split, group, study is not None)
+    others = [
+        key for key in rows[0] if key not in (image, split, group) and find_key({key: 0}, _NO_CLASSES) is None
+    ]
+    one_hot = _one_hot(rows, others)
+    found = Columns(image, "", one_hot, split, group, study is not None)
+    return found if len(one_hot) > 1 and not class_column else None
+
+
+def _one_hot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that say whether a class fits: 1, 0, −1 where that is uncertain, or nothing.
+
+    Columns without anything in them are some of a table in which other classes have gaps, too.
+    """
+    bits = {key: [_bit(row.get(key)) for row in rows] for key in keys}
+    found = {key: own for key, own in bits.items() if None not in own}
+    told = {key: own for key, own in found.items() if set(own) != {_NOT_KNOWN}}
+    gaps = len(told) > 1 and any(_NOT_KNOWN in own for own in told.values())
+    return tuple(found if gaps else told)
 
 
 def _bit(value: Any) -> int | None:
+    """Return 1, 0, or −1 where a cell doesn't say whether a class fits; None: it holds something else."""
+    if value is None or str(value).strip() == "" or value != value:
+        return _NOT_KNOWN
     try:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return int(number) if number in (0, 1) else None
+    return int(number) if number in (0, 1, _NOT_KNOWN) else None
 
 
 def class_tables(root: Path) -> list[Path]:
@@ -171,10 +201,10 @@ def read_class_tables(
         fix = f"choose {', '.join(_SEPARATORS)}, none or rows"
         raise ConfigError(f'is "{separator}"', where="separator", fix=fix)
     base = root if root.is_dir() else root.parent
-    reading = _Reading(SetBuilder(base, options), name_index(base), comma_list(classes), separator)
+    reading = _Reading(SetBuilder(base, options), TableImages(base), comma_list(classes), separator)
     guessed = {} if image_column or class_column or root.is_file() else _guessed(root, table)
     for path in _paths(root, table) if not guessed else list(guessed):
-        columns = guessed.get(path) or columns_of(path, image_column, class_column)
+        columns = guessed.get(path) or columns_of(path, image_column, class_column, options.patient)
         if columns is None:
             fix = "name them with the options image_column and class_column"
             raise DataError("has no columns of image and class", where=str(path), fix=fix)
@@ -207,12 +237,18 @@ def _paths(root: Path, table: str | None) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What rows say of an image: its classes, split and group, and which row said it first."""
+    """What rows say of an image: its classes, split and group, and which row said it first.
+
+    `unknown` are classes of which the row says nothing; with `denies` it says of some that they don't fit.
+    """
 
     labels: tuple[str, ...]
     split: str | None
     group: str
     where: str
+    unknown: tuple[str, ...] = ()
+    fold: int | None = None
+    denies: bool = False
 
 
 @dataclass
@@ -225,14 +261,16 @@ class _Reading:
         known: Classes that were asked for; None: all.
         separator: The option.
         found: What the rows say of each image.
+        persons: Group → what it is a group of, where it is a person's.
         several: Some image has several classes.
     """
 
     builder: SetBuilder
-    images: Mapping[str, Sequence[Path]]
+    images: TableImages
     known: tuple[str, ...] | None
     separator: str
     found: dict[Path, _Entry] = field(default_factory=dict)
+    persons: dict[str, str] = field(default_factory=dict)
     several: bool = False
 
     def read(self, path: Path, columns: Columns) -> None:
@@ -244,8 +282,12 @@ class _Reading:
             said = f'"{columns.label}" its class' + (f'es, parted by "{mark}"' if mark else "")
         else:
             said = f"1 in one of {listed} its class"
+            bits = [_bit(row.get(key)) for _, row in rows if isinstance(row, dict) for key in columns.one_hot]
+            if unsaid := bits.count(_NOT_KNOWN):
+                said += f" ({unsaid:,} of {len(bits):,} cells are empty or −1: not known, which is no “no”)"
         place = self.builder.place(path)
-        self.builder.understand(f'{place}: column "{columns.image}" is the image, {said}')
+        noun = "study, and all images in its folder" if columns.study else "image"
+        self.builder.understand(f'{place}: column "{columns.image}" is the {noun}, {said}')
         if columns.group:
             self.builder.understand(f'{place}: images of one "{columns.group}" are a group')
         for number, row in rows:
@@ -284,18 +326,31 @@ class _Reading:
         labels = self._labels(where, name, _texts(row, columns, mark))
         if labels is None:
             return
-        places = self.images.get(name) or self.images.get(Path(name).name) or []
-        if len(places) != 1:
+        places = self.images.named(name, study=columns.study)
+        if not places or (len(places) > 1 and not columns.study):
             fate = "is missing" if not places else f"is {len(places)} files"
             self.builder.lose(where, f"{name} {fate}; left out", absent=not places)
             return
         told = split_of(str(row.get(columns.split) or "")) if columns.split else None
         group = str(row.get(columns.group) or "").strip() if columns.group else ""
-        entry = _Entry(labels, told or split, group, where)
-        earlier = self.found.setdefault(places[0], entry)
+        unknown = tuple(key for key in columns.one_hot if _bit(row.get(key)) == _NOT_KNOWN)
+        fold = str(row.get(columns.split) or "").strip() if columns.split.lower() == "fold" else ""
+        number = int(fold) if fold.isdecimal() else None
+        denies = len(unknown) < len(columns.one_hot)
+        entry = _Entry(labels, told or split, group, where, unknown, number, denies)
+        if group:
+            keys = (*_PATIENT_KEYS, self.builder.options.patient)
+            self.persons[group] = "patient" if find_key({columns.group: 0}, keys) else ""
+        for path in places:
+            self._enter(path, name, entry)
+
+    def _enter(self, path: Path, name: str, entry: _Entry) -> None:
+        """Take what a row says of one image, together with what earlier rows said."""
+        labels, where = entry.labels, entry.where
+        earlier = self.found.setdefault(path, entry)
         if self.separator == "rows":
             both = tuple(dict.fromkeys((*earlier.labels, *labels)))
-            self.found[places[0]] = replace(earlier, labels=both)
+            self.found[path] = replace(earlier, labels=both)
         elif earlier.labels != labels:
             raise DataError(
                 f'{name} has the class "{", ".join(labels)}" here and "{", ".join(earlier.labels)}" in {earlier.where}',
@@ -305,7 +360,7 @@ class _Reading:
         if earlier.split != entry.split:
             what = f"{name} is in the split {entry.split} here and {earlier.split} in {earlier.where}"
             raise DataError(what, where=where, fix="name it once")
-        self.several = self.several or len(self.found[places[0]].labels) > 1
+        self.several = self.several or len(self.found[path].labels) > 1 or bool(entry.unknown)
 
     def _labels(self, where: str, name: str, texts: Sequence[str] | None) -> tuple[str, ...] | None:
         """Return the classes of a row, None with a finding where they can't be told."""
@@ -328,17 +383,28 @@ class _Reading:
     def build(self) -> LabelledSet:
         """Return the set: each image with one class, or all with the classes that fit."""
         seen: set[str] = set()
-        empty = [] if self.several else [path for path, entry in self.found.items() if not entry.labels]
-        for path in empty:
+        for path, entry in list(self.found.items()):
+            nothing = self.several and entry.unknown and not entry.labels and not entry.denies
+            if entry.labels or (self.several and not nothing):
+                continue
             self.builder.note(
                 self.found.pop(path).where, f"{self.builder.place(path)} has no class; left out"
             )
+        sizes: dict[Path, tuple[int, int]] = {}
         for path, entry in self.found.items():
             size = self.builder.size_of(path, category=entry.labels[0] if len(entry.labels) == 1 else "")
             if size is not None:
                 seen.update(entry.labels)
-                told = {"tags": entry.labels} if self.several else {"scene": entry.labels[0]}
-                self.builder.add(path, size, split=entry.split, group=entry.group, **told)
+                sizes[path] = size
+        for path, size in sizes.items():
+            entry = self.found[path]
+            unknown = tuple(name for name in entry.unknown if name in (self.known or seen))
+            told: dict[str, Any] = {"tags": entry.labels, "unknown": unknown}
+            if not self.several:
+                told = {"scene": entry.labels[0]}
+            person = self.persons.get(entry.group, "")
+            others = {"group": entry.group, "person": person, "fold": entry.fold}
+            self.builder.add(path, size, split=entry.split, **others, **told)
         if self.several:
             self.builder.understand("images may have several classes")
         numbers = all(name.isdigit() for name in seen)
@@ -349,7 +415,7 @@ class _Reading:
 def _texts(row: Mapping[str, Any], columns: Columns, mark: str) -> list[str] | None:
     """Return the classes in a row, None where it says nothing of them."""
     if not columns.label:
-        return [key for key in columns.one_hot if _bit(row.get(key))]
+        return [key for key in columns.one_hot if _bit(row.get(key)) == 1]
     value = row.get(columns.label)
     whole = "" if value is None else str(value)
     parts = value if isinstance(value, list) else whole.split(mark) if mark else [whole]

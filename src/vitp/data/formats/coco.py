@@ -22,6 +22,7 @@ from vitp.data.formats.coco_files import (
     split_of_image,
     without_doubles,
 )
+from vitp.data.formats.drawn_masks import with_drawn_masks
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
@@ -54,6 +55,7 @@ def read_coco(
     classes: str | list[str] | None = None,
     point_size: float | None = None,
     images: str | None = None,
+    semantic: bool | str = False,
 ) -> LabelledSet:
     """Read COCO annotations.
 
@@ -70,6 +72,7 @@ def read_coco(
         point_size: Side in pixels of the box around an object whose bbox has no width and height; such objects have no
             area by default, and are left out.
         images: Folder of the images, relative to that of the set; by default they are looked for.
+        semantic: True: masks of classes, drawn from the outlines, instead of objects; "both": beside them.
 
     Raises:
         DataError: A file isn't COCO JSON, a row lacks what it must have, or too many labels can't be used.
@@ -89,7 +92,9 @@ def read_coco(
     if reading.crowds:
         builder.understand(f"crowds: {reading.crowds:,} regions are neither learned nor counted")
     instances = any(file.labels_objects for file in files)
-    return builder.build(object_classes=(reading.known or reading.names) if instances else ())
+    return with_drawn_masks(
+        builder.build(object_classes=(reading.known or reading.names) if instances else ()), semantic
+    )
 
 
 def read_coco_files(

@@ -91,6 +91,6 @@ def _date(item: LabelledImage) -> str:
 
 def _same_labels(one: LabelledImage, other: LabelledImage) -> bool:
     def labels(item: LabelledImage) -> tuple[object, ...]:
-        return item.objects, item.ignored, item.scene, item.captions, item.semantic, item.tags
+        return item.objects, item.ignored, item.scene, item.captions, item.semantic, item.tags, item.unknown
 
     return labels(one) == labels(other)

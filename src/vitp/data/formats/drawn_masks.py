@@ -7,13 +7,16 @@ top of what it overlaps; of equally large ones the later one does. An outline th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 
+from vitp.core.errors import ConfigError, DataError
 from vitp.io.ground import need_geo
 from vitp.records.geometry import area, as_flat, as_points
+from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 DrawnPart = tuple[tuple[float, ...], ...]
 """Rings of one polygon, x1, y1, …: its outline, then its holes."""
@@ -158,3 +161,69 @@ def _ring(values: Any) -> tuple[float, ...]:
     if len(ring) < 6 or len(ring) % 2:
         raise ValueError(f"{values!r:.60} is no ring")
     return ring
+
+
+def with_drawn_masks(labelled: LabelledSet, semantic: bool | str) -> LabelledSet:
+    """Return a set whose outlines of objects are masks of classes, too.
+
+    Where an object is difficult, or a place ignored, the mask is ignored; so it is where only the box of an object is
+    known. An image without objects is background; one of which nothing is known has no mask.
+
+    Args:
+        labelled: Objects with outlines.
+        semantic: False leaves the set as it is; True: masks instead of objects; "both": beside them.
+
+    Raises:
+        ConfigError: `semantic` is something else.
+        DataError: No object has an outline.
+    """
+    if semantic not in (True, False, "both"):
+        raise ConfigError(f'is "{semantic}"', where="semantic", fix="choose true, false or both")
+    if semantic is False:
+        return labelled
+    names = (BACKGROUND, *(name for name in labelled.object_classes if name != BACKGROUND))
+    if not any(label.polygons for item in labelled.items for label in item.objects or ()):
+        what = "has no object with an outline, so no masks of classes can be drawn"
+        raise DataError(what, where=labelled.name, fix="leave out -o semantic")
+    boxes = sum(not o.polygons and not o.difficult for item in labelled.items for o in item.objects or ())
+    line = "masks of classes: drawn from the outlines of objects; the rest is background"
+    line += f"; the places of {boxes:,} objects without an outline are ignored" if boxes else ""
+    items = [replace(item, semantic=_drawn_mask(item, names)) for item in labelled.items]
+    if semantic is True:
+        items = [replace(item, objects=None, ignored=()) for item in items]
+    return replace(
+        labelled,
+        items=items,
+        semantic_classes=names,
+        object_classes=() if semantic is True else labelled.object_classes,
+        understood=(*labelled.understood, line),
+    )
+
+
+def _drawn_mask(item: LabelledImage, names: Sequence[str]) -> DrawnMask | None:
+    if item.objects is None:
+        return None
+    known = [
+        (names.index(label.category) if label.polygons and not label.difficult else IGNORE, _parts(label))
+        for label in item.objects
+    ]
+    # Last, and on top: of what lies there nothing is known.
+    hidden = [(IGNORE, _parts(label)) for label in item.ignored]
+    shapes = [shape for shape in drawing_order(known) if shape[0] != IGNORE]
+    return DrawnMask(
+        (item.width, item.height), (*shapes, *(shape for shape in known if shape[0] == IGNORE), *hidden)
+    )
+
+
+def _parts(label: ObjectLabel) -> tuple[DrawnPart, ...]:
+    """Return the polygons of an object, each with the holes that lie in it; those of its box where it has none."""
+    if not label.polygons:
+        x1, y1, x2, y2 = label.box
+        return ((label.quad or (x1, y1, x2, y1, x2, y2, x1, y2),),)
+    holes = [[] for _ in label.polygons]  # type: list[list[tuple[float, ...]]]
+    rings = [as_points(ring).astype(np.float32).reshape(-1, 1, 2) for ring in label.polygons]
+    for hole in label.holes:
+        x, y = as_points(hole).mean(0).tolist()
+        inside = [cv2.pointPolygonTest(ring, (x, y), True) for ring in rings]
+        holes[int(np.argmax(inside))].append(hole)
+    return tuple((ring, *own) for ring, own in zip(label.polygons, holes, strict=True))

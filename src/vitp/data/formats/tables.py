@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from vitp.core.errors import DataError
-from vitp.data.formats.walk import image_folders, name_index, parse_label_json, read_label_text
+from vitp.data.formats.walk import image_folders, name_index, parse_label_json, read_label_text, within
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 IMAGE_KEYS = (
     *("image", "file_name", "filename", "path", "filepath", "image_path", "image_name", "imagename", "img"),
-    *("image_id", "file", "fname", "img_path", "image_file"),
+    *("image_id", "file", "fname", "img_path", "image_file", "image_index", "dicom_id"),
 )
+STUDY_KEYS = ("study_id", "study", "studyinstanceuid", "study_instance_uid", "accession", "case_id", "case")
+"""Columns that name a study: a folder of images."""
 
 
 def table_files(root: Path) -> list[Path]:
@@ -112,8 +116,9 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def find_key(row: dict[str, Any], keys: Sequence[str]) -> str | None:
-    """Return the first of the keys that a row has, in any case, or None."""
-    known = {key.lower(): key for key in reversed(list(row)) if isinstance(key, str)}
+    """Return the first of the keys that a row has, in any case, with blanks or without "_", or None."""
+    known = {key.lower().replace(" ", "_"): key for key in reversed(list(row)) if isinstance(key, str)}
+    known |= {key.lower(): key for key in reversed(list(row)) if isinstance(key, str)}
     return next((known[key.lower()] for key in keys if key.lower() in known), None)
 
 
@@ -148,16 +153,45 @@ def first_table_rows(path: Path, count: int = _LOOKED_AT) -> list[dict[str, Any]
 
 def images_named(root: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> tuple[int, int]:
     """Return how many rows name an image of the set's folder, and how many images they name."""
-    index = name_index(root)
-    column = find_key(rows[0], keys) if rows else None
+    images = TableImages(root)
+    named = find_key(rows[0], keys) if rows else None
+    column = named or (find_key(rows[0], STUDY_KEYS) if rows else None)
     if column is None:
         return 0, 0
-    found = []
-    for row in rows:
-        name = str(row.get(column) or "").strip()
-        own = index.get(name) or index.get(Path(name).name) or ()
-        found += [own[0]] if own else []
-    return len(found), len(set(found))
+    texts = (str(row.get(column) or "").strip() for row in rows)
+    found = [own for text in texts if (own := images.named(text, study=named is None))]
+    return len(found), len({path for own in found for path in (own if named is None else own[:1])})
+
+
+class TableImages:
+    """The images of a set by what tables call them: a name, a path's end, or the folder of a study.
+
+    Args:
+        root: The set's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.by_name = name_index(root)
+
+    @cached_property
+    def by_study(self) -> dict[str, list[Path]]:
+        """Images by each folder that they lie in; MIMIC's are called `s` or `p` and the number that tables have."""
+        found: dict[str, list[Path]] = {}
+        for folder in image_folders(self.root):
+            for part in dict.fromkeys(Path(within(folder.path, self.root)).parts):
+                bare = re.sub(r"^[ps](?=\d{5,}$)", "", part)
+                for name in dict.fromkeys((part, bare)):
+                    found.setdefault(name, []).extend(folder.files)
+        return found
+
+    def named(self, text: str, *, study: bool = False) -> list[Path]:
+        """Return the images that a cell names, those of its study where the column names studies."""
+        if study:
+            return list(self.by_study.get(text) or self.by_name.get(text, ()))
+        parts = Path(text).parts
+        tails = ("/".join(parts[first:]) for first in range(len(parts)))
+        return list(self.by_name.get(text) or next((self.by_name[t] for t in tails if t in self.by_name), ()))
 
 
 def refuse_several_tables(root: Path, paths: Sequence[Path]) -> None:

@@ -36,7 +36,7 @@ _LARGEST_SIDE = 10_000_000
 
 _TEXTS = ("name", "image_root", "label_root", "licence")
 _LISTS = ("object_classes", "scene_classes", "semantic_classes", "findings", "understood")
-_OPTIONAL_LISTS = ("change_classes",)
+_OPTIONAL_LISTS = ("change_classes", "abnormal_classes")
 """Lists that are written only where there is something in them."""
 
 _COMPILE_AGAIN = "compile the labels again"
@@ -234,6 +234,11 @@ def label_line(item: LabelledImage, roots: Roots) -> str:
         "ground": None if item.ground is None else list(item.ground),
         "metadata": dict(item.metadata) if item.metadata else None,
         "series": [relative(image, roots.images) for image in item.series] or None,
+        "spacing": None if item.spacing is None else list(item.spacing),
+        "thickness": item.thickness,
+        "level": item.level,
+        "unknown": list(item.unknown) or None,
+        "fold": item.fold,
     }
     return to_json({key: value for key, value in row.items() if value is not None})
 
@@ -282,6 +287,11 @@ def item_from_json(row: dict[str, Any], split: str, roots: Roots) -> LabelledIma
         ground=None if row.get("ground") is None else _ground(row["ground"]),
         metadata={_text(key): _text(value) for key, value in row.get("metadata", {}).items()} or None,
         series=tuple(address(_text(image)) for image in row.get("series", ())),
+        spacing=None if row.get("spacing") is None else _spacing(row["spacing"]),
+        thickness=None if row.get("thickness") is None else _millimetres(row["thickness"]),
+        level=None if row.get("level") is None else _share(row["level"]),
+        unknown=tuple(_text(name) for name in row.get("unknown", ())),
+        fold=None if row.get("fold") is None else _fold(row["fold"]),
     )
 
 
@@ -310,6 +320,29 @@ def _ground(values: Any) -> tuple[float, float, float, float]:
     if not 0 < abs(a * d - b * c) < math.inf:
         raise ValueError(f"{values!r:.60} is no size of a pixel")
     return float(a), float(b), float(c), float(d)
+
+
+def _spacing(values: Any) -> tuple[float, float]:
+    x, y = values
+    return _millimetres(x), _millimetres(y)
+
+
+def _millimetres(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"{value!r:.60} are no millimetres")
+    return float(value)
+
+
+def _share(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"{value!r:.60} is no share")
+    return float(value)
+
+
+def _fold(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.60} is no fold")
+    return value
 
 
 def _side(value: Any) -> int:

@@ -15,6 +15,7 @@ from vitp.core.reading import parse_yaml
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import doubles, numbered
 from vitp.data.formats.dota import are_numbers
+from vitp.data.formats.drawn_masks import with_drawn_masks
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.label_files import (
     TEXTS_BESIDE_LABELS,
@@ -50,6 +51,7 @@ def read_yolo(
     drop_empty: bool = False,
     rows: Rows = "auto",
     point_size: float | None = None,
+    semantic: bool | str = False,
 ) -> LabelledSet:
     """Read a YOLO folder.
 
@@ -67,6 +69,7 @@ def read_yolo(
         rows: What long rows are: "boxes" (there are none), "oriented", "polygons" or "pose"; "auto" as above.
         point_size: Side in pixels of the box around the centre of a row without width and height; such rows have no
             area by default, and are left out.
+        semantic: True: masks of classes, drawn from the outlines, instead of objects; "both": beside them.
 
     Raises:
         DataError: A row can't be understood, there are no class names, or too many labels can't be used.
@@ -100,7 +103,7 @@ def read_yolo(
         return count
 
     add_labels(builder, labels, read_one, drop_empty=drop_empty)
-    return builder.build(object_classes=tuple(dict.fromkeys(names)))
+    return with_drawn_masks(builder.build(object_classes=tuple(dict.fromkeys(names))), semantic)
 
 
 def _names(root: Path, told: DataYaml | None) -> tuple[tuple[str, ...], str]:

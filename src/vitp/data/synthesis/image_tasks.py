@@ -113,7 +113,7 @@ def scene_options(facts: Facts, rng: np.random.Generator) -> Question | None:
 
 def tags(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask for all classes of an image that may have several, in the set's order; "none" where it has none."""
-    if facts.item.tags is None:
+    if facts.item.tags is None or facts.item.unknown:  # "all of them" can't be told where some aren't known
         return None
     names = [spoken(name) for name in facts.classes.scene_classes if name in facts.item.tags]
     return Question(worded(rng, phrases.TAGS), ", ".join(names) or "none")

@@ -1,0 +1,184 @@
+"""Label maps of a DICOM series as DICOM-SEG, which refers to the series and carries what the standard demands of it.
+
+Shapes: F images of the series, H rows × W columns, I × J × K voxels (I columns, J rows, K images).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitp.core.errors import DataError
+from vitp.core.extras import need_medical
+from vitp.core.version import __version__
+from vitp.inference.outputs import class_colour
+from vitp.io.dicom_volume import DicomVolume
+from vitp.io.volumes import Volume
+from vitp.records.labels import BACKGROUND
+
+_DATES = {"ContentDate": "Date", "ContentTime": "Time"}
+_FALLBACK = {"Date": "19000101", "Time": "000000"}
+
+
+def check_dicom(volume: Volume) -> None:
+    """Do nothing for a volume that a DICOM-SEG can refer to.
+
+    Raises:
+        DataError: It is no DICOM series, or has several images at each place.
+    """
+    if not isinstance(volume, DicomVolume):
+        what = "is no DICOM series, which a DICOM-SEG has to refer to"
+        raise DataError(
+            what, where=volume.where, fix="leave out --format dicom-seg; NIfTI is written of every volume"
+        )
+    if any(len(row) > 1 for row in volume.frames):
+        what = "holds several images at each place, of which a DICOM-SEG would have to choose one"
+        raise DataError(what, where=volume.where, fix="name a series of one image a place (FOLDER#series=…)")
+    files = {row[0].header.path for row in volume.frames}
+    several = {row[0].header.path for row in volume.frames if row[0].header.frames > 1}
+    if several and (len(files) > 1 or next(iter(volume.frames))[0].header.frames != len(volume.frames)):
+        what = "is made of some images of files of several, which a DICOM-SEG can't refer to"
+        raise DataError(what, where=volume.where, fix="leave out --format dicom-seg")
+
+
+def write_dicom_seg(
+    path: Path, volume: Volume, labels_IJK: np.ndarray, classes: Sequence[str], model_sha256: str
+) -> None:
+    """Write the class of each voxel as a binary DICOM-SEG: a segment for each class but the background.
+
+    Patient and study are those of the source, as the standard demands. Its dates are the source's, and its UIDs follow
+    from source, model and labels: the same prediction is the same file.
+
+    Args:
+        path: New file.
+        volume: As `check_dicom` wants it.
+        labels_IJK: uint8.
+        classes: Names, in the order of the labels' numbers.
+        model_sha256: Tells which model it was.
+
+    Raises:
+        DataError: highdicom isn't installed, or the source lacks what the standard demands.
+    """
+    check_dicom(volume)
+    assert isinstance(volume, DicomVolume)
+    highdicom = need_medical("highdicom", str(path))
+    pydicom = need_medical("pydicom", str(path))
+    sources, labels_FHW = _frames(pydicom, volume, labels_IJK)
+    numbers = [number for number, name in enumerate(classes) if name != BACKGROUND]
+    table_V = np.zeros(256, np.uint8)
+    table_V[numbers] = range(1, len(numbers) + 1)
+    seed = [str(sources[0].SeriesInstanceUID), model_sha256, *classes, __version__]
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="vitp", version=__version__, family=_codes(pydicom).cid7162.ArtificialIntelligence
+    )
+    described = [
+        _segment(highdicom, pydicom, place, classes[number], number, algorithm)
+        for place, number in enumerate(numbers, 1)
+    ]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            file = highdicom.seg.Segmentation(
+                source_images=sources,
+                pixel_array=table_V[labels_FHW],
+                segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=described,
+                series_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["vitp", "series", *seed]),
+                series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+                sop_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["vitp", "instance", *seed]),
+                instance_number=1,
+                manufacturer="vitp",
+                manufacturer_model_name="vitp",
+                software_versions=__version__,
+                device_serial_number=model_sha256[:16],
+                content_description="Segmentation by a model, for research only",
+                series_description="Segmentation (vitp)",
+            )
+            _set_dates(file, sources[0])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file.save_as(path)
+    except (AttributeError, ValueError, TypeError, KeyError) as error:
+        # Its words may quote the source's own text.
+        what = f"can't be referred to by a DICOM-SEG: it lacks what the standard demands ({type(error).__name__})"
+        raise DataError(what, where=volume.where, fix="leave out --format dicom-seg") from error
+
+
+def _frames(pydicom: Any, volume: DicomVolume, labels_IJK: np.ndarray) -> tuple[list[Any], np.ndarray]:
+    """Return the headers of the source and the labels of its images, both in the order of the source."""
+    frames = [row[0] for row in volume.frames]
+    labels_KJI = labels_IJK.transpose(2, 1, 0)
+    if frames[0].header.frames > 1:
+        order = np.argsort([frame.index for frame in frames])
+        return [_header(pydicom, frames[0].header.path)], labels_KJI[order]
+    return [_header(pydicom, frame.header.path) for frame in frames], labels_KJI
+
+
+def _header(pydicom: Any, path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber"):
+        if name not in header:  # demanded, but may be empty
+            setattr(header, name, "")
+    for name in ("StudyDate", "StudyTime", "ReferringPhysicianName"):
+        if name not in header:
+            setattr(header, name, "")
+    return header
+
+
+def _set_dates(file: Any, source: Any) -> None:
+    """Give a segmentation the dates of its source: with the time of writing no file would be like another."""
+    for name, kind in _DATES.items():
+        known = [source.get(f"{prefix}{kind}") for prefix in ("Content", "Acquisition", "Series", "Study")]
+        value = next((value for value in known if value), _FALLBACK[kind])
+        setattr(file, name, value)
+        for prefix in ("InstanceCreation", "Series"):
+            if f"{prefix}{kind}" in file:
+                setattr(file, f"{prefix}{kind}", value)
+
+
+def _codes(pydicom: Any) -> Any:
+    return need_medical("pydicom.sr.codedict", "DICOM-SEG").codes
+
+
+def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int, algorithm: Any) -> Any:
+    codes = _codes(pydicom)
+    side, concept = _concept(codes, name)
+    lesion = re.search(r"lesion|tumou?r|nodule|mass|cyst|neoplasm|o?edema|metasta", name, re.IGNORECASE)
+    category = codes.SCT.MorphologicallyAbnormalStructure if lesion else codes.SCT.AnatomicalStructure
+    segment = highdicom.seg.SegmentDescription(
+        segment_number=place,
+        segment_label=name[:64],
+        segmented_property_category=category if concept is not None else codes.SCT.Tissue,
+        segmented_property_type=concept or _own_code(pydicom, name),
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        display_color=highdicom.color.CIELabColor.from_rgb(*class_colour(number)),
+    )
+    if side is not None and concept is not None:
+        coded = highdicom.sr.CodedConcept.from_code(getattr(codes.SCT, side))
+        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [coded]
+    return segment
+
+
+def _concept(codes: Any, name: str) -> tuple[str | None, Any]:
+    """Return the side of a class, `Left` or `Right`, and SNOMED's code of its name, such as `left kidney` or `Liver`.
+
+    The code is None where SNOMED has none under that name.
+    """
+    words = [word.capitalize() for word in re.findall(r"[A-Za-z]+", name)]
+    sides = [word for word in words if word in ("Left", "Right")]
+    own = "".join(word for word in words if word not in sides)
+    return (sides[0] if len(sides) == 1 else None), getattr(codes.SCT, own, None) if own else None
+
+
+def _own_code(pydicom: Any, name: str) -> Any:
+    """Return a private code for a class that SNOMED has no code of under its name."""
+    coded = need_medical("pydicom.sr.coding", "DICOM-SEG").Code
+    value = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").upper()[:16] or "CLASS"
+    return coded(value, "99VITP", name[:64])

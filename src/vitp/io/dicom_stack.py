@@ -1,0 +1,208 @@
+"""How the images of a DICOM series lie on each other: their grid, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vitp.core.errors import DataError
+from vitp.io.dicom_frames import Frame
+from vitp.io.volume_checks import affine_of, is_usable
+from vitp.io.volume_grid import VolumeGrid
+
+_SAME_PLACE_MM = 1e-3
+_UNEVEN = 0.02
+"""Share of a step that steps may differ by: headers round them."""
+_MISSING = 1.5
+"""Times the usual step: there an image is missing."""
+_TILTED_DEGREES = 0.5
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Images in the order of their places.
+
+    Attributes:
+        frames: K places, at each of which lie as many images.
+        grid: Where their pixels lie.
+        notes: How they were understood.
+        findings: What is wrong with them.
+    """
+
+    frames: list[list[Frame]]
+    grid: VolumeGrid
+    notes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Said:
+    notes: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+
+def stacked(frames: list[Frame], where: str) -> Stack:
+    """Return images as a volume.
+
+    Raises:
+        DataError: They have several sizes or orientations, none of which most of them have.
+    """
+    said = _Said()
+    frames = _alike(_once(frames, said), where, said)
+    rows, columns, samples = frames[0].shape
+    first = frames[0]
+    placed = all(frame.position_3 is not None and frame.axes_23 is not None for frame in frames)
+    if not placed or first.spacing is None:
+        return _unplaced(frames, said)
+    normal_3 = np.cross(*np.asarray(first.axes_23))
+    along = [float(np.asarray(frame.position_3) @ normal_3) for frame in frames]
+    one_file = len({frame.header.path for frame in frames}) == 1
+    places = _by_place(frames, along, keep_order=one_file)
+    counts = {len(row) for row in places}
+    if len(counts) > 1 or (samples > 1 and counts != {1}):
+        single = _without_doubles(places, one_file, said)
+        if single is None:
+            return _unplaced(frames, said)
+        places = single
+    elif counts != {1}:
+        said.notes.append(
+            f"holds {counts.pop()} images at each place, which are bands in the order of their time"
+        )
+    positions_K3 = np.array([row[0].position_3 for row in places])
+    matrix = _matrix(first, positions_K3, normal_3, said)
+    if not is_usable(matrix):
+        what = "has places or spacings of its images that place no voxels"
+        raise DataError(what, where=where, fix="copy it again from its source or remove it")
+    grid = VolumeGrid((columns, rows, len(places)), affine_of(matrix))
+    return Stack(places, grid, tuple(said.notes), tuple(said.findings))
+
+
+def _once(frames: list[Frame], said: _Said) -> list[Frame]:
+    """Leave out copies of an image: files with the same UID."""
+    seen: dict[tuple[object, int], Frame] = {}
+    for frame in frames:
+        uid = frame.header.data.get("SOPInstanceUID") or frame.header.path
+        seen.setdefault((uid, frame.index), frame)
+    copies = len(frames) - len(seen)
+    if copies:
+        said.findings.append(f"holds {copies} images twice (files with the same UID); each counts once")
+    return list(seen.values())
+
+
+def _alike(frames: list[Frame], where: str, said: _Said) -> list[Frame]:
+    """Return the images of the size and orientation that most have."""
+
+    def kind(frame: Frame) -> tuple[object, ...]:
+        axes = None if frame.axes_23 is None else tuple(np.round(frame.axes_23.ravel(), 2) + 0.0)
+        return (*frame.shape, axes)
+
+    kinds = Counter(kind(frame) for frame in frames)
+    (most, count), *others = kinds.most_common()
+    if not others:
+        return frames
+    sizes = {key[:3] for key in kinds}
+    what = "sizes" if len(sizes) > 1 else "orientations"
+    if count * 2 <= len(frames):
+        numbers = ", ".join(str(number) for _, number in kinds.most_common(6))
+        said_so = (
+            f"holds images of {len(kinds)} {what} in one series ({numbers} of each), so that it is no volume"
+        )
+        raise DataError(
+            said_so, where=where, fix="move those of one kind to a folder of their own, or name one file"
+        )
+    said.findings.append(
+        f"holds images of {len(kinds)} {what} in one series; {len(frames) - count} that differ from the other {count} "
+        "are left out"
+    )
+    return [frame for frame in frames if kind(frame) == most]
+
+
+def _unplaced(frames: list[Frame], said: _Said) -> Stack:
+    """Return images of which it isn't known where they lie, in the order of their numbers."""
+    rows, columns, _ = frames[0].shape
+    ordered = sorted(frames, key=lambda frame: (frame.header.number("InstanceNumber") or 0.0, frame.index))
+    if len(frames) > 1:
+        said.notes.append(
+            "doesn't say how its images lie on each other; they stand in the order of their numbers"
+        )
+    spacing = frames[0].spacing
+    stored = None if spacing is None else (spacing[1], spacing[0], frames[0].thickness or 1.0)
+    grid = VolumeGrid((columns, rows, len(frames)), None, stored)
+    return Stack([[frame] for frame in ordered], grid, tuple(said.notes), tuple(said.findings))
+
+
+def _by_place(frames: list[Frame], along: list[float], keep_order: bool) -> list[list[Frame]]:
+    """Return the images that lie at the same place together, in the order of the places along the normal.
+
+    Those of one file stay in its order where that is one of places, forwards or backwards.
+    """
+    order = sorted(range(len(frames)), key=lambda number: (along[number], frames[number].order))
+    places: list[list[Frame]] = []
+    last = 0.0
+    for number in order:
+        if places and abs(along[number] - last) <= _SAME_PLACE_MM:
+            places[-1].append(frames[number])
+        else:
+            places.append([frames[number]])
+            last = along[number]
+    backwards = along == sorted(along, reverse=True) and len(along) > 1
+    return places[::-1] if keep_order and backwards and len(places) == len(frames) else places
+
+
+def _without_doubles(places: list[list[Frame]], one_file: bool, said: _Said) -> list[list[Frame]] | None:
+    """Return one image a place; None: they aren't one volume, and stand as the file has them."""
+    more = sum(len(row) - 1 for row in places)
+    if one_file or more > len(places) / 2:
+        said.findings.append(
+            f"holds {more + len(places)} images at {len(places)} places, not the same number at each, so that it is "
+            "no single volume"
+        )
+        return None
+    said.findings.append(f"holds {more} images at places of others; the first of each place counts")
+    return [row[:1] for row in places]
+
+
+def _matrix(first: Frame, positions_K3: np.ndarray, normal_3: np.ndarray, said: _Said) -> np.ndarray:
+    """Return the affine in RAS+: columns, rows and images → millimetres."""
+    assert first.spacing is not None and first.axes_23 is not None
+    row_mm, column_mm = first.spacing
+    if len(positions_K3) > 1:
+        step_3 = (positions_K3[-1] - positions_K3[0]) / (len(positions_K3) - 1)
+        _look_at_steps(positions_K3, normal_3, said)
+    else:
+        step_3 = normal_3 * (first.thickness or 1.0)
+    matrix = np.eye(4)
+    matrix[:3, 0], matrix[:3, 1], matrix[:3, 2] = (
+        first.axes_23[0] * column_mm,
+        first.axes_23[1] * row_mm,
+        step_3,
+    )
+    matrix[:3, 3] = positions_K3[0]
+    matrix[:2] *= -1
+    return matrix
+
+
+def _look_at_steps(positions_K3: np.ndarray, normal_3: np.ndarray, said: _Said) -> None:
+    """Say what is wrong with the places of images."""
+    steps_3 = np.diff(positions_K3, axis=0)
+    steps = np.abs(steps_3 @ normal_3)
+    usual = float(np.median(steps))
+    gaps = np.flatnonzero(steps > _MISSING * usual)
+    if len(gaps):
+        lost = int(sum(max(1, round(float(steps[gap]) / usual) - 1) for gap in gaps))
+        after = ", ".join(str(gap) for gap in gaps[:6]) + (", …" if len(gaps) > 6 else "")
+        said.findings.append(
+            f"misses about {lost} slices of {len(positions_K3) + lost} (after slice {after}, steps of {usual:.3g} mm)"
+        )
+    rest = steps[steps <= _MISSING * usual]
+    if float(np.ptp(rest)) > _UNEVEN * usual:
+        said.findings.append(f"has slices at uneven steps, {rest.min():.3g} to {rest.max():.3g} mm")
+    whole_3 = positions_K3[-1] - positions_K3[0]
+    straight = abs(float(whole_3 @ normal_3)) / max(float(np.linalg.norm(whole_3)), 1e-12)
+    tilt = float(np.degrees(np.arccos(min(1.0, straight))))
+    if tilt > _TILTED_DEGREES:
+        said.findings.append(
+            f"has slices that are sheared by {tilt:.1f}° (a tilted gantry); they are used as they are, not resampled"
+        )
