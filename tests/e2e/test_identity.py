@@ -32,9 +32,20 @@ SIZE = (32, 32, 6)
 TINY = ("-s", "data.global_batch=2", "-s", "train.val_every=0")
 
 DEMANDED = {
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyDate", "StudyTime"),
-    *("AccessionNumber", "ReferringPhysicianName", "StudyID", "StudyInstanceUID", "StudyDescription"),
-    *("FrameOfReferenceUID", "PositionReferenceIndicator", "IssuerOfPatientID", "ContentDate", "SeriesDate"),
+    *(
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyDate",
+        "StudyID",
+        "AccessionNumber",
+    ),
+    *(
+        "ContentDate",
+        "SeriesDate",
+        "InstanceCreationDate",
+    ),  # the source's, so that equal predictions are equal files
 }
 """What patient, study and frame of reference of a DICOM-SEG are, which the user asked for."""
 
