@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from PIL import Image
 
 import vitp
 from tests.volume_files import ORIENTATIONS, affine, voxels, write_series
@@ -249,6 +250,16 @@ def test_what_is_no_volume(tmp_path):
             vitp.open_volume(tmp_path / name)
     with pytest.raises(DataError, match="isn't a file of its own here"):
         vitp.open_volume("https://example.com/a.nii.gz")
+
+
+@pytest.mark.parametrize("part", ["slice=0", "plane=axial", "around=1", "series=2"])
+def test_of_a_picture_no_slice_is_chosen_and_of_a_volume_no_page(tmp_path, part):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="is no volume, of which no"):
+        vitp.open_pixels(f"{tmp_path}/a.png#{part}")
+    path = _nifti(tmp_path / "a.nii")
+    with pytest.raises(DataError, match="is a volume, of which no page"):
+        vitp.open_pixels(f"{path}#slice=1&page=1")
 
 
 def test_further_axes_and_colours_are_bands(tmp_path):

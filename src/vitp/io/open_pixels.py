@@ -50,11 +50,13 @@ def open_pixels(address: str | Path) -> Pixels:
     base, part = split_address(address)
     where = str(address)
     if is_volume(base):
+        _check_part(part, True, where)
         slice_ = open_volume(address).slice(part.slice, part.plane, part.around)
         return PartPixels(slice_, part, where)
     kind = slide_kind(address)
     if kind is not None:
         return PartPixels(SlidePixels(base, kind, part, where), part, where)
+    _check_part(part, False, where)
     if part.mpp is not None:
         what = "isn't a slide, and only slides are read at so many micrometres a pixel"
         raise DataError(what, where=where, fix="leave mpp out of the address")
@@ -64,6 +66,16 @@ def open_pixels(address: str | Path) -> Pixels:
     if driver is None or _is_ours(address, driver):
         return PartPixels(PicturePixels(base, part.page, where), part, where)
     return PartPixels(RasterPixels(base, driver, part, where), part, where)
+
+
+def _check_part(part: FilePart, volume: bool, where: str) -> None:
+    """Refuse what an address chooses of a volume though it is none, and the other way round."""
+    of_volumes = {"slice": part.slice, "plane": part.plane, "around": part.around, "series": part.series}
+    of_others = {"page": part.page, "layer": part.layer, "mpp": part.mpp}
+    for name, value in (of_others if volume else of_volumes).items():
+        if value is not None:
+            what = f"is {'a' if volume else 'no'} volume, of which no {name} can be chosen"
+            raise DataError(what, where=where, fix=f"leave {name}= out of the address")
 
 
 def open_seen(address: str | Path, channels: Channels | None) -> Pixels:

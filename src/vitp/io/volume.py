@@ -19,7 +19,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.io.acquisition import Acquisition
-from vitp.io.contract import Band, Pixels
+from vitp.io.contract import LARGEST_READ_BYTES, Band, Pixels
 from vitp.io.parts import Window
 from vitp.io.value_math import averaged, between, percentile_range
 from vitp.io.volume_grid import VolumeGrid
@@ -195,6 +195,10 @@ class Volume(ABC):
     def layer(self, number: int, plane: str) -> Layer:
         """Return what is stored of a slice, and what its values mean."""
         axis, index = self.grid.layer(number, plane)
+        _, height, width = self.grid.slices_shape(plane)
+        if height * width * len(self.bands) * self.dtype.itemsize > LARGEST_READ_BYTES:
+            what = f"is too large to be read at once: {width}×{height} px of {len(self.bands)} bands"
+            raise DataError(what, where=self.where, fix="save fewer of its volumes as a file of their own")
         with self._locked():
             slab_ABC = self._slab(axis, index)
             valid_ABC = self._held(slab_ABC, axis, index)
