@@ -1,4 +1,4 @@
-"""Labels of whole volumes: volumes of numbers, DICOM segmentations and contours, and their values at places in the patient.
+"""Labels of whole volumes: numbers, DICOM segmentations and contours, and their values at places in the patient.
 
 Shapes: I × J × K voxels as a file has them; H × W pixels of a slice. Places are millimetres in RAS+.
 """

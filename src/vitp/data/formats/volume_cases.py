@@ -3,7 +3,7 @@
 | layout | example |
 |---|---|
 | folders | `imagesTr/liver_1_0000.nii.gz`, `labelsTr/liver_1.nii.gz`; also `train/images`, `images` + `masks` |
-| a folder a case | `BraTS2021_00000/BraTS2021_00000_{flair,t1,t1ce,t2,seg}.nii.gz`; `case_1/imaging.nii.gz`, `case_1/segmentation.nii.gz` |
+| a folder a case | `BraTS2021_00000/…_{flair,t1,t1ce,t2,seg}.nii.gz`; `case_1/{imaging,segmentation}.nii.gz` |
 | a file an object | `s0001/ct.nii.gz`, `s0001/segmentations/liver.nii.gz` |
 | BIDS | `sub-01/anat/sub-01_T1w.nii.gz`, `derivatives/…/sub-01_dseg.nii.gz` |
 | DICOM | folders of series, with segmentations (SEG) or structure sets (RTSTRUCT) that name their series |

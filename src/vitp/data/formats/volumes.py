@@ -295,7 +295,7 @@ class _Reading:
         return MaskClasses(names, pairs, ("names of the segments from the masks' headers",))
 
     def _refuse_instances(self) -> None:
-        """Refuse values that may be numbers of objects: nobody named them, and they run to another last one each time."""
+        """Refuse values that nobody named and that run to another last one each time: they may be objects."""
         if self.own.mask_type:
             return
         tops = []
