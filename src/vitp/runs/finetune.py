@@ -117,6 +117,8 @@ class FinetuneTrainSettings(TrainSettings):
 
     @model_validator(mode="after")
     def _something_to_choose_by(self) -> FinetuneTrainSettings:
+        if self.batch == "auto":
+            raise ValueError("batch: auto is of pretraining; give train.batch_size")
         if self.choose == "best" and self.val_every == 0:
             raise ValueError(
                 'the "best" weights are chosen on validation images, and val_every 0 looks at none'

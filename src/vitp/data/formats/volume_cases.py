@@ -24,10 +24,9 @@ from vitp.data.formats.volume_names import (
     ends_as_mask,
     joined_address,
     modality_word,
-    volume_files,
     volume_stem,
 )
-from vitp.data.formats.walk import Folder, described, within
+from vitp.data.formats.walk import Folder, described, volume_files, within
 from vitp.io.dicom_labels import RTSTRUCT, SEG, DicomRole, dicom_role
 from vitp.io.volume_kinds import is_dicom_file
 

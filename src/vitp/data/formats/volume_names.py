@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.io.dicom_labels import dicom_role
 from vitp.io.parts import base_address
 from vitp.io.volume_kinds import is_dicom_file
 
@@ -148,8 +149,6 @@ def _numbered(name: str) -> bool:
 
 def _one_series(folder: Path) -> bool:
     """Return whether a folder's first files are slices of one series, and not an X-ray each."""
-    from vitp.io.dicom_labels import dicom_role
-
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     roles = []
     for path in files[:2]:
@@ -169,14 +168,6 @@ def is_volume_name(path: Path) -> bool:
         return True
     bare = path.suffix == "" or _numbered(path.name)
     return bare and path.is_file() and is_dicom_file(path)
-
-
-def volume_files(root: Path) -> list[Path]:
-    """Return the volumes below a folder, sorted: files, and folders that hold a series."""
-    from vitp.data.formats.walk import files_below
-
-    found = files_below(root, whole=is_series)
-    return [path for path in found if path.is_dir() or is_volume_name(path)]
 
 
 def ends_as_mask(stem: str) -> str | None:
