@@ -16,7 +16,9 @@ SECRET = "DOE^JANE 1957-03-12 operator smith"
 TILE = 64
 
 
-def tissue_picture(width: int, height: int, blobs: Sequence[tuple[int, int, int, tuple[int, int, int]]]) -> np.ndarray:
+def tissue_picture(
+    width: int, height: int, blobs: Sequence[tuple[int, int, int, tuple[int, int, int]]]
+) -> np.ndarray:
     """Return (H, W, 3) paper with discs of colour on it: x, y, radius, colour."""
     image = np.full((height, width, 3), 244, np.uint8)
     rows, columns = np.mgrid[:height, :width]
@@ -51,7 +53,9 @@ def write_svs(
     with tifffile.TiffWriter(path) as file:
         file.write(image, **options)
         if side_images:
-            file.write(small, photometric="rgb", metadata=None, description=f"Aperio {SECRET}", rowsperstrip=16)
+            file.write(
+                small, photometric="rgb", metadata=None, description=f"Aperio {SECRET}", rowsperstrip=16
+            )
         for factor in factors:
             file.write(halved(image, factor), **options)
         if side_images:
@@ -111,7 +115,9 @@ def write_zarr(
         array = group.create_array(str(level), shape=part.shape, chunks=chunks, dtype=part.dtype, **options)
         array[:] = part
         factors = [1.0] * (part.ndim - 2) + [(mpp or 1) * 2**level] * 2
-        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": factors}]})
+        datasets.append(
+            {"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": factors}]}
+        )
     kinds = {"t": "time", "c": "channel"}
     told_axes: list[dict[str, str]] = [{"name": axis, "type": kinds.get(axis, "space")} for axis in axes]
     for axis in told_axes[-2:]:
@@ -129,7 +135,11 @@ def write_zarr(
 
 
 def qupath_feature(
-    rings: Sequence[Sequence[tuple[float, float]]], name: str | None, *, kind: str = "annotation", parts: int = 0
+    rings: Sequence[Sequence[tuple[float, float]]],
+    name: str | None,
+    *,
+    kind: str = "annotation",
+    parts: int = 0,
 ) -> dict[str, Any]:
     """Return an object as QuPath exports it: an outline with holes, or with `parts` that many outlines."""
     closed = [[list(point) for point in (*ring, ring[0])] for ring in rings]

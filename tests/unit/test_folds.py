@@ -17,7 +17,9 @@ from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs.finetune import FinetuneConfig, run_splits
 
 
-def item(name: str, group: str = "", split: str = "train", scene: str = "a", fold: int | None = None) -> LabelledImage:
+def item(
+    name: str, group: str = "", split: str = "train", scene: str = "a", fold: int | None = None
+) -> LabelledImage:
     return LabelledImage(name, f"{name}.png", 8, 8, split, group, scene=scene, fold=fold)
 
 
@@ -79,7 +81,11 @@ def test_published_folds_count_where_there_are_as_many() -> None:
 @pytest.mark.parametrize("choose", ["last", "best"])
 def test_splits_of_a_fold(choose: str) -> None:
     labelled = LabelledSet("set", patients(15), scene_classes=("a", "b"))
-    values = {"task": "classification", "data": {"root": "x", "folds": 3, "fold": 2}, "train": {"choose": choose}}
+    values = {
+        "task": "classification",
+        "data": {"root": "x", "folds": 3, "fold": 2},
+        "train": {"choose": choose},
+    }
     said: list[str] = []
     splits = run_splits(labelled, FinetuneConfig.model_validate(values), "scene", said)
     ids = {name: {one.id for one in part.items} for name, part in splits.items()}
@@ -101,8 +107,21 @@ def test_the_command_makes_a_run_for_each_fold(tmp_path: Path, capsys: pytest.Ca
             Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(path)
     tower = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 16}
     small = [f"backbone.vision={json.dumps(tower)}", "train.val_every=0"]
-    command = ["finetune", "classification", "--data", str(tmp_path / "set"), "--backbone", "random", "--steps", "1"]
-    command += ["-s", 'data.options={"test": 0, "patient": "patient[0-9]"}', *[w for s in small for w in ("-s", s)]]
+    command = [
+        "finetune",
+        "classification",
+        "--data",
+        str(tmp_path / "set"),
+        "--backbone",
+        "random",
+        "--steps",
+        "1",
+    ]
+    command += [
+        "-s",
+        'data.options={"test": 0, "patient": "patient[0-9]"}',
+        *[w for s in small for w in ("-s", s)],
+    ]
     command += ["--folds", "2", "--out", str(tmp_path / "cv")]
     assert run(command) == 0
     shown = capsys.readouterr().out

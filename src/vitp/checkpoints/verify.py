@@ -134,7 +134,7 @@ def _bands(channels: Channels | None) -> str:
     """Return in words what a tower sees, scaling included."""
     if channels is None:
         return "RGB"
-    some = [f"{c.band} ({c.low:g} to {c.high:g}{' dB' * (c.transform == 'db')})" for c in channels.channels]
+    some = [f"{c.band} ({c.range_words})" for c in channels.channels]
     return f"{len(some)} bands: {first_of(some, 13)}"
 
 

@@ -1,4 +1,4 @@
-"""`vitp predict`: a finetuned model on images and rasters."""
+"""`vitp predict`: a finetuned model on images, rasters and volumes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,16 @@ _Vector: TypeAlias = Annotated[
     typer.Option("--vector", help="Rasters: file of polygons; geojson is in longitude and latitude."),
 ]
 _Probabilities: TypeAlias = Annotated[
-    bool, typer.Option("--probabilities", help="Rasters: also write the probability of each class.")
+    bool,
+    typer.Option("--probabilities", help="Rasters and volumes: also write the probability of each class."),
+]
+_Format: TypeAlias = Annotated[
+    Literal["nifti", "dicom-seg"],
+    typer.Option(
+        "--format",
+        help="Volumes: label maps are NIfTI; dicom-seg also writes DICOM-SEG of DICOM series, with the patient's name "
+        "and the study as the standard demands.",
+    ),
 ]
 _Resolution: TypeAlias = Annotated[
     float | None,
@@ -59,11 +68,12 @@ _Pictures: TypeAlias = Annotated[
 
 def predict_command(
     run: TaskRun,
-    images: Annotated[list[str], typer.Argument(help="Images, rasters, or folders of them.")],
+    images: Annotated[list[str], typer.Argument(help="Images, rasters, volumes, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the predictions.")],
     later: _Later = None,
     vector: _Vector = "gpkg",
     probabilities: _Probabilities = False,
+    fmt: _Format = "nifti",
     resolution: _Resolution = None,
     mpp: _Mpp = None,
     all_tiles: _AllTiles = False,
@@ -75,7 +85,7 @@ def predict_command(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace earlier predictions in --out.")] = False,
 ) -> None:
-    """Apply a finetuned model to images, rasters and slides; write maps, polygons, masks, boxes and pictures.
+    """Apply a finetuned model to images, rasters, slides and volumes; write maps, polygons, masks, boxes, pictures.
 
     Images that can't be read are named first and left out; the exit code is then 1.
     """
@@ -94,7 +104,7 @@ def predict_command(
         print_lines([f"can't be used: {one.image}: {one.reason}"])
 
     model, settings = open_model(run, [*(override or []), *([f"tta={tta}"] if tta else [])])
-    options = MapOptions(vector, probabilities, pictures, resolution, mpp, tissue=not all_tiles)
+    options = MapOptions(vector, probabilities, pictures, resolution, mpp, tissue=not all_tiles, format=fmt)
     if complete:
         check_complete(model, images, out, settings, later=later, options=options)
         print_lines([f"{out} is complete, there is nothing to resume"])

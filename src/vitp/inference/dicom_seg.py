@@ -22,6 +22,25 @@ from vitp.io.volumes import Volume
 from vitp.records.labels import BACKGROUND
 
 _DATES = {"ContentDate": "Date", "ContentTime": "Time"}
+_WHOSE = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber"),
+)
+"""What the standard demands of patient and study, so that the segmentation is filed with its source."""
+
+_READ = [
+    *_WHOSE,
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID"),
+    *("SpecificCharacterSet", "Modality", "SeriesNumber", "InstanceNumber", "AcquisitionNumber", "ImageType"),
+    *("ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "LossyImageCompression", "LossyImageCompressionRatio"),
+    *("LossyImageCompressionMethod", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector", "SharedFunctionalGroupsSequence"),
+    *("PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence", "DimensionIndexSequence"),
+]
+"""All that is read of a source: what isn't read can't be passed on."""
+
 _FALLBACK = {"Date": "19000101", "Time": "000000"}
 
 
@@ -33,7 +52,9 @@ def check_dicom(volume: Volume) -> None:
     """
     if not isinstance(volume, DicomVolume):
         what = "is no DICOM series, which a DICOM-SEG has to refer to"
-        raise DataError(what, where=volume.where, fix="leave out --format dicom-seg; NIfTI is written of every volume")
+        raise DataError(
+            what, where=volume.where, fix="leave out --format dicom-seg; NIfTI is written of every volume"
+        )
     if any(len(row) > 1 for row in volume.frames):
         what = "holds several images at each place, of which a DICOM-SEG would have to choose one"
         raise DataError(what, where=volume.where, fix="name a series of one image a place (FOLDER#series=…)")
@@ -119,13 +140,11 @@ def _frames(pydicom: Any, volume: DicomVolume, labels_IJK: np.ndarray) -> tuple[
 def _header(pydicom: Any, path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber"):
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_READ)
+    for name in _WHOSE:
         if name not in header:  # demanded, but may be empty
             setattr(header, name, "")
-    for name in ("StudyDate", "StudyTime", "ReferringPhysicianName"):
-        if name not in header:
-            setattr(header, name, "")
+    header.ReferringPhysicianName = ""
     return header
 
 
@@ -146,27 +165,33 @@ def _codes(pydicom: Any) -> Any:
 
 def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int, algorithm: Any) -> Any:
     codes = _codes(pydicom)
-    colour = highdicom.color.CIELabColor.from_rgb(*class_colour(number))
-    return highdicom.seg.SegmentDescription(
+    side, concept = _concept(codes, name)
+    lesion = re.search(r"lesion|tumou?r|nodule|mass|cyst|neoplasm|o?edema|metasta", name, re.IGNORECASE)
+    category = codes.SCT.MorphologicallyAbnormalStructure if lesion else codes.SCT.AnatomicalStructure
+    segment = highdicom.seg.SegmentDescription(
         segment_number=place,
         segment_label=name[:64],
-        segmented_property_category=codes.SCT.Tissue if _concept(codes, name) is None else _category(codes, name),
-        segmented_property_type=_concept(codes, name) or _own_code(pydicom, name),
+        segmented_property_category=category if concept is not None else codes.SCT.Tissue,
+        segmented_property_type=concept or _own_code(pydicom, name),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
-        display_color=colour,
+        display_color=highdicom.color.CIELabColor.from_rgb(*class_colour(number)),
     )
+    if side is not None and concept is not None:
+        coded = highdicom.sr.CodedConcept.from_code(getattr(codes.SCT, side))
+        segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [coded]
+    return segment
 
 
-def _concept(codes: Any, name: str) -> Any:
-    """Return SNOMED's code of a class by its name, `left kidney` or `Liver`; None: it has none under that name."""
-    words = re.findall(r"[A-Za-z]+", name)
-    return getattr(codes.SCT, "".join(word.capitalize() for word in words), None) if words else None
+def _concept(codes: Any, name: str) -> tuple[str | None, Any]:
+    """Return the side of a class, `Left` or `Right`, and SNOMED's code of its name, such as `left kidney` or `Liver`.
 
-
-def _category(codes: Any, name: str) -> Any:
-    lesion = re.search(r"lesion|tumou?r|nodule|mass|cyst|neoplasm|oedema|edema|metasta", name, re.IGNORECASE)
-    return codes.SCT.MorphologicallyAbnormalStructure if lesion else codes.SCT.AnatomicalStructure
+    The code is None where SNOMED has none under that name.
+    """
+    words = [word.capitalize() for word in re.findall(r"[A-Za-z]+", name)]
+    sides = [word for word in words if word in ("Left", "Right")]
+    own = "".join(word for word in words if word not in sides)
+    return (sides[0] if len(sides) == 1 else None), getattr(codes.SCT, own, None) if own else None
 
 
 def _own_code(pydicom: Any, name: str) -> Any:

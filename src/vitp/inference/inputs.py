@@ -16,6 +16,13 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.walk import list_images
 from vitp.data.seen import check_missing_bands, lone_image, stretch_note
 from vitp.inference.slides import SeenMpp, seen_slide
+from vitp.inference.volume_inputs import (
+    is_whole_volume,
+    looked_at_volume,
+    volume_name,
+    volumes_at,
+    volumes_in,
+)
 from vitp.io.band_folders import is_band_folder
 from vitp.io.ground import may_be_placed, need_geo, reproject
 from vitp.io.images import MissingBands, image_size, is_scene, load_image
@@ -61,6 +68,7 @@ class InputFile:
         notes: What is to be said of it.
         placed: Whether a raster says where it lies.
         slide: Whether it is a slide.
+        volume: Whether it is read slice by slice and put back into a volume.
     """
 
     name: str
@@ -70,6 +78,7 @@ class InputFile:
     notes: tuple[str, ...] = ()
     placed: bool = False
     slide: bool = False
+    volume: bool = False
 
     @property
     def image(self) -> str:
@@ -78,7 +87,7 @@ class InputFile:
 
 
 def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str]:
-    """Return image files as they are and the images of folders sorted by name.
+    """Return image files as they are and the images and volumes of folders sorted by name.
 
     Args:
         paths: Files, parts of them (FILE#window=…) and folders.
@@ -89,16 +98,20 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
     """
     files: list[str] = []
     for path in paths:
+        volumes = volumes_at(str(path))
+        if volumes is not None:
+            files += volumes
+            continue
         base = Path(split_address(path)[0])
         if not base.exists():
             raise DataError("doesn't exist", where=str(path), fix="check the path")
         if not base.is_dir() or is_zarr_image(base) or (bands and is_band_folder(base)):
             files.append(str(path))
             continue
-        inside = list_images(base)
+        inside = sorted({*map(str, list_images(base)), *volumes_in(base)})
         if not inside:
-            raise DataError("holds no images", where=str(path), fix="name a folder of images")
-        files += map(str, inside)
+            raise DataError("holds no images", where=str(path), fix="name a folder of images or volumes")
+        files += inside
     return files
 
 
@@ -106,7 +119,7 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
     """Return a file name without suffix for each path; equal ones get numbers."""
     names: dict[str, None] = {}
     for path in paths:
-        stem, number = Path(split_address(path)[0]).stem, 2
+        stem, number = volume_name(str(path)) or Path(split_address(path)[0]).stem, 2
         name = stem
         while name in names:
             name, number = f"{stem}-{number}", number + 1
@@ -161,8 +174,9 @@ def sources_of(
     channels: Channels | None,
     missing_bands: MissingBands = "error",
     mpp: SeenMpp | None = None,
+    plane: str | None = None,
 ) -> list[InputFile]:
-    """Return all inputs, each looked at: pictures are decoded, of rasters the head and a few parts.
+    """Return all inputs, each looked at: pictures are decoded, of rasters the head and a few parts, of volumes slices.
 
     Args:
         images: Files and folders.
@@ -171,6 +185,7 @@ def sources_of(
         channels: What the model sees; None: pictures.
         missing_bands: What becomes of files that lack bands.
         mpp: At how many micrometres a pixel slides are seen that don't say it in their address; None: at their own.
+        plane: Of the slices that the model was trained on.
 
     Raises:
         ConfigError: Change without later dates, or another task with them.
@@ -186,24 +201,27 @@ def sources_of(
         pairs = list(zip(files, second, strict=True))
 
     def look(name: str, dates: tuple[str, ...]) -> InputFile:
-        raster = placed = slide = False
+        raster = placed = slide = volume = False
         reason: str | None = None
         notes: tuple[str, ...] = ()
         said: tuple[str, ...] = ()
         try:
-            raster = is_map(dates[0], channels)
+            volume = is_whole_volume(dates[0], task)
+            raster = not volume and is_map(dates[0], channels)
             slide = slide_kind(dates[0]) is not None
             if slide:
                 address, line = seen_slide(dates[0], mpp)
                 dates, said = (address, *dates[1:]), (line,)
-            if raster:
+            if volume:
+                notes = _looked_at_volume(dates[0], channels, missing_bands, plane)
+            elif raster:
                 placed, notes = _looked_at_raster(dates, channels, missing_bands)
             else:
                 reason = _picture_reason(dates)
                 notes = tuple(filter(None, map(stretch_note, dates)))
         except DataError as error:
             reason = f"{error.where}: {error.what}" if len(dates) > 1 else error.what
-        return InputFile(name, dates, raster, reason, (*said, *notes), placed, slide)
+        return InputFile(name, dates, raster, reason, (*said, *notes), placed, slide, volume)
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(look, unique_names(files), pairs))
@@ -273,6 +291,15 @@ def _looked_at_raster(
     return placed, tuple(notes)
 
 
+def _looked_at_volume(
+    address: str, channels: Channels | None, missing_bands: MissingBands, plane: str | None
+) -> tuple[str, ...]:
+    """Return what is to be said of a volume; raise what is wrong with it."""
+    grounds, notes = looked_at_volume(address, channels, missing_bands, plane)
+    line = clipped_note(channels, (ground.values((0, 0, *ground.pixels.size)) for ground in grounds))
+    return (*notes, f"{address}: {line}") if line else notes
+
+
 def clipped_note(channels: Channels | None, looks: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
     """Return what is to be said of a file of other values than the model's training data; "" of one like these.
 
@@ -283,8 +310,8 @@ def clipped_note(channels: Channels | None, looks: Iterable[tuple[np.ndarray, np
     pixels = clipped = 0
     low, high = math.inf, -math.inf
     for values_CHW, valid_CHW in looks:
-        if channels is None:
-            continue
+        if channels is None or any(channel.by_file for channel in channels.channels):
+            continue  # a range that each file brings fits it
         valid_CHW = valid_CHW & np.isfinite(values_CHW)
         ends_CHW = np.isin(channels.scale(values_CHW), (0, 255))
         if values_CHW.dtype == np.uint8:  # as they stand: black and white are what they are

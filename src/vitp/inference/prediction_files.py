@@ -29,15 +29,19 @@ from vitp.core.files import write_json
 from vitp.core.targets import check_folder
 from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
 from vitp.core.version import __version__
+from vitp.inference.dicom_seg import check_dicom
 from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, shown_size, sources_of
 from vitp.inference.maps import seen_settings
 from vitp.inference.outputs import Named, surest, write_image, write_summary
 from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
 from vitp.inference.slides import AREAS_FILE, SeenMpp, write_areas
 from vitp.inference.unfinished import differing, unfinished
+from vitp.inference.volume_work import VolumeWork, write_tables
+from vitp.inference.volumes import trained_plane
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
+from vitp.io.volumes import is_volume, open_volume
 from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.predict import classify, predict_images
@@ -46,6 +50,8 @@ PREDICTIONS_FILE = "vitp_predictions.json"
 """Which file names stand for which image, and what was left out; tells that a folder is ours to replace."""
 
 _FORMAT = "vitp-predictions-1"
+_LATER = {"mpp": None, "tissue": True, "format": "nifti"}
+"""Options of later versions, and what they are where nobody says otherwise."""
 
 Looked = TypeVar("Looked")
 
@@ -64,6 +70,10 @@ class _Job:
     def is_map(self, source: InputFile) -> bool:
         """Return whether an input becomes a map: a raster, unless it has one class as a whole."""
         return source.raster and self.model.name != "classification"
+
+    def is_picture(self, source: InputFile) -> bool:
+        """Return whether an input is seen on its own, by one process."""
+        return not (source.volume or self.is_map(source))
 
 
 def predict_files(
@@ -118,7 +128,7 @@ def predict_files(
     with unfinished(out, plan, resume=resume) as folder:
         job = _Job(model, settings, options, folder, digest, say)
         failed = set()
-        for source, reason in chain(_pictures(job, usable), _rasters(job, usable)):
+        for source, reason in chain(_pictures(job, usable), _rasters(job, usable), _volumes(job, usable)):
             failed.add(source.name)
             left_out.append(Unusable(source.image, reason))
             tell(left_out[-1])
@@ -197,8 +207,11 @@ def _looked_at(
     settings: TestSettings,
 ) -> tuple[list[InputFile], str]:
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    mpp = _seen_mpp(model, options)
-    sources = sources_of(images, later, model.name, model.backbone.in_channels, settings.missing_bands, mpp)
+    mpp, plane = _seen_mpp(model, options), trained_plane(model)
+    channels = model.backbone.in_channels
+    sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
+    if options.format == "dicom-seg":
+        sources = [_with_dicom(source) for source in sources]
     if options.resolution is not None:
         why = "doesn't say where it lies, so a resolution in metres means nothing"
         sources = [
@@ -210,6 +223,19 @@ def _looked_at(
         digest.update(name.encode())
         digest.update(tensor_bytes(tensor))
     return sources, digest.hexdigest()
+
+
+def _with_dicom(source: InputFile) -> InputFile:
+    """Return an input that can't be used where no DICOM-SEG can refer to it."""
+    if source.reason is not None:
+        return source
+    try:
+        if not source.volume:
+            return replace(source, reason="is no volume, so that no DICOM-SEG can be written")
+        check_dicom(open_volume(source.image))
+    except DataError as error:
+        return replace(source, reason=f"{error.what}; {error.fix}" if error.fix else error.what)
+    return source
 
 
 def _seen_mpp(model: TaskModel, options: MapOptions) -> SeenMpp | None:
@@ -228,7 +254,8 @@ def _plan(
         # Of scores alone: nothing of it is in what is written.
         "settings": settings.model_dump(mode="json", exclude={"tolerance"})
         | {"surface": bool(settings.surface)},
-        "options": asdict(options),
+        # What earlier plans don't know is left out where it is as it was then.
+        "options": {k: v for k, v in asdict(options).items() if k not in _LATER or v != _LATER[k]},
         "inputs": [
             [source.name, [_state_of(date) for date in source.dates], source.reason] for source in sources
         ],
@@ -245,7 +272,13 @@ def _plan_digests(plan: dict[str, Any]) -> dict[str, str]:
 
 
 def _state_of(address: str) -> list[Any]:
-    """Return what tells whether a file was changed."""
+    """Return what tells whether a file, or one of the files of a volume, was changed."""
+    if is_volume(address):
+        try:
+            states = [path.stat() for path in open_volume(address).source]
+        except (OSError, DataError):
+            return [address]
+        return [address, len(states), sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)]
     try:
         state = Path(base_address(address)).stat()
     except OSError:
@@ -255,7 +288,7 @@ def _state_of(address: str) -> list[Any]:
 
 def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, str]]:
     """Predict what becomes no map, this process its share; return what turned out to be unusable anywhere."""
-    own = [source for source in sources if not job.is_map(source)]
+    own = [source for source in sources if job.is_picture(source)]
     own = own[distributed.rank() :: distributed.world_size()]
     failed = []
     # One image at a time: large ones fill memory, and their windows fill batches anyway.
@@ -283,6 +316,18 @@ def _rasters(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFil
             continue
         work = RasterWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
         reason = work.run({"vitp_model_sha256": job.model_sha256})
+        if reason is not None:
+            yield source, reason
+
+
+def _volumes(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
+    """Predict the volumes, all processes together; yield what turned out to be unusable."""
+    for source in (source for source in sources if source.volume):
+        part = job.folder / "parts" / source.name
+        if (part / "done").exists():
+            continue
+        work = VolumeWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
+        reason = work.run(job.model_sha256)
         if reason is not None:
             yield source, reason
 
@@ -367,14 +412,16 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
     if distributed.rank() > 0:
         return
     out, model = job.folder / "out", job.model
-    pictures = [source for source in done if not job.is_map(source)]
-    tables = [
+    pictures: Sequence[Named] = _Parts(job.folder, [source for source in done if job.is_picture(source)])
+    areas = [
         (source.image, job.folder / "parts" / source.name / AREAS_FILE) for source in done if source.slide
     ]
-    if tables := [(image, part) for image, part in tables if part.is_file()]:
-        write_areas(out / "areas.csv", tables)
-    if pictures:
-        write_summary(out, model.name, _Parts(job.folder, pictures), model.classes)
+    if areas := [(image, part) for image, part in areas if part.is_file()]:
+        write_areas(out / "areas.csv", areas)
+    volumes = {source.name: source.image for source in done if source.volume}
+    pictures = [*pictures, *write_tables(out, model, volumes, job.folder / "parts")] if volumes else pictures
+    if pictures or (volumes and model.name == "segmentation"):
+        write_summary(out, model.name, pictures, model.classes)
     description = {
         "format": _FORMAT,
         "vitp_version": __version__,

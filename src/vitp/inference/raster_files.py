@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ class MapOptions:
         resolution: Metres of a pixel that the model sees; None: the raster's own.
         mpp: Micrometres of a pixel that the model sees of slides; 0: their own; None: as in training.
         tissue: Whether slides are seen only where they have tissue.
+        format: Of volumes: label maps are NIfTI; `dicom-seg` writes a DICOM-SEG beside it.
     """
 
     vector: VectorKind = "gpkg"
@@ -70,6 +72,7 @@ class MapOptions:
     resolution: float | None = None
     mpp: float | None = None
     tissue: bool = True
+    format: Literal["nifti", "dicom-seg"] = "nifti"
 
 
 class RasterWork:

@@ -20,7 +20,16 @@ from vitp.io.volumes import Volume
 from vitp.records.labels import BACKGROUND, IGNORE
 
 _PLACED = (
-    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *(
+        "qform_code",
+        "sform_code",
+        "quatern_b",
+        "quatern_c",
+        "quatern_d",
+        "qoffset_x",
+        "qoffset_y",
+        "qoffset_z",
+    ),
     *("srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
 """What of a NIfTI header tells where voxels lie. Nothing else of it is copied: its free text may name somebody."""
@@ -190,7 +199,9 @@ def _placed_objects(prediction: VolumePrediction) -> Iterator[dict[str, Any]]:
             low_3, high_3 = voxels_23.min(0) + 0.5, voxels_23.max(0) + 0.5
             centre = None
             if grid.affine is not None:
-                centre = [round(float(value), 3) for value in grid.to_world(voxels_23.mean(0, keepdims=True))[0]]
+                centre = [
+                    round(float(value), 3) for value in grid.to_world(voxels_23.mean(0, keepdims=True))[0]
+                ]
             size = None
             if spacing is not None:
                 size = [round((x2 - x1) * spacing[2], 3), round((y2 - y1) * spacing[1], 3)]

@@ -60,7 +60,13 @@ def slices_around(channels: Channels | None) -> int | None:
     return max((abs(int(match[1])) for match in found), default=0) or None
 
 
-def plane_seen(model: TaskModel, address: str, volume: Volume) -> tuple[str, str]:
+def trained_plane(model: TaskModel) -> str | None:
+    """Return the plane of the slices that a model was trained on; None: of several, or of images that are no slices."""
+    plane = model.description.get("trained", {}).get("plane")
+    return None if plane is None else str(plane)
+
+
+def plane_seen(trained: str | None, address: str, volume: Volume) -> tuple[str, str]:
     """Return in which plane the slices of a volume are seen, and why.
 
     That of the address counts first, then that of the training images, then the volume's own.
@@ -68,9 +74,8 @@ def plane_seen(model: TaskModel, address: str, volume: Volume) -> tuple[str, str
     named = split_address(address)[1].plane
     if named is not None:
         return named, "as named"
-    trained = model.description.get("trained", {}).get("plane")
     if trained is not None:
-        return str(trained), "as in training"
+        return trained, "as in training"
     return volume.grid.plane, "across its widest step" if volume.grid.affine is not None else "as stored"
 
 
@@ -171,7 +176,9 @@ class VolumePrediction:
         height, width = self.shape[1:]
         window = (0, 0, width, height)
         sums = [ClassSums((height, width), (0, width), model.device, shares=self.shares) for _ in grounds]
-        looks = [(place, view) for place, ground in enumerate(grounds) for view in seen_views([ground], self.views)]
+        looks = [
+            (place, view) for place, ground in enumerate(grounds) for view in seen_views([ground], self.views)
+        ]
         start = 0
         for batch in batches([view for _, view in looks], self.settings.batch_size):
             own = looks[start : start + len(batch)]
@@ -181,15 +188,17 @@ class VolumePrediction:
                 sums[place].add(probability_Khw, view)
         strips = []
         for total, ground in zip(sums, grounds, strict=True):
-            strip = present(total.finish(height))
-            assert strip.window == window
+            strip = total.finish(height)
+            assert strip is not None and strip.window == window
             strips.append(without_nodata(strip, [ground]))
         return strips
 
     def _make_maps(self) -> None:
         for file in self._map_files():
             with file[0].open("ab") as made:
-                made.truncate(int(np.prod(file[1])))  # keeps what is there, and takes no room where nothing is written
+                made.truncate(
+                    int(np.prod(file[1]))
+                )  # keeps what is there, and takes no room where nothing is written
 
     def _map_files(self) -> list[tuple[Path, tuple[int, ...]]]:
         maps = [(self.folder / "classes.raw", self.shape)]

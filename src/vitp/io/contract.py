@@ -16,7 +16,8 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.io.acquisition import Acquisition
 from vitp.io.parts import FilePart, Window, check_window
-from vitp.records.channels import band_key
+from vitp.io.value_math import averaged, between, percentile_range
+from vitp.records.channels import UNMOVED, Channels, Moved, band_key
 
 LARGEST_READ_BYTES = 4_000_000_000
 """Of the values that one call returns."""
@@ -139,6 +140,7 @@ class Pixels(ABC):
         notes: What a user should know of how the file was understood, each a sentence without its full stop.
         spacing: Millimetres of a pixel along x and along y, of medical images and slides. None: not known.
         acquisition: How a medical image was taken; None: the file doesn't say, or is none.
+        says_shown: Whether the file says how its values are shown; see `shown`.
     """
 
     where: str
@@ -152,6 +154,7 @@ class Pixels(ABC):
     notes: tuple[str, ...] = ()
     spacing: tuple[float, float] | None = None
     acquisition: Acquisition | None = None
+    says_shown: bool = False
     _factors: tuple[int, ...] = (1,)
     """Powers of two for which the file has a pyramid, 1 among them."""
 
@@ -254,6 +257,57 @@ class Pixels(ABC):
         """
         return self.read_valid(window, bands, level)
 
+    def seen(
+        self,
+        channels: Channels,
+        bands: Sequence[str],
+        window: Window | None = None,
+        level: int = 0,
+        moved: Moved = UNMOVED,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a tower sees, (C, H, W) uint8, and which pixels count, band by band. Those that don't are 0.
+
+        Args:
+            channels: How the values of each band are scaled.
+            bands: What this file calls the band of each channel.
+            window, level: As `read` has them.
+            moved: As `Channels.scale` has it.
+        """
+        values_CHW, valid_CHW = self.read_quantity(window, bands, level)
+        seen_CHW = channels.scale(values_CHW, of=self, bands=bands, moved=moved)
+        seen_CHW[~valid_CHW] = 0
+        return seen_CHW, valid_CHW
+
+    def percentiles(self, band: str, low: float, high: float) -> tuple[float, float]:
+        """Return two percentiles of the valid values other than 0 of a band, of the whole volume.
+
+        Of an image that is no slice of a volume they are its own; 8-bit images are seen as they stand: 0 and 255.
+        """
+        if self.dtype == np.uint8:
+            return 0.0, 255.0
+        values_CHW, valid_CHW = self.read_quantity(None, [band], self._small_level)
+        return percentile_range(values_CHW[valid_CHW & (values_CHW != 0)], low, high)
+
+    def shown(self, values_HW: np.ndarray, band: str) -> np.ndarray:
+        """Return quantities of a band, of any part of the image, as the file says that they are shown, 0 to 255.
+
+        Files that don't say so show their lowest value as black and their highest as white; those of 8 bits are shown
+        as they stand.
+        """
+        if self.dtype == np.uint8:
+            return values_HW
+        values_CHW, valid_CHW = self.read_quantity(None, [band], self._small_level)
+        low, high = percentile_range(values_CHW[valid_CHW], 0, 100)
+        return between(values_HW, low, high)
+
+    @property
+    def _small_level(self) -> int:
+        """The level at which the whole image may be read to be measured."""
+        level = 0
+        while (self.size[0] >> level) * (self.size[1] >> level) > _STRIP_PIXELS:
+            level += 1
+        return level
+
     def _checked(
         self, window: Window | None, bands: Sequence[str] | None, level: int
     ) -> tuple[Window, list[int], int]:
@@ -313,26 +367,6 @@ def _shape(window: Window, factor: int) -> tuple[int, int]:
     return -(-(y2 - y1) // factor), -(-(x2 - x1) // factor)
 
 
-def averaged(values_CHW: np.ndarray, valid_CHW: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the means of the valid values of squares, and which squares have any; of the others the first value."""
-    if factor == 1:
-        return values_CHW, valid_CHW
-    tops, lefts = (np.arange(0, size, factor) for size in values_CHW.shape[1:])
-
-    def summed(parts_CHW: np.ndarray) -> np.ndarray:
-        sums: np.ndarray = np.add.reduceat(np.add.reduceat(parts_CHW, tops, axis=1), lefts, axis=2)
-        return sums
-
-    count_CHW = summed(valid_CHW.astype(np.int64))
-    total_CHW = summed(np.where(valid_CHW, values_CHW, 0).astype(np.float64))
-    mean_CHW = total_CHW / np.maximum(count_CHW, 1)
-    if values_CHW.dtype.kind in "iu":
-        mean_CHW = np.rint(mean_CHW)
-    held_CHW = count_CHW > 0
-    first_CHW = values_CHW[:, ::factor, ::factor]
-    return np.where(held_CHW, mean_CHW.astype(values_CHW.dtype), first_CHW), held_CHW
-
-
 class PartPixels(Pixels):
     """A window and some bands of an open file as an image of its own."""
 
@@ -355,6 +389,7 @@ class PartPixels(Pixels):
         self.dtype, self.nodata, self.notes = whole.dtype, whole.nodata, whole.notes
         self.palette_V3 = whole.palette_V3
         self.spacing, self.acquisition = whole.spacing, whole.acquisition
+        self.says_shown = whole.says_shown
         self.is_picture = whole.is_picture
         if part.bands is not None:
             self.is_picture = whole.dtype == np.uint8 and len(chosen) in (1, 3)
@@ -386,6 +421,17 @@ class PartPixels(Pixels):
         x, y = self._corner
         names = [self._whole.names[self._chosen[number]] for number in numbers]
         return self._whole.read_quantity((x1 + x, y1 + y, x2 + x, y2 + y), names, level)
+
+    def percentiles(self, band: str, low: float, high: float) -> tuple[float, float]:
+        """Return two percentiles of the whole, not of the part."""
+        return self._whole.percentiles(self._own_name(band), low, high)
+
+    def shown(self, values_HW: np.ndarray, band: str) -> np.ndarray:
+        """Return values as the file says that the whole is shown."""
+        return self._whole.shown(values_HW, self._own_name(band))
+
+    def _own_name(self, band: str) -> str:
+        return self._whole.names[self._chosen[self.numbers([band])[0]]]
 
     def close(self) -> None:
         """Close the file."""

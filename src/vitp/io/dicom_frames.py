@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.io.dicom_header import Header, array_of, numbers_of, uid_name, word
-from vitp.io.volume_kinds import need
+from vitp.core.extras import need_medical
+from vitp.io.dicom_header import Header, array_of, header_numbers, uid_name, word
 
 _COPY_AGAIN = "copy it again from its source or remove it"
 _LARGEST_FRAME_BYTES = 4_000_000_000
@@ -34,7 +34,8 @@ class Frame:
         spacing: Millimetres between the centres of rows, and of columns.
         thickness: Of the slice, or the step to the next one, in millimetres.
         scale, offset: The quantity is value · scale + offset.
-        data: The data sets that tell of this image, its own one first.
+        voi: The data set that says how it is shown.
+        values: The data set that says what its values mean.
     """
 
     header: Header
@@ -45,7 +46,8 @@ class Frame:
     thickness: float | None
     scale: float
     offset: float
-    data: tuple[Any, ...]
+    voi: Any
+    values: Any
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,14 +59,6 @@ class Frame:
         """What images at one place are sorted by: time, echo, number."""
         names = ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoTime", "InstanceNumber")
         return (*(self.header.number(name) or 0.0 for name in names), float(self.index))
-
-    def find(self, name: str) -> Any:
-        """Return an element of the first data set that has it; None: none does."""
-        for data in self.data:
-            value = data.get(name)
-            if value is not None and value != "":
-                return value
-        return None
 
     def read(self) -> np.ndarray:
         """Return (H, W) or (H, W, samples) stored values, as pydicom's `pixel_array` does.
@@ -113,7 +107,7 @@ def frames_of(header: Header, where: str) -> list[Frame]:
         raise DataError(what, where=where, fix=_COPY_AGAIN)
     count = header.frames
     _check_length(header, bytes_ * count, where)
-    shared = _first(header.data, "SharedFunctionalGroupsSequence")
+    shared = first_item(header.data, "SharedFunctionalGroupsSequence")
     per_frame = header.data.get("PerFrameFunctionalGroupsSequence") or []
     if per_frame and len(per_frame) < count:
         what = f"says that it holds {count} images, and describes {len(per_frame)}"
@@ -144,7 +138,7 @@ def _check_length(header: Header, bytes_: int, where: str) -> None:
         raise DataError(what, where=where, fix=_COPY_AGAIN)
 
 
-def _first(data: Any, name: str) -> Any:
+def first_item(data: Any, name: str) -> Any:
     """Return the first item of a sequence; None: there is none."""
     items = data.get(name) if data is not None else None
     return items[0] if items else None
@@ -152,27 +146,28 @@ def _first(data: Any, name: str) -> Any:
 
 def _frame(header: Header, index: int, groups: tuple[Any, Any]) -> Frame:
     def macro(name: str) -> Any:
-        return next((item for group in groups if (item := _first(group, name)) is not None), header.data)
+        return next((item for group in groups if (item := first_item(group, name)) is not None), header.data)
 
     place, turn, measures = (
         macro(f"{name}Sequence") for name in ("PlanePosition", "PlaneOrientation", "PixelMeasures")
     )
-    axes = array_of(numbers_of(turn, "ImageOrientationPatient"), 6)
+    axes = array_of(header_numbers(turn, "ImageOrientationPatient"), 6)
     axes_23 = None if axes is None else _straight(axes.reshape(2, 3))
     value = macro("PixelValueTransformationSequence")
-    scale, offset = numbers_of(value, "RescaleSlope"), numbers_of(value, "RescaleIntercept")
+    scale, offset = header_numbers(value, "RescaleSlope"), header_numbers(value, "RescaleIntercept")
     dose = header.number("DoseGridScaling")
-    thickness = numbers_of(measures, "SpacingBetweenSlices") or numbers_of(measures, "SliceThickness")
+    thickness = header_numbers(measures, "SpacingBetweenSlices") or header_numbers(measures, "SliceThickness")
     return Frame(
         header,
         index,
-        array_of(numbers_of(place, "ImagePositionPatient"), 3),
+        array_of(header_numbers(place, "ImagePositionPatient"), 3),
         axes_23,
         _spacing(header, measures),
         abs(thickness[0]) if thickness and thickness[0] else None,
         scale[0] if scale and scale[0] else dose or 1.0,
         offset[0] if offset else 0.0,
-        (macro("FrameVOILUTSequence"), value, measures, header.data),
+        macro("FrameVOILUTSequence"),
+        value,
     )
 
 
@@ -191,7 +186,7 @@ def _spacing(header: Header, measures: Any) -> tuple[float, float] | None:
         (header.data, "ImagerPixelSpacing"),
         (header.data, "NominalScannedPixelSpacing"),
     ):
-        found = numbers_of(data, name)
+        found = header_numbers(data, name)
         if len(found) == 2 and min(found) > 0:
             return found[0], found[1]
     return None
@@ -229,7 +224,7 @@ def read_frame(header: Header, index: int) -> np.ndarray:
 
 def _decoded(header: Header, index: int) -> np.ndarray:
     """Return the values of an image, of which no more than itself is read where the file allows it."""
-    pixels = need("pydicom.pixels", str(header.path))
+    pixels = need_medical("pydicom.pixels", str(header.path))
     if not (header.guessed or header.is_deflated):
         try:
             values: np.ndarray = pixels.pixel_array(header.path, index=index)
@@ -237,11 +232,11 @@ def _decoded(header: Header, index: int) -> np.ndarray:
         except Exception:  # some files mix ways of writing, which only reading all of it bears
             if header.path.stat().st_size > _LARGEST_FRAME_BYTES:
                 raise
-    data = need("pydicom", str(header.path)).dcmread(header.path, force=True)
+    data = need_medical("pydicom", str(header.path)).dcmread(header.path, force=True)
     if header.guessed:
-        data.file_meta.TransferSyntaxUID = need("pydicom.uid", "DICOM").UID(header.syntax)
-    values = pixels.pixel_array(data, index=index)
-    return values
+        data.file_meta.TransferSyntaxUID = need_medical("pydicom.uid", "DICOM").UID(header.syntax)
+    whole: np.ndarray = pixels.pixel_array(data, index=index)
+    return whole
 
 
 def _decoder(header: Header, where: str) -> Any:
@@ -252,7 +247,7 @@ def _decoder(header: Header, where: str) -> Any:
     """
     name = uid_name(header.syntax) or "unknown"
     try:
-        decoder = need("pydicom.pixels", where).get_decoder(header.syntax)
+        decoder = need_medical("pydicom.pixels", where).get_decoder(header.syntax)
     except (NotImplementedError, ValueError) as error:
         what = f"has pixels of a transfer syntax that isn't decoded ({name})"
         raise DataError(what, where=where, fix="save it uncompressed (dcmdjpeg, gdcmconv --raw)") from error
@@ -267,7 +262,7 @@ def palette_of(header: Header, kind: np.dtype[Any]) -> np.ndarray | None:
     """Return the colours, (256, 3) uint8, that 8-bit values stand for; None: there are none."""
     if kind != np.uint8:
         return None
-    pixels = need("pydicom.pixels", str(header.path))
+    pixels = need_medical("pydicom.pixels", str(header.path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

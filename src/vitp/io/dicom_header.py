@@ -15,9 +15,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need_medical
 from vitp.io.acquisition import Acquisition
-from vitp.io.body_parts import BODY_PARTS
-from vitp.io.volume_kinds import is_dicom_file, need
+from vitp.io.dicom_codes import BODY_PARTS, DICOM_MODALITIES, DICOM_VIEWS
+from vitp.io.volume_kinds import is_dicom_file
 
 _KINDS = "SOPClassUID SOPInstanceUID Modality SeriesInstanceUID SeriesNumber InstanceNumber AcquisitionNumber"
 _PLACES = (
@@ -73,7 +74,7 @@ class Header:
 
     def numbers(self, name: str) -> tuple[float, ...]:
         """Return all numbers of an element."""
-        return numbers_of(self.data, name)
+        return header_numbers(self.data, name)
 
     @property
     def is_deflated(self) -> bool:
@@ -96,7 +97,7 @@ class Header:
         return word(self.data, "SeriesInstanceUID") or ""
 
 
-def numbers_of(data: Any, name: str) -> tuple[float, ...]:
+def header_numbers(data: Any, name: str) -> tuple[float, ...]:
     """Return the numbers of an element, none where one of them isn't finite."""
     try:
         value = data.get(name)
@@ -129,7 +130,7 @@ def read_header(path: Path, where: str | None = None) -> Header:
     data, pixels = _read(path, where)
     meta = getattr(data, "file_meta", {})
     syntax = word(meta, "TransferSyntaxUID")
-    if pixels is None or not numbers_of(data, "Rows") or not numbers_of(data, "Columns"):
+    if pixels is None or not header_numbers(data, "Rows") or not header_numbers(data, "Columns"):
         raise DataError(_without_pixels(data, meta), where=where, fix="name the files of the images")
     guessed = syntax is None
     if syntax is None:
@@ -142,10 +143,12 @@ def read_header(path: Path, where: str | None = None) -> Header:
 
 def _read(path: Path, where: str) -> tuple[Any, str | None]:
     """Return the elements that count, and the name of the pixels that follow; None: none do."""
-    pydicom = need("pydicom", where)
+    pydicom = need_medical("pydicom", where)
     if not path.is_file():
         raise DataError("is missing", where=where, fix="check the path")
     if not is_dicom_file(path):
+        if path.suffix.lower() == ".gz":
+            raise DataError("is a compressed DICOM file", where=where, fix="unpack it (gunzip)")
         raise DataError("is no DICOM file", where=where, fix=_COPY_AGAIN)
     try:
         _check_deflated(path, where)
@@ -167,7 +170,7 @@ def _pixel_tag(data: Any, file: BinaryIO) -> bytes:
     """Return the tag at which reading stopped; of deflated files that of pixels, once what they hold is bounded."""
     if word(getattr(data, "file_meta", {}), "TransferSyntaxUID") != _DEFLATED:
         return file.read(4)
-    return b"\xe0\x7f\x10\x00" if numbers_of(data, "Rows") else b""
+    return b"\xe0\x7f\x10\x00" if header_numbers(data, "Rows") else b""
 
 
 def _check_deflated(path: Path, where: str) -> None:
@@ -198,7 +201,7 @@ def uid_name(uid: str | None) -> str | None:
     """Return what DICOM calls a UID of its own; None: it is none of these."""
     if not uid:
         return None
-    name = str(need("pydicom.uid", "DICOM").UID(uid).name)
+    name = str(need_medical("pydicom.uid", "DICOM").UID(uid).name)
     return None if name[:1].isdigit() or name == uid else name
 
 
@@ -213,10 +216,10 @@ def acquisition_of(header: Header, plane: str | None) -> Acquisition:
     side = word(data, "ImageLaterality") or word(data, "Laterality")
     view = word(data, "ViewPosition")
     return Acquisition(
-        modality=modality if modality and modality.isalnum() and len(modality) <= 16 else None,
+        modality=modality if modality in DICOM_MODALITIES else None,
         body_part=_body_part(data),
         laterality=_SIDES.get((side or "").upper()),
-        view=view.upper() if view and view.isalnum() and len(view) <= 5 else None,
+        view=view.upper() if view and view.upper() in DICOM_VIEWS else None,
         plane=plane,
         contrast=True if word(data, "ContrastBolusAgent") else None,
         burnt_in=_ANNOTATED.get((word(data, "BurnedInAnnotation") or "").upper()),

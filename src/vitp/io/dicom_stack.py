@@ -9,7 +9,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.io.dicom_frames import Frame
-from vitp.io.volume_files import affine_of, is_usable
+from vitp.io.volume_checks import affine_of, places_voxels
 from vitp.io.volume_grid import VolumeGrid
 
 _SAME_PLACE_MM = 1e-3
@@ -43,7 +43,7 @@ class _Said:
     findings: list[str] = field(default_factory=list)
 
 
-def stacked(frames: list[Frame], where: str) -> Stack:
+def stack_frames(frames: list[Frame], where: str) -> Stack:
     """Return images as a volume.
 
     Raises:
@@ -56,22 +56,23 @@ def stacked(frames: list[Frame], where: str) -> Stack:
     placed = all(frame.position_3 is not None and frame.axes_23 is not None for frame in frames)
     if not placed or first.spacing is None:
         return _unplaced(frames, said)
-    normal_3 = np.cross(*first.axes_23)  # type: ignore[misc]
-    along = [float(frame.position_3 @ normal_3) for frame in frames]  # type: ignore[operator]
+    normal_3 = np.cross(*np.asarray(first.axes_23))
+    along = [float(np.asarray(frame.position_3) @ normal_3) for frame in frames]
     one_file = len({frame.header.path for frame in frames}) == 1
     places = _by_place(frames, along, keep_order=one_file)
     counts = {len(row) for row in places}
     if len(counts) > 1 or (samples > 1 and counts != {1}):
-        places = _without_doubles(places, one_file, said)
-        if places is None:
+        single = _without_doubles(places, one_file, said)
+        if single is None:
             return _unplaced(frames, said)
+        places = single
     elif counts != {1}:
         said.notes.append(
             f"holds {counts.pop()} images at each place, which are bands in the order of their time"
         )
     positions_K3 = np.array([row[0].position_3 for row in places])
     matrix = _matrix(first, positions_K3, normal_3, said)
-    if not is_usable(matrix):
+    if not places_voxels(matrix):
         what = "has places or spacings of its images that place no voxels"
         raise DataError(what, where=where, fix="copy it again from its source or remove it")
     grid = VolumeGrid((columns, rows, len(places)), affine_of(matrix))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from vitp.core.errors import DataError
 from vitp.io.contract import Band
 from vitp.io.dicom_frames import Frame, frames_of, palette_of, value_type
 from vitp.io.dicom_header import Header, acquisition_of, read_header, word
-from vitp.io.dicom_stack import Stack, stacked
-from vitp.io.volume import Volume
-from vitp.io.volume_files import LARGEST_HELD_BYTES, plane_of
+from vitp.io.dicom_stack import Stack, stack_frames
+from vitp.io.dicom_values import LookupTable, has_window, is_inverse, shown_values
+from vitp.io.value_math import percentile_range
+from vitp.io.volume import Layer, Volume
+from vitp.io.volume_checks import LARGEST_HELD_BYTES, plane_taken
 from vitp.io.volume_kinds import is_dicom_file
 
 _MOST_NAMED = 12
@@ -33,7 +36,7 @@ class DicomVolume(Volume):
 
     def __init__(self, where: str, stack: Stack) -> None:
         first = stack.frames[0][0]
-        rows, columns, samples = first.shape
+        samples = first.shape[2]
         kinds = [value_type(frame.header, where) for row in stack.frames for frame in row]
         count = len(stack.frames[0]) * samples
         names: Sequence[str] = [str(number + 1) for number in range(count)]
@@ -50,6 +53,9 @@ class DicomVolume(Volume):
         ]  # fmt: skip
         super().__init__(where, stack.grid, bands, np.result_type(*set(kinds)))
         self._samples = samples
+        self._tables = [
+            [LookupTable.of_frame(frame) for frame in row for _ in range(samples)] for row in stack.frames
+        ]
         self._padding_KT2 = np.array([[_padding(frame) for frame in row] for row in stack.frames])
         low, high = self._padding_KT2[..., 0], self._padding_KT2[..., 1]
         same = not np.isnan(low).any() and (low == low[0, 0]).all() and (high == low).all()
@@ -61,20 +67,73 @@ class DicomVolume(Volume):
         if self._voxels is None and self._bytes <= LARGEST_HELD_BYTES:
             self._voxels = np.stack([self._images(place) for place in range(self.grid.shape[2])], axis=2)
         if self._voxels is not None:
-            return self._voxels.take(index, axis)
+            return np.asarray(self._voxels.take(index, axis))
         return np.stack(
             [self._images(place).take(index, axis) for place in range(self.grid.shape[2])], axis=1
         )
 
     @property
     def _bytes(self) -> int:
-        return math.prod(self.grid.shape) * len(self.bands) * self.dtype.itemsize
+        return math.prod(self.grid.shape) * len(self.bands) * int(self.dtype.itemsize)
 
     def _images(self, place: int) -> np.ndarray:
         """Return (I, J, C) of the images at one place."""
         read = [frame.read() for frame in self.frames[place]]
         flat = [values[..., None] if values.ndim == 2 else values for values in read]
         return np.concatenate(flat, axis=2).swapaxes(0, 1).astype(self.dtype, copy=False)
+
+    def set_picture(self) -> None:
+        """Say whether slices are pictures: colours, or grey that is shown as it stands."""
+        colours = len(self.bands) == 3 == self._samples
+        grey = all(self._stands(frame) and not is_inverse(frame) for row in self.frames for frame in row)
+        self.is_picture = self.dtype == np.uint8 and (colours or (len(self.bands) == 1 and grey))
+        self.says_shown = not self.is_picture and all(
+            has_window(frame) or is_inverse(frame) for row in self.frames for frame in row
+        )
+
+    def layer(self, number: int, plane: str) -> Layer:
+        """Return what is stored of a slice; a table of the header may say what its values mean."""
+        layer = super().layer(number, plane)
+        if all(table is None for row in self._tables for table in row):
+            return layer
+        axis, index = self.grid.layer(number, plane)
+        if axis != 2 and any(row != self._tables[0] for row in self._tables):
+            what = (
+                "has a lookup table of its own in each image, so that its values mean something else in each"
+            )
+            raise DataError(what, where=self.where, fix="use plane=stored")
+        mapped = [
+            values_HW if table is None else table.of(values_HW)
+            for table, values_HW in zip(
+                self._tables[index if axis == 2 else 0], layer.values_CHW, strict=True
+            )
+        ]
+        return replace(layer, mapped_CHW=np.stack([values_HW.astype(np.float64) for values_HW in mapped]))
+
+    def shown(self, values_HW: np.ndarray, band: str, number: int, plane: str) -> np.ndarray:
+        """Return quantities as the header of their image says that they are shown."""
+        place = [one.name for one in self.bands].index(band)
+        axis, index = self.grid.layer(number, plane)
+        frame = self.frames[index if axis == 2 else 0][place // self._samples]
+        if self._samples > 1:
+            return values_HW if self.dtype == np.uint8 else super().shown(values_HW, band, number, plane)
+        if self._stands(frame):
+            return shown_values(frame, values_HW, 0, 255)
+        lowest, highest = (0.0, 1.0) if has_window(frame) else self._ends(band, index if axis == 2 else None)
+        return shown_values(frame, values_HW, lowest, highest)
+
+    def _stands(self, frame: Frame) -> bool:
+        """Return whether values of 8 bits without a window or a scale are shown as they stand."""
+        plain = (frame.scale, frame.offset) == (1, 0) and self.dtype == np.uint8
+        return plain and not has_window(frame) and all(table is None for row in self._tables for table in row)
+
+    def _ends(self, band: str, index: int | None) -> tuple[float, float]:
+        """Return the lowest and highest quantity of one image, or of all."""
+        if index is None:
+            return self.percentiles(band, 0, 100)
+        place = [one.name for one in self.bands].index(band)
+        layer = self.layer(index, "stored")
+        return percentile_range(layer.quantity([place])[0][layer.valid_CHW[place]], 0, 100)
 
     def _scales(self, axis: int, index: int) -> tuple[Any, Any]:
         return self._by_frame(self._scale_KT, axis, index), self._by_frame(self._offset_KT, axis, index)
@@ -98,10 +157,10 @@ class DicomVolume(Volume):
 
 def _unit(frame: Frame) -> str | None:
     """Return the unit of the quantity: Hounsfield units of CT, as the header names those of others."""
-    named = frame.find("RescaleType") or frame.header.data.get("Units")
+    named = word(frame.values, "RescaleType") or word(frame.header.data, "Units")
     if named in _UNITS:
         return _UNITS[str(named)]
-    scaled = frame.find("RescaleSlope") is not None
+    scaled = frame.values.get("RescaleSlope") is not None
     return "HU" if scaled and word(frame.header.data, "Modality") == "CT" and named in (None, "US") else None
 
 
@@ -139,7 +198,7 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
         if series is not None and not headers[0].series.endswith(series):
             raise DataError(f"isn't of a series {series}", where=base, fix="leave #series= out")
     frames = [frame for header in headers for frame in frames_of(header, str(header.path))]
-    stack = stacked(frames, base)
+    stack = stack_frames(frames, base)
     volume = DicomVolume(base, stack)
     first = stack.frames[0][0].header
     if any(header.guessed for header in headers):
@@ -147,14 +206,14 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
     volume.notes = (*notes, *stack.notes)
     volume.findings = stack.findings
     volume.source = tuple(dict.fromkeys(row[0].header.path for row in stack.frames))
-    volume.acquisition = acquisition_of(first, plane_of(stack.grid))
+    volume.acquisition = acquisition_of(first, plane_taken(stack.grid))
     _set_colours(volume, first)
     return volume
 
 
 def _set_colours(volume: DicomVolume, header: Header) -> None:
     """Say of a volume whether its slices are pictures, and which colours their numbers stand for."""
-    volume.is_picture = len(volume.bands) == 3 == volume._samples and volume.dtype == np.uint8
+    volume.set_picture()
     if (word(header.data, "PhotometricInterpretation") or "").upper() == "PALETTE COLOR":
         volume.palette_V3 = palette_of(header, volume.dtype)
 

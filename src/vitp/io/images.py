@@ -17,20 +17,36 @@ from vitp.core.errors import DataError
 from vitp.io.contract import Pixels
 from vitp.io.image_file import open_image
 from vitp.io.image_kinds import has_rasterio
-from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_pixels
+from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_pixels, open_seen
 from vitp.io.parts import FilePart, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
 from vitp.io.rasters import raster_driver
 from vitp.io.slides import SLIDE_SUFFIXES, slide_kind
 from vitp.io.storage import SCENE_PREFIX
-from vitp.records.channels import Channels
+from vitp.io.volume_labels import label_values
+from vitp.io.volumes import is_volume
+from vitp.records.channels import UNMOVED, Channels, Moved
 from vitp.scenes import load_scene, parse_scene_address
 
 MissingBands = Literal["error", "zero"]
 """What becomes of channels whose band a file lacks."""
 
 IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".pgm", ".ppm", ".jp2", ".vrt"}
+    {
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".webp",
+        ".gif",
+        ".pgm",
+        ".ppm",
+        ".jp2",
+        ".vrt",
+        ".dcm",
+    }
     | SLIDE_SUFFIXES
 )
 
@@ -144,6 +160,10 @@ def _shown(pixels: Pixels, enough: Callable[[int, int], tuple[int, int]] | None)
     """Return one or three bands as RGB: 8 bits as they stand, more of them stretched as those of pictures."""
     level = _level(pixels, enough) if pixels.size[0] * pixels.size[1] > LARGE_PIXELS else 0
     values_CHW, valid_CHW = pixels.read_valid(level=level)
+    if pixels.says_shown:
+        quantity_CHW, _ = pixels.read_quantity(level=level)
+        shown = [pixels.shown(one_HW, name) for one_HW, name in zip(quantity_CHW, pixels.names, strict=True)]
+        values_CHW = np.rint(np.nan_to_num(np.stack(shown))).astype(np.uint8)
     values_HWN, valid_HW = np.moveaxis(values_CHW, 0, 2), np.any(valid_CHW, axis=0)
     if values_HWN.dtype != np.uint8:
         size = values_HWN.shape[1], values_HWN.shape[0]
@@ -162,6 +182,7 @@ def load_planes(
     channels: Channels | None = None,
     stretch: bool = True,
     missing_bands: MissingBands = "error",
+    moved: Moved = UNMOVED,
 ) -> np.ndarray:
     """Return what `load_image` does as (3, H, W) uint8 that may be written to, with no third copy of the whole.
 
@@ -171,13 +192,14 @@ def load_planes(
         address, enough, channels, stretch: See `load_image`.
         missing_bands: `zero`: channels whose band the file lacks are 0, as some were while a tower with band dropout
             was trained.
+        moved: How the ranges of the channels are moved; see `Channels.scale`.
 
     Raises:
         DataError: As `load_image`; or the file lacks bands.
     """
     if channels is not None:
-        with open_pixels(address) as pixels:
-            return _planes(pixels, channels, enough, missing_bands)
+        with open_seen(address, channels) as pixels:
+            return _planes(pixels, channels, enough, missing_bands, moved)
     image = load_image(address, enough=enough, stretch=stretch)
     array_CHW = np.empty((3, image.height, image.width), np.uint8)
     for top, bottom in row_bands(*image.size):
@@ -191,6 +213,7 @@ def _planes(
     channels: Channels,
     enough: Callable[[int, int], tuple[int, int]] | None,
     missing_bands: MissingBands,
+    moved: Moved,
 ) -> np.ndarray:
     """Return (C, H, W) uint8 of an open file, strip by strip, so that its own values are never held as a whole."""
     names = channels.named_in(pixels.names)
@@ -205,9 +228,7 @@ def _planes(
     rows = max(1, _STRIP_VALUES // (len(channels) * planes_CHW.shape[2]) >> level) << level
     for top in range(0, height, rows):
         window = (0, top, width, min(top + rows, height))
-        values_CHW, valid_CHW = pixels.read_valid(window, bands, level)
-        seen_CHW = part.scale(values_CHW)
-        seen_CHW[~valid_CHW] = 0
+        seen_CHW, _ = pixels.seen(part, bands, window, level, moved)
         first = top >> level
         planes_CHW[there, first : first + seen_CHW.shape[1]] = seen_CHW
     return planes_CHW
@@ -255,7 +276,9 @@ def load_label_pixels(path: str | Path) -> np.ndarray:
         with open_image(path) as file:
             return file.label_values()
     with open_pixels(path) as pixels:
-        values_CHW = pixels.read()
+        values_CHW = pixels.read_quantity()[0]
+    if is_volume(path):
+        values_CHW = label_values(values_CHW, str(path))
     if len(values_CHW) not in (1, 3) or (len(values_CHW) == 3 and values_CHW.dtype != np.uint8):
         what = f"holds {len(values_CHW)} bands of {values_CHW.dtype}, which are no labels"
         raise DataError(what, where=str(path), fix="choose the band of the labels (FILE#bands=1)")

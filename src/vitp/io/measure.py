@@ -65,7 +65,7 @@ def measure_channels(
             check = Channels(channels=tuple(Channel(band=name) for name in unique))
             check.check_bands(pixels.names, where=pixels.where)
             for window in _windows(pixels, share, draw):
-                values_CHW, valid_CHW = pixels.read_valid(window, unique)
+                values_CHW, valid_CHW = pixels.read_quantity(window, unique)
                 for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
                     part.append(values_HW[valid_HW])
     ranges = {

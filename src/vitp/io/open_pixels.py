@@ -21,7 +21,7 @@ from vitp.io.contract import Band, Geometry, PartPixels, Pixels
 from vitp.io.image_file import open_stream
 from vitp.io.image_kinds import has_rasterio, jpeg2000_depth, page_alone
 from vitp.io.image_pixels import PicturePixels
-from vitp.io.parts import Window, split_address
+from vitp.io.parts import FilePart, Window, part_address, split_address
 from vitp.io.rasters import RasterPixels, raster_driver
 from vitp.io.slides import SlidePixels, slide_kind
 from vitp.io.storage import is_member, is_remote
@@ -29,6 +29,7 @@ from vitp.io.tiff import is_sparse
 from vitp.io.tiff_image import COMPRESSIONS, layout_of
 from vitp.io.tiff_tags import Page, TiffError, read_pages
 from vitp.io.volumes import is_volume, open_volume
+from vitp.records.channels import Channels
 
 __all__ = ["Band", "Geometry", "Pixels", "Window", "open_pixels"]
 
@@ -63,6 +64,19 @@ def open_pixels(address: str | Path) -> Pixels:
     if driver is None or _is_ours(address, driver):
         return PartPixels(PicturePixels(base, part.page, where), part, where)
     return PartPixels(RasterPixels(base, driver, part, where), part, where)
+
+
+def open_seen(address: str | Path, channels: Channels | None) -> Pixels:
+    """Open what channels see: a slice of a volume with as many neighbours as they name; see `open_pixels`."""
+    base, part = split_address(address)
+    if (
+        channels is None
+        or not channels.around
+        or (part.around or 0) >= channels.around
+        or not is_volume(base)
+    ):
+        return open_pixels(address)
+    return open_pixels(part_address(address, FilePart(around=channels.around)))
 
 
 def _is_ours(address: str | Path, driver: str) -> bool:

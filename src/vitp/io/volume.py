@@ -6,8 +6,8 @@ two axes in their order and the bands last.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,17 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.io.acquisition import Acquisition
-from vitp.io.contract import Band, Pixels, averaged
+from vitp.io.contract import Band, Pixels
 from vitp.io.parts import Window
+from vitp.io.value_math import averaged, between, percentile_range
 from vitp.io.volume_grid import VolumeGrid
+from vitp.records.channels import at_step, band_step
 
-_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_MOST_VOXELS = 1 << 24
+"""Of a volume, that are measured; of larger ones slices at even steps."""
+_MOST_MEASURED = 100_000
+_measured: dict[tuple[object, ...], tuple[float, float]] = {}
+"""Percentiles of volumes, by what they are of."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,14 @@ class Layer:
         values_CHW: Stored values.
         valid_CHW: Which of them count.
         scale_CHW, offset_CHW: The quantity is value · scale + offset; H and W are 1 where they don't differ.
+        mapped_CHW: The quantity, where it isn't proportional to the value; None: it is.
     """
 
     values_CHW: np.ndarray
     valid_CHW: np.ndarray
     scale_CHW: np.ndarray
     offset_CHW: np.ndarray
+    mapped_CHW: np.ndarray | None = None
 
     @staticmethod
     def joined(layers: Sequence[Layer]) -> Layer:
@@ -57,18 +65,35 @@ class Layer:
             np.concatenate([layer.valid_CHW for layer in layers]),
             wide(layer.scale_CHW for layer in layers),
             wide(layer.offset_CHW for layer in layers),
+            np.concatenate([layer.quantity(list(range(len(layer.values_CHW)))) for layer in layers])
+            if any(layer.mapped_CHW is not None for layer in layers)
+            else None,
         )
 
     def quantity(self, numbers: list[int]) -> np.ndarray:
         """Return the quantity of some bands, (C, H, W): the values as they are where nothing scales them."""
+        if self.mapped_CHW is not None:
+            mapped_CHW: np.ndarray = self.mapped_CHW[numbers]
+            return mapped_CHW
         values_CHW, scale_CHW, offset_CHW = (
             part[numbers] for part in (self.values_CHW, self.scale_CHW, self.offset_CHW)
         )
         if np.all(scale_CHW == 1) and np.all(offset_CHW == 0):
-            return values_CHW
+            return np.asarray(values_CHW)
+        short = values_CHW.dtype.kind in "iu" and values_CHW.dtype.itemsize <= 2
+        if short and _is_whole(scale_CHW) and _is_whole(offset_CHW):
+            # Hounsfield units stay whole numbers, so that they are seen alike whatever a file stores them as.
+            whole_CHW = values_CHW.astype(np.int32) * scale_CHW.astype(np.int32) + offset_CHW.astype(np.int32)
+            fits = whole_CHW.min() >= -(1 << 15) and whole_CHW.max() < 1 << 15
+            return np.asarray(whole_CHW.astype(np.int16) if fits else whole_CHW)
         # float32 holds every value of 16 bits, so that nothing but the product is rounded.
         kind = np.float32 if values_CHW.dtype.itemsize <= 2 else np.float64
-        return values_CHW.astype(kind) * scale_CHW.astype(kind) + offset_CHW.astype(kind)
+        return np.asarray(values_CHW.astype(kind) * scale_CHW.astype(kind) + offset_CHW.astype(kind))
+
+
+def _is_whole(values: np.ndarray) -> bool:
+    """Return whether values are whole numbers, small enough that their products with 16 bits have 32."""
+    return bool(np.all(values == np.rint(values)) and np.abs(values).max() < 1 << 14)
 
 
 class Volume(ABC):
@@ -85,13 +110,15 @@ class Volume(ABC):
         findings: What is wrong with it, each a sentence without its full stop.
         source: Files that it is made of, in the order of its slices where each has a file of its own.
         palette_V3: Colours, (256, 3) uint8, that the values of a single band stand for.
-        is_picture: Whether its slices are pictures: 8 bits, red, green and blue.
+        is_picture: Whether its slices are pictures of 8 bits, which are shown as they stand.
+        says_shown: Whether the file says how its values are shown.
     """
 
     nodata: float | None = None
     acquisition: Acquisition | None = None
     palette_V3: np.ndarray | None = None
     is_picture = False
+    says_shown = False
 
     def __init__(self, where: str, grid: VolumeGrid, bands: Sequence[Band], dtype: Any) -> None:
         self.where, self.grid = where, grid
@@ -159,11 +186,11 @@ class Volume(ABC):
 
     def _held(self, slab_ABC: np.ndarray, axis: int, index: int) -> np.ndarray:
         """Return which values of a layer count."""
-        if slab_ABC.dtype.kind == "f":
-            valid_ABC = np.isfinite(slab_ABC)
-        else:
-            valid_ABC = np.ones(slab_ABC.shape, bool)
-        return valid_ABC if self.nodata is None else valid_ABC & (slab_ABC != self.nodata)
+        floating = slab_ABC.dtype.kind == "f"
+        valid_ABC: np.ndarray = np.isfinite(slab_ABC) if floating else np.ones(slab_ABC.shape, bool)
+        if self.nodata is not None:
+            valid_ABC &= slab_ABC != self.nodata
+        return valid_ABC
 
     def layer(self, number: int, plane: str) -> Layer:
         """Return what is stored of a slice, and what its values mean."""
@@ -193,6 +220,48 @@ class Volume(ABC):
             for place, band in enumerate(self.bands)
         )
 
+    def percentiles(self, band: str, low: float, high: float) -> tuple[float, float]:
+        """Return two percentiles of a band's quantity over all voxels that count and aren't 0.
+
+        Of volumes of more than 16 million voxels slices at even steps stand for all, so that time and memory are
+        bounded. What was measured is kept for the process, though the volume be forgotten.
+        """
+        key = (*self._stamp, band, low, high)
+        if key not in _measured:
+            while len(_measured) >= _MOST_MEASURED:
+                _measured.pop(next(iter(_measured)), None)
+            _measured[key] = percentile_range(self._sample(band), low, high)
+        return _measured[key]
+
+    def _sample(self, band: str) -> np.ndarray:
+        """Return the values, without 0, of a band in enough slices to measure it."""
+        count, height, width = self.grid.slices_shape("stored")
+        wanted = max(1, min(count, _MOST_VOXELS // (height * width)))
+        place = [one.name for one in self.bands].index(band)
+        parts = []
+        for number in np.unique(np.linspace(0, count - 1, wanted).round().astype(int)):
+            layer = self.layer(int(number), "stored")
+            values_HW = layer.quantity([place])[0]
+            parts.append(values_HW[layer.valid_CHW[place] & (values_HW != 0)])
+        return np.concatenate(parts)
+
+    @property
+    def _stamp(self) -> tuple[object, ...]:
+        """What stays the same as long as the volume's values do."""
+        found: list[object] = [self.where]
+        for path in self.source[:1]:
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                found += [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
+        return tuple(found)
+
+    def shown(self, values_HW: np.ndarray, band: str, number: int, plane: str) -> np.ndarray:
+        """Return quantities of a slice as the file says that they are shown, 0 (black) to 255 (white).
+
+        Files that don't say so show the lowest value of the volume as black and the highest as white.
+        """
+        return between(values_HW, *self.percentiles(band, 0, 100))
+
     def _locked(self) -> threading.RLock:
         """Return the lock of this process: one that was held while a process forked is never released."""
         if self._process != os.getpid():
@@ -200,8 +269,8 @@ class Volume(ABC):
             self._after_fork()
         return self._lock
 
-    def _after_fork(self) -> None:
-        """Forget open files: their place is shared with the other process."""
+    def _after_fork(self) -> None:  # noqa: B027
+        """Open files again: their place is shared with the other process."""
 
 
 class SlicePixels(Pixels):
@@ -217,16 +286,18 @@ class SlicePixels(Pixels):
         )
         count, height, width = volume.grid.slices_shape(plane)
         self.size, self.dtype, self.nodata = (width, height), volume.dtype, volume.nodata
+        self._around = around
         steps = range(-around, around + 1)
         self._numbers = [min(max(number + step, 0), count - 1) for step in steps]
         self.bands = tuple(
-            band if not step else replace(band, name=f"{band.name}@{step:+d}")
+            replace(band, name=at_step(band.name, step))
             for step, place in zip(steps, self._numbers, strict=True)
             for band in volume.slice_bands(place, plane)
         )
         self.palette_V3 = volume.palette_V3 if around == 0 else None
         self.is_picture = volume.is_picture and around == 0
         self.notes, self.acquisition = volume.notes, volume.acquisition
+        self.says_shown = volume.says_shown
         spacing = volume.grid.slice_spacing(plane)
         self.spacing = None if spacing is None else (spacing[2], spacing[1])
         self._read: Layer | None = None
@@ -253,6 +324,15 @@ class SlicePixels(Pixels):
         layers = self._layers()
         values_CHW = layers.quantity(numbers)[:, y1:y2, x1:x2]
         return averaged(values_CHW, layers.valid_CHW[numbers, y1:y2, x1:x2], 1 << level)
+
+    def percentiles(self, band: str, low: float, high: float) -> tuple[float, float]:
+        """Return two percentiles of the whole volume."""
+        return self.volume.percentiles(band_step(band)[0], low, high)
+
+    def shown(self, values_HW: np.ndarray, band: str) -> np.ndarray:
+        """Return quantities as the file says that they are shown."""
+        name, step = band_step(band)
+        return self.volume.shown(values_HW, name, self._numbers[self._around + step], self.plane)
 
     def close(self) -> None:
         """Forget what was read; the volume stays open for others."""
@@ -292,6 +372,24 @@ class JoinedVolume(Volume):
         self.findings = tuple(dict.fromkeys(line for volume in self._parts for line in volume.findings))
         self.source = tuple(path for volume in self._parts for path in volume.source)
 
+    def percentiles(self, band: str, low: float, high: float) -> tuple[float, float]:
+        """Return two percentiles of a band over the file that holds it."""
+        volume, own = self._owner(band)
+        return volume.percentiles(own, low, high)
+
+    def shown(self, values_HW: np.ndarray, band: str, number: int, plane: str) -> np.ndarray:
+        """Return quantities as the file that holds the band says that they are shown."""
+        volume, own = self._owner(band)
+        return volume.shown(values_HW, own, number, plane)
+
+    def _owner(self, band: str) -> tuple[Volume, str]:
+        place = [one.name for one in self.bands].index(band)
+        for volume in self._parts:
+            if place < len(volume.bands):
+                return volume, volume.bands[place].name
+            place -= len(volume.bands)
+        raise AssertionError(band)
+
     def layer(self, number: int, plane: str) -> Layer:
         """Return what is stored of a slice in all files."""
         return Layer.joined([volume.layer(number, plane) for volume in self._parts])
@@ -303,17 +401,3 @@ class JoinedVolume(Volume):
 
     def _slab(self, axis: int, index: int) -> np.ndarray:
         return np.concatenate([volume._slab(axis, index) for volume in self._parts], axis=2)
-
-
-def braced(base: str) -> list[tuple[str, str]]:
-    """Return the words in braces of an address, with the path that each stands for; nothing where there are none.
-
-    A file whose own name has the braces is that file.
-    """
-    match = _BRACES.search(base)
-    if match is None or os.path.lexists(base):
-        return []
-    words = [word.strip() for word in match[1].split(",")]
-    if len(set(words)) != len(words) or not all(words):
-        raise DataError("names a file twice, or none, in its braces", where=base, fix="write {one,other}")
-    return [(word, base[: match.start()] + word + base[match.end() :]) for word in words]

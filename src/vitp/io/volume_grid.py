@@ -74,10 +74,15 @@ class VolumeGrid:
 
     @property
     def plane(self) -> str:
-        """The plane of the slices where none is named: across the widest step, axial where all are alike."""
+        """The plane of the slices where none is named: across the widest step, axial where all are alike.
+
+        One slice is itself, however wide its pixels are.
+        """
         spacing = self.spacing
         if self.affine is None or spacing is None:
             return "stored"
+        if self.shape.count(1) == 1:
+            return next(name for name in _TURNS if self._turn(name)[0][0] == self.shape.index(1))
         widest = int(np.argmax(spacing))
         if spacing[widest] <= 1.01 * min(spacing):
             return "axial"
@@ -155,6 +160,21 @@ class VolumeGrid:
         corners_N3 = np.array(list(itertools.product(*((0, size - 1) for size in self.shape))))
         apart_N3 = np.abs(self.to_world(corners_N3) - other.to_world(corners_N3))
         return bool(apart_N3.max() <= 0.01 * min(self.spacing))
+
+    def slices_affine(self, plane: str | None = None) -> np.ndarray:
+        """Return the matrix (4, 4) of slice, row and column → millimetres in RAS+, for the slices of a plane.
+
+        Raises:
+            DataError: There is no affine, or the plane isn't known.
+        """
+        first_3, matrix_44 = np.zeros((1, 3)), np.eye(4)
+        axes, turned = self._turn(plane)
+        for place, (axis, back) in enumerate(zip(axes, turned, strict=True)):
+            step_3 = np.array(self.affine or np.eye(4))[:3, axis]
+            matrix_44[:3, place] = -step_3 if back else step_3
+            first_3[0, axis] = self.shape[axis] - 1 if back else 0
+        matrix_44[:3, 3] = self.to_world(first_3)[0]
+        return matrix_44
 
     def to_world(self, voxels_N3: np.ndarray) -> np.ndarray:
         """Return (N, 3) millimetres in RAS+ of voxels i, j, k (0 is the centre of the first one).

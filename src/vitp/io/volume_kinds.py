@@ -1,47 +1,35 @@
-"""Which files are volumes or medical images, told by their content, and the packages of the extra `medical`."""
+"""Which files are volumes or medical images, told by their content."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import importlib
 import os
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from vitp.core.errors import DataError
 from vitp.io.storage import is_member, is_remote
 
 _HEAD_BYTES = 544
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
 """How the files begin that are asked for most; they are nothing else."""
-_PACKAGES = {
-    "pydicom": ("pydicom", "DICOM"),
-    "nibabel": ("nibabel", "NIfTI and the like"),
-    "SimpleITK": ("SimpleITK", "NRRD and MetaImage"),
+_BEGINNINGS: dict[str, tuple[bytes, ...]] = {
+    ".mnc": (b"CDF", b"\x89HDF"),
+    ".par": (b"# === DATA DESCRIPTION FILE",),
+    ".head": (b"type", b"\ntype", b"\r\ntype"),
+    ".v": (b"MATRIX7",),
 }
-_NIBABEL_SUFFIXES = {".mnc": "MINC", ".par": "PAR/REC", ".head": "AFNI", ".brik": "AFNI", ".v": "ECAT"}
+"""Suffix of further kinds that nibabel reads → how such files begin."""
+_NEVER = b"\0 no file begins so \0"
+_BESIDE = {".rec": ".par", ".brik": ".head"}
+"""Suffix of voxels → that of the header beside them."""
 _ITK_SUFFIXES = {".mhd": "MetaImage", ".mha": "MetaImage"}
 _VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
 )
 _MOST_LOOKED_AT = 16
 """Files of a folder that are opened to tell whether it holds DICOM."""
-
-
-def need(module: str, where: str) -> Any:
-    """Return a module of the extra `medical`: `pydicom`, `pydicom.pixels`, `nibabel` or `SimpleITK`.
-
-    Raises:
-        DataError: It isn't installed.
-    """
-    package, kind = _PACKAGES[module.partition(".")[0]]
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        what = f"needs {package} to be read, as {kind} does, which the extra `medical` brings"
-        raise DataError(what, where=where, fix="install it: `pip install 'vitp[medical]'`") from error
 
 
 def volume_kind(address: str | Path) -> str | None:
@@ -82,7 +70,11 @@ def _kind(head: bytes, path: Path) -> str | None:
         return "nibabel"
     if suffix == ".img" and _header_beside(path):
         return "nibabel"
-    return "nibabel" if suffix in _NIBABEL_SUFFIXES else None
+    if suffix in _BESIDE:
+        name = path.name[: path.name.lower().rindex(suffix)]
+        beside = (path.with_name(name + end) for end in (_BESIDE[suffix], _BESIDE[suffix].upper()))
+        return "nibabel" if any(header.is_file() for header in beside) else None
+    return "nibabel" if head.startswith(_BEGINNINGS.get(suffix, (_NEVER,))) else None
 
 
 def _is_analyze(head: bytes) -> bool:
@@ -100,11 +92,12 @@ def _header_beside(path: Path) -> bool:
 
 def _is_bare_dicom(head: bytes) -> bool:
     """Return whether these are the first elements of a DICOM file without its preamble."""
-    for order in ("little", "big"):
-        group, element = (int.from_bytes(head[at : at + 2], order) for at in (0, 2))  # type: ignore[arg-type]
+    orders: tuple[Literal["little", "big"], ...] = ("little", "big")
+    for order in orders:
+        group, element = (int.from_bytes(head[at : at + 2], order) for at in (0, 2))
         if group not in (2, 8) or element > 0x60:
             continue
-        length = int.from_bytes(head[4:8], order)  # type: ignore[arg-type]
+        length = int.from_bytes(head[4:8], order)
         if head[4:6] in _VRS or (order == "little" and 0 < length < 256):
             return True
     return False

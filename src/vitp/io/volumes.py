@@ -4,7 +4,7 @@
 |---|---|
 | DICOM: a file, or a series in a folder | `vitp.io.dicom_volume` |
 | NIfTI, MGZ, Analyze, MINC, PAR/REC, AFNI | `vitp.io.volume_files`, by nibabel |
-| NRRD, MetaImage (MHA, MHD) | `vitp.io.volume_files`, by SimpleITK |
+| NRRD, MetaImage (MHA, MHD) | `vitp.io.volume_itk`, by SimpleITK |
 
 Opened volumes are kept, within bounds, by each process for itself: a slice is asked for by its address, again and
 again. Nothing that was opened crosses a fork.
@@ -14,6 +14,7 @@ Shapes: C bands, N slices of H × W pixels, I × J × K voxels.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -21,10 +22,11 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.io.dicom_volume import open_dicom
-from vitp.io.parts import split_address
+from vitp.io.parts import braced, split_address
 from vitp.io.storage import is_member, is_remote
-from vitp.io.volume import JoinedVolume, Volume, braced
-from vitp.io.volume_files import open_with_itk, open_with_nibabel
+from vitp.io.volume import JoinedVolume, Volume
+from vitp.io.volume_files import open_with_nibabel
+from vitp.io.volume_itk import open_with_itk
 from vitp.io.volume_kinds import volume_kind
 
 __all__ = ["Volume", "is_volume", "open_volume"]
@@ -113,9 +115,18 @@ def _trim(volumes: OrderedDict[tuple[object, ...], Volume]) -> None:
 
 def _key(base: str, series: str | None) -> tuple[object, ...]:
     """Return what stays the same as long as a volume does."""
-    path = os.path.abspath(base)
+    path = Path(base).absolute()
     try:
-        stat = os.stat(path)
+        stat = path.stat()
     except (OSError, ValueError):
-        return path, series
-    return path, series, stat.st_size, stat.st_mtime_ns, stat.st_ino
+        return str(path), series
+    files: list[int] = []
+    if path.is_dir():
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            own = [entry.stat() for entry in entries if entry.is_file()]
+            files = [
+                len(own),
+                sum(one.st_size for one in own),
+                max(one.st_mtime_ns for one in own) if own else 0,
+            ]
+    return str(path), series, stat.st_size, stat.st_mtime_ns, stat.st_ino, *files

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -28,6 +28,35 @@ _Number = Annotated[int, Field(ge=0, lt=MOST_CHANNELS)]
 RED, GREEN, BLUE = "red", "green", "blue"
 
 
+Moved = tuple[float, float]
+"""How a range of values is changed: its centre is moved by so many of its widths, its width becomes so many times as
+large."""
+UNMOVED: Moved = (0.0, 1.0)
+
+_NEIGHBOUR = re.compile(r"(?P<band>.+)@(?P<step>[+-]\d+)")
+
+
+class ValueSource(Protocol):
+    """A file that knows its own values; `vitp.io.contract.Pixels` is one."""
+
+    def percentiles(self, band: str, low: float, high: float) -> tuple[float, float]:
+        """Return two percentiles of a band's values other than 0, of the whole volume."""
+
+    def shown(self, values_HW: np.ndarray, band: str) -> np.ndarray:
+        """Return values as the file itself says that they are shown, 0 (black) to 255 (white)."""
+
+
+def band_step(name: str) -> tuple[str, int]:
+    """Return a band's own name, and of which slice it is: `1@-1` is band 1 of the slice below."""
+    match = _NEIGHBOUR.fullmatch(name)
+    return (name, 0) if match is None else (match["band"], int(match["step"]))
+
+
+def at_step(name: str, step: int) -> str:
+    """Return the name of a band of a neighbouring slice."""
+    return f"{name}@{step:+d}" if step else name
+
+
 def band_key(name: str) -> str:
     """Return what counts in a band's name: not its case, and not the zeros of B04."""
     return re.sub(r"^b0+(?=\d)", "b", name.strip().casefold())
@@ -39,11 +68,13 @@ class Channel(SettingsModel):
     band: str
     """Name of the band in the file; bands without a name are called by their number from 1."""
     low: BandValue = 0.0
-    """Value that becomes 0 (in dB where `transform` is `db`)."""
+    """Value that becomes 0 (in dB where `transform` is `db`; a percentile where it is `volume`)."""
     high: BandValue = 255.0
     """Value that becomes 255."""
-    transform: Literal["linear", "db"] = "linear"
-    """`db`: 10 · log10 of the value is taken first, as radar intensities are shown."""
+    transform: Literal["linear", "db", "volume", "voi"] = "linear"
+    """`db`: 10 · log10 of the value is taken first, as radar intensities are shown. `volume`: `low` and `high` are
+    percentiles of the values other than 0 of the whole volume, as magnetic resonance has no unit. `voi`: as the file
+    itself says that it is shown, by its lookup table or window, 0–255."""
     number: int | None = Field(None, ge=1, le=100_000)
     """Which band it is, from 1, in files that don't name their bands; none: only files that name it have it."""
 
@@ -51,7 +82,23 @@ class Channel(SettingsModel):
     def _rises(self) -> Self:
         if not self.low < self.high:
             raise ValueError(f"low ({self.low:g}) must be smaller than high ({self.high:g})")
+        if self.transform == "volume" and not (self.low >= 0 and self.high <= 100):
+            raise ValueError("low and high must be percentiles, 0 to 100")
         return self
+
+    @property
+    def by_file(self) -> bool:
+        """Whether each file has a range of its own."""
+        return self.transform in ("volume", "voi")
+
+    @property
+    def range_words(self) -> str:
+        """Which values become 0 and 255, in words."""
+        if self.transform == "voi":
+            return "each file's own window"
+        if self.transform == "volume":
+            return f"the {self.low:g}th to the {self.high:g}th percentile of each volume"
+        return f"{self.low:.6g} to {self.high:.6g}{' dB' if self.transform == 'db' else ''}"
 
 
 class Channels(SettingsModel):
@@ -77,6 +124,11 @@ class Channels(SettingsModel):
     def bands(self) -> tuple[str, ...]:
         """Names of the bands, channel by channel."""
         return tuple(channel.band for channel in self.channels)
+
+    @property
+    def around(self) -> int:
+        """How many slices on either side of a volume's slice are seen, too."""
+        return max(abs(band_step(channel.band)[1]) for channel in self.channels)
 
     @property
     def shown(self) -> tuple[int, int, int]:
@@ -119,7 +171,8 @@ class Channels(SettingsModel):
         A band goes by its name, in any case and with B4 for B04. Files that don't name their bands call them by number,
         from 1: there it is the band of the channel's `number`.
         """
-        unnamed = list(known) == [str(number) for number in range(1, len(known) + 1)]
+        bases = list(dict.fromkeys(band_step(name)[0] for name in known))
+        unnamed = bases == [str(number) for number in range(1, len(bases) + 1)]
         keys = [band_key(name) for name in known]
 
         def name(channel: Channel) -> str | None:
@@ -127,7 +180,7 @@ class Channels(SettingsModel):
                 return channel.band
             if keys.count(band_key(channel.band)) == 1:
                 return known[keys.index(band_key(channel.band))]
-            own = "" if channel.number is None else str(channel.number)
+            own = "" if channel.number is None else at_step(str(channel.number), band_step(channel.band)[1])
             return own if unnamed and own in known else None
 
         return tuple(name(channel) for channel in self.channels)
@@ -147,7 +200,15 @@ class Channels(SettingsModel):
                 fix="name files with these bands, or choose others where the set is compiled (-o bands=…)",
             )
 
-    def scale(self, values_CHW: np.ndarray, valid_HW: np.ndarray | None = None) -> np.ndarray:
+    def scale(
+        self,
+        values_CHW: np.ndarray,
+        valid_HW: np.ndarray | None = None,
+        *,
+        of: ValueSource | None = None,
+        bands: Sequence[str] | None = None,
+        moved: Moved = UNMOVED,
+    ) -> np.ndarray:
         """Return what a tower sees of a file's own values: (C, H, W) uint8.
 
         `low` becomes 0 and `high` 255, values between lie in proportion and are rounded, those outside are clipped.
@@ -156,21 +217,30 @@ class Channels(SettingsModel):
         Args:
             values_CHW: In the order of the channels.
             valid_HW: False where a pixel holds nothing.
+            of: The file, for channels whose range is each file's own; None: their values are seen as they stand,
+                0–255.
+            bands: What the file calls the bands; None: as the channels do.
+            moved: How every range is moved and stretched, as training does by chance.
         """
         out_CHW = np.empty(values_CHW.shape, np.uint8)
-        for channel, values_HW, out_HW in zip(self.channels, values_CHW, out_CHW, strict=True):
-            if (channel.low, channel.high, channel.transform) == (
-                0,
-                255,
-                "linear",
-            ) and values_HW.dtype == np.uint8:
+        names = self.bands if bands is None else bands
+        for channel, name, values_HW, out_HW in zip(self.channels, names, values_CHW, out_CHW, strict=True):
+            if channel.transform == "voi" and of is not None:
+                values_HW = of.shown(values_HW, name)
+            low, high = channel.low, channel.high
+            if channel.transform == "volume":
+                low, high = (0.0, 255.0) if of is None else of.percentiles(name, low, high)
+            if moved != UNMOVED:
+                centre, half = (low + high) / 2 + moved[0] * (high - low), moved[1] * (high - low) / 2
+                low, high = centre - half, centre + half
+            if (low, high) == (0, 255) and channel.transform != "db" and values_HW.dtype == np.uint8:
                 out_HW[:] = values_HW
                 continue
             scaled_HW = values_HW.astype(np.float32 if values_HW.dtype.itemsize <= 2 else np.float64)
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 if channel.transform == "db":
                     scaled_HW = 10 * np.log10(scaled_HW)
-                scaled_HW = (scaled_HW - channel.low) * (255 / (channel.high - channel.low))
+                scaled_HW = (scaled_HW - low) * (255 / (high - low))
             finite_HW = np.isfinite(scaled_HW)
             out_HW[:] = np.rint(np.where(finite_HW, scaled_HW, 0).clip(0, 255))
         if valid_HW is not None:
@@ -178,10 +248,12 @@ class Channels(SettingsModel):
         return out_CHW
 
     def unscale(self, seen_CHW: np.ndarray) -> np.ndarray:
-        """Return values of a file that `scale` turns into what is given: (C, H, W) float64."""
-        low_C, high_C = (
-            np.array([getattr(channel, end) for channel in self.channels]) for end in ("low", "high")
-        )
+        """Return values of a file that `scale` turns into what is given: (C, H, W) float64.
+
+        Of channels whose range is each file's own they are 0–255, as files of 8 bits are seen.
+        """
+        ends_C2 = [(0.0, 255.0) if one.by_file else (one.low, one.high) for one in self.channels]
+        low_C, high_C = np.array(ends_C2).T
         values_CHW: np.ndarray = low_C[:, None, None] + seen_CHW / 255 * (high_C - low_C)[:, None, None]
         for channel, values_HW in zip(self.channels, values_CHW, strict=True):
             if channel.transform == "db":

@@ -11,8 +11,6 @@ RUN/scores.json      the scores on the test images, looked at once, at the end
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +28,8 @@ from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
 from vitp.data.seen import SeenBands
-from vitp.data.synthesis.classes import evenly_spaced
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
-from vitp.io.slides import slide_kind
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
 from vitp.records.labels import LabelledImage, LabelledSet
@@ -53,13 +49,10 @@ from vitp.tasks.data import (
 )
 from vitp.tasks.folds import fold_splits
 from vitp.tasks.label_notes import label_notes, left_out_notes
-from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings
+from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings, seen_sizes, slide_mpp
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
-
-_LOOKED_AT = 32
-"""Training images whose sizes are looked at."""
 
 
 class FinetuneDataSettings(SettingsModel):
@@ -124,6 +117,8 @@ class FinetuneTrainSettings(TrainSettings):
 
     @model_validator(mode="after")
     def _something_to_choose_by(self) -> FinetuneTrainSettings:
+        if self.batch == "auto":
+            raise ValueError("batch: auto is of pretraining; give train.batch_size")
         if self.choose == "best" and self.val_every == 0:
             raise ValueError(
                 'the "best" weights are chosen on validation images, and val_every 0 looks at none'
@@ -293,7 +288,12 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     notes = [*said, *lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
     notes += frozen_kernel_notes(backbone, config.backbone.init, config.backbone.vision)
-    seen = replace(SeenBands.by(backbone.in_channels, labelled), band_dropout=config.augment.band_dropout)
+    own = config.augment
+    seen = replace(
+        SeenBands.by(backbone.in_channels, labelled),
+        band_dropout=own.band_dropout,
+        window_jitter=own.window_jitter,
+    )
     if config.data.sizes == "fit":
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
@@ -355,8 +355,8 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
     model.description |= {
         "input": model.input_size.model_dump(mode="json"),
         "test": config.test.model_dump(mode="json"),
-        "trained": _seen_sizes(train, model.input_size),
-        **_slide_mpp(train),
+        "trained": seen_sizes(train, model.input_size),
+        **slide_mpp(train),
         "card": {
             "vitp_version": __version__,
             "backbone": config.backbone.init,
@@ -367,28 +367,6 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
             "seed": config.seed,
         },
     }
-
-
-def _seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float]:
-    """Return the longest side of the training images, and the factor between their sides and what a model sees."""
-    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT)]
-    scales = [
-        math.sqrt(math.prod(size.of(item.height, item.width)) / (item.height * item.width)) for item in items
-    ]
-    return {
-        "longest": max(max(item.height, item.width) for item in items),
-        "scale": round(statistics.median(scales), 6),
-    }
-
-
-def _slide_mpp(train: LabelledSet) -> dict[str, float]:
-    """Return the micrometres a pixel of the training images, where these are of slides and have one resolution."""
-    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT)]
-    spacings = [item.spacing for item in items if item.spacing is not None]
-    if not items or len(spacings) < len(items) or slide_kind(items[0].image) is None:
-        return {}
-    mpps = [1000 * math.sqrt(math.prod(spacing)) for spacing in spacings]
-    return {"mpp": round(statistics.median(mpps), 6)} if max(mpps) <= 1.02 * min(mpps) else {}
 
 
 def run_finetune(

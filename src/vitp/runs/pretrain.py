@@ -47,6 +47,7 @@ from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
 from vitp.runs.channels import fill_channels, frozen_kernel_notes
 from vitp.runs.folder import claimed
+from vitp.runs.micro_batch import chosen_batch
 
 
 class ProbeSettings(SettingsModel):
@@ -87,6 +88,12 @@ class PretrainConfig(RunSettings):
     @classmethod
     def _of_today(cls, values: Any) -> Any:
         return migrations.pretraining_values(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _refuse_a_choice_without_language(self) -> PretrainConfig:
+        if self.train.batch == "auto" and not self.objective.has_language_model:
+            raise ValueError(f"train.batch: the objective {self.objective.name} has no use for auto")
+        return self
 
     @model_validator(mode="after")
     def _refuse_what_is_not_used(self) -> PretrainConfig:
@@ -198,10 +205,13 @@ def run_pretraining(
     """
     run_dir = Path(run_dir)
     config, channels = fill_channels(config)
+    distributed.initialize(distributed.resolve_device(config.train.device))
+    config, chosen = chosen_batch(config, run_dir, build_with_language)
     phases = config.objective.phases()
     names = [phase.folder for phase in phases]
     with claimed(run_dir, config, config.train.device, resume=resume, phases=names) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
+        say(chosen, console)
         say([*channels, *(f"warning: {line}" for line in config.objective.warnings(config))], console)
         started = config
         for phase in phases:

@@ -111,14 +111,17 @@ class RasterGround(Ground):
         ):
             level += 1
         values_CHW, valid_CHW = self.values(window, level)
-        seen_CHW = values_CHW if self.channels is None else self.channels.scale(values_CHW)
+        seen_CHW = values_CHW
+        if self.channels is not None:
+            names = [band or self.pixels.names[0] for band in self.bands]
+            seen_CHW = self.channels.scale(values_CHW, of=self.pixels, bands=names)
         planes_CHW = torch.from_numpy(np.where(valid_CHW, seen_CHW, np.uint8(0)))
         return planes_CHW if tuple(planes_CHW.shape[-2:]) == size else resized(planes_CHW, size)
 
     def values(self, window: Window, level: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Return (C, h, w) values of the file, channel by channel, and which of them count."""
         own = tuple(dict.fromkeys(band for band in self.bands if band is not None))
-        values_CHW, valid_CHW = self.pixels.read_valid(window, own, level)
+        values_CHW, valid_CHW = self.pixels.read_quantity(window, own, level)
         order = [0 if band is None else own.index(band) for band in self.bands]
         known_C = np.array([band is not None for band in self.bands])
         return values_CHW[order], valid_CHW[order] & known_C[:, None, None]

@@ -18,11 +18,9 @@ from torch import Tensor
 from vitp.core.tensors import present
 from vitp.io.open_pixels import Window
 from vitp.records.labels import IGNORE
+from vitp.runtime.views import WEIGHT_FLOOR
 from vitp.tasks.ground import Ground, ImageGround
 from vitp.tasks.views import View
-
-WEIGHT_FLOOR = 1e-3
-"""Least weight of a pixel at a window's edge, so that a place that one window alone sees still counts."""
 
 SUMS_BYTES = 256 << 20
 """Of the sums of probabilities that are kept at once; a wider raster is worked on in lanes."""

@@ -1,12 +1,7 @@
 """The channels of a labelled set: which bands of its files are seen, and which of their values become 0 and 255.
 
-They are decided once for a set, by the heads of its files and what the user declares: options of `read_labels`, or a
-`bands.yaml` beside the data:
-
-    bands:
-      - {name: B4, number: 4, wavelength: 665, range: [0, 3000]}
-      - B8
-    composite: [B4, B4, B8]
+They are decided once for a set, by the heads of its files and what the user declares
+(`vitp.data.formats.band_options`).
 
 Sets of pictures (8-bit grey or RGB, with transparency or without) have none.
 """
@@ -14,23 +9,18 @@ Sets of pictures (8-bit grey or RGB, with transparency or without) have none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, field_validator
-
-from vitp.core.config import SettingsModel, load_config, make_config
 from vitp.core.errors import ConfigError, DataError, did_you_mean
-from vitp.data.formats.walk import comma_list
+from vitp.data.formats.band_options import CHANNEL_OPTIONS, BandEntry, BandsFile, ChannelOptions
+from vitp.data.formats.value_windows import ValueWindows, unknown_hint, windows_of
 from vitp.io.images import is_scene
 from vitp.io.measure import measure_channels
 from vitp.io.open_pixels import open_pixels
-from vitp.records.channels import BandValue, Channel, Channels
+from vitp.records.channels import Channel, Channels, at_step
 from vitp.records.labels import LabelledSet
-
-BANDS_FILE = "bands.yaml"
-"""Declares the bands of the data beside it."""
 
 MOST_HEADS = 2000
 """Files whose heads are looked at; of larger sets an evenly spread choice. The others are checked as they are read."""
@@ -45,148 +35,32 @@ _COLOURS_NM = {"red": 660.0, "green": 560.0, "blue": 485.0}
 _NEAR_NM = 45.0
 """Bands whose wavelength is nearer than this to a colour's are shown as it."""
 
-Transform = Literal["linear", "db"]
-
 
 @dataclass(frozen=True)
 class _Head:
-    """What the head of a file says: its bands, their wavelengths, the type of their values, whether it is a picture."""
+    """What the head of a file says: its bands, their wavelengths, the type of their values, which kind it is."""
 
     names: tuple[str, ...]
     wavelengths: tuple[float | None, ...]
     dtype: str
     is_picture: bool
+    is_volume: bool = False
+    modality: str | None = None
 
     @classmethod
     def of(cls, address: str) -> _Head:
         """Look at a file."""
         with open_pixels(address) as pixels:
             waves = tuple(band.wavelength for band in pixels.bands)
-            return cls(pixels.names, waves, pixels.dtype.name, pixels.is_picture)
+            taken = pixels.acquisition
+            modality = None if taken is None else taken.modality
+            medical = taken is not None or pixels.spacing is not None
+            return cls(pixels.names, waves, pixels.dtype.name, pixels.is_picture, medical, modality)
 
     @property
     def is_unnamed(self) -> bool:
         """Whether the file calls its bands by their numbers."""
         return self.names == tuple(str(number) for number in range(1, len(self.names) + 1))
-
-
-class BandEntry(SettingsModel):
-    """One band of `bands.yaml`."""
-
-    name: str
-    """As the files call it; where they don't name their bands, what it is to be called."""
-    number: int | None = Field(None, ge=1, le=100_000)
-    """Which band of the files it is, from 1, where they don't name their bands; none: by its place in the list."""
-    wavelength: float | None = Field(None, gt=0, le=1e9)
-    """Centre in nanometres."""
-    range: tuple[BandValue, BandValue] | None = None
-    """Values that become 0 and 255 (in dB where `transform` is `db`); none: measured on the training images."""
-    transform: Transform | None = None
-    """`db`: 10 · log10 of the values is taken first."""
-
-
-class BandsFile(SettingsModel):
-    """What `bands.yaml` may hold."""
-
-    bands: tuple[BandEntry, ...] | None = Field(None, min_length=1)
-    """Bands that are seen, in this order; a name alone stands for a band without more. none: all of the files."""
-    range: tuple[BandValue, BandValue] | None = None
-    """`range` of all bands that have none of their own."""
-    transform: Transform = "linear"
-    """`transform` of all bands that have none of their own."""
-    composite: tuple[str, str, str] | None = None
-    """Bands that are shown as red, green and blue."""
-
-    @field_validator("bands", mode="before")
-    @classmethod
-    def _names_alone(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return [{"name": str(one)} if isinstance(one, str | int) else one for one in value]
-
-    @field_validator("composite", mode="before")
-    @classmethod
-    def _numbers_as_names(cls, value: Any) -> Any:
-        return [str(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-@dataclass(frozen=True)
-class ChannelOptions:
-    """Options of every label format about the bands of its files; they go before `bands.yaml`.
-
-    Attributes:
-        bands: Names (or numbers, from 1) of the bands that are seen, in this order, as in "B4,B3,B2,B8".
-        range: Two numbers, the values that become 0 and 255, or two for each band, as in "0,3000".
-        transform: "linear" or "db", for all bands or one for each.
-        composite: Three bands that are shown as red, green and blue.
-    """
-
-    bands: Any = None
-    range: Any = None
-    transform: Any = None
-    composite: Any = None
-
-    def declared(self, root: Path) -> BandsFile | None:
-        """Return what the options and a `bands.yaml` in the set's folder say together; None: nothing.
-
-        Raises:
-            ConfigError: They can't be understood.
-        """
-        path = (root if root.is_dir() else root.parent) / BANDS_FILE
-        beside = load_config(BandsFile, path) if path.is_file() else None
-        if all(getattr(self, one.name) is None for one in fields(self)):
-            return beside
-        known = {} if beside is None else beside.model_dump()
-        own = self._entries(known.get("bands"))
-        ranges, transforms = _pairs(self.range), _words(self.transform, "transform")
-        if own is None and max(len(ranges), len(transforms)) > 1:
-            fix = "name the bands, too (-o bands=…)"
-            raise ConfigError("several values for bands that aren't named", where="-o range", fix=fix)
-        for name, values in (("range", ranges), ("transform", transforms)):
-            if own is not None and len(values) not in (0, 1, len(own)):
-                what = f"{len(values)} for {len(own)} bands"
-                raise ConfigError(what, where=f"-o {name}", fix="give one for all bands, or one for each")
-            if own is None:
-                known |= {name: values[0]} if values else {}
-                continue
-            for place, entry in enumerate(own):
-                entry |= {name: values[place % len(values)]} if values else {}
-        composite = _words(self.composite, "composite")
-        if composite and len(composite) != 3:
-            what = f"{', '.join(composite)} {'is one band' if len(composite) == 1 else f'are {len(composite)} bands'}"
-            fix = "name three, those that are shown as red, green and blue (one may come twice)"
-            raise ConfigError(what, where="-o composite", fix=fix)
-        shown = composite or known.get("composite")
-        return make_config(BandsFile, {**known, "bands": own, "composite": shown}, where="--option")
-
-    def _entries(self, known: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-        """Return the bands to see, with what the file says about those of the same name."""
-        names = _words(self.bands, "bands")
-        if not names:
-            return None if known is None else [dict(entry) for entry in known]
-        by_name = {entry["name"]: entry for entry in known or ()}
-        return [dict(by_name.get(name, {"name": name})) for name in names]
-
-
-CHANNEL_OPTIONS = tuple(one.name for one in fields(ChannelOptions))
-
-
-def _words(value: Any, name: str) -> list[str]:
-    words = value if isinstance(value, list | tuple) else [] if value is None else comma_list(str(value))
-    if value is not None and not words:
-        raise ConfigError("is empty", where=f"-o {name}", fix="leave it out, or give values between commas")
-    return [str(word) for word in words or ()]
-
-
-def _pairs(value: Any) -> list[tuple[float, float]]:
-    try:
-        numbers = [float(word) for word in _words(value, "range")]
-    except ValueError:
-        numbers = [0.0]
-    if len(numbers) % 2:
-        fix = "give two numbers, as in -o range=0,3000, or two for each band"
-        raise ConfigError(f"{value!r} are no pairs of numbers", where="-o range", fix=fix)
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, Any]) -> LabelledSet:
@@ -209,16 +83,68 @@ def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, An
         return labelled
     if declared is None and all(head.is_picture for _, head in heads):
         return labelled
-    _check_alike(heads, declared)
+    windows = _windows_of(labelled, heads, declared, root)
+    _check_alike(heads, declared, windows is not None)
     where, head = heads[0]
     entries = _located(declared, heads)
-    grey = declared is None and len(entries) == 1
+    if windows is not None:
+        return _windowed(labelled, entries, head, windows, declared)
+    around = 0 if declared is None else declared.around
+    grey = (declared is None or around > 0) and len(entries) == 1
     channels, measured = _scaled(labelled, entries, head, declared)
+    measured += unknown_hint(head.is_volume and "given" not in measured)
     channels = channels.model_copy(update={"composite": _composite(entries, declared, where)})
     line = _told(channels, entries, head, measured)
-    if grey:
+    if around:
+        channels = _with_neighbours(channels, around)
+        line += _around_words(around)
+    elif grey:
         channels = Channels(channels=channels.channels * 3)
     return replace(labelled, channels=channels, understood=(*labelled.understood, line))
+
+
+def _windows_of(
+    labelled: LabelledSet, heads: Sequence[tuple[str, _Head]], declared: BandsFile | None, root: Path
+) -> ValueWindows | None:
+    """Return the windows that medical images are seen by; None: they are seen as all others."""
+    named = None if declared is None else declared.window
+    if named is None and all(head.is_picture or not head.is_volume for _, head in heads):
+        return None
+    said = {item.image: (item.metadata or {}).get("modality") for item in labelled.items}
+    modalities = {head.modality or said.get(where) for where, head in heads}
+    return windows_of(named, modalities, declared is not None and declared.ranged, str(root))
+
+
+def _windowed(
+    labelled: LabelledSet,
+    entries: Sequence[BandEntry],
+    head: _Head,
+    windows: ValueWindows,
+    declared: BandsFile | None,
+) -> LabelledSet:
+    """Return a set that is seen through windows, and the line that says so."""
+    around = 0 if declared is None else declared.around
+    channels = Channels(channels=windows.channels([(entry.name, entry.number) for entry in entries], around))
+    names = ", ".join(entry.name for entry in entries)
+    line = f"{_LINES[len(entries) > 1]}{names} ({head.dtype}): 0–255 from {windows.words} ({windows.why})"
+    return replace(
+        labelled, channels=channels, understood=(*labelled.understood, line + _around_words(around))
+    )
+
+
+def _with_neighbours(channels: Channels, around: int) -> Channels:
+    """Return channels with those of the slices around: all of the slice below first."""
+    steps = range(-around, around + 1)
+    found = [
+        one.model_copy(update={"band": at_step(one.band, step)})
+        for step in steps
+        for one in channels.channels
+    ]
+    return Channels(channels=tuple(found))
+
+
+def _around_words(around: int) -> str:
+    return f"; with {around} slice{'s' * (around > 1)} on either side as channels" if around else ""
 
 
 def declare_again(labelled: LabelledSet, root: Path, options: Mapping[str, Any]) -> LabelledSet:
@@ -257,12 +183,17 @@ def _heads(labelled: LabelledSet) -> Iterator[tuple[str, _Head]]:
                 raise
 
 
-def _check_alike(heads: Sequence[tuple[str, _Head]], declared: BandsFile | None) -> None:
-    """Refuse files that differ: one range of values can't mean the same in both."""
+def _check_alike(
+    heads: Sequence[tuple[str, _Head]], declared: BandsFile | None, windowed: bool = False
+) -> None:
+    """Refuse files that differ: one range of values can't mean the same in both, unless it is one of a quantity."""
     named = declared is not None and declared.bands is not None
-    ranged = declared is not None and (
-        declared.range is not None
-        or all(entry.range is not None for entry in declared.bands or [BandEntry(name="")])
+    ranged = windowed or (
+        declared is not None
+        and (
+            declared.range is not None
+            or all(entry.range is not None for entry in declared.bands or [BandEntry(name="")])
+        )
     )
     first, other = heads[0]
     for where, head in heads[1:]:
@@ -393,17 +324,12 @@ def _told(channels: Channels, entries: Sequence[BandEntry], head: _Head, measure
         f"{entry.name} ({entry.wavelength:g} nm)" if entry.wavelength is not None else entry.name
         for entry in entries
     ]
-    ranges = [_range(channel) for channel in channels.channels]
+    ranges = [channel.range_words for channel in channels.channels]
     if len(entries) == 1:
         return f"{_LINES[0]}{names[0]} ({head.dtype}): seen as grey, 0–255 from {ranges[0]} ({measured})"
     alike = ranges[:1] if len(set(ranges)) == 1 else ranges
     shown = ", ".join(channels.bands[number] for number in channels.shown)
     return f"{_LINES[1]}{', '.join(names)} ({head.dtype}): 0–255 from {', '.join(alike)} ({measured}); shown as {shown}"
-
-
-def _range(channel: Channel) -> str:
-    unit = " dB" if channel.transform == "db" else ""
-    return f"{channel.low:.6g} to {channel.high:.6g}{unit}"
 
 
 def agreed(declared: Iterable[tuple[str, Channels | None]]) -> Channels | None:
@@ -431,4 +357,4 @@ def agreed(declared: Iterable[tuple[str, Channels | None]]) -> Channels | None:
 def _words_of(channels: Channels | None) -> str:
     if channels is None:
         return "pictures"
-    return ", ".join(f"{channel.band} from {_range(channel)}" for channel in channels.channels)
+    return ", ".join(f"{channel.band} from {channel.range_words}" for channel in channels.channels)

@@ -20,6 +20,16 @@ IMAGE_KEYS = (
     *("image", "file_name", "filename", "path", "filepath", "image_path", "image_name", "imagename", "img"),
     *("image_id", "file", "fname", "img_path", "image_file", "image_index", "dicom_id"),
 )
+PATIENT_KEYS = (
+    "patient",
+    "patient_id",
+    "patientid",
+    "subject",
+    "subject_id",
+    "case_id",
+    "slide_id",
+    "lesion_id",
+)
 STUDY_KEYS = ("study_id", "study", "studyinstanceuid", "study_instance_uid", "accession", "case_id", "case")
 """Columns that name a study: a folder of images."""
 
