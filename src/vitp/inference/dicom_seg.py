@@ -5,6 +5,7 @@ Shapes: F images of the series, H rows × W columns, I × J × K voxels (I colum
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ def write_dicom_seg(
     numbers = [number for number, name in enumerate(classes) if name != BACKGROUND]
     table_V = np.zeros(256, np.uint8)
     table_V[numbers] = range(1, len(numbers) + 1)
-    seed = [str(sources[0].SeriesInstanceUID), model_sha256, *classes, __version__]
+    digest = hashlib.sha256(labels_FHW.tobytes()).hexdigest()
+    seed = [str(sources[0].SeriesInstanceUID), model_sha256, digest, *classes, __version__]
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="vitp", version=__version__, family=_codes(pydicom).cid7162.ArtificialIntelligence
     )
@@ -100,6 +102,7 @@ def write_dicom_seg(
                 series_description="Segmentation (vitp)",
             )
             _set_dates(file, sources[0])
+            _set_dimensions(file, pydicom.uid.generate_uid(entropy_srcs=["vitp", "dimensions", *seed]))
             path.parent.mkdir(parents=True, exist_ok=True)
             file.save_as(path)
     except (AttributeError, ValueError, TypeError, KeyError) as error:
@@ -140,6 +143,14 @@ def _set_dates(file: Any, source: Any) -> None:
         for prefix in ("InstanceCreation", "Series"):
             if f"{prefix}{kind}" in file:
                 setattr(file, f"{prefix}{kind}", value)
+    for equipment in file.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = f"{file.ContentDate}{file.ContentTime}"
+
+
+def _set_dimensions(file: Any, uid: Any) -> None:
+    """Give the order of the frames a UID that isn't drawn."""
+    for item in (*file.get("DimensionOrganizationSequence", ()), *file.get("DimensionIndexSequence", ())):
+        item.DimensionOrganizationUID = uid
 
 
 def _codes(pydicom: Any) -> Any:
