@@ -87,15 +87,15 @@ def write_model(folder: Path, task: str) -> None:
     model.save_pretrained(folder)
 
 
-def measure(model: Path, raster: Path, out: Path) -> tuple[float, float]:
-    """Return seconds and peak memory in megabytes of one prediction."""
+def measure(model: Path, raster: Path, out: Path) -> tuple[float, float, float]:
+    """Return seconds by the clock, seconds of the processor and peak memory in megabytes of one prediction."""
     command = [sys.executable, "-m", "vitp", "predict", str(model), str(raster), "--out", str(out)]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -115,13 +115,14 @@ def main() -> None:
             share = write_raster(raster, side, full)
             for task in given.tasks:
                 out = root / f"out_{side}_{full}_{task}"
-                seconds, megabytes = measure(root / task, raster, out)
+                seconds, busy, megabytes = measure(root / task, raster, out)
                 row = {
                     "task": task,
                     "side": side,
                     "full": full,
                     "held": round(share, 4),
                     "seconds": round(seconds, 1),
+                    "cpu_seconds": round(busy, 1),
                     "peak_mb": round(megabytes),
                 }
                 if task == "segmentation":

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
+import pyproj
 import pytest
 import rasterio.features
 import shapely
+from pyarrow import parquet
 from rasterio.transform import Affine
 
 from tests.ground_files import (
@@ -27,6 +33,7 @@ from vitp.data.formats import detect_format, option_names, read_labels
 from vitp.data.formats.vitp_labels import Roots, read_compiled, write_compiled
 from vitp.io.contract import Geometry
 from vitp.io.ground import reproject
+from vitp.io.vectors import read_features
 from vitp.records.geometry import as_points
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
@@ -90,14 +97,49 @@ def test_each_kind_of_file_is_found(tmp_path: Path, suffix: str) -> None:
     assert any('class: column "label"' in line for line in labelled.understood)
 
 
-def test_geoparquet_is_read_or_refused_with_the_reason(tmp_path: Path) -> None:
-    import pyogrio
+def write_geoparquet(path: Path, shapes: Sequence[Any], about: dict[str, Any], **columns: Any) -> None:
+    about = {"encoding": "WKB", "geometry_types": [], **about}
+    geo = {"version": "1.1.0", "primary_column": "shape", "columns": {"shape": about}}
+    table = pyarrow.table({"shape": list(shapely.to_wkb(np.array(shapes, object))), **columns})
+    parquet.write_table(table.replace_schema_metadata({"geo": json.dumps(geo)}), path)
 
-    if "Parquet" in pyogrio.list_drivers():
-        pytest.skip("this GDAL reads Parquet")
+
+@pytest.mark.parametrize("crs", ["EPSG:3857", "no id", "left out"])
+def test_geoparquet_is_read_in_the_system_that_it_names(tmp_path: Path, crs: str) -> None:
+    write_raster(tmp_path / "images" / "scene.tif", DEGREES)
+    system = pyproj.CRS.from_user_input("EPSG:3857" if crs == "EPSG:3857" else "+proj=laea +lat_0=50 +lon_0=10")
+    about = {"crs": system.to_json_dict()} if crs != "left out" else {}
+    target = system.to_wkt() if about else "OGC:CRS84"
+    shapes = [box_on_ground(DEGREES, 10, 10, 30, 20), box_on_ground(DEGREES, 50, 50, 60, 70)]
+    shapes = [shapely.transform(each, lambda p: reproject(p, DEGREES.crs, target)) for each in shapes]
+    if crs == "no id":
+        shapes = list(shapely.force_3d(shapes, 7.0))
+    path = tmp_path / "things.parquet"
+    write_geoparquet(path, [*shapes, None], about, label=["ship", "car", "car"], bbox=[{"x": 1.0}] * 3, size=[1, None, 2])
+    labelled = read_labels("auto", tmp_path)
+    boxes = {label.category: label.box for label in one(labelled).objects or ()}
+    np.testing.assert_allclose(boxes["ship"], (10, 10, 30, 20), atol=0.02)
+    np.testing.assert_allclose(boxes["car"], (50, 50, 60, 70), atol=0.02)
+    found = read_features(path, "things")
+    assert found.columns.keys() == {"label", "size"} and np.isnan(found.columns["size"][1])
+    assert found.crs == {"EPSG:3857": "EPSG:3857", "left out": "OGC:CRS84"}.get(crs, found.crs)
+    assert read_features(path, "things", "EPSG:32633").crs == "EPSG:32633"
+
+
+def test_parquet_without_a_place_is_refused_with_the_reason(tmp_path: Path) -> None:
     write_raster(tmp_path / "scene.tif")
-    (tmp_path / "things.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"has no driver Parquet.*\n?.*"):
+    path = tmp_path / "things.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"things\.parquet.*can't be read as a vector file"):
+        read_labels("auto", tmp_path)
+    parquet.write_table(pyarrow.table({"label": ["ship"]}), path)
+    with pytest.raises(DataError, match=r"things\.parquet.*doesn't say where its geometries are"):
+        read_labels("auto", tmp_path)
+    write_geoparquet(path, [shapely.Point(0, 0)], {"encoding": "point"}, label=["ship"])
+    with pytest.raises(DataError, match=r'geometries as "point", and only WKB is read'):
+        read_labels("auto", tmp_path)
+    write_geoparquet(path, [shapely.box(0, 0, 1, 1)], {"crs": {"type": "nothing"}}, label=["ship"])
+    with pytest.raises(DataError, match=r"things\.parquet.*can't be read"):
         read_labels("auto", tmp_path)
 
 

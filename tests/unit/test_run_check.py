@@ -195,6 +195,36 @@ def test_pixels_that_change_class_with_the_windows_are_counted() -> None:
     assert moved_pixels(Leaning(0), image[:, :32, :30], settings) is None
 
 
+class Patchy(Leaning):
+    """Its answer is one for each patch of eight pixels."""
+
+    patches = 8
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.plain.strides = (self.patches,)
+
+    def maps(self, images_BCHW: torch.Tensor, later_BCHW: torch.Tensor | None) -> list[torch.Tensor]:
+        maps: torch.Tensor = super().maps(images_BCHW, later_BCHW)  # type: ignore[assignment]
+        return torch.nn.functional.avg_pool2d(maps, self.patches)  # type: ignore[return-value]
+
+
+def test_staggered_windows_hide_where_patches_lie() -> None:
+    """The same overlap, the same number of windows: a third of the pixels that change."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((1, 3, 12, 12))).float()
+    image = (255 * torch.nn.functional.interpolate(coarse, size=(160, 160), mode="bilinear")[0]).byte()
+    plain = moved_pixels(Patchy(), image, TestSettings(window=64, overlap=0.5))
+    staggered = moved_pixels(Patchy(), image, TestSettings(window=64, overlap=0.5, stagger=True))
+    assert plain is not None and staggered is not None
+    assert plain[0] < 0.001 * image[0].numel(), "by whole patches"
+    assert plain[1] > 0.02 * image[0].numel() and staggered.max() < plain.max() / 3
+    valid = np.zeros((160, 160), bool)
+    valid[:40] = True
+    counted = moved_pixels(Patchy(), image, TestSettings(window=64, overlap=0.5), valid_HW=valid)
+    assert counted is not None and 0 < counted[1] < plain[1]
+
+
 def test_hann_weights_halve_what_plain_means_show() -> None:
     """What the blend is for: the same model, the same windows, equal weights."""
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 128, 128), dtype=np.uint8))

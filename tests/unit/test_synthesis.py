@@ -164,7 +164,7 @@ def test_pairs_have_two_marks_and_only_change_questions(pairs: LabelledSet) -> N
     record, tasks = synthesize_with_tasks(pairs.items[0], SetClasses.from_set(pairs), seed=0) or (None, ())
     assert record is not None and record.prefix == "Image-1: <image>\nImage-2: <image>\n"
     assert record.images == ("images/0.png", "later/0.png") and record.sizes == ((96, 96), (96, 96))
-    assert set(tasks) <= set(tasks_asked(pairs.items[0]))
+    assert set(tasks) <= set(tasks_asked(pairs.items[0], SetClasses.from_set(pairs)))
 
 
 def test_mask_is_read_once_and_unlabelled_images_give_nothing(port: LabelledSet) -> None:
@@ -204,8 +204,9 @@ def test_every_task_is_asked_and_questions_are_short(port: LabelledSet, pairs: L
             asked.add(task)
             words = re.sub(r"<box>.*</box>", "box", question).split()
             assert len(words) <= 15 or task == "scene_options", question  # a list of options may be longer
-    some = {"transitions", "transition_point", "tags"}  # the others with a need are of places
-    assert asked == some | {name for name, task in QUESTION_TASKS.items() if task.needs is None}
+    some = {"transitions", "transition_point", "tags"}  # the others with a need are of places and of bodies
+    always = {name for name, task in QUESTION_TASKS.items() if task.needs is None and not task.findings}
+    assert asked == some | always
 
 
 def test_each_task_has_six_wordings(port: LabelledSet) -> None:

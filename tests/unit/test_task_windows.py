@@ -22,7 +22,8 @@ from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.dense import DecoderSettings, DenseModel
 from vitp.tasks.merging import in_image, merge
 from vitp.tasks.predict import predict_images
-from vitp.tasks.windows import ClassSums, View, class_map, view_weights, views_of
+from vitp.tasks.views import View, views_of
+from vitp.tasks.windows import ClassSums, class_map, view_weights
 
 
 def test_views_cover_the_image_and_end_at_its_border() -> None:
@@ -364,6 +365,53 @@ def test_eight_positions_of_oriented_objects_are_one() -> None:
     corners = merged.quads_N8.view(4, 2)
     wanted = quads_of(tilted).view(4, 2)
     assert float(torch.cdist(corners, wanted).amin(1).max()) < 1e-4
+
+
+def test_staggered_windows_see_each_pixel_at_four_places_of_a_patch() -> None:
+    wanted = TestSettings(window=32, overlap=0.5, stagger=True)
+    views = views_of(150, 171, wanted, InputSize(), origin=(5, -3), patch=8)
+    seen = np.zeros((150, 171), int)
+    along = {axis: [np.zeros((150, 171), bool) for _ in range(4)] for axis in (0, 1)}
+    for x1, y1, x2, y2 in (view.window for view in views):
+        assert (x2 - x1, y2 - y1) == (32, 32)
+        seen[y1:y2, x1:x2] += 1
+        for axis, start in ((0, x1 - 5), (1, y1 + 3)):
+            if start % 2 == 0:  # those at the border lie where the border is
+                along[axis][start % 8 // 2][y1:y2, x1:x2] = True
+    assert seen.min() >= 1
+    inside = (slice(48, -48), slice(48, -48))
+    assert all(place[inside].mean() > 0.85 for axis in (0, 1) for place in along[axis])
+    assert len(views) == len(views_of(150, 171, wanted, InputSize(), origin=(5, -3)))
+    assert [view.window[1] for view in views] == sorted(view.window[1] for view in views)
+    # Two cuts of one ground see the same windows inside.
+    cut = views_of(150, 150, wanted, InputSize(), origin=(-16, -19), patch=8)
+    moved = {(x1 + 21, y1 + 16, x2 + 21, y2 + 16) for x1, y1, x2, y2 in (view.window for view in cut)}
+    inner = {view.window for view in views if min(view.window[:2]) > 32 and max(view.window[2:]) < 128}
+    assert len(inner) >= 4 and inner <= moved
+
+
+@given(
+    height=st.integers(9, 90), width=st.integers(9, 90), x=st.integers(-50, 50), y=st.integers(-50, 50),
+    overlap=st.sampled_from([0.5, 0.625, 0.75]), patch=st.sampled_from([2, 7, 8]),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_staggered_windows_of_a_pixelwise_model_change_nothing(
+    height: int, width: int, x: int, y: int, overlap: float, patch: int
+) -> None:
+    rng = np.random.default_rng(height * width)
+    image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+    wanted = TestSettings(window=24, overlap=overlap, stagger=True)
+    views = views_of(height, width, wanted, InputSize(), origin=(x, y), patch=patch)
+    found = class_map(colour_classes, image, None, views, 4, torch.device("cpu"))
+    assert torch.equal(found, colour_classes(image[None])[0].argmax(0).to(torch.uint8))
+
+
+def test_windows_that_share_too_little_are_not_staggered() -> None:
+    narrow = TestSettings(window=32, overlap=0.125, stagger=True)
+    with pytest.raises(ConfigError, match=r"test\.stagger.* share 4 px .* patch of 8 px"):
+        views_of(60, 60, narrow, InputSize(), patch=8)
+    assert len(views_of(30, 32, narrow, InputSize(), patch=8)) == 1, "seen whole"
+    assert all(not view.flat for view in views_of(60, 60, narrow, InputSize())), "a model without patches"
 
 
 def test_windows_are_counted_from_one_place() -> None:

@@ -66,6 +66,9 @@ def compile_command(
         list[str] | None,
         typer.Option("--task", help="Weight of a kind of question: presence=2, caption=0. Repeatable."),
     ] = None,
+    neighbours: Annotated[
+        int, typer.Option(min=0, max=16, help="Slices on either side that are shown with one of a volume.")
+    ] = 0,
     max_tiles: Annotated[
         int | None,
         typer.Option(
@@ -84,7 +87,13 @@ def compile_command(
     weights = _task_weights(tasks)
     options = format_options(option)
     options |= {"seed": seed, "crop": crop, "overlap": overlap, "empty": empty}
-    asked = SynthesisConfig(questions_per_image=questions, grid=grid, grid_always=grid_always, tasks=weights)
+    asked = SynthesisConfig(
+        questions_per_image=questions,
+        grid=grid,
+        grid_always=grid_always,
+        tasks=weights,
+        neighbours=neighbours,
+    )
     _print_summary(
         compile_labels(source, fmt, out, synthesis=asked, max_tiles=max_tiles, force=force, **options)
     )

@@ -353,6 +353,9 @@ class AugmentSettings(SettingsModel):
     band_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the training images in which each channel of the input is set to 0 (one is always left): the model
     then serves data that lack bands."""
+    window_jitter: float = Field(0.0, ge=0, lt=1)
+    """How far chance moves and stretches the ranges of values that become 0 and 255, as a share of their width: the
+    windows of CT, above all. Pictures have none."""
 
     @classmethod
     def none(cls) -> AugmentSettings:

@@ -296,6 +296,11 @@ def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: _
             severity: Severity = "error" if same else "warning"
             what = f"{Path(mine).name} is {'the same as' if same else 'nearly the same as'} a picture of {side} ({twin})"
             left.add_for_image(severity, "leak", mine, what, "keep a picture and its like in one split")
+        blanks = [{f.digest: a for a, f in _prints(one.users, facts) if f.blank} for one in (left, right)]
+        if common := sorted(blanks[0].keys() & blanks[1].keys()):
+            example = Path(blanks[0][common[0]]).name
+            what = f"images of one colour are in {left.source.split} and in {side}, {example} for example"
+            left.add_for_file("info", "blank", what, "nothing, if they are empty crops or slices")
 
 
 def _find_neighbours(
@@ -338,8 +343,8 @@ def _common_pictures(
     """Yield (address on the left, its twin on the right, they are exactly equal), once for each on the left."""
     shared = left.users.keys() & right.users.keys()
     yield from ((address, address, True) for address in left.users if address in shared)
-    mine = [(a, p) for a, p in _prints(left.users, facts) if a not in shared]
-    its = _prints(right.users, facts)
+    mine = [(a, p) for a, p in _prints(left.users, facts) if a not in shared and not p.blank]
+    its = [(a, p) for a, p in _prints(right.users, facts) if not p.blank]
     twins: dict[int, int] = {}
     for i, j in alike_pairs([p for _, p in mine], [p for _, p in its], distance):
         # An equal twin says more than an earlier one that is only alike.

@@ -42,6 +42,7 @@ from vitp.data.formats.vitp_labels import (
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without_tasks
+from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.io.parts import base_address
 from vitp.records.channels import Channels
 from vitp.records.instructions import to_line
@@ -188,15 +189,16 @@ def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:
     they are removed.
     """
     crop, overlap, min_visible = (job.settings[key] for key in ("crop", "overlap", "min_visible"))
+    tissue = job.settings.get("tissue", True)
     if crops_in_place(whole):
-        cropped = cut(whole, crop, overlap, job.out, min_visible)
+        cropped = cut(whole, crop, overlap, job.out, min_visible, tissue=tissue)
         if whole.drawn is not None and job.base is not None:
             cropped = declare_again(cropped, job.base, job.settings)
         return _write(job, limit_empty(cropped, job.settings["empty"], job.seed), whole=whole)
     folder = _crop_folder(job.out, job.base or job.out, crop, overlap)
     try:
         labelled = limit_empty(
-            cut(whole, crop, overlap, folder, min_visible), job.settings["empty"], job.seed
+            cut(whole, crop, overlap, folder, min_visible, tissue=tissue), job.settings["empty"], job.seed
         )
         _remove_strangers(folder, labelled)
         return _write(job, labelled, folder, whole)
@@ -347,19 +349,26 @@ def _write_lines(
     constant = constant_tasks(training.items, classes, config)
     config = without_tasks(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
+    volumes = (
+        VolumeIndex([_named(item, roots) for item in items]) if isinstance(items, list | tuple) else None
+    )
     with LineWriter(roots.out) as records, LineWriter(roots.out / "labels") as labels:
         for item in items:
-            second = None if item.second_image is None else relative(item.second_image, roots.images)
-            series = tuple(relative(image, roots.images) for image in item.series)
-            named = replace(
-                item, image=relative(item.image, roots.images), second_image=second, series=series
+            made = synthesize_with_tasks(
+                _named(item, roots), classes, seed=seed, config=config, volumes=volumes
             )
-            made = synthesize_with_tasks(named, classes, seed=seed, config=config)
             if made is not None:
                 records.add(item.split, to_line(made[0]))
             counts[item.split].count(item, None if made is None else made[1])
             labels.add(item.split, label_line(item, roots))
     return counts, constant
+
+
+def _named(item: LabelledImage, roots: Roots) -> LabelledImage:
+    """Return an image as records name it: relative to the root of the images."""
+    second = None if item.second_image is None else relative(item.second_image, roots.images)
+    series = tuple(relative(image, roots.images) for image in item.series)
+    return replace(item, image=relative(item.image, roots.images), second_image=second, series=series)
 
 
 def _content_hash(out: Path, channels: Channels | None) -> str:

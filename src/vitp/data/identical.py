@@ -47,7 +47,7 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
     """
     sizes = {path: size for path, size in images if not is_scene(path)}
     paths = list(sizes)
-    same_bytes = _split(_split([paths], partial(_file_key, whole=False)), partial(_file_key, whole=True))
+    same_bytes = equal_files(paths)
     twin = {path: group[0] for group in same_bytes for path in group[1:]}
     by_size: dict[tuple[int, int], list[str]] = defaultdict(list)
     for path in paths:
@@ -71,6 +71,11 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
         first = twin.get(path, path)
         joined[leader.get(first, first)].append(path)
     return Equals(tuple(tuple(group) for group in joined.values() if len(group) > 1), by_pixels)
+
+
+def equal_files(paths: Sequence[str]) -> list[list[str]]:
+    """Return the paths of each content that several files have."""
+    return _split(_split([paths], partial(_file_key, whole=False)), partial(_file_key, whole=True))
 
 
 def _split(groups: Iterable[Sequence[str]], key: Callable[[str], Hashable | None]) -> list[list[str]]:

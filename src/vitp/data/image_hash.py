@@ -43,11 +43,13 @@ class ImagePrint:
         bits: 64-bit difference hash: whether each of 8×8 places is brighter than its left neighbour.
         thumbnail: (256,) float32, a 16×16 grey thumbnail of zero mean and unit norm; zeros for a flat image.
         digest: Hash of size and pixels.
+        blank: All pixels have one colour: it shows nothing that could be known again.
     """
 
     bits: int
     thumbnail: np.ndarray
     digest: bytes
+    blank: bool = False
 
 
 def as_compared(address: str) -> tuple[Image.Image, bytes, tuple[str, ...] | None]:
@@ -98,7 +100,8 @@ def image_print(image: Image.Image, digest: bytes | None = None) -> ImagePrint:
     flat = float(small.std()) < _FLAT
     centred = (small - small.mean()).reshape(-1)
     thumbnail = np.zeros_like(centred) if flat else centred / np.linalg.norm(centred)
-    return ImagePrint(bits, thumbnail, digest or pixel_digest(pixels_HWC))
+    blank = flat and bool((pixels_HWC == pixels_HWC[:1, :1]).all())
+    return ImagePrint(bits, thumbnail, digest or pixel_digest(pixels_HWC), blank)
 
 
 def pixel_digest(pixels: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from PIL import Image
 from vitp.core.errors import ConfigError
 from vitp.io.images import MissingBands, is_scene, load_image, load_planes
 from vitp.io.open_pixels import open_pixels
-from vitp.records.channels import PICTURE, Channels, matching
+from vitp.records.channels import PICTURE, UNMOVED, Channels, Moved, matching
 from vitp.records.labels import LabelledSet
 
 _log = logging.getLogger("vitp")
 _DROPOUT = 0x42414E44
 """Keeps the random choice of channels apart from other uses of a position."""
+
+_JITTER = 0x57494E44
+"""The same for ranges of values."""
 
 PixelImage = Image.Image | np.ndarray
 """Three channels as an RGB image of Pillow's, another number as (H, W, C) uint8."""
@@ -36,11 +39,15 @@ class SeenBands:
         channels: What is seen of the files' bands; None: pictures.
         band_dropout: Share of the training images in which each channel is set to 0; one is always left.
         missing_bands: What becomes of channels whose band a file lacks.
+        window_jitter: How far the ranges of values move in training, see `at`; pictures have none.
+        moved: Where they have been moved to.
     """
 
     channels: Channels | None = None
     band_dropout: float = 0.0
     missing_bands: MissingBands = "error"
+    window_jitter: float = 0.0
+    moved: Moved = UNMOVED
 
     @classmethod
     def by(
@@ -82,8 +89,27 @@ class SeenBands:
     def planes(self, address: str, enough: Callable[[int, int], tuple[int, int]] | None = None) -> np.ndarray:
         """Return an image as (C, H, W) uint8 that may be written to; see `load`."""
         return load_planes(
-            address, enough=enough, channels=self.channels, stretch=False, missing_bands=self.missing_bands
+            address,
+            enough=enough,
+            channels=self.channels,
+            stretch=False,
+            missing_bands=self.missing_bands,
+            moved=self.moved,
         )
+
+    def at(self, seed: int, position: int) -> SeenBands:
+        """Return how the image at a place in the run is read: by ranges that chance has moved and stretched.
+
+        With a jitter of 0.2 the centre of every range moves by up to a tenth of its width to either side, and its width
+        becomes 0.8 to 1.2 times as large; all channels alike. It happens before values are clipped, so that it shows
+        what lies beyond the range, too. A pure function of seed and position, as `dropped`.
+        """
+        if not self.window_jitter or self.channels is None:
+            return self
+        shift, stretch = (
+            np.random.default_rng([seed, _JITTER, position]).uniform(-1, 1, 2) * self.window_jitter
+        )
+        return replace(self, window_jitter=0.0, moved=(float(shift) / 2, 1 + float(stretch)))
 
     def dropped(self, seed: int, position: int) -> np.ndarray | None:
         """Return which channels are set to 0 at a place in the run, (C,) bool; None: none is.
@@ -105,9 +131,8 @@ class SeenBands:
         channels = (
             None if self.channels is None else self.channels.model_dump(mode="json", exclude={"dropout"})
         )
-        return [
-            {"channels": channels, "band_dropout": self.band_dropout, "missing_bands": self.missing_bands}
-        ]
+        own = {"channels": channels, "band_dropout": self.band_dropout, "missing_bands": self.missing_bands}
+        return [{**own, "window_jitter": self.window_jitter} if self.window_jitter else own]
 
 
 def check_missing_bands(model: Channels | None, missing_bands: MissingBands) -> None:

@@ -26,6 +26,7 @@ from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, Seen, cache_folder
 from vitp.data.readers.records import RowRecords
 from vitp.io.images import is_scene, load_image
 from vitp.io.part_files import part_bytes
+from vitp.io.parts import FilePart, part_address
 from vitp.io.storage import (
     LocalBytes,
     RemoteBytes,
@@ -37,6 +38,7 @@ from vitp.io.storage import (
     read_address,
     readable,
 )
+from vitp.io.volumes import is_volume
 from vitp.records.channels import Channels
 from vitp.records.instructions import InstructionRecord, record_to_json
 
@@ -281,7 +283,7 @@ def write_shards(
         DataError: There is no record, or an image can't be read.
         VitpError: The disk is full or can't be written.
     """
-    samples, stem = _samples(records), files.inner_path(name)
+    samples, stem = _samples(records, channels), files.inner_path(name)
     shards: list[Path] = []
     sample = next(samples, None)
     if sample is None:
@@ -305,18 +307,27 @@ def write_shards(
     return shards
 
 
-def _samples(records: Iterable[InstructionRecord]) -> Iterator[list[tuple[str, bytes]]]:
+def _samples(
+    records: Iterable[InstructionRecord], channels: Channels | None
+) -> Iterator[list[tuple[str, bytes]]]:
     for number, record in enumerate(records):
         key = f"{number:09d}"
-        images = [_image(address) for address in record.images]
+        images = [_image(address, channels) for address in record.images]
         one = len(images) == 1
         names = [f"{key}{'' if one else f'.{i}'}{suffix}" for i, (suffix, _) in enumerate(images)]
         row = files.to_json(record_to_json(replace(record, images=tuple(names)))).encode()
         yield [(f"{key}.json", row), *zip(names, (data for _, data in images), strict=True)]
 
 
-def _image(address: str) -> tuple[str, bytes]:
-    """Return suffix and bytes of an image."""
+def _image(address: str, channels: Channels | None) -> tuple[str, bytes]:
+    """Return suffix and bytes of an image: of a slice of a volume with the neighbours that are seen."""
+    if channels is not None and is_volume(address):
+        if any(channel.by_file for channel in channels.channels):
+            what = "is seen by a range that its volume or header tells, which a shard doesn't hold"
+            fix = "compile the set with fixed values (-o window=LEVEL/WIDTH or -o range=LOW,HIGH)"
+            raise DataError(what, where=address, fix=fix)
+        if channels.around:
+            address = part_address(address, FilePart(around=channels.around))
     copied = part_bytes(address)
     if copied is not None:
         return copied

@@ -31,7 +31,8 @@ from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
 from vitp.tasks.predict import unit_objects
-from vitp.tasks.windows import Strip, Unit, View, class_strips, in_lanes, units_of, views_of
+from vitp.tasks.views import View, views_of
+from vitp.tasks.windows import Strip, Unit, class_strips, in_lanes, units_of
 
 Piece = TypeVar("Piece")
 
@@ -142,7 +143,8 @@ class RasterPrediction:
         """All looks at the raster."""
         resize = self.settings.resize or self.model.input_size
         origin = seen_origin(self.dates[0])
-        return views_of(*self.size, self.settings, resize, origin=origin, factor=self.factor)
+        patch = self.model.patch(self.settings)
+        return views_of(*self.size, self.settings, resize, origin=origin, factor=self.factor, patch=patch)
 
     @cached_property
     def lanes(self) -> list[Lane]:

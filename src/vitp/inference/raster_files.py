@@ -189,6 +189,7 @@ class RasterWork:
             "source": Path(self.source.image).name,
             "window": settings.window,
             "overlap": settings.overlap,
+            **({"stagger": True} if settings.stagger else {}),
             "scales": list(settings.scales),
             "tta": "flip" if settings.flip and settings.tta == "none" else settings.tta,
             "resolution": self.options.resolution,

@@ -38,15 +38,14 @@ from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
 from vitp.tasks.predict import classify, unit_objects
+from vitp.tasks.views import View, views_of
 from vitp.tasks.windows import (
     SUMS_BYTES,
     ClassSums,
     Strip,
     Unit,
-    View,
     batches,
     seen_views,
-    views_of,
     without_nodata,
 )
 
@@ -120,7 +119,9 @@ class VolumePrediction:
         settings = self.settings
         if self.model.name == "classification":
             settings = settings.model_copy(update={"window": None})
-        return views_of(*self.shape[1:], settings, resize, factor=self.factor)
+        return views_of(
+            *self.shape[1:], settings, resize, factor=self.factor, patch=self.model.patch(settings)
+        )
 
     @cached_property
     def blocks(self) -> list[range]:

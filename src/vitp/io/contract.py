@@ -17,7 +17,7 @@ from vitp.core.errors import DataError
 from vitp.io.acquisition import Acquisition
 from vitp.io.parts import FilePart, Window, check_window
 from vitp.io.value_math import averaged, between, value_range
-from vitp.records.channels import Channels, band_key
+from vitp.records.channels import UNMOVED, Channels, Moved, band_key
 
 LARGEST_READ_BYTES = 4_000_000_000
 """Of the values that one call returns."""
@@ -258,7 +258,12 @@ class Pixels(ABC):
         return self.read_valid(window, bands, level)
 
     def seen(
-        self, channels: Channels, bands: Sequence[str], window: Window | None = None, level: int = 0
+        self,
+        channels: Channels,
+        bands: Sequence[str],
+        window: Window | None = None,
+        level: int = 0,
+        moved: Moved = UNMOVED,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return what a tower sees, (C, H, W) uint8, and which pixels count, band by band. Those that don't are 0.
 
@@ -266,9 +271,10 @@ class Pixels(ABC):
             channels: How the values of each band are scaled.
             bands: What this file calls the band of each channel.
             window, level: As `read` has them.
+            moved: As `Channels.scale` has it.
         """
         values_CHW, valid_CHW = self.read_quantity(window, bands, level)
-        seen_CHW = channels.scale(values_CHW, of=self, bands=bands)
+        seen_CHW = channels.scale(values_CHW, of=self, bands=bands, moved=moved)
         seen_CHW[~valid_CHW] = 0
         return seen_CHW, valid_CHW
 

@@ -147,6 +147,8 @@ def _read(path: Path, where: str) -> tuple[Any, str | None]:
     if not path.is_file():
         raise DataError("is missing", where=where, fix="check the path")
     if not is_dicom_file(path):
+        if path.suffix.lower() == ".gz":
+            raise DataError("is a compressed DICOM file", where=where, fix="unpack it (gunzip)")
         raise DataError("is no DICOM file", where=where, fix=_COPY_AGAIN)
     try:
         _check_deflated(path, where)
@@ -203,6 +205,17 @@ def uid_name(uid: str | None) -> str | None:
     return None if name[:1].isdigit() or name == uid else name
 
 
+_MODALITIES = frozenset(
+    "AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DMS DG DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER "
+    "KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE "
+    "RTIMAGE RTPLAN RTRECORD RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XAPROTOCOL XC".split()
+)
+_VIEWS = frozenset(
+    "AP PA LL RL RLD LLD RLO LLO LAT LATERAL LPO RPO LAO RAO MLO ML LM LMO SIO ISO CC XCC XCCL XCCM FB CV AT RM RL TAN "
+    "OBL OBLIQUE AXIAL SWIM".split()
+)
+"""DICOM's own codes and the usual ones: these fields are at times used for free text."""
+
 _SIDES = {"L": "left", "R": "right", "B": "both"}
 _ANNOTATED = {"YES": True, "NO": False}
 
@@ -214,10 +227,10 @@ def acquisition_of(header: Header, plane: str | None) -> Acquisition:
     side = word(data, "ImageLaterality") or word(data, "Laterality")
     view = word(data, "ViewPosition")
     return Acquisition(
-        modality=modality if modality and modality.isalnum() and len(modality) <= 16 else None,
+        modality=modality if modality in _MODALITIES else None,
         body_part=_body_part(data),
         laterality=_SIDES.get((side or "").upper()),
-        view=view.upper() if view and view.isalnum() and len(view) <= 5 else None,
+        view=view.upper() if view and view.upper() in _VIEWS else None,
         plane=plane,
         contrast=True if word(data, "ContrastBolusAgent") else None,
         burnt_in=_ANNOTATED.get((word(data, "BurnedInAnnotation") or "").upper()),

@@ -9,7 +9,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.io.dicom_frames import Frame
-from vitp.io.volume_files import affine_of, is_usable
+from vitp.io.volume_checks import affine_of, is_usable
 from vitp.io.volume_grid import VolumeGrid
 
 _SAME_PLACE_MM = 1e-3

@@ -24,7 +24,7 @@ from vitp.io.dicom_stack import Stack, stacked
 from vitp.io.dicom_values import LookupTable, has_window, is_inverse, shown_values
 from vitp.io.value_math import value_range
 from vitp.io.volume import Layer, Volume
-from vitp.io.volume_files import LARGEST_HELD_BYTES, plane_of
+from vitp.io.volume_checks import LARGEST_HELD_BYTES, plane_of
 from vitp.io.volume_kinds import is_dicom_file
 
 _MOST_NAMED = 12

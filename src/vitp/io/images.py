@@ -23,7 +23,9 @@ from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
 from vitp.io.rasters import raster_driver
 from vitp.io.slides import SLIDE_SUFFIXES, slide_kind
 from vitp.io.storage import SCENE_PREFIX
-from vitp.records.channels import Channels
+from vitp.io.volume_labels import label_values
+from vitp.io.volumes import is_volume
+from vitp.records.channels import UNMOVED, Channels, Moved
 from vitp.scenes import load_scene, parse_scene_address
 
 MissingBands = Literal["error", "zero"]
@@ -180,6 +182,7 @@ def load_planes(
     channels: Channels | None = None,
     stretch: bool = True,
     missing_bands: MissingBands = "error",
+    moved: Moved = UNMOVED,
 ) -> np.ndarray:
     """Return what `load_image` does as (3, H, W) uint8 that may be written to, with no third copy of the whole.
 
@@ -189,13 +192,14 @@ def load_planes(
         address, enough, channels, stretch: See `load_image`.
         missing_bands: `zero`: channels whose band the file lacks are 0, as some were while a tower with band dropout
             was trained.
+        moved: How the ranges of the channels are moved; see `Channels.scale`.
 
     Raises:
         DataError: As `load_image`; or the file lacks bands.
     """
     if channels is not None:
         with open_seen(address, channels) as pixels:
-            return _planes(pixels, channels, enough, missing_bands)
+            return _planes(pixels, channels, enough, missing_bands, moved)
     image = load_image(address, enough=enough, stretch=stretch)
     array_CHW = np.empty((3, image.height, image.width), np.uint8)
     for top, bottom in row_bands(*image.size):
@@ -209,6 +213,7 @@ def _planes(
     channels: Channels,
     enough: Callable[[int, int], tuple[int, int]] | None,
     missing_bands: MissingBands,
+    moved: Moved,
 ) -> np.ndarray:
     """Return (C, H, W) uint8 of an open file, strip by strip, so that its own values are never held as a whole."""
     names = channels.named_in(pixels.names)
@@ -223,7 +228,7 @@ def _planes(
     rows = max(1, _STRIP_VALUES // (len(channels) * planes_CHW.shape[2]) >> level) << level
     for top in range(0, height, rows):
         window = (0, top, width, min(top + rows, height))
-        seen_CHW, _ = pixels.seen(part, bands, window, level)
+        seen_CHW, _ = pixels.seen(part, bands, window, level, moved)
         first = top >> level
         planes_CHW[there, first : first + seen_CHW.shape[1]] = seen_CHW
     return planes_CHW
@@ -271,7 +276,9 @@ def load_label_pixels(path: str | Path) -> np.ndarray:
         with open_image(path) as file:
             return file.label_values()
     with open_pixels(path) as pixels:
-        values_CHW = pixels.read()
+        values_CHW = pixels.read_quantity()[0]
+    if is_volume(path):
+        values_CHW = label_values(values_CHW, str(path))
     if len(values_CHW) not in (1, 3) or (len(values_CHW) == 3 and values_CHW.dtype != np.uint8):
         what = f"holds {len(values_CHW)} bands of {values_CHW.dtype}, which are no labels"
         raise DataError(what, where=str(path), fix="choose the band of the labels (FILE#bands=1)")

@@ -14,6 +14,7 @@ from vitp.io.images import is_scene, load_image
 from vitp.io.open_pixels import open_pixels
 from vitp.io.parts import WHOLE, split_address
 from vitp.io.rasters import gdal, raster_driver
+from vitp.io.volumes import is_volume
 
 _ALONE = frozenset({None, "GTiff", "JP2OpenJPEG", "HFA", "NITF", "GRIB", "netCDF"})
 """Kinds of images that are one file with everything in it."""
@@ -22,7 +23,8 @@ _ALONE = frozenset({None, "GTiff", "JP2OpenJPEG", "HFA", "NITF", "GRIB", "netCDF
 def part_bytes(address: str | Path) -> tuple[str, bytes] | None:
     """Return suffix and bytes of a file that holds just what an address names; None: the file as it is does.
 
-    Pictures become PNG, other rasters GeoTIFF with their own values, bands, nodata and place on the ground.
+    Pictures become PNG, other rasters GeoTIFF with their own values, bands, nodata and place on the ground, slices of
+    volumes GeoTIFF with their quantity.
 
     Raises:
         DataError: The part can't be read.
@@ -30,19 +32,20 @@ def part_bytes(address: str | Path) -> tuple[str, bytes] | None:
     base, part = split_address(address)
     if is_scene(base):
         return None
-    if part == WHOLE and not Path(base).is_dir() and raster_driver(base) in _ALONE:
+    volume = is_volume(base)
+    if part == WHOLE and not volume and not Path(base).is_dir() and raster_driver(base) in _ALONE:
         return None
     with open_pixels(address) as pixels:
         if pixels.is_picture:
             buffer = io.BytesIO()
             load_image(address).save(buffer, "PNG")
             return ".png", buffer.getvalue()
-        values_CHW, valid_CHW = pixels.read_valid()
+        values_CHW, valid_CHW = pixels.read_quantity()
         return ".tif", geotiff(
             values_CHW,
             pixels.names,
             np.any(valid_CHW, axis=0),
-            nodata=pixels.nodata,
+            nodata=None if volume else pixels.nodata,
             geometry=pixels.geometry,
             where=pixels.where,
         )

@@ -12,6 +12,7 @@
 | `around=1` | so many slices on either side, too, as further bands (`1@-1`, `1`, `1@+1`) |
 | `mpp=0.5` | a slide at so many micrometres a pixel |
 
+Words in braces, `case_{0000,0001}.nii.gz`, name several volumes on one grid, whose bands are those of one image.
 Names that hold `,`, `&`, `#` or `%` are written with percent signs, as in URLs. A file whose own name looks
 like this is still that file: what exists under the whole address counts first.
 """
@@ -34,6 +35,7 @@ PLANES = ("axial", "coronal", "sagittal", "stored")
 
 _KEYS = ("window", "bands", "page", "layer", "series", "slice", "plane", "around", "mpp")
 _PART = re.compile(rf"(?P<base>.+)#(?P<part>(?:{'|'.join(_KEYS)})=[^#]*)", re.DOTALL)
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _FORM = "write FILE#window=x1,y1,x2,y2&bands=…&page=…&layer=…&series=…&slice=…&plane=…&around=…&mpp=…, each once at most"
 
 
@@ -164,6 +166,27 @@ def base_address(address: str | Path) -> str:
     return split_address(address)[0]
 
 
+def braced(base: str) -> list[tuple[str, str]]:
+    """Return the words in braces of an address, with the path that each stands for; nothing where there are none.
+
+    A file whose own name has the braces is that file.
+    """
+    match = _BRACES.search(base)
+    if match is None or os.path.lexists(base):
+        return []
+    words = [word.strip() for word in match[1].split(",")]
+    if len(set(words)) != len(words) or not all(words):
+        raise DataError("names a file twice, or none, in its braces", where=base, fix="write {one,other}")
+    paths = [base[: match.start()] + word + base[match.end() :] for word in words]
+    numbered = all(word.isdecimal() for word in words)
+    if numbered and [int(word) for word in words] in (
+        list(range(len(words))),
+        list(range(1, len(words) + 1)),
+    ):
+        words = [str(number) for number in range(1, len(words) + 1)]  # 0000, 0001: bands without a name
+    return list(zip(words, paths, strict=True))
+
+
 def part_address(address: str | Path, part: FilePart) -> str:
     """Return the address of a part of an image; a window is one of the image that the address names.
 
@@ -188,13 +211,17 @@ def window_address(address: str | Path, window: Window) -> str:
 def file_stamp(address: str | Path) -> tuple[int, int]:
     """Return size in bytes and time of change, in nanoseconds, of the file that an address names a part of.
 
-    Of a folder with one file a band they are those of all its files: their sum, and the latest.
+    Of a folder with one file a band or a slice, and of files in braces, they are those of all: their sum, and the latest.
 
     Raises:
         OSError: It isn't there.
         DataError: As `split_address`.
     """
-    path = Path(base_address(address))
+    base = base_address(address)
+    if joined := braced(base):
+        stamps = [file_stamp(path) for _, path in joined]
+        return sum(size for size, _ in stamps), max(changed for _, changed in stamps)
+    path = Path(base)
     stat = path.stat()
     if not path.is_dir():
         return stat.st_size, stat.st_mtime_ns

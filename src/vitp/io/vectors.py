@@ -1,18 +1,19 @@
-"""Vector files (GeoPackage, Shapefile, GeoJSON, GeoParquet, …) through pyogrio: geometries and their columns.
+"""Vector files (GeoPackage, Shapefile, GeoJSON, …) through pyogrio, GeoParquet through pyarrow.
 
 Shapes: N features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.io.ground import check_crs, need_geo
+from vitp.core.reading import parse_json
+from vitp.io.ground import LONGITUDE_LATITUDE, check_crs, need_geo
 
 VECTOR_SUFFIXES = frozenset({".gpkg", ".shp", ".geojson", ".fgb", ".parquet", ".geoparquet"})
 """Suffixes of vector files; GeoJSON may end with .json, too (`is_geojson`)."""
@@ -76,6 +77,9 @@ def vector_layers(path: Path) -> list[str]:
     Raises:
         DataError: The file can't be read.
     """
+    if path.suffix.lower() in _PARQUET:
+        _check_head(path)
+        return [path.stem]
     pyogrio = _pyogrio(path)
     try:
         found = pyogrio.list_layers(path)
@@ -95,7 +99,11 @@ def read_features(path: Path, layer: str, crs: str | None = None) -> VectorLayer
     Raises:
         DataError: The file can't be read, or is GeoJSON whose coordinates can't be what GeoJSON's must be.
     """
-    pyogrio, shapely = _pyogrio(path), need_geo("shapely", str(path))
+    shapely = need_geo("shapely", str(path))
+    if path.suffix.lower() in _PARQUET:
+        found = _read_geoparquet(path, shapely)
+        return found if crs is None else replace(found, crs=check_crs(crs, "labels_crs"))
+    pyogrio = _pyogrio(path)
     try:
         meta, _, geometries, values = pyogrio.raw.read(path, layer=layer, force_2d=True)
         shapes_N = shapely.from_wkb(geometries)
@@ -104,7 +112,7 @@ def read_features(path: Path, layer: str, crs: str | None = None) -> VectorLayer
     columns = dict(zip((str(name) for name in meta["fields"]), values, strict=True))
     found = VectorLayer(path, layer, meta["crs"] or None, shapes_N, columns)
     if crs is not None:
-        return VectorLayer(path, layer, check_crs(crs, "labels_crs"), shapes_N, columns)
+        return replace(found, crs=check_crs(crs, "labels_crs"))
     if path.suffix.lower() in (".geojson", ".json"):
         _check_degrees(found, shapely)
     return found
@@ -127,6 +135,12 @@ def _check_degrees(found: VectorLayer, shapely: Any) -> None:
 def _pyogrio(path: Path) -> Any:
     """Return pyogrio when its GDAL reads files of this kind."""
     pyogrio = need_geo("pyogrio", str(path))
+    _check_head(path)
+    return pyogrio
+
+
+def _check_head(path: Path) -> None:
+    """Refuse files that begin otherwise than their name says."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)
@@ -135,15 +149,62 @@ def _pyogrio(path: Path) -> Any:
     if not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_BEGINS[path.suffix.lower()].lstrip()):
         what = f"isn't what a name with {path.suffix} says"
         raise DataError(what, where=str(path), fix="save it again, or name it after what it is")
-    if path.suffix.lower() in _PARQUET and "Parquet" not in pyogrio.list_drivers():
-        version = ".".join(map(str, pyogrio.__gdal_version__))
-        raise DataError(
-            f"is GeoParquet, which this installation can't read: GDAL {version} of pyogrio {pyogrio.__version__} has "
-            "no driver Parquet",
-            where=str(path),
-            fix=f"convert it (ogr2ogr {path.stem}.gpkg {path.name}), or install a pyogrio that has the driver",
-        )
-    return pyogrio
+
+
+def _read_geoparquet(path: Path, shapely: Any) -> VectorLayer:
+    """Read the main geometries of a GeoParquet file; the wheels of pyogrio have no driver for it."""
+    pyarrow = need_geo("pyarrow", str(path))
+    parquet = need_geo("pyarrow.parquet", str(path))
+    try:
+        file = parquet.ParquetFile(path)
+        about = parse_json((file.schema_arrow.metadata or {})[b"geo"].decode())
+        main, columns = str(about["primary_column"]), dict(about["columns"])
+        encoding, crs = str(columns[main]["encoding"]), columns[main].get("crs", LONGITUDE_LATITUDE)
+        wanted = [
+            field.name
+            for field in file.schema_arrow
+            if field.name == main or (field.name not in columns and not pyarrow.types.is_nested(field.type))
+        ]
+        table = file.read(wanted)
+    except KeyError as error:
+        what = "is a Parquet file that doesn't say where its geometries are (no metadata \"geo\")"
+        raise DataError(what, where=str(path), fix="save it as GeoParquet, or as a GeoPackage") from error
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
+        raise _unreadable(path, error) from error
+    if encoding != "WKB":
+        what = f'has geometries as "{encoding[:40]}", and only WKB is read'
+        raise DataError(what, where=str(path), fix="write it with geometry_encoding=WKB, or as a GeoPackage")
+    try:
+        shapes_N = shapely.force_2d(shapely.from_wkb(np.array(table[main].to_pylist(), dtype=object)))
+    except shapely.GEOSException as error:
+        raise _unreadable(path, error) from error
+    values = {name: _values(table[name], pyarrow) for name in wanted if name != main}
+    return VectorLayer(path, path.stem, _crs_of_geoparquet(crs, path), shapes_N, values)
+
+
+def _values(column: Any, pyarrow: Any) -> np.ndarray:
+    """Return numbers as numbers, NaN where one is missing, and everything else as objects."""
+    kind = column.type
+    if pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind):
+        numbers: np.ndarray = column.to_numpy()
+        return numbers
+    found = np.empty(len(column), dtype=object)
+    found[:] = column.to_pylist()
+    return found
+
+
+def _crs_of_geoparquet(crs: Any, path: Path) -> str | None:
+    """Return the system that PROJ's JSON, or a text, names; None: it is said to be unknown."""
+    if not crs:
+        return None
+    pyproj = need_geo("pyproj", str(path))
+    try:
+        known = pyproj.CRS.from_user_input(crs)
+    except (pyproj.exceptions.CRSError, TypeError) as error:
+        what = "names a coordinate reference system that can't be read"
+        raise DataError(what, where=str(path), fix="name it with -o labels_crs=EPSG:…") from error
+    authority = known.to_authority()
+    return ":".join(authority) if authority else str(known.to_wkt())
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

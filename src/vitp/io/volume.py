@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -31,7 +30,6 @@ _MOST_VOXELS = 1 << 24
 _MOST_MEASURED = 100_000
 _measured: dict[tuple[object, ...], tuple[float, float]] = {}
 """Percentiles of volumes, by what they are of."""
-_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,9 @@ class Volume(ABC):
             valid_ABC = np.isfinite(slab_ABC)
         else:
             valid_ABC = np.ones(slab_ABC.shape, bool)
-        return valid_ABC if self.nodata is None else valid_ABC & (slab_ABC != self.nodata)
+        if self.nodata is not None:
+            valid_ABC &= slab_ABC != self.nodata
+        return valid_ABC
 
     def layer(self, number: int, plane: str) -> Layer:
         """Return what is stored of a slice, and what its values mean."""
@@ -392,24 +392,3 @@ class JoinedVolume(Volume):
 
     def _slab(self, axis: int, index: int) -> np.ndarray:
         return np.concatenate([volume._slab(axis, index) for volume in self._parts], axis=2)
-
-
-def braced(base: str) -> list[tuple[str, str]]:
-    """Return the words in braces of an address, with the path that each stands for; nothing where there are none.
-
-    A file whose own name has the braces is that file.
-    """
-    match = _BRACES.search(base)
-    if match is None or os.path.lexists(base):
-        return []
-    words = [word.strip() for word in match[1].split(",")]
-    if len(set(words)) != len(words) or not all(words):
-        raise DataError("names a file twice, or none, in its braces", where=base, fix="write {one,other}")
-    paths = [base[: match.start()] + word + base[match.end() :] for word in words]
-    numbered = all(word.isdecimal() for word in words)
-    if numbered and [int(word) for word in words] in (
-        list(range(len(words))),
-        list(range(1, len(words) + 1)),
-    ):
-        words = [str(number) for number in range(1, len(words) + 1)]  # 0000, 0001: bands without a name
-    return list(zip(words, paths, strict=True))

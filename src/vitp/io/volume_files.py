@@ -1,4 +1,4 @@
-"""Volumes in files of their own: through nibabel and SimpleITK.
+"""Volumes that nibabel reads: NIfTI, MGZ, Analyze, MINC, PAR/REC, AFNI, ECAT.
 
 Shapes: I × J × K voxels; a slab is one layer of them, with the bands last.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +18,23 @@ from vitp.core.extras import need_medical
 from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band
 from vitp.io.volume import Volume
-from vitp.io.volume_grid import Affine, VolumeGrid
+from vitp.io.volume_checks import (
+    COPY_AGAIN,
+    LARGEST_HELD_BYTES,
+    MOST_IN_GZIP,
+    affine_of,
+    check_shape,
+    is_usable,
+    no_affine,
+    no_series,
+    plane_of,
+    quiet,
+)
+from vitp.io.volume_grid import VolumeGrid
 
-_COPY_AGAIN = "copy it again from its source or remove it"
-MOST_IN_GZIP = 1032
-"""Bytes that one byte of a gzip file can stand for."""
-LARGEST_HELD_BYTES = 512 << 20
-"""Of the voxels of a compressed file that are held, so that layers across its order are read at once."""
-MOST_BANDS = 4096
 _MILLIMETRES = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
 _DISAGREE_VOXELS = 0.1
 """How far the two transforms of a NIfTI file may lie apart, in voxels."""
-
-
-@contextlib.contextmanager
-def quiet(where: str, what: str = "can't be read: it is damaged, or cut off") -> Iterator[None]:
-    """Turn whatever a library raises into a `DataError`, without its words: these quote the file's own text."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (DataError, KeyboardInterrupt):
-        raise
-    except MemoryError as error:
-        raise DataError("needs more memory than there is", where=where, fix="use a smaller volume") from error
-    except OSError as error:
-        reason = f" ({error.strerror})" if error.strerror else ""
-        raise DataError(
-            f"can't be read{reason}: it is damaged, or cut off", where=where, fix=_COPY_AGAIN
-        ) from error
-    except Exception as error:
-        raise DataError(f"{what} ({type(error).__name__})", where=where, fix=_COPY_AGAIN) from error
-
-
-def affine_of(matrix_44: np.ndarray) -> Affine:
-    """Return a matrix as tuples."""
-    a, b, c, d = ((float(row[0]), float(row[1]), float(row[2]), float(row[3])) for row in matrix_44)
-    return a, b, c, d
-
-
-def is_usable(matrix_44: np.ndarray) -> bool:
-    """Return whether a matrix places voxels: finite, and no axis without length or along another."""
-    if matrix_44.shape != (4, 4) or not np.isfinite(matrix_44).all():
-        return False
-    lengths = np.linalg.norm(matrix_44[:3, :3], axis=0)
-    if not (lengths > 1e-9).all() or (lengths > 1e9).any():
-        return False
-    return bool(abs(np.linalg.det(matrix_44[:3, :3] / lengths)) > 1e-3)
-
-
-def plane_of(grid: VolumeGrid) -> str | None:
-    """Return in which plane the slices were taken, of which the widest step tells; None: it isn't known."""
-    if grid.affine is None:
-        return None
-    plane = grid.plane
-    axis, _ = grid.layer(0, plane)
-    column = np.array(grid.affine)[:3, axis]
-    straight = np.abs(column).max() / np.linalg.norm(column)
-    return plane if straight > math.cos(math.radians(25)) else "oblique"
 
 
 class NibabelVolume(Volume):
@@ -131,7 +89,7 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
     Raises:
         DataError: As `vitp.io.volumes.open_volume`.
     """
-    _no_series(series, base)
+    no_series(series, base)
     nibabel = need_medical("nibabel", base)
     with quiet(base, "can't be read: it is damaged, or a kind that nibabel doesn't read"):
         image = nibabel.load(base)
@@ -140,7 +98,10 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
         ):
             raise DataError("holds surfaces or matrices, no volume", where=base, fix="name a file of voxels")
         shape = tuple(int(size) for size in image.shape)
-        _check_shape(shape, base)
+        check_shape(shape, base)
+        if isinstance(image, nibabel.Minc1Image) and len(shape) > 3:
+            what = "holds several volumes in MINC's order of axes, which isn't read"
+            raise DataError(what, where=base, fix="save each as a file of its own (mincreshape, mnc2nii)")
         proxy = _unscaled(image)
         raw = proxy is not image.dataobj
         kind = proxy.dtype if raw else np.asanyarray(proxy[(0,) * len(shape)]).dtype
@@ -169,22 +130,6 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
     return volume
 
 
-def _no_series(series: str | None, where: str) -> None:
-    if series is not None:
-        what = "is one volume, of which no series can be chosen"
-        raise DataError(what, where=where, fix="leave #series= out")
-
-
-def _check_shape(shape: tuple[int, ...], where: str) -> None:
-    if len(shape) < 2 or min(shape) < 1:
-        size = "×".join(map(str, shape))
-        raise DataError(f"says that its size is {size or 'none'}", where=where, fix=_COPY_AGAIN)
-    bands = math.prod(shape[3:])
-    if bands > MOST_BANDS:
-        what = f"holds {bands} volumes; up to {MOST_BANDS} are read as bands"
-        raise DataError(what, where=where, fix="save some of them as a file of their own")
-
-
 def _check_length(image: Any, proxy: Any, where: str) -> None:
     """Refuse a file that can't hold what it says, before anything is decoded."""
     name = getattr(proxy, "file_like", None)
@@ -199,7 +144,7 @@ def _check_length(image: Any, proxy: Any, where: str) -> None:
         return
     if wanted > size:
         what = f"says that it holds {wanted:,} bytes, and can't: it is damaged, or cut off"
-        raise DataError(what, where=where, fix=_COPY_AGAIN)
+        raise DataError(what, where=where, fix=COPY_AGAIN)
 
 
 def _own_type(kind: Any, where: str) -> np.dtype[Any]:
@@ -238,7 +183,7 @@ def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeG
     else:
         matrix = np.asarray(image.affine, float)
         if not is_usable(matrix):
-            raise _no_affine(where)
+            raise no_affine(where)
     if matrix is None:
         notes.append("doesn't say how it lies in the patient; its slices are shown as stored")
         usable = len(zooms) == 3 and all(math.isfinite(zoom) and zoom > 0 for zoom in zooms)
@@ -247,11 +192,6 @@ def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeG
     scaled = matrix.copy()
     scaled[:3] *= factor
     return VolumeGrid(sizes, affine_of(scaled)), notes, findings
-
-
-def _no_affine(where: str) -> DataError:
-    what = "has an affine that places no voxels: it isn't finite, or an axis has no length"
-    return DataError(what, where=where, fix="write the file again with its right affine")
 
 
 def _unit(image: Any, findings: list[str]) -> float:
@@ -263,7 +203,8 @@ def _unit(image: Any, findings: list[str]) -> float:
     if unit not in _MILLIMETRES:
         findings.append("doesn't say in which unit its voxels are measured; they are taken for millimetres")
     elif unit != "mm":
-        findings.append(f"measures its voxels in {unit}s, which are converted to millimetres")
+        own = {"meter": "metres", "micron": "micrometres"}[unit]
+        findings.append(f"measures its voxels in {own}, which are converted to millimetres")
     return _MILLIMETRES.get(unit, 1.0)
 
 
@@ -280,7 +221,7 @@ def _nifti_affine(image: Any, where: str, findings: list[str]) -> np.ndarray | N
             if is_usable(matrix):
                 found[name] = matrix
     if coded and not found:
-        raise _no_affine(where)
+        raise no_affine(where)
     lost = [name for name in coded if name not in found]
     if lost:
         findings.append(f"has a {lost[0]} that places no voxels; the {next(iter(found))} is used")
@@ -293,109 +234,3 @@ def _nifti_affine(image: Any, where: str, findings: list[str]) -> np.ndarray | N
                 f"has an sform and a qform that lie up to {apart:.3g} units apart; the sform is used"
             )
     return next(iter(found.values()), None)
-
-
-class ItkVolume(Volume):
-    """A file that SimpleITK reads, as a whole unless it is stored plainly."""
-
-    def __init__(self, where: str, reader: Any, grid: VolumeGrid, bands: Sequence[Band], kind: Any) -> None:
-        super().__init__(where, grid, bands, kind)
-        self._size = tuple(reader.GetSize())
-        with Path(where).open("rb") as file:
-            head = file.read(1 << 16)
-        self._plain = (
-            head.startswith((b"ObjectType", b"NDims", b"Comment")) and b"CompressedData = True" not in head
-        )
-
-    def _slab(self, axis: int, index: int) -> np.ndarray:
-        sizes = [size for place, size in enumerate(self.grid.shape) if place != axis]
-        with quiet(self.where):
-            if self._plain and axis < len(self._size):
-                start, length = [0] * len(self._size), list(self._size)
-                start[axis], length[axis] = index, 1
-                return self._read(start, length).reshape(*sizes, len(self.bands))
-            if self._voxels is None:
-                whole = self._read([0] * len(self._size), list(self._size))
-                self._voxels = whole.reshape(*self.grid.shape, len(self.bands))
-            return np.asarray(self._voxels.take(index, axis))
-
-    def _read(self, start: list[int], length: list[int]) -> np.ndarray:
-        """Return (I, J, K, …) of a part."""
-        itk = need_medical("SimpleITK", self.where)
-        reader = itk.ImageFileReader()
-        reader.SetFileName(self.where)
-        reader.SetExtractIndex(start)
-        reader.SetExtractSize(length)
-        image = reader.Execute()
-        array = itk.GetArrayFromImage(image)
-        axes = len(length)
-        return np.asarray(array.transpose(*reversed(range(axes)), *range(axes, array.ndim)))
-
-
-def open_with_itk(base: str, series: str | None = None) -> Volume:
-    """Open NRRD or MetaImage.
-
-    Raises:
-        DataError: As `vitp.io.volumes.open_volume`.
-    """
-    _no_series(series, base)
-    itk = need_medical("SimpleITK", base)
-    reader = itk.ImageFileReader()
-    reader.SetFileName(base)
-    with quiet(base, "can't be read: it is damaged, or a kind that SimpleITK doesn't read"):
-        itk.ProcessObject.SetGlobalWarningDisplay(False)
-        reader.ReadImageInformation()
-        size = tuple(int(length) for length in reader.GetSize())
-        components = int(reader.GetNumberOfComponents())
-        keys = set(reader.GetMetaDataKeys())
-        name = itk.GetPixelIDValueAsString(reader.GetPixelID())
-        kind = _itk_type(name, base)
-        _check_shape((*size[:3], 1)[:3] + size[3:] + (components,), base)
-        spacing, origin, direction = reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
-    grid = _itk_grid(size, spacing, origin, direction, base)
-    if base.lower().endswith((".nrrd", ".nhdr")) and "NRRD_space" not in keys:
-        grid = VolumeGrid(grid.shape, None, grid.spacing)
-    count = math.prod(size[3:]) * components
-    names = (
-        ("red", "green", "blue")
-        if count == 3 and kind == np.uint8
-        else tuple(str(n + 1) for n in range(count))
-    )
-    volume = ItkVolume(base, reader, grid, [Band(name) for name in names], kind)
-    volume.is_picture = names[0] == "red"
-    if grid.affine is None:
-        volume.notes = ("doesn't say how it lies in the patient; its slices are shown as stored",)
-    elif count > 1:
-        volume.notes = (f"its {count} values a voxel are bands",)
-    volume.source = (Path(base),)
-    plane = plane_of(grid)
-    volume.acquisition = None if plane is None else Acquisition(plane=plane)
-    return volume
-
-
-def _itk_type(name: str, where: str) -> np.dtype[Any]:
-    words = name.lower().replace("vector of ", "")
-    for text, kind in (("32-bit float", "f4"), ("64-bit float", "f8")):
-        if words == text:
-            return np.dtype(kind)
-    for bits in (8, 16, 32, 64):
-        if words.startswith(f"{bits}-bit unsigned"):
-            return np.dtype(f"u{bits // 8}")
-        if words.startswith(f"{bits}-bit signed"):
-            return np.dtype(f"i{bits // 8}")
-    raise DataError(f"holds values of the type {name}", where=where, fix="save it with real numbers")
-
-
-def _itk_grid(size: tuple[int, ...], spacing: Any, origin: Any, direction: Any, where: str) -> VolumeGrid:
-    """Return the grid of ITK's LPS coordinates in RAS+."""
-    axes = len(size)
-    matrix = np.eye(4)
-    used = min(axes, 3)
-    cosines = np.array(direction, float).reshape(axes, axes)[:used, :used]
-    matrix[:used, :used] = cosines * np.array(spacing, float)[:used]
-    matrix[:used, 3] = np.array(origin, float)[:used]
-    matrix[:2] *= -1
-    if not is_usable(matrix):
-        raise _no_affine(where)
-    shape = (*size[:3], 1)[:3]
-    return VolumeGrid((int(shape[0]), int(shape[1]), int(shape[2])), affine_of(matrix))

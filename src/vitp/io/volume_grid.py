@@ -156,6 +156,21 @@ class VolumeGrid:
         apart_N3 = np.abs(self.to_world(corners_N3) - other.to_world(corners_N3))
         return bool(apart_N3.max() <= 0.01 * min(self.spacing))
 
+    def slices_affine(self, plane: str | None = None) -> np.ndarray:
+        """Return the matrix (4, 4) of slice, row and column → millimetres in RAS+, for the slices of a plane.
+
+        Raises:
+            DataError: There is no affine, or the plane isn't known.
+        """
+        first_3, matrix_44 = np.zeros((1, 3)), np.eye(4)
+        axes, turned = self._turn(plane)
+        for place, (axis, back) in enumerate(zip(axes, turned, strict=True)):
+            step_3 = np.array(self.affine or np.eye(4))[:3, axis]
+            matrix_44[:3, place] = -step_3 if back else step_3
+            first_3[0, axis] = self.shape[axis] - 1 if back else 0
+        matrix_44[:3, 3] = self.to_world(first_3)[0]
+        return matrix_44
+
     def to_world(self, voxels_N3: np.ndarray) -> np.ndarray:
         """Return (N, 3) millimetres in RAS+ of voxels i, j, k (0 is the centre of the first one).
 

@@ -14,7 +14,16 @@ from vitp.io.storage import is_member, is_remote
 _HEAD_BYTES = 544
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
 """How the files begin that are asked for most; they are nothing else."""
-_NIBABEL_SUFFIXES = {".mnc": "MINC", ".par": "PAR/REC", ".head": "AFNI", ".brik": "AFNI", ".v": "ECAT"}
+_BEGINNINGS: dict[str, tuple[bytes, ...]] = {
+    ".mnc": (b"CDF", b"\x89HDF"),
+    ".par": (b"# === DATA DESCRIPTION FILE",),
+    ".head": (b"type", b"\ntype", b"\r\ntype"),
+    ".v": (b"MATRIX7",),
+}
+"""Suffix of further kinds that nibabel reads → how such files begin."""
+_NEVER = b"\0 no file begins so \0"
+_BESIDE = {".rec": ".par", ".brik": ".head"}
+"""Suffix of voxels → that of the header beside them."""
 _ITK_SUFFIXES = {".mhd": "MetaImage", ".mha": "MetaImage"}
 _VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
@@ -61,7 +70,11 @@ def _kind(head: bytes, path: Path) -> str | None:
         return "nibabel"
     if suffix == ".img" and _header_beside(path):
         return "nibabel"
-    return "nibabel" if suffix in _NIBABEL_SUFFIXES else None
+    if suffix in _BESIDE:
+        name = path.name[: path.name.lower().rindex(suffix)]
+        beside = (path.with_name(name + end) for end in (_BESIDE[suffix], _BESIDE[suffix].upper()))
+        return "nibabel" if any(header.is_file() for header in beside) else None
+    return "nibabel" if head.startswith(_BEGINNINGS.get(suffix, (_NEVER,))) else None
 
 
 def _is_analyze(head: bytes) -> bool:

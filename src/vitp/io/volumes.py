@@ -4,7 +4,7 @@
 |---|---|
 | DICOM: a file, or a series in a folder | `vitp.io.dicom_volume` |
 | NIfTI, MGZ, Analyze, MINC, PAR/REC, AFNI | `vitp.io.volume_files`, by nibabel |
-| NRRD, MetaImage (MHA, MHD) | `vitp.io.volume_files`, by SimpleITK |
+| NRRD, MetaImage (MHA, MHD) | `vitp.io.volume_itk`, by SimpleITK |
 
 Opened volumes are kept, within bounds, by each process for itself: a slice is asked for by its address, again and
 again. Nothing that was opened crosses a fork.
@@ -21,10 +21,11 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.io.dicom_volume import open_dicom
-from vitp.io.parts import split_address
+from vitp.io.parts import braced, split_address
 from vitp.io.storage import is_member, is_remote
-from vitp.io.volume import JoinedVolume, Volume, braced
-from vitp.io.volume_files import open_with_itk, open_with_nibabel
+from vitp.io.volume import JoinedVolume, Volume
+from vitp.io.volume_files import open_with_nibabel
+from vitp.io.volume_itk import open_with_itk
 from vitp.io.volume_kinds import volume_kind
 
 __all__ = ["Volume", "is_volume", "open_volume"]

@@ -114,7 +114,7 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
         images, masks, presences = [], [], []
         for sample in samples:
             item, place = sample.record, sample.position - step * self.global_batch
-            image_HWC = np.asarray(self.seen.load(item.image))
+            image_HWC = np.asarray(self.seen.at(sample.seed, sample.position).load(item.image))
             mask_HW = read_mask(item, self.labelled, image_HWC.shape[:2], optional=self.presence)
             rng = np.random.default_rng([sample.seed, step, place, 1])
             image_HWC, mask_HW, window = augment_with_mask(image_HWC, mask_HW, self.size, self.augment, rng)

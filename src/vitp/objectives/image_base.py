@@ -124,7 +124,7 @@ def seeded_tower(run: RunSettings) -> VisionTower:
 
 def seen_by(tower: VisionTower, run: RunSettings) -> SeenBands:
     """Return how a run reads images for a tower."""
-    return SeenBands(tower.in_channels, run.data.band_dropout)
+    return SeenBands(tower.in_channels, run.data.band_dropout, window_jitter=run.data.window_jitter)
 
 
 def folders_of(run: RunSettings, *, both_dates: bool = False) -> list[ImageRows]:

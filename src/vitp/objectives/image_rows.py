@@ -194,7 +194,7 @@ def load_sample(sample: Sample[LabelledImage], seen: SeenBands | None = None) ->
         DataError: The file is missing or damaged.
     """
     try:
-        return (seen or PICTURES).load(sample.record.image)
+        return (seen or PICTURES).at(sample.seed, sample.position).load(sample.record.image)
     except DataError as error:
         raise DataError(
             error.what, where=f"image {sample.record.id}: {error.where}", fix=error.fix

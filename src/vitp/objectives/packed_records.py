@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,8 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         budget = sample.max_tiles or self.config.max_tiles
         if len(record.images) > 1:
             budget = max(1, budget // len(record.images))
-        tiles = [self._tiles(path, budget, record) for path in record.images]
+        seen = self.seen.at(sample.seed, sample.position)
+        tiles = [self._tiles(path, budget, record, seen) for path in record.images]
         encoded = self.chat.encode(record, [len(t) for t in tiles])
         if not tiles:
             channels = 3 if self.seen.channels is None else len(self.seen.channels)
@@ -131,10 +132,13 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
             *self.seen.facts(),
         ]
 
-    def _tiles(self, path: str, budget: int, record: InstructionRecord) -> np.ndarray:
+    def _tiles(self, path: str, budget: int, record: InstructionRecord, seen: SeenBands) -> np.ndarray:
+        load = self.load_tiles
+        if seen is not self.seen and isinstance(load, TileLoader):
+            load = replace(load, seen=seen, cache=None)  # no two places see the same, so nothing is kept
         try:
-            if self.load_tiles is not None:
-                return self.load_tiles(path, budget)
-            return cut_tiles(self.seen.load(path), self.tile, budget)
+            if load is not None:
+                return load(path, budget)
+            return cut_tiles(seen.load(path), self.tile, budget)
         except DataError as error:
             raise DataError(error.what, where=f"{record.name}: {error.where}", fix=error.fix) from error

@@ -80,6 +80,9 @@ class DataSettings(SettingsModel):
     band_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the images in which each channel of the input is set to 0 (one is always left): the model then
     serves data that lack bands, on request."""
+    window_jitter: float = Field(0.0, ge=0, lt=1)
+    """How far chance moves and stretches the ranges of values that become 0 and 255, as a share of their width: the
+    windows of CT, above all. Pictures have none."""
     sequence: SequenceSettings = Field(default_factory=SequenceSettings, json_schema_extra=LANGUAGE)
     """How a record becomes tokens."""
     input: InputSettings = Field(default_factory=InputSettings, json_schema_extra=LANGUAGE)

@@ -90,7 +90,8 @@ class ViTPSettings(ObjectiveSettings):
             prior=_prior_weights(self.prior),
         )
         tile = loaded.vlm.vision.image_size[0]
-        seen = SeenBands(loaded.vlm.vision.in_channels, run.data.band_dropout)
+        channels, data = loaded.vlm.vision.in_channels, run.data
+        seen = SeenBands(channels, data.band_dropout, window_jitter=data.window_jitter)
         collate = PackedRecords(
             loaded.chat,
             tile=tile,

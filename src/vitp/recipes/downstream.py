@@ -107,7 +107,7 @@ class DownstreamPlan:
 
 
 NUCLEI = DownstreamPlan(
-    steps=150,
+    steps=100,
     tasks=(
         RealTask(
             "dsb2018",
@@ -119,7 +119,7 @@ NUCLEI = DownstreamPlan(
         RealTask("dsb2018", "segmentation", "miou", "mIoU", {"kind": "fpn", "width": 64}),
     ),
     pretraining=RealPlan(
-        budget=Budget(align_steps=40, steps=160),
+        budget=Budget(align_steps=40, steps=120),
         # One class that nearly every crop has: which objects are there would teach nothing.
         sets=(RealSet("dsb2018", "coco", 128, 1.0, {"semantic": "both", "licence": "CC0"}, objects=False),),
     ),

@@ -28,6 +28,11 @@ _Number = Annotated[int, Field(ge=0, lt=MOST_CHANNELS)]
 RED, GREEN, BLUE = "red", "green", "blue"
 
 
+Moved = tuple[float, float]
+"""How a range of values is changed: its centre is moved by so many of its widths, its width becomes so many times as
+large."""
+UNMOVED: Moved = (0.0, 1.0)
+
 _NEIGHBOUR = re.compile(r"(?P<band>.+)@(?P<step>[+-]\d+)")
 
 
@@ -202,6 +207,7 @@ class Channels(SettingsModel):
         *,
         of: ValueSource | None = None,
         bands: Sequence[str] | None = None,
+        moved: Moved = UNMOVED,
     ) -> np.ndarray:
         """Return what a tower sees of a file's own values: (C, H, W) uint8.
 
@@ -214,6 +220,7 @@ class Channels(SettingsModel):
             of: The file, for channels whose range is each file's own; None: their values are seen as they stand,
                 0–255.
             bands: What the file calls the bands; None: as the channels do.
+            moved: How every range is moved and stretched, as training does by chance.
         """
         out_CHW = np.empty(values_CHW.shape, np.uint8)
         names = self.bands if bands is None else bands
@@ -223,6 +230,9 @@ class Channels(SettingsModel):
             low, high = channel.low, channel.high
             if channel.transform == "volume":
                 low, high = (0.0, 255.0) if of is None else of.percentiles(name, low, high)
+            if moved != UNMOVED:
+                centre, half = (low + high) / 2 + moved[0] * (high - low), moved[1] * (high - low) / 2
+                low, high = centre - half, centre + half
             if (low, high) == (0, 255) and channel.transform != "db" and values_HW.dtype == np.uint8:
                 out_HW[:] = values_HW
                 continue

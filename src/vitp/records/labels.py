@@ -151,6 +151,7 @@ class LabelledSet:
         channels: What is seen of the bands of its files; None: they are pictures.
         change_classes: Names of the classes of `transition`, in the order of its values.
         drawn: How the splits were drawn by place, so that crops are split likewise; None: they weren't.
+        abnormal_classes: Those of the classes that are findings: where one is, something is abnormal.
 
     Raises:
         DataError: The name of a class holds half a character or a NUL.
@@ -167,6 +168,7 @@ class LabelledSet:
     channels: Channels | None = None
     change_classes: tuple[str, ...] = ()
     drawn: PlaceSplit | None = None
+    abnormal_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in itertools.chain(*self.class_lists):

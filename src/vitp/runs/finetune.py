@@ -291,7 +291,12 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     config, lines = _with_channels(config, labelled)
     notes = [*said, *lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
-    seen = replace(SeenBands.by(backbone.in_channels, labelled), band_dropout=config.augment.band_dropout)
+    own = config.augment
+    seen = replace(
+        SeenBands.by(backbone.in_channels, labelled),
+        band_dropout=own.band_dropout,
+        window_jitter=own.window_jitter,
+    )
     if config.data.sizes == "fit":
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said

@@ -128,6 +128,9 @@ class TestSettings(SettingsModel):
     """Side of the square window that slides over larger images; none: the whole image at once."""
     overlap: float = Field(0.25, ge=0, lt=1)
     """Share of a window that the next one sees again."""
+    stagger: bool = False
+    """Class maps of a vision transformer: windows begin at different parts of a patch and weigh the same inside, so
+    that their mean doesn't depend on where patches happen to lie. It takes an overlap of 0.5 or more."""
     scales: tuple[Positive, ...] = Field((1.0,), min_length=1)
     """Factors that the image is resized by; the results are merged."""
     flip: bool = False
@@ -187,6 +190,10 @@ class TaskModel(Objective):
     def backbone(self) -> Backbone:
         """The pretrained part."""
         return self.pyramid.backbone
+
+    def patch(self, settings: TestSettings) -> int:
+        """Return the side of the patches by whose parts windows are staggered; 0: they lie on a grid."""
+        return 0
 
     @classmethod
     def labels(cls, head: Mapping[str, Any]) -> LabelKind:

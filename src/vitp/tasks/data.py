@@ -365,13 +365,18 @@ class LabelledSamples(Collate[LabelledImage, TaskBatch]):
     def _augmented(self, sample: Sample[LabelledImage]) -> ImageSample:
         item, rng = sample.record, np.random.default_rng([sample.seed, sample.position, 1])
         seen, size = self.reader.seen, self.size.of(item.height, item.width)
-        read = self.reader.sample(item, self.size, self.augmentation.scale[1])
+        reader = self.reader
+        if (moved := seen.at(sample.seed, sample.position)) is not seen:
+            reader = replace(reader, seen=moved)
+        read = reader.sample(item, self.size, self.augmentation.scale[1])
         changed = augment(read, self.augmentation, rng, size=size, rgb=seen.is_rgb)
         return _without_channels(changed, seen.dropped(sample.seed, sample.position))
 
     def facts(self, order: ShuffledImages, global_batch: int) -> dict[str, Any]:
         """Return images and options; see `Collate.facts`."""
-        augmentation = self.augmentation.model_dump(exclude={"band_dropout"})  # it stands in what is seen
+        augmentation = self.augmentation.model_dump(
+            exclude={"band_dropout", "window_jitter"}
+        )  # in what is seen
         return {
             # File names, not paths: a set that moved to another disk is still the same set.
             **order.facts(image=lambda address: Path(address).name),

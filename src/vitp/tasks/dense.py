@@ -21,7 +21,7 @@ from vitp.models.backbone import frozen
 from vitp.models.convolution import ConvNorm, NormKind
 from vitp.models.heads.upernet import FCNHead, UperNet, resize_map
 from vitp.records.labels import IGNORE
-from vitp.tasks.base import TaskBatch, TaskModel
+from vitp.tasks.base import TaskBatch, TaskModel, TestSettings
 
 MOST_CLASSES = IGNORE
 """Class maps are 8-bit, and 255 means "ignore"."""
@@ -202,6 +202,10 @@ class DenseModel(TaskModel):
         """Return (K,) labelled pixels of each class."""
         assert semantic_HW is not None
         return torch.bincount(semantic_HW.flatten(), minlength=IGNORE + 1)[: len(self.classes)].cpu()
+
+    def patch(self, settings: TestSettings) -> int:
+        """Return the stride of the backbone's last map where windows are staggered; see `TaskModel.patch`."""
+        return self.backbone.strides[-1] if settings.stagger else 0
 
     def probabilities(self, images_BCHW: Tensor, later_BCHW: Tensor | None = None) -> Tensor:
         """Return (B, K, H, W) softmax probabilities, on the model's device, of uint8 images of one size."""

@@ -23,7 +23,7 @@ from vitp.metrics.results import Prediction
 from vitp.models.rotated.boxes import boxes_of_quads, hulls_of_quads
 from vitp.models.rotated.nms import rotated_nms
 from vitp.models.rotated.pairs import overlapping_pairs
-from vitp.tasks.windows import View
+from vitp.tasks.views import View
 
 BOX_OVERLAP = 0.5
 """IoU from which on two boxes of one class, found in different views, are one object."""

@@ -5,6 +5,7 @@ Shapes: B images, H × W pixels.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -16,14 +17,18 @@ from torch import Tensor
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import present
 from vitp.data.image_sample import ImageSample
+from vitp.io.ground import may_be_placed
+from vitp.io.open_pixels import open_pixels
 from vitp.metrics.results import Prediction
+from vitp.models.rotated.boxes import hulls_of_quads
 from vitp.records.labels import LabelledImage
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DenseModel
-from vitp.tasks.ground import Ground
+from vitp.tasks.ground import Ground, RasterGround
 from vitp.tasks.merging import ViewObjects, merge
-from vitp.tasks.windows import Unit, View, batches, class_map, seen_views, views_of
+from vitp.tasks.views import View, views_of
+from vitp.tasks.windows import Unit, batches, class_map, seen_views
 
 
 def predict_images(
@@ -53,7 +58,11 @@ def predict_images(
     resize = settings.resize or model.input_size
     if model.name == "classification":
         settings = settings.model_copy(update={"window": None})
-    views = [views_of(image.shape[-2], image.shape[-1], settings, resize, origin=origin) for image in images]
+    patch = model.patch(settings)
+    views = [
+        views_of(image.shape[-2], image.shape[-1], settings, resize, origin=origin, patch=patch)
+        for image in images
+    ]
     if isinstance(model, DenseModel):
         return _class_maps(model, images, later, views, settings.batch_size)
     looks = [(index, view) for index, of_image in enumerate(views) for view in of_image]
@@ -153,18 +162,50 @@ def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) 
 
 
 def _with_nowhere(objects: ViewObjects, ground: Ground) -> ViewObjects:
-    """Return objects that say whose centre lies on nodata; one beyond the border is judged by the nearest pixel."""
-    if not len(objects):
-        return replace(objects, nowhere_N=torch.zeros(0, dtype=torch.bool))
+    return replace(objects, nowhere_N=_nowhere(objects.hulls_N4, ground))
+
+
+def _nowhere(hulls_N4: Tensor, ground: Ground) -> Tensor:
+    """Return (N,) bool: whose centre lies on nodata; one beyond the border is judged by the nearest pixel."""
+    if not len(hulls_N4):
+        return torch.zeros(0, dtype=torch.bool)
     height, width = ground.size
-    hulls_N4 = objects.hulls_N4.double()
+    hulls_N4 = hulls_N4.double()
     centres_N2 = ((hulls_N4[:, :2] + hulls_N4[:, 2:]) / 2).floor().long()
     x_N, y_N = centres_N2[:, 0].clamp(0, width - 1), centres_N2[:, 1].clamp(0, height - 1)
     left, top = int(x_N.min()), int(y_N.min())
     valid_hw = ground.valid((left, top, int(x_N.max()) + 1, int(y_N.max()) + 1))
     if valid_hw is None:
-        return replace(objects, nowhere_N=torch.zeros(len(objects), dtype=torch.bool))
-    return replace(objects, nowhere_N=~torch.from_numpy(valid_hw)[y_N - top, x_N - left])
+        return torch.zeros(len(hulls_N4), dtype=torch.bool)
+    return ~torch.from_numpy(valid_hw)[y_N - top, x_N - left]
+
+
+@contextlib.contextmanager
+def ground_of(item: LabelledImage, reader: LabelReader) -> Iterator[Ground | None]:
+    """Yield an image of a set as a raster that knows where it holds nothing; None: it is a picture and always does."""
+    channels = reader.seen.channels
+    if channels is None and not may_be_placed(item.image):
+        yield None
+        return
+    with open_pixels(item.image) as pixels:
+        placed = channels is not None or pixels.geometry is not None
+        missing = reader.seen.missing_bands
+        yield RasterGround(pixels, channels, missing_bands=missing) if placed else None
+
+
+def _somewhere(prediction: Prediction, item: LabelledImage, reader: LabelReader) -> Prediction:
+    """Return the objects whose centre lies where the image holds something, as `vitp predict` does of rasters."""
+    if prediction.scores_N is None or not len(prediction.scores_N):
+        return prediction
+    with ground_of(item, reader) as ground:
+        if ground is None:
+            return prediction
+        quads_N8 = prediction.quads_N8
+        hulls_N4 = present(prediction.boxes_N4) if quads_N8 is None else hulls_of_quads(quads_N8)
+        kept_N = ~_nowhere(hulls_N4, ground)
+    fields = ("boxes_N4", "quads_N8", "scores_N", "labels_N", "masks_NHW")
+    values = {name: getattr(prediction, name) for name in fields}
+    return replace(prediction, **{name: value[kept_N] for name, value in values.items() if value is not None})
 
 
 def predictions_of(
@@ -189,4 +230,5 @@ def predictions_of(
         samples = [reader.sample(item, seen, max(settings.scales)) for item in part]
         later = [sample.later_CHW for sample in samples if sample.later_CHW is not None]
         found = predict_images(model, [sample.image_CHW for sample in samples], settings, later or None)
-        yield from zip(part, samples, found, strict=True)
+        seen_at = (_somewhere(each, item, reader) for each, item in zip(found, part, strict=True))
+        yield from zip(part, samples, seen_at, strict=True)

@@ -1,11 +1,10 @@
-"""Looking at an image of any size through windows of the model's size, at several scales, turned and mirrored.
+"""What a model says of the looks at an image, blended: units of looks, weights of pixels, strips of class maps.
 
 Shapes: K classes, H × W pixels of the image, h × w pixels of what the model sees, R rows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,120 +18,14 @@ from torch import Tensor
 from vitp.core.tensors import present
 from vitp.io.open_pixels import Window
 from vitp.records.labels import IGNORE
-from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.ground import Ground, ImageGround
+from vitp.tasks.views import View
 
 WEIGHT_FLOOR = 1e-3
 """Least weight of a pixel at a window's edge, so that a place that one window alone sees still counts."""
 
 SUMS_BYTES = 256 << 20
 """Of the sums of probabilities that are kept at once; a wider raster is worked on in lanes."""
-
-
-@dataclass(frozen=True)
-class View:
-    """One look at an image.
-
-    Attributes:
-        window: x1, y1, x2, y2 in pixels of the image.
-        size: Height and width that the window is resized to.
-        mirrored: Left and right are swapped, after the turns.
-        turns: Quarter turns, counter-clockwise.
-    """
-
-    window: Window
-    size: tuple[int, int]
-    mirrored: bool = False
-    turns: int = 0
-
-    def of(self, image: Tensor | Ground) -> Tensor:
-        """Return what the model sees of an image."""
-        ground = ImageGround(image) if isinstance(image, Tensor) else image
-        seen = torch.rot90(ground.planes(self.window, self.size), self.turns, (-2, -1))
-        return seen.flip(-1) if self.mirrored else seen
-
-    @property
-    def seen_size(self) -> tuple[int, int]:
-        """Height and width of what the model sees."""
-        height, width = self.size
-        return (width, height) if self.turns % 2 else (height, width)
-
-    def upright(self, values: Tensor) -> Tensor:
-        """Return (…, h, w) values of what the model saw as the window lies in the image."""
-        return torch.rot90(values.flip(-1) if self.mirrored else values, -self.turns, (-2, -1))
-
-    def points_upright(self, points_NP2: Tensor) -> Tensor:
-        """Return points x, y of what the model saw in pixels of the window at `size`."""
-        height, width = self.seen_size
-        x, y = points_NP2.unbind(-1)
-        x = width - x if self.mirrored else x
-        for _ in range(self.turns % 4):  # each back by a quarter: its left side becomes the top
-            x, y = height - y, x
-            height, width = width, height
-        return torch.stack([x, y], dim=-1)
-
-
-SQUARE_LOOKS: dict[str, tuple[tuple[int, bool], ...]] = {
-    "none": ((0, False),),
-    "flip": ((0, False), (0, True)),
-    "d4": tuple((turns, mirrored) for turns in range(4) for mirrored in (False, True)),
-}
-"""Quarter turns and mirroring of the views of each window."""
-
-
-def window_starts(length: int, side: int, step: int, origin: int = 0) -> list[int]:
-    """Return where windows begin that cover a length, `step` apart.
-
-    Both ends have a window of full size. Between them windows begin at multiples of `step` from `origin`: two cuts of
-    one mosaic whose origins are the same place see the same windows inside.
-    """
-    if length <= side:
-        return [0]
-    inner = range(origin % step, length - side, step)
-    return sorted({0, *inner, length - side})
-
-
-def views_of(
-    height: int,
-    width: int,
-    settings: TestSettings,
-    resize: InputSize,
-    *,
-    origin: tuple[int, int] = (0, 0),
-    factor: float = 1.0,
-) -> list[View]:
-    """Return all looks at an image, from top to bottom.
-
-    The image is resized, then scaled by each factor, then cut into windows; views say where those lie in the
-    image itself, to the pixel, so that nothing larger than a window is ever made.
-
-    Args:
-        height, width: Of the image.
-        settings: Windows, scales, mirrors.
-        resize: What size the image gets.
-        origin: x and y in pixels of the image from which windows are counted.
-        factor: On the size after `resize`.
-    """
-    views = []
-    base = resize.of(height, width)
-    looks = SQUARE_LOOKS["d4" if settings.tta == "d4" else "flip" if settings.flip else "none"]
-    for scale in settings.scales:
-        rows, columns = (max(1, round(side * factor * scale)) for side in base)
-        side = settings.window or max(rows, columns)
-        step = side - int(settings.overlap * side)
-        for y in window_starts(rows, side, step, origin[1] * rows // height):
-            for x in window_starts(columns, side, step, origin[0] * columns // width):
-                y2, x2 = min(y + side, rows), min(x + side, columns)
-                window = (
-                    x * width // columns,
-                    y * height // rows,
-                    min(math.ceil(x2 * width / columns), width),
-                    min(math.ceil(y2 * height / rows), height),
-                )
-                views += [View(window, (y2 - y, x2 - x), mirrored, turns) for turns, mirrored in looks]
-    return sorted(
-        views, key=lambda view: (view.window[1], view.window[0], view.size, view.turns, view.mirrored)
-    )
 
 
 def batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:
@@ -199,9 +92,15 @@ def in_lanes(views: Sequence[View], width: int, classes: int) -> list[tuple[tupl
 
 
 @lru_cache(maxsize=256)
-def _taper(length: int, begins: bool, ends: bool) -> Tensor:
-    """Return (length,) weights: Hann's window, flat on the halves whose end is the border of the image."""
-    wave = torch.sin(torch.pi * (torch.arange(length) + 0.5) / length).square().clamp(min=WEIGHT_FLOOR)
+def _taper(length: int, begins: bool, ends: bool, flat: bool = False) -> Tensor:
+    """Return (length,) weights: Hann's window, flat on the halves whose end is the border of the image.
+
+    With `flat` Hann's rise takes an eighth of the length, and so does its fall.
+    """
+    place = (torch.arange(length) + 0.5) / length
+    if flat:
+        place = torch.minimum(4 * torch.minimum(place, 1 - place), torch.tensor(0.5))
+    wave = torch.sin(torch.pi * place).square().clamp(min=WEIGHT_FLOOR)
     half = length // 2
     if begins:
         wave[: length - half] = 1
@@ -221,7 +120,7 @@ def view_weights(view: View, size: tuple[int, int]) -> Tensor | None:
     sides = (y1 == 0, y2 == size[0], x1 == 0, x2 == size[1])
     if all(sides):
         return None
-    return _taper(y2 - y1, *sides[:2])[:, None] * _taper(x2 - x1, *sides[2:])
+    return _taper(y2 - y1, *sides[:2], view.flat)[:, None] * _taper(x2 - x1, *sides[2:], view.flat)
 
 
 @dataclass(frozen=True)

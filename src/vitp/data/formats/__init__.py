@@ -15,7 +15,8 @@ How a folder becomes a set:
    Nothing that can't be used becomes "there is nothing".
 5. **Build** (`SetBuilder.build`). Splits come from the user, from lists, from folders, or are drawn (`splits`); equal
    images and series of names stay on one side (`identity`); names of classes are checked (`class_names`).
-6. **Channels** (`channels`). Which bands of the files are seen, and which of their values become 0 and 255; pictures
+6. **Resolution** (`slides`). Whole slides, and their labels with them, are read at so many micrometres a pixel.
+7. **Channels** (`channels`). Which bands of the files are seen, and which of their values become 0 and 255; pictures
    have none.
 
 What was chosen on the way stands in `LabelledSet.understood`, what was left out or mended in `findings`. `vitp_labels`
@@ -31,23 +32,30 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.data.formats.band_options import CHANNEL_OPTIONS
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.captions import read_captions
-from vitp.data.formats.channels import CHANNEL_OPTIONS, declare_channels
+from vitp.data.formats.channels import declare_channels
 from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
 from vitp.data.formats.dates import join_dates
 from vitp.data.formats.detect import detect, detect_format
 from vitp.data.formats.disasters import read_xbd
 from vitp.data.formats.dota import read_dota
+from vitp.data.formats.findings import declare_findings
 from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
+from vitp.data.formats.privacy import with_privacy_findings
+from vitp.data.formats.studies import join_studies
+from vitp.data.formats.qupath import read_qupath
+from vitp.data.formats.slides import SLIDE_OPTIONS, at_resolution
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
+from vitp.data.formats.volumes import read_volumes
 from vitp.data.formats.xview import read_xview
 from vitp.data.formats.yolo import read_yolo
 from vitp.records.labels import LabelledSet
@@ -60,9 +68,11 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "yolo": read_yolo,
     "dota": read_dota,
     "masks": read_masks,
+    "volumes": read_volumes,
     "folders": read_folders,
     "pairs": read_pairs,
     "geo": read_geo,
+    "qupath": read_qupath,
     "xview": read_xview,
     "xbd": read_xbd,
     "captions": read_captions,
@@ -85,7 +95,7 @@ def option_names(fmt: str) -> tuple[str, ...]:
     # A reader can't have a parameter called "class".
     own = [name.rstrip("_") for name in parameters if name != "options"][1:]
     common = _COMMON if "options" in parameters else ()
-    return (*own, *common, *(CHANNEL_OPTIONS if fmt != "scenes" else ()))
+    return (*own, *common, *((*CHANNEL_OPTIONS, *SLIDE_OPTIONS) if fmt != "scenes" else ()))
 
 
 def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
@@ -120,11 +130,14 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     if not root.is_dir() and fmt not in ("coco", "captions", "classes"):
         raise DataError("is not a folder", where=str(root), fix="name the folder of the set")
     seen = {name: options.pop(name) for name in CHANNEL_OPTIONS if name in options}
+    sizes = {name: options.pop(name) for name in SLIDE_OPTIONS if name in options}
     if "options" not in inspect.signature(reader).parameters:
-        return declare_channels(reader(root, **options), root, seen)
+        return declare_channels(at_resolution(reader(root, **options), sizes), root, seen)
     common = ReadOptions(**{name: options.pop(name) for name in _COMMON if name in options})
     labelled = join_dates(with_metadata(reader(root, common, **options), root), common.dates)
-    return declare_channels(labelled, root, seen)
+    labelled = declare_findings(join_studies(labelled, common.studies), common.abnormal)
+    labelled = with_privacy_findings(labelled, root)
+    return declare_channels(at_resolution(labelled, sizes), root, seen)
 
 
 def _reader(fmt: str) -> Callable[..., LabelledSet]:

@@ -14,9 +14,11 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_path, check_inside, inner_path
 from vitp.data.formats.pixel_masks import MaskWindow, windowed
 from vitp.data.formats.places import GroundPlace, known_geometry, on_one_plane, split_by_place, with_ground
+from vitp.data.formats.slides import with_tissue
 from vitp.io.ground import RASTER_SUFFIXES
 from vitp.io.images import is_scene, load_image
 from vitp.io.parts import base_address, file_stamp, window_address
+from vitp.io.slides import slide_kind
 from vitp.records.geometry import (
     Box,
     area,
@@ -62,6 +64,8 @@ def cut(
     out_dir: Path,
     min_visible: float = LEAST_VISIBLE,
     progress: Callable[[], None] | None = None,
+    *,
+    tissue: bool = True,
 ) -> LabelledSet:
     """Return the set with every image cut into crops: files under `out_dir`, or windows of rasters.
 
@@ -78,6 +82,7 @@ def cut(
         min_visible: Objects of which less of the area is in a crop are difficult there: neither objects nor
             background.
         progress: Called after each image.
+        tissue: Crops of slides without tissue and without objects are left out.
 
     Raises:
         ConfigError: The numbers don't fit.
@@ -94,11 +99,19 @@ def cut(
         if is_scene(item.image):
             fix = "ask for smaller scenes instead"
             raise DataError("generated scenes can't be cut", where=item.id, fix=fix)
-        made.add(item, crop_windows(item.width, item.height, size, overlap), folder)
+        windows = crop_windows(item.width, item.height, size, overlap)
+        if tissue and (kept := with_tissue(item, windows, labelled_set.semantic_classes)) is not None:
+            made.bare += len(windows) - sum(kept)
+            windows = [window for window, keep in zip(windows, kept, strict=True) if keep]
+        made.add(item, windows, folder)
         if progress is not None:
             progress()
     findings = (*labelled_set.findings, *made.findings())
-    cropped = replace(labelled_set, items=made.crops, findings=findings)
+    understood = labelled_set.understood
+    if made.bare:
+        text = "show no tissue and hold no label; left out (-o tissue=false keeps them)"
+        understood += (f"crops: {made.bare:,} of slides {text}",)
+    cropped = replace(labelled_set, items=made.crops, findings=findings, understood=understood)
     how = labelled_set.drawn
     return cropped if how is None else _split_by_place(cropped, how, made.places)
 
@@ -113,6 +126,7 @@ class _Crops:
     about_whole: int = 0
     lost: int = 0
     unlabelled: int = 0
+    bare: int = 0
 
     def add(self, item: LabelledImage, windows: Sequence[MaskWindow], folder: Path | None) -> None:
         """Add the crops of an image; see `_addresses` for the folder."""
@@ -178,9 +192,10 @@ def _meeting(boxes_N4: np.ndarray, window: MaskWindow) -> list[int]:
 
 
 def crops_in_place(labelled_set: LabelledSet) -> bool:
-    """Return whether crops of a set are windows of its own files: those of bands, and of rasters on the ground."""
+    """Return whether crops are windows of the set's own files: those of bands, of rasters on the ground, of slides."""
     return labelled_set.channels is not None or all(
-        item.ground is not None and Path(base_address(item.image)).suffix.lower() in RASTER_SUFFIXES
+        (item.ground is not None and Path(base_address(item.image)).suffix.lower() in RASTER_SUFFIXES)
+        or slide_kind(item.image) is not None
         for item in labelled_set.items
     )
 

@@ -28,6 +28,7 @@ from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
+from vitp.data.formats.qupath import is_qupath
 from vitp.data.formats.tables import (
     IMAGE_KEYS,
     TABLE_SUFFIXES,
@@ -37,6 +38,7 @@ from vitp.data.formats.tables import (
     table_weight,
 )
 from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
+from vitp.data.formats.volumes import is_volume_set
 from vitp.data.formats.walk import (
     check_ordinary,
     child,
@@ -116,12 +118,13 @@ def _first_that_fits(root: Path) -> str | None:
 def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
-    for name in ("voc", "coco", "pairs", "masks", "geo", "captions", "classes", "folders"):
+    for name in ("voc", "coco", "volumes", "pairs", "masks", "geo", "captions", "classes", "folders"):
         if name == "folders" and found not in ("captions", "classes"):
             continue
         if (
             name == found
             or found in ("vitp", "pairs", "xbd", "xview")
+            or (name, found) == ("geo", "qupath")
             or (name == "captions" and found == "coco")
         ):
             continue
@@ -320,10 +323,15 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "xbd": (is_xbd, "labels/*_pre_disaster.json with *_post_disaster.json"),
     "xview": (xview_files, "a GeoJSON with bounds_imcoords"),
+    "volumes": (
+        is_volume_set,
+        "volumes with masks: imagesTr/ and labelsTr/, a folder a case, BIDS, DICOM-SEG",
+    ),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
     "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
+    "qupath": (is_qupath, "GeoJSON of QuPath (objectType, classification) below a folder of images"),
     "geo": (is_geo, "a GeoPackage, Shapefile, GeoJSON or GeoParquet below a folder of images"),
     "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),

@@ -176,13 +176,13 @@ class LabelledArea:
             return None
         rest = shapely.difference(whole, inside)
         parts = [
-            p for polygon in shapely.get_parts(rest) for p in _without_holes(shapely, polygon) if p.area > 0.5
+            p for polygon in shapely.get_parts(rest) for p in without_holes(shapely, polygon) if p.area > 0.5
         ]
         rings = [as_flat(shapely.get_coordinates(part.exterior)[:-1]) for part in parts]
         return tuple(ObjectLabel(NOT_LABELLED, bounds(as_points(ring)), None, (ring,)) for ring in rings)
 
 
-def _without_holes(shapely: Any, polygon: Any) -> list[Any]:
+def without_holes(shapely: Any, polygon: Any) -> list[Any]:
     """Return polygons without holes that cover the same; ignored places are what their outer rings say."""
     if polygon.geom_type != "Polygon":
         return []
@@ -194,4 +194,4 @@ def _without_holes(shapely: Any, polygon: Any) -> list[Any]:
         shapely.intersection(polygon, shapely.box(*box))
         for box in ((x1, y1, middle, y2), (middle, y1, x2, y2))
     ]
-    return [p for half in halves for part in shapely.get_parts(half) for p in _without_holes(shapely, part)]
+    return [p for half in halves for part in shapely.get_parts(half) for p in without_holes(shapely, part)]

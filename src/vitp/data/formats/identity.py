@@ -10,7 +10,8 @@ from itertools import combinations
 from pathlib import Path
 
 from vitp.data.formats.walk import role_of, split_of, within, words_of
-from vitp.data.identical import find_equals
+from vitp.data.identical import equal_files, find_equals
+from vitp.io.parts import base_address, split_address
 from vitp.records.labels import LabelledImage
 
 _LEAST_IMAGES = 2
@@ -36,11 +37,15 @@ _Place = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Identity:
-    """Images, equal ones with the same group; the indices of those that are equal; whether pixels were compared."""
+    """Images, equal ones with the same group; the indices of those that are equal; whether pixels were compared.
+
+    `copies` are slices of volumes whose files are equal, one of each.
+    """
 
     items: list[LabelledImage]
     equal: tuple[tuple[int, ...], ...]
     by_pixels: bool
+    copies: tuple[tuple[int, ...], ...] = ()
 
 
 def join_equal(items: Sequence[LabelledImage]) -> Identity:
@@ -49,18 +54,27 @@ def join_equal(items: Sequence[LabelledImage]) -> Identity:
     Both dates of a pair count: a place whose second date is the first date of another pair belongs to it.
     """
     owners: dict[str, list[int]] = defaultdict(list)
+    volumes: dict[str, list[int]] = defaultdict(list)
     sizes: list[tuple[str, tuple[int, int]]] = []
     for number, item in enumerate(items):
+        if split_address(item.image)[1].slice is not None:
+            volumes[base_address(item.image)].append(number)
+            continue
         for path in (item.image, item.second_image):
             if path is not None:
                 owners[path].append(number)
                 sizes.append((path, (item.width, item.height)))
     found = find_equals(sizes)
+    # Slices of air are equal in all patients: of volumes the whole files are compared.
+    copies = []
+    for paths in equal_files([*volumes]):
+        copies.append(tuple(volumes[path][0] for path in paths))
+        items = _grouped(items, [tuple(sorted(n for path in paths for n in volumes[path]))])
     shared = [[*group] for group in owners.values() if len(set(group)) > 1]
     shared += [[number for path in paths for number in owners[path]] for paths in found.groups]
     equal = [tuple(sorted(set(group))) for group in shared]
     equal = [group for group in equal if len(group) > 1]
-    return Identity(_grouped(items, equal), tuple(equal), found.by_pixels)
+    return Identity(_grouped(items, equal), tuple(equal), found.by_pixels, tuple(copies))
 
 
 def _grouped(items: Sequence[LabelledImage], equal: Sequence[tuple[int, ...]]) -> list[LabelledImage]:
@@ -128,6 +142,10 @@ def equal_findings(found: Identity, items: Sequence[LabelledImage], place: _Plac
             split.append(own)
         if any(_differ(first, second) for first, second in combinations(own[:20], 2)):
             differing.append(own)
+    copies = [[by_id[found.items[n].id] for n in own if found.items[n].id in by_id] for own in found.copies]
+    if copies := [own for own in copies if len(own) > 1]:
+        torn = next((own for own in copies if len({item.split for item in own}) > 1), copies[0])
+        lines.append(f"{len(copies)} volumes are there under several names, {_pair(torn, place)} for example")
     if split:
         lines.append(f"{len(split)} images are in several splits, {_pair(split[0], place)} for example")
     if differing:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vitp.core.errors import DataError
+from vitp.io.slides import slide_kind
 from vitp.records.labels import IGNORE
 
 _STRAY_SHARE = 0.001
@@ -58,8 +59,11 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
         DataError: It isn't an image.
     """
     try:
-        with Image.open(path) as image:
-            kind, mode = image.format or "", image.mode
+        if slide_kind(path) is not None:
+            kind, mode = "TIFF", "L"
+        else:
+            with Image.open(path) as image:
+                kind, mode = image.format or "", image.mode
     except OSError as error:
         raise DataError(f"is not an image ({error})", where=str(path), fix="remove or replace it") from error
     found, numbers_HW, counts = _numbered(values_HW)

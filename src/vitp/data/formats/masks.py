@@ -39,6 +39,7 @@ from vitp.data.formats.mask_objects import (
 )
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
 from vitp.io.images import load_label_pixels
+from vitp.io.slide_masks import SlideScale, scale_of_mask
 from vitp.io.warped import Grid, grid_of_image
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledSet, ObjectLabel
 from vitp.records.regions import objects_of
@@ -55,7 +56,7 @@ class _Read:
     entry: MaskEntry
     size: tuple[int, int]
     facts: MaskFacts
-    onto: Grid | None = None
+    onto: Grid | SlideScale | None = None
 
 
 def read_masks(
@@ -148,14 +149,21 @@ def _entries(builder: SetBuilder, entries: Sequence[MaskEntry], *, regions: bool
         path = entry.masks[0]
         values_HW = mask_values(load_label_pixels(path))
         try:
-            onto = grid_of_image(entry.image, size, path, (values_HW.shape[1], values_HW.shape[0]))
+            onto: Grid | SlideScale | None = scale_of_mask(entry.image, size, path)
+            if onto is None:
+                onto = grid_of_image(entry.image, size, path, (values_HW.shape[1], values_HW.shape[0]))
         except DataError as error:
             builder.note(builder.place(path), f"{error.what}; image left out")
             continue
         if onto is not None or mask_fits(builder, values_HW, path, entry.image, size):
             facts = mask_facts(values_HW, path, regions=regions and number % looked == 0)
             found.append(_Read(entry, size, facts, onto))
-    if moved := [one for one in found if one.onto is not None]:
+    if scaled := [one for one in found if isinstance(one.onto, SlideScale)]:
+        builder.understand(
+            f"{len(scaled)} masks have other pixels than their slides ({builder.place(scaled[0].entry.masks[0])} for "
+            "example): each pixel of a slide has the value of the nearest one"
+        )
+    if moved := [one for one in found if isinstance(one.onto, Grid)]:
         builder.understand(
             f"{len(moved)} masks have other pixels on the ground than their images ({builder.place(moved[0].entry.masks[0])} "
             "for example): each pixel of an image has the value of the nearest one, outside of the mask it is ignored"

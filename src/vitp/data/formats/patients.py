@@ -80,3 +80,19 @@ def pseudonyms(items: Iterable[LabelledImage], persons: Mapping[str, str]) -> di
 def renamed(items: Iterable[LabelledImage], names: Mapping[str, str]) -> list[LabelledImage]:
     """Return images with the names of their groups that stand for persons."""
     return [replace(item, group=names[item.group]) if item.group in names else item for item in items]
+
+
+_BRATS = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d{3}")
+_STUDY_OF = re.compile(
+    r"(?i)((?:patient|subject|case|pat|subj|sub|person)[_\-. ]?\d+)(?=$|[_\-. /])",
+)
+
+
+def case_patient(name: str) -> str:
+    """Return the patient of a case by its name: `patient001` of `patient001_2`, `sub-01` of `sub-01_ses-2`; else it.
+
+    >>> case_patient("patient001_frame01"), case_patient("liver_12"), case_patient("BraTS-GLI-00005-100")
+    ('patient001', 'liver_12', 'BraTS-GLI-00005')
+    """
+    match = _STUDY_OF.search(name) or _BRATS.search(name)
+    return name if match is None else match[1]

@@ -12,7 +12,9 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.data.formats.drawn_masks import DrawnMask, drawn_from_json, drawn_to_json
+from vitp.data.formats.volume_masks import VolumeMask, volume_mask_from_json, volume_mask_to_json
 from vitp.io.images import load_label_pixels
+from vitp.io.slide_masks import SlideScale, scaled_labels
 from vitp.io.warped import Grid, label_window, warped_labels
 from vitp.records.labels import IGNORE
 from vitp.scenes import load_pair, load_scene
@@ -49,15 +51,15 @@ class MaskFile:
         values: (value in the file, class index) pairs; colours are 0xRRGGBB.
         window: The part that counts; None for all.
         nearest: Other values are those of the nearest value; else they are ignored (255).
-        onto: The pixels of the image, where the file has others on the ground; each pixel has the value of the file's
-            nearest one, and is ignored outside of it.
+        onto: The pixels of the image, where the file has others on the ground or on the slide; each pixel has the value
+            of the file's nearest one, and is ignored outside of it.
     """
 
     path: str
     values: tuple[tuple[int, int], ...]
     window: MaskWindow | None = None
     nearest: bool = False
-    onto: Grid | None = None
+    onto: Grid | SlideScale | None = None
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) uint8.
@@ -66,7 +68,9 @@ class MaskFile:
             DataError: The file is missing or damaged.
         """
         inside_HW = None
-        if self.onto is not None:
+        if isinstance(self.onto, SlideScale):
+            pixels, inside_HW = scaled_labels(self.path, self.onto, self.window)
+        elif self.onto is not None:
             pixels, inside_HW = warped_labels(self.path, self.onto, self.window)
         else:
             pixels = _part(self.path, self.window)
@@ -185,7 +189,9 @@ class SceneChangeMask:
 
 SceneChangeMask.__name__ = "SceneChange"  # the fingerprints of earlier runs hold this name
 
-MaskReader = MaskFile | ChangeFile | TransitionFiles | DrawnMask | SceneSemantic | SceneChangeMask
+MaskReader = (
+    MaskFile | ChangeFile | TransitionFiles | DrawnMask | VolumeMask | SceneSemantic | SceneChangeMask
+)
 
 
 def _part(path: str, window: MaskWindow | None) -> np.ndarray:
@@ -201,7 +207,9 @@ def _cut(pixels: np.ndarray, window: MaskWindow | None) -> np.ndarray:
     return pixels[y1:y2, x1:x2]
 
 
-def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | TransitionFiles | DrawnMask:
+def windowed(
+    mask: Any, window: MaskWindow
+) -> MaskFile | ChangeFile | TransitionFiles | DrawnMask | VolumeMask:
     """Return the mask reader of a part of a mask.
 
     Raises:
@@ -209,7 +217,7 @@ def windowed(mask: Any, window: MaskWindow) -> MaskFile | ChangeFile | Transitio
     """
     if isinstance(mask, TransitionFiles):
         return TransitionFiles(_dated(mask.before, window), _dated(mask.after, window))
-    if isinstance(mask, DrawnMask):
+    if isinstance(mask, DrawnMask | VolumeMask):
         return mask.windowed(window)
     if not isinstance(mask, MaskFile | ChangeFile):
         raise DataError("only masks in files can be cropped", fix="ask for smaller scenes instead of crops")
@@ -238,6 +246,8 @@ def mask_to_json(mask: MaskReader, root: Path) -> dict[str, Any]:
         return {"before": mask_to_json(mask.before, root), "after": mask_to_json(mask.after, root)}
     if isinstance(mask, DrawnMask):
         return drawn_to_json(mask)
+    if isinstance(mask, VolumeMask):
+        return volume_mask_to_json(mask, root)
     path = Path(mask.path)
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     row: dict[str, Any] = {"mask" if isinstance(mask, MaskFile) else "change_mask": name}
@@ -264,14 +274,20 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
         return SceneSemantic(str(row["scene"]))
     if "scene_change" in row:
         return SceneChangeMask(str(row["scene_change"]))
+    if "volumes" in row:
+        return volume_mask_from_json(row, root)
     if "drawn" in row:
         return drawn_from_json(row)
-    onto = Grid.from_json(row["onto"]) if "onto" in row else None
+    onto: Grid | SlideScale | None = None
+    if "onto" in row:
+        onto = (SlideScale if "steps" in row["onto"] else Grid).from_json(row["onto"])
     window: MaskWindow | None = None
     if "window" in row:
         x1, y1, x2, y2 = (int(value) for value in row["window"])
         window = (x1, y1, x2, y2)
     if "change_mask" in row:
+        if isinstance(onto, SlideScale):
+            raise ValueError("a mask of change lies on the ground, not on a slide")
         told = row.get("unchanged")
         several = tuple(int(value) for value in told) if isinstance(told, list) else None
         return ChangeFile(

@@ -36,7 +36,7 @@ _LARGEST_SIDE = 10_000_000
 
 _TEXTS = ("name", "image_root", "label_root", "licence")
 _LISTS = ("object_classes", "scene_classes", "semantic_classes", "findings", "understood")
-_OPTIONAL_LISTS = ("change_classes",)
+_OPTIONAL_LISTS = ("change_classes", "abnormal_classes")
 """Lists that are written only where there is something in them."""
 
 _COMPILE_AGAIN = "compile the labels again"

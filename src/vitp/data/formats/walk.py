@@ -20,6 +20,7 @@ from vitp.core.errors import DataError
 from vitp.core.reading import check_file, parse_json, parse_xml, read_text
 from vitp.io.band_folders import is_band_folder
 from vitp.io.images import IMAGE_SUFFIXES
+from vitp.io.slides import is_zarr_image
 from vitp.records.labels import SPLITS
 
 DEEPEST = 4
@@ -134,19 +135,24 @@ def comma_list(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
 def list_images(folder: Path) -> list[Path]:
     """Return the images of one folder, sorted by name: files, and folders with one file a band."""
     found = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(path for path in found if (is_band_folder(path) if path.is_dir() else _is_image(path.name)))
+    return sorted(path for path in found if (_is_one(path) if path.is_dir() else _is_image(path.name)))
+
+
+def _is_one(folder: Path) -> bool:
+    """Return whether a folder is one image: a file a band, or an OME-Zarr."""
+    return is_zarr_image(folder) or is_band_folder(folder)
 
 
 def images_below(folder: Path) -> list[Path]:
     """Return the images in a folder and its sub-folders, sorted; hidden ones are left out.
 
-    A sub-folder with one file a band is one image.
+    A sub-folder with one file a band is one image, and so is an OME-Zarr.
 
     Raises:
         DataError: The folder itself is one.
     """
     _refuse_bands(folder)
-    found = files_below(folder, whole=is_band_folder)
+    found = files_below(folder, whole=_is_one)
     return [path for path in found if _is_image(path.name) or path.is_dir()]
 
 
@@ -302,7 +308,7 @@ def image_folders(root: Path) -> list[Folder]:
         except OSError as error:
             what = f"folder can't be read ({error.strerror})"
             raise DataError(what, where=str(path), fix="check its permissions") from error
-        whole = {name for name, is_folder in names if is_folder and is_band_folder(path / name)}
+        whole = {name for name, is_folder in names if is_folder and _is_one(path / name)}
         files = tuple(path / n for n, is_folder in names if n in whole or (not is_folder and _is_image(n)))
         if files:
             yield described(path, parts, files)

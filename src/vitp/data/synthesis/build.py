@@ -11,7 +11,7 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.words import spoken
-from vitp.data.synthesis import change_tasks, ground_tasks, image_tasks, object_tasks
+from vitp.data.synthesis import change_tasks, ground_tasks, image_tasks, object_tasks, volume_tasks
 from vitp.data.synthesis.choosing import one_weighted
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import Facts, Limits, Question, place, scale_box, scale_quad
@@ -28,6 +28,7 @@ from vitp.data.synthesis.scoring import (
     same_yes_no,
     token_f1,
 )
+from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord, Region, Turn
 from vitp.records.labels import LabelledImage
 
@@ -44,6 +45,7 @@ class QuestionTask:
         given: Where it asks for what somebody labelled: the labels of an image. A rare class is what is looked for
             then, so the task can teach as long as any two labels of the set differ.
         needs: Whether an image has what the task is about at all; the others don't know the task.
+        findings: Asked where some classes of the set are findings.
     """
 
     ask: Callable[[Facts, np.random.Generator], Question | None]
@@ -52,6 +54,7 @@ class QuestionTask:
     balanced: bool = False
     given: Callable[[LabelledImage], Iterable[str]] | None = None
     needs: Callable[[LabelledImage], bool] | None = None
+    findings: bool = False
 
 
 def _scenes(item: LabelledImage) -> Iterable[str]:
@@ -69,6 +72,13 @@ def _of_metadata(key: str) -> QuestionTask:
     return QuestionTask(
         ground_tasks.asks_metadata(key), exact, given=given, needs=ground_tasks.known_metadata(key)
     )
+
+
+def _in_millimetres(
+    ask: Callable[[Facts, np.random.Generator], Question | None], *, change: bool = False
+) -> QuestionTask:
+    score = ground_tasks.near_change if change else ground_tasks.near_amount
+    return QuestionTask(ask, score, change=change, needs=volume_tasks.has_spacing)
 
 
 def _of_ground(ask: Callable[[Facts, np.random.Generator], Question | None]) -> QuestionTask:
@@ -125,6 +135,20 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "extent_metres": _of_ground(ground_tasks.extent_metres),
     "ground_resolution": _of_ground(ground_tasks.ground_resolution),
     **{key: _of_metadata(key) for key in ground_tasks.METADATA},
+    "slice_level": QuestionTask(volume_tasks.slice_level, exact, needs=volume_tasks.is_slice),
+    "level_of_class": QuestionTask(volume_tasks.level_of_class, exact, needs=volume_tasks.is_slice),
+    "side": QuestionTask(volume_tasks.side, exact, needs=volume_tasks.has_sides),
+    "side_of_class": QuestionTask(volume_tasks.side_of_class, exact, needs=volume_tasks.has_sides),
+    "diameter_mm": _in_millimetres(volume_tasks.diameter_mm),
+    "extent_mm": _in_millimetres(volume_tasks.extent_mm),
+    "area_mm2": _in_millimetres(volume_tasks.area_mm2),
+    "volume_ml": _in_millimetres(volume_tasks.volume_ml),
+    "abnormal": QuestionTask(volume_tasks.abnormal, same_yes_no, balanced=True, findings=True),
+    "findings": QuestionTask(volume_tasks.findings, list_f1, balanced=True, findings=True),
+    "growth": QuestionTask(volume_tasks.growth, exact, change=True, needs=volume_tasks.has_spacing),
+    "growth_mm": _in_millimetres(volume_tasks.growth_mm, change=True),
+    "growth_mm2": _in_millimetres(volume_tasks.growth_mm2, change=True),
+    "growth_ml": _in_millimetres(volume_tasks.growth_ml, change=True),
 }
 
 
@@ -136,13 +160,15 @@ TASK_NAMES = (*QUESTION_TASKS, CONTEXT)
 """What weights can be given to."""
 
 
-def tasks_asked(item: LabelledImage) -> list[str]:
-    """Return the names of the tasks that can be asked of an image, or of a pair."""
+def tasks_asked(item: LabelledImage, classes: SetClasses) -> list[str]:
+    """Return the names of the tasks that can be asked of an image, or of a pair, of a set."""
     pair = item.second_image is not None
     names = [
         name
         for name, task in QUESTION_TASKS.items()
-        if task.change == pair and (task.needs is None or task.needs(item))
+        if task.change == pair
+        and (task.needs is None or task.needs(item))
+        and (classes.abnormal_classes or not task.findings)
     ]
     return [*names, "caption"] if pair else names
 
@@ -172,6 +198,7 @@ class SynthesisConfig(Limits):
         tasks: Task → weight. Tasks that are not named have weight 1, 0 switches a task off, 6 lets it come up to six
             times before all others have come once.
         grid_always: Each image that has a grid gets the grid question, as its first.
+        neighbours: Slices of a volume on either side that are shown with the one that is asked about.
 
     Raises:
         ConfigError: A task is unknown or a number is out of range.
@@ -180,6 +207,7 @@ class SynthesisConfig(Limits):
     questions_per_image: int = 6
     tasks: Mapping[str, float] = field(default_factory=dict)
     grid_always: bool = False
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
         for name, weight in self.tasks.items():
@@ -193,6 +221,7 @@ class SynthesisConfig(Limits):
             "grid": (1, 64),
             "max_boxes": (1, 1000),
             "coordinate_range": (10, COORDINATE_RANGE),
+            "neighbours": (0, 16),
         }
         fixes = {
             key: f"use {low} to {high}"
@@ -225,7 +254,7 @@ def _questions(
     round, one of weight 6 up to six times. A task that answers None is not tried again: its None may be half of a
     yes/no balance.
     """
-    names = tasks_asked(facts.item)
+    names = tasks_asked(facts.item, facts.classes)
     if told:
         names = [name for name in names if name not in (*ground_tasks.METADATA, "ground_resolution")]
     # How often each task may still repeat itself; tasks with nothing left to ask are taken out.
@@ -258,8 +287,8 @@ def _questions(
     return asked
 
 
-def _regions(item: LabelledImage) -> Iterator[Region]:
-    for image, labels in enumerate((item.objects or (), item.later_objects or ())):
+def _regions(item: LabelledImage, first: int) -> Iterator[Region]:
+    for image, labels in enumerate((item.objects or (), item.later_objects or ()), first):
         for label in labels:
             placed = place(label, item.width, item.height)
             if placed.share > 0 and not label.difficult:
@@ -276,6 +305,7 @@ def synthesize_with_tasks(
     seed: int,
     config: SynthesisConfig | None = None,
     epoch: int = 0,
+    volumes: VolumeIndex | None = None,
 ) -> tuple[InstructionRecord, tuple[str, ...]] | None:
     """Turn the labels of an image, or of a pair, into a record of independent questions about it.
 
@@ -287,6 +317,7 @@ def synthesize_with_tasks(
         seed: From 0 on.
         config: What to ask.
         epoch: From 0 on; above 0 it is added to the record's id as `@epoch`.
+        volumes: The slices of the set, for questions about a slice's volume and for `config.neighbours`.
 
     Returns:
         The record and the task of each of its turns, or None when nothing is known of the image that the tasks
@@ -300,13 +331,17 @@ def synthesize_with_tasks(
     # Without anything to tell no random number is drawn: such records stay what they were.
     if context and rng.random() >= config.weight(CONTEXT) / 2:
         context = ""
-    asked = _questions(Facts(item, classes, config), config, rng, bool(context))
+    before, after = ((), ()) if volumes is None else volumes.beside(item, config.neighbours)
+    shown = (*before, item, *after)
+    asked = _questions(Facts(item, classes, config, volumes, shown), config, rng, bool(context))
     if not asked:
         return None
-    images = (item.image, *item.series) if item.second_image is None else (item.image, item.second_image)
-    prefix = (f"{context}\n" if context else "") + ground_tasks.image_marks(
-        item, dated=config.weight(CONTEXT) > 0
-    )
+    images = tuple(one.image for one in shown)
+    marks = volume_tasks.slice_marks(shown, len(before))
+    if len(shown) == 1:
+        images = (item.image, *item.series) if item.second_image is None else (item.image, item.second_image)
+        marks = ground_tasks.image_marks(item, dated=config.weight(CONTEXT) > 0)
+    prefix = (f"{context}\n" if context else "") + marks
     turns = [Turn(question.question, question.answer) for _, question in asked]
     turns[0] = Turn(prefix + turns[0].question, turns[0].answer)
     record = InstructionRecord(
@@ -315,7 +350,7 @@ def synthesize_with_tasks(
         turns=tuple(turns),
         sizes=((item.width, item.height),) * len(images),
         independent=True,
-        regions=tuple(_regions(item)),
+        regions=tuple(_regions(item, len(before))),
         source=classes.name,
         licence=classes.licence,
     )

@@ -31,12 +31,14 @@ class ClassStatistics:
         given: Class d → class c → share of the images with d that also have c, smoothed towards `share[c]`.
         askable: Share of the images with at least one present class, and with at least one absent class.
         changed: Share of the pairs that changed.
+        abnormal: Share of the images with a finding.
     """
 
     share: Mapping[str, float] = field(default_factory=dict)
     given: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     askable: tuple[float, float] = (1.0, 1.0)
     changed: float = 0.5
+    abnormal: float = 0.5
 
     def expectation(self, name: str, others: Iterable[str]) -> float:
         """Return how probable a class is to someone who knows which other classes are in the image.
@@ -67,6 +69,7 @@ class SetClasses:
         name: Of the set; becomes the records' source.
         licence: Of the set.
         statistics: How often classes occur; without them every class counts as present in half of the images.
+        abnormal_classes: Those that are findings.
     """
 
     object_classes: tuple[str, ...] = ()
@@ -76,6 +79,7 @@ class SetClasses:
     licence: str = ""
     statistics: ClassStatistics = field(default_factory=ClassStatistics, compare=False)
     change_classes: tuple[str, ...] = ()
+    abnormal_classes: tuple[str, ...] = ()
 
     @classmethod
     def from_set(cls, labelled: LabelledSet, *, sample: int = 256) -> SetClasses:
@@ -87,6 +91,7 @@ class SetClasses:
             labelled.name,
             labelled.licence,
             change_classes=labelled.change_classes,
+            abnormal_classes=labelled.abnormal_classes,
         )
         looked_at = (item for _, item in evenly_spaced(labelled.items, sample))
         return replace(bare, statistics=gather_statistics(looked_at, bare))
@@ -171,7 +176,7 @@ def gather_statistics(items: Iterable[LabelledImage], classes: SetClasses) -> Cl
     told: Counter[str] = Counter()
     both: dict[str, Counter[str]] = {}
     askable = [0, 0]
-    images, changed = 0, []
+    images, changed, ill = 0, [], 0
     for item in items:
         if item.second_image is not None:
             if item.change is not None:
@@ -181,6 +186,7 @@ def gather_statistics(items: Iterable[LabelledImage], classes: SetClasses) -> Cl
         histogram = None if item.semantic is None else mask_histogram(known_semantic(item))
         states = class_states(item, classes, histogram)
         here = [name for name, state in states.items() if state]
+        ill += _has_finding(item, classes, histogram, here)
         told.update(name for name, state in states.items() if state is not None)
         present.update(here)
         for name in here:
@@ -199,4 +205,15 @@ def gather_statistics(items: Iterable[LabelledImage], classes: SetClasses) -> Cl
         given,
         (askable[0] / images, askable[1] / images) if images else (1.0, 1.0),
         (sum(changed) + 0.5) / (len(changed) + 1) if changed else 0.5,
+        (ill + 0.5) / (images + 1),
     )
+
+
+def _has_finding(
+    item: LabelledImage, classes: SetClasses, histogram: np.ndarray | None, present: list[str]
+) -> bool:
+    """Return whether one of the findings is there, be it as small as it may."""
+    found = {*present, item.scene}
+    if histogram is not None:
+        found |= {name for value, name in enumerate(classes.semantic_classes) if histogram[value]}
+    return bool(found & set(classes.abnormal_classes))

@@ -12,6 +12,7 @@ from vitp.data.synthesis.build import QUESTION_TASKS, SynthesisConfig, tasks_ask
 from vitp.data.synthesis.classes import SetClasses, evenly_spaced
 from vitp.data.synthesis.facts import Facts
 from vitp.data.synthesis.scoring import normalised
+from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.records.labels import LabelledImage
 
 _LOOKED_AT = 128
@@ -52,9 +53,10 @@ def constant_tasks(
         config: What is to be asked.
     """
     answers: dict[str, Counter[str]] = {}
+    volumes = VolumeIndex(items) if isinstance(items, list | tuple) else None
     for place, item in evenly_spaced(items, _LOOKED_AT):
-        facts, rng = Facts(item, classes, config), np.random.default_rng(place)
-        for name in tasks_asked(item):
+        facts, rng = Facts(item, classes, config, volumes), np.random.default_rng(place)
+        for name in tasks_asked(item, classes):
             task = QUESTION_TASKS[name]
             if task.balanced or name in config.tasks:
                 continue

@@ -20,6 +20,7 @@ from vitp.data.synthesis.classes import (
     is_usable,
     mask_histogram,
 )
+from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.records.geometry import Box, as_flat, as_points
 from vitp.records.instructions import COORDINATE_RANGE
 from vitp.records.labels import BACKGROUND, LabelledImage, ObjectLabel
@@ -185,10 +186,20 @@ class Facts:
         item: The image's labels.
         classes: Of its set.
         limits: Of the answers.
+        volumes: The other slices of its volume, where it is a slice.
+        shown: The slices that are seen, the image among them; None: only the image.
     """
 
-    def __init__(self, item: LabelledImage, classes: SetClasses, limits: Limits) -> None:
-        self.item, self.classes, self.limits = item, classes, limits
+    def __init__(
+        self,
+        item: LabelledImage,
+        classes: SetClasses,
+        limits: Limits,
+        volumes: VolumeIndex | None = None,
+        shown: tuple[LabelledImage, ...] | None = None,
+    ) -> None:
+        self.item, self.classes, self.limits, self.volumes = item, classes, limits, volumes
+        self.shown = shown or (item,)
         # Presence questions so far: (class, there or not). The next ones keep yes and no in balance.
         self.yes_no_asked: list[tuple[str, bool]] = []
         # Captions that were answers so far, with the wordings that asked for them.

@@ -1,7 +1,7 @@
-"""Questions about the ground: lengths, areas and distances in metres, and how an image was taken.
+"""Questions about sizes in the world, of things on the ground or in a body, and about how an image was taken.
 
-They are asked where the size of a pixel on the ground, or the metadata, is known. Numbers have two significant digits:
-more would be a precision that neither labels nor pixels have.
+They are asked where the size of a pixel (`LabelledImage.ground` or `spacing`), or the metadata, is known. Numbers have
+two significant digits: more would be a precision that neither labels nor pixels have.
 
 Each task asks one question, or returns None where the labels of the image allow none.
 """
@@ -23,8 +23,32 @@ from vitp.data.synthesis.object_tasks import refer
 from vitp.records.geometry import area, as_points, min_area_quad
 from vitp.records.labels import LabelledImage
 
-METADATA = ("sensor", "date", "season", "region")
+METADATA = (
+    *("sensor", "date", "season", "region"),
+    *("modality", "plane", "body_part", "laterality", "window"),
+)
 """Keys of `LabelledImage.metadata` that are asked for and told."""
+
+MODALITIES = {
+    "CT": "CT",
+    "MR": "MRI",
+    "PT": "PET",
+    "US": "ultrasound",
+    "NM": "scintigraphy",
+    "XA": "angiography",
+    "CR": "X-ray",
+    "DX": "X-ray",
+    "DR": "X-ray",
+    "RF": "fluoroscopy",
+    "MG": "mammography",
+    "OP": "fundus photograph",
+    "OPT": "optical coherence tomography",
+    "SM": "slide microscopy",
+    "ES": "endoscopy",
+    "GM": "light microscopy",
+    "XC": "photograph",
+}
+"""DICOM's codes as they are told; other values stay as they are."""
 
 _ELONGATED = 1.5
 """Long side over short side from which on an object has a length."""
@@ -39,9 +63,17 @@ _NEAR, _FAR = 0.1, 0.5
 """Relative errors up to which an answer is right, and from which on it is wrong."""
 
 _AMOUNT = re.compile(
-    r"(\d[\d,]*(?:\.\d+)?)\s*(cm|km²|km2|km|m²|m2|ha|hectares?|metres?|meters?|m)(?!\w)", re.IGNORECASE
+    r"(\d[\d,]*(?:\.\d+)?)\s*(ml|millilit(?:re|er)s?|hectares?|metres?|meters?|ha|(?:[kcmµ]?m)[²2]?)(?!\w)",
+    re.IGNORECASE,
 )
-_UNITS = {"cm": 0.01, "m": 1.0, "km": 1000.0, "m²": 1.0, "ha": 1e4, "km²": 1e6}
+_LENGTHS = {"µm": 1e-6, "mm": 1e-3, "cm": 0.01, "m": 1.0, "km": 1000.0}
+_UNITS = {
+    **{unit: (size, 1) for unit, size in _LENGTHS.items()},
+    **{f"{unit}²": (size**2, 2) for unit, size in _LENGTHS.items()},
+    "ha": (1e4, 2),
+    "ml": (1e-6, 3),
+}
+"""Unit → its size in metres, square or cubic metres, and which of them."""
 
 
 def two_digits(value: float) -> float:
@@ -69,23 +101,65 @@ def area_text(square_metres: float) -> str:
     )
 
 
+def body_length_text(millimetres: float) -> str:
+    """Return a length in millimetres, or micrometres below a tenth of one, with two significant digits."""
+    rounded = two_digits(millimetres)
+    return f"about {rounded:g} mm" if rounded >= 0.1 else f"about {two_digits(rounded * 1000):g} µm"
+
+
+def body_area_text(square_millimetres: float) -> str:
+    """Return an area in square micrometres, millimetres or centimetres, with two significant digits."""
+    rounded = two_digits(square_millimetres)
+    if rounded < 0.01:
+        return f"about {two_digits(rounded * 1e6):g} µm²"
+    return f"about {rounded:g} mm²" if rounded < 100 else f"about {two_digits(rounded / 100):g} cm²"
+
+
+def body_volume_text(cubic_millimetres: float) -> str:
+    """Return a volume in millilitres with two significant digits."""
+    return f"about {two_digits(cubic_millimetres / 1000):g} ml"
+
+
 def parse_amount(text: str) -> float | None:
-    """Return the first length of a text in metres, or area in square metres; None where it has none."""
+    """Return the first amount of a text in metres, square metres or cubic metres; None where it has none."""
+    found = _amount(text)
+    return None if found is None else found[0]
+
+
+def _amount(text: str) -> tuple[float, int] | None:
+    """Return the first amount, and whether it is a length (1), an area (2) or a volume (3)."""
     match = _AMOUNT.search(text)
     if match is None:
         return None
     unit = match[2].lower().replace("2", "²")
-    unit = "ha" if unit.startswith("hect") else "m" if unit.startswith(("metre", "meter")) else unit
-    return float(match[1].replace(",", "")) * _UNITS[unit]
+    for word, short in (("hect", "ha"), ("met", "m"), ("millil", "ml")):
+        unit = short if unit.startswith(word) else unit
+    size, kind = _UNITS[unit]
+    return float(match[1].replace(",", "")) * size, kind
 
 
 def near_amount(predicted: str, expected: str) -> float:
-    """Return 1 for an amount within a tenth of the expected one, less for those further away, 0 from a half on."""
-    answer, right = parse_amount(predicted), parse_amount(expected)
-    if answer is None or not right:
+    """Return 1 for an amount within a tenth of the expected one, less for those further away, 0 from a half on.
+
+    An area is no length: another kind of amount counts 0.
+    """
+    answer, right = _amount(predicted), _amount(expected)
+    if answer is None or right is None or not right[0] or answer[1] != right[1]:
         return 0.0
-    error = abs(answer - right) / right
+    error = abs(answer[0] - right[0]) / right[0]
     return float(min(max((_FAR - error) / (_FAR - _NEAR), 0.0), 1.0))
+
+
+def near_change(predicted: str, expected: str) -> float:
+    """Return `near_amount` of a change, 0 where the answer says larger instead of smaller."""
+    larger = [
+        re.search(r"\b(larger|grew|more|gained|\+)", text.casefold()) is not None
+        for text in (predicted, expected)
+    ]
+    smaller = re.search(r"\b(smaller|shrank|shrunk|less|lost|decreased)\b", predicted.casefold()) is not None
+    if larger[0] == smaller or larger[0] != larger[1]:
+        return 0.0
+    return near_amount(predicted, expected)
 
 
 def has_ground(item: LabelledImage) -> bool:
@@ -222,18 +296,19 @@ def known_metadata(key: str) -> Callable[[LabelledImage], bool]:
 
 def asks_metadata(key: str) -> Callable[[Facts, np.random.Generator], Question | None]:
     """Return the task that asks for a value of the metadata."""
-    wordings = {
-        "sensor": phrases.SENSOR,
-        "date": phrases.DATE,
-        "season": phrases.SEASON,
-        "region": phrases.REGION,
-    }[key]
+    wordings = phrases.METADATA[key]
 
     def task(facts: Facts, rng: np.random.Generator) -> Question | None:
-        value = (facts.item.metadata or {}).get(key)
+        value = _told(facts.item, key)
         return Question(worded(rng, wordings), value) if value else None
 
     return task
+
+
+def _told(item: LabelledImage, key: str) -> str:
+    """Return a value of the metadata as it is told; "" where it isn't known."""
+    value = (item.metadata or {}).get(key, "")
+    return MODALITIES.get(value.upper(), value) if key == "modality" else value
 
 
 def context_line(item: LabelledImage, told: Callable[[str], bool] = lambda name: True) -> str:
@@ -245,9 +320,8 @@ def context_line(item: LabelledImage, told: Callable[[str], bool] = lambda name:
         item: The image.
         told: Whether one of `METADATA`, or `ground_resolution`, is told.
     """
-    known = item.metadata or {}
     several = item.second_image is not None or item.series
-    values = {key: known.get(key) for key in METADATA if not (several and key in ("date", "season"))}
+    values = {key: _told(item, key) for key in METADATA if not (several and key in ("date", "season"))}
     if item.ground is not None:
         values["ground_resolution"] = resolution_text(item).removeprefix("about ")
     order = ("sensor", "ground_resolution", *METADATA[1:])

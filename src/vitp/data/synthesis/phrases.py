@@ -237,4 +237,108 @@ REGION = (
     "Which region is shown?", "Where on earth was the image taken?", "Name the region of this image.",
     "In which region does this scene lie?", "Which part of the world is this?", "Tell the region.",
 )
+MODALITY = (
+    "How was the image taken?", "Which modality is this?", "Name the imaging modality.", "What kind of scan is shown?",
+    "Which technique recorded this image?", "Tell the modality.",
+)
+PLANE = (
+    "In which plane is the slice?", "Which plane is shown?", "Name the plane of this slice.",
+    "How is the slice oriented?", "Along which plane was this cut?", "Tell the anatomical plane.",
+)
+BODY_PART = (
+    "Which part of the body is shown?", "Name the body part.", "What region of the body was scanned?",
+    "Which body part was examined?", "Which part of the body is this image of?", "Tell the body part.",
+)
+BODY_SIDE = (
+    "Which side of the body was examined?", "Is the left or the right side shown?", "Name the side of the body.",
+    "Which of the patient's sides is this?", "Which side is the image of?", "Tell the laterality.",
+)
+GREY_WINDOW = (
+    "Which window is the image shown in?", "How is the image windowed?", "Name the window of this image.",
+    "Which grey-level window was chosen?", "What is this image's window setting called?", "Tell the window.",
+)
+METADATA = {
+    "sensor": SENSOR, "date": DATE, "season": SEASON, "region": REGION, "modality": MODALITY, "plane": PLANE,
+    "body_part": BODY_PART, "laterality": BODY_SIDE, "window": GREY_WINDOW,
+}
+THIRD = (
+    "In which third of the volume is this slice?", "Which third of the scan does the slice come from?",
+    "Name the third of the volume that holds the slice.", "Where in the volume does the slice lie, by thirds?",
+    "From which third of the scanned range is this?", "Tell the third of the volume.",
+)
+LEVEL_OF = (
+    "Does the slice lie {before} the {one}, {after} it, or pass through it?",
+    "Is this slice {before} the {one}, {after} it, or through it?",
+    "Where is the slice: {before} the {one}, {after} it, or through it?",
+    "Tell whether the slice is {before} the {one}, {after} it, or through it.",
+    "How does the slice lie to the {one}: {before} it, {after} it, or through it?",
+    "Say if the {one} is cut; if not, whether the slice is {before} it or {after} it.",
+)
+PATIENT_SIDE = (
+    "On which side of the patient is the {one}?", "Is the {one} on the patient's left or right?",
+    "Which of the patient's sides holds the {one}?", "In the patient's right or left half: where is the {one}?",
+    "Tell the patient's side on which the {one} lies.", "Seen from the patient, is the {one} left or right?",
+)
+PICTURE_SIDE = (
+    "On which side of the picture is the {one}?", "Is the {one} in the left or right half of the picture?",
+    "Which half of the picture holds the {one}?", "Left or right in the picture: where is the {one}?",
+    "Tell the picture's side on which the {one} lies.", "As displayed, is the {one} left or right?",
+)
+SIDE_OF = (
+    "Is the {a} to the patient's left or right of the {b}?", "Does the {a} lie to the patient's right or left of the {b}?",
+    "For the patient, is the {a} left or right of the {b}?", "Going from the {b} to the {a}, does one go to the patient's left or right?",
+    "Tell on which side of the {b} the {a} lies, by the patient's sides.", "Seen from the patient, is the {a} left or right of the {b}?",
+)
+DIAMETER = (
+    "What is the longest diameter of {the} in the slice?", "How large is {the} across at its longest?",
+    "Give the longest diameter of {the}.", "Measure {the} along its longest diameter.",
+    "How long is the largest diameter of {the}?", "Estimate the longest diameter of {the}.",
+)
+SPAN = (
+    "How far does the {one} reach {along}?", "Give the extent of the {one} {along}.",
+    "Measure how far the {one} extends {along}.", "What is the extent of the {one} {along}?",
+    "Estimate the extent of the {one} {along}.", "Over what length does the {one} extend {along}?",
+)
+SLICE_AREA = (
+    "What area does the {one} cover in the slice?", "How large is the {one} in the slice?",
+    "Give the area of the {one}.", "Measure the area of the {one} in this slice.",
+    "Estimate the area of the {one} in the slice.", "What is the cross section of the {one}?",
+)
+HELD_VOLUME = (
+    "What volume of the {one} do {these} hold?", "How much of the {one} lies in {these}?",
+    "Give the volume of the {one} within {these}.", "Measure how much {one} {these} hold.",
+    "Estimate the volume of the {one} in {these}.", "What is the {one}'s volume within {these}?",
+)
+WHOLE_VOLUME = (
+    "What is the volume of the {one}?", "How large is the whole {one}, as a volume?", "Give the volume of the {one}.",
+    "Measure the volume of the whole {one}.", "Estimate the {one}'s volume.", "How many millilitres has the {one}?",
+)
+ABNORMAL = (
+    "Is anything abnormal?", "Is there any abnormal finding?", "Does the image show a finding?",
+    "Can a finding be seen here?", "Is there anything abnormal in the image?", "Does anything look abnormal?",
+)
+FINDINGS = (
+    "Which findings are there?", "Name the abnormal findings.", "What is abnormal in this image?",
+    "List the findings.", "Which abnormal findings does the image show?", "Tell what is abnormal, or none.",
+)
+GROWTH = (
+    "Did the {one} grow between the two studies?", "How did the {one} change in size since the prior study?",
+    "Is the {one} larger, smaller or unchanged in the current study?", "Compare the size of the {one} in the two studies.",
+    "Has the {one} become larger, smaller, or neither?", "Tell how the size of the {one} changed.",
+)
+GROWTH_AREA = (
+    "By what area did the {one} change in this slice?", "How much larger or smaller is the {one} in this slice now?",
+    "Give the change of the {one}'s area.", "Measure by how much the area of the {one} changed.",
+    "Estimate the change of the {one}'s area in the slice.", "What is the difference of the {one}'s areas?",
+)
+GROWTH_DIAMETER = (
+    "By how much did the longest diameter of the {one} change?", "How much longer or shorter is the {one}'s longest diameter now?",
+    "Give the change of the {one}'s longest diameter.", "Measure the change of the longest diameter of the {one}.",
+    "Estimate how much the {one}'s longest diameter changed.", "What is the difference of the {one}'s longest diameters?",
+)
+GROWTH_VOLUME = (
+    "By what volume did the {one} change within this slice?", "How many millilitres has the {one} gained or lost in this slice?",
+    "Give the change of the {one}'s volume in this slice.", "Measure by how much the {one}'s volume in the slice changed.",
+    "Estimate the change of volume of the {one} in the slice.", "What is the difference of the {one}'s volumes in this slice?",
+)
 # fmt: on

@@ -11,6 +11,7 @@ from typing import overload
 from vitp.core.errors import DataError
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
+from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.records.instructions import InstructionRecord, to_line
 from vitp.records.labels import LabelledSet
 
@@ -42,6 +43,8 @@ class LabelledRecords(Sequence[InstructionRecord]):
         self.labelled, self.seed, self.epoch = labelled, seed, epoch
         self.config = config or SynthesisConfig()
         self.classes = classes or SetClasses.from_set(labelled)
+        items = labelled.items
+        self._volumes = VolumeIndex(items) if isinstance(items, list | tuple) else None
 
     @property
     def name(self) -> str:
@@ -74,7 +77,12 @@ class LabelledRecords(Sequence[InstructionRecord]):
         # With few tasks a balanced choice can come out empty for an image that has something to ask.
         for attempt in range(_ATTEMPTS):
             made = synthesize_with_tasks(
-                item, self.classes, seed=self.seed + (attempt << 32), config=self.config, epoch=self.epoch
+                item,
+                self.classes,
+                seed=self.seed + (attempt << 32),
+                config=self.config,
+                epoch=self.epoch,
+                volumes=self._volumes,
             )
             if made is not None:
                 return made

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vitp.core import distributed
@@ -17,16 +18,21 @@ from vitp.tasks.build import task_of
 from vitp.tasks.data import label_reader, open_labelled
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.model_folder import load_task
-from vitp.tasks.predict import predict_images
+from vitp.tasks.predict import ground_of, predict_images
 
 MOST_CHANGED = 0.01
 """Share of the pixels that may get another class when the windows begin elsewhere."""
 SHIFTS = ((1 / 2, 1 / 2), (1 / 3, 2 / 3), (3 / 4, 1 / 4))
-"""How far the windows move along x and y, in parts of the way from one window to the next."""
+"""How far the windows move along x and y, in parts of the way from one window to the next, to whole patches."""
+PHASES = ((0, 0), (1 / 2, 1 / 2), (1 / 4, 5 / 8))
+"""And how far on, in parts of a patch: a vision transformer sees other patches then, everywhere."""
 
 
 def check_seams(run: Path, overrides: Sequence[str] = (), *, images: int = 8) -> CheckFinding:
     """Return which share of the test images' pixels changes class when the origin of the windows moves, at worst.
+
+    Windows move by whole patches (other surroundings of each pixel) and by parts of one (other patches). Pixels that
+    hold nothing aren't counted.
 
     Args:
         run: Folder of a finetuned run.
@@ -51,9 +57,12 @@ def check_seams(run: Path, overrides: Sequence[str] = (), *, images: int = 8) ->
     for item in islice(part.items, images):
         sample = reader.sample(item)
         pair = None if sample.later_CHW is None else [sample.later_CHW]
-        moved = moved_pixels(model, sample.image_CHW, settings, pair)
+        with ground_of(item, reader) as ground:
+            valid_HW = None if ground is None else ground.valid((0, 0, *sample.size[::-1]))
+        moved = moved_pixels(model, sample.image_CHW, settings, pair, valid_HW)
         if moved is not None:
-            changed_S, seen, large = changed_S + moved, seen + sample.size[0] * sample.size[1], large + 1
+            held = sample.size[0] * sample.size[1] if valid_HW is None else int(valid_HW.sum())
+            changed_S, seen, large = changed_S + moved, seen + held, large + 1
     if not large:
         side = "the whole image" if settings.window is None else f"windows of {settings.window} px"
         reason = f"its images are seen through {side} at once; name larger ones (-s data.root=…) or -s test.window=…"
@@ -70,21 +79,37 @@ def moved_pixels(
     image_CHW: torch.Tensor,
     settings: TestSettings,
     later: list[torch.Tensor] | None = None,
+    valid_HW: np.ndarray | None = None,
 ) -> torch.Tensor | None:
-    """Return how many pixels of an image change class with each of `SHIFTS`; None: it has no windows to move."""
+    """Return how many pixels of an image change class with each of `SHIFTS`; None: it has no windows to move.
+
+    Args:
+        model: Of class maps.
+        image_CHW: uint8.
+        settings: How it is applied.
+        later: The second date.
+        valid_HW: Which pixels hold something and are counted; None: all.
+    """
     if settings.window is None:
         return None
     rows, columns = settings.resize.of(*image_CHW.shape[-2:]) if settings.resize else image_CHW.shape[-2:]
     if max(rows, columns) <= settings.window:
         return None
     step = settings.window - int(settings.overlap * settings.window)
-    step_x, step_y = step * image_CHW.shape[-1] / columns, step * image_CHW.shape[-2] / rows
+    patch = model.backbone.strides[-1]
 
-    def classes(x: float, y: float) -> torch.Tensor:
-        origin = (round(x * step_x), round(y * step_y))
-        (found,) = predict_images(model, [image_CHW], settings, later, origin=origin)
+    def moved(share: float, phase: float, scale: float) -> int:
+        return round((share * step // patch + phase) * patch * scale)
+
+    def classes(shift: tuple[float, float], phase: tuple[float, float]) -> torch.Tensor:
+        scales = image_CHW.shape[-1] / columns, image_CHW.shape[-2] / rows
+        x, y = (moved(*each) for each in zip(shift, phase, scales, strict=True))
+        (found,) = predict_images(model, [image_CHW], settings, later, origin=(x, y))
         assert found.semantic_HW is not None
         return found.semantic_HW
 
-    still_HW = classes(0, 0)
-    return torch.stack([(classes(*shift) != still_HW).sum() for shift in SHIFTS]).double()
+    still_HW = classes((0, 0), (0, 0))
+    counted_HW = torch.ones_like(still_HW) if valid_HW is None else torch.from_numpy(valid_HW)
+    moves = zip(SHIFTS, PHASES, strict=True)
+    changed = [(classes(*move) != still_HW) & counted_HW.bool() for move in moves]
+    return torch.stack([each.sum() for each in changed]).double()

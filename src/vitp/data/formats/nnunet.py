@@ -1,0 +1,185 @@
+"""`dataset.json` and `splits_final.json`: what nnU-Net (both versions) and the Medical Decathlon write about a set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitp.core.errors import DataError
+from vitp.data.formats.class_names import is_ignored_name
+from vitp.data.formats.walk import parse_label_json, read_label_text
+from vitp.records.labels import BACKGROUND, IGNORE
+
+DATASET_FILE, FOLDS_FILE = "dataset.json", "splits_final.json"
+_FIX = "mend the file, or take it away and name the classes with -o classes=NAME=VALUE,…"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A class of `dataset.json`: its name and the values that it is made of; several overlap with other regions."""
+
+    name: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DatasetHead:
+    """What `dataset.json` says.
+
+    Attributes:
+        path: Of the file.
+        channels: Names of the channels, in their order; empty where it names none.
+        regions: The classes with their values.
+        order: Values that nnU-Net writes for the regions, in the order in which it paints them: that of the file.
+        ignore: Value of what counts for nothing; None: none.
+        ending: Of the files, such as ".nii.gz"; "" where it isn't told.
+        listed: Cases that the file lists: (split, image, mask or "").
+    """
+
+    path: Path
+    channels: tuple[str, ...]
+    regions: tuple[Region, ...]
+    order: tuple[int, ...] = ()
+    ignore: int | None = None
+    ending: str = ""
+    listed: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether some value belongs to several classes."""
+        values = [value for region in self.regions for value in region.values]
+        return len(set(values)) < len(values)
+
+    def painted(self) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...], list[str]]:
+        """Return class names, (value, class index) pairs, and lines about how overlaps are resolved.
+
+        Of regions that overlap a later one is painted over earlier ones, as nnU-Net does when it writes a mask.
+
+        Raises:
+            DataError: A region is hidden by those that are painted later.
+        """
+        said: list[str] = []
+        ordered = list(self.regions)
+        if all(region.name.lower() != BACKGROUND for region in ordered):
+            ordered.insert(0, Region(BACKGROUND, (0,)))
+        names = tuple(region.name for region in ordered)
+        index_of: dict[int, int] = {}
+        for place, region in enumerate(ordered):
+            for value in region.values:
+                index_of[value] = place
+        hidden = [names[place] for place in range(len(names)) if place not in index_of.values()]
+        if hidden:
+            raise DataError(
+                f"{', '.join(hidden)} can't be seen: all its values belong to regions that are named later, too",
+                where=str(self.path),
+                fix="name larger regions first, or name the values themselves with -o classes=NAME=VALUE,…",
+            )
+        if self.overlaps:
+            parts = ", ".join(f"{value} → {names[place]}" for value, place in sorted(index_of.items()))
+            said.append(
+                f"regions overlap: a pixel is of the last one that its value belongs to, as nnU-Net paints them ({parts})"
+            )
+        pairs = [*index_of.items()]
+        if self.ignore is not None:
+            pairs.append((self.ignore, IGNORE))
+        return names, tuple(pairs), said
+
+
+def dataset_head(root: Path) -> DatasetHead | None:
+    """Return what `dataset.json` in a set's folder says; None: there is none, or it is about other things.
+
+    Raises:
+        DataError: It can't be understood.
+    """
+    path = root / DATASET_FILE
+    if not path.is_file():
+        return None
+    content = parse_label_json(read_label_text(path), path, _FIX)
+    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
+        return None
+    named = content.get("channel_names") or content.get("modality")
+    regions, ignore = _regions(content["labels"], path)
+    order = content.get("regions_class_order") or ()
+    if not isinstance(order, list | tuple) or not all(isinstance(value, int) for value in order):
+        raise DataError("regions_class_order is no list of numbers", where=str(path), fix=_FIX)
+    return DatasetHead(
+        path,
+        _channel_names(named, path),
+        regions,
+        tuple(order),
+        ignore,
+        str(content.get("file_ending") or ""),
+        tuple(_listed(content, path)),
+    )
+
+
+def _channel_names(named: Any, path: Path) -> tuple[str, ...]:
+    if named is None:
+        return ()
+    if isinstance(named, str):
+        return (named.strip(),)
+    if isinstance(named, list):
+        return tuple(str(name).strip() for name in named)
+    if not isinstance(named, Mapping) or not all(str(key).isdecimal() for key in named):
+        raise DataError("names its channels in a way that can't be understood", where=str(path), fix=_FIX)
+    return tuple(str(named[key]).strip() for key in sorted(named, key=int))
+
+
+def _regions(labels: Mapping[str, Any], path: Path) -> tuple[tuple[Region, ...], int | None]:
+    """Return the classes in the order of the file: index → name (version 1), or name → value or values."""
+    by_index = all(str(key).lstrip("-").isdecimal() for key in labels)
+    if by_index and all(isinstance(value, str) for value in labels.values()):
+        pairs: list[tuple[str, Any]] = [(labels[key], int(key)) for key in sorted(labels, key=int)]
+    else:
+        pairs = list(labels.items())
+    regions: list[Region] = []
+    ignore: int | None = None
+    for name, told in pairs:
+        values = told if isinstance(told, list | tuple) else [told]
+        if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+            what = f'the label "{name}" has the value {told!r:.60}, which is no whole number'
+            raise DataError(what, where=str(path), fix=_FIX)
+        if is_ignored_name(str(name)) and len(values) == 1:
+            ignore = int(values[0])
+        else:
+            regions.append(Region(str(name).strip(), tuple(int(value) for value in values)))
+    return tuple(regions), ignore
+
+
+def _listed(content: Mapping[str, Any], path: Path) -> list[tuple[str, str, str]]:
+    """Return the cases that the file lists itself, as the Decathlon's and AMOS's do."""
+    found = []
+    for key, split in (("training", "train"), ("validation", "val"), ("test", "test")):
+        for row in content.get(key) or ():
+            image, mask = (row.get("image"), row.get("label")) if isinstance(row, Mapping) else (row, None)
+            if not isinstance(image, str) or not image:
+                raise DataError(f'a row of "{key}" names no image', where=str(path), fix=_FIX)
+            found.append((split, image.removeprefix("./"), str(mask or "").removeprefix("./")))
+    return found
+
+
+def published_folds(root: Path) -> list[dict[str, str]]:
+    """Return for each fold of `splits_final.json` case → `train` or `val`; empty without the file.
+
+    Raises:
+        DataError: It can't be understood.
+    """
+    path = root / FOLDS_FILE
+    if not path.is_file():
+        return []
+    content = parse_label_json(read_label_text(path), path, 'write [{"train": [cases], "val": [cases]}, …]')
+    rows = content if isinstance(content, list) else [content]
+    found = []
+    for row in rows:
+        lists = {side: row.get(side) if isinstance(row, Mapping) else None for side in ("train", "val")}
+        if not all(isinstance(names, list) for names in lists.values()):
+            fix = 'write [{"train": [cases], "val": [cases]}, …]'
+            raise DataError("isn't a list of folds", where=str(path), fix=fix)
+        both: Sequence[str] = sorted({*map(str, lists["train"] or ())} & {*map(str, lists["val"] or ())})
+        if both:
+            what = f"has {both[0]} in train and val of one fold"
+            raise DataError(what, where=str(path), fix="keep it in one of them")
+        found.append({str(name): side for side, names in lists.items() for name in names or ()})
+    return found

@@ -1,0 +1,230 @@
+"""What the names of volume files say: suffixes of several parts, words for masks and modalities, BIDS entities."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from vitp.core.errors import DataError
+from vitp.io.parts import base_address
+from vitp.io.volume_kinds import is_dicom_file
+
+VOLUME_SUFFIXES = (
+    *(
+        ".nii.gz",
+        ".nii",
+        ".mgz",
+        ".mgh",
+        ".seg.nrrd",
+        ".nrrd",
+        ".nhdr",
+        ".mha",
+        ".mhd",
+        ".dcm",
+        ".dicom",
+        ".ima",
+    ),
+)
+"""Of files that may hold volumes or medical images; the longer one first."""
+
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
+_BETWEEN = re.compile(r"[_\-. ]+")
+_MASK_ENDS = frozenset(
+    (
+        *(
+            "seg",
+            "segs",
+            "segmentation",
+            "segmentations",
+            "dseg",
+            "mask",
+            "masks",
+            "label",
+            "labels",
+            "lbl",
+            "gt",
+        ),
+        *(
+            "groundtruth",
+            "truth",
+            "annotation",
+            "roi",
+            "rois",
+            "lesion",
+            "lesions",
+            "contour",
+            "manual",
+            "delineation",
+        ),
+        *("segm", "consensus", "labelmap"),
+    )
+)
+MODALITIES = frozenset(
+    (
+        *(
+            "t1",
+            "t1w",
+            "t1n",
+            "t1c",
+            "t1ce",
+            "t1gd",
+            "t1post",
+            "t2",
+            "t2w",
+            "t2f",
+            "flair",
+            "pd",
+            "pdw",
+            "dwi",
+            "adc",
+        ),
+        *(
+            "swi",
+            "bold",
+            "asl",
+            "cbf",
+            "cbv",
+            "tmax",
+            "mtt",
+            "dce",
+            "ct",
+            "cta",
+            "cbct",
+            "ncct",
+            "pet",
+            "pt",
+            "suv",
+        ),
+        *("mr", "mri", "inplanet2", "hbv", "cor"),
+    )
+)
+"""Words at the end of a name that tell the channels of one case apart."""
+
+
+def volume_suffix(name: str) -> str:
+    """Return the suffix of a volume's name, of two parts where it has them; "" without a known one."""
+    lower = name.lower()
+    return next((name[-len(suffix) :] for suffix in VOLUME_SUFFIXES if lower.endswith(suffix)), "")
+
+
+def volume_stem(path: Path | str) -> str:
+    """Return a file's name without its suffix; other files' as `Path.stem`, folders' as they are."""
+    name = Path(base_address(path)).name
+    suffix = volume_suffix(name)
+    return (
+        name[: -len(suffix)] if suffix else (name if Path(base_address(path)).is_dir() else Path(name).stem)
+    )
+
+
+@lru_cache(maxsize=65536)
+def is_series(folder: Path) -> bool:
+    """Return whether a folder holds the DICOM files of a series: several, and nothing but files."""
+    names = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
+                    continue
+                if entry.is_dir() or (
+                    Path(entry.name).suffix.lower() not in _DICOM_SUFFIXES and not _numbered(entry.name)
+                ):
+                    return False
+                names += 1
+                if names <= 2 and not is_dicom_file(Path(entry.path)):
+                    return False
+    except OSError:
+        return False
+    return names > 1 and _one_series(folder)
+
+
+def _numbered(name: str) -> bool:
+    """Return whether what looks like a suffix is a number, as in names that are UIDs."""
+    return Path(name).suffix[1:].isdecimal()
+
+
+def _one_series(folder: Path) -> bool:
+    """Return whether a folder's first files are slices of one series, and not an X-ray each."""
+    from vitp.io.dicom_labels import dicom_role
+
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    roles = []
+    for path in files[:2]:
+        try:
+            roles.append(dicom_role(path))
+        except DataError:
+            return False
+    sliced = all(role.modality in ("CT", "MR", "PT", "NM", "SEG", "RTSTRUCT") for role in roles)
+    return sliced and (
+        len({role.series for role in roles}) == 1 or any(r.modality in ("SEG", "RTSTRUCT") for r in roles)
+    )
+
+
+def is_volume_name(path: Path) -> bool:
+    """Return whether a file may hold a volume or medical image, by its name, or else by its first bytes."""
+    if volume_suffix(path.name):
+        return True
+    bare = path.suffix == "" or _numbered(path.name)
+    return bare and path.is_file() and is_dicom_file(path)
+
+
+def volume_files(root: Path) -> list[Path]:
+    """Return the volumes below a folder, sorted: files, and folders that hold a series."""
+    from vitp.data.formats.walk import files_below
+
+    found = files_below(root, whole=is_series)
+    return [path for path in found if path.is_dir() or is_volume_name(path)]
+
+
+def ends_as_mask(stem: str) -> str | None:
+    """Return a mask's name without the word that says so ("case_1_seg" → "case_1", "seg" → ""); None: it is no mask."""
+    words = _BETWEEN.split(stem)
+    if words[-1].lower() in _MASK_ENDS:
+        return stem[: -len(words[-1])].rstrip("_-. ")
+    if len(words) > 1 and words[0].lower() in _MASK_ENDS:
+        return stem[len(words[0]) :].lstrip("_-. ")
+    return None
+
+
+def modality_word(stem: str) -> tuple[str, str]:
+    """Return a name without the modality at its end, and that word ("case_1_t1ce" → "case_1", "t1ce"); else "" for it."""
+    words = _BETWEEN.split(stem)
+    if words[-1].lower() in MODALITIES:
+        return stem[: -len(words[-1])].rstrip("_-. "), words[-1]
+    return stem, ""
+
+
+def bids_key(stem: str) -> str | None:
+    """Return subject, session and run of a BIDS name ("sub-01_ses-2_T1w" → "sub-01_ses-2"); None: it is none."""
+    words = stem.split("_")
+    if re.fullmatch(r"sub-[0-9A-Za-z]+", words[0]) is None or len(words) < 2:
+        return None
+    return "_".join(word for word in words if word.partition("-")[0] in ("sub", "ses", "run"))
+
+
+def joined_address(files: Sequence[Path]) -> str:
+    """Return the address of one volume, or of several that are the bands of one: `case_{t1,t2}.nii.gz`.
+
+    Raises:
+        DataError: Their names can't be told apart by one word.
+    """
+    texts = [str(file) for file in files]
+    if len(texts) == 1:
+        return texts[0]
+    start = len(os.path.commonprefix(texts))
+    while start and texts[0][start - 1] not in "_-./ ":
+        start -= 1
+    suffixes = {volume_suffix(Path(text).name) for text in texts}
+    end = len(os.path.commonprefix([text[: start - 1 if start else None : -1] for text in texts]))
+    end = min(end, *(len(text) - start - 1 for text in texts))
+    while end and texts[0][-end] not in "_-./ ":
+        end -= 1
+    words = [text[start : len(text) - end] for text in texts]
+    if len(suffixes) > 1 or not all(words) or any(set(word) & set(",{}") for word in words):
+        what = f"{Path(texts[0]).name} and {Path(texts[1]).name} can't be named as the channels of one volume"
+        raise DataError(
+            what, where=str(files[0].parent), fix="give them names that differ in one word, and one suffix"
+        )
+    return f"{texts[0][:start]}{{{','.join(words)}}}{texts[0][len(texts[0]) - end :]}"
