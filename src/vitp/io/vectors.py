@@ -167,7 +167,7 @@ def _read_geoparquet(path: Path, shapely: Any) -> VectorLayer:
         ]
         table = file.read(wanted)
     except KeyError as error:
-        what = "is a Parquet file that doesn't say where its geometries are (no metadata \"geo\")"
+        what = 'is a Parquet file that doesn\'t say where its geometries are (no metadata "geo")'
         raise DataError(what, where=str(path), fix="save it as GeoParquet, or as a GeoPackage") from error
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from error

@@ -7,12 +7,11 @@ RUN/best/            the best weights, and the best until each checkpoint
 RUN/evidence.json    how far the backbone moved
 RUN/model/           the model (`vitp.tasks.model_folder.load_task`)
 RUN/scores.json      the scores on the test images, looked at once, at the end
+RUN/cases.csv        of medical images: each class of each case, in mm and ml
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +29,9 @@ from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
 from vitp.data.seen import SeenBands
-from vitp.data.synthesis.classes import evenly_spaced
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
-from vitp.io.slides import slide_kind
+from vitp.metrics.cases import write_cases
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
 from vitp.records.labels import LabelledImage, LabelledSet
@@ -41,6 +39,7 @@ from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
 from vitp.runs.channels import chosen, trained_channels
 from vitp.runs.folder import as_begun, claimed
+from vitp.runs.trained import trained_on
 from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
 from vitp.tasks.data import (
@@ -57,9 +56,7 @@ from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_setting
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
-
-_LOOKED_AT = 32
-"""Training images whose sizes are looked at."""
+CASES_FILE = "cases.csv"
 
 
 class FinetuneDataSettings(SettingsModel):
@@ -368,8 +365,7 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
     model.description |= {
         "input": model.input_size.model_dump(mode="json"),
         "test": config.test.model_dump(mode="json"),
-        "trained": _seen_sizes(train, model.input_size),
-        **_slide_mpp(train),
+        **trained_on(train, model.input_size),
         "card": {
             "vitp_version": __version__,
             "backbone": config.backbone.init,
@@ -380,28 +376,6 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
             "seed": config.seed,
         },
     }
-
-
-def _seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float]:
-    """Return the longest side of the training images, and the factor between their sides and what a model sees."""
-    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT)]
-    scales = [
-        math.sqrt(math.prod(size.of(item.height, item.width)) / (item.height * item.width)) for item in items
-    ]
-    return {
-        "longest": max(max(item.height, item.width) for item in items),
-        "scale": round(statistics.median(scales), 6),
-    }
-
-
-def _slide_mpp(train: LabelledSet) -> dict[str, float]:
-    """Return the micrometres a pixel of the training images, where these are of slides and have one resolution."""
-    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT)]
-    spacings = [item.spacing for item in items if item.spacing is not None]
-    if not items or len(spacings) < len(items) or slide_kind(items[0].image) is None:
-        return {}
-    mpps = [1000 * math.sqrt(math.prod(spacing)) for spacing in spacings]
-    return {"mpp": round(statistics.median(mpps), 6)} if max(mpps) <= 1.02 * min(mpps) else {}
 
 
 def run_finetune(
@@ -443,6 +417,8 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
             with atomic_dir(out / "model") as temporary:
                 run.model.save_pretrained(temporary)
             scores = run.model.evaluate(run.splits["test"], run.test)
+            if scores.cases:
+                write_cases(out / CASES_FILE, scores.cases, run.test.tolerance)
             write_json(out / SCORES_FILE, _scores_file(run, validation, scores, step))
         except VitpError as caught:
             error = caught
