@@ -5,10 +5,12 @@ Shapes: F images of the series, H rows × W columns, I × J × K voxels (I colum
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,7 @@ def write_dicom_seg(
         for place, number in enumerate(numbers, 1)
     ]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             file = highdicom.seg.Segmentation(
                 source_images=sources,
                 pixel_array=table_V[labels_FHW],
@@ -109,6 +110,20 @@ def write_dicom_seg(
         # Its words may quote the source's own text.
         what = f"can't be referred to by a DICOM-SEG: it lacks what the standard demands ({type(error).__name__})"
         raise DataError(what, where=volume.where, fix="leave out --format dicom-seg") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the library says to itself: its words may quote the source, and an empty map is none of its business."""
+    log = logging.getLogger("highdicom")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _frames(pydicom: Any, volume: DicomVolume, labels_IJK: np.ndarray) -> tuple[list[Any], np.ndarray]:

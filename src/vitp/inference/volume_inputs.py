@@ -13,8 +13,7 @@ from vitp.core.errors import DataError
 from vitp.inference.volumes import plane_seen, slices_around
 from vitp.io.dicom_header import read_header
 from vitp.io.images import MissingBands
-from vitp.io.parts import split_address
-from vitp.io.volume import braced
+from vitp.io.parts import braced, split_address
 from vitp.io.volume_kinds import holds_dicom, is_dicom_file, volume_kind
 from vitp.io.volumes import is_volume, open_volume
 from vitp.records.channels import Channels
