@@ -107,7 +107,9 @@ def write_geoparquet(path: Path, shapes: Sequence[Any], about: dict[str, Any], *
 @pytest.mark.parametrize("crs", ["EPSG:3857", "no id", "left out"])
 def test_geoparquet_is_read_in_the_system_that_it_names(tmp_path: Path, crs: str) -> None:
     write_raster(tmp_path / "images" / "scene.tif", DEGREES)
-    system = pyproj.CRS.from_user_input("EPSG:3857" if crs == "EPSG:3857" else "+proj=laea +lat_0=50 +lon_0=10")
+    system = pyproj.CRS.from_user_input(
+        "EPSG:3857" if crs == "EPSG:3857" else "+proj=laea +lat_0=50 +lon_0=10"
+    )
     about = {"crs": system.to_json_dict()} if crs != "left out" else {}
     target = system.to_wkt() if about else "OGC:CRS84"
     shapes = [box_on_ground(DEGREES, 10, 10, 30, 20), box_on_ground(DEGREES, 50, 50, 60, 70)]
@@ -115,7 +117,9 @@ def test_geoparquet_is_read_in_the_system_that_it_names(tmp_path: Path, crs: str
     if crs == "no id":
         shapes = list(shapely.force_3d(shapes, 7.0))
     path = tmp_path / "things.parquet"
-    write_geoparquet(path, [*shapes, None], about, label=["ship", "car", "car"], bbox=[{"x": 1.0}] * 3, size=[1, None, 2])
+    write_geoparquet(
+        path, [*shapes, None], about, label=["ship", "car", "car"], bbox=[{"x": 1.0}] * 3, size=[1, None, 2]
+    )
     labelled = read_labels("auto", tmp_path)
     boxes = {label.category: label.box for label in one(labelled).objects or ()}
     np.testing.assert_allclose(boxes["ship"], (10, 10, 30, 20), atol=0.02)

@@ -18,9 +18,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need_medical
 from vitp.core.reading import parse_xml
 from vitp.io.parts import FilePart
-from vitp.io.slide_levels import Block, SlideLevel, placed_level
+from vitp.io.slide_levels import SlideBlock, SlideLevel, placed_level
 from vitp.io.slide_source import (
     COARSEST_MPP,
     COPY_AGAIN,
@@ -29,9 +30,8 @@ from vitp.io.slide_source import (
     SlideSource,
     chosen_image,
     level_factors,
-    need_medical,
-    plane_of,
     reading_slide,
+    slide_plane,
     unique_bands,
 )
 from vitp.io.tiff_tags import TiffError, first_texts, is_tiff
@@ -186,7 +186,7 @@ def _chosen_pages(series: Any, part: FilePart, where: str) -> tuple[list[int], i
     samples = int(series.keyframe.samplesperpixel)
     index: list[Any] = []
     for axis, length in zip(leading, shape, strict=True):
-        index.append(slice(None) if axis == "C" else plane_of(axis, length, part, where))
+        index.append(slice(None) if axis == "C" else slide_plane(axis, length, part, where))
     numbers = np.arange(math.prod(shape)).reshape(shape)[tuple(index)].reshape(-1).tolist()
     return numbers, len(numbers), samples
 
@@ -212,7 +212,7 @@ class _TiffLevel:
             self.size, self.block, self.samples, self.dtype, lambda *place: self._read(alpha, *place)
         )
 
-    def _read(self, alpha: bool, page: int, column: int, row: int) -> Block:
+    def _read(self, alpha: bool, page: int, column: int, row: int) -> SlideBlock:
         wide, high = self.block
         across, down = (-(-length // side) for length, side in zip(self.size, self.block, strict=True))
         height, width = min(high, self.size[1] - row * high), min(wide, self.size[0] - column * wide)
@@ -327,10 +327,10 @@ def _leica(slide: Any, read: _Bytes, where: str) -> SlideSource:
     """Return a slide of scanned areas in their places."""
     facts = slide.properties
     composition = facts["tiffslide.series-composition"]
-    sizes = [(int(width), int(height)) for height, width, *_ in composition.level_shapes]
+    sizes = [(int(width), int(height)) for height, width, *_ in composition["level_shapes"]]
     areas = {
         number: _of_series(slide.ts_tifffile.series[number], read, FilePart(), None, where)
-        for number in composition.located_series
+        for number in composition["located_series"]
     }
     first = next(iter(areas.values()))
     levels = tuple(
@@ -338,7 +338,7 @@ def _leica(slide: Any, read: _Bytes, where: str) -> SlideSource:
             size,
             [
                 (int(places[place][1]), int(places[place][0]), areas[number].levels[place])
-                for number, places in composition.located_series.items()
+                for number, places in composition["located_series"].items()
             ],
         )
         for place, size in enumerate(sizes)

@@ -39,7 +39,6 @@ from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
 from vitp.runs.channels import chosen, trained_channels
 from vitp.runs.folder import as_begun, claimed
-from vitp.runs.trained import trained_on
 from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
 from vitp.tasks.data import (
@@ -52,7 +51,7 @@ from vitp.tasks.data import (
 )
 from vitp.tasks.folds import fold_splits
 from vitp.tasks.label_notes import label_notes, left_out_notes
-from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings
+from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings, seen_sizes, slide_mpp
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
@@ -365,7 +364,8 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
     model.description |= {
         "input": model.input_size.model_dump(mode="json"),
         "test": config.test.model_dump(mode="json"),
-        **trained_on(train, model.input_size),
+        "trained": seen_sizes(train, model.input_size),
+        **slide_mpp(train),
         "card": {
             "vitp_version": __version__,
             "backbone": config.backbone.init,

@@ -50,9 +50,9 @@ from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
 from vitp.data.formats.privacy import with_privacy_findings
-from vitp.data.formats.studies import join_studies
 from vitp.data.formats.qupath import read_qupath
 from vitp.data.formats.slides import SLIDE_OPTIONS, at_resolution
+from vitp.data.formats.studies import join_studies
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
 from vitp.data.formats.volumes import read_volumes

@@ -58,7 +58,6 @@ class ReadOptions:
         plane: Of the slices of volumes: "axial", "coronal", "sagittal" or "stored"; by default across their widest step.
         every: Of volumes with masks each slice whose number this divides, by default all; of volumes that are labelled
             as a whole, by default the middle one alone.
-        around: Neighbours on either side of a slice that are further bands.
         modality: DICOM's code (CT, MR, …) of medical images whose files don't tell it.
         dates: Most dates of one place that are joined into one record; 1: each image is one of its own.
         studies: Two studies of a patient on equal grids are pairs of a prior and a current one.
@@ -83,14 +82,11 @@ class ReadOptions:
     abnormal: str | list[str] = ""
     plane: Literal["", "axial", "coronal", "sagittal", "stored"] = ""
     every: int = 0
-    around: int = 0
     modality: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("every", "around"):
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= 10_000:
-                raise ConfigError(f"is {value!r}", where=name, fix="give a whole number from 1")
+        if type(self.every) is not int or not 0 <= self.every <= 10_000:
+            raise ConfigError(f"is {self.every!r}", where="every", fix="give a whole number from 1")
         for name in ("group", "splits", "plane"):
             known = get_args(get_type_hints(ReadOptions)[name])
             if getattr(self, name) not in known:

@@ -57,9 +57,9 @@ class VolumeFacts:
         _, height, width = self.grid.slices_shape(plane)
         return width, height
 
-    def slice_address(self, number: int, plane: str, around: int = 0) -> str:
-        """Return the address of a slice, with so many neighbours on either side as further bands."""
-        return part_address(self.address, FilePart(slice=number, plane=plane, around=around or None))
+    def slice_address(self, number: int, plane: str) -> str:
+        """Return the address of a slice."""
+        return part_address(self.address, FilePart(slice=number, plane=plane))
 
     def known(self, number: int, plane: str, modality: str = "") -> dict[str, Any]:
         """Return the fields of `LabelledImage` that say where a slice lies and how it was taken."""

@@ -31,6 +31,7 @@ VOLUME_SUFFIXES = (
 """Of files that may hold volumes or medical images; the longer one first."""
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
+_MARKS = "_-./ "
 _BETWEEN = re.compile(r"[_\-. ]+")
 _MASK_ENDS = frozenset(
     (
@@ -204,6 +205,16 @@ def bids_key(stem: str) -> str | None:
     return "_".join(word for word in words if word.partition("-")[0] in ("sub", "ses", "run"))
 
 
+def _common(texts: Sequence[str]) -> int:
+    """Return how many characters all texts begin with, up to and with the last mark between words."""
+    first = texts[0]
+    shortest = min(map(len, texts))
+    same = next((n for n in range(shortest) if any(text[n] != first[n] for text in texts)), shortest)
+    while same and first[same - 1] not in _MARKS:
+        same -= 1
+    return same
+
+
 def joined_address(files: Sequence[Path]) -> str:
     """Return the address of one volume, or of several that are the bands of one: `case_{t1,t2}.nii.gz`.
 
@@ -213,13 +224,11 @@ def joined_address(files: Sequence[Path]) -> str:
     texts = [str(file) for file in files]
     if len(texts) == 1:
         return texts[0]
-    start = len(os.path.commonprefix(texts))
-    while start and texts[0][start - 1] not in "_-./ ":
-        start -= 1
+    # A word begins and ends where names have a mark: "t" is common to t1 and t1ce, and part of both words.
+    start, end = _common(texts), _common([text[::-1] for text in texts])
     suffixes = {volume_suffix(Path(text).name) for text in texts}
-    end = len(os.path.commonprefix([text[: start - 1 if start else None : -1] for text in texts]))
     end = min(end, *(len(text) - start - 1 for text in texts))
-    while end and texts[0][-end] not in "_-./ ":
+    while end and texts[0][-end] not in _MARKS:
         end -= 1
     words = [text[start : len(text) - end] for text in texts]
     if len(suffixes) > 1 or not all(words) or any(set(word) & set(",{}") for word in words):
