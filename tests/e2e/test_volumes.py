@@ -19,6 +19,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
+import vitp
 from tests.e2e.conftest import done, write_config
 from vitp.inference.unfinished import unfinished_folder
 from vitp.models.vision import VisionSettings, VisionTower
@@ -59,25 +60,13 @@ def test_from_volumes_to_scores_in_millimetres(tmp_path: Path) -> None:
     volumes = write_nnunet(tmp_path / "volumes", 6, size=SIZE, twice=1)
     done("data", "compile", tmp_path / "volumes", "--out", tmp_path / "data", "-o", "val=0.2", "-o", "test=0.3",
          "-o", "plane=axial")  # fmt: skip
-    rows = {
-        split: (tmp_path / "data" / f"{split}.jsonl").read_text().splitlines() for split in ("train", "test")
-    }
+    labelled = vitp.read_compiled(tmp_path / "data")
     patients = {
-        split: {Path(json.loads(row)["images"][0]).name.split("_")[0] for row in lines}
-        for split, lines in rows.items()
+        split: {item.id.split("_")[0] for item in labelled.split(split).items} for split in ("train", "test")
     }
     assert patients["test"] and not patients["train"] & patients["test"]
-    done(
-        "pretrain",
-        "--data",
-        tmp_path / "data",
-        "--out",
-        tmp_path / "run",
-        "--steps",
-        2,
-        "-s",
-        "train.alignment_steps=0",
-    )
+    settings = write_config(tmp_path / "run.yaml", tmp_path / "data")
+    done("pretrain", settings, "--out", tmp_path / "run", "--steps", 2)
     model = tmp_path / "organs"
     done("finetune", "segmentation", "--data", tmp_path / "data", "--backbone", tmp_path / "run", "--out", model,
          "--steps", 6, *TINY, "-s", f"test.tolerance={TOLERANCE}", "-s", "data.global_batch=4")  # fmt: skip

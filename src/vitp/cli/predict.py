@@ -65,6 +65,10 @@ _Pictures: TypeAlias = Annotated[
     ),
 ]
 
+_Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Go on where the same command was killed.")
+]
+
 
 def predict_command(
     run: TaskRun,
@@ -80,9 +84,7 @@ def predict_command(
     tta: _Positions = None,
     pictures: _Pictures = False,
     override: TestOverride = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the same command was killed.")
-    ] = False,
+    resume: _Resume = False,
     force: Annotated[bool, typer.Option("--force", help="Replace earlier predictions in --out.")] = False,
 ) -> None:
     """Apply a finetuned model to images, rasters, slides and volumes; write maps, polygons, masks, boxes, pictures.

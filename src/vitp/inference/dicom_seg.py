@@ -77,11 +77,8 @@ def write_dicom_seg(
     table_V[numbers] = range(1, len(numbers) + 1)
     digest = hashlib.sha256(labels_FHW.tobytes()).hexdigest()
     seed = [str(sources[0].SeriesInstanceUID), model_sha256, digest, *classes, __version__]
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name="vitp", version=__version__, family=_codes(pydicom).cid7162.ArtificialIntelligence
-    )
     described = [
-        _segment(highdicom, pydicom, place, classes[number], number, algorithm)
+        _segment(highdicom, pydicom, place, classes[number], number)
         for place, number in enumerate(numbers, 1)
     ]
     try:
@@ -114,7 +111,7 @@ def write_dicom_seg(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the library says to itself: its words may quote the source, and an empty map is none of its business."""
+    """Keep back what the library says: its words may quote the source, and that a map is empty is no warning."""
     log = logging.getLogger("highdicom")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -172,8 +169,11 @@ def _codes(pydicom: Any) -> Any:
     return need_medical("pydicom.sr.codedict", "DICOM-SEG").codes
 
 
-def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int, algorithm: Any) -> Any:
+def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int) -> Any:
     codes = _codes(pydicom)
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="vitp", version=__version__, family=codes.cid7162.ArtificialIntelligence
+    )
     side, concept = _concept(codes, name)
     lesion = re.search(r"lesion|tumou?r|nodule|mass|cyst|neoplasm|o?edema|metasta", name, re.IGNORECASE)
     category = codes.SCT.MorphologicallyAbnormalStructure if lesion else codes.SCT.AnatomicalStructure

@@ -20,7 +20,7 @@ import numpy as np
 
 from vitp.core.files import write_text
 from vitp.io.parts import Window, split_address
-from vitp.metrics.intervals import Interval, interval_of_draws, numbered, resampled_means
+from vitp.metrics.intervals import Interval, group_numbers, interval_of_draws, resampled_means
 from vitp.metrics.results import CaseScore, Scores
 from vitp.metrics.segmentation import border_distances, hd95_of, surface_dice
 from vitp.metrics.statistics import known_mean
@@ -181,7 +181,7 @@ def with_cases(scores: Scores, cases: Sequence[CaseScore], classes: Sequence[str
         return scores
     group_of = {one.case: one.group for one in cases}
     order = {name: row for row, name in enumerate(group_of)}
-    group_N = numbered(list(group_of.values()))
+    group_N = group_numbers(list(group_of.values()))
     named = [name for name in classes if name != BACKGROUND]
     table_NKM = np.full((len(order), len(named), len(VALUES)), np.nan)
     for one in cases:
