@@ -22,6 +22,7 @@ from published_step import BASELINES, Baseline, PublishedObjective
 from vitp.core.distributed import resolve_device
 from vitp.models.compilation import compile_report, forget_graphs
 from vitp.models.compute import ComputeSettings, configure
+from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.settings import ModelSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.planning.bench.measure import Measurement, StepSettings, measure_steps
@@ -32,7 +33,6 @@ from vitp.planning.bench.synthetic import (
     Workload,
     make_chat,
 )
-from vitp.models.vlm import VisionLanguageModel
 
 PUBLISHED_RECORDS = 4
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -149,14 +149,18 @@ def measure_all(bench: Bench, first: int, most: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="full" if torch.cuda.is_available() else "micro", choices=MODEL_SIZES)
+    parser.add_argument(
+        "--size", default="full" if torch.cuda.is_available() else "micro", choices=MODEL_SIZES
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=240.0, help="No measurement begins later than this.")
     parser.add_argument("--steps", type=int, default=None, help="Timed steps of a measurement.")
     parser.add_argument("--out", type=Path, default=None, help="File; by default results/gpu_step.json.")
     wanted = parser.parse_args()
     on_gpu = resolve_device(wanted.device).type == "cuda"
-    bench = Bench(MODEL_SIZES[wanted.size], wanted.device, wanted.steps or (8 if on_gpu else 1), wanted.seconds)
+    bench = Bench(
+        MODEL_SIZES[wanted.size], wanted.device, wanted.steps or (8 if on_gpu else 1), wanted.seconds
+    )
     figures: dict[str, Any] = {"size": wanted.size}
     if not on_gpu:
         figures["note"] = "no GPU here: the figures of a GPU are missing"

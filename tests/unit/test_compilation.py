@@ -176,14 +176,27 @@ def test_compiled_stochastic_depth_drops_the_same_share() -> None:
 
 def test_a_finetuned_backbone_takes_all_sizes_in_few_graphs() -> None:
     tower = VisionTower(
-        VisionSettings(arguments={"embed_dim": 16, "depth": 10, "num_heads": 2, "patch_size": 8}, image_size=32),
+        VisionSettings(
+            arguments={"embed_dim": 16, "depth": 10, "num_heads": 2, "patch_size": 8}, image_size=32
+        ),
         drop_path=0.2,
     )
     model = nn.ModuleDict({"tower": tower, "head": nn.Conv2d(16, 4, 3)}).train()
     plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     settings = BackboneComputeSettings(compile="vision", channels_last=True)
     configure_backbone(model, tower, settings, backend="eager")
-    for batch, side in ((2, 32), (3, 40), (4, 48), (2, 56), (5, 64), (3, 72), (2, 80), (4, 88), (2, 96), (3, 104)):
+    for batch, side in (
+        (2, 32),
+        (3, 40),
+        (4, 48),
+        (2, 56),
+        (5, 64),
+        (3, 72),
+        (2, 80),
+        (4, 88),
+        (2, 96),
+        (3, 104),
+    ):
         model["head"](tower.forward_features(torch.rand(batch, 3, side, side))[0]).sum().backward()
     found = compile_report()
     assert found.holds and 0 < found.graphs <= 4, str(found)

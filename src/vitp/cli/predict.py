@@ -68,6 +68,10 @@ _Pictures: TypeAlias = Annotated[
     ),
 ]
 
+_Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Go on where the same command was killed.")
+]
+
 
 def predict_command(
     run: TaskRun,
