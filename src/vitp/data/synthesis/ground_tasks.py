@@ -29,7 +29,7 @@ METADATA = (
 )
 """Keys of `LabelledImage.metadata` that are asked for and told."""
 
-MODALITIES = {
+SPOKEN_MODALITIES = {
     "CT": "CT",
     "MR": "MRI",
     "PT": "PET",
@@ -296,7 +296,7 @@ def known_metadata(key: str) -> Callable[[LabelledImage], bool]:
 
 def asks_metadata(key: str) -> Callable[[Facts, np.random.Generator], Question | None]:
     """Return the task that asks for a value of the metadata."""
-    wordings = phrases.METADATA[key]
+    wordings = phrases.METADATA_QUESTIONS[key]
 
     def task(facts: Facts, rng: np.random.Generator) -> Question | None:
         value = _told(facts.item, key)
@@ -308,7 +308,7 @@ def asks_metadata(key: str) -> Callable[[Facts, np.random.Generator], Question |
 def _told(item: LabelledImage, key: str) -> str:
     """Return a value of the metadata as it is told; "" where it isn't known."""
     value = (item.metadata or {}).get(key, "")
-    return MODALITIES.get(value.upper(), value) if key == "modality" else value
+    return SPOKEN_MODALITIES.get(value.upper(), value) if key == "modality" else value
 
 
 def context_line(item: LabelledImage, told: Callable[[str], bool] = lambda name: True) -> str:

@@ -257,7 +257,7 @@ GREY_WINDOW = (
     "Which window is the image shown in?", "How is the image windowed?", "Name the window of this image.",
     "Which grey-level window was chosen?", "What is this image's window setting called?", "Tell the window.",
 )
-METADATA = {
+METADATA_QUESTIONS = {
     "sensor": SENSOR, "date": DATE, "season": SEASON, "region": REGION, "modality": MODALITY, "plane": PLANE,
     "body_part": BODY_PART, "laterality": BODY_SIDE, "window": GREY_WINDOW,
 }

@@ -113,7 +113,10 @@ def level_of_class(facts: Facts, rng: np.random.Generator) -> Question | None:
 
 
 def side(facts: Facts, rng: np.random.Generator) -> Question | None:
-    """Ask for the half, of the patient or of the picture, that holds a class; names that tell the side: the picture's."""
+    """Ask for the half, of the patient or of the picture, that holds a class.
+
+    A name that tells the patient's side is asked for the picture's.
+    """
     centres = _centres(facts)
     aside = [
         name
