@@ -53,6 +53,9 @@ _Mpp: TypeAlias = Annotated[
 _AllTiles: TypeAlias = Annotated[
     bool, typer.Option("--all-tiles", help="Slides: also look where there is no tissue.")
 ]
+_Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Go on where the same command was killed.")
+]
 _Positions: TypeAlias = Annotated[
     Literal["none", "d4"] | None,
     typer.Option("--tta", help="d4: look at every window in all eight positions of a square."),

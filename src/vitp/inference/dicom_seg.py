@@ -25,6 +25,25 @@ from vitp.io.volumes import Volume
 from vitp.records.labels import BACKGROUND
 
 _DATES = {"ContentDate": "Date", "ContentTime": "Time"}
+_WHOSE = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber"),
+)
+"""What the standard demands of patient and study, so that the segmentation is filed with its source."""
+
+_READ = [
+    *_WHOSE,
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID"),
+    *("SpecificCharacterSet", "Modality", "SeriesNumber", "InstanceNumber", "AcquisitionNumber", "ImageType"),
+    *("ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "LossyImageCompression", "LossyImageCompressionRatio"),
+    *("LossyImageCompressionMethod", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector", "SharedFunctionalGroupsSequence"),
+    *("PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence", "DimensionIndexSequence"),
+]
+"""All that is read of a source: what isn't read can't be passed on."""
+
 _FALLBACK = {"Date": "19000101", "Time": "000000"}
 
 
@@ -136,13 +155,11 @@ def _frames(pydicom: Any, volume: DicomVolume, labels_IJK: np.ndarray) -> tuple[
 def _header(pydicom: Any, path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber"):
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_READ)
+    for name in _WHOSE:
         if name not in header:  # demanded, but may be empty
             setattr(header, name, "")
-    for name in ("StudyDate", "StudyTime", "ReferringPhysicianName"):
-        if name not in header:
-            setattr(header, name, "")
+    header.ReferringPhysicianName = ""
     return header
 
 

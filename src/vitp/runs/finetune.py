@@ -34,10 +34,11 @@ from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.cases import write_cases
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
+from vitp.models.compute import BackboneComputeSettings, configure_backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
-from vitp.runs.channels import chosen, trained_channels
+from vitp.runs.channels import frozen_kernel_notes, tower_channels
 from vitp.runs.folder import as_begun, claimed
 from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -120,6 +121,8 @@ class FinetuneTrainSettings(TrainSettings):
 
     @model_validator(mode="after")
     def _something_to_choose_by(self) -> FinetuneTrainSettings:
+        if self.batch == "auto":
+            raise ValueError("batch: auto is of pretraining; give train.batch_size")
         if self.choose == "best" and self.val_every == 0:
             raise ValueError(
                 'the "best" weights are chosen on validation images, and val_every 0 looks at none'
@@ -167,6 +170,8 @@ class FinetuneConfig(SettingsModel):
     """Length, precision and bookkeeping."""
     test: TestSettings = Field(default_factory=TestSettings)
     """How the model is applied to test and other images."""
+    compute: BackboneComputeSettings = Field(default_factory=BackboneComputeSettings)
+    """Speed: compilation and memory layout."""
 
     @classmethod
     def up_to_date(
@@ -284,9 +289,11 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     config = config.model_copy(
         update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}
     )
-    config, lines = _with_channels(config, labelled)
+    channels, lines = tower_channels(config.backbone, labelled, config.augment.band_dropout)
+    config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"channels": channels})})
     notes = [*said, *lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
+    notes += frozen_kernel_notes(backbone, config.backbone.init, config.backbone.vision)
     own = config.augment
     seen = replace(
         SeenBands.by(backbone.in_channels, labelled),
@@ -297,6 +304,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
+    configure_backbone(model, model.vision_tower, config.compute)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
     source = task_batches(
@@ -329,16 +337,6 @@ def _fitted(
         said.append(f"sizes fitted to a tower of {width} channels and to the data: {', '.join(new)}")
     neck = config.neck.model_copy(update={"options": options})
     return config.model_copy(update={"data": data, "test": test, "head": head, "neck": neck}), said
-
-
-def _with_channels(config: FinetuneConfig, labelled: LabelledSet) -> tuple[FinetuneConfig, list[str]]:
-    """Return a run with the channels of its backbone filled in, and what a user should know of them."""
-    settings = config.backbone
-    own = settings.channels or trained_channels(settings.init, settings.vision)
-    sets = [(labelled.name, labelled.channels)]
-    channels, lines = chosen(own, sets, config.augment.band_dropout)
-    backbone = settings.model_copy(update={"channels": channels})
-    return config.model_copy(update={"backbone": backbone}), lines
 
 
 def _input_size(wanted: InputSize | None, side: int) -> InputSize:
