@@ -72,3 +72,11 @@ def test_slides_become_what_qupath_shows(tmp_path: Path, capfd: pytest.CaptureFi
     said = capfd.readouterr().out
     assert "4 of 0.25 µm a pixel: all read at 0.5 µm" in said and "at 0.5 µm a pixel, as in training" in said
     assert "image,class,objects,pixels,area_mm2,share" in said
+
+
+@pytest.mark.slow
+def test_ct_volumes_become_a_segmentation(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    dice = script("ct_walk").main(tmp_path, 2)
+    assert "liver" in dice and all(0 <= value <= 1 for value in dice.values())
+    assert (tmp_path / "labels" / "dicom-seg" / "series.dcm").is_file()
+    assert (tmp_path / "organs" / "cases-volumes-test.html").is_file()

@@ -24,6 +24,7 @@ from vitp.metrics.rates import with_rates
 from vitp.metrics.results import CaseScore, Scores
 from vitp.metrics.segmentation import border_distances, hd95, hd95_of, surface_dice
 from vitp.records.labels import LabelledImage
+from vitp.report.cases_page import write_case_files
 
 SPACINGS = ((1.0, 1.0, 1.0), (5.0, 0.7, 0.7), (0.9, 3.0, 1.3))
 CLASSES = ("background", "liver", "lesion")
@@ -319,3 +320,28 @@ def test_classes_have_sensitivity_specificity_and_area() -> None:
     )
     assert found.to_json()["per_class_intervals"]["a"]["sensitivity"] == list(wilson(1, 2))
     assert "per_class_intervals" not in base.to_json() and "intervals" not in base.to_json()
+
+
+def test_the_page_of_cases_has_means_intervals_and_the_worst_cases(tmp_path: Path) -> None:
+    volumes = {}
+    for number in range(4):
+        guess, truth = (np.where(blobs(number + k), 1, 0).astype(np.uint8) for k in (0, 20))
+        volumes[f"ct{number}"] = (guess, truth, (3.0, 1.0, 1.0))
+    found, scores = scored(volumes, groups={f"ct{number}": f"patient-{number // 2}" for number in range(4)})
+    table, page = write_case_files(tmp_path, "cases", scores, "organs of the test", 2.0)
+    text = page.read_text()
+    low, high = scores.class_intervals["liver"]["case_dice"]
+    assert f"{scores.per_class['liver']['case_dice']:.3f} [{low:.3f}, {high:.3f}]" in text
+    assert "not a medical device" in text and "/data/" not in text
+    worst_first = sorted((row for row in found if row.category == "liver"), key=lambda row: row.dice)
+    places = [text.index(f">{Path(row.case).name}") for row in worst_first]
+    assert places == sorted(places)
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) == 8 and {row["patient"] for row in rows} == {"patient-0", "patient-1"}
+    # Two patients: each resample is one of three means.
+    assert low == pytest.approx(
+        min(
+            np.mean([r.dice for r in found if r.category == "liver" and r.group == g])
+            for g in ("patient-0", "patient-1")
+        )
+    )
