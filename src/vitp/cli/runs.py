@@ -132,7 +132,9 @@ def finetune_command(
         found = run_folds(settings, out, resume=resume)
         if distributed.rank() == 0:
             print_table(*found.table(), f"{task}, {folds} folds", left=1)
-            print_lines([f"all scores: {out / 'folds.json'}", f"models: {out}/fold-0 … fold-{folds - 1}"])
+            print_lines(
+                [f"all scores: {out / 'folds.json'}", f"models: {out}/fold-0 … fold-{len(found.images) - 1}"]
+            )
         return
     result = run_finetune(settings, out, resume=resume)
     if distributed.rank() > 0:

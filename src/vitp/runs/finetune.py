@@ -32,6 +32,7 @@ from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
+from vitp.models.compute import BackboneComputeSettings, configure_backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
@@ -166,6 +167,8 @@ class FinetuneConfig(SettingsModel):
     """Length, precision and bookkeeping."""
     test: TestSettings = Field(default_factory=TestSettings)
     """How the model is applied to test and other images."""
+    compute: BackboneComputeSettings = Field(default_factory=BackboneComputeSettings)
+    """Speed: compilation and memory layout."""
 
     @classmethod
     def up_to_date(
@@ -296,6 +299,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
+    configure_backbone(model, model.vision_tower, config.compute)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
     source = task_batches(
