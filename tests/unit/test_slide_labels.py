@@ -223,6 +223,26 @@ def test_crops_are_windows_with_tissue_and_one_slide_is_in_one_split(tmp_path: P
     )
 
 
+def test_slides_of_one_patient_are_in_one_split(tmp_path: Path) -> None:
+    names = [f"TCGA-A{k % 4}-{1000 + k % 4}-01Z-00-DX{1 + k // 4}.{k:04x}" for k in range(8)]
+    for number, name in enumerate(names):
+        write_svs(
+            tmp_path / f"{name}.svs",
+            tissue_picture(96, 64, [(40, 30, 15 + number, PINK)]),
+            side_images=False,
+            factors=(),
+        )
+        write_qupath(tmp_path / f"{name}.geojson", [qupath_feature([circle(40, 30, 20)], "gland")])
+    labelled = read_labels("auto", tmp_path, val=0.25, test=0.25)
+    assert "patients: 4, by the barcodes in the names of their files" in labelled.understood
+    sides: dict[str, set[str]] = {}
+    for item in labelled.items:
+        assert item.group.startswith("patient-")
+        sides.setdefault(Path(item.image).name[:12], set()).add(item.split)
+    assert len(sides) == 4 and all(len(own) == 1 for own in sides.values())
+    assert {split for own in sides.values() for split in own} == {"train", "val", "test"}
+
+
 def test_only_slides_have_micrometres(tmp_path: Path) -> None:
     root = tmp_path / "classes"
     for name in "ab":

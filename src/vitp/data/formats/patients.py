@@ -18,6 +18,17 @@ _PERSON = re.compile(r"(?i)(?:patient|subject|subj|sub|pat|person|case)[-_ ]?[0-
 """A folder of one person: `patient07`, `sub-01` of BIDS, `case_00012`, `p10000032` of MIMIC."""
 
 
+_BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=[-._]|$)")
+"""How names of TCGA's files begin, of slides above all: project, site and participant."""
+
+
+def barcode_patients(places: Sequence[str]) -> list[str]:
+    """Return the participant of each image whose name begins with a barcode of TCGA; "" for all where few do."""
+    matches = [_BARCODE.match(PurePosixPath(place.partition("#")[0]).name) for place in places]
+    found = ["" if match is None else match[0] for match in matches]
+    return found if 2 * sum(map(bool, found)) > len(found) else [""] * len(places)
+
+
 def folder_patients(places: Sequence[str], classes: Collection[str] = ()) -> list[str]:
     """Return the outermost folder of each image that is called after a person; "" for all where few are.
 

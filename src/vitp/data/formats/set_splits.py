@@ -16,7 +16,7 @@ from vitp.data.formats.identity import (
     series_findings,
     within_splits,
 )
-from vitp.data.formats.patients import folder_patients, pseudonyms, renamed, told_patients
+from vitp.data.formats.patients import barcode_patients, folder_patients, pseudonyms, renamed, told_patients
 from vitp.data.formats.places import GroundPlace, find_places, on_one_plane, split_by_place, with_ground
 from vitp.data.formats.read_options import ReadOptions
 from vitp.data.formats.splits import (
@@ -171,6 +171,10 @@ class SetSplits:
             if any(found):
                 count = len(set(found) - {""})
                 self.understand(f"patients: {count:,}, by the folders that are called after them")
+            elif any(found := barcode_patients(places)):
+                self.understand(
+                    f"patients: {len(set(found) - {''}):,}, by the barcodes in the names of their files"
+                )
         for number, patient in zip(free, found, strict=True):
             if patient:
                 items[number] = replace(items[number], group=patient)
