@@ -316,7 +316,7 @@ class TensorFields:
             return moved
         copied = buffer.to(device, non_blocking=non_blocking)
         in_copy: Self = map_tensors(
-            self, lambda tensor: _view(copied, tensor, tensor.storage_offset() * tensor.element_size())
+            self, lambda tensor: _view(copied, tensor, int(tensor.storage_offset()) * tensor.element_size())
         )
         return in_copy
 

@@ -115,7 +115,7 @@ def _shard_block(block: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None) 
     if is_compiled(block):
         fully_shard(block, mesh=mesh, mp_policy=policy)
         return
-    matrices = [part for part in block.modules() if type(part) is nn.Linear]
+    matrices: list[nn.Module] = [part for part in block.modules() if type(part) is nn.Linear]
     # What is frozen beside what is trained, as with LoRA, is not one group.
     if matrices and len({p.requires_grad for part in matrices for p in part.parameters()}) == 1:
         fully_shard(matrices, mesh=mesh, mp_policy=policy)

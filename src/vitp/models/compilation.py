@@ -42,6 +42,7 @@ class CompiledForward:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module's own `forward` returns."""
         if not torch.is_grad_enabled():
             return self.plain(*args, **kwargs)
         if self.batch_dim is not None and args and isinstance(args[0], Tensor):
@@ -57,7 +58,7 @@ class CompiledForward:
 
 def compile_block(block: nn.Module, *, batch_dim: int | None, backend: Backend = "inductor") -> None:
     """Compile a module's `forward`, in place; see `CompiledForward`."""
-    block.forward = CompiledForward(block, batch_dim, backend)  # type: ignore[method-assign]
+    block.forward = CompiledForward(block, batch_dim, backend)
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -93,7 +94,8 @@ class CompileReport:
 
 def compile_report() -> CompileReport:
     """Return what torch's own counters say since the process began, or since `forget_graphs`."""
-    broken, given_up = {}, []
+    broken: dict[str, int] = {}
+    given_up: list[str] = []
     for reason, times in _reasons():
         if "limit" in reason and ("recompile" in reason or "cache_size" in reason):
             given_up.append(reason)

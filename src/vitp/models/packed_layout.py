@@ -87,13 +87,12 @@ def packed_layout(
     if fill:
         members_N = np.concatenate([members_N, np.zeros(fill, dtype=np.int64)])
         runs = runs.with_another(fill)
-    return PackedLayout(
-        runs,
-        *(torch.from_numpy(x.numpy().reshape(-1)[members_N][None]) for x in (ids_BL, positions_BL)),
-        *(torch.from_numpy(place[x.numpy()]) for x in (image_index_K, target_index_S)),
-        torch.from_numpy(members_N),
-        sequence_ends(runs),
+    ids_BN, positions_BN = (
+        torch.from_numpy(x.numpy().reshape(-1)[members_N][None]) for x in (ids_BL, positions_BL)
     )
+    images_K, targets_S = (torch.from_numpy(place[x.numpy()]) for x in (image_index_K, target_index_S))
+    ends = sequence_ends(runs)
+    return PackedLayout(runs, ids_BN, positions_BN, images_K, targets_S, torch.from_numpy(members_N), ends)
 
 
 def sequence_ends(runs: TokenRuns) -> SequenceEnds:

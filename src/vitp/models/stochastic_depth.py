@@ -31,7 +31,8 @@ class StochasticDepth(nn.Module):
         if not self.training:
             return branch_BLD
         if not torch.compiler.is_compiling():
-            return drop_path(branch_BLD, self.rate, True)
+            kept_BLD: Tensor = drop_path(branch_BLD, self.rate, True)
+            return kept_BLD
         kept = 1 - self.rate_tensor
         shape = (branch_BLD.shape[0],) + (1,) * (branch_BLD.ndim - 1)
         drawn = torch.rand(shape, device=branch_BLD.device) < kept

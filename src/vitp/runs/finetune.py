@@ -7,6 +7,7 @@ RUN/best/            the best weights, and the best until each checkpoint
 RUN/evidence.json    how far the backbone moved
 RUN/model/           the model (`vitp.tasks.model_folder.load_task`)
 RUN/scores.json      the scores on the test images, looked at once, at the end
+RUN/cases.csv        of medical images: each class of each case, in mm and ml
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from vitp.data.formats.empty import limit_empty
 from vitp.data.seen import SeenBands
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
+from vitp.metrics.cases import write_cases
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
+from vitp.models.compute import BackboneComputeSettings, configure_backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
@@ -53,6 +56,7 @@ from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_setting
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
+CASES_FILE = "cases.csv"
 
 
 class FinetuneDataSettings(SettingsModel):
@@ -166,6 +170,8 @@ class FinetuneConfig(SettingsModel):
     """Length, precision and bookkeeping."""
     test: TestSettings = Field(default_factory=TestSettings)
     """How the model is applied to test and other images."""
+    compute: BackboneComputeSettings = Field(default_factory=BackboneComputeSettings)
+    """Speed: compilation and memory layout."""
 
     @classmethod
     def up_to_date(
@@ -298,6 +304,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
+    configure_backbone(model, model.vision_tower, config.compute)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
     source = task_batches(
@@ -408,6 +415,8 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
             with atomic_dir(out / "model") as temporary:
                 run.model.save_pretrained(temporary)
             scores = run.model.evaluate(run.splits["test"], run.test)
+            if scores.cases:
+                write_cases(out / CASES_FILE, scores.cases, run.test.tolerance)
             write_json(out / SCORES_FILE, _scores_file(run, validation, scores, step))
         except VitpError as caught:
             error = caught

@@ -11,6 +11,7 @@ from typing import Any
 from vitp.core.errors import DataError
 from vitp.data.formats.class_names import check_names, without_reserved
 from vitp.data.formats.image_labels import ImageLabels, Tally
+from vitp.data.formats.patients import case_patient
 from vitp.data.formats.read_options import ReadOptions
 from vitp.data.formats.set_splits import Added, SetSplits
 from vitp.data.formats.slices import VolumeFacts, is_medical
@@ -204,7 +205,8 @@ class SetBuilder:
             return False
         for line in facts.findings:
             self.note(self.place(path), line)
-        if not labels.get("group") and (patient := facts.patient()):
+        patient = facts.patient() or (case_patient(self.place(path)) if count > 1 else "")
+        if not labels.get("group") and patient:
             labels |= {"group": patient, "person": "patient"}
         name = stem_of(Path(self.place(path))) if "/" not in self.place(path) else ""
         name = name or f"{Path(self.place(path)).parent.as_posix()}/{stem_of(path)}"

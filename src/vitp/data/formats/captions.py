@@ -90,15 +90,25 @@ def read_captions(
     path = _table(root, table)
     if path is None:
         return _read_sidecars(builder, root)
-    image_keys = (image_column,) if image_column else IMAGE_KEYS
-    text_keys = (caption_column,) if caption_column else _TEXT_KEYS
+    keys = (
+        (image_column,) if image_column else IMAGE_KEYS,
+        (caption_column,) if caption_column else _TEXT_KEYS,
+    )
+    return _read_table(builder, path, keys)
+
+
+def _read_table(
+    builder: SetBuilder, path: Path, keys: tuple[tuple[str, ...], tuple[str, ...]]
+) -> LabelledSet:
+    """Read a table whose images and texts have one of these keys."""
+    base = builder.root
     texts: dict[Path, list[str]] = {}
     rows: dict[Path, _Row] = {}
     if (delimiter := delimiter_of(path)) not in ("", ","):
         builder.understand(f"{builder.place(path)}: its cells are parted by {DELIMITERS[delimiter]}")
     index: TableImages | None = None
     seen = _Texts(builder)
-    for row in _rows(path, builder, image_keys, text_keys, seen):
+    for row in _rows(path, builder, *keys, seen):
         places = (base / folder / row.image for folder in ("", "images", row.split or ""))
         found = [] if row.study else [place for place in places if place.is_file()][:1]
         if not found:

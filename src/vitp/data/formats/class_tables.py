@@ -388,7 +388,7 @@ class _Reading:
             if not self.several:
                 told = {"scene": entry.labels[0]}
             person = self.persons.get(entry.group, "")
-            others = {"group": entry.group, "person": person, "fold": entry.fold}
+            others: dict[str, Any] = {"group": entry.group, "person": person, "fold": entry.fold}
             category = entry.labels[0] if len(entry.labels) == 1 else ""
             if self.builder.add_file(path, split=entry.split, category=category, **others, **told):
                 seen.update(entry.labels)

@@ -198,10 +198,10 @@ class TableImages:
     def named(self, text: str, *, study: bool = False) -> list[Path]:
         """Return the images that a cell names, those of its study where the column names studies."""
         if study:
-            return list(self.by_study.get(text) or self.by_name.get(text, ()))
+            return list(self.by_study.get(text) or self.by_name.get(text, []))
         parts = Path(text).parts
         tails = ("/".join(parts[first:]) for first in range(len(parts)))
-        return list(self.by_name.get(text) or next((self.by_name[t] for t in tails if t in self.by_name), ()))
+        return list(self.by_name.get(text) or next((self.by_name[t] for t in tails if t in self.by_name), []))
 
 
 def refuse_several_tables(root: Path, paths: Sequence[Path]) -> None:

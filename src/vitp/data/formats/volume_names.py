@@ -64,7 +64,7 @@ _MASK_ENDS = frozenset(
         *("segm", "consensus", "labelmap"),
     )
 )
-MODALITIES = frozenset(
+MODALITY_WORDS = frozenset(
     (
         *(
             "t1",
@@ -181,9 +181,9 @@ def ends_as_mask(stem: str) -> str | None:
 
 
 def modality_word(stem: str) -> tuple[str, str]:
-    """Return a name without the modality at its end, and that word ("case_1_t1ce" → "case_1", "t1ce"); else "" for it."""
+    """Return a name without the modality at its end, and that word or "" ("case_1_t1ce" → "case_1", "t1ce")."""
     words = _BETWEEN.split(stem)
-    if words[-1].lower() in MODALITIES:
+    if words[-1].lower() in MODALITY_WORDS:
         return stem[: -len(words[-1])].rstrip("_-. "), words[-1]
     return stem, ""
 
