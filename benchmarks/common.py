@@ -30,10 +30,10 @@ def median_seconds(run: Callable[[], None], *, repeats: int = 7, warmup: int = 2
     return statistics.median(times)
 
 
-def save(name: str, figures: dict[str, object], *, quiet: bool = False) -> None:
-    """Write the figures to `results/NAME.json` and, unless `quiet`, print them."""
+def save(name: str, figures: dict[str, object], *, quiet: bool = False, out: Path | None = None) -> None:
+    """Write the figures to `results/NAME.json` or to `out` and, unless `quiet`, print them."""
     command = f"python {Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}"
     result = {**circumstances_of(name, command, resolve_device("auto"), RESULTS.parent), **figures}
     if not quiet:
         print(json.dumps(result, indent=2))
-    write_json(RESULTS / f"{name}.json", result)
+    write_json(out or RESULTS / f"{name}.json", result)

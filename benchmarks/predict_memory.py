@@ -2,26 +2,34 @@
 
     python benchmarks/predict_memory.py                          # all of it
     python benchmarks/predict_memory.py --sides 20000 --full     # one size; the others' results stay
+    python benchmarks/predict_memory.py --sides --full --slides 100000x80000
 
 Rasters of four bands of uint16 are generated, tiled and sparse: nodata but for tiles of about one per cent of the
 area, and one that is full. Each is predicted by the command in a process of its own, by a segmentation model and by an
 oriented detector of micro size with random weights; the process's own peak memory is what the system says of it.
+
+Slides are pyramids of JPEG tiles, paper but for some tissue, seen at their own resolution by a segmentation model and a
+detector.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import rasterio
+import tifffile
 import torch
+from PIL import Image
 from rasterio import Affine
 from rio_cogeo.cogeo import cog_validate
 
@@ -34,6 +42,9 @@ from vitp.tasks.build import NeckSettings, build_model
 BANDS = ("B2", "B3", "B4", "B8")
 TASKS = ("segmentation", "oriented")
 WINDOW, TILE = 128, 512
+SLIDE_TASKS, SLIDE_WINDOW = ("segmentation", "detection"), 512
+TISSUE_TILES = 8
+"""Tiles of tissue along x and along y."""
 
 
 def write_raster(path: Path, side: int, full: bool, seed: int = 0) -> float:
@@ -61,29 +72,78 @@ def write_raster(path: Path, side: int, full: bool, seed: int = 0) -> float:
     return held / side**2
 
 
-def write_model(folder: Path, task: str) -> None:
-    """Write a model of micro size with random weights that sees the four bands."""
+def slide_tiles(seed: int = 0) -> tuple[bytes, list[bytes]]:
+    """Return a tile of paper and some of tissue, as JPEG."""
+    rng = np.random.default_rng(seed)
+
+    def encoded(values_HWC: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(values_HWC.astype(np.uint8)).save(buffer, "JPEG", quality=80, optimize=True)
+        return buffer.getvalue()
+
+    coarse = rng.uniform((150, 60, 120), (230, 140, 200), (4, TILE // 16, TILE // 16, 3))
+    tissue = [encoded(np.kron(one, np.ones((16, 16, 1)))) for one in coarse]
+    return encoded(np.full((TILE, TILE, 3), 243)), tissue
+
+
+def write_slide(path: Path, width: int, height: int) -> float:
+    """Write an Aperio slide of 0.25 µm a pixel with levels of a quarter each; return the share of its tissue."""
+    paper, tissue = slide_tiles()
+    told = f"Aperio Image Library v12.0.15\r\n{width}x{height} (512x512) JPEG/RGB Q=80|AppMag = 40|MPP = 0.25"
+    left, top = (length // TILE // 12 * 4 for length in (width, height))
+
+    def tiles(wide: int, high: int, factor: int) -> Iterator[bytes]:
+        x, y, side = left // factor, top // factor, TISSUE_TILES // factor
+        for row in range(-(-high // TILE)):
+            for column in range(-(-wide // TILE)):
+                inside = x <= column < x + side and y <= row < y + side
+                yield tissue[(row + column) % len(tissue)] if inside else paper
+
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        told_all = {"description": told, "metadata": None, "compression": "jpeg"}
+        for factor in (1, 4):
+            wide, high = width // factor, height // factor
+            file.write(
+                tiles(wide, high, factor), shape=(high, wide, 3), dtype=np.uint8, tile=(TILE, TILE),
+                photometric="ycbcr", subsampling=(2, 2), **told_all,
+            )  # fmt: skip
+            if factor == 1:  # what follows the finest level is the thumbnail
+                file.write(
+                    np.full((80, 100, 3), 243, np.uint8), photometric="rgb", rowsperstrip=16, **told_all
+                )
+        for factor in (16, 64):
+            image = np.full((height // factor, width // factor, 3), 243, np.uint8)
+            x, y, side = (value * TILE // factor for value in (left, top, TISSUE_TILES))
+            image[y : y + side, x : x + side] = (190, 100, 160)
+            file.write(image, photometric="rgb", tile=(TILE, TILE), **told_all)
+    return (TISSUE_TILES * TILE) ** 2 / (width * height)
+
+
+def write_model(folder: Path, task: str, window: int = WINDOW, pictures: bool = False) -> None:
+    """Write a model of micro size with random weights that sees the four bands, or pictures."""
     torch.manual_seed(0)
     channels = Channels(channels=tuple(Channel(band=band, low=0, high=3000) for band in BANDS))
     tower = VisionTower(
         VisionSettings.model_validate(
             {
                 "arguments": {"embed_dim": 64, "depth": 4, "num_heads": 4, "patch_size": 16},
-                "image_size": WINDOW,
-                "channels": channels.model_dump(),
+                "image_size": window,
+                "channels": None if pictures else channels.model_dump(),
             }
         )
     )
     neck = NeckSettings(options={"channels": 32})
     head = {"width": 32}
-    if task == "oriented":
+    if task in ("oriented", "detection"):
         # An untrained detector finds thousands of objects everywhere; a trained one a few.
         head |= {
             "proposals": {"keep_before": [60, 60], "keep": [60, 60]},
             "box": {"detections": 60, "hidden": 128},
         }
     model = build_model(task, tower, ("water", "wood", "field"), neck, head).eval()
-    model.description["test"] = TestSettings(window=WINDOW, overlap=0.25, score_threshold=0.35).model_dump()
+    model.description["test"] = TestSettings(
+        window=window, overlap=0.25, score_threshold=0.35, batch_size=4
+    ).model_dump()
     model.save_pretrained(folder)
 
 
@@ -98,11 +158,35 @@ def measure(model: Path, raster: Path, out: Path) -> tuple[float, float, float]:
     return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
+def measure_slides(root: Path, sizes: Sequence[str]) -> list[dict[str, object]]:
+    """Return a row for each size and task."""
+    rows: list[dict[str, object]] = []
+    for size in sizes:
+        width, height = map(int, size.split("x"))
+        slide = root / f"{size}.svs"
+        share = write_slide(slide, width, height)
+        for task in SLIDE_TASKS:
+            model, out = root / f"slide_{task}", root / f"out_{size}_{task}"
+            if not model.exists():
+                write_model(model, task, SLIDE_WINDOW, pictures=True)
+            seconds, megabytes = measure(model, slide, out)
+            row: dict[str, object] = {
+                "task": f"slide {task}", "side": width, "height": height, "full": False, "held": round(share, 4),
+                "seconds": round(seconds, 1), "peak_mb": round(megabytes),
+                "file_mb": round(slide.stat().st_size / 1e6, 1),
+            }  # fmt: skip
+            print(row, flush=True)
+            rows.append(row)
+        slide.unlink()
+    return rows
+
+
 def main() -> None:
     """Measure and write `results/predict_memory.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sides", type=int, nargs="*", default=[2500, 5000, 10_000, 20_000])
     parser.add_argument("--full", type=int, nargs="*", default=[512, 1024, 2048])
+    parser.add_argument("--slides", nargs="*", default=["100000x80000"], help="width x height in pixels")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     given = parser.parse_args()
     rows: list[dict[str, object]] = []
@@ -130,6 +214,7 @@ def main() -> None:
                 print(row, flush=True)
                 rows.append(row)
             raster.unlink()
+        rows += measure_slides(root, given.slides)
     earlier = (
         json.loads(path.read_text())["rows"] if (path := RESULTS / "predict_memory.json").exists() else []
     )

@@ -2,13 +2,16 @@
 
 One record a sequence, every sequence padded to the full length; dropped image tokens leave a sequence that is padded
 back to that length; all questions of an image in one conversation; logits of all tokens; activations of ViT and
-language model recomputed. Attention over a padded row is causal without a mask, the fastest that a padded row can have:
-padding comes last, so nothing before it sees it.
+language model recomputed. Its language model runs flash attention, which takes the padding out before it attends and
+puts it back behind: attention costs what the records cost (`unpadded`), whereas projections, MLPs, norms and logits are
+computed for the padding, too. `padded` attends over whole rows, causal without a mask, as a model without flash
+attention does.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,11 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitp.data.packing import PackedBatch
+from vitp.models.attention_layouts import PackedAttention, prepare
 from vitp.models.run_attention import repeat_heads
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.vitp import ViTPObjective
 
 IGNORE = -100
+
+Baseline = Literal["unpadded", "padded"]
+"""How the published language model attends; `unpadded` is what the published code computes."""
+
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 def padded(batch: PackedBatch, length: int, pad_id: int) -> PackedBatch:
@@ -49,6 +58,7 @@ def padded(batch: PackedBatch, length: int, pad_id: int) -> PackedBatch:
         branches_BL=longer(batch.branches_BL, 0),
         image_index_K=moved(batch.image_index_K),
         target_index_S=moved(batch.target_index_S),
+        layout=None,
     )
 
 
@@ -66,7 +76,19 @@ class CausalAttention:
         ).transpose(1, 2)
 
 
-def published_loss(objective: ViTPObjective, batch: PackedBatch) -> Tensor:
+def attention_of(batch: PackedBatch, baseline: Baseline, dtype: torch.dtype) -> PackedAttention:
+    """Return the attention of a padded batch of one record a row.
+
+    Unpadded, it takes the tokens of all rows that aren't padding, attends with the fastest kernel that the device has
+    for sequences of different lengths, and puts the results back between the padding.
+    """
+    if baseline == "padded":
+        return CausalAttention()
+    # `static`: the rows stay as they are everywhere but in the attention.
+    return prepare(batch.segments_BL, batch.branches_BL, dtype=dtype, static=True).attend
+
+
+def published_loss(objective: ViTPObjective, batch: PackedBatch, baseline: Baseline = "unpadded") -> Tensor:
     """Return the summed negative log-likelihood of a padded batch, with logits made everywhere."""
     vlm = objective.vlm
     inputs_BLH = _embed(vlm, batch)
@@ -75,12 +97,18 @@ def published_loss(objective: ViTPObjective, batch: PackedBatch) -> Tensor:
         position_ids=batch.positions_BL,
         use_cache=False,
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=inputs_BLH.device),
-        packed=CausalAttention(),
+        packed=attention_of(batch, baseline, _dtype(inputs_BLH)),
     ).last_hidden_state
     labels_N = torch.full((batch.ids_BL.numel(),), IGNORE, device=inputs_BLH.device)
     labels_N[batch.target_index_S] = batch.target_ids_S
     logits_NV = vlm.logits(hidden_BLH).flatten(0, 1).float()
     return F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE, reduction="sum")
+
+
+def _dtype(inputs_BLH: Tensor) -> torch.dtype:
+    """Return the precision of queries and keys: autocast's, or the tensor's own."""
+    kind = inputs_BLH.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs_BLH.dtype
 
 
 def _embed(vlm: VisionLanguageModel, batch: PackedBatch) -> Tensor:
@@ -100,18 +128,19 @@ class PublishedObjective(ViTPObjective):
     Args:
         objective: Whose model is used, activation checkpointing switched on.
         length: Tokens of a padded sequence.
+        baseline: How its language model attends.
     """
 
-    def __init__(self, objective: ViTPObjective, length: int) -> None:
+    def __init__(self, objective: ViTPObjective, length: int, baseline: Baseline = "unpadded") -> None:
         super().__init__(objective.vlm, objective.chat)
-        self.length = length
+        self.length, self.baseline = length, baseline
         self.vlm.set_gradient_checkpointing(True)
 
     def forward(self, batch: PackedBatch) -> dict[str, Tensor]:
         """Return {"language": summed loss}."""
         if batch.ids_BL.shape[1] != self.length:
             batch = padded(batch, self.length, self.chat.pad_id)
-        return {"language": published_loss(self, batch)}
+        return {"language": published_loss(self, batch, self.baseline)}
 
 
 def check_equal(ours: ViTPObjective, published: PublishedObjective, batch: PackedBatch) -> float:

@@ -1,7 +1,10 @@
 """Our training step against the published one on the same weights and records: samples a second, and memory.
 
-Two kinds of records at two sizes. A sample is a record: an image with its questions. Both steps drop 75 % of the image
-tokens, both make a fused AdamW step at the end. They are timed in turns, so that what else the machine does hits both.
+Two kinds of records at two sizes. A sample is a record: an image with its questions. All steps drop 75 % of the image
+tokens, all make a fused AdamW step at the end. They are timed in turns, so that what else the machine does hits all.
+The published step comes twice (`published_step.py`): with unpadded attention, which is what the published code
+computes, and with attention over padded rows. Beside the measured ratios stand those of floating-point operations, at
+the measured size and at full scale.
 
     python benchmarks/train_step.py micro one_tile_six_questions 4
 
@@ -21,12 +24,20 @@ from typing import Literal
 import torch
 
 from common import save
-from published_step import PublishedObjective, check_equal
+from published_flops import flop_ratios
+from published_step import BASELINES, PublishedObjective, check_equal
+from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch
 from vitp.models.compute import ComputeSettings, configure
-from vitp.objectives.vitp import ViTPObjective
 from vitp.planning.bench.measure import StepRunner, StepSettings
-from vitp.planning.bench.synthetic import MODEL_SIZES, ModelSize, SyntheticSource, Workload, make_objective
+from vitp.planning.bench.synthetic import (
+    MODEL_SIZES,
+    ModelSize,
+    SyntheticSource,
+    Workload,
+    make_chat,
+    make_objective,
+)
 
 KINDS = {
     "one_tile_six_questions": {"tiles": ((1, 1.0),), "questions": 6},
@@ -45,7 +56,7 @@ SETTINGS = StepSettings(precision="fp32", device="cpu")
 
 @dataclass
 class Contestant:
-    """One of the two steps, and what was measured of it."""
+    """One of the steps, and what was measured of it."""
 
     runner: StepRunner
     batch: PackedBatch
@@ -66,51 +77,65 @@ class Contestant:
         self.cpu.append(time.process_time() - cpu)
 
 
-def batches(
-    objective: ViTPObjective, size: ModelSize, records: int, kind: Mapping[str, object]
+def batches_of(
+    size: ModelSize, records: int, kind: Mapping[str, object], chat: ChatTokenizer | None = None
 ) -> tuple[PackedBatch, PackedBatch]:
     """Return the same records packed with shared prefixes, and as one conversation a row."""
-    tile = size.config.vision.image_size
+    chat = chat or make_chat(size)
     ours, published = (
         SyntheticSource(
-            objective.chat, tile, Workload(records=records, independent=mine, together=mine, **kind)
-        )  # type: ignore[arg-type]
+            chat,
+            size.config.vision.image_size,
+            Workload(records=records, independent=mine, together=mine, **kind),  # type: ignore[arg-type]
+        )
         for mine in (True, False)
     )
     return ours(0, 0, 0, 1), published(0, 0, 0, 1)
 
 
-def compare(name: str, kind: str, records: int) -> dict[str, object]:
+def compare(name: str, kind: str, records: int, repeats: int = REPEATS) -> dict[str, object]:
     """Return the figures of one size and one kind of records."""
-    size = MODEL_SIZES[name]
-    mine, theirs = make_objective(size), PublishedObjective(make_objective(size), size.padded_length)
-    configure(mine.vlm, ComputeSettings(recompute=RECOMPUTE[kind]))
-    packed, apart = batches(mine, size, records, KINDS[kind])
-    difference = check_equal(mine, theirs, apart)
-    ours = Contestant(StepRunner(mine, SETTINGS), packed)
-    published = Contestant(StepRunner(theirs, SETTINGS), apart)
-    for contestant in (ours, published):
+    size, recompute = MODEL_SIZES[name], RECOMPUTE[kind]
+    mine = make_objective(size)
+    theirs = {one: PublishedObjective(make_objective(size), size.padded_length, one) for one in BASELINES}
+    configure(mine.vlm, ComputeSettings(recompute=recompute))
+    packed, apart = batches_of(size, records, KINDS[kind], mine.chat)
+    differences = {one: check_equal(mine, objective, apart) for one, objective in theirs.items()}
+    contestants = {"ours": Contestant(StepRunner(mine, SETTINGS), packed)}
+    contestants |= {
+        one: Contestant(StepRunner(objective, SETTINGS), apart) for one, objective in theirs.items()
+    }
+    for contestant in contestants.values():
         contestant.step()
-    for _ in range(REPEATS):
-        ours.timed_step()
-        published.timed_step()
-    memory = [one.runner.peak_memory([one.batch]) / 2**20 for one in (ours, published)]
-    seconds = [statistics.median(contestant.wall) for contestant in (ours, published)]
-    cpu = [statistics.median(contestant.cpu) for contestant in (ours, published)]
-    del ours, published, mine, theirs
+    for _ in range(repeats):
+        for contestant in contestants.values():
+            contestant.timed_step()
+    memory = {one: made.runner.peak_memory([made.batch]) / 2**20 for one, made in contestants.items()}
+    seconds = {one: statistics.median(made.wall) for one, made in contestants.items()}
+    cpu = {one: statistics.median(made.cpu) for one, made in contestants.items()}
+    del contestants, mine, theirs
     gc.collect()
     return {
+        "repeats": repeats,
         "records": records,
-        "recompute_ours": RECOMPUTE[kind],
+        "recompute_ours": recompute,
         "tokens_ours": packed.tokens,
         "tokens_published": records * size.padded_length,
-        "samples_per_s": [round(records / s, 3) for s in seconds],
-        "times_faster": round(seconds[1] / seconds[0], 2),
-        "times_less_cpu": round(cpu[1] / cpu[0], 2),
-        "step_memory_mb": [round(m) for m in memory],
-        "memory_share": round(memory[0] / max(memory[1], 1e-9), 3),
-        "loss_difference": float(f"{difference:.2g}"),
+        "samples_per_s": {one: round(records / s, 3) for one, s in seconds.items()},
+        "times_faster": {one: round(seconds[one] / seconds["ours"], 2) for one in BASELINES},
+        "times_less_cpu": {one: round(cpu[one] / cpu["ours"], 2) for one in BASELINES},
+        "times_fewer_flops": flop_ratios(size, packed, apart, recompute),
+        "times_fewer_flops_full_scale": full_scale_ratios(kind, records),
+        "step_memory_mb": {one: round(m) for one, m in memory.items()},
+        "memory_share": {one: round(memory["ours"] / max(memory[one], 1e-9), 3) for one in BASELINES},
+        "loss_difference": {one: float(f"{value:.2g}") for one, value in differences.items()},
     }
+
+
+def full_scale_ratios(kind: str, records: int) -> dict[str, float]:
+    """Return the ratio of FLOPs for the same kind of records at full scale, which no machine has to run."""
+    size = MODEL_SIZES["full"]
+    return flop_ratios(size, *batches_of(size, records, KINDS[kind]), RECOMPUTE[kind])
 
 
 def main() -> None:
@@ -119,8 +144,7 @@ def main() -> None:
     count = next((int(word) for word in wanted if word.isdigit()), None)
     for name in [size for size in RECORDS if size in wanted] or RECORDS:
         for kind in [kind for kind in KINDS if kind in wanted] or KINDS:
-            figures: dict[str, object] = {"order": ["ours", "published"], "repeats": REPEATS}
-            save(f"train_step_{name}_{kind}", figures | compare(name, kind, count or RECORDS[name]))
+            save(f"train_step_{name}_{kind}", compare(name, kind, count or RECORDS[name]))
 
 
 if __name__ == "__main__":

@@ -49,10 +49,10 @@ def write_slide(folder: Path, name: str, seed: int) -> list[Gland]:
     folder.mkdir(parents=True, exist_ok=True)
     told = f"Aperio Image Library v12.0.15\r\n{SIDE}x{SIDE} (256x256) JPEG/RGB Q=90|AppMag = 40|MPP = {MPP}"
     with tifffile.TiffWriter(folder / f"{name}.svs") as file:
-        for step in (1, 4):
+        options = {"compression": "jpeg", "photometric": "rgb", "metadata": None, "description": told}
+        for step in (1, 8, 4):  # what follows the finest level is the thumbnail
             level = pixels.reshape(SIDE // step, step, SIDE // step, step, 3).mean((1, 3)).astype(np.uint8)
-            options = {"tile": (256, 256), "compression": "jpeg", "photometric": "rgb", "metadata": None}
-            file.write(level, description=told, **options)
+            file.write(level, **options, **({"rowsperstrip": 16} if step == 8 else {"tile": (256, 256)}))
     (folder / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return found
 

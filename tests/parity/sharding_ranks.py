@@ -105,6 +105,8 @@ def main(folder: Path, task: str) -> None:
         results["fsdp"] = run(folder, "fsdp", parallel="fsdp", save_every=3)
         results["hybrid"] = run(folder, "hybrid", parallel="hybrid", shard_size=2)
         results["ddp"] = run(folder, "ddp", save_every=3)
+        results["bf16"] = run(folder, "bf16", parallel="fsdp", precision="bf16")
+        results["bf16_hybrid"] = run(folder, "bf16_hybrid", parallel="hybrid", shard_size=2, precision="bf16")
         results["nan"] = run(folder, "nan", parallel="fsdp", nan_step=4)
         results["groups"] = refused(folder)
         later = {"parallel": "fsdp", "save_every": 2, "async_save": True}
@@ -113,6 +115,7 @@ def main(folder: Path, task: str) -> None:
     else:
         for name, parallel in (("to_ddp", "ddp"), ("to_fsdp", "fsdp"), ("to_hybrid", "hybrid")):
             results[name] = run(folder, name, parallel=parallel, resume=True)
+        results["bf16_two"] = run(folder, "bf16_two", parallel="fsdp", precision="bf16")
         for name, parallel in (("damaged_ddp", "ddp"), ("damaged_fsdp", "fsdp")):
             results[name] = run(folder, name, parallel=parallel, resume=True)
         results["from_ddp"] = run(folder, "from_ddp", parallel="fsdp", resume=True)

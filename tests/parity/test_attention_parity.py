@@ -17,6 +17,7 @@ from vitp.models.attention_layouts import (
     packed_attention_mask,
     prepare,
 )
+from vitp.models.packed_layout import sequence_ends
 from vitp.models.run_attention import RunAttention, group_by_length
 from vitp.models.token_runs import ranges, token_runs
 
@@ -142,7 +143,8 @@ def test_runs_and_varlen_equal_the_dense_mask(made):
     dense = result_and_gradients(DenseAttention(packed_attention_mask(segments, branches)), inputs, real)
     cpu = torch.device("cpu")
     assert_close(result_and_gradients(RunAttention(runs, cpu), inputs, real), dense)
-    assert_close(result_and_gradients(VarlenAttention(runs, cpu, varlen_promise), inputs, real), dense)
+    ends, members = sequence_ends(runs.without_padding()), torch.from_numpy(runs.members_N)
+    assert_close(result_and_gradients(VarlenAttention(ends, members, varlen_promise), inputs, real), dense)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
+from tests.parity.test_attention_parity import varlen_promise
 from vitp.data.packing import pack
+from vitp.models import attention_layouts
 from vitp.models.attention_layouts import packed_attention_mask
 from vitp.models.compute import set_recompute
+from vitp.models.packed_layout import PackedLayout, sequence_ends
+from vitp.models.token_runs import token_runs
 from vitp.models.vlm import VisionLanguageModel
 from vitp.models.vrl import VisualRobustness, VRLSettings
+from vitp.objectives.packed_layouts import with_layout
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord
 from vitp.runs.check.batches import one_by_one
@@ -253,3 +258,34 @@ def test_chunked_logits_equal_whole():
     expected = loss_and_gradient(whole, [batch])
     whole.logit_chunk = 3
     assert_same(loss_and_gradient(whole, [batch]), expected)
+
+
+@pytest.mark.parametrize("multiple", [1, 64])
+@pytest.mark.parametrize("attention", ["runs", "varlen"])
+def test_a_layout_made_with_the_batch_changes_nothing(
+    multiple: int, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit where nothing is filled up; filling a row up changes no more than rounding."""
+    monkeypatch.setattr(attention_layouts, "varlen_kernel", lambda: varlen_promise)
+    model, records = objective(), [make_record(i, turns=1 + i % 3, independent=i != 2) for i in range(5)]
+    batch = batch_of(records, [[1 + i % 2] for i in range(5)], ratio=0.5)
+    model.vlm.attention = attention  # type: ignore[assignment]
+    loss, gradient = loss_and_gradient(model, [batch])
+    laid_out = with_layout(batch, token_multiple=multiple)
+    assert isinstance(laid_out.layout, PackedLayout) and laid_out.layout.ids_BN.shape[1] % multiple == 0
+    found, found_gradient = loss_and_gradient(model, [laid_out])
+    if multiple == 1:
+        assert found == loss and torch.equal(found_gradient, gradient)
+    assert found == pytest.approx(loss, rel=1e-6)
+    assert float((found_gradient - gradient).norm()) <= 1e-5 * float(gradient.norm())
+
+
+def test_a_record_of_one_question_is_one_sequence() -> None:
+    """Its keys are read where they lie; further questions read those of the prefix once more each."""
+    one = sequence_ends(
+        token_runs(np.array([[0] * 6 + [1] * 5]), np.array([[0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1]]))
+    )
+    assert one.keys_M is None and one.query_ends.tolist() == [0, 6, 11] == one.key_ends.tolist()
+    two = sequence_ends(token_runs(np.array([[0] * 7]), np.array([[0, 0, 0, 1, 1, 2, 2]])))
+    assert two.query_ends.tolist() == [0, 5, 7] and two.key_ends.tolist() == [0, 5, 10]
+    assert two.keys_M is not None and two.keys_M.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6]

@@ -53,6 +53,17 @@ def test_four_ranks_are_one(runs: Any, scenario: str) -> None:
     assert_same_model(folder / scenario, folder / "one")
 
 
+def test_matrices_gathered_in_bf16_learn_what_one_process_learns(runs: Any) -> None:
+    """Two and four processes, the whole loss curve; the gradients of matrices are summed in fp32."""
+    _, four, two, folder = runs
+    one = sharding_ranks.run(folder, "bf16_one", precision="bf16")
+    assert one["losses"] != pytest.approx(runs[0]["losses"], rel=1e-6)  # it does compute in bf16
+    curves = [rank[name] for rank in four for name in ("bf16", "bf16_hybrid")]
+    for found in [*curves, *(rank["bf16_two"] for rank in two)]:
+        assert found["error"] is None
+        assert found["losses"] == pytest.approx(one["losses"], rel=1e-4)
+
+
 @pytest.mark.parametrize("scenario", ["fsdp", "hybrid", "async"])
 def test_hooks_on_rank_0_look_at_the_whole_model(runs: Any, scenario: str) -> None:
     one, four, _, folder = runs

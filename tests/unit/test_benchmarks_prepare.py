@@ -12,20 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.benchmark_fixtures import nifti, read_nifti, write_benchmark
+from tests.benchmark_fixtures import read_nifti, write_benchmark
 from vitp.cli import run
 from vitp.core.errors import ConfigError, DataError, VitpError
-from vitp.data.benchmarks import volumes
 from vitp.data.benchmarks.medical import BRATS_REGIONS, brats_regions, region_dice
 from vitp.data.benchmarks.prepare import PrepareSettings, check_download, prepare_benchmark
 from vitp.data.formats import read_labels
+from vitp.io.images import load_planes
 from vitp.records.labels import LabelledSet
-
-
-@pytest.fixture
-def no_nibabel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Volumes are read by the fixtures' own reader: the same numbers, without turning them."""
-    monkeypatch.setattr(volumes, "load_volume", read_nifti)
 
 
 def splits(labelled: LabelledSet) -> dict[str, int]:
@@ -133,29 +127,29 @@ def test_strangers_are_not_overwritten(tmp_path: Path) -> None:
         prepare_benchmark("dior", tmp_path / "nothing", tmp_path / "out")
 
 
-@pytest.mark.usefixtures("no_nibabel")
 def test_amos_follows_the_json_and_keeps_to_ct(tmp_path: Path) -> None:
     root = write_benchmark("amos2022", tmp_path / "download")
     made = prepare_benchmark("amos2022", root, tmp_path / "out", PrepareSettings(protocol="paper"))
     # One CT volume of three slices each way; the paper's test images are the official val images.
     assert made.splits == {"train": 3, "val": 3, "test": 3}
     read = read_labels("auto", tmp_path / "out")
-    assert {item.group for item in read.split("train").items} == {"amos_0001"}
-    assert {item.group for item in read.split("test").items} == {"amos_0008"}
+    by_case = {item.id[:9]: item.group for item in read.items}
+    assert sorted(by_case) == ["amos_0001", "amos_0008"] and len(set(by_case.values())) == 2
     middle = next(item for item in read.split("train").items if item.id.endswith("0001/0001"))
     assert (middle.width, middle.height) == (12, 10) and middle.semantic is not None
     assert int((middle.semantic() == 6).sum()) == 9
     values = read_nifti(root / "imagesTr" / "amos_0001.nii.gz")
     expected = np.rint(np.clip((values[::-1, ::-1, 1].T + 160) * 255 / 400, 0, 255))
-    assert np.array_equal(np.asarray(Image.open(middle.image)), expected)
-    both = check_download("amos2022", root, PrepareSettings(options={"modality": "both"}))
-    assert both.splits == {"train": 2, "val": 1, "test": 1}
+    assert read.channels is not None
+    seen = load_planes(middle.image, channels=read.channels)
+    assert np.array_equal(seen, np.stack([expected] * 3)) and middle.image.startswith(str(root))
+    resonance = check_download("amos2022", root, PrepareSettings(options={"modality": "MRI"}))
+    assert resonance.splits == {"train": 1, "val": 0, "test": 0}
     (root / "labelsVa" / "amos_0008.nii.gz").unlink()
     with pytest.raises(DataError, match=r"labelsVa/amos_0008\.nii\.gz is missing"):
         check_download("amos2022", root)
 
 
-@pytest.mark.usefixtures("no_nibabel")
 def test_brats_modalities_labels_and_blank_slices(tmp_path: Path) -> None:
     root = write_benchmark("brats2021", tmp_path / "download")
     made = prepare_benchmark("brats2021", root, tmp_path / "out")
@@ -173,29 +167,17 @@ def test_brats_modalities_labels_and_blank_slices(tmp_path: Path) -> None:
         "tumour core": 9,
         "enhancing tumour": 8,
     }
-    assert np.asarray(Image.open(item.image)).shape == (12, 10, 3)
+    assert read.channels is not None and load_planes(item.image, channels=read.channels).shape == (3, 12, 10)
+    assert read.channels.bands == ("flair", "t1ce", "t2") and item.metadata == {
+        "modality": "MR",
+        "plane": "axial",
+    }
     case = root / "BraTS2021_Training_Data" / "BraTS2021_00003"
     (case / "BraTS2021_00003_t1.nii.gz").unlink()
     with pytest.raises(DataError, match=r"BraTS2021_00003/BraTS2021_00003_t1\.nii\.gz is missing"):
         check_download("brats2021", root)
     with pytest.raises(ConfigError, match="give one or three of flair"):
         check_download("brats2021", root, PrepareSettings(options={"channels": "t1,t2"}))
-
-
-@pytest.mark.usefixtures("no_nibabel")
-def test_slices_of_finished_cases_are_kept(tmp_path: Path) -> None:
-    root = write_benchmark("brats2021", tmp_path / "download")
-    first = volumes.Case(
-        "a", (next(root.rglob("*_00000_t2.nii.gz")),), next(root.rglob("*_00000_seg.nii.gz")), "train"
-    )
-    assert volumes.slice_case(first, tmp_path / "s", volumes.mri_levels, drop_blank=True) == [1, 2, 3]
-    path = volumes._slice_path(tmp_path / "s" / "a", 1)
-    path.write_bytes(b"untouched")
-    assert volumes.slice_case(first, tmp_path / "s", volumes.mri_levels, drop_blank=True) == [1, 2, 3]
-    assert path.read_bytes() == b"untouched"
-    (tmp_path / "s" / "a" / "slices.json").write_text("{")
-    volumes.slice_case(first, tmp_path / "s", volumes.mri_levels, drop_blank=True)
-    assert path.read_bytes() != b"untouched"
 
 
 def test_region_dice() -> None:
@@ -209,43 +191,11 @@ def test_region_dice() -> None:
     assert region_dice(np.zeros_like(truth), np.zeros_like(truth))["tumour core"] == 1.0
 
 
-def test_levels() -> None:
-    window = volumes.ct_window(-160, 240)
-    assert window(np.array([-1000.0, -160, 40, 240, 3000])).tolist() == pytest.approx([0, 0, 127.5, 255, 255])
-    ramp = volumes.mri_levels(np.arange(1001, dtype=np.float32))
-    assert ramp[0] == 0 and ramp[1] == 0 and ramp[-1] == 255 and 120 < ramp[500] < 135
-    assert not volumes.mri_levels(np.zeros(4)).any()
-
-
-def test_volumes_without_nibabel_or_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_volumes_without_nibabel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_benchmark("brats2021", tmp_path / "download")
-    with pytest.raises(ConfigError, match="vitp data prepare brats2021"):
-        read_labels("brats2021", root)
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(VitpError, match=r"pip install 'vitp\[medical\]'"):
         prepare_benchmark("brats2021", root, tmp_path / "out")
-
-
-def test_nibabel_turns_volumes_upright(tmp_path: Path) -> None:
-    pytest.importorskip("nibabel")
-    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-    plain = volumes.load_volume(nifti(tmp_path / "a.nii.gz", values))
-    assert np.array_equal(plain, values)
-    left = volumes.load_volume(nifti(tmp_path / "b.nii", values, np.diag([-1.0, -1.0, 1.0, 1.0])))
-    assert np.array_equal(left, values[::-1, ::-1])
-
-
-def test_damaged_volumes_are_named(tmp_path: Path) -> None:
-    pytest.importorskip("nibabel")
-    whole = nifti(tmp_path / "a.nii", np.zeros((8, 8, 8), np.int16)).read_bytes()
-    for name, data in (("short.nii", whole[:600]), ("text.nii.gz", b"no volume"), ("empty.nii", b"")):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match=name):
-            volumes.load_volume(tmp_path / name)
-    with pytest.raises(DataError, match="is missing"):
-        volumes.load_volume(tmp_path / "gone.nii")
-    flat = nifti(tmp_path / "flat.nii", np.zeros((8, 8, 1), np.int16))
-    assert volumes.load_volume(flat).shape == (8, 8, 1)
 
 
 def test_the_command_prepares_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

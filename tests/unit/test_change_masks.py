@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.ground_files import DEGREES, UTM, moved, turned, write_raster
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
 from vitp.data.formats.crops import cut
+from vitp.data.formats.vitp_labels import Roots, read_compiled, write_compiled
+from vitp.io.contract import Geometry
+from vitp.io.ground import reproject
 from vitp.records.labels import IGNORE, LabelledImage
 
 SIDE = 40
@@ -176,3 +180,63 @@ def test_a_set_whose_masks_mostly_have_another_size_is_refused(tmp_path: Path) -
         save(tmp_path / "label" / f"{k}.png", np.eye(SIDE if k < 4 else 20) * 255)
     with pytest.raises(DataError, match=r"8 of 12 labels can't be used .*differ in size"):
         read_labels("auto", tmp_path)
+
+
+# --- masks on other pixels of the ground
+
+
+def placed_pair(root: Path, name: str, later: Geometry = UTM) -> None:
+    write_raster(root / "A" / f"{name}.tif", UTM, (40, 30), seed=1)
+    write_raster(root / "B" / f"{name}.tif", later, (40, 30), seed=2)
+
+
+@pytest.mark.parametrize("grid", ["coarse", "same size", "degrees", "turned"])
+def test_change_masks_on_other_pixels_are_brought_onto_their_images(tmp_path: Path, grid: str) -> None:
+    """The expected pixels follow from where each centre lies in the mask."""
+    placed_pair(tmp_path, "a")
+    a, _, c, _, e, f = UTM.transform
+    ((longitude, latitude),) = reproject(np.array([[c, f]]), UTM.crs, DEGREES.crs)
+    there = {
+        "coarse": Geometry(UTM.crs, (4 * a, 0.0, c - 8 * a, 0.0, 4 * e, f - 8 * e)),
+        "same size": Geometry(UTM.crs, (1.5 * a, 0.0, c - 4 * a, 0.0, 1.5 * e, f - 3 * e)),
+        "degrees": Geometry(DEGREES.crs, (1e-5, 0.0, longitude - 2e-4, 0.0, -6e-6, latitude + 1e-4)),
+        "turned": moved(turned(UTM, 30.0), -40, -40),
+    }[grid]
+    size = (40, 30) if grid == "same size" else (120, 120)
+    values = np.kron(np.random.default_rng(0).integers(0, 2, (1, 30, 24)), np.ones((1, 5, 5))).astype(
+        np.uint8
+    )
+    values = values[:, : size[1], : size[0]]
+    write_raster(tmp_path / "label" / "a.tif", there, values_CHW=values)
+    labelled = read_labels("pairs", tmp_path)
+    (item,) = labelled.items
+    assert item.change is not None
+    columns, rows = np.meshgrid(np.arange(40) + 0.5, np.arange(30) + 0.5)
+    centres = UTM.to_map(np.stack([columns.ravel(), rows.ravel()], 1))
+    at = np.floor(there.to_pixels(reproject(centres, UTM.crs, there.crs))).astype(int)
+    assert at.min() >= 0 and at[:, 0].max() < size[0] and at[:, 1].max() < size[1]
+    expected = values[0][at[:, 1], at[:, 0]].reshape(30, 40).astype(bool)
+    assert (item.change() != expected).mean() <= (0.02 if grid in ("degrees", "turned") else 0)
+    assert 0.1 < expected.mean() < 0.9
+    assert any("1 masks have other pixels on the ground" in line for line in labelled.understood)
+    write_compiled(labelled, Roots(tmp_path / "out", tmp_path, tmp_path))
+    again = read_compiled(tmp_path / "out")
+    assert np.array_equal(again.items[0].change(), item.change())  # type: ignore[misc]
+    crop = next(
+        each for each in cut(labelled, 16, 0, tmp_path / "crops").items if "window=16,0" in each.image
+    )
+    assert np.array_equal(crop.change(), item.change()[:16, 16:32])  # type: ignore[misc]
+
+
+def test_dates_and_masks_that_do_not_fit_on_the_ground_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    for name in "abcdef":
+        placed_pair(tmp_path, name, moved(UTM, 3, 0) if name == "e" else UTM)
+        mask = moved(UTM, {"d": 10, "f": 5000}.get(name, 0), 0)
+        values = np.eye(30, 40)[None].astype(np.uint8)
+        write_raster(tmp_path / "label" / f"{name}.tif", mask, values_CHW=values)
+    found = read_labels("pairs", tmp_path)
+    assert [item.id for item in found.items] == ["A/a", "A/b", "A/c"]
+    text = "\n".join(found.findings)
+    assert "label/d.tif covers 76.2 % of its image; left out" in text, "(40 - 9.5) of 40 columns"
+    assert "B/e.tif has other pixels on the ground than the first date; left out" in text
+    assert "label/f.tif doesn't lie where its image does; left out" in text

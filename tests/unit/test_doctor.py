@@ -152,3 +152,9 @@ def test_report_is_json_and_a_table(found):
     assert "all that is needed is here" in text
     for extra in found.extras:
         assert not extra.missing or extra.command in text
+
+
+def test_it_says_whether_compilation_holds(found: DoctorReport) -> None:
+    (compiler,) = [one for one in found.working if one.name == "torch.compile"]
+    assert compiler.ok and "share 2 graphs" in compiler.detail
+    assert "compiler" in compiler.detail or "Triton" in compiler.detail

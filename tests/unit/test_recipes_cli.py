@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.benchmark_fixtures import read_nifti, write_benchmark
+from tests.benchmark_fixtures import write_benchmark
 from tests.e2e.conftest import done, refused
 from tests.unit.test_recipes import TABLE, prepared
 from vitp.cli import run as run_cli
 from vitp.core.config import load_config
-from vitp.data.benchmarks import volumes
 from vitp.recipes.catalogue import FINETUNING, PRETRAINING
 from vitp.recipes.paper.tables import MEDICAL, REMOTE_SENSING
 from vitp.runs.pretrain import PretrainConfig
@@ -126,9 +125,7 @@ def test_pretraining_dry_runs(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
-def test_downstream_dry_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Volumes are read by the fixtures' own reader: nibabel is an extra.
-    monkeypatch.setattr(volumes, "load_volume", read_nifti)
+def test_downstream_dry_runs(name: str, tmp_path: Path) -> None:
     data = write_benchmark(name, tmp_path / "download")
     if FINETUNING[name].make().data.format == "vitp":
         done("data", "prepare", name, "--root", data, "--out", tmp_path / "prepared", "--protocol", "paper")

@@ -86,3 +86,11 @@ def test_planes_need_an_affine():
     assert grid.slice_spacing() == (2.0, 1.0, 1.0)
     with pytest.raises(DataError, match="which slices are axial isn't known"):
         grid.slices_shape("axial")
+
+
+def test_one_slice_is_itself_however_wide_its_pixels_are() -> None:
+    """Scintigraphy has pixels that are wider than its slices are thick."""
+    affine = ((-8.0, 0.0, 0.0, 0.0), (0.0, -8.0, 0.0, 0.0), (0.0, 0.0, 3.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    assert VolumeGrid((16, 12, 1), affine).plane == "axial"
+    assert VolumeGrid((16, 12, 1), affine).slices_shape() == (1, 12, 16)
+    assert VolumeGrid((16, 12, 2), affine).plane == "sagittal"

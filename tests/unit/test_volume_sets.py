@@ -164,7 +164,7 @@ def test_a_flipped_header_is_never_read_voxel_by_voxel_in_silence(tmp_path: Path
     for number in range(3):
         nifti(tmp_path / f"images/{number}.nii.gz", scan(number))
         nifti(tmp_path / f"masks/{number}.nii.gz", labels(number), flipped)
-    with pytest.raises(DataError, match="lies elsewhere in the patient than its image.*-o grid=voxels"):
+    with pytest.raises(DataError, match=r"lies elsewhere in the patient than its image.*-o grid=voxels"):
         read(tmp_path, classes="a=1,b=2,c=3")
     found = read(tmp_path, classes="a=1,b=2,c=3", grid="voxels")
     assert np.array_equal(by_id(found)["2/0003"].semantic(), axial(labels(2), 3))
@@ -232,7 +232,7 @@ def test_regions_are_painted_in_their_order(tmp_path: Path) -> None:
     assert "1 → whole tumour, 2 → tumour core, 3 → enhancing" in said(found, "regions overlap")
     hidden = {"background": 0, "core": [2, 3], "whole": [1, 2, 3]}
     nnunet(tmp_path, 4, {"labels": hidden})
-    with pytest.raises(DataError, match="core can't be seen.*name larger regions first"):
+    with pytest.raises(DataError, match=r"core can't be seen.*name larger regions first"):
         read(tmp_path)
 
 
@@ -280,7 +280,7 @@ def test_a_folder_a_case_with_modalities_and_overlapping_objects(tmp_path: Path)
     assert found.semantic_classes == ("background", "liver", "tumour")
     assert np.array_equal(by_id(found)["s0001/0002"].semantic(), axial(np.where(inner > 0, 2, outer), 2))
     assert "liver and tumour in 12 voxels" in said(found, "objects overlap")
-    with pytest.raises(DataError, match="shows nothing of tumour.*-o classes=OUTER,INNER"):
+    with pytest.raises(DataError, match=r"shows nothing of tumour.*-o classes=OUTER,INNER"):
         read(tmp_path / "objects", classes="tumour,liver")
     only = read(tmp_path / "objects", classes="tumour")
     assert np.array_equal(by_id(only)["s0001/0002"].semantic(), axial(np.where(inner > 0, 1, outer * 255), 2))
@@ -309,7 +309,7 @@ def test_numbers_without_names_have_two_readings(tmp_path: Path) -> None:
             values[3 * nodule : 3 * nodule + 2, 3:6, 2:4] = nodule + 1
         nifti(tmp_path / f"images/{number}.nii.gz", scan(number))
         nifti(tmp_path / f"masks/{number}.nii.gz", values)
-    with pytest.raises(DataError, match="classes or numbers of objects.*mask_type=instances"):
+    with pytest.raises(DataError, match=r"classes or numbers of objects.*mask_type=instances"):
         read(tmp_path)
     found = read(tmp_path, mask_type="instances", classes="nodule")
     item = by_id(found)["2/0002"]
@@ -436,7 +436,7 @@ def test_dicom_segmentations_label_their_series(tmp_path: Path) -> None:
 def test_contours_are_drawn_on_their_series(tmp_path: Path) -> None:
     import pydicom
 
-    volume, files = _series(tmp_path / "ct", 3, "P1")
+    _, files = _series(tmp_path / "ct", 3, "P1")
     image = pydicom.dcmread(files[2])
     data = pydicom.Dataset()
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.3.4"
@@ -454,7 +454,7 @@ def test_contours_are_drawn_on_their_series(tmp_path: Path) -> None:
     for contour, (x1, y1, x2, y2) in ((outer, (4, 6, 12, 14)), (inner, (7, 8, 9, 10))):
         # Between the centres of pixels: from x1 to x2 − 1.
         corners = [(x1 - 0.5, y1 - 0.5), (x2 - 0.5, y1 - 0.5), (x2 - 0.5, y2 - 0.5), (x1 - 0.5, y2 - 0.5)]
-        points = [corner + (x * step_x, y * step_y, 0) for x, y in corners]
+        points = [corner + np.array((x * step_x, y * step_y, 0)) for x, y in corners]
         contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 4
         contour.ContourData = [f"{value:.6f}" for point in points for value in point]
     drawn.ReferencedROINumber, drawn.ContourSequence = 4, [outer, inner]
@@ -470,3 +470,76 @@ def test_contours_are_drawn_on_their_series(tmp_path: Path) -> None:
     expected[8:10, 7:9] = 0
     assert np.array_equal(by_id(found)["ct/0002"].semantic(), expected)
     assert not by_id(found)["ct/0001"].semantic().any()
+
+
+# --- data check
+
+
+def _finding_kinds(report: Any) -> set[tuple[str, str]]:
+    return {(finding.severity, finding.kind) for finding in report.findings if finding.severity != "info"}
+
+
+def test_check_finds_patients_studies_and_volumes_in_two_splits(tmp_path: Path) -> None:
+    from vitp.data.check import check_records
+    from vitp.data.compile import compile_labels
+
+    root = nnunet(tmp_path / "set", 6)
+    options = {"plane": "axial"}
+    compile_labels(root, "auto", tmp_path / "good", **options)
+    good = check_records(tmp_path / "good")
+    assert not _finding_kinds(good), good.findings
+    # A slice of a training volume in val.
+    compile_labels(root, "auto", tmp_path / "bad", **options)
+    train, val = (tmp_path / "bad" / f"{split}.jsonl" for split in ("train", "val"))
+    lines = train.read_text().splitlines()
+    val.write_text(val.read_text() + lines[0] + "\n")
+    train.write_text("\n".join(lines[1:]) + "\n")
+    bad = check_records(tmp_path / "bad")
+    assert ("error", "volume") in _finding_kinds(bad)
+    assert any(f.what.startswith("case_") and "is in val, too" in f.what for f in bad.of_kind("volume"))
+    # A patient that the split file tears is told when it is compiled, and again.
+    names = [
+        f"case_{number:03d} {split}" for number, split in enumerate(["train"] * 3 + ["val"] * 2 + ["test"])
+    ]
+    (tmp_path / "splits.txt").write_text("\n".join(names))
+    torn = compile_labels(
+        root,
+        "auto",
+        tmp_path / "torn",
+        split_file=tmp_path / "splits.txt",
+        patient="case_00([0-9])",
+        **options,
+    )
+    assert not any("several splits" in line for line in torn.findings)
+    text = (tmp_path / "torn" / "labels" / "val.jsonl").read_text()
+    (tmp_path / "torn" / "labels" / "val.jsonl").write_text(text.replace("patient-0004", "patient-0001"))
+    (finding,) = check_records(tmp_path / "torn").of_kind("patient")
+    assert finding.severity == "error" and "patient-0001 is in train and val" in finding.what
+    # Held-out data of another folder hold the same volume under another name.
+    (tmp_path / "other" / "imagesTr").mkdir(parents=True)
+    nnunet(tmp_path / "other", 3)
+    for number in range(3):
+        nifti(tmp_path / f"other/imagesTr/case_{number:03d}_0000.nii.gz", scan(70 + number))
+    same = (root / "imagesTr/case_002_0000.nii.gz").read_bytes()
+    (tmp_path / "other/imagesTr/case_001_0000.nii.gz").write_bytes(same)
+    compile_labels(tmp_path / "other", "auto", tmp_path / "held", **options)
+    report = check_records(tmp_path / "good", against=tmp_path / "held")
+    assert any("under another name (case_001_0000.nii.gz)" in f.what for f in report.of_kind("volume"))
+
+
+def test_check_compares_the_headers_of_dicom_without_telling_them(tmp_path: Path) -> None:
+    from vitp.data.check import check_records
+    from vitp.data.compile import compile_labels
+
+    for name, seeds in (("a", (1, 2, 3)), ("b", (3, 4, 5))):
+        for seed in seeds:
+            folder = tmp_path / name / f"p{seed}{name}"
+            volume, files = _series(folder / "ct", seed if name == "a" else seed + 20, f"PAT{seed}")
+            _segmentation(
+                folder / "seg" / "seg.dcm", files, {"bone": (volume.labels_IJK == 6).transpose(2, 1, 0)}
+            )
+        compile_labels(tmp_path / name, "auto", tmp_path / f"c{name}", plane="axial")
+    report = check_records(tmp_path / "ca", against=tmp_path / "cb")
+    kinds = {finding.kind for finding in report.findings if finding.severity == "error"}
+    assert kinds == {"patient"} and len(report.of_kind("patient")) == 1
+    assert "PAT" not in json.dumps(report.to_json()) and "Doe" not in json.dumps(report.to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -46,9 +47,13 @@ def eval_command(
     override: TestOverride = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for all scores.")] = None,
 ) -> None:
-    """Score a finetuned model on labelled images."""
+    """Score a finetuned model on labelled images.
+
+    Of medical images each case is scored, too, in mm and ml: RUN/cases-DATA-SPLIT.csv, and .html with a summary.
+    """
     from vitp.core.targets import check_output_file
     from vitp.evaluation.robustness_comparison import open_model, split_named
+    from vitp.report.cases_page import write_case_files
     from vitp.tasks.build import task_of
     from vitp.tasks.data import labelled_only, open_labelled
     from vitp.tasks.label_notes import label_notes, left_out_notes
@@ -64,7 +69,12 @@ def eval_command(
     notes = (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None))
     print_lines(notes, style="yellow")
     scores = task.evaluate(model, labelled, settings)
-    print_scores(scores, f"{model.name} on {labelled.name}, {split} ({scores.images} images)")
+    title = f"{model.name} on {labelled.name}, {split} ({scores.images} images)"
+    print_scores(scores, title)
+    if scores.cases:
+        name = f"cases-{re.sub(r'[^0-9A-Za-z_.-]+', '-', labelled.name).strip('-.') or 'data'}-{split}"
+        for file in write_case_files(Path(run), name, scores, title, settings.tolerance):
+            print_lines([f"wrote {file}"])
     write_result(out, {"task": model.name, "data": labelled.name, "split": split, **scores.to_json()})
 
 

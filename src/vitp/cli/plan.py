@@ -137,6 +137,9 @@ def _print_result(result: dict[str, Any], before: dict[str, Any] | None) -> None
             row.append(change)
         rows.append(row)
     print_table(columns, rows, f"{result['hardware']}, torch {result['torch']}", left=1)
+    compiled = str(result["figures"].get("compiled", ""))
+    if "GIVEN UP" in compiled or "cut " in compiled:
+        print(f"WARNING: torch.compile does not hold, and figures are of eager code in part: {compiled}")
     if before is None:
         print("no earlier result of this hardware and these settings to compare with")
 

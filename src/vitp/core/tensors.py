@@ -291,18 +291,70 @@ def present(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
+_BUFFER = "_buffer"
+
+_ALIGNMENT = 64
+"""Bytes at whose multiples a tensor begins within a buffer."""
+
+
+def _view(buffer: Tensor, like_this: Tensor, offset: int) -> Tensor:
+    """Return the part of a buffer of bytes that begins at `offset`, as a tensor of the type and shape of another."""
+    return buffer[offset : offset + like_this.nbytes].view(like_this.dtype).view(like_this.shape)
+
+
 class TensorFields:
     """A dataclass whose tensors move together, those in fields that are such dataclasses or tuples of them included."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Return the same with its tensors on `device`; without waiting only where nobody reads them on the host."""
-        moved: Self = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return moved
+        """Return the same with its tensors on `device`; without waiting only where nobody reads them on the host.
+
+        Tensors that share one buffer (`pin_memory`) are copied as one.
+        """
+        buffer: Tensor | None = self.__dict__.get(_BUFFER)
+        if buffer is None or torch.device(device).type == "cpu":
+            moved: Self = map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+            return moved
+        copied = buffer.to(device, non_blocking=non_blocking)
+        in_copy: Self = map_tensors(
+            self, lambda tensor: _view(copied, tensor, int(tensor.storage_offset()) * tensor.element_size())
+        )
+        return in_copy
 
     def pin_memory(self) -> Self:
-        """Return the same in page-locked memory, so that copies to a GPU don't wait."""
-        pinned: Self = map_tensors(self, lambda tensor: tensor.pin_memory())
-        return pinned
+        """Return the same in one page-locked buffer, so that a single copy takes it to a GPU, which doesn't wait."""
+        return self.in_one_buffer(pinned=True)
+
+    def in_one_buffer(self, *, pinned: bool = False) -> Self:
+        """Return the same with all tensors as parts of one buffer on the host.
+
+        Args:
+            pinned: In page-locked memory.
+        """
+        places, size = [], 0
+        for tensor in tensors_of(self):
+            places.append(size)
+            size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        buffer, rest = torch.empty(size, dtype=torch.uint8, pin_memory=pinned), iter(places)
+
+        def placed(tensor: Tensor) -> Tensor:
+            return _view(buffer, tensor, next(rest)).copy_(tensor)
+
+        found: Self = map_tensors(self, placed)
+        # Beside the fields: whoever replaces one of them gets an object without it.
+        object.__setattr__(found, _BUFFER, buffer)
+        return found
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors of a dataclass, in the order in which `map_tensors` changes them."""
+    found: list[Tensor] = []
+
+    def noted(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, noted)
+    return found
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, read_text
+from vitp.data.check_patients import MedicalFiles, shared_patients, torn_patients, whole_of
 from vitp.data.check_report import CheckReport, Finding, Severity, SourceCount
 from vitp.data.formats.places import known_geometry, neighbours, on_one_plane
 from vitp.data.formats.vitp_labels import SET_FILE
@@ -79,6 +81,7 @@ def check_records(
     for folder in dict.fromkeys(_folder_of(item.source) for item in checked):
         _repeat_findings(folder, report)
     _find_neglected(checked)
+    _find_patients(checked, other)
     _find_leaks(checked, other, facts, leak_distance)
     _find_neighbours(checked, other, facts, buffer)
     _find_repeats(checked, facts, leak_distance)
@@ -291,7 +294,12 @@ def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: _
     between = [(a, b) for a, b in combinations(checked, 2) if a.source.split != b.source.split]
     for left, right in [*between, *product(checked, other)]:
         side = right.source.split if not right.held_out else "held-out data"
+        slices: Counter[tuple[str, str]] = Counter()
         for mine, its, same in _common_pictures(left, right, facts, distance):
+            volumes = whole_of(mine), whole_of(its)
+            if volumes[0] is not None and volumes[1] is not None and mine != its:
+                slices[volumes[0], volumes[1]] += 1
+                continue
             twin = f"{right.place(its)}, {Path(its).name}"
             severity: Severity = "error" if same else "warning"
             what = f"{Path(mine).name} is {'the same as' if same else 'nearly the same as'} a picture of {side} ({twin})"
@@ -301,6 +309,35 @@ def _find_leaks(checked: Sequence[_Checked], other: Sequence[_Checked], facts: _
             example = Path(blanks[0][common[0]]).name
             what = f"images of one colour are in {left.source.split} and in {side}, {example} for example"
             left.add_for_file("info", "blank", what, "nothing, if they are empty crops or slices")
+        _find_alike_volumes(left, slices, side)
+
+
+def _find_alike_volumes(left: _Checked, slices: Counter[tuple[str, str]], side: str) -> None:
+    """Note volumes of which half of the slices look like slices of one volume of the other side: few always do."""
+    own = Counter(whole for address in left.users if (whole := whole_of(address)) is not None)
+    for (mine, its), count in slices.items():
+        if 2 * count >= own[mine] > 1:
+            address = next(address for address in left.users if whole_of(address) == mine)
+            what = f"{count} of {own[mine]} slices of {Path(mine).name} look like those of {Path(its).name} in {side}"
+            left.add_for_image("warning", "leak", address, what, "keep a volume and its like in one split")
+
+
+def _find_patients(checked: Sequence[_Checked], other: Sequence[_Checked]) -> None:
+    """Find patients, studies, volumes and slides in two splits, or on both sides of held-out data."""
+    files = {id(item): MedicalFiles(item.users) for item in (*checked, *other)}
+    fix = (
+        "compile again by patient (the default, or -o patient=…), and keep all sets of a patient in one split"
+    )
+    between = [(a, b) for a, b in combinations(checked, 2) if a.source.split != b.source.split]
+    for left, right in [*between, *product(checked, other)]:
+        side = right.source.split if not right.held_out else "held-out data"
+        name = f"{side} of {right.source.name}" if right.source.name not in (side, left.source.name) else side
+        for found in shared_patients(files[id(left)], files[id(right)], name):
+            left.add_for_image("error", found.kind, found.address, found.what, fix)
+    for folder in dict.fromkeys(_folder_of(item.source) for item in checked):
+        for patient, sides in () if folder is None else torn_patients(folder):
+            item = next(item for item in checked if item.source.split == sides[0])
+            item.add_for_file("error", "patient", f"{patient} is in {' and '.join(sides)}", fix)
 
 
 def _find_neighbours(
@@ -370,7 +407,7 @@ def _find_repeats(checked: Sequence[_Checked], facts: _Facts, distance: int) -> 
             again = _number(len({j for _, j in pairs}), "image")
             repeat = "repeats" if again.startswith("1 ") else "repeat"
             what = f"{again} nearly {repeat} another one of the same file, {second} for example {first}"
-            fix = "nothing, if they are frames of a video, overlapping crops or pairs of dates"
+            fix = "nothing, if they are frames of a video, slices of a volume, overlapping crops or pairs of dates"
             item.add_for_file("info", "repeat", what, fix)
 
 

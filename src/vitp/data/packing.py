@@ -34,6 +34,8 @@ class PackedBatch(TensorFields):
         target_ids_S: The supervised tokens.
         record_names: For messages.
         turns: Questions and answers in the batch.
+        layout: What the model needs to know of the rows, where the objective has made it on the host
+            (`vitp.models.packed_layout`); None: the model finds it out.
     """
 
     tiles_TCHW: Tensor
@@ -47,6 +49,7 @@ class PackedBatch(TensorFields):
     target_ids_S: Tensor
     record_names: tuple[str, ...]
     turns: int
+    layout: TensorFields | None = None
 
     @property
     def tokens(self) -> int:

@@ -69,6 +69,9 @@ class TrainSettings(SettingsModel):
     """Optimizer steps."""
     micro_batches: int = Field(1, gt=0, le=65_536)
     """Parts that each rank cuts its share of a step into; their gradients are summed."""
+    batch: Literal["fixed", "auto"] = "fixed"
+    """`auto`: a probe step chooses `micro_batches` and `compute.recompute`, the fastest that the GPU's memory
+    holds; records of a step stay the same. Pretraining with a language model only."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in all cases."""
     save_every: int | None = Field(500, gt=0, le=100_000_000)

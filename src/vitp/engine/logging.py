@@ -39,6 +39,8 @@ class Meter:
     def read(self, wait_s: float) -> dict[str, float]:
         """Return `samples_per_s`, `tokens_per_s`, `tiles_per_s`, `packing` and `data_wait`, and start anew.
 
+        Where blank tiles are computed beside those of the data, `tile_packing` is the share of the data's.
+
         Args:
             wait_s: Seconds spent waiting for data since the start of the run.
 
@@ -54,6 +56,8 @@ class Meter:
         }
         if self._work.get("capacity"):
             rates["packing"] = self._work.get("tokens", 0.0) / self._work["capacity"]
+        if self._work.get("tile_slots", 0.0) > self._work.get("tiles", 0.0):
+            rates["tile_packing"] = self._work.get("tiles", 0.0) / self._work["tile_slots"]
         rates["data_wait"] = min(1.0, (wait_s - self._wait_began) / seconds)
         self._reset(now, wait_s)
         return rates

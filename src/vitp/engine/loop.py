@@ -25,11 +25,19 @@ from vitp.engine import checkpoint, recovery, sharding
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.evidence import VisionEvidence, summary
+from vitp.engine.exchange import StepExchange
 from vitp.engine.gradients import Gradients
 from vitp.engine.hooks import Hook, StepMetrics, TrainResult
 from vitp.engine.loading import StepLoader, to_device
 from vitp.engine.logging import Meter, RunLog, memory_gb
-from vitp.engine.numerics import amp_dtype, autocast, numerics, seed_step, what_is_not_finite
+from vitp.engine.numerics import (
+    HostReading,
+    amp_dtype,
+    autocast,
+    numerics,
+    seed_step,
+    what_is_not_finite,
+)
 from vitp.engine.optim import (
     build_optimizer,
     check_groups,
@@ -40,6 +48,7 @@ from vitp.engine.optim import (
 )
 from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted, StopSignals
+from vitp.models.compilation import CompileWatch
 from vitp.objectives.base import BatchSource, Objective, is_of_source
 
 
@@ -86,8 +95,11 @@ class Trainer:
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.sharded = sharding.is_wanted(train)
         self.objective = objective
+        self._amp_dtype = amp_dtype(train.precision, self.device)
         self._trained = (
-            sharding.shard(objective, train, self.device) if self.sharded else objective.to(self.device)
+            sharding.shard(objective, train, self.device, self._amp_dtype)
+            if self.sharded
+            else objective.to(self.device)
         )
         groups = self._trained.parameter_groups()
         check_groups(self._trained, groups, optim)
@@ -100,7 +112,9 @@ class Trainer:
         self.loss_weights = {**objective.loss_weights, **train.loss_weights}
         self.step = 0
         self._console = console or Console()
-        self._amp_dtype = amp_dtype(train.precision, self.device)
+        self._exchange = StepExchange()
+        # A sharded optimizer takes no plain tensor for its mask.
+        self._masks_steps = self.device.type == "cuda" and not self.sharded
         self._counters: dict[str, float] = {}
         self._saved_step: int | None = None
         self._last_loss = math.nan
@@ -156,20 +170,31 @@ class Trainer:
         )
         self.gradients.fill_missing()
         norms = self.gradients.norms()
-        # The one wait for the device in a step: nothing may be applied before it is known to be finite.
         losses_K = distributed.sum_tensor(losses_MK.sum(0))
-        values = torch.cat([losses_K, norms]).tolist()
+        values_N = torch.cat([losses_K, norms])
+        reading = HostReading(values_N)
+        if self._masks_steps:
+            # Applied only where all is finite, which the device itself knows: it goes on while the host reads.
+            self.optimizer.found_inf = (~torch.isfinite(values_N).all()).float()  # type: ignore[attr-defined]
+            self._apply(norms)
+        # The one wait for the device in a step.
+        values = reading.wait()
         losses = dict(zip(counts, values, strict=False))
         if not all(math.isfinite(value) for value in values):
             self._refuse_step(batches, losses_MK, losses)
-        if self.optim.clip_norm is not None:
-            self.gradients.clip(self.optim.clip_norm, norms)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if not self._masks_steps:
+            self._apply(norms)
         self.step += 1
         size = self.gradients.read(values[len(losses) :])
         total = sum(self._weight(name) * loss for name, loss in losses.items())
         return StepMetrics(self.step, total, losses, lr, size.norm, size.share, size.vision_share, dict(work))
+
+    def _apply(self, norms: Tensor) -> None:
+        """Clip the gradients, change the weights by them, and forget them."""
+        if self.optim.clip_norm is not None:
+            self.gradients.clip(self.optim.clip_norm, norms)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def forward_backward(self, batch: Any, counts: Mapping[str, float], *, sync: bool) -> Tensor:
         """Add one micro-batch's gradient.
@@ -249,6 +274,7 @@ class Trainer:
                 self._on_main(self.evidence.begin)
         self._trained.train()
         self._meter, self._began = Meter(), time.perf_counter()
+        self._compiled = CompileWatch(self._trained)
         self._elapsed_before = self._counters.get("seconds", 0.0)
         self._window: list[float] = []
         if self._log is not None:
@@ -310,7 +336,7 @@ class Trainer:
         except VitpError as caught:
             error = caught
         own = RankReport(counts, work, self._signals.received, error, self._saver.ready)
-        reports = distributed.gather(own)
+        reports = self._exchange(own)
         if self._saver.pending and all(report.saved for report in reports):
             self._saver.finish()
         for report in reports:
@@ -365,6 +391,8 @@ class Trainer:
         row |= {"elapsed_s": self._counters["seconds"], "memory_gb": memory_gb(self.device)}
         self._window = []
         self._log.row(row)
+        if news := self._compiled.news():
+            self._log.say(news)
 
     def _refuse_step(self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]) -> None:
         """Throw the gradients away, save the last good state if it is not saved yet, and raise."""

@@ -53,6 +53,31 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.Abst
     return torch.autocast(device.type, dtype=dtype)
 
 
+class HostReading:
+    """A few numbers on their way from a device to the host: the copy is queued now, and waited for by `wait` alone.
+
+    What is queued in between, such as an optimizer's step, runs while the host reads.
+
+    Args:
+        values_N: Numbers on any device.
+    """
+
+    def __init__(self, values_N: Tensor) -> None:
+        self._host_N, self._event = values_N, None
+        if values_N.is_cuda:
+            self._host_N = torch.empty(values_N.shape, dtype=values_N.dtype, pin_memory=True)
+            self._host_N.copy_(values_N, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> list[float]:
+        """Return the numbers."""
+        if self._event is not None:
+            self._event.synchronize()
+        values: list[float] = self._host_N.tolist()
+        return values
+
+
 @contextlib.contextmanager
 def numerics(config: TrainSettings) -> Iterator[None]:
     """Within this context torch has the run's threads and determinism; afterwards, its own again."""

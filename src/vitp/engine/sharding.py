@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vitp.core import distributed
 from vitp.core.errors import ConfigError
 from vitp.engine.config import TrainSettings
+from vitp.models.compilation import is_compiled
 from vitp.objectives.base import Objective
 
 REPLICATE, SHARD = "replicate", "shard"
@@ -68,7 +69,9 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
     return blocks
 
 
-def shard(objective: Objective, config: TrainSettings, device: torch.device) -> Objective:
+def shard(
+    objective: Objective, config: TrainSettings, device: torch.device, dtype: torch.dtype | None = None
+) -> Objective:
     """Return the sharded twin of an objective, with the weights that rank 0 has.
 
     Every process must run the same modules in every forward pass: a module that one leaves out is one that the
@@ -78,6 +81,7 @@ def shard(objective: Objective, config: TrainSettings, device: torch.device) -> 
         objective: Any weights; the plain module keeps them on rank 0 and has none on the others.
         config: Of the run.
         device: Of this process.
+        dtype: In which autocast computes; None: in that of the weights.
 
     Raises:
         ConfigError: The processes can't be cut into groups of the wanted size.
@@ -88,7 +92,7 @@ def shard(objective: Objective, config: TrainSettings, device: torch.device) -> 
     if distributed.rank() > 0:
         objective.to("meta")
     for block in repeated_blocks(twin):
-        fully_shard(block, mesh=mesh)
+        _shard_block(block, mesh, dtype)
     fully_shard(twin, mesh=mesh)
     set_unused = getattr(twin, "set_reduce_scatter_unused_params", None)
     if (
@@ -96,6 +100,33 @@ def shard(objective: Objective, config: TrainSettings, device: torch.device) -> 
     ):  # newer releases: parameters that only some processes used count as zero elsewhere
         set_unused(True)
     return twin.to(device)
+
+
+def _shard_block(block: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+    """Shard a block; its matrices are gathered in `dtype`, half of the bytes, and their gradients summed in fp32.
+
+    Autocast would cast the matrices anyway, and leaves norms and scales as they are; so do we, and results stay those
+    of one process. Within a compiled block nothing can be gathered on the way: all of it is gathered in `dtype`.
+    """
+    if dtype is None:
+        fully_shard(block, mesh=mesh)
+        return
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    if is_compiled(block):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+        return
+    matrices: list[nn.Module] = [part for part in block.modules() if type(part) is nn.Linear]
+    # What is frozen beside what is trained, as with LoRA, is not one group.
+    if matrices and len({p.requires_grad for part in matrices for p in part.parameters()}) == 1:
+        fully_shard(matrices, mesh=mesh, mp_policy=policy)
+    if any(True for _ in _own_parameters(block, matrices)):
+        fully_shard(block, mesh=mesh)
+
+
+def _own_parameters(block: nn.Module, apart: list[nn.Module]) -> Iterator[nn.Parameter]:
+    """Return the parameters of a block that are in none of its modules `apart`."""
+    elsewhere = {id(parameter) for part in apart for parameter in part.parameters()}
+    yield from (parameter for parameter in block.parameters() if id(parameter) not in elsewhere)
 
 
 def held_gradients(model: nn.Module, hold: bool) -> contextlib.AbstractContextManager[None]:

@@ -21,29 +21,29 @@ from scipy.sparse import csr_array
 
 from vitp.io.parts import Window
 
-CACHE_BYTES = 96 << 20
+BLOCKS_BYTES = 96 << 20
 """Of decoded blocks, of all slides together."""
 _TILE, _SOURCE = 512, 4096
 """Largest side of a tile of averages, and of what is averaged into one."""
 
-Block = tuple[np.ndarray, np.ndarray | None]
+SlideBlock = tuple[np.ndarray, np.ndarray | None]
 """(S, h, w) values of all samples of a page, and (h, w) bool which of them count; None: all do."""
 
-ReadBlock = Callable[[int, int, int], Block]
+ReadBlock = Callable[[int, int, int], SlideBlock]
 """Number of the page, column and row of the block → what it holds, cut at the end of the level."""
 
 _numbers = itertools.count()
 
 
-class BlockCache:
+class SlideBlocks:
     """Blocks that were decoded last, up to a number of bytes; may be used by several threads."""
 
     def __init__(self, most: int) -> None:
         self._most, self._held = most, 0
-        self._blocks: OrderedDict[Hashable, Block] = OrderedDict()
+        self._blocks: OrderedDict[Hashable, SlideBlock] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, read: Callable[[], Block]) -> Block:
+    def get(self, key: Hashable, read: Callable[[], SlideBlock]) -> SlideBlock:
         """Return a block, read where it isn't there."""
         with self._lock:
             if key in self._blocks:
@@ -62,12 +62,12 @@ class BlockCache:
         return block
 
 
-def _bytes(block: Block) -> int:
+def _bytes(block: SlideBlock) -> int:
     values_Shw, valid_hw = block
     return values_Shw.nbytes + (0 if valid_hw is None else valid_hw.nbytes)
 
 
-BLOCKS = BlockCache(CACHE_BYTES)
+BLOCKS = SlideBlocks(BLOCKS_BYTES)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class SlideLevel:
     read: ReadBlock = field(repr=False)
     number: int = field(default_factory=lambda: next(_numbers))
 
-    def window(self, window: Window, planes: Sequence[tuple[int, int]]) -> Block:
+    def window(self, window: Window, planes: Sequence[tuple[int, int]]) -> SlideBlock:
         """Return (C, h, w) values and which pixels count, of a window within the level.
 
         Args:
@@ -118,7 +118,7 @@ class SlideLevel:
                         valid_hw[there] &= known_hw[own]
         return values_Chw, valid_hw
 
-    def _block(self, page: int, column: int, row: int) -> Block:
+    def _block(self, page: int, column: int, row: int) -> SlideBlock:
         key = (self.number, page, column, row)
         return BLOCKS.get(key, lambda: self.read(page, column, row))
 
@@ -128,7 +128,7 @@ def placed_level(size: tuple[int, int], parts: Sequence[tuple[int, int, SlideLev
     samples, dtype = parts[0][2].samples, parts[0][2].dtype
     planes = [(0, sample) for sample in range(samples)]
 
-    def read(page: int, column: int, row: int) -> Block:
+    def read(page: int, column: int, row: int) -> SlideBlock:
         x1, y1 = column * _TILE, row * _TILE
         x2, y2 = min(x1 + _TILE, size[0]), min(y1 + _TILE, size[1])
         values_Shw = np.zeros((samples, y2 - y1, x2 - x1), dtype)
@@ -160,7 +160,7 @@ class SlideGrid:
     size: tuple[int, int]
     steps: tuple[float, float] | None
 
-    def window(self, window: Window, planes: Sequence[tuple[int, int]]) -> Block:
+    def window(self, window: Window, planes: Sequence[tuple[int, int]]) -> SlideBlock:
         """Return (C, h, w) values and which pixels count."""
         if self.steps is None:
             return self._own(window, planes)
@@ -180,7 +180,7 @@ class SlideGrid:
         # Of the same level and steps it is the same; never that of a level.
         return hash((self.level.number, self.steps, self.size, "averages"))
 
-    def _own(self, window: Window, planes: Sequence[tuple[int, int]]) -> Block:
+    def _own(self, window: Window, planes: Sequence[tuple[int, int]]) -> SlideBlock:
         """Return pixels of the level; writers cut a last row or column that they had no whole pixel for."""
         x1, y1, x2, y2 = window
         wide, high = self.level.size
@@ -193,7 +193,7 @@ class SlideGrid:
             valid_hw = None if valid_hw is None else np.pad(valid_hw, edges, mode="edge")
         return values_Chw, valid_hw
 
-    def _averaged(self, page: int, column: int, row: int) -> Block:
+    def _averaged(self, page: int, column: int, row: int) -> SlideBlock:
         """Return all samples of a page in a tile of the grid: always the same sums, whoever asks for which part."""
         assert self.steps is not None
         side = self._side

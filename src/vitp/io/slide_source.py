@@ -12,7 +12,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 from xml.etree import ElementTree
 
@@ -24,7 +23,7 @@ from vitp.io.slide_levels import SlideLevel
 
 LARGEST_BLOCK_BYTES = 1 << 29
 """Of a block when it is decoded."""
-COPY_AGAIN = "copy it again from its source or remove it"
+COPY_SLIDE = "copy it again from its source or remove it"
 COARSEST_MPP = 50.0
 """Micrometres a pixel that a slide has at most; larger ones are a printer's resolution."""
 UNITS_UM = {
@@ -66,19 +65,6 @@ class SlideSource:
     notes: tuple[str, ...] = ()
 
 
-def need_medical(module: str, where: str) -> Any:
-    """Return a module of the extra `medical`.
-
-    Raises:
-        DataError: It isn't installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        what = f"needs {module.partition('.')[0]} to be read, which the extra `medical` brings"
-        raise DataError(what, where=where, fix="install it: `pip install 'vitp[medical]'`") from error
-
-
 @contextlib.contextmanager
 def reading_slide(where: str) -> Iterator[None]:
     """Turn whatever readers raise into words of ours: theirs may quote the header, which names patients.
@@ -100,12 +86,9 @@ def reading_slide(where: str) -> Iterator[None]:
         what = (
             f"is a slide that can't be read ({type(error).__name__}): damaged, or of a kind that isn't known"
         )
-        raise DataError(what, where=where, fix=COPY_AGAIN) from None if _quotes(error) else error
-
-
-def _quotes(error: Exception) -> bool:
-    """Return whether an error may quote text of the header."""
-    return isinstance(error, ValueError | KeyError | ElementTree.ParseError)
+        raise DataError(what, where=where, fix=COPY_SLIDE) from (
+            None if isinstance(error, ValueError | KeyError | ElementTree.ParseError) else error
+        )
 
 
 def unique_bands(names: Sequence[str] | None, count: int) -> list[str]:
@@ -132,7 +115,7 @@ def level_factors(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[float, float]
     return tuple((x, y) for x, y in found)
 
 
-def plane_of(axis: str, length: int, part: FilePart, where: str) -> int:
+def slide_plane(axis: str, length: int, part: FilePart, where: str) -> int:
     """Return which plane of a stack (`slice`, from 0) or which point in time (`page`, from 1) is meant.
 
     Raises:
@@ -168,6 +151,6 @@ def chosen_image(own: Sequence[int], part: FilePart, where: str) -> int:
     if part.series is None or not (part.series.isdecimal() and 1 <= int(part.series) <= len(own)):
         what = f"holds {len(own)} images" if part.series is None else f"has no image {part.series!r}"
         raise DataError(
-            what, where=where, fix=f"choose one (FILE#series=1 … series={len(own)})" if own else COPY_AGAIN
+            what, where=where, fix=f"choose one (FILE#series=1 … series={len(own)})" if own else COPY_SLIDE
         )
     return own[int(part.series) - 1]

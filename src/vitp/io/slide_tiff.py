@@ -18,20 +18,20 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need_medical
 from vitp.core.reading import parse_xml
 from vitp.io.parts import FilePart
-from vitp.io.slide_levels import Block, SlideLevel, placed_level
+from vitp.io.slide_levels import SlideBlock, SlideLevel, placed_level
 from vitp.io.slide_source import (
     COARSEST_MPP,
-    COPY_AGAIN,
+    COPY_SLIDE,
     LARGEST_BLOCK_BYTES,
     UNITS_UM,
     SlideSource,
     chosen_image,
     level_factors,
-    need_medical,
-    plane_of,
     reading_slide,
+    slide_plane,
     unique_bands,
 )
 from vitp.io.tiff_tags import TiffError, first_texts, is_tiff
@@ -186,7 +186,7 @@ def _chosen_pages(series: Any, part: FilePart, where: str) -> tuple[list[int], i
     samples = int(series.keyframe.samplesperpixel)
     index: list[Any] = []
     for axis, length in zip(leading, shape, strict=True):
-        index.append(slice(None) if axis == "C" else plane_of(axis, length, part, where))
+        index.append(slice(None) if axis == "C" else slide_plane(axis, length, part, where))
     numbers = np.arange(math.prod(shape)).reshape(shape)[tuple(index)].reshape(-1).tolist()
     return numbers, len(numbers), samples
 
@@ -212,7 +212,7 @@ class _TiffLevel:
             self.size, self.block, self.samples, self.dtype, lambda *place: self._read(alpha, *place)
         )
 
-    def _read(self, alpha: bool, page: int, column: int, row: int) -> Block:
+    def _read(self, alpha: bool, page: int, column: int, row: int) -> SlideBlock:
         wide, high = self.block
         across, down = (-(-length // side) for length, side in zip(self.size, self.block, strict=True))
         height, width = min(high, self.size[1] - row * high), min(wide, self.size[0] - column * wide)
@@ -223,7 +223,7 @@ class _TiffLevel:
             return np.zeros((self.samples, height, width), self.dtype), np.zeros((height, width), bool)
         parts = [np.asarray(one)[0, :height, :width] for one in decoded]
         if any(one.shape[:2] != (height, width) for one in parts):
-            raise DataError("holds a tile of another size", where=self.bytes_at.where, fix=COPY_AGAIN)
+            raise DataError("holds a tile of another size", where=self.bytes_at.where, fix=COPY_SLIDE)
         values_Shw = np.ascontiguousarray(np.concatenate(parts, axis=2).transpose(2, 0, 1))
         values_Shw = values_Shw.astype(self.dtype, copy=False)
         return values_Shw, values_Shw[3] > 0 if alpha else None
@@ -237,7 +237,7 @@ class _TiffLevel:
             told = self.told[page]
             if told and not told["jpegheader"] and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
                 # Decoders make grey of what is missing.
-                raise DataError("holds a tile that ends early", where=self.bytes_at.where, fix=COPY_AGAIN)
+                raise DataError("holds a tile that ends early", where=self.bytes_at.where, fix=COPY_SLIDE)
             return self.decode(data, number, **told)[0]
 
 
@@ -250,7 +250,7 @@ def _level(level: Any, numbers: Sequence[int], read: _Bytes) -> _TiffLevel:
     keyframe = level.keyframe
     pages = tuple(level.pages[number] for number in numbers)
     if any(page is None for page in pages):
-        raise DataError("lacks an image of a channel", where=read.where, fix=COPY_AGAIN)
+        raise DataError("lacks an image of a channel", where=read.where, fix=COPY_SLIDE)
     size = (int(keyframe.imagewidth), int(keyframe.imagelength))
     block = (int(keyframe.tilewidth), int(keyframe.tilelength)) if keyframe.is_tiled else (0, 0)
     if not all(block):
@@ -269,7 +269,7 @@ def _level(level: Any, numbers: Sequence[int], read: _Bytes) -> _TiffLevel:
         whole = len(starts) >= expected and len(lengths) >= expected and (starts >= 0).all()
         if not (whole and (lengths >= 0).all() and (starts + lengths <= read.size).all()):
             what = f"is damaged: it has {read.size:,} bytes, and its head tells of tiles that lie beyond"
-            raise DataError(what, where=read.where, fix=COPY_AGAIN)
+            raise DataError(what, where=read.where, fix=COPY_SLIDE)
     told: list[dict[str, Any]] = [{} for _ in pages]
     if int(keyframe.compression) in _JPEG:
         told = [{"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader} for page in pages]
@@ -327,10 +327,10 @@ def _leica(slide: Any, read: _Bytes, where: str) -> SlideSource:
     """Return a slide of scanned areas in their places."""
     facts = slide.properties
     composition = facts["tiffslide.series-composition"]
-    sizes = [(int(width), int(height)) for height, width, *_ in composition.level_shapes]
+    sizes = [(int(width), int(height)) for height, width, *_ in composition["level_shapes"]]
     areas = {
         number: _of_series(slide.ts_tifffile.series[number], read, FilePart(), None, where)
-        for number in composition.located_series
+        for number in composition["located_series"]
     }
     first = next(iter(areas.values()))
     levels = tuple(
@@ -338,7 +338,7 @@ def _leica(slide: Any, read: _Bytes, where: str) -> SlideSource:
             size,
             [
                 (int(places[place][1]), int(places[place][0]), areas[number].levels[place])
-                for number, places in composition.located_series.items()
+                for number, places in composition["located_series"].items()
             ],
         )
         for place, size in enumerate(sizes)

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need_medical
 from vitp.core.reading import parse_json, read_text
 from vitp.io.parts import FilePart
-from vitp.io.slide_levels import Block, SlideLevel
+from vitp.io.slide_levels import SlideBlock, SlideLevel
 from vitp.io.slide_source import (
     COARSEST_MPP,
-    COPY_AGAIN,
+    COPY_SLIDE,
     LARGEST_BLOCK_BYTES,
     UNITS_UM,
     SlideSource,
     chosen_image,
     level_factors,
-    need_medical,
-    plane_of,
     reading_slide,
+    slide_plane,
     unique_bands,
 )
 
@@ -102,7 +102,7 @@ def _of_image(
     arrays = [_array(zarr, folder, str(one["path"]), len(axes), where) for one in datasets]
     shape = arrays[0].shape
     chosen = {
-        axis: plane_of(axis, int(shape[place]), part, where)
+        axis: slide_plane(axis, int(shape[place]), part, where)
         for place, axis in enumerate(axes[:-2])
         if axis != "c"
     }
@@ -114,7 +114,9 @@ def _of_image(
         names = ["" if name is None else str(name) for name in told]
     dtype = np.dtype(arrays[0].dtype).newbyteorder("=")
     bands = unique_bands(names, channels)
-    if dtype == np.uint8 and channels == 3 and _are_colours(bands):
+    # Three channels of 8 bits are colours where they are named so, or not at all.
+    begins = [name[:1].lower() for name in bands]
+    if dtype == np.uint8 and channels == 3 and begins in (["r", "g", "b"], ["1", "2", "3"], ["0", "1", "2"]):
         bands = ["red", "green", "blue"]
     return SlideSource(
         kind="an OME-Zarr",
@@ -128,12 +130,6 @@ def _of_image(
     )
 
 
-def _are_colours(bands: Sequence[str]) -> bool:
-    """Return whether three channels of 8 bits are colours: named so, or not named at all."""
-    lower = [name.lower() for name in bands]
-    return lower in (["1", "2", "3"], ["0", "1", "2"]) or [name[:1] for name in lower] == ["r", "g", "b"]
-
-
 def _array(zarr: Any, folder: Path, inner: str, axes: int, where: str) -> Any:
     """Return one array of a folder, once it is known that reading it does nothing else.
 
@@ -141,7 +137,7 @@ def _array(zarr: Any, folder: Path, inner: str, axes: int, where: str) -> Any:
         DataError: It lies elsewhere, is coded in an unknown way, or holds no numbers.
     """
     if inner.startswith(("/", "\\")) or ".." in Path(inner).parts or ":" in inner:
-        raise DataError("names an array outside of its folder", where=where, fix=COPY_AGAIN)
+        raise DataError("names an array outside of its folder", where=where, fix=COPY_SLIDE)
     array = zarr.open_array(zarr.storage.LocalStore(folder / inner, read_only=True), mode="r")
     for codec in _codecs(array.metadata.to_dict()):
         if codec.rpartition(".")[2].lower() not in _CODECS:
@@ -191,7 +187,7 @@ class _ZarrLevel:
         block, dtype = (min(wide, width), min(high, height)), np.dtype(self.array.dtype).newbyteorder("=")
         return SlideLevel((width, height), block, 1, dtype, self._read)
 
-    def _read(self, page: int, column: int, row: int) -> Block:
+    def _read(self, page: int, column: int, row: int) -> SlideBlock:
         height, width = self.array.shape[-2:]
         high, wide = (min(a, b) for a, b in zip(self.array.chunks[-2:], (height, width), strict=True))
         index = [page if axis == "c" else self.chosen[axis] for axis in self.axes[:-2]]

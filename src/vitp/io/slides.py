@@ -1,8 +1,8 @@
 """Whole slides behind the contract of pixels: `slide.svs#mpp=0.5&window=0,0,512,512`.
 
-A slide's own pixels are those of its finest level. With `mpp` its pixels have so many micrometres: they are those of the
-level that has this resolution, or else means over areas of the next finer one, counted from the slide's corner, so that
-a place has the same value in whatever window it is read.
+A slide's own pixels are those of its finest level. With `mpp` its pixels have so many micrometres: they are those of
+the level that has this resolution, or else means over areas of the next finer one, counted from the slide's corner, so
+that a place has the same value in whatever window it is read.
 
 Shapes: C bands, H × W pixels.
 """

@@ -2,11 +2,11 @@
 
 The slide is looked at where its longer side has at most 2048 pixels.
 
-1. Of three bands of 8 bits (a stained slide in white light) the saturation counts: (largest − smallest) / largest of
-   red, green and blue. Of all others (fluorescence) it is the mean over the bands of the square root of each one's
+1. Of three bands of 8 bits (a stained slide in white light) the saturation counts: (largest − smallest) / largest
+   of red, green and blue. Of all others (fluorescence) it is the mean over the bands of the square root of each one's
    values, on 0 … its 99.5th percentile.
-2. Otsu's threshold divides it. In white light it is held between 0.05 and 0.2, so that neither paper nor a slide that is
-   full of tissue is divided by chance.
+2. Otsu's threshold divides it. In white light it is held between 0.05 and 0.2, so that neither paper nor a slide that
+   is full of tissue is divided by chance.
 3. Specks of fewer than 4 pixels are removed, holes of fewer than 64 are filled, and one pixel is added around all.
 
 Shapes: h × w pixels of what is looked at, N windows.
@@ -24,7 +24,7 @@ from vitp.io.open_pixels import Pixels, open_pixels
 from vitp.io.parts import FilePart, Window, part_address, split_address
 from vitp.io.slides import slide_place
 
-LOOKED_AT = 2048
+TISSUE_SIDE = 2048
 """Longer side of what is looked at, at most."""
 _SPECK, _HOLE = 4, 64
 _WHITE_LIGHT = (0.05, 0.2)
@@ -93,7 +93,7 @@ def find_tissue(address: str) -> Tissue | None:
         )
     with open_pixels(whole) as pixels:
         level = 0
-        while max(pixels.size) >> level > LOOKED_AT:
+        while max(pixels.size) >> level > TISSUE_SIDE:
             level += 1
         mask_hw = tissue_mask(pixels, level)
     factor = 1 << level

@@ -74,10 +74,15 @@ class VolumeGrid:
 
     @property
     def plane(self) -> str:
-        """The plane of the slices where none is named: across the widest step, axial where all are alike."""
+        """The plane of the slices where none is named: across the widest step, axial where all are alike.
+
+        One slice is itself, however wide its pixels are.
+        """
         spacing = self.spacing
         if self.affine is None or spacing is None:
             return "stored"
+        if self.shape.count(1) == 1:
+            return next(name for name in _TURNS if self._turn(name)[0][0] == self.shape.index(1))
         widest = int(np.argmax(spacing))
         if spacing[widest] <= 1.01 * min(spacing):
             return "axial"

@@ -19,14 +19,14 @@ from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band
 from vitp.io.volume import Volume
 from vitp.io.volume_checks import (
-    COPY_AGAIN,
+    COPY_IT_AGAIN,
     MOST_IN_GZIP,
     affine_of,
     check_shape,
-    is_usable,
     no_affine,
     no_series,
-    plane_of,
+    places_voxels,
+    plane_taken,
     quiet,
 )
 from vitp.io.volume_grid import VolumeGrid
@@ -77,6 +77,7 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
     """
     no_series(series, base)
     itk = need_medical("SimpleITK", base)
+    most = _most_bytes(base)
     reader = itk.ImageFileReader()
     reader.SetFileName(base)
     with quiet(base, "can't be read: it is damaged, or a kind that SimpleITK doesn't read"):
@@ -84,15 +85,13 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
         reader.ReadImageInformation()
         size = tuple(int(length) for length in reader.GetSize())
         components = int(reader.GetNumberOfComponents())
-        _check_itk_length(
-            base,
-            math.prod(size)
-            * components
-            * _itk_type(itk.GetPixelIDValueAsString(reader.GetPixelID()), base).itemsize,
-        )
         keys = set(reader.GetMetaDataKeys())
         name = itk.GetPixelIDValueAsString(reader.GetPixelID())
         kind = _itk_type(name, base)
+        wanted = math.prod(size) * components * kind.itemsize
+        if most is not None and wanted > most:
+            what = f"says that it holds {wanted:,} bytes, and can't: it is damaged, or cut off"
+            raise DataError(what, where=base, fix=COPY_IT_AGAIN)
         check_shape((*size[:3], 1)[:3] + size[3:] + (components,), base)
         spacing, origin, direction = reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
     grid = _itk_grid(size, spacing, origin, direction, base)
@@ -111,7 +110,7 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
     elif count > 1:
         volume.notes = (f"its {count} values a voxel are bands",)
     volume.source = (Path(base),)
-    plane = plane_of(grid)
+    plane = plane_taken(grid)
     volume.acquisition = None if plane is None else Acquisition(plane=plane)
     return volume
 
@@ -122,24 +121,26 @@ _AS_TEXT = 8
 """Bytes of voxels that a byte of text can stand for."""
 
 
-def _check_itk_length(where: str, wanted: int) -> None:
-    """Refuse a file that can't hold what it says, before anything is decoded."""
+def _most_bytes(where: str) -> int | None:
+    """Return how many bytes of voxels a file can stand for at most; None: it names several files of them.
+
+    Raises:
+        DataError: The file of its voxels isn't there.
+    """
     path = Path(where)
-    with path.open("rb") as file:
+    with quiet(where), path.open("rb") as file:
         head = file.read(1 << 16).decode("latin-1")
     named = _DATA_FILE.search(head)
     size = path.stat().st_size
-    if named is not None and named[1].upper() not in ("LOCAL", "LIST") and "%" not in named[1]:
+    if named is not None and named[1].upper() != "LOCAL":
+        if named[1].upper().startswith("LIST") or "%" in named[1]:
+            return None
         beside = path.parent / named[1]
         if not beside.is_file():
             what = "names a file of its voxels that isn't beside it"
             raise DataError(what, where=where, fix="copy both files to one folder")
         size = beside.stat().st_size
-    elif named is not None and named[1].upper() != "LOCAL":
-        return
-    if wanted > size * (MOST_IN_GZIP if _PACKED.search(head) else _AS_TEXT) + (1 << 16):
-        what = f"says that it holds {wanted:,} bytes, and can't: it is damaged, or cut off"
-        raise DataError(what, where=where, fix=COPY_AGAIN)
+    return size * (MOST_IN_GZIP if _PACKED.search(head) else _AS_TEXT) + (1 << 16)
 
 
 def _itk_type(name: str, where: str) -> np.dtype[Any]:
@@ -164,7 +165,7 @@ def _itk_grid(size: tuple[int, ...], spacing: Any, origin: Any, direction: Any, 
     matrix[:used, :used] = cosines * np.array(spacing, float)[:used]
     matrix[:used, 3] = np.array(origin, float)[:used]
     matrix[:2] *= -1
-    if not is_usable(matrix):
+    if not places_voxels(matrix):
         raise no_affine(where)
     shape = (*size[:3], 1)[:3]
     return VolumeGrid((int(shape[0]), int(shape[1]), int(shape[2])), affine_of(matrix))

@@ -14,6 +14,7 @@ Shapes: C bands, N slices of H × W pixels, I × J × K voxels.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -119,4 +120,13 @@ def _key(base: str, series: str | None) -> tuple[object, ...]:
         stat = path.stat()
     except (OSError, ValueError):
         return str(path), series
-    return str(path), series, stat.st_size, stat.st_mtime_ns, stat.st_ino
+    files: list[int] = []
+    if path.is_dir():
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            own = [entry.stat() for entry in entries if entry.is_file()]
+            files = [
+                len(own),
+                sum(one.st_size for one in own),
+                max(one.st_mtime_ns for one in own) if own else 0,
+            ]
+    return str(path), series, stat.st_size, stat.st_mtime_ns, stat.st_ino, *files

@@ -176,7 +176,12 @@ def _as_labels(file: Any, values_CHW: np.ndarray) -> np.ndarray:
 
 
 def grid_of_image(
-    image: str | Path, size: tuple[int, int], labels: str | Path, labels_size: tuple[int, int]
+    image: str | Path,
+    size: tuple[int, int],
+    labels: str | Path,
+    labels_size: tuple[int, int],
+    *,
+    whole: bool = False,
 ) -> Grid | None:
     """Return the pixels of an image whose label raster has others on the ground.
 
@@ -187,9 +192,10 @@ def grid_of_image(
         size: Width and height.
         labels: Path of the label raster.
         labels_size: Its width and height.
+        whole: It has to cover all of the image, as nothing can stand for what isn't known.
 
     Raises:
-        DataError: The label raster doesn't lie where the image does.
+        DataError: The label raster doesn't lie where the image does, or not everywhere.
     """
     if not (may_be_placed(image) and may_be_placed(labels)):
         return None
@@ -204,9 +210,12 @@ def grid_of_image(
     if same_pixels(grid, beside):
         return None
     outline = own.to_pixels(reproject(corners(other, labels_size, 8), other.crs, own.crs))
-    if (
-        not np.isfinite(outline).all()
-        or shapely.Polygon(outline).intersection(shapely.box(0, 0, *size)).area < 1
-    ):
+    area = 0.0
+    if np.isfinite(outline).all():
+        area = shapely.Polygon(outline).buffer(_SAME).intersection(shapely.box(0, 0, *size)).area
+    if area < 1:
         raise DataError("doesn't lie where its image does", where=str(labels), fix="check the two files")
+    if whole and area < (1 - 1e-6) * size[0] * size[1]:
+        what = f"covers {100 * area / (size[0] * size[1]):.1f} % of its image"
+        raise DataError(what, where=str(labels), fix="cut the image to what the mask covers")
     return grid

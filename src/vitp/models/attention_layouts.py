@@ -14,19 +14,20 @@ Shapes: B rows, L tokens a row, N flat tokens, h query heads, g key and value he
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitp.models.packed_layout import PackedLayout, SequenceEnds, sequence_ends
 from vitp.models.run_attention import RunAttention, repeat_heads
-from vitp.models.token_runs import TokenRuns, ranges, token_runs
+from vitp.models.token_runs import token_runs
 
 AttentionKind = Literal["auto", "dense", "runs", "varlen", "flex"]
 
@@ -80,15 +81,33 @@ def prepare(
         return Layout(DenseAttention(packed_attention_mask(segments_BL, branches_BL)))
     if kind == "flex":
         return Layout(FlexAttention(segments_BL, branches_BL))
-    # Runs are made on the host. Two small copies, before anything else of this batch is queued.
+    # Runs are made on the host. Batches that come with a layout (`attention_of`) have them already.
     runs = token_runs(segments_BL.cpu().numpy(), branches_BL.cpu().numpy())
-    members = None
-    if not static and len(members_N := runs.members_N) < runs.tokens:
-        members = torch.from_numpy(members_N).to(device)
+    members_N, whole = runs.members_N, len(runs.members_N) == runs.tokens
+    members = None if whole else torch.from_numpy(members_N).to(device)
+    if not static:
         runs = runs.without_padding()
     if kind == "varlen":
-        return Layout(VarlenAttention(runs, device), members)
-    return Layout(RunAttention(runs, device), members)
+        ends = sequence_ends(runs.without_padding()).to(device)
+        return Layout(VarlenAttention(ends, members if static else None), None if static else members)
+    return Layout(RunAttention(runs, device), None if static else members)
+
+
+def attention_of(
+    layout: PackedLayout, device: torch.device, *, kind: AttentionKind, dtype: torch.dtype, dropout: float
+) -> PackedAttention | None:
+    """Return the attention over a layout that came with its batch; None: it has to be made from the rows.
+
+    Args:
+        layout: On the device.
+        device: Of queries and keys.
+        kind, dtype, dropout: As in `prepare`.
+    """
+    if kind == "auto":
+        kind = choose(device, dtype, dropout)
+    if kind == "varlen" and layout.ends is not None:
+        return VarlenAttention(layout.ends)
+    return RunAttention(layout.runs, device) if kind == "runs" else None
 
 
 def choose(device: torch.device, dtype: torch.dtype, dropout: float = 0.0) -> AttentionKind:
@@ -143,33 +162,27 @@ class VarlenAttention:
     """Each run is one sequence of queries; its keys are its prefix and itself.
 
     The kernels align a causal mask with the last query and the last key, so that the queries of a branch see all of
-    the prefix in front of them. Keys of a prefix are read once a branch, which costs little with few key heads.
+    the prefix in front of them. A prefix and the branch right behind it are one sequence, whose keys are read where
+    they lie; further branches read the keys of the prefix again, which costs little with few key heads.
 
     Args:
-        runs: Of the batch.
-        device: Of queries and keys.
+        ends: Of the batch, on the device of queries and keys.
+        members_N: Places of the sequences' tokens among those that come; None: they are all that come.
         kernel: (query, key, value, cumulated query lengths, cumulated key lengths, longest query, longest key, scale) →
             attended values; None: the one that is there.
     """
 
     def __init__(
-        self, runs: TokenRuns, device: torch.device, kernel: Callable[..., Tensor] | None = None
+        self,
+        ends: SequenceEnds,
+        members_N: Tensor | None = None,
+        kernel: Callable[..., Tensor] | None = None,
     ) -> None:
         found = kernel or varlen_kernel()
         if found is None:
             raise RuntimeError("neither torch's varlen_attn nor flash_attn is there")
         self.kernel: Callable[..., Tensor] = found
-        key_lengths = runs.prefix_length_R + runs.length_R
-        # Run by run: the prefix, then the run itself.
-        starts = np.stack([runs.prefix_start_R, runs.start_R], axis=1).reshape(-1)
-        lengths = np.stack([runs.prefix_length_R, runs.length_R], axis=1).reshape(-1)
-        members = runs.members_N
-        self._all = len(members) == runs.tokens
-        self._queries_N = torch.from_numpy(members).to(device)
-        self._keys_M = torch.from_numpy(ranges(starts, lengths)).to(device)
-        self._query_ends = _cumulated(runs.length_R, device)
-        self._key_ends = _cumulated(key_lengths, device)
-        self._longest = (int(runs.length_R.max()), int(key_lengths.max()))
+        self._ends, self._members_N = ends, members_N
 
     def __call__(
         self, query_BhLd: Tensor, key_BgLd: Tensor, value_BgLd: Tensor, scale: float, dropout: float
@@ -178,25 +191,30 @@ class VarlenAttention:
         if dropout:
             raise RuntimeError("variable-length kernels have no attention dropout")
         rows, heads, length, channels = query_BhLd.shape
-        dtype = _half(query_BhLd)
+        dtype, ends, members_N = _half(query_BhLd), self._ends, self._members_N
         query_Nhd, key_Ngd, value_Ngd = (
             x.transpose(1, 2).reshape(rows * length, x.shape[1], channels).to(dtype)
             for x in (query_BhLd, key_BgLd, value_BgLd)
         )
-        if not self._all:
-            query_Nhd = query_Nhd[self._queries_N]
+        if members_N is not None:
+            query_Nhd, key_Ngd, value_Ngd = (
+                x.index_select(0, members_N) for x in (query_Nhd, key_Ngd, value_Ngd)
+            )
+        if ends.keys_M is not None:
+            key_Ngd, value_Ngd = (x.index_select(0, ends.keys_M) for x in (key_Ngd, value_Ngd))
         attended = self.kernel(
             query_Nhd,
-            key_Ngd[self._keys_M],
-            value_Ngd[self._keys_M],
-            self._query_ends,
-            self._key_ends,
-            *self._longest,
+            key_Ngd,
+            value_Ngd,
+            ends.query_ends,
+            ends.key_ends,
+            ends.longest_query,
+            ends.longest_key,
             scale,
         )
-        if not self._all:
+        if members_N is not None:
             blank = attended.new_zeros(rows * length, heads, channels)
-            attended = blank.index_copy(0, self._queries_N, attended)
+            attended = blank.index_copy(0, members_N, attended)
         return attended.view(rows, length, heads, channels)
 
 
@@ -274,8 +292,7 @@ def _torch_varlen(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # The function grew between versions: grouped heads and windows came after the flag for causal masks.
-    known = inspect.signature(varlen_attn).parameters
+    known = _varlen_parameters()
     options: dict[str, Any] = {"scale": scale}
     options |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     heads = query_Nhd.shape[1]
@@ -292,6 +309,14 @@ def _torch_varlen(
     # Asked for nothing more, it returns the values alone.
     only: Tensor = attended
     return only
+
+
+@functools.cache
+def _varlen_parameters() -> frozenset[str]:
+    """Return what torch's function takes. It grew: grouped heads and windows came after the flag for causal masks."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _flash_varlen(
@@ -324,8 +349,3 @@ def _half(query: Tensor) -> torch.dtype:
     """Return the precision that a half-precision kernel gets: autocast's, or the tensor's own."""
     kind = query.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-
-
-def _cumulated(lengths: np.ndarray, device: torch.device) -> Tensor:
-    ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-    return torch.from_numpy(ends.astype(np.int32)).to(device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,23 @@ class Backbone(nn.Module, ABC):
         """Return uint8 (0..255) or float (0..1) images of `num_channels` channels as normalised float images."""
         if image_BCHW.dtype == torch.uint8:
             image_BCHW = image_BCHW.float() / 255
-        mean_C11 = torch.tensor(self.mean, device=image_BCHW.device).view(-1, 1, 1)
-        std_C11 = torch.tensor(self.std, device=image_BCHW.device).view(-1, 1, 1)
+        mean_C11, std_C11 = self._normalisation_on(image_BCHW.device)
         return (image_BCHW - mean_C11) / std_C11
+
+    def _normalisation_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation as (C, 1, 1), made once a device: made anew, each batch would wait for two copies."""
+        known: dict[Any, tuple[Tensor, Tensor]] = self.__dict__.setdefault("_normalisation", {})
+        key = (tuple(self.mean), tuple(self.std), device)
+        if key not in known or torch.compiler.is_compiling():
+            with torch.inference_mode(False):
+                made = (
+                    torch.tensor(self.mean, device=device).view(-1, 1, 1),
+                    torch.tensor(self.std, device=device).view(-1, 1, 1),
+                )
+            if torch.compiler.is_compiling():  # belongs to the graph
+                return made
+            known[key] = made
+        return known[key]
 
 
 @contextlib.contextmanager

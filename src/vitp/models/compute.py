@@ -15,11 +15,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from vitp.core.config import SettingsModel
+from vitp.core.errors import ConfigError
 from vitp.models import language
 from vitp.models.attention_layouts import AttentionKind
+from vitp.models.compilation import Backend, compile_block
 from vitp.models.vlm import VisionLanguageModel
 
 
@@ -36,32 +39,98 @@ class ComputeSettings(SettingsModel):
     compile: Literal["none", "vision", "all"] = "none"
     """What torch.compile gets: nothing, the blocks of the ViT, or also the language model's layers."""
     tile_multiple: int = Field(1, ge=1, le=65_536)
-    """Tiles of a batch are padded to a multiple of this, so that a compiled ViT sees few shapes."""
+    """Tiles of a batch are padded to a multiple of this. A compiled ViT takes any number of tiles in one graph;
+    few numbers suit kernels that are chosen by size."""
+    token_multiple: int = Field(1, ge=1, le=65_536)
+    """Tokens of the language model's one row are padded to a multiple of this, for the same reason."""
     static_rows: bool = False
-    """Keep the padding of the language model's rows, so that a compiled language model sees few shapes."""
+    """Keep the padding of the language model's rows, as they were packed."""
 
 
-def configure(vlm: VisionLanguageModel, config: ComputeSettings) -> None:
-    """Set a model up, in place. State, names and results stay what they are."""
+class BackboneComputeSettings(SettingsModel):
+    """Settings of speed of a finetuning, none of which changes a result beyond rounding."""
+
+    compile: Literal["none", "vision"] = "none"
+    """What torch.compile gets: nothing, or the blocks of a plain ViT. One graph takes images of all sizes."""
+    channels_last: bool = False
+    """Lay the kernels of convolutions out channel by channel last, which GPUs compute faster in half precision."""
+
+
+def configure_backbone(
+    model: nn.Module, tower: nn.Module, config: BackboneComputeSettings, *, backend: Backend = "inductor"
+) -> None:
+    """Set a finetuned model up, in place. State, names and results stay what they are.
+
+    Args:
+        model: Backbone, neck and head.
+        tower: Its backbone.
+        config: What is wanted.
+        backend: Of torch.compile.
+
+    Raises:
+        ConfigError: The backbone has no blocks that could share a graph.
+    """
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile == "none":
+        return
+    blocks = getattr(getattr(tower, "model", None), "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
+        raise ConfigError(
+            f"{type(tower).__name__} has no blocks that could be compiled",
+            where="compute.compile",
+            fix="leave it out",
+        )
+    for block in blocks:
+        compile_block(block, batch_dim=None, backend=backend)
+
+
+def configure(vlm: VisionLanguageModel, config: ComputeSettings, *, backend: Backend = "inductor") -> None:
+    """Set a model up, in place. State, names and results stay what they are.
+
+    Args:
+        vlm: The model.
+        config: What is wanted.
+        backend: Of torch.compile, for tests that count graphs.
+    """
     vlm.attention = config.attention
     vlm.static_rows, vlm.tile_multiple = config.static_rows, config.tile_multiple
-    set_recompute(vlm, config.recompute)
-    if config.compile != "none":
-        # Block by block: all blocks share one compiled graph, so that it is made in a fraction of the time.
+    vlm.token_multiple = config.token_multiple
+    compiled = config.compile != "none"
+    # A compiler keeps matrix products and makes the rest of a block again by itself.
+    set_recompute(vlm, config.recompute, compiled_vision=compiled, compiled_language=config.compile == "all")
+    if compiled:
+        # Block by block: all blocks share one compiled graph, so that it is made in a fraction of the time. torch makes
+        # a graph of its own for a dimension of 1, hence two tiles at least.
+        vlm.least_tiles = 2
         for block in vlm.vision.model.blocks:
-            block.compile(dynamic=None if config.tile_multiple == 1 else False)
+            compile_block(block, batch_dim=0, backend=backend)
     if config.compile == "all":
         for layer in vlm.language.get_decoder().layers:
-            layer.compile(dynamic=None if not config.static_rows else False)
+            compile_block(layer, batch_dim=None, backend=backend)
 
 
-def set_recompute(vlm: VisionLanguageModel, mode: Literal["none", "selective", "full"]) -> None:
-    """Choose which activations of ViT and language model the backward pass makes again."""
-    vlm.set_gradient_checkpointing(mode != "none")
+def set_recompute(
+    vlm: VisionLanguageModel,
+    mode: Literal["none", "selective", "full"],
+    *,
+    compiled_vision: bool = False,
+    compiled_language: bool = False,
+) -> None:
+    """Choose which activations of ViT and language model the backward pass makes again.
+
+    Args:
+        vlm: The model.
+        mode: As in `ComputeSettings.recompute`.
+        compiled_vision, compiled_language: The part is compiled: `selective` is left to the compiler, which sees what
+            is in a block, whereas torch's checkpoint does not.
+    """
+    vlm.set_gradient_checkpointing(mode == "full")
     if mode == "selective":
         contexts = selective_contexts()
-        vlm.vision.recompute_contexts = contexts
-        language.recompute_layers(vlm.language, {"context_fn": contexts})
+        vlm.vision.recompute_contexts = None if compiled_vision else contexts
+        if not compiled_language:
+            language.recompute_layers(vlm.language, {"context_fn": contexts})
 
 
 def selective_contexts() -> Callable[[], Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -178,7 +179,17 @@ def _packed_attention(
             "caps attention scores, which packed attention does not", where="language.model_type"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return packed(query, key, value, scale, dropout), None
+    return _outside_of_graphs(packed, query, key, value, scale, dropout), None
+
+
+@torch.compiler.disable(
+    reason="attention of packed rows differs from batch to batch; torch.compiler.disable is meant"
+)
+def _outside_of_graphs(
+    packed: PackedAttention, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
+) -> Tensor:
+    """Attend eagerly within a compiled layer: lengths and places are of the batch, and would each make a graph."""
+    return packed(query, key, value, scale, dropout)
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED, _packed_attention)

@@ -23,6 +23,7 @@ from vitp.core.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
+from vitp.models.stochastic_depth import share_graphs
 from vitp.models.vision import (
     Deviations,
     Means,
@@ -148,6 +149,7 @@ def _wrap(config: TimmSettings, model: nn.Module, drop_path: float) -> VisionTow
         )
         return VisionTower(vision, drop_path=drop_path)
     if isinstance(model, Eva):
+        share_graphs(model)
         return RotaryTower(config, model)
     return TimmStages(config, model)
 

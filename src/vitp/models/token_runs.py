@@ -52,6 +52,37 @@ class TokenRuns:
             new_start, self.length_R, prefix_start, self.prefix_length_R, int(self.length_R.sum())
         )
 
+    def with_another(self, length: int) -> TokenRuns:
+        """Return the runs of a single row and, behind them, one more that sees itself alone."""
+        return TokenRuns(
+            np.append(self.start_R, self.tokens),
+            np.append(self.length_R, length),
+            np.append(self.prefix_start_R, 0),
+            np.append(self.prefix_length_R, 0),
+            self.tokens + length,
+        )
+
+    def with_first_branches_joined(self) -> TokenRuns:
+        """Return the same attention in fewer runs: a branch right behind its prefix and the prefix are one causal run.
+
+        A record of one question becomes one run then, and reads no key twice.
+        """
+        joined_R = np.zeros(len(self), dtype=bool)
+        behind = self.prefix_start_R + self.prefix_length_R == self.start_R
+        joined_R[1:] = (
+            (self.prefix_length_R > 0)[1:] & behind[1:] & (self.prefix_start_R[1:] == self.start_R[:-1])
+        )
+        length_R = self.length_R.copy()
+        length_R[:-1] += np.where(joined_R[1:], self.length_R[1:], 0)
+        kept = ~joined_R
+        return TokenRuns(
+            self.start_R[kept],
+            length_R[kept],
+            self.prefix_start_R[kept],
+            self.prefix_length_R[kept],
+            self.tokens,
+        )
+
     @property
     def context(self) -> float:
         """Mean number of keys that a token sees, itself included."""

@@ -20,6 +20,7 @@ from vitp.core.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod, use_bicubic_positions
+from vitp.models.stochastic_depth import share_graphs
 from vitp.records.channels import MOST_CHANNELS, Channels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -114,6 +115,7 @@ class VisionTower(PlainViT):
         super().__init__()
         self.config = config
         self.model: VisionTransformer = _create_vit(config, drop_path)
+        share_graphs(self.model)
         if config.positions == "bicubic":
             use_bicubic_positions(self.model)
         patch_h, patch_w = self.model.patch_embed.patch_size

@@ -18,7 +18,8 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.models.attention_layouts import (
     AttentionKind,
     DenseAttention,
-    Layout,
+    PackedAttention,
+    attention_of,
     packed_attention_mask,
     prepare,
 )
@@ -28,6 +29,7 @@ from vitp.models.language import (
     recompute_layers,
     takes_packed_attention,
 )
+from vitp.models.packed_layout import PackedLayout
 from vitp.models.projector import Projector, pixel_shuffle
 from vitp.models.vision import VisionSettings, VisionTower
 
@@ -74,11 +76,15 @@ class VisionLanguageModel(nn.Module):
         attention: How packed rows are attended, see `vitp.models.attention_layouts`. All ways give the same numbers.
         static_rows: Keep the rows' padding in the language model, so that shapes don't change between batches.
         tile_multiple: Tiles of a batch are padded to a multiple of this, for the same reason.
+        token_multiple: Tokens of a batch's single row are, where its layout is made (`layout_of`).
+        least_tiles: A compiled vision tower gets at least so many.
     """
 
     attention: AttentionKind = "auto"
     static_rows = False
     tile_multiple = 1
+    token_multiple = 1
+    least_tiles = 1
 
     def __init__(self, config: VLMSettings, *, vocabulary: int) -> None:
         super().__init__()
@@ -103,13 +109,19 @@ class VisionLanguageModel(nn.Module):
                 computes no others.
         """
         tiles = len(tiles_TCHW)
-        if blank := -tiles % self.tile_multiple:
+        if blank := self.tile_slots(tiles) - tiles:
             shape = (blank, *tiles_TCHW.shape[1:])
             tiles_TCHW = torch.cat([tiles_TCHW, tiles_TCHW.new_zeros(shape)])
         patches_TND = self.vision.forward_tokens(self.vision.normalize(tiles_TCHW))[:tiles]
         folded_TnF = pixel_shuffle(patches_TND, self.config.shuffle)
-        projected: Tensor = self.projector(folded_TnF if keep_K is None else folded_TnF.flatten(0, 1)[keep_K])
+        if keep_K is not None:
+            folded_TnF = folded_TnF.flatten(0, 1)[keep_K]
+        projected: Tensor = self.projector(folded_TnF)
         return projected
+
+    def tile_slots(self, tiles: int) -> int:
+        """Return how many tiles the vision tower computes for a batch of so many, blank ones included."""
+        return -(-max(tiles, self.least_tiles) // self.tile_multiple) * self.tile_multiple
 
     def embed(
         self,
@@ -156,51 +168,59 @@ class VisionLanguageModel(nn.Module):
         branches_BL: Tensor,
         target_index_S: Tensor,
         names: Sequence[str] = (),
+        layout: PackedLayout | None = None,
     ) -> Tensor:
         """Return the last hidden states (S, H) at the tokens that predict supervised ones.
 
         The language model computes L tokens a row: dropped image tokens are not among them. See
         `vitp.data.packing.PackedBatch` for the arguments.
+
+        Args:
+            tiles_TCHW, keep_K, image_index_K, ids_BL, positions_BL, segments_BL, branches_BL, target_index_S, names:
+                Of the batch.
+            layout: Made with the batch on the host; without it, it is made here, for which the device is waited for.
         """
-        layout = self._layout(segments_BL, branches_BL)
-        if layout.members_N is not None:
-            # One row without padding: whatever names a place by its number gets the new one.
-            place = torch.zeros(ids_BL.numel(), dtype=torch.long, device=ids_BL.device)
-            place[layout.members_N] = torch.arange(len(layout.members_N), device=ids_BL.device)
-            image_index_K, target_index_S = place[image_index_K], place[target_index_S]
-            ids_BL, positions_BL = (x.flatten()[layout.members_N][None] for x in (ids_BL, positions_BL))
+        how = self._attention_settings(segments_BL.device)
+        attend = None if layout is None else attention_of(layout, segments_BL.device, **how)
+        if layout is not None and attend is not None:
+            ids_BL, positions_BL = layout.ids_BN, layout.positions_BN
+            image_index_K, target_index_S = layout.image_index_K, layout.target_index_S
+        else:
+            made = prepare(segments_BL, branches_BL, static=self.static_rows, **how)
+            attend = made.attend
+            if made.members_N is not None:
+                # One row without padding: whatever names a place by its number gets the new one.
+                place = torch.zeros(ids_BL.numel(), dtype=torch.long, device=ids_BL.device)
+                place[made.members_N] = torch.arange(len(made.members_N), device=ids_BL.device)
+                image_index_K, target_index_S = place[image_index_K], place[target_index_S]
+                ids_BL, positions_BL = (x.flatten()[made.members_N][None] for x in (ids_BL, positions_BL))
         inputs_BLH = self.embed(tiles_TCHW, keep_K, image_index_K, ids_BL, names)
         hidden_BLH = self.language.get_decoder()(
             inputs_embeds=inputs_BLH,
             position_ids=positions_BL,
             use_cache=False,
-            **self._attention_arguments(layout, ids_BL.device),
+            **self._attention_arguments(attend, ids_BL.device),
         ).last_hidden_state
-        kept_SH: Tensor = hidden_BLH.flatten(0, 1)[target_index_S]
+        kept_SH: Tensor = hidden_BLH.flatten(0, 1).index_select(0, target_index_S)
         return kept_SH
 
-    def _layout(self, segments_BL: Tensor, branches_BL: Tensor) -> Layout:
-        kind = segments_BL.device.type
+    def _attention_settings(self, device: torch.device) -> dict[str, Any]:
+        """Return kind, precision and dropout of the attention over packed rows."""
         weight = self.language.get_input_embeddings().weight
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        dropout = getattr(self.language.config, "attention_dropout", 0.0) if self.training else 0.0
-        packed = takes_packed_attention(self.language)
-        return prepare(
-            segments_BL,
-            branches_BL,
-            kind=self.attention if packed else "dense",
-            dtype=dtype,
-            dropout=dropout,
-            static=self.static_rows,
-        )
+        autocast = torch.is_autocast_enabled(device.type)
+        return {
+            "kind": self.attention if takes_packed_attention(self.language) else "dense",
+            "dtype": torch.get_autocast_dtype(device.type) if autocast else weight.dtype,
+            "dropout": getattr(self.language.config, "attention_dropout", 0.0) if self.training else 0.0,
+        }
 
     @staticmethod
-    def _attention_arguments(layout: Layout, device: torch.device) -> dict[str, Any]:
-        if isinstance(layout.attend, DenseAttention):
-            return {"attention_mask": layout.attend.mask_B1LL}
+    def _attention_arguments(attend: PackedAttention, device: torch.device) -> dict[str, Any]:
+        if isinstance(attend, DenseAttention):
+            return {"attention_mask": attend.mask_B1LL}
         # A mask of four dimensions is taken as it is: transformers makes none of its own.
         placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-        return {"attention_mask": placeholder, "packed": layout.attend}
+        return {"attention_mask": placeholder, "packed": attend}
 
     def logits(self, hidden_SH: Tensor) -> Tensor:
         """Return the logits (S, V) of hidden states."""

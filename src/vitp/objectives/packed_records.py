@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.tiles import TileLoader
 from vitp.data.tiling import cut_tiles
 from vitp.data.tokenizer import vocabulary_digest
+from vitp.models.compute import ComputeSettings
 from vitp.models.vrl import VisualRobustness
+from vitp.objectives.packed_layouts import with_layout
 from vitp.records.instructions import InstructionRecord
 
 _JITTER = 0x415547
@@ -58,6 +60,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         drop: Chooses the surviving image tokens; None keeps all.
         load_tiles: Reads and tiles an image; None: plainly, with nothing kept in between.
         seen: How images are read.
+        compute: What of the model's settings decides the layout of a batch, none of which changes a result.
     """
 
     chat: ChatTokenizer
@@ -66,6 +69,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
     drop: DropTokens | None = None
     load_tiles: LoadTiles | None = None
     seen: SeenBands = PICTURES
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
 
     def encode(self, sample: Sample[InstructionRecord]) -> tuple[EncodedRecord, np.ndarray]:
         """Return the record's tokens and tiles.
@@ -102,7 +106,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
             encoded.append(record)
             tiles.append(record_tiles)
             kept.append(survivors)
-        return pack(
+        packed = pack(
             encoded,
             tiles,
             kept,
@@ -110,6 +114,9 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
             max_length=self.config.max_length,
             pad_id=self.chat.pad_id,
             together=self.config.pack,
+        )
+        return with_layout(
+            packed, static=self.compute.static_rows, token_multiple=self.compute.token_multiple
         )
 
     def facts(self, order: Mixture, global_batch: int) -> list[Any]:

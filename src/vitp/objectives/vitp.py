@@ -31,6 +31,7 @@ from vitp.data.tokenizer import train_tokenizer
 from vitp.models.compute import configure
 from vitp.models.flops import forward_flops, language_shape, vision_flops
 from vitp.models.lora import add_lora, plain_layers
+from vitp.models.packed_layout import PackedLayout
 from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import MOST_LOGITS, PARTS, VisionLanguageModel
@@ -99,6 +100,7 @@ class ViTPSettings(ObjectiveSettings):
             drop=VisualRobustness(self.vrl, run.seed).train(),
             load_tiles=run.data.input.loader(tile, seen),
             seen=seen,
+            compute=compute,
         )
         source = SampledBatches(
             mixture,
@@ -306,6 +308,7 @@ class ViTPObjective(Objective):
             branches_BL=batch.branches_BL,
             target_index_S=batch.target_index_S,
             names=batch.record_names,
+            layout=batch.layout if isinstance(batch.layout, PackedLayout) else None,
         )
         return {"language": self.negative_log_likelihood(hidden_SH, batch.target_ids_S, weights_S)}
 
@@ -350,12 +353,13 @@ class ViTPObjective(Objective):
         return groups
 
     def work(self, batch: PackedBatch) -> dict[str, float]:
-        """Return samples, tokens, tiles, questions and token slots of the batch."""
+        """Return samples, tokens, tiles, questions, and the slots that tokens and tiles are computed in."""
         return {
             "samples": len(batch.record_names),
             "tokens": batch.tokens,
             "tiles": len(batch.tiles_TCHW),
             "capacity": batch.ids_BL.numel(),
+            "tile_slots": self.vlm.tile_slots(len(batch.tiles_TCHW)),
             "questions": batch.turns,
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -210,6 +211,35 @@ def _run_torch() -> str:
     return f"computes, {torch.get_num_threads()} threads"
 
 
+def _run_compiler() -> str:
+    """Trace blocks of different rates of stochastic depth, as `compute.compile: vision` does; nothing is generated."""
+    torch, tower = importlib.import_module("torch"), importlib.import_module("vitp.models.vision")
+    compilation = importlib.import_module("vitp.models.compilation")
+    arguments = {"embed_dim": 16, "depth": 10, "num_heads": 2, "patch_size": 8}
+    settings = tower.VisionSettings(arguments=arguments, image_size=16)
+    blocks = tower.VisionTower(settings, drop_path=0.1).train().model.blocks
+    compilation.forget_graphs()
+    for block in blocks:
+        compilation.compile_block(block, batch_dim=0, backend="eager")
+    try:
+        for tiles in (2, 3):
+            blocks(torch.rand(tiles, 5, 16))
+        report = compilation.compile_report()
+    finally:
+        compilation.forget_graphs()
+    held = f"ten blocks share {report}" if report.holds else f"FALLS BACK to eager: {report}"
+    return f"{held}; {_generator(torch.cuda.is_available())}"
+
+
+def _generator(on_gpu: bool) -> str:
+    """Return in words whether what torch.compile generates can be built here."""
+    if on_gpu:
+        there = importlib.util.find_spec("triton") is not None
+        return "Triton is there" if there else "Triton is missing: leave compute.compile at none"
+    there = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+    return "a C++ compiler is there" if there else "no C++ compiler: leave compute.compile at none"
+
+
 def _run_torchvision() -> str:
     # Fails when the two were built for different versions or devices, the most frequent broken installation.
     torch, ops = importlib.import_module("torch"), importlib.import_module("torchvision.ops")
@@ -223,6 +253,7 @@ def _run_torchvision() -> str:
 _CHECKS: dict[str, Callable[[], str]] = {
     "torch": _run_torch,
     "torchvision": _run_torchvision,
+    "torch.compile": _run_compiler,
     "timm": lambda: f"{len(importlib.import_module('timm').list_models('vit_*'))} Vision Transformers",
     "opencv": lambda: f"OpenCV {importlib.import_module('cv2').__version__}",
 }

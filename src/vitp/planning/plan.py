@@ -8,7 +8,7 @@ speed from one assumption: the share of the GPU's peak that training reaches (`v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from vitp.planning.devices import Machine
 from vitp.planning.memory import GIB, BatchLoad, Memory, step_memory
 from vitp.planning.model import ModelShape
 from vitp.planning.samples import SampleSize
+from vitp.runs.micro_batch import USABLE, BatchChoice, batch_choices
 from vitp.runs.pretrain import PretrainConfig
 
 _SIMULATED_STEPS = 24
@@ -128,7 +129,7 @@ class PretrainPlan:
     @property
     def fits(self) -> bool:
         """Whether the memory of a GPU suffices, with 8 % for what isn't counted."""
-        return self.memory.total / GIB <= 0.92 * self.machine.device.memory_gib
+        return self.memory.total / GIB <= USABLE * self.machine.device.memory_gib
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, what follows from them included."""
@@ -206,6 +207,50 @@ def plan_pretraining(
         samples_per_second=run.global_batch / seconds,
         dollars_per_hour=machine.device.dollars_per_hour if dollars_per_hour is None else dollars_per_hour,
     )
+
+
+def best_batch(
+    model: ModelShape, run: RunShape, samples: Sequence[SampleSize], machine: Machine, *, seed: int = 0
+) -> tuple[BatchChoice, Memory] | None:
+    """Return the fastest cut of a step that is predicted to fit into a GPU, as `train.batch: auto` looks for it.
+
+    Args:
+        model, run, samples, machine, seed: As in `plan_pretraining`.
+
+    Returns:
+        The choice and its memory at the worst moment; None: nothing fits, or the step can't be shared evenly.
+    """
+    share, rest = divmod(run.global_batch, machine.count)
+    if rest or not share:
+        return None
+    limit = USABLE * machine.device.memory_gib * GIB
+    for choice in batch_choices(share):
+        tried = replace(run, micro_batches=choice.micro_batches, checkpointing=choice.recompute == "full")
+        memory = _worst_memory(model, tried, share, samples, np.random.default_rng(seed))
+        if memory.total <= limit:
+            return choice, memory
+    return None
+
+
+def _worst_memory(
+    model: ModelShape, run: RunShape, share: int, samples: Sequence[SampleSize], rng: np.random.Generator
+) -> Memory:
+    """Return the memory of the largest of some micro-batches of a GPU's share of a step."""
+    found = []
+    size = max(1, share // run.micro_batches)
+    for _ in range(_SIMULATED_STEPS):
+        chosen = [samples[index] for index in rng.integers(len(samples), size=size).tolist()]
+        work = micro_batch(model, run, chosen, rng).work
+        found.append(
+            step_memory(
+                model,
+                work,
+                bf16=run.bf16,
+                checkpointing=run.checkpointing,
+                accumulates=run.micro_batches > 1,
+            )
+        )
+    return max(found, key=lambda one: one.total)
 
 
 def _step(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vitp.planning.devices import Machine, machine_of
 from vitp.planning.finetune import plan_finetune
 from vitp.planning.memory import GIB
 from vitp.planning.model import ModelShape, planned_model
-from vitp.planning.plan import plan_pretraining, run_shape
+from vitp.planning.plan import best_batch, plan_pretraining, run_shape
 from vitp.planning.samples import AssumedSet, SampleSize, assumed_samples, measured_samples
 from vitp.recipes.catalogue import DownstreamRecipe, PretrainRecipe, Recipe, recipe_config, recipe_of
 from vitp.recipes.paper.pretraining import mixture_table
@@ -176,9 +176,22 @@ def _pretraining(
         ("hours", f"{found.hours:.1f} for {found.run.steps:,} steps of {found.run.global_batch}"),
         ("GPU hours, cost", f"{found.gpu_hours:.0f}, ${found.dollars:,.0f}"),
     ]
+    best = None if request.as_published else best_batch(model, shape, sizes, machine)
+    if best is not None:
+        choice, needed = best
+        rows.append(
+            (
+                "train.batch: auto",
+                f"{choice} ({needed.total / GIB:.1f} GiB): train.micro_batches={choice.micro_batches} "
+                f"compute.recompute={choice.recompute}",
+            )
+        )
     parameters = ", ".join(f"{part} {number / 1e6:.0f} M" for part, number in model.parameters.items())
     basis = [f"model: {config.model.init} ({parameters} parameters)", samples]
-    return PlannedRun(rows, found.to_json(), basis)
+    values = found.to_json()
+    if best is not None:
+        values["best_batch"] = {**asdict(best[0]), "memory_bytes": best[1].total}
+    return PlannedRun(rows, values, basis)
 
 
 def _counted_sizes(

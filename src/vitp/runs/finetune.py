@@ -7,12 +7,11 @@ RUN/best/            the best weights, and the best until each checkpoint
 RUN/evidence.json    how far the backbone moved
 RUN/model/           the model (`vitp.tasks.model_folder.load_task`)
 RUN/scores.json      the scores on the test images, looked at once, at the end
+RUN/cases.csv        of medical images: each class of each case, in mm and ml
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,16 +29,16 @@ from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
 from vitp.data.seen import SeenBands
-from vitp.data.synthesis.classes import evenly_spaced
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
-from vitp.io.slides import slide_kind
+from vitp.metrics.cases import write_cases
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
+from vitp.models.compute import BackboneComputeSettings, configure_backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
-from vitp.runs.channels import chosen, trained_channels
+from vitp.runs.channels import frozen_kernel_notes, tower_channels
 from vitp.runs.folder import as_begun, claimed
 from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -53,13 +52,11 @@ from vitp.tasks.data import (
 )
 from vitp.tasks.folds import fold_splits
 from vitp.tasks.label_notes import label_notes, left_out_notes
-from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings
+from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings, seen_sizes, slide_mpp
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
-
-_LOOKED_AT = 32
-"""Training images whose sizes are looked at."""
+CASES_FILE = "cases.csv"
 
 
 class FinetuneDataSettings(SettingsModel):
@@ -124,6 +121,8 @@ class FinetuneTrainSettings(TrainSettings):
 
     @model_validator(mode="after")
     def _something_to_choose_by(self) -> FinetuneTrainSettings:
+        if self.batch == "auto":
+            raise ValueError("batch: auto is of pretraining; give train.batch_size")
         if self.choose == "best" and self.val_every == 0:
             raise ValueError(
                 'the "best" weights are chosen on validation images, and val_every 0 looks at none'
@@ -171,6 +170,8 @@ class FinetuneConfig(SettingsModel):
     """Length, precision and bookkeeping."""
     test: TestSettings = Field(default_factory=TestSettings)
     """How the model is applied to test and other images."""
+    compute: BackboneComputeSettings = Field(default_factory=BackboneComputeSettings)
+    """Speed: compilation and memory layout."""
 
     @classmethod
     def up_to_date(
@@ -288,9 +289,11 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     config = config.model_copy(
         update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}
     )
-    config, lines = _with_channels(config, labelled)
+    channels, lines = tower_channels(config.backbone, labelled, config.augment.band_dropout)
+    config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"channels": channels})})
     notes = [*said, *lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
+    notes += frozen_kernel_notes(backbone, config.backbone.init, config.backbone.vision)
     own = config.augment
     seen = replace(
         SeenBands.by(backbone.in_channels, labelled),
@@ -301,6 +304,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
+    configure_backbone(model, model.vision_tower, config.compute)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     _describe(model, config, splits)
     source = task_batches(
@@ -335,16 +339,6 @@ def _fitted(
     return config.model_copy(update={"data": data, "test": test, "head": head, "neck": neck}), said
 
 
-def _with_channels(config: FinetuneConfig, labelled: LabelledSet) -> tuple[FinetuneConfig, list[str]]:
-    """Return a run with the channels of its backbone filled in, and what a user should know of them."""
-    settings = config.backbone
-    own = settings.channels or trained_channels(settings.init, settings.vision)
-    sets = [(labelled.name, labelled.channels)]
-    channels, lines = chosen(own, sets, config.augment.band_dropout)
-    backbone = settings.model_copy(update={"channels": channels})
-    return config.model_copy(update={"backbone": backbone}), lines
-
-
 def _input_size(wanted: InputSize | None, side: int) -> InputSize:
     if wanted is None:
         return InputSize(mode="fixed", size=side)
@@ -368,8 +362,8 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
     model.description |= {
         "input": model.input_size.model_dump(mode="json"),
         "test": config.test.model_dump(mode="json"),
-        "trained": _seen_sizes(train, model.input_size),
-        **_slide_mpp(train),
+        "trained": seen_sizes(train, model.input_size),
+        **slide_mpp(train),
         "card": {
             "vitp_version": __version__,
             "backbone": config.backbone.init,
@@ -380,28 +374,6 @@ def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, Lab
             "seed": config.seed,
         },
     }
-
-
-def _seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float]:
-    """Return the longest side of the training images, and the factor between their sides and what a model sees."""
-    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT)]
-    scales = [
-        math.sqrt(math.prod(size.of(item.height, item.width)) / (item.height * item.width)) for item in items
-    ]
-    return {
-        "longest": max(max(item.height, item.width) for item in items),
-        "scale": round(statistics.median(scales), 6),
-    }
-
-
-def _slide_mpp(train: LabelledSet) -> dict[str, float]:
-    """Return the micrometres a pixel of the training images, where these are of slides and have one resolution."""
-    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT)]
-    spacings = [item.spacing for item in items if item.spacing is not None]
-    if not items or len(spacings) < len(items) or slide_kind(items[0].image) is None:
-        return {}
-    mpps = [1000 * math.sqrt(math.prod(spacing)) for spacing in spacings]
-    return {"mpp": round(statistics.median(mpps), 6)} if max(mpps) <= 1.02 * min(mpps) else {}
 
 
 def run_finetune(
@@ -443,6 +415,8 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
             with atomic_dir(out / "model") as temporary:
                 run.model.save_pretrained(temporary)
             scores = run.model.evaluate(run.splits["test"], run.test)
+            if scores.cases:
+                write_cases(out / CASES_FILE, scores.cases, run.test.tolerance)
             write_json(out / SCORES_FILE, _scores_file(run, validation, scores, step))
         except VitpError as caught:
             error = caught

@@ -36,6 +36,7 @@ from vitp.data.formats.vitp_labels import read_compiled
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.evaluation.online import OnlineProbes
+from vitp.models.backbone import Backbone
 from vitp.objectives import AnyObjective, Default
 from vitp.objectives.base import BatchSource, Objective
 from vitp.objectives.packed_records import SequenceSettings
@@ -44,8 +45,9 @@ from vitp.objectives.settings import Phase, RunSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
-from vitp.runs.channels import fill_channels
+from vitp.runs.channels import fill_channels, frozen_kernel_notes
 from vitp.runs.folder import claimed
+from vitp.runs.micro_batch import chosen_batch
 
 
 class ProbeSettings(SettingsModel):
@@ -86,6 +88,12 @@ class PretrainConfig(RunSettings):
     @classmethod
     def _of_today(cls, values: Any) -> Any:
         return migrations.pretraining_values(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _refuse_a_choice_without_language(self) -> PretrainConfig:
+        if self.train.batch == "auto" and not self.objective.has_language_model:
+            raise ValueError(f"train.batch: the objective {self.objective.name} has no use for auto")
+        return self
 
     @model_validator(mode="after")
     def _refuse_what_is_not_used(self) -> PretrainConfig:
@@ -197,19 +205,29 @@ def run_pretraining(
     """
     run_dir = Path(run_dir)
     config, channels = fill_channels(config)
+    distributed.initialize(distributed.resolve_device(config.train.device))
+    config, chosen = chosen_batch(config, run_dir, build_with_language)
     phases = config.objective.phases()
     names = [phase.folder for phase in phases]
     with claimed(run_dir, config, config.train.device, resume=resume, phases=names) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
+        say(chosen, console)
         say([*channels, *(f"warning: {line}" for line in config.objective.warnings(config))], console)
         started = config
         for phase in phases:
             started = _run_phase(phase, started, run_dir / phase.folder, console)
         run, probe = build(started), config.probe
+        say(_frozen_kernel(run), console)
         hooks: list[Hook] = []
         if probe.data is not None:
             hooks.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
         return train_parts(run.parts(hooks), run_dir, console=console, resume=resume)
+
+
+def _frozen_kernel(run: PretrainRun) -> list[str]:
+    tower, model = run.objective.vision_tower, run.config.model
+    vision = model.vision if model.scratch is None else model.scratch.vision
+    return frozen_kernel_notes(tower, model.init, vision) if isinstance(tower, Backbone) else []
 
 
 ImagePretrainConfig = PretrainConfig

@@ -23,13 +23,17 @@ What is given always wins; where `data.resize` is given, images, windows and anc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vitp.data.synthesis.classes import evenly_spaced
+from vitp.io.parts import split_address
+from vitp.io.slides import slide_kind
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.tasks.base import InputSize, LabelKind
 
@@ -266,3 +270,36 @@ def new_settings(given: Mapping[str, Any], fitted: Mapping[str, Any], place: str
         elif name not in given:
             found.append(f"{place}.{name} {value}")
     return found
+
+
+def seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float | str]:
+    """Return the longest side of the training images, and the factor between their sides and what a model sees.
+
+    Where all are slices of volumes in one plane, that plane, too.
+    """
+    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT_LAZY)]
+    scales = [
+        math.sqrt(math.prod(size.of(item.height, item.width)) / (item.height * item.width)) for item in items
+    ]
+    return {
+        "longest": max(max(item.height, item.width) for item in items),
+        "scale": round(statistics.median(scales), 6),
+        **_plane(items),
+    }
+
+
+def _plane(items: Sequence[LabelledImage]) -> dict[str, str]:
+    parts = [split_address(item.image)[1] for item in items]
+    planes = {part.plane if part.slice is not None else None for part in parts}
+    plane = planes.pop() if len(planes) == 1 else None
+    return {} if plane is None else {"plane": plane}
+
+
+def slide_mpp(train: LabelledSet) -> dict[str, float]:
+    """Return the micrometres a pixel of the training images, where these are of slides and have one resolution."""
+    items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT_LAZY)]
+    spacings = [item.spacing for item in items if item.spacing is not None]
+    if not items or len(spacings) < len(items) or slide_kind(items[0].image) is None:
+        return {}
+    mpps = [1000 * math.sqrt(math.prod(spacing)) for spacing in spacings]
+    return {"mpp": round(statistics.median(mpps), 6)} if max(mpps) <= 1.02 * min(mpps) else {}

@@ -45,7 +45,7 @@ class Benchmark(PublishedSet):
         crop_test: Test images are cut as well, without overlap; otherwise a window slides over them.
         window: Side of the window at test time; None: the whole image.
         stride: Pixels between two windows.
-        volumes: Images only exist after `vitp data prepare` has cut the volumes into slices.
+        volumes: Its images are slices of volumes, and its counts those of volumes.
         drop_empty: Training images without objects are left out under the paper's protocol, as the published code does.
         notes: What else must be known: quirks of the files, disagreements about the numbers.
     """

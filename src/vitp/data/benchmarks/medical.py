@@ -12,16 +12,20 @@ BraTS2021:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
-from vitp.data.benchmarks.volumes import Case, Levels, add_slices, ct_window, mri_levels, slices_folder
-from vitp.data.published import read_json
-from vitp.records.labels import LabelledSet
+from vitp.data.formats.channels import declare_channels
+from vitp.data.formats.nnunet import dataset_head
+from vitp.data.formats.volume_cases import CaseLayout, LabelVolume, VolumeCase
+from vitp.data.formats.volume_names import joined_address
+from vitp.data.formats.volumes import VolumeOptions, add_volumes
+from vitp.io.open_pixels import open_pixels
+from vitp.records.labels import LabelledImage, LabelledSet
 
 # fmt: off
 _ORGANS = (
@@ -58,7 +62,7 @@ BRATS = Benchmark(
     ),
 )
 # fmt: on
-_BRATS_VALUES = ((0, 0), (1, 1), (2, 2), (4, 3))
+_BRATS_VALUES = {"background": 0, "necrotic core": 1, "oedema": 2, "enhancing tumour": 4}
 
 BRATS_REGIONS: dict[str, tuple[int, ...]] = {
     "whole tumour": (1, 2, 3),
@@ -66,9 +70,6 @@ BRATS_REGIONS: dict[str, tuple[int, ...]] = {
     "enhancing tumour": (3,),
 }
 """Region that BraTS scores → indices of the classes that it is made of."""
-
-_SOFT_TISSUE = ct_window(-160.0, 240.0)
-"""Levels of the soft-tissue window in Hounsfield units (centre 40, width 400)."""
 
 
 def brats_regions(semantic_HW: np.ndarray) -> dict[str, np.ndarray]:
@@ -88,97 +89,88 @@ def region_dice(predicted_HW: np.ndarray, true_HW: np.ndarray) -> dict[str, floa
 
 
 @reader_of(AMOS)
-def read_amos(
-    reading: Reading, *, modality: str = "CT", slices: str = "", progress: Callable[[], None] | None = None
-) -> LabelledSet:
-    """Read AMOS2022 as axial slices.
+def read_amos(reading: Reading, *, modality: str = "CT") -> LabelledSet:
+    """Read AMOS2022 as axial slices, which stay in their volumes: CT by the soft-tissue window, MRI by percentiles.
 
     Args:
-        modality: "CT", "MRI" or "both".
-        slices: Folder for the slices; those that are there already are used.
-        progress: Called after each case.
+        modality: "CT" or "MRI".
 
     Raises:
-        ConfigError: `slices` isn't given, or nibabel isn't installed.
+        DataError: nibabel isn't installed.
     """
-    out = slices_folder(slices, AMOS, reading.root)
     cases = amos_cases(reading, modality)
-    values = tuple((index, index) for index in range(len(AMOS.classes)))
-    levels: dict[str, Levels] = {
-        "CT": _SOFT_TISSUE,
-        "MRI": mri_levels,
-        # Air is about −1000 in CT; MRI has next to no negative values.
-        "both": lambda values_XYZ: (_SOFT_TISSUE if values_XYZ.min() < -200 else mri_levels)(values_XYZ),
-    }
-    add_slices(reading, cases, out, levels[modality], values, progress=progress)
-    return reading.finish(semantic_classes=AMOS.classes)
+    code, window = ("CT", "soft_tissue") if modality == "CT" else ("MR", "volume")
+    values = {name: index for index, name in enumerate(AMOS.classes)}
+    return _slices(reading, cases, values, AMOS.classes, code, window)
 
 
-def amos_cases(reading: Reading, modality: str = "CT") -> list[Case]:
+def _slices(
+    reading: Reading,
+    cases: Sequence[VolumeCase],
+    values: Mapping[str, int],
+    classes: tuple[str, ...],
+    modality: str,
+    window: str,
+) -> LabelledSet:
+    """Return the slices of cases as a set, with what is seen of their values."""
+    builder = reading.builder
+    builder.options = replace(builder.options, plane="axial", modality=modality)
+    add_volumes(builder, CaseLayout(list(cases)), VolumeOptions(classes=values))
+    labelled = reading.finish(semantic_classes=classes)
+    return declare_channels(labelled, reading.root, {"window": window})
+
+
+def amos_cases(reading: Reading, modality: str = "CT") -> list[VolumeCase]:
     """Return the cases that dataset.json names.
 
     Raises:
         DataError: The file is missing or can't be understood, or it names a file that is missing.
         ConfigError: There is no such modality.
     """
-    option("modality", modality, ("CT", "MRI", "both"), "amos2022")
-    path = reading.file("dataset.json")
-    content = read_json(path)
-    try:
-        keys = {"training": "train", "validation": "val", "test": "test"}
-        rows = [(split, row) for key, split in keys.items() for row in content.get(key, [])]
-    except (AttributeError, TypeError) as error:
-        raise DataError(f"is not AMOS's list ({error})", where=str(path), fix="unpack it again") from error
-    if not rows:
-        raise DataError("names no case", where=str(path), fix="unpack it again")
+    option("modality", modality, ("CT", "MRI"), "amos2022")
+    head = dataset_head(reading.root) if reading.file("dataset.json") else None
+    if head is None or not head.listed:
+        where = str(reading.root / "dataset.json")
+        raise DataError("names no case", where=where, fix="unpack it again")
     cases = []
-    for split, row in rows:
-        names = row if isinstance(row, dict) else {"image": row}
-        image = _amos_path(reading.root, names.get("image"), path)
-        number = re.search(r"(\d+)", image.name)
+    for split, image, mask in head.listed:
+        path = reading.root / image
+        number = re.search(r"(\d+)", path.name)
         kind = "CT" if number is None or int(number.group(1)) <= 500 else "MRI"
-        if modality not in (kind, "both"):
+        if modality != kind:
             continue
-        mask = None
-        if split != "test" and names.get("label"):
-            mask = _amos_path(reading.root, names["label"], path)
-        if reading.has(image) and (mask is None or reading.has(mask)):
-            cases.append(Case(image.name.split(".")[0], (image,), mask, split))
+        labels = [reading.root / mask] if mask and split != "test" else []
+        if reading.has(path, *labels):
+            name = path.name.split(".")[0]
+            files = tuple(LabelVolume(label) for label in labels)
+            cases.append(VolumeCase(name, str(path), files, split, name))
     reading.refuse_missing()
     return cases
 
 
-def _amos_path(root: Path, name: object, where: Path) -> Path:
-    if not isinstance(name, str) or not name:
-        raise DataError("a case names no image", where=str(where), fix="unpack the file again")
-    return root / name.removeprefix("./")
-
-
 @reader_of(BRATS)
-def read_brats(
-    reading: Reading,
-    *,
-    channels: str = "flair,t1ce,t2",
-    slices: str = "",
-    progress: Callable[[], None] | None = None,
-) -> LabelledSet:
+def read_brats(reading: Reading, *, channels: str = "flair,t1ce,t2") -> LabelledSet:
     """Read BraTS2021 as axial slices of three modalities; slices without brain are left out.
 
     Args:
         channels: Three of flair, t1, t1ce and t2 for red, green and blue, or one for grey.
-        slices: Folder for the slices; those that are there already are used.
-        progress: Called after each case.
 
     Raises:
-        ConfigError: `slices` isn't given, the channels can't be used, or nibabel isn't installed.
+        DataError: nibabel isn't installed.
+        ConfigError: The channels can't be used.
     """
-    out = slices_folder(slices, BRATS, reading.root)
     cases = brats_cases(reading, channels)
-    add_slices(reading, cases, out, mri_levels, _BRATS_VALUES, drop_blank=True, progress=progress)
-    return reading.finish(semantic_classes=BRATS.classes)
+    labelled = _slices(reading, cases, _BRATS_VALUES, BRATS.classes, "MR", "volume")
+    return replace(labelled, items=[item for item in labelled.items if not _is_air(item)])
 
 
-def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[Case]:
+def _is_air(item: LabelledImage) -> bool:
+    """Return whether each band of a slice has one value only."""
+    with open_pixels(item.image) as pixels:
+        return all(values_HW.min() == values_HW.max() for values_HW in pixels.read())
+
+
+def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[VolumeCase]:
     """Return the labelled cases, each with all four modalities and its label map on disk.
 
     Raises:
@@ -204,6 +196,10 @@ def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[Case]
             plain = folder / f"{folder.name}_{name}.nii"
             paths[name] = plain if plain.is_file() else plain.with_name(f"{plain.name}.gz")
         if reading.has(*paths.values()):
-            cases.append(Case(folder.name, tuple(paths[name] for name in chosen), paths["seg"], None))
+            address = joined_address([paths[name] for name in chosen])
+            words = tuple(chosen) if len(chosen) > 1 else ()
+            cases.append(
+                VolumeCase(folder.name, address, (LabelVolume(paths["seg"]),), None, folder.name, words)
+            )
     reading.refuse_missing()
     return cases

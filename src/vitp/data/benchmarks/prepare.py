@@ -1,10 +1,11 @@
 """`vitp data prepare NAME`: a download → a folder that recipes train on.
 
     OUT/labels/          the labels in our own format, with the splits of the protocol
-    OUT/images/          crops or slices, where the set needs them; otherwise the images stay in the download
+    OUT/images/          crops, where the set needs them; otherwise the images stay in the download
     OUT/prepared.json    what was prepared, from where, with which settings and counts
 
-Crops and slices wait beside OUT until all is complete, and an interrupted run continues with them.
+Slices of volumes stay in their volumes. Crops wait beside OUT until all is complete, and an interrupted run continues
+with them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core import files
-from vitp.core.errors import ConfigError
 from vitp.core.version import __version__
 from vitp.data.benchmarks.base import Benchmark, Reading, count_problems, differing_counts, under_protocol
 from vitp.data.benchmarks.catalogue import benchmark
@@ -106,7 +106,7 @@ def prepare_benchmark(
     force: bool = False,
     progress: Progress = lambda title, total: lambda: None,
 ) -> Prepared:
-    """Check a download, make crops or slices, and write a folder that `open_labelled` reads.
+    """Check a download, make crops, and write a folder that `open_labelled` reads.
 
     Args:
         name: A key of `BENCHMARKS`.
@@ -129,20 +129,17 @@ def prepare_benchmark(
         return Prepared(facts, out, before["images"], counts, findings, again=True)
     check_out(out, root, ours=before is not None, force=force)
     work = out.parent / f".{out.name}.images-{key[:12]}"
-    labelled, problems = _labels(facts, root, work, settings, progress)
+    official = _read(facts, root, settings)
+    problems = count_problems(official, facts)
+    labelled = under_protocol(official, facts, settings.protocol)
     images = _cut(facts, labelled, work, settings, progress)
     inside = work.is_dir()
     with files.atomic_dir(out) as temporary:
-        roots = Roots(temporary, work if inside else root, work if facts.volumes else root)
+        roots = Roots(temporary, work if inside else root, root)
         with LineWriter(roots.out / "labels") as writer:
             for item in images.items:
                 writer.add(item.split, label_line(item, roots))
-        vitp_labels.write_head(
-            images,
-            roots,
-            image_root="images" if inside else None,
-            label_root="images" if facts.volumes else None,
-        )
+        vitp_labels.write_head(images, roots, image_root="images" if inside else None)
         result = _prepared(facts, out, images, problems)
         _write_record(temporary / _RECORD, key, root, settings, result)
         if inside:
@@ -150,23 +147,9 @@ def prepare_benchmark(
     return result
 
 
-def _labels(
-    facts: Benchmark, root: Path, work: Path, settings: PrepareSettings, progress: Progress
-) -> tuple[LabelledSet, list[str]]:
-    more: dict[str, Any] = {}
-    if facts.volumes:
-        cases = sum(check_download(facts.name, root, settings).splits.values())
-        work.mkdir(parents=True, exist_ok=True)
-        more = {"slices": str(work), "progress": progress(f"{facts.title}: slices", cases)}
-    official = _read(facts, root, settings, **more)
-    return under_protocol(official, facts, settings.protocol), count_problems(official, facts)
-
-
-def _read(facts: Benchmark, root: Path, settings: PrepareSettings, **more: Any) -> LabelledSet:
+def _read(facts: Benchmark, root: Path, settings: PrepareSettings) -> LabelledSet:
     """Read a download with its official splits."""
-    if "progress" in settings.options or "slices" in settings.options:
-        raise ConfigError("is set by vitp data prepare itself", where="option slices", fix="leave it out")
-    options = {**settings.options, **more, "protocol": "official", "partial": settings.partial}
+    options = {**settings.options, "protocol": "official", "partial": settings.partial}
     return read_labels(facts.name, root, **options)
 
 

@@ -32,6 +32,7 @@ from vitp.data.formats.mask_classes import (
 from vitp.data.formats.mask_kinds import MaskFacts, find_strays, mask_facts, shares, shown, totals
 from vitp.data.formats.pixel_masks import MaskFile, TransitionFiles, mask_values
 from vitp.io.images import load_label_pixels
+from vitp.io.warped import Grid
 from vitp.records.labels import BACKGROUND, IGNORE
 
 _LOOKED_AT = 50
@@ -68,13 +69,23 @@ class ChangeMeaning:
     values: tuple[tuple[int, int], ...] = ()
     former: tuple[tuple[int, int], ...] = ()
 
-    def transition(self, mask: Path, classes: Sequence[Path]) -> TransitionFiles | None:
-        """Return what reads what became what, from the masks of classes or else from the one of levels."""
+    def transition(
+        self, mask: Path, classes: Sequence[Path], onto: Mapping[Path, Grid] | None = None
+    ) -> TransitionFiles | None:
+        """Return what reads what became what, from the masks of classes or else from the one of levels.
+
+        Args:
+            mask: Of what changed, or of levels.
+            classes: Masks of classes at both dates.
+            onto: The pixels of the image, for each of these files that has others on the ground.
+        """
+        grids = onto or {}
         if self.former:
-            return TransitionFiles(MaskFile(str(mask), self.former), MaskFile(str(mask), self.values))
+            values = (self.former, self.values)
+            return TransitionFiles(*(MaskFile(str(mask), each, onto=grids.get(mask)) for each in values))
         if not self.names or len(classes) != 2:
             return None
-        return TransitionFiles(*(MaskFile(str(path), self.values) for path in classes))
+        return TransitionFiles(*(MaskFile(str(path), self.values, onto=grids.get(path)) for path in classes))
 
 
 def understood_changes(

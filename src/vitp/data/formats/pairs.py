@@ -14,6 +14,7 @@ from vitp.data.formats.change_masks import ChangeMasks, ChangeMeaning, understoo
 from vitp.data.formats.mask_layouts import pair_files
 from vitp.data.formats.pixel_masks import ChangeFile
 from vitp.data.formats.walk import Folder, image_folders, role_of, shared, split_of
+from vitp.io.warped import Grid, grid_of_image
 from vitp.records.labels import LabelledSet
 
 _NUMBERED = ("t", "time", "im", "image", "images", "img", "imgs", "date", "phase")
@@ -163,30 +164,67 @@ def _read_place(builder: SetBuilder, place: PairPlace, meaning: ChangeMeaning) -
     builder.understand(f"earlier dates: {shown[0]}; later dates: {shown[1]}; what changed: {shown[2]}")
     later = pair_files(builder.root, before.files, after.files)
     own = _masks_of(builder, place)
-    masks = own.change or own.first
+    masks, warped = own.change or own.first, list[Path]()
     for image in before.files:
         second, mask = later.get(image), masks.get(image)
         if second is None or mask is None:
             builder.note(builder.place(image), f"no {'later date' if second is None else 'mask'}; left out")
             continue
         classes = [path for path in (own.first.get(image), own.second.get(image)) if path is not None]
-        sizes = [builder.size_of(path) for path in dict.fromkeys((image, second, mask, *classes))]
-        if sizes[0] is None or None in sizes:
+        files = tuple(dict.fromkeys((image, second, mask, *classes)))
+        sizes = {path: size for path in files if (size := builder.size_of(path)) is not None}
+        if len(sizes) < len(files):
             continue
-        if len(set(sizes)) > 1:
-            texts = ", ".join(f"{s[0]}×{s[1]}" for s in sizes if s)
-            builder.lose(builder.place(image), f"the dates and the mask differ in size ({texts}); left out")
+        try:
+            moved = _on_other_pixels(sizes, image, second)
+        except DataError as error:
+            wrong = Path(error.where or image)
+            which = "" if wrong == image else f"{builder.place(wrong)} "
+            builder.lose(builder.place(image), f"{which}{error.what}; left out")
             continue
+        warped += list(moved)
         builder.add(
             image,
-            sizes[0],
+            sizes[image],
             split=place.split,
             second_image=str(second),
-            change=ChangeFile(str(mask), unchanged=meaning.unchanged),
-            transition=meaning.transition(mask, classes),
+            change=ChangeFile(str(mask), unchanged=meaning.unchanged, onto=moved.get(mask)),
+            transition=meaning.transition(mask, classes, moved),
+        )
+    if warped:
+        builder.understand(
+            f"{len(warped)} masks have other pixels on the ground than their images ({builder.place(warped[0])} for "
+            "example): each pixel of an image has the value of the nearest one"
         )
     for path in sorted({*after.files, *mask_folder.files} - {*later.values(), *masks.values()}):
         builder.note(builder.place(path), "no earlier date; left out")
+
+
+def _on_other_pixels(sizes: Mapping[Path, tuple[int, int]], image: Path, second: Path) -> dict[Path, Grid]:
+    """Return the pixels of the first date for each mask that has others on the ground.
+
+    Args:
+        sizes: Width and height of each file of a pair.
+        image: The first date.
+        second: The second date.
+
+    Raises:
+        DataError: The second date has others, a mask doesn't cover the first, or sizes differ and no place tells why.
+    """
+    moved: dict[Path, Grid] = {}
+    for path, size in sizes.items():
+        if path == image:
+            continue
+        grid = grid_of_image(image, sizes[image], path, size, whole=path != second)
+        if grid is not None and path == second:
+            fix = "bring it onto the first date's (gdalwarp)"
+            raise DataError("has other pixels on the ground than the first date", where=str(path), fix=fix)
+        if grid is not None:
+            moved[path] = grid
+        elif size != sizes[image]:
+            texts = ", ".join(f"{width}×{height}" for width, height in sizes.values())
+            raise DataError(f"the dates and the mask differ in size ({texts})", where=str(image))
+    return moved
 
 
 def two_dates(places: Sequence[PairPlace]) -> list[PairPlace]:

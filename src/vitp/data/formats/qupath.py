@@ -33,7 +33,7 @@ from vitp.io.ground import need_geo
 from vitp.records.geometry import as_flat, as_points, bounds
 from vitp.records.labels import BACKGROUND, IGNORE, NOT_LABELLED, LabelledSet, ObjectLabel
 
-UNCLASSIFIED = "unclassified"
+NO_CLASS = "unclassified"
 """What annotations without a classification are called in options."""
 _SUFFIXES = (".geojson", ".json")
 _HEAD = 1 << 16
@@ -82,7 +82,7 @@ class _Reading:
 
 @dataclass(frozen=True)
 class _Object:
-    """One object of a file: where it stands there, its class, and its area as a shapely geometry (None: it has none)."""
+    """One object of a file: its place there, its class, and its area as a shapely geometry (None: it has none)."""
 
     where: str
     name: str | None
@@ -273,7 +273,7 @@ def _add(
         whole = (0.0, 0.0, float(width), 0.0, float(width), float(height), 0.0, float(height))
         drawn.append((IGNORE, ((whole,),)))
     for one in objects:
-        if reading.area is not None and (one.name or UNCLASSIFIED) == reading.area:
+        if reading.area is not None and (one.name or NO_CLASS) == reading.area:
             continue
         parts = () if one.shape is None else parts_of(one.shape)
         if not parts:
@@ -294,7 +294,7 @@ def _add(
 
 def _take(reading: _Reading, one: _Object, parts: Any, found: ImageLabels, drawn: list[Drawn]) -> None:
     """Take one object into the labels of its image."""
-    label = object_label(one.name or UNCLASSIFIED, parts)
+    label = object_label(one.name or NO_CLASS, parts)
     shape = LabelShape(label.box, None, label.polygons, label.holes)
     is_label = _is_label(reading, one)
     if reading.wants_masks:
@@ -306,7 +306,7 @@ def _take(reading: _Reading, one: _Object, parts: Any, found: ImageLabels, drawn
         if one.name is not None:
             found.tally.used[found.source, one.name] += 1
     elif one.name is None:
-        found.ignore(one.where, f"a {one.kind} without a classification", UNCLASSIFIED, shape)
+        found.ignore(one.where, f"a {one.kind} without a classification", NO_CLASS, shape)
     elif found.add(one.where, one.name, shape, known=reading.known) is not None:
         reading.seen.add(one.name)
 
@@ -319,7 +319,7 @@ def _area(reading: _Reading, file: Path, size: tuple[int, int], objects: Sequenc
     """
     shapely = need_geo("shapely", str(file))
     if reading.area is not None:
-        own = [one.shape for one in objects if (one.name or UNCLASSIFIED) == reading.area and one.shape]
+        own = [one.shape for one in objects if (one.name or NO_CLASS) == reading.area and one.shape]
         return shapely.intersection(shapely.union_all(own), shapely.box(0, 0, *size))
     bare = [one for one in objects if one.name is None and one.kind == "annotation" and one.shape is not None]
     named = [one.shape for one in objects if one.name is not None and one.shape is not None]

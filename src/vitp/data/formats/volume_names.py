@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.io.dicom_labels import dicom_role
 from vitp.io.parts import base_address
 from vitp.io.volume_kinds import is_dicom_file
 
@@ -31,6 +32,7 @@ VOLUME_SUFFIXES = (
 """Of files that may hold volumes or medical images; the longer one first."""
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
+_MARKS = "_-./ "
 _BETWEEN = re.compile(r"[_\-. ]+")
 _MASK_ENDS = frozenset(
     (
@@ -62,7 +64,7 @@ _MASK_ENDS = frozenset(
         *("segm", "consensus", "labelmap"),
     )
 )
-MODALITIES = frozenset(
+MODALITY_WORDS = frozenset(
     (
         *(
             "t1",
@@ -147,8 +149,6 @@ def _numbered(name: str) -> bool:
 
 def _one_series(folder: Path) -> bool:
     """Return whether a folder's first files are slices of one series, and not an X-ray each."""
-    from vitp.io.dicom_labels import dicom_role
-
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     roles = []
     for path in files[:2]:
@@ -170,14 +170,6 @@ def is_volume_name(path: Path) -> bool:
     return bare and path.is_file() and is_dicom_file(path)
 
 
-def volume_files(root: Path) -> list[Path]:
-    """Return the volumes below a folder, sorted: files, and folders that hold a series."""
-    from vitp.data.formats.walk import files_below
-
-    found = files_below(root, whole=is_series)
-    return [path for path in found if path.is_dir() or is_volume_name(path)]
-
-
 def ends_as_mask(stem: str) -> str | None:
     """Return a mask's name without the word that says so ("case_1_seg" → "case_1", "seg" → ""); None: it is no mask."""
     words = _BETWEEN.split(stem)
@@ -189,9 +181,9 @@ def ends_as_mask(stem: str) -> str | None:
 
 
 def modality_word(stem: str) -> tuple[str, str]:
-    """Return a name without the modality at its end, and that word ("case_1_t1ce" → "case_1", "t1ce"); else "" for it."""
+    """Return a name without the modality at its end, and that word or "" ("case_1_t1ce" → "case_1", "t1ce")."""
     words = _BETWEEN.split(stem)
-    if words[-1].lower() in MODALITIES:
+    if words[-1].lower() in MODALITY_WORDS:
         return stem[: -len(words[-1])].rstrip("_-. "), words[-1]
     return stem, ""
 
@@ -204,6 +196,16 @@ def bids_key(stem: str) -> str | None:
     return "_".join(word for word in words if word.partition("-")[0] in ("sub", "ses", "run"))
 
 
+def _common(texts: Sequence[str]) -> int:
+    """Return how many characters all texts begin with, up to and with the last mark between words."""
+    first = texts[0]
+    shortest = min(map(len, texts))
+    same = next((n for n in range(shortest) if any(text[n] != first[n] for text in texts)), shortest)
+    while same and first[same - 1] not in _MARKS:
+        same -= 1
+    return same
+
+
 def joined_address(files: Sequence[Path]) -> str:
     """Return the address of one volume, or of several that are the bands of one: `case_{t1,t2}.nii.gz`.
 
@@ -213,13 +215,11 @@ def joined_address(files: Sequence[Path]) -> str:
     texts = [str(file) for file in files]
     if len(texts) == 1:
         return texts[0]
-    start = len(os.path.commonprefix(texts))
-    while start and texts[0][start - 1] not in "_-./ ":
-        start -= 1
+    # A word begins and ends where names have a mark: "t" is common to t1 and t1ce, and part of both words.
+    start, end = _common(texts), _common([text[::-1] for text in texts])
     suffixes = {volume_suffix(Path(text).name) for text in texts}
-    end = len(os.path.commonprefix([text[: start - 1 if start else None : -1] for text in texts]))
     end = min(end, *(len(text) - start - 1 for text in texts))
-    while end and texts[0][-end] not in "_-./ ":
+    while end and texts[0][-end] not in _MARKS:
         end -= 1
     words = [text[start : len(text) - end] for text in texts]
     if len(suffixes) > 1 or not all(words) or any(set(word) & set(",{}") for word in words):

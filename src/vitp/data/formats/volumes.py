@@ -7,7 +7,7 @@ slice of the mask that lies in the same place. Nothing is cut into files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from vitp.data.formats.volume_cases import CaseLayout, VolumeCase, find_cases
 from vitp.data.formats.volume_scan import LabelScan, scan_objects, scan_values
 from vitp.data.formats.walk import comma_list
 from vitp.io.volume_labels import header_segments
-from vitp.records.labels import IGNORE, LabelledSet
+from vitp.records.labels import IGNORE, LabelledSet, ObjectLabel
 
 _MOST_CLASSES = 255
 _GRIDS = ("", "world", "voxels")
@@ -40,11 +40,11 @@ _MASK_TYPES = ("", "semantic", "instances")
 class VolumeOptions:
     """Options of the format; see `read_volumes`."""
 
-    classes: str | Mapping[str, str | int] | None
-    mask_type: str
-    grid: str
-    background: float
-    fold: int
+    classes: str | Mapping[str, Any] | None = None
+    mask_type: str = ""
+    grid: str = ""
+    background: float = BACKGROUND_SHARE
+    fold: int = 0
 
 
 def read_volumes(
@@ -64,7 +64,7 @@ def read_volumes(
 
     Args:
         root: The set's folder.
-        options: Name, licence, splits; plane, every and around say which slices are taken, and how.
+        options: Name, licence, splits; plane and every say which slices are taken.
         classes: "name=value,…"; by default those of dataset.json, of the masks' own headers, or of classes.txt, else
             the values that occur. Where each file is an object, the names that are read, in the order in which they
             are painted. For masks of instances the name of their class.
@@ -94,7 +94,28 @@ def read_volumes(
             fix="call their folders images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER",
         )
     own = VolumeOptions(classes, mask_type, grid, background, fold)
-    return _Reading(SetBuilder(root, options), layout, own).read()
+    reading = _Reading(SetBuilder(root, options), layout, own)
+    named = reading.fill()
+    if own.mask_type == "instances":
+        labelled = reading.builder.build(object_classes=named.names)
+    else:
+        labelled = reading.builder.build(semantic_classes=named.names)
+    return limit_background(labelled, reading.empty, own.background)
+
+
+def add_volumes(builder: SetBuilder, layout: CaseLayout, own: VolumeOptions) -> MaskClasses:
+    """Add the slices of cases to a set, all of them, and return their classes.
+
+    Args:
+        builder: Of the set; its options say which slices.
+        layout: The cases.
+        own: See `read_volumes`.
+
+    Raises:
+        DataError: The labels can't be used.
+        ConfigError: An option can't be understood.
+    """
+    return _Reading(builder, layout, own).fill()
 
 
 @dataclass
@@ -121,8 +142,8 @@ class _Reading:
     plane: str = ""
     modality: str = ""
 
-    def read(self) -> LabelledSet:
-        """Return the set."""
+    def fill(self) -> MaskClasses:
+        """Add all slices to the builder, and return their classes."""
         builder, options = self.builder, self.builder.options
         self.head = dataset_head(builder.root)
         for line in self.layout.understood:
@@ -144,13 +165,7 @@ class _Reading:
         self._note_lost()
         named = self._scan_objects() if self._are_objects() else self._scan_values()
         self._add(named)
-        if self.own.mask_type == "instances":
-            return self._finished(object_classes=named.names)
-        return self._finished(semantic_classes=named.names)
-
-    def _finished(self, **classes: Sequence[str]) -> LabelledSet:
-        labelled = self.builder.build(**classes)
-        return limit_background(labelled, self.empty, self.own.background)
+        return named
 
     def _words(self) -> tuple[str, ...]:
         return next((case.channels for case in self.layout.cases if case.channels), ())
@@ -163,6 +178,8 @@ class _Reading:
                 facts = VolumeFacts.of(case.address)
                 facts.count(builder.options.plane or facts.grid.plane)
             except DataError as error:
+                if "pip install" in (error.fix or ""):
+                    raise
                 builder.lose(builder.place(case.address), f"{error.what}; volume left out")
                 self.layout.cases.remove(case)
                 continue
@@ -278,7 +295,7 @@ class _Reading:
         return MaskClasses(names, pairs, ("names of the segments from the masks' headers",))
 
     def _refuse_instances(self) -> None:
-        """Refuse values that may be numbers of objects: nobody named them, and they run to another last one each time."""
+        """Refuse values that nobody named and that run to another last one each time: they may be objects."""
         if self.own.mask_type:
             return
         tops = []
@@ -351,18 +368,16 @@ class _Reading:
         name = f"{case.name}/{number:04d}"
         labels: dict[str, Any] = facts.known(number, self.plane, self.modality)
         if scan is not None and self.own.mask_type == "instances":
-            objects, ignored = (), ()
+            found: tuple[tuple[ObjectLabel, ...], tuple[ObjectLabel, ...]] = ((), ())
             if scan.slices[number]:
-                objects, ignored = numbered_objects(
-                    self.builder, Path(scan.mask_address(number)), named.names[0]
-                )
-            labels |= {"objects": objects, "ignored": ignored}
+                found = numbered_objects(self.builder, Path(scan.mask_address(number)), named.names[0])
+            labels |= {"objects": found[0], "ignored": found[1]}
         elif scan is not None:
             labels["semantic"] = scan.mask(number, named.values)
         if scan is not None and not scan.slices[number]:
             self.empty.add(name)
         self.builder.add(
-            facts.slice_address(number, self.plane, self.builder.options.around),
+            facts.slice_address(number, self.plane),
             facts.size(self.plane),
             split=split,
             name=name,

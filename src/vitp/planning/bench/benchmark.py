@@ -103,7 +103,11 @@ def synthetic_subject(config: BenchConfig) -> Subject:
         vrl_ratio=config.vrl_ratio,
     )
     source = SyntheticSource(
-        objective.chat, size.config.vision.image_size, work, micro_batches=config.micro_batches
+        objective.chat,
+        size.config.vision.image_size,
+        work,
+        micro_batches=config.micro_batches,
+        compute=config.compute,
     )
     return Subject(objective, source, _step_settings(config, config.steps), config.model_dump(mode="json"))
 

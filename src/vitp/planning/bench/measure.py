@@ -19,6 +19,7 @@ from vitp.core import distributed
 from vitp.core.reading import read_text
 from vitp.engine.loading import StepLoader, to_device
 from vitp.engine.numerics import amp_dtype, autocast
+from vitp.models.compilation import compile_report, is_compiled
 from vitp.objectives.base import BatchSource, Objective
 from vitp.planning.devices import DEVICES
 
@@ -176,6 +177,8 @@ class Measurement:
         mfu: The same as a share of the peak.
         peak_tflops, peak_basis: The peak, and where it is from.
         loss: Mean loss of the last step; not finite means that the figures are worth nothing.
+        tile_packing: Share of the tiles computed that are the data's; the others fill a batch up.
+        compiled: What torch.compile made, and what it gave up.
     """
 
     step_s: float
@@ -192,6 +195,8 @@ class Measurement:
     peak_tflops: float
     peak_basis: str
     loss: float
+    tile_packing: float = 1.0
+    compiled: str = "nothing"
 
     def figures(self) -> dict[str, Any]:
         """Return the numbers with as many digits as they are worth."""
@@ -303,4 +308,6 @@ def measure_steps(
         peak_tflops=limit.flops / 1e12,
         peak_basis=limit.basis,
         loss=loss,
+        tile_packing=work["tiles"] / (work.get("tile_slots") or work["tiles"] or 1.0),
+        compiled=str(compile_report()) if is_compiled(objective) else "nothing",
     )

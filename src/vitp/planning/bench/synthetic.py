@@ -5,7 +5,7 @@ Pixels are noise and weights are random: neither changes what a step costs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ import torch
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import PackedBatch, pack
 from vitp.data.tokenizer import train_tokenizer
+from vitp.models.compute import ComputeSettings
 from vitp.models.language import QWEN2_VOCABULARY, LanguageSettings, micro_qwen2, qwen2_half_billion
 from vitp.models.vision import VisionSettings
 from vitp.models.vlm import VisionLanguageModel, VLMSettings
 from vitp.models.vrl import VisualRobustness, VRLSettings
+from vitp.objectives.packed_layouts import with_layout
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord, Turn
 
@@ -106,11 +108,15 @@ class Workload:
 def make_objective(size: ModelSize, *, seed: int = 0) -> ViTPObjective:
     """Return the model with random weights and its tokenizer."""
     torch.manual_seed(seed)
+    return ViTPObjective(VisionLanguageModel(size.config, vocabulary=size.vocabulary), make_chat(size))
+
+
+def make_chat(size: ModelSize) -> ChatTokenizer:
+    """Return the tokenizer of a model, made of the words that the records have."""
     corpus = [" ".join(_WORDS) + "?"] * 20
-    chat = ChatTokenizer(
+    return ChatTokenizer(
         train_tokenizer(corpus, vocabulary=400), template="micro", tokens_per_tile=size.tokens_per_tile
     )
-    return ViTPObjective(VisionLanguageModel(size.config, vocabulary=size.vocabulary), chat)
 
 
 @dataclass
@@ -124,6 +130,7 @@ class SyntheticSource:
         max_length: Most tokens of a row.
         micro_batches: Micro-batches of each rank.
         seed: Of pixels, texts and dropped tokens.
+        compute: As `vitp.objectives.packed_records.PackedRecords` has it.
     """
 
     chat: ChatTokenizer
@@ -132,6 +139,7 @@ class SyntheticSource:
     max_length: int = 1 << 20
     micro_batches: int = 1
     seed: int = 0
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
 
     def tile_counts(self, step: int) -> list[int]:
         """Return the tiles of the records of a step, in the shares of the histogram as exactly as they fit."""
@@ -171,7 +179,7 @@ class SyntheticSource:
             shape = (counts[place], 3, self.tile, self.tile)
             tiles.append(rng.integers(0, 256, shape, dtype=np.uint8))
             kept.append(vrl(int(encoded[-1].image_N.sum()), (number,), step))
-        return pack(
+        packed = pack(
             encoded,
             tiles,
             kept,
@@ -179,6 +187,9 @@ class SyntheticSource:
             max_length=self.max_length,
             pad_id=self.chat.pad_id,
             together=work.together,
+        )
+        return with_layout(
+            packed, static=self.compute.static_rows, token_multiple=self.compute.token_multiple
         )
 
     def fingerprint(self) -> str:

@@ -1,0 +1,254 @@
+"""Labels of slides: QuPath's GeoJSON, COCO and masks, at any resolution, with what can't be used told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from tests.slide_files import (
+    circle,
+    qupath_feature,
+    tissue_picture,
+    write_ome,
+    write_qupath,
+    write_svs,
+    write_zarr,
+)
+from vitp.core.errors import ConfigError, DataError
+from vitp.data.compile import compile_labels
+from vitp.data.formats import detect, read_labels
+from vitp.data.formats.crops import cut
+from vitp.data.formats.vitp_labels import read_compiled
+from vitp.io.images import load_image
+from vitp.records.labels import IGNORE, LabelledSet
+from vitp.records.regions import rasterise
+
+PINK, VIOLET = (200, 60, 120), (120, 60, 190)
+SQUARE = [(40.0, 60.0), (120.0, 60.0), (120.0, 140.0), (40.0, 140.0)]
+HOLE = [(60.0, 80.0), (100.0, 80.0), (100.0, 120.0), (60.0, 120.0)]
+
+
+def write_set(root: Path, features: list[dict[str, Any]], *, collection: bool = True) -> Path:
+    write_svs(root / "a.svs", tissue_picture(400, 300, [(80, 100, 60, PINK), (300, 200, 50, VIOLET)]), 0.25)
+    write_qupath(root / "a.geojson", features, collection=collection)
+    return root
+
+
+def read(root: Path, **options: Any) -> LabelledSet:
+    return read_labels("auto", root, val=0, test=0, **options)
+
+
+def test_outlines_holes_and_several_parts_are_read_in_pixels_of_any_resolution(tmp_path: Path) -> None:
+    features = [
+        qupath_feature([SQUARE, HOLE], "Tumor"),
+        qupath_feature([circle(300, 200, 40), circle(200, 40, 20)], "Stroma", kind="detection", parts=2),
+    ]
+    root = write_set(tmp_path / "set", features)
+    assert detect(root).format == "qupath"
+    labelled = read(root)
+    (item,) = labelled.items
+    assert (item.width, item.height, item.spacing) == (400, 300, (0.00025, 0.00025))
+    tumor, stroma = item.objects
+    assert tumor.box == (40, 60, 120, 140) and len(tumor.holes) == 1 and len(stroma.polygons) == 2
+    half = read(root, mpp=0.5)
+    assert "slides: 1 of 0.25 µm a pixel: all read at 0.5 µm, with their labels" in half.understood
+    (small,) = half.items
+    assert small.image.endswith("a.svs#mpp=0.5") and (small.width, small.height) == (200, 150)
+    assert small.spacing == (0.0005, 0.0005)
+    assert small.objects[0].box == (20, 30, 60, 70)
+    filled = rasterise(small.objects[0].polygons, (150, 200), small.objects[0].holes)
+    assert filled.sum() == 40 * 40 - 20 * 20 and filled[35, 25] and not filled[50, 40]
+    plain = read(write_set(tmp_path / "list", features, collection=False))
+    assert plain.items[0].objects == item.objects  # a bare list of features, too
+
+
+def test_masks_are_drawn_at_the_resolution_that_is_read(tmp_path: Path) -> None:
+    root = write_set(tmp_path, [qupath_feature([SQUARE, HOLE], "Tumor"), qupath_feature([HOLE], "Gland")])
+    labelled = read(root, semantic="both", mpp=0.5)
+    assert labelled.semantic_classes == ("background", "Gland", "Tumor")
+    mask = labelled.items[0].semantic()
+    wanted = np.zeros((150, 200), np.uint8)
+    wanted[30:70, 20:60] = 2
+    wanted[40:60, 30:50] = 1
+    assert np.array_equal(mask, wanted)
+    rest = read(root, semantic=True, rest="ignore")
+    assert rest.semantic_classes == ("Gland", "Tumor") and rest.items[0].objects is None
+    full = rest.items[0].semantic()
+    assert (full == IGNORE).sum() == 400 * 300 - 80 * 80 and full[100, 80] == 0 and full[70, 50] == 1
+
+
+def test_an_annotation_without_a_class_around_others_has_two_readings(tmp_path: Path) -> None:
+    around = [(20.0, 40.0), (150.0, 40.0), (150.0, 160.0), (20.0, 160.0)]
+    features = [
+        qupath_feature([around], None),
+        qupath_feature([SQUARE], "Tumor"),
+        qupath_feature([circle(300, 200, 30)], "Tumor"),
+    ]
+    root = write_set(tmp_path, features)
+    with pytest.raises(DataError, match=r"holds others.*-o area=unclassified.*-o unclassified=ignore"):
+        read(root)
+    area = read(root, area="unclassified").items[0]
+    assert [label.box for label in area.objects] == [(40, 60, 120, 140)]
+    assert sum(rasterise(one.polygons, (300, 400)).sum() for one in area.ignored) == 400 * 300 - 130 * 120
+    ignored = read(root, unclassified="ignore").items[0]
+    assert len(ignored.objects) == 2 and [one.box for one in ignored.ignored] == [(20, 40, 150, 160)]
+
+
+def test_what_is_no_object_is_told_and_never_background(tmp_path: Path) -> None:
+    point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}, "properties": {}}
+    point["properties"] = {"objectType": "annotation", "classification": {"name": "Tumor"}}
+    features = [
+        qupath_feature([SQUARE], "Tumor"),
+        qupath_feature([circle(300, 200, 30)], "Ignore*"),
+        qupath_feature([circle(200, 250, 20)], None, kind="detection"),
+        point,
+    ]
+    labelled = read(write_set(tmp_path, features))
+    (item,) = labelled.items
+    assert [label.category for label in item.objects] == ["Tumor"] and len(item.ignored) == 2
+    said = "\n".join((*labelled.understood, *labelled.findings))
+    assert (
+        "Ignore*" in said
+        and "features[2]: a detection without a classification; its place is ignored" in said
+    )
+    assert "features[3]: Point has no area; left out" in said
+    with pytest.raises(ConfigError, match="rest"):
+        read(tmp_path, rest="tissue")
+
+
+def test_a_file_belongs_to_the_slide_of_its_name(tmp_path: Path) -> None:
+    root = write_set(tmp_path, [qupath_feature([SQUARE], "Tumor")])
+    (root / "a.geojson").rename(root / "a.svs - Series 0.geojson")
+    assert len(read(root).items) == 1
+    write_qupath(root / "other.geojson", [qupath_feature([SQUARE], "Tumor")])
+    with pytest.raises(DataError, match="has the name of no image"):
+        read(root)
+
+
+def test_coco_on_slides_follows_the_resolution(tmp_path: Path) -> None:
+    write_svs(tmp_path / "images" / "a.svs", tissue_picture(400, 300, [(80, 100, 60, PINK)]), 0.25)
+    content = {
+        "images": [{"id": 1, "file_name": "a.svs", "width": 400, "height": 300}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [40, 60, 80, 80],
+                "segmentation": [[v for point in SQUARE for v in point]],
+                "area": 6400,
+                "iscrowd": 0,
+            }
+        ],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    (item,) = read(tmp_path, mpp=1).items
+    assert item.objects[0].box == (10, 15, 30, 35) and (item.width, item.height) == (100, 75)
+    assert item.objects[0].polygons == ((10, 15, 30, 15, 30, 35, 10, 35),)
+
+
+def mask_of(image: np.ndarray) -> np.ndarray:
+    return ((image[..., 0] == PINK[0]) + 2 * (image[..., 0] == VIOLET[0])).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["png", "pyramid", "finer"])
+def test_masks_on_another_grid_lie_on_their_slides(tmp_path: Path, kind: str) -> None:
+    image = tissue_picture(403, 298, [(80, 100, 60, PINK), (300, 200, 50, VIOLET)])
+    write_svs(tmp_path / "images" / "a.svs", image, 0.25)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    coarse = mask_of(image)[2:296:4, 2:400:4]
+    if kind == "png":
+        Image.fromarray(coarse).save(masks / "a.png")
+    elif kind == "pyramid":  # at 1 µm, with a pyramid of its own
+        write_ome(masks / "a.tif", coarse, "YX", size=(1.0, "µm"), levels=2)
+    else:
+        Image.fromarray(np.kron(mask_of(image), np.ones((2, 2), np.uint8))).save(masks / "a.png")
+    labelled = read(tmp_path, mpp=0.5, classes="rest=0,pink=1,violet=2")
+    assert any("have other pixels than their slides" in line for line in labelled.understood)
+    (item,) = labelled.items
+    found, truth = item.semantic(), mask_of(image)[1::2, 1::2]
+    assert found.shape == (item.height, item.width) == (149, 202)
+    assert (found[:149, :201] != truth[:149, :201]).mean() < (0.02 if kind != "finer" else 0.003)
+    cropped = cut(labelled, 64, 0, tmp_path / "crops")
+    for crop in cropped.items:
+        x, y = (int(word) for word in crop.id.partition("@")[2].split(","))
+        assert np.array_equal(crop.semantic(), found[y : y + crop.height, x : x + crop.width])
+
+
+def test_a_mask_of_other_proportions_is_refused(tmp_path: Path) -> None:
+    write_svs(tmp_path / "images" / "a.svs", tissue_picture(400, 300, [(80, 100, 60, PINK)]), 0.25)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.zeros((100, 100), np.uint8)).save(tmp_path / "masks" / "a.png")
+    with pytest.raises(DataError, match="same proportions"):
+        read(tmp_path, classes="rest=0,pink=1")
+
+
+def test_crops_are_windows_with_tissue_and_one_slide_is_in_one_split(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for number in range(4):
+        blobs = [(100, 120, 60, PINK), (500, 400, 70, VIOLET)]
+        write_svs(root / f"s{number}.svs", tissue_picture(640 + number, 512, blobs), 0.25)
+        features = [
+            qupath_feature([circle(x, y, r)], name) for (x, y, r, _), name in zip(blobs, "ab", strict=True)
+        ]
+        features.append(qupath_feature([circle(600, 40, 12)], "b"))  # labelled, though there is no tissue
+        write_qupath(root / f"s{number}.geojson", features)
+    options = {"crop": 64, "val": 0.25, "test": 0.25}
+    summary = compile_labels(root, "auto", tmp_path / "out", mpp=0.5, **options)
+    assert any("show no tissue and hold no label; left out" in line for line in summary.understood)
+    compiled = read_compiled(tmp_path / "out")
+    assert {item.spacing for item in compiled.items} == {(0.0005, 0.0005)}
+    splits: dict[str, set[str]] = {}
+    for item in compiled.items:
+        splits.setdefault(item.group, set()).add(item.split)
+        assert "#" in item.image and "mpp=0.5" in item.image
+    assert len(splits) == 4 and all(len(sides) == 1 for sides in splits.values())
+    corner = next(item for item in compiled.items if item.id.endswith("@256,0"))
+    assert [label.category for label in corner.objects] == ["b"]
+    image = np.asarray(load_image(corner.image))
+    assert image.shape == (64, 64, 3) and (image == 244).all()
+    assert not (tmp_path / "out" / "crops").exists()
+    everything = compile_labels(root, "auto", tmp_path / "all", mpp=0.5, tissue=False, **options)
+    assert sum(one.images for one in everything.splits.values()) > sum(
+        one.images for one in summary.splits.values()
+    )
+
+
+def test_only_slides_have_micrometres(tmp_path: Path) -> None:
+    root = tmp_path / "classes"
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        for number in range(2):
+            image = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(image).save(root / name / f"{number}.png")
+    with pytest.raises(ConfigError, match="isn't a slide"):
+        read_labels("folders", root, mpp=0.5)
+    with pytest.raises(ConfigError, match="give micrometres"):
+        read_labels("folders", root, mpp="fine")
+
+
+def test_a_zarr_is_one_image_of_a_folder(tmp_path: Path) -> None:
+    values = np.moveaxis(tissue_picture(200, 150, [(80, 70, 50, PINK)]), 2, 0)
+    write_zarr(tmp_path / "a.zarr", values, "cyx", version=3, mpp=0.25)
+    write_qupath(tmp_path / "a.geojson", [qupath_feature([circle(80, 70, 50)], "gland")])
+    (item,) = read(tmp_path, mpp=0.5).items
+    assert item.image.endswith("a.zarr#mpp=0.5") and (item.width, item.height) == (100, 75)
+
+
+def test_slides_without_a_resolution_are_read_as_they_are(tmp_path: Path) -> None:
+    write_svs(tmp_path / "a.svs", tissue_picture(200, 150, [(80, 70, 50, PINK)]), None)
+    write_qupath(tmp_path / "a.geojson", [qupath_feature([circle(80, 70, 50)], "gland")])
+    labelled = read(tmp_path)
+    assert "slides: 1 of unknown resolution: read at their own pixels" in "\n".join(labelled.understood)
+    with pytest.raises(DataError, match="how many micrometres"):
+        read(tmp_path, mpp=0.5)
+    assert tifffile.TiffFile(tmp_path / "a.svs").is_svs
