@@ -108,7 +108,10 @@ class ConvFFN(nn.Module):
 def split_maps(cells_BSD: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Return the maps (B, D, h, w) that lie one after the other in `cells_BSD`."""
     levels = cells_BSD.split([height * width for height, width in shapes], dim=1)
-    return [level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(levels, shapes, strict=True)]
+    # Rows and columns first, then channels to the front: OpenVINO loses the order of three axes that become four.
+    return [
+        level.unflatten(1, shape).permute(0, 3, 1, 2) for level, shape in zip(levels, shapes, strict=True)
+    ]
 
 
 def join_maps(maps: Sequence[Tensor]) -> Tensor:

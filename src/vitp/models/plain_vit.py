@@ -39,7 +39,7 @@ class TokenGrid:
     @property
     def map_BDhw(self) -> Tensor:
         """The patch tokens as a map."""
-        map_BDhw: Tensor = self.patches_BND.transpose(1, 2).unflatten(2, self.grid)
+        map_BDhw: Tensor = self.patches_BND.unflatten(1, self.grid).permute(0, 3, 1, 2)
         return map_BDhw
 
     def with_tokens(self, tokens_BLD: Tensor) -> TokenGrid:
