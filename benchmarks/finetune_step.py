@@ -65,7 +65,11 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="Measure a compiled backbone, too.")
     parser.add_argument("--out", type=Path, default=None, help="File; by default results/finetune_step.json.")
     wanted = parser.parse_args()
-    figures: dict[str, Any] = {"size": wanted.size, "batch": wanted.batch, "device": str(resolve_device(wanted.device))}
+    figures: dict[str, Any] = {
+        "size": wanted.size,
+        "batch": wanted.batch,
+        "device": str(resolve_device(wanted.device)),
+    }
     with tempfile.TemporaryDirectory() as name:
         for task in wanted.tasks or LAYOUTS:
             figures[task] = measure(task, wanted, Path(name), {})

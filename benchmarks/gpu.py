@@ -49,7 +49,9 @@ def run_part(command: list[str], out: Path, limit: float) -> Done:
     began, said = time.monotonic(), "done"
     with out.with_suffix(".log").open("w") as log:
         try:
-            code = subprocess.run(command, stdout=log, stderr=log, timeout=limit, cwd=ROOT, check=False).returncode
+            code = subprocess.run(
+                command, stdout=log, stderr=log, timeout=limit, cwd=ROOT, check=False
+            ).returncode
             said = "done" if code == 0 else f"ended with {code}; see {out.with_suffix('.log').name}"
         except subprocess.TimeoutExpired:
             said = f"stopped after {limit:.0f} s"
@@ -62,7 +64,19 @@ def check_config(folder: Path, size: str, device: str) -> Path:
     vitp, model = [sys.executable, "-m", "vitp"], MODEL_SIZES[size].config
     side = model.vision.image_size
     port, compiled = folder / "port", folder / "compiled"
-    make = ["data", "scenes", "port", "--layout", "masks", "--count", "12", "--size", str(side), "--out", str(port)]
+    make = [
+        "data",
+        "scenes",
+        "port",
+        "--layout",
+        "masks",
+        "--count",
+        "12",
+        "--size",
+        str(side),
+        "--out",
+        str(port),
+    ]
     pack = ["data", "compile", str(port), "--out", str(compiled), "--format", "masks", "-o", "instances=true"]
     for words in (make, pack):
         subprocess.run([*vitp, *words], check=True, capture_output=True, cwd=ROOT)
@@ -88,7 +102,14 @@ def commands(folder: Path, wanted: argparse.Namespace) -> dict[str, list[str]]:
     return {
         "checks": [python, "-m", "vitp", "check", run, "--records", "4", *only, "--json"],
         "step": [python, f"{bench}/gpu_step.py", *where, "--seconds", limit, "--out"],
-        "finetune": [python, f"{bench}/finetune_step.py", *where, *batch, *(["--compile"] if on_gpu else []), "--out"],
+        "finetune": [
+            python,
+            f"{bench}/finetune_step.py",
+            *where,
+            *batch,
+            *(["--compile"] if on_gpu else []),
+            "--out",
+        ],
         "predict": [python, f"{bench}/predict.py", *where, *batch, "--out"],
     }
 
@@ -135,7 +156,9 @@ def _finding(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--size", default="full" if torch.cuda.is_available() else "micro", choices=MODEL_SIZES)
+    parser.add_argument(
+        "--size", default="full" if torch.cuda.is_available() else "micro", choices=MODEL_SIZES
+    )
     parser.add_argument("--seconds", type=float, default=465.0, help="In all.")
     parser.add_argument("--out", type=Path, default=Path("gpu"))
     wanted = parser.parse_args()

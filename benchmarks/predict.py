@@ -1,7 +1,7 @@
 """Prediction of each task: images a second and memory, as `vitp predict` computes them once an image is read.
 
-    python benchmarks/predict.py --size micro
-    python benchmarks/predict.py --size full --batch 16        # a GPU: bf16
+python benchmarks/predict.py --size micro
+python benchmarks/predict.py --size full --batch 16        # a GPU: bf16
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def measure(task: str, wanted: argparse.Namespace, folder: Path) -> dict[str, An
     model, side = run.model.to(device).eval(), VISION[wanted.size].image_size
     generator = torch.Generator().manual_seed(0)
     images, later = (
-        [torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=generator) for _ in range(wanted.batch)]
+        [
+            torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=generator)
+            for _ in range(wanted.batch)
+        ]
         for _ in range(2)
     )
     test = run.test.model_copy(update={"batch_size": wanted.batch})
@@ -49,7 +52,6 @@ def measure(task: str, wanted: argparse.Namespace, folder: Path) -> dict[str, An
         predict()
         times.append(time.perf_counter() - began)
     memory = peak_memory(predict, device)
-    del run, model
     gc.collect()
     with contextlib.suppress(RuntimeError):
         torch.cuda.empty_cache()
@@ -68,7 +70,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--out", type=Path, default=None, help="File; by default results/predict.json.")
     wanted = parser.parse_args()
-    figures: dict[str, Any] = {"size": wanted.size, "batch": wanted.batch, "device": str(resolve_device(wanted.device))}
+    figures: dict[str, Any] = {
+        "size": wanted.size,
+        "batch": wanted.batch,
+        "device": str(resolve_device(wanted.device)),
+    }
     with tempfile.TemporaryDirectory() as name:
         for task in wanted.tasks or LAYOUTS:
             figures[task] = measure(task, wanted, Path(name))

@@ -42,13 +42,27 @@ def scenes(folder: Path, task: str, side: int, count: int = 12) -> Path:
     """
     out = folder / LAYOUTS[task]
     if not out.exists():
-        words = ["data", "scenes", "port", "--layout", LAYOUTS[task], "--count", count, "--size", side, "--out", out]
+        words = [
+            "data",
+            "scenes",
+            "port",
+            "--layout",
+            LAYOUTS[task],
+            "--count",
+            count,
+            "--size",
+            side,
+            "--out",
+            out,
+        ]
         if run_cli([str(word) for word in words]) != 0:
             raise SystemExit(f"no scenes for {task}")
     return out
 
 
-def task_run(task: str, size: str, folder: Path, batch: int, compute: dict[str, Any] | None = None) -> FinetuneRun:
+def task_run(
+    task: str, size: str, folder: Path, batch: int, compute: dict[str, Any] | None = None
+) -> FinetuneRun:
     """Return model and batches of a task with random weights."""
     vision = VISION[size]
     side = vision.image_size

@@ -282,7 +282,9 @@ def test_a_layout_made_with_the_batch_changes_nothing(
 
 def test_a_record_of_one_question_is_one_sequence() -> None:
     """Its keys are read where they lie; further questions read those of the prefix once more each."""
-    one = sequence_ends(token_runs(np.array([[0] * 6 + [1] * 5]), np.array([[0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1]])))
+    one = sequence_ends(
+        token_runs(np.array([[0] * 6 + [1] * 5]), np.array([[0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1]]))
+    )
     assert one.keys_M is None and one.query_ends.tolist() == [0, 6, 11] == one.key_ends.tolist()
     two = sequence_ends(token_runs(np.array([[0] * 7]), np.array([[0, 0, 0, 1, 1, 2, 2]])))
     assert two.query_ends.tolist() == [0, 5, 7] and two.key_ends.tolist() == [0, 5, 10]

@@ -203,7 +203,9 @@ def test_change_masks_on_other_pixels_are_brought_onto_their_images(tmp_path: Pa
         "turned": moved(turned(UTM, 30.0), -40, -40),
     }[grid]
     size = (40, 30) if grid == "same size" else (120, 120)
-    values = np.kron(np.random.default_rng(0).integers(0, 2, (1, 30, 24)), np.ones((1, 5, 5))).astype(np.uint8)
+    values = np.kron(np.random.default_rng(0).integers(0, 2, (1, 30, 24)), np.ones((1, 5, 5))).astype(
+        np.uint8
+    )
     values = values[:, : size[1], : size[0]]
     write_raster(tmp_path / "label" / "a.tif", there, values_CHW=values)
     labelled = read_labels("pairs", tmp_path)
@@ -220,7 +222,9 @@ def test_change_masks_on_other_pixels_are_brought_onto_their_images(tmp_path: Pa
     write_compiled(labelled, Roots(tmp_path / "out", tmp_path, tmp_path))
     again = read_compiled(tmp_path / "out")
     assert np.array_equal(again.items[0].change(), item.change())  # type: ignore[misc]
-    crop = next(each for each in cut(labelled, 16, 0, tmp_path / "crops").items if "window=16,0" in each.image)
+    crop = next(
+        each for each in cut(labelled, 16, 0, tmp_path / "crops").items if "window=16,0" in each.image
+    )
     assert np.array_equal(crop.change(), item.change()[:16, 16:32])  # type: ignore[misc]
 
 

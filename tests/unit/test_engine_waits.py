@@ -80,7 +80,13 @@ class Ranks:
 
 
 def report(**changes: Any) -> RankReport:
-    values: dict[str, Any] = {"counts": {"a": 3.0}, "work": {"tiles": 2.0}, "stop": None, "error": None, "saved": True}
+    values: dict[str, Any] = {
+        "counts": {"a": 3.0},
+        "work": {"tiles": 2.0},
+        "stop": None,
+        "error": None,
+        "saved": True,
+    }
     return RankReport(**(values | changes))
 
 

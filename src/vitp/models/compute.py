@@ -77,7 +77,9 @@ def configure_backbone(
     blocks = getattr(getattr(tower, "model", None), "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList):
         raise ConfigError(
-            f"{type(tower).__name__} has no blocks that could be compiled", where="compute.compile", fix="leave it out"
+            f"{type(tower).__name__} has no blocks that could be compiled",
+            where="compute.compile",
+            fix="leave it out",
         )
     for block in blocks:
         compile_block(block, batch_dim=None, backend=backend)
