@@ -15,8 +15,31 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src" / "vitp"
 ROOMS = (
-    *("core", "records", "scenes", "io", "data", "models", "metrics", "checkpoints", "objectives", "engine"),
-    *("tasks", "inference", "evaluation", "runs", "planning", "report", "recipes", "studies", "cli"),
+    *(
+        "core",
+        "runtime",
+        "records",
+        "scenes",
+        "io",
+        "data",
+        "models",
+        "metrics",
+        "checkpoints",
+        "objectives",
+        "engine",
+    ),
+    *(
+        "tasks",
+        "inference",
+        "evaluation",
+        "runs",
+        "deployment",
+        "planning",
+        "report",
+        "recipes",
+        "studies",
+        "cli",
+    ),
 )
 """From the ground up: a room may import from those before it. `models` knows nothing of data, either."""
 

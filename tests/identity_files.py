@@ -22,9 +22,9 @@ from pydicom.sequence import Sequence as DicomSequence
 from vitp.scenes.volume_files import write_dicom_series
 from vitp.scenes.volumes import TrunkVolume
 
-CANARY = "zqx"
+CANARY = "zqxjvk"
 BIRTH = "19431207"
-LEAK = re.compile(rb"zqx|1943-?12-?07|z\0q\0x", re.IGNORECASE)
+LEAK = re.compile(rb"zqxjvk|1943-?12-?07|z\0q\0x\0j\0v\0k", re.IGNORECASE)
 """What must be found nowhere; the last one is UTF-16."""
 
 _TEXT = {"PN", "LO", "SH", "ST", "LT", "UT", "UC", "AE"}
@@ -33,7 +33,7 @@ _NOT = ("TimezoneOffsetFromUTC", "RescaleType")
 
 
 def _value(vr: str, number: int) -> str:
-    return f"Zqx{number}^Canary" if vr == "PN" else f"ZQX{number}"
+    return f"Zqxjvk{number}^Canary" if vr == "PN" else f"ZQXJVK{number}"
 
 
 def canary_tags() -> dict[str, str]:
@@ -47,49 +47,49 @@ def canary_tags() -> dict[str, str]:
             found[keyword] = _value(vr, len(found))
         elif vr == "DA":
             found[keyword] = BIRTH
-    codes = {"BodyPartExamined": "ZQXBODY", "ViewPosition": "ZQXVIEW", "Laterality": "ZQXSIDE"}
+    codes = {"BodyPartExamined": "ZQXJVKBODY", "ViewPosition": "ZQXJVKVIEW", "Laterality": "ZQXJVKSIDE"}
     return {**found, **codes, "PatientSex": "O", "PatientAge": "081Y", "PatientIdentityRemoved": "NO"}
 
 
 def write_named_series(volume: TrunkVolume, folder: Path, name: str, patient: str) -> None:
     """Write a series in which all that can be said of a person is said."""
-    tags = {**canary_tags(), "PatientID": f"ZQX{patient}", "PatientName": f"Zqx{patient}^Jane"}
+    tags = {**canary_tags(), "PatientID": f"ZQXJVK{patient}", "PatientName": f"Zqxjvk{patient}^Jane"}
     for path in write_dicom_series(volume, folder, name=name, tags=tags):
         data = pydicom.dcmread(path)
-        data.preamble = b"ZQXPREAMBLE".ljust(128, b"\0")
-        data.file_meta.SourceApplicationEntityTitle = "ZQXSOURCE"
-        data.file_meta.ImplementationVersionName = "ZQXVERSION"
+        data.preamble = b"ZQXJVKPREAMBLE".ljust(128, b"\0")
+        data.file_meta.SourceApplicationEntityTitle = "ZQXJVKSOURCE"
+        data.file_meta.ImplementationVersionName = "ZQXJVKVERSION"
         data.file_meta.PrivateInformationCreatorUID = "1.2.826.0.1.3680043.2.1143"
-        data.file_meta.PrivateInformation = b"ZQXMETA!"
+        data.file_meta.PrivateInformation = b"ZQXJVKMETA!"
         _add_more(data)
         data.save_as(path)
 
 
 def _add_more(data: Dataset) -> None:
     """Add private blocks, nested sequences, overlays, an ICC profile and codes."""
-    block = data.private_block(0x0009, "ZQX CREATOR", create=True)
+    block = data.private_block(0x0009, "ZQXJVK CREATOR", create=True)
     for element, (vr, value) in enumerate(
         [
-            ("LO", "ZQXPRIVATE"),
-            ("PN", "Zqx^Private"),
+            ("LO", "ZQXJVKPRIVATE"),
+            ("PN", "Zqxjvk^Private"),
             ("UI", "1.2.3.19431207"),
-            ("UN", b"ZQXUNKNOWN"),
-            ("OB", b"ZQXBYTE!"),
+            ("UN", b"ZQXJVKUNKNOWN"),
+            ("OB", b"ZQXJVKBYTE!"),
         ]
     ):
         block.add_new(element + 1, vr, value)
     inner = Dataset()
-    inner.PatientName, inner.PatientID, inner.PatientBirthDate = "Zqx^Nested", "ZQXNESTED", BIRTH
+    inner.PatientName, inner.PatientID, inner.PatientBirthDate = "Zqxjvk^Nested", "ZQXJVKNESTED", BIRTH
     code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "ZQX", "ZQX", "ZQX MEANING"
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "ZQXJVK", "ZQXJVK", "ZQXJVK MEANING"
     inner.PatientSpeciesCodeSequence = DicomSequence([code])
     data.OtherPatientIDsSequence = DicomSequence([inner])
     data.ReferencedPatientSequence = DicomSequence([inner])
     data.RequestAttributesSequence = DicomSequence([inner])
     data.AnatomicRegionSequence = DicomSequence([code])
-    data.ICCProfile = b"ZQXPROFILE".ljust(128, b"\0")
-    data.add_new(0x60000022, "LO", "ZQXOVERLAY")
-    data.add_new(0x60001500, "LO", "ZQXLABEL")
+    data.ICCProfile = b"ZQXJVKPROFILE".ljust(128, b"\0")
+    data.add_new(0x60000022, "LO", "ZQXJVKOVERLAY")
+    data.add_new(0x60001500, "LO", "ZQXJVKLABEL")
 
 
 def name_nifti(path: Path) -> None:
@@ -99,8 +99,8 @@ def name_nifti(path: Path) -> None:
     image: Any = nibabel.load(path)
     again = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)
     for key in ("descrip", "aux_file", "db_name", "intent_name"):
-        again.header[key] = f"ZQX {key}".encode()[:15]
-    again.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"ZQX comment"))
+        again.header[key] = f"ZQXJVK {key}".encode()[:15]
+    again.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"ZQXJVK comment"))
     path.unlink()
     nibabel.save(again, path)
 
@@ -112,8 +112,8 @@ def write_nrrd(volume: TrunkVolume, path: Path) -> None:
     image = SimpleITK.GetImageFromArray(volume.voxels_IJK.T)
     image.SetSpacing(volume.spacing)
     image.SetDirection([1, 0, 0, 0, 1, 0, 0, 0, 1])
-    image.SetMetaData("ZQXKEY", "ZQXVALUE")
-    image.SetMetaData("0010|0010", "ZQX^NRRD")
+    image.SetMetaData("ZQXJVKKEY", "ZQXJVKVALUE")
+    image.SetMetaData("0010|0010", "ZQXJVK^NRRD")
     SimpleITK.WriteImage(image, str(path))
 
 
@@ -121,10 +121,10 @@ def write_pictures(folder: Path, classes: Sequence[str], count: int) -> None:
     """Write PNG, JPEG and TIFF files with a name in comments, EXIF and profiles; one folder a class."""
     rng = np.random.default_rng(0)
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    profile += b"ZQXPROFILE"
+    profile += b"ZQXJVKPROFILE"
     profile[:4] = len(profile).to_bytes(4, "big")
     exif = Image.Exif()
-    exif[0x010E], exif[0x013B], exif[0x8298] = "ZQXDESCRIPTION", "ZQXARTIST", "ZQXRIGHTS"
+    exif[0x010E], exif[0x013B], exif[0x8298] = "ZQXJVKDESCRIPTION", "ZQXJVKARTIST", "ZQXJVKRIGHTS"
     for number in range(count):
         for place, name in enumerate(classes):
             pixels = rng.integers(0, 90, (80, 80, 3), dtype=np.uint8)
@@ -134,20 +134,20 @@ def write_pictures(folder: Path, classes: Sequence[str], count: int) -> None:
             path = folder / name / f"{number:02d}"
             if number % 3 == 0:
                 text = PngImagePlugin.PngInfo()
-                text.add_text("Patient", "ZQXTEXT")
-                text.add_text("Comment", "ZQXZIPPED" * 30, zip=True)
-                text.add_itxt("Name", "ZQXINTERNATIONAL")
+                text.add_text("Patient", "ZQXJVKTEXT")
+                text.add_text("Comment", "ZQXJVKZIPPED" * 30, zip=True)
+                text.add_itxt("Name", "ZQXJVKINTERNATIONAL")
                 image.save(path.with_suffix(".png"), pnginfo=text, exif=exif, icc_profile=bytes(profile))
             elif number % 3 == 1:
                 image.save(
-                    path.with_suffix(".jpg"), exif=exif, comment=b"ZQXCOMMENT", icc_profile=bytes(profile)
+                    path.with_suffix(".jpg"), exif=exif, comment=b"ZQXJVKCOMMENT", icc_profile=bytes(profile)
                 )
             else:
                 image.save(
                     path.with_suffix(".tif"),
-                    description="ZQXTIFF",
-                    artist="ZQXTIFF",
-                    software="ZQXTIFF",
+                    description="ZQXJVKTIFF",
+                    artist="ZQXJVKTIFF",
+                    software="ZQXJVKTIFF",
                     icc_profile=bytes(profile),
                 )
 

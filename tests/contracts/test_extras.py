@@ -16,6 +16,12 @@ ROOT = Path(__file__).parents[2]
 PLUG_INS = {
     "s3fs": "fsspec opens s3:// through it",
     "onnxscript": "torch.onnx.export writes with it",
+    "python-gdcm": "pydicom decodes lossless JPEG and that of 12 bits with it",
+    "pyjpegls": "pydicom decodes JPEG-LS with it",
+    "pylibjpeg": "pydicom calls the next two through it",
+    "pylibjpeg-openjpeg": "pydicom decodes JPEG 2000 with it",
+    "pylibjpeg-rle": "pydicom decodes run lengths with it",
+    "indexed_gzip": "nibabel reads one slice of a .nii.gz through it",
     "rio-cogeo": "its command `rio cogeo validate` checks the maps that are written",
 }
 """Packages that others import or call → why."""
@@ -43,7 +49,7 @@ def imported() -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add((node.module or "").split(".")[0])
-            elif isinstance(node, ast.Constant) and re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", str(node.value)):
+            elif isinstance(node, ast.Constant) and re.fullmatch(r"[A-Za-z_]+(\.[a-z_]+)*", str(node.value)):
                 found.add(str(node.value).split(".")[0])
     return found
 

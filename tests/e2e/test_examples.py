@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -60,3 +61,14 @@ def test_a_raster_becomes_a_map(tmp_path: Path, capfd: pytest.CaptureFixture) ->
     assert (tmp_path / "data" / "mixture.json").is_file()
     said = capfd.readouterr().out
     assert "drawn by place in blocks of" in said and "384×384, EPSG:32633" in said
+
+
+@pytest.mark.slow
+def test_slides_become_what_qupath_shows(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    right = script("slide_walk").main(tmp_path, 4)
+    assert 0 <= right <= 1
+    content = json.loads((tmp_path / "map" / "vectors" / "eve.geojson").read_text(encoding="utf-8"))
+    assert content["type"] == "FeatureCollection"
+    said = capfd.readouterr().out
+    assert "4 of 0.25 µm a pixel: all read at 0.5 µm" in said and "at 0.5 µm a pixel, as in training" in said
+    assert "image,class,objects,pixels,area_mm2,share" in said

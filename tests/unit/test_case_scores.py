@@ -14,8 +14,8 @@ from scipy.spatial.distance import cdist
 from vitp.metrics.cases import CaseScorer, has_cases, with_cases, write_cases
 from vitp.metrics.intervals import (
     area_under_curve,
+    group_numbers,
     interval_of_draws,
-    numbered,
     rate_interval,
     resampled_means,
     wilson,
@@ -230,7 +230,7 @@ def test_the_table_names_cases_by_their_files_where_these_differ(tmp_path: Path)
 
 def test_a_patients_cases_are_drawn_together() -> None:
     values_NM = np.array([[0.0], [0.0], [1.0], [math.nan]])
-    draws_B = resampled_means(values_NM, numbered(["a", "a", "b", "b"]), draws=400)[:, 0]
+    draws_B = resampled_means(values_NM, group_numbers(["a", "a", "b", "b"]), draws=400)[:, 0]
     # Twice a: 0; twice b: 1; both: 1/3.
     assert set(np.round(draws_B, 6)) == {0.0, round(1 / 3, 6), 1.0}
     shares = [np.mean(np.isclose(draws_B, value)) for value in (0, 1 / 3, 1)]

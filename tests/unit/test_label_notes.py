@@ -37,6 +37,27 @@ def items(*objects: tuple[ObjectLabel, ...] | None, split: str = "train") -> Lab
     return LabelledSet("set", made, CLASSES, ("port", "field", "forest"), ("land", "sea"))
 
 
+def test_what_became_what_is_said_to_be_no_task() -> None:
+    both = np.stack([np.zeros((4, 4), np.uint8), np.eye(4, dtype=np.uint8)])
+    pair = LabelledImage(
+        "a",
+        "a.png",
+        4,
+        4,
+        "train",
+        second_image="b.png",
+        change=lambda: both[0] != both[1],
+        transition=lambda: both,
+    )
+    labelled = LabelledSet("set", [pair], change_classes=("field", "house"))
+    (line,) = label_notes({"train": labelled}, "change", ("unchanged", "changed"))
+    assert "where something changed is learned, not what became what" in line
+    with pytest.raises(
+        DataError, match=r"has no masks; its masks say what became what .*vitp finetune change"
+    ):
+        labelled_only(labelled, "semantic")
+
+
 def test_runs_say_which_classes_the_training_images_lack() -> None:
     car, crowd = at("car", 1, 1, 9, 9), at("ship", 1, 1, 9, 9, difficult=True)
     full = {"train": items((car,), ()), "test": items((car,), split="test")}

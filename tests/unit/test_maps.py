@@ -38,9 +38,11 @@ from vitp.inference.raster_files import MapOptions
 from vitp.inference.unfinished import unfinished_folder
 from vitp.io.open_pixels import Geometry
 from vitp.records.channels import Channel, Channels
+from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.tasks import windows
-from vitp.tasks.base import InputSize, TestSettings
-from vitp.tasks.predict import predict_images
+from vitp.tasks.base import InputSize, LabelKind, TestSettings
+from vitp.tasks.data import label_reader
+from vitp.tasks.predict import predict_images, predictions_of
 
 BANDS = ("B2", "B3", "B8")
 WINDOWS = TestSettings(window=32, overlap=0.25, batch_size=3)
@@ -289,6 +291,20 @@ def test_objects_centred_where_the_raster_holds_nothing_are_dropped(
     geometry = Geometry(PLACES["utm"][0], tuple(PLACES["utm"][1])[:6])  # type: ignore[arg-type]
     bounds = [shapely.transform(one, geometry.to_pixels).bounds for one in shapely.from_wkb(shapes)]
     assert sorted(tuple(map(round, each)) for each in bounds) == [(4, 6, 20, 14), (22, 22, 38, 30)]
+    # What `vitp eval` scores is what `vitp predict` writes.
+    kinds: dict[str, LabelKind] = {"detection": "objects", "instance": "instances", "oriented": "oriented"}
+    labelled = LabelledSet(
+        "set", [LabelledImage("a", str(raster), 64, 60, "test", objects=())], ("ship", "car")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitp.data.seen.SeenBands.planes", lambda self, address, enough=None: values.copy())
+        reader = label_reader(BrightObjects(task), labelled, kinds[task], wanted)
+        ((_, _, found),) = predictions_of(BrightObjects(task), reader, wanted)
+    assert found.boxes_N4 is not None and found.scores_N is not None
+    assert len(found.boxes_N4) and bool(((found.boxes_N4[:, 0] + found.boxes_N4[:, 2]) / 2 < 36).all())
+    if window is None:  # else they are counted from another place, and cut what these see whole
+        assert sorted(found.boxes_N4.int().tolist()) == [[4, 6, 20, 14], [22, 22, 38, 30]]
+        assert len(found.scores_N) == 2 and (found.masks_NHW is None or len(found.masks_NHW) == 2)
 
 
 def test_a_raster_without_objects_has_an_empty_file(tmp_path: Path) -> None:

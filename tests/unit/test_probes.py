@@ -239,6 +239,27 @@ def test_sets_with_boxes_only_are_probed_by_patch(coloured_set: LabelledSet) -> 
     assert table["patches linear", "patch macro-F1"].mean > 0.95
 
 
+def test_images_of_several_classes_are_probed_by_their_tags(coloured_set: LabelledSet) -> None:
+    """Whether a class has at least five of the sixteen fields; of one image in four nobody said whether "b" fits."""
+    items = []
+    for index, item in enumerate(coloured_set.items):
+        assert item.semantic is not None
+        counts = np.bincount(item.semantic().ravel(), minlength=3) // 64
+        unknown = ("b",) if index % 4 == 0 else ()
+        tags = tuple(name for name, n in zip("abc", counts, strict=True) if n >= 5 and name not in unknown)
+        items.append(replace(item, semantic=None, scene=None, objects=None, tags=tags, unknown=unknown))
+    items[0] = replace(items[0], tags=None, unknown=())
+    several = replace(
+        coloured_set, items=items, semantic_classes=(), object_classes=(), scene_classes=("a", "b", "c")
+    )
+    found = extract(tiny_tower(), several.split("train"))
+    assert found.presence_NK[0].tolist() == [-1, -1, -1] and found.presence_NK[4, 1] == -1
+    assert found.presence_NK[1].tolist() == [int(name in (items[1].tags or ())) for name in "abc"]
+    table = run_probes(tiny_tower(), several, seeds=(0,))
+    assert {row.task for row in table.rows} == {"presence linear"}
+    assert table["presence linear", "mAP"].mean > 0.9
+
+
 def test_a_set_without_validation_holds_groups_out(coloured_set: LabelledSet) -> None:
     items = [replace(item, group=f"g{index // 3}") for index, item in enumerate(coloured_set.items)]
     table = run_probes(

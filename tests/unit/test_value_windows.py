@@ -75,6 +75,16 @@ def test_ct_is_seen_through_a_window_of_soft_tissue_and_it_is_said(tmp_path):
     )
 
 
+def test_hounsfield_units_are_seen_alike_whatever_stores_them(tmp_path):
+    """To the last bit: the same values as they stand, or with an offset, of another type."""
+    channels = Channels(
+        channels=tuple(Channel(band="1", low=low, high=low + 150) for low in (-1350, -160.5, 31))
+    )
+    path, folder = _nifti(tmp_path / "a.nii"), _ct(tmp_path / "ct")
+    seen = [load_planes(f"{one}#slice=2&plane=stored", channels=channels) for one in (path, folder)]
+    np.testing.assert_array_equal(*seen)
+
+
 def test_three_windows_are_three_channels_and_own_ones_are_level_and_width(tmp_path):
     folder = _ct(tmp_path / "ct")
     found = declare_channels(_set(f"{folder}#slice=0"), tmp_path, {"window": "lung,soft_tissue,100/50"})

@@ -31,11 +31,12 @@ def model_card(description: BackboneDescription, name: str) -> str:
             rows = [
                 (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in notes.items()
             ]
-            parts.append("## Notes\n\n" + _table(("", ""), rows))
+            parts.append("## Notes\n\n" + markdown_table(("", ""), rows))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as a table of Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -74,7 +75,7 @@ def _contract(d: BackboneDescription) -> str:
         ("Tokens before the patches", str(d.prefix_tokens)),
         ("SHA-256 of the weights", f"`{d.sha256}`"),
     ]
-    return "## Contract\n\n" + _table(("", ""), rows)
+    return "## Contract\n\n" + markdown_table(("", ""), rows)
 
 
 _FIRST = {
@@ -97,7 +98,7 @@ def _bands(channels: Channels | None) -> str:
         "## Bands\n\n"
         "The tower sees these bands, in this order. A value of the file (in dB where that is said) becomes "
         "(value − low) / (high − low), clipped to 0..1 and rounded to 255 steps; pixels without a value become 0.\n\n"
-        + _table(("Channel", "Band", "First", "Low", "High"), rows)
+        + markdown_table(("Channel", "Band", "First", "Low", "High"), rows)
     )
 
 
@@ -187,7 +188,7 @@ def _origin(provenance: Provenance) -> str:
     ]
     lines += [
         "",
-        _table(("Set", "Records", "Rate", "Share", "Licence"), rows),
+        markdown_table(("Set", "Records", "Rate", "Share", "Licence"), rows),
         "",
         f"Fingerprint of the data and their order: `{mixture.fingerprint}`. The licences are those that the "
         "records state; whether they bind the weights is for you to decide.",
@@ -210,5 +211,7 @@ def _learned(provenance: Provenance) -> str:
         (row["layer"], str(row["parameters"]), str(row["trainable"]), f"{row['change']:.3%}")
         for row in evidence.get("layers", [])
     ]
-    table = "\n\n" + _table(("Layer", "Parameters", "Trainable", "‖w − w₀‖ / ‖w₀‖"), rows) if rows else ""
+    table = (
+        "\n\n" + markdown_table(("Layer", "Parameters", "Trainable", "‖w − w₀‖ / ‖w₀‖"), rows) if rows else ""
+    )
     return "## What changed in the ViT\n\n" + "; ".join(facts) + "." + table

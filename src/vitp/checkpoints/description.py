@@ -21,6 +21,7 @@ from vitp.core.version import STARTER, __version__
 from vitp.models.foreign import described_by
 from vitp.models.vision import VisionSettings
 from vitp.models.vlm import VLMSettings
+from vitp.records.channels import Channels
 
 CONFIG = "config.json"
 DESCRIPTION = "vitp_backbone.json"
@@ -104,6 +105,26 @@ def own_folder(source: str | Path) -> Path | None:
             if is_vlm_config(config) or is_task_config(config):
                 return folder
     return None
+
+
+def described_channels(folder: Path) -> Channels | None:
+    """Return the bands that a tower in one of vitp's own layouts sees, without reading its weights; None: pictures.
+
+    Raises:
+        CheckpointError: The folder doesn't say it.
+    """
+    if (folder / DESCRIPTION).is_file():
+        return read_description(folder).vision.channels
+    config = read_config(folder)
+    if is_vlm_config(config):
+        return vlm_of_config(config, folder / CONFIG)[0].vision.channels
+    try:
+        channels = config["backbone"]["config"].get("channels")
+        return None if channels is None else Channels.model_validate(channels)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            "doesn't say what its backbone sees", where=str(folder / CONFIG), fix="train or export it anew"
+        ) from error
 
 
 class DataUsed(SettingsModel):

@@ -10,9 +10,8 @@ Shapes: B images, H × W pixels, D width, h × w cells.
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from vitp.checkpoints.checkpoint import Hints, provenance_of, read_checkpoint
 from vitp.checkpoints.convert import convert_model
 from vitp.checkpoints.description import GRAPH_DESCRIPTION, content_hash, tensor_digests
 from vitp.checkpoints.export import ExportResult, check_target, export_backbone
+from vitp.checkpoints.graphs import GraphKind, need_onnx, write_graph
 from vitp.checkpoints.layouts import LayoutName
 from vitp.checkpoints.loading import load_backbone
 from vitp.checkpoints.verify import Check, VerifyReport, largest_differences, verify_export
@@ -30,8 +30,6 @@ from vitp.core.files import atomic_dir, write_json
 from vitp.core.sealed import write_sums
 from vitp.core.version import __version__
 from vitp.models.vision import VisionTower
-
-GraphKind = Literal["onnx", "torch-export"]
 
 _GRAPHS: dict[GraphKind, str] = {"onnx": "backbone.onnx", "torch-export": "backbone.pt2"}
 _TOLERANCES: dict[GraphKind, float] = {"onnx": 1e-4, "torch-export": 1e-5}
@@ -143,18 +141,14 @@ def export_graph(
         VitpError: `out` exists, or can't be written.
     """
     out = Path(out)
-    if kind == "onnx" and importlib.util.find_spec("onnx") is None:
-        raise ConfigError(
-            "ONNX needs the packages onnx and onnxruntime",
-            where="--format onnx",
-            fix='install them with: pip install "vitp[onnx]"',
-        )
+    if kind == "onnx":
+        need_onnx()
     check_target(out, overwrite)
     tower = load_backbone(source, image_size=image_size)
     module = PixelsToFeatures(tower.float()).eval()
     with atomic_dir(out) as temporary:
         file = temporary / _GRAPHS[kind]
-        _write_graph(module, _images(tower, 2), kind, file)
+        write_graph(module, _images(tower, 2), kind, file, outputs=("features",))
         check = _compare(module, tower, kind, file)
         description = _describe(source, tower, kind, check)
         write_json(temporary / GRAPH_DESCRIPTION, description)
@@ -179,23 +173,6 @@ def _compare(module: PixelsToFeatures, tower: VisionTower, kind: GraphKind, path
     name = "the graph's output"
     found = largest_differences({name: features_BDhw}, {name: module(images_BCHW)}, _TOLERANCES[kind])
     return Check("features of the graph", True, f"largest difference {found[name]:.1e}, 3 images")
-
-
-def _write_graph(module: PixelsToFeatures, sample: Tensor, kind: GraphKind, path: Path) -> None:
-    batch = {0: torch.export.Dim("batch", min=1, max=4096)}
-    if kind == "torch-export":
-        torch.export.save(torch.export.export(module, (sample,), dynamic_shapes={"image_BCHW": batch}), path)
-        return
-    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["features"], "opset_version": 18}
-    with warnings.catch_warnings():
-        # The exporters warn of what they take for constant; the comparison that follows tells whether it is.
-        warnings.simplefilter("ignore")
-        if importlib.util.find_spec("onnxscript") is not None:
-            names |= {"dynamic_shapes": {"image_BCHW": batch}, "external_data": False, "verbose": False}
-            torch.onnx.export(module, (sample,), path, dynamo=True, **names)
-        else:
-            names["dynamic_axes"] = {"image": {0: "batch"}, "features": {0: "batch"}}
-            torch.onnx.export(module, (sample,), path, dynamo=False, **names)
 
 
 def _run_onnx(path: Path, images_BCHW: Tensor) -> Tensor:

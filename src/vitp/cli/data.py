@@ -209,7 +209,7 @@ def prepare_command(
     check_only: Annotated[bool, typer.Option("--check", help="Only check that all files are there.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what was prepared before.")] = False,
 ) -> None:
-    """Check the download of a published set and make its crops, slices or instruction records.
+    """Check the download of a published set and make its crops, labels or instruction records.
 
     An interrupted preparation continues.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -22,6 +24,9 @@ from vitp.cli.options import (
 from vitp.cli.output import make_console, print_lines, print_scores, write_result
 from vitp.cli.panels import JUDGE, USE
 from vitp.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitp.deployment.export import GraphOptions
 
 
 def register(app: typer.Typer) -> None:
@@ -42,9 +47,13 @@ def eval_command(
     override: TestOverride = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for all scores.")] = None,
 ) -> None:
-    """Score a finetuned model on labelled images."""
+    """Score a finetuned model on labelled images.
+
+    Of medical images each case is scored, too, in mm and ml: RUN/cases-DATA-SPLIT.csv, and .html with a summary.
+    """
     from vitp.core.targets import check_output_file
     from vitp.evaluation.robustness_comparison import open_model, split_named
+    from vitp.report.cases_page import write_case_files
     from vitp.tasks.build import task_of
     from vitp.tasks.data import labelled_only, open_labelled
     from vitp.tasks.label_notes import label_notes, left_out_notes
@@ -60,7 +69,12 @@ def eval_command(
     notes = (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None))
     print_lines(notes, style="yellow")
     scores = task.evaluate(model, labelled, settings)
-    print_scores(scores, f"{model.name} on {labelled.name}, {split} ({scores.images} images)")
+    title = f"{model.name} on {labelled.name}, {split} ({scores.images} images)"
+    print_scores(scores, title)
+    if scores.cases:
+        name = f"cases-{re.sub(r'[^0-9A-Za-z_.-]+', '-', labelled.name).strip('-.') or 'data'}-{split}"
+        for file in write_case_files(Path(run), name, scores, title, settings.tolerance):
+            print_lines([f"wrote {file}"])
     write_result(out, {"task": model.name, "data": labelled.name, "split": split, **scores.to_json()})
 
 
@@ -104,6 +118,54 @@ def ask_command(
         print(f"wrote {draw}")
 
 
+_PANEL = "Finetuned models, as onnx or torch-export"
+_GraphSize: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--size", rich_help_panel=_PANEL, help="Side of the graph's images, or HEIGHTxWIDTH."),
+]
+_Batch: TypeAlias = Annotated[
+    str, typer.Option("--batch", rich_help_panel=_PANEL, help="Images at once, or dynamic: any number.")
+]
+_Proposals: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--proposals",
+        min=1,
+        max=10_000,
+        rich_help_panel=_PANEL,
+        help="Detectors: regions that are looked at.",
+    ),
+]
+_Int8: TypeAlias = Annotated[
+    bool,
+    typer.Option("--int8", rich_help_panel=_PANEL, help="Also in 8 bits, calibrated on training images."),
+]
+_MostLoss: TypeAlias = Annotated[
+    float,
+    typer.Option("--most-loss", min=0, max=100, rich_help_panel=_PANEL, help="Points that 8 bits may cost."),
+]
+_Check: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--check", rich_help_panel=_PANEL, help="Labelled set to compare on; else the run's own."),
+]
+_MostImages: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--check-images",
+        min=1,
+        max=1_000_000,
+        rich_help_panel=_PANEL,
+        help="Images that are compared at most.",
+    ),
+]
+_GraphResolution: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--resolution", min=0.01, max=1e7, rich_help_panel=_PANEL, help="Centimetres of a pixel, for QGIS."
+    ),
+]
+
+
 def export_command(
     source: Annotated[
         str,
@@ -115,6 +177,14 @@ def export_command(
         typer.Option("--format", help="Software that is to read the export."),
     ] = "timm",
     image_size: ImageSize = None,
+    size: _GraphSize = None,
+    batch: _Batch = "1",
+    proposals: _Proposals = None,
+    int8: _Int8 = False,
+    most_loss: _MostLoss = 1.0,
+    check: _Check = None,
+    most_images: _MostImages = 100,
+    resolution: _GraphResolution = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check an export for timm against its own test vectors.")
     ] = False,
@@ -123,12 +193,16 @@ def export_command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
-    """Write the ViT for timm, transformers, InternVL's code or another runtime, and compare its features.
+    """Write a ViT, or a finetuned model as a graph, for other software, and compare what it gives.
 
-    An export for timm takes images of any size; for the others --image-size fixes it.
+    A ViT for timm takes images of any size; for the others --image-size fixes it. Finetuned models leave as onnx or
+    torch-export, with their pre- and post-processing (docs/deployment.md).
     """
     from vitp.checkpoints.formats import LOADS, export_as
     from vitp.checkpoints.verify import verify_export
+    from vitp.deployment.export import GraphOptions
+    from vitp.deployment.summary import parsed_batch
+    from vitp.tasks.model_folder import is_task_model
 
     console = make_console()
     if verify:
@@ -136,10 +210,43 @@ def export_command(
         return
     if out is None:
         raise ConfigError("no place to write to", where="vitp export", fix="name it with --out")
+    given = {"proposals": proposals, "int8": int8, "most_loss": most_loss, "check": check}
+    given |= {"most_images": most_images, "resolution": resolution}
+    options = GraphOptions(size=size, batch=parsed_batch(batch), **given)  # type: ignore[arg-type]
+    if is_task_model(source):
+        _export_graph(source, out, form, options, image_size, force)
+        return
+    _refuse_graph_options(source, options)
     result, checks = export_as(source, out, form, image_size=image_size, overwrite=force)
     console.print(f"wrote {result.folder} (sha256 {result.sha256[:12]}…)")
     console.print(checks)
     console.print(f"load it: {LOADS[form].format(out=out)}")
+
+
+def _export_graph(
+    source: str, out: Path, form: str, options: GraphOptions, image_size: int | None, force: bool
+) -> None:
+    from vitp.deployment.export import export_task
+    from vitp.deployment.summary import check_graph_format, graph_summary
+
+    kind, size = check_graph_format(form, source), options.size if options.size is not None else image_size
+    chosen = replace(options, kind=kind, size=size)
+    done = export_task(source, out, chosen, overwrite=force, say=lambda note: print_lines([note]))
+    make_console().print(graph_summary(done))
+    print_lines([f"wrote {done.folder}"])
+
+
+def _refuse_graph_options(source: str, options: GraphOptions) -> None:
+    given: dict[str, object] = {"--size": options.size, "--proposals": options.proposals}
+    given |= {"--check": options.check}
+    given |= {"--resolution": options.resolution, "--int8": options.int8 or None}
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{source} holds no finetuned model",
+                where=name,
+                fix="leave it out, or name a run of vitp finetune",
+            )
 
 
 def convert_command(

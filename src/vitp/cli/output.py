@@ -63,14 +63,15 @@ def print_scores(scores: Scores, title: str) -> None:
     columns = list(dict.fromkeys(name for row in scores.per_class.values() for name in row))
     if "sensitivity" in columns and "recall" in columns:
         columns.remove("recall")  # its other name
-    rows = (
+    rows = [
         (name, *(_shown(row, column, scores.class_intervals.get(name, {})) for column in columns))
         for name, row in scores.per_class.items()
-    )
+    ]
     print_table(["", *columns], rows, title, left=1)
-    shown = (f"{name} {_shown(scores.values, name, scores.value_intervals)}" for name in scores.values)
-    make_console().print(", ".join(shown))
-    if scores.class_intervals or scores.value_intervals:
+    values = (f"{name} {_shown(scores.values, name, scores.value_intervals)}" for name in scores.values)
+    shown = ", ".join(values)
+    make_console().print(shown, markup=False)
+    if any("[" in cell for row in rows for cell in row[1:]) or "[" in shown:
         make_console().print("[dim]in brackets: 95 % intervals[/]")
 
 

@@ -53,6 +53,9 @@ _Mpp: TypeAlias = Annotated[
 _AllTiles: TypeAlias = Annotated[
     bool, typer.Option("--all-tiles", help="Slides: also look where there is no tissue.")
 ]
+_Resume: TypeAlias = Annotated[
+    bool, typer.Option("--resume", help="Go on where the same command was killed.")
+]
 _Positions: TypeAlias = Annotated[
     Literal["none", "d4"] | None,
     typer.Option("--tta", help="d4: look at every window in all eight positions of a square."),
@@ -80,9 +83,7 @@ def predict_command(
     tta: _Positions = None,
     pictures: _Pictures = False,
     override: TestOverride = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the same command was killed.")
-    ] = False,
+    resume: _Resume = False,
     force: Annotated[bool, typer.Option("--force", help="Replace earlier predictions in --out.")] = False,
 ) -> None:
     """Apply a finetuned model to images, rasters, slides and volumes; write maps, polygons, masks, boxes, pictures.

@@ -113,6 +113,7 @@ def finetune_command(
     """
     from vitp.core import distributed
     from vitp.core.config import load_config, make_config
+    from vitp.report.cases_page import write_case_files
     from vitp.runs.finetune import FinetuneConfig, run_finetune
     from vitp.runs.folds import run_folds
     from vitp.tasks.build import task_of
@@ -132,13 +133,19 @@ def finetune_command(
         found = run_folds(settings, out, resume=resume)
         if distributed.rank() == 0:
             print_table(*found.table(), f"{task}, {folds} folds", left=1)
-            print_lines([f"all scores: {out / 'folds.json'}", f"models: {out}/fold-0 … fold-{folds - 1}"])
+            print_lines(
+                [f"all scores: {out / 'folds.json'}", f"models: {out}/fold-0 … fold-{len(found.images) - 1}"]
+            )
         return
     result = run_finetune(settings, out, resume=resume)
     if distributed.rank() > 0:
         return
-    print_scores(result.scores, f"{task} on the test images ({result.scores.images})")
+    title = f"{task} on the test images ({result.scores.images})"
+    print_scores(result.scores, title)
     console = make_console()
+    if result.scores.cases:
+        files = write_case_files(out, "cases", result.scores, title, settings.test.tolerance)
+        console.print(f"cases: {' and '.join(map(str, files))}")
     console.print(f"model: {result.model}")
     console.print(f"next: vitp predict {out} IMAGES --out PREDICTIONS")
 

@@ -21,5 +21,7 @@ def need_medical(module: str, where: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        what, fix = f"needs {module.split('.')[0]}", "install it with `pip install 'vitp[medical]'`"
+        # In `what`, because where a file is left out for it, the finding holds this alone.
+        what = f"needs {module.split('.')[0]}, which `pip install 'vitp[medical]'` brings"
+        fix = "install it"
         raise DataError(what, where=where, fix=fix) from error

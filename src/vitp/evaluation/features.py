@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError
 from vitp.data.augment import resize_image, resize_mask
-from vitp.data.ignored import presence_of, read_mask, touched
+from vitp.data.ignored import UNLABELLED, presence_of, read_mask, touched
 from vitp.data.seen import SeenBands
 from vitp.data.splits import splits_of, subset
 from vitp.io.images import MissingBands
@@ -49,7 +49,8 @@ class Features:
         patch_labels_Vhw: Class of each patch, uint8; 255 where mixed or not labelled.
         pixel_labels_VSS: Class of each pixel at the view's size, uint8; None without masks.
         scene_N: Index of the scene class, -1 where unknown.
-        presence_NK: Object classes in the image: 1 yes, 0 no, -1 unknown.
+        presence_NK: Object classes in the image, or the classes that fit it where it may have several (`tags`): 1 yes,
+            0 no, -1 unknown.
         groups: What each image is a part of (a photograph that was cut into crops, a scene); its own name where it is
             whole.
     """
@@ -284,10 +285,20 @@ def _views(
         patches,
         pixels,
         scenes.index(item.scene) if item.scene in scenes else -1,
-        presence_of(item.objects, classes, ignored=item.ignored),
+        _presence(item, labelled_set),
         item.group or item.id,
     )
     return _cut(resize_image(image_HWC, size), side), labels
+
+
+def _presence(item: LabelledImage, labelled_set: LabelledSet) -> np.ndarray:
+    """Return (K,): 1 yes, 0 no, -1 unknown, of the object classes, or of the tags of a set without objects."""
+    if labelled_set.object_classes:
+        return presence_of(item.objects, labelled_set.object_classes, ignored=item.ignored)
+    scenes = labelled_set.scene_classes
+    if item.tags is None:
+        return np.full(len(scenes), UNLABELLED, np.int8)
+    return np.array([UNLABELLED if name in item.unknown else name in item.tags for name in scenes], np.int8)
 
 
 def _cut(array_HW: np.ndarray, side: int) -> list[np.ndarray]:

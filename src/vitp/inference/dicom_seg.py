@@ -5,9 +5,12 @@ Shapes: F images of the series, H rows × W columns, I × J × K voxels (I colum
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,25 @@ from vitp.io.volumes import Volume
 from vitp.records.labels import BACKGROUND
 
 _DATES = {"ContentDate": "Date", "ContentTime": "Time"}
+_WHOSE = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber"),
+)
+"""What the standard demands of patient and study, so that the segmentation is filed with its source."""
+
+_READ = [
+    *_WHOSE,
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID"),
+    *("SpecificCharacterSet", "Modality", "SeriesNumber", "InstanceNumber", "AcquisitionNumber", "ImageType"),
+    *("ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "LossyImageCompression", "LossyImageCompressionRatio"),
+    *("LossyImageCompressionMethod", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("SliceThickness", "SpacingBetweenSlices", "GridFrameOffsetVector", "SharedFunctionalGroupsSequence"),
+    *("PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence", "DimensionIndexSequence"),
+]
+"""All that is read of a source: what isn't read can't be passed on."""
+
 _FALLBACK = {"Date": "19000101", "Time": "000000"}
 
 
@@ -72,17 +94,14 @@ def write_dicom_seg(
     numbers = [number for number, name in enumerate(classes) if name != BACKGROUND]
     table_V = np.zeros(256, np.uint8)
     table_V[numbers] = range(1, len(numbers) + 1)
-    seed = [str(sources[0].SeriesInstanceUID), model_sha256, *classes, __version__]
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name="vitp", version=__version__, family=_codes(pydicom).cid7162.ArtificialIntelligence
-    )
+    digest = hashlib.sha256(labels_FHW.tobytes()).hexdigest()
+    seed = [str(sources[0].SeriesInstanceUID), model_sha256, digest, *classes, __version__]
     described = [
-        _segment(highdicom, pydicom, place, classes[number], number, algorithm)
+        _segment(highdicom, pydicom, place, classes[number], number)
         for place, number in enumerate(numbers, 1)
     ]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             file = highdicom.seg.Segmentation(
                 source_images=sources,
                 pixel_array=table_V[labels_FHW],
@@ -100,12 +119,27 @@ def write_dicom_seg(
                 series_description="Segmentation (vitp)",
             )
             _set_dates(file, sources[0])
+            _set_dimensions(file, pydicom.uid.generate_uid(entropy_srcs=["vitp", "dimensions", *seed]))
             path.parent.mkdir(parents=True, exist_ok=True)
             file.save_as(path)
     except (AttributeError, ValueError, TypeError, KeyError) as error:
         # Its words may quote the source's own text.
         what = f"can't be referred to by a DICOM-SEG: it lacks what the standard demands ({type(error).__name__})"
         raise DataError(what, where=volume.where, fix="leave out --format dicom-seg") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the library says: its words may quote the source, and that a map is empty is no warning."""
+    log = logging.getLogger("highdicom")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _frames(pydicom: Any, volume: DicomVolume, labels_IJK: np.ndarray) -> tuple[list[Any], np.ndarray]:
@@ -121,13 +155,11 @@ def _frames(pydicom: Any, volume: DicomVolume, labels_IJK: np.ndarray) -> tuple[
 def _header(pydicom: Any, path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber"):
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_READ)
+    for name in _WHOSE:
         if name not in header:  # demanded, but may be empty
             setattr(header, name, "")
-    for name in ("StudyDate", "StudyTime", "ReferringPhysicianName"):
-        if name not in header:
-            setattr(header, name, "")
+    header.ReferringPhysicianName = ""
     return header
 
 
@@ -140,14 +172,25 @@ def _set_dates(file: Any, source: Any) -> None:
         for prefix in ("InstanceCreation", "Series"):
             if f"{prefix}{kind}" in file:
                 setattr(file, f"{prefix}{kind}", value)
+    for equipment in file.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = f"{file.ContentDate}{file.ContentTime}"
+
+
+def _set_dimensions(file: Any, uid: Any) -> None:
+    """Give the order of the frames a UID that isn't drawn."""
+    for item in (*file.get("DimensionOrganizationSequence", ()), *file.get("DimensionIndexSequence", ())):
+        item.DimensionOrganizationUID = uid
 
 
 def _codes(pydicom: Any) -> Any:
     return need_medical("pydicom.sr.codedict", "DICOM-SEG").codes
 
 
-def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int, algorithm: Any) -> Any:
+def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int) -> Any:
     codes = _codes(pydicom)
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="vitp", version=__version__, family=codes.cid7162.ArtificialIntelligence
+    )
     side, concept = _concept(codes, name)
     lesion = re.search(r"lesion|tumou?r|nodule|mass|cyst|neoplasm|o?edema|metasta", name, re.IGNORECASE)
     category = codes.SCT.MorphologicallyAbnormalStructure if lesion else codes.SCT.AnatomicalStructure

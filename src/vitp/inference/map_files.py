@@ -33,6 +33,7 @@ def write_class_cog(
     geometry: Geometry | None,
     classes: Sequence[str],
     tags: Mapping[str, str],
+    known: Callable[[int, int], bool] = lambda top, bottom: True,
 ) -> None:
     """Write a class map: one band of bytes, class numbers from 0, 255 where nothing is known.
 
@@ -46,13 +47,14 @@ def write_class_cog(
         geometry: Where it lies.
         classes: Names, in the order of the numbers.
         tags: Texts that are written into the file.
+        known: Whether anything is known in some rows; where it isn't they take no room.
     """
     table = {number: (*class_colour(number), 255) for number in range(len(classes))}
     named = {f"class_{number}": name for number, name in enumerate(classes)}
     with _Tiles(path, size, geometry, 1, {**tags, **named}) as tiles:
         tiles.file.write_colormap(1, table | {IGNORE: (0, 0, 0, 0)})
         tiles.file.set_band_description(1, "class")
-        tiles.fill(rows)
+        tiles.fill(rows, known)
         tiles.finish("NEAREST")
     names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
     path.with_name(f"{path.name}.aux.xml").write_text(
@@ -141,12 +143,13 @@ class _Tiles:
         self.file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def fill(self, rows: RowsOf) -> None:
-        """Write all rows, one row of tiles after the other."""
+    def fill(self, rows: RowsOf, known: Callable[[int, int], bool] = lambda top, bottom: True) -> None:
+        """Write all rows in which anything is known, one row of tiles after the other."""
         height, width = self._size
         for top in range(0, height, _BLOCK):
             bottom = min(top + _BLOCK, height)
-            self.file.write(rows(top, bottom), window=((top, bottom), (0, width)))
+            if known(top, bottom):
+                self.file.write(rows(top, bottom), window=((top, bottom), (0, width)))
 
     def finish(self, resampling: str) -> None:
         """Close the file and copy it in the order of a COG."""

@@ -13,6 +13,7 @@ Shapes: K classes, N objects, H × W pixels, R rows.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -221,6 +222,15 @@ class RasterPrediction:
         with (self.folder / "classes.raw").open("rb") as file:
             rows = np.fromfile(file, np.uint8, (bottom - top) * width, offset=top * width)
         return np.bitwise_not(rows, out=rows).reshape(-1, width)
+
+    def is_known(self, top: int, bottom: int) -> bool:
+        """Return whether anything may be known in some rows of the finished class map; quick where nothing is."""
+        width = self.size[1]
+        with (self.folder / "classes.raw").open("rb") as file:
+            try:
+                return os.lseek(file.fileno(), top * width, os.SEEK_DATA) < bottom * width
+            except OSError as error:  # ENXIO: there is no data behind; others: the file system doesn't tell
+                return error.errno != errno.ENXIO
 
     def share_rows(self, top: int, bottom: int) -> np.ndarray:
         """Return (K, R, W) uint8 rows of the finished probabilities, `SHARE_SCALE` for 1."""

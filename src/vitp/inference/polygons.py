@@ -41,6 +41,7 @@ def class_polygons(
     wanted: Collection[int],
     *,
     strip_rows: int = STRIP_ROWS,
+    known: Callable[[int, int], bool] = lambda top, bottom: True,
 ) -> Iterator[Polygons]:
     """Yield the 4-connected regions of a class map, each once it is whole, along the edges of its pixels.
 
@@ -51,12 +52,15 @@ def class_polygons(
         size: Height and width.
         wanted: Class numbers that become polygons.
         strip_rows: Rows at once.
+        known: Whether anything is known in some rows; where it isn't they aren't read.
     """
     joiner = _Joiner(size[1])
     strip_rows = max(1, min(strip_rows, _STRIP_PIXELS // size[1]))
     for top in range(0, size[0], strip_rows):
         bottom = min(top + strip_rows, size[0])
-        found = _strip_polygons(rows(top, bottom), top, wanted)
+        found: Polygons = np.zeros(0, object), np.zeros(0, np.int64)
+        if known(top, bottom):
+            found = _strip_polygons(rows(top, bottom), top, wanted)
         yield _large_enough(joiner.add(*found, top, bottom, last=bottom == size[0]))
 
 

@@ -218,6 +218,7 @@ class RasterWork:
                 geometry,
                 classes,
                 tags,
+                prediction.is_known,
             )
         if prediction.shares:
             write_share_cog(
@@ -263,7 +264,10 @@ class RasterWork:
         ) as file:
             if dense:
                 wanted = [n for n, name in enumerate(classes) if name not in (BACKGROUND, "unchanged")]
-                for polygons_P, numbers_P in class_polygons(prediction.class_rows, prediction.size, wanted):
+                found = class_polygons(
+                    prediction.class_rows, prediction.size, wanted, known=prediction.is_known
+                )
+                for polygons_P, numbers_P in found:
                     file.add(polygons_P, [classes[number] for number in numbers_P.tolist()])
             else:
                 for objects in prediction.objects():

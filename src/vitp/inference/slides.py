@@ -131,8 +131,9 @@ class AreaTable:
         counts = np.zeros(256, np.int64)
         height = self._prediction.size[0]
         for top in range(0, height, _ROWS):
-            rows = self._prediction.class_rows(top, min(top + _ROWS, height))
-            counts += np.bincount(rows.ravel(), minlength=256)
+            bottom = min(top + _ROWS, height)
+            if self._prediction.is_known(top, bottom):
+                counts += np.bincount(self._prediction.class_rows(top, bottom).ravel(), minlength=256)
         return counts
 
     def _seen(self) -> int:

@@ -24,6 +24,7 @@ _SUFFIXES = re.compile(
 )
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})(?P<suffix>\.(nii|nii\.gz|nrrd|mha|mgz))")
 """How nnU-Net calls the files of a case, one for each channel."""
+_BRACES = re.compile(r"\{[^{}]*,[^{}]*\}")
 _BESIDE = frozenset({".img", ".raw", ".zraw", ".brik"})
 """Voxels of a header in a file of its own."""
 
@@ -99,8 +100,8 @@ def volume_name(address: str) -> str | None:
     """Return what the files of a volume are called, without suffix; None: it is none by its name."""
     base, part = split_address(address)
     series = "" if part.series is None else f"-series-{part.series}"
-    if words := braced(base):
-        name = base.replace("{" + ",".join(word for word, _ in words) + "}", "")
+    if braced(base):
+        name = _BRACES.sub("", base, count=1)
         return _SUFFIXES.sub("", Path(name).name).rstrip("_-. ") + series
     if Path(base).is_dir():
         return Path(base).resolve().name + series

@@ -16,7 +16,7 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.io.acquisition import Acquisition
 from vitp.io.parts import FilePart, Window, check_window
-from vitp.io.value_math import averaged, between, value_range
+from vitp.io.value_math import averaged, between, percentile_range
 from vitp.records.channels import UNMOVED, Channels, Moved, band_key
 
 LARGEST_READ_BYTES = 4_000_000_000
@@ -286,7 +286,7 @@ class Pixels(ABC):
         if self.dtype == np.uint8:
             return 0.0, 255.0
         values_CHW, valid_CHW = self.read_quantity(None, [band], self._small_level)
-        return value_range(values_CHW[valid_CHW & (values_CHW != 0)], low, high)
+        return percentile_range(values_CHW[valid_CHW & (values_CHW != 0)], low, high)
 
     def shown(self, values_HW: np.ndarray, band: str) -> np.ndarray:
         """Return quantities of a band, of any part of the image, as the file says that they are shown, 0 to 255.
@@ -297,7 +297,7 @@ class Pixels(ABC):
         if self.dtype == np.uint8:
             return values_HW
         values_CHW, valid_CHW = self.read_quantity(None, [band], self._small_level)
-        low, high = value_range(values_CHW[valid_CHW], 0, 100)
+        low, high = percentile_range(values_CHW[valid_CHW], 0, 100)
         return between(values_HW, low, high)
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.core.extras import need_medical
-from vitp.io.dicom_header import Header, array_of, numbers_of, uid_name, word
+from vitp.io.dicom_header import Header, array_of, header_numbers, uid_name, word
 
 _COPY_AGAIN = "copy it again from its source or remove it"
 _LARGEST_FRAME_BYTES = 4_000_000_000
@@ -151,16 +151,16 @@ def _frame(header: Header, index: int, groups: tuple[Any, Any]) -> Frame:
     place, turn, measures = (
         macro(f"{name}Sequence") for name in ("PlanePosition", "PlaneOrientation", "PixelMeasures")
     )
-    axes = array_of(numbers_of(turn, "ImageOrientationPatient"), 6)
+    axes = array_of(header_numbers(turn, "ImageOrientationPatient"), 6)
     axes_23 = None if axes is None else _straight(axes.reshape(2, 3))
     value = macro("PixelValueTransformationSequence")
-    scale, offset = numbers_of(value, "RescaleSlope"), numbers_of(value, "RescaleIntercept")
+    scale, offset = header_numbers(value, "RescaleSlope"), header_numbers(value, "RescaleIntercept")
     dose = header.number("DoseGridScaling")
-    thickness = numbers_of(measures, "SpacingBetweenSlices") or numbers_of(measures, "SliceThickness")
+    thickness = header_numbers(measures, "SpacingBetweenSlices") or header_numbers(measures, "SliceThickness")
     return Frame(
         header,
         index,
-        array_of(numbers_of(place, "ImagePositionPatient"), 3),
+        array_of(header_numbers(place, "ImagePositionPatient"), 3),
         axes_23,
         _spacing(header, measures),
         abs(thickness[0]) if thickness and thickness[0] else None,
@@ -186,7 +186,7 @@ def _spacing(header: Header, measures: Any) -> tuple[float, float] | None:
         (header.data, "ImagerPixelSpacing"),
         (header.data, "NominalScannedPixelSpacing"),
     ):
-        found = numbers_of(data, name)
+        found = header_numbers(data, name)
         if len(found) == 2 and min(found) > 0:
             return found[0], found[1]
     return None

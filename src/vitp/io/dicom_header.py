@@ -17,7 +17,7 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.core.extras import need_medical
 from vitp.io.acquisition import Acquisition
-from vitp.io.body_parts import BODY_PARTS
+from vitp.io.dicom_codes import BODY_PARTS, DICOM_MODALITIES, DICOM_VIEWS
 from vitp.io.volume_kinds import is_dicom_file
 
 _KINDS = "SOPClassUID SOPInstanceUID Modality SeriesInstanceUID SeriesNumber InstanceNumber AcquisitionNumber"
@@ -74,7 +74,7 @@ class Header:
 
     def numbers(self, name: str) -> tuple[float, ...]:
         """Return all numbers of an element."""
-        return numbers_of(self.data, name)
+        return header_numbers(self.data, name)
 
     @property
     def is_deflated(self) -> bool:
@@ -97,7 +97,7 @@ class Header:
         return word(self.data, "SeriesInstanceUID") or ""
 
 
-def numbers_of(data: Any, name: str) -> tuple[float, ...]:
+def header_numbers(data: Any, name: str) -> tuple[float, ...]:
     """Return the numbers of an element, none where one of them isn't finite."""
     try:
         value = data.get(name)
@@ -130,7 +130,7 @@ def read_header(path: Path, where: str | None = None) -> Header:
     data, pixels = _read(path, where)
     meta = getattr(data, "file_meta", {})
     syntax = word(meta, "TransferSyntaxUID")
-    if pixels is None or not numbers_of(data, "Rows") or not numbers_of(data, "Columns"):
+    if pixels is None or not header_numbers(data, "Rows") or not header_numbers(data, "Columns"):
         raise DataError(_without_pixels(data, meta), where=where, fix="name the files of the images")
     guessed = syntax is None
     if syntax is None:
@@ -170,7 +170,7 @@ def _pixel_tag(data: Any, file: BinaryIO) -> bytes:
     """Return the tag at which reading stopped; of deflated files that of pixels, once what they hold is bounded."""
     if word(getattr(data, "file_meta", {}), "TransferSyntaxUID") != _DEFLATED:
         return file.read(4)
-    return b"\xe0\x7f\x10\x00" if numbers_of(data, "Rows") else b""
+    return b"\xe0\x7f\x10\x00" if header_numbers(data, "Rows") else b""
 
 
 def _check_deflated(path: Path, where: str) -> None:
@@ -205,125 +205,6 @@ def uid_name(uid: str | None) -> str | None:
     return None if name[:1].isdigit() or name == uid else name
 
 
-_MODALITIES = frozenset(
-    [
-        "AR",
-        "ASMT",
-        "AU",
-        "BDUS",
-        "BI",
-        "BMD",
-        "CFM",
-        "CR",
-        "CT",
-        "CTPROTOCOL",
-        "DMS",
-        "DG",
-        "DOC",
-        "DX",
-        "ECG",
-        "EEG",
-        "EMG",
-        "EOG",
-        "EPS",
-        "ES",
-        "FID",
-        "GM",
-        "HC",
-        "HD",
-        "IO",
-        "IOL",
-        "IVOCT",
-        "IVUS",
-        "KER",
-        "KO",
-        "LEN",
-        "LS",
-        "M3D",
-        "MG",
-        "MR",
-        "NM",
-        "OAM",
-        "OCT",
-        "OP",
-        "OPM",
-        "OPT",
-        "OPTBSV",
-        "OPTENF",
-        "OPV",
-        "OSS",
-        "OT",
-        "PA",
-        "PLAN",
-        "POS",
-        "PR",
-        "PT",
-        "PX",
-        "REG",
-        "RESP",
-        "RF",
-        "RG",
-        "RTDOSE",
-        "RTIMAGE",
-        "RTPLAN",
-        "RTRECORD",
-        "RTSTRUCT",
-        "RWV",
-        "SEG",
-        "SM",
-        "SMR",
-        "SR",
-        "SRF",
-        "STAIN",
-        "TEXTUREMAP",
-        "TG",
-        "US",
-        "VA",
-        "XA",
-        "XAPROTOCOL",
-        "XC",
-    ]
-)
-_VIEWS = frozenset(
-    [
-        "AP",
-        "PA",
-        "LL",
-        "RL",
-        "RLD",
-        "LLD",
-        "RLO",
-        "LLO",
-        "LAT",
-        "LATERAL",
-        "LPO",
-        "RPO",
-        "LAO",
-        "RAO",
-        "MLO",
-        "ML",
-        "LM",
-        "LMO",
-        "SIO",
-        "ISO",
-        "CC",
-        "XCC",
-        "XCCL",
-        "XCCM",
-        "FB",
-        "CV",
-        "AT",
-        "RM",
-        "RL",
-        "TAN",
-        "OBL",
-        "OBLIQUE",
-        "AXIAL",
-        "SWIM",
-    ]
-)
-"""DICOM's own codes and the usual ones: these fields are at times used for free text."""
-
 _SIDES = {"L": "left", "R": "right", "B": "both"}
 _ANNOTATED = {"YES": True, "NO": False}
 
@@ -335,10 +216,10 @@ def acquisition_of(header: Header, plane: str | None) -> Acquisition:
     side = word(data, "ImageLaterality") or word(data, "Laterality")
     view = word(data, "ViewPosition")
     return Acquisition(
-        modality=modality if modality in _MODALITIES else None,
+        modality=modality if modality in DICOM_MODALITIES else None,
         body_part=_body_part(data),
         laterality=_SIDES.get((side or "").upper()),
-        view=view.upper() if view and view.upper() in _VIEWS else None,
+        view=view.upper() if view and view.upper() in DICOM_VIEWS else None,
         plane=plane,
         contrast=True if word(data, "ContrastBolusAgent") else None,
         burnt_in=_ANNOTATED.get((word(data, "BurnedInAnnotation") or "").upper()),

@@ -9,7 +9,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.io.dicom_frames import Frame
-from vitp.io.volume_checks import affine_of, is_usable
+from vitp.io.volume_checks import affine_of, places_voxels
 from vitp.io.volume_grid import VolumeGrid
 
 _SAME_PLACE_MM = 1e-3
@@ -43,7 +43,7 @@ class _Said:
     findings: list[str] = field(default_factory=list)
 
 
-def stacked(frames: list[Frame], where: str) -> Stack:
+def stack_frames(frames: list[Frame], where: str) -> Stack:
     """Return images as a volume.
 
     Raises:
@@ -72,7 +72,7 @@ def stacked(frames: list[Frame], where: str) -> Stack:
         )
     positions_K3 = np.array([row[0].position_3 for row in places])
     matrix = _matrix(first, positions_K3, normal_3, said)
-    if not is_usable(matrix):
+    if not places_voxels(matrix):
         what = "has places or spacings of its images that place no voxels"
         raise DataError(what, where=where, fix="copy it again from its source or remove it")
     grid = VolumeGrid((columns, rows, len(places)), affine_of(matrix))

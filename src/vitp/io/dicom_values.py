@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from vitp.io.dicom_frames import Frame, first_item
-from vitp.io.dicom_header import numbers_of, word
+from vitp.io.dicom_header import header_numbers, word
 from vitp.io.value_math import between
 
 
@@ -25,7 +25,7 @@ def shown_values(frame: Frame, values: np.ndarray, lowest: float, highest: float
     """
     item = first_item(frame.voi, "VOILUTSequence")
     table = None if item is None else LookupTable.of_item(item)
-    window = (numbers_of(frame.voi, "WindowCenter")[:1], numbers_of(frame.voi, "WindowWidth")[:1])
+    window = (header_numbers(frame.voi, "WindowCenter")[:1], header_numbers(frame.voi, "WindowWidth")[:1])
     if table is not None:
         shown: np.ndarray = table.of(values) * (255 / table.largest)
     elif window[0] and window[1] and window[1][0] >= 1:
@@ -45,7 +45,7 @@ def is_inverse(frame: Frame) -> bool:
 
 def has_window(frame: Frame) -> bool:
     """Return whether the header of an image says how it is shown."""
-    return bool(frame.voi.get("VOILUTSequence") or numbers_of(frame.voi, "WindowWidth"))
+    return bool(frame.voi.get("VOILUTSequence") or header_numbers(frame.voi, "WindowWidth"))
 
 
 def _windowed(values: np.ndarray, centre: float, width: float, kind: str) -> np.ndarray:
@@ -84,7 +84,7 @@ class LookupTable:
     @classmethod
     def of_item(cls, item: Any) -> Self | None:
         """Return the table of an item of a sequence; None: it can't be used."""
-        descriptor, data = numbers_of(item, "LUTDescriptor"), item.get("LUTData")
+        descriptor, data = header_numbers(item, "LUTDescriptor"), item.get("LUTData")
         if len(descriptor) != 3 or data is None:
             return None
         count, first, bits = (int(one) for one in descriptor)

@@ -20,11 +20,11 @@ from vitp.core.errors import DataError
 from vitp.io.contract import Band
 from vitp.io.dicom_frames import Frame, frames_of, palette_of, value_type
 from vitp.io.dicom_header import Header, acquisition_of, read_header, word
-from vitp.io.dicom_stack import Stack, stacked
+from vitp.io.dicom_stack import Stack, stack_frames
 from vitp.io.dicom_values import LookupTable, has_window, is_inverse, shown_values
-from vitp.io.value_math import value_range
+from vitp.io.value_math import percentile_range
 from vitp.io.volume import Layer, Volume
-from vitp.io.volume_checks import LARGEST_HELD_BYTES, plane_of
+from vitp.io.volume_checks import LARGEST_HELD_BYTES, plane_taken
 from vitp.io.volume_kinds import is_dicom_file
 
 _MOST_NAMED = 12
@@ -133,7 +133,7 @@ class DicomVolume(Volume):
             return self.percentiles(band, 0, 100)
         place = [one.name for one in self.bands].index(band)
         layer = self.layer(index, "stored")
-        return value_range(layer.quantity([place])[0][layer.valid_CHW[place]], 0, 100)
+        return percentile_range(layer.quantity([place])[0][layer.valid_CHW[place]], 0, 100)
 
     def _scales(self, axis: int, index: int) -> tuple[Any, Any]:
         return self._by_frame(self._scale_KT, axis, index), self._by_frame(self._offset_KT, axis, index)
@@ -198,7 +198,7 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
         if series is not None and not headers[0].series.endswith(series):
             raise DataError(f"isn't of a series {series}", where=base, fix="leave #series= out")
     frames = [frame for header in headers for frame in frames_of(header, str(header.path))]
-    stack = stacked(frames, base)
+    stack = stack_frames(frames, base)
     volume = DicomVolume(base, stack)
     first = stack.frames[0][0].header
     if any(header.guessed for header in headers):
@@ -206,7 +206,7 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
     volume.notes = (*notes, *stack.notes)
     volume.findings = stack.findings
     volume.source = tuple(dict.fromkeys(row[0].header.path for row in stack.frames))
-    volume.acquisition = acquisition_of(first, plane_of(stack.grid))
+    volume.acquisition = acquisition_of(first, plane_taken(stack.grid))
     _set_colours(volume, first)
     return volume
 

@@ -152,7 +152,10 @@ class ImageFile:
                 enough = None
             factor = 1 if self.orientation != 1 else reduction(self.stored_size, enough)
             rgb = _tiff_rgb(self, factor) if self.pages else _other_rgb(self, factor)
-        return rgb.transpose(_TRANSPOSE[self.orientation]) if self.orientation in _TRANSPOSE else rgb
+        upright = rgb.transpose(_TRANSPOSE[self.orientation]) if self.orientation in _TRANSPOSE else rgb
+        # Comments, EXIF and profiles would be written with it wherever it is saved.
+        upright.info = {}
+        return upright
 
     def label_values(self) -> np.ndarray:
         """Return the file's own values: (H, W) numbers for greyscale and palette files, (H, W, 3) for colour.

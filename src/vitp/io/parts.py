@@ -211,7 +211,7 @@ def window_address(address: str | Path, window: Window) -> str:
 def file_stamp(address: str | Path) -> tuple[int, int]:
     """Return size in bytes and time of change, in nanoseconds, of the file that an address names a part of.
 
-    Of a folder with one file a band or a slice, and of files in braces, they are those of all: their sum, and the latest.
+    Of a folder with one file a band or a slice, and of files in braces, they are those of all: their sum, the latest.
 
     Raises:
         OSError: It isn't there.

@@ -23,7 +23,7 @@ from vitp.io.slide_levels import SlideLevel
 
 LARGEST_BLOCK_BYTES = 1 << 29
 """Of a block when it is decoded."""
-COPY_AGAIN = "copy it again from its source or remove it"
+COPY_SLIDE = "copy it again from its source or remove it"
 COARSEST_MPP = 50.0
 """Micrometres a pixel that a slide has at most; larger ones are a printer's resolution."""
 UNITS_UM = {
@@ -86,7 +86,7 @@ def reading_slide(where: str) -> Iterator[None]:
         what = (
             f"is a slide that can't be read ({type(error).__name__}): damaged, or of a kind that isn't known"
         )
-        raise DataError(what, where=where, fix=COPY_AGAIN) from (
+        raise DataError(what, where=where, fix=COPY_SLIDE) from (
             None if isinstance(error, ValueError | KeyError | ElementTree.ParseError) else error
         )
 
@@ -151,6 +151,6 @@ def chosen_image(own: Sequence[int], part: FilePart, where: str) -> int:
     if part.series is None or not (part.series.isdecimal() and 1 <= int(part.series) <= len(own)):
         what = f"holds {len(own)} images" if part.series is None else f"has no image {part.series!r}"
         raise DataError(
-            what, where=where, fix=f"choose one (FILE#series=1 … series={len(own)})" if own else COPY_AGAIN
+            what, where=where, fix=f"choose one (FILE#series=1 … series={len(own)})" if own else COPY_SLIDE
         )
     return own[int(part.series) - 1]

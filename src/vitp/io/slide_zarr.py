@@ -21,7 +21,7 @@ from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideBlock, SlideLevel
 from vitp.io.slide_source import (
     COARSEST_MPP,
-    COPY_AGAIN,
+    COPY_SLIDE,
     LARGEST_BLOCK_BYTES,
     UNITS_UM,
     SlideSource,
@@ -137,7 +137,7 @@ def _array(zarr: Any, folder: Path, inner: str, axes: int, where: str) -> Any:
         DataError: It lies elsewhere, is coded in an unknown way, or holds no numbers.
     """
     if inner.startswith(("/", "\\")) or ".." in Path(inner).parts or ":" in inner:
-        raise DataError("names an array outside of its folder", where=where, fix=COPY_AGAIN)
+        raise DataError("names an array outside of its folder", where=where, fix=COPY_SLIDE)
     array = zarr.open_array(zarr.storage.LocalStore(folder / inner, read_only=True), mode="r")
     for codec in _codecs(array.metadata.to_dict()):
         if codec.rpartition(".")[2].lower() not in _CODECS:

@@ -5,8 +5,8 @@ The slide is looked at where its longer side has at most 2048 pixels.
 1. Of three bands of 8 bits (a stained slide in white light) the saturation counts: (largest − smallest) / largest
    of red, green and blue. Of all others (fluorescence) it is the mean over the bands of the square root of each one's
    values, on 0 … its 99.5th percentile.
-2. Otsu's threshold divides it. In white light it is held between 0.05 and 0.2, so that neither paper nor a slide that is
-   full of tissue is divided by chance.
+2. Otsu's threshold divides it. In white light it is held between 0.05 and 0.2, so that neither paper nor a slide that
+   is full of tissue is divided by chance.
 3. Specks of fewer than 4 pixels are removed, holes of fewer than 64 are filled, and one pixel is added around all.
 
 Shapes: h × w pixels of what is looked at, N windows.

@@ -28,7 +28,7 @@ def averaged(values_CHW: np.ndarray, valid_CHW: np.ndarray, factor: int) -> tupl
     return np.where(held_CHW, mean_CHW.astype(values_CHW.dtype), first_CHW), held_CHW
 
 
-def value_range(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
+def percentile_range(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
     """Return two percentiles of values as a range that rises; 0 and 1 where there are none."""
     values = values[np.isfinite(values)]
     if not values.size:

@@ -21,7 +21,7 @@ from vitp.core.errors import DataError
 from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band, Pixels
 from vitp.io.parts import Window
-from vitp.io.value_math import averaged, between, value_range
+from vitp.io.value_math import averaged, between, percentile_range
 from vitp.io.volume_grid import VolumeGrid
 from vitp.records.channels import at_step, band_step
 
@@ -80,9 +80,20 @@ class Layer:
         )
         if np.all(scale_CHW == 1) and np.all(offset_CHW == 0):
             return np.asarray(values_CHW)
+        short = values_CHW.dtype.kind in "iu" and values_CHW.dtype.itemsize <= 2
+        if short and _is_whole(scale_CHW) and _is_whole(offset_CHW):
+            # Hounsfield units stay whole numbers, so that they are seen alike whatever a file stores them as.
+            whole_CHW = values_CHW.astype(np.int32) * scale_CHW.astype(np.int32) + offset_CHW.astype(np.int32)
+            fits = whole_CHW.min() >= -(1 << 15) and whole_CHW.max() < 1 << 15
+            return np.asarray(whole_CHW.astype(np.int16) if fits else whole_CHW)
         # float32 holds every value of 16 bits, so that nothing but the product is rounded.
         kind = np.float32 if values_CHW.dtype.itemsize <= 2 else np.float64
         return np.asarray(values_CHW.astype(kind) * scale_CHW.astype(kind) + offset_CHW.astype(kind))
+
+
+def _is_whole(values: np.ndarray) -> bool:
+    """Return whether values are whole numbers, small enough that their products with 16 bits have 32."""
+    return bool(np.all(values == np.rint(values)) and np.abs(values).max() < 1 << 14)
 
 
 class Volume(ABC):
@@ -175,10 +186,8 @@ class Volume(ABC):
 
     def _held(self, slab_ABC: np.ndarray, axis: int, index: int) -> np.ndarray:
         """Return which values of a layer count."""
-        if slab_ABC.dtype.kind == "f":
-            valid_ABC = np.isfinite(slab_ABC)
-        else:
-            valid_ABC = np.ones(slab_ABC.shape, bool)
+        floating = slab_ABC.dtype.kind == "f"
+        valid_ABC: np.ndarray = np.isfinite(slab_ABC) if floating else np.ones(slab_ABC.shape, bool)
         if self.nodata is not None:
             valid_ABC &= slab_ABC != self.nodata
         return valid_ABC
@@ -221,7 +230,7 @@ class Volume(ABC):
         if key not in _measured:
             while len(_measured) >= _MOST_MEASURED:
                 _measured.pop(next(iter(_measured)), None)
-            _measured[key] = value_range(self._sample(band), low, high)
+            _measured[key] = percentile_range(self._sample(band), low, high)
         return _measured[key]
 
     def _sample(self, band: str) -> np.ndarray:

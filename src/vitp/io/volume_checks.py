@@ -13,7 +13,7 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.io.volume_grid import Affine, VolumeGrid
 
-COPY_AGAIN = "copy it again from its source or remove it"
+COPY_IT_AGAIN = "copy it again from its source or remove it"
 MOST_IN_GZIP = 1032
 """Bytes that one byte of a gzip file can stand for."""
 LARGEST_HELD_BYTES = 512 << 20
@@ -41,13 +41,13 @@ def quiet(where: str, what: str = "can't be read: it is damaged, or cut off") ->
     except OSError as error:
         reason = f" ({error.strerror})" if error.strerror else ""
         raise DataError(
-            f"can't be read{reason}: it is damaged, or cut off", where=where, fix=COPY_AGAIN
+            f"can't be read{reason}: it is damaged, or cut off", where=where, fix=COPY_IT_AGAIN
         ) from error
     except ModuleNotFoundError as error:
         needed = f"needs the package {error.name} to be read"
         raise DataError(needed, where=where, fix=f"install it: `pip install {error.name}`") from error
     except Exception as error:
-        raise DataError(f"{what} ({type(error).__name__})", where=where, fix=COPY_AGAIN) from error
+        raise DataError(f"{what} ({type(error).__name__})", where=where, fix=COPY_IT_AGAIN) from error
     finally:
         spoken.setLevel(level)
 
@@ -58,7 +58,7 @@ def affine_of(matrix_44: np.ndarray) -> Affine:
     return a, b, c, d
 
 
-def is_usable(matrix_44: np.ndarray) -> bool:
+def places_voxels(matrix_44: np.ndarray) -> bool:
     """Return whether a matrix places voxels: finite, and no axis without length or along another."""
     if matrix_44.shape != (4, 4) or not np.isfinite(matrix_44).all():
         return False
@@ -68,7 +68,7 @@ def is_usable(matrix_44: np.ndarray) -> bool:
     return bool(abs(np.linalg.det(matrix_44[:3, :3] / lengths)) > 1e-3)
 
 
-def plane_of(grid: VolumeGrid) -> str | None:
+def plane_taken(grid: VolumeGrid) -> str | None:
     """Return in which plane the slices were taken, of which the widest step tells; None: it isn't known."""
     if grid.affine is None:
         return None
@@ -90,7 +90,7 @@ def check_shape(shape: tuple[int, ...], where: str) -> None:
     """Refuse sizes that no image has, and more volumes than are read as bands."""
     if len(shape) < 2 or min(shape) < 1:
         size = "×".join(map(str, shape))
-        raise DataError(f"says that its size is {size or 'none'}", where=where, fix=COPY_AGAIN)
+        raise DataError(f"says that its size is {size or 'none'}", where=where, fix=COPY_IT_AGAIN)
     bands = math.prod(shape[3:])
     if bands > MOST_BANDS:
         what = f"holds {bands} volumes; up to {MOST_BANDS} are read as bands"

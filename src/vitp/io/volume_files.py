@@ -19,15 +19,15 @@ from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band
 from vitp.io.volume import Volume
 from vitp.io.volume_checks import (
-    COPY_AGAIN,
+    COPY_IT_AGAIN,
     LARGEST_HELD_BYTES,
     MOST_IN_GZIP,
     affine_of,
     check_shape,
-    is_usable,
     no_affine,
     no_series,
-    plane_of,
+    places_voxels,
+    plane_taken,
     quiet,
 )
 from vitp.io.volume_grid import VolumeGrid
@@ -125,7 +125,7 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
         notes.append(f"its {count} volumes are bands, 1 to {count}")
     volume.notes, volume.findings = tuple(notes), tuple(findings)
     volume.source = (Path(base),)
-    plane = plane_of(grid)
+    plane = plane_taken(grid)
     volume.acquisition = None if plane is None else Acquisition(plane=plane)
     return volume
 
@@ -144,7 +144,7 @@ def _check_length(image: Any, proxy: Any, where: str) -> None:
         return
     if wanted > size:
         what = f"says that it holds {wanted:,} bytes, and can't: it is damaged, or cut off"
-        raise DataError(what, where=where, fix=COPY_AGAIN)
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
 
 
 def _own_type(kind: Any, where: str) -> np.dtype[Any]:
@@ -182,7 +182,7 @@ def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeG
         matrix = None
     else:
         matrix = np.asarray(image.affine, float)
-        if not is_usable(matrix):
+        if not places_voxels(matrix):
             raise no_affine(where)
     if matrix is None:
         notes.append("doesn't say how it lies in the patient; its slices are shown as stored")
@@ -218,7 +218,7 @@ def _nifti_affine(image: Any, where: str, findings: list[str]) -> np.ndarray | N
         coded.append(name)
         with contextlib.suppress(Exception):
             matrix = np.asarray(getattr(image.header, f"get_{name}")(), float)
-            if is_usable(matrix):
+            if places_voxels(matrix):
                 found[name] = matrix
     if coded and not found:
         raise no_affine(where)

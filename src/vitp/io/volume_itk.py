@@ -19,14 +19,14 @@ from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band
 from vitp.io.volume import Volume
 from vitp.io.volume_checks import (
-    COPY_AGAIN,
+    COPY_IT_AGAIN,
     MOST_IN_GZIP,
     affine_of,
     check_shape,
-    is_usable,
     no_affine,
     no_series,
-    plane_of,
+    places_voxels,
+    plane_taken,
     quiet,
 )
 from vitp.io.volume_grid import VolumeGrid
@@ -91,7 +91,7 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
         wanted = math.prod(size) * components * kind.itemsize
         if most is not None and wanted > most:
             what = f"says that it holds {wanted:,} bytes, and can't: it is damaged, or cut off"
-            raise DataError(what, where=base, fix=COPY_AGAIN)
+            raise DataError(what, where=base, fix=COPY_IT_AGAIN)
         check_shape((*size[:3], 1)[:3] + size[3:] + (components,), base)
         spacing, origin, direction = reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
     grid = _itk_grid(size, spacing, origin, direction, base)
@@ -110,7 +110,7 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
     elif count > 1:
         volume.notes = (f"its {count} values a voxel are bands",)
     volume.source = (Path(base),)
-    plane = plane_of(grid)
+    plane = plane_taken(grid)
     volume.acquisition = None if plane is None else Acquisition(plane=plane)
     return volume
 
@@ -165,7 +165,7 @@ def _itk_grid(size: tuple[int, ...], spacing: Any, origin: Any, direction: Any, 
     matrix[:used, :used] = cosines * np.array(spacing, float)[:used]
     matrix[:used, 3] = np.array(origin, float)[:used]
     matrix[:2] *= -1
-    if not is_usable(matrix):
+    if not places_voxels(matrix):
         raise no_affine(where)
     shape = (*size[:3], 1)[:3]
     return VolumeGrid((int(shape[0]), int(shape[1]), int(shape[2])), affine_of(matrix))

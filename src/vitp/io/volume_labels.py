@@ -1,4 +1,4 @@
-"""Labels of whole volumes: volumes of numbers, DICOM segmentations and contours, and their values at places in the patient.
+"""Labels of whole volumes: numbers, DICOM segmentations and contours, and their values at places in the patient.
 
 Shapes: I × J × K voxels as a file has them; H × W pixels of a slice. Places are millimetres in RAS+.
 """
@@ -109,7 +109,7 @@ class HeldLabels:
         inside_N = ((voxels_N3 >= -_INSIDE - 1e-4) & (voxels_N3 <= limits_3 - 1 + _INSIDE + 1e-4)).all(1)
         nearest_N3 = np.clip(np.floor(voxels_N3 + 0.5 - 1e-6).astype(np.int64), 0, limits_3 - 1)
         found_N = self.labels_IJK[nearest_N3[:, 0], nearest_N3[:, 1], nearest_N3[:, 2]]
-        return found_N.reshape(shape), inside_N.reshape(shape)
+        return np.asarray(found_N).reshape(shape), np.asarray(inside_N).reshape(shape)
 
 
 def held_labels(address: str, band: int = 0, segment: int | None = None, reference: str = "") -> HeldLabels:
@@ -162,7 +162,7 @@ def label_values(values_HW: np.ndarray, where: str) -> np.ndarray:
             where=where,
             fix="save it with a number for each class (thresholded, or resampled to the nearest voxel)",
         )
-    return whole_HW.astype(np.int32)
+    return np.asarray(whole_HW, np.int32)
 
 
 def header_segments(address: str) -> list[tuple[str, int, int]]:

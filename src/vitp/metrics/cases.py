@@ -20,7 +20,7 @@ import numpy as np
 
 from vitp.core.files import write_text
 from vitp.io.parts import Window, split_address
-from vitp.metrics.intervals import Interval, interval_of_draws, numbered, resampled_means
+from vitp.metrics.intervals import Interval, group_numbers, interval_of_draws, resampled_means
 from vitp.metrics.results import CaseScore, Scores
 from vitp.metrics.segmentation import border_distances, hd95_of, surface_dice
 from vitp.metrics.statistics import known_mean
@@ -181,7 +181,7 @@ def with_cases(scores: Scores, cases: Sequence[CaseScore], classes: Sequence[str
         return scores
     group_of = {one.case: one.group for one in cases}
     order = {name: row for row, name in enumerate(group_of)}
-    group_N = numbered(list(group_of.values()))
+    group_N = group_numbers(list(group_of.values()))
     named = [name for name in classes if name != BACKGROUND]
     table_NKM = np.full((len(order), len(named), len(VALUES)), np.nan)
     for one in cases:
@@ -245,16 +245,14 @@ def write_cases(path: Path, cases: Sequence[CaseScore], tolerance: float) -> Non
         cases: The rows.
         tolerance: Of surface Dice.
     """
-    short = {one.case: _short(one.case) for one in cases}
-    alike = Counter(short.values())
+    names = case_names(cases)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     sizes = ["true", "predicted", "error", "unit", "true_voxels", "predicted_voxels"]
     distances = ["dice", "surface_dice", "hd95", "distance_unit", "tolerance"]
     writer.writerow(["case", "patient", "class", "slices", *sizes, *distances])
     for one in cases:
-        name = short[one.case] if alike[short[one.case]] == 1 else one.case
-        group = short.get(one.group, one.group)
+        name, group = names[one.case], names.get(one.group, one.group)
         in_unit = [f"{value * one.voxel:.6g}" for value in (one.size, one.found)]
         scored = [_cell(value) for value in (one.dice, one.surface, one.hd95)]
         distance = "px" if one.unit == "px" else "mm"
@@ -271,6 +269,13 @@ def write_cases(path: Path, cases: Sequence[CaseScore], tolerance: float) -> Non
         ]
         writer.writerow([*row, *scored, distance, f"{tolerance:g}"])
     write_text(path, text.getvalue())
+
+
+def case_names(cases: Sequence[CaseScore]) -> dict[str, str]:
+    """Return what cases are called: the name of the file or folder where no other has it, else the address."""
+    short = {one.case: _short(one.case) for one in cases}
+    alike = Counter(short.values())
+    return {case: name if alike[name] == 1 else case for case, name in short.items()}
 
 
 def _short(case: str) -> str:

@@ -14,13 +14,13 @@ from scipy.stats import norm, rankdata
 Interval = tuple[float, float]
 """Lower and upper end; NaN where nothing can be said."""
 
-UNKNOWN: Interval = (math.nan, math.nan)
+NO_INTERVAL: Interval = (math.nan, math.nan)
 
 _AT_ONCE = 1 << 23
 """Numbers of a resampling that are in memory."""
 
 
-def numbered(groups: Sequence[Hashable]) -> np.ndarray:
+def group_numbers(groups: Sequence[Hashable]) -> np.ndarray:
     """Return (N,) the number of each value's group, from 0."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
@@ -59,7 +59,7 @@ def interval_of_draws(draws_B: np.ndarray, groups: int, *, confidence: float = 0
     """Return the percentiles of draws, NaN left out; nothing is known of fewer than two groups."""
     known_B = draws_B[~np.isnan(draws_B)]
     if groups < 2 or not len(known_B):
-        return UNKNOWN
+        return NO_INTERVAL
     tail = (1 - confidence) / 2
     low, high = np.quantile(known_B, [tail, 1 - tail])
     return float(low), float(high)
@@ -68,7 +68,7 @@ def interval_of_draws(draws_B: np.ndarray, groups: int, *, confidence: float = 0
 def wilson(hits: float, count: float, *, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval of a rate (J. Am. Stat. Assoc. 1927); unknown without a trial."""
     if count <= 0:
-        return UNKNOWN
+        return NO_INTERVAL
     z, rate = float(norm.ppf(0.5 + confidence / 2)), hits / count
     middle = rate + z * z / (2 * count)
     half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
@@ -135,7 +135,7 @@ def area_under_curve(
     ours, theirs = score_N[positive_N], score_N[~positive_N]
     m, n = len(ours), len(theirs)
     if not m or not n:
-        return math.nan, UNKNOWN
+        return math.nan, NO_INTERVAL
     ranks_N = rankdata(np.concatenate([ours, theirs]))
     # Share of the other kind that each value is on the right side of.
     right_m = (ranks_N[:m] - rankdata(ours)) / n
@@ -144,7 +144,7 @@ def area_under_curve(
     groups_m, groups_n = group_N[positive_N], group_N[~positive_N]
     several = min(len(np.unique(groups_m)), len(np.unique(groups_n)))
     if several < 2:
-        return area, UNKNOWN
+        return area, NO_INTERVAL
     if area in (0.0, 1.0):
         return area, wilson(area * several, several, confidence=confidence)
     spread = math.sqrt(_area_variance(area, (right_m, groups_m), (right_n, groups_n)))

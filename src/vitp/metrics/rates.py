@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vitp.metrics.intervals import Interval, area_under_curve, numbered, rate_interval
+from vitp.metrics.intervals import Interval, area_under_curve, group_numbers, rate_interval
 from vitp.metrics.results import Scores
 from vitp.metrics.statistics import known_mean
 
@@ -42,7 +42,7 @@ def with_rates(
     """
     rows: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, Interval]] = {}
-    group_N = numbered(groups)
+    group_N = group_numbers(groups)
     for k, name in enumerate(classes):
         found: dict[str, float] = {}
         ends: dict[str, Interval] = {}
@@ -50,7 +50,7 @@ def with_rates(
             of_N = label_NK[:, k] == wanted
             right_N = guess_NK[of_N, k] == bool(wanted)
             found[key] = float(right_N.mean()) if len(right_N) else math.nan
-            ends[key] = rate_interval(right_N, numbered(group_N[of_N].tolist()))
+            ends[key] = rate_interval(right_N, group_numbers(group_N[of_N].tolist()))
         known_N = label_NK[:, k] >= 0
         found["auc"], ends["auc"] = area_under_curve(
             probability_NK[known_N, k], label_NK[known_N, k] == 1, group_N[known_N]

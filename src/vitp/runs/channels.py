@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vitp.checkpoints.description import described_channels, own_folder
 from vitp.checkpoints.loading import load_backbone
 from vitp.core.errors import VitpError
 from vitp.data.formats.channels import agreed
 from vitp.data.formats.vitp_labels import channels_from_json, read_channels
 from vitp.data.sources import read_mixture_table
+from vitp.models.backbone import Backbone
+from vitp.models.inflation import inflation_note, inheritance
 from vitp.models.vision import VisionSettings
 from vitp.objectives.settings import Run, RunSettings
 from vitp.records.channels import Channels, matching
-from vitp.tasks.build import TIMM_PREFIX
+from vitp.records.labels import LabelledSet
+from vitp.tasks.build import TIMM_PREFIX, BackboneSettings
+
+NEW_WEIGHTS = ("scratch", "random")
+"""Where weights come from that were never trained."""
 
 
 def fill_channels(config: Run) -> tuple[Run, list[str]]:
@@ -29,12 +36,24 @@ def fill_channels(config: Run) -> tuple[Run, list[str]]:
     model, sets = config.model, list(declared_channels(config))
     vision = model.vision if model.scratch is None else model.scratch.vision
     own = model.channels or trained_channels(model.init, vision)
-    channels, lines = chosen(own, sets, config.data.band_dropout)
+    channels, lines = _chosen(own, sets, config.data.band_dropout)
     model = model.model_copy(update={"channels": channels})
     return config.model_copy(update={"model": model}), lines
 
 
-def chosen(
+def tower_channels(
+    settings: BackboneSettings, labelled: LabelledSet, band_dropout: float
+) -> tuple[Channels | None, list[str]]:
+    """Return the channels of a backbone that is to be finetuned, and what a user should know of them.
+
+    Raises:
+        DataError: The set lacks bands of the backbone.
+    """
+    own = settings.channels or trained_channels(settings.init, settings.vision)
+    return _chosen(own, [(labelled.name, labelled.channels)], band_dropout)
+
+
+def _chosen(
     own: Channels | None, sets: Sequence[tuple[str, Channels | None]], band_dropout: float
 ) -> tuple[Channels | None, list[str]]:
     """Return what a tower sees of some sets, and that in words.
@@ -66,14 +85,37 @@ def trained_channels(init: str, vision: VisionSettings | None) -> Channels | Non
         init: Where the weights come from.
         vision: Sizes of a new tower.
     """
-    if init in ("scratch", "random"):
+    if init in NEW_WEIGHTS:
         return None if vision is None else vision.channels
     if init == "starter" or init.startswith(TIMM_PREFIX):
         return None
     try:
-        return load_backbone(init).in_channels
+        folder = own_folder(init)
+        # Our own folders say it beside their weights, which may be large.
+        return load_backbone(init).in_channels if folder is None else described_channels(folder)
     except VitpError:
         return None
+
+
+def frozen_kernel_notes(tower: Backbone, init: str, vision: VisionSettings | None) -> list[str]:
+    """Return a line where the patch kernel was made for other bands than it was trained with, and won't learn them.
+
+    Args:
+        tower: As it is trained.
+        init: Where its weights come from.
+        vision: Sizes of a new tower.
+    """
+    channels = tower.in_channels
+    if init in NEW_WEIGHTS or channels is None:
+        return []
+    trained = trained_channels(init, vision)
+    kernel = next((each for each in tower.parameters() if each.ndim == 4), None)
+    if kernel is None or kernel.requires_grad or inheritance(trained, channels).is_same:
+        return []
+    return [
+        f"WARNING: {inflation_note(trained, channels)}; it is frozen and keeps these values, so the tower never learns "
+        "what these bands show: train the tower, or pretrain it on these bands first"
+    ]
 
 
 def declared_channels(config: RunSettings) -> Iterator[tuple[str, Channels | None]]:

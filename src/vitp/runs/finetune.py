@@ -7,6 +7,7 @@ RUN/best/            the best weights, and the best until each checkpoint
 RUN/evidence.json    how far the backbone moved
 RUN/model/           the model (`vitp.tasks.model_folder.load_task`)
 RUN/scores.json      the scores on the test images, looked at once, at the end
+RUN/cases.csv        of medical images: each class of each case, in mm and ml
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from vitp.data.formats.empty import limit_empty
 from vitp.data.seen import SeenBands
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
+from vitp.metrics.cases import write_cases
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
 from vitp.models.compute import BackboneComputeSettings, configure_backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
-from vitp.runs.channels import chosen, trained_channels
+from vitp.runs.channels import frozen_kernel_notes, tower_channels
 from vitp.runs.folder import as_begun, claimed
 from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
@@ -54,6 +56,7 @@ from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_setting
 from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
+CASES_FILE = "cases.csv"
 
 
 class FinetuneDataSettings(SettingsModel):
@@ -286,9 +289,11 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     config = config.model_copy(
         update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}
     )
-    config, lines = _with_channels(config, labelled)
+    channels, lines = tower_channels(config.backbone, labelled, config.augment.band_dropout)
+    config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"channels": channels})})
     notes = [*said, *lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
     backbone = open_backbone(config.backbone, config.seed)
+    notes += frozen_kernel_notes(backbone, config.backbone.init, config.backbone.vision)
     own = config.augment
     seen = replace(
         SeenBands.by(backbone.in_channels, labelled),
@@ -332,16 +337,6 @@ def _fitted(
         said.append(f"sizes fitted to a tower of {width} channels and to the data: {', '.join(new)}")
     neck = config.neck.model_copy(update={"options": options})
     return config.model_copy(update={"data": data, "test": test, "head": head, "neck": neck}), said
-
-
-def _with_channels(config: FinetuneConfig, labelled: LabelledSet) -> tuple[FinetuneConfig, list[str]]:
-    """Return a run with the channels of its backbone filled in, and what a user should know of them."""
-    settings = config.backbone
-    own = settings.channels or trained_channels(settings.init, settings.vision)
-    sets = [(labelled.name, labelled.channels)]
-    channels, lines = chosen(own, sets, config.augment.band_dropout)
-    backbone = settings.model_copy(update={"channels": channels})
-    return config.model_copy(update={"backbone": backbone}), lines
 
 
 def _input_size(wanted: InputSize | None, side: int) -> InputSize:
@@ -420,6 +415,8 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
             with atomic_dir(out / "model") as temporary:
                 run.model.save_pretrained(temporary)
             scores = run.model.evaluate(run.splits["test"], run.test)
+            if scores.cases:
+                write_cases(out / CASES_FILE, scores.cases, run.test.tolerance)
             write_json(out / SCORES_FILE, _scores_file(run, validation, scores, step))
         except VitpError as caught:
             error = caught

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,7 @@ def claimed(
     main, refusal, held = distributed.rank() == 0, None, contextlib.ExitStack()
     before: str | None = None
     existed = run_dir.exists()
+    found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     file, folders = run_dir / CONFIG_FILE, (run_dir, *(run_dir / phase for phase in phases))
     newest = [checkpoint.latest(folder) for folder in folders]
     if main:
@@ -164,12 +166,27 @@ def claimed(
         if main and not any(now):
             # Nothing was trained: the next try, with the mistake mended, may have the folder.
             file.unlink(missing_ok=True)
+            _clear(run_dir, found)
             if not existed:
                 with contextlib.suppress(OSError):  # it holds something
                     run_dir.rmdir()
         elif main and before is not None and now == newest:
             write_text(file, before)  # nothing was trained with what has changed
         raise
+
+
+def _clear(run_dir: Path, found: set[str]) -> None:
+    """Remove what a run wrote that trained nothing, but for its log where that has rows."""
+    log = run_dir / "metrics.jsonl"
+    logged = log.is_file() and log.stat().st_size > 0
+    for path in run_dir.iterdir() if run_dir.is_dir() else ():
+        if path.name in found or (logged and path.name != "checkpoints"):
+            continue
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ from vitp.data.formats.vitp_labels import read_compiled
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.evaluation.online import OnlineProbes
+from vitp.models.backbone import Backbone
 from vitp.objectives import AnyObjective, Default
 from vitp.objectives.base import BatchSource, Objective
 from vitp.objectives.packed_records import SequenceSettings
@@ -44,7 +45,7 @@ from vitp.objectives.settings import Phase, RunSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
-from vitp.runs.channels import fill_channels
+from vitp.runs.channels import fill_channels, frozen_kernel_notes
 from vitp.runs.folder import claimed
 from vitp.runs.micro_batch import chosen_batch
 
@@ -216,10 +217,17 @@ def run_pretraining(
         for phase in phases:
             started = _run_phase(phase, started, run_dir / phase.folder, console)
         run, probe = build(started), config.probe
+        say(_frozen_kernel(run), console)
         hooks: list[Hook] = []
         if probe.data is not None:
             hooks.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
         return train_parts(run.parts(hooks), run_dir, console=console, resume=resume)
+
+
+def _frozen_kernel(run: PretrainRun) -> list[str]:
+    tower, model = run.objective.vision_tower, run.config.model
+    vision = model.vision if model.scratch is None else model.scratch.vision
+    return frozen_kernel_notes(tower, model.init, vision) if isinstance(tower, Backbone) else []
 
 
 ImagePretrainConfig = PretrainConfig

@@ -30,6 +30,7 @@ from vitp.models.pyramid import Pyramid
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
+from vitp.runtime.views import seen_size
 
 TASK_FORMAT = "vitp-task-1"
 
@@ -87,14 +88,9 @@ class InputSize(SettingsModel):
         Raises:
             ConfigError: There is no `size` though `mode` needs one.
         """
-        if self.mode == "none":
-            return height, width
-        if self.size is None:
+        if self.mode != "none" and self.size is None:
             raise ConfigError(f"{self.mode} needs a size", where="resize", fix="set size")
-        if self.mode == "fixed":
-            return self.size, self.size
-        side = min(height, width) if self.mode == "short" else max(height, width)
-        return max(1, round(height * self.size / side)), max(1, round(width * self.size / side))
+        return seen_size(self.mode, self.size, height, width)
 
     def enough(self, largest: float = 1.0) -> Callable[[int, int], tuple[int, int]] | None:
         """Return which width and height of a larger image suffice; see `vitp.io.images.load_image`.
@@ -170,6 +166,7 @@ class TaskModel(Objective):
         input_size: What size images get in training, and in use where nothing else is said.
         description: What it takes to build the same model without weights, as JSON values; whoever builds a
             model to be saved sets it (see `vitp.tasks.build`).
+        stand_in: What predicts in the model's place while it is scored, as a graph made of it; None: itself.
     """
 
     name: ClassVar[str]
@@ -185,6 +182,7 @@ class TaskModel(Objective):
             raise ConfigError("no classes to tell apart", where="classes", fix="choose a set with labels")
         self.classes: tuple[str, ...] = tuple(classes)
         self.description: dict[str, Any] = {}
+        self.stand_in: Callable[..., list[Prediction]] | None = None
 
     @property
     def backbone(self) -> Backbone:

@@ -82,7 +82,7 @@ class ChangeModel(DenseModel):
         # One pass over both dates: twice the batch, once the overhead.
         dates_DCHW = torch.cat([images_BCHW, later_BCHW])
         levels = self.pyramid(self.backbone.normalize(dates_DCHW))
-        dates = [level.chunk(2) for level in levels]
+        dates = [level.unflatten(0, (2, -1)).unbind() for level in levels]
         return [fuse(before_BChw, after_BChw, self.fusion) for before_BChw, after_BChw in dates]
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:

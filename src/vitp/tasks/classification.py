@@ -30,7 +30,7 @@ from vitp.metrics.classification import (
     macro_f1,
     mean_average_precision,
 )
-from vitp.metrics.intervals import numbered, rate_interval
+from vitp.metrics.intervals import group_numbers, rate_interval
 from vitp.metrics.rates import with_rates
 from vitp.metrics.results import Prediction, Scores
 from vitp.models.backbone import Backbone
@@ -167,7 +167,7 @@ class ClassificationModel(TaskModel):
             scores = single_label_scores(probability_NK, truth_NK.argmax(1), self.classes)
             guess_NK = F.one_hot(probability_NK.argmax(1), len(self.classes)).bool().numpy()
             right_N = (probability_NK.argmax(1) == truth_NK.argmax(1)).numpy()
-            accurate = rate_interval(right_N, numbered(groups))
+            accurate = rate_interval(right_N, group_numbers(groups))
             scores = replace(scores, value_intervals={"accuracy": accurate})
         return with_rates(scores, self.classes, probability_NK.numpy(), guess_NK, label_NK, groups)
 

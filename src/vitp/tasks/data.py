@@ -63,9 +63,13 @@ def classes_of(labelled: LabelledSet, kind: LabelKind) -> tuple[str, ...]:
     if kind == "presence":
         classes = classes or labelled.scene_classes
     if not classes:
-        raise DataError(
-            f"has no {_LABEL_NAMES[kind]}", where=labelled.name, fix="choose a set or a task that fits"
-        )
+        fix = "choose a set or a task that fits"
+        if labelled.change_classes:
+            fix = (
+                "its masks say what became what between two dates: vitp finetune change learns where something changed, "
+                "and visual instructions (vitp pretrain) what became what"
+            )
+        raise DataError(f"has no {_LABEL_NAMES[kind]}", where=labelled.name, fix=fix)
     return classes
 
 

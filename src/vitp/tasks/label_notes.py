@@ -58,6 +58,10 @@ def label_notes(
                     fix="check the labels and how they are read (vitp data compile tells), or choose other images",
                 )
             notes.append(f"{what}: they can't be scored")
+        if kind == "change" and name == learned and any(item.transition is not None for item in part.items):
+            notes.append(
+                "where something changed is learned, not what became what; visual instructions teach that (vitp pretrain)"
+            )
         missing = [one for one in classes if one not in held]
         if name == learned and kind != "change" and missing and all_seen:
             more = len(missing) - MOST_NAMES

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.checkpoints.bands import check_kernel
-from vitp.checkpoints.description import CONFIG, read_config
+from vitp.checkpoints.description import CONFIG, is_task_config, read_config
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError
@@ -31,6 +31,14 @@ def model_folder(path: str | Path) -> Path:
         where=str(path),
         fix=f"name a run of `vitp finetune` that has finished, or a folder with {CONFIG} and {WEIGHTS}",
     )
+
+
+def is_task_model(path: str | Path) -> bool:
+    """Return whether a run or folder holds a finetuned model, be it broken."""
+    try:
+        return is_task_config(read_config(model_folder(path)))
+    except CheckpointError:
+        return False
 
 
 def task_description(folder: Path) -> dict[str, Any]:

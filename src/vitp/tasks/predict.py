@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -229,6 +230,7 @@ def predictions_of(
     while part := list(islice(items, settings.batch_size)):
         samples = [reader.sample(item, seen, max(settings.scales)) for item in part]
         later = [sample.later_CHW for sample in samples if sample.later_CHW is not None]
-        found = predict_images(model, [sample.image_CHW for sample in samples], settings, later or None)
+        predict = model.stand_in or partial(predict_images, model)
+        found = predict([sample.image_CHW for sample in samples], settings, later or None)
         seen_at = (_somewhere(each, item, reader) for each, item in zip(found, part, strict=True))
         yield from zip(part, samples, seen_at, strict=True)

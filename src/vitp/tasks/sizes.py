@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vitp.data.synthesis.classes import evenly_spaced
+from vitp.io.parts import split_address
 from vitp.io.slides import slide_kind
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.tasks.base import InputSize, LabelKind
@@ -271,8 +272,11 @@ def new_settings(given: Mapping[str, Any], fitted: Mapping[str, Any], place: str
     return found
 
 
-def seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float]:
-    """Return the longest side of the training images, and the factor between their sides and what a model sees."""
+def seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float | str]:
+    """Return the longest side of the training images, and the factor between their sides and what a model sees.
+
+    Where all are slices of volumes in one plane, that plane, too.
+    """
     items = [item for _, item in evenly_spaced(train.items, _LOOKED_AT_LAZY)]
     scales = [
         math.sqrt(math.prod(size.of(item.height, item.width)) / (item.height * item.width)) for item in items
@@ -280,7 +284,15 @@ def seen_sizes(train: LabelledSet, size: InputSize) -> dict[str, float]:
     return {
         "longest": max(max(item.height, item.width) for item in items),
         "scale": round(statistics.median(scales), 6),
+        **_plane(items),
     }
+
+
+def _plane(items: Sequence[LabelledImage]) -> dict[str, str]:
+    parts = [split_address(item.image)[1] for item in items]
+    planes = {part.plane if part.slice is not None else None for part in parts}
+    plane = planes.pop() if len(planes) == 1 else None
+    return {} if plane is None else {"plane": plane}
 
 
 def slide_mpp(train: LabelledSet) -> dict[str, float]:

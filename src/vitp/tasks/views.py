@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError
 from vitp.io.open_pixels import Window
+from vitp.runtime.views import window_starts
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.ground import Ground, ImageGround
 
@@ -69,18 +70,6 @@ SQUARE_LOOKS: dict[str, tuple[tuple[int, bool], ...]] = {
     "d4": tuple((turns, mirrored) for turns in range(4) for mirrored in (False, True)),
 }
 """Quarter turns and mirroring of the views of each window."""
-
-
-def window_starts(length: int, side: int, step: int, origin: int = 0) -> list[int]:
-    """Return where windows begin that cover a length, `step` apart.
-
-    Both ends have a window of full size. Between them windows begin at multiples of `step` from `origin`: two cuts of
-    one mosaic whose origins are the same place see the same windows inside.
-    """
-    if length <= side:
-        return [0]
-    inner = range(origin % step, length - side, step)
-    return sorted({0, *inner, length - side})
 
 
 def _staggered(

@@ -18,11 +18,9 @@ from torch import Tensor
 from vitp.core.tensors import present
 from vitp.io.open_pixels import Window
 from vitp.records.labels import IGNORE
+from vitp.runtime.views import WEIGHT_FLOOR
 from vitp.tasks.ground import Ground, ImageGround
 from vitp.tasks.views import View
-
-WEIGHT_FLOOR = 1e-3
-"""Least weight of a pixel at a window's edge, so that a place that one window alone sees still counts."""
 
 SUMS_BYTES = 256 << 20
 """Of the sums of probabilities that are kept at once; a wider raster is worked on in lanes."""
@@ -203,7 +201,9 @@ class ClassSums:
         if self._sum_KRW is None:
             return Strip(window, torch.full((count, right - left), IGNORE, dtype=torch.uint8), None)
         done_KRW = self._rows(self._sum_KRW.shape[0], count)[:, :count]
-        self._sum_KRW = present(self._sum_KRW)[:, count:].clone()
+        rest_KRW = present(self._sum_KRW)[:, count:]
+        # Below where no view has reached, nothing needs to be summed.
+        self._sum_KRW = rest_KRW.clone() if rest_KRW.numel() else None
         most_RW, classes_RW = done_KRW.max(0)
         classes_RW = classes_RW.to(torch.uint8).masked_fill(most_RW <= 0, IGNORE).cpu()
         shares = (done_KRW / done_KRW.sum(0).clamp(min=1e-12)).cpu() if self._shares else None
@@ -279,6 +279,8 @@ def valid_at(dates: Sequence[Ground], window: Window) -> np.ndarray | None:
 
 def without_nodata(strip: Strip, dates: Sequence[Ground]) -> Strip:
     """Return a strip with nothing known where the image holds nothing."""
+    if strip.shares_KRW is None and bool((strip.classes_RW == IGNORE).all()):
+        return strip
     valid_hw = valid_at(dates, strip.window)
     if valid_hw is None:
         return strip

@@ -21,7 +21,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.benchmarks.base import Benchmark, Reading, option, reader_of
 from vitp.data.formats.channels import declare_channels
 from vitp.data.formats.nnunet import dataset_head
-from vitp.data.formats.volume_cases import CaseLayout, LabelFile, VolumeCase
+from vitp.data.formats.volume_cases import CaseLayout, LabelVolume, VolumeCase
 from vitp.data.formats.volume_names import joined_address
 from vitp.data.formats.volumes import VolumeOptions, add_volumes
 from vitp.io.open_pixels import open_pixels
@@ -142,7 +142,7 @@ def amos_cases(reading: Reading, modality: str = "CT") -> list[VolumeCase]:
         labels = [reading.root / mask] if mask and split != "test" else []
         if reading.has(path, *labels):
             name = path.name.split(".")[0]
-            files = tuple(LabelFile(label) for label in labels)
+            files = tuple(LabelVolume(label) for label in labels)
             cases.append(VolumeCase(name, str(path), files, split, name))
     reading.refuse_missing()
     return cases
@@ -199,7 +199,7 @@ def brats_cases(reading: Reading, channels: str = "flair,t1ce,t2") -> list[Volum
             address = joined_address([paths[name] for name in chosen])
             words = tuple(chosen) if len(chosen) > 1 else ()
             cases.append(
-                VolumeCase(folder.name, address, (LabelFile(paths["seg"]),), None, folder.name, words)
+                VolumeCase(folder.name, address, (LabelVolume(paths["seg"]),), None, folder.name, words)
             )
     reading.refuse_missing()
     return cases

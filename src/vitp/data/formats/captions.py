@@ -13,6 +13,9 @@ from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.tables import (
     DELIMITERS,
     IMAGE_KEYS,
+    PATIENT_KEYS,
+    STUDY_KEYS,
+    TableImages,
     delimiter_of,
     find_key,
     first_table_rows,
@@ -22,15 +25,25 @@ from vitp.data.formats.tables import (
     table_files,
     table_weight,
 )
-from vitp.data.formats.walk import list_images, name_index, read_label_text, split_folders, split_of
+from vitp.data.formats.volume_names import volume_suffix
+from vitp.data.formats.walk import (
+    image_folders,
+    list_images,
+    read_label_text,
+    split_folders,
+    split_of,
+    stem_of,
+)
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.instructions import IMAGE_MARK, text_problem
 from vitp.records.labels import LabelledSet
 
 _TEXT_KEYS = (
     *("caption", "captions", "text", "sentences", "report", "description"),
-    *("sentence", "comment"),
+    *("sentence", "comment", "report_text", "findings", "impression"),
 )
+_SECTIONS = ("findings", "impression")
+"""Columns that are parts of one report."""
 
 _MISSING = frozenset({"nan", "n/a", "#n/a", "na", "<na>", "none", "null", "-", "--"})
 """How tables write that there is no text."""
@@ -42,6 +55,8 @@ class _Row:
     image: str
     texts: tuple[str, ...]
     split: str | None
+    study: bool = False
+    patient: str = ""
 
 
 def read_captions(
@@ -56,7 +71,8 @@ def read_captions(
 
     A table holds rows {"image": …, "caption": text or list} (other usual names of the keys are known), an
     object image → text, or the form {"images": [{"filename", "split", "sentences": [{"raw"}]}]}. Rows of the
-    same image are joined.
+    same image are joined. A report of a study (a row that names the study's folder, or a text beside or in it) is a
+    caption of all images of that study.
 
     Args:
         root: The table, or the folder that holds it, or images with `.txt` files of the same stem beside
@@ -74,33 +90,47 @@ def read_captions(
     path = _table(root, table)
     if path is None:
         return _read_sidecars(builder, root)
-    image_keys = (image_column,) if image_column else IMAGE_KEYS
-    text_keys = (caption_column,) if caption_column else _TEXT_KEYS
+    keys = (
+        (image_column,) if image_column else IMAGE_KEYS,
+        (caption_column,) if caption_column else _TEXT_KEYS,
+    )
+    return _read_table(builder, path, keys)
+
+
+def _read_table(
+    builder: SetBuilder, path: Path, keys: tuple[tuple[str, ...], tuple[str, ...]]
+) -> LabelledSet:
+    """Read a table whose images and texts have one of these keys."""
+    base = builder.root
     texts: dict[Path, list[str]] = {}
-    splits: dict[Path, str | None] = {}
+    rows: dict[Path, _Row] = {}
     if (delimiter := delimiter_of(path)) not in ("", ","):
         builder.understand(f"{builder.place(path)}: its cells are parted by {DELIMITERS[delimiter]}")
-    index: dict[str, list[Path]] | None = None
+    index: TableImages | None = None
     seen = _Texts(builder)
-    for row in _rows(path, builder, image_keys, text_keys, seen):
+    for row in _rows(path, builder, *keys, seen):
         places = (base / folder / row.image for folder in ("", "images", row.split or ""))
-        found = [place for place in places if place.is_file()][:1]
-        if not found and "/" not in row.image:
+        found = [] if row.study else [place for place in places if place.is_file()][:1]
+        if not found:
             # The first image that isn't in the usual places makes all folders of the set be looked through.
-            index = name_index(base) if index is None else index
-            found = [place for place in index.get(row.image, ()) if place.name == row.image]
-        if len(found) != 1:
+            index = TableImages(base) if index is None else index
+            found = index.named(row.image, study=row.study)
+        if not found or (len(found) > 1 and not row.study):
             fate = f"is {len(found)} files" if found else "is missing"
             builder.lose(row.place, f"{row.image} {fate}; left out", absent=not found)
         elif not row.texts:
             builder.note(row.place, "no caption; left out")
         else:
-            texts.setdefault(found[0], []).extend(row.texts)
-            splits[found[0]] = splits.get(found[0]) or row.split
+            for image in found:
+                texts.setdefault(image, []).extend(row.texts)
+                rows[image] = row if image not in rows or rows[image].split is None else rows[image]
     seen.tell()
+    if any(row.study for row in rows.values()):
+        builder.understand(f"{builder.place(path)}: a text is about all images in the folder of its study")
     for image, captions in texts.items():
-        if (size := builder.size_of(image)) is not None:
-            builder.add(image, size, split=splits[image], captions=tuple(dict.fromkeys(captions)))
+        row = rows[image]
+        others = {"group": row.patient, "person": "patient"} if row.patient else {}
+        builder.add_file(image, split=row.split, captions=tuple(dict.fromkeys(captions)), **others)
     return builder.build()
 
 
@@ -110,7 +140,12 @@ def is_caption_table(path: Path) -> bool:
     if not rows or find_key(rows[0], _TEXT_KEYS) is None:
         return False
     image = _values(rows[0], IMAGE_KEYS)
-    return isinstance(image, str) and Path(image.strip()).suffix.lower() in IMAGE_SUFFIXES
+    if isinstance(image, str) and (
+        Path(image.strip()).suffix.lower() in IMAGE_SUFFIXES or volume_suffix(image.strip())
+    ):
+        return True
+    study = _values(rows[0], STUDY_KEYS)
+    return study is not None and bool(TableImages(path.parent).by_study.get(str(study).strip()))
 
 
 def caption_tables(root: Path) -> list[Path]:
@@ -125,11 +160,47 @@ def caption_weight(root: Path) -> Literal["none", "some", "most"]:
     Tables count that are about the images of the folder, and text files beside the first images.
     """
     found = {table_weight(root, path, IMAGE_KEYS) for path in caption_tables(root)}
+    found.add(_report_weight(root))
     bases = [folder / name for _, folder in split_folders(root) for name in ("", "images")]
     for images in (list_images(base)[:20] for base in bases if base.is_dir()):
         texts = sum(image.with_suffix(".txt").is_file() for image in images)
         found.add("none" if not texts else "most" if 2 * texts >= len(images) else "some")
     return "most" if "most" in found else "some" if "some" in found else "none"
+
+
+def study_reports(root: Path) -> dict[Path, tuple[Path, ...]]:
+    """Return the text of each study → its images: a text beside the folder and of its name, or the only one in it."""
+    found = {}
+    for folder in image_folders(root):
+        beside = folder.path.with_name(f"{folder.path.name}.txt")
+        inside = [path for path in sorted(folder.path.glob("*.txt")) if path.stem not in folder.stems]
+        if folder.path != root and beside.is_file():
+            found[beside] = folder.files
+        elif folder.path != root and len(inside) == 1 and split_of(folder.path.name) is None:
+            found[inside[0]] = folder.files
+    # One text in one folder of images is a note about the set.
+    return found if len(found) > 1 else {}
+
+
+def _report_weight(root: Path) -> Literal["none", "some", "most"]:
+    reports = study_reports(root)
+    if not reports:
+        return "none"
+    told = sum(len(files) for files in reports.values())
+    return "most" if 2 * told >= sum(len(folder.files) for folder in image_folders(root)) else "some"
+
+
+def _read_reports(builder: SetBuilder, reports: dict[Path, tuple[Path, ...]]) -> LabelledSet:
+    seen = _Texts(builder)
+    for path, images in reports.items():
+        captions = seen.used(read_label_text(path), builder.place(path))
+        if not captions:
+            builder.note(builder.place(path), f"empty; {len(images)} images left out")
+        for image in images if captions else ():
+            builder.add_file(image, captions=captions)
+    seen.tell()
+    builder.understand(f"{len(reports):,} reports, each about all images of its study")
+    return builder.build()
 
 
 def _table(root: Path, name: str | None) -> Path | None:
@@ -143,18 +214,20 @@ def _table(root: Path, name: str | None) -> Path | None:
 
 
 def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
+    if reports := study_reports(root):
+        return _read_reports(builder, reports)
     seen = _Texts(builder)
     for split, folder in split_folders(root):
         for image in [p for base in (folder, folder / "images") if base.is_dir() for p in list_images(base)]:
-            path = image.with_suffix(".txt")
+            path = image.with_name(f"{stem_of(image)}.txt")
             if not path.is_file():
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
             captions = seen.used(read_label_text(path).splitlines(), builder.place(path))
             if not captions:
                 builder.note(builder.place(path), "empty; image left out")
-            elif (size := builder.size_of(image)) is not None:
-                builder.add(image, size, split=split, captions=captions)
+            else:
+                builder.add_file(image, split=split, captions=captions)
     seen.tell()
     return builder.build()
 
@@ -206,6 +279,10 @@ def _rows(
     for number, row in raw_rows(path):
         place = builder.place(path, number)
         image = _values(row, image_keys) if isinstance(row, dict) else None
+        study = None
+        if image is None and isinstance(row, dict) and find_key(row, image_keys) is None:
+            study = image = _values(row, STUDY_KEYS)
+            image = None if image is None else str(image)
         if not isinstance(image, str) or not image.strip():
             what = f"row names no image (looked for {', '.join(image_keys)})"
             raise DataError(what, where=place, fix="name the key with the option image_column")
@@ -213,8 +290,18 @@ def _rows(
             what = f"row has no caption (looked for {', '.join(text_keys)})"
             raise DataError(what, where=place, fix="name the key with the option caption_column")
         _check_text(image, place)
-        texts = seen.used(_values(row, text_keys), place)
-        yield _Row(place, image.strip(), texts, split_of(str(row.get("split") or "")))
+        texts = seen.used(_text_of(row, text_keys), place)
+        patient = _values(row, tuple(filter(None, (builder.options.patient, *PATIENT_KEYS))))
+        split = split_of(str(row.get("split") or ""))
+        yield _Row(place, image.strip(), texts, split, study is not None, str(patient or "").strip())
+
+
+def _text_of(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    """Return the text of a row; its sections together, where it has them in columns of their own."""
+    if all(find_key(row, (key,)) is not None for key in _SECTIONS) and find_key(row, keys[:-3]) is None:
+        parts = [str(_values(row, (key,)) or "").strip() for key in _SECTIONS]
+        return " ".join(part for part in parts if part and part.lower() not in _MISSING)
+    return _values(row, keys)
 
 
 def _check_text(text: str, place: str) -> None:

@@ -38,7 +38,7 @@ _NEAR_NM = 45.0
 
 @dataclass(frozen=True)
 class _Head:
-    """What the head of a file says: its bands, their wavelengths, the type of their values, what kind of image it is."""
+    """What the head of a file says: its bands, their wavelengths, the type of their values, which kind it is."""
 
     names: tuple[str, ...]
     wavelengths: tuple[float | None, ...]

@@ -11,6 +11,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.tables import (
     IMAGE_KEYS,
+    PATIENT_KEYS,
     STUDY_KEYS,
     TableImages,
     find_key,
@@ -33,17 +34,7 @@ _SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
 _SEVERAL_KEYS = ("labels", "classes", "tags")
 """Names of columns that say that there are several classes."""
 
-_PATIENT_KEYS = (
-    "patient",
-    "patient_id",
-    "patientid",
-    "subject",
-    "subject_id",
-    "case_id",
-    "slide_id",
-    "lesion_id",
-)
-_GROUP_KEYS = ("group", *_PATIENT_KEYS, "series_id", "study_id", "video_id", "scene_id")
+_GROUP_KEYS = ("group", *PATIENT_KEYS, "series_id", "study_id", "video_id", "scene_id")
 _NO_CLASSES = (*_GROUP_KEYS, "age", "sex", "gender", "index", "unnamed:_0", "")
 """Columns that may hold 0 and 1, and are no classes."""
 
@@ -339,7 +330,7 @@ class _Reading:
         denies = len(unknown) < len(columns.one_hot)
         entry = _Entry(labels, told or split, group, where, unknown, number, denies)
         if group:
-            keys = (*_PATIENT_KEYS, self.builder.options.patient)
+            keys = (*PATIENT_KEYS, self.builder.options.patient)
             self.persons[group] = "patient" if find_key({columns.group: 0}, keys) else ""
         for path in places:
             self._enter(path, name, entry)
@@ -390,21 +381,17 @@ class _Reading:
             self.builder.note(
                 self.found.pop(path).where, f"{self.builder.place(path)} has no class; left out"
             )
-        sizes: dict[Path, tuple[int, int]] = {}
+        named = self.known or {name for entry in self.found.values() for name in entry.labels}
         for path, entry in self.found.items():
-            size = self.builder.size_of(path, category=entry.labels[0] if len(entry.labels) == 1 else "")
-            if size is not None:
-                seen.update(entry.labels)
-                sizes[path] = size
-        for path, size in sizes.items():
-            entry = self.found[path]
-            unknown = tuple(name for name in entry.unknown if name in (self.known or seen))
+            unknown = tuple(name for name in entry.unknown if name in named)
             told: dict[str, Any] = {"tags": entry.labels, "unknown": unknown}
             if not self.several:
                 told = {"scene": entry.labels[0]}
             person = self.persons.get(entry.group, "")
-            others = {"group": entry.group, "person": person, "fold": entry.fold}
-            self.builder.add(path, size, split=entry.split, **others, **told)
+            others: dict[str, Any] = {"group": entry.group, "person": person, "fold": entry.fold}
+            category = entry.labels[0] if len(entry.labels) == 1 else ""
+            if self.builder.add_file(path, split=entry.split, category=category, **others, **told):
+                seen.update(entry.labels)
         if self.several:
             self.builder.understand("images may have several classes")
         numbers = all(name.isdigit() for name in seen)

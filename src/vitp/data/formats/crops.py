@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,9 @@ from vitp.data.formats.pixel_masks import MaskWindow, windowed
 from vitp.data.formats.places import GroundPlace, known_geometry, on_one_plane, split_by_place, with_ground
 from vitp.data.formats.slides import with_tissue
 from vitp.io.ground import RASTER_SUFFIXES
+from vitp.io.image_file import open_image
 from vitp.io.images import is_scene, load_image
+from vitp.io.jpeg_segments import write_bare_jpeg
 from vitp.io.parts import base_address, file_stamp, window_address
 from vitp.io.slides import slide_kind
 from vitp.records.geometry import (
@@ -252,13 +253,20 @@ def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir:
     for k in missing:
         with atomic_path(paths[k]) as temporary:
             if image is None:
-                shutil.copyfile(source, temporary)
+                _copy_bare(source, temporary)
             elif ending == ".jpg":
                 crop = image.crop(windows[k])
                 crop.save(temporary, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
             else:
                 image.crop(windows[k]).save(temporary, format="PNG")
     return [str(path) for path in paths]
+
+
+def _copy_bare(source: str, target: Path) -> None:
+    """Copy a JPEG without what is written about it; what only is called one keeps its pixels, too."""
+    with open_image(source) as file:
+        if not write_bare_jpeg(Path(source), target, file.orientation):
+            file.rgb().save(target, format="PNG")
 
 
 def _crop_item(item: LabelledImage, window: MaskWindow, min_visible: float, *, whole: bool) -> LabelledImage:

@@ -71,8 +71,7 @@ def read_folders(
                     continue
                 seen.add(name)
                 for image in folder.files:
-                    if (size := builder.size_of(image, category=name)) is not None:
-                        builder.add(image, size, split=split, scene=name)
+                    builder.add_file(image, split=split, category=name, scene=name)
     names = known or sorted(seen)
     nested_text = "" if depths <= {1} else f", the {'innermost' if level is None else f'{level}.'} folders'"
     builder.understand(f"classes are the folders' names{nested_text}: {', '.join(names[:20])}")

@@ -17,7 +17,7 @@ _FIX = "mend the file, or take it away and name the classes with -o classes=NAME
 
 
 @dataclass(frozen=True)
-class Region:
+class LabelRegion:
     """A class of `dataset.json`: its name and the values that it is made of; several overlap with other regions."""
 
     name: str
@@ -40,7 +40,7 @@ class DatasetHead:
 
     path: Path
     channels: tuple[str, ...]
-    regions: tuple[Region, ...]
+    regions: tuple[LabelRegion, ...]
     order: tuple[int, ...] = ()
     ignore: int | None = None
     ending: str = ""
@@ -63,7 +63,7 @@ class DatasetHead:
         said: list[str] = []
         ordered = list(self.regions)
         if all(region.name.lower() != BACKGROUND for region in ordered):
-            ordered.insert(0, Region(BACKGROUND, (0,)))
+            ordered.insert(0, LabelRegion(BACKGROUND, (0,)))
         names = tuple(region.name for region in ordered)
         index_of: dict[int, int] = {}
         for place, region in enumerate(ordered):
@@ -127,14 +127,14 @@ def _channel_names(named: Any, path: Path) -> tuple[str, ...]:
     return tuple(str(named[key]).strip() for key in sorted(named, key=int))
 
 
-def _regions(labels: Mapping[str, Any], path: Path) -> tuple[tuple[Region, ...], int | None]:
+def _regions(labels: Mapping[str, Any], path: Path) -> tuple[tuple[LabelRegion, ...], int | None]:
     """Return the classes in the order of the file: index → name (version 1), or name → value or values."""
     by_index = all(str(key).lstrip("-").isdecimal() for key in labels)
     if by_index and all(isinstance(value, str) for value in labels.values()):
         pairs: list[tuple[str, Any]] = [(labels[key], int(key)) for key in sorted(labels, key=int)]
     else:
         pairs = list(labels.items())
-    regions: list[Region] = []
+    regions: list[LabelRegion] = []
     ignore: int | None = None
     for name, told in pairs:
         values = told if isinstance(told, list | tuple) else [told]
@@ -144,7 +144,7 @@ def _regions(labels: Mapping[str, Any], path: Path) -> tuple[tuple[Region, ...],
         if is_ignored_name(str(name)) and len(values) == 1:
             ignore = int(values[0])
         else:
-            regions.append(Region(str(name).strip(), tuple(int(value) for value in values)))
+            regions.append(LabelRegion(str(name).strip(), tuple(int(value) for value in values)))
     return tuple(regions), ignore
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitp.data.formats.volume_names import MODALITIES
+from vitp.data.formats.volume_names import MODALITY_WORDS, is_volume_name
 from vitp.io.acquisition import Acquisition
+from vitp.io.dicom_labels import dicom_role
 from vitp.io.parts import FilePart, part_address
 from vitp.io.volume_grid import VolumeGrid
+from vitp.io.volume_kinds import is_dicom_file, volume_kind
 from vitp.io.volumes import open_volume
 from vitp.records.labels import LabelledSet
 
 BACKGROUND_SHARE = 0.1
 """Training slices in which nothing is labelled, as a share of those in which something is."""
+
+_ANONYMOUS = re.compile(r"(?i)anon|^0*\||unknown|^x+\||de-?identified|removed")
+"""Ids that stand for no patient."""
 
 _CT, _PET = ("ct", "cta", "cbct", "ncct"), ("pet", "pt", "suv")
 
@@ -47,6 +54,18 @@ class VolumeFacts:
         """
         volume = open_volume(address)
         return cls(address, volume.grid, volume.acquisition or Acquisition(), volume.findings)
+
+    def patient(self) -> str:
+        """Return what tells its patient from others, as the header of a DICOM file has it; "" where nothing does.
+
+        It is used in memory alone. Sets that were made anonymous may call all patients alike; then studies count.
+        """
+        paths = [path for path in open_volume(self.address).source if is_dicom_file(path)]
+        if not paths:
+            return ""
+        role = dicom_role(paths[0])
+        anonymous = not role.patient or _ANONYMOUS.search(role.patient) is not None
+        return role.study if anonymous else role.patient
 
     def count(self, plane: str) -> int:
         """Return how many slices there are in a plane."""
@@ -80,10 +99,15 @@ class VolumeFacts:
         }
 
 
+def is_medical(path: Path) -> bool:
+    """Return whether a file or folder holds a volume or a medical image."""
+    return (path.is_dir() or is_volume_name(path)) and volume_kind(path) is not None
+
+
 def modality_of(names: Sequence[str]) -> str:
     """Return DICOM's code of the modality that the names of channels say; "" where they don't."""
     words = [name.lower() for name in names]
-    if not words or not all(word in MODALITIES or word.split("_")[0] in MODALITIES for word in words):
+    if not words or not all(word in MODALITY_WORDS or word.split("_")[0] in MODALITY_WORDS for word in words):
         return ""
     kinds = {"CT" if word in _CT else "PT" if word in _PET else "MR" for word in words}
     return kinds.pop() if len(kinds) == 1 else ""

@@ -20,6 +20,16 @@ IMAGE_KEYS = (
     *("image", "file_name", "filename", "path", "filepath", "image_path", "image_name", "imagename", "img"),
     *("image_id", "file", "fname", "img_path", "image_file", "image_index", "dicom_id"),
 )
+PATIENT_KEYS = (
+    "patient",
+    "patient_id",
+    "patientid",
+    "subject",
+    "subject_id",
+    "case_id",
+    "slide_id",
+    "lesion_id",
+)
 STUDY_KEYS = ("study_id", "study", "studyinstanceuid", "study_instance_uid", "accession", "case_id", "case")
 """Columns that name a study: a folder of images."""
 
@@ -188,10 +198,10 @@ class TableImages:
     def named(self, text: str, *, study: bool = False) -> list[Path]:
         """Return the images that a cell names, those of its study where the column names studies."""
         if study:
-            return list(self.by_study.get(text) or self.by_name.get(text, ()))
+            return list(self.by_study.get(text) or self.by_name.get(text, []))
         parts = Path(text).parts
         tails = ("/".join(parts[first:]) for first in range(len(parts)))
-        return list(self.by_name.get(text) or next((self.by_name[t] for t in tails if t in self.by_name), ()))
+        return list(self.by_name.get(text) or next((self.by_name[t] for t in tails if t in self.by_name), []))
 
 
 def refuse_several_tables(root: Path, paths: Sequence[Path]) -> None:

@@ -3,7 +3,7 @@
 | layout | example |
 |---|---|
 | folders | `imagesTr/liver_1_0000.nii.gz`, `labelsTr/liver_1.nii.gz`; also `train/images`, `images` + `masks` |
-| a folder a case | `BraTS2021_00000/BraTS2021_00000_{flair,t1,t1ce,t2,seg}.nii.gz`; `case_1/imaging.nii.gz`, `case_1/segmentation.nii.gz` |
+| a folder a case | `BraTS2021_00000/…_{flair,t1,t1ce,t2,seg}.nii.gz`; `case_1/{imaging,segmentation}.nii.gz` |
 | a file an object | `s0001/ct.nii.gz`, `s0001/segmentations/liver.nii.gz` |
 | BIDS | `sub-01/anat/sub-01_T1w.nii.gz`, `derivatives/…/sub-01_dseg.nii.gz` |
 | DICOM | folders of series, with segmentations (SEG) or structure sets (RTSTRUCT) that name their series |
@@ -24,10 +24,9 @@ from vitp.data.formats.volume_names import (
     ends_as_mask,
     joined_address,
     modality_word,
-    volume_files,
     volume_stem,
 )
-from vitp.data.formats.walk import Folder, described, within
+from vitp.data.formats.walk import Folder, described, volume_files, within
 from vitp.io.dicom_labels import RTSTRUCT, SEG, DicomRole, dicom_role
 from vitp.io.volume_kinds import is_dicom_file
 
@@ -35,7 +34,7 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 
 
 @dataclass(frozen=True)
-class LabelFile:
+class LabelVolume:
     """A file of labels: the name of the one object that it holds ("" where its values are classes), and its role."""
 
     path: Path
@@ -58,7 +57,7 @@ class VolumeCase:
 
     name: str
     address: str
-    labels: tuple[LabelFile, ...] = ()
+    labels: tuple[LabelVolume, ...] = ()
     split: str | None = None
     patient: str = ""
     channels: tuple[str, ...] = ()
@@ -124,7 +123,7 @@ def _case(
     root: Path,
     name: str,
     files: Sequence[tuple[str, Path]],
-    labels: Sequence[LabelFile],
+    labels: Sequence[LabelVolume],
     channels: Sequence[str] = (),
     split: str | None = None,
 ) -> VolumeCase:
@@ -224,7 +223,7 @@ def _pair(
     for name, files in _grouped(images.files).items():
         bare = re.sub(r"[_\-. ](?:image|img|ct|mr|mri|volume|vol|scan)$", "", name, flags=re.IGNORECASE)
         mask = by_name.get(name) or by_name.get(bare)
-        labels = [] if mask is None else [LabelFile(mask)]
+        labels = [] if mask is None else [LabelVolume(mask)]
         used.update(label.path for label in labels)
         layout.cases.append(
             _case(root, f"{inside}/{name}" if inside else name, files, labels, channels, images.split)
@@ -247,7 +246,7 @@ def _in_folders(root: Path, files: Sequence[Path], channels: Sequence[str]) -> C
         masks = {file: key for file in own if (key := ends_as_mask(volume_stem(file))) is not None}
         plain = [file for file in own if file not in masks]
         if folder in of_objects:
-            objects = [LabelFile(file, volume_stem(file)) for file in by_folder[of_objects[folder]]]
+            objects = [LabelVolume(file, volume_stem(file)) for file in by_folder[of_objects[folder]]]
             layout.cases.append(_case(root, place, _by_modality(plain), objects, channels))
             continue
         keys = sorted({*masks.values()}, key=len, reverse=True)
@@ -260,7 +259,7 @@ def _in_folders(root: Path, files: Sequence[Path], channels: Sequence[str]) -> C
             )
             groups[key].append(file)
         for key, images in groups.items():
-            labels = [LabelFile(file) for file, mine in masks.items() if mine == key]
+            labels = [LabelVolume(file) for file, mine in masks.items() if mine == key]
             name = place if key == "" or folder.name == key else f"{place}/{key}"
             layout.cases.append(_case(root, name.removeprefix("./"), _by_modality(images), labels, channels))
         layout.strangers += [file for file, key in masks.items() if key not in groups]
@@ -320,7 +319,7 @@ def _bids(root: Path, files: Sequence[Path], channels: Sequence[str]) -> CaseLay
             images[key].append((volume_stem(file).rpartition("_")[2], file))
     layout = CaseLayout()
     for key, own in images.items():
-        labels = [LabelFile(file) for file in masks.get(key, ())]
+        labels = [LabelVolume(file) for file in masks.get(key, ())]
         case = _case(root, key, own, labels, channels)
         layout.cases.append(replace(case, patient=key.partition("_")[0]))
     layout.strangers = [file for key, own in masks.items() if key not in images for file in own]
@@ -348,13 +347,13 @@ def _dicom(root: Path, files: Sequence[Path]) -> CaseLayout | None:
         if path not in labels and role.series:
             series[role.series].append(path)
     layout = CaseLayout(understood=["DICOM: series with segmentations or structure sets that name them"])
-    of: dict[str, list[LabelFile]] = defaultdict(list)
+    of: dict[str, list[LabelVolume]] = defaultdict(list)
     for path, role in labels.items():
         uid = role.of_series if role.of_series in series else _of_frame(role, series, roles)
         if uid is None:
             layout.strangers.append(path)
         else:
-            of[uid].append(LabelFile(path, role=role.modality))
+            of[uid].append(LabelVolume(path, role=role.modality))
     for uid, paths in series.items():
         if uid not in of:
             place = within(paths[0].parent, root)

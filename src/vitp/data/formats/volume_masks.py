@@ -21,9 +21,6 @@ from vitp.io.volume_labels import HeldLabels, SlicePlace, held_labels
 from vitp.io.volumes import open_volume
 from vitp.records.labels import IGNORE
 
-Values = tuple[tuple[int, int], ...]
-"""(value in the file, class index) pairs."""
-
 
 @dataclass(frozen=True, slots=True)
 class VolumeLayer:
@@ -31,7 +28,7 @@ class VolumeLayer:
 
     Attributes:
         path: Of the file.
-        values: Which of its values are which class. 0 leaves what is below unless it is among them. Others are unknown,
+        values: (value, class index) pairs. 0 leaves what is below unless it is among them. Others are unknown,
             where several are named; where only one is, they are none of this layer's.
         band: Of a volume that has several.
         segment: Of a DICOM segmentation or structure set.
@@ -39,7 +36,7 @@ class VolumeLayer:
     """
 
     path: str
-    values: Values
+    values: tuple[tuple[int, int], ...]
     band: int = 0
     segment: int | None = None
     reference: str = ""
@@ -123,7 +120,7 @@ class VolumeMask:
             grid = open_volume(self.turned).grid if self.turned else held.grid
             labels_HW = grid.as_slices(held.labels_IJK, self.plane)[self.number]
             x1, y1, x2, y2 = self.window or (0, 0, labels_HW.shape[1], labels_HW.shape[0])
-            return labels_HW[y1:y2, x1:x2].copy()
+            return np.array(labels_HW[y1:y2, x1:x2])
         found_HW, inside_HW = held.at(self.place.world(self.window))
         found_HW[~inside_HW] = 0 if held.sparse else IGNORE
         return found_HW

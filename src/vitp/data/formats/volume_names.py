@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.io.dicom_labels import dicom_role
 from vitp.io.parts import base_address
 from vitp.io.volume_kinds import is_dicom_file
 
@@ -63,7 +64,7 @@ _MASK_ENDS = frozenset(
         *("segm", "consensus", "labelmap"),
     )
 )
-MODALITIES = frozenset(
+MODALITY_WORDS = frozenset(
     (
         *(
             "t1",
@@ -148,8 +149,6 @@ def _numbered(name: str) -> bool:
 
 def _one_series(folder: Path) -> bool:
     """Return whether a folder's first files are slices of one series, and not an X-ray each."""
-    from vitp.io.dicom_labels import dicom_role
-
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     roles = []
     for path in files[:2]:
@@ -171,14 +170,6 @@ def is_volume_name(path: Path) -> bool:
     return bare and path.is_file() and is_dicom_file(path)
 
 
-def volume_files(root: Path) -> list[Path]:
-    """Return the volumes below a folder, sorted: files, and folders that hold a series."""
-    from vitp.data.formats.walk import files_below
-
-    found = files_below(root, whole=is_series)
-    return [path for path in found if path.is_dir() or is_volume_name(path)]
-
-
 def ends_as_mask(stem: str) -> str | None:
     """Return a mask's name without the word that says so ("case_1_seg" → "case_1", "seg" → ""); None: it is no mask."""
     words = _BETWEEN.split(stem)
@@ -190,9 +181,9 @@ def ends_as_mask(stem: str) -> str | None:
 
 
 def modality_word(stem: str) -> tuple[str, str]:
-    """Return a name without the modality at its end, and that word ("case_1_t1ce" → "case_1", "t1ce"); else "" for it."""
+    """Return a name without the modality at its end, and that word or "" ("case_1_t1ce" → "case_1", "t1ce")."""
     words = _BETWEEN.split(stem)
-    if words[-1].lower() in MODALITIES:
+    if words[-1].lower() in MODALITY_WORDS:
         return stem[: -len(words[-1])].rstrip("_-. "), words[-1]
     return stem, ""
 

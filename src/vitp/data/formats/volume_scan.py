@@ -15,7 +15,7 @@ from vitp.core.errors import DataError
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.slices import VolumeFacts
-from vitp.data.formats.volume_cases import LabelFile, VolumeCase
+from vitp.data.formats.volume_cases import LabelVolume, VolumeCase
 from vitp.data.formats.volume_masks import VolumeLayer, VolumeMask, painted
 from vitp.io.dicom_labels import RTSTRUCT, segment_names
 from vitp.io.parts import FilePart, part_address
@@ -268,7 +268,7 @@ def scan_objects(
     return found
 
 
-def _parts(label: LabelFile, reference: str) -> list[tuple[str, VolumeLayer]]:
+def _parts(label: LabelVolume, reference: str) -> list[tuple[str, VolumeLayer]]:
     """Return name and layer of each object of a file, without class."""
     path = str(label.path)
     if label.role:

@@ -29,7 +29,7 @@ from vitp.data.formats.volume_cases import CaseLayout, VolumeCase, find_cases
 from vitp.data.formats.volume_scan import LabelScan, scan_objects, scan_values
 from vitp.data.formats.walk import comma_list
 from vitp.io.volume_labels import header_segments
-from vitp.records.labels import IGNORE, LabelledSet
+from vitp.records.labels import IGNORE, LabelledSet, ObjectLabel
 
 _MOST_CLASSES = 255
 _GRIDS = ("", "world", "voxels")
@@ -295,7 +295,7 @@ class _Reading:
         return MaskClasses(names, pairs, ("names of the segments from the masks' headers",))
 
     def _refuse_instances(self) -> None:
-        """Refuse values that may be numbers of objects: nobody named them, and they run to another last one each time."""
+        """Refuse values that nobody named and that run to another last one each time: they may be objects."""
         if self.own.mask_type:
             return
         tops = []
@@ -368,12 +368,10 @@ class _Reading:
         name = f"{case.name}/{number:04d}"
         labels: dict[str, Any] = facts.known(number, self.plane, self.modality)
         if scan is not None and self.own.mask_type == "instances":
-            objects, ignored = (), ()
+            found: tuple[tuple[ObjectLabel, ...], tuple[ObjectLabel, ...]] = ((), ())
             if scan.slices[number]:
-                objects, ignored = numbered_objects(
-                    self.builder, Path(scan.mask_address(number)), named.names[0]
-                )
-            labels |= {"objects": objects, "ignored": ignored}
+                found = numbered_objects(self.builder, Path(scan.mask_address(number)), named.names[0])
+            labels |= {"objects": found[0], "ignored": found[1]}
         elif scan is not None:
             labels["semantic"] = scan.mask(number, named.values)
         if scan is not None and not scan.slices[number]:

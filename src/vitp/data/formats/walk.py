@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
 from vitp.core.reading import check_file, parse_json, parse_xml, read_text
+from vitp.data.formats.volume_names import is_series, is_volume_name, volume_suffix
 from vitp.io.band_folders import is_band_folder
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.io.slides import is_zarr_image
@@ -139,8 +140,8 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def _is_one(folder: Path) -> bool:
-    """Return whether a folder is one image: a file a band, or an OME-Zarr."""
-    return is_zarr_image(folder) or is_band_folder(folder)
+    """Return whether a folder is one image: a file a band, an OME-Zarr, or the DICOM files of a series."""
+    return is_zarr_image(folder) or is_band_folder(folder) or is_series(folder)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -188,8 +189,20 @@ def files_below(
     return [path for path in walk(folder, ()) if not suffix or path.suffix.lower() == suffix]
 
 
+def volume_files(root: Path) -> list[Path]:
+    """Return the volumes and medical images below a folder, sorted: files, and folders that hold a series."""
+    found = files_below(root, whole=is_series)
+    return [path for path in found if path.is_dir() or is_volume_name(path)]
+
+
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES or bool(volume_suffix(name))
+
+
+def stem_of(path: Path) -> str:
+    """Return a file's name without its suffix, of two parts where volumes have them (`.nii.gz`)."""
+    suffix = volume_suffix(path.name)
+    return path.name[: -len(suffix)] if suffix else path.stem
 
 
 def child(base: Path, names: Sequence[str]) -> Path | None:
@@ -250,7 +263,7 @@ class Folder:
     @property
     def stems(self) -> set[str]:
         """Names of the files without suffix."""
-        return {file.stem for file in self.files}
+        return {stem_of(file) for file in self.files}
 
 
 def words_of(name: str) -> list[str]:
@@ -331,6 +344,6 @@ def name_index(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for folder in image_folders(root):
         for file in folder.files:
-            for name in dict.fromkeys((file.name, file.stem, within(file, root))):
+            for name in dict.fromkeys((file.name, stem_of(file), within(file, root))):
                 found.setdefault(name, []).append(file)
     return found

@@ -181,8 +181,8 @@ def s2looking(root: str = "data/s2looking", *, backbone: str = REMOTE_SENSING_WE
 def amos2022(root: str = "data/amos2022", *, backbone: str = MEDICAL_WEIGHTS) -> FinetuneConfig:
     """AMOS2022: organs in CT slices. Expected: 90.60 mDice ± 1.0.
 
-    Data: `vitp data prepare amos2022 --root DOWNLOAD --out data/amos2022 --protocol paper` cuts the volumes into
-    slices.
+    Data: `vitp data prepare amos2022 --root DOWNLOAD --out data/amos2022 --protocol paper`; slices stay in their
+    volumes.
     Command: `torchrun --nproc-per-node 8 -m vitp recipes run amos2022 --data data/amos2022 --out runs/amos2022`
     """
     return _pixels(DOWNSTREAM["amos2022"], root, backbone)
@@ -191,8 +191,8 @@ def amos2022(root: str = "data/amos2022", *, backbone: str = MEDICAL_WEIGHTS) ->
 def brats2021(root: str = "data/brats2021", *, backbone: str = MEDICAL_WEIGHTS) -> FinetuneConfig:
     """BraTS2021: parts of brain tumours in MRI slices. Expected: 72.11 mDice ± 1.0.
 
-    Data: `vitp data prepare brats2021 --root DOWNLOAD --out data/brats2021 --protocol paper` cuts the volumes into
-    slices.
+    Data: `vitp data prepare brats2021 --root DOWNLOAD --out data/brats2021 --protocol paper`; slices stay in their
+    volumes.
     Command: `torchrun --nproc-per-node 8 -m vitp recipes run brats2021 --data data/brats2021 --out runs/brats2021`
     """
     return _pixels(DOWNSTREAM["brats2021"], root, backbone)
@@ -209,7 +209,7 @@ def covidquex(root: str = "data/covidquex", *, backbone: str = MEDICAL_WEIGHTS) 
 
 _ANY_ANGLE: dict[str, Any] = {"rotate": 180.0, "rotate90": False}
 _READS_PREPARED = ("dota_v2", "isaid", "whu_cd", "amos2022", "brats2021")
-"""These read the crops of large images and slices of volumes that `vitp data prepare` writes."""
+"""These read what `vitp data prepare` writes: crops of large images, labels of slices."""
 _STAND_INS: dict[str, dict[Literal["val", "test"], Literal["train", "val", "test"]]] = {
     "dota_v2": {"test": "val"},
     "loveda": {"test": "val"},

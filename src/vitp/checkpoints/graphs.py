@@ -1,0 +1,97 @@
+"""Modules as graphs that run without their code: ONNX, or a program of torch.export.
+
+Shapes: B images.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitp.core.errors import ConfigError
+
+GraphKind = Literal["onnx", "torch-export"]
+OPSET = 18
+
+_MOST_IMAGES = 4096
+
+
+def need_onnx(*packages: str) -> None:
+    """Do nothing where packages that ONNX needs are installed.
+
+    Raises:
+        ConfigError: They aren't.
+    """
+    if any(importlib.util.find_spec(name) is None for name in packages or ("onnx",)):
+        raise ConfigError(
+            "ONNX needs the packages onnx and onnxruntime",
+            where="--format onnx",
+            fix='install them with: pip install "vitp[onnx]"',
+        )
+
+
+def write_graph(
+    module: nn.Module,
+    sample: Tensor,
+    kind: GraphKind,
+    path: Path,
+    *,
+    outputs: Sequence[str],
+    any_batch: bool = True,
+) -> None:
+    """Write a module of one input, `image`.
+
+    Args:
+        module: In eval mode, on the CPU.
+        sample: (B, …) an input; the batch isn't 1 where any number of images may come.
+        kind: "onnx" or "torch-export".
+        path: File.
+        outputs: Names of what the module returns.
+        any_batch: Whether the graph takes any number of images; False: as many as the sample has.
+    """
+    batch = {0: torch.export.Dim("batch", min=1, max=_MOST_IMAGES)}
+    shapes = (batch,) if any_batch else None
+    if kind == "torch-export":
+        torch.export.save(torch.export.export(module, (sample,), dynamic_shapes=shapes), path)
+        return
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": list(outputs), "opset_version": OPSET}
+    with _quiet():
+        if importlib.util.find_spec("onnxscript") is not None:
+            names |= {"dynamic_shapes": shapes, "external_data": False, "verbose": False}
+            torch.onnx.export(module, (sample,), path, dynamo=True, **names)
+        else:
+            if any_batch:
+                names["dynamic_axes"] = {name: {0: "batch"} for name in ("image", *outputs)}
+            torch.onnx.export(module, (sample,), path, dynamo=False, **names)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Keep the exporters' words about what they take for constant to themselves: a comparison follows anyway."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def add_metadata(path: Path, texts: Mapping[str, str]) -> None:
+    """Write texts into an ONNX file by their names."""
+    import onnx
+
+    model = onnx.load(path)
+    kept = {entry.key: entry.value for entry in model.metadata_props} | dict(texts)
+    onnx.helper.set_model_props(model, kept)
+    onnx.save(model, path)

@@ -1,0 +1,1 @@
+"""Finetuned models as graphs for other runtimes: written, compared with the model, quantised, described."""

@@ -1,0 +1,94 @@
+"""Where windows lie that cover an image, and how much each of their pixels counts.
+
+Shapes: H × W pixels of the image, h × w pixels of a window.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+WEIGHT_FLOOR = 1e-3
+"""Least weight of a pixel at a window's edge, so that a place that one window alone sees still counts."""
+
+SeenWindow = tuple[int, int, int, int]
+
+
+def window_starts(length: int, side: int, step: int, origin: int = 0) -> list[int]:
+    """Return where windows begin that cover a length, `step` apart.
+
+    Both ends have a window of full size. Between them windows begin at multiples of `step` from `origin`: two cuts of
+    one mosaic whose origins are the same place see the same windows inside.
+    """
+    if length <= side:
+        return [0]
+    inner = range(origin % step, length - side, step)
+    return sorted({0, *inner, length - side})
+
+
+def window_layout(
+    size: tuple[int, int],
+    seen: tuple[int, int],
+    sides: tuple[int, int],
+    overlap: float,
+    origin: tuple[int, int] = (0, 0),
+) -> list[tuple[SeenWindow, tuple[int, int]]]:
+    """Return windows over an image, row by row: x1, y1, x2, y2 in its pixels, and the height and width that each gets.
+
+    Args:
+        size: Height and width of the image.
+        seen: Height and width that the image gets as a whole.
+        sides: Height and width of a window.
+        overlap: Share of a window that the next one sees again.
+        origin: x and y in pixels of the image from which windows are counted.
+    """
+    (height, width), (rows, columns) = size, seen
+    steps = [side - int(overlap * side) for side in sides]
+    found = []
+    for y in window_starts(rows, sides[0], steps[0], origin[1] * rows // height):
+        for x in window_starts(columns, sides[1], steps[1], origin[0] * columns // width):
+            y2, x2 = min(y + sides[0], rows), min(x + sides[1], columns)
+            window = (
+                x * width // columns,
+                y * height // rows,
+                min(math.ceil(x2 * width / columns), width),
+                min(math.ceil(y2 * height / rows), height),
+            )
+            found.append((window, (y2 - y, x2 - x)))
+    return found
+
+
+def seen_size(mode: str, side: int | None, height: int, width: int) -> tuple[int, int]:
+    """Return the height and width that an image gets.
+
+    Args:
+        mode: `fixed`: a square of `side`; `short` or `long`: that side becomes `side`; `none`: as it is.
+        side: Pixels; None with `none` alone.
+        height, width: Of the image.
+    """
+    if mode == "none" or side is None:
+        return height, width
+    if mode == "fixed":
+        return side, side
+    own = min(height, width) if mode == "short" else max(height, width)
+    return max(1, round(height * side / own)), max(1, round(width * side / own))
+
+
+def window_weights(window: SeenWindow, size: tuple[int, int]) -> np.ndarray:
+    """Return (h, w) float32 weights of a window's pixels: less towards its edges, but for those of the image."""
+    x1, y1, x2, y2 = window
+    rows = _tapered(y2 - y1, y1 == 0, y2 == size[0])
+    weights: np.ndarray = rows[:, None] * _tapered(x2 - x1, x1 == 0, x2 == size[1])
+    return weights
+
+
+def _tapered(length: int, begins: bool, ends: bool) -> np.ndarray:
+    wave: np.ndarray = np.sin(np.pi * (np.arange(length, dtype=np.float32) + 0.5) / length) ** 2
+    wave = np.maximum(wave, WEIGHT_FLOOR).astype(np.float32)
+    half = length // 2
+    if begins:
+        wave[: length - half] = 1
+    if ends:
+        wave[half:] = 1
+    return wave
