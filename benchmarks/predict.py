@@ -52,7 +52,6 @@ def measure(task: str, wanted: argparse.Namespace, folder: Path) -> dict[str, An
         predict()
         times.append(time.perf_counter() - began)
     memory = peak_memory(predict, device)
-    del run, model
     gc.collect()
     with contextlib.suppress(RuntimeError):
         torch.cuda.empty_cache()
