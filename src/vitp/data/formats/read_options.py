@@ -29,7 +29,7 @@ class ReadOptions:
         partial: Images that lists, tables and labels name may be missing.
         block: Side in metres of the blocks that splits are drawn in, where the files say where they lie.
         buffer: Metres that images of different splits are apart at least, likewise.
-        plane: Of the slices of volumes: "axial", "coronal", "sagittal" or "stored"; by default across their widest step.
+        plane: Of the slices of volumes ("axial", "coronal", "sagittal", "stored"); by default across their widest step.
         every: Of volumes with masks each slice whose number this divides, by default all; of volumes that are labelled
             as a whole, by default the middle one alone.
         modality: DICOM's code (CT, MR, …) of medical images whose files don't tell it.
