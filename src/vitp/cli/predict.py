@@ -68,10 +68,6 @@ _Pictures: TypeAlias = Annotated[
     ),
 ]
 
-_Resume: TypeAlias = Annotated[
-    bool, typer.Option("--resume", help="Go on where the same command was killed.")
-]
-
 
 def predict_command(
     run: TaskRun,
