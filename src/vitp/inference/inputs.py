@@ -28,9 +28,9 @@ from vitp.io.ground import may_be_placed, need_geo, reproject
 from vitp.io.images import MissingBands, image_size, is_scene, load_image
 from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
 from vitp.io.parts import split_address
-from vitp.io.volume_kinds import volume_kind
 from vitp.io.slides import is_zarr_image, slide_kind
 from vitp.io.tissue import Tissue
+from vitp.io.volume_kinds import volume_kind
 from vitp.records.channels import Channels
 from vitp.tasks.ground import RasterGround
 
