@@ -30,6 +30,7 @@ from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_
 from vitp.io.parts import split_address
 from vitp.io.slides import is_zarr_image, slide_kind
 from vitp.io.tissue import Tissue
+from vitp.io.volume_kinds import volume_kind
 from vitp.records.channels import Channels
 from vitp.tasks.ground import RasterGround
 
@@ -108,7 +109,8 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
         if not base.is_dir() or is_zarr_image(base) or (bands and is_band_folder(base)):
             files.append(str(path))
             continue
-        inside = sorted({*map(str, list_images(base)), *volumes_in(base)})
+        pictures = [str(path) for path in list_images(base) if volume_kind(path) is None]
+        inside = sorted({*pictures, *volumes_in(base)})
         if not inside:
             raise DataError("holds no images", where=str(path), fix="name a folder of images or volumes")
         files += inside
