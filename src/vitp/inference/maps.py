@@ -33,7 +33,7 @@ from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
 from vitp.tasks.predict import unit_objects
 from vitp.tasks.views import View, views_of
-from vitp.tasks.windows import Strip, Unit, class_strips, in_lanes, units_of
+from vitp.tasks.windows import SUMS_BYTES, Strip, Unit, class_strips, in_lanes, units_of
 
 Piece = TypeVar("Piece")
 
@@ -153,7 +153,9 @@ class RasterPrediction:
         height, width = self.size
         lanes = [((0, width), self.views)]
         if isinstance(self.model, DenseModel):
-            lanes = in_lanes(self.views, width, len(self.model.classes))
+            # Most of a slide is empty: narrower lanes cost little there, and less memory.
+            most = SUMS_BYTES if self.dates[0].tissue is None else SUMS_BYTES // 4
+            lanes = in_lanes(self.views, width, len(self.model.classes), most)
         return [
             Lane(columns, tuple(units_of(views, height, self.settings.batch_size)))
             for columns, views in lanes

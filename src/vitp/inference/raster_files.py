@@ -276,7 +276,7 @@ class RasterWork:
 
     def _write_picture(self, prediction: RasterPrediction, boxes: list[ViewObjects]) -> None:
         ground = prediction.dates[-1]
-        image = ground_picture(ground, PICTURE_PIXELS)
+        image = ground_picture(ground, PICTURE_PIXELS // (1 if self.slide is None else 4))
         scale = image.width / ground.size[1]
         found = Prediction()
         if isinstance(self.model, DenseModel):

@@ -75,12 +75,14 @@ def units_of(views: Sequence[View], height: int, batch_size: int) -> list[Unit]:
     ]
 
 
-def in_lanes(views: Sequence[View], width: int, classes: int) -> list[tuple[tuple[int, int], list[View]]]:
-    """Return ranges of columns, each with the views that see a part of it: their sums fit into `SUMS_BYTES`."""
+def in_lanes(
+    views: Sequence[View], width: int, classes: int, most_bytes: int = SUMS_BYTES
+) -> list[tuple[tuple[int, int], list[View]]]:
+    """Return ranges of columns, each with the views that see a part of it: their sums fit into so many bytes."""
     tallest = max(view.window[3] - view.window[1] for view in views)
     widest = max(view.window[2] - view.window[0] for view in views)
     # Narrow lanes would see most windows twice.
-    most = max(SUMS_BYTES // (8 * classes * tallest), 4 * widest)
+    most = max(most_bytes // (8 * classes * tallest), 4 * widest)
     count = -(-width // most)
     edges = [width * number // count for number in range(count + 1)]
     return [
