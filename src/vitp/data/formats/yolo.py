@@ -78,8 +78,8 @@ def read_yolo(
     told = find_data_yaml(root)
     names, origin = (known, "the option classes") if (known := comma_list(classes)) else _names(root, told)
     builder.understand(f"class numbers: 0–{len(names) - 1}, named by {origin}")
-    for name in doubles(names):
-        builder.understand(f'classes: several numbers are called "{name}" and count as one class')
+    double = 'classes: several numbers are called "{}" and count as one class'
+    builder.understood += [double.format(name) for name in doubles(names)]
     labels = _labels(builder, told)
     form = form_of(rows, survey(entry.labels for entry in labels), told.keypoints() if told else None)
     if form.text:
