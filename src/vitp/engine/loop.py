@@ -156,10 +156,9 @@ class Trainer:
         """
         numerics.seed_step(self.config.seed, self.step, self.rank)
         lr = set_lr(self.optimizer, self.optim, lr_factor(self.step, self.config.steps, self.optim))
-        last = len(batches) - 1
-        losses_MK = torch.stack(
-            [self.forward_backward(b, counts, sync=i == last) for i, b in enumerate(batches)]
-        )
+        syncs = [number == len(batches) for number in range(1, len(batches) + 1)]
+        parts = [self.forward_backward(b, counts, sync=s) for b, s in zip(batches, syncs, strict=True)]
+        losses_MK = torch.stack(parts)
         self.gradients.fill_missing()
         norms = self.gradients.norms()
         losses_K = distributed.sum_tensor(losses_MK.sum(0))
@@ -236,14 +235,10 @@ class Trainer:
         self._load_or_start()
         self._model: Any = self._trained if self.sharded else distributed.wrap(self.objective)
         stack.callback(self._saver.close)
-        pinned, config = self.device.type == "cuda", self.config
-        place = {
-            "rank": self.rank,
-            "world": self.world,
-            "num_workers": config.num_workers,
-            "pin_memory": pinned,
-        }
-        self._loader = StepLoader(self.source, self.step, config.steps, config.micro_batches, **place)
+        config, pinned = self.config, self.device.type == "cuda"
+        place = (self.source, self.step, config.steps, config.micro_batches)
+        ranks = {"rank": self.rank, "world": self.world, "num_workers": config.num_workers}
+        self._loader = StepLoader(*place, **ranks, pin_memory=pinned)
         stack.callback(self._loader.close)
         if self.is_main:
             self._log = RunLog(
