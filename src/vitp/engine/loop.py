@@ -238,7 +238,7 @@ class Trainer:
         config, pinned = self.config, self.device.type == "cuda"
         place = (self.source, self.step, config.steps, config.micro_batches)
         ranks = {"rank": self.rank, "world": self.world, "num_workers": config.num_workers}
-        self._loader = StepLoader(*place, **ranks, pin_memory=pinned)
+        self._loader = StepLoader(*place, **ranks, pin_memory=pinned)  # type: ignore[arg-type]
         stack.callback(self._loader.close)
         if self.is_main:
             self._log = RunLog(
