@@ -1,8 +1,8 @@
 """torch.compile over the repeated blocks of a model, so that it holds: few graphs, and never given up in silence.
 
 All blocks of a class share the graphs of its `forward`. A graph is made for each combination of what torch
-guards: module structure, training or not, and shapes, apart from those that are marked as dynamic. Past torch's limit (8 for one
-function) everything is computed eagerly without a word in the results; `compile_report` tells.
+guards: module structure, training or not, and shapes, apart from those that are marked as dynamic. Past
+torch's limit (8 for one function) everything is computed eagerly without a word in the results; `compile_report` tells.
 """
 
 from __future__ import annotations
