@@ -173,7 +173,7 @@ def _set_dates(file: Any, source: Any) -> None:
             if f"{prefix}{kind}" in file:
                 setattr(file, f"{prefix}{kind}", value)
     for equipment in file.get("ContributingEquipmentSequence", ()):
-        equipment.ContributionDateTime = f"{file.ContentDate}{file.ContentTime}"
+        equipment.pop("ContributionDateTime", None)  # optional
 
 
 def _set_dimensions(file: Any, uid: Any) -> None:

@@ -44,6 +44,8 @@ _SIDE_IMAGES = ("label", "macro", "overview", "thumbnail", "barcode")
 def tiff_slide_kind(path: str) -> str | None:
     """Return which kind of slide a TIFF file is by the texts of its first page; None: it says that of none."""
     try:
+        if not Path(path).is_file():  # opening a pipe waits for whoever writes into it
+            return None
         with Path(path).open("rb") as file:
             head = file.read(16)
             if not is_tiff(head):

@@ -61,6 +61,8 @@ def slide_kind(address: str | Path) -> str | None:
 def _is_plain(path: Path) -> bool:
     """Return whether a file is a TIFF without a place on the ground."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return is_tiff(file.read(16)) and not read_pages(file)[0].tags & _PLACED
     except (OSError, TiffError):

@@ -84,6 +84,8 @@ def _is_analyze(head: bytes) -> bool:
 
 def _header_beside(path: Path) -> bool:
     for header in (path.with_suffix(".hdr"), path.with_suffix(".HDR")):
+        if not header.is_file():
+            continue
         with contextlib.suppress(OSError), header.open("rb") as file:
             head = file.read(_HEAD_BYTES)
             return _is_analyze(head) or head[4:8] == b"ni2\0"
@@ -106,6 +108,8 @@ def _is_bare_dicom(head: bytes) -> bool:
 def is_dicom_file(path: Path) -> bool:
     """Return whether a file is DICOM, whatever its name."""
     try:
+        if not path.is_file():  # opening a pipe waits for whoever writes into it
+            return False
         with path.open("rb") as file:
             head = file.read(132)
     except OSError:

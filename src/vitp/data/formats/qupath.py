@@ -51,6 +51,8 @@ def qupath_files(root: Path) -> list[Path]:
 
 def _is_qupath(path: Path) -> bool:
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError:
