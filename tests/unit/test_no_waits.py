@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.fake_cuda import CUDA, Watch, fake_cuda
-from vitp.engine import loop
+from vitp.engine import numerics
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.gradients import Gradients
 from vitp.engine.loading import to_device
@@ -96,7 +96,7 @@ def test_clipping_and_the_optimizer_wait_once(size: str) -> None:
             return [1.0] * len(self.values_N)
 
     objective = meta_objective(size)
-    with fake_cuda(), mock.patch.object(loop, "HostReading", Reading):
+    with fake_cuda(), mock.patch.object(numerics, "HostReading", Reading):
         trainer = trainer_of(placed(objective, CUDA), CUDA)
         for _ in range(2):
             with Watch() as seen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -14,6 +14,16 @@ from vitp.cli.panels import JUDGE, TRAIN
 
 if TYPE_CHECKING:
     from vitp.runs.check.findings import CheckFinding
+
+_Folds: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=2, max=1000, help="Cross-validation: a run for each of so many parts, by patient or group."
+    ),
+]
+_Fold: TypeAlias = Annotated[
+    int | None, typer.Option(min=0, max=999, help="Only the run whose test is this part, from 0.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -95,15 +105,8 @@ def finetune_command(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/finetune"),
     steps: Steps = None,
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            min=2, max=1000, help="Cross-validation: a run for each of so many parts, by patient or group."
-        ),
-    ] = None,
-    fold: Annotated[
-        int | None, typer.Option(min=0, max=999, help="Only the run whose test is this part, from 0.")
-    ] = None,
+    folds: _Folds = None,
+    fold: _Fold = None,
     override: Override = None,
     resume: Resume = False,
 ) -> None:

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,21 @@ def memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+def metrics_row(
+    metrics: Any, window: Sequence[float], rates: Mapping[str, float], device: torch.device
+) -> dict[str, Any]:
+    """Return a row of `metrics.jsonl`.
+
+    Args:
+        metrics: `StepMetrics` of the step.
+        window: Losses since the last row.
+        rates: Of the work since then.
+        device: Whose memory is told.
+    """
+    row = {name: value for name, value in asdict(metrics).items() if name != "work"}
+    return {**row, "loss_mean": sum(window) / len(window), **rates, "memory_gb": memory_gb(device)}
 
 
 class MetricsFile:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from vitp.core import distributed
 from vitp.core.distributed import RankReport
-from vitp.core.errors import ConfigError, VitpError, did_you_mean
+from vitp.core.errors import ConfigError, VitpError
 from vitp.core.files import atomic_dir
-from vitp.engine import checkpoint, recovery, sharding
+from vitp.engine import checkpoint, numerics, recovery, sharding
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.evidence import VisionEvidence, summary
@@ -29,15 +29,7 @@ from vitp.engine.exchange import StepExchange
 from vitp.engine.gradients import Gradients
 from vitp.engine.hooks import Hook, StepMetrics, TrainResult
 from vitp.engine.loading import StepLoader, to_device
-from vitp.engine.logging import Meter, RunLog, memory_gb
-from vitp.engine.numerics import (
-    HostReading,
-    amp_dtype,
-    autocast,
-    numerics,
-    seed_step,
-    what_is_not_finite,
-)
+from vitp.engine.logging import Meter, RunLog, metrics_row
 from vitp.engine.optim import (
     build_optimizer,
     check_groups,
@@ -95,7 +87,7 @@ class Trainer:
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.sharded = sharding.is_wanted(train)
         self.objective = objective
-        self._amp_dtype = amp_dtype(train.precision, self.device)
+        self._amp_dtype = numerics.amp_dtype(train.precision, self.device)
         self._trained = (
             sharding.shard(objective, train, self.device, self._amp_dtype)
             if self.sharded
@@ -139,7 +131,7 @@ class Trainer:
             VitpError: Data, disk, a loss that is not finite, a vision tower that doesn't learn.
             Interrupted: SIGINT or SIGTERM came; the finished steps are saved.
         """
-        with numerics(self.config), contextlib.ExitStack() as stack:
+        with numerics.numerics(self.config), contextlib.ExitStack() as stack:
             self._begin(stack)
             with StopSignals() as self._signals:
                 while self.step < self.config.steps:
@@ -162,17 +154,16 @@ class Trainer:
         Raises:
             VitpError: The loss or the gradient is not finite. The weights are as before the step.
         """
-        seed_step(self.config.seed, self.step, self.rank)
+        numerics.seed_step(self.config.seed, self.step, self.rank)
         lr = set_lr(self.optimizer, self.optim, lr_factor(self.step, self.config.steps, self.optim))
-        last = len(batches) - 1
-        losses_MK = torch.stack(
-            [self.forward_backward(b, counts, sync=i == last) for i, b in enumerate(batches)]
-        )
+        syncs = [number == len(batches) for number in range(1, len(batches) + 1)]
+        parts = [self.forward_backward(b, counts, sync=s) for b, s in zip(batches, syncs, strict=True)]
+        losses_MK = torch.stack(parts)
         self.gradients.fill_missing()
         norms = self.gradients.norms()
         losses_K = distributed.sum_tensor(losses_MK.sum(0))
         values_N = torch.cat([losses_K, norms])
-        reading = HostReading(values_N)
+        reading = numerics.HostReading(values_N)
         if self._masks_steps:
             # Applied only where all is finite, which the device itself knows: it goes on while the host reads.
             self.optimizer.found_inf = (~torch.isfinite(values_N).all()).float()  # type: ignore[attr-defined]
@@ -209,7 +200,7 @@ class Trainer:
         """
         batch = to_device(batch, self.device)
         with sharding.held_gradients(self._model, not sync):
-            with autocast(self.device, self._amp_dtype):
+            with numerics.autocast(self.device, self._amp_dtype):
                 sums = self._model(batch)
             if unknown := sums.keys() - counts.keys():
                 raise ValueError(f"forward returned {sorted(unknown)}, which loss_counts does not count")
@@ -244,16 +235,10 @@ class Trainer:
         self._load_or_start()
         self._model: Any = self._trained if self.sharded else distributed.wrap(self.objective)
         stack.callback(self._saver.close)
-        self._loader = StepLoader(
-            self.source,
-            self.step,
-            self.config.steps,
-            self.config.micro_batches,
-            rank=self.rank,
-            world=self.world,
-            num_workers=self.config.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
+        config, pinned = self.config, self.device.type == "cuda"
+        place = (self.source, self.step, config.steps, config.micro_batches)
+        ranks = {"rank": self.rank, "world": self.world, "num_workers": config.num_workers}
+        self._loader = StepLoader(*place, **ranks, pin_memory=pinned)  # type: ignore[arg-type]
         stack.callback(self._loader.close)
         if self.is_main:
             self._log = RunLog(
@@ -345,16 +330,9 @@ class Trainer:
         if stop := next((report.stop for report in reports if report.stop is not None), None):
             raise Interrupted(stop, self.step, self.save())
         counts = distributed.sum_dicts(report.counts for report in reports)
-        self._check_loss_names(counts)
+        numerics.check_loss_names(self.config, counts, self.objective.loss_weights)
         work = distributed.sum_dicts(report.work for report in reports)
         return batches, replace(own, counts=counts, work=work)
-
-    def _check_loss_names(self, counts: Mapping[str, float]) -> None:
-        known = [*counts, *self.objective.loss_weights]
-        for name in self.config.loss_weights:
-            if name not in known:
-                hint = did_you_mean(name, known) or f"the losses are {', '.join(counts)}"
-                raise ConfigError(f'unknown loss "{name}"', where="train.loss_weights", fix=hint)
 
     def _after_step(self, metrics: StepMetrics) -> None:
         self.evidence.add_share(metrics.vision_share)
@@ -364,9 +342,9 @@ class Trainer:
         self._counters = distributed.sum_dicts([self._counters, metrics.work])
         self._counters["seconds"] = self._elapsed_before + time.perf_counter() - self._began
         self._report(metrics)
-        warmup = self.optim.warmup(self.config.steps)
-        check = self.step == min(self.config.check_at or min(50, warmup + 5), self.config.steps)
-        last = self.step == self.config.steps
+        steps = self.config.steps
+        early = self.config.check_at or min(50, self.optim.warmup(steps) + 5)
+        check, last = self.step == min(early, steps), self.step == steps
         looks = check or any(last or (hook.every and self.step % hook.every == 0) for hook in self.hooks)
         with self._whole() if looks else contextlib.nullcontext():
             for hook in self.hooks:
@@ -384,33 +362,24 @@ class Trainer:
         self._log.advance(self.step)
         if self.step % self.config.log_every and self.step != self.config.steps:
             return
-        row = asdict(metrics)
-        del row["work"]
-        row["loss_mean"] = sum(self._window) / len(self._window)
-        row |= self._meter.read(self._loader.wait_s)
-        row |= {"elapsed_s": self._counters["seconds"], "memory_gb": memory_gb(self.device)}
+        rates = self._meter.read(self._loader.wait_s) | {"elapsed_s": self._counters["seconds"]}
+        self._log.row(metrics_row(metrics, self._window, rates, self.device))
         self._window = []
-        self._log.row(row)
         if news := self._compiled.news():
             self._log.say(news)
 
     def _refuse_step(self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]) -> None:
         """Throw the gradients away, save the last good state if it is not saved yet, and raise."""
         self.optimizer.zero_grad()
-        what, suspects = what_is_not_finite(batches, losses_MK, losses)
+        what, suspects = numerics.what_is_not_finite(batches, losses_MK, losses)
         names = [name for batch in suspects for name in getattr(batch, "record_names", ()) or ()]
         names = [name for of_rank in distributed.gather(names) for name in of_rank]
         # Running statistics (batch norm) see a batch before its loss does.
-        if sharding.all_finite(self._trained):
-            kept = f"the state before it is saved in {self.save()}"
-        else:
-            kept = "earlier checkpoints are untouched"
-        listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-        raise VitpError(
-            f"{what} in step {self.step + 1}" + (f", with {listed}" if listed else "") + f"; {kept}",
-            where=str(self.run_dir),
-            fix="look at these records, lower the learning rate or use fp32",
+        whole = sharding.all_finite(self._trained)
+        kept = (
+            f"the state before it is saved in {self.save()}" if whole else "earlier checkpoints are untouched"
         )
+        raise numerics.not_finite_error(what, names, kept, self.step + 1, self.run_dir)
 
     def save(self, *, wait: bool = True) -> Path:
         """Write a checkpoint of the current step, unless there is one; return its folder.

@@ -8,13 +8,14 @@ import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitp.core.errors import ConfigError
+from vitp.core.errors import ConfigError, VitpError, did_you_mean
 from vitp.engine.config import TrainSettings
 
 
@@ -97,6 +98,39 @@ def numerics(config: TrainSettings) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+
+
+def check_loss_names(
+    config: TrainSettings, counts: Mapping[str, float], weights: Mapping[str, float]
+) -> None:
+    """Do nothing when every weight of the run is of a loss that there is.
+
+    Raises:
+        ConfigError: One isn't.
+    """
+    known = [*counts, *weights]
+    for name in config.loss_weights:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"the losses are {', '.join(counts)}"
+            raise ConfigError(f'unknown loss "{name}"', where="train.loss_weights", fix=hint)
+
+
+def not_finite_error(what: str, names: Sequence[str], kept: str, step: int, run_dir: Path) -> VitpError:
+    """Return the error that stops a run at a step whose loss or gradient is not finite.
+
+    Args:
+        what: Is not finite, in words.
+        names: Records that may be the cause.
+        kept: What of the run is safe, in words.
+        step: From 1.
+        run_dir: Of the run.
+    """
+    listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return VitpError(
+        f"{what} in step {step}" + (f", with {listed}" if listed else "") + f"; {kept}",
+        where=str(run_dir),
+        fix="look at these records, lower the learning rate or use fp32",
+    )
 
 
 def what_is_not_finite(

@@ -1,6 +1,7 @@
 """Where the voxels of a volume lie in the patient, and how its slices are turned to be looked at.
 
-World coordinates are those of NIfTI: millimetres in RAS+, x to the patient's right, y to the front, z up. A slice is never resampled: the axes of the array are permuted and reversed, so that what was seen of a
+World coordinates are those of NIfTI: millimetres in RAS+, x to the patient's right, y to the front, z up.
+A slice is never resampled: the axes of the array are permuted and reversed, so that what was seen of a
 slice goes back into exactly the voxels that it came from, whatever the orientation of the file.
 
 | plane | slices count | rows go | columns go |

@@ -59,7 +59,7 @@ class Backbone(nn.Module, ABC):
         return (image_BCHW - mean_C11) / std_C11
 
     def _normalisation_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation as (C, 1, 1), made once a device: made anew, each batch would wait for two copies."""
+        """Return mean and deviation as (C, 1, 1), made once a device: each batch would wait for two copies."""
         known: dict[Any, tuple[Tensor, Tensor]] = self.__dict__.setdefault("_normalisation", {})
         key = (tuple(self.mean), tuple(self.std), device)
         if key not in known or torch.compiler.is_compiling():

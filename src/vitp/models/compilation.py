@@ -1,8 +1,8 @@
 """torch.compile over the repeated blocks of a model, so that it holds: few graphs, and never given up in silence.
 
-All blocks of a class share the graphs of its `forward`. A graph is made for each combination of what torch guards:
-module structure, training or not, and shapes, apart from those that are marked as dynamic. Past torch's limit (8 for one
-function) everything is computed eagerly without a word in the results; `compile_report` tells.
+All blocks of a class share the graphs of its `forward`. A graph is made for each combination of what torch
+guards: module structure, training or not, and shapes, apart from those that are marked as dynamic. Past
+torch's limit (8 for one function) everything is computed eagerly without a word in the results; `compile_report` tells.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _EXPECTED_BREAKS = ("torch.compiler.disable",)
 class CompiledForward:
     """A module's `forward`, compiled where gradients are wanted; without them, as in probes, it is the plain one.
 
-    It lies in the module's own dictionary, so that hooks (of FSDP, LoRA, profiles) stay outside of the graph, and a deep
-    copy of the module is compiled, too.
+    It lies in the module's own dictionary, so that hooks (of FSDP, LoRA, profiles) stay outside of the graph, and
+    a deep copy of the module is compiled, too.
 
     Args:
         module: Whose `forward` it is.

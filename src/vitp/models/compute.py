@@ -71,7 +71,7 @@ def configure_backbone(
         ConfigError: The backbone has no blocks that could share a graph.
     """
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     if config.compile == "none":
         return
     blocks = getattr(getattr(tower, "model", None), "blocks", None)

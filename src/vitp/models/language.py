@@ -182,9 +182,7 @@ def _packed_attention(
     return _outside_of_graphs(packed, query, key, value, scale, dropout), None
 
 
-@torch.compiler.disable(
-    reason="attention of packed rows differs from batch to batch; torch.compiler.disable is meant"
-)
+@torch.compiler.disable(reason="torch.compiler.disable is meant: packed rows differ")  # type: ignore[untyped-decorator]
 def _outside_of_graphs(
     packed: PackedAttention, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
 ) -> Tensor:

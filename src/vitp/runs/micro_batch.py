@@ -70,7 +70,7 @@ def batch_choices(share: int) -> list[BatchChoice]:
         if share % parts == 0
         for recompute in ("none", "full")
     ]
-    return sorted(found, key=lambda choice: choice.cost)  # type: ignore[arg-type, return-value]
+    return sorted(found, key=lambda choice: choice.cost)
 
 
 def first_fitting(share: int, fits: Callable[[BatchChoice], bool]) -> BatchChoice | None:
@@ -108,7 +108,8 @@ def chosen_batch(config: PretrainConfig, run_dir: Path, build: Any) -> tuple[Pre
     if rest:
         return config, []  # said by the run itself, with what to do
     limit = USABLE * torch.cuda.get_device_properties(device).total_memory
-    probe = MemoryProbe(config, *build(config), device)
+    objective, source = build(config)
+    probe = MemoryProbe(config, objective, source, device)
     chosen = first_fitting(share, lambda choice: probe.bytes(choice) <= limit)
     if chosen is None:
         raise ConfigError(

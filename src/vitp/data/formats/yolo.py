@@ -34,6 +34,8 @@ from vitp.records.labels import LabelledSet
 
 _NOT_LABELS = TEXTS_BESIDE_LABELS | {"obj.names", "README.dataset.txt", "README.roboflow.txt"}
 
+_DOUBLE = 'classes: several numbers are called "{}" and count as one class'
+
 
 def is_yolo(root: Path) -> bool:
     """Return whether the first row of a folder's label files is one of YOLO."""
@@ -78,8 +80,7 @@ def read_yolo(
     told = find_data_yaml(root)
     names, origin = (known, "the option classes") if (known := comma_list(classes)) else _names(root, told)
     builder.understand(f"class numbers: 0–{len(names) - 1}, named by {origin}")
-    for name in doubles(names):
-        builder.understand(f'classes: several numbers are called "{name}" and count as one class')
+    builder.understood += [_DOUBLE.format(name) for name in doubles(names)]
     labels = _labels(builder, told)
     form = form_of(rows, survey(entry.labels for entry in labels), told.keypoints() if told else None)
     if form.text:

@@ -59,8 +59,8 @@ def _flat(values: Tensor) -> Tensor:
 class StaticRegionPool(nn.Module):
     """`RegionPool` for a fixed number of regions an image.
 
-    The same but for regions smaller than a cell at the right or lower border with `aligned=False`: those are blown up to
-    a cell, which lies partly outside of their level.
+    The same but for regions smaller than a cell at the right or lower border with `aligned=False`: those are
+    blown up to a cell, which lies partly outside of their level.
 
     Args:
         pool: The one whose results are wanted.
