@@ -45,6 +45,13 @@ WINDOW, TILE = 128, 512
 SLIDE_TASKS, SLIDE_WINDOW = ("segmentation", "detection"), 512
 TISSUE_TILES = 8
 """Tiles of tissue along x and along y."""
+MEASURED = """
+import atexit, pathlib, runpy, sys
+status = pathlib.Path(sys.argv.pop(1))
+atexit.register(lambda: status.write_text(pathlib.Path("/proc/self/status").read_text()))
+runpy.run_module("vitp", run_name="__main__", alter_sys=True)
+"""
+"""The command, which leaves what the system says of its memory; `ru_maxrss` would count this process's, too."""
 
 
 def write_raster(path: Path, side: int, full: bool, seed: int = 0) -> float:
@@ -149,13 +156,15 @@ def write_model(folder: Path, task: str, window: int = WINDOW, pictures: bool = 
 
 def measure(model: Path, raster: Path, out: Path) -> tuple[float, float, float]:
     """Return seconds by the clock, seconds of the processor and peak memory in megabytes of one prediction."""
-    command = [sys.executable, "-m", "vitp", "predict", str(model), str(raster), "--out", str(out)]
+    status = out.with_name(f"{out.name}.status")
+    words = [str(status), "predict", str(model), str(raster), "--out", str(out)]
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    process = subprocess.Popen([sys.executable, "-c", MEASURED, *words], stdout=subprocess.DEVNULL)
+    _, ended, usage = os.wait4(process.pid, 0)
+    if ended:
+        raise SystemExit(f"vitp {' '.join(words[1:])} ended with {os.waitstatus_to_exitcode(ended)}")
+    (peak,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, int(peak) / 1024
 
 
 def measure_slides(root: Path, sizes: Sequence[str]) -> list[dict[str, object]]:
@@ -169,10 +178,10 @@ def measure_slides(root: Path, sizes: Sequence[str]) -> list[dict[str, object]]:
             model, out = root / f"slide_{task}", root / f"out_{size}_{task}"
             if not model.exists():
                 write_model(model, task, SLIDE_WINDOW, pictures=True)
-            seconds, megabytes = measure(model, slide, out)
+            seconds, busy, megabytes = measure(model, slide, out)
             row: dict[str, object] = {
                 "task": f"slide {task}", "side": width, "height": height, "full": False, "held": round(share, 4),
-                "seconds": round(seconds, 1), "peak_mb": round(megabytes),
+                "seconds": round(seconds, 1), "cpu_seconds": round(busy, 1), "peak_mb": round(megabytes),
                 "file_mb": round(slide.stat().st_size / 1e6, 1),
             }  # fmt: skip
             print(row, flush=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,14 +22,19 @@ from tests.slide_files import SECRET, circle, tissue_picture, write_ome, write_s
 from vitp.core.errors import DataError
 from vitp.inference import maps, raster_files
 from vitp.inference.inputs import Unusable
+from vitp.inference.maps import RasterPrediction
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
+from vitp.inference.slides import AreaTable
 from vitp.inference.unfinished import unfinished_folder
 from vitp.io import tissue as tissue_module
 from vitp.io.contract import Pixels
 from vitp.io.images import load_image
+from vitp.io.slides import SlidePlace
 from vitp.io.tissue import find_tissue
+from vitp.records.labels import IGNORE
 from vitp.tasks.base import TestSettings
+from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 
 PINK, VIOLET = (200, 60, 120), (120, 60, 190)
@@ -245,3 +252,23 @@ def test_fluorescence_is_seen_by_its_channels(tmp_path: Path) -> None:
     with tifffile.TiffFile(next((tmp_path / "out" / "masks").glob("*.tif"))) as file:
         classes = file.pages.first.asarray()
     assert classes[100, 100] == 0 and classes[5, 250] == 255
+
+
+def test_counting_areas_takes_no_more_memory_than_the_rows(tmp_path: Path) -> None:
+    size = (512, 8192)
+    rows_RW = np.full(size, IGNORE, np.uint8)
+    rows_RW[:4, :3], rows_RW[8:10] = 0, 1
+    prediction = Mock(
+        spec=RasterPrediction, size=size, model=Mock(spec=DenseModel), dates=[Mock(tissue=None)]
+    )
+    prediction.is_known.return_value, prediction.class_rows.return_value = True, rows_RW
+    table = AreaTable(SlidePlace((0, 0), (1, 1), (0.5, 0.5)), ("stroma", "tumor"), prediction)
+    tracemalloc.start()
+    try:
+        table.write(tmp_path / "areas.json")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < rows_RW.nbytes
+    found = json.loads((tmp_path / "areas.json").read_text())
+    assert [row["pixels"] for row in found] == [12 + 2 * 8192, 12, 2 * 8192]

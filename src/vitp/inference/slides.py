@@ -133,7 +133,8 @@ class AreaTable:
         for top in range(0, height, _ROWS):
             bottom = min(top + _ROWS, height)
             if self._prediction.is_known(top, bottom):
-                counts += np.bincount(self._prediction.class_rows(top, bottom).ravel(), minlength=256)
+                for row_W in self._prediction.class_rows(top, bottom):  # what is counted is copied as int64
+                    counts += np.bincount(row_W, minlength=256)
         return counts
 
     def _seen(self) -> int:
