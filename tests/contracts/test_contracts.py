@@ -297,7 +297,7 @@ SURFACE = {
     "data check": ["SOURCE", "--against", "--model", "--max-length", "--max-tiles", "--buffer", "--json"],
     "data compile": [
         "SOURCE", "--out", "--format", "--seed", "--crop", "--overlap", "--empty", "--questions", "--grid",
-        "--grid-always", "--task", "--max-tiles", "--option -o", "--force",
+        "--grid-always", "--task", "--neighbours", "--max-tiles", "--option -o", "--force",
     ],
     "data leaks": ["MIXTURE", "--test", "--out", "--clean", "--whole-only", "--json"],
     "data prepare": [
@@ -313,11 +313,11 @@ SURFACE = {
     "export": ["SOURCE", "--out", "--format", "--image-size", "--verify", "--against", "--force"],
     "features": ["BACKBONES", "--images", "--out", "--pictures", "--patch", "--shared-colours", "--max-images"],
     "finetune": [
-        "TASK", "CONFIG", "--data", "--backbone", "--out", "--steps", "--set -s", "--resume",
+        "TASK", "CONFIG", "--data", "--backbone", "--out", "--steps", "--folds", "--fold", "--set -s", "--resume",
     ],
     "predict": [
-        "RUN", "IMAGES", "--out", "--later", "--vector", "--probabilities", "--resolution", "--tta", "--pictures",
-        "--set -s", "--resume", "--force",
+        "RUN", "IMAGES", "--out", "--later", "--vector", "--probabilities", "--format", "--resolution", "--mpp",
+        "--all-tiles", "--tta", "--pictures", "--set -s", "--resume", "--force",
     ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
     "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--missing-bands", "--out"],

@@ -217,6 +217,12 @@ def test_crops_are_windows_with_tissue_and_one_slide_is_in_one_split(tmp_path: P
     image = np.asarray(load_image(corner.image))
     assert image.shape == (64, 64, 3) and (image == 244).all()
     assert not (tmp_path / "out" / "crops").exists()
+    # What runs read of a compiled set is what compile wrote: scaled once.
+    seen = read_labels("vitp", tmp_path / "out")
+    for item, same in zip(seen.items, compiled.items, strict=True):
+        assert item.objects == same.objects and item.width == same.width == 64
+    with pytest.raises(ConfigError, match=r"at 0\.5 micrometres a pixel already"):
+        read_labels("vitp", tmp_path / "out", mpp=1)
     everything = compile_labels(root, "auto", tmp_path / "all", mpp=0.5, tissue=False, **options)
     assert sum(one.images for one in everything.splits.values()) > sum(
         one.images for one in summary.splits.values()

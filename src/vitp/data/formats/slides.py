@@ -18,7 +18,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.drawn_masks import DrawnMask
 from vitp.data.formats.pixel_masks import MaskFile, MaskWindow, windowed
 from vitp.io.images import image_size
-from vitp.io.parts import FilePart, base_address, part_address
+from vitp.io.parts import FilePart, base_address, part_address, split_address
 from vitp.io.slide_masks import SlideScale
 from vitp.io.slides import SLIDE_SUFFIXES, slide_kind, slide_place
 from vitp.io.tissue import find_tissue
@@ -72,6 +72,13 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
     own: Counter[str] = Counter()
     items = []
     for item in labelled.items:
+        if (stated := split_address(item.image)[1].mpp) is not None:
+            # As compiled sets have them: their labels are in the pixels of the address.
+            if wanted.mpp not in (None, stated):
+                what = f"{item.id} is at {stated:g} micrometres a pixel already, with its labels"
+                raise ConfigError(what, where="mpp", fix="leave it out, or compile the slides again")
+            items.append(item)
+            continue
         address = item.image if wanted.mpp is None else part_address(item.image, FilePart(mpp=wanted.mpp))
         if not _may_be_slide(address, wanted.mpp):
             items.append(item)
