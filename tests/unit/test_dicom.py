@@ -202,6 +202,48 @@ def test_what_is_wrong_with_a_series_is_a_finding(tmp_path, change, words):
     assert words in volume.findings[0]
 
 
+@pytest.mark.parametrize(
+    ("change", "off", "said"),
+    [
+        (
+            lambda place, _: "remove" if place in (2, 3) else None,
+            3.6,
+            r"3\.6 mm off .*misses about 2\): complete",
+        ),
+        (_moved, 0.4, r"up to 0\.4 mm off an even grid: complete the series, or resample it"),
+        (lambda place, _: "remove" if place in (0, 7) else None, 0, None),  # what is there is even
+        (_tilted, 0, None),
+    ],
+)
+def test_missing_or_uneven_slices_lie_off_the_even_grid(tmp_path, change, off, said):
+    volume = _changed(write_series(tmp_path / "ct", voxels((5, 6, 8)), affine()), change)
+    assert volume.off_grid == pytest.approx(off, abs=1e-6)
+    # What headers round lies within a tenth of the step.
+    assert volume.slice(1, "stored").read().shape == (1, 6, 5)
+    if said is None:
+        volume.check_even()
+        return
+    with pytest.raises(DataError, match=said):
+        volume.check_even()
+
+
+def test_slices_that_headers_round_are_even_and_joined_files_are_not_where_one_is_uneven(tmp_path):
+    folder = write_series(tmp_path / "a", voxels((5, 6, 8)), affine())
+    even = vitp.open_volume(write_series(tmp_path / "b", voxels((5, 6, 8)), affine()))
+
+    def rounded(place, data):
+        x, y, z = data.ImagePositionPatient
+        data.ImagePositionPatient = [x, y, float(z) + 0.25 * (place == 4)]
+
+    _changed(folder, rounded).check_even()
+    joined = vitp.open_volume(f"{tmp_path}/{{a,b}}")
+    assert (joined.off_grid, even.off_grid) == (pytest.approx(0.25), 0)
+    joined.check_even()
+    _changed(folder, _moved)
+    with pytest.raises(DataError, match=r"0\.4 mm off"):
+        vitp.open_volume(f"{tmp_path}/{{b,a}}").check_even()
+
+
 def test_images_at_one_place_are_bands_or_a_finding(tmp_path):
     folder = write_series(tmp_path / "mr", voxels((5, 6, 4)), affine())
     for path in list(folder.iterdir()):

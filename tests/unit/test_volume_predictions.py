@@ -380,6 +380,52 @@ def test_what_cannot_be_read_is_known_first(tmp_path: Path) -> None:
     assert names_in(tmp_path / "out/masks") == ["good.nii.gz"]
 
 
+def test_series_off_an_even_grid_are_no_input_but_their_slices_are(tmp_path: Path) -> None:
+    step = volume().spacing[2]
+    write_dicom_series(volume(), tmp_path / "whole", name="whole")
+    for path in write_dicom_series(volume(), tmp_path / "gap", name="gap")[2:3]:
+        path.unlink()
+    for path in write_dicom_series(volume(), tmp_path / "moved", name="moved")[2:3]:
+        data = pydicom.dcmread(path)
+        x, y, z = data.ImagePositionPatient
+        data.ImagePositionPatient = [x, y, float(z) + 0.2 * step]
+        data.save_as(path)
+    inputs = [tmp_path / "gap", tmp_path / "whole", tmp_path / "moved", f"{tmp_path / 'gap'}#slice=1"]
+    told: list[str] = []
+    count, left = predict_files(
+        HighValues(plane="axial"), inputs, tmp_path / "out", WHOLE, tell=lambda one: told.append(one.reason)
+    )
+    assert count == 2 and [Path(one.image).name for one in left] == ["gap", "moved"]
+    assert "mm off an even grid (misses about 1): complete the series, or resample it" in told[0]
+    assert f"has slices that lie up to {0.2 * step:.2g} mm off an even grid: complete" in told[1]
+    assert {row["case"] for row in csv.DictReader((tmp_path / "out/volumes.csv").open())} == {"whole"}
+    assert [path.name for path in (tmp_path / "out/masks").glob("*.nii.gz")] == ["whole.nii.gz"]
+    assert names_in(tmp_path / "out/pictures") == ["gap-2.png", "whole.png"]  # a slice is a picture
+
+
+def test_one_image_is_seen_in_its_own_plane_or_not_at_all(tmp_path: Path) -> None:
+    for name, size in (("axial", (12, 10, 1)), ("coronal", (12, 1, 10)), ("sagittal", (1, 12, 10))):
+        voxels = np.full(size, 200, np.int16)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2.0, 5.0, 1.0])), tmp_path / f"{name}.nii")
+    inputs = [tmp_path / "axial.nii", tmp_path / "coronal.nii", tmp_path / "sagittal.nii"]
+    told: list[str] = []
+    named = [f"{tmp_path / 'coronal.nii'}#plane=coronal", f"{tmp_path / 'axial.nii'}#plane=sagittal"]
+    count, _ = predict_files(
+        HighValues(plane="axial"),
+        [*inputs, *named],
+        tmp_path / "out",
+        WHOLE,
+        tell=lambda one: told.append(one.reason),
+    )
+    assert count == 2 and told == [
+        "holds one coronal image, the model sees axial slices",
+        "holds one sagittal image, the model sees axial slices",
+        "holds one axial image, its address names sagittal slices",
+    ]
+    # A model of no plane sees each in its own.
+    assert predict_files(HighValues(), inputs, tmp_path / "own", WHOLE)[0] == 3
+
+
 def test_a_plane_is_that_of_the_address_then_of_training_then_the_volumes_own(tmp_path: Path) -> None:
     write_nifti(volume(), tmp_path / "a.nii.gz")
     address = str(tmp_path / "a.nii.gz")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -431,6 +433,54 @@ def test_dicom_segmentations_label_their_series(tmp_path: Path) -> None:
             assert np.array_equal(item.semantic(), wanted), item.id
     lines = json.dumps([label_line(item, Roots(tmp_path / "o", tmp_path, tmp_path)) for item in found.items])
     assert "Doe" not in lines and "P0" not in lines and found.items[0].metadata["body_part"] == "abdomen"
+
+
+@pytest.mark.parametrize("kind", ["missing", "uneven"])
+def test_series_off_an_even_grid_are_left_out_with_their_masks(tmp_path: Path, kind: str) -> None:
+    import pydicom
+
+    for number in range(4):
+        volume, files = _series(tmp_path / f"p{number}" / "ct", number + 1, f"P{number}")
+        liver = (volume.labels_IJK == 2).transpose(2, 1, 0)
+        _segmentation(tmp_path / f"p{number}" / "seg" / "seg.dcm", files, {"liver": liver})
+        if number == 1 and kind == "missing":
+            files[2].unlink()
+        elif number == 1:
+            data = pydicom.dcmread(files[2])
+            x, y, z = data.ImagePositionPatient
+            data.ImagePositionPatient = [x, y, float(z) + 0.2 * volume.spacing[2]]
+            data.save_as(files[2])
+    found = read_labels("auto", tmp_path, plane="axial", background=10)
+    assert {item.id[:2] for item in found.items} == {"p0", "p2", "p3"}
+    (line,) = [line for line in found.findings if line.startswith("p1")]
+    lacks = r" \(misses about 1\)" if kind == "missing" else ""
+    said = rf"p1/ct: has slices that lie up to [\d.]+ mm off an even grid{lacks}: complete the series, or resample it; "
+    assert re.fullmatch(said + "volume left out", line)
+
+
+def test_masks_off_an_even_grid_are_left_out(tmp_path: Path) -> None:
+    for number in range(5):
+        volume, _ = _series(tmp_path / f"images/{number}", number + 1, f"P{number}")
+        from vitp.scenes.volume_files import write_dicom_series
+
+        mask = replace(volume, voxels_IJK=(volume.labels_IJK == 2).astype(np.int16), modality="MR")
+        files = write_dicom_series(mask, tmp_path / f"masks/{number}", name=f"mask {number}")
+        if number == 3:
+            files[2].unlink()
+    found = read(tmp_path, images="images", masks="masks", classes="liver=1")
+    assert {item.id[0] for item in found.items} == {"0", "1", "2", "4"}
+    assert any(
+        "masks/3" in line and "mm off an even grid (misses about 1)" in line for line in found.findings
+    )
+
+
+def test_one_image_of_another_plane_than_the_sets_is_left_out(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "set", 8)
+    nifti(root / "imagesTr/case_003_0000.nii.gz", scan(3, (14, 1, 12)))
+    nifti(root / "labelsTr/case_003.nii.gz", labels(3, (14, 1, 12)))
+    found = read(root)
+    assert len(found.items) == 7 * 6 and not any("case_003" in item.id for item in found.items)
+    assert any("holds one coronal image, the set has axial slices; volume left" in s for s in found.findings)
 
 
 def test_contours_are_drawn_on_their_series(tmp_path: Path) -> None:

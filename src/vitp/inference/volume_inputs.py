@@ -121,10 +121,13 @@ def looked_at_volume(
         trained: Plane of the model's training images.
 
     Raises:
-        DataError: It can't be read, or lacks what the model sees.
+        DataError: It can't be read, lacks what the model sees, lies on no even grid, or is one image of another plane.
     """
     volume = open_volume(address)
+    volume.check_even()
     plane, why = plane_seen(trained, address, volume)
+    named = split_address(address)[1].plane is not None
+    volume.grid.check_single(plane, "its address names" if named else "the model sees")
     count, height, width = volume.grid.slices_shape(plane)
     spacing = volume.grid.slice_spacing(plane)
     size = (

@@ -29,18 +29,22 @@ class Stack:
         grid: Where their pixels lie.
         notes: How they were understood.
         findings: What is wrong with them.
+        off_grid, missing: See `vitp.io.volume.Volume`.
     """
 
     frames: list[list[Frame]]
     grid: VolumeGrid
     notes: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
+    off_grid: float = 0.0
+    missing: int = 0
 
 
 @dataclass
 class _Said:
     notes: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    missing: int = 0
 
 
 def stack_frames(frames: list[Frame], where: str) -> Stack:
@@ -76,7 +80,8 @@ def stack_frames(frames: list[Frame], where: str) -> Stack:
         what = "has places or spacings of its images that place no voxels"
         raise DataError(what, where=where, fix="copy it again from its source or remove it")
     grid = VolumeGrid((columns, rows, len(places)), affine_of(matrix))
-    return Stack(places, grid, tuple(said.notes), tuple(said.findings))
+    off_grid = _off_grid(positions_K3)
+    return Stack(places, grid, tuple(said.notes), tuple(said.findings), off_grid, said.missing)
 
 
 def _once(frames: list[Frame], said: _Said) -> list[Frame]:
@@ -169,7 +174,7 @@ def _matrix(first: Frame, positions_K3: np.ndarray, normal_3: np.ndarray, said: 
     assert first.spacing is not None and first.axes_23 is not None
     row_mm, column_mm = first.spacing
     if len(positions_K3) > 1:
-        step_3 = (positions_K3[-1] - positions_K3[0]) / (len(positions_K3) - 1)
+        step_3 = _even_step(positions_K3)
         _look_at_steps(positions_K3, normal_3, said)
     else:
         step_3 = normal_3 * (first.thickness or 1.0)
@@ -184,6 +189,20 @@ def _matrix(first: Frame, positions_K3: np.ndarray, normal_3: np.ndarray, said: 
     return matrix
 
 
+def _even_step(positions_K3: np.ndarray) -> np.ndarray:
+    """Return (3,) from one image to the next, if all steps were alike."""
+    step_3: np.ndarray = (positions_K3[-1] - positions_K3[0]) / (len(positions_K3) - 1)
+    return step_3
+
+
+def _off_grid(positions_K3: np.ndarray) -> float:
+    """Return millimetres that images lie at most beside their places on the even grid."""
+    if len(positions_K3) < 3:
+        return 0.0
+    even_K3 = positions_K3[0] + np.arange(len(positions_K3))[:, None] * _even_step(positions_K3)
+    return float(np.linalg.norm(positions_K3 - even_K3, axis=1).max())
+
+
 def _look_at_steps(positions_K3: np.ndarray, normal_3: np.ndarray, said: _Said) -> None:
     """Say what is wrong with the places of images."""
     steps_3 = np.diff(positions_K3, axis=0)
@@ -192,6 +211,7 @@ def _look_at_steps(positions_K3: np.ndarray, normal_3: np.ndarray, said: _Said) 
     gaps = np.flatnonzero(steps > _MISSING * usual)
     if len(gaps):
         lost = int(sum(max(1, round(float(steps[gap]) / usual) - 1) for gap in gaps))
+        said.missing = lost
         after = ", ".join(str(gap) for gap in gaps[:6]) + (", …" if len(gaps) > 6 else "")
         said.findings.append(
             f"misses about {lost} slices of {len(positions_K3) + lost} (after slice {after}, steps of {usual:.3g} mm)"

@@ -205,6 +205,7 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
         notes.append("doesn't name its transfer syntax, which is guessed from its first elements")
     volume.notes = (*notes, *stack.notes)
     volume.findings = stack.findings
+    volume.off_grid, volume.missing = stack.off_grid, stack.missing
     volume.source = tuple(dict.fromkeys(row[0].header.path for row in stack.frames))
     volume.acquisition = acquisition_of(first, plane_taken(stack.grid))
     _set_colours(volume, first)

@@ -28,6 +28,8 @@ from vitp.records.channels import at_step, band_step
 _MOST_VOXELS = 1 << 24
 """Of a volume, that are measured; of larger ones slices at even steps."""
 _MOST_MEASURED = 100_000
+_OFF_GRID = 0.1
+"""Share of the step that images may lie beside their places on the grid: headers round them."""
 _measured: dict[tuple[object, ...], tuple[float, float]] = {}
 """Percentiles of volumes, by what they are of."""
 
@@ -112,6 +114,8 @@ class Volume(ABC):
         palette_V3: Colours, (256, 3) uint8, that the values of a single band stand for.
         is_picture: Whether its slices are pictures of 8 bits, which are shown as they stand.
         says_shown: Whether the file says how its values are shown.
+        off_grid: Millimetres that images of a series lie at most beside their places on `grid`, whose step is even.
+        missing: About how many images a series lacks between its first and its last one.
     """
 
     nodata: float | None = None
@@ -119,6 +123,8 @@ class Volume(ABC):
     palette_V3: np.ndarray | None = None
     is_picture = False
     says_shown = False
+    off_grid = 0.0
+    missing = 0
 
     def __init__(self, where: str, grid: VolumeGrid, bands: Sequence[Band], dtype: Any) -> None:
         self.where, self.grid = where, grid
@@ -142,6 +148,20 @@ class Volume(ABC):
     def release(self) -> None:
         """Forget voxels that are held only to be read again."""
         self._voxels = None
+
+    def check_even(self) -> None:
+        """Do nothing where the images lie on the grid, so that places of labels and sizes in millilitres are true.
+
+        Raises:
+            DataError: One lies more than a tenth of the step beside its place.
+        """
+        spacing = self.grid.spacing
+        if spacing is None or self.off_grid <= _OFF_GRID * spacing[2]:
+            return
+        lacks = f" (misses about {self.missing})" if self.missing else ""
+        what = f"has slices that lie up to {self.off_grid:.2g} mm off an even grid{lacks}"
+        fix = "single slices, which are pictures, can be named: #slice=0"
+        raise DataError(f"{what}: complete the series, or resample it", where=self.where, fix=fix)
 
     def slice(self, number: int | None = None, plane: str | None = None, around: int | None = None) -> Pixels:
         """Return one slice as an image.
@@ -375,6 +395,8 @@ class JoinedVolume(Volume):
         self.notes = tuple(dict.fromkeys(note for volume in self._parts for note in volume.notes))
         self.findings = tuple(dict.fromkeys(line for volume in self._parts for line in volume.findings))
         self.source = tuple(path for volume in self._parts for path in volume.source)
+        self.off_grid = max(volume.off_grid for volume in self._parts)
+        self.missing = max(volume.missing for volume in self._parts)
 
     def percentiles(self, band: str, low: float, high: float) -> tuple[float, float]:
         """Return two percentiles of a band over the file that holds it."""

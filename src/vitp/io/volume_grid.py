@@ -94,6 +94,21 @@ class VolumeGrid:
         (slices, rows, columns), _ = self._turn(plane)
         return self.shape[slices], self.shape[rows], self.shape[columns]
 
+    def check_single(self, plane: str, wanted: str) -> None:
+        """Do nothing where a plane shows a volume of a single image as that image, or there are several images.
+
+        Args:
+            plane: Of the slices.
+            wanted: Whose slices these are, for the message.
+
+        Raises:
+            DataError: In that plane it would be many slices, each a row of pixels.
+        """
+        if self.affine is None or self.shape.count(1) != 1 or self.slices_shape(plane)[0] == 1:
+            return
+        what = f"holds one {self.plane} image, {wanted} {plane} slices"
+        raise DataError(what, where="volume", fix=f"give a volume, or see it as plane={self.plane}")
+
     def slice_spacing(self, plane: str | None = None) -> tuple[float, float, float] | None:
         """Return millimetres from one slice to the next, along y and along x; None: not known."""
         spacing = self.spacing

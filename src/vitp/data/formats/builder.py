@@ -197,6 +197,7 @@ class SetBuilder:
         try:
             facts = VolumeFacts.of(str(path))
             plane = self.options.plane or facts.grid.plane
+            facts.grid.check_single(plane, "the set has")
             count, size = facts.count(plane), facts.size(plane)
         except DataError as error:
             if "pip install" in (error.fix or ""):

@@ -50,9 +50,10 @@ class VolumeFacts:
         """Open a volume.
 
         Raises:
-            DataError: As `open_volume`.
+            DataError: As `open_volume`; or its slices don't lie on an even grid.
         """
         volume = open_volume(address)
+        volume.check_even()
         return cls(address, volume.grid, volume.acquisition or Acquisition(), volume.findings)
 
     def patient(self) -> str:

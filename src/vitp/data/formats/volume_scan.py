@@ -138,6 +138,8 @@ def scan_values(
 
 def _scan(path: str, address: str, image: VolumeGrid, plane: str, grid: str) -> LabelScan:
     volume = open_volume(path)
+    if grid != "voxels":
+        volume.check_even()
     if len(volume.bands) > 1:
         what = f"holds {len(volume.bands)} values a voxel, where a mask holds one"
         raise DataError(what, where=path, fix="save one label for each voxel")

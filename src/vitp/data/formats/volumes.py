@@ -153,6 +153,7 @@ class _Reading:
             self.head.channels if self.head is not None and self.head.channels else self._words()
         )
         self.plane = options.plane or common_plane([*self.facts.values()])
+        self._check_single()
         builder.understand(told_volumes([*self.facts.values()], self.plane, self.modality))
         if words := self._words():
             builder.understand(
@@ -188,6 +189,18 @@ class _Reading:
                 builder.note(builder.place(case.address), line)
         if not self.facts:
             builder.build()
+
+    def _check_single(self) -> None:
+        """Leave out volumes of a single image in another plane than the set's."""
+        for case in list(self.layout.cases):
+            try:
+                self.facts[case.name].grid.check_single(self.plane, "the set has")
+            except DataError as error:
+                self.builder.lose(self.builder.place(case.address), f"{error.what}; volume left out")
+                self.layout.cases.remove(case)
+                del self.facts[case.name]
+        if not self.facts:
+            self.builder.build()
 
     def _note_lost(self) -> None:
         builder = self.builder
