@@ -11,7 +11,8 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.inference.volumes import plane_seen, slices_around
-from vitp.io.dicom_header import read_header
+from vitp.io.dicom_header import Header, read_header
+from vitp.io.dicom_volume import series_words
 from vitp.io.images import MissingBands
 from vitp.io.parts import braced, split_address
 from vitp.io.volume_kinds import holds_dicom, is_dicom_file, volume_kind
@@ -56,17 +57,23 @@ def volumes_at(path: str) -> list[str] | None:
     if part.series is not None:
         return [path]
     files: dict[str, list[Path]] = {}
+    first: dict[str, Header] = {}
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.name.upper() != "DICOMDIR" and is_dicom_file(file):
+        if file.name.startswith(".") or file.name.upper() == "DICOMDIR":
+            continue
+        if file.is_file() and is_dicom_file(file):
             try:
-                files.setdefault(read_header(file).series, []).append(file)
+                header = read_header(file)
             except DataError:
                 continue  # the reader tells what is wrong, where it counts
+            first.setdefault(header.series, header)
+            files.setdefault(header.series, []).append(file)
     if len(files) < 2:
         return [path]
     if all(len(own) == 1 for own in files.values()):
         return sorted(str(file) for own in files.values() for file in own)
-    return [f"{base}#series={uid}" for uid in sorted(files)]
+    # Addresses are written into results and become names: a UID would tell whose images these are.
+    return [f"{base}#series={word}" for word in series_words(first).values()]
 
 
 def volumes_in(folder: Path) -> list[str]:
@@ -99,7 +106,7 @@ def _case_address(key: str, files: Sequence[tuple[str, Path]]) -> str:
 def volume_name(address: str) -> str | None:
     """Return what the files of a volume are called, without suffix; None: it is none by its name."""
     base, part = split_address(address)
-    series = "" if part.series is None else f"-series-{part.series}"
+    series = "" if part.series is None else f"-series-{part.series.removeprefix('series-')}"
     if braced(base):
         name = _BRACES.sub("", base, count=1)
         return _SUFFIXES.sub("", Path(name).name).rstrip("_-. ") + series
