@@ -171,7 +171,8 @@ def test_bands_are_scaled_as_by_the_model(tmp_path: Path) -> None:
         scaled_values(values[:1], plain)
     Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
     with pytest.raises(
-        DataError, match=r"the model sees the bands VV, B4; save their values as a \.npy file"
+        DataError,
+        match=r"the model sees the bands VV, B4; save the quantity .*not the stored values\) as a \.npy",
     ):
         read_planes(tmp_path / "picture.png", plain)
 
@@ -192,6 +193,32 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     ]:
         with pytest.raises(DataError, match=says):
             read_planes(tmp_path / name, None)
+
+
+@pytest.mark.parametrize(
+    "channels", [None, ({"band": "CT", "low": 0.0, "high": 1.0, "transform": "linear"},)]
+)
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("folder", "is a folder"),
+        ("ct.nii.gz", "is a volume or a DICOM file"),
+        ("CT.NRRD", "is a volume or a DICOM file"),
+        ("IM0001", "is a volume or a DICOM file"),
+        ("ct.nii.gz#slice=7", "names a part of a file"),
+        ("folder#series=3&slice=1", "names a part of a file"),
+        ("case_{0000,0001}.nii.gz", "names a part of a file, or several files"),
+    ],
+)
+def test_what_vitp_predict_reads_is_named(tmp_path: Path, channels: Any, name: str, says: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for file in ("ct.nii.gz", "CT.NRRD"):
+        (tmp_path / file).write_bytes(b"x")
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(
+        DataError, match=says + ".*; the runtime reads 8-bit pictures.*vitp predict reads volumes"
+    ):
+        read_planes(tmp_path / name, channels)
 
 
 def test_a_contract_comes_back(tmp_path: Path) -> None:
