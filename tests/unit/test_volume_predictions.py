@@ -24,6 +24,7 @@ from vitp.inference.inputs import image_files, unique_names
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
 from vitp.inference.unfinished import unfinished_folder
+from vitp.inference.volume_inputs import looked_at_volume
 from vitp.inference.volumes import slices_around
 from vitp.io.volumes import open_volume
 from vitp.metrics.results import Prediction
@@ -473,3 +474,23 @@ def test_no_output_of_a_folder_of_several_series_holds_a_uid(
         if path.suffix in (".csv", ".json", ".txt", ".html"):
             text += path.read_text()
     assert "4711" not in text and "99999" not in text
+
+
+def test_bands_that_the_model_does_not_see_are_named(tmp_path: Path) -> None:
+    sources = [volume()] * 3
+    for number, source in enumerate(sources):
+        write_nifti(source, tmp_path / f"one_000{number}.nii.gz")
+    stacked = nibabel.Nifti1Image(np.stack([one.voxels_IJK for one in sources], -1), sources[0].affine_44)
+    nibabel.save(stacked, tmp_path / "four.nii.gz")
+    second = Channels(channels=(Channel(band="2", low=-1000, high=1000),))
+    around = Channels(
+        channels=tuple(Channel(band=name, low=-1000, high=1000) for name in ("1@-1", "1", "1@+1"))
+    )
+    three = Channels(channels=tuple(Channel(band=name, low=-1000, high=1000) for name in "123"))
+    for channels, unused in ((HU, "2, 3"), (second, "1, 3"), (around, "2, 3"), (three, "")):
+        for name in ("four.nii.gz", "one_{0000,0001,0002}.nii.gz"):
+            _, notes = looked_at_volume(f"{tmp_path}/{name}", channels, "error", None)
+            found = [note for note in notes if "not used" in note]
+            assert [note.rpartition("not used: ")[2] for note in found] == ([unused] if unused else [])
+    _, notes = looked_at_volume(f"{tmp_path}/one_0000.nii.gz", HU, "error", None)
+    assert not any("not used" in note for note in notes)

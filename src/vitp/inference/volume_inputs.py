@@ -15,9 +15,10 @@ from vitp.io.dicom_header import Header, read_header
 from vitp.io.dicom_volume import series_words
 from vitp.io.images import MissingBands
 from vitp.io.parts import braced, split_address
+from vitp.io.volume import Volume
 from vitp.io.volume_kinds import holds_dicom, is_dicom_file, volume_kind
 from vitp.io.volumes import is_volume, open_volume
-from vitp.records.channels import Channels
+from vitp.records.channels import Channels, band_step
 from vitp.tasks.ground import RasterGround
 
 _SUFFIXES = re.compile(
@@ -26,6 +27,7 @@ _SUFFIXES = re.compile(
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})(?P<suffix>\.(nii|nii\.gz|nrrd|mha|mgz))")
 """How nnU-Net calls the files of a case, one for each channel."""
 _BRACES = re.compile(r"\{[^{}]*,[^{}]*\}")
+_BANDS_NAMED = 8
 _BESIDE = frozenset({".img", ".raw", ".zraw", ".brik"})
 """Voxels of a header in a file of its own."""
 
@@ -147,4 +149,18 @@ def looked_at_volume(
         RasterGround(volume.slice(number, plane, around), channels, missing_bands=missing_bands)
         for number in numbers
     ]
+    notes += [line] if (line := _unused_bands(volume, looked[0])) else []
     return looked, tuple(f"{address}: {note}" for note in notes)
+
+
+def _unused_bands(volume: Volume, ground: RasterGround) -> str:
+    """Return which bands of a volume a model doesn't see; "" where it sees all."""
+    seen = list(dict.fromkeys(band_step(name)[0] for name in ground.bands if name is not None))
+    others = [band.name for band in volume.bands if band.name not in seen]
+    if not others:
+        return ""
+    named = ", ".join(others[:_BANDS_NAMED]) + (", …" if len(others) > _BANDS_NAMED else "")
+    return (
+        f"has {len(volume.bands)} bands (channels, times or echoes), of which the model sees {', '.join(seen)}; "
+        f"not used: {named}"
+    )
