@@ -16,6 +16,8 @@ from torchvision.ops import batched_nms
 
 from vitp.core.errors import CheckpointError, ConfigError, DataError
 from vitp.data.image_sample import resized
+from vitp.deployment import card
+from vitp.deployment.export import GraphOptions
 from vitp.io.images import load_planes
 from vitp.models.heads.mask import paste_masks
 from vitp.models.rotated.boxes import long_edge_first, quads_of
@@ -219,6 +221,14 @@ def test_what_vitp_predict_reads_is_named(tmp_path: Path, channels: Any, name: s
         DataError, match=says + ".*; the runtime reads 8-bit pictures.*vitp predict reads volumes"
     ):
         read_planes(tmp_path / name, channels)
+
+
+def test_the_readme_of_a_graph_of_bands_says_what_an_array_must_hold() -> None:
+    own = contract(channels=({"band": "CT", "low": -160.0, "high": 240.0, "transform": "linear"},))
+    assert "must hold the quantity of each band, such as HU" in card._what_it_takes(own)
+    assert "must hold" not in card._what_it_takes(contract())
+    assert 'predict_file("image.npy")' in card._use(own, GraphOptions(kind="onnx"), "graph")
+    assert 'predict_file("image.png")' in card._use(contract(), GraphOptions(kind="onnx"), "graph")
 
 
 def test_a_contract_comes_back(tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ class FoldScores:
     images: Sequence[int]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the head and the rows of a table: each fold, then mean ± standard deviation, in percent; counts are summed."""
+        """Return the head and the rows of a table: each fold, then mean ± standard deviation, in percent.
+
+        Counts are summed.
+        """
         names = list(self.values)
         rows = [
             [f"fold {fold}", f"{count:,}", *(_shown(name, [self.values[name][fold]]) for name in names)]
