@@ -85,6 +85,11 @@ def test_distances_of_masks_at_the_border_of_the_image_and_of_empty_ones() -> No
     left[..., 0] = right[..., 3] = True
     assert surface_dice(border_distances(left, right, (1, 1, 0.1)), 0.3) == 1
     assert surface_dice(border_distances(left, right, (1, 1, 0.1)), 0.29) == 0
+    # Spacings of an affine are float32: what is rounded lies within, what is farther doesn't.
+    for step, near in ((2.00000002, 1), (2.00001, 1), (2.0001, 0)):
+        assert surface_dice(border_distances(left, right, (1, 1, step / 3)), 2) == near
+    assert surface_dice(border_distances(left, left, (1, 1, 1)), 0) == 1
+    assert surface_dice(border_distances(left, right, (1, 1, 1e-5)), 0) == 0
 
 
 def slices_of(

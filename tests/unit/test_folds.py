@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vitp.core.errors import ConfigError
 from vitp.data.folds import as_fold, folds_of
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs.finetune import FinetuneConfig, run_splits
+from vitp.runs.folds import FoldScores
 
 
 def item(
@@ -141,3 +143,22 @@ def test_the_command_makes_a_run_for_each_fold(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "cv" / "fold-0" / "scores.json").stat().st_mtime_ns == before
     assert run([*command[:-2], "--out", str(tmp_path / "cv"), "--resume", "-s", "optim.lr=1"]) == 2
     assert "differs from the run that is to be resumed: optim.lr" in capsys.readouterr().err
+
+
+def test_the_table_shows_counts_as_they_are_and_units_as_they_are() -> None:
+    values = {
+        "case_dice": [0.5, 0.7],
+        "cases": [4.0, 1200.0],
+        "case_error_mm2": [1.0, 3.0],
+        "case_hd95_mm": [2.0, math.nan],
+        "hd95_pixels": [2.0, 4.0],
+    }
+    liver = {"case_dice": [0.25, 0.25], "cases": [3.0, math.nan]}
+    head, rows = FoldScores("case_dice", values, {"liver": liver}, [8, 9]).table()
+    assert head == ["", "images", *values]
+    assert rows == [
+        ["fold 0", "8", "50.0", "4", "1.0", "2.0", "2.0"],
+        ["fold 1", "9", "70.0", "1,200", "3.0", "–", "4.0"],
+        ["mean ± sd", "17", "60.0 ± 14.1", "1,204", "2.0 ± 1.4", "2.0 ± 0.0", "3.0 ± 1.4"],
+        ["liver", "", "25.0 ± 0.0", "3", "", "", ""],
+    ]

@@ -16,6 +16,8 @@ from torchvision.ops import batched_nms
 
 from vitp.core.errors import CheckpointError, ConfigError, DataError
 from vitp.data.image_sample import resized
+from vitp.deployment import card
+from vitp.deployment.export import GraphOptions
 from vitp.io.images import load_planes
 from vitp.models.heads.mask import paste_masks
 from vitp.models.rotated.boxes import long_edge_first, quads_of
@@ -171,7 +173,8 @@ def test_bands_are_scaled_as_by_the_model(tmp_path: Path) -> None:
         scaled_values(values[:1], plain)
     Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
     with pytest.raises(
-        DataError, match=r"the model sees the bands VV, B4; save their values as a \.npy file"
+        DataError,
+        match=r"the model sees the bands VV, B4; save the quantity .*not the stored values\) as a \.npy",
     ):
         read_planes(tmp_path / "picture.png", plain)
 
@@ -192,6 +195,40 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     ]:
         with pytest.raises(DataError, match=says):
             read_planes(tmp_path / name, None)
+
+
+@pytest.mark.parametrize(
+    "channels", [None, ({"band": "CT", "low": 0.0, "high": 1.0, "transform": "linear"},)]
+)
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("folder", "is a folder"),
+        ("ct.nii.gz", "is a volume or a DICOM file"),
+        ("CT.NRRD", "is a volume or a DICOM file"),
+        ("IM0001", "is a volume or a DICOM file"),
+        ("ct.nii.gz#slice=7", "names a part of a file"),
+        ("folder#series=3&slice=1", "names a part of a file"),
+        ("case_{0000,0001}.nii.gz", "names a part of a file, or several files"),
+    ],
+)
+def test_what_vitp_predict_reads_is_named(tmp_path: Path, channels: Any, name: str, says: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for file in ("ct.nii.gz", "CT.NRRD"):
+        (tmp_path / file).write_bytes(b"x")
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(
+        DataError, match=says + ".*; the runtime reads 8-bit pictures.*vitp predict reads volumes"
+    ):
+        read_planes(tmp_path / name, channels)
+
+
+def test_the_readme_of_a_graph_of_bands_says_what_an_array_must_hold() -> None:
+    own = contract(channels=({"band": "CT", "low": -160.0, "high": 240.0, "transform": "linear"},))
+    assert "must hold the quantity of each band, such as HU" in card._what_it_takes(own)
+    assert "must hold" not in card._what_it_takes(contract())
+    assert 'predict_file("image.npy")' in card._use(own, GraphOptions(kind="onnx"), "graph")
+    assert 'predict_file("image.png")' in card._use(contract(), GraphOptions(kind="onnx"), "graph")
 
 
 def test_a_contract_comes_back(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vitp.inference.inputs import image_files, unique_names
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
 from vitp.inference.unfinished import unfinished_folder
+from vitp.inference.volume_inputs import looked_at_volume
 from vitp.inference.volumes import slices_around
 from vitp.io.volumes import open_volume
 from vitp.metrics.results import Prediction
@@ -473,6 +474,7 @@ def test_folders_hold_volumes_series_and_cases_of_several_files(tmp_path: Path) 
     ]
     count, left = predict_files(HighValues(), [folder], tmp_path / "out", WHOLE)
     assert (count, left) == (6, [])  # the first of two files is band 1
+    assert [Path(file).name for file in files[1:3]] == ["both#series=1", "both#series=4"]
     xrays = tmp_path / "xrays"
     for number in range(3):
         (path,) = write_dicom_series(volume(size=(9, 8, 1), seed=number), tmp_path / "x", name=f"x{number}")
@@ -481,3 +483,60 @@ def test_folders_hold_volumes_series_and_cases_of_several_files(tmp_path: Path) 
     assert [Path(file).name for file in image_files([xrays])] == ["0.dcm", "1.dcm", "2.dcm"]
     count, _ = predict_files(HighValues(), [xrays], tmp_path / "xout", WHOLE)
     assert count == 3 and names_in(tmp_path / "xout/masks") == ["0.nii.gz", "1.nii.gz", "2.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((4, 9), ("4", "9")),
+        ((3, 3, 1), ("series-2", "series-3", "1")),  # 1 is the name of another one
+        ((0, None, 7), ("series-1", "series-2", "7")),
+        ((-2, 5), ("series-1", "5")),
+    ],
+)
+def test_no_output_of_a_folder_of_several_series_holds_a_uid(
+    tmp_path: Path, numbers: Sequence[int | None], words: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "both"
+    folder.mkdir()
+    sources = [volume(seed=seed, size=(9, 8, 3 + seed)) for seed in range(len(numbers))]
+    for place, (number, source) in enumerate(zip(numbers, sources, strict=True)):
+        tags = {"SeriesNumber": number, "SeriesInstanceUID": f"1.2.840.99999.{place + 1}.4711"}
+        for path in write_dicom_series(source, tmp_path / str(place), name=str(place), tags=tags):
+            path.rename(folder / f"{place}-{path.name}")
+    (folder / ".hidden.dcm").write_bytes((folder / path.with_name(f"{place}-{path.name}").name).read_bytes())
+    files = image_files([folder])
+    assert files == [f"{folder}#series={word}" for word in words]
+    for address, source in zip(files, sources, strict=True):
+        assert open_volume(address).grid.slices_shape("axial")[0] == source.voxels_IJK.shape[2]
+    said = predicted(HighValues(), [folder], tmp_path / "out")
+    names = {f"both-series-{word.removeprefix('series-')}" for word in words}
+    assert set(names_in(tmp_path / "out/masks")) == {f"{name}.nii.gz" for name in names}
+    with (tmp_path / "out/volumes.csv").open() as file:
+        assert {row["case"] for row in csv.DictReader(file)} == names
+    text = capsys.readouterr().out + "\n".join(said)
+    for path in (tmp_path / "out").rglob("*"):
+        assert "4711" not in path.name
+        if path.suffix in (".csv", ".json", ".txt", ".html"):
+            text += path.read_text()
+    assert "4711" not in text and "99999" not in text
+
+
+def test_bands_that_the_model_does_not_see_are_named(tmp_path: Path) -> None:
+    sources = [volume()] * 3
+    for number, source in enumerate(sources):
+        write_nifti(source, tmp_path / f"one_000{number}.nii.gz")
+    stacked = nibabel.Nifti1Image(np.stack([one.voxels_IJK for one in sources], -1), sources[0].affine_44)
+    nibabel.save(stacked, tmp_path / "four.nii.gz")
+    second = Channels(channels=(Channel(band="2", low=-1000, high=1000),))
+    around = Channels(
+        channels=tuple(Channel(band=name, low=-1000, high=1000) for name in ("1@-1", "1", "1@+1"))
+    )
+    three = Channels(channels=tuple(Channel(band=name, low=-1000, high=1000) for name in "123"))
+    for channels, unused in ((HU, "2, 3"), (second, "1, 3"), (around, "2, 3"), (three, "")):
+        for name in ("four.nii.gz", "one_{0000,0001,0002}.nii.gz"):
+            _, notes = looked_at_volume(f"{tmp_path}/{name}", channels, "error", None)
+            found = [note for note in notes if "not used" in note]
+            assert [note.rpartition("not used: ")[2] for note in found] == ([unused] if unused else [])
+    _, notes = looked_at_volume(f"{tmp_path}/one_0000.nii.gz", HU, "error", None)
+    assert not any("not used" in note for note in notes)

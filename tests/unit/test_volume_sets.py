@@ -288,6 +288,31 @@ def test_a_folder_a_case_with_modalities_and_overlapping_objects(tmp_path: Path)
     assert np.array_equal(by_id(only)["s0001/0002"].semantic(), axial(np.where(inner > 0, 1, outer * 255), 2))
 
 
+@pytest.mark.parametrize(
+    ("options", "pair", "voxels"),
+    [
+        ({}, "liver and lesion", 12),  # the smaller one is painted over the larger one
+        ({"classes": "liver,lesion,vessel"}, "liver and lesion", 12),
+        ({"classes": "liver,vessel"}, "liver and vessel", 4),
+    ],
+)
+def test_overlapping_objects_are_named_as_they_overlap(
+    tmp_path: Path, options: dict[str, str], pair: str, voxels: int
+) -> None:
+    masks = {name: np.zeros(SHAPE, np.uint8) for name in ("liver", "kidney_left", "lesion", "vessel", "spot")}
+    masks["liver"][2:10, 2:10, 1:5] = 1
+    masks["lesion"][4:6, 4:6, 2:5] = 7
+    masks["vessel"][8:11, 8:9, 1:3] = 1  # 4 of its voxels lie in the liver
+    masks["spot"][0, 0, 0] = 1  # the smallest one of all overlaps nothing
+    for number in range(3):
+        folder = tmp_path / f"s{number:04d}"
+        nifti(folder / "ct.nii.gz", scan(number))
+        for name, mask in masks.items():
+            nifti(folder / "segmentations" / f"{name}.nii.gz", mask)
+    found = said(read(tmp_path, **options), "objects overlap")
+    assert f"{pair} in {3 * voxels} voxels" in found
+
+
 def test_bids_sessions_of_a_subject_stay_together(tmp_path: Path) -> None:
     for subject in range(4):
         for session in range(2):

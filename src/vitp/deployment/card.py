@@ -108,7 +108,10 @@ def _what_it_takes(contract: GraphContract) -> str:
             for one in contract.channels
         ]
         bands = (
-            "\n\nA band's value becomes 8 bits by (value − low) / (high − low), clipped.\n\n"
+            "\n\nA band's value becomes 8 bits by (value − low) / (high − low), clipped. The runtime reads the values of an "
+            "image from a `.npy` file of (bands, height, width). It must hold the quantity of each band, such as HU "
+            "for CT or reflectance, not the values as they are stored: apply slope and intercept first. `vitp predict` "
+            "reads volumes, DICOM and rasters, and applies these itself.\n\n"
             + markdown_table(("Band", "First", "Low", "High"), of_bands)
         )
     return "## Contract\n\n" + markdown_table(("", ""), rows) + bands
@@ -125,11 +128,12 @@ def _use(contract: GraphContract, options: GraphOptions, name: str) -> str:
             f'model = torch.export.load("{name}/model.pt2").module()\n'
             f"outputs = model(torch.zeros({contract.batch or 2}, {_input_shape(contract)}))\n```"
         )
-    later = " --later later.png" if contract.pairs else ""
-    argument = '"image.png", "later.png"' if contract.pairs else '"image.png"'
+    suffix = ".png" if contract.channels is None else ".npy"
+    later = f" --later later{suffix}" if contract.pairs else ""
+    argument = f'"image{suffix}", "later{suffix}"' if contract.pairs else f'"image{suffix}"'
     return (
         "## Use\n\nWith vitp's runtime, which needs numpy, onnxruntime and Pillow alone, on images of any size:\n\n"
-        f"```sh\npython -m vitp.runtime {name}/model.onnx image.png{later}\n```\n\n"
+        f"```sh\npython -m vitp.runtime {name}/model.onnx image{suffix}{later}\n```\n\n"
         "```python\nfrom vitp.runtime.graph_model import open_graph\n\n"
         f'found = open_graph("{name}/model.onnx").predict_file({argument})\n```\n\n'
         "With onnxruntime or OpenVINO alone:\n\n"

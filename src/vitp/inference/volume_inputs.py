@@ -11,12 +11,14 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.inference.volumes import plane_seen, slices_around
-from vitp.io.dicom_header import read_header
+from vitp.io.dicom_header import Header, read_header
+from vitp.io.dicom_volume import series_words
 from vitp.io.images import MissingBands
 from vitp.io.parts import braced, split_address
+from vitp.io.volume import Volume
 from vitp.io.volume_kinds import holds_dicom, is_dicom_file, volume_kind
 from vitp.io.volumes import is_volume, open_volume
-from vitp.records.channels import Channels
+from vitp.records.channels import Channels, band_step
 from vitp.tasks.ground import RasterGround
 
 _SUFFIXES = re.compile(
@@ -25,6 +27,7 @@ _SUFFIXES = re.compile(
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})(?P<suffix>\.(nii|nii\.gz|nrrd|mha|mgz))")
 """How nnU-Net calls the files of a case, one for each channel."""
 _BRACES = re.compile(r"\{[^{}]*,[^{}]*\}")
+_BANDS_NAMED = 8
 _BESIDE = frozenset({".img", ".raw", ".zraw", ".brik"})
 """Voxels of a header in a file of its own."""
 
@@ -56,17 +59,23 @@ def volumes_at(path: str) -> list[str] | None:
     if part.series is not None:
         return [path]
     files: dict[str, list[Path]] = {}
+    first: dict[str, Header] = {}
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.name.upper() != "DICOMDIR" and is_dicom_file(file):
+        if file.name.startswith(".") or file.name.upper() == "DICOMDIR":
+            continue
+        if file.is_file() and is_dicom_file(file):
             try:
-                files.setdefault(read_header(file).series, []).append(file)
+                header = read_header(file)
             except DataError:
                 continue  # the reader tells what is wrong, where it counts
+            first.setdefault(header.series, header)
+            files.setdefault(header.series, []).append(file)
     if len(files) < 2:
         return [path]
     if all(len(own) == 1 for own in files.values()):
         return sorted(str(file) for own in files.values() for file in own)
-    return [f"{base}#series={uid}" for uid in sorted(files)]
+    # Addresses are written into results and become names: a UID would tell whose images these are.
+    return [f"{base}#series={word}" for word in series_words(first).values()]
 
 
 def volumes_in(folder: Path) -> list[str]:
@@ -99,7 +108,7 @@ def _case_address(key: str, files: Sequence[tuple[str, Path]]) -> str:
 def volume_name(address: str) -> str | None:
     """Return what the files of a volume are called, without suffix; None: it is none by its name."""
     base, part = split_address(address)
-    series = "" if part.series is None else f"-series-{part.series}"
+    series = "" if part.series is None else f"-series-{part.series.removeprefix('series-')}"
     if braced(base):
         name = _BRACES.sub("", base, count=1)
         return _SUFFIXES.sub("", Path(name).name).rstrip("_-. ") + series
@@ -143,4 +152,18 @@ def looked_at_volume(
         RasterGround(volume.slice(number, plane, around), channels, missing_bands=missing_bands)
         for number in numbers
     ]
+    notes += [line] if (line := _unused_bands(volume, looked[0])) else []
     return looked, tuple(f"{address}: {note}" for note in notes)
+
+
+def _unused_bands(volume: Volume, ground: RasterGround) -> str:
+    """Return which bands of a volume a model doesn't see; "" where it sees all."""
+    seen = list(dict.fromkeys(band_step(name)[0] for name in ground.bands if name is not None))
+    others = [band.name for band in volume.bands if band.name not in seen]
+    if not others:
+        return ""
+    named = ", ".join(others[:_BANDS_NAMED]) + (", …" if len(others) > _BANDS_NAMED else "")
+    return (
+        f"has {len(volume.bands)} bands (channels, times or echoes), of which the model sees {', '.join(seen)}; "
+        f"not used: {named}"
+    )

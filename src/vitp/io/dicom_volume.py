@@ -8,8 +8,10 @@ Shapes: I × J × K voxels: I columns, J rows, K images; a slab is one layer of 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,8 +250,11 @@ def _chosen(found: dict[str, list[Header]], wanted: str | None, where: str) -> l
         if len(found) == 1:
             return next(iter(found.values()))
         what = f"holds {len(found)} series: {_listed(found)}"
-        raise DataError(what, where=where, fix="choose one: FOLDER#series=NUMBER, or the end of its UID")
-    numbered = [uid for uid, headers in found.items() if _number(headers[0]) == wanted]
+        raise DataError(
+            what, where=where, fix="choose one: FOLDER#series=NUMBER (or series-1, …), or the end of its UID"
+        )
+    words = series_words({uid: headers[0] for uid, headers in found.items()})
+    numbered = [uid for uid, headers in found.items() if wanted in (words[uid], _number(headers[0]))]
     ending = [uid for uid in found if uid.endswith(wanted)]
     for uids in (numbered, ending):
         if len(uids) == 1:
@@ -264,17 +269,37 @@ def _number(header: Header) -> str | None:
     return None if number is None else str(int(number))
 
 
+def series_words(first: Mapping[str, Header]) -> dict[str, str]:
+    """Return what chooses each series of a folder after `#series=`, and names no UID.
+
+    It is the number of the series where no other one has it and it is above 0, else `series-1`, `series-2`, … in the
+    order of the UIDs; numbers that another series is called by are left out.
+
+    Args:
+        first: UID → header of one image.
+    """
+    numbers = {uid: _number(header) for uid, header in first.items()}
+    counts = Counter(numbers.values())
+    own = {
+        uid: number
+        for uid, number in numbers.items()
+        if number is not None and counts[number] == 1 and int(number) > 0
+    }
+    running = (str(number) for number in itertools.count(1) if str(number) not in own.values())
+    return {uid: own[uid] if uid in own else f"series-{next(running)}" for uid in sorted(first)}
+
+
 def _listed(found: dict[str, list[Header]]) -> str:
     """Return the series of a folder: number, modality, how many images, and the end of the UID."""
     length = 4
     while length < 64 and len({uid[-length:] for uid in found}) < len(found):
         length += 2
+    words = series_words({uid: headers[0] for uid, headers in found.items()})
     lines = []
     for uid, headers in list(found.items())[:_MOST_NAMED]:
         images = sum(header.frames for header in headers)
         modality = word(headers[0].data, "Modality")
         kind = modality if modality and modality.isalnum() else "unknown modality"
-        number = _number(headers[0]) or "without number"
-        lines.append(f"{number} ({kind}, {images} image{'s' * (images != 1)}, UID …{uid[-length:]})")
+        lines.append(f"{words[uid]} ({kind}, {images} image{'s' * (images != 1)}, UID …{uid[-length:]})")
     rest = len(found) - len(lines)
     return ", ".join(lines) + (f" and {rest} more" if rest else "")

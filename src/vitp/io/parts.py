@@ -6,7 +6,7 @@
 | `bands=B04,B03` | these bands, in this order |
 | `page=2` | one image of a file that holds several, from 1 |
 | `layer=reflectance` | one data set of an HDF or netCDF file |
-| `series=4` | one series of a folder of DICOM files: its number, or the end of its UID |
+| `series=4` | one series of a folder of DICOM files: its number, else `series-1`, …; or the end of its UID |
 | `slice=57` | one slice of a volume, from 0, counted along its plane (see `vitp.io.volume_grid`) |
 | `plane=axial` | the plane of the slices: `axial`, `coronal`, `sagittal`, or `stored`: as the file has them |
 | `around=1` | so many slices on either side, too, as further bands (`1@-1`, `1`, `1@+1`) |
@@ -48,7 +48,7 @@ class FilePart:
         bands: Names, in the wanted order.
         page: From 1.
         layer: Name of a data set in a file of several.
-        series: Number or end of the UID of a DICOM series.
+        series: Number, `series-1`, … or end of the UID of a DICOM series.
         slice: Of a volume, from 0.
         plane: One of `PLANES`.
         around: Slices on either side that are further bands.

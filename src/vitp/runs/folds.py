@@ -23,6 +23,10 @@ from vitp.runs.finetune import SCORES_FILE, FinetuneConfig, run_finetune
 from vitp.runs.folder import settings_that_differ, started
 
 FOLDS_FILE = "folds.json"
+_COUNTS = ("images", "cases")
+"""Values that count what was tested."""
+_IN_UNITS = ("pixels", "_mm", "_ml", "_mm2")
+"""Ends of the names of values that aren't shares."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class FoldScores:
     images: Sequence[int]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the head and the rows of a table: each fold, then mean ± standard deviation, in percent."""
+        """Return the head and the rows of a table: each fold, then mean ± standard deviation, in percent.
+
+        Counts are summed.
+        """
         names = list(self.values)
         rows = [
             [f"fold {fold}", f"{count:,}", *(_shown(name, [self.values[name][fold]]) for name in names)]
@@ -139,9 +146,15 @@ def _finite(value: float) -> float | None:
 
 
 def _shown(name: str, values: Sequence[float]) -> str:
-    """Return a value, or mean ± standard deviation of several, in percent unless its name says otherwise."""
-    mean, sd = mean_std(values)
-    if math.isnan(mean):
+    """Return a value, or mean ± standard deviation of several, in percent unless its name says otherwise.
+
+    Of counts it is the sum: no image is tested in two folds.
+    """
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
         return "–"
-    factor = 1 if name.endswith(("pixels", "images", "mm", "ml")) else 100
+    if name in _COUNTS:
+        return f"{sum(known):,.0f}"
+    mean, sd = mean_std(values)
+    factor = 1 if name.endswith(_IN_UNITS) else 100
     return f"{factor * mean:.1f}" + (f" ± {factor * sd:.1f}" if len(values) > 1 else "")

@@ -5,6 +5,7 @@ Shapes: C channels, H × W pixels, K classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,29 @@ from PIL import Image, ImageOps
 
 from vitp.core.errors import DataError
 
-_RASTERS = {".tif", ".tiff", ".vrt", ".jp2", ".nc", ".hdf", ".h5", ".zarr", ".dcm", ".nii", ".svs"}
+_RASTERS = {".tif", ".tiff", ".vrt", ".jp2", ".nc", ".hdf", ".h5", ".zarr", ".svs"}
+_VOLUMES = (
+    ".nii",
+    ".nrrd",
+    ".nhdr",
+    ".mha",
+    ".mhd",
+    ".mgz",
+    ".mgh",
+    ".mnc",
+    ".hdr",
+    ".img",
+    ".dcm",
+    ".dicom",
+    ".ima",
+)
+_PART = re.compile(
+    r".+#(window|bands|page|layer|series|slice|plane|around|mpp)=.*|.*\{[^{}]*,[^{}]*\}.*", re.DOTALL
+)
+"""How parts of files, and volumes of several, are named elsewhere in vitp."""
+_READ = (
+    "the runtime reads 8-bit pictures and .npy files of bands; vitp predict reads volumes, DICOM and rasters"
+)
 _WIDE = ["I;16", "I;16B", "I;16L", "I;16N", "I", "F"]
 _BITS = 22
 _LARGEST_WEIGHT = 1 << 15
@@ -24,15 +47,15 @@ def read_planes(path: str | Path, channels: Sequence[Mapping[str, Any]] | None) 
     """Return (C, H, W) uint8 of a file: a picture as RGB, or an array of bands by the model's own scaling.
 
     Args:
-        path: A picture of 8 bits, or where the model has bands, a `.npy` file of their values, (C, H, W).
+        path: A picture of 8 bits, or where the model has bands, a `.npy` file of the quantity
+            that they hold (HU for CT, not the stored values), (C, H, W).
         channels: Band, low, high and transform of each channel; None: RGB pictures.
 
     Raises:
         DataError: It is missing, damaged, or of a kind that isn't read here.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError("doesn't exist", where=str(path), fix="check the path")
+    _check_kind(path)
     if path.suffix.lower() == ".npy":
         return scaled_values(_array(path), channels, where=str(path))
     if channels is not None:
@@ -40,9 +63,32 @@ def read_planes(path: str | Path, channels: Sequence[Mapping[str, Any]] | None) 
         raise DataError(
             f"is read as a picture, and the model sees the bands {bands}",
             where=str(path),
-            fix="save their values as a .npy file of (bands, height, width), or use vitp predict, which reads rasters",
+            fix="save the quantity that they hold (HU for CT, not the stored values) as a .npy file of (bands, height, "
+            "width), or use vitp predict, which reads volumes, DICOM and rasters",
         )
     return _picture(path)
+
+
+def _check_kind(path: Path) -> None:
+    """Do nothing for a file that may be a picture or an array; say of what else is there who reads it."""
+    if path.is_dir():
+        raise DataError("is a folder", where=str(path), fix=_READ)
+    if not path.is_file():
+        if _PART.fullmatch(str(path)):
+            raise DataError("names a part of a file, or several files", where=str(path), fix=_READ)
+        raise DataError("doesn't exist", where=str(path), fix="check the path")
+    name = path.name.lower()
+    is_volume = name.removesuffix(".gz").removesuffix(".bz2").endswith(_VOLUMES)
+    if is_volume or _head(path)[128:132] == b"DICM":
+        raise DataError("is a volume or a DICOM file", where=str(path), fix=_READ)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)
+    except OSError as error:
+        raise DataError(f"can't be read ({error.strerror})", where=str(path)) from error
 
 
 def _array(path: Path) -> np.ndarray:
@@ -60,14 +106,14 @@ def _picture(path: Path) -> np.ndarray:
                 raise DataError(
                     f"holds values of more than 8 bits ({file.mode})",
                     where=str(path),
-                    fix="save it as an 8-bit picture, or use vitp predict, which reads rasters",
+                    fix=f"save it as an 8-bit picture; {_READ}",
                 )
             file.load()
             turned: Image.Image = ImageOps.exif_transpose(file)
             return np.ascontiguousarray(np.asarray(_rgb(turned)).transpose(2, 0, 1))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = "is a raster that can't be read here" if path.suffix.lower() in _RASTERS else "is no picture"
-        fix = "convert it to PNG or JPEG, or use vitp predict, which reads rasters"
+        fix = f"convert it to PNG or JPEG; {_READ}"
         raise DataError(f"{kind} ({error})", where=str(path), fix=fix) from error
 
 
@@ -94,8 +140,15 @@ def scaled_values(
     """
     count = 3 if channels is None else len(channels)
     if values_CHW.ndim != 3 or len(values_CHW) != count or values_CHW.dtype.kind not in "uif":
+        bands = [] if channels is None else [str(channel["band"]) for channel in channels]
+        order = (
+            f": the quantity of the bands {', '.join(bands)} (HU for CT, not the stored values)"
+            if bands
+            else ""
+        )
         raise DataError(
-            f"is {values_CHW.dtype} of shape {values_CHW.shape}, and the model sees ({count}, height, width) numbers",
+            f"is {values_CHW.dtype} of shape {values_CHW.shape}, and the model sees ({count}, height, width) "
+            f"numbers{order}",
             where=where,
         )
     if channels is None:

@@ -342,7 +342,7 @@ def _note_overlaps(
     wanted: dict[int, int] = defaultdict(int)
     for _, negative, _, layer in sized:
         wanted[layer.values[0][1]] -= negative
-    for _, negative, name, layer in sized:
+    for row, (_, negative, name, layer) in enumerate(sized):
         place = layer.values[0][1]
         if place == IGNORE or not negative or left[place] >= wanted[place]:
             continue
@@ -352,5 +352,18 @@ def _note_overlaps(
                 where=case.name,
                 fix="name the objects in the order in which they are painted: -o classes=OUTER,INNER",
             )
-        upper = next((other for _, _, other, _ in reversed(sized) if other != name), name)
-        overlaps[name, upper] += wanted[place] - left[place]
+        hidden_IJK = _shown(layer) & (canvas_IJK != place)
+        for _, _, other, upper in reversed(sized[row + 1 :]):
+            if not hidden_IJK.any():
+                break
+            over_IJK = hidden_IJK & (canvas_IJK == upper.values[0][1])
+            if over_IJK.any() and (over_IJK := over_IJK & _shown(upper)).any():
+                overlaps[name, other] += int(np.count_nonzero(over_IJK))
+                hidden_IJK &= ~over_IJK
+
+
+def _shown(layer: VolumeLayer) -> np.ndarray:
+    """Return which voxels are of the one object of a layer."""
+    held = held_labels(layer.path, layer.band, layer.segment, layer.reference)
+    shown_IJK: np.ndarray = held.labels_IJK == layer.values[0][0]
+    return shown_IJK
