@@ -411,7 +411,6 @@ def test_the_command_line_says_what_was_understood(deployed: Deployed, tmp_path:
     assert "the graph takes 64×64 px: as asked for" in said
     assert "QGIS's plug-in Deepness can't run it: it has no models that give an image one class" in said
     for words, says in [
-        (("--format", "timm"), "timm holds a ViT alone; choose onnx or torch-export"),
         (("--format", "onnx", "--batch", "many"), '"many" is no batch'),
         (("--format", "onnx", "--size", "4"), '"4" is no size'),
         (("--format", "onnx", "--check", tmp_path / "nowhere"), "nowhere"),

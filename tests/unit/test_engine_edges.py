@@ -79,7 +79,7 @@ def test_settings_have_the_documented_defaults() -> None:
         "milestones": (8 / 12, 11 / 12), "gamma": 0.1, "lr_scale": {}, "layer_decay": None,
     }  # fmt: skip
     assert TrainSettings(steps=3).model_dump() == {
-        "steps": 3, "micro_batches": 1, "precision": "auto", "save_every": 500, "keep_last": 2, "log_every": 10,
+        "steps": 3, "batch": "fixed", "micro_batches": 1, "precision": "auto", "save_every": 500, "keep_last": 2, "log_every": 10,
         "num_workers": 2, "seed": 0, "device": "auto", "deterministic": False, "loss_weights": {}, "tensorboard": True,
         "threads": None, "must_train": (), "check_at": None, "parallel": "ddp", "shard_size": None, "async_save": False,
     }  # fmt: skip

@@ -24,6 +24,7 @@ from vitp.core.errors import ConfigError, DamagedError, VitpError
 from vitp.core.tensors import load_tensors
 from vitp.engine import checkpoint, loop
 from vitp.engine.evidence import VisionEvidence, linear_cka
+from vitp.engine.exchange import StepExchange
 from vitp.engine.gradients import Gradients
 from vitp.engine.hooks import Hook
 from vitp.engine.logging import RunLog
@@ -36,14 +37,11 @@ CPU = torch.device("cpu")
 
 def beside(monkeypatch: pytest.MonkeyPatch, **other: Any) -> None:
     """Let another rank answer before this one whenever reports are gathered."""
-    alone = distributed.gather
 
-    def gather(value: Any) -> Any:
-        if isinstance(value, RankReport):
-            return [replace(value, **{"counts": {}, "work": {}, "stop": None, "error": None, **other}), value]
-        return alone(value)
+    def both(_: StepExchange, own: RankReport) -> list[RankReport]:
+        return [replace(own, **{"counts": {}, "work": {}, "stop": None, "error": None, **other}), own]
 
-    monkeypatch.setattr(loop.distributed, "gather", gather)
+    monkeypatch.setattr(StepExchange, "__call__", both)
 
 
 def test_a_signal_to_any_rank_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_drop_path_is_of_the_run_not_of_the_weights(tmp_path, chat):
     save_vlm(tmp_path / "model", vlm, chat)
     assert load_vlm(tmp_path / "model").vlm.config.drop_path == 0.0
     again = load_vlm(tmp_path / "model", drop_path=0.2).vlm
-    assert again.vision.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    assert again.vision.model.blocks[-1].drop_path1.rate == pytest.approx(0.2)
 
 
 def test_a_run_folder_leads_to_its_model(folder, vlm):

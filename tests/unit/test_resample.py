@@ -59,7 +59,7 @@ def test_a_tower_with_other_patches_and_size_is_nearly_the_same():
     other = resized_tower(tower, patch_size=16, image_size=96, drop_path=0.2)
     assert (other.patch_size, other.image_size, other.grid) == (16, (96, 96), 6)
     assert other.config.arguments["patch_size"] == 16
-    assert other.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    assert other.model.blocks[-1].drop_path1.rate == pytest.approx(0.2)
     assert resized_tower(tower, patch_size=16).image_size == (64, 64)
     for name, tensor in other.state_dict().items():
         if name not in ("model.pos_embed", "model.patch_embed.proj.weight"):

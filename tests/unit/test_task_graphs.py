@@ -18,7 +18,7 @@ from vitp.deployment.comparison import compared_outputs
 from vitp.deployment.export import GraphOptions, contract_for, export_task
 from vitp.deployment.images import graph_size
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
-from vitp.deployment.summary import check_graph_format, parsed_batch
+from vitp.deployment.summary import parsed_batch
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.rotated.roi_align import MultiScaleRotatedRoIAlign
 from vitp.models.static.atlas import StaticRegionPool, StaticRotatedPool
@@ -277,8 +277,6 @@ def test_options_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     for text in ("0", "-1", "any", "5000"):
         with pytest.raises(ConfigError, match="is no batch"):
             parsed_batch(text)
-    with pytest.raises(ConfigError, match="timm holds a ViT alone; choose onnx or torch-export"):
-        check_graph_format("timm", "runs/x")
     with pytest.raises(ConfigError, match="8 bits are written as ONNX"):
         export_task("runs/x", tmp_path / "out", GraphOptions(kind="torch-export", int8=True))
     assert not (tmp_path / "out").exists()

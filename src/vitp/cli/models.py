@@ -26,6 +26,7 @@ from vitp.cli.panels import JUDGE, USE
 from vitp.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vitp.checkpoints.graphs import GraphKind
     from vitp.deployment.export import GraphOptions
 
 
@@ -195,8 +196,8 @@ def export_command(
 ) -> None:
     """Write a ViT, or a finetuned model as a graph, for other software, and compare what it gives.
 
-    A ViT for timm takes images of any size; for the others --image-size fixes it. Finetuned models leave as onnx or
-    torch-export, with their pre- and post-processing (docs/deployment.md).
+    A ViT for timm takes images of any size; for the others --image-size fixes it. Finetuned models leave whole as onnx
+    or torch-export, with their pre- and post-processing (docs/deployment.md); as the others their ViT leaves.
     """
     from vitp.checkpoints.formats import LOADS, export_as
     from vitp.checkpoints.verify import verify_export
@@ -213,7 +214,7 @@ def export_command(
     given = {"proposals": proposals, "int8": int8, "most_loss": most_loss, "check": check}
     given |= {"most_images": most_images, "resolution": resolution}
     options = GraphOptions(size=size, batch=parsed_batch(batch), **given)  # type: ignore[arg-type]
-    if is_task_model(source):
+    if is_task_model(source) and (form == "onnx" or form == "torch-export"):
         _export_graph(source, out, form, options, image_size, force)
         return
     _refuse_graph_options(source, options)
@@ -224,13 +225,12 @@ def export_command(
 
 
 def _export_graph(
-    source: str, out: Path, form: str, options: GraphOptions, image_size: int | None, force: bool
+    source: str, out: Path, kind: GraphKind, options: GraphOptions, image_size: int | None, force: bool
 ) -> None:
     from vitp.deployment.export import export_task
-    from vitp.deployment.summary import check_graph_format, graph_summary
+    from vitp.deployment.summary import graph_summary
 
-    kind, size = check_graph_format(form, source), options.size if options.size is not None else image_size
-    chosen = replace(options, kind=kind, size=size)
+    chosen = replace(options, kind=kind, size=options.size if options.size is not None else image_size)
     done = export_task(source, out, chosen, overwrite=force, say=lambda note: print_lines([note]))
     make_console().print(graph_summary(done))
     print_lines([f"wrote {done.folder}"])

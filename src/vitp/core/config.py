@@ -195,6 +195,10 @@ def _number(text: str) -> Any:
     return float(text) if _EXPONENT.fullmatch(text) else text
 
 
+_MEANT = {"batch_size": "data.global_batch"}
+"""What others call a key, where another key's name is nearer to it in letters."""
+
+
 def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
     """Turn the first of pydantic's findings into one line."""
     # A key in the wrong place often explains why another one is missing.
@@ -211,7 +215,10 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> Confi
             for word in name.split("_")
             if len(word) > 3
         )
-        hint = did_you_mean(name, known, likeness=0.8) or _the_only(same)
+        hint = _MEANT.get(name) if _MEANT.get(name) in keys else None
+        hint = (
+            f'did you mean "{hint}"?' if hint else did_you_mean(name, known, likeness=0.8) or _the_only(same)
+        )
         hint = hint or next(filter(None, map(_the_only, words)), None) or did_you_mean(name, known)
         return ConfigError(
             f"unknown key {key!r}{more}",

@@ -5,26 +5,8 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from vitp.checkpoints.graphs import GraphKind
 from vitp.core.errors import ConfigError
 from vitp.deployment.export import ExportedGraph
-
-
-def check_graph_format(form: str, source: str) -> GraphKind:
-    """Return which kind of graph a format is.
-
-    Raises:
-        ConfigError: It is one of backbones alone.
-    """
-    if form == "onnx":
-        return "onnx"
-    if form == "torch-export":
-        return "torch-export"
-    raise ConfigError(
-        f"{source} is a finetuned model, and {form} holds a ViT alone",
-        where="--format",
-        fix="choose onnx or torch-export, or name the backbone that it was finetuned from",
-    )
 
 
 def parsed_batch(text: str) -> int | None:
