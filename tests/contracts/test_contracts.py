@@ -310,7 +310,10 @@ SURFACE = {
     "demo": ["--out", "--seeds", "--ceiling", "--force"],
     "doctor": ["--json"],
     "eval": ["RUN", "DATA", "--split", "--format", "--option -o", "--set -s", "--out"],
-    "export": ["SOURCE", "--out", "--format", "--image-size", "--verify", "--against", "--force"],
+    "export": [
+        "SOURCE", "--out", "--format", "--image-size", "--size", "--batch", "--proposals", "--int8", "--most-loss",
+        "--check", "--check-images", "--resolution", "--verify", "--against", "--force",
+    ],
     "features": ["BACKBONES", "--images", "--out", "--pictures", "--patch", "--shared-colours", "--max-images"],
     "finetune": [
         "TASK", "CONFIG", "--data", "--backbone", "--out", "--steps", "--folds", "--fold", "--set -s", "--resume",
