@@ -407,7 +407,7 @@ def test_the_command_line_says_what_was_understood(deployed: Deployed, tmp_path:
     if deployed.task != "classification":
         pytest.skip("one task tells")
     said = done("export", deployed.run, "--format", "onnx", "--out", tmp_path / "g", "--size", "64x64", "--batch", "dynamic", "--check-images", 3).out  # fmt: skip
-    assert "compared on 3 of 12 images of port (the val images)" in said
+    assert "compared on 3 of 12 images of scenes-port (the val images)" in said
     assert "the graph takes 64×64 px: as asked for" in said
     assert "QGIS's plug-in Deepness can't run it: it has no models that give an image one class" in said
     for words, says in [
