@@ -30,20 +30,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 import yaml
 
+from task_runs import LAYOUTS
 from vitp.cli import run as run_cli
 
 SIZE = 48
 STEPS = 50
 TASK_STEPS = 30
 OBJECTIVES = ("vitp", "mae", "clip", "siglip", "simclr", "dino", "supervised", "dense")
-LAYOUTS = {
-    "classification": "folders",
-    "segmentation": "masks",
-    "change": "pairs",
-    "detection": "coco",
-    "instance": "coco",
-    "oriented": "dota",
-}
 VISION = {
     "arguments": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8},
     "image_size": SIZE,

@@ -191,3 +191,29 @@ def finished(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     done("pretrain", config, "--out", folder / "run")
     return folder / "run"
+
+
+def without_packages(names: Sequence[str], *commands: list[object]) -> Result:
+    """Run commands one after the other in one process in which these packages can't be imported."""
+    program = f"""
+import json, sys
+for name in {tuple(names)}:
+    sys.modules[name] = None
+from vitp.cli import run as run_cli
+for arguments in json.load(sys.stdin):
+    print("CODE", run_cli(arguments), flush=True)
+assert not any(sys.modules.get(name) for name in {tuple(names)})
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps([[str(word) for word in command] for command in commands]))
+    process.stdin.close()
+    process.stdin = None
+    return finish(process)

@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import Result, environment, finish, write_config
+from tests.e2e.conftest import without_packages, write_config
 from tests.raster_files import values, write_raster
 from tests.tiff_files import write_tiff
 
 GEO = ("rasterio", "pyogrio", "shapely", "pyproj", "rio_cogeo")
 SIZE = 48
-_RUN = f"""
-import json, sys
-for name in {GEO}:
-    sys.modules[name] = None
-from vitp.cli import run as run_cli
-for arguments in json.load(sys.stdin):
-    code = run_cli(arguments)
-    print("CODE", code, flush=True)
-assert not any(sys.modules.get(name) for name in {GEO})
-"""
-
-
-def _without_geo(*commands: list[object]) -> Result:
-    """Run commands one after the other in one process in which the packages can't be imported."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _RUN],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    text = json.dumps([[str(word) for word in command] for command in commands])
-    assert process.stdin is not None
-    process.stdin.write(text)
-    process.stdin.close()
-    process.stdin = None
-    return finish(process)
 
 
 def _masks(folder: Path) -> Path:
@@ -78,7 +48,8 @@ def test_pictures_go_from_labels_to_predictions_without_the_extra(tmp_path: Path
         "head.width=32",
     ]  # fmt: skip
     options = ["--steps", 2, *(word for setting in settings for word in ("-s", setting))]
-    result = _without_geo(
+    result = without_packages(
+        GEO,
         ["data", "compile", labels, "--out", compiled],
         ["data", "check", compiled],
         ["pretrain", config, "--out", run],
@@ -99,7 +70,8 @@ def test_what_needs_the_extra_names_it(tmp_path: Path) -> None:
             values_CHW = values(13, "uint16", (SIZE, SIZE), number)
             write_raster(folder / name / f"{name}{number}.tif", values_CHW)
             write_raster(many / name / f"{name}{number}.jp2", values_CHW, driver="JP2OpenJPEG")
-    result = _without_geo(
+    result = without_packages(
+        GEO,
         ["data", "compile", folder, "--out", tmp_path / "out"],
         ["data", "compile", many, "--out", tmp_path / "out"],
     )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import Result, environment, finish
+from tests.e2e.conftest import without_packages
 
 MEDICAL = (
     "pydicom",
@@ -25,32 +22,6 @@ MEDICAL = (
     "gdcm",
     "openjpeg",
 )
-_RUN = f"""
-import json, sys
-for name in {MEDICAL}:
-    sys.modules[name] = None
-from vitp.cli import run as run_cli
-for arguments in json.load(sys.stdin):
-    print("CODE", run_cli(arguments), flush=True)
-assert not any(sys.modules.get(name) for name in {MEDICAL})
-"""
-
-
-def _without_medical(*commands: list[object]) -> Result:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _RUN],
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    text = json.dumps([[str(word) for word in command] for command in commands])
-    assert process.stdin is not None
-    process.stdin.write(text)
-    process.stdin.close()
-    process.stdin = None
-    return finish(process)
 
 
 def _dicom(path: Path) -> None:
@@ -84,7 +55,7 @@ def test_pictures_need_no_extra_and_medical_files_name_it(tmp_path: Path) -> Non
         csv = tmp_path / suffix / "labels.csv"
         csv.write_text(f"image,label\nimages/scan.{suffix},a\n")
         commands.append(["data", "compile", csv, "--format", "classes", "--out", tmp_path / f"out-{suffix}"])
-    result = _without_medical(*commands)
+    result = without_packages(MEDICAL, *commands)
     assert result.out.count("CODE 0") == 1, result.out + result.err
     assert result.out.count("CODE 2") == 3, result.out + result.err
     for suffix, (_, package) in writers.items():
