@@ -19,6 +19,7 @@ from PIL import Image
 
 from vitp.core import distributed
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.core.version import __version__
 from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog
@@ -27,10 +28,8 @@ from vitp.inference.outputs import class_colour, regions, write_picture
 from vitp.inference.polygons import class_polygons
 from vitp.inference.slides import AREAS_FILE, AreaTable, resolution_tags
 from vitp.inference.vectors import VectorFile, VectorKind, vector_path
-from vitp.io.ground import need_geo
 from vitp.io.images import image_size
 from vitp.io.open_pixels import open_pixels
-from vitp.io.rasters import need_rasterio
 from vitp.io.slides import SlidePlace, slide_place
 from vitp.io.tissue import Tissue, find_tissue
 from vitp.metrics.results import Prediction
@@ -108,7 +107,7 @@ class RasterWork:
         Args:
             tags: Texts about the model for the files.
         """
-        rasterio = need_rasterio(self.source.image)
+        rasterio = need("geo", "rasterio", self.source.image)
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ExitStack() as files:
             reason, prediction = None, None
             try:
@@ -309,7 +308,7 @@ def _object_polygons(
     objects: ViewObjects, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return (N,) polygons in pixels, classes and scores; objects whose mask is empty are left out."""
-    shapely = need_geo("shapely", _WHERE)
+    shapely = need("geo", "shapely", _WHERE)
 
     names = [classes[label] for label in objects.labels_N.tolist()]
     scores_N = objects.scores_N.double().numpy()
