@@ -27,7 +27,7 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Bounds of a server.
 
     Attributes:
@@ -69,7 +69,7 @@ class Gate:
     def __init__(
         self,
         app: Callable[..., Any],
-        limits: Limits,
+        limits: ServerLimits,
         *,
         token: str | None = None,
         public: Collection[str] = (),
