@@ -20,7 +20,7 @@ from vitp.core.errors import VitpError
 from vitp.core.version import __version__
 from vitp.inference.ask import answer_outlines
 from vitp.records.instructions import COORDINATE_RANGE
-from vitp.serving.answers import JSON, PNG
+from vitp.serving.answers import COG, GEOJSON, JSON, PNG
 from vitp.serving.api_page import api_page
 from vitp.serving.gate import Gate, ServerLimits
 from vitp.serving.models import ServedModel, model_named
@@ -157,6 +157,11 @@ def _add_errors(app: FastAPI) -> None:
         elif error.status_code == 405:
             sentence = "this can't be asked in this way; /api lists how"
         return JSONResponse({"error": str(sentence)}, error.status_code, headers=dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        sentence = f"internal error ({type(error).__name__}); the server's log says where"
+        return JSONResponse({"error": sentence}, 500)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(request: Request, error: RequestValidationError) -> JSONResponse:
