@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.core.reading import parse_xml
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideBlock, SlideLevel, placed_level
@@ -92,7 +92,7 @@ def open_tiff_slide(path: str, kind: str, part: FilePart, where: str) -> SlideSo
     Raises:
         DataError: It can't be read, or holds several images, planes or times.
     """
-    tiffslide = need_medical("tiffslide", where)
+    tiffslide = need("medical", "tiffslide", where)
     # Opened here: a path with "::" in it would be taken for a chain of URLs, and an OME header may name other files.
     with (
         reading_slide(where),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.core.reading import parse_json, read_text
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideBlock, SlideLevel
@@ -71,7 +71,7 @@ def open_zarr_slide(path: str, part: FilePart, where: str) -> SlideSource:
     Raises:
         DataError: It can't be read, or holds several images, planes or times.
     """
-    zarr = need_medical("zarr", where)
+    zarr = need("medical", "zarr", where)
     with reading_slide(where):
         folder = Path(path)
         attributes = zarr_attributes(folder) or {}

@@ -44,6 +44,7 @@ def quiet(where: str, what: str = "can't be read: it is damaged, or cut off") ->
             f"can't be read{reason}: it is damaged, or cut off", where=where, fix=COPY_IT_AGAIN
         ) from error
     except ModuleNotFoundError as error:
+        # Of a package that is there: those that we import ourselves are named by `need`.
         needed = f"needs the package {error.name} to be read"
         raise DataError(needed, where=where, fix=f"install it: `pip install {error.name}`") from error
     except Exception as error:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band
 from vitp.io.volume import Volume
@@ -69,13 +69,13 @@ class NibabelVolume(Volume):
 
     def _after_fork(self) -> None:
         with quiet(self.where):
-            self._image = need_medical("nibabel", self.where).load(self.where)
+            self._image = need("medical", "nibabel", self.where).load(self.where)
             self._proxy = _unscaled(self._image)
 
 
 def _unscaled(image: Any) -> Any:
     """Return what gives the stored values of an image by parts; of kinds that scale each layer, the scaled ones."""
-    proxy_class = need_medical("nibabel", "volume").arrayproxy.ArrayProxy
+    proxy_class = need("medical", "nibabel", "volume").arrayproxy.ArrayProxy
     proxy = image.dataobj
     if type(proxy) is not proxy_class:
         return proxy
@@ -90,7 +90,7 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
         DataError: As `vitp.io.volumes.open_volume`.
     """
     no_series(series, base)
-    nibabel = need_medical("nibabel", base)
+    nibabel = need("medical", "nibabel", base)
     with quiet(base, "can't be read: it is damaged, or a kind that nibabel doesn't read"):
         image = nibabel.load(base)
         if not isinstance(image, nibabel.spatialimages.SpatialImage) or isinstance(
@@ -167,7 +167,7 @@ def _scale_of(image: Any) -> tuple[float, float]:
 
 def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeGrid, list[str], list[str]]:
     """Return grid, notes and findings of a file that nibabel reads."""
-    nibabel = need_medical("nibabel", where)
+    nibabel = need("medical", "nibabel", where)
     sizes = (shape[0], shape[1], shape[2] if len(shape) > 2 else 1)
     notes: list[str] = []
     findings: list[str] = []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band
 from vitp.io.volume import Volume
@@ -58,7 +58,7 @@ class ItkVolume(Volume):
 
     def _read(self, start: list[int], length: list[int]) -> np.ndarray:
         """Return (I, J, K, …) of a part."""
-        itk = need_medical("SimpleITK", self.where)
+        itk = need("medical", "SimpleITK", self.where)
         reader = itk.ImageFileReader()
         reader.SetFileName(self.where)
         reader.SetExtractIndex(start)
@@ -76,7 +76,7 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
         DataError: As `vitp.io.volumes.open_volume`.
     """
     no_series(series, base)
-    itk = need_medical("SimpleITK", base)
+    itk = need("medical", "SimpleITK", base)
     most = _most_bytes(base)
     reader = itk.ImageFileReader()
     reader.SetFileName(base)
