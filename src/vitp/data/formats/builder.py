@@ -17,6 +17,7 @@ from vitp.data.formats.set_splits import Added, SetSplits
 from vitp.data.formats.slices import VolumeFacts, is_medical
 from vitp.data.formats.walk import stem_of, within
 from vitp.io.images import image_size
+from vitp.io.parts import base_address
 from vitp.records.labels import LabelledImage, LabelledSet
 
 __all__ = ["ReadOptions", "SetBuilder"]
@@ -93,6 +94,26 @@ class SetBuilder:
             self.tally.first_absent = self.tally.first_absent or f"{where}: {text}"
         else:
             self.tally.lose("", category, f"{where}: {text}")
+
+    def leave_out(self, error: DataError, path: str | Path, fate: str) -> None:
+        """Note that something is left out with what it is made of: the finding names the file that is to blame.
+
+        Args:
+            error: What is wrong, and where.
+            path: Of what is left out; named where the error is about no file of the set.
+            fate: What becomes of it, as in "volume left out".
+
+        Raises:
+            DataError: A package is missing, which is no fault of the file.
+        """
+        self.lose(self._blamed(error, path), f"{error.what}; {fate}")
+
+    def _blamed(self, error: DataError, path: str | Path) -> str:
+        """Return the file of the set that an error is about, else `path`; what a missing package makes is raised."""
+        if "pip install" in (error.fix or ""):
+            raise error
+        own = Path(base_address(error.where or ""))
+        return self.place(own if own.is_relative_to(self.root) and own.exists() else path)
 
     def agree(self, where: str, told: Sequence[object], size: tuple[int, int]) -> bool:
         """Return whether the width and height that a label file tells are the image's; else note it."""
@@ -200,9 +221,9 @@ class SetBuilder:
             facts.grid.check_single(plane, "the set has")
             count, size = facts.count(plane), facts.size(plane)
         except DataError as error:
-            if "pip install" in (error.fix or ""):
-                raise
-            self.lose(where or self.place(path), f"{self.place(path)} {error.what}; image left out", category)
+            blamed = self._blamed(error, path)
+            what = f"{blamed} {error.what}" if where else error.what
+            self.lose(where or blamed, f"{what}; image left out", category)
             return False
         for line in facts.findings:
             self.note(self.place(path), line)
