@@ -8,8 +8,6 @@ const WAIT = 120;
 
 export function setUpLook(app) {
   const selects = [byId("look-a"), byId("look-b")];
-  const opacity = slider("look-opacity", (value) => `${value} %`, () => app.refresh());
-  const layer = slider("look-layer", () => layerName(), () => later());
   let at = null, views = [null, null], timer = 0, control = null;
 
   const kind = () => document.querySelector("[name=look-kind]:checked").value;
@@ -19,17 +17,14 @@ export function setUpLook(app) {
   const chosen = () => selects.map((select) => select.value && named(select.value)).map((model) => model || null);
 
   const depth = (model) => model?.layers ?? 1;
+  const opacity = slider("look-opacity", (value) => `${value} %`, () => app.refresh());
+  const layer = slider("look-layer", (value) => `${value + 1} of ${depth(chosen()[0])}`, () => later());
   /** The slider counts the first backbone's layers; another one shows the layer at the same share of its depth. */
   const layerOf = (model) => {
     const [first] = chosen();
     if (model === first || depth(first) < 2) return Math.min(layer.value, depth(model) - 1);
     return Math.round(layer.value / (depth(first) - 1) * (depth(model) - 1));
   };
-  function layerName() {
-    const [first] = chosen();
-    return `${Number(byId("look-layer").value) + 1} of ${depth(first)}`;
-  }
-
   function options() {
     const names = list().map(({ name }) => [name, name]);
     fill(selects[0], names);
