@@ -22,18 +22,19 @@ def serve_command(
             help="Runs of `vitp finetune` and `vitp pretrain`, exports, or starter; NAME=FOLDER gives another name."
         ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen to; 0.0.0.0: all of this machine.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen to; 0.0.0.0: all of this machine.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any that is free.")] = 8000,
     root: Annotated[
-        Path | None, typer.Option(help="Folder below which clients may name files. By default they may name none.")
+        Path | None,
+        typer.Option(help="Folder below which clients may name files. By default they may name none."),
     ] = None,
     token: Annotated[
         str | None, typer.Option(envvar="VITP_TOKEN", help="Bearer token that clients must send.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    max_upload_mb: Annotated[
-        int, typer.Option(min=1, max=65_536, help="Megabytes of a request.")
-    ] = 256,
+    max_upload_mb: Annotated[int, typer.Option(min=1, max=65_536, help="Megabytes of a request.")] = 256,
     max_pixels: Annotated[
         int, typer.Option(min=1, max=10_000_000_000, help="Pixels of an image that is decoded or predicted.")
     ] = 100_000_000,

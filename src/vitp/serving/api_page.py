@@ -23,11 +23,13 @@ def api_page(description: dict[str, Any]) -> str:
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
         f"<p>{escape(description['info'].get('description', ''))} For programs: ",
-        "<a href=openapi.json>openapi.json</a>. What is refused is <code>{\"error\": \"one sentence\"}</code>.</p>",
+        '<a href=openapi.json>openapi.json</a>. What is refused is <code>{"error": "one sentence"}</code>.</p>',
     ]
     for path, methods in description["paths"].items():
         for method, route in methods.items():
-            parts.append(f"<h2><b>{method.upper()}</b> {escape(path)}</h2><p>{escape(route.get('summary', ''))}</p>")
+            parts.append(
+                f"<h2><b>{method.upper()}</b> {escape(path)}</h2><p>{escape(route.get('summary', ''))}</p>"
+            )
             rows = "".join(
                 f"<tr><td>{escape(name)}<td>{escape(kind)}<td>{escape(text)}"
                 for name, kind, text in _fields(route, description)

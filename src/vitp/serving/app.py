@@ -49,7 +49,7 @@ _PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 _REFUSED: dict[int | str, dict[str, Any]] = {
-    422: {"description": "what was asked can't be answered, in one sentence: {\"error\": \"…\"}"},
+    422: {"description": 'what was asked can\'t be answered, in one sentence: {"error": "…"}'},
     413: {"description": "the file or the image is too large"},
     503: {"description": "too many wait, or the server is shutting down; Retry-After says when to try again"},
 }
@@ -96,7 +96,9 @@ class Service:
             names = " or ".join(f"{word}{name}" for name in ("file", "image", "path"))
             raise Refusal(422, f"give the image once, as {names}; {len(given)} are given")
         if file is not None:
-            found: StoredImage | str = await asyncio.to_thread(self.store.take, file.file, file.filename or "")
+            found: StoredImage | str = await asyncio.to_thread(
+                self.store.take, file.file, file.filename or ""
+            )
             self.store.passing(found)  # type: ignore[arg-type]
         elif path:
             found = await asyncio.to_thread(self.store.below_root, path)
@@ -247,7 +249,9 @@ def _add_predict(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
         summary="What a finetuned model finds in an image, or changed between two",
-        responses={200: {"content": {JSON: {}, "application/geo+json": {}, "image/png": {}, "image/tiff": {}}}}
+        responses={
+            200: {"content": {JSON: {}, "application/geo+json": {}, "image/png": {}, "image/tiff": {}}}
+        }
         | _REFUSED,
         response_class=Response,
     )

@@ -130,7 +130,8 @@ class Gate:
             host = headers.get(b"host", b"").decode("latin-1").lower()
             if host.rpartition(":")[0] not in _LOCAL and host not in _LOCAL:
                 raise Refusal(
-                    421, "the server answers to localhost alone; start it with a token to give it another name"
+                    421,
+                    "the server answers to localhost alone; start it with a token to give it another name",
                 )
         if self._token is not None and scope["path"] not in self._public:
             given = headers.get(b"authorization", b"")
@@ -141,7 +142,9 @@ class Gate:
             raise self._too_large()
 
     def _too_large(self) -> Refusal:
-        return Refusal(413, f"the request has more than {self.limits.upload_bytes:,} bytes, which is the most")
+        return Refusal(
+            413, f"the request has more than {self.limits.upload_bytes:,} bytes, which is the most"
+        )
 
     def authorised(self, headers: Any) -> bool:
         """Return whether a request has the token, or none is needed."""

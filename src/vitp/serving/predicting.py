@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from vitp.tasks.merging import ViewObjects
 from vitp.tasks.predict import predict_images
 
 Form = Literal["json", "geojson", "png", "cog"]
+
+Given, Made = TypeVar("Given"), TypeVar("Made")
 
 _READERS = 2
 """Pictures that are decoded at once."""
@@ -77,7 +79,10 @@ def check_asked(asked: Asked, store: ImageStore) -> None:
     model, task = asked.model, asked.model.task_name
     if model.images != len(asked.dates):
         if model.images == 2:
-            raise Refusal(422, f"{model.name} compares two dates: give the later one as after_file, after_image or after_path")
+            raise Refusal(
+                422,
+                f"{model.name} compares two dates: give the later one as after_file, after_image or after_path",
+            )
         raise Refusal(422, f"{model.name} takes one image: leave after_file, after_image and after_path out")
     for date in asked.dates:
         store.check_pixels(date)
@@ -89,7 +94,10 @@ def check_asked(asked: Asked, store: ImageStore) -> None:
         if not asked.dates[0].placed:
             raise Refusal(422, f"{_NO_PLACE}; use format=json or format=png, which are in its pixels")
         if model.graph is not None:
-            raise Refusal(422, f"{model.name} is an exported graph, which answers in json and png; serve the run itself for {asked.form}")
+            raise Refusal(
+                422,
+                f"{model.name} is an exported graph, which answers in json and png; serve the run itself for {asked.form}",
+            )
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,10 @@ class Predictor:
             raise DataError(source.reason)
         width, height = image_size(source.image)
         if width * height > self._most_pixels:
-            raise Refusal(413, f"the image has {width}×{height} pixels at the resolution at which it is seen; send a part of it")
+            raise Refusal(
+                413,
+                f"the image has {width}×{height} pixels at the resolution at which it is seen; send a part of it",
+            )
         return source
 
     def _alone(self, asked: Asked, seen: InputFile | _SeenByGraph) -> Answer:
@@ -189,7 +200,7 @@ class Predictor:
             return _RasterAnswer(asked, task, seen, Path(folder)).answered()
 
 
-def _attempted[Given, Made](function: Callable[[Given], Made]) -> Callable[[Given], Made | Exception]:
+def _attempted(function: Callable[[Given], Made]) -> Callable[[Given], Made | Exception]:
     """Return a function that returns what the other one would raise."""
 
     def attempt(given: Given) -> Made | Exception:
@@ -225,7 +236,9 @@ def _formed(asked: Asked, size: tuple[int, int], prediction: Prediction, shown_C
     model = asked.model
     prediction = surest(prediction, asked.least_score)
     if asked.form == "json":
-        return Answer({"model": model.name, **json_values(str(model.task_name), model.classes, size, prediction)})
+        return Answer(
+            {"model": model.name, **json_values(str(model.task_name), model.classes, size, prediction)}
+        )
     if prediction.semantic_HW is not None:
         return Answer(mask_png(prediction.semantic_HW.numpy()), PNG)
     return Answer(drawn_png(shown_CHW, prediction, model.classes), PNG)
@@ -244,9 +257,7 @@ class _RasterAnswer(RasterWork):
     def __init__(self, asked: Asked, task: TaskModel, source: InputFile, folder: Path) -> None:
         settings = asked.model.settings.model_copy(update={"score_threshold": asked.least_score})
         options = MapOptions(vector="geojson")
-        super().__init__(
-            task, source, settings, options, folder / "part", folder / "out", lambda note: None
-        )
+        super().__init__(task, source, settings, options, folder / "part", folder / "out", lambda note: None)
         self.asked = asked
         self.answer: Answer | None = None
 

@@ -149,8 +149,12 @@ def serve(words: Sequence[str], options: ServerOptions, say: Callable[[str], Non
     sources = named_sources(words)
     if options.root is not None and not options.root.is_dir():
         raise ConfigError("is no folder", where=str(options.root), fix="name a folder with --root")
-    if options.token is not None and not (options.token.isprintable() and options.token.isascii() and options.token.strip()):
-        raise ConfigError("is empty, or has marks that no header takes", where="--token", fix="use ASCII letters")
+    if options.token is not None and not (
+        options.token.isprintable() and options.token.isascii() and options.token.strip()
+    ):
+        raise ConfigError(
+            "is empty, or has marks that no header takes", where="--token", fix="use ASCII letters"
+        )
     listening = _socket(options.host, options.port)
     # Notes of readers name files, which are the clients' own.
     logging.getLogger("vitp").setLevel(logging.ERROR)
@@ -217,6 +221,8 @@ def _say_start(
     if options.token is not None:
         say("clients must send the token")
     elif not local:
-        say("WARNING: everybody who reaches this address may use the models; --token or VITP_TOKEN asks for a token")
+        say(
+            "WARNING: everybody who reaches this address may use the models; --token or VITP_TOKEN asks for a token"
+        )
     shown = f"[{host}]" if ":" in host else host
     say(f"open http://{shown}:{port} (routes: /api; Ctrl-C ends)")

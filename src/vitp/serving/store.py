@@ -124,7 +124,8 @@ class ImageStore:
         with self._lock:
             self._kept[number] = image
             while len(self._kept) > MOST_IMAGES or (
-                len(self._kept) > 1 and sum(one.bytes for one in self._kept.values() if one.own) > self.most_bytes
+                len(self._kept) > 1
+                and sum(one.bytes for one in self._kept.values() if one.own) > self.most_bytes
             ):
                 self._leave(self._kept.popitem(last=False)[1])
         return number
@@ -139,7 +140,9 @@ class ImageStore:
         with self._lock:
             if isinstance(image, str):
                 if image not in self._kept:
-                    raise Refusal(404, "there is no such image, or it was replaced by later ones; send it again")
+                    raise Refusal(
+                        404, "there is no such image, or it was replaced by later ones; send it again"
+                    )
                 self._kept.move_to_end(image)
                 image = self._kept[image]
             image.users += 1
@@ -176,7 +179,9 @@ class ImageStore:
             Refusal: There is no root, no such file below it, or it is no image.
         """
         if self.root is None:
-            raise Refusal(422, "no files can be named here: the server was started without --root; send the image")
+            raise Refusal(
+                422, "no files can be named here: the server was started without --root; send the image"
+            )
         path = self._path_below(name)
         return self._looked_at(path, path.relative_to(self.root).as_posix(), own=False)
 
@@ -268,7 +273,9 @@ def _checked_kind(path: Path, own: bool) -> str:
     if kind == "dicom":
         count = max(open_volume(address).grid.slices_shape(None)[0], 1)
         if count > 1:
-            raise Refusal(422, f"the image is a volume of {count} slices; send one of them, or use vitp predict")
+            raise Refusal(
+                422, f"the image is a volume of {count} slices; send one of them, or use vitp predict"
+            )
         return part_address(address, FilePart(slice=0))
     if kind is not None:
         raise Refusal(422, "the image is a volume; send one of its slices as a picture, or use vitp predict")
