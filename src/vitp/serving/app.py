@@ -23,6 +23,7 @@ from vitp.records.instructions import COORDINATE_RANGE
 from vitp.serving.answers import JSON
 from vitp.serving.api_page import api_page
 from vitp.serving.gate import Gate, Limits
+from vitp.serving.look import attended, coloured
 from vitp.serving.models import ServedModel, model_named
 from vitp.serving.predicting import Asked, Predictor, check_asked
 from vitp.serving.refusal import Refusal, refusal_of
@@ -40,6 +41,12 @@ _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
     ".png": "image/png",
+}
+_PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
 }
 _REFUSED: dict[int | str, dict[str, Any]] = {
     422: {"description": 'what was asked can\'t be answered, in one sentence: {"error": "…"}'},
@@ -129,6 +136,7 @@ def make_app(service: Service) -> FastAPI:
     _add_images(app, service)
     _add_predict(app, service)
     _add_ask(app, service)
+    _add_look(app, service)
     return app
 
 
@@ -179,7 +187,7 @@ def _add_pages(app: FastAPI) -> None:
 
         @app.get(path, include_in_schema=False)
         async def page_file() -> Response:
-            return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+            return Response(content, media_type=kind, headers=_PAGE_HEADERS)
 
     for path, file in files.items():
         route(path, file)
@@ -302,6 +310,63 @@ def _add_ask(app: FastAPI, service: Service) -> None:
             asked = await service.image(stack, file, image, path)
             service.store.check_pixels(asked)
             return await _streamed(service, stack, served, asked, question, max_tokens)
+
+
+def _add_look(app: FastAPI, service: Service) -> None:
+    any_model = ("task", "vlm", "backbone")
+    Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
+
+    @app.post("/attention", summary="How much the patch at a point attends to each patch", responses=_REFUSED)
+    async def attention(
+        x: Annotated[float, Form(description="In pixels of the image.")],
+        y: Annotated[float, Form(description="In pixels of the image.")],
+        model: Model = "",
+        file: Upload = None,
+        image: Kept = None,
+        path: Named = None,
+        layer: Layer = None,
+    ) -> dict[str, Any]:
+        served = model_named(service.models, model, any_model, "look at images")
+        with ExitStack() as stack:
+            stack.enter_context(service.line.place())
+            seen = await service.image(stack, file, image, path)
+            values: dict[str, Any] = await _looked(seen, lambda: attended(served, seen, (x, y), layer))
+            return values
+
+    @app.post(
+        "/features",
+        summary="Features as colours: a PNG with a pixel for each patch; X-Explained is the share of variance it shows",
+        responses={200: {"content": {"image/png": {}}}} | _REFUSED,
+        response_class=Response,
+    )
+    async def features(
+        model: Model = "",
+        file: Upload = None,
+        image: Kept = None,
+        path: Named = None,
+        layer: Layer = None,
+        like: Annotated[str, Form(description="A model whose colours are to be resembled.")] = "",
+        like_layer: Layer = None,
+    ) -> Response:
+        served = model_named(service.models, model, any_model, "look at images")
+        other = (model_named(service.models, like, any_model, "look at images"), like_layer) if like else None
+        with ExitStack() as stack:
+            stack.enter_context(service.line.place())
+            seen = await service.image(stack, file, image, path)
+            png, explained = await _looked(seen, lambda: coloured(served, seen, layer, other))
+        return Response(png, media_type="image/png", headers={"X-Explained": f"{explained:.4f}"})
+
+
+async def _looked(image: StoredImage, look: Callable[[], Any]) -> Any:
+    """Return what a look gives.
+
+    Raises:
+        Refusal: The image can't be seen by the model.
+    """
+    try:
+        return await asyncio.to_thread(look)
+    except (VitpError, MemoryError) as error:
+        raise refusal_of(error, {image.address: "the image"}) from error
 
 
 class _Gone(Exception):
