@@ -132,7 +132,7 @@ def _check_length(header: Header, bytes_: int, where: str) -> None:
         bytes_ //= 8
     if word(header.data, "PhotometricInterpretation") == "YBR_FULL_422":
         bytes_ = bytes_ * 2 // 3
-    limit = max(size * _MOST_IN, _MANY_BYTES) if header.is_compressed else size
+    limit = max(size * _MOST_IN, _MANY_BYTES) if header.is_compressed else size - header.start
     if bytes_ > limit:
         what = f"says that it holds {bytes_:,} bytes of pixels, and can't: it is damaged, or cut off"
         raise DataError(what, where=where, fix=_COPY_AGAIN)

@@ -155,10 +155,13 @@ def _one_series(files: Sequence[Path]) -> bool:
     roles: list[DicomRole] = []
     for path in files:
         try:
-            roles.append(dicom_role(path))
+            role = dicom_role(path)
         except DataError as error:
             if "pip install" in (error.fix or ""):
                 return False
+            continue
+        if role.modality:  # one that is cut off tells nothing
+            roles.append(role)
         if len(roles) == 2:
             break
     if not roles:
