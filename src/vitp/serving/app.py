@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,17 +15,16 @@ from starlette.exceptions import HTTPException
 
 from vitp.core.errors import VitpError
 from vitp.core.version import __version__
-from vitp.inference.ask import answer_outlines
-from vitp.records.instructions import COORDINATE_RANGE
 from vitp.serving.answers import COG, GEOJSON, JSON, PNG
 from vitp.serving.api_page import api_page
+from vitp.serving.asking import streamed
 from vitp.serving.gate import Gate, ServerLimits
-from vitp.serving.models import ServedModel, model_named
-from vitp.serving.predicting import Asked, Predictor, check_asked
+from vitp.serving.look import attended, coloured
+from vitp.serving.models import model_named
+from vitp.serving.predicting import Asked, check_asked
 from vitp.serving.refusal import Refusal, refusal_of
-from vitp.serving.store import ImageStore, StoredImage
-from vitp.serving.tiles import OpenImages
-from vitp.serving.worker import WaitingLine
+from vitp.serving.service import Service
+from vitp.serving.store import StoredImage
 
 PAGE = Path(__file__).parent / "page"
 """Files of the page, each served under its own name."""
@@ -41,6 +37,12 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
+_PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
 _REFUSED: dict[int | str, dict[str, Any]] = {
     422: {"description": 'what was asked can\'t be answered, in one sentence: {"error": "…"}'},
     413: {"description": "the file or the image is too large"},
@@ -51,66 +53,7 @@ Model = Annotated[str, Form(description="Name of a model; may be left out where 
 Upload = Annotated[UploadFile | None, File(description="The image itself.")]
 Kept = Annotated[str | None, Form(description="Id of an image that `/images` has returned.")]
 BelowRoot = Annotated[str | None, Form(description="Its place below the server's root.")]
-
-
-@dataclass
-class Service:
-    """What the routes share.
-
-    Attributes:
-        models: By their names.
-        store: Images.
-        line: Requests on their way.
-        predictor: Answers.
-        open_images: Whose tiles are read.
-    """
-
-    models: dict[str, ServedModel]
-    store: ImageStore
-    line: WaitingLine
-    predictor: Predictor
-    open_images: OpenImages = field(default_factory=OpenImages)
-
-    async def image(
-        self,
-        stack: ExitStack,
-        file: UploadFile | None,
-        image: str | None,
-        path: str | None,
-        word: str = "",
-    ) -> StoredImage:
-        """Return the image that a request names, which stays until the stack is closed.
-
-        Raises:
-            Refusal: It is named twice or not at all, isn't there, or can't be used.
-        """
-        given = [one for one in (file, image, path) if one is not None and one != ""]
-        if len(given) != 1:
-            names = " or ".join(f"{word}{name}" for name in ("file", "image", "path"))
-            raise Refusal(422, f"give the image once, as {names}; {len(given)} are given")
-        if file is not None:
-            found: StoredImage | str = await asyncio.to_thread(
-                self.store.take, file.file, file.filename or ""
-            )
-            self.store.passing(found)  # type: ignore[arg-type]
-        elif path:
-            found = await asyncio.to_thread(self.store.below_root, path)
-        else:
-            found = str(image)
-        return stack.enter_context(self.store.used(found))
-
-    async def result(self, stack: ExitStack, future: Future[Any], names: Mapping[str, str]) -> Any:
-        """Return what a worker has computed; the stack is closed then, even where the client has gone.
-
-        Raises:
-            Refusal: The images can't be used.
-        """
-        kept = stack.pop_all()
-        future.add_done_callback(lambda done: kept.close())
-        try:
-            return await asyncio.wrap_future(future)
-        except (VitpError, MemoryError) as error:
-            raise refusal_of(error, names) from error
+Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
 
 
 def make_app(service: Service) -> FastAPI:
@@ -129,6 +72,7 @@ def make_app(service: Service) -> FastAPI:
     _add_images(app, service)
     _add_predict(app, service)
     _add_ask(app, service)
+    _add_look(app, service)
     return app
 
 
@@ -184,7 +128,7 @@ def _add_pages(app: FastAPI) -> None:
 
         @app.get(path, include_in_schema=False)
         async def page_file() -> Response:
-            return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+            return Response(content, media_type=kind, headers=_PAGE_HEADERS)
 
     for path, file in files.items():
         route(path, file)
@@ -303,77 +247,60 @@ def _add_ask(app: FastAPI, service: Service) -> None:
             stack.enter_context(service.line.place())
             asked = await service.image(stack, file, image, path)
             service.store.check_pixels(asked)
-            return await _streamed(service, stack, served, asked, question, max_tokens)
+            return await streamed(service, stack, served, asked, question, max_tokens)
 
 
-class _Gone(Exception):
-    """The client doesn't listen any more."""
+def _add_look(app: FastAPI, service: Service) -> None:
+    any_model = ("task", "vlm", "backbone")
+
+    @app.post("/attention", summary="How much the patch at a point attends to each patch", responses=_REFUSED)
+    async def attention(
+        x: Annotated[float, Form(description="In pixels of the image.")],
+        y: Annotated[float, Form(description="In pixels of the image.")],
+        model: Model = "",
+        file: Upload = None,
+        image: Kept = None,
+        path: BelowRoot = None,
+        layer: Layer = None,
+    ) -> dict[str, Any]:
+        served = model_named(service.models, model, any_model, "look at images")
+        with ExitStack() as stack:
+            stack.enter_context(service.line.place())
+            seen = await service.image(stack, file, image, path)
+            values: dict[str, Any] = await _looked(seen, lambda: attended(served, seen, (x, y), layer))
+            return values
+
+    @app.post(
+        "/features",
+        summary="Features as colours: a PNG with a pixel for each patch; X-Explained is the share of variance it shows",
+        responses={**_REFUSED, 200: {"content": {PNG: {}}}},
+        response_class=Response,
+    )
+    async def features(
+        model: Model = "",
+        file: Upload = None,
+        image: Kept = None,
+        path: BelowRoot = None,
+        layer: Layer = None,
+        like: Annotated[str, Form(description="A model whose colours are to be resembled.")] = "",
+        like_layer: Layer = None,
+    ) -> Response:
+        served = model_named(service.models, model, any_model, "look at images")
+        other = (model_named(service.models, like, any_model, "look at images"), like_layer) if like else None
+        with ExitStack() as stack:
+            stack.enter_context(service.line.place())
+            seen = await service.image(stack, file, image, path)
+            png, explained = await _looked(seen, lambda: coloured(served, seen, layer, other))
+        return Response(png, media_type=PNG, headers={"X-Explained": f"{explained:.4f}"})
 
 
-async def _streamed(
-    service: Service,
-    stack: ExitStack,
-    served: ServedModel,
-    image: StoredImage,
-    question: str,
-    max_tokens: int,
-) -> StreamingResponse:
-    """Return the answer as it comes; what is wrong before the first piece is refused."""
-    assistant, loop = served.assistant, asyncio.get_running_loop()
-    assert assistant is not None
-    pieces: asyncio.Queue[str | None] = asyncio.Queue()
-    listening = True
+async def _looked(image: StoredImage, look: Callable[[], Any]) -> Any:
+    """Return what a look gives.
 
-    def send(piece: str | None) -> None:
-        if not listening:
-            raise _Gone
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-    def answer() -> str:
-        try:
-            return assistant.answer([image.address], question, max_new_tokens=max_tokens, stream=send)
-        finally:
-            with suppress(_Gone, RuntimeError):
-                send(None)
-
-    kept, names = stack.pop_all(), {image.address: "the image"}
-    future = served.worker.call(answer)
-    future.add_done_callback(lambda done: kept.close())
-    first = await pieces.get()
-    if first is None:
-        await service.result(ExitStack(), future, names)
-
-    async def events() -> AsyncIterator[str]:
-        nonlocal listening
-        try:
-            piece = first
-            while piece is not None:
-                yield _event({"text": piece})
-                piece = await pieces.get()
-            try:
-                text = await service.result(ExitStack(), future, names)
-            except Refusal as refusal:
-                yield _event({"error": refusal.detail, "done": True})
-                return
-            yield _event({"answer": text, "boxes": _boxes(text, image.size), "done": True})
-        finally:
-            listening = False
-
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-def _event(values: dict[str, Any]) -> str:
-    return f"data: {json.dumps(values, ensure_ascii=False)}\n\n"
-
-
-def _boxes(answer: str, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return the places of an answer in pixels of the image."""
-    found = []
-    for label, corners in answer_outlines(answer):
-        points = [
-            (round(x * size[0] / COORDINATE_RANGE, 2), round(y * size[1] / COORDINATE_RANGE, 2))
-            for x, y in corners
-        ]
-        xs, ys = zip(*points, strict=True)
-        found.append({"label": label, "box": [min(xs), min(ys), max(xs), max(ys)], "outline": points})
-    return found
+    Raises:
+        Refusal: The image can't be seen by the model.
+    """
+    try:
+        return await asyncio.to_thread(look)
+    except (VitpError, MemoryError) as error:
+        raise refusal_of(error, {image.address: "the image"}) from error

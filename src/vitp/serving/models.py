@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 
 from vitp.checkpoints.description import is_vlm_config, own_folder, read_config
-from vitp.checkpoints.loading import load_backbone, load_vlm
+from vitp.checkpoints.loading import load_vlm
 from vitp.core.errors import CheckpointError, ConfigError
 from vitp.inference.ask import Assistant
 from vitp.inference.outputs import class_colour
+from vitp.models.backbone import Backbone
 from vitp.models.plain_vit import PlainViT
 from vitp.records.channels import Channels
 from vitp.runs.pretrain import sequence_of
@@ -21,6 +22,7 @@ from vitp.runtime.graph_model import GraphModel, open_graph
 from vitp.serving.refusal import Refusal
 from vitp.serving.worker import Worker
 from vitp.tasks.base import TaskModel, TestSettings
+from vitp.tasks.build import BackboneSettings, open_backbone
 from vitp.tasks.model_folder import is_task_model, load_task, stated_settings
 
 _GRAPH = "model.onnx"
@@ -45,7 +47,7 @@ class ServedModel:
     task: TaskModel | None = None
     graph: GraphModel | None = None
     assistant: Assistant | None = None
-    tower: PlainViT | None = None
+    tower: Backbone | None = None
     settings: TestSettings = field(default_factory=TestSettings)
 
     @property
@@ -106,7 +108,8 @@ class ServedModel:
             "bands": None if channels is None else list(channels.bands),
             "images": self.images,
             "threshold": self.least_score,
-            "features": self.tower is not None,
+            "layers": 0 if self.tower is None else self.tower.num_layers,
+            "attention": isinstance(self.tower, PlainViT),
         }
 
     @property
@@ -131,7 +134,7 @@ def named_sources(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, equals, source = word.partition("=")
         if not equals or "/" in name:
-            name, source = Path(word).resolve().name if word != "starter" else word, word
+            name, source = word if word in ("starter", "random") else Path(word).resolve().name, word
             name = name.removesuffix(".onnx")
         if not name or not source or any(mark.isspace() or not mark.isprintable() for mark in name):
             raise ConfigError(
@@ -187,14 +190,13 @@ def _open_one(
         raise CheckpointError(what, where=source, fix="name the run, or export it with --format onnx")
     if is_task_model(source):
         task = load_task(source).to(device)
-        tower = task.backbone if isinstance(task.backbone, PlainViT) else None
         settings = stated_settings(task.description)
-        return ServedModel(name, worker_of(name), task, tower=tower, settings=settings)
+        return ServedModel(name, worker_of(name), task, tower=task.backbone, settings=settings)
     if _is_vlm(source):
         loaded = load_vlm(source)
         assistant = Assistant(loaded.vlm, loaded.chat, device, max_tiles=sequence_of(source).max_tiles)
         return ServedModel(name, worker_of(name), assistant=assistant, tower=loaded.vlm.vision)
-    backbone = load_backbone(source).to(device)
+    backbone = open_backbone(BackboneSettings(init=source)).eval().to(device)
     return ServedModel(name, worker_of(name), tower=backbone)
 
 
