@@ -24,6 +24,7 @@ from vitp.data.formats.volume_names import (
     ends_as_mask,
     joined_address,
     modality_word,
+    taken_word,
     volume_stem,
 )
 from vitp.data.formats.walk import Folder, described, volume_files, within
@@ -52,7 +53,8 @@ class VolumeCase:
         labels: Its files of labels; empty where it isn't labelled.
         split: That its folder names.
         patient: What tells one patient from another; used in memory alone.
-        channels: Words that tell its files apart, where it is made of several.
+        channels: Words of its files, where there are several for one case.
+        word: That at the end of its name which says how it was taken, where it is one file; "" where none does.
     """
 
     name: str
@@ -61,6 +63,7 @@ class VolumeCase:
     split: str | None = None
     patient: str = ""
     channels: tuple[str, ...] = ()
+    word: str = ""
 
 
 @dataclass
@@ -144,9 +147,10 @@ def _case(
                 what, where=within(files[0][1].parent, root), fix="name some of these with -o channels=…"
             )
         chosen = [by_word[word.lower()] for word in channels]
-    words = tuple(word for word, _ in chosen) if len(chosen) > 1 else ()
+    words = tuple(word for word, _ in chosen) if len(files) > 1 else ()
     address = joined_address([file for _, file in chosen])
-    return VolumeCase(name, address, tuple(labels), split, case_patient(name), words)
+    word = "" if words else taken_word(volume_stem(chosen[0][1]))
+    return VolumeCase(name, address, tuple(labels), split, case_patient(name), words, word)
 
 
 # --- folders of images and folders of masks
