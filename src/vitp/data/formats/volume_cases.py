@@ -29,6 +29,7 @@ from vitp.data.formats.volume_names import (
 )
 from vitp.data.formats.walk import Folder, described, volume_files, within
 from vitp.io.dicom_labels import RTSTRUCT, SEG, DicomRole, dicom_role, segment_names
+from vitp.io.dicom_volume import series_word
 from vitp.io.volume_kinds import is_dicom_file
 
 _CHANNEL = re.compile(r"_(\d{4})$")
@@ -367,7 +368,11 @@ def _dicom(root: Path, files: Sequence[Path]) -> CaseLayout | None:
             layout.findings.append((place, f"a series of {len(paths)} images that nothing labels; left out"))
             continue
         role = roles[paths[0]]
-        address = _series_address(paths, uid, roles)
+        try:
+            address = _series_address(paths, uid, roles)
+        except DataError as error:
+            damaged.append(error)
+            continue
         name = within(paths[0].parent, root)
         name = name if "#" not in address else f"{name}/{address.rpartition('=')[2]}"
         layout.cases.append(VolumeCase(name, address, tuple(of[uid]), None, role.patient or role.study))
@@ -400,12 +405,11 @@ def _of_frame(role: DicomRole, series: dict[str, list[Path]], roles: dict[Path, 
 
 
 def _series_address(paths: Sequence[Path], uid: str, roles: dict[Path, DicomRole]) -> str:
-    """Return the address of a series: its folder, with the end of its UID where others lie there, too."""
+    """Return the address of a series: its folder, with its number where others lie there, too, and never a UID."""
     folder = paths[0].parent
     if len(paths) == 1:
         return str(paths[0])
-    others = {role.series for path, role in roles.items() if path.parent == folder} - {uid}
-    if not others:
+    beside = [path for path, role in roles.items() if path.parent == folder]
+    if {roles[path].series for path in beside} == {uid}:
         return str(folder)
-    length = next(n for n in range(6, len(uid) + 6) if not any(other.endswith(uid[-n:]) for other in others))
-    return f"{folder}#series={uid[-length:]}"
+    return f"{folder}#series={series_word(folder, uid)}"

@@ -185,12 +185,14 @@ class _Reading:
         return found
 
     def band_names(self) -> tuple[str, ...]:
-        """Return what dataset.json calls the channels that are read."""
+        """Return what dataset.json calls the channels; none where some are chosen that aren't the first ones.
+
+        The bands of whole cases, as they are predicted, are numbered: of others the number would be another one.
+        """
         names = () if self.head is None else self.head.band_names
         words = self._words()
-        if not names or not all(word.isdecimal() and int(word) < len(names) for word in words):
-            return ()
-        return tuple(names[int(word)] for word in words) or names
+        first = [f"{place:04d}" for place in range(min(len(words), len(names)))]
+        return names[: len(words) or None] if list(words) == first else ()
 
     def _words(self) -> tuple[str, ...]:
         return next((case.channels for case in self.layout.cases if case.channels), ())
