@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from vitp.core.errors import VitpError
 from vitp.core.version import __version__
 from vitp.inference.ask import answer_outlines
+from vitp.io.open_pixels import open_pixels
 from vitp.records.instructions import COORDINATE_RANGE
 from vitp.serving.answers import JSON
 from vitp.serving.api_page import api_page
@@ -28,7 +30,7 @@ from vitp.serving.models import ServedModel, model_named
 from vitp.serving.predicting import Asked, Predictor, check_asked
 from vitp.serving.refusal import Refusal, refusal_of
 from vitp.serving.store import ImageStore, StoredImage
-from vitp.serving.tiles import OpenImages
+from vitp.serving.tiles import OpenImages, ShownImage
 from vitp.serving.worker import Line
 
 PAGE = Path(__file__).parent / "page"
@@ -57,6 +59,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 Model = Annotated[str, Form(description="Name of a model; may be left out where only one can do this.")]
 Upload = Annotated[UploadFile | None, File(description="The image itself.")]
 Kept = Annotated[str | None, Form(description="Id of an image that `/images` has returned.")]
+Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
 Named = Annotated[str | None, Form(description="Its place below the server's root.")]
 
 
@@ -217,6 +220,28 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def samples() -> list[dict[str, Any]]:
         return await asyncio.to_thread(service.store.samples, MOST_SAMPLES)
 
+    one_at_a_time = threading.Lock()
+
+    @app.get(
+        "/samples/picture",
+        summary="An image below the server's root, at most 256 pixels wide and high",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}}}},
+    )
+    async def sample_picture(path: str) -> Response:
+        def read() -> bytes:
+            image = service.store.below_root(path)
+            # Pictures are decoded as a whole, and a page asks for many.
+            with one_at_a_time:
+                try:
+                    with open_pixels(image.address) as pixels:
+                        return ShownImage(pixels).small()
+                except (VitpError, MemoryError) as error:
+                    raise refusal_of(error, {image.address: "the image"}) from error
+
+        content = await asyncio.to_thread(read)
+        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
 
 def _add_images(app: FastAPI, service: Service) -> None:
     @app.post("/images", summary="Send an image that later requests are about", responses=_REFUSED)
@@ -314,7 +339,6 @@ def _add_ask(app: FastAPI, service: Service) -> None:
 
 def _add_look(app: FastAPI, service: Service) -> None:
     any_model = ("task", "vlm", "backbone")
-    Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
 
     @app.post("/attention", summary="How much the patch at a point attends to each patch", responses=_REFUSED)
     async def attention(
