@@ -30,8 +30,3 @@ def need(extra: str, module: str, where: str, error: type[VitpError] = DataError
         # A package can be there and fail: it lacks a library of the system, or is of another release.
         fix = "install it" if lacking else f"repair the installed one ({failure})"
         raise error(what, where=where, fix=fix) from failure
-
-
-def need_medical(module: str, where: str) -> Any:
-    """Return a module of the extra `medical`; see `need`."""
-    return need("medical", module, where)
