@@ -114,7 +114,7 @@ def _test_pairs(root: Path) -> list[tuple[Path, ...]]:
 
 
 JOBS = {
-    "classification": Job(stains, ("data.resize.size=96",), 150, _test_stains),
+    "classification": Job(stains, ("data.global_batch=16",), 100, _test_stains),
     "segmentation": Job(
         forest,
         (

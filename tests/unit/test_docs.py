@@ -217,7 +217,9 @@ def test_every_task_page_shows_a_prediction() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_of_prose_are_short(page: Path) -> None:
     long = [
-        line for line in _prose(page).splitlines() if len(line) > 120 and not line.startswith(("|", "![", "    "))
+        line
+        for line in _prose(page).splitlines()
+        if len(line) > 120 and not line.startswith(("|", "![", "    "))
     ]
     assert str(page.relative_to(ROOT)).startswith("docs/studies/") or long == []
 
