@@ -13,6 +13,7 @@ from pydicom.uid import generate_uid
 import vitp
 from tests.volume_files import affine, dicom_image, save_dicom, voxels, write_series
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.io import dicom_header
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.records.channels import Channel, Channels
@@ -80,7 +81,7 @@ def test_every_packaged_image_is_read_as_pydicom_reads_it_or_refused_in_one_line
 
 def test_a_missing_plug_in_is_named(monkeypatch):
     path = next(PACKAGED.rglob("JPEG2000.dcm"))
-    real = dicom_header.need_medical("pydicom.pixels", "").get_decoder
+    real = need("medical", "pydicom.pixels", "").get_decoder
 
     def bare(uid):
         decoder = real(uid)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from vitp.core import distributed
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.core.version import __version__
 from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog
@@ -27,10 +28,8 @@ from vitp.inference.outputs import class_colour, regions, write_picture
 from vitp.inference.polygons import class_polygons
 from vitp.inference.slides import AREAS_FILE, AreaTable, resolution_tags
 from vitp.inference.vectors import VectorFile, VectorKind, vector_path
-from vitp.io.ground import need_geo
 from vitp.io.images import image_size
 from vitp.io.open_pixels import open_pixels
-from vitp.io.rasters import need_rasterio
 from vitp.io.slides import SlidePlace, slide_place
 from vitp.io.tissue import Tissue, find_tissue
 from vitp.metrics.results import Prediction
@@ -108,7 +107,7 @@ class RasterWork:
         Args:
             tags: Texts about the model for the files.
         """
-        rasterio = need_rasterio(self.source.image)
+        rasterio = need("geo", "rasterio", self.source.image)
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ExitStack() as files:
             reason, prediction = None, None
             try:
@@ -207,25 +206,15 @@ class RasterWork:
 
     def _write(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> None:
         """Write all files of the raster. What an earlier attempt has begun is replaced."""
-        ground, name = prediction.dates[0], self.source.name
-        geometry, classes = ground.pixels.geometry, self.model.classes
-        dense = isinstance(self.model, DenseModel)
-        if dense:
-            write_class_cog(
-                self.out / MAP_FOLDERS[self.model.name] / f"{name}.tif",
-                lambda top, bottom: prediction.class_rows(top, bottom)[None],
-                prediction.size,
-                geometry,
-                classes,
-                tags,
-                prediction.is_known,
-            )
+        classes = self.model.classes
+        if isinstance(self.model, DenseModel):
+            self._write_classes(prediction, tags)
         if prediction.shares:
             write_share_cog(
-                self.out / "probabilities" / f"{name}.tif",
+                self.out / "probabilities" / f"{self.source.name}.tif",
                 prediction.share_rows,
                 prediction.size,
-                geometry,
+                prediction.dates[0].pixels.geometry,
                 classes,
                 tags,
                 1 / SHARE_SCALE,
@@ -243,6 +232,20 @@ class RasterWork:
             table.write(self.part / AREAS_FILE)
         if drawn:
             self._write_picture(prediction, boxes)
+
+    def _write_classes(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> Path:
+        """Write the class map and return its file."""
+        path = self.out / MAP_FOLDERS[self.model.name] / f"{self.source.name}.tif"
+        write_class_cog(
+            path,
+            lambda top, bottom: prediction.class_rows(top, bottom)[None],
+            prediction.size,
+            prediction.dates[0].pixels.geometry,
+            self.model.classes,
+            tags,
+            prediction.is_known,
+        )
+        return path
 
     def _write_vectors(self, prediction: RasterPrediction, show: Callable[[ViewObjects], object]) -> None:
         """Write the polygons, and show each part of the objects without their masks."""
@@ -305,7 +308,7 @@ def _object_polygons(
     objects: ViewObjects, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return (N,) polygons in pixels, classes and scores; objects whose mask is empty are left out."""
-    shapely = need_geo("shapely", _WHERE)
+    shapely = need("geo", "shapely", _WHERE)
 
     names = [classes[label] for label in objects.labels_N.tolist()]
     scores_N = objects.scores_N.double().numpy()
