@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from vitp.core.errors import VitpError
 from vitp.core.version import __version__
+from vitp.io.open_pixels import open_pixels
 from vitp.serving.answers import COG, GEOJSON, JSON, PNG
 from vitp.serving.api_page import api_page
 from vitp.serving.asking import streamed
@@ -25,6 +26,7 @@ from vitp.serving.predicting import Asked, check_asked
 from vitp.serving.refusal import Refusal, refusal_of
 from vitp.serving.service import Service
 from vitp.serving.store import StoredImage
+from vitp.serving.tiles import ShownImage
 
 PAGE = Path(__file__).parent / "page"
 """Files of the page, each served under its own name."""
@@ -157,6 +159,28 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     @app.get("/samples", summary="Images below the server's root")
     async def samples() -> list[dict[str, Any]]:
         return await asyncio.to_thread(service.store.samples, MOST_SAMPLES)
+
+    one_at_a_time = asyncio.Lock()
+
+    @app.get(
+        "/samples/picture",
+        summary="An image below the server's root, at most 256 pixels wide and high",
+        response_class=Response,
+        responses={200: {"content": {PNG: {}}}},
+    )
+    async def sample_picture(path: str) -> Response:
+        def read() -> bytes:
+            image = service.store.below_root(path)
+            try:
+                with open_pixels(image.address) as pixels:
+                    return ShownImage(pixels).small()
+            except (VitpError, MemoryError) as error:
+                raise refusal_of(error, {image.address: "the image"}) from error
+
+        # Pictures are decoded as a whole, and a page asks for many; others are to get their threads meanwhile.
+        async with one_at_a_time:
+            content = await asyncio.to_thread(read)
+        return Response(content, media_type=PNG, headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _add_images(app: FastAPI, service: Service) -> None:

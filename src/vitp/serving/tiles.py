@@ -5,6 +5,7 @@ Shapes: C bands, H × W pixels.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import OrderedDict
 from functools import cached_property
@@ -56,6 +57,15 @@ class ShownImage:
         shown = rgba_HWC[: valid_HW.shape[0], : valid_HW.shape[1]]
         shown[..., :3], shown[..., 3] = rgb_HWC, np.where(valid_HW, 255, 0)
         return png_bytes(Image.fromarray(rgba_HWC))
+
+    def small(self) -> bytes:
+        """Return the whole image as PNG, at most a tile wide and high."""
+        width, height = self.pixels.size
+        level = 0
+        while max(width, height) > TILE << level:
+            level += 1
+        tile = Image.open(io.BytesIO(self.tile(level, 0, 0)))
+        return png_bytes(tile.crop((0, 0, max(1, width >> level), max(1, height >> level))))
 
     @cached_property
     def _bands(self) -> tuple[str, ...]:
