@@ -24,6 +24,7 @@ from vitp.checkpoints.export import ExportResult, check_target, export_backbone
 from vitp.checkpoints.graphs import GraphKind, write_graph
 from vitp.checkpoints.layouts import LayoutName
 from vitp.checkpoints.loading import load_backbone
+from vitp.checkpoints.origin import warn_of_licence
 from vitp.checkpoints.verify import Check, VerifyReport, largest_differences, verify_export
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.extras import need
@@ -146,6 +147,7 @@ def export_graph(
         need("onnx", "onnx", "--format onnx", ConfigError)
     check_target(out, overwrite)
     tower = load_backbone(source, image_size=image_size)
+    warn_of_licence(tower.config)
     module = PixelsToFeatures(tower.float()).eval()
     with atomic_dir(out) as temporary:
         file = temporary / _GRAPHS[kind]

@@ -30,21 +30,21 @@ from vitp.core.targets import check_folder
 from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
 from vitp.core.version import __version__
 from vitp.inference.dicom_seg import check_dicom
-from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, shown_size, sources_of
-from vitp.inference.maps import seen_settings
+from vitp.inference.inputs import InputFile, Unusable, shown_size, sources_of
 from vitp.inference.outputs import Named, surest, write_image, write_summary
-from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
+from vitp.inference.pictures import classified_raster, read_picture
+from vitp.inference.raster_files import MapOptions, RasterWork
 from vitp.inference.slides import AREAS_FILE, SeenMpp, write_areas
 from vitp.inference.unfinished import differing, unfinished
 from vitp.inference.volume_work import VolumeWork, write_tables
 from vitp.inference.volumes import trained_plane
-from vitp.io.images import image_size, load_image, load_planes
+from vitp.io.images import load_image
 from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.io.volumes import is_volume, open_volume
 from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel, TestSettings
-from vitp.tasks.predict import classify, predict_images
+from vitp.tasks.predict import predict_images
 
 PREDICTIONS_FILE = "vitp_predictions.json"
 """Which file names stand for which image, and what was left out; tells that a folder is ours to replace."""
@@ -207,7 +207,7 @@ def _looked_at(
     settings: TestSettings,
 ) -> tuple[list[InputFile], str]:
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    mpp, plane = _seen_mpp(model, options), trained_plane(model)
+    mpp, plane = seen_mpp(model, options), trained_plane(model)
     channels = model.backbone.in_channels
     sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
     if options.format == "dicom-seg":
@@ -238,7 +238,8 @@ def _with_dicom(source: InputFile) -> InputFile:
     return source
 
 
-def _seen_mpp(model: TaskModel, options: MapOptions) -> SeenMpp | None:
+def seen_mpp(model: TaskModel, options: MapOptions) -> SeenMpp | None:
+    """Return at how many micrometres a pixel slides are seen; None: as their address says, or at their own."""
     if options.mpp is not None:
         return SeenMpp(options.mpp, "as was asked for")
     trained = model.description.get("mpp")
@@ -325,34 +326,19 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
     """Return the prediction of an image, or pair of dates, and the image to draw it over."""
     model, settings = job.model, job.settings
     if source.raster:
-        return _classify(job, source)
-    width, height = image_size(source.image)
-    enough = None
-    if model.name == "classification" and width * height > LARGE_PIXELS:
-        # Elsewhere each pixel has its place in what is written.
-        enough = (settings.resize or model.input_size).enough(max(settings.scales))
-    if model.name != "classification":
-        settings, factor, note = seen_settings(model, settings, (height, width), None)
-        settings = settings.model_copy(update={"scales": tuple(scale * factor for scale in settings.scales)})
-        if note is not None:
-            job.say(f"{source.image} is {note}")
-    later = [torch.from_numpy(load_planes(path)) for path in source.dates[1:]] or None
-    image = torch.from_numpy(load_planes(source.image, enough=enough))
-    (prediction,) = predict_images(model, [image], settings, later)
-    del image, later
-    named = Named(source.name, source.image, (height, width), surest(prediction, settings.score_threshold))
-    shown = None
-    if job.options.pictures or enough is not None or width * height <= LARGE_PIXELS:
-        shown = load_image(source.dates[-1], enough=enough and shown_size)
-    return named, shown
-
-
-def _classify(job: _Job, source: InputFile) -> tuple[Named, Image.Image]:
-    """Return the class of a raster, read at the size that is seen."""
-    channels, missing = job.model.backbone.in_channels, job.settings.missing_bands
-    with open_ground(source.image, channels, missing_bands=missing) as ground:
-        found = classify(job.model, ground, job.settings)
-        return Named(source.name, source.image, ground.size, found), ground_picture(ground, SHOWN_SIDE**2)
+        prediction, size, shown = classified_raster(model, source.image, settings)
+        return Named(source.name, source.image, size, prediction), shown
+    seen = read_picture(model, source.dates, settings)
+    if seen.note is not None:
+        job.say(f"{source.image} is {seen.note}")
+    later = None if seen.later_CHW is None else [seen.later_CHW]
+    (prediction,) = predict_images(model, [seen.planes_CHW], seen.settings, later)
+    size, reduced = seen.size, seen.reduced
+    del seen, later
+    named = Named(source.name, source.image, size, surest(prediction, settings.score_threshold))
+    if not (job.options.pictures or reduced or size[0] * size[1] <= LARGE_PIXELS):
+        return named, None
+    return named, load_image(source.dates[-1], enough=shown_size if reduced else None)
 
 
 def _picture_part(folder: Path, source: InputFile) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -228,25 +228,15 @@ class RasterWork(LargeWork[RasterPrediction]):
 
     def _write(self, prediction: RasterPrediction, model_sha256: str) -> None:
         tags = {"vitp_model_sha256": model_sha256, **self._facts(prediction)}
-        ground, name = prediction.dates[0], self.source.name
-        geometry, classes = ground.pixels.geometry, self.model.classes
-        dense = isinstance(self.model, DenseModel)
-        if dense:
-            write_class_cog(
-                self.out / MAP_FOLDERS[self.model.name] / f"{name}.tif",
-                lambda top, bottom: prediction.class_rows(top, bottom)[None],
-                prediction.size,
-                geometry,
-                classes,
-                tags,
-                prediction.is_known,
-            )
+        classes = self.model.classes
+        if isinstance(self.model, DenseModel):
+            self._write_classes(prediction, tags)
         if prediction.shares:
             write_share_cog(
-                self.out / "probabilities" / f"{name}.tif",
+                self.out / "probabilities" / f"{self.source.name}.tif",
                 prediction.share_rows,
                 prediction.size,
-                geometry,
+                prediction.dates[0].pixels.geometry,
                 classes,
                 tags,
                 1 / SHARE_SCALE,
@@ -264,6 +254,20 @@ class RasterWork(LargeWork[RasterPrediction]):
             table.write(self.part / AREAS_FILE)
         if drawn:
             self._write_picture(prediction, boxes)
+
+    def _write_classes(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> Path:
+        """Write the class map and return its file."""
+        path = self.out / MAP_FOLDERS[self.model.name] / f"{self.source.name}.tif"
+        write_class_cog(
+            path,
+            lambda top, bottom: prediction.class_rows(top, bottom)[None],
+            prediction.size,
+            prediction.dates[0].pixels.geometry,
+            self.model.classes,
+            tags,
+            prediction.is_known,
+        )
+        return path
 
     def _write_vectors(self, prediction: RasterPrediction, show: Callable[[ViewObjects], object]) -> None:
         """Write the polygons, and show each part of the objects without their masks."""

@@ -50,10 +50,11 @@ class VolumeFacts:
         """Open a volume.
 
         Raises:
-            DataError: As `open_volume`; or its slices don't lie on an even grid.
+            DataError: As `open_volume`; or its slices don't lie on an even grid, or not all of its voxels are there.
         """
         volume = open_volume(address)
         volume.check_even()
+        volume.check_whole()
         return cls(address, volume.grid, volume.acquisition or Acquisition(), volume.findings)
 
     def patient(self) -> str:

@@ -27,7 +27,7 @@ from vitp.data.formats.volume_names import (
     volume_stem,
 )
 from vitp.data.formats.walk import Folder, described, volume_files, within
-from vitp.io.dicom_labels import RTSTRUCT, SEG, DicomRole, dicom_role
+from vitp.io.dicom_labels import RTSTRUCT, SEG, DicomRole, dicom_role, segment_names
 from vitp.io.volume_kinds import is_dicom_file
 
 _CHANNEL = re.compile(r"_(\d{4})$")
@@ -65,12 +65,13 @@ class VolumeCase:
 
 @dataclass
 class CaseLayout:
-    """The cases of a set, with `strangers` (labels without image), and lines about how they were found."""
+    """The cases of a set, `strangers` (labels without image), what is wrong with files, and how they were found."""
 
     cases: list[VolumeCase] = field(default_factory=list)
     strangers: list[Path] = field(default_factory=list)
     understood: list[str] = field(default_factory=list)
     findings: list[tuple[str, str]] = field(default_factory=list)
+    damaged: list[DataError] = field(default_factory=list)
 
     @property
     def is_labelled(self) -> bool:
@@ -335,10 +336,7 @@ def _bids(root: Path, files: Sequence[Path], channels: Sequence[str]) -> CaseLay
 
 def _dicom(root: Path, files: Sequence[Path]) -> CaseLayout | None:
     """Return the series that segmentations or structure sets label; None without any of these."""
-    roles: dict[Path, DicomRole] = {}
-    for file in files:
-        members = sorted(file.iterdir()) if file.is_dir() else [file]
-        roles |= {path: dicom_role(path) for path in members if path.is_file() and is_dicom_file(path)}
+    roles, damaged = _roles(files)
     labels = {path: role for path, role in roles.items() if role.modality in (SEG, RTSTRUCT)}
     if not labels:
         return None
@@ -346,12 +344,17 @@ def _dicom(root: Path, files: Sequence[Path]) -> CaseLayout | None:
     for path, role in roles.items():
         if path not in labels and role.series:
             series[role.series].append(path)
-    layout = CaseLayout(understood=["DICOM: series with segmentations or structure sets that name them"])
+    understood = ["DICOM: series with segmentations or structure sets that name them"]
+    layout = CaseLayout(understood=understood, damaged=damaged)
     of: dict[str, list[LabelVolume]] = defaultdict(list)
     for path, role in labels.items():
         uid = role.of_series if role.of_series in series else _of_frame(role, series, roles)
         if uid is None:
-            layout.strangers.append(path)
+            try:
+                segment_names(path)
+                layout.strangers.append(path)
+            except DataError as error:  # one that is cut off names no series
+                damaged.append(error)
         else:
             of[uid].append(LabelVolume(path, role=role.modality))
     for uid, paths in series.items():
@@ -365,6 +368,23 @@ def _dicom(root: Path, files: Sequence[Path]) -> CaseLayout | None:
         name = name if "#" not in address else f"{name}/{address.rpartition('=')[2]}"
         layout.cases.append(VolumeCase(name, address, tuple(of[uid]), None, role.patient or role.study))
     return layout
+
+
+def _roles(files: Sequence[Path]) -> tuple[dict[Path, DicomRole], list[DataError]]:
+    """Return what each DICOM file is, and what is wrong with those that can't be read."""
+    roles: dict[Path, DicomRole] = {}
+    damaged: list[DataError] = []
+    for file in files:
+        for path in sorted(file.iterdir()) if file.is_dir() else [file]:
+            if not path.is_file() or not is_dicom_file(path):
+                continue
+            try:
+                roles[path] = dicom_role(path)
+            except DataError as error:
+                if "pip install" in (error.fix or ""):
+                    raise
+                damaged.append(error)
+    return roles, damaged
 
 
 def _of_frame(role: DicomRole, series: dict[str, list[Path]], roles: dict[Path, DicomRole]) -> str | None:

@@ -179,9 +179,7 @@ class _Reading:
                 facts = VolumeFacts.of(case.address)
                 facts.count(builder.options.plane or facts.grid.plane)
             except DataError as error:
-                if "pip install" in (error.fix or ""):
-                    raise
-                builder.lose(builder.place(case.address), f"{error.what}; volume left out")
+                builder.leave_out(error, case.address, "volume left out")
                 self.layout.cases.remove(case)
                 continue
             self.facts[case.name] = facts
@@ -206,6 +204,8 @@ class _Reading:
         builder = self.builder
         for where, text in self.layout.findings:
             builder.note(where, text)
+        for error in self.layout.damaged:
+            builder.leave_out(error, builder.root, "left out")
         for path in self.layout.strangers:
             builder.lose(builder.place(path), "its image is missing; left out", absent=True)
         for split, image, _ in self.head.listed if self.head is not None else ():
