@@ -75,12 +75,13 @@ class Page:
 
     def open(self, token: str = "") -> None:
         """Load the page anew; a token is what an earlier visit has left."""
-        self.driver.get(self.address)
+        self.driver.get(self.address + "style.css")
         self.js(
             "sessionStorage.clear(); if (arguments[0]) sessionStorage.setItem('vitp-token', arguments[0])",
             token,
         )
         self.driver.get(self.address)
+        self.driver.get_log("browser")  # a style sheet alone has no icon
         if token:
             self.wait(lambda: "model" in self.text("#served"))
 

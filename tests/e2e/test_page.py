@@ -41,7 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("served")
     for task in TASKS:
         config = micro_config(task)
-        few = config.model_copy(update={"train": config.train.model_copy(update={"steps": 4})})
+        few = config.model_copy(update={"train": config.train.model_copy(update={"steps": 1})})
         run_finetune(few, root / task, console=Console(quiet=True))
     _rename_class(root / "oriented" / "model" / "config.json")
     samples = root / "samples"
@@ -193,7 +193,7 @@ def test_a_class_map_is_seen_through(page: Page) -> None:
     largest = int(np.argmax(shares)) + 1
     page.changes(lambda: page.click(f"#classes li:nth-child({largest}) input"))
     page.changes(lambda: page.slide("opacity", 0)) if max(shares) < 99 else None
-    assert len(page.requests("predict")) == 1
+    assert len([name for name in page.requests("predict") if name.endswith("/predict")]) == 1
     picture = page.saved(lambda: page.click("#downloads button[aria-label='Download PNG']"))
     with Image.open(picture) as image:
         assert image.size == (64, 64)

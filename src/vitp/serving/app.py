@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -19,17 +20,18 @@ from starlette.exceptions import HTTPException
 from vitp.core.errors import VitpError
 from vitp.core.version import __version__
 from vitp.inference.ask import answer_outlines
+from vitp.io.open_pixels import open_pixels
 from vitp.records.instructions import COORDINATE_RANGE
-from vitp.serving.answers import JSON
+from vitp.serving.answers import COG, GEOJSON, JSON, PNG
 from vitp.serving.api_page import api_page
-from vitp.serving.gate import Gate, Limits
+from vitp.serving.gate import Gate, ServerLimits
 from vitp.serving.look import attended, coloured
 from vitp.serving.models import ServedModel, model_named
 from vitp.serving.predicting import Asked, Predictor, check_asked
 from vitp.serving.refusal import Refusal, refusal_of
 from vitp.serving.store import ImageStore, StoredImage
-from vitp.serving.tiles import OpenImages
-from vitp.serving.worker import Line
+from vitp.serving.tiles import OpenImages, ShownImage
+from vitp.serving.worker import WaitingLine
 
 PAGE = Path(__file__).parent / "page"
 """Files of the page, each served under its own name."""
@@ -57,7 +59,8 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 Model = Annotated[str, Form(description="Name of a model; may be left out where only one can do this.")]
 Upload = Annotated[UploadFile | None, File(description="The image itself.")]
 Kept = Annotated[str | None, Form(description="Id of an image that `/images` has returned.")]
-Named = Annotated[str | None, Form(description="Its place below the server's root.")]
+Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
+BelowRoot = Annotated[str | None, Form(description="Its place below the server's root.")]
 
 
 @dataclass
@@ -74,7 +77,7 @@ class Service:
 
     models: dict[str, ServedModel]
     store: ImageStore
-    line: Line
+    line: WaitingLine
     predictor: Predictor
     open_images: OpenImages = field(default_factory=OpenImages)
 
@@ -142,7 +145,7 @@ def make_app(service: Service) -> FastAPI:
 
 def gated_app(
     service: Service,
-    limits: Limits,
+    limits: ServerLimits,
     *,
     token: str | None = None,
     local: bool = False,
@@ -165,6 +168,11 @@ def _add_errors(app: FastAPI) -> None:
         elif error.status_code == 405:
             sentence = "this can't be asked in this way; /api lists how"
         return JSONResponse({"error": str(sentence)}, error.status_code, headers=dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        sentence = f"internal error ({type(error).__name__}); the server's log says where"
+        return JSONResponse({"error": sentence}, 500)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -217,10 +225,32 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def samples() -> list[dict[str, Any]]:
         return await asyncio.to_thread(service.store.samples, MOST_SAMPLES)
 
+    one_at_a_time = threading.Lock()
+
+    @app.get(
+        "/samples/picture",
+        summary="An image below the server's root, at most 256 pixels wide and high",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}}}},
+    )
+    async def sample_picture(path: str) -> Response:
+        def read() -> bytes:
+            image = service.store.below_root(path)
+            # Pictures are decoded as a whole, and a page asks for many.
+            with one_at_a_time:
+                try:
+                    with open_pixels(image.address) as pixels:
+                        return ShownImage(pixels).small()
+                except (VitpError, MemoryError) as error:
+                    raise refusal_of(error, {image.address: "the image"}) from error
+
+        content = await asyncio.to_thread(read)
+        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
 
 def _add_images(app: FastAPI, service: Service) -> None:
     @app.post("/images", summary="Send an image that later requests are about", responses=_REFUSED)
-    async def images(file: Upload = None, path: Named = None) -> dict[str, Any]:
+    async def images(file: Upload = None, path: BelowRoot = None) -> dict[str, Any]:
         with ExitStack() as stack:
             image = await service.image(stack, file, None, path)
             image.gone = False
@@ -230,7 +260,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
         "/images/{id}/tiles/{level}/{x}/{y}.png",
         summary="A part of an image, 256 pixels a side; level 0 is the full resolution, each next one half of it",
         response_class=Response,
-        responses={200: {"content": {"image/png": {}}}},
+        responses={200: {"content": {PNG: {}}}},
     )
     async def tile(id: str, level: int, x: int, y: int) -> Response:
         with service.store.used(id) as image:
@@ -242,27 +272,24 @@ def _add_images(app: FastAPI, service: Service) -> None:
                 content = await asyncio.to_thread(read)
             except (VitpError, MemoryError) as error:
                 raise refusal_of(error, {image.address: "the image"}) from error
-        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(content, media_type=PNG, headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _add_predict(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
         summary="What a finetuned model finds in an image, or changed between two",
-        responses={
-            200: {"content": {JSON: {}, "application/geo+json": {}, "image/png": {}, "image/tiff": {}}}
-        }
-        | _REFUSED,
+        responses={**_REFUSED, 200: {"content": {kind: {} for kind in (JSON, GEOJSON, PNG, COG)}}},
         response_class=Response,
     )
     async def predict(
         model: Model = "",
         file: Upload = None,
         image: Kept = None,
-        path: Named = None,
+        path: BelowRoot = None,
         after_file: Upload = None,
         after_image: Kept = None,
-        after_path: Named = None,
+        after_path: BelowRoot = None,
         threshold: Annotated[
             float | None, Form(ge=0, le=1, description="Least score of objects; as the model says.")
         ] = None,
@@ -291,14 +318,14 @@ def _add_ask(app: FastAPI, service: Service) -> None:
     @app.post(
         "/ask",
         summary="What a vision-language model answers; the answer streams",
-        responses={200: {"content": {"text/event-stream": {}}}} | _REFUSED,
+        responses={**_REFUSED, 200: {"content": {"text/event-stream": {}}}},
         response_class=StreamingResponse,
     )
     async def ask(
         model: Model = "",
         file: Upload = None,
         image: Kept = None,
-        path: Named = None,
+        path: BelowRoot = None,
         question: Annotated[str, Form(max_length=LONGEST_QUESTION)] = "",
         max_tokens: Annotated[int, Form(ge=1, le=MOST_TOKENS, description="Of the answer.")] = 128,
     ) -> StreamingResponse:
@@ -314,7 +341,6 @@ def _add_ask(app: FastAPI, service: Service) -> None:
 
 def _add_look(app: FastAPI, service: Service) -> None:
     any_model = ("task", "vlm", "backbone")
-    Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
 
     @app.post("/attention", summary="How much the patch at a point attends to each patch", responses=_REFUSED)
     async def attention(
@@ -323,7 +349,7 @@ def _add_look(app: FastAPI, service: Service) -> None:
         model: Model = "",
         file: Upload = None,
         image: Kept = None,
-        path: Named = None,
+        path: BelowRoot = None,
         layer: Layer = None,
     ) -> dict[str, Any]:
         served = model_named(service.models, model, any_model, "look at images")
@@ -343,7 +369,7 @@ def _add_look(app: FastAPI, service: Service) -> None:
         model: Model = "",
         file: Upload = None,
         image: Kept = None,
-        path: Named = None,
+        path: BelowRoot = None,
         layer: Layer = None,
         like: Annotated[str, Form(description="A model whose colours are to be resembled.")] = "",
         like_layer: Layer = None,
