@@ -150,8 +150,9 @@ def test_several_series_of_a_folder_are_listed_and_one_is_chosen(tmp_path):
         )
         for path in folder.iterdir():
             path.rename(tmp_path / f"{number}-{path.name}")
-    with pytest.raises(DataError, match=r"holds 2 series: 12 \(CT, 4 images, UID …77.2\), 3 \(CT, 4 images"):
+    with pytest.raises(DataError, match=r"holds 2 series: 12 \(CT, 4 images\), 3 \(CT, 4 images\)") as caught:
         vitp.open_volume(tmp_path)
+    assert "77." not in str(caught.value)  # no part of a UID, which tells whose images these are
     for chosen, number in (("3", 3), ("12", 12), ("77.1", 3), (".2", 12)):
         volume = vitp.open_volume(f"{tmp_path}#series={chosen}")
         np.testing.assert_array_equal(volume.read_slice(1, "stored")[0], voxels(seed=number)[:, :, 1].T)

@@ -128,7 +128,7 @@ def predict_files(
     with unfinished(out, plan, resume=resume) as folder:
         job = _Job(model, settings, options, folder, digest, say)
         failed = set()
-        for source, reason in chain(_pictures(job, usable), _rasters(job, usable), _volumes(job, usable)):
+        for source, reason in chain(_pictures(job, usable), _large(job, usable)):
             failed.add(source.name)
             left_out.append(Unusable(source.image, reason))
             tell(left_out[-1])
@@ -309,25 +309,14 @@ def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, 
     return [(source, reasons[source.name]) for source in sources if source.name in reasons]
 
 
-def _rasters(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
-    """Predict the rasters, all processes together; yield what turned out to be unusable."""
-    for source in (source for source in sources if job.is_map(source)):
+def _large(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
+    """Predict rasters and volumes, all processes together; yield what turned out to be unusable."""
+    for source in sources:
         part = job.folder / "parts" / source.name
-        if (part / "done").exists():
+        if job.is_picture(source) or (part / "done").exists():
             continue
-        work = RasterWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
-        reason = work.run({"vitp_model_sha256": job.model_sha256})
-        if reason is not None:
-            yield source, reason
-
-
-def _volumes(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
-    """Predict the volumes, all processes together; yield what turned out to be unusable."""
-    for source in (source for source in sources if source.volume):
-        part = job.folder / "parts" / source.name
-        if (part / "done").exists():
-            continue
-        work = VolumeWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
+        kind = VolumeWork if source.volume else RasterWork
+        work = kind(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
         reason = work.run(job.model_sha256)
         if reason is not None:
             yield source, reason

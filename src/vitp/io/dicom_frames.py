@@ -132,7 +132,7 @@ def _check_length(header: Header, bytes_: int, where: str) -> None:
         bytes_ //= 8
     if word(header.data, "PhotometricInterpretation") == "YBR_FULL_422":
         bytes_ = bytes_ * 2 // 3
-    limit = max(size * _MOST_IN, _MANY_BYTES) if header.is_compressed else size
+    limit = max(size * _MOST_IN, _MANY_BYTES) if header.is_compressed else size - header.start
     if bytes_ > limit:
         what = f"says that it holds {bytes_:,} bytes of pixels, and can't: it is damaged, or cut off"
         raise DataError(what, where=where, fix=_COPY_AGAIN)
@@ -151,8 +151,8 @@ def check_fragments(header: Header) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data = need_medical("pydicom", where).dcmread(header.path, specific_tags=["PixelData"], force=True)
-            found = need_medical("pydicom.encaps", where).parse_fragments(data.PixelData)[0]
+            data = need("medical", "pydicom", where).dcmread(header.path, specific_tags=["PixelData"], force=True)
+            found = need("medical", "pydicom.encaps", where).parse_fragments(data.PixelData)[0]
     except Exception as error:
         raise DataError(what, where=where, fix=_COPY_AGAIN) from error
     if found < header.frames:

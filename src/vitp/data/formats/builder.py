@@ -49,6 +49,7 @@ class SetBuilder:
     _items: list[Added] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
     _files: dict[tuple[int, int], str] = field(default_factory=dict)
+    _counted: set[str] = field(default_factory=set)
     _persons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -187,7 +188,9 @@ class SetBuilder:
         if name in self._ids:
             raise DataError("image is listed twice", where=place, fix="remove one of the entries")
         self._ids.add(name)
-        if labels.keys() & {"scene", "tags", "semantic", "change"}:  # objects are counted one by one
+        whole = known_as or place  # the slices of a volume count as one, as it is lost as one
+        if labels.keys() & {"scene", "tags", "semantic", "change"} and whole not in self._counted:
+            self._counted.add(whole)  # objects are counted one by one
             for category in labels.get("tags") or (labels.get("scene") or "",):
                 self.tally.used["", category] += 1
         if person and labels.get("group"):
