@@ -195,6 +195,9 @@ def test_a_class_map_is_seen_through(page: Page) -> None:
     page.changes(lambda: page.click(f"#classes li:nth-child({largest}) input"))
     page.changes(lambda: page.slide("opacity", 0)) if max(shares) < 99 else None
     assert len([name for name in page.requests("predict") if name.endswith("/predict")]) == 1
+    page.slide("opacity", 100)
+    page.changes(lambda: page.slide("threshold", 100))
+    assert set(page.texts("#classes span")) == {"0.0 %"}
     picture = page.saved(lambda: page.click("#downloads button[aria-label='Download PNG']"))
     with Image.open(picture) as image:
         assert image.size == (64, 64)

@@ -93,7 +93,8 @@ class ShownImage:
         """Return (H, W, 3) uint8."""
         pixels = self.pixels
         if pixels.palette_V3 is not None and len(values_CHW) == 1:
-            return pixels.palette_V3[values_CHW[0]]
+            coloured_HWC: np.ndarray = pixels.palette_V3[values_CHW[0]]
+            return coloured_HWC
         if pixels.says_shown:
             pairs = zip(values_CHW, self._bands, strict=True)
             shown_CHW = np.stack([np.nan_to_num(pixels.shown(one_HW, band)) for one_HW, band in pairs])

@@ -14,9 +14,14 @@ const WITH_OBJECTS = ["detection", "instance", "oriented"], WITH_MASK = ["segmen
 export function setUpPredict(app) {
   const select = byId("predict-model"), run = byId("predict-run");
   const hidden = new Map(); // names of classes that are not shown, by model
+  const levels = { true: 0, false: 50 }; // of maps, of all else
   let result = null, off = new Set(), rows = [], chosen = -1, sheetCanvas = null, control = null;
   const model = () => app.models.find(({ name }) => name === select.value);
-  const threshold = slider("threshold", (value) => (value / 100).toFixed(2), () => { chosen = -1; show(); });
+  const threshold = slider("threshold", (value) => (value / 100).toFixed(2), (value) => {
+    levels[WITH_MASK.includes(result?.model.task)] = value;
+    chosen = -1;
+    show();
+  });
   const opacity = slider("opacity", (value) => `${value} %`, () => app.refresh());
 
   const list = () => app.models.filter(({ kind }) => kind === "task");
@@ -51,10 +56,10 @@ export function setUpPredict(app) {
     await app.working(run, "Running …", async () => {
       const found = await app.retried(() => getJson("predict", form("json", LOWEST / 100), mine.signal));
       const mask = found.mask ? await numbers(bytes(found.mask.png)) : null;
-      const scores = found.mask?.scores ? await numbers(bytes(found.mask.scores)) : null;
+      const scores = found.mask?.certainty ? await numbers(bytes(found.mask.certainty)) : null;
       if (app.images[0] !== image || app.images[1] !== later || model() !== one) return;
       const classes = one.classes.map(({ name, colour }, number) => ({ name, colour: colour ?? OTHERS[number % OTHERS.length] }));
-      result = { ...found, model: one, map: mask, scores: scores ?? found.scores, mapScores: scores, classes };
+      result = { ...found, model: one, map: mask, mapScores: scores, classes };
       // Of a map of change everything but the first class, which is where nothing changed, is of interest.
       if (!hidden.has(one.name)) hidden.set(one.name, new Set(one.task === "change" ? [classes[0].name] : []));
       off = hidden.get(one.name);
@@ -67,7 +72,7 @@ export function setUpPredict(app) {
   function form(format, least) {
     const [image, later] = app.images;
     const second = needsTwo() ? { after_image: later.id } : {};
-    return { model: select.value, image: image.id, ...second, threshold: least, format };
+    return { model: select.value, image: image.id, ...second, threshold: least, format, certainty: format === "json" };
   }
 
   function begin() {
@@ -77,6 +82,7 @@ export function setUpPredict(app) {
     const objects = WITH_OBJECTS.includes(task), masks = WITH_MASK.includes(task);
     byId("threshold-part").hidden = masks && !result.mapScores;
     threshold.input.min = objects ? LOWEST : 0;
+    threshold.input.value = levels[masks];
     threshold.show();
     byId("threshold-label").textContent = masks ? "Certainty" : "Threshold";
     byId("opacity-part").hidden = !masks;
