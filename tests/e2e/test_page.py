@@ -141,7 +141,7 @@ def test_classes_are_bars(page: Page) -> None:
     shown = dict(zip(page.texts("#classes b"), page.texts("#classes span"), strict=True))
     assert page.js("return document.querySelectorAll('#classes .off').length") == len(shown) > 5
     scores = json.loads(page.saved(lambda: page.click("#downloads button")).read_text())["scores"]
-    assert [name for name in shown] == [row["class"] for row in sorted(scores, key=lambda row: -row["score"])]
+    assert list(shown) == [row["class"] for row in sorted(scores, key=lambda row: -row["score"])]
     assert all(abs(float(shown[row["class"]].split()[0]) - 100 * row["score"]) < 0.51 for row in scores)
     page.picture("classification")
 

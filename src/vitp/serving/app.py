@@ -161,7 +161,6 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def samples() -> list[dict[str, Any]]:
         return await asyncio.to_thread(service.store.samples, MOST_SAMPLES)
 
-
     one_at_a_time = threading.Lock()
 
     @app.get(

@@ -219,7 +219,9 @@ def _predicted(
     """Return what a model says of pictures that are seen by the same settings, all in one."""
     later = [one.later_CHW for one in seen if one.later_CHW is not None]
     try:
-        return predict_images(task, [one.planes_CHW for one in seen], seen[0].settings, later or None, certainty=certainty)
+        return predict_images(
+            task, [one.planes_CHW for one in seen], seen[0].settings, later or None, certainty=certainty
+        )
     except Exception as error:
         if len(seen) == 1:
             return [error]
@@ -315,7 +317,7 @@ class _RasterAnswer(RasterWork):
 def _certainty_of(prediction: RasterPrediction) -> torch.Tensor:
     """Return (H, W) uint8, 255 × the largest probability of each pixel."""
     height = prediction.size[0]
-    parts = [
-        prediction.share_rows(top, min(top + _ROWS, height)).max(0) for top in range(0, height, _ROWS)
-    ]
-    return torch.from_numpy((np.concatenate(parts) * (255 / SHARE_SCALE)).round().clip(0, 255).astype(np.uint8))
+    parts = [prediction.share_rows(top, min(top + _ROWS, height)).max(0) for top in range(0, height, _ROWS)]
+    return torch.from_numpy(
+        (np.concatenate(parts) * (255 / SHARE_SCALE)).round().clip(0, 255).astype(np.uint8)
+    )

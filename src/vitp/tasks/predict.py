@@ -135,9 +135,7 @@ def _map_at(probability_Khw: Tensor, size: Sequence[int], *, certainty: bool) ->
             probability_Khw[None], size=tuple(size), mode="bilinear", align_corners=False
         )[0]
     classes_HW = probability_Khw.argmax(0).to(torch.uint8).cpu()
-    return Prediction(
-        semantic_HW=classes_HW, certainty_HW=_certainty(probability_Khw) if certainty else None
-    )
+    return Prediction(semantic_HW=classes_HW, certainty_HW=_certainty(probability_Khw) if certainty else None)
 
 
 def _certainty(probability_KHW: Tensor | None) -> Tensor:
