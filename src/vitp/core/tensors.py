@@ -145,6 +145,15 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def weights_sha256(module: nn.Module) -> str:
+    """Return one SHA-256 of a module's weights, by which files name the model that made them."""
+    digest = hashlib.sha256()
+    for name, tensor in unique_state(module).items():
+        digest.update(name.encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
 def like(value: Tensor, target: Tensor) -> Tensor:
     """Return a whole tensor in the layout of `target`: this rank's part of it where that is sharded."""
     if not isinstance(target, DTensor) or isinstance(value, DTensor) or value.shape != target.shape:

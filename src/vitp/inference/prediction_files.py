@@ -27,7 +27,7 @@ from vitp.core import distributed
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.files import write_json
 from vitp.core.targets import check_folder
-from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
+from vitp.core.tensors import load_tensors, save_tensors, weights_sha256
 from vitp.core.version import __version__
 from vitp.inference.dicom_seg import check_dicom
 from vitp.inference.inputs import InputFile, Unusable, shown_size, sources_of
@@ -218,11 +218,7 @@ def _looked_at(
             replace(source, reason=why) if source.reason is None and not source.placed else source
             for source in sources
         ]
-    digest = hashlib.sha256()
-    for name, tensor in unique_state(model).items():
-        digest.update(name.encode())
-        digest.update(tensor_bytes(tensor))
-    return sources, digest.hexdigest()
+    return sources, weights_sha256(model)
 
 
 def _with_dicom(source: InputFile) -> InputFile:

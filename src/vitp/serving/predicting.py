@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -276,7 +276,7 @@ class _RasterAnswer(RasterWork):
         Raises:
             DataError: The raster can't be read.
         """
-        reason = self.run({})
+        reason = self.run(self.asked.model.task_sha256)
         if reason is not None:
             raise DataError(reason)
         return present(self.answer)
@@ -285,10 +285,11 @@ class _RasterAnswer(RasterWork):
         names = ("vitp_source", "vitp_later")  # names of files are none of the client's business
         return {key: value for key, value in super()._facts(prediction).items() if key not in names}
 
-    def _write(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> None:
+    def _write(self, prediction: RasterPrediction, model_sha256: str) -> None:
         """Make the answer."""
         model, form = self.asked.model, self.asked.form
         if form == "cog":
+            tags = self._tags(prediction, model_sha256)
             self.answer = Answer(self._write_classes(prediction, tags).read_bytes(), COG)
             return
         if form == "geojson":
