@@ -25,10 +25,9 @@ from vitp.runs.finetune import run_finetune
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("page"),  # one server and one browser
     pytest.mark.skipif(sys.platform == "win32", reason="the server is ended by a signal"),
 ]
-for package in ("fastapi", "uvicorn", "python_multipart"):
-    pytest.importorskip(package, reason="the extra vitp[serve] isn't installed")
 
 TOKEN = "open sesame"
 HOSTILE = "<script>alert(1)</script>"
@@ -38,6 +37,8 @@ FOUND = ("detection", "instance", "oriented")
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of one server with a model of each task, the starter and a random backbone."""
+    for package in ("fastapi", "uvicorn", "python_multipart"):
+        pytest.importorskip(package, reason="the extra vitp[serve] isn't installed")
     root = tmp_path_factory.mktemp("served")
     for task in TASKS:
         config = micro_config(task)
