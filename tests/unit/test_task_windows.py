@@ -68,7 +68,7 @@ def test_windows_of_a_pixelwise_model_change_nothing(
     image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
     wanted = TestSettings(window=window, overlap=overlap, flip=flip)
     views = views_of(height, width, wanted, InputSize())
-    found = class_map(colour_classes, image, None, views, batch, torch.device("cpu"))
+    found, _ = class_map(colour_classes, image, None, views, batch, torch.device("cpu"))
     assert torch.equal(found, colour_classes(image[None])[0].argmax(0).to(torch.uint8))
 
 
@@ -78,7 +78,7 @@ def test_overlapping_maps_are_weighted_as_if_they_were_all_kept() -> None:
     views = views_of(37, 29, TestSettings(window=16, overlap=0.5, scales=(1.0, 2.0)), InputSize())
     maps = {view: torch.from_numpy(rng.random((5, *view.size))).float() for view in views}
     rows = iter(views)
-    found = class_map(
+    found, _ = class_map(
         lambda images, later: torch.stack([maps[next(rows)] for _ in range(len(images))]),
         image, None, views, 3, torch.device("cpu"),
     )  # fmt: skip
@@ -402,7 +402,7 @@ def test_staggered_windows_of_a_pixelwise_model_change_nothing(
     image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
     wanted = TestSettings(window=24, overlap=overlap, stagger=True)
     views = views_of(height, width, wanted, InputSize(), origin=(x, y), patch=patch)
-    found = class_map(colour_classes, image, None, views, 4, torch.device("cpu"))
+    found, _ = class_map(colour_classes, image, None, views, 4, torch.device("cpu"))
     assert torch.equal(found, colour_classes(image[None])[0].argmax(0).to(torch.uint8))
 
 

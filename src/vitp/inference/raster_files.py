@@ -20,6 +20,7 @@ from PIL import Image
 from vitp.core import distributed
 from vitp.core.errors import DataError
 from vitp.core.version import __version__
+from vitp.inference.annotation_tasks import Tool
 from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog
 from vitp.inference.maps import SHARE_SCALE, RasterPrediction, seen_settings
@@ -64,6 +65,8 @@ class MapOptions:
         mpp: Micrometres of a pixel that the model sees of slides; 0: their own; None: as in training.
         tissue: Whether slides are seen only where they have tissue.
         format: Of volumes: label maps are NIfTI; `dicom-seg` writes a DICOM-SEG beside it.
+        tool: Of pictures: the annotation tool that gets tasks; "": none.
+        url: What the names of images begin with in the tasks of Label Studio.
     """
 
     vector: VectorKind = "gpkg"
@@ -73,6 +76,8 @@ class MapOptions:
     mpp: float | None = None
     tissue: bool = True
     format: Literal["nifti", "dicom-seg"] = "nifti"
+    tool: Tool = ""
+    url: str = ""
 
 
 class RasterWork:

@@ -65,6 +65,7 @@ class Prediction:
         masks_NHW: bool.
         semantic_HW: uint8; of pairs 1 where something changed.
         probabilities_C: float32 on 0..1.
+        doubt: One number on 0..1: how unsure the model is of the image as a whole, where that was asked for.
     """
 
     boxes_N4: Tensor | None = None
@@ -74,6 +75,7 @@ class Prediction:
     masks_NHW: Tensor | None = None
     semantic_HW: Tensor | None = None
     probabilities_C: Tensor | None = None
+    doubt: Tensor | None = None
 
 
 @dataclass(frozen=True)

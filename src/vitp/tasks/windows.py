@@ -5,6 +5,7 @@ Shapes: K classes, H × W pixels of the image, h × w pixels of what the model s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -301,6 +302,12 @@ def _add_unit(
             sums.add(probability_Khw, view)
 
 
+def entropy_of(shares_KN: Tensor) -> Tensor:
+    """Return (…) entropies of K shares (K, …) that add up to 1, as parts of the largest possible one."""
+    sums_N: Tensor = torch.special.entr(shares_KN.double()).sum(0)
+    return sums_N / math.log(max(len(shares_KN), 2))
+
+
 def class_map(
     probabilities: Probabilities,
     image_CHW: Tensor,
@@ -308,7 +315,9 @@ def class_map(
     views: Sequence[View],
     batch_size: int,
     device: torch.device,
-) -> Tensor:
+    *,
+    doubts: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Return (H, W) uint8: the class with the largest weighted sum of probabilities over all views of an image.
 
     Args:
@@ -318,9 +327,16 @@ def class_map(
         views: As `views_of` gives them.
         batch_size: Views at once.
         device: Where the sums are kept.
+        doubts: Whether the mean entropy of the pixels is returned beside it; else None is.
     """
     dates = [ImageGround(image) for image in (image_CHW, later_CHW) if image is not None]
     height, width = dates[0].size
     units = units_of(views, height, batch_size)
-    strips = class_strips(probabilities, dates, (0, width), units, range(len(units)), batch_size, device)
-    return torch.cat([strip.classes_RW for _, strip in strips])
+    columns, wanted = (0, width), range(len(units))
+    strips = class_strips(probabilities, dates, columns, units, wanted, batch_size, device, shares=doubts)
+    rows, doubt = [], torch.zeros((), dtype=torch.float64)
+    for _, strip in strips:
+        rows.append(strip.classes_RW)
+        if strip.shares_KRW is not None:
+            doubt += entropy_of(strip.shares_KRW).sum()
+    return torch.cat(rows), doubt / (height * width) if doubts else None
