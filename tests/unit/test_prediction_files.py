@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.raster_files import write_raster
 from vitp.cli import run as run_cli
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.targets import check_output_file
@@ -279,9 +280,7 @@ def test_every_command_refuses_what_is_not_its_own(
 @pytest.mark.parametrize(
     ("task", "tool"), [("segmentation", "coco"), ("classification", "cvat"), ("detection", "label-studio")]
 )
-def test_tasks_of_annotation_tools_are_written_beside_the_rest(
-    task: str, tool: str, tmp_path: Path
-) -> None:
+def test_tasks_of_annotation_tools_are_written_beside_the_rest(task: str, tool: str, tmp_path: Path) -> None:
     made, rng = model_of(task), np.random.default_rng(3)
     images = []
     for name in ("a", "b", "c"):
@@ -318,7 +317,7 @@ def test_tools_show_pictures_alone(tmp_path: Path) -> None:
             TestSettings(),
             options=MapOptions(tool="coco"),
         )
-    Image.fromarray(np.eye(30, 40, dtype=np.float32)).save(tmp_path / "b.tif")
+    write_raster(tmp_path / "b.tif", np.zeros((3, 30, 40), np.uint8))
     made = model_of("segmentation")
     count, left = predict_files(
         made, [image, tmp_path / "b.tif"], tmp_path / "out", TestSettings(), options=MapOptions(tool="cvat")
