@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -189,8 +189,6 @@ class SceneChangeMask:
 
 SceneChangeMask.__name__ = "SceneChange"  # the fingerprints of earlier runs hold this name
 
-_Dated = TypeVar("_Dated", MaskFile, DrawnMask)
-
 MaskReader = (
     MaskFile | ChangeFile | TransitionFiles | DrawnMask | VolumeMask | SceneSemantic | SceneChangeMask
 )
@@ -247,7 +245,7 @@ def remapped(mask: Any, numbers: Mapping[int, int], where: str) -> MaskFile | Tr
     return _renumbered(mask, numbers)
 
 
-def _renumbered(mask: _Dated, numbers: Mapping[int, int]) -> _Dated:
+def _renumbered(mask: MaskFile | DrawnMask, numbers: Mapping[int, int]) -> MaskFile | DrawnMask:
     if isinstance(mask, DrawnMask):
         return replace(mask, shapes=tuple((numbers.get(value, value), parts) for value, parts in mask.shapes))
     return replace(mask, values=tuple((value, numbers.get(index, index)) for value, index in mask.values))
