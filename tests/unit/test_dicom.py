@@ -13,6 +13,7 @@ from pydicom.uid import generate_uid
 import vitp
 from tests.volume_files import affine, dicom_image, save_dicom, voxels, write_series
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.io import dicom_header
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.records.channels import Channel, Channels
@@ -80,7 +81,7 @@ def test_every_packaged_image_is_read_as_pydicom_reads_it_or_refused_in_one_line
 
 def test_a_missing_plug_in_is_named(monkeypatch):
     path = next(PACKAGED.rglob("JPEG2000.dcm"))
-    real = dicom_header.need_medical("pydicom.pixels", "").get_decoder
+    real = need("medical", "pydicom.pixels", "").get_decoder
 
     def bare(uid):
         decoder = real(uid)
@@ -149,8 +150,9 @@ def test_several_series_of_a_folder_are_listed_and_one_is_chosen(tmp_path):
         )
         for path in folder.iterdir():
             path.rename(tmp_path / f"{number}-{path.name}")
-    with pytest.raises(DataError, match=r"holds 2 series: 12 \(CT, 4 images, UID …77.2\), 3 \(CT, 4 images"):
+    with pytest.raises(DataError, match=r"holds 2 series: 12 \(CT, 4 images\), 3 \(CT, 4 images\)") as caught:
         vitp.open_volume(tmp_path)
+    assert "77." not in str(caught.value)  # no part of a UID, which tells whose images these are
     for chosen, number in (("3", 3), ("12", 12), ("77.1", 3), (".2", 12)):
         volume = vitp.open_volume(f"{tmp_path}#series={chosen}")
         np.testing.assert_array_equal(volume.read_slice(1, "stored")[0], voxels(seed=number)[:, :, 1].T)

@@ -49,6 +49,8 @@ from vitp.records.instructions import to_line
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 _FORMAT = "vitp-compiled"
+_LABELS = ("objects", "scene", "tags", "semantic", "change", "transition")
+"""Fields of an image that are None where nobody labelled it; empty ones say that there is nothing."""
 
 
 @dataclass
@@ -58,6 +60,7 @@ class SplitCounts:
     Attributes:
         images: Labelled images.
         records: Instruction records; fewer than images when there was nothing to ask of some.
+        unlabelled: Images without a record of which no label is known.
         turns: Questions.
         tasks: Questions of each task.
         objects: Objects of each class, difficult ones left out.
@@ -66,6 +69,7 @@ class SplitCounts:
 
     images: int = 0
     records: int = 0
+    unlabelled: int = 0
     turns: int = 0
     tasks: Counter[str] = field(default_factory=Counter)
     objects: Counter[str] = field(default_factory=Counter)
@@ -76,7 +80,10 @@ class SplitCounts:
         self.images += 1
         self.objects.update(label.category for label in item.objects or () if not label.difficult)
         self.scenes.update(item.tags or () if item.scene is None else (item.scene,))
-        if tasks is not None:
+        if tasks is None:
+            told = any(getattr(item, name) is not None for name in _LABELS)
+            self.unlabelled += not (told or item.captions or item.change_captions)
+        else:
             self.records += 1
             self.turns += len(tasks)
             self.tasks.update(tasks)

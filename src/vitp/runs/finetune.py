@@ -29,8 +29,9 @@ from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
 from vitp.data.seen import SeenBands
-from vitp.engine.config import OptimSettings, TrainSettings
+from vitp.engine.config import LogSettings, OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
+from vitp.engine.trackers import check_trackers, tracked
 from vitp.metrics.cases import write_cases
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
@@ -111,18 +112,22 @@ class FinetuneTrainSettings(TrainSettings):
     """Passes over the training images, as publications state a length; takes precedence over `steps`."""
     num_workers: int = Field(0, ge=0, le=512)
     """Processes that prepare batches; 0: the training process does."""
-    tensorboard: bool = False
-    """Write TensorBoard curves."""
     val_every: int | None = Field(100, ge=0, le=100_000_000)
     """Steps between validations; none: only after the last step; 0: never."""
     choose: Literal["last", "best"] = "last"
-    """Which weights are kept: those of the `last` step, or the `best` on validation images. Test images
-    never choose."""
+    """Which weights are kept: those of the `last` step, or the `best` on validation images (the default with
+    `patience`). Test images never choose."""
 
     @model_validator(mode="after")
     def _something_to_choose_by(self) -> FinetuneTrainSettings:
         if self.batch == "auto":
             raise ValueError("batch: auto is of pretraining; give train.batch_size")
+        if self.patience is not None and not self.val_every:
+            raise ValueError(
+                "patience judges by the validations, and there are none on the way; give val_every"
+            )
+        if self.patience is not None and "choose" not in self.model_fields_set:
+            self.choose = "best"
         if self.choose == "best" and self.val_every == 0:
             raise ValueError(
                 'the "best" weights are chosen on validation images, and val_every 0 looks at none'
@@ -172,6 +177,8 @@ class FinetuneConfig(SettingsModel):
     """How the model is applied to test and other images."""
     compute: BackboneComputeSettings = Field(default_factory=BackboneComputeSettings)
     """Speed: compilation and memory layout."""
+    log: LogSettings = Field(default_factory=LogSettings)
+    """Who is told of the run."""
 
     @classmethod
     def up_to_date(
@@ -392,6 +399,7 @@ def run_finetune(
     """
     out = Path(out)
     config = as_begun(config, out)
+    check_trackers(config.log)
     with claimed(out, config, config.train.device, resume=resume) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
         run = build_run(config)
@@ -400,8 +408,13 @@ def run_finetune(
             save_config(config.model_copy(update={"backbone": run.config.backbone}), out / CONFIG_FILE)
         say(run.notes, console)
         validation = run.validation(out)
-        result = train_parts(run.parts([validation]), out, console=console, resume=resume)
-        return _finish(run, validation, result, out)
+        with tracked(out, config.log, run.config.model_dump(mode="json")) as trackers:
+            parts = replace(run.parts([validation]), trackers=trackers)
+            result = train_parts(parts, out, console=console, resume=resume)
+            found = _finish(run, validation, result, out)
+            if trackers is not None:
+                trackers.final({run.config.data.tested.replace(" ", "_"): found.scores.values})
+            return found
 
 
 def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: Path) -> FinetuneResult:

@@ -23,6 +23,7 @@ LOCK_FILE = "lock"
 HARMLESS = (
     *("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device"),
     *("train.micro_batches", "train.parallel", "train.shard_size", "train.async_save"),
+    *("log.trackers", "log.project", "log.name"),
     *(
         "compute.attention",
         "compute.recompute",
@@ -39,7 +40,7 @@ BEFORE_THEY_WERE = {
     "data.sizes": "fixed",
 }
 """Settings that the oldest runs don't state, since there was one way only → that way."""
-EXTENDING = ("train.steps", "train.epochs", "train.choose")
+EXTENDING = ("train.steps", "train.epochs", "train.choose", "train.patience", "train.min_gain")
 """Settings that a resumed run may change, too: how long it is, and which of its weights are taken in the end.
 
 The engine tells what that does to schedules.
