@@ -21,7 +21,7 @@ from vitp.records.labels import LabelledImage
 from vitp.scenes import scene_set, write_scenes
 
 SIZE = 64
-FIRST, POOL, TEST, A_ROUND = 8, 48, 32, 8
+FIRST, POOL, TEST, A_ROUND = 8, 40, 24, 8
 ROUNDS = 2
 
 

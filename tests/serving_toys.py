@@ -13,10 +13,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from vitp.inference.ask import Assistant
-from vitp.serving.app import Service, gated_app
+from vitp.serving.app import gated_app
 from vitp.serving.gate import Gate, ServerLimits
 from vitp.serving.models import ServedModel
 from vitp.serving.predicting import Predictor
+from vitp.serving.service import Service
 from vitp.serving.store import ImageStore
 from vitp.serving.worker import WaitingLine, Worker
 from vitp.tasks.base import TaskModel, TestSettings

@@ -265,7 +265,8 @@ def test_uncertainty_is_what_each_task_says() -> None:
     boxes = Prediction(scores_N=torch.tensor([0.99, 0.55, 0.02]))
     assert uncertainty(boxes) == pytest.approx(0.9)
     assert uncertainty(Prediction(scores_N=torch.zeros(0))) == 0
-    assert uncertainty(Prediction(doubt=torch.tensor(0.3))) == pytest.approx(0.3)
+    certain = torch.tensor([[255, 51]], dtype=torch.uint8)
+    assert uncertainty(Prediction(semantic_HW=certain, certainty_HW=certain)) == pytest.approx(0.4)
 
 
 def test_duplicates_go_last_whatever_their_uncertainty(tmp_path: Path) -> None:

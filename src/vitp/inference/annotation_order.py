@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from vitp.core.errors import DataError
 from vitp.data.image_hash import HASH_DISTANCE, ImagePrint, alike_pairs, as_compared, image_print, in_threads
 from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel
 from vitp.tasks.classification import ClassificationModel
-from vitp.tasks.windows import entropy_of
 
 MEASURES = {
     "classification": "entropy of the class probabilities, of its largest value",
     "multi-label": "of the class that is nearest to one half: 1 - |2p - 1|",
-    "segmentation": "mean over the pixels of the entropy of the class probabilities, of its largest value",
-    "change": "mean over the pixels of the entropy of the class probabilities, of its largest value",
+    "segmentation": "one less the mean probability of the class that each pixel gets",
+    "change": "one less the mean probability of the class that each pixel gets",
     "detection": "of the box whose score is nearest to one half: 1 - |2s - 1|, weak boxes included",
     "instance": "of the object whose score is nearest to one half: 1 - |2s - 1|, weak objects included",
     "oriented": "of the box whose score is nearest to one half: 1 - |2s - 1|, weak boxes included",
@@ -29,16 +31,17 @@ def uncertainty(prediction: Prediction, *, multi_label: bool = False) -> float:
     """Return how unsure a model is of an image, on 0..1; see `MEASURES`.
 
     Args:
-        prediction: All that was found, also what is too weak to be shown; of a class map with `doubt`.
+        prediction: All that was found, also what is too weak to be shown; of a class map with its certainty.
         multi_label: The probabilities of classes are each on its own.
     """
-    if prediction.doubt is not None:
-        return float(prediction.doubt)
+    if prediction.certainty_HW is not None:
+        return 1 - float(prediction.certainty_HW.double().mean()) / 255
     values = prediction.scores_N if prediction.probabilities_C is None else prediction.probabilities_C
     if values is None or not values.numel():
         return 0.0
     if prediction.probabilities_C is not None and not multi_label:
-        return float(entropy_of(values))
+        entropy = torch.special.entr(values.double()).sum() / math.log(max(len(values), 2))
+        return float(entropy)
     return float((1 - (2 * values - 1).abs()).max())
 
 

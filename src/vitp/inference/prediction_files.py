@@ -339,7 +339,7 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
         job.say(f"{source.image} is {seen.note}")
     later = None if seen.later_CHW is None else [seen.later_CHW]
     (prediction,) = predict_images(
-        model, [seen.planes_CHW], seen.settings, later, doubts=bool(job.options.tool)
+        model, [seen.planes_CHW], seen.settings, later, certainty=bool(job.options.tool)
     )
     size, reduced = seen.size, seen.reduced
     del seen, later
@@ -355,7 +355,7 @@ def _doubted(job: _Job, prediction: Prediction) -> Prediction:
     if not job.options.tool:
         return prediction
     doubt = uncertainty(prediction, multi_label=may_be_several(job.model))
-    return replace(prediction, doubt=torch.tensor(doubt))
+    return replace(prediction, certainty_HW=None, doubt=torch.tensor(doubt))
 
 
 def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], plan: dict[str, Any]) -> None:

@@ -18,10 +18,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from vitp.core.distributed import resolve_device
 from vitp.core.errors import ConfigError
 from vitp.core.leftovers import temporary_folder
-from vitp.serving.app import Service, gated_app
+from vitp.serving.app import gated_app
 from vitp.serving.gate import Gate, ServerLimits
 from vitp.serving.models import named_sources, open_models
 from vitp.serving.predicting import Predictor
+from vitp.serving.service import Service
 from vitp.serving.store import ImageStore
 from vitp.serving.worker import WaitingLine, Worker
 

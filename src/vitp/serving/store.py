@@ -289,7 +289,11 @@ def _checked_kind(path: Path, own: bool) -> str:
             with open_image(address):
                 pass
         except DataError as error:
-            raise Refusal(415, f"the file {error.what}; {_TAKEN}") from error
+            if error.what.startswith("image is too large"):
+                raise Refusal(413, f"the {error.what}") from error
+            if error.what.startswith("is not an image"):
+                raise Refusal(415, f"the file {error.what}; {_TAKEN}") from error
+            raise
     return address
 
 

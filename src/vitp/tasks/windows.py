@@ -5,7 +5,6 @@ Shapes: K classes, H × W pixels of the image, h × w pixels of what the model s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -302,12 +301,6 @@ def _add_unit(
             sums.add(probability_Khw, view)
 
 
-def entropy_of(shares_KN: Tensor) -> Tensor:
-    """Return (…) entropies of K shares (K, …) that add up to 1, as parts of the largest possible one."""
-    sums_N: Tensor = torch.special.entr(shares_KN.double()).sum(0)
-    return sums_N / math.log(max(len(shares_KN), 2))
-
-
 def class_map(
     probabilities: Probabilities,
     image_CHW: Tensor,
@@ -316,9 +309,9 @@ def class_map(
     batch_size: int,
     device: torch.device,
     *,
-    doubts: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Return (H, W) uint8: the class with the largest weighted sum of probabilities over all views of an image.
+    shares: bool = False,
+) -> Strip:
+    """Return all rows of an image: the class with the largest weighted sum of probabilities over all its views.
 
     Args:
         probabilities: The model.
@@ -327,16 +320,14 @@ def class_map(
         views: As `views_of` gives them.
         batch_size: Views at once.
         device: Where the sums are kept.
-        doubts: Whether the mean entropy of the pixels is returned beside it; else None is.
+        shares: Whether probabilities are wanted.
     """
     dates = [ImageGround(image) for image in (image_CHW, later_CHW) if image is not None]
     height, width = dates[0].size
     units = units_of(views, height, batch_size)
-    columns, wanted = (0, width), range(len(units))
-    strips = class_strips(probabilities, dates, columns, units, wanted, batch_size, device, shares=doubts)
-    rows, doubt = [], torch.zeros((), dtype=torch.float64)
-    for _, strip in strips:
-        rows.append(strip.classes_RW)
-        if strip.shares_KRW is not None:
-            doubt += entropy_of(strip.shares_KRW).sum()
-    return torch.cat(rows), doubt / (height * width) if doubts else None
+    numbers = range(len(units))
+    found = class_strips(probabilities, dates, (0, width), units, numbers, batch_size, device, shares=shares)
+    strips = [strip for _, strip in found]
+    classes_HW = torch.cat([strip.classes_RW for strip in strips])
+    shares_KHW = torch.cat([present(strip.shares_KRW) for strip in strips], dim=1) if shares else None
+    return Strip((0, 0, width, height), classes_HW, shares_KHW)
