@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium isn't installed")
-
 PATIENCE = 90.0
 """Seconds that something may take on a slow machine with others on it."""
 WIDTHS = {"desk": (1280, 900, 1, False), "phone": (400, 850, 2, True)}
@@ -30,6 +28,7 @@ _FLAGS = (
 @contextmanager
 def chromium(folder: Path) -> Iterator[Any]:
     """Yield a driver whose profile and downloads lie in a folder; skip the tests where there is no Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium isn't installed")
     found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
     browser, driver = next(filter(None, found), None), shutil.which("chromedriver")
     if browser is None or driver is None:
@@ -63,7 +62,9 @@ class Page:
         width, height, density, touched = WIDTHS[size]
         metrics = {"width": width, "height": height, "deviceScaleFactor": density, "mobile": touched}
         self.devtools("Emulation.setDeviceMetricsOverride", **metrics)
-        self.devtools("Emulation.setTouchEmulationEnabled", enabled=touched, maxTouchPoints=2 if touched else 1)
+        self.devtools(
+            "Emulation.setTouchEmulationEnabled", enabled=touched, maxTouchPoints=2 if touched else 1
+        )
         self.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
         driver.get_log("browser")
 
@@ -73,8 +74,11 @@ class Page:
 
     def open(self, token: str = "") -> None:
         """Load the page anew; a token is what an earlier visit has left."""
-        self.driver.get(self.address)
-        self.js("sessionStorage.clear(); if (arguments[0]) sessionStorage.setItem('vitp-token', arguments[0])", token)
+        self.driver.get(self.address + "style.css")
+        self.js(
+            "sessionStorage.clear(); if (arguments[0]) sessionStorage.setItem('vitp-token', arguments[0])",
+            token,
+        )
         self.driver.get(self.address)
         if token:
             self.wait(lambda: "model" in self.text("#served"))
@@ -143,7 +147,11 @@ class Page:
 
     def sample(self, name: str) -> None:
         """Choose a sample, and wait until it is seen."""
-        element = next(one for one in self.driver.find_elements("css selector", "#samples button") if one.get_property("title") == name)
+        element = next(
+            one
+            for one in self.driver.find_elements("css selector", "#samples button")
+            if one.get_property("title") == name
+        )
         self.js("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", element)
         element.click()
         self.wait(lambda: element.get_attribute("aria-pressed") == "true" or name in self.text("#slots"))
@@ -204,12 +212,18 @@ class Page:
 
     def picture(self, name: str) -> None:
         """Check that nothing sticks out to the right; save a picture where VITP_PICTURES names a folder."""
-        wide, room = self.js("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+        wide, room = self.js(
+            "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
         assert wide <= room, f"{name} at {self.size}: {wide} pixels wide in {room}"
         if folder := os.environ.get("VITP_PICTURES"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.js("scrollTo(0, 0)")
-            height = self.js("return document.documentElement.scrollHeight") if self.size == "phone" else WIDTHS[self.size][1]
+            height = (
+                self.js("return document.documentElement.scrollHeight")
+                if self.size == "phone"
+                else WIDTHS[self.size][1]
+            )
             width, _, density, touched = WIDTHS[self.size]
             metrics = {"width": width, "deviceScaleFactor": density, "mobile": touched}
             self.devtools("Emulation.setDeviceMetricsOverride", height=height, **metrics)
@@ -219,4 +233,6 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Return what the browser complains of: errors of scripts, what its policy forbids, answers that failed."""
-        return [str(line["message"]) for line in self.driver.get_log("browser") if line["level"] == "SEVERE"]
+        lines = [line for line in self.driver.get_log("browser") if line["level"] == "SEVERE"]
+        # The style sheet that `open` loads alone names no icon, so that the browser looks for one.
+        return [str(line["message"]) for line in lines if "favicon.ico" not in line["message"]]

@@ -16,7 +16,8 @@ from vitp.engine import checkpoint
 
 Ranks = list[dict[str, Any]]
 
-pytestmark = pytest.mark.slow  # four processes that import torch
+# Four processes; one worker makes the runs for all.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharding ranks")]
 
 
 def launch(folder: Path, task: str, world: int) -> Ranks:

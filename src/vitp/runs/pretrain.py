@@ -46,7 +46,7 @@ from vitp.objectives.settings import Phase, RunSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
-from vitp.runs.channels import fill_channels, frozen_kernel_notes
+from vitp.runs.channels import fill_channels, frozen_kernel_notes, uncompiled_lines
 from vitp.runs.folder import claimed
 from vitp.runs.micro_batch import chosen_batch
 
@@ -224,6 +224,7 @@ def run_pretraining(
     with claimed(run_dir, config, config.train.device, resume=resume, phases=names) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
         say(chosen, console)
+        say(uncompiled_lines(config), console)
         say([*channels, *(f"warning: {line}" for line in config.objective.warnings(config))], console)
         started = config
         for phase in phases:
