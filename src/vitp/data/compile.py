@@ -41,7 +41,13 @@ from vitp.data.formats.vitp_labels import (
 )
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
-from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without_tasks
+from vitp.data.synthesis.constant import (
+    ConstantTask,
+    constant_pretext,
+    constant_tasks,
+    without_tasks,
+)
+from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, Asked, pretext_records
 from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.io.parts import base_address
 from vitp.records.channels import Channels
@@ -62,6 +68,7 @@ class SplitCounts:
         tasks: Questions of each task.
         objects: Objects of each class, difficult ones left out.
         scenes: Images of each scene class.
+        unasked: Images of which there was nothing to ask.
     """
 
     images: int = 0
@@ -70,6 +77,7 @@ class SplitCounts:
     tasks: Counter[str] = field(default_factory=Counter)
     objects: Counter[str] = field(default_factory=Counter)
     scenes: Counter[str] = field(default_factory=Counter)
+    unasked: int = 0
 
     def count(self, item: LabelledImage, tasks: tuple[str, ...] | None) -> None:
         """Add one image and the tasks that were asked of it (None: nothing could be asked)."""
@@ -77,9 +85,15 @@ class SplitCounts:
         self.objects.update(label.category for label in item.objects or () if not label.difficult)
         self.scenes.update(item.tags or () if item.scene is None else (item.scene,))
         if tasks is not None:
-            self.records += 1
-            self.turns += len(tasks)
-            self.tasks.update(tasks)
+            self.count_record(tasks)
+        else:
+            self.unasked += 1
+
+    def count_record(self, tasks: tuple[str, ...]) -> None:
+        """Add a record and its tasks."""
+        self.records += 1
+        self.turns += len(tasks)
+        self.tasks.update(tasks)
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,8 @@ def compile_labels(
         options["seed"] = seed
     whole = read_labels(fmt, str(src) if base is None else source, **options)
     synthesis = synthesis or SynthesisConfig()
+    if fmt == "images":
+        synthesis = replace(synthesis, pretext=True)
     cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
     settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
     job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also)
@@ -248,7 +264,7 @@ def _write(
             seed=job.seed,
             splits=splits,
             findings=labelled.findings,
-            unasked=sum(counts.images - counts.records for counts in splits.values()),
+            unasked=sum(counts.unasked for counts in splits.values()),
             content_hash=_content_hash(temporary, labelled.channels),
             constant=constant,
             understood=(*job.also_there, *labelled.understood),
@@ -347,6 +363,7 @@ def _write_lines(
     )
     classes = SetClasses.from_set(training)
     constant = constant_tasks(training.items, classes, config)
+    constant |= constant_pretext(training.items, labelled.channels, config)
     config = without_tasks(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
     volumes = (
@@ -359,9 +376,27 @@ def _write_lines(
             )
             if made is not None:
                 records.add(item.split, to_line(made[0]))
+            own = _of_pixels(item, labelled, roots, seed, config)
+            for one in own:
+                records.add(item.split, to_line(one.record))
+                counts[item.split].count_record(one.tasks)
             counts[item.split].count(item, None if made is None else made[1])
+            counts[item.split].unasked -= bool(own) and made is None
             labels.add(item.split, label_line(item, roots))
     return counts, constant
+
+
+def _of_pixels(
+    item: LabelledImage, labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
+) -> list[Asked]:
+    weights = {name: config.weight(name) for name in PRETEXT_TASKS}
+    if not any(weights.values()):
+        return []
+    head = {"source": labelled.name, "licence": labelled.licence}
+    most = config.questions_per_image
+    return pretext_records(
+        item, _named(item, roots), labelled.channels, weights, seed=seed, most=most, **head
+    )
 
 
 def _named(item: LabelledImage, roots: Roots) -> LabelledImage:
@@ -398,6 +433,7 @@ def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) 
                 split: {
                     key: dict(sorted(own.items())) if isinstance(own, Counter) else own
                     for key, own in vars(counts).items()
+                    if key != "unasked"
                 }
                 for split, counts in summary.splits.items()
             },
