@@ -40,6 +40,8 @@ def folder_of(root: Path, count: int = 24) -> Path:
         if number % 4 == 0:
             array[..., 1] = 255 - array[..., 1] // 4
             array[..., ::2] //= 4
+        if number % 4 == 1:
+            array[:, array.shape[1] // 2 :] = array[:, array.shape[1] // 2 :] // 4 + 96
         (root / "sub").mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(root / ("sub" if number % 5 == 0 else ".") / f"view_{number}.png")
     return root

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vitp.cli import run
 from vitp.data.formats import detect_format, read_labels
 from vitp.data.synthesis.classes import SetClasses, class_states
 from vitp.tasks.data import LabelReader
@@ -48,13 +49,17 @@ def test_uncertain_and_empty_cells_are_never_no(tmp_path: Path) -> None:
         {"No Finding", "Pneumonia"},
     )
     assert (by_patient["patient00002"].tags, by_patient["patient00002"].unknown) == (("No Finding",), ())
-    assert "patient00004" not in by_patient  # nothing is known of it
+    unsaid = by_patient["patient00004"]  # nothing is known of it: it has no labels, and none is a no
+    assert unsaid.tags is None and unsaid.unknown == () and unsaid.scene is None
     assert by_patient["patient00005"].tags == () and "Edema" not in by_patient["patient00005"].unknown
-    assert sum("has no class; left out" in line for line in found.findings) == 2
+    assert [line for line in found.findings if "class" in line] == [
+        "train.csv: 2 images have no known class, as all cells are empty or −1 "
+        "(train/patient00004/study0/view1_frontal.png for example); kept without labels, not as “no”"
+    ]
     assert any("not known, which is no “no”" in line for line in found.understood)
     # Patients by their folders, under names that tell nothing.
     groups = {item.group: {i.split for i in found.items if i.group == item.group} for item in found.items}
-    assert len(groups) == 4 and all(len(own) == 1 for own in groups.values())
+    assert len(groups) == 5 and all(len(own) == 1 for own in groups.values())
     assert all(group.startswith("patient-000") for group in groups)
     # Neither questions nor losses take what isn't known for a no.
     item = by_patient["patient00001"]
@@ -151,3 +156,20 @@ def test_volumes_of_a_class_give_their_middle_slice_or_each_nth(tmp_path: Path) 
     several = read_labels("auto", tmp_path, every=3)
     assert len(several) == 18 and {item.level for item in several.items} == {0.0, 0.5, 1.0}
     assert len({(item.image.partition("#")[0], item.split) for item in several.items}) == 6
+
+
+def test_compile_says_which_images_are_in_no_question_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {1: ",1.0,,", 2: ",0.0,1.0,", 3: ",,,", 4: ",-1.0,-1.0,", 5: ",,0.0,", 6: ",1.0,1.0,"}
+    root = chexpert(tmp_path / "set", rows)
+    assert run(["data", "compile", str(root), "--out", str(tmp_path / "out"), "-o", "splits=drawn"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 because no label of theirs is known" in shown and "never taken for a “no”" in shown
+    assert "4 images have no known class" in shown
+    kept = read_labels("vitp", tmp_path / "out")
+    assert len(kept) == 12 and sum(item.tags is None for item in kept.items) == 4
+    records = "".join((tmp_path / "out" / f"{split}.jsonl").read_text() for split in ("train", "val", "test"))
+    assert "patient00003" not in records and "patient00004" not in records
+    # A known “no” is a label.
+    assert sum(item.tags == () for item in kept.items) == 2

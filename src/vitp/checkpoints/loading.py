@@ -311,7 +311,8 @@ def load_vlm(
         drop_path: Stochastic depth rate of the vision tower while training.
         template: Chat template of a published model that names another; None: as it says.
         image_size: Side of a tile in pixels, positions resampled; None: as it says.
-        channels, data: Bands that its vision tower is wanted for; see `load_backbone`.
+        channels: Bands that its vision tower is wanted for; see `load_backbone`.
+        data: Bands of the data that it is wanted for; see `load_backbone`.
         revision: Branch, tag or commit, for the hub.
         strict: Refuse anything missing, unexpected or of another shape.
 

@@ -135,7 +135,7 @@ def _print_summary(summary: CompileSummary) -> None:
         line = f'not asked: {name}, as {constant.alike} of {constant.of} images answer "{constant.answer}"'
         console.print(f"{line} (--task {name}=1 asks all the same)", markup=False)
     if summary.unasked:
-        console.print(f"{summary.unasked:,} images have nothing to ask")
+        console.print(_unasked_words(summary), markup=False)
     what = "findings" if len(summary.findings) > 1 else "finding"
     print_findings(
         [str(finding) for finding in summary.findings],
@@ -143,6 +143,23 @@ def _print_summary(summary: CompileSummary) -> None:
         "what was left out, ignored or mended (all in summary.json)",
     )
     console.print(f"next: vitp data check {shown_path(summary.out)}")
+
+
+def _unasked_words(summary: CompileSummary) -> str:
+    """Return why images are in no question; their labels are kept all the same."""
+    unknown = sum(one.unlabelled for one in summary.splits.values())
+    rest = summary.unasked - unknown
+    why = []
+    if unknown:
+        why.append(
+            f"{unknown:,} because no label of theirs is known (nobody labelled them, or not with certainty)"
+        )
+    if rest:
+        why.append(
+            f"{rest:,} because what is known of them fits no question, or would repeat an answer that others give already "
+            '(as many questions are to be answered with "no" as with "yes")'
+        )
+    return f"images that are in no question: {'; '.join(why)}. They are in the set, and are never taken for a “no”"
 
 
 @app.command("scenes")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import glob
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ from vitp.records.instructions import to_line
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
 _FORMAT = "vitp-compiled"
+_LABELS = ("objects", "scene", "tags", "semantic", "change", "transition")
+"""Fields of an image that are None where nobody labelled it; empty ones say that there is nothing."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ class SplitCounts:
     Attributes:
         images: Labelled images.
         records: Instruction records; fewer than images when there was nothing to ask of some.
+        unlabelled: Images without a record of which no label is known.
         turns: Questions.
         tasks: Questions of each task.
         objects: Objects of each class, difficult ones left out.
@@ -73,27 +77,26 @@ class SplitCounts:
 
     images: int = 0
     records: int = 0
+    unlabelled: int = 0
     turns: int = 0
     tasks: Counter[str] = field(default_factory=Counter)
     objects: Counter[str] = field(default_factory=Counter)
     scenes: Counter[str] = field(default_factory=Counter)
     unasked: int = 0
 
-    def count(self, item: LabelledImage, tasks: tuple[str, ...] | None) -> None:
-        """Add one image and the tasks that were asked of it (None: nothing could be asked)."""
+    def count(self, item: LabelledImage, records: Sequence[tuple[str, ...]]) -> None:
+        """Add one image and the tasks that each of its records asks (none: nothing could be asked)."""
         self.images += 1
         self.objects.update(label.category for label in item.objects or () if not label.difficult)
         self.scenes.update(item.tags or () if item.scene is None else (item.scene,))
-        if tasks is not None:
-            self.count_record(tasks)
-        else:
+        for tasks in records:
+            self.records += 1
+            self.turns += len(tasks)
+            self.tasks.update(tasks)
+        if not records:
             self.unasked += 1
-
-    def count_record(self, tasks: tuple[str, ...]) -> None:
-        """Add a record and its tasks."""
-        self.records += 1
-        self.turns += len(tasks)
-        self.tasks.update(tasks)
+            told = any(getattr(item, name) is not None for name in _LABELS)
+            self.unlabelled += not (told or item.captions or item.change_captions)
 
 
 @dataclass(frozen=True)
@@ -379,9 +382,8 @@ def _write_lines(
             own = _of_pixels(item, labelled, roots, seed, config)
             for one in own:
                 records.add(item.split, to_line(one.record))
-                counts[item.split].count_record(one.tasks)
-            counts[item.split].count(item, None if made is None else made[1])
-            counts[item.split].unasked -= bool(own) and made is None
+            asked = [] if made is None else [made[1]]
+            counts[item.split].count(item, [*asked, *(one.tasks for one in own)])
             labels.add(item.split, label_line(item, roots))
     return counts, constant
 

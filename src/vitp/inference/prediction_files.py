@@ -27,24 +27,24 @@ from vitp.core import distributed
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.files import write_json
 from vitp.core.targets import check_folder
-from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
+from vitp.core.tensors import load_tensors, save_tensors, weights_sha256
 from vitp.core.version import __version__
 from vitp.inference.dicom_seg import check_dicom
-from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, shown_size, sources_of
-from vitp.inference.maps import seen_settings
+from vitp.inference.inputs import InputFile, Unusable, shown_size, sources_of
 from vitp.inference.outputs import Named, surest, write_image, write_summary
-from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
+from vitp.inference.pictures import classified_raster, read_picture
+from vitp.inference.raster_files import MapOptions, RasterWork
 from vitp.inference.slides import AREAS_FILE, SeenMpp, write_areas
 from vitp.inference.unfinished import differing, unfinished
 from vitp.inference.volume_work import VolumeWork, write_tables
 from vitp.inference.volumes import trained_plane
-from vitp.io.images import image_size, load_image, load_planes
+from vitp.io.images import load_image
 from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.io.volumes import is_volume, open_volume
 from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel, TestSettings
-from vitp.tasks.predict import classify, predict_images
+from vitp.tasks.predict import predict_images
 
 PREDICTIONS_FILE = "vitp_predictions.json"
 """Which file names stand for which image, and what was left out; tells that a folder is ours to replace."""
@@ -128,7 +128,7 @@ def predict_files(
     with unfinished(out, plan, resume=resume) as folder:
         job = _Job(model, settings, options, folder, digest, say)
         failed = set()
-        for source, reason in chain(_pictures(job, usable), _rasters(job, usable), _volumes(job, usable)):
+        for source, reason in chain(_pictures(job, usable), _large(job, usable)):
             failed.add(source.name)
             left_out.append(Unusable(source.image, reason))
             tell(left_out[-1])
@@ -207,7 +207,7 @@ def _looked_at(
     settings: TestSettings,
 ) -> tuple[list[InputFile], str]:
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    mpp, plane = _seen_mpp(model, options), trained_plane(model)
+    mpp, plane = seen_mpp(model, options), trained_plane(model)
     channels = model.backbone.in_channels
     sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
     if options.format == "dicom-seg":
@@ -218,11 +218,7 @@ def _looked_at(
             replace(source, reason=why) if source.reason is None and not source.placed else source
             for source in sources
         ]
-    digest = hashlib.sha256()
-    for name, tensor in unique_state(model).items():
-        digest.update(name.encode())
-        digest.update(tensor_bytes(tensor))
-    return sources, digest.hexdigest()
+    return sources, weights_sha256(model)
 
 
 def _with_dicom(source: InputFile) -> InputFile:
@@ -238,7 +234,8 @@ def _with_dicom(source: InputFile) -> InputFile:
     return source
 
 
-def _seen_mpp(model: TaskModel, options: MapOptions) -> SeenMpp | None:
+def seen_mpp(model: TaskModel, options: MapOptions) -> SeenMpp | None:
+    """Return at how many micrometres a pixel slides are seen; None: as their address says, or at their own."""
     if options.mpp is not None:
         return SeenMpp(options.mpp, "as was asked for")
     trained = model.description.get("mpp")
@@ -308,25 +305,14 @@ def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, 
     return [(source, reasons[source.name]) for source in sources if source.name in reasons]
 
 
-def _rasters(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
-    """Predict the rasters, all processes together; yield what turned out to be unusable."""
-    for source in (source for source in sources if job.is_map(source)):
+def _large(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
+    """Predict rasters and volumes, all processes together; yield what turned out to be unusable."""
+    for source in sources:
         part = job.folder / "parts" / source.name
-        if (part / "done").exists():
+        if job.is_picture(source) or (part / "done").exists():
             continue
-        work = RasterWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
-        reason = work.run({"vitp_model_sha256": job.model_sha256})
-        if reason is not None:
-            yield source, reason
-
-
-def _volumes(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
-    """Predict the volumes, all processes together; yield what turned out to be unusable."""
-    for source in (source for source in sources if source.volume):
-        part = job.folder / "parts" / source.name
-        if (part / "done").exists():
-            continue
-        work = VolumeWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
+        kind = VolumeWork if source.volume else RasterWork
+        work = kind(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
         reason = work.run(job.model_sha256)
         if reason is not None:
             yield source, reason
@@ -336,34 +322,19 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
     """Return the prediction of an image, or pair of dates, and the image to draw it over."""
     model, settings = job.model, job.settings
     if source.raster:
-        return _classify(job, source)
-    width, height = image_size(source.image)
-    enough = None
-    if model.name == "classification" and width * height > LARGE_PIXELS:
-        # Elsewhere each pixel has its place in what is written.
-        enough = (settings.resize or model.input_size).enough(max(settings.scales))
-    if model.name != "classification":
-        settings, factor, note = seen_settings(model, settings, (height, width), None)
-        settings = settings.model_copy(update={"scales": tuple(scale * factor for scale in settings.scales)})
-        if note is not None:
-            job.say(f"{source.image} is {note}")
-    later = [torch.from_numpy(load_planes(path)) for path in source.dates[1:]] or None
-    image = torch.from_numpy(load_planes(source.image, enough=enough))
-    (prediction,) = predict_images(model, [image], settings, later)
-    del image, later
-    named = Named(source.name, source.image, (height, width), surest(prediction, settings.score_threshold))
-    shown = None
-    if job.options.pictures or enough is not None or width * height <= LARGE_PIXELS:
-        shown = load_image(source.dates[-1], enough=enough and shown_size)
-    return named, shown
-
-
-def _classify(job: _Job, source: InputFile) -> tuple[Named, Image.Image]:
-    """Return the class of a raster, read at the size that is seen."""
-    channels, missing = job.model.backbone.in_channels, job.settings.missing_bands
-    with open_ground(source.image, channels, missing_bands=missing) as ground:
-        found = classify(job.model, ground, job.settings)
-        return Named(source.name, source.image, ground.size, found), ground_picture(ground, SHOWN_SIDE**2)
+        prediction, size, shown = classified_raster(model, source.image, settings)
+        return Named(source.name, source.image, size, prediction), shown
+    seen = read_picture(model, source.dates, settings)
+    if seen.note is not None:
+        job.say(f"{source.image} is {seen.note}")
+    later = None if seen.later_CHW is None else [seen.later_CHW]
+    (prediction,) = predict_images(model, [seen.planes_CHW], seen.settings, later)
+    size, reduced = seen.size, seen.reduced
+    del seen, later
+    named = Named(source.name, source.image, size, surest(prediction, settings.score_threshold))
+    if not (job.options.pictures or reduced or size[0] * size[1] <= LARGE_PIXELS):
+        return named, None
+    return named, load_image(source.dates[-1], enough=shown_size if reduced else None)
 
 
 def _picture_part(folder: Path, source: InputFile) -> Path:

@@ -134,6 +134,7 @@ def looked_at_volume(
     """
     volume = open_volume(address)
     volume.check_even()
+    volume.check_whole()
     plane, why = plane_seen(trained, address, volume)
     named = split_address(address)[1].plane is not None
     volume.grid.check_single(plane, "its address names" if named else "the model sees")

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.io.acquisition import Acquisition
 from vitp.io.dicom_codes import BODY_PARTS, DICOM_MODALITIES, DICOM_VIEWS
 from vitp.io.volume_kinds import is_dicom_file
@@ -59,6 +59,7 @@ class Header:
         syntax: UID of the transfer syntax.
         pixels: Name of the element that holds the pixels.
         guessed: Whether the file doesn't name its transfer syntax.
+        start: Bytes in front of the pixels; 0: not known.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Header:
     syntax: str
     pixels: str
     guessed: bool = False
+    start: int = 0
 
     def number(self, name: str) -> float | None:
         """Return the first number of an element; None: there is none that is finite."""
@@ -127,7 +129,7 @@ def read_header(path: Path, where: str | None = None) -> Header:
         DataError: It is no DICOM file, is damaged, or is an object without pixels.
     """
     where = where or str(path)
-    data, pixels = _read(path, where)
+    data, pixels, start = _read(path, where)
     meta = getattr(data, "file_meta", {})
     syntax = word(meta, "TransferSyntaxUID")
     if pixels is None or not header_numbers(data, "Rows") or not header_numbers(data, "Columns"):
@@ -138,12 +140,12 @@ def read_header(path: Path, where: str | None = None) -> Header:
         syntax = (
             "1.2.840.10008.1.2" if implicit else "1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2"
         )
-    return Header(path, data, syntax, pixels, guessed)
+    return Header(path, data, syntax, pixels, guessed, start)
 
 
-def _read(path: Path, where: str) -> tuple[Any, str | None]:
-    """Return the elements that count, and the name of the pixels that follow; None: none do."""
-    pydicom = need_medical("pydicom", where)
+def _read(path: Path, where: str) -> tuple[Any, str | None, int]:
+    """Return the elements that count, the name of the pixels that follow (None: none do), and where these begin."""
+    pydicom = need("medical", "pydicom", where)
     if not path.is_file():
         raise DataError("is missing", where=where, fix="check the path")
     if not is_dicom_file(path):
@@ -156,6 +158,8 @@ def _read(path: Path, where: str) -> tuple[Any, str | None]:
             warnings.simplefilter("ignore")
             data = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
             rest = _pixel_tag(data, file)
+            # Behind the tag stand the length (4 bytes) and, unless it is implicit, the kind (4).
+            start = file.tell() + (4 if data.original_encoding[0] else 8)
     except DataError:
         raise
     except Exception as error:
@@ -163,7 +167,7 @@ def _read(path: Path, where: str) -> tuple[Any, str | None]:
         raise DataError(what, where=where, fix=_COPY_AGAIN) from error
     order: Literal["little", "big"] = "little" if data.original_encoding[1] is not False else "big"
     group, element = (int.from_bytes(rest[at : at + 2], order) for at in (0, 2))
-    return data, _PIXEL_DATA.get(element) if group == _PIXEL_GROUP else None
+    return data, _PIXEL_DATA.get(element) if group == _PIXEL_GROUP else None, start
 
 
 def _pixel_tag(data: Any, file: BinaryIO) -> bytes:
@@ -201,7 +205,7 @@ def uid_name(uid: str | None) -> str | None:
     """Return what DICOM calls a UID of its own; None: it is none of these."""
     if not uid:
         return None
-    name = str(need_medical("pydicom.uid", "DICOM").UID(uid).name)
+    name = str(need("medical", "pydicom.uid", "DICOM").UID(uid).name)
     return None if name[:1].isdigit() or name == uid else name
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.io.contract import Band
-from vitp.io.dicom_frames import Frame, frames_of, palette_of, value_type
+from vitp.io.dicom_frames import Frame, check_fragments, frames_of, palette_of, value_type
 from vitp.io.dicom_header import Header, acquisition_of, read_header, word
 from vitp.io.dicom_stack import Stack, stack_frames
 from vitp.io.dicom_values import LookupTable, has_window, is_inverse, shown_values
@@ -30,6 +31,8 @@ from vitp.io.volume_checks import LARGEST_HELD_BYTES, plane_taken
 from vitp.io.volume_kinds import is_dicom_file
 
 _MOST_NAMED = 12
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_NUMBER = re.compile(r"\d")
 _UNITS = {"HU": "HU", "OD": "optical density", "GY": "Gy", "BQML": "Bq/ml"}
 
 
@@ -73,6 +76,12 @@ class DicomVolume(Volume):
         return np.stack(
             [self._images(place).take(index, axis) for place in range(self.grid.shape[2])], axis=1
         )
+
+    def check_whole(self) -> None:
+        """Do nothing where the images of all files are there; none is decoded."""
+        headers = {frame.header.path: frame.header for row in self.frames for frame in row}
+        for header in headers.values():
+            check_fragments(header)
 
     @property
     def _bytes(self) -> int:
@@ -194,19 +203,24 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
     """
     path = Path(base)
     if path.is_dir():
-        headers, notes = _series(path, series, base)
+        headers, others, unread = _series(path, series, base)
     else:
-        headers, notes = [read_header(path, base)], []
+        headers, others, unread = [read_header(path, base)], 0, []
         if series is not None and not headers[0].series.endswith(series):
             raise DataError(f"isn't of a series {series}", where=base, fix="leave #series= out")
     frames = [frame for header in headers for frame in frames_of(header, str(header.path))]
     stack = stack_frames(frames, base)
     volume = DicomVolume(base, stack)
     first = stack.frames[0][0].header
+    notes = [f"{others} files of the folder are no DICOM images, and are left out"] if others else []
     if any(header.guessed for header in headers):
         notes.append("doesn't name its transfer syntax, which is guessed from its first elements")
     volume.notes = (*notes, *stack.notes)
-    volume.findings = stack.findings
+    volume.unread = tuple(unread)
+    volume.findings = (
+        *(f"{name} can't be read as DICOM; left out" for name in unread[:_MOST_NAMED]),
+        *stack.findings,
+    )
     volume.off_grid, volume.missing = stack.off_grid, stack.missing
     volume.source = tuple(dict.fromkeys(row[0].header.path for row in stack.frames))
     volume.acquisition = acquisition_of(first, plane_taken(stack.grid))
@@ -221,28 +235,46 @@ def _set_colours(volume: DicomVolume, header: Header) -> None:
         volume.palette_V3 = palette_of(header, volume.dtype)
 
 
-def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header], list[str]]:
-    """Return the headers of one series of a folder, and notes on what else it holds."""
+def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header], int, list[str]]:
+    """Return the headers of one series of a folder, how many other files there are, and which seem to be damaged."""
+    found, others, unread = _headers(folder)
+    if not found:
+        raise DataError("holds no DICOM images", where=where, fix="name the folder of a series")
+    return _chosen(found, wanted, where), others, unread
+
+
+def _headers(folder: Path) -> tuple[dict[str, list[Header]], int, list[str]]:
+    """Return the headers of each series of a folder, and of its other files what `_series` does."""
     found: dict[str, list[Header]] = {}
-    others = 0
+    others, unread = 0, []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
             continue
         if not is_dicom_file(path):
-            others += 1
+            # Texts and pictures may lie beside a series; what is called like its images is one that got lost.
+            lost = path.suffix.lower() in _DICOM_SUFFIXES or (path.suffix == "" and _NUMBER.search(path.name))
+            others, unread = (others, [*unread, path.name]) if lost else (others + 1, unread)
             continue
         try:
             header = read_header(path)
         except DataError as error:
             if "without pixels" not in str(error):
                 raise
-            others += 1
+            # One whose class says that it had some, or that is cut off before it says its class, is damaged.
+            lost = "Image Storage" in error.what or "(" not in error.what
+            others, unread = (others, [*unread, path.name]) if lost else (others + 1, unread)
             continue
         found.setdefault(header.series, []).append(header)
-    if not found:
-        raise DataError("holds no DICOM images", where=where, fix="name the folder of a series")
-    notes = [f"{others} files of the folder are no DICOM images, and are left out"] if others else []
-    return _chosen(found, wanted, where), notes
+    return found, others, unread
+
+
+def series_word(folder: Path, uid: str) -> str:
+    """Return what chooses the series of a UID among those of a folder; see `series_words`.
+
+    Raises:
+        DataError: A file can't be read.
+    """
+    return series_words({one: headers[0] for one, headers in _headers(folder)[0].items()})[uid]
 
 
 def _chosen(found: dict[str, list[Header]], wanted: str | None, where: str) -> list[Header]:
@@ -250,9 +282,7 @@ def _chosen(found: dict[str, list[Header]], wanted: str | None, where: str) -> l
         if len(found) == 1:
             return next(iter(found.values()))
         what = f"holds {len(found)} series: {_listed(found)}"
-        raise DataError(
-            what, where=where, fix="choose one: FOLDER#series=NUMBER (or series-1, …), or the end of its UID"
-        )
+        raise DataError(what, where=where, fix="choose one: FOLDER#series=NUMBER (or series-1, …)")
     words = series_words({uid: headers[0] for uid, headers in found.items()})
     numbered = [uid for uid, headers in found.items() if wanted in (words[uid], _number(headers[0]))]
     ending = [uid for uid in found if uid.endswith(wanted)]
@@ -261,7 +291,7 @@ def _chosen(found: dict[str, list[Header]], wanted: str | None, where: str) -> l
             return found[uids[0]]
     several = len(numbered) > 1 or len(ending) > 1
     what = f"has {'several series' if several else 'no series'} {wanted}; it has {_listed(found)}"
-    raise DataError(what, where=where, fix="name the number of one, or more of the end of its UID")
+    raise DataError(what, where=where, fix="name one as it is called here")
 
 
 def _number(header: Header) -> str | None:
@@ -290,16 +320,13 @@ def series_words(first: Mapping[str, Header]) -> dict[str, str]:
 
 
 def _listed(found: dict[str, list[Header]]) -> str:
-    """Return the series of a folder: number, modality, how many images, and the end of the UID."""
-    length = 4
-    while length < 64 and len({uid[-length:] for uid in found}) < len(found):
-        length += 2
+    """Return the series of a folder: what chooses each, modality, and how many images; no UID, which tells of whom."""
     words = series_words({uid: headers[0] for uid, headers in found.items()})
     lines = []
     for uid, headers in list(found.items())[:_MOST_NAMED]:
         images = sum(header.frames for header in headers)
         modality = word(headers[0].data, "Modality")
         kind = modality if modality and modality.isalnum() else "unknown modality"
-        lines.append(f"{words[uid]} ({kind}, {images} image{'s' * (images != 1)}, UID …{uid[-length:]})")
+        lines.append(f"{words[uid]} ({kind}, {images} image{'s' * (images != 1)})")
     rest = len(found) - len(lines)
     return ", ".join(lines) + (f" and {rest} more" if rest else "")

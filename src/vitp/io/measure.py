@@ -6,7 +6,7 @@ Shapes: C bands, H × W pixels.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ def measure_channels(
     transform: Literal["linear", "db"] = "linear",
     percentiles: tuple[float, float] = (2.0, 98.0),
     seed: int = 0,
+    lost: Callable[[str, DataError], None] | None = None,
 ) -> Channels:
     """Return channels whose low and high values are percentiles of each band over the valid pixels of many files.
 
@@ -43,9 +44,10 @@ def measure_channels(
         transform: `db`: percentiles of 10 · log10 of the values above 0.
         percentiles: Which become 0 and 255.
         seed: Of the sample.
+        lost: Takes the address of a file that can't be read, and why: the others count. None: it is an error.
 
     Raises:
-        DataError: A file lacks a band, can't be read, or a band holds no value in any of them.
+        DataError: A file lacks a band, one (with `lost`: every one) can't be read, or a band holds no value in any.
     """
     if not addresses:
         raise DataError(
@@ -60,14 +62,23 @@ def measure_channels(
     unique = tuple(dict.fromkeys(names))
     parts: list[list[np.ndarray]] = [[] for _ in unique]
     share = _MOST_PIXELS // len(chosen)
+    unread: list[DataError] = []
     for address in chosen:
         with open_pixels(address) as pixels:
             check = Channels(channels=tuple(Channel(band=name) for name in unique))
             check.check_bands(pixels.names, where=pixels.where)
-            for window in _windows(pixels, share, draw):
-                values_CHW, valid_CHW = pixels.read_quantity(window, unique)
-                for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
-                    part.append(values_HW[valid_HW])
+            windows = _windows(pixels, share, draw)
+            try:
+                read = [pixels.read_quantity(window, unique) for window in windows]
+            except DataError as error:
+                unread.append(error)
+                if lost is None or len(unread) == len(chosen):
+                    raise
+                lost(address, error)
+                continue
+        for values_CHW, valid_CHW in read:
+            for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
+                part.append(values_HW[valid_HW])
     ranges = {
         name: _range(np.concatenate(part), name, transform, percentiles)
         for name, part in zip(unique, parts, strict=True)

@@ -116,6 +116,7 @@ class Volume(ABC):
         says_shown: Whether the file says how its values are shown.
         off_grid: Millimetres that images of a series lie at most beside their places on `grid`, whose step is even.
         missing: About how many images a series lacks between its first and its last one.
+        unread: Names of files among those of a series that aren't DICOM, or no longer.
     """
 
     nodata: float | None = None
@@ -125,6 +126,7 @@ class Volume(ABC):
     says_shown = False
     off_grid = 0.0
     missing = 0
+    unread: tuple[str, ...] = ()
 
     def __init__(self, where: str, grid: VolumeGrid, bands: Sequence[Band], dtype: Any) -> None:
         self.where, self.grid = where, grid
@@ -158,10 +160,20 @@ class Volume(ABC):
         spacing = self.grid.spacing
         if spacing is None or self.off_grid <= _OFF_GRID * spacing[2]:
             return
-        lacks = f" (misses about {self.missing})" if self.missing else ""
+        damaged = f"; {', '.join(self.unread[:3])} can't be read as DICOM" if self.unread else ""
+        lacks = f" (misses about {self.missing}{damaged})" if self.missing else ""
         what = f"has slices that lie up to {self.off_grid:.2g} mm off an even grid{lacks}"
         fix = "single slices, which are pictures, can be named: #slice=0"
         raise DataError(f"{what}: complete the series, or resample it", where=self.where, fix=fix)
+
+    def check_whole(self) -> None:
+        """Do nothing where all voxels are there: of a compressed file its end tells, so that it is read once.
+
+        Raises:
+            DataError: The file is damaged, or cut off.
+        """
+        with self._locked():
+            self._slab(2, self.grid.shape[2] - 1)
 
     def slice(self, number: int | None = None, plane: str | None = None, around: int | None = None) -> Pixels:
         """Return one slice as an image.
@@ -424,6 +436,11 @@ class JoinedVolume(Volume):
         """Return the bands of one slice."""
         own = [band for volume in self._parts for band in volume.slice_bands(number, plane)]
         return tuple(replace(band, name=mine.name) for band, mine in zip(own, self.bands, strict=True))
+
+    def check_whole(self) -> None:
+        """Do nothing where all voxels of all files are there."""
+        for volume in self._parts:
+            volume.check_whole()
 
     def _slab(self, axis: int, index: int) -> np.ndarray:
         return np.concatenate([volume._slab(axis, index) for volume in self._parts], axis=2)

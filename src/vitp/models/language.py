@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.extras import need
 from vitp.models.arguments import check_language_arguments
 from vitp.models.attention_layouts import PackedAttention
 
@@ -205,14 +206,7 @@ def language_config_of(model_folder: Path) -> LanguageSettings:
 
 
 def _add_lora(model: PreTrainedModel, config: LoRASettings) -> None:
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError(
-            "LoRA needs the package peft",
-            where="language.lora",
-            fix='install it with: pip install "vitp[lora]"',
-        ) from error
+    peft = need("lora", "peft", "language.lora", ConfigError)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     lora = peft.LoraConfig(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.core.extras import need
 from vitp.models.vision import VisionTower
 
 
@@ -46,14 +47,7 @@ def add_lora(tower: VisionTower, config: VisionLoRASettings) -> None:
     Raises:
         ConfigError: peft is not installed, a target is no linear layer, or there are fewer blocks.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError(
-            "LoRA needs the package peft",
-            where="model.vision_lora",
-            fix='install it with: pip install "vitp[lora]"',
-        ) from error
+    peft = need("lora", "peft", "model.vision_lora", ConfigError)
     adapted = tower.num_layers - config.unfrozen_blocks
     if adapted < 0:
         raise ConfigError(

@@ -17,6 +17,7 @@ from vitp.data.formats.set_splits import Added, SetSplits
 from vitp.data.formats.slices import VolumeFacts, is_medical
 from vitp.data.formats.walk import stem_of, within
 from vitp.io.images import image_size
+from vitp.io.parts import base_address
 from vitp.records.labels import LabelledImage, LabelledSet
 
 __all__ = ["ReadOptions", "SetBuilder"]
@@ -48,6 +49,7 @@ class SetBuilder:
     _items: list[Added] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
     _files: dict[tuple[int, int], str] = field(default_factory=dict)
+    _counted: set[str] = field(default_factory=set)
     _persons: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -93,6 +95,26 @@ class SetBuilder:
             self.tally.first_absent = self.tally.first_absent or f"{where}: {text}"
         else:
             self.tally.lose("", category, f"{where}: {text}")
+
+    def leave_out(self, error: DataError, path: str | Path, fate: str) -> None:
+        """Note that something is left out with what it is made of: the finding names the file that is to blame.
+
+        Args:
+            error: What is wrong, and where.
+            path: Of what is left out; named where the error is about no file of the set.
+            fate: What becomes of it, as in "volume left out".
+
+        Raises:
+            DataError: A package is missing, which is no fault of the file.
+        """
+        self.lose(self._blamed(error, path), f"{error.what}; {fate}")
+
+    def _blamed(self, error: DataError, path: str | Path) -> str:
+        """Return the file of the set that an error is about, else `path`; what a missing package makes is raised."""
+        if "pip install" in (error.fix or ""):
+            raise error
+        own = Path(base_address(error.where or ""))
+        return self.place(own if own.is_relative_to(self.root) and own.exists() else path)
 
     def agree(self, where: str, told: Sequence[object], size: tuple[int, int]) -> bool:
         """Return whether the width and height that a label file tells are the image's; else note it."""
@@ -166,7 +188,9 @@ class SetBuilder:
         if name in self._ids:
             raise DataError("image is listed twice", where=place, fix="remove one of the entries")
         self._ids.add(name)
-        if labels.keys() & {"scene", "tags", "semantic", "change"}:  # objects are counted one by one
+        whole = known_as or place  # the slices of a volume count as one, as it is lost as one
+        if labels.keys() & {"scene", "tags", "semantic", "change"} and whole not in self._counted:
+            self._counted.add(whole)  # objects are counted one by one
             for category in labels.get("tags") or (labels.get("scene") or "",):
                 self.tally.used["", category] += 1
         if person and labels.get("group"):
@@ -200,9 +224,9 @@ class SetBuilder:
             facts.grid.check_single(plane, "the set has")
             count, size = facts.count(plane), facts.size(plane)
         except DataError as error:
-            if "pip install" in (error.fix or ""):
-                raise
-            self.lose(where or self.place(path), f"{self.place(path)} {error.what}; image left out", category)
+            blamed = self._blamed(error, path)
+            what = f"{blamed} {error.what}" if where else error.what
+            self.lose(where or blamed, f"{what}; image left out", category)
             return False
         for line in facts.findings:
             self.note(self.place(path), line)

@@ -8,6 +8,7 @@ Sets of pictures (8-bit grey or RGB, with transparency or without) have none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats.band_options import CHANNEL_OPTIONS, BandEntry, BandsFile, ChannelOptions
+from vitp.data.formats.image_labels import FEWEST_FOR_SHARE
 from vitp.data.formats.value_windows import ValueWindows, unknown_hint, windows_of
+from vitp.data.formats.walk import within
 from vitp.io.images import is_scene
 from vitp.io.measure import measure_channels
 from vitp.io.open_pixels import open_pixels
-from vitp.records.channels import Channel, Channels, at_step
+from vitp.io.parts import base_address
+from vitp.records.channels import Channel, Channels, at_step, band_key
 from vitp.records.labels import LabelledSet
 
 MOST_HEADS = 2000
@@ -86,12 +90,15 @@ def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, An
     windows = _windows_of(labelled, heads, declared, root)
     _check_alike(heads, declared, windows is not None)
     where, head = heads[0]
-    entries = _located(declared, heads)
+    entries = _located(declared, heads, labelled.band_names)
     if windows is not None:
         return _windowed(labelled, entries, head, windows, declared)
     around = 0 if declared is None else declared.around
     grey = (declared is None or around > 0) and len(entries) == 1
-    channels, measured = _scaled(labelled, entries, head, declared)
+    lost: dict[str, DataError] = {}
+    channels, measured = _scaled(labelled, entries, head, declared, lost)
+    if lost:
+        labelled = _without_files(labelled, lost, root)
     measured += unknown_hint(head.is_volume and "given" not in measured)
     channels = channels.model_copy(update={"composite": _composite(entries, declared, where)})
     line = _told(channels, entries, head, measured)
@@ -101,6 +108,43 @@ def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, An
     elif grey:
         channels = Channels(channels=channels.channels * 3)
     return replace(labelled, channels=channels, understood=(*labelled.understood, line))
+
+
+def _without_files(labelled: LabelledSet, lost: Mapping[str, DataError], root: Path) -> LabelledSet:
+    """Return a set without the images of files that turned out to be damaged, and with a finding for each file.
+
+    Raises:
+        DataError: They are more than half of the set's files.
+    """
+    errors = {base_address(address): error for address, error in lost.items()}
+    files = {base_address(address) for address in _addresses(labelled)}
+    if (len(errors) > len(files) / 2 and len(files) >= FEWEST_FOR_SHARE) or errors.keys() >= files:
+        first = next(iter(errors.values()))
+        what = (
+            f"{len(errors):,} of {len(files):,} files can't be read (the first: {first.where}: {first.what})"
+        )
+        raise DataError(what, where=str(root), fix="copy them again from their source")
+    kept = []
+    counts: Counter[str] = Counter()
+    for item in labelled.items:
+        own = [base_address(one) for one in (item.image, item.second_image) if one is not None]
+        damaged = next((file for file in own if file in errors), None)
+        if damaged is None:
+            kept.append(item)
+        else:
+            counts[damaged] += 1
+    base = root if root.is_dir() else root.parent
+    lines = [
+        f"{within(file, base)}: {error.what}; {counts[file]:,} image{'s' * (counts[file] != 1)} of it left out"
+        for file, error in errors.items()
+    ]
+    said = f"left out: {counts.total():,} images of {len(errors):,} files that can't be read; splits were drawn with them"
+    return replace(
+        labelled,
+        items=kept,
+        findings=(*labelled.findings, *lines),
+        understood=(*labelled.understood, said),
+    )
 
 
 def _windows_of(
@@ -214,21 +258,38 @@ def _kind(head: _Head) -> str:
     return f"{count} band{'s' * (count != 1)} ({listed}) of {head.dtype}"
 
 
-def _located(declared: BandsFile | None, heads: Sequence[tuple[str, _Head]]) -> list[BandEntry]:
+def _located(
+    declared: BandsFile | None, heads: Sequence[tuple[str, _Head]], own_names: Sequence[str] = ()
+) -> list[BandEntry]:
     """Return the bands that are seen, each with its number where the files don't name theirs.
+
+    Args:
+        declared: By the user.
+        heads: Of the files.
+        own_names: What the set calls the bands of files that call them by number.
 
     Raises:
         DataError: A file lacks one.
     """
     head = heads[0][1]
+    named = head.is_unnamed and len(own_names) == len(head.names)
     if declared is None or declared.bands is None:
+        names = own_names if named else head.names
         return [
-            BandEntry(name=name, wavelength=wave)
-            for name, wave in zip(head.names, head.wavelengths, strict=True)
+            BandEntry(name=name, wavelength=wave, number=place if named else None)
+            for place, (name, wave) in enumerate(zip(names, head.wavelengths, strict=True), 1)
         ]
     entries = list(declared.bands)
+    if named:
+        places = {band_key(name): place for place, name in enumerate(own_names, 1)}
+        entries = [
+            entry
+            if entry.number is not None or entry.name in head.names
+            else entry.model_copy(update={"number": places.get(band_key(entry.name))})
+            for entry in entries
+        ]
     lengths = dict(zip(head.names, head.wavelengths, strict=True))
-    if head.is_unnamed and not all(entry.name in head.names for entry in entries):
+    if head.is_unnamed and not all(entry.name in head.names or entry.number for entry in entries):
         by_place = len(entries) == len(head.names) and all(entry.number is None for entry in entries)
         entries = [
             entry.model_copy(update={"number": place}) if by_place else entry
@@ -258,9 +319,13 @@ def _located(declared: BandsFile | None, heads: Sequence[tuple[str, _Head]]) -> 
 
 
 def _scaled(
-    labelled: LabelledSet, entries: Sequence[BandEntry], head: _Head, declared: BandsFile | None
+    labelled: LabelledSet,
+    entries: Sequence[BandEntry],
+    head: _Head,
+    declared: BandsFile | None,
+    lost: dict[str, DataError],
 ) -> tuple[Channels, str]:
-    """Return the channels with their ranges, and in words where those come from."""
+    """Return the channels with their ranges, and in words where those come from; files that can't be read go to `lost`."""
     common, transform = (None, "linear") if declared is None else (declared.range, declared.transform)
     plain: list[Channel] = []
     open_: list[int] = []
@@ -287,9 +352,9 @@ def _scaled(
     for kind in ("linear", "db"):
         places = [place for place in open_ if plain[place].transform == kind]
         bands = [str(names[place]) for place in places]
-        found = (
-            measure_channels(files, bands, transform=kind, percentiles=PERCENTILES).channels if bands else ()
-        )
+        readable = [file for file in files if file not in lost]
+        how = {"transform": kind, "percentiles": PERCENTILES, "lost": lost.__setitem__}
+        found = measure_channels(readable, bands, **how).channels if bands else ()
         for place, one in zip(places, found, strict=True):
             plain[place] = plain[place].model_copy(update={"low": one.low, "high": one.high})
     whose = "training images" if train else "images, as none is for training"

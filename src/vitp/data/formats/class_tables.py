@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -241,6 +242,11 @@ class _Entry:
     fold: int | None = None
     denies: bool = False
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether no class is known to fit or not to fit."""
+        return bool(self.unknown) and not self.labels and not self.denies
+
 
 @dataclass
 class _Reading:
@@ -372,20 +378,26 @@ class _Reading:
         return tuple(kept)
 
     def build(self) -> LabelledSet:
-        """Return the set: each image with one class, or all with the classes that fit."""
+        """Return the set: each image with one class, or all with the classes that fit.
+
+        Images of which every class is unknown are kept without labels: they are neither yes nor no.
+        """
         seen: set[str] = set()
+        silent = [path for path, entry in self.found.items() if self.several and entry.is_silent]
         for path, entry in list(self.found.items()):
-            nothing = self.several and entry.unknown and not entry.labels and not entry.denies
-            if entry.labels or (self.several and not nothing):
-                continue
-            self.builder.note(
-                self.found.pop(path).where, f"{self.builder.place(path)} has no class; left out"
-            )
+            if not entry.labels and not self.several:
+                self.builder.note(
+                    self.found.pop(path).where, f"{self.builder.place(path)} has no class; left out"
+                )
+        self._note_silent(silent)
         named = self.known or {name for entry in self.found.values() for name in entry.labels}
+        hidden = set(silent)
         for path, entry in self.found.items():
             unknown = tuple(name for name in entry.unknown if name in named)
             told: dict[str, Any] = {"tags": entry.labels, "unknown": unknown}
-            if not self.several:
+            if path in hidden:
+                told = {}
+            elif not self.several:
                 told = {"scene": entry.labels[0]}
             person = self.persons.get(entry.group, "")
             others: dict[str, Any] = {"group": entry.group, "person": person, "fold": entry.fold}
@@ -397,6 +409,19 @@ class _Reading:
         numbers = all(name.isdigit() for name in seen)
         names = self.known or sorted(seen, key=int if numbers else str)
         return self.builder.build(scene_classes=names)
+
+    def _note_silent(self, paths: Sequence[Path]) -> None:
+        """Say how many images each table leaves without any known class."""
+        tables: dict[str, list[Path]] = defaultdict(list)
+        for path in paths:
+            tables[self.found[path].where.rpartition(":")[0]].append(path)
+        for table, own in tables.items():
+            images = "image has" if len(own) == 1 else "images have"
+            self.builder.note(
+                table,
+                f"{len(own):,} {images} no known class, as all cells are empty or −1 ({self.builder.place(own[0])} for "
+                "example); kept without labels, not as “no”",
+            )
 
 
 def _texts(row: Mapping[str, Any], columns: Columns, mark: str) -> list[str] | None:

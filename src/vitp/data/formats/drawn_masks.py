@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.io.ground import need_geo
+from vitp.core.extras import need
 from vitp.records.geometry import area, as_flat, as_points
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
@@ -58,13 +58,16 @@ class DrawnMask:
             for value, parts in self.shapes
         ]
         if shapes:
-            features, affine = need_geo("rasterio.features", "mask"), need_geo("rasterio", "mask").Affine
+            features, affine = (
+                need("geo", "rasterio.features", "mask"),
+                need("geo", "rasterio", "mask").Affine,
+            )
             features.rasterize(shapes, out=mask_HW, transform=affine.identity())
         return mask_HW > 0 if self.change else mask_HW
 
     def windowed(self, window: tuple[int, int, int, int]) -> DrawnMask:
         """Return the mask of a part, with what lies in it of the outlines."""
-        shapely = need_geo("shapely", "mask")
+        shapely = need("geo", "shapely", "mask")
         x1, y1, x2, y2 = window
         kept: list[Drawn] = []
         for value, parts in self.shapes:
@@ -95,13 +98,13 @@ def _closed(ring: tuple[float, ...]) -> list[list[float]]:
 
 def polygon_of(part: DrawnPart) -> Any:
     """Return a shapely polygon."""
-    shapely = need_geo("shapely", "mask")
+    shapely = need("geo", "shapely", "mask")
     return shapely.Polygon(as_points(part[0]), [as_points(hole) for hole in part[1:]])
 
 
 def parts_of(shape: Any) -> tuple[DrawnPart, ...]:
     """Return the polygons of a shapely geometry; what has no area is left out."""
-    shapely = need_geo("shapely", "mask")
+    shapely = need("geo", "shapely", "mask")
     return tuple(
         tuple(as_flat(shapely.get_coordinates(ring)[:-1]) for ring in (polygon.exterior, *polygon.interiors))
         for polygon in _polygons(shapely, shape)

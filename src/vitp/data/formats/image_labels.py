@@ -20,7 +20,7 @@ from vitp.records.labels import ObjectLabel
 _ROUNDING_PIXELS = 1.0
 """A box that overshoots the image by no more than this was rounded, which is not worth a finding."""
 
-_FEWEST_FOR_SHARE = 10
+FEWEST_FOR_SHARE = 10
 """Labels from which on a set is refused when more than half of them are lost; below, only when all are."""
 
 _FEWEST_IN_FOLDER = 3
@@ -79,7 +79,7 @@ class Tally:
                 than half of the set's (from ten on), or all boxes of a file or folder lie within one pixel; or none
                 of the classes that were asked for occurs; or most labelled images are missing.
         """
-        if self.absent > images and self.absent + images >= _FEWEST_FOR_SHARE and not partial:
+        if self.absent > images and self.absent + images >= FEWEST_FOR_SHARE and not partial:
             raise DataError(
                 f"{self.absent:,} of {self.absent + images:,} labelled images aren't there "
                 f"(the first: {self.first_absent})",
@@ -96,7 +96,7 @@ class Tally:
             self._refuse_lost(root, category=category)
         self._refuse_lost(root)
         used, lost, flat = (counts.total() for counts in (self.used, self.lost, self.flat))
-        if used + lost + flat >= _FEWEST_FOR_SHARE and lost + flat > used:
+        if used + lost + flat >= FEWEST_FOR_SHARE and lost + flat > used:
             raise DataError(
                 f"{lost + flat:,} of {used + lost + flat:,} labels can't be used "
                 f"(the first: {next(iter(self.first.values()))})",

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.io.dicom_labels import dicom_role
+from vitp.io.dicom_labels import DicomRole, dicom_role
 from vitp.io.parts import base_address
 from vitp.io.volume_kinds import is_dicom_file
 
@@ -32,6 +32,8 @@ VOLUME_SUFFIXES = (
 """Of files that may hold volumes or medical images; the longer one first."""
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
+_LOOKED_AT = 8
+"""Files of a folder of which most must be DICOM."""
 _MARKS = "_-./ "
 _BETWEEN = re.compile(r"[_\-. ]+")
 _MASK_ENDS = frozenset(
@@ -106,6 +108,36 @@ MODALITY_WORDS = frozenset(
 """Words at the end of a name that tell the channels of one case apart."""
 
 
+_OF_OTHER_MEANING = frozenset(("cor", "pd", "pt", "asl", "mtt", "suv"))
+BIDS_SUFFIXES: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("t1w", "t2w", "t1rho", "t1map", "t2map", "t2star", "t2starw", "t2starmap", "flair", "flash"),
+            *("pd", "pdw", "pdt2", "pdmap", "inplanet1", "inplanet2", "angio", "unit1", "mp2rage", "megre"),
+            *(
+                "mese",
+                "vfa",
+                "irt1",
+                "mtr",
+                "mtrmap",
+                "mtsat",
+                "mts",
+                "r1map",
+                "r2map",
+                "r2starmap",
+                "chimap",
+            ),
+            *("bold", "cbv", "sbref", "phase", "dwi", "adc", "fa", "asl", "m0scan", "epi", "fieldmap"),
+            *("magnitude", "magnitude1", "magnitude2", "phasediff", "phase1", "phase2", "swi", "minip"),
+        ),
+        "MR",
+    ),
+    "pet": "PT",
+    "ct": "CT",
+}
+"""Suffix of a BIDS name in lower case → DICOM's code of the modality."""
+
+
 def volume_suffix(name: str) -> str:
     """Return the suffix of a volume's name, of two parts where it has them; "" without a known one."""
     lower = name.lower()
@@ -124,7 +156,7 @@ def volume_stem(path: Path | str) -> str:
 @lru_cache(maxsize=65536)
 def is_series(folder: Path) -> bool:
     """Return whether a folder holds the DICOM files of a series: several, and nothing but files."""
-    names = 0
+    names: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -134,12 +166,13 @@ def is_series(folder: Path) -> bool:
                     Path(entry.name).suffix.lower() not in _DICOM_SUFFIXES and not _numbered(entry.name)
                 ):
                     return False
-                names += 1
-                if names <= 2 and not is_dicom_file(Path(entry.path)):
-                    return False
+                names.append(entry.name)
     except OSError:
         return False
-    return names > 1 and _one_series(folder)
+    # One damaged file doesn't make single images of all the others.
+    looked = [folder / name for name in sorted(names)[:_LOOKED_AT]]
+    found = [path for path in looked if is_dicom_file(path)]
+    return len(names) > 1 and 2 * len(found) > len(looked) and _one_series(found)
 
 
 def _numbered(name: str) -> bool:
@@ -147,15 +180,22 @@ def _numbered(name: str) -> bool:
     return Path(name).suffix[1:].isdecimal()
 
 
-def _one_series(folder: Path) -> bool:
-    """Return whether a folder's first files are slices of one series, and not an X-ray each."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    roles = []
-    for path in files[:2]:
+def _one_series(files: Sequence[Path]) -> bool:
+    """Return whether the first files of a folder are slices of one series, and not an X-ray each."""
+    roles: list[DicomRole] = []
+    for path in files:
         try:
-            roles.append(dicom_role(path))
-        except DataError:
-            return False
+            role = dicom_role(path)
+        except DataError as error:
+            if "pip install" in (error.fix or ""):
+                return False
+            continue
+        if role.modality:  # one that is cut off tells nothing
+            roles.append(role)
+        if len(roles) == 2:
+            break
+    if not roles:
+        return False
     sliced = all(role.modality in ("CT", "MR", "PT", "NM", "SEG", "RTSTRUCT") for role in roles)
     return sliced and (
         len({role.series for role in roles}) == 1 or any(r.modality in ("SEG", "RTSTRUCT") for r in roles)
@@ -186,6 +226,17 @@ def modality_word(stem: str) -> tuple[str, str]:
     if words[-1].lower() in MODALITY_WORDS:
         return stem[: -len(words[-1])].rstrip("_-. "), words[-1]
     return stem, ""
+
+
+def taken_word(stem: str) -> str:
+    """Return the word at the end of a name that says how its volume was taken; "" where none says so for certain.
+
+    The suffix of BIDS counts ("sub-01_run-1_bold"), elsewhere words that mean nothing else ("case_1_flair", "ct").
+    """
+    word = _BETWEEN.split(re.sub(r"_\d{4}$", "", stem))[-1].lower()
+    if bids_key(stem) is not None:
+        return word if word in BIDS_SUFFIXES else ""
+    return word if word in MODALITY_WORDS - _OF_OTHER_MEANING else ""
 
 
 def bids_key(stem: str) -> str | None:

@@ -123,7 +123,7 @@ def scan_values(
         except _TwoReadings:
             raise
         except DataError as error:
-            builder.lose(builder.place(path), f"{error.what}; its case is left out")
+            builder.leave_out(error, path, "its case is left out")
             continue
         if scan.moved:
             moved.append(builder.place(path))
@@ -237,7 +237,7 @@ def scan_objects(
             try:
                 parts[case.name] = [part for label in case.labels for part in _parts(label, case.address)]
             except DataError as error:
-                builder.lose(builder.place(case.labels[0].path), f"{error.what}; its case is left out")
+                builder.leave_out(error, case.labels[0].path, "its case is left out")
     known = sorted({name for own in parts.values() for name, _ in own}, key=str.lower)
     lacking = [name for name in chosen if name not in known]
     if lacking:
@@ -256,7 +256,7 @@ def scan_objects(
         except _TwoReadings:
             raise
         except DataError as error:
-            builder.lose(builder.place(case.labels[0].path), f"{error.what}; its case is left out")
+            builder.leave_out(error, case.labels[0].path, "its case is left out")
             continue
         found.scans[case.name] = scan
     if overlaps:
