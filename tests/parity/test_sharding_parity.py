@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharding ranks")]
 
 def launch(folder: Path, task: str, world: int) -> Ranks:
     """Run the scenarios of a task in `world` processes, return what each rank wrote."""
-    launch_ranks("tests.parity.sharding_ranks", folder, task, world=world, timeout=240)
+    launch_ranks("tests.parity.sharding_ranks", folder, task, world=world, timeout=480)
     return [json.loads((folder / f"{task}{rank}.json").read_text()) for rank in range(world)]
 
 

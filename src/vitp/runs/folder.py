@@ -223,6 +223,32 @@ def _alone(run_dir: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file within the block; it goes when this process does, however it ends.
+
+    Where locks don't exist nobody is kept out.
+
+    Args:
+        path: Made where it is missing.
+        wait: For whoever holds it.
+
+    Raises:
+        BlockingIOError: Another process holds it, and nobody waits.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except PermissionError as error:  # what some systems say instead
+            raise BlockingIOError from error
+        yield
+
+
 def _claim(run_dir: Path, config: SettingsModel, resume: bool) -> None:
     """Refuse to write over another run."""
     if not resume:

@@ -192,7 +192,12 @@ def sequence_of(model: str | Path) -> SequenceSettings:
 
 
 def run_pretraining(
-    config: PretrainConfig, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
+    config: PretrainConfig,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> TrainResult:
     """Train, and leave a run folder with configuration, metrics, checkpoints, evidence and the model.
 
@@ -204,6 +209,7 @@ def run_pretraining(
         run_dir: New folder, or the folder to resume.
         resume: Continue from the last checkpoint of the folder.
         console: Where progress is printed; standard output by default.
+        hooks: Look on beside the online probes, after them.
 
     Raises:
         VitpError: A wrong configuration, unusable data, a non-finite loss, a full disk.
@@ -225,15 +231,15 @@ def run_pretraining(
             started = _run_phase(phase, started, run_dir / phase.folder, console)
         run, probe = build(started), config.probe
         say(_frozen_kernel(run), console)
-        hooks: list[Hook] = []
+        probes: list[Hook] = []
         if probe.data is not None:
-            hooks.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
+            probes.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
         with tracked(run_dir, config.log, config.model_dump(mode="json")) as trackers:
-            parts = replace(run.parts(hooks), trackers=trackers)
+            parts = replace(run.parts([*probes, *hooks]), trackers=trackers)
             result = train_parts(parts, run_dir, console=console, resume=resume)
             if trackers is not None:
                 moved = {name: value for name, value in result.evidence.items() if name != "layers"}
-                trackers.final({"final": {"loss": result.loss, "evidence": moved, **_last(hooks)}})
+                trackers.final({"final": {"loss": result.loss, "evidence": moved, **_last(probes)}})
             return result
 
 

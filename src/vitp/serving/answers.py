@@ -61,7 +61,11 @@ def json_values(
         counts = np.bincount(classes_HW.ravel(), minlength=256)
         pixels = {name: round(int(counts[n]) / classes_HW.size, 6) for n, name in enumerate(classes)}
         png = base64.b64encode(mask_png(classes_HW)).decode("ascii")
-        return values | {"mask": {"png": png, "classes": list(classes)}, "pixels": pixels}
+        mask: dict[str, Any] = {"png": png, "classes": list(classes)}
+        if found.certainty_HW is not None:
+            grey = png_bytes(Image.fromarray(found.certainty_HW.numpy()))
+            mask["certainty"] = base64.b64encode(grey).decode("ascii")
+        return values | {"mask": mask, "pixels": pixels}
     return values | {"objects": list(_objects(classes, found))}
 
 

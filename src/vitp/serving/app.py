@@ -232,6 +232,9 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             Literal["json", "geojson", "png", "cog"],
             Form(description="geojson and cog are for images that say where they lie on the ground."),
         ] = "json",
+        certainty: Annotated[
+            bool, Form(description="json: class maps come with how sure the model is of each pixel.")
+        ] = False,
     ) -> Response:
         served = model_named(service.models, model, ("task",), "predict")
         with ExitStack() as stack:
@@ -239,7 +242,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             dates = [await service.image(stack, file, image, path)]
             if any(one not in (None, "") for one in (after_file, after_image, after_path)):
                 dates.append(await service.image(stack, after_file, after_image, after_path, "after_"))
-            asked = Asked(served, tuple(dates), threshold, format)
+            asked = Asked(served, tuple(dates), threshold, format, certainty and format == "json")
             check_asked(asked, service.store)
             weight = sum(date.pixels for date in dates)
             future = served.worker.call_together(service.predictor.answers, asked, weight)

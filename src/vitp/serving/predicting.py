@@ -18,7 +18,7 @@ from vitp.core.errors import DataError, VitpError
 from vitp.core.tensors import present
 from vitp.deployment.comparison import as_prediction
 from vitp.inference.inputs import InputFile, is_map, sources_of
-from vitp.inference.maps import RasterPrediction
+from vitp.inference.maps import SHARE_SCALE, RasterPrediction
 from vitp.inference.outputs import surest
 from vitp.inference.pictures import SeenPicture, classified_raster, read_picture
 from vitp.inference.prediction_files import seen_mpp
@@ -39,6 +39,9 @@ Form = Literal["json", "geojson", "png", "cog"]
 
 Made = TypeVar("Made")
 
+_MOST_PROBABILITIES = 1 << 29
+"""Probabilities of a raster that are kept, a byte each, to say how sure a model is."""
+_ROWS = 256
 _READERS = 2
 """Pictures that are decoded at once."""
 _NO_PLACE = "the image doesn't say where it lies on the ground"
@@ -53,12 +56,14 @@ class Asked:
         dates: The image, and its later date.
         threshold: Least score of objects; None: as the model says.
         form: Of the answer.
+        certainty: Whether JSON says how sure the model is of each pixel of a class map; graphs don't know.
     """
 
     model: ServedModel
     dates: tuple[StoredImage, ...]
     threshold: float | None
     form: Form
+    certainty: bool = False
 
     @property
     def names(self) -> dict[str, str]:
@@ -152,7 +157,9 @@ class Predictor:
             else:
                 found[number] = _attempted(partial(self._alone, one, seen))
         for group in pictures.values():
-            predictions = _predicted(present(asked[0].model.task), [seen for _, seen in group])
+            certainty = any(asked[number].certainty for number, _ in group)
+            task = present(asked[0].model.task)
+            predictions = _predicted(task, [seen for _, seen in group], certainty=certainty)
             for (number, picture), prediction in zip(group, predictions, strict=True):
                 found[number] = (
                     prediction
@@ -206,16 +213,20 @@ def _attempted(function: Callable[[], Made]) -> Made | Exception:
         return error
 
 
-def _predicted(task: TaskModel, seen: Sequence[SeenPicture]) -> Sequence[Prediction | Exception]:
+def _predicted(
+    task: TaskModel, seen: Sequence[SeenPicture], *, certainty: bool
+) -> Sequence[Prediction | Exception]:
     """Return what a model says of pictures that are seen by the same settings, all in one."""
     later = [one.later_CHW for one in seen if one.later_CHW is not None]
     try:
-        return predict_images(task, [one.planes_CHW for one in seen], seen[0].settings, later or None)
+        return predict_images(
+            task, [one.planes_CHW for one in seen], seen[0].settings, later or None, certainty=certainty
+        )
     except Exception as error:
         if len(seen) == 1:
             return [error]
         # The others are not to suffer for the one that can't be used.
-        return [each for one in seen for each in _predicted(task, [one])]
+        return [each for one in seen for each in _predicted(task, [one], certainty=certainty)]
 
 
 def _formed(asked: Asked, size: tuple[int, int], prediction: Prediction, shown_CHW: np.ndarray) -> Answer:
@@ -229,6 +240,8 @@ def _formed(asked: Asked, size: tuple[int, int], prediction: Prediction, shown_C
     """
     model = asked.model
     prediction = surest(prediction, asked.least_score)
+    if not asked.certainty:  # another request of the batch may have asked for it
+        prediction = replace(prediction, certainty_HW=None)
     if asked.form == "json":
         return Answer(
             {"model": model.name, **json_values(str(model.task_name), model.classes, size, prediction)}
@@ -250,7 +263,9 @@ class _RasterAnswer(RasterWork):
 
     def __init__(self, asked: Asked, task: TaskModel, source: InputFile, folder: Path) -> None:
         settings = asked.model.settings.model_copy(update={"score_threshold": asked.least_score})
-        options = MapOptions(vector="geojson")
+        values = len(task.classes) * asked.dates[0].pixels
+        certainty = asked.certainty and isinstance(task, DenseModel) and values <= _MOST_PROBABILITIES
+        options = MapOptions(vector="geojson", probabilities=certainty)
         super().__init__(task, source, settings, options, folder / "part", folder / "out", lambda note: None)
         self.asked = asked
         self.answer: Answer | None = None
@@ -285,7 +300,8 @@ class _RasterAnswer(RasterWork):
             return
         if isinstance(self.model, DenseModel):
             classes_HW = prediction.class_rows(0, prediction.size[0])
-            seen = Prediction(semantic_HW=torch.from_numpy(classes_HW))
+            certainty_HW = _certainty_of(prediction) if prediction.shares else None
+            seen = Prediction(semantic_HW=torch.from_numpy(classes_HW), certainty_HW=certainty_HW)
             self.answer = _formed(self.asked, prediction.size, seen, np.zeros((3, 1, 1), np.uint8))
             return
         found = list(prediction.objects())
@@ -297,3 +313,12 @@ class _RasterAnswer(RasterWork):
         joined = ViewObjects.joined(found) if found else None
         values = json_values(self.model.name, model.classes, prediction.size, joined)
         self.answer = Answer({"model": model.name, **values})
+
+
+def _certainty_of(prediction: RasterPrediction) -> torch.Tensor:
+    """Return (H, W) uint8, 255 × the largest probability of each pixel."""
+    height = prediction.size[0]
+    parts = [prediction.share_rows(top, min(top + _ROWS, height)).max(0) for top in range(0, height, _ROWS)]
+    return torch.from_numpy(
+        (np.concatenate(parts) * (255 / SHARE_SCALE)).round().clip(0, 255).astype(np.uint8)
+    )
