@@ -233,10 +233,11 @@ def test_what_is_no_image_is_refused(server: Process) -> None:
 def test_a_hundred_slow_clients_stop_nobody_and_are_sent_away(server: Process) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
     body = b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 5000\r\n\r\n--b\r\n"
-    slow = [server.connect() for _ in range(100)]
+    slow: list[socket.socket] = []
     try:
-        for number, connection in enumerate(slow):
-            connection.sendall(head + body if number % 2 else head)
+        for number in range(100):
+            slow.append(server.connect())
+            slow[-1].sendall(head + body if number % 2 else head)
         assert server.answers()
         for number, connection in enumerate(slow):
             if number % 2:  # its body never comes
@@ -270,18 +271,20 @@ def test_after_kill_9_it_starts_again_and_at_sigterm_it_finishes_what_it_has_beg
             + content
             + b"\r\n--b--\r\n"
         )
-        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(body)}\r\n\r\n"
-        with second.connect() as begun, second.connect() as late:
-            begun.sendall(head.encode() + body[:200])
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+        with second.connect() as begun:
+            begun.sendall(head.encode())
+            assert begun.recv(1000).startswith(b"HTTP/1.1 100")  # the request is being read
+            begun.sendall(body[:200])
             deadline = time.monotonic() + PATIENCE
-            time.sleep(0.5)  # so that the head has arrived
             second.process.send_signal(signal.SIGTERM)
             while not any(line.startswith("ending: ") for line in second.lines):
                 assert time.monotonic() < deadline, second.lines
                 time.sleep(0.05)
             assert any(line.startswith("ending: 1 ") for line in second.lines), second.lines
-            late.sendall(b"GET /models HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            status, values = response_of(late)
+            with second.connect() as late:
+                late.sendall(b"GET /models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                status, values = response_of(late)
             assert status == 503 and "shutting down" in values["error"]
             begun.sendall(body[200:])
             status, found = response_of(begun)
