@@ -63,7 +63,9 @@ class Page:
         width, height, density, touched = WIDTHS[size]
         metrics = {"width": width, "height": height, "deviceScaleFactor": density, "mobile": touched}
         self.devtools("Emulation.setDeviceMetricsOverride", **metrics)
-        self.devtools("Emulation.setTouchEmulationEnabled", enabled=touched, maxTouchPoints=2 if touched else 1)
+        self.devtools(
+            "Emulation.setTouchEmulationEnabled", enabled=touched, maxTouchPoints=2 if touched else 1
+        )
         self.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
         driver.get_log("browser")
 
@@ -74,7 +76,10 @@ class Page:
     def open(self, token: str = "") -> None:
         """Load the page anew; a token is what an earlier visit has left."""
         self.driver.get(self.address)
-        self.js("sessionStorage.clear(); if (arguments[0]) sessionStorage.setItem('vitp-token', arguments[0])", token)
+        self.js(
+            "sessionStorage.clear(); if (arguments[0]) sessionStorage.setItem('vitp-token', arguments[0])",
+            token,
+        )
         self.driver.get(self.address)
         if token:
             self.wait(lambda: "model" in self.text("#served"))
@@ -143,7 +148,11 @@ class Page:
 
     def sample(self, name: str) -> None:
         """Choose a sample, and wait until it is seen."""
-        element = next(one for one in self.driver.find_elements("css selector", "#samples button") if one.get_property("title") == name)
+        element = next(
+            one
+            for one in self.driver.find_elements("css selector", "#samples button")
+            if one.get_property("title") == name
+        )
         self.js("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", element)
         element.click()
         self.wait(lambda: element.get_attribute("aria-pressed") == "true" or name in self.text("#slots"))
@@ -204,12 +213,18 @@ class Page:
 
     def picture(self, name: str) -> None:
         """Check that nothing sticks out to the right; save a picture where VITP_PICTURES names a folder."""
-        wide, room = self.js("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+        wide, room = self.js(
+            "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
         assert wide <= room, f"{name} at {self.size}: {wide} pixels wide in {room}"
         if folder := os.environ.get("VITP_PICTURES"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.js("scrollTo(0, 0)")
-            height = self.js("return document.documentElement.scrollHeight") if self.size == "phone" else WIDTHS[self.size][1]
+            height = (
+                self.js("return document.documentElement.scrollHeight")
+                if self.size == "phone"
+                else WIDTHS[self.size][1]
+            )
             width, _, density, touched = WIDTHS[self.size]
             metrics = {"width": width, "deviceScaleFactor": density, "mobile": touched}
             self.devtools("Emulation.setDeviceMetricsOverride", height=height, **metrics)

@@ -157,7 +157,9 @@ def test_objects_follow_threshold_and_classes_without_a_request(page: Page, task
     page.wait(lambda: page.pixels() != outlined)
     page.slide("threshold", 5)
     name = page.text("#objects li b")
-    page.changes(lambda: page.click(f"#classes li:nth-child({page.texts('#classes b').index(name) + 1}) input"))
+    page.changes(
+        lambda: page.click(f"#classes li:nth-child({page.texts('#classes b').index(name) + 1}) input")
+    )
     left = int(page.text("#objects-title").split()[0])
     assert left < before
     assert name not in page.texts("#objects b")
@@ -273,12 +275,19 @@ def test_large_images_pan_and_zoom_from_tiles(page: Page) -> None:
     page.changes(lambda: canvas.send_keys("\ue014"))
     page.changes(lambda: page.click("#zoom-out"))
     page.changes(lambda: canvas.send_keys("0"))
-    box = page.js("const {left, top, width, height} = arguments[0].getBoundingClientRect(); return [left, top, width, height]", canvas)
+    box = page.js(
+        "const {left, top, width, height} = arguments[0].getBoundingClientRect(); return [left, top, width, height]",
+        canvas,
+    )
     x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
     if page.size == "phone":
         page.changes(lambda: _pinch(page, x, y))
     else:
-        page.changes(lambda: page.devtools("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-300))
+        page.changes(
+            lambda: page.devtools(
+                "Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-300
+            )
+        )
     page.changes(lambda: _drag(page, x, y))
     page.picture("large")
 
@@ -296,7 +305,13 @@ def _pinch(page: Page, x: float, y: float) -> None:
 def _drag(page: Page, x: float, y: float) -> None:
     for kind, by in (("mousePressed", 0), ("mouseMoved", 30), ("mouseMoved", 60), ("mouseReleased", 60)):
         page.devtools(
-            "Input.dispatchMouseEvent", type=kind, x=x + by, y=y + by / 4, button="left", buttons=1, clickCount=1
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=x + by,
+            y=y + by / 4,
+            button="left",
+            buttons=1,
+            clickCount=1,
         )
 
 
