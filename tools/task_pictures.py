@@ -117,12 +117,12 @@ def _test_pairs(root: Path) -> list[tuple[Path, ...]]:
 
 
 JOBS = {
-    "classification": Job(stains, ("data.global_batch=16",), 60, _test_stains),
+    "classification": Job(stains, ("data.global_batch=16",), 40, _test_stains),
     "segmentation": Job(
-        forest, (*CROPS, "data.crop=128", "data.global_batch=8", "head.kind=fpn", *WINDOWS), 60, _test_forest
+        forest, (*CROPS, "data.crop=128", "data.global_batch=8", "head.kind=fpn", *WINDOWS), 30, _test_forest
     ),
     "change": Job(
-        pairs, ("data.global_batch=8", "head.kind=fpn"), 200, _test_pairs
+        pairs, ("data.global_batch=8", "head.kind=fpn"), 100, _test_pairs
     ),
     "detection": Job(blood_cells, (*SMALL, "data.resize.size=240"), 120, _test_cells),
     "instance": Job(nuclei, (*SMALL, "data.resize.size=192"), 120, _test_nuclei),

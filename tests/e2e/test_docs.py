@@ -27,7 +27,7 @@ SMALLER = {
     "finetune": SHORT,
     "report": ["--samples", "2"],
     "scenes": ["--size", "64"],
-    "plan": [],
+    "probe": ["--seeds", "1"],
 }
 
 
