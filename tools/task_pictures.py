@@ -142,7 +142,8 @@ def run(task: str, work: Path) -> None:
     data, model, found = job.data(work), work / f"{task}-run", work / f"{task}-found"
     settings = [word for setting in (*job.settings, "train.val_every=0") for word in ("-s", setting)]
     resume = ["--resume"] if model.is_dir() else ["--data", data, "--backbone", "starter", *settings]
-    _vitp("finetune", task, *resume, "--steps", job.steps, "--out", model)
+    if not (model / "model").is_dir():
+        _vitp("finetune", task, *resume, "--steps", job.steps, "--out", model)
     chosen = job.images(data)
     later = ["--later", *(pair[1] for pair in chosen)] if task == "change" else []
     threshold = ["-s", f"score_threshold={job.threshold}"]
