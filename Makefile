@@ -22,7 +22,7 @@ test: $(READY)
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)
-	$(PYTEST) -m slow
+	$(PYTEST) --dist loadgroup -m slow
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ PLUG_INS = {
     "pylibjpeg-rle": "pydicom decodes run lengths with it",
     "indexed_gzip": "nibabel reads one slice of a .nii.gz through it",
     "rio-cogeo": "its command `rio cogeo validate` checks the maps that are written",
+    "mlflow-skinny": "brings the module mlflow",
     "openvino": "runs exported graphs; the tests hold all of them to it",
 }
 """Packages that others import or call → why."""

@@ -38,6 +38,7 @@ from vitp.tasks.predict import predict_images
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("deployment"),  # one worker trains the models for all
     pytest.mark.skipif(sys.platform == "win32", reason="the environment is made of links"),
 ]
 for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):

@@ -228,7 +228,7 @@ def test_the_table_names_cases_by_their_files_where_these_differ(tmp_path: Path)
     )
     rows = list(csv.DictReader((tmp_path / "cases.csv").open()))
     assert [row["case"] for row in rows] == [
-        "ct.nii.gz#plane=axial", *["/x/same.nii.gz"] * 2, *["/y/same.nii.gz"] * 2, "b.nii"
+        "ct.nii.gz#plane=axial", *["x/same.nii.gz"] * 2, *["y/same.nii.gz"] * 2, "b.nii"
     ]  # fmt: skip
     assert rows[0] | {"error": "1"} == rows[0] and rows[0]["true"] == "5" and rows[0]["predicted"] == "6"
     assert rows[0]["hd95"] == "1.25" and rows[0]["distance_unit"] == "mm" and rows[-1]["dice"] == ""

@@ -16,6 +16,8 @@ from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
 from vitp.data.formats.vitp_labels import Roots, item_from_json, label_line
 from vitp.data.formats.volume_names import joined_address, volume_stem
+from vitp.io.images import load_planes
+from vitp.io.open_pixels import open_pixels
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 nibabel = pytest.importorskip("nibabel")
@@ -329,6 +331,68 @@ def test_bids_sessions_of_a_subject_stay_together(tmp_path: Path) -> None:
     assert "patients: 4 of 8 volumes" in said(found, "patients")
 
 
+@pytest.mark.parametrize(
+    ("word", "modality"), [("T1w", "MR"), ("FLAIR", "MR"), ("bold", "MR"), ("T2star", "MR"), ("pet", "PT"), ("x", "")]
+)
+def test_suffixes_of_bids_name_the_modality(tmp_path: Path, word: str, modality: str) -> None:
+    for number in range(3):
+        name = f"sub-{number:02d}/anat/sub-{number:02d}"
+        nifti(tmp_path / f"{name}_{word}.nii.gz", scan(number))
+        nifti(tmp_path / f"derivatives/m/{name}_dseg.nii.gz", labels(number))
+    found = read(tmp_path)
+    assert {(item.metadata or {}).get("modality", "") for item in found.items} == {modality}
+    assert any(f"modality: {modality}, as the names end with {word.lower()}" in line for line in found.understood) == (
+        modality != ""
+    )
+    assert found.channels is not None
+    assert (found.channels.channels[0].transform == "volume") == (modality == "MR")
+
+
+def test_words_at_the_end_of_names_and_those_that_mean_other_things(tmp_path: Path) -> None:
+    for word, modality in (("ct", "CT"), ("flair", "MR"), ("pt", ""), ("scan", "")):
+        for number in range(3):
+            nifti(tmp_path / word / f"images/c{number}_{word}.nii.gz", scan(number))
+            nifti(tmp_path / word / f"labels/c{number}_{word}.nii.gz", labels(number))
+        found = read(tmp_path / word)
+        assert {(item.metadata or {}).get("modality", "") for item in found.items} == {modality}
+
+
+def test_channels_are_called_as_dataset_json_calls_them(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "set", 3, channel_names={"0": "T1", "1": "T2"})
+    for number in range(3):
+        nifti(root / f"imagesTr/case_{number:03d}_0001.nii.gz", scan(50 + number))
+    found = read(root)
+    assert found.channels is not None
+    assert [(one.band, one.number) for one in found.channels.channels] == [("T1", 1), ("T2", 2)]
+    item = by_id(found)["case_001/0002"]
+    planes = load_planes(item.image, channels=found.channels)
+    swapped = read(root, bands="t2,T1")
+    assert swapped.channels is not None and swapped.channels.bands == ("t2", "T1")
+    assert np.array_equal(load_planes(item.image, channels=swapped.channels), planes[::-1])
+    # One of them, by its name; where all are called alike, the files' own numbers stay.
+    only = read(root, channels="T2")
+    assert by_id(only)["case_001/0002"].image.endswith("case_001_0001.nii.gz#slice=2&plane=axial")
+    (root / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "noNorm", "1": "noNorm"}, "labels": {"background": 0, "a": 1}})
+    )
+    alike = read(root, classes="a=1,b=2,c=3")
+    assert alike.channels is not None and alike.channels.bands == ("1", "2")
+    # Several in the fourth axis of one file, as the Decathlon has them.
+    four = tmp_path / "four"
+    for number in range(3):
+        nifti(four / f"imagesTr/b_{number}.nii.gz", np.stack([scan(number), scan(9 + number)], -1))
+        nifti(four / f"labelsTr/b_{number}.nii.gz", labels(number))
+    told = {"modality": {"0": "FLAIR", "1": "T1w"}, "labels": {"0": "background", "1": "a", "2": "b", "3": "c"}}
+    (four / "dataset.json").write_text(json.dumps(told))
+    found = read(four)
+    assert found.channels is not None
+    assert [(one.band, one.number) for one in found.channels.channels] == [("FLAIR", 1), ("T1w", 2)]
+    item = by_id(found)["b_1/0003"]
+    assert np.array_equal(item.semantic(), axial(labels(1), 3))
+    with open_pixels(item.image) as pixels:
+        assert np.array_equal(pixels.read(), np.stack([axial(scan(1), 3), axial(scan(10), 3)]))
+
+
 def test_numbers_without_names_have_two_readings(tmp_path: Path) -> None:
     for number in range(3):
         values = np.zeros(SHAPE, np.uint16)
@@ -506,6 +570,31 @@ def test_one_image_of_another_plane_than_the_sets_is_left_out(tmp_path: Path) ->
     found = read(root)
     assert len(found.items) == 7 * 6 and not any("case_003" in item.id for item in found.items)
     assert any("holds one coronal image, the set has axial slices; volume left" in s for s in found.findings)
+
+
+def test_series_of_one_folder_are_called_by_number_and_never_by_uid(tmp_path: Path) -> None:
+    from pydicom import dcmread
+
+    for number in range(3):
+        folder = tmp_path / f"p{number}" / "all"
+        for series in (4, 7):
+            volume, files = _series(tmp_path / "one", 10 * number + series, f"P{number}")
+            for place, file in enumerate(files):
+                image = dcmread(file)
+                image.SeriesNumber = series
+                folder.mkdir(parents=True, exist_ok=True)
+                image.save_as(folder / f"{series}-{place}.dcm")
+                file.unlink()
+            mask = {"liver": (volume.labels_IJK == 2).transpose(2, 1, 0)}
+            mine = sorted(folder.glob(f"{series}-*"), key=lambda path: int(path.stem.split("-")[1]))
+            _segmentation(tmp_path / f"p{number}" / "seg" / f"{series}.dcm", mine, mask)
+    found = read_labels("auto", tmp_path, plane="axial", background=10)
+    assert {item.id.rpartition("/")[0] for item in found.items} == {
+        f"p{number}/all/{series}" for number in range(3) for series in (4, 7)
+    }
+    assert all(re.search(r"all#series=[47]&slice=", item.image) for item in found.items)
+    lines = json.dumps([label_line(item, Roots(tmp_path / "o", tmp_path, tmp_path)) for item in found.items])
+    assert re.search(r"\d\.\d+\.\d+", lines.replace("0.", "")) is None
 
 
 def test_contours_are_drawn_on_their_series(tmp_path: Path) -> None:

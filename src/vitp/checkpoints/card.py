@@ -65,7 +65,9 @@ def _licence_key(licence: str) -> str:
     if not licence:
         return ""
     known = licence.lower() in PERMISSIVE
-    return f"license: {licence.lower()}\n" if known else f"license: other\nlicense_name: {json.dumps(licence)}\n"
+    return (
+        f"license: {licence.lower()}\n" if known else f"license: other\nlicense_name: {json.dumps(licence)}\n"
+    )
 
 
 def _start(vision: VisionSettings) -> str:

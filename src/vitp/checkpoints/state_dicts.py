@@ -222,11 +222,15 @@ def convert_state(
         and "register_tokens" not in before
     }
     dropped = [name for name in after if name not in kept]
-    return TimmWeights(config, backbone, kept, resampled, (*(found.ignored if found else ()), *dropped), notes)
+    return TimmWeights(
+        config, backbone, kept, resampled, (*(found.ignored if found else ()), *dropped), notes
+    )
 
 
 def _without_norm(config: TimmSettings, model: nn.Module) -> TimmSettings:
-    names = ("use_post_transformer_norm", "use_fc_norm") if isinstance(model, Eva) else ("final_norm", "fc_norm")
+    names = (
+        ("use_post_transformer_norm", "use_fc_norm") if isinstance(model, Eva) else ("final_norm", "fc_norm")
+    )
     return config.model_copy(update={"arguments": config.arguments | dict.fromkeys(names, False)})
 
 

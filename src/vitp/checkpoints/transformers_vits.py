@@ -229,7 +229,9 @@ def transformers_names(weights: Mapping[str, Tensor], config: Mapping[str, Any])
         elif new[1]:
             apart[new] = tensor
         else:
-            renamed.put(new[0], tensor[None] if family == "siglip" and new[0] == "pos_embed" else tensor, name)
+            renamed.put(
+                new[0], tensor[None] if family == "siglip" and new[0] == "pos_embed" else tensor, name
+            )
     for whole in sorted({whole for whole, _ in apart}):
         parts = [apart[key] for key in sorted(apart) if key[0] == whole]
         renamed.put(whole, torch.cat(parts), f"the parts of {whole}")
@@ -267,9 +269,7 @@ def _new_name(name: str, family: str, gated: bool) -> tuple[str, str] | None:
     return (new, "") if short in table or new == "pos_embed" else (f"{new}.{kind}", "")
 
 
-def _name_in_block(
-    block: str, part: str, kind: str, family: str, gated: bool
-) -> tuple[str, str] | None:
+def _name_in_block(block: str, part: str, kind: str, family: str, gated: bool) -> tuple[str, str] | None:
     if qkv := _QKV.match(part):
         if family == "dinov3" and kind == "bias":  # keys have none
             return f"{block}attn.{qkv[1]}_bias", ""

@@ -151,7 +151,9 @@ def _unasked_words(summary: CompileSummary) -> str:
     rest = summary.unasked - unknown
     why = []
     if unknown:
-        why.append(f"{unknown:,} because no label of theirs is known (nobody labelled them, or not with certainty)")
+        why.append(
+            f"{unknown:,} because no label of theirs is known (nobody labelled them, or not with certainty)"
+        )
     if rest:
         why.append(
             f"{rest:,} because what is known of them fits no question, or would repeat an answer that others give already "

@@ -50,9 +50,9 @@ def serve_command(
 
     for module in ("fastapi", "uvicorn", "python_multipart"):
         need("serve", module, "vitp serve", ConfigError)
-    from vitp.serving.gate import Limits
+    from vitp.serving.gate import ServerLimits
     from vitp.serving.server import ServerOptions, serve
 
-    limits = Limits(max_upload_mb << 20, max_pixels, queue, batch)
+    limits = ServerLimits(max_upload_mb << 20, max_pixels, queue, batch)
     options = ServerOptions(host, port, root, token, device, limits)
     serve(model, options, lambda line: print_lines([line]))

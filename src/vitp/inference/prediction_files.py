@@ -27,7 +27,7 @@ from vitp.core import distributed
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.files import write_json
 from vitp.core.targets import check_folder
-from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
+from vitp.core.tensors import load_tensors, save_tensors, weights_sha256
 from vitp.core.version import __version__
 from vitp.inference.dicom_seg import check_dicom
 from vitp.inference.inputs import InputFile, Unusable, shown_size, sources_of
@@ -128,7 +128,7 @@ def predict_files(
     with unfinished(out, plan, resume=resume) as folder:
         job = _Job(model, settings, options, folder, digest, say)
         failed = set()
-        for source, reason in chain(_pictures(job, usable), _rasters(job, usable), _volumes(job, usable)):
+        for source, reason in chain(_pictures(job, usable), _large(job, usable)):
             failed.add(source.name)
             left_out.append(Unusable(source.image, reason))
             tell(left_out[-1])
@@ -218,11 +218,7 @@ def _looked_at(
             replace(source, reason=why) if source.reason is None and not source.placed else source
             for source in sources
         ]
-    digest = hashlib.sha256()
-    for name, tensor in unique_state(model).items():
-        digest.update(name.encode())
-        digest.update(tensor_bytes(tensor))
-    return sources, digest.hexdigest()
+    return sources, weights_sha256(model)
 
 
 def _with_dicom(source: InputFile) -> InputFile:
@@ -309,25 +305,14 @@ def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, 
     return [(source, reasons[source.name]) for source in sources if source.name in reasons]
 
 
-def _rasters(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
-    """Predict the rasters, all processes together; yield what turned out to be unusable."""
-    for source in (source for source in sources if job.is_map(source)):
+def _large(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
+    """Predict rasters and volumes, all processes together; yield what turned out to be unusable."""
+    for source in sources:
         part = job.folder / "parts" / source.name
-        if (part / "done").exists():
+        if job.is_picture(source) or (part / "done").exists():
             continue
-        work = RasterWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
-        reason = work.run({"vitp_model_sha256": job.model_sha256})
-        if reason is not None:
-            yield source, reason
-
-
-def _volumes(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
-    """Predict the volumes, all processes together; yield what turned out to be unusable."""
-    for source in (source for source in sources if source.volume):
-        part = job.folder / "parts" / source.name
-        if (part / "done").exists():
-            continue
-        work = VolumeWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
+        kind = VolumeWork if source.volume else RasterWork
+        work = kind(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
         reason = work.run(job.model_sha256)
         if reason is not None:
             yield source, reason

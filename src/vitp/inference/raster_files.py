@@ -1,4 +1,4 @@
-"""One raster in, its map out: class map, probabilities, polygons and picture.
+"""One raster in, its map out: class map, probabilities, polygons and picture; and the frame that volumes share.
 
 Shapes: H × W pixels, R rows, N objects.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from vitp.inference.outputs import class_colour, regions, write_picture
 from vitp.inference.polygons import class_polygons
 from vitp.inference.slides import AREAS_FILE, AreaTable, resolution_tags
 from vitp.inference.vectors import VectorFile, VectorKind, vector_path
+from vitp.inference.volumes import VolumePrediction
 from vitp.io.images import image_size
 from vitp.io.open_pixels import open_pixels
 from vitp.io.slides import SlidePlace, slide_place
@@ -38,6 +40,8 @@ from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import ViewObjects
+
+PredictionT = TypeVar("PredictionT", RasterPrediction, VolumePrediction)
 
 CACHE_BYTES = 128 << 20
 """Of GDAL's blocks; by default it would take a share of the machine's memory."""
@@ -74,12 +78,12 @@ class MapOptions:
     format: Literal["nifti", "dicom-seg"] = "nifti"
 
 
-class RasterWork:
-    """The prediction of one raster, from its windows to its files.
+class LargeWork(ABC, Generic[PredictionT]):
+    """The prediction of one large input, from its parts to its files.
 
     Args:
-        model: Any task's but classification's.
-        source: The raster, and its later date.
+        model: Of a task that fits the input.
+        source: The input.
         settings: How the model is applied.
         options: What is written.
         part: Folder for what is done.
@@ -99,16 +103,14 @@ class RasterWork:
     ) -> None:
         self.model, self.source, self.settings, self.options = model, source, settings, options
         self.part, self.out, self.say = part, out, say
-        self.slide: SlidePlace | None = None
 
-    def run(self, tags: Mapping[str, str]) -> str | None:
-        """Predict the raster, all processes together; return why it can't be used, if that turns out.
+    def run(self, model_sha256: str) -> str | None:
+        """Predict the input, all processes together; return why it can't be used, if that turns out.
 
         Args:
-            tags: Texts about the model for the files.
+            model_sha256: Of the weights, for the files.
         """
-        rasterio = need("geo", "rasterio", self.source.image)
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ExitStack() as files:
+        with ExitStack() as files:
             reason, prediction = None, None
             try:
                 prediction = self._opened(files)
@@ -118,16 +120,36 @@ class RasterWork:
             reasons = [each for each in distributed.gather(reason) if each is not None]
             if not reasons and distributed.rank() == 0:
                 assert prediction is not None
-                self._write(prediction, {**tags, **self._facts(prediction)})
-                (self.part / "done").touch()
+                try:
+                    self._write(prediction, model_sha256)
+                    (self.part / "done").touch()
+                except DataError as error:
+                    reason = f"{error.where}: {error.what}"
+            reasons = reasons or [each for each in distributed.gather(reason) if each is not None]
         if distributed.rank() == 0:
             for file in self.part.glob("*"):
-                if reasons or file.suffix in (".raw", ".npz", ".vrt"):
+                if reasons or file.suffix in (".raw", ".npz", ".vrt") or file.name.startswith("slice-"):
                     file.unlink()
         distributed.barrier()
         return reasons[0] if reasons else None
 
+    @abstractmethod
+    def _opened(self, files: ExitStack) -> PredictionT:
+        """Return the prediction to compute; what stays open until all is written is closed by `files`."""
+
+    @abstractmethod
+    def _write(self, prediction: PredictionT, model_sha256: str) -> None:
+        """Write all files of the input. What an earlier attempt has begun is replaced."""
+
+
+class RasterWork(LargeWork[RasterPrediction]):
+    """The prediction of one raster, or of two dates; of any task but classification."""
+
+    slide: SlidePlace | None = None
+
     def _opened(self, files: ExitStack) -> RasterPrediction:
+        rasterio = need("geo", "rasterio", self.source.image)
+        files.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES))
         channels = self.model.backbone.in_channels
         self.part.mkdir(parents=True, exist_ok=True)
         missing = self.settings.missing_bands
@@ -204,9 +226,11 @@ class RasterWork:
         }
         return {"TIFFTAG_SOFTWARE": f"vitp {__version__}", **texts, **resolution_tags(self.slide)}
 
-    def _write(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> None:
-        """Write all files of the raster. What an earlier attempt has begun is replaced."""
-        classes = self.model.classes
+    def _tags(self, prediction: RasterPrediction, model_sha256: str) -> dict[str, str]:
+        return {"vitp_model_sha256": model_sha256, **self._facts(prediction)}
+
+    def _write(self, prediction: RasterPrediction, model_sha256: str) -> None:
+        tags, classes = self._tags(prediction, model_sha256), self.model.classes
         if isinstance(self.model, DenseModel):
             self._write_classes(prediction, tags)
         if prediction.shares:

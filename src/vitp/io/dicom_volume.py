@@ -234,6 +234,14 @@ def _set_colours(volume: DicomVolume, header: Header) -> None:
 
 def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header], int, list[str]]:
     """Return the headers of one series of a folder, how many other files there are, and which seem to be damaged."""
+    found, others, unread = _headers(folder)
+    if not found:
+        raise DataError("holds no DICOM images", where=where, fix="name the folder of a series")
+    return _chosen(found, wanted, where), others, unread
+
+
+def _headers(folder: Path) -> tuple[dict[str, list[Header]], int, list[str]]:
+    """Return the headers of each series of a folder, and of its other files what `_series` does."""
     found: dict[str, list[Header]] = {}
     others, unread = 0, []
     for path in sorted(folder.iterdir()):
@@ -249,13 +257,21 @@ def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header],
         except DataError as error:
             if "without pixels" not in str(error):
                 raise
-            lost = "Image Storage" in error.what or "(" not in error.what  # its class says that it had some, or is cut off
+            # One whose class says that it had some, or that is cut off before it says its class, is damaged.
+            lost = "Image Storage" in error.what or "(" not in error.what
             others, unread = (others, [*unread, path.name]) if lost else (others + 1, unread)
             continue
         found.setdefault(header.series, []).append(header)
-    if not found:
-        raise DataError("holds no DICOM images", where=where, fix="name the folder of a series")
-    return _chosen(found, wanted, where), others, unread
+    return found, others, unread
+
+
+def series_word(folder: Path, uid: str) -> str:
+    """Return what chooses the series of a UID among those of a folder; see `series_words`.
+
+    Raises:
+        DataError: A file can't be read.
+    """
+    return series_words({one: headers[0] for one, headers in _headers(folder)[0].items()})[uid]
 
 
 def _chosen(found: dict[str, list[Header]], wanted: str | None, where: str) -> list[Header]:
@@ -264,7 +280,7 @@ def _chosen(found: dict[str, list[Header]], wanted: str | None, where: str) -> l
             return next(iter(found.values()))
         what = f"holds {len(found)} series: {_listed(found)}"
         raise DataError(
-            what, where=where, fix="choose one: FOLDER#series=NUMBER (or series-1, …), or the end of its UID"
+            what, where=where, fix="choose one: FOLDER#series=NUMBER (or series-1, …)"
         )
     words = series_words({uid: headers[0] for uid, headers in found.items()})
     numbered = [uid for uid, headers in found.items() if wanted in (words[uid], _number(headers[0]))]
@@ -274,7 +290,7 @@ def _chosen(found: dict[str, list[Header]], wanted: str | None, where: str) -> l
             return found[uids[0]]
     several = len(numbered) > 1 or len(ending) > 1
     what = f"has {'several series' if several else 'no series'} {wanted}; it has {_listed(found)}"
-    raise DataError(what, where=where, fix="name the number of one, or more of the end of its UID")
+    raise DataError(what, where=where, fix="name one as it is called here")
 
 
 def _number(header: Header) -> str | None:
@@ -303,16 +319,13 @@ def series_words(first: Mapping[str, Header]) -> dict[str, str]:
 
 
 def _listed(found: dict[str, list[Header]]) -> str:
-    """Return the series of a folder: number, modality, how many images, and the end of the UID."""
-    length = 4
-    while length < 64 and len({uid[-length:] for uid in found}) < len(found):
-        length += 2
+    """Return the series of a folder: what chooses each, modality, and how many images; no UID, which tells of whom."""
     words = series_words({uid: headers[0] for uid, headers in found.items()})
     lines = []
     for uid, headers in list(found.items())[:_MOST_NAMED]:
         images = sum(header.frames for header in headers)
         modality = word(headers[0].data, "Modality")
         kind = modality if modality and modality.isalnum() else "unknown modality"
-        lines.append(f"{words[uid]} ({kind}, {images} image{'s' * (images != 1)}, UID …{uid[-length:]})")
+        lines.append(f"{words[uid]} ({kind}, {images} image{'s' * (images != 1)})")
     rest = len(found) - len(lines)
     return ", ".join(lines) + (f" and {rest} more" if rest else "")

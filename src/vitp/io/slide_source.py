@@ -92,7 +92,7 @@ def reading_slide(where: str) -> Iterator[None]:
 
 
 def usable_mpp(mpp: tuple[Any, Any]) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
-    """Return micrometres a pixel along x and y as a file tells them, and notes; None: it tells none that can be right."""
+    """Return micrometres a pixel along x and y, and notes; None: the file tells none that can be right."""
     try:
         x, y = (float(value) for value in mpp)
     except (TypeError, ValueError):

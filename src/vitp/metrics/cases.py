@@ -237,8 +237,8 @@ def _values(one: CaseScore) -> list[float]:
 def write_cases(path: Path, cases: Sequence[CaseScore], tolerance: float) -> None:
     """Write the table of the cases as CSV, a row for each class of each case.
 
-    A case is called by the name of its file or folder, where no other one has that name, else by its address. Cells
-    without a value are empty: neither labels nor prediction hold the class, or distances weren't asked for.
+    A case is called by the name of its file or folder, and by that of folders above it where another one has that name,
+    but never by its whole path. Cells without a value are empty: neither labels nor prediction hold the class, or distances weren't asked for.
 
     Args:
         path: New file.
@@ -272,16 +272,23 @@ def write_cases(path: Path, cases: Sequence[CaseScore], tolerance: float) -> Non
 
 
 def case_names(cases: Sequence[CaseScore]) -> dict[str, str]:
-    """Return what cases are called: the name of the file or folder where no other has it, else the address."""
-    short = {one.case: _short(one.case) for one in cases}
-    alike = Counter(short.values())
-    return {case: name if alike[name] == 1 else case for case, name in short.items()}
+    """Return what cases are called: the name of the file or folder, with those above it where another has it, too."""
+    addresses = list(dict.fromkeys(one.case for one in cases))
+    most = max((len(Path(split_address(case)[0]).parts) for case in addresses), default=0)
+    names = {case: _short(case, 1) for case in addresses}
+    for parts in range(2, most + 1):
+        alike = Counter(names.values())
+        if max(alike.values()) == 1:
+            break
+        names = {case: name if alike[name] == 1 else _short(case, parts) for case, name in names.items()}
+    return names
 
 
-def _short(case: str) -> str:
+def _short(case: str, parts: int) -> str:
+    """Return the last parts of a case's path, and what its address says of it."""
     base, part = split_address(case)
     rest = str(part)
-    return Path(base).name + (f"#{rest}" if rest else "")
+    return "/".join(word for word in Path(base).parts[-parts:] if word != "/") + (f"#{rest}" if rest else "")
 
 
 def _cell(value: float) -> str:

@@ -64,6 +64,7 @@ class Prediction:
         labels_N: int64, 0 … C − 1.
         masks_NHW: bool.
         semantic_HW: uint8; of pairs 1 where something changed.
+        certainty_HW: uint8, 255 × the probability of the class in `semantic_HW`, where it is wanted.
         probabilities_C: float32 on 0..1.
     """
 
@@ -73,6 +74,7 @@ class Prediction:
     labels_N: Tensor | None = None
     masks_NHW: Tensor | None = None
     semantic_HW: Tensor | None = None
+    certainty_HW: Tensor | None = None
     probabilities_C: Tensor | None = None
 
 

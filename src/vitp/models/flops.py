@@ -56,7 +56,9 @@ def vision_shape(tower: PlainViT) -> TransformerShape:
         ConfigError: Its blocks are no attention and one MLP after it.
     """
     block: Any = tower.model.blocks[0]
-    if not all(hasattr(getattr(block, part, None), mark) for part, mark in (("attn", "num_heads"), ("mlp", "fc2"))):
+    if not all(
+        hasattr(getattr(block, part, None), mark) for part, mark in (("attn", "num_heads"), ("mlp", "fc2"))
+    ):
         raise ConfigError(
             f"its blocks ({type(block).__name__}) are no attention with one MLP after it, so vitp can't train it further",
             where="vision.architecture",

@@ -263,4 +263,6 @@ def check_plain(model: nn.Module, name: str) -> None:
     )
 
 
-_INSTEAD = {"NaFlexVit": "take the same training at a fixed size, such as vit_base_patch16_siglip_224.v2_webli"}
+_INSTEAD = {
+    "NaFlexVit": "take the same training at a fixed size, such as vit_base_patch16_siglip_224.v2_webli"
+}

@@ -152,6 +152,7 @@ class LabelledSet:
         change_classes: Names of the classes of `transition`, in the order of its values.
         drawn: How the splits were drawn by place, so that crops are split likewise; None: they weren't.
         abnormal_classes: Those of the classes that are findings: where one is, something is abnormal.
+        band_names: What the set calls the bands of its files, in their order, where the files call them by number.
 
     Raises:
         DataError: The name of a class holds half a character or a NUL.
@@ -169,6 +170,7 @@ class LabelledSet:
     change_classes: tuple[str, ...] = ()
     drawn: PlaceSplit | None = None
     abnormal_classes: tuple[str, ...] = ()
+    band_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in itertools.chain(*self.class_lists):

@@ -23,7 +23,7 @@ from vitp.tasks.merging import MaskPart, ViewObjects
 
 JSON, GEOJSON, PNG, COG = "application/json", "application/geo+json", "image/png", "image/tiff"
 
-Found = Prediction | ViewObjects | None
+FoundInImage = Prediction | ViewObjects | None
 """Of a picture, or of a raster that was seen window by window; None: no objects."""
 
 
@@ -40,7 +40,9 @@ class Answer:
     media_type: str = JSON
 
 
-def json_values(task: str, classes: Sequence[str], size: tuple[int, int], found: Found) -> dict[str, Any]:
+def json_values(
+    task: str, classes: Sequence[str], size: tuple[int, int], found: FoundInImage
+) -> dict[str, Any]:
     """Return what was found as JSON values.
 
     Args:
@@ -57,13 +59,17 @@ def json_values(task: str, classes: Sequence[str], size: tuple[int, int], found:
     if isinstance(found, Prediction) and found.semantic_HW is not None:
         classes_HW = found.semantic_HW.numpy()
         counts = np.bincount(classes_HW.ravel(), minlength=256)
-        shares = {name: round(int(counts[n]) / classes_HW.size, 6) for n, name in enumerate(classes)}
+        pixels = {name: round(int(counts[n]) / classes_HW.size, 6) for n, name in enumerate(classes)}
         png = base64.b64encode(mask_png(classes_HW)).decode("ascii")
-        return values | {"mask": {"png": png, "classes": list(classes)}, "pixels": shares}
+        mask: dict[str, Any] = {"png": png, "classes": list(classes)}
+        if found.certainty_HW is not None:
+            grey = png_bytes(Image.fromarray(found.certainty_HW.numpy()))
+            mask["certainty"] = base64.b64encode(grey).decode("ascii")
+        return values | {"mask": mask, "pixels": pixels}
     return values | {"objects": list(_objects(classes, found))}
 
 
-def _objects(classes: Sequence[str], found: Found) -> Iterator[dict[str, Any]]:
+def _objects(classes: Sequence[str], found: FoundInImage) -> Iterator[dict[str, Any]]:
     if found is None:
         return
     assert found.scores_N is not None and found.labels_N is not None

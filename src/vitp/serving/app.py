@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,18 +16,18 @@ from starlette.exceptions import HTTPException
 
 from vitp.core.errors import VitpError
 from vitp.core.version import __version__
-from vitp.inference.ask import answer_outlines
-from vitp.records.instructions import COORDINATE_RANGE
-from vitp.serving.answers import JSON
+from vitp.io.open_pixels import open_pixels
+from vitp.serving.answers import COG, GEOJSON, JSON, PNG
 from vitp.serving.api_page import api_page
-from vitp.serving.gate import Gate, Limits
+from vitp.serving.asking import streamed
+from vitp.serving.gate import Gate, ServerLimits
 from vitp.serving.look import attended, coloured
-from vitp.serving.models import ServedModel, model_named
-from vitp.serving.predicting import Asked, Predictor, check_asked
+from vitp.serving.models import model_named
+from vitp.serving.predicting import Asked, check_asked
 from vitp.serving.refusal import Refusal, refusal_of
-from vitp.serving.store import ImageStore, StoredImage
-from vitp.serving.tiles import OpenImages
-from vitp.serving.worker import Line
+from vitp.serving.service import Service
+from vitp.serving.store import StoredImage
+from vitp.serving.tiles import ShownImage
 
 PAGE = Path(__file__).parent / "page"
 """Files of the page, each served under its own name."""
@@ -57,67 +55,8 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 Model = Annotated[str, Form(description="Name of a model; may be left out where only one can do this.")]
 Upload = Annotated[UploadFile | None, File(description="The image itself.")]
 Kept = Annotated[str | None, Form(description="Id of an image that `/images` has returned.")]
-Named = Annotated[str | None, Form(description="Its place below the server's root.")]
-
-
-@dataclass
-class Service:
-    """What the routes share.
-
-    Attributes:
-        models: By their names.
-        store: Images.
-        line: Requests on their way.
-        predictor: Answers.
-        open_images: Whose tiles are read.
-    """
-
-    models: dict[str, ServedModel]
-    store: ImageStore
-    line: Line
-    predictor: Predictor
-    open_images: OpenImages = field(default_factory=OpenImages)
-
-    async def image(
-        self,
-        stack: ExitStack,
-        file: UploadFile | None,
-        image: str | None,
-        path: str | None,
-        word: str = "",
-    ) -> StoredImage:
-        """Return the image that a request names, which stays until the stack is closed.
-
-        Raises:
-            Refusal: It is named twice or not at all, isn't there, or can't be used.
-        """
-        given = [one for one in (file, image, path) if one is not None and one != ""]
-        if len(given) != 1:
-            names = " or ".join(f"{word}{name}" for name in ("file", "image", "path"))
-            raise Refusal(422, f"give the image once, as {names}; {len(given)} are given")
-        if file is not None:
-            found: StoredImage | str = await asyncio.to_thread(
-                self.store.take, file.file, file.filename or ""
-            )
-            self.store.passing(found)  # type: ignore[arg-type]
-        elif path:
-            found = await asyncio.to_thread(self.store.below_root, path)
-        else:
-            found = str(image)
-        return stack.enter_context(self.store.used(found))
-
-    async def result(self, stack: ExitStack, future: Future[Any], names: Mapping[str, str]) -> Any:
-        """Return what a worker has computed; the stack is closed then, even where the client has gone.
-
-        Raises:
-            Refusal: The images can't be used.
-        """
-        kept = stack.pop_all()
-        future.add_done_callback(lambda done: kept.close())
-        try:
-            return await asyncio.wrap_future(future)
-        except (VitpError, MemoryError) as error:
-            raise refusal_of(error, names) from error
+BelowRoot = Annotated[str | None, Form(description="Its place below the server's root.")]
+Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
 
 
 def make_app(service: Service) -> FastAPI:
@@ -142,7 +81,7 @@ def make_app(service: Service) -> FastAPI:
 
 def gated_app(
     service: Service,
-    limits: Limits,
+    limits: ServerLimits,
     *,
     token: str | None = None,
     local: bool = False,
@@ -165,6 +104,11 @@ def _add_errors(app: FastAPI) -> None:
         elif error.status_code == 405:
             sentence = "this can't be asked in this way; /api lists how"
         return JSONResponse({"error": str(sentence)}, error.status_code, headers=dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        sentence = f"internal error ({type(error).__name__}); the server's log says where"
+        return JSONResponse({"error": sentence}, 500)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -217,10 +161,32 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def samples() -> list[dict[str, Any]]:
         return await asyncio.to_thread(service.store.samples, MOST_SAMPLES)
 
+    one_at_a_time = threading.Lock()
+
+    @app.get(
+        "/samples/picture",
+        summary="An image below the server's root, at most 256 pixels wide and high",
+        response_class=Response,
+        responses={200: {"content": {PNG: {}}}},
+    )
+    async def sample_picture(path: str) -> Response:
+        def read() -> bytes:
+            image = service.store.below_root(path)
+            # Pictures are decoded as a whole, and a page asks for many.
+            with one_at_a_time:
+                try:
+                    with open_pixels(image.address) as pixels:
+                        return ShownImage(pixels).small()
+                except (VitpError, MemoryError) as error:
+                    raise refusal_of(error, {image.address: "the image"}) from error
+
+        content = await asyncio.to_thread(read)
+        return Response(content, media_type=PNG, headers={"Cache-Control": "private, max-age=3600"})
+
 
 def _add_images(app: FastAPI, service: Service) -> None:
     @app.post("/images", summary="Send an image that later requests are about", responses=_REFUSED)
-    async def images(file: Upload = None, path: Named = None) -> dict[str, Any]:
+    async def images(file: Upload = None, path: BelowRoot = None) -> dict[str, Any]:
         with ExitStack() as stack:
             image = await service.image(stack, file, None, path)
             image.gone = False
@@ -230,7 +196,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
         "/images/{id}/tiles/{level}/{x}/{y}.png",
         summary="A part of an image, 256 pixels a side; level 0 is the full resolution, each next one half of it",
         response_class=Response,
-        responses={200: {"content": {"image/png": {}}}},
+        responses={200: {"content": {PNG: {}}}},
     )
     async def tile(id: str, level: int, x: int, y: int) -> Response:
         with service.store.used(id) as image:
@@ -242,27 +208,24 @@ def _add_images(app: FastAPI, service: Service) -> None:
                 content = await asyncio.to_thread(read)
             except (VitpError, MemoryError) as error:
                 raise refusal_of(error, {image.address: "the image"}) from error
-        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(content, media_type=PNG, headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _add_predict(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
         summary="What a finetuned model finds in an image, or changed between two",
-        responses={
-            200: {"content": {JSON: {}, "application/geo+json": {}, "image/png": {}, "image/tiff": {}}}
-        }
-        | _REFUSED,
+        responses={**_REFUSED, 200: {"content": {kind: {} for kind in (JSON, GEOJSON, PNG, COG)}}},
         response_class=Response,
     )
     async def predict(
         model: Model = "",
         file: Upload = None,
         image: Kept = None,
-        path: Named = None,
+        path: BelowRoot = None,
         after_file: Upload = None,
         after_image: Kept = None,
-        after_path: Named = None,
+        after_path: BelowRoot = None,
         threshold: Annotated[
             float | None, Form(ge=0, le=1, description="Least score of objects; as the model says.")
         ] = None,
@@ -270,6 +233,9 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             Literal["json", "geojson", "png", "cog"],
             Form(description="geojson and cog are for images that say where they lie on the ground."),
         ] = "json",
+        certainty: Annotated[
+            bool, Form(description="json: class maps come with how sure the model is of each pixel.")
+        ] = False,
     ) -> Response:
         served = model_named(service.models, model, ("task",), "predict")
         with ExitStack() as stack:
@@ -277,7 +243,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             dates = [await service.image(stack, file, image, path)]
             if any(one not in (None, "") for one in (after_file, after_image, after_path)):
                 dates.append(await service.image(stack, after_file, after_image, after_path, "after_"))
-            asked = Asked(served, tuple(dates), threshold, format)
+            asked = Asked(served, tuple(dates), threshold, format, certainty and format == "json")
             check_asked(asked, service.store)
             weight = sum(date.pixels for date in dates)
             future = served.worker.call_together(service.predictor.answers, asked, weight)
@@ -291,14 +257,14 @@ def _add_ask(app: FastAPI, service: Service) -> None:
     @app.post(
         "/ask",
         summary="What a vision-language model answers; the answer streams",
-        responses={200: {"content": {"text/event-stream": {}}}} | _REFUSED,
+        responses={**_REFUSED, 200: {"content": {"text/event-stream": {}}}},
         response_class=StreamingResponse,
     )
     async def ask(
         model: Model = "",
         file: Upload = None,
         image: Kept = None,
-        path: Named = None,
+        path: BelowRoot = None,
         question: Annotated[str, Form(max_length=LONGEST_QUESTION)] = "",
         max_tokens: Annotated[int, Form(ge=1, le=MOST_TOKENS, description="Of the answer.")] = 128,
     ) -> StreamingResponse:
@@ -309,12 +275,11 @@ def _add_ask(app: FastAPI, service: Service) -> None:
             stack.enter_context(service.line.place())
             asked = await service.image(stack, file, image, path)
             service.store.check_pixels(asked)
-            return await _streamed(service, stack, served, asked, question, max_tokens)
+            return await streamed(service, stack, served, asked, question, max_tokens)
 
 
 def _add_look(app: FastAPI, service: Service) -> None:
     any_model = ("task", "vlm", "backbone")
-    Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
 
     @app.post("/attention", summary="How much the patch at a point attends to each patch", responses=_REFUSED)
     async def attention(
@@ -323,7 +288,7 @@ def _add_look(app: FastAPI, service: Service) -> None:
         model: Model = "",
         file: Upload = None,
         image: Kept = None,
-        path: Named = None,
+        path: BelowRoot = None,
         layer: Layer = None,
     ) -> dict[str, Any]:
         served = model_named(service.models, model, any_model, "look at images")
@@ -336,14 +301,14 @@ def _add_look(app: FastAPI, service: Service) -> None:
     @app.post(
         "/features",
         summary="Features as colours: a PNG with a pixel for each patch; X-Explained is the share of variance it shows",
-        responses={200: {"content": {"image/png": {}}}} | _REFUSED,
+        responses={**_REFUSED, 200: {"content": {PNG: {}}}},
         response_class=Response,
     )
     async def features(
         model: Model = "",
         file: Upload = None,
         image: Kept = None,
-        path: Named = None,
+        path: BelowRoot = None,
         layer: Layer = None,
         like: Annotated[str, Form(description="A model whose colours are to be resembled.")] = "",
         like_layer: Layer = None,
@@ -354,7 +319,7 @@ def _add_look(app: FastAPI, service: Service) -> None:
             stack.enter_context(service.line.place())
             seen = await service.image(stack, file, image, path)
             png, explained = await _looked(seen, lambda: coloured(served, seen, layer, other))
-        return Response(png, media_type="image/png", headers={"X-Explained": f"{explained:.4f}"})
+        return Response(png, media_type=PNG, headers={"X-Explained": f"{explained:.4f}"})
 
 
 async def _looked(image: StoredImage, look: Callable[[], Any]) -> Any:
@@ -367,76 +332,3 @@ async def _looked(image: StoredImage, look: Callable[[], Any]) -> Any:
         return await asyncio.to_thread(look)
     except (VitpError, MemoryError) as error:
         raise refusal_of(error, {image.address: "the image"}) from error
-
-
-class _Gone(Exception):
-    """The client doesn't listen any more."""
-
-
-async def _streamed(
-    service: Service,
-    stack: ExitStack,
-    served: ServedModel,
-    image: StoredImage,
-    question: str,
-    max_tokens: int,
-) -> StreamingResponse:
-    """Return the answer as it comes; what is wrong before the first piece is refused."""
-    assistant, loop = served.assistant, asyncio.get_running_loop()
-    assert assistant is not None
-    pieces: asyncio.Queue[str | None] = asyncio.Queue()
-    listening = True
-
-    def send(piece: str | None) -> None:
-        if not listening:
-            raise _Gone
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-    def answer() -> str:
-        try:
-            return assistant.answer([image.address], question, max_new_tokens=max_tokens, stream=send)
-        finally:
-            with suppress(_Gone, RuntimeError):
-                send(None)
-
-    kept, names = stack.pop_all(), {image.address: "the image"}
-    future = served.worker.call(answer)
-    future.add_done_callback(lambda done: kept.close())
-    first = await pieces.get()
-    if first is None:
-        await service.result(ExitStack(), future, names)
-
-    async def events() -> AsyncIterator[str]:
-        nonlocal listening
-        try:
-            piece = first
-            while piece is not None:
-                yield _event({"text": piece})
-                piece = await pieces.get()
-            try:
-                text = await service.result(ExitStack(), future, names)
-            except Refusal as refusal:
-                yield _event({"error": refusal.detail, "done": True})
-                return
-            yield _event({"answer": text, "boxes": _boxes(text, image.size), "done": True})
-        finally:
-            listening = False
-
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-def _event(values: dict[str, Any]) -> str:
-    return f"data: {json.dumps(values, ensure_ascii=False)}\n\n"
-
-
-def _boxes(answer: str, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return the places of an answer in pixels of the image."""
-    found = []
-    for label, corners in answer_outlines(answer):
-        points = [
-            (round(x * size[0] / COORDINATE_RANGE, 2), round(y * size[1] / COORDINATE_RANGE, 2))
-            for x, y in corners
-        ]
-        xs, ys = zip(*points, strict=True)
-        found.append({"label": label, "box": [min(xs), min(ys), max(xs), max(ys)], "outline": points})
-    return found

@@ -27,7 +27,7 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Bounds of a server.
 
     Attributes:
@@ -69,7 +69,7 @@ class Gate:
     def __init__(
         self,
         app: Callable[..., Any],
-        limits: Limits,
+        limits: ServerLimits,
         *,
         token: str | None = None,
         public: Collection[str] = (),
@@ -117,10 +117,7 @@ class Gate:
         except Refusal as refusal:
             await _say(refusal, watched)
         except Exception as error:
-            self.log(f"internal error: {_place(error)}")
-            if not exchange.status:
-                sentence = f"internal error ({type(error).__name__}); the server's log says where"
-                await _say(Refusal(500, sentence), watched)
+            self.log(f"internal error: {_place(error)}")  # the application has told the client
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Refuse what can be refused by its head."""

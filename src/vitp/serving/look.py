@@ -97,7 +97,9 @@ def _basis_of(model: ServedModel, image: StoredImage, layer: int | None) -> tupl
 
 def _tower_of(model: ServedModel) -> Backbone:
     if model.tower is None:
-        raise Refusal(422, f"{model.name} is an exported graph, into which nobody can look; serve the run instead")
+        raise Refusal(
+            422, f"{model.name} is an exported graph, into which nobody can look; serve the run instead"
+        )
     return model.tower
 
 

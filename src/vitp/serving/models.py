@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from vitp.checkpoints.description import is_vlm_config, own_folder, read_config
 from vitp.checkpoints.loading import load_vlm
 from vitp.core.errors import CheckpointError, ConfigError
+from vitp.core.tensors import weights_sha256
 from vitp.inference.ask import Assistant
 from vitp.inference.outputs import class_colour
 from vitp.models.backbone import Backbone
@@ -63,6 +65,12 @@ class ServedModel:
         if self.graph is not None:
             return self.graph.contract.task
         return None if self.task is None else self.task.name
+
+    @cached_property
+    def task_sha256(self) -> str:
+        """Digest of a finetuned model's weights, which maps carry."""
+        assert self.task is not None
+        return weights_sha256(self.task)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -14,9 +15,10 @@ import numpy as np
 import torch
 
 from vitp.core.errors import DataError, VitpError
+from vitp.core.tensors import present
 from vitp.deployment.comparison import as_prediction
 from vitp.inference.inputs import InputFile, is_map, sources_of
-from vitp.inference.maps import RasterPrediction
+from vitp.inference.maps import SHARE_SCALE, RasterPrediction
 from vitp.inference.outputs import surest
 from vitp.inference.pictures import SeenPicture, classified_raster, read_picture
 from vitp.inference.prediction_files import seen_mpp
@@ -35,8 +37,11 @@ from vitp.tasks.predict import predict_images
 
 Form = Literal["json", "geojson", "png", "cog"]
 
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Made = TypeVar("Made")
 
+_MOST_PROBABILITIES = 1 << 29
+"""Probabilities of a raster that are kept, a byte each, to say how sure a model is."""
+_ROWS = 256
 _READERS = 2
 """Pictures that are decoded at once."""
 _NO_PLACE = "the image doesn't say where it lies on the ground"
@@ -51,12 +56,14 @@ class Asked:
         dates: The image, and its later date.
         threshold: Least score of objects; None: as the model says.
         form: Of the answer.
+        certainty: Whether JSON says how sure the model is of each pixel of a class map; graphs don't know.
     """
 
     model: ServedModel
     dates: tuple[StoredImage, ...]
     threshold: float | None
     form: Form
+    certainty: bool = False
 
     @property
     def names(self) -> dict[str, str]:
@@ -141,22 +148,23 @@ class Predictor:
     def _answers(self, asked: Sequence[Asked]) -> list[Answer | Exception]:
         found: dict[int, Answer | Exception] = {}
         pictures: dict[str, list[tuple[int, SeenPicture]]] = {}
-        for number, seen in enumerate(self._readers.map(_attempted(self._seen), asked)):
+        looks = self._readers.map(lambda one: _attempted(lambda: self._seen(one)), asked)
+        for number, (one, seen) in enumerate(zip(asked, looks, strict=True)):
             if isinstance(seen, Exception):
                 found[number] = seen
             elif isinstance(seen, SeenPicture):
                 pictures.setdefault(seen.settings.model_dump_json(), []).append((number, seen))
             else:
-                found[number] = _attempted(lambda one, seen=seen: self._alone(one, seen))(asked[number])
+                found[number] = _attempted(partial(self._alone, one, seen))
         for group in pictures.values():
-            task = asked[0].model.task
-            assert task is not None
-            predictions = _predicted(task, [seen for _, seen in group])
-            for (number, seen), prediction in zip(group, predictions, strict=True):
+            certainty = any(asked[number].certainty for number, _ in group)
+            task = present(asked[0].model.task)
+            predictions = _predicted(task, [seen for _, seen in group], certainty=certainty)
+            for (number, picture), prediction in zip(group, predictions, strict=True):
                 found[number] = (
                     prediction
                     if isinstance(prediction, Exception)
-                    else _formed(asked[number], seen.size, prediction, seen.planes_CHW.numpy())
+                    else _formed(asked[number], picture.size, prediction, picture.planes_CHW.numpy())
                 )
         return [found[number] for number in range(len(asked))]
 
@@ -166,8 +174,7 @@ class Predictor:
         if model.graph is not None:
             channels = model.channels
             return _SeenByGraph(tuple(load_planes(date, channels=channels) for date in (first, *later)))
-        task, settings = model.task, model.settings
-        assert task is not None
+        task, settings = present(model.task), model.settings
         if not is_map(first, model.channels):
             return read_picture(task, (first, *later), settings)
         mpp = seen_mpp(task, MapOptions())
@@ -185,14 +192,12 @@ class Predictor:
 
     def _alone(self, asked: Asked, seen: InputFile | _SeenByGraph) -> Answer:
         if isinstance(seen, _SeenByGraph):
-            graph = asked.model.graph
-            assert graph is not None
+            graph = present(asked.model.graph)
             prediction = as_prediction(graph.contract, graph.predict(*seen.dates))
             channels = asked.model.channels
             shown = seen.dates[-1] if channels is None else seen.dates[-1][list(channels.shown)]
             return _formed(asked, (shown.shape[1], shown.shape[2]), prediction, shown)
-        task = asked.model.task
-        assert task is not None
+        task = present(asked.model.task)
         if task.name == "classification":
             found, size, image = classified_raster(task, seen.image, asked.model.settings)
             return _formed(asked, size, found, np.asarray(image).transpose(2, 0, 1))
@@ -200,28 +205,28 @@ class Predictor:
             return _RasterAnswer(asked, task, seen, Path(folder)).answered()
 
 
-def _attempted(function: Callable[[Given], Made]) -> Callable[[Given], Made | Exception]:
-    """Return a function that returns what the other one would raise."""
-
-    def attempt(given: Given) -> Made | Exception:
-        try:
-            return function(given)
-        except Exception as error:
-            return error
-
-    return attempt
+def _attempted(function: Callable[[], Made]) -> Made | Exception:
+    """Return what a function returns, or what it raises."""
+    try:
+        return function()
+    except Exception as error:
+        return error
 
 
-def _predicted(task: TaskModel, seen: Sequence[SeenPicture]) -> list[Prediction] | list[Exception]:
+def _predicted(
+    task: TaskModel, seen: Sequence[SeenPicture], *, certainty: bool
+) -> Sequence[Prediction | Exception]:
     """Return what a model says of pictures that are seen by the same settings, all in one."""
     later = [one.later_CHW for one in seen if one.later_CHW is not None]
     try:
-        return predict_images(task, [one.planes_CHW for one in seen], seen[0].settings, later or None)
+        return predict_images(
+            task, [one.planes_CHW for one in seen], seen[0].settings, later or None, certainty=certainty
+        )
     except Exception as error:
         if len(seen) == 1:
             return [error]
         # The others are not to suffer for the one that can't be used.
-        return [each for one in seen for each in _predicted(task, [one])]  # type: ignore[return-value]
+        return [each for one in seen for each in _predicted(task, [one], certainty=certainty)]
 
 
 def _formed(asked: Asked, size: tuple[int, int], prediction: Prediction, shown_CHW: np.ndarray) -> Answer:
@@ -235,6 +240,8 @@ def _formed(asked: Asked, size: tuple[int, int], prediction: Prediction, shown_C
     """
     model = asked.model
     prediction = surest(prediction, asked.least_score)
+    if not asked.certainty:  # another request of the batch may have asked for it
+        prediction = replace(prediction, certainty_HW=None)
     if asked.form == "json":
         return Answer(
             {"model": model.name, **json_values(str(model.task_name), model.classes, size, prediction)}
@@ -256,7 +263,9 @@ class _RasterAnswer(RasterWork):
 
     def __init__(self, asked: Asked, task: TaskModel, source: InputFile, folder: Path) -> None:
         settings = asked.model.settings.model_copy(update={"score_threshold": asked.least_score})
-        options = MapOptions(vector="geojson")
+        values = len(task.classes) * asked.dates[0].pixels
+        certainty = asked.certainty and isinstance(task, DenseModel) and values <= _MOST_PROBABILITIES
+        options = MapOptions(vector="geojson", probabilities=certainty)
         super().__init__(task, source, settings, options, folder / "part", folder / "out", lambda note: None)
         self.asked = asked
         self.answer: Answer | None = None
@@ -267,23 +276,22 @@ class _RasterAnswer(RasterWork):
         Raises:
             DataError: The raster can't be read.
         """
-        reason = self.run({})
+        reason = self.run(self.asked.model.task_sha256)
         if reason is not None:
             raise DataError(reason)
-        assert self.answer is not None
-        return self.answer
+        return present(self.answer)
 
     def _facts(self, prediction: RasterPrediction) -> dict[str, str]:
         names = ("vitp_source", "vitp_later")  # names of files are none of the client's business
         return {key: value for key, value in super()._facts(prediction).items() if key not in names}
 
-    def _write(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> None:
+    def _write(self, prediction: RasterPrediction, model_sha256: str) -> None:
         """Make the answer."""
         model, form = self.asked.model, self.asked.form
         if form == "cog":
+            tags = self._tags(prediction, model_sha256)
             self.answer = Answer(self._write_classes(prediction, tags).read_bytes(), COG)
             return
-        found: list[ViewObjects] = []
         if form == "geojson":
             self._write_vectors(prediction, lambda objects: None)
             geometry = prediction.dates[0].pixels.geometry
@@ -292,7 +300,8 @@ class _RasterAnswer(RasterWork):
             return
         if isinstance(self.model, DenseModel):
             classes_HW = prediction.class_rows(0, prediction.size[0])
-            seen = Prediction(semantic_HW=torch.from_numpy(classes_HW))
+            certainty_HW = _certainty_of(prediction) if prediction.shares else None
+            seen = Prediction(semantic_HW=torch.from_numpy(classes_HW), certainty_HW=certainty_HW)
             self.answer = _formed(self.asked, prediction.size, seen, np.zeros((3, 1, 1), np.uint8))
             return
         found = list(prediction.objects())
@@ -304,3 +313,12 @@ class _RasterAnswer(RasterWork):
         joined = ViewObjects.joined(found) if found else None
         values = json_values(self.model.name, model.classes, prediction.size, joined)
         self.answer = Answer({"model": model.name, **values})
+
+
+def _certainty_of(prediction: RasterPrediction) -> torch.Tensor:
+    """Return (H, W) uint8, 255 × the largest probability of each pixel."""
+    height = prediction.size[0]
+    parts = [prediction.share_rows(top, min(top + _ROWS, height)).max(0) for top in range(0, height, _ROWS)]
+    return torch.from_numpy(
+        (np.concatenate(parts) * (255 / SHARE_SCALE)).round().clip(0, 255).astype(np.uint8)
+    )

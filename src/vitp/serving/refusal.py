@@ -38,7 +38,8 @@ def refusal_of(error: Exception, names: Mapping[str, str]) -> Refusal:
     where = names.get(str(error.where), error.where) if error.where else None
     if where is None or any(name in where for name in names):
         where = "the image"
-    sentence = f"{where} {error.what}" if where.startswith("the ") else f"{where}: {error.what}"
+    what = error.what.removeprefix("image ") if where.endswith("image") else error.what
+    sentence = f"{where} {what}" if where.startswith("the ") else f"{where}: {what}"
     if error.fix and "--" not in error.fix:  # options of commands are of no use here
         sentence += f"; {error.fix}"
     for name in sorted(names, key=len, reverse=True):

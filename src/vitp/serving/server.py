@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -18,12 +18,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from vitp.core.distributed import resolve_device
 from vitp.core.errors import ConfigError
 from vitp.core.leftovers import temporary_folder
-from vitp.serving.app import Service, gated_app
-from vitp.serving.gate import Gate, Limits
+from vitp.serving.app import gated_app
+from vitp.serving.gate import Gate, ServerLimits
 from vitp.serving.models import named_sources, open_models
 from vitp.serving.predicting import Predictor
+from vitp.serving.service import Service
 from vitp.serving.store import ImageStore
-from vitp.serving.worker import Line, Worker
+from vitp.serving.worker import WaitingLine, Worker
 
 HEAD_SECONDS = 10.0
 """A request's head must be whole by then."""
@@ -132,7 +133,7 @@ class ServerOptions:
     root: Path | None = None
     token: str | None = None
     device: str = "auto"
-    limits: Limits = Limits()
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
 
 def serve(words: Sequence[str], options: ServerOptions, say: Callable[[str], None]) -> None:
@@ -169,7 +170,7 @@ def serve(words: Sequence[str], options: ServerOptions, say: Callable[[str], Non
         service = Service(
             models,
             ImageStore(folder, options.root, limits.pixels, 4 * limits.upload_bytes),
-            Line(limits.queue),
+            WaitingLine(limits.queue),
             Predictor(folder, limits.pixels),
         )
         local = options.host.startswith(_LOOPBACK)

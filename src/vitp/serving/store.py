@@ -16,8 +16,8 @@ from vitp.core.errors import DataError
 from vitp.io.ground import RASTER_SUFFIXES
 from vitp.io.image_file import open_image
 from vitp.io.images import IMAGE_SUFFIXES
-from vitp.io.parts import FilePart, part_address, split_address
 from vitp.io.open_pixels import is_picture_file, open_pixels
+from vitp.io.parts import FilePart, part_address, split_address
 from vitp.io.rasters import raster_driver
 from vitp.io.slides import slide_kind
 from vitp.io.volume_kinds import volume_kind
@@ -289,7 +289,11 @@ def _checked_kind(path: Path, own: bool) -> str:
             with open_image(address):
                 pass
         except DataError as error:
-            raise Refusal(415, f"the file {error.what}; {_TAKEN}") from error
+            if error.what.startswith("image is too large"):
+                raise Refusal(413, f"the {error.what}") from error
+            if error.what.startswith("is not an image"):
+                raise Refusal(415, f"the file {error.what}; {_TAKEN}") from error
+            raise
     return address
 
 

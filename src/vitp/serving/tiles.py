@@ -5,6 +5,7 @@ Shapes: C bands, H × W pixels.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import OrderedDict
 from functools import cached_property
@@ -57,6 +58,15 @@ class ShownImage:
         shown[..., :3], shown[..., 3] = rgb_HWC, np.where(valid_HW, 255, 0)
         return png_bytes(Image.fromarray(rgba_HWC))
 
+    def small(self) -> bytes:
+        """Return the whole image as PNG, at most a tile wide and high."""
+        width, height = self.pixels.size
+        level = 0
+        while max(width, height) > TILE << level:
+            level += 1
+        tile = Image.open(io.BytesIO(self.tile(level, 0, 0)))
+        return png_bytes(tile.crop((0, 0, max(1, width >> level), max(1, height >> level))))
+
     @cached_property
     def _bands(self) -> tuple[str, ...]:
         names = self.pixels.names
@@ -83,7 +93,8 @@ class ShownImage:
         """Return (H, W, 3) uint8."""
         pixels = self.pixels
         if pixels.palette_V3 is not None and len(values_CHW) == 1:
-            return pixels.palette_V3[values_CHW[0]]
+            coloured_HWC: np.ndarray = pixels.palette_V3[values_CHW[0]]
+            return coloured_HWC
         if pixels.says_shown:
             pairs = zip(values_CHW, self._bands, strict=True)
             shown_CHW = np.stack([np.nan_to_num(pixels.shown(one_HW, band)) for one_HW, band in pairs])

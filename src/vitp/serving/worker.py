@@ -21,7 +21,7 @@ GATHER_SECONDS = 0.004
 """How long the first of a batch waits for others."""
 
 
-class Line:
+class WaitingLine:
     """How many requests may be on their way at once, over all models.
 
     Args:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from vitp.evaluation.probe_table import MAIN_PROBES
 from vitp.metrics.statistics import PairedDifference, Repeats, paired_repeats
-from vitp.studies.cells import MAIN_PROBES
 from vitp.studies.grid import Claim, Store, Study, StudyCell, ordered
 
 Measure = tuple[str, str, str]

@@ -33,6 +33,7 @@ from typing import Any
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats.band_options import CHANNEL_OPTIONS
+from vitp.data.formats.bare_images import read_images
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.captions import read_captions
 from vitp.data.formats.channels import declare_channels
@@ -77,6 +78,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "xbd": read_xbd,
     "captions": read_captions,
     "classes": read_class_tables,
+    "images": read_images,
     "scenes": read_scenes,
     "vitp": read_compiled,
 }

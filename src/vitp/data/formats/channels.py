@@ -23,7 +23,7 @@ from vitp.io.images import is_scene
 from vitp.io.measure import measure_channels
 from vitp.io.open_pixels import open_pixels
 from vitp.io.parts import base_address
-from vitp.records.channels import Channel, Channels, at_step
+from vitp.records.channels import Channel, Channels, at_step, band_key
 from vitp.records.labels import LabelledSet
 
 MOST_HEADS = 2000
@@ -90,7 +90,7 @@ def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, An
     windows = _windows_of(labelled, heads, declared, root)
     _check_alike(heads, declared, windows is not None)
     where, head = heads[0]
-    entries = _located(declared, heads)
+    entries = _located(declared, heads, labelled.band_names)
     if windows is not None:
         return _windowed(labelled, entries, head, windows, declared)
     around = 0 if declared is None else declared.around
@@ -118,9 +118,11 @@ def _without_files(labelled: LabelledSet, lost: Mapping[str, DataError], root: P
     """
     errors = {base_address(address): error for address, error in lost.items()}
     files = {base_address(address) for address in _addresses(labelled)}
-    if len(errors) > len(files) / 2 and len(files) >= FEWEST_FOR_SHARE or errors.keys() >= files:
+    if (len(errors) > len(files) / 2 and len(files) >= FEWEST_FOR_SHARE) or errors.keys() >= files:
         first = next(iter(errors.values()))
-        what = f"{len(errors):,} of {len(files):,} files can't be read (the first: {first.where}: {first.what})"
+        what = (
+            f"{len(errors):,} of {len(files):,} files can't be read (the first: {first.where}: {first.what})"
+        )
         raise DataError(what, where=str(root), fix="copy them again from their source")
     kept = []
     counts: Counter[str] = Counter()
@@ -256,21 +258,38 @@ def _kind(head: _Head) -> str:
     return f"{count} band{'s' * (count != 1)} ({listed}) of {head.dtype}"
 
 
-def _located(declared: BandsFile | None, heads: Sequence[tuple[str, _Head]]) -> list[BandEntry]:
+def _located(
+    declared: BandsFile | None, heads: Sequence[tuple[str, _Head]], own_names: Sequence[str] = ()
+) -> list[BandEntry]:
     """Return the bands that are seen, each with its number where the files don't name theirs.
+
+    Args:
+        declared: By the user.
+        heads: Of the files.
+        own_names: What the set calls the bands of files that call them by number.
 
     Raises:
         DataError: A file lacks one.
     """
     head = heads[0][1]
+    named = head.is_unnamed and len(own_names) == len(head.names)
     if declared is None or declared.bands is None:
+        names = own_names if named else head.names
         return [
-            BandEntry(name=name, wavelength=wave)
-            for name, wave in zip(head.names, head.wavelengths, strict=True)
+            BandEntry(name=name, wavelength=wave, number=place if named else None)
+            for place, (name, wave) in enumerate(zip(names, head.wavelengths, strict=True), 1)
         ]
     entries = list(declared.bands)
+    if named:
+        places = {band_key(name): place for place, name in enumerate(own_names, 1)}
+        entries = [
+            entry
+            if entry.number is not None or entry.name in head.names
+            else entry.model_copy(update={"number": places.get(band_key(entry.name))})
+            for entry in entries
+        ]
     lengths = dict(zip(head.names, head.wavelengths, strict=True))
-    if head.is_unnamed and not all(entry.name in head.names for entry in entries):
+    if head.is_unnamed and not all(entry.name in head.names or entry.number for entry in entries):
         by_place = len(entries) == len(head.names) and all(entry.number is None for entry in entries)
         entries = [
             entry.model_copy(update={"number": place}) if by_place else entry

@@ -89,7 +89,8 @@ def detect(root: Path) -> Detected:
     _refuse_unlabelled(root)
     looked_for = "; ".join(f"{name}: {sign}" for name, (_, sign) in _SIGNS.items())
     what = f"no label format recognised (looked for {looked_for})"
-    raise DataError(what, where=str(root), fix="name the format, or arrange the files in one of these ways")
+    fix = "name the format, or arrange the files in one of these ways; --format images reads images without labels"
+    raise DataError(what, where=str(root), fix=fix)
 
 
 def _of_file(path: Path) -> str:

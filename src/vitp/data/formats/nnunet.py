@@ -47,6 +47,17 @@ class DatasetHead:
     listed: tuple[tuple[str, str, str], ...] = ()
 
     @property
+    def band_names(self) -> tuple[str, ...]:
+        """Names of several channels that tell them apart; none where they don't, as nnU-Net's "noNorm" for each."""
+        different = len({name.casefold() for name in self.channels}) == len(self.channels) > 1
+        return self.channels if different and not any(name.isdecimal() for name in self.channels) else ()
+
+    def file_word(self, name: str) -> str:
+        """Return how the files of a channel end ("T2" → "0001"); another word as it is."""
+        names = [one.casefold() for one in self.band_names]
+        return f"{names.index(name.casefold()):04d}" if name.casefold() in names else name
+
+    @property
     def overlaps(self) -> bool:
         """Whether some value belongs to several classes."""
         values = [value for region in self.regions for value in region.values]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitp.data.formats.volume_names import MODALITY_WORDS, is_volume_name
+from vitp.data.formats.volume_names import BIDS_SUFFIXES, MODALITY_WORDS, is_volume_name
 from vitp.io.acquisition import Acquisition
 from vitp.io.dicom_labels import dicom_role
 from vitp.io.parts import FilePart, part_address
@@ -109,7 +109,8 @@ def is_medical(path: Path) -> bool:
 def modality_of(names: Sequence[str]) -> str:
     """Return DICOM's code of the modality that the names of channels say; "" where they don't."""
     words = [name.lower() for name in names]
-    if not words or not all(word in MODALITY_WORDS or word.split("_")[0] in MODALITY_WORDS for word in words):
+    known = MODALITY_WORDS | BIDS_SUFFIXES.keys()
+    if not words or not all(word in known or word.split("_")[0] in known for word in words):
         return ""
     kinds = {"CT" if word in _CT else "PT" if word in _PET else "MR" for word in words}
     return kinds.pop() if len(kinds) == 1 else ""

@@ -24,10 +24,12 @@ from vitp.data.formats.volume_names import (
     ends_as_mask,
     joined_address,
     modality_word,
+    taken_word,
     volume_stem,
 )
 from vitp.data.formats.walk import Folder, described, volume_files, within
 from vitp.io.dicom_labels import RTSTRUCT, SEG, DicomRole, dicom_role, segment_names
+from vitp.io.dicom_volume import series_word
 from vitp.io.volume_kinds import is_dicom_file
 
 _CHANNEL = re.compile(r"_(\d{4})$")
@@ -52,7 +54,8 @@ class VolumeCase:
         labels: Its files of labels; empty where it isn't labelled.
         split: That its folder names.
         patient: What tells one patient from another; used in memory alone.
-        channels: Words that tell its files apart, where it is made of several.
+        channels: Words of its files, where there are several for one case.
+        word: That at the end of its name which says how it was taken, where it is one file; "" where none does.
     """
 
     name: str
@@ -61,6 +64,7 @@ class VolumeCase:
     split: str | None = None
     patient: str = ""
     channels: tuple[str, ...] = ()
+    word: str = ""
 
 
 @dataclass
@@ -144,9 +148,10 @@ def _case(
                 what, where=within(files[0][1].parent, root), fix="name some of these with -o channels=…"
             )
         chosen = [by_word[word.lower()] for word in channels]
-    words = tuple(word for word, _ in chosen) if len(chosen) > 1 else ()
+    words = tuple(word for word, _ in chosen) if len(files) > 1 else ()
     address = joined_address([file for _, file in chosen])
-    return VolumeCase(name, address, tuple(labels), split, case_patient(name), words)
+    word = "" if words else taken_word(volume_stem(chosen[0][1]))
+    return VolumeCase(name, address, tuple(labels), split, case_patient(name), words, word)
 
 
 # --- folders of images and folders of masks
@@ -363,7 +368,11 @@ def _dicom(root: Path, files: Sequence[Path]) -> CaseLayout | None:
             layout.findings.append((place, f"a series of {len(paths)} images that nothing labels; left out"))
             continue
         role = roles[paths[0]]
-        address = _series_address(paths, uid, roles)
+        try:
+            address = _series_address(paths, uid, roles)
+        except DataError as error:
+            damaged.append(error)
+            continue
         name = within(paths[0].parent, root)
         name = name if "#" not in address else f"{name}/{address.rpartition('=')[2]}"
         layout.cases.append(VolumeCase(name, address, tuple(of[uid]), None, role.patient or role.study))
@@ -396,12 +405,11 @@ def _of_frame(role: DicomRole, series: dict[str, list[Path]], roles: dict[Path, 
 
 
 def _series_address(paths: Sequence[Path], uid: str, roles: dict[Path, DicomRole]) -> str:
-    """Return the address of a series: its folder, with the end of its UID where others lie there, too."""
+    """Return the address of a series: its folder, with its number where others lie there, too, and never a UID."""
     folder = paths[0].parent
     if len(paths) == 1:
         return str(paths[0])
-    others = {role.series for path, role in roles.items() if path.parent == folder} - {uid}
-    if not others:
+    beside = [path for path, role in roles.items() if path.parent == folder]
+    if {roles[path].series for path in beside} == {uid}:
         return str(folder)
-    length = next(n for n in range(6, len(uid) + 6) if not any(other.endswith(uid[-n:]) for other in others))
-    return f"{folder}#series={uid[-length:]}"
+    return f"{folder}#series={series_word(folder, uid)}"

@@ -108,6 +108,24 @@ MODALITY_WORDS = frozenset(
 """Words at the end of a name that tell the channels of one case apart."""
 
 
+_OF_OTHER_MEANING = frozenset(("cor", "pd", "pt", "asl", "mtt", "suv"))
+BIDS_SUFFIXES: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("t1w", "t2w", "t1rho", "t1map", "t2map", "t2star", "t2starw", "t2starmap", "flair", "flash"),
+            *("pd", "pdw", "pdt2", "pdmap", "inplanet1", "inplanet2", "angio", "unit1", "mp2rage", "megre"),
+            *("mese", "vfa", "irt1", "mtr", "mtrmap", "mtsat", "mts", "r1map", "r2map", "r2starmap", "chimap"),
+            *("bold", "cbv", "sbref", "phase", "dwi", "adc", "fa", "asl", "m0scan", "epi", "fieldmap"),
+            *("magnitude", "magnitude1", "magnitude2", "phasediff", "phase1", "phase2", "swi", "minip"),
+        ),
+        "MR",
+    ),
+    "pet": "PT",
+    "ct": "CT",
+}
+"""Suffix of a BIDS name in lower case → DICOM's code of the modality."""
+
+
 def volume_suffix(name: str) -> str:
     """Return the suffix of a volume's name, of two parts where it has them; "" without a known one."""
     lower = name.lower()
@@ -196,6 +214,17 @@ def modality_word(stem: str) -> tuple[str, str]:
     if words[-1].lower() in MODALITY_WORDS:
         return stem[: -len(words[-1])].rstrip("_-. "), words[-1]
     return stem, ""
+
+
+def taken_word(stem: str) -> str:
+    """Return the word at the end of a name that says how its volume was taken; "" where none says so for certain.
+
+    The suffix of BIDS counts ("sub-01_run-1_bold"), elsewhere words that mean nothing else ("case_1_flair", "ct").
+    """
+    word = _BETWEEN.split(re.sub(r"_\d{4}$", "", stem))[-1].lower()
+    if bids_key(stem) is not None:
+        return word if word in BIDS_SUFFIXES else ""
+    return word if word in MODALITY_WORDS - _OF_OTHER_MEANING else ""
 
 
 def bids_key(stem: str) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def read_volumes(
             are painted. For masks of instances the name of their class.
         images: Folder of the volumes, where its name doesn't say it.
         masks: Folder of the masks, likewise.
-        channels: Words of the files that are the channels, as in "flair,t1ce,t2"; by default all.
+        channels: Words of the files that are the channels, as in "flair,t1ce,t2", or names that dataset.json gives
+            them; by default all.
         mask_type: "semantic": a value is a class; "instances": a value is an object.
         grid: What counts where a mask has the shape of its image and lies elsewhere: "world": its place, each pixel has
             the nearest voxel's label; "voxels": its shape.
@@ -86,7 +87,10 @@ def read_volumes(
             raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(filter(None, known))}")
     if not 0 <= background <= 1e6:
         raise ConfigError(f"is {background}", where="background", fix="give a share, such as 0.1")
-    layout = find_cases(root, images, masks, comma_list(channels) or ())
+    chosen = comma_list(channels) or ()
+    if chosen and (head := dataset_head(root)) is not None:
+        chosen = tuple(head.file_word(name) for name in chosen)
+    layout = find_cases(root, images, masks, chosen)
     if layout is None:
         raise DataError(
             "has no volumes with masks",
@@ -100,6 +104,7 @@ def read_volumes(
         labelled = reading.builder.build(object_classes=named.names)
     else:
         labelled = reading.builder.build(semantic_classes=named.names)
+    labelled = replace(labelled, band_names=reading.band_names())
     return limit_background(labelled, reading.empty, own.background)
 
 
@@ -149,16 +154,12 @@ class _Reading:
         for line in self.layout.understood:
             builder.understand(line)
         self._open()
-        self.modality = options.modality.upper() or modality_of(
-            self.head.channels if self.head is not None and self.head.channels else self._words()
-        )
+        self.modality = options.modality.upper() or self._modality()
         self.plane = options.plane or common_plane([*self.facts.values()])
         self._check_single()
         builder.understand(told_volumes([*self.facts.values()], self.plane, self.modality))
-        if words := self._words():
-            builder.understand(
-                f"channels: {', '.join(self.head.channels if self.head and self.head.channels else words)}"
-            )
+        if names := self.band_names() or self._words():
+            builder.understand(f"channels: {', '.join(names)}")
         people = len({case.patient for case in self.layout.cases})
         builder.understand(
             f"patients: {people:,} of {len(self.layout.cases):,} volumes; a patient's are in one split"
@@ -167,6 +168,31 @@ class _Reading:
         named = self._scan_objects() if self._are_objects() else self._scan_values()
         self._add(named)
         return named
+
+    def _modality(self) -> str:
+        """Return what dataset.json, the words of the channels, or those at the end of the names say; "" where none does."""
+        if self.head is not None and self.head.channels:
+            return modality_of(self.head.channels)
+        if words := self._words():
+            return modality_of(words)
+        if any(one.acquisition.modality for one in self.facts.values()):
+            return ""  # each file says it of itself
+        taken = {case.word for case in self.layout.cases}
+        found = modality_of(sorted(taken)) if "" not in taken else ""
+        if found:
+            ends = ", ".join(sorted(taken))
+            self.builder.understand(f"modality: {found}, as the names end with {ends} (-o modality=… says otherwise)")
+        return found
+
+    def band_names(self) -> tuple[str, ...]:
+        """Return what dataset.json calls the channels; none where some are chosen that aren't the first ones.
+
+        The bands of whole cases, as they are predicted, are numbered: of others the number would be another one.
+        """
+        names = () if self.head is None else self.head.band_names
+        words = self._words()
+        first = [f"{place:04d}" for place in range(min(len(words), len(names)))]
+        return names[: len(words) or None] if list(words) == first else ()
 
     def _words(self) -> tuple[str, ...]:
         return next((case.channels for case in self.layout.cases if case.channels), ())

@@ -153,9 +153,9 @@ async function load() {
     const [health, models] = await Promise.all([getJson("health"), getJson("models")]);
     app.models = models;
     byId("version").textContent = health.version ?? "";
-    byId("served").textContent = models.length === 1 ? "1 model" : `${models.length} models`;
     for (const panel of Object.values(app.panels)) panel.modelsChanged();
     await app.loadSamples();
+    byId("served").textContent = models.length === 1 ? "1 model" : `${models.length} models`;
     const first = ["predict", "ask", "look"].find((name) => app.panels[name].usable());
     openTab(first ?? "predict");
     calm();

@@ -13,9 +13,15 @@ const WITH_OBJECTS = ["detection", "instance", "oriented"], WITH_MASK = ["segmen
 
 export function setUpPredict(app) {
   const select = byId("predict-model"), run = byId("predict-run");
-  let result = null, off = new Set(), chosen = -1, sheetCanvas = null, control = null;
+  const hidden = new Map(); // names of classes that are not shown, by model
+  const levels = { true: 0, false: 50 }; // of maps, of all else
+  let result = null, off = new Set(), rows = [], chosen = -1, sheetCanvas = null, control = null;
   const model = () => app.models.find(({ name }) => name === select.value);
-  const threshold = slider("threshold", (value) => (value / 100).toFixed(2), () => { chosen = -1; show(); });
+  const threshold = slider("threshold", (value) => (value / 100).toFixed(2), (value) => {
+    levels[WITH_MASK.includes(result?.model.task)] = value;
+    chosen = -1;
+    show();
+  });
   const opacity = slider("opacity", (value) => `${value} %`, () => app.refresh());
 
   const list = () => app.models.filter(({ kind }) => kind === "task");
@@ -50,11 +56,13 @@ export function setUpPredict(app) {
     await app.working(run, "Running …", async () => {
       const found = await app.retried(() => getJson("predict", form("json", LOWEST / 100), mine.signal));
       const mask = found.mask ? await numbers(bytes(found.mask.png)) : null;
-      const scores = found.mask?.scores ? await numbers(bytes(found.mask.scores)) : null;
+      const scores = found.mask?.certainty ? await numbers(bytes(found.mask.certainty)) : null;
       if (app.images[0] !== image || app.images[1] !== later || model() !== one) return;
       const classes = one.classes.map(({ name, colour }, number) => ({ name, colour: colour ?? OTHERS[number % OTHERS.length] }));
-      result = { ...found, model: one, map: mask, scores: scores ?? found.scores, mapScores: scores, classes };
-      off = new Set([...off].filter((name) => classes.some((each) => each.name === name)));
+      result = { ...found, model: one, map: mask, mapScores: scores, classes };
+      // Of a map of change everything but the first class, which is where nothing changed, is of interest.
+      if (!hidden.has(one.name)) hidden.set(one.name, new Set(one.task === "change" ? [classes[0].name] : []));
+      off = hidden.get(one.name);
       chosen = -1;
       begin();
     });
@@ -64,7 +72,7 @@ export function setUpPredict(app) {
   function form(format, least) {
     const [image, later] = app.images;
     const second = needsTwo() ? { after_image: later.id } : {};
-    return { model: select.value, image: image.id, ...second, threshold: least, format };
+    return { model: select.value, image: image.id, ...second, threshold: least, format, certainty: format === "json" };
   }
 
   function begin() {
@@ -74,11 +82,13 @@ export function setUpPredict(app) {
     const objects = WITH_OBJECTS.includes(task), masks = WITH_MASK.includes(task);
     byId("threshold-part").hidden = masks && !result.mapScores;
     threshold.input.min = objects ? LOWEST : 0;
+    threshold.input.value = levels[masks];
     threshold.show();
     byId("threshold-label").textContent = masks ? "Certainty" : "Threshold";
     byId("opacity-part").hidden = !masks;
     byId("objects-part").hidden = !objects;
-    const formats = result.formats ?? ["json", "png", ...(task === "classification" ? [] : ["geojson"]), ...(masks ? ["cog"] : [])];
+    const placed = app.images[0].placed && task !== "classification";
+    const formats = ["json", "png", ...(placed ? ["geojson"] : []), ...(placed && masks ? ["cog"] : [])];
     const buttons = { json: saveJson, png: () => app.savePicture(0, result.task), geojson: () => saveFile("geojson"), cog: () => saveFile("cog") };
     const titles = { json: "JSON", png: "PNG", geojson: "GeoJSON", cog: "COG" };
     byId("downloads").replaceChildren(...Object.keys(buttons).filter((name) => formats.includes(name)).map((name) => {
@@ -126,10 +136,12 @@ export function setUpPredict(app) {
     return result.classes.map(({ name }, number) => [name, all ? counts[number] / all : 0]);
   }
 
+  const scoreOf = (name) => result.scores.find((each) => each.class === name)?.score ?? 0;
+
   // ---- showing it
 
   function listClasses() {
-    const rows = result.classes.map(({ name, colour }) => {
+    rows = result.classes.map(({ name, colour }) => {
       const box = make("input", { type: "checkbox", checked: !off.has(name) });
       const swatch = make("i", {});
       swatch.style.background = css(colour);
@@ -148,27 +160,23 @@ export function setUpPredict(app) {
         row.append(make("div", { class: "meter" }, bar));
       });
     }
-    byId("classes").replaceChildren(...rows);
+    const score = (number) => (result.objects || result.map ? 0 : scoreOf(result.classes[number].name));
+    byId("classes").replaceChildren(...[...rows.keys()].sort((a, b) => score(b) - score(a)).map((number) => rows[number]));
   }
 
   function show() {
     if (!result) return;
-    const rows = [...byId("classes").children], texts = new Map();
+    const texts = new Map();
     if (result.objects) for (const { name } of result.classes) texts.set(name, String(result.objects.filter((each) => each.class === name && each.score >= level() - 1e-9).length));
     else if (result.map) for (const [name, share] of shares()) texts.set(name, percent(share));
     else for (const { class: name, score } of result.scores) texts.set(name, percent(score));
     rows.forEach((row, number) => {
-      const { name } = result.classes[number], score = result.objects || result.map ? 1 : result.scores.find((each) => each.class === name)?.score ?? 0;
+      const { name } = result.classes[number], score = result.objects || result.map ? 1 : scoreOf(name);
       row.querySelector("span").textContent = texts.get(name) ?? "";
       row.classList.toggle("off", off.has(name) || score < level() && !result.map && !result.objects);
       const bar = row.querySelector(".meter i");
       if (bar) bar.style.width = off.has(name) ? "0" : `${100 * score}%`;
     });
-    if (!result.objects && !result.map) {
-      const score = (row) => result.scores.find((each) => each.class === row.querySelector("b").textContent)?.score ?? 0;
-      const sorted = [...rows].sort((a, b) => score(b) - score(a));
-      if (sorted.some((row, number) => row !== rows[number])) byId("classes").append(...sorted);
-    }
     if (result.objects) listObjects();
     if (result.map) {
       sheetCanvas = painted(result.map, (id) => {
@@ -181,7 +189,8 @@ export function setUpPredict(app) {
 
   function listObjects() {
     const found = objects(), list = byId("objects");
-    byId("objects-title").textContent = found.length === 1 ? "1 object" : `${found.length} objects`;
+    const below = result.objects.filter(({ score }) => score < level() - 1e-9).length;
+    byId("objects-title").textContent = `${found.length} object${found.length === 1 ? "" : "s"}${below ? `, ${below} below the threshold` : ""}`;
     list.replaceChildren(...found.slice(0, LISTED).map((object, number) => {
       const swatch = make("i", {});
       swatch.style.background = css(colourOf(object.class));
