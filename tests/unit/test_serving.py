@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+import shlex
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -619,3 +622,42 @@ def test_answers_stream_with_their_boxes(vlm: Any, chat: Any, tmp_path: Path) ->
         assert served.post("/ask", png(noise()), question="a", model="boxes").status_code == 422
         assert served.post("/ask", png(noise())[:-300], question="a").status_code in (200, 422)
         assert served.client.get("/health").json()["queue"] == 0
+
+
+def test_the_examples_of_the_docs_work(vlm: Any, chat: Any, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines() if line]
+    assert len(commands) >= 10 and all(words[0] == "curl" for words in commands)
+    root = tmp_path / "root"
+    write_raster(root / "scene.tif", np.full((3, 40, 40), 200, np.uint8))
+    write_raster(root / "later.tif", np.full((3, 40, 40), 20, np.uint8))
+    (root / "harbour.png").write_bytes(png(bright((10, 20, 30, 40))))
+    models = {"ships": BrightObjects(), "land": BrightestBand(), "change": Brighter()}
+    both = {**models, "talk": Assistant(vlm, chat, max_tiles=1)}
+    with serving(tmp_path / "files", both, root=root, local=True) as served:  # type: ignore[arg-type]
+        for words in commands:
+            answer = ran(words, served, root)
+            assert answer.status_code == 200, (words, answer.text)
+
+
+def ran(words: list[str], served: Served, folder: Path) -> Any:
+    """Return the answer to a curl command."""
+    address = next(word for word in words if word.startswith("http://127.0.0.1:8000/"))
+    files, data, headers = {}, {}, {}
+    for flag, value in pairwise(words):
+        if flag == "-F":
+            name, _, content = value.partition("=")
+            if content.startswith("@"):
+                files[name] = (content[1:], (folder / content[1:]).read_bytes())
+            else:
+                data[name] = content
+        elif flag == "-H":
+            name, _, content = value.partition(": ")
+            headers[name] = content
+        else:
+            assert flag in ("curl", "-s", "-sN", "-o", address) or not flag.startswith("-"), f"unknown {flag}"
+    route = address.removeprefix("http://127.0.0.1:8000")
+    if not (files or data):
+        return served.client.get(route, headers=headers)
+    return served.client.post(route, files=files or None, data=data, headers=headers)

@@ -332,7 +332,8 @@ def test_bids_sessions_of_a_subject_stay_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "modality"), [("T1w", "MR"), ("FLAIR", "MR"), ("bold", "MR"), ("T2star", "MR"), ("pet", "PT"), ("x", "")]
+    ("word", "modality"),
+    [("T1w", "MR"), ("FLAIR", "MR"), ("bold", "MR"), ("T2star", "MR"), ("pet", "PT"), ("x", "")],
 )
 def test_suffixes_of_bids_name_the_modality(tmp_path: Path, word: str, modality: str) -> None:
     for number in range(3):
@@ -341,9 +342,9 @@ def test_suffixes_of_bids_name_the_modality(tmp_path: Path, word: str, modality:
         nifti(tmp_path / f"derivatives/m/{name}_dseg.nii.gz", labels(number))
     found = read(tmp_path)
     assert {(item.metadata or {}).get("modality", "") for item in found.items} == {modality}
-    assert any(f"modality: {modality}, as the names end with {word.lower()}" in line for line in found.understood) == (
-        modality != ""
-    )
+    assert any(
+        f"modality: {modality}, as the names end with {word.lower()}" in line for line in found.understood
+    ) == (modality != "")
     assert found.channels is not None
     assert (found.channels.channels[0].transform == "volume") == (modality == "MR")
 
@@ -382,7 +383,10 @@ def test_channels_are_called_as_dataset_json_calls_them(tmp_path: Path) -> None:
     for number in range(3):
         nifti(four / f"imagesTr/b_{number}.nii.gz", np.stack([scan(number), scan(9 + number)], -1))
         nifti(four / f"labelsTr/b_{number}.nii.gz", labels(number))
-    told = {"modality": {"0": "FLAIR", "1": "T1w"}, "labels": {"0": "background", "1": "a", "2": "b", "3": "c"}}
+    told = {
+        "modality": {"0": "FLAIR", "1": "T1w"},
+        "labels": {"0": "background", "1": "a", "2": "b", "3": "c"},
+    }
     (four / "dataset.json").write_text(json.dumps(told))
     found = read(four)
     assert found.channels is not None

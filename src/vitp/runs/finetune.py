@@ -37,6 +37,7 @@ from vitp.models.backbone import Backbone
 from vitp.models.compute import configure_backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs.assemble import RunParts, say, train_parts
+from vitp.runs.balance import balanced
 from vitp.runs.channels import frozen_kernel_notes, tower_channels
 from vitp.runs.finetune_settings import FinetuneConfig as FinetuneConfig
 from vitp.runs.finetune_settings import FinetuneDataSettings as FinetuneDataSettings
@@ -178,6 +179,8 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     if config.data.sizes == "fit":
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
+    repeats, config, said = balanced(config, kind, splits["train"], classes)
+    notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     configure_backbone(model, model.vision_tower, config.compute)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
@@ -189,6 +192,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         micro_batches=config.train.micro_batches,
         size=model.input_size,
         augmentation=_augmentation(config, kind),
+        repeats=repeats,
     )
     return FinetuneRun(config, model, source, splits, tuple(notes))
 

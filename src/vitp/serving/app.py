@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -161,7 +160,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def samples() -> list[dict[str, Any]]:
         return await asyncio.to_thread(service.store.samples, MOST_SAMPLES)
 
-    one_at_a_time = threading.Lock()
+    one_at_a_time = asyncio.Lock()
 
     @app.get(
         "/samples/picture",
@@ -172,15 +171,15 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def sample_picture(path: str) -> Response:
         def read() -> bytes:
             image = service.store.below_root(path)
-            # Pictures are decoded as a whole, and a page asks for many.
-            with one_at_a_time:
-                try:
-                    with open_pixels(image.address) as pixels:
-                        return ShownImage(pixels).small()
-                except (VitpError, MemoryError) as error:
-                    raise refusal_of(error, {image.address: "the image"}) from error
+            try:
+                with open_pixels(image.address) as pixels:
+                    return ShownImage(pixels).small()
+            except (VitpError, MemoryError) as error:
+                raise refusal_of(error, {image.address: "the image"}) from error
 
-        content = await asyncio.to_thread(read)
+        # Pictures are decoded as a whole, and a page asks for many; others are to get their threads meanwhile.
+        async with one_at_a_time:
+            content = await asyncio.to_thread(read)
         return Response(content, media_type=PNG, headers={"Cache-Control": "private, max-age=3600"})
 
 
