@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two test processes of one thread each use two cores better than one process of two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
-.PHONY: demo test test-slow lint bench starter clean
+.PHONY: demo test test-slow lint docs bench starter clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitp needs Python 3.11 or later: make PYTHON=python3.12 …")'
@@ -22,12 +22,16 @@ test: $(READY)
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)
-	$(PYTEST) -m slow
+	$(PYTEST) --dist loadgroup -m slow
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site is written to site/: open site/index.html. The variable turns off a message about later versions.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(READY)
 	$(BIN)/python benchmarks/vrl_cost.py
@@ -40,4 +44,4 @@ starter: $(READY)
 	$(BIN)/vitp recipes run starter --out runs/starter
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

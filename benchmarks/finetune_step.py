@@ -11,16 +11,13 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common import save
-from task_runs import LAYOUTS, VISION, task_run
-from vitp.core.distributed import resolve_device
+from task_runs import LAYOUTS, Figures, save_figures, task_parser, task_run
 from vitp.models.compilation import compile_report, forget_graphs
 from vitp.planning.bench.measure import StepRunner, StepSettings, synchronize
 
@@ -55,28 +52,15 @@ def measure(task: str, wanted: argparse.Namespace, folder: Path, compute: dict[s
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="*", help="Of these tasks only.")
-    parser.add_argument("--size", default="full" if torch.cuda.is_available() else "micro", choices=VISION)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="Measure a compiled backbone, too.")
-    parser.add_argument("--out", type=Path, default=None, help="File; by default results/finetune_step.json.")
-    wanted = parser.parse_args()
-    figures: dict[str, Any] = {
-        "size": wanted.size,
-        "batch": wanted.batch,
-        "device": str(resolve_device(wanted.device)),
-    }
-    with tempfile.TemporaryDirectory() as name:
-        for task in wanted.tasks or LAYOUTS:
-            figures[task] = measure(task, wanted, Path(name), {})
-            if wanted.compile:
-                figures[f"{task}, compiled"] = measure(task, wanted, Path(name), {"compile": "vision"})
-    save("finetune_step", figures, out=wanted.out)
+def figures(wanted: argparse.Namespace, folder: Path) -> Figures:
+    """Yield the name and the figures of each task."""
+    for task in wanted.tasks or LAYOUTS:
+        yield task, measure(task, wanted, folder, {})
+        if wanted.compile:
+            yield f"{task}, compiled", measure(task, wanted, folder, {"compile": "vision"})
 
 
 if __name__ == "__main__":
-    main()
+    parser = task_parser(__doc__, "finetune_step")
+    parser.add_argument("--compile", action="store_true", help="Measure a compiled backbone, too.")
+    save_figures("finetune_step", parser.parse_args(), figures)

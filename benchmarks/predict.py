@@ -10,15 +10,13 @@ import argparse
 import contextlib
 import gc
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common import save
-from task_runs import LAYOUTS, VISION, task_run
+from task_runs import LAYOUTS, VISION, Figures, save_figures, task_parser, task_run
 from vitp.core.distributed import resolve_device
 from vitp.engine.numerics import amp_dtype, autocast
 from vitp.planning.bench.measure import peak_memory, synchronize
@@ -61,25 +59,11 @@ def measure(task: str, wanted: argparse.Namespace, folder: Path) -> dict[str, An
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", nargs="*", help="Of these tasks only.")
-    parser.add_argument("--size", default="full" if torch.cuda.is_available() else "micro", choices=VISION)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=None, help="File; by default results/predict.json.")
-    wanted = parser.parse_args()
-    figures: dict[str, Any] = {
-        "size": wanted.size,
-        "batch": wanted.batch,
-        "device": str(resolve_device(wanted.device)),
-    }
-    with tempfile.TemporaryDirectory() as name:
-        for task in wanted.tasks or LAYOUTS:
-            figures[task] = measure(task, wanted, Path(name))
-    save("predict", figures, out=wanted.out)
+def figures(wanted: argparse.Namespace, folder: Path) -> Figures:
+    """Yield the name and the figures of each task."""
+    for task in wanted.tasks or LAYOUTS:
+        yield task, measure(task, wanted, folder)
 
 
 if __name__ == "__main__":
-    main()
+    save_figures("predict", task_parser(__doc__, "predict").parse_args(), figures)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from common import save
 from vitp.cli import run as run_cli
+from vitp.core.distributed import resolve_device
 from vitp.models.vision import VisionSettings
 from vitp.runs.finetune import FinetuneConfig, FinetuneRun, build_run
 
@@ -32,6 +39,9 @@ VISION = {
 }
 WIDTH = {"micro": 32, "small": 64, "full": 256}
 """Channels of necks and heads."""
+
+Figures = Iterator[tuple[str, dict[str, Any]]]
+"""Names and figures, as they are found."""
 
 
 def scenes(folder: Path, task: str, side: int, count: int = 12) -> Path:
@@ -69,10 +79,36 @@ def task_run(
     values: dict[str, Any] = {
         "task": task,
         "backbone": {"init": "random", "vision": vision.model_dump()},
-        "data": {"root": str(scenes(folder, task, side)), "resize": {"mode": "fixed", "size": side}},
-        "train": {"steps": 100, "batch_size": batch},
+        "data": {
+            "root": str(scenes(folder, task, side)),
+            "resize": {"mode": "fixed", "size": side},
+            "global_batch": batch,
+        },
+        "train": {"steps": 100},
         "compute": compute or {},
     }
     if task != "classification":
         values |= {"neck": {"options": {"channels": WIDTH[size]}}, "head": {"width": WIDTH[size]}}
     return build_run(FinetuneConfig.model_validate(values))
+
+
+def task_parser(doc: str | None, name: str) -> argparse.ArgumentParser:
+    """Return the options of a benchmark over tasks."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("tasks", nargs="*", help="Of these tasks only.")
+    parser.add_argument("--size", default="full" if torch.cuda.is_available() else "micro", choices=VISION)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=None, help=f"File; by default results/{name}.json.")
+    return parser
+
+
+def save_figures(
+    name: str, wanted: argparse.Namespace, figures: Callable[[argparse.Namespace, Path], Figures]
+) -> None:
+    """Measure all that is wanted, with a folder for generated scenes, and save it."""
+    device = str(resolve_device(wanted.device))
+    with tempfile.TemporaryDirectory() as folder:
+        found = dict(figures(wanted, Path(folder)))
+    save(name, {"size": wanted.size, "batch": wanted.batch, "device": device, **found}, out=wanted.out)

@@ -36,6 +36,7 @@ ROOMS = (
         "deployment",
         "planning",
         "report",
+        "serving",
         "recipes",
         "studies",
         "cli",

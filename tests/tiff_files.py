@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,10 @@ def page(
     high, wide = tile or (rows or height, width)
     segments = []
     for plane in np.split(values_HWN, bands, axis=2) if planar else [values_HWN]:
-        for top in range(0, height, high):
-            for left in range(0, width, wide):
-                part = plane[top : top + high, left : left + wide]
-                if tile:
-                    part = np.pad(part, ((0, high - part.shape[0]), (0, wide - part.shape[1]), (0, 0)))
-                if predictor:
-                    part = np.diff(part, axis=1, prepend=part[:, :1] * 0)
-                data = part.astype(part.dtype.newbyteorder(order)).tobytes()
-                segments.append(zlib.compress(data) if deflate else data)
+        for part in _parts(plane, high, wide, tile is not None):
+            stored = np.diff(part, axis=1, prepend=part[:, :1] * 0) if predictor else part
+            data = stored.astype(part.dtype.newbyteorder(order)).tobytes()
+            segments.append(zlib.compress(data) if deflate else data)
     if photometric is None:
         photometric = 2 if bands >= 3 else 1
     found: dict[int, tuple[int, Any]] = {
@@ -85,6 +81,16 @@ def page(
     found |= tags or {}
     where, lengths = (324, 325) if tile else (273, 279)
     return found | {where: (4, (0,) * len(segments)), lengths: (4, tuple(map(len, segments)))}, segments
+
+
+def _parts(plane_HWN: np.ndarray, high: int, wide: int, full: bool) -> Iterator[np.ndarray]:
+    """Yield strips or tiles in their order; tiles are as large beyond the edge of the image."""
+    for top in range(0, plane_HWN.shape[0], high):
+        for left in range(0, plane_HWN.shape[1], wide):
+            part = plane_HWN[top : top + high, left : left + wide]
+            if full:
+                part = np.pad(part, ((0, high - part.shape[0]), (0, wide - part.shape[1]), (0, 0)))
+            yield part
 
 
 def write_pages(

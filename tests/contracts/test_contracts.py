@@ -263,9 +263,7 @@ def test_two_steps_move_the_vision_tower(case: Case, tmp_path: Path) -> None:
         objective,
         Source(case),
         OptimSettings(lr=1e-3, warmup_ratio=0, schedule="constant"),
-        TrainSettings(
-            steps=2, num_workers=0, tensorboard=False, device="cpu", log_every=1, must_train=("vision tower",)
-        ),
+        TrainSettings(steps=2, num_workers=0, device="cpu", log_every=1, must_train=("vision tower",)),
         tmp_path / "run",
         console=Console(quiet=True),
     )

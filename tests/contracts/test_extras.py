@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json.decoder
 import re
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.house import texts, trees
+from vitp.core.errors import ConfigError, DataError
+from vitp.core.extras import need
 
 ROOT = Path(__file__).parents[2]
 PLUG_INS = {
@@ -23,6 +27,7 @@ PLUG_INS = {
     "pylibjpeg-rle": "pydicom decodes run lengths with it",
     "indexed_gzip": "nibabel reads one slice of a .nii.gz through it",
     "rio-cogeo": "its command `rio cogeo validate` checks the maps that are written",
+    "mlflow-skinny": "brings the module mlflow",
     "openvino": "runs exported graphs; the tests hold all of them to it",
 }
 """Packages that others import or call → why."""
@@ -69,4 +74,25 @@ def test_plug_ins_are_packages_of_extras() -> None:
 
 def test_the_code_names_no_extra_that_there_is_not() -> None:
     named = {name for text in texts().values() for name in re.findall(r"install '?vitp\[([a-z]+)\]", text)}
-    assert named <= set(extras())
+    named |= {name for text in texts().values() for name in re.findall(r'\bneed\("(\w+)", ', text)}
+    assert {"geo", "medical", "onnx", "lora", "remote"} <= named <= set(extras())
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(
+        DataError, match=r"a\.nii: needs nibabel, which `pip install 'vitp\[medical\]'` brings"
+    ):
+        need("medical", "nibabel", "a.nii")
+    with pytest.raises(
+        ConfigError, match=r"a\.setting: needs no_such, which .*vitp\[geo\].* brings; install it$"
+    ):
+        need("geo", "no_such.part", "a.setting", ConfigError)
+    assert need("geo", "json.decoder", "here") is json.decoder
+
+
+def test_a_package_that_is_there_and_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_there.py").write_text("import lib_of_the_system\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=r"repair the installed one \(No module named 'lib_of_the_system'\)"):
+        need("geo", "half_there", "here")

@@ -10,9 +10,9 @@ import pytest
 from tests import house
 
 OPTIONAL = (
-    # Extras of pyproject.toml.
-    *("faster_coco_eval", "pycocotools", "fsspec", "nibabel", "onnx", "onnxruntime", "peft"),
-    *("rasterio", "rio_cogeo", "pyogrio", "shapely", "pyproj"),
+    # Either of two is used; all other packages of extras come through `vitp.core.extras.need`.
+    *("faster_coco_eval", "pycocotools", "onnx", "onnxruntime"),
+    "rasterio",  # is asked for, and done without
     "flash_attn",  # a kernel that is used where it happens to be
     "torch.nn.attention",  # parts of torch that not every release or device has
     "torch.utils.tensorboard",  # takes a second to import, and only rank 0 of a run with curves needs it

@@ -34,7 +34,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def train(objective: Any, source: Any, run: Path, *, steps: int = 2, **more: Any) -> Any:
     resume = more.pop("resume", False)
-    values = {"save_every": 1, "num_workers": 0, "tensorboard": False, "device": "cpu", **more}
+    values = {"save_every": 1, "num_workers": 0, "device": "cpu", **more}
     trainer = Trainer(
         objective,
         source,

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.forks import Forked
+from vitp.__main__ import run as run_program
 from vitp.cli import run as run_cli
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +115,23 @@ def start(*arguments: object, module: Sequence[str] = ("vitp",), **options: Any)
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> Result:
+def program(*arguments: object) -> Callable[[], None]:
+    """Return `vitp …` as a function for a process of its own."""
+
+    def run() -> None:
+        os.environ |= {"NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+        sys.argv = ["vitp", *map(str, arguments)]
+        run_program()
+
+    return run
+
+
+def fork(*arguments: object) -> Forked:
+    """Start `vitp …` in a process of its own, whose imports are done."""
+    return Forked(program(*arguments))
+
+
+def finish(process: subprocess.Popen[str] | Forked, timeout: float = 240) -> Result:
     """Wait for a process; it is killed when it doesn't end."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -199,6 +217,8 @@ def without_packages(names: Sequence[str], *commands: list[object]) -> Result:
 import json, sys
 for name in {tuple(names)}:
     sys.modules[name] = None
+from tests.forks import Forked
+from vitp.__main__ import run as run_program
 from vitp.cli import run as run_cli
 for arguments in json.load(sys.stdin):
     print("CODE", run_cli(arguments), flush=True)

@@ -21,13 +21,13 @@ from PIL import Image
 from rich.console import Console
 
 from tests.e2e.conftest import done, refused
-from vitp.core.config import make_config
+from tests.e2e.micro_tasks import LEAST, SIZE, TASKS, micro_config
 from vitp.core.errors import CheckpointError
 from vitp.deployment.comparison import scores_of_graph
 from vitp.deployment.export import ExportedGraph, GraphOptions, export_task
 from vitp.io.images import load_planes
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.runs.finetune import FinetuneConfig, run_finetune
+from vitp.runs.finetune import run_finetune
 from vitp.runtime.contract import GraphContract
 from vitp.runtime.graph_model import GraphModel, open_graph
 from vitp.tasks.base import TestSettings
@@ -38,56 +38,15 @@ from vitp.tasks.predict import predict_images
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("deployment"),  # one worker trains the models for all
     pytest.mark.skipif(sys.platform == "win32", reason="the environment is made of links"),
 ]
 for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(package, reason="the extra vitp[onnx] isn't installed")
 
-SIZE = 64
-VISION = {"arguments": {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": SIZE}
 DETECTORS = ("detection", "instance", "oriented")
-LEAST = 0.02
-"""Score from which on a micro model's objects are compared."""
-
-DETECTOR = {
-    "width": 32,
-    "proposals": {"keep": [200, 100], "keep_before": [200, 100], "anchor_scales": [2]},
-    "box": {"hidden": 64, "samples": 64, "detections": 30, "score_threshold": LEAST, "canonical_size": 56},
-}
-TASKS: dict[str, dict[str, Any]] = {
-    "classification": {"head": {"multi_label": True}, "train": {"steps": 60}},
-    "segmentation": {"head": {"kind": "upernet", "width": 32}, "neck": {"kind": "adapter"}},
-    "change": {"head": {"kind": "fpn", "width": 32}, "data": {"options": {"pairs": True}}},
-    "detection": {"head": DETECTOR},
-    "instance": {"head": {**DETECTOR, "mask": {"layers": 1, "width": 32, "pool_size": 7}}},
-    "oriented": {"head": DETECTOR},
-}
 ALLOWED_FOR_8_BITS = 5.0
 """Points. Micro models have few weights to spare."""
-
-
-def config(task: str) -> FinetuneConfig:
-    own = TASKS[task]
-    neck = {} if task == "classification" else {"neck": {"kind": "simple", "options": {"channels": 32}}}
-    if own.get("neck", {}).get("kind") == "adapter":
-        neck = {"neck": {"kind": "adapter", "options": {"prior_width": 32}}}
-    options = {"count": 48, "size": SIZE, "val": 0.25, "test": 0.1, **own.get("data", {}).get("options", {})}
-    values = {
-        "task": task,
-        "backbone": {"init": "random", "vision": VISION},
-        "head": own["head"],
-        **neck,
-        "optim": {"lr": 0.003, "layer_decay": 1.0},
-        "data": {
-            "root": "port",
-            "format": "scenes",
-            "options": options,
-            "global_batch": 4,
-            "resize": {"mode": "fixed", "size": SIZE},
-        },
-        "train": {"steps": 40, "val_every": 0, "save_every": 1000, "threads": 1, **own.get("train", {})},
-    }
-    return make_config(FinetuneConfig, values)
 
 
 @dataclass(frozen=True)
@@ -109,7 +68,7 @@ def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The run of one task, exported in float32 and in 8 bits."""
     torch.set_num_threads(1)
     task, root = request.param, tmp_path_factory.mktemp(request.param)
-    run_finetune(config(task), root / "run", console=Console(quiet=True))
+    run_finetune(micro_config(task), root / "run", console=Console(quiet=True))
     options = GraphOptions(int8=True, most_loss=ALLOWED_FOR_8_BITS)
     done = export_task(root / "run", root / "graph", options)
     return Deployed(task, root / "run", root / "graph", done)
@@ -148,7 +107,7 @@ def alone(python: Path, *arguments: str | Path) -> str:
 
 def pictures(deployed: Deployed, count: int = 3) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
     """Return some scenes of the run's own size, and their later dates."""
-    data = config(deployed.task).data
+    data = micro_config(deployed.task).data
     labelled = open_labelled(data.root, data.format, **data.options)
     items = [labelled.split("val").items[index] for index in range(count)]
     images = [load_planes(item.image) for item in items]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.e2e.conftest import done
+from tests.e2e.conftest import done, vitp
 
 FOLDER = Path(__file__).parents[2] / "examples"
 
@@ -21,6 +22,23 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def walk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A script whose commands run in this process, without the seconds of the imports."""
+
+    def here(*words: object) -> None:
+        result = vitp(*words)
+        assert result.code == 0, result.err
+        print("$ vitp", *words, result.out)
+
+    def walked(name: str) -> ModuleType:
+        module = script(name)
+        monkeypatch.setattr(module, "vitp", here)
+        return module
+
+    return walked
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +82,10 @@ def test_a_raster_becomes_a_map(tmp_path: Path, capfd: pytest.CaptureFixture) ->
 
 
 @pytest.mark.slow
-def test_slides_become_what_qupath_shows(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    right = script("slide_walk").main(tmp_path, 4)
+def test_slides_become_what_qupath_shows(
+    walk: Callable[[str], ModuleType], tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    right = walk("slide_walk").main(tmp_path, 4)
     assert 0 <= right <= 1
     content = json.loads((tmp_path / "map" / "vectors" / "eve.geojson").read_text(encoding="utf-8"))
     assert content["type"] == "FeatureCollection"
@@ -75,8 +95,21 @@ def test_slides_become_what_qupath_shows(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_ct_volumes_become_a_segmentation(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    dice = script("ct_walk").main(tmp_path, 2)
+def test_ct_volumes_become_a_segmentation(walk: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    dice = walk("ct_walk").main(tmp_path, 2)
     assert "liver" in dice and all(0 <= value <= 1 for value in dice.values())
     assert (tmp_path / "labels" / "dicom-seg" / "series.dcm").is_file()
     assert (tmp_path / "organs" / "cases-volumes-test.html").is_file()
+
+
+@pytest.mark.slow
+def test_annotation_goes_round_twice(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    scores = script("annotation_walk").main(tmp_path, 1)
+    assert set(scores) == {"uncertain", "random"} and all(len(values) == 3 for values in scores.values())
+    assert scores["uncertain"][0] == scores["random"][0]
+    said = capfd.readouterr().out
+    assert said.count("8 added") == 4 and said.count("label-studio: 40 tasks, most uncertain first") == 2
+    assert re.search(r"24 +\d+\.\d +\d+\.\d\nuncertain less random at the end: [+-]", said)
+    for way in ("uncertain", "random"):
+        head = json.loads((tmp_path / f"{way}-2-data" / "summary.json").read_text(encoding="utf-8"))
+        assert head["splits"]["train"]["images"] == 24 and head["splits"]["test"]["images"] == 24

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,8 @@ import torch
 from PIL import Image
 from rio_cogeo.cogeo import cog_validate
 
+from tests.e2e.conftest import done, finish, fork, program, start, vitp
+from tests.forks import fork_ranks
 from tests.map_models import channels_of, write_raster
 from vitp.inference.unfinished import unfinished_folder
 from vitp.models.vision import VisionSettings, VisionTower
@@ -56,56 +55,43 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def predict(model: Path, *words: str, processes: int = 1) -> list[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*launcher, "-m", "vitp", "predict", str(model), *words, "--probabilities"]
+def predict(model: Path, *words: object) -> tuple[object, ...]:
+    return ("predict", model, *words, "--probabilities")
 
 
-def run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def killed_when_half_done(command: list[str], work: Path, marks: int) -> None:
+def killed_when_half_done(command: tuple[object, ...], work: Path, marks: int) -> None:
     """Start a prediction and kill it once so many parts are done."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
+    process = fork(*command)
     while process.poll() is None:
         files = [*work.glob("parts/*/done-*.txt"), *work.glob("parts/*/objects-*.npz")]
-        done = sum(file.read_text().count("\n") if file.suffix == ".txt" else 1 for file in files)
-        if done >= marks:
+        there = sum(file.read_text().count("\n") if file.suffix == ".txt" else 1 for file in files)
+        if there >= marks:
             process.kill()
         time.sleep(0.005)
-    assert process.wait() == -9, "it was done before it could be killed"
+    assert process.returncode == -9, "it was done before it could be killed"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["segmentation", "oriented"])
 def test_killed_and_resumed_or_shared_it_is_the_same_to_the_bit(tmp_path: Path, task: str) -> None:
     model, image = save_model(tmp_path / "model", task), raster(tmp_path / "a.tif", 600)
-    run(predict(model, str(image), "--out", str(tmp_path / "whole")))
+    done(*predict(model, image, "--out", tmp_path / "whole"))
     whole = outputs(tmp_path / "whole")
     assert len(whole["vectors/a.gpkg"]) > 100_000
     if task == "segmentation":
         for name in ("masks", "probabilities"):
             assert cog_validate(str(tmp_path / "whole" / name / "a.tif"), strict=True, quiet=True)[0]
     out = tmp_path / "out"
-    words = predict(model, str(image), "--out", str(out))
+    words = predict(model, image, "--out", out)
     rng = random.Random()
     for _ in range(2):
         killed_when_half_done(words, unfinished_folder(out), rng.randint(1, 8))
-        words = [*words, "--resume"]
+        words = (*words, "--resume")
     assert not out.exists()
-    run(words)
+    done(*words)
     assert outputs(out) == whole and not unfinished_folder(out).exists()
-    assert "nothing to resume" in run(words)
-    run(predict(model, str(image), "--out", str(tmp_path / "shared"), processes=2))
+    assert "nothing to resume" in done(*words).out
+    fork_ranks(program(*predict(model, image, "--out", tmp_path / "shared")), 2, timeout=240)
     assert outputs(tmp_path / "shared") == whole
 
 
@@ -120,16 +106,13 @@ def test_processes_share_pictures_too(tmp_path: Path) -> None:
     whole = (tmp_path / "2.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])
     images = [str(tmp_path / name) for name in ("0.png", "broken.png", "1.png", "2.png")]
-    found = []
-    for processes in (1, 2):
-        out = tmp_path / f"by-{processes}"
-        command = predict(model, *images, "--out", str(out), processes=processes)
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environment(), timeout=240
-        )
-        assert done.returncode == 1 and done.stdout.count("can't be used") == 1, done.stderr[-3000:]
-        found.append(outputs(out))
-    one, two = found
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vitp")
+    for result in (
+        vitp(*predict(model, *images, "--out", tmp_path / "by-1")),
+        finish(start(*predict(model, *images, "--out", tmp_path / "by-2"), module=torchrun)),
+    ):
+        assert result.code == 1 and result.out.count("can't be used") == 1, result.err[-3000:]
+    one, two = outputs(tmp_path / "by-1"), outputs(tmp_path / "by-2")
     assert {f"pictures/{number}.png" for number in range(3)} <= set(one) and one == two
     assert len(json.loads(one["vitp_predictions.json"])["images"]) == 3
     assert len(json.loads(one["predictions.json"])["annotations"]) > 3

@@ -15,6 +15,8 @@ from tests.e2e.conftest import done, finish, litter, read_rows, start, write_con
 
 STEPS = 10
 
+pytestmark = pytest.mark.xdist_group("ranks of torchrun")  # one worker makes the runs for all
+
 
 def torchrun(ranks: int, restarts: int = 0) -> tuple[str, ...]:
     """The module that starts `vitp` on some ranks."""

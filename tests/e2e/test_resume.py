@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.e2e.conftest import done, finish, litter, read_rows, refused, snapshot, start, vitp, write_config
+from tests.e2e.conftest import done, finish, fork, litter, read_rows, refused, snapshot, vitp, write_config
+from tests.forks import Forked
 
 STEPS = 40
 
@@ -49,7 +49,7 @@ def steps_logged(run: Path) -> int:
         return 0
 
 
-def wait_for_step(process: subprocess.Popen[str], run: Path, step: int, timeout: float = 180) -> None:
+def wait_for_step(process: Forked, run: Path, step: int, timeout: float = 180) -> None:
     """Return when the run has logged a step.
 
     The machine may be busy with other things: the deadline is generous.
@@ -82,7 +82,7 @@ def test_a_signal_saves_and_the_run_resumes_bit_for_bit(
     config: Path, straight: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     run = tmp_path / "run"
-    process = start("pretrain", config, "--out", run)
+    process = fork("pretrain", config, "--out", run)
     wait_for_step(process, run, 4)
     process.send_signal(number)
     result = finish(process)
@@ -103,7 +103,7 @@ def test_a_kill_at_any_moment_loses_a_few_steps_at_most(
     config: Path, straight: Path, tmp_path: Path, seed: int
 ) -> None:
     run = tmp_path / "run"
-    process = start("pretrain", config, "--out", run)
+    process = fork("pretrain", config, "--out", run)
     wait_for_step(process, run, 7 * (seed + 1))
     time.sleep(random.Random(seed).random() * 0.1)
     process.kill()
@@ -114,7 +114,7 @@ def test_a_kill_at_any_moment_loses_a_few_steps_at_most(
 
 def test_two_processes_do_not_train_in_one_folder(config: Path, straight: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("pretrain", config, "--out", run)
+    process = fork("pretrain", config, "--out", run)
     wait_for_step(process, run, 3)
     process.send_signal(signal.SIGSTOP)
     assert f"{run}: another process trains there" in refused("pretrain", "--resume", "--out", run)

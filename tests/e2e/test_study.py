@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import tiny_chat, tiny_vlm_config
-from tests.e2e.conftest import finish, refused, start, vitp
+from tests.e2e.conftest import finish, fork, refused, start, vitp
 from vitp.checkpoints.writing import save_vlm
 from vitp.models.vlm import VisionLanguageModel
 from vitp.studies.cells import VERSIONS
@@ -82,7 +82,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def test_a_study_is_killed_resumed_and_complete(tiny_start: Path, tmp_path: Path) -> None:
     command = ("study", "paradigms", "--out", tmp_path, *overrides(tiny_start))
     study, store = opened("paradigms", tiny_start, tmp_path)
-    process = start(*command)
+    process = fork(*command)
     until = time.monotonic() + 400
     while time.monotonic() < until and process.poll() is None:
         if sum(store.result(cell) is not None for cell in study.cells if cell.kind == "pretrain") >= 2:
@@ -94,7 +94,7 @@ def test_a_study_is_killed_resumed_and_complete(tiny_start: Path, tmp_path: Path
     before = {name: result["when"] for name, result in done.items() if result is not None}
     assert 2 <= len(before) < len(study.cells)
 
-    result = finish(start(*command), timeout=1500)
+    result = finish(fork(*command), timeout=1500)
     assert result.code == 0, result.out + result.err
     assert "about " in result.out and "cells are there already" in result.out
     kept = {name: store.result(study[name]) for name in before}
@@ -126,7 +126,7 @@ def test_a_study_of_own_images(tiny_start: Path, scenes: Path, tmp_path: Path) -
     """Labels of a user's own, compiled with a validation and a test share; the tests are those that they allow."""
     compiled = tmp_path / "compiled"
     shares = ("--option", "val=0.2", "--option", "test=0.2")
-    result = finish(start("data", "compile", scenes, "--out", compiled, *shares), timeout=300)
+    result = finish(fork("data", "compile", scenes, "--out", compiled, *shares), timeout=300)
     assert result.code == 0, result.out + result.err
     fewer = [word for change in ("paradigms=[mae, vitp]", "draws=2") for word in ("--set", change)]
     command = (
@@ -140,7 +140,7 @@ def test_a_study_of_own_images(tiny_start: Path, scenes: Path, tmp_path: Path) -
         "--label",
         "mine",
     )
-    result = finish(start(*command, *overrides(tiny_start), *fewer), timeout=1500)
+    result = finish(fork(*command, *overrides(tiny_start), *fewer), timeout=1500)
     assert result.code == 0, result.out + result.err
     assert "proves nothing" in " ".join(result.out.split())
     table = rows(tmp_path / "out" / "paradigms-micro-quick-compiled-mine")
@@ -160,7 +160,7 @@ def test_a_broken_cell_is_reported_and_the_others_finish(tiny_start: Path, tmp_p
     broken.mkdir(parents=True)
     (broken / "run").write_text("something that is no run")
     command = ("study", "cost", "--out", tmp_path, *overrides(tiny_start))
-    result = finish(start(*command), timeout=1200)
+    result = finish(fork(*command), timeout=1200)
     assert result.code == 1, result.out + result.err
     table = rows(tmp_path / "cost-micro")
     assert {row["arm"] for row in table if row["status"] == "failed"} == {"MAE"}
@@ -169,7 +169,7 @@ def test_a_broken_cell_is_reported_and_the_others_finish(tiny_start: Path, tmp_p
     page = (tmp_path / "cost-micro" / "index.html").read_text(encoding="utf-8")
     assert "Failed cells" in page and "pretrain/MAE/start/0" in page
     (broken / "run").unlink()
-    again = finish(start(*command), timeout=600)
+    again = finish(fork(*command), timeout=600)
     assert again.code == 0, again.out + again.err
     assert {row["status"] for row in rows(tmp_path / "cost-micro")} == {"done"}
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +17,8 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 import vitp
-from tests.e2e.conftest import done, write_config
+from tests.e2e.conftest import done, fork, program, write_config
+from tests.forks import fork_ranks
 from vitp.inference.unfinished import unfinished_folder
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.channels import Channel, Channels
@@ -94,24 +92,11 @@ def test_from_volumes_to_scores_in_millimetres(tmp_path: Path) -> None:
         )
         check_dicom_seg(tmp_path / "from-dicom/dicom-seg" / f"{name}.dcm", tmp_path / "series" / name, labels)
         for number, category in enumerate(classes[1:], 1):
-            truth, guess = volume.labels_IJK == number, labels == number
-            millilitres = np.prod(volume.spacing) / 1000
-            row = table[name, category]
-            assert int(row["voxels"]) == guess.sum()
-            assert float(row["ml"]) == pytest.approx(guess.sum() * millilitres, rel=1e-4)
             (found,) = [
                 value for key, value in scored.items() if key[1] == category and key[0].startswith(name)
             ]
-            assert float(found["true"]) == pytest.approx(volume.millilitres(category), rel=1e-4)
-            assert float(found["predicted"]) == pytest.approx(guess.sum() * millilitres, rel=1e-4)
-            if truth.any() or guess.any():
-                wanted = independent(truth, guess, volume.spacing)
-                assert [float(found[key]) for key in ("dice", "surface_dice", "hd95")] == pytest.approx(
-                    wanted, rel=1e-4
-                )
-                seen += bool(guess.any())
-            else:
-                assert found["dice"] == ""
+            check_scores(volume, number, category, labels, table[name, category], found)
+            seen += bool((labels == number).any())
     assert seen, "the model is to find something, else the scores say nothing"
     scores = json.loads((model / "scores.json").read_text())
     dice = [float(row["dice"]) for (_, category), row in scored.items() if category == "liver"]
@@ -122,6 +107,29 @@ def test_from_volumes_to_scores_in_millimetres(tmp_path: Path) -> None:
     (again,) = model.glob("cases-*-test.csv")
     assert again.read_text() == (model / "cases.csv").read_text()
     assert "not a medical device" in again.with_suffix(".html").read_text()
+
+
+def check_scores(
+    volume: TrunkVolume,
+    number: int,
+    category: str,
+    labels_IJK: np.ndarray,
+    row: dict[str, str],
+    found: dict[str, str],
+) -> None:
+    """Check what the tables of predictions and of scores say of a class against its voxels."""
+    truth, guess = volume.labels_IJK == number, labels_IJK == number
+    millilitres = guess.sum() * np.prod(volume.spacing) / 1000
+    assert int(row["voxels"]) == guess.sum()
+    assert float(row["ml"]) == pytest.approx(millilitres, rel=1e-4)
+    assert float(found["true"]) == pytest.approx(volume.millilitres(category), rel=1e-4)
+    assert float(found["predicted"]) == pytest.approx(millilitres, rel=1e-4)
+    if truth.any() or guess.any():
+        wanted = independent(truth, guess, volume.spacing)
+        scores = [float(found[key]) for key in ("dice", "surface_dice", "hd95")]
+        assert scores == pytest.approx(wanted, rel=1e-4)
+    else:
+        assert found["dice"] == ""
 
 
 def check_dicom_seg(path: Path, series: Path, labels_IJK: np.ndarray) -> None:
@@ -161,40 +169,18 @@ def test_a_killed_prediction_and_several_processes_give_the_same_files(tmp_path:
     model = save_model(tmp_path / "model")
     for number in range(2):
         write_nifti(volume(number), tmp_path / "in" / f"{number}.nii.gz")
-    command = [
-        sys.executable,
-        "-m",
-        "vitp",
-        "predict",
-        str(model),
-        str(tmp_path / "in"),
-        "--probabilities",
-        "--out",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done("predict", model, tmp_path / "in", "--probabilities", "--out", tmp_path / "whole")
+    command = ("predict", model, tmp_path / "in", "--probabilities", "--out")
+    done(*command, tmp_path / "whole")
     out, work = tmp_path / "killed", unfinished_folder(tmp_path / "killed")
-    process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, env=environment)
+    process = fork(*command, out)
     while process.poll() is None:
         if sum(len(file.read_text().split()) for file in work.glob("parts/*/done-*.txt")) >= 3:
             process.kill()
         time.sleep(0.002)
-    assert process.wait() == -9 and not out.exists()
-    done("predict", model, tmp_path / "in", "--probabilities", "--out", out, "--resume")
+    assert process.returncode == -9 and not out.exists()
+    done(*command, out, "--resume")
     assert outputs(out) == outputs(tmp_path / "whole")
-    shared = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *command[1:],
-    ]
-    ended = subprocess.run(
-        [*shared, str(tmp_path / "shared")], capture_output=True, text=True, env=environment
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    fork_ranks(program(*command, tmp_path / "shared"), 2, timeout=240)
     assert outputs(tmp_path / "shared") == outputs(tmp_path / "whole")
 
 

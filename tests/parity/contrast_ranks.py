@@ -37,7 +37,7 @@ def run(folder: Path, data: Path, name: str) -> dict[str, Any]:
         objective,
         CASES[name].source(data),
         OptimSettings(lr=1e-3, warmup_ratio=0, schedule="constant"),
-        TrainSettings(steps=STEPS, num_workers=0, tensorboard=False, device="cpu", threads=1),
+        TrainSettings(steps=STEPS, num_workers=0, device="cpu", threads=1),
         folder / name,
         hooks=[record],
         console=Console(quiet=True),

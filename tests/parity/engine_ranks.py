@@ -60,7 +60,6 @@ def run(folder: Path, name: str, source: ToySource, hook: Hook | None = None, **
             steps=STEPS,
             micro_batches=source.micro_batches,
             num_workers=0,
-            tensorboard=False,
             device="cpu",
             deterministic=True,
             **more,

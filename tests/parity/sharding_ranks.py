@@ -51,6 +51,20 @@ class Look(Hook):
                 self.seen[step] = float(trainer.objective.vision_tower(torch.ones(1, 8)).sum())
 
 
+class Judged(Hook):
+    """Scores on rank 0 alone: better until step 4, worse from then on."""
+
+    every = 2
+
+    def on_step_end(self, trainer: Trainer, step: int, metrics: StepMetrics) -> None:
+        if trainer.is_main and step % 2 == 0:
+            self.score = (step, -abs(step - 4.0))
+
+
+AVERAGED = {"ema": 0.9, "patience": 1, "save_every": 3}
+"""A run that ends after step 6 with the averaged weights of step 4."""
+
+
 class Features(Hook):
     """Gives the run features of fixed inputs, as probes do: on rank 0 alone."""
 
@@ -79,7 +93,6 @@ def run(folder: Path, name: str, *hooks: Hook, resume: bool = False, **train: An
                 "steps": STEPS,
                 "micro_batches": pieces,
                 "num_workers": 0,
-                "tensorboard": False,
                 "device": "cpu",
                 "deterministic": True,
                 **train,
@@ -107,6 +120,12 @@ def main(folder: Path, task: str) -> None:
         results["ddp"] = run(folder, "ddp", save_every=3)
         results["bf16"] = run(folder, "bf16", parallel="fsdp", precision="bf16")
         results["bf16_hybrid"] = run(folder, "bf16_hybrid", parallel="hybrid", shard_size=2, precision="bf16")
+        for parallel in ("ddp", "fsdp"):
+            name = f"averaged_{parallel}"
+            results[name] = run(folder, name, Judged(), parallel=parallel, **AVERAGED)
+        results["averaged_stopped"] = run(
+            folder, "averaged_stopped", Judged(), Stop(), parallel="fsdp", **AVERAGED
+        )
         results["nan"] = run(folder, "nan", parallel="fsdp", nan_step=4)
         results["groups"] = refused(folder)
         later = {"parallel": "fsdp", "save_every": 2, "async_save": True}
@@ -118,6 +137,9 @@ def main(folder: Path, task: str) -> None:
         results["bf16_two"] = run(folder, "bf16_two", parallel="fsdp", precision="bf16")
         for name, parallel in (("damaged_ddp", "ddp"), ("damaged_fsdp", "fsdp")):
             results[name] = run(folder, name, parallel=parallel, resume=True)
+        results["averaged_stopped"] = run(
+            folder, "averaged_stopped", Judged(), parallel="ddp", resume=True, **AVERAGED
+        )
         results["from_ddp"] = run(folder, "from_ddp", parallel="fsdp", resume=True)
     (folder / f"{task}{distributed.rank()}.json").write_text(json.dumps(results))
     distributed.shutdown()

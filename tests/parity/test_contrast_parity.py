@@ -12,7 +12,8 @@ from tests.objective_toys import labelled_folder
 from tests.parity.contrast_ranks import GATHERING, STEPS
 from tests.parity.launching import launch_ranks
 
-pytestmark = pytest.mark.slow  # three processes that import torch
+# Three processes; one worker makes the runs for all.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("contrast ranks")]
 
 
 def launch(folder: Path, data: Path, world: int) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ import pytest
 from tests.parity import engine_ranks
 from tests.parity.launching import launch_ranks
 
-pytestmark = pytest.mark.slow  # two processes that import torch
+# Two processes; one worker makes the runs for all.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine ranks")]
 
 
 def launch(folder: Path, world: int) -> list[dict[str, Any]]:

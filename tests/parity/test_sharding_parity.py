@@ -16,12 +16,13 @@ from vitp.engine import checkpoint
 
 Ranks = list[dict[str, Any]]
 
-pytestmark = pytest.mark.slow  # four processes that import torch
+# Four processes; one worker makes the runs for all.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharding ranks")]
 
 
 def launch(folder: Path, task: str, world: int) -> Ranks:
     """Run the scenarios of a task in `world` processes, return what each rank wrote."""
-    launch_ranks("tests.parity.sharding_ranks", folder, task, world=world, timeout=240)
+    launch_ranks("tests.parity.sharding_ranks", folder, task, world=world, timeout=480)
     return [json.loads((folder / f"{task}{rank}.json").read_text()) for rank in range(world)]
 
 
@@ -62,6 +63,22 @@ def test_matrices_gathered_in_bf16_learn_what_one_process_learns(runs: Any) -> N
     for found in [*curves, *(rank["bf16_two"] for rank in two)]:
         assert found["error"] is None
         assert found["losses"] == pytest.approx(one["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize("scenario", ["averaged_ddp", "averaged_fsdp", "averaged_stopped"])
+def test_all_ranks_end_together_with_the_best_average(runs: Any, scenario: str) -> None:
+    """Four ranks; of the third scenario the four are stopped after step 3, and two go on without shards."""
+    _, four, two, folder = runs
+    wanted = folder / "averaged_one"
+    if not wanted.exists():
+        sharding_ranks.run(folder, "averaged_one", sharding_ranks.Judged(), **sharding_ranks.AVERAGED)
+    ranks = two if scenario == "averaged_stopped" else four
+    assert [rank[scenario]["error"] for rank in ranks] == [None] * len(ranks)
+    for run in (folder / scenario, wanted):
+        assert [path.name[-1] for path in checkpoint.checkpoints(run)] == (
+            ["4", "6"] if run.name == "averaged_stopped" else ["3", "4", "6"][-3:]
+        )
+    assert_same_model(folder / scenario, wanted)
 
 
 @pytest.mark.parametrize("scenario", ["fsdp", "hybrid", "async"])

@@ -16,6 +16,7 @@ from tests.engine_toys import ToyObjective, ToySource
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
+from vitp.engine.trackers import Trackers
 
 
 def make_trainer(
@@ -26,13 +27,13 @@ def make_trainer(
     hooks: tuple[Hook, ...] = (),
     resume: bool = False,
     optim: dict[str, Any] | None = None,
+    trackers: Trackers | None = None,
     **train: Any,
 ) -> tuple[Trainer, io.StringIO]:
     text = io.StringIO()
     settings = {
         "steps": 6,
         "num_workers": 0,
-        "tensorboard": False,
         "deterministic": True,
         "device": "cpu",
     } | train
@@ -45,6 +46,7 @@ def make_trainer(
         hooks=hooks,
         console=Console(file=text, width=160),
         resume=resume,
+        trackers=trackers,
     )
     return trainer, text
 

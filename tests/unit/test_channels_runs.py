@@ -75,7 +75,7 @@ def pretraining(folder: Path, objective: str, **sections: Any) -> PretrainConfig
         "objective": objective,
         "model": model,
         "data": {"mixture": [str(folder)], "global_batch": 4},
-        "train": {"steps": 2, "num_workers": 0, "tensorboard": False, "device": "cpu"},
+        "train": {"steps": 2, "num_workers": 0, "device": "cpu"},
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}

@@ -505,9 +505,7 @@ def test_several_windows_of_one_band_are_corrupted_in_the_files_values(tmp_path:
     clean_CHW = seen.planes(str(path))
 
     def corrupted(name: str, severity: int) -> np.ndarray:
-        made = corrupted_set(
-            labelled, CORRUPTIONS[name], severity, tmp_path / name, channels=channels
-        )
+        made = corrupted_set(labelled, CORRUPTIONS[name], severity, tmp_path / name, channels=channels)
         return seen.planes(made.items[0].image)
 
     # No window loses what another one doesn't show: without a change all three are as they were.

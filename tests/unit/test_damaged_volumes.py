@@ -80,7 +80,9 @@ def test_a_damaged_volume_or_mask_is_left_out_by_name(
     # A window that is given looks at no values: what is damaged is found all the same.
     found = read_labels("auto", root, window="soft_tissue", background=10)
     assert _cases(found) == {"c0", "c1", "c3", "c4"}
-    assert [line for line in found.findings if line.startswith(f"{side}/c2{suffix}: ")] == list(found.findings)
+    assert [line for line in found.findings if line.startswith(f"{side}/c2{suffix}: ")] == list(
+        found.findings
+    )
     assert "left out" in found.findings[0]
     assert "labels: 4 used, 1 can't be used" in found.understood
 
@@ -119,9 +121,7 @@ def test_a_series_with_a_damaged_file_is_left_out_and_the_file_named(
     for number in range(6):
         folder = root / ("ill" if number % 2 else "well") / f"v{number}"
         values = np.random.default_rng(number).integers(0, 900, (10, 12, 6)).astype(np.int16)
-        write_series(
-            folder, values, affine(), PatientID=f"P{number}", SeriesInstanceUID=f"1.2.{number + 1}"
-        )
+        write_series(folder, values, affine(), PatientID=f"P{number}", SeriesInstanceUID=f"1.2.{number + 1}")
     order = np.random.default_rng(3).permutation(6)  # of names, as the files are written
     name = f"im{order[2]}"
     damage(root / "well/v2" / name)
@@ -162,7 +162,10 @@ def test_a_damaged_raster_is_left_out_when_values_are_measured(
     _cut(0.5)(root / "a/4.tif")
     found = read_labels("auto", root, splits="drawn", val=0, test=0)
     assert len(found.items) == 9 and len(found.findings) == 1
-    assert found.findings[0].startswith("a/4.tif: can't be read") and "1 image of it left out" in found.findings[0]
+    assert (
+        found.findings[0].startswith("a/4.tif: can't be read")
+        and "1 image of it left out" in found.findings[0]
+    )
     for number in (0, 1, 2, 3, 5):
         _cut(0.5)(root / "ab"[number % 2] / f"{number}.tif")
     with pytest.raises(DataError, match="6 of 10 files can't be read"):

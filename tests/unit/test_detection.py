@@ -436,9 +436,7 @@ def test_the_engine_trains_a_cascade(tmp_path: Path) -> None:
     )
     model.description = {"head": {}}
     source = task_batches(reader, 4, 0, micro_batches=2)
-    train = TrainSettings(
-        steps=2, micro_batches=2, device="cpu", num_workers=0, log_every=1, tensorboard=False, threads=1
-    )
+    train = TrainSettings(steps=2, micro_batches=2, device="cpu", num_workers=0, log_every=1, threads=1)
     Trainer(
         model, source, OptimSettings(lr=1e-3, warmup_ratio=0.0), train, tmp_path, console=Console(quiet=True)
     ).train()

@@ -7,28 +7,22 @@ import pydicom
 import pydicom.data
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_voi_lut, apply_windowing
 from pydicom.uid import generate_uid
 
 import vitp
 from tests.volume_files import affine, dicom_image, save_dicom, voxels, write_series
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.io import dicom_header
-from vitp.io.images import image_size, load_image, load_planes
-from vitp.records.channels import Channel, Channels
+from vitp.io.images import image_size
 
 PACKAGED = Path(pydicom.data.__file__).parent
-OWN = Channels(channels=(Channel(band="1", transform="voi"),))
 IMAGE = voxels((6, 5, 1))[:, :, 0]
 PLACED = {
     "ImagePositionPatient": [0, 0, 0],
     "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
     "PixelSpacing": [0.8, 0.7],
 }
-
-
-def _seen(path, channels=OWN):
-    return load_planes(path, channels=channels)[0]
 
 
 def _packaged():
@@ -80,7 +74,7 @@ def test_every_packaged_image_is_read_as_pydicom_reads_it_or_refused_in_one_line
 
 def test_a_missing_plug_in_is_named(monkeypatch):
     path = next(PACKAGED.rglob("JPEG2000.dcm"))
-    real = dicom_header.need_medical("pydicom.pixels", "").get_decoder
+    real = need("medical", "pydicom.pixels", "").get_decoder
 
     def bare(uid):
         decoder = real(uid)
@@ -308,64 +302,6 @@ def test_frames_of_an_enhanced_object_lie_where_their_groups_say(tmp_path):
             np.testing.assert_array_equal(pixels.read_quantity()[0][0], stored[frame] * (frame + 1.0) - 5)
             shown = pixels.shown(np.array([[20 * (frame + 1.0) - 0.5]]), "1")
             assert shown[0, 0] == pytest.approx(127.5)
-
-
-WINDOWS = [
-    {"WindowCenter": 12, "WindowWidth": 9},
-    {"WindowCenter": 12, "WindowWidth": 1},
-    {"WindowCenter": [12, 400], "WindowWidth": [9, 50]},
-    {"WindowCenter": 12, "WindowWidth": 9, "VOILUTFunction": "LINEAR_EXACT"},
-    {"WindowCenter": 12, "WindowWidth": 9, "VOILUTFunction": "SIGMOID"},
-    {"WindowCenter": -1000, "WindowWidth": 30, "RescaleSlope": 2, "RescaleIntercept": -1024},
-]
-
-
-@pytest.mark.parametrize("elements", WINDOWS)
-@pytest.mark.parametrize("kind", ["MONOCHROME2", "MONOCHROME1"])
-def test_the_files_own_window(tmp_path, elements, kind):
-    """Against pydicom's, whose output fills the range of the stored bits."""
-    data = dicom_image(IMAGE.astype(np.uint16), PhotometricInterpretation=kind, **elements)
-    path = save_dicom(data, tmp_path / "a.dcm")
-    quantity = IMAGE * float(elements.get("RescaleSlope", 1)) + elements.get("RescaleIntercept", 0)
-    low, high = 0, 2**16 - 1
-    if "RescaleSlope" in elements:
-        low, high = low * 2 - 1024, high * 2 - 1024
-    wanted = (apply_windowing(quantity, data) - low) * 255 / (high - low)
-    wanted = wanted if kind == "MONOCHROME2" else 255 - wanted
-    np.testing.assert_allclose(_seen(path), wanted, atol=0.501)
-    with vitp.open_pixels(path) as pixels:
-        assert pixels.says_shown
-    np.testing.assert_array_equal(np.asarray(load_image(path))[..., 0], _seen(path))
-
-
-def test_the_files_own_lookup_tables(tmp_path):
-    table = Dataset()
-    table.LUTDescriptor = [20, 3, 12]
-    table.LUTData = np.minimum(4095, 200 * np.arange(20)).astype(np.uint16).tobytes()
-    data = dicom_image(IMAGE.astype(np.uint16), VOILUTSequence=[table])
-    path = save_dicom(data, tmp_path / "voi.dcm")
-    np.testing.assert_allclose(
-        _seen(path), apply_voi_lut(IMAGE.astype(np.uint16), pydicom.dcmread(path)) * (255 / 4095), atol=0.501
-    )
-    path = save_dicom(
-        dicom_image(IMAGE.astype(np.uint16), ModalityLUTSequence=[table]), tmp_path / "modality.dcm"
-    )
-    with vitp.open_pixels(path) as pixels:
-        np.testing.assert_array_equal(pixels.read()[0], IMAGE)
-        np.testing.assert_array_equal(
-            pixels.read_quantity()[0][0], np.minimum(4095, 200 * (IMAGE.clip(3, 22) - 3))
-        )
-
-
-def test_without_a_window_the_whole_range_is_shown_and_eight_bits_stand(tmp_path):
-    path = save_dicom(
-        dicom_image(IMAGE.astype(np.uint16), PhotometricInterpretation="MONOCHROME1"), tmp_path / "a.dcm"
-    )
-    np.testing.assert_array_equal(_seen(path), np.rint(255 - IMAGE / 29 * 255))
-    path = save_dicom(dicom_image(IMAGE.astype(np.uint8)), tmp_path / "b.dcm")
-    np.testing.assert_array_equal(_seen(path), IMAGE)
-    with vitp.open_pixels(path) as pixels:
-        assert pixels.is_picture
 
 
 def test_padding_holds_nothing(tmp_path):

@@ -45,7 +45,11 @@ def level_file(
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = WSI
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = pydicom.uid.generate_uid()
     data.Modality, data.SeriesInstanceUID, data.StudyInstanceUID = "SM", uid, "1.2"
-    data.PatientName, data.PatientID, data.ImageType = "Doe^Jane", "77-1", ["ORIGINAL", "PRIMARY", kind, "NONE"]
+    data.PatientName, data.PatientID, data.ImageType = (
+        "Doe^Jane",
+        "77-1",
+        ["ORIGINAL", "PRIMARY", kind, "NONE"],
+    )
     data.Rows = data.Columns = tile
     data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
     data.BitsAllocated = data.BitsStored = 8
@@ -140,7 +144,9 @@ def test_outlines_label_dicom_slides_at_a_resolution(tmp_path: Path) -> None:
             "geometry": {"type": "Polygon", "coordinates": [ring]},
             "properties": {"objectType": "annotation", "classification": {"name": "tumor"}},
         }
-        (tmp_path / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+        (tmp_path / f"{name}.geojson").write_text(
+            json.dumps({"type": "FeatureCollection", "features": [feature]})
+        )
     found = read_labels("auto", tmp_path, mpp=0.5)
     assert len(found.items) == 3 and (found.items[0].width, found.items[0].height) == (100, 76)
     assert found.items[0].objects is not None

@@ -80,7 +80,8 @@ def test_settings_have_the_documented_defaults() -> None:
     }  # fmt: skip
     assert TrainSettings(steps=3).model_dump() == {
         "steps": 3, "batch": "fixed", "micro_batches": 1, "precision": "auto", "save_every": 500, "keep_last": 2, "log_every": 10,
-        "num_workers": 2, "seed": 0, "device": "auto", "deterministic": False, "loss_weights": {}, "tensorboard": True,
+        "num_workers": 2, "seed": 0, "device": "auto", "deterministic": False, "loss_weights": {}, "ema": None,
+        "ema_warmup": 10.0, "patience": None, "min_gain": 0.0,
         "threads": None, "must_train": (), "check_at": None, "parallel": "ddp", "shard_size": None, "async_save": False,
     }  # fmt: skip
 

@@ -11,10 +11,12 @@ import torch
 
 from tests.engine_toys import ToySource
 from tests.unit.engine_runs import make_trainer, rows
+from vitp.engine.config import LogSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loading import StepLoader, to_device
 from vitp.engine.logging import Meter, MetricsFile
 from vitp.engine.loop import Trainer
+from vitp.engine.trackers import Trackers
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -69,7 +71,9 @@ def test_hooks_log_scalars_and_tensorboard_has_them(tmp_path: Path) -> None:
             if step == 2:
                 trainer.log_scalars(step, {"probe/accuracy": 0.25})
 
-    make_trainer(tmp_path, hooks=(Probe(),), steps=3, log_every=1, tensorboard=True)[0].train()
+    trackers = Trackers(tmp_path, LogSettings(), {})
+    make_trainer(tmp_path, hooks=(Probe(),), steps=3, log_every=1, trackers=trackers)[0].train()
+    trackers.close()
     assert {"step": 2, "probe/accuracy": 0.25} in rows(tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Scalars("probe/accuracy")[0].value == 0.25

@@ -105,7 +105,7 @@ def test_parts_that_must_train_are_found_by_name() -> None:
 
 
 def test_a_run_prints_to_the_terminal_where_nobody_says_otherwise(tmp_path: Path) -> None:
-    train = TrainSettings(steps=1, num_workers=0, tensorboard=False, device="cpu")
+    train = TrainSettings(steps=1, num_workers=0, device="cpu")
     plain = Trainer(ToyObjective(), ToySource(), OptimSettings(), train, tmp_path)
     assert isinstance(plain._console, Console)
     own = Console(quiet=True)
@@ -121,7 +121,7 @@ def test_the_bar_is_shown_from_the_step_where_a_run_goes_on(
     make_trainer(tmp_path, steps=3, resume=True)[0].train()
     assert begun == [0, 2]
     monkeypatch.undo()
-    log = RunLog(tmp_path, 0, 9, tensorboard=False, console=Console(force_terminal=True, quiet=True))
+    log = RunLog(tmp_path, 0, 9, console=Console(force_terminal=True, quiet=True))
     log.start(0)
     assert log._progress is not None and log._progress.live.is_started
     log.close()

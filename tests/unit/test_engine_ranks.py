@@ -23,6 +23,7 @@ from vitp.core.distributed import RankReport
 from vitp.core.errors import ConfigError, DamagedError, VitpError
 from vitp.core.tensors import load_tensors
 from vitp.engine import checkpoint, loop
+from vitp.engine.config import LogSettings
 from vitp.engine.evidence import VisionEvidence, linear_cka
 from vitp.engine.exchange import StepExchange
 from vitp.engine.gradients import Gradients
@@ -30,6 +31,7 @@ from vitp.engine.hooks import Hook
 from vitp.engine.logging import RunLog
 from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted
+from vitp.engine.trackers import Trackers
 from vitp.objectives.base import ParameterGroup
 
 CPU = torch.device("cpu")
@@ -221,7 +223,7 @@ def test_curves_of_steps_that_are_made_again_are_purged(
     monkeypatch.setattr(
         board, "SummaryWriter", lambda folder, purge_step: opened.append((folder, purge_step))
     )
-    RunLog(tmp_path, step, 9, tensorboard=True, console=Console(quiet=True))
+    RunLog(tmp_path, step, 9, console=Console(quiet=True), trackers=Trackers(tmp_path, LogSettings(), {}))
     assert opened == [(str(tmp_path / "tensorboard"), purge)]
 
 

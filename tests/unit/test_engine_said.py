@@ -22,6 +22,7 @@ from tests.engine_toys import ToyObjective
 from tests.unit.engine_runs import Recorder, make_trainer, rows
 from vitp.engine import loading
 from vitp.engine import logging as engine_logging
+from vitp.engine.config import LogSettings
 from vitp.engine.evidence import VisionEvidence
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loading import StepLoader, to_device
@@ -29,6 +30,7 @@ from vitp.engine.logging import Meter, RunLog, memory_gb
 from vitp.engine.loop import Trainer
 from vitp.engine.optim import Part
 from vitp.engine.stopping import StopSignals
+from vitp.engine.trackers import Tracker, Trackers
 
 CPU = torch.device("cpu")
 
@@ -134,7 +136,7 @@ def test_rows_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
     clock = iter([100.0, 130.0, 130.0])
     monkeypatch.setattr(engine_logging.time, "perf_counter", lambda: next(clock))
-    log = RunLog(tmp_path, 4, 24, tensorboard=False, console=Console(file=text, width=300))
+    log = RunLog(tmp_path, 4, 24, console=Console(file=text, width=300))
     log.start(4)
     log.advance(5)
     log.row(row(10, samples_per_s=99.94, tokens_per_s=100.0, tiles_per_s=12345.6, packing=0.987))
@@ -159,7 +161,7 @@ def test_rows_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_of_parts(tmp_path: Path) -> None:
     text = io.StringIO()
-    log = RunLog(tmp_path, 0, 1, tensorboard=False, console=Console(file=text, width=120))
+    log = RunLog(tmp_path, 0, 1, console=Console(file=text, width=120))
     log.table([Part("tower", 12345, 1000, 0.001, 0.05), Part("language", 77, 0, 0.0, 0.0)])
     lines = [line.replace("│", " ").split() for line in text.getvalue().splitlines()]
     assert ["tower", "12,345", "1,000", "0.001", "0.05"] in lines
@@ -168,9 +170,7 @@ def test_the_table_of_parts(tmp_path: Path) -> None:
 
 def test_a_terminal_has_a_bar(tmp_path: Path) -> None:
     text = io.StringIO()
-    log = RunLog(
-        tmp_path, 2, 8, tensorboard=False, console=Console(file=text, width=120, force_terminal=True)
-    )
+    log = RunLog(tmp_path, 2, 8, console=Console(file=text, width=120, force_terminal=True))
     log.start(2)
     assert log._progress is not None
     bar = log._progress.tasks[0]
@@ -186,23 +186,30 @@ def test_a_terminal_has_a_bar(tmp_path: Path) -> None:
 
 
 def test_curves_of_nested_numbers(tmp_path: Path) -> None:
-    class Board:
-        def __init__(self) -> None:
+    class Board(Tracker):
+        def __init__(self, *_: Any) -> None:
             self.seen: list[tuple[str, Any, int]] = []
             self.closed = 0
 
-        def add_scalar(self, name: str, value: Any, step: int) -> None:
-            self.seen.append((name, value, step))
+        def settings(self, values: Any) -> None: ...
 
-        def close(self) -> None:
+        def scalars(self, step: int, values: Any) -> None:
+            self.seen += [(name, value, step) for name, value in values.items()]
+
+        def final(self, step: int, values: Any) -> None: ...
+
+        def close(self, status: str) -> None:
             self.closed += 1
 
-    log, board = RunLog(tmp_path, 0, 9, tensorboard=False, console=Console(quiet=True)), Board()
-    log._board = board
+    board = Board()
+    trackers = Trackers(tmp_path, LogSettings(trackers=()), {})
+    trackers._open["board"] = board
+    log = RunLog(tmp_path, 0, 9, console=Console(quiet=True), trackers=trackers)
     log.scalars(3, {"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "text": "no", "step": 3})  # type: ignore[dict-item]
     assert board.seen == [("a", 1, 3), ("b/c", 2.5, 3), ("b/d/e", 3, 3)]
     log.close()
-    log.close()
+    trackers.close()
+    trackers.close()
     assert board.closed == 1
 
 

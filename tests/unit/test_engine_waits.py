@@ -27,7 +27,7 @@ def trained(folder: Path, *, masked: bool, nan_step: int | None = None) -> Train
         ToyObjective(),
         ToySource(rows=24, nan_step=nan_step),
         OptimSettings(lr=1e-2, weight_decay=0.1, clip_norm=2.0),
-        TrainSettings(steps=6, num_workers=0, tensorboard=False, device="cpu", deterministic=True),
+        TrainSettings(steps=6, num_workers=0, device="cpu", deterministic=True),
         folder,
         console=Console(quiet=True),
     )

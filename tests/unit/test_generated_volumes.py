@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitp.core.errors import ConfigError, DataError
-from vitp.core.extras import need_medical
+from vitp.core.errors import ConfigError
 from vitp.scenes.volume_files import write_dicom_series, write_nifti, write_nnunet
 from vitp.scenes.volumes import TRUNK_CLASSES, TrunkVolume, make_volume
 
@@ -62,8 +61,6 @@ def test_impossible_requests_name_the_way_out() -> None:
         make_volume(0, orientation="RRS")
     with pytest.raises(ConfigError, match="CT or MR"):
         make_volume(0, modality="US")
-    with pytest.raises(DataError, match=r"vitp\[medical\]"):
-        need_medical("no_such_package", "here")
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)

@@ -50,7 +50,6 @@ def config(folder: Path, objective: str, **sections: Any) -> PretrainConfig:
         "train": {
             "steps": 2,
             "num_workers": 0,
-            "tensorboard": False,
             "device": "cpu",
             "must_train": ["vision tower"],
         },

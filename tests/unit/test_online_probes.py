@@ -57,9 +57,7 @@ def train(
         objective,
         dense_batches(source_set.split("train"), 8, 0, size=32),
         OptimSettings(lr=1e-3),
-        TrainSettings(
-            steps=steps, save_every=2, num_workers=0, device="cpu", tensorboard=False, deterministic=True
-        ),
+        TrainSettings(steps=steps, save_every=2, num_workers=0, device="cpu", deterministic=True),
         run_dir,
         hooks=hooks,
         console=QUIET,

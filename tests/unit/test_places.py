@@ -260,7 +260,9 @@ def test_without_the_extra_splits_are_drawn_as_ever_and_it_is_said(
     labelled = read_labels("folders", tmp_path)
     assert labelled.drawn is None and all(item.ground is None for item in labelled.items)
     assert any(line.startswith("splits: ") and "drawn (val=0.1" in line for line in labelled.understood)
-    assert any(f"it needs {missing} to be read" in line for line in labelled.understood)
+    assert any(
+        f"it needs {missing}, which `pip install 'vitp[geo]'` brings" in line for line in labelled.understood
+    )
 
 
 @pytest.mark.parametrize("missing", ["rasterio", "pyproj", "shapely", "pyogrio"])
@@ -272,4 +274,4 @@ def test_vector_labels_without_the_extra_name_it(
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(DataError, match=missing) as caught:
         read_labels("auto", tmp_path)
-    assert "vitp[geo]" in str(caught.value.fix)
+    assert "vitp[geo]" in str(caught.value)

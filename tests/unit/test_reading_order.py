@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 2_500
 """Lines of functions, with signatures and docstrings, that a reader has to go through."""
 
 
+@pytest.mark.slow
 def test_the_page_is_up_to_date_and_the_way_short(tmp_path: Path) -> None:
     """In a process of its own: what an earlier test left in a cache isn't called again."""
     made = tmp_path / "reading.md"

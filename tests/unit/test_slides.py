@@ -132,6 +132,18 @@ def test_ome_zarr_of_both_versions(tmp_path: Path, version: int) -> None:
         assert np.array_equal(pixels.read(), values[0, :, 0, ::2, ::2])
 
 
+@pytest.mark.parametrize("kind", ["ome", "zarr"])
+def test_a_printers_resolution_is_none_and_said(tmp_path: Path, kind: str) -> None:
+    values = np.moveaxis(noise(80, 70, 3, "uint16"), 2, 0)
+    if kind == "ome":
+        path = write_ome(tmp_path / "a.ome.tif", values, "CYX", ("a", "b", "c"), (0.353, "mm"))
+    else:
+        path = write_zarr(tmp_path / "a.zarr", values, "cyx", names=("a", "b", "c"), mpp=353.0)
+    with open_pixels(path) as pixels:
+        assert pixels.spacing is None
+        assert any("says 353 µm a pixel, which no slide has" in note for note in pixels.notes)
+
+
 def test_stacks_and_times_are_named(tmp_path: Path) -> None:
     values = np.moveaxis(noise(80, 70, 6, "uint16"), 2, 0).reshape(2, 3, 70, 80)
     path = write_ome(tmp_path / "z.ome.tif", values, "TZYX")

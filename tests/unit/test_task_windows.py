@@ -68,8 +68,11 @@ def test_windows_of_a_pixelwise_model_change_nothing(
     image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
     wanted = TestSettings(window=window, overlap=overlap, flip=flip)
     views = views_of(height, width, wanted, InputSize())
-    found = class_map(colour_classes, image, None, views, batch, torch.device("cpu"))
-    assert torch.equal(found, colour_classes(image[None])[0].argmax(0).to(torch.uint8))
+    found = class_map(colour_classes, image, None, views, batch, torch.device("cpu"), shares=True)
+    wanted_KHW = colour_classes(image[None])[0]
+    assert torch.equal(found.classes_RW, wanted_KHW.argmax(0).to(torch.uint8))
+    assert found.shares_KRW is not None
+    torch.testing.assert_close(found.shares_KRW, wanted_KHW / wanted_KHW.sum(0), atol=1e-5, rtol=0)
 
 
 def test_overlapping_maps_are_weighted_as_if_they_were_all_kept() -> None:
@@ -89,7 +92,7 @@ def test_overlapping_maps_are_weighted_as_if_they_were_all_kept() -> None:
         large = nn.functional.interpolate(maps[view][None], size, mode="bilinear")[0]
         weights = view_weights(view, (37, 29))
         total[:, y1:y2, x1:x2] += large if weights is None else large * weights
-    assert torch.equal(found, total.argmax(0).to(torch.uint8))
+    assert torch.equal(found.classes_RW, total.argmax(0).to(torch.uint8))
 
 
 def test_only_the_rows_that_can_change_are_kept() -> None:
@@ -403,7 +406,7 @@ def test_staggered_windows_of_a_pixelwise_model_change_nothing(
     wanted = TestSettings(window=24, overlap=overlap, stagger=True)
     views = views_of(height, width, wanted, InputSize(), origin=(x, y), patch=patch)
     found = class_map(colour_classes, image, None, views, 4, torch.device("cpu"))
-    assert torch.equal(found, colour_classes(image[None])[0].argmax(0).to(torch.uint8))
+    assert torch.equal(found.classes_RW, colour_classes(image[None])[0].argmax(0).to(torch.uint8))
 
 
 def test_windows_that_share_too_little_are_not_staggered() -> None:

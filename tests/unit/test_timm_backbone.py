@@ -18,7 +18,7 @@ from vitp.engine.optim import build_optimizer
 from vitp.models.adapter import build_pyramid
 from vitp.models.layer_decay import layer_distances
 from vitp.models.positions import resample_positions
-from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
+from vitp.models.timm_backbone import TimmSettings, TimmStages, timm_backbone
 from vitp.models.vision import VisionTower
 
 
@@ -75,7 +75,7 @@ def test_normalisation_and_size_come_with_the_model():
             architecture="vit_small_patch16_dinov3", arguments=SMALL, image_size=64, mean=(0.5, 0.4, 0.3)
         )
     )
-    assert isinstance(clip, RotaryTower)
+    assert isinstance(clip, VisionTower)
     assert (clip.image_size, clip.mean, clip.patch_size) == ((64, 64), (0.5, 0.4, 0.3), 16)
     eva = timm_backbone(TimmSettings(architecture="eva02_tiny_patch14_224", arguments=SMALL))
     assert eva.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-3)

@@ -333,7 +333,8 @@ def test_bids_sessions_of_a_subject_stay_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "modality"), [("T1w", "MR"), ("FLAIR", "MR"), ("bold", "MR"), ("T2star", "MR"), ("pet", "PT"), ("x", "")]
+    ("word", "modality"),
+    [("T1w", "MR"), ("FLAIR", "MR"), ("bold", "MR"), ("T2star", "MR"), ("pet", "PT"), ("x", "")],
 )
 def test_suffixes_of_bids_name_the_modality(tmp_path: Path, word: str, modality: str) -> None:
     for number in range(3):
@@ -342,9 +343,9 @@ def test_suffixes_of_bids_name_the_modality(tmp_path: Path, word: str, modality:
         nifti(tmp_path / f"derivatives/m/{name}_dseg.nii.gz", labels(number))
     found = read(tmp_path)
     assert {(item.metadata or {}).get("modality", "") for item in found.items} == {modality}
-    assert any(f"modality: {modality}, as the names end with {word.lower()}" in line for line in found.understood) == (
-        modality != ""
-    )
+    assert any(
+        f"modality: {modality}, as the names end with {word.lower()}" in line for line in found.understood
+    ) == (modality != "")
     assert found.channels is not None
     assert (found.channels.channels[0].transform == "volume") == (modality == "MR")
 
@@ -383,7 +384,10 @@ def test_channels_are_called_as_dataset_json_calls_them(tmp_path: Path) -> None:
     for number in range(3):
         nifti(four / f"imagesTr/b_{number}.nii.gz", np.stack([scan(number), scan(9 + number)], -1))
         nifti(four / f"labelsTr/b_{number}.nii.gz", labels(number))
-    told = {"modality": {"0": "FLAIR", "1": "T1w"}, "labels": {"0": "background", "1": "a", "2": "b", "3": "c"}}
+    told = {
+        "modality": {"0": "FLAIR", "1": "T1w"},
+        "labels": {"0": "background", "1": "a", "2": "b", "3": "c"},
+    }
     (four / "dataset.json").write_text(json.dumps(told))
     found = read(four)
     assert found.channels is not None
@@ -460,7 +464,10 @@ def test_layers_of_a_slicer_segmentation_beside_its_image(tmp_path: Path) -> Non
 
 def test_masks_of_nifti_label_series_of_dicom(tmp_path: Path) -> None:
     for number in range(3):
-        for kind, folder in (("a", tmp_path / "a" / f"images/c{number}"), ("b", tmp_path / "b" / f"c{number}/ct")):
+        for kind, folder in (
+            ("a", tmp_path / "a" / f"images/c{number}"),
+            ("b", tmp_path / "b" / f"c{number}/ct"),
+        ):
             volume, _ = _series(folder, number + 1, f"P{number}")
             mask = np.where(volume.labels_IJK == 2, 1, 0).astype(np.uint8)
             place = f"labels/c{number}.nii.gz" if kind == "a" else f"c{number}/mask.nii.gz"

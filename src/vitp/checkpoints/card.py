@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 
 from vitp.checkpoints.description import BackboneDescription, Provenance
+from vitp.checkpoints.origin import PERMISSIVE, licence_words
 from vitp.models.foreign import described_by
+from vitp.models.vision import VisionSettings
 from vitp.records.channels import Channels
 
 
@@ -26,7 +28,7 @@ def model_card(description: BackboneDescription, name: str) -> str:
             *(_head(description, name), _contract(description), _bands(description.vision.channels)),
             _usage(description, name),
         ]
-        parts += [_origin(origin), _learned(origin)]
+        parts += [_start(description.vision), _origin(origin), _learned(origin)]
         if notes := description.extra:
             rows = [
                 (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in notes.items()
@@ -43,7 +45,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _head(d: BackboneDescription, name: str) -> str:
     return (
-        "---\nlibrary_name: timm\ntags:\n- image-feature-extraction\n- timm\n- transformers\n- vitp\n---\n\n"
+        f"---\nlibrary_name: timm\n{_licence_key(d.vision.licence)}tags:\n- image-feature-extraction\n- timm\n"
+        "- transformers\n- vitp\n---\n\n"
         f"# {name}\n\n"
         f"A Vision Transformer ({d.vision.architecture}, {d.parameters / 1e6:.1f} M parameters, {d.layers} layers of "
         f"width {d.width}) exported by vitp {d.vitp_version} on {d.created}. Only the backbone: no head, no "
@@ -55,6 +58,39 @@ _POSITIONS = {
     "antialiased": "bicubic with antialiasing, as timm does",
     "bicubic": "bicubic without antialiasing, as InternVL does; timm's own loader takes antialiasing",
 }
+
+
+def _licence_key(licence: str) -> str:
+    """Return the licence as the head of a card on the hub states it."""
+    if not licence:
+        return ""
+    known = licence.lower() in PERMISSIVE
+    return (
+        f"license: {licence.lower()}\n" if known else f"license: other\nlicense_name: {json.dumps(licence)}\n"
+    )
+
+
+def _start(vision: VisionSettings) -> str:
+    """Return which published weights the tower goes back to, and their licence; nothing where none are known."""
+    if not vision.weights_of:
+        return ""
+    said = licence_words(vision)
+    return "\n\n".join(
+        filter(
+            None,
+            (
+                "## Weights that it goes back to",
+                f"`{vision.weights_of}`, licence: {vision.licence or 'not stated'}.",
+                f"{said[0].upper()}{said[1:]}." if said else "",
+            ),
+        )
+    )
+
+
+def _positions(d: BackboneDescription) -> str:
+    table = _POSITIONS[d.vision.positions] if "pos_embed" in d.tensors else ""
+    rotary = "" if table and not d.rotary else "rotary: computed for each size, nothing is resampled"
+    return "; table: ".join(filter(None, (rotary, table)))
 
 
 def _contract(d: BackboneDescription) -> str:
@@ -71,7 +107,7 @@ def _contract(d: BackboneDescription) -> str:
         ("Std", std),
         ("Patch", f"{d.patch_size} px"),
         ("Grid", f"{d.grid} × {d.grid} patch tokens"),
-        ("Positions at other sizes", _POSITIONS[d.vision.positions]),
+        ("Positions at other sizes", _positions(d)),
         ("Tokens before the patches", str(d.prefix_tokens)),
         ("SHA-256 of the weights", f"`{d.sha256}`"),
     ]

@@ -30,6 +30,7 @@ from vitp.checkpoints.description import (
     vlm_of_config,
 )
 from vitp.checkpoints.layouts import LayoutName, Renamed
+from vitp.checkpoints.origin import origin_of
 from vitp.checkpoints.published import (
     from_hf_config,
     from_original_config,
@@ -40,15 +41,16 @@ from vitp.checkpoints.published import (
 )
 from vitp.checkpoints.state_dicts import convert_state, find_backbone, timm_config_of
 from vitp.checkpoints.tensors import Wanted, everything, read_tensors, read_weights, weights_file
+from vitp.checkpoints.transformers_vits import is_transformers_vit, transformers_names, transformers_vit
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, did_you_mean
 from vitp.data.chat import TEMPLATES
 from vitp.models.foreign import described_by
-from vitp.models.inflation import with_channels
+from vitp.models.inflation import unnamed_channels, with_channels
 from vitp.models.positions import PositionMethod
 from vitp.models.resample import KERNEL
-from vitp.models.timm_backbone import TimmSettings
-from vitp.models.vision import VisionSettings, VisionTower
+from vitp.models.timm_backbone import TimmSettings, plain_settings
+from vitp.models.vision import VisionSettings
 from vitp.models.vlm import VLMSettings
 from vitp.records.channels import Channels
 
@@ -177,7 +179,11 @@ def read_checkpoint(
     if vision_only:
         found = found.vision_only()
     found = _for_channels(found, hints)
-    wanted = {"image_size": hints.image_size, "positions": hints.positions}
+    wanted: dict[str, Any] = {"image_size": hints.image_size, "positions": hints.positions}
+    if found.layout != "vitp":
+        folder = path if path.is_dir() else None
+        stated = read_config(path) if path.is_dir() else {}
+        wanted |= origin_of(str(source), folder, stated, hints.architecture or stated.get("architecture"))
     vision = found.vision.model_copy(update={key: v for key, v in wanted.items() if v is not None})
     vlm = None if found.vlm is None else found.vlm.model_copy(update={"vision": vision})
     return replace(found, vision=vision, vlm=vlm)
@@ -233,15 +239,35 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     if kind in ("internvl_chat", "internvl", "intern_vit_6b", "internvl_vision"):
         return _read_internvl(folder, source, config, hints, vision_only)
     if "architecture" in config or hints.architecture is not None:
-        return _read_timm(
-            weights_file(folder), source, timm_config_of(config, hints.architecture, hints.arguments)
-        )
+        timm_config = timm_config_of(config, hints.architecture, hints.arguments)
+        return _read_timm(weights_file(folder), source, timm_config)
+    if is_transformers_vit(config, where=str(folder / CONFIG)):
+        return _read_transformers(folder, source, config)
     if not config:
         return _read_file(weights_file(folder), source, hints)
     raise CheckpointError(
-        f"is no configuration of a vitp model, an InternVL model or a timm ViT (model type {kind or 'not stated'})",
+        "is no configuration of a vitp model, an InternVL model, a ViT of timm, or a DINO or SigLIP of transformers "
+        f"(model type {kind or 'not stated'})",
         where=str(folder / CONFIG),
         fix="name its timm architecture, or convert it to one of these layouts",
+    )
+
+
+def _read_transformers(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoint:
+    """Read the vision tower of a DINOv2, DINOv3, SigLIP or SigLIP 2 in transformers' layout."""
+    file, described = weights_file(folder), transformers_vit(config, where=str(folder / CONFIG))
+    if (folder / "preprocessor_config.json").is_file():
+        described["mean"], described["std"] = normalisation(folder)
+    count = described["arguments"].pop("in_chans", 3)
+    settings = TimmSettings(**described, channels=unnamed_channels(count))
+    renamed = transformers_names(read_tensors(file), config)
+    found = _read_timm(file, source, settings, renamed.weights)
+    return replace(
+        found,
+        path=folder,
+        layout="hf",
+        unexpected=tuple(renamed.unexpected),
+        ignored=(*renamed.ignored, *found.ignored),
     )
 
 
@@ -260,9 +286,13 @@ def _read_export(folder: Path, source: str) -> Checkpoint:
 def _read_task(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoint:
     """Read the vision tower of a finetuned model; what its neck and head learned stays behind."""
     backbone = config["backbone"]
-    if backbone["kind"] != "vision":
+    if backbone["kind"] == "vision":
+        vision: VisionSettings | None = VisionSettings.model_validate(backbone["config"])
+    else:  # of rotary ViTs, too, in earlier versions
+        vision = plain_settings(TimmSettings.model_validate(backbone["config"]))
+    if vision is None:
         raise CheckpointError(
-            f"is finetuned from a {backbone['config']['architecture']}, which is no ViT with learned positions",
+            f"is finetuned from a {backbone['config']['architecture']}, which is no plain ViT",
             where=source,
             fix="name a model with a plain ViT; `vitp predict` and `vitp eval` use this one",
         )
@@ -271,9 +301,7 @@ def _read_task(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoi
     # The head may hold the tower inside of its neck, and under two names: the first one is stored.
     prefix = next((name.removesuffix(mark) for name in weights if name.endswith(mark)), "")
     own = layouts.part_of(weights, prefix + "model.")
-    return Checkpoint(
-        source, folder, "vitp", VisionSettings.model_validate(backbone["config"]), layouts.from_timm(own)
-    )
+    return Checkpoint(source, folder, "vitp", vision, layouts.from_timm(own))
 
 
 def _read_internvl(
@@ -302,7 +330,7 @@ def _read_internvl(
     if (bands := (config.get(EXTRA) or {}).get("channels")) is not None:
         vision = with_channels(vision, Channels.model_validate(bands))
     if whole:
-        _check_projector(config, where)
+        layouts.check_projector(config, where)
         language_config(language or {}, where=where)  # its refusal is clearer than what the weights would say
     wanted = _of_the_tower(prefix) if vision_only and not alone else everything
     renamed = from_names(read_tensors(weights_file(folder), wanted))
@@ -317,27 +345,6 @@ def _with_names(found: Checkpoint, renamed: Renamed) -> Checkpoint:
         unexpected=tuple(renamed.unexpected),
         ignored=tuple(renamed.ignored),
     )
-
-
-def _check_projector(config: Mapping[str, Any], where: str) -> None:
-    """Refuse what lies between vision tower and language model in another way than in vitp."""
-    if config["model_type"] == "internvl_chat":
-        if (order := config.get("ps_version", "v1")) != "v2":
-            raise CheckpointError(
-                f"folds patches in the order {order} of InternVL's first releases",
-                where=where,
-                fix="use InternVL2.5 or InternVL3, which have v2",
-            )
-        if (layer := config.get("select_layer", -1)) != -1:
-            raise CheckpointError(f"takes layer {layer} of the ViT, vitp takes the last", where=where)
-        return
-    for key, value in {
-        "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "default",
-        "projector_hidden_act": "gelu",
-    }.items():
-        if config.get(key, value) != value:
-            raise CheckpointError(f"says {key} {config[key]}, vitp has {value}", where=where)
 
 
 def _whole(
@@ -421,22 +428,18 @@ def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
     return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
-def _read_timm(path: Path, source: str, config: TimmSettings) -> Checkpoint:
-    """Read a ViT with learned positions under timm's names, or those of a publication that timm converts."""
-    converted = convert_state(read_weights(path), config, where=str(path))
-    if not isinstance(converted.model, VisionTower):
-        raise CheckpointError(
-            f"is a {config.architecture}, whose positions are rotary: vision-language models and exports "
-            "take ViTs with learned positions",
-            where=source,
-            fix=f'finetune it with backbone.init "timm:{config.architecture}" and backbone.weights',
-        )
+def _read_timm(
+    path: Path, source: str, config: TimmSettings, state: Mapping[str, Tensor] | None = None
+) -> Checkpoint:
+    """Read a plain ViT under timm's names, or those of a publication that timm converts; `state` is read already."""
+    converted = convert_state(state or read_weights(path), config, where=str(path))
     return Checkpoint(
         source,
         path,
         "timm",
-        converted.model.config,
+        converted.vision,
         layouts.from_timm(converted.weights),
         ignored=converted.ignored,
+        notes=converted.notes,
         resampled={f"model.{name}": change for name, change in converted.resampled.items()},
     )

@@ -22,6 +22,7 @@ from vitp.checkpoints.checkpoint import Checkpoint, Hints, provenance_of, read_c
 from vitp.checkpoints.export import check_target, write_backbone
 from vitp.checkpoints.layouts import LayoutName
 from vitp.checkpoints.loading import build_tower, build_vlm, chat_of
+from vitp.checkpoints.origin import warn_of_licence
 from vitp.checkpoints.tensors import MAX_SHARD
 from vitp.checkpoints.verify import Check, VerifyReport, largest_differences, verify_export
 from vitp.checkpoints.writing import image_token_id, write_hf, write_original, write_vlm
@@ -100,6 +101,7 @@ def convert_model(
                 f'there is no type "{dtype}"', where="--dtype", fix=f"choose one of {', '.join(_DTYPES)}"
             )
         checkpoint = checkpoint.cast(_DTYPES[dtype])
+    warn_of_licence(checkpoint.vision)
     # Towers in timm's layout, and on their own in ours, are exports: always float32.
     exported = checkpoint.vlm is None and to in ("timm", "vitp")
     reference = _Reference(checkpoint)

@@ -185,6 +185,8 @@ class BackboneDescription(SettingsModel):
     """Patches on a side of the image."""
     prefix_tokens: int = Field(ge=0, le=65_536)
     """Tokens before those of the patches ([CLS], registers)."""
+    rotary: bool = False
+    """Whether queries and keys are turned by their places."""
     width: int = Field(ge=1, le=1 << 20)
     """Channels of a token."""
     layers: int = Field(ge=1, le=65_536)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from vitp.checkpoints.card import model_card
@@ -37,6 +38,7 @@ from vitp.checkpoints.description import (
     tensor_digests,
 )
 from vitp.checkpoints.loading import load_backbone
+from vitp.checkpoints.origin import warn_of_licence
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.errors import CheckpointError
 from vitp.core.files import atomic_dir, write_json, write_text
@@ -89,6 +91,7 @@ def export_backbone(
     out = Path(out)
     check_target(out, overwrite)
     tower, provenance = load_backbone(source), provenance_of(source)
+    warn_of_licence(tower.config)
     with atomic_dir(out) as temporary:
         name = out.resolve().name
         description = write_backbone(temporary, tower, provenance, extra=extra_card, name=name)
@@ -142,6 +145,7 @@ def write_backbone(
         patch_size=tower.patch_size,
         grid=tower.grid,
         prefix_tokens=tower.model.num_prefix_tokens,
+        rotary=getattr(tower.model, "rope", None) is not None,
         width=tower.width,
         layers=tower.num_layers,
         parameters=sum(t.numel() for t in weights.values()),
@@ -185,7 +189,7 @@ def timm_config(tower: VisionTower) -> dict[str, Any]:
     if isinstance(tower.model.fc_norm, nn.Identity):
         # Else timm would look for the final norm behind the pooling as soon as a user asks for
         # global_pool="avg", and the weights would no longer fit.
-        arguments.setdefault("fc_norm", False)
+        arguments.setdefault("use_fc_norm" if isinstance(tower.model, Eva) else "fc_norm", False)
     bands: dict[str, Any] = {}
     if channels is not None:
         arguments["in_chans"] = len(channels)

@@ -21,11 +21,13 @@ from vitp.checkpoints.checkpoint import Hints, provenance_of, read_checkpoint
 from vitp.checkpoints.convert import convert_model
 from vitp.checkpoints.description import GRAPH_DESCRIPTION, content_hash, tensor_digests
 from vitp.checkpoints.export import ExportResult, check_target, export_backbone
-from vitp.checkpoints.graphs import GraphKind, need_onnx, write_graph
+from vitp.checkpoints.graphs import GraphKind, write_graph
 from vitp.checkpoints.layouts import LayoutName
 from vitp.checkpoints.loading import load_backbone
+from vitp.checkpoints.origin import warn_of_licence
 from vitp.checkpoints.verify import Check, VerifyReport, largest_differences, verify_export
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.extras import need
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.sealed import write_sums
 from vitp.core.version import __version__
@@ -142,9 +144,10 @@ def export_graph(
     """
     out = Path(out)
     if kind == "onnx":
-        need_onnx()
+        need("onnx", "onnx", "--format onnx", ConfigError)
     check_target(out, overwrite)
     tower = load_backbone(source, image_size=image_size)
+    warn_of_licence(tower.config)
     module = PixelsToFeatures(tower.float()).eval()
     with atomic_dir(out) as temporary:
         file = temporary / _GRAPHS[kind]

@@ -16,26 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitp.core.errors import ConfigError
+from vitp.core.extras import need
 
 GraphKind = Literal["onnx", "torch-export"]
 OPSET = 18
 
 _MOST_IMAGES = 4096
-
-
-def need_onnx(*packages: str) -> None:
-    """Do nothing where packages that ONNX needs are installed.
-
-    Raises:
-        ConfigError: They aren't.
-    """
-    if any(importlib.util.find_spec(name) is None for name in packages or ("onnx",)):
-        raise ConfigError(
-            "ONNX needs the packages onnx and onnxruntime",
-            where="--format onnx",
-            fix='install them with: pip install "vitp[onnx]"',
-        )
 
 
 def write_graph(
@@ -89,8 +75,7 @@ def _quiet() -> Any:
 
 def add_metadata(path: Path, texts: Mapping[str, str]) -> None:
     """Write texts into an ONNX file by their names."""
-    import onnx
-
+    onnx = need("onnx", "onnx", str(path))
     model = onnx.load(path)
     kept = {entry.key: entry.value for entry in model.metadata_props} | dict(texts)
     onnx.helper.set_model_props(model, kept)

@@ -17,7 +17,7 @@ from vitp.core.remote import HUB_SCHEME, VARIABLE, allowed_schemes
 HUB_PREFIX = "hf-hub:"
 """Says that a name is of the hub even when a folder of that name is here."""
 
-PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model")
+PATTERNS = ("README.md", "*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.jinja", "*.model")
 """What is fetched of a repository: weights and descriptions, never code."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -267,3 +267,28 @@ def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the weights whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
+
+
+def check_projector(config: Mapping[str, Any], where: str) -> None:
+    """Do nothing where an InternVL's projector lies between tower and language model as vitp's does.
+
+    Raises:
+        CheckpointError: It folds patches in another order, takes another layer or has another activation.
+    """
+    if config["model_type"] == "internvl_chat":
+        if (order := config.get("ps_version", "v1")) != "v2":
+            raise CheckpointError(
+                f"folds patches in the order {order} of InternVL's first releases",
+                where=where,
+                fix="use InternVL2.5 or InternVL3, which have v2",
+            )
+        if (layer := config.get("select_layer", -1)) != -1:
+            raise CheckpointError(f"takes layer {layer} of the ViT, vitp takes the last", where=where)
+        return
+    for key, value in {
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+    }.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"says {key} {config[key]}, vitp has {value}", where=where)

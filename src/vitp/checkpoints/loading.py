@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from vitp.checkpoints import hub, layouts
 from vitp.checkpoints.bands import fit_first_layers, wanted_channels
 from vitp.checkpoints.checkpoint import Checkpoint, Hints, read_checkpoint
 from vitp.checkpoints.description import CONFIG, own_folder, read_config
+from vitp.checkpoints.origin import origin_of
 from vitp.checkpoints.state_dicts import convert_state, timm_config_of
 from vitp.checkpoints.tensors import INDEX, WEIGHTS, holds_weights, read_weights, weights_file
 from vitp.core.errors import CheckpointError
@@ -27,7 +28,6 @@ from vitp.data.chat import ChatTokenizer
 from vitp.models.backbone import Backbone
 from vitp.models.foreign import described_by
 from vitp.models.inflation import with_channels
-from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod
 from vitp.models.resample import KERNEL, POSITIONS, fit_weights
 from vitp.models.timm_backbone import TimmSettings, timm_backbone
@@ -51,33 +51,6 @@ class LoadedVLM:
     report: WeightsReport | None = None
 
 
-@overload
-def load_backbone(
-    source: str | Path,
-    *,
-    heads: int | None = None,
-    image_size: int | None = None,
-    positions: PositionMethod | None = None,
-    channels: Channels | None = None,
-    data: Channels | None = None,
-    revision: str | None = None,
-) -> VisionTower: ...
-
-
-@overload
-def load_backbone(
-    source: str | Path,
-    *,
-    architecture: str,
-    arguments: Mapping[str, Any] | None = None,
-    image_size: int | None = None,
-    positions: PositionMethod | None = None,
-    channels: Channels | None = None,
-    data: Channels | None = None,
-    revision: str | None = None,
-) -> PlainViT: ...
-
-
 def load_backbone(
     source: str | Path,
     *,
@@ -89,7 +62,7 @@ def load_backbone(
     channels: Channels | None = None,
     data: Channels | None = None,
     revision: str | None = None,
-) -> PlainViT:
+) -> VisionTower:
     """Return a vision tower in eval mode; the language model beside it isn't read.
 
     Names and shapes must fit; `open_tower` returns the report of names, too.
@@ -99,8 +72,7 @@ def load_backbone(
             (its `model/`), or "starter" for the ViT of the model that comes with the package. Also what others
             publish: a folder in InternVL's original layout, transformers' or timm's, a weights file such as a
             released ViTP backbone, or an id of the hub.
-        architecture: timm's name, for a file under timm's names or those of a publication that timm knows; the
-            tower may then be a rotary one (DINOv3).
+        architecture: timm's name, for a file under timm's names or those of a publication that timm knows.
         arguments: What `timm.create_model` gets beside the architecture.
         heads: Attention heads of an InternViT that comes without a configuration; None: heads of 64 channels.
         image_size: Side in pixels that the tower is wanted for; positions are resampled. None: as trained.
@@ -142,13 +114,13 @@ def open_tower(
     drop_path: float = 0.0,
     revision: str | None = None,
     strict: bool = True,
-) -> tuple[PlainViT, WeightsReport]:
+) -> tuple[VisionTower, WeightsReport]:
     """Return a vision tower in eval mode, and what became of every name.
 
     Args:
         source: As `load_backbone` takes it.
         hints: What the file doesn't say about itself. With an architecture the file is taken for timm's or a
-            publication's, and the tower may be a rotary one.
+            publication's, and timm resamples what doesn't fit.
         drop_path: Stochastic depth rate of the last block.
         revision: Of the hub's repository.
         strict: Refuse anything missing, unexpected or of another shape.
@@ -169,12 +141,13 @@ def open_tower(
         config = timm_config_of(known, hints.architecture, hints.arguments)
     wanted = wanted_channels(config.channels, hints.channels, hints.data, where=str(source))
     config, trained = with_channels(config, wanted), config.channels
-    config = config.model_copy(update={"image_size": hints.image_size or config.image_size})
+    origin = origin_of(str(source), path if path.is_dir() else None, stated, config.architecture)
+    config = config.model_copy(update={"image_size": hints.image_size or config.image_size, **origin})
     file = weights_file(path) if path.is_dir() else path
     backbone, report = open_timm(
         config, file, source=str(source), drop_path=drop_path, strict=strict, plain=True, trained=trained
     )
-    assert isinstance(backbone, PlainViT)
+    assert isinstance(backbone, VisionTower)
     return backbone, report
 
 
@@ -207,7 +180,7 @@ def open_timm(
     notes = fit_first_layers(
         converted.weights, converted.model.model, trained, config.channels, source=source or str(file)
     )
-    backbone = timm_backbone(config, drop_path=drop_path)
+    backbone = timm_backbone(converted.config, drop_path=drop_path)
     report = load_weights(
         cast(nn.Module, backbone.model),
         converted.weights,
@@ -215,7 +188,7 @@ def open_timm(
         layout="timm",
         resampled=converted.resampled,
         ignored=converted.ignored,
-        notes=notes,
+        notes=(*converted.notes, *notes),
         strict=strict,
         fix="name the architecture that the weights are of",
     )
@@ -292,7 +265,7 @@ def random_backbone(like: VisionTower, seed: int) -> VisionTower:
     """Return an untrained tower of the same architecture: the baseline that learning is measured against."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VisionTower(like.config).eval()
+        return VisionTower(like.config.model_copy(update={"weights_of": "", "licence": ""})).eval()
 
 
 def vlm_folder(source: str | Path) -> Path:
@@ -338,7 +311,8 @@ def load_vlm(
         drop_path: Stochastic depth rate of the vision tower while training.
         template: Chat template of a published model that names another; None: as it says.
         image_size: Side of a tile in pixels, positions resampled; None: as it says.
-        channels, data: Bands that its vision tower is wanted for; see `load_backbone`.
+        channels: Bands that its vision tower is wanted for; see `load_backbone`.
+        data: Bands of the data that it is wanted for; see `load_backbone`.
         revision: Branch, tag or commit, for the hub.
         strict: Refuse anything missing, unexpected or of another shape.
 

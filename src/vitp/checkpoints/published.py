@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from timm.models.eva import Eva
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -150,11 +151,13 @@ def sizes_of(tower: VisionTower, *, where: str) -> dict[str, Any]:
             where=where,
             fix="write it as timm, which takes any number",
         )
+    if isinstance(model, Eva):  # whose blocks are other ones altogether: nothing else is asked of them
+        raise _unlike("learned positions and no rotary ones", tower, where)
     wanted = {
+        "learned positions": model.pos_embed is not None,
         "a [CLS] token with a position and no registers": model.num_prefix_tokens == 1
         and model.cls_token is not None
         and not model.no_embed_class,
-        "learned positions": model.pos_embed is not None,
         "no norm before the blocks": not any(True for _ in model.norm_pre.parameters()),
         "no norms of queries and keys": not any(True for _ in block.attn.q_norm.parameters()),
         "layer norms with epsilon 1e-06": getattr(block.norm1, "eps", None) == 1e-6
@@ -164,11 +167,7 @@ def sizes_of(tower: VisionTower, *, where: str) -> dict[str, Any]:
         "biases in every linear layer": block.mlp.fc1.bias is not None and block.attn.proj.bias is not None,
     }
     if lacking := [text for text, fits in wanted.items() if not fits]:
-        raise CheckpointError(
-            f"InternVL's ViT has {lacking[0]}, unlike this one ({tower.config.architecture})",
-            where=where,
-            fix="export it as timm, which has every ViT",
-        )
+        raise _unlike(lacking[0], tower, where)
     return {
         "width": tower.width,
         "layers": tower.num_layers,
@@ -179,6 +178,14 @@ def sizes_of(tower: VisionTower, *, where: str) -> dict[str, Any]:
         "qkv_bias": block.attn.qkv.bias is not None,
         "final_norm": any(True for _ in model.norm.parameters()),
     }
+
+
+def _unlike(part: str, tower: VisionTower, where: str) -> CheckpointError:
+    return CheckpointError(
+        f"InternVL's ViT has {part}, unlike this one ({tower.config.architecture})",
+        where=where,
+        fix="export it as timm, which has every ViT",
+    )
 
 
 def _stated_sizes(sizes: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -14,14 +14,15 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from vitp.checkpoints.description import EXTRA
 from vitp.core.errors import CheckpointError
 from vitp.models.backbone import Backbone
 from vitp.models.inflation import unnamed_channels
-from vitp.models.plain_vit import PlainViT
 from vitp.models.timm_backbone import CLASSIFIERS, TimmSettings, timm_backbone
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.channels import Channels
 
 _CONTAINERS = (
@@ -119,16 +120,26 @@ class TimmWeights:
     """Tensors of a file as timm's model of an architecture has them.
 
     Attributes:
-        model: The architecture without numbers.
+        config: The model.
+        model: It without numbers.
         weights: timm's name → tensor, position table and patch kernel at the model's sizes.
         resampled: Name → change of shape.
         ignored: Names that were left out.
+        notes: Other remarks for the report.
     """
 
+    config: TimmSettings
     model: Backbone
     weights: dict[str, Tensor]
     resampled: dict[str, str]
     ignored: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def vision(self) -> VisionSettings:
+        """Settings of the model, which is a plain ViT."""
+        assert isinstance(self.model, VisionTower)
+        return self.model.config
 
 
 def timm_config_of(
@@ -146,6 +157,7 @@ def timm_config_of(
     size = stated.get("img_size") or (published.get("input_size") or [None])[-1]
     # What a backbone sets by itself.
     own = ("num_classes", "global_pool", "img_size", "dynamic_img_size", "fc_norm", "pretrained", "in_chans")
+    own += ("use_fc_norm",)
     bands = (config.get(EXTRA) or {}).get("channels")
     return TimmSettings(
         architecture=architecture or config["architecture"],
@@ -177,7 +189,7 @@ def convert_state(
     """
     with torch.device("meta"):
         backbone = timm_backbone(config)
-    if plain and not isinstance(backbone, PlainViT):
+    if plain and not isinstance(backbone, VisionTower):
         raise CheckpointError(
             f"{config.architecture} is no plain Vision Transformer",
             where=where,
@@ -193,7 +205,13 @@ def convert_state(
         prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
         before = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     after = _through_timm(before, model, config.architecture, where)
-    own = model.state_dict()
+    own, notes = model.state_dict(), ()
+    if "norm.weight" in own and "norm.weight" not in after and "fc_norm.weight" in after:
+        # The norm stands behind timm's pooling: its features are the tokens before it.
+        config, notes = _without_norm(config, model), ("its norm stands behind the pooling and is left out",)
+        with torch.device("meta"):
+            backbone = timm_backbone(config)
+        own = cast(nn.Module, backbone.model).state_dict()
     kept = {name: t for name, t in after.items() if name in own or not name.startswith(CLASSIFIERS)}
     resampled = {
         name: f"{tuple(before[name].shape)} → {tuple(tensor.shape)}"
@@ -204,7 +222,16 @@ def convert_state(
         and "register_tokens" not in before
     }
     dropped = [name for name in after if name not in kept]
-    return TimmWeights(backbone, kept, resampled, (*(found.ignored if found else ()), *dropped))
+    return TimmWeights(
+        config, backbone, kept, resampled, (*(found.ignored if found else ()), *dropped), notes
+    )
+
+
+def _without_norm(config: TimmSettings, model: nn.Module) -> TimmSettings:
+    names = (
+        ("use_post_transformer_norm", "use_fc_norm") if isinstance(model, Eva) else ("final_norm", "fc_norm")
+    )
+    return config.model_copy(update={"arguments": config.arguments | dict.fromkeys(names, False)})
 
 
 def _through_timm(weights: Mapping[str, Any], model: nn.Module, name: str, where: str) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 from timm.data.config import resolve_model_data_config
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from vitp.checkpoints.bands import check_kernel
@@ -34,7 +33,7 @@ from vitp.core.sealed import check_sums
 from vitp.core.tensors import first_of, load_weights
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.foreign import described_by, numbers_of
-from vitp.models.vision import VisionTower
+from vitp.models.vision import VisionTower, check_plain
 from vitp.records.channels import Channels
 
 
@@ -195,11 +194,11 @@ class _Verifier:
             check_architecture(values["architecture"], where="architecture")
             check_timm_arguments(values.get("model_args", {}), where="model_args")
         try:
-            model = timm.create_model(f"local-dir:{self.folder}", pretrained=True).eval()
+            model: Any = timm.create_model(f"local-dir:{self.folder}", pretrained=True).eval()
         except Exception as error:  # whatever a description that is odd makes timm and torch raise
             raise CheckpointError(f"timm can't load it ({error})") from error
-        if not isinstance(model, VisionTransformer):
-            raise CheckpointError(f"timm makes a {type(model).__name__} of it")
+        with described_by(path):
+            check_plain(model, values["architecture"])
         resolve: Any = resolve_model_data_config
         data = resolve(model)
         with described_by(path):

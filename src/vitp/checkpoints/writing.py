@@ -235,6 +235,7 @@ def _write(
     """Write configuration, weights and the files beside them."""
     extra: dict[str, Any] = {} if checkpoint.vlm is None else {"template": checkpoint.vlm.template}
     vision = checkpoint.vision
+    extra |= {key: told for key in ("weights_of", "licence") if (told := getattr(vision, key))}
     if vision.channels is not None:
         extra["channels"] = vision.channels.model_dump(mode="json")
     write_json(folder / CONFIG, config | {EXTRA: extra})

@@ -1,4 +1,4 @@
-"""`vitp study`: the studies of the paper."""
+"""`vitp study`, `vitp tune`: many runs, for an answer or for settings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from vitp.cli.options import Override
-from vitp.cli.output import make_console
+from vitp.cli.options import LABELLED, Override, Seed, Steps, overrides_of
+from vitp.cli.output import make_console, print_table
 from vitp.cli.panels import TRAIN
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
+    """Add the commands of this file."""
     app.command("study", rich_help_panel=TRAIN)(study_command)
+    app.command("tune", rich_help_panel=TRAIN)(tune_command)
 
 
 def study_command(
@@ -65,3 +66,64 @@ def study_command(
     order = StudyOrder(name, scale, out, data, quick, overrides, label=label, minutes=minutes, only_plan=plan)
     if not run_study(order, make_console()).complete and not plan:
         raise typer.Exit(1)
+
+
+def tune_command(
+    what: Annotated[
+        str, typer.Argument(help='YAML file of a run, or a task of `vitp finetune`, or "pretrain".')
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of the search; an earlier one goes on there.")
+    ] = Path("runs/tune"),
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help=f"{LABELLED} Repeatable for pretraining.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--init", "--backbone", help="Model or backbone that each trial starts from."),
+    ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            "--probe", help="Pretraining: labelled folder of `vitp data compile` that scores the trials."
+        ),
+    ] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(
+            "--space", help="YAML file: a line with low and high, or choices, for each key to tune."
+        ),
+    ] = None,
+    steps: Steps = None,
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, max=1_000_000, help="Trials in all, earlier ones included.")
+    ] = 20,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", min=0, max=1e7, help="Start no new trial after so many minutes."),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune/--no-prune", help="End trials early that do worse than the others.")
+    ] = True,
+    seed: Seed = 0,
+    override: Override = None,
+) -> None:
+    """Search for the settings of a run: learning rate, layer decay, weight decay, VRL's ratio, shares of sets.
+
+    Each trial is a short run, scored on validation images (or by probes of the frozen features on them); the test is
+    never looked at. The same command goes on where it was killed, and several of them share the trials of one folder.
+    """
+    from vitp.studies.space import default_space, read_space, tuned_config
+    from vitp.studies.tuning import TuneOrder, tune, write_best
+    from vitp.studies.tuning_page import table_of, write_page
+
+    config = tuned_config(what, data, start, probe, overrides_of({"train.steps": steps}, override))
+    ranges = default_space(config) if space is None else read_space(space)
+    console = make_console()
+    order = TuneOrder(config, ranges, out, trials, minutes, seed, prune)
+    tuned = tune(order, console)
+    best = write_best(tuned, order)
+    print_table(*table_of(tuned), f"the best trials of {len(tuned.rows)} (score in percent)", left=2)
+    console.print(f"page: {write_page(tuned, order)}")
+    if best is not None:
+        console.print(f"best settings: {best}")

@@ -5,23 +5,28 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from vitp.core.errors import DataError
+from vitp.core.errors import DataError, VitpError
 
 
-def need_medical(module: str, where: str) -> Any:
-    """Return a module of the extra `medical`.
+def need(extra: str, module: str, where: str, error: type[VitpError] = DataError) -> Any:
+    """Return a module of an optional package.
 
     Args:
-        module: `pydicom`, `nibabel`, `SimpleITK`, `highdicom`, `tiffslide`, …
-        where: File or setting that needs it.
+        extra: The extra of this project that brings the package: `geo`, `medical`, `onnx`, …
+        module: Module to import: `rasterio`, `pydicom.uid`, …
+        where: File, option or setting that needs it.
+        error: What is raised: `ConfigError` where a setting asks for the package, `DataError` where a file does.
 
     Raises:
-        DataError: It isn't installed.
+        VitpError: It isn't installed, or can't be imported.
     """
     try:
         return import_module(module)
-    except ImportError as error:
+    except ImportError as failure:
+        package = module.split(".")[0]
         # In `what`, because where a file is left out for it, the finding holds this alone.
-        what = f"needs {module.split('.')[0]}, which `pip install 'vitp[medical]'` brings"
-        fix = "install it"
-        raise DataError(what, where=where, fix=fix) from error
+        what = f"needs {package}, which `pip install 'vitp[{extra}]'` brings"
+        lacking = isinstance(failure, ModuleNotFoundError) and (failure.name or "").split(".")[0] == package
+        # A package can be there and fail: it lacks a library of the system, or is of another release.
+        fix = "install it" if lacking else f"repair the installed one ({failure})"
+        raise error(what, where=where, fix=fix) from failure

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from rich.markup import escape
@@ -22,6 +22,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vitp.core import sealed
 from vitp.core.errors import CheckpointError
 from vitp.core.reading import check_file
+
+Held = TypeVar("Held")
 
 _DTYPES = {
     torch.float64: "F64",
@@ -141,6 +143,15 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
         seen.add(place)
         state[name] = tensor.detach()
     return state
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Return one SHA-256 of a module's weights, by which files name the model that made them."""
+    digest = hashlib.sha256()
+    for name, tensor in unique_state(module).items():
+        digest.update(name.encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 def like(value: Tensor, target: Tensor) -> Tensor:
@@ -285,10 +296,10 @@ def load_weights(
     return report
 
 
-def present(tensor: Tensor | None) -> Tensor:
-    """Return a tensor of an optional field that is known to be there."""
-    assert tensor is not None
-    return tensor
+def present(value: Held | None) -> Held:
+    """Return what an optional field holds, a tensor for one, that is known to be there."""
+    assert value is not None
+    return value
 
 
 _BUFFER = "_buffer"

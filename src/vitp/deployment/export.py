@@ -25,8 +25,9 @@ import torch
 
 from vitp.checkpoints.description import GRAPH_DESCRIPTION, content_hash, tensor_digests
 from vitp.checkpoints.export import check_target
-from vitp.checkpoints.graphs import GraphKind, add_metadata, need_onnx, write_graph
+from vitp.checkpoints.graphs import GraphKind, add_metadata, write_graph
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
+from vitp.core.extras import need
 from vitp.core.files import atomic_dir, write_json, write_text
 from vitp.core.sealed import write_sums
 from vitp.core.tensors import unique_state
@@ -173,7 +174,8 @@ class _Work:
 
 def _check_options(options: GraphOptions) -> None:
     if options.kind == "onnx":
-        need_onnx("onnx", "onnxruntime", "onnxscript")
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            need("onnx", package, "--format onnx", ConfigError)
     elif options.int8:
         raise ConfigError("8 bits are written as ONNX", where="--int8", fix="choose --format onnx")
 

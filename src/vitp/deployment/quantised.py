@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vitp.checkpoints.graphs import need_onnx
+from vitp.core.errors import ConfigError
+from vitp.core.extras import need
 
 
 @contextmanager
@@ -55,19 +56,18 @@ def quantise_graph(path: Path, target: Path, inputs: Iterable[np.ndarray]) -> No
     Raises:
         ConfigError: onnxruntime isn't installed.
     """
-    need_onnx("onnx", "onnxruntime")
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
+    need("onnx", "onnx", "--int8", ConfigError)
+    ort = need("onnx", "onnxruntime.quantization", "--int8", ConfigError)
     reader: Any = _Images(inputs)
     with _quiet_root():
-        quantize_static(
+        ort.quantize_static(
             path,
             target,
             reader,
-            quant_format=QuantFormat.QDQ,
+            quant_format=ort.QuantFormat.QDQ,
             op_types_to_quantize=_LAYERS,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            activation_type=ort.QuantType.QUInt8,
+            weight_type=ort.QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )

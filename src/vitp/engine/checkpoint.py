@@ -3,6 +3,7 @@
     checkpoints/step_00000100/
         model.safetensors      the objective's state
         optimizer.safetensors  AdamW's moments, "<moment>:<parameter>"
+        ema.safetensors        the moving average of the weights, where there is one
         state.json             step, counters, what the run was
         config.yaml            a copy of the run's configuration, where it has one
         SHA256SUMS             digests of all files that don't carry their own (`vitp.core.sealed`)
@@ -54,6 +55,7 @@ class RunState:
         evidence: Running sums of the evidence that the vision tower learns.
         settings: Configuration of the run, to report what changed.
         layout: How the checkpoint keeps its tensors: `FORMAT` or `SHARDED_FORMAT`.
+        more: State of what is switched on: "patience", "scaler", "average".
     """
 
     step: int
@@ -62,6 +64,13 @@ class RunState:
     evidence: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     layout: int = FORMAT
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int | None:
+        """Step of the best checkpoint so far, which stays; None where nothing is judged."""
+        step: int | None = self.more.get("patience", {}).get("best_step")
+        return step
 
 
 def folder(run_dir: Path, step: int) -> Path:
@@ -97,14 +106,20 @@ def remove_leftovers(run_dir: Path) -> None:
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of a checkpoint by name: the model's state, and the optimizer's `<moment>:<parameter>`."""
+    """The tensors of a checkpoint by name: the model's state, the optimizer's `<moment>:<parameter>`, and the average
+    of the weights, empty where there is none."""
 
     model: dict[str, Tensor]
     moments: dict[str, Tensor]
+    average: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, model: nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        names: Sequence[Sequence[str]],
+        average: Mapping[str, Tensor] | None = None,
     ) -> Tensors:
         """Return what a model and its optimizer hold; nothing is copied.
 
@@ -112,6 +127,7 @@ class Tensors:
             model: The objective.
             optimizer: Of its parameters.
             names: Parameter names, parallel to the optimizer's groups.
+            average: Of the weights, where there is one.
         """
         moments = {
             f"{moment}:{name}": value
@@ -119,15 +135,15 @@ class Tensors:
             for parameter, name in zip(group["params"], group_names, strict=True)
             for moment, value in optimizer.state.get(parameter, {}).items()
         }
-        return cls(unique_state(model), moments)
+        return cls(unique_state(model), moments, dict(average or {}))
 
     def copies(self) -> Tensors:
         """Return copies in main memory, which the next step doesn't change."""
-        model, moments = (
+        parts = (
             {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
-            for part in (self.model, self.moments)
+            for part in (self.model, self.moments, self.average)
         )
-        return Tensors(model, moments)
+        return Tensors(*parts)
 
 
 def save(run_dir: Path, state: RunState, tensors: Tensors, keep_last: int) -> Path:
@@ -140,8 +156,10 @@ def save(run_dir: Path, state: RunState, tensors: Tensors, keep_last: int) -> Pa
     with atomic_dir(path) as temporary:
         save_tensors(temporary / "model.safetensors", tensors.model)
         save_tensors(temporary / "optimizer.safetensors", tensors.moments)
+        if tensors.average:
+            save_tensors(temporary / "ema.safetensors", tensors.average)
         write_state(temporary, state, FORMAT, run_dir)
-    prune(run_dir, keep_last, path)
+    prune(run_dir, keep_last, path, state.kept)
     return path
 
 
@@ -172,18 +190,22 @@ def write_state(
             "counters": state.counters,
             "evidence": state.evidence,
             "settings": state.settings,
+            **({"more": state.more} if state.more else {}),
         },
     )
     sealed.write_sums(path, names, digests)
 
 
-def prune(run_dir: Path, keep_last: int, newest: Path) -> None:
-    """Remove all checkpoints of a run but the last `keep_last`, never `newest`, and damaged ones of earlier steps."""
+def prune(run_dir: Path, keep_last: int, newest: Path, kept: int | None = None) -> None:
+    """Remove all checkpoints of a run but the last `keep_last`, never `newest`, and damaged ones of earlier steps.
+
+    That of the step `kept`, the best one, stays as well.
+    """
     for damaged in newest.parent.glob(f"step_*{DAMAGED}"):
         if damaged.name.removesuffix(DAMAGED) <= newest.name:
             shutil.rmtree(damaged, ignore_errors=True)
     for old in checkpoints(run_dir)[:-keep_last]:
-        if old == newest:
+        if old == newest or (kept is not None and old == folder(run_dir, kept)):
             continue
         # Renamed first, so that a half-removed folder is never taken for a checkpoint.
         hidden = old.with_name(f".{old.name}.pruned.old")
@@ -236,6 +258,7 @@ def read_state(path: Path) -> RunState:
             values["evidence"],
             values["settings"],
             values["format"],
+            dict(values.get("more", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"can't be read ({error})", where=str(path / STATE_FILE), fix=_AGAIN) from error
@@ -263,12 +286,11 @@ def read_saved(
         DamagedError: A file is missing, or isn't as it was written.
     """
     # What the run says decides, not what lies in the folder: the list of parts is a pickle.
-    if read_state(path).layout == SHARDED_FORMAT:
+    state = read_state(path)
+    if state.layout == SHARDED_FORMAT:
         return Tensors(*shards.load(path, model, optimizer, names))
-    return Tensors(
-        load_tensors(path / "model.safetensors", fix=_AGAIN),
-        load_tensors(path / "optimizer.safetensors", fix=_AGAIN),
-    )
+    files = ["model", "optimizer", *(["ema"] if state.more.get("average") else [])]
+    return Tensors(*(load_tensors(path / f"{name}.safetensors", fix=_AGAIN) for name in files))
 
 
 def apply(

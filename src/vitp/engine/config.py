@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -62,6 +63,18 @@ class OptimSettings(SettingsModel):
         return min(wanted, steps)
 
 
+class LogSettings(SettingsModel):
+    """Who is told of a run, beside the console and `metrics.jsonl`. None of it changes what is learned."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """`tensorboard`: curves in RUN/tensorboard. `wandb`: Weights & Biases, offline in RUN/wandb unless WANDB_MODE
+    says otherwise. `mlflow`: MLflow, in RUN/mlflow or the store that MLFLOW_TRACKING_URI names."""
+    project: str = Field("vitp", min_length=1, max_length=100)
+    """Project (experiment) under which `wandb` and `mlflow` list the run."""
+    name: str | None = Field(None, min_length=1, max_length=200)
+    """What they call the run; none: the name of its folder."""
+
+
 class TrainSettings(SettingsModel):
     """Length, precision and bookkeeping of a run."""
 
@@ -74,6 +87,16 @@ class TrainSettings(SettingsModel):
     holds; records of a step stay the same. Pretraining with a language model only."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in all cases."""
+    ema: float | None = Field(None, ge=0, lt=1)
+    """Decay of a moving average of the weights, such as 0.999, which is then what is validated, probed and kept as the
+    model; none: no average. It takes as much memory as the trained weights."""
+    ema_warmup: float = Field(10.0, ge=1, le=1e6)
+    """The decay at step t is at most (1 + t) / (`ema_warmup` + t); 1: `ema` from the first step on."""
+    patience: int | None = Field(None, gt=0, le=1_000_000)
+    """Validations (of a pretraining: online probes) in a row without a better score after which the run ends, with the
+    weights of the best one; none: it never ends early."""
+    min_gain: float = Field(0.0, ge=0, le=1)
+    """By how much a score must be above the best one to count as better for `patience`."""
     save_every: int | None = Field(500, gt=0, le=100_000_000)
     """Steps between checkpoints; none: only at the end. An interrupted run saves, too."""
     keep_last: int = Field(2, gt=0, le=100_000)
@@ -90,8 +113,6 @@ class TrainSettings(SettingsModel):
     """Refuse operations that may differ from run to run."""
     loss_weights: dict[str, Weight] = Field(default_factory=dict)
     """Name of a loss → weight in the total loss; overrides those of the objective."""
-    tensorboard: bool = True
-    """Write TensorBoard curves."""
     threads: int | None = Field(None, gt=0, le=4096)
     """CPU threads of the training process; none: torch's choice."""
     must_train: tuple[str, ...] = ()
@@ -106,3 +127,11 @@ class TrainSettings(SettingsModel):
     """Processes that share one copy with `parallel: hybrid`; none: those of one machine."""
     async_save: bool = False
     """Write checkpoints while training goes on, at the price of a copy of the state in memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_tensorboard(cls, values: Any) -> Any:
+        # A switch of earlier versions: what a configuration says with it is in `log.trackers` by now.
+        if isinstance(values, Mapping) and "tensorboard" in values:
+            return {name: value for name, value in values.items() if name != "tensorboard"}
+        return values

@@ -46,9 +46,14 @@ class Hook:
 
     Attributes:
         every: Steps between looks at the weights; None or 0: only at the start and the end.
+        score: Step and score of the newest look on rank 0, by which `train.patience` judges; more is better. None: the
+            hook judges nothing.
+        keeps_best: Whether the hook itself keeps the weights of the best score; else the engine does.
     """
 
     every: int | None = 1
+    score: tuple[int, float] | None = None
+    keeps_best: bool = False
 
     def on_start(self, trainer: Trainer) -> None:
         """Called once, with the weights that this process begins with."""

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from vitp.core import distributed
 from vitp.core.errors import DataError, VitpError
 from vitp.core.tensors import TensorFields
-from vitp.objectives.base import BatchSource
+from vitp.objectives.base import BatchSource, Objective
 
 
 @dataclasses.dataclass
@@ -145,6 +146,22 @@ class StepLoader:
         if shutdown is not None:
             shutdown()
         self._batches = None
+
+
+def read_step(
+    loader: StepLoader, objective: Objective
+) -> tuple[list[Any], dict[str, float], dict[str, float], VitpError | None]:
+    """Return this rank's batches of the next step, their counts of loss terms and their work, or what kept it from it.
+
+    A user's mistake isn't raised but returned: the other ranks are to be told first.
+    """
+    batches: list[Any] = []
+    try:
+        batches = loader.next_step()
+        counts = distributed.sum_dicts(objective.loss_counts(batch) for batch in batches)
+        return batches, counts, distributed.sum_dicts(objective.work(batch) for batch in batches), None
+    except VitpError as error:
+        return batches, {}, {}, error
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""The logs of a run: a table, a progress line, `metrics.jsonl` and TensorBoard curves. Rank 0 only."""
+"""The logs of a run: a table, a progress line, `metrics.jsonl` and trackers. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.table import Table
 from vitp.core.files import write_text
 from vitp.core.reading import parse_json, read_text
 from vitp.engine.optim import Part
+from vitp.engine.trackers import Trackers
 
 
 class Meter:
@@ -121,21 +122,21 @@ class RunLog:
     """Everything that rank 0 says.
 
     Args:
-        run_dir: Holds `metrics.jsonl` and `tensorboard/`.
+        run_dir: Holds `metrics.jsonl`.
         step: Steps done before.
         steps: End of the run.
-        tensorboard: Write curves.
         console: Where to print.
+        trackers: Are told the numbers, too.
     """
 
-    def __init__(self, run_dir: Path, step: int, steps: int, *, tensorboard: bool, console: Console) -> None:
+    def __init__(
+        self, run_dir: Path, step: int, steps: int, *, console: Console, trackers: Trackers | None = None
+    ) -> None:
         self.console, self.steps = console, steps
         self._file = MetricsFile(run_dir / "metrics.jsonl", step)
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # two seconds that other runs need not wait
-
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._trackers = trackers
+        if trackers is not None:
+            trackers.begin(step)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._began, self._first = time.perf_counter(), step
@@ -173,9 +174,9 @@ class RunLog:
             self._progress.update(self._task, completed=step)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Log one step's measurements to console, file and board."""
+        """Log one step's measurements to console, file and trackers."""
         self._file.write(row)
-        self._to_board(row["step"], row)
+        self._track(row["step"], row)
         text = _summary(row)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, text=text)
@@ -189,31 +190,23 @@ class RunLog:
             )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers that a hook measured to file and board."""
+        """Log numbers that a hook measured to file and trackers."""
         self._file.write({"step": step, **values})
-        self._to_board(step, values)
+        self._track(step, values)
 
-    def _to_board(self, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
-        if self._board is None:
-            return
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                self._to_board(step, value, f"{prefix}{name}/")
-            elif name != "step" and isinstance(value, (int, float)):
-                self._board.add_scalar(f"{prefix}{name}", value, step)
+    def _track(self, step: int, values: Mapping[str, Any]) -> None:
+        if self._trackers is not None:
+            self._trackers.scalars(step, values)
 
     def say(self, text: str) -> None:
         """Print one line."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
-        """Take the progress bar down and flush the curves."""
+        """Take the progress bar down."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
 
 
 def _summary(row: Mapping[str, Any]) -> str:

@@ -19,16 +19,17 @@ from torch import Tensor
 
 from vitp.core import distributed
 from vitp.core.distributed import RankReport
-from vitp.core.errors import ConfigError, VitpError
+from vitp.core.errors import VitpError
 from vitp.core.files import atomic_dir
 from vitp.engine import checkpoint, numerics, recovery, sharding
+from vitp.engine.average import WeightAverage
 from vitp.engine.checkpoint import RunState
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.evidence import VisionEvidence, summary
 from vitp.engine.exchange import StepExchange
 from vitp.engine.gradients import Gradients
 from vitp.engine.hooks import Hook, StepMetrics, TrainResult
-from vitp.engine.loading import StepLoader, to_device
+from vitp.engine.loading import StepLoader, read_step, to_device
 from vitp.engine.logging import Meter, RunLog, metrics_row
 from vitp.engine.optim import (
     build_optimizer,
@@ -38,8 +39,10 @@ from vitp.engine.optim import (
     lr_factor,
     set_lr,
 )
+from vitp.engine.patience import Patience
 from vitp.engine.saving import Saver
 from vitp.engine.stopping import Interrupted, StopSignals
+from vitp.engine.trackers import Trackers
 from vitp.models.compilation import CompileWatch
 from vitp.objectives.base import BatchSource, Objective, is_of_source
 
@@ -52,16 +55,17 @@ class Trainer:
         source: Place in the run → batch.
         optim: Optimizer and schedule.
         train: Length, precision, bookkeeping.
-        run_dir: Gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `start_vision.safetensors`,
-            `evidence.json` and `model/`.
+        run_dir: Gets `checkpoints/`, `metrics.jsonl`, `start_vision.safetensors`, `evidence.json` and `model/`.
         hooks: Called in order.
         console: Where rank 0 prints; None: standard output.
         resume: Continue from the newest checkpoint in `run_dir`; from step 0 where there is none.
+        trackers: Are told the numbers, too; closing them is the caller's.
 
     Attributes:
         step: Optimizer steps done.
         objective: The model. Of a sharded one (`train.parallel`) rank 0 has the weights, and only when hooks
-            are told that they may look at them; see `Hook`.
+            are told that they may look at them; see `Hook`. With `train.ema` hooks see the averaged weights, and it
+            has them when `train` returns.
         evidence: Watches the vision tower; a hook may set `evidence.features`.
 
     Raises:
@@ -79,6 +83,7 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         console: Console | None = None,
         resume: bool = False,
+        trackers: Trackers | None = None,
     ) -> None:
         self.source, self.optim, self.config = source, optim, train
         self.run_dir, self.hooks, self.resume = Path(run_dir), tuple(hooks), resume
@@ -99,6 +104,11 @@ class Trainer:
         check_trainable(self.parts, train.must_train)
         self.optimizer, self._names = build_optimizer(self._trained, groups, optim)
         self.gradients = Gradients(groups, self._trained.vision_tower)
+        # Without shards the weights of all processes are the same, and one of them keeps the average.
+        averages = train.ema is not None and (self.sharded or self.rank == 0)
+        self.average = WeightAverage(self._trained, train.ema or 0, train.ema_warmup) if averages else None
+        self.patience = Patience(train.patience, train.min_gain)
+        self._trackers = trackers
         self._saver = Saver(self.run_dir, train.keep_last, sharded=self.sharded, background=train.async_save)
         self.evidence = VisionEvidence(objective.vision_tower, self.run_dir)
         self.loss_weights = {**objective.loss_weights, **train.loss_weights}
@@ -134,7 +144,7 @@ class Trainer:
         with numerics.numerics(self.config), contextlib.ExitStack() as stack:
             self._begin(stack)
             with StopSignals() as self._signals:
-                while self.step < self.config.steps:
+                while self.step < self.config.steps and not self.patience.ended:
                     batches, report = self._next_batches()
                     metrics = self.train_step(batches, report.counts, report.work)
                     self._after_step(metrics)
@@ -176,6 +186,8 @@ class Trainer:
         if not self._masks_steps:
             self._apply(norms)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         size = self.gradients.read(values[len(losses) :])
         total = sum(self._weight(name) * loss for name, loss in losses.items())
         return StepMetrics(self.step, total, losses, lr, size.norm, size.share, size.vision_share, dict(work))
@@ -220,10 +232,11 @@ class Trainer:
     # What hangs on it.
 
     def _whole(self) -> contextlib.AbstractContextManager[Any]:
-        """Within the context rank 0's `objective` has the current weights. A collective call."""
+        """Within the context rank 0's `objective` has the current weights, averaged if wanted. A collective call."""
+        averages = None if self.average is None else self.average.tensors
         if self.sharded:
-            return sharding.published(self._trained, self.objective, self.device)
-        return contextlib.nullcontext()
+            return sharding.published(self._trained, self.objective, self.device, averages)
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _weight(self, name: str) -> float:
         return self.loss_weights.get(name, 1.0)
@@ -242,11 +255,7 @@ class Trainer:
         stack.callback(self._loader.close)
         if self.is_main:
             self._log = RunLog(
-                self.run_dir,
-                self.step,
-                self.config.steps,
-                tensorboard=self.config.tensorboard,
-                console=self._console,
+                self.run_dir, self.step, self.config.steps, console=self._console, trackers=self._trackers
             )
             stack.callback(self._log.close)
             self._log.table(self.parts)
@@ -279,47 +288,33 @@ class Trainer:
                 "already holds a run", where=str(self.run_dir), fix="resume it, or name another folder"
             )
         self._notes += self._on_main(self.evidence.mend) or []
+        own = (self._trained, self.optimizer, self._names, self.average)
         found = recovery.load_newest(
-            self.run_dir,
-            lambda saved: is_of_source(saved, self.source, self._fingerprint),
-            self._trained,
-            self.optimizer,
-            self._names,
+            self.run_dir, lambda saved: is_of_source(saved, self.source, self._fingerprint), *own
         )
         assert found is not None
         state = found.state
-        if state.step > self.config.steps:
-            raise ConfigError(
-                f"the run has {state.step} steps behind it, more than the {self.config.steps} asked for",
-                where="train.steps",
-                fix=f"ask for at least {state.step}",
-            )
         self.step = self._saved_step = state.step
         self._counters = state.counters
         self.evidence.load_state(state.evidence)
+        self.patience.load_state(state.more.get("patience", {}))
         self._notes += [*found.notes, f"resumed {found.path}"]
-        self._notes += checkpoint.changed_settings(state.settings, self._settings())
-        self._notes += recovery.changed_schedules(
-            state, self.optim, self.config.steps, self.objective.scheduled
-        )
+        settings = self._settings()
+        self._notes += recovery.changes(state, settings, self.optim, self.config, self.objective.scheduled)
 
     def _settings(self) -> dict[str, Any]:
         # As JSON, so that they compare with what a checkpoint holds.
         optim, train = self.optim.model_dump(mode="json"), self.config.model_dump(mode="json")
         return {"optim": optim, "train": train, "world": self.world}
 
+    def _more(self) -> dict[str, Any]:
+        """Return the state of what is switched on, for a checkpoint."""
+        more = {"patience": self.patience.state(), "average": self.config.ema is not None}
+        return {name: state for name, state in more.items() if state}
+
     def _next_batches(self) -> tuple[list[Any], RankReport]:
         """Return this rank's micro-batches of the next step and the sum over ranks of what they hold."""
-        batches: list[Any] = []
-        counts: dict[str, float] = {}
-        work: dict[str, float] = {}
-        error = None
-        try:
-            batches = self._loader.next_step()
-            counts = distributed.sum_dicts(self.objective.loss_counts(batch) for batch in batches)
-            work = distributed.sum_dicts(self.objective.work(batch) for batch in batches)
-        except VitpError as caught:
-            error = caught
+        batches, counts, work, error = read_step(self._loader, self.objective)
         own = RankReport(counts, work, self._signals.received, error, self._saver.ready)
         reports = self._exchange(own)
         if self._saver.pending and all(report.saved for report in reports):
@@ -353,6 +348,8 @@ class Trainer:
                 self._on_main(lambda: self.evidence.check(self.step))
         if self.hooks:
             self._trained.train()
+        if looks and self.patience.judge(self.step, self.hooks):
+            self.save(wait=False)
         if self.config.save_every and self.step % self.config.save_every == 0:
             self.save(wait=False)
 
@@ -391,14 +388,10 @@ class Trainer:
             VitpError: The disk is full or can't be written.
         """
         if self._saved_step != self.step:
-            state = RunState(
-                self.step,
-                self._fingerprint,
-                self._counters,
-                self.evidence.state(),
-                self._settings(),
-            )
-            self._saver.save(state, self._trained, self.optimizer, self._names)
+            told, evidence = (self._fingerprint, self._counters), self.evidence.state()
+            state = RunState(self.step, *told, evidence, self._settings(), more=self._more())
+            averages = None if self.average is None else self.average.tensors
+            self._saver.save(state, self._trained, self.optimizer, self._names, averages)
             self._saved_step = self.step
         if wait:
             self._saver.finish()
@@ -426,6 +419,11 @@ class Trainer:
         return result
 
     def _finish(self) -> TrainResult:
+        if self.patience.ended:
+            self.say(str(self.patience))
+        if self.patience.is_behind(self.step, self.hooks):
+            path = checkpoint.folder(self.run_dir, self.patience.best_step)
+            self.say(recovery.load_best(path, self._trained, self.optimizer, self._names, self.average))
         with self._whole():
             for hook in self.hooks:
                 hook.on_end(self)
@@ -433,6 +431,8 @@ class Trainer:
             if self._log is not None:
                 self._log.say(summary(evidence))
             model = self._on_main(self._save_pretrained)
+        if self.average is not None and not self.sharded:
+            self.average.swap()
         last = checkpoint.folder(self.run_dir, self.step)
         return TrainResult(
             self.step, self._last_loss, last, model, evidence, self._counters.get("seconds", 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from vitp.core import distributed
-from vitp.core.errors import CheckpointError, DamagedError, VitpError
+from vitp.core.errors import CheckpointError, ConfigError, DamagedError, VitpError
+from vitp.core.tensors import load_weights
 from vitp.engine import checkpoint
+from vitp.engine.average import WeightAverage
 from vitp.engine.checkpoint import RunState
-from vitp.engine.config import OptimSettings
+from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.optim import changed_rate
 
 _Result = TypeVar("_Result")
@@ -43,6 +45,7 @@ def load_newest(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     names: Sequence[Sequence[str]],
+    average: WeightAverage | None = None,
 ) -> Resumed | None:
     """Load the newest checkpoint that is whole into model and optimizer, in place. A collective call.
 
@@ -55,6 +58,7 @@ def load_newest(
         model: The objective.
         optimizer: Of its parameters.
         names: Parameter names, parallel to the optimizer's groups.
+        average: Of the weights, where there is one on this process.
 
     Returns:
         None where there is no checkpoint.
@@ -85,8 +89,60 @@ def load_newest(
                 fix="resume with the configuration that the run began with, or start in another folder",
             )
         checkpoint.apply(path, saved, model, optimizer, names)
+        if average is not None:
+            average.load(saved.average, str(path))
         return Resumed(path, state, _put_aside(damaged, path))
     raise _none_is_whole(run_dir, damaged)
+
+
+def load_best(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[Sequence[str]],
+    average: WeightAverage | None,
+) -> str:
+    """Give a model the weights of its best checkpoint, in place; return what is to be said. A collective call.
+
+    Where it is missing or damaged the weights stay as they are.
+    """
+    try:
+        _together(checkpoint.verify, path, slice(distributed.rank(), None, distributed.world_size()))
+        saved = _together(checkpoint.read_saved, path, model, optimizer, names)
+    except VitpError as error:
+        return f"WARNING: {error.where} {error.what}: the model has the last weights instead of the best"
+    load_weights(model, saved.model, source=str(path))
+    if average is not None:
+        average.load(saved.average, str(path))
+    return f"the model has the weights of the best score, {path.name}"
+
+
+def changes(
+    state: RunState,
+    settings: Mapping[str, Any],
+    optim: OptimSettings,
+    train: TrainSettings,
+    scheduled: Sequence[str],
+) -> list[str]:
+    """Return lines about what a resumed run has changed, and what another length means for the steps done.
+
+    Args:
+        state: Of the checkpoint that the run goes on from.
+        settings: What it would say of the settings now.
+        optim, train: The settings now.
+        scheduled: What of the objective follows a schedule over all steps.
+
+    Raises:
+        ConfigError: The run is longer already.
+    """
+    if state.step > train.steps:
+        raise ConfigError(
+            f"the run has {state.step} steps behind it, more than the {train.steps} asked for",
+            where="train.steps",
+            fix=f"ask for at least {state.step}",
+        )
+    lines = checkpoint.changed_settings(state.settings, settings)
+    return lines + changed_schedules(state, optim, train.steps, scheduled)
 
 
 def changed_schedules(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitp.core import distributed
 from vitp.core.errors import VitpError
@@ -56,6 +56,7 @@ class Saver:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         names: list[list[str]],
+        average: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Save the state of a step, after the checkpoint that is still being written.
 
@@ -63,12 +64,14 @@ class Saver:
             VitpError: The disk is full or can't be written, now or for the checkpoint before.
         """
         self.finish()
-        tensors, self._state = Tensors.of(model, optimizer, names), state
+        tensors, self._state = Tensors.of(model, optimizer, names, average), state
         if self.sharded:
             self._make_folder()
             begin = shards.write_later if self.background else shards.write
             try:
-                self._written = begin(self._temporary, tensors.model, tensors.moments, self._group)
+                self._written = begin(
+                    self._temporary, tensors.model, tensors.moments, self._group, tensors.average
+                )
             except VitpError:
                 self._abandon()
                 raise
@@ -157,7 +160,7 @@ class Saver:
                 self._temporary, self._state, checkpoint.SHARDED_FORMAT, self.run_dir, digests
             )
             put_in_place(self._temporary, path)
-            checkpoint.prune(self.run_dir, self.keep_last, path)
+            checkpoint.prune(self.run_dir, self.keep_last, path, self._state.kept)
         except OSError as error:
             return as_user_error(error, path)
         except VitpError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -156,14 +156,20 @@ def all_finite(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def published(twin: nn.Module, plain: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the block rank 0's plain objective has the twin's weights and is on the device. A collective call."""
+def published(
+    twin: nn.Module, plain: nn.Module, device: torch.device, average: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
+    """Within the block rank 0's plain objective has the twin's weights and is on the device. A collective call.
+
+    Weights that are in `average` are those.
+    """
     main = distributed.rank() == 0
     if main:
         plain.to(device)
     target = plain.state_dict() if main else {}
     with torch.no_grad():
-        for name, tensor in twin.state_dict().items():
+        for name, own in twin.state_dict().items():
+            tensor = own if average is None else average.get(name, own)
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if main:
                 target[name].copy_(whole)

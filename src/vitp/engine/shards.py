@@ -43,7 +43,7 @@ _DAMAGE = (
 WRITE_ERRORS = (Exception, CheckpointException)
 """What a failed write may raise: torch's own exception is a `BaseException`."""
 
-_MODEL, _MOMENTS = "model/", "optimizer/"
+_MODEL, _MOMENTS, _AVERAGE = "model/", "optimizer/", "ema/"
 
 
 def new_group() -> Any:
@@ -56,7 +56,11 @@ def new_group() -> Any:
 
 
 def write(
-    path: Path, model: Mapping[str, Tensor], moments: Mapping[str, Tensor], group: Any
+    path: Path,
+    model: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    group: Any,
+    average: Mapping[str, Tensor] | None = None,
 ) -> Future[dict[str, str]]:
     """Write this process's part into `path/shards`. A collective call.
 
@@ -67,7 +71,7 @@ def write(
         VitpError: The disk is full or can't be written, here or on another process.
     """
     try:
-        save(_flat(model, moments), storage_writer=_writer(path), process_group=group)
+        save(_flat(model, moments, average or {}), storage_writer=_writer(path), process_group=group)
     except CheckpointException as error:
         raise as_write_error(error, path) from error
     done: Future[dict[str, str]] = Future()
@@ -83,7 +87,11 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def write_later(
-    path: Path, model: Mapping[str, Tensor], moments: Mapping[str, Tensor], group: Any
+    path: Path,
+    model: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    group: Any,
+    average: Mapping[str, Tensor] | None = None,
 ) -> Future[dict[str, str]]:
     """Copy this process's part, and write it while the caller goes on. A collective call.
 
@@ -93,7 +101,7 @@ def write_later(
     # torch copies what is on a GPU; what is in main memory already it may take as it is.
     copies = {
         name: tensor.detach().clone() if tensor.device.type == "cpu" else tensor
-        for name, tensor in _flat(model, moments).items()
+        for name, tensor in _flat(model, moments, average or {}).items()
     }
     response: Any = async_save(copies, storage_writer=_writer(path), process_group=group)
     upload = getattr(response, "upload_completion", response)
@@ -118,8 +126,8 @@ def as_write_error(error: BaseException, path: Path) -> VitpError:
 
 def load(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read a checkpoint's parts in the layout of a model: (its state, its moments), nothing in place.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Read a checkpoint's parts in the layout of a model: (state, moments, average), nothing in place.
 
     Where names or shapes don't fit the model's, nothing is read, and the tensors have shapes only (on the meta
     device): enough to tell what doesn't fit.
@@ -148,6 +156,8 @@ def load(
             pattern = own.get(key)
             if pattern is None and key.startswith(_MOMENTS):
                 pattern = trained.get(key.removeprefix(_MOMENTS).partition(":")[2])
+            elif pattern is None and key.startswith(_AVERAGE):
+                pattern = trained.get(key.removeprefix(_AVERAGE))
             targets[key] = _target(stored, pattern)
         if not any(tensor.device.type == "meta" for tensor in targets.values()):
             with warnings.catch_warnings():
@@ -159,10 +169,11 @@ def load(
         raise DamagedError(
             f"can't be read ({reason})", where=str(path), fix="copy the checkpoint again or remove it"
         ) from error
-    return (
-        {key.removeprefix(_MODEL): value for key, value in targets.items() if key.startswith(_MODEL)},
-        {key.removeprefix(_MOMENTS): value for key, value in targets.items() if key.startswith(_MOMENTS)},
+    model_state, moments, average = (
+        {key.removeprefix(part): value for key, value in targets.items() if key.startswith(part)}
+        for part in (_MODEL, _MOMENTS, _AVERAGE)
     )
+    return model_state, moments, average
 
 
 def _target(stored: TensorStorageMetadata, pattern: Tensor | None) -> Tensor:
@@ -175,9 +186,11 @@ def _target(stored: TensorStorageMetadata, pattern: Tensor | None) -> Tensor:
     return torch.zeros_like(pattern.detach(), dtype=dtype)
 
 
-def _flat(model: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{_MODEL}{name}": tensor for name, tensor in model.items()} | {
-        f"{_MOMENTS}{name}": tensor for name, tensor in moments.items()
+def _flat(*parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return state, moments and average under the names that they are saved by."""
+    prefixes = (_MODEL, _MOMENTS, _AVERAGE)
+    return {
+        f"{prefix}{name}": t for prefix, part in zip(prefixes, parts, strict=True) for name, t in part.items()
     }
 
 

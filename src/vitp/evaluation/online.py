@@ -126,6 +126,7 @@ class OnlineProbes(Hook):
         }
         scores = {name: value for name, value in scores.items() if math.isfinite(value)}
         self.history.append({"step": step, **scores})
+        self.score = (step, table.main)
         write_text(trainer.run_dir / HISTORY_FILE, "".join(json.dumps(row) + "\n" for row in self.history))
         trainer.log_scalars(step, scores)
         return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,13 @@ from pydantic import TypeAdapter
 from rich.table import Table
 
 from vitp.metrics.statistics import mean_std
+
+MAIN_PROBES = (
+    ("patches linear", "patch mIoU"),
+    ("scene linear", "accuracy"),
+    ("presence linear", "mAP"),
+)
+"""One measure of each kind of probe, on 0..1: what a rate is chosen by."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,13 @@ class ProbeTable:
             if (row.task, row.metric) == key:
                 return row
         raise KeyError(key)
+
+    @property
+    def main(self) -> float:
+        """The mean of the main measures, by which settings and the length of a run are chosen; NaN without any."""
+        means = [row.mean for row in self.rows if (row.task, row.metric) in MAIN_PROBES]
+        means = [mean for mean in means if math.isfinite(mean)]
+        return sum(means) / len(means) if means else math.nan
 
     def scalars(self) -> dict[str, float]:
         """Return `task/metric` with underscores → mean, for curves."""

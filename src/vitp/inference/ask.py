@@ -195,7 +195,7 @@ def draw_answer(image: ImageLike, answer: str, channels: Channels | None = None)
         canvas = image.convert("RGB").copy()
     else:
         canvas = load_image(image, channels=channels)
-    shapes = _outlines(answer)
+    shapes = answer_outlines(answer)
     colours = {
         label: _COLOURS[i % len(_COLOURS)]
         for i, label in enumerate(dict.fromkeys(label for label, _ in shapes))
@@ -214,7 +214,7 @@ def draw_answer(image: ImageLike, answer: str, channels: Channels | None = None)
     return canvas
 
 
-def _outlines(answer: str) -> list[tuple[str, list[tuple[float, float]]]]:
+def answer_outlines(answer: str) -> list[tuple[str, list[tuple[float, float]]]]:
     """Return label and corners of all boxes in the text, whichever form they are written in."""
     found: list[tuple[str, list[tuple[float, float]]]] = []
     for label, (x1, y1, x2, y2) in parse_boxes(answer):

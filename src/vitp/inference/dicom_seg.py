@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.core.version import __version__
 from vitp.inference.outputs import class_colour
 from vitp.io.dicom_volume import DicomVolume
@@ -88,8 +88,8 @@ def write_dicom_seg(
     """
     check_dicom(volume)
     assert isinstance(volume, DicomVolume)
-    highdicom = need_medical("highdicom", str(path))
-    pydicom = need_medical("pydicom", str(path))
+    highdicom = need("medical", "highdicom", str(path))
+    pydicom = need("medical", "pydicom", str(path))
     sources, labels_FHW = _frames(pydicom, volume, labels_IJK)
     numbers = [number for number, name in enumerate(classes) if name != BACKGROUND]
     table_V = np.zeros(256, np.uint8)
@@ -183,7 +183,7 @@ def _set_dimensions(file: Any, uid: Any) -> None:
 
 
 def _codes(pydicom: Any) -> Any:
-    return need_medical("pydicom.sr.codedict", "DICOM-SEG").codes
+    return need("medical", "pydicom.sr.codedict", "DICOM-SEG").codes
 
 
 def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int) -> Any:
@@ -222,6 +222,6 @@ def _concept(codes: Any, name: str) -> tuple[str | None, Any]:
 
 def _own_code(pydicom: Any, name: str) -> Any:
     """Return a private code for a class that SNOMED has no code of under its name."""
-    coded = need_medical("pydicom.sr.coding", "DICOM-SEG").Code
+    coded = need("medical", "pydicom.sr.coding", "DICOM-SEG").Code
     value = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").upper()[:16] or "CLASS"
     return coded(value, "99VITP", name[:64])

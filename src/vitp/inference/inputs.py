@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.extras import need
 from vitp.data.formats.walk import list_images
 from vitp.data.seen import check_missing_bands, lone_image, stretch_note
 from vitp.inference.slides import SeenMpp, seen_slide
@@ -24,7 +25,7 @@ from vitp.inference.volume_inputs import (
     volumes_in,
 )
 from vitp.io.band_folders import is_band_folder
-from vitp.io.ground import may_be_placed, need_geo, reproject
+from vitp.io.ground import may_be_placed, reproject
 from vitp.io.images import MissingBands, image_size, is_scene, load_image
 from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
 from vitp.io.parts import split_address
@@ -424,8 +425,8 @@ def _overlap(first: Pixels, second: Pixels) -> float:
 
 
 def _warp(first: Pixels, later: str, target: Path) -> None:
-    rasterio, shutil = need_geo("rasterio", later), need_geo("rasterio.shutil", later)
-    vrt = need_geo("rasterio.vrt", later)
+    rasterio, shutil = need("geo", "rasterio", later), need("geo", "rasterio.shutil", later)
+    vrt = need("geo", "rasterio.vrt", later)
     assert first.geometry is not None
     target.unlink(missing_ok=True)
     base = split_address(later)[0]

@@ -13,10 +13,9 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from vitp.core.extras import need
 from vitp.inference.outputs import class_colour
-from vitp.io.ground import need_geo
 from vitp.io.open_pixels import Geometry
-from vitp.io.rasters import need_rasterio
 from vitp.records.labels import IGNORE
 
 _BLOCK = 512
@@ -104,7 +103,7 @@ class _Tiles:
         bands: int,
         tags: Mapping[str, str],
     ) -> None:
-        self._rasterio, self._path, self._size = need_rasterio(str(path)), path, size
+        self._rasterio, self._path, self._size = need("geo", "rasterio", str(path)), path, size
         path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = path.with_name(f".{path.name}.tiles.tif")
         place: dict[str, Any] = {}
@@ -156,7 +155,7 @@ class _Tiles:
         self.file.close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self._rasterio.errors.NotGeoreferencedWarning)
-            need_geo("rasterio.shutil", str(self._path)).copy(
+            need("geo", "rasterio.shutil", str(self._path)).copy(
                 str(self._temporary),
                 str(self._path),
                 driver="COG",

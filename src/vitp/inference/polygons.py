@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vitp.core.extras import need
 from vitp.inference.outputs import SMALLEST_REGION
-from vitp.io.ground import need_geo
 
 STRIP_ROWS = 1024
 """Rows that are turned into polygons at once, at most."""
@@ -65,8 +65,8 @@ def class_polygons(
 
 
 def _strip_polygons(classes_RW: np.ndarray, top: int, wanted: Collection[int]) -> Polygons:
-    shapely = need_geo("shapely", _WHERE)
-    affine, features = need_geo("affine", _WHERE), need_geo("rasterio.features", _WHERE)
+    shapely = need("geo", "shapely", _WHERE)
+    affine, features = need("geo", "affine", _WHERE), need("geo", "rasterio.features", _WHERE)
 
     chosen_RW = np.isin(classes_RW, list(wanted))
     polygons, numbers = [], []
@@ -80,7 +80,7 @@ def _strip_polygons(classes_RW: np.ndarray, top: int, wanted: Collection[int]) -
 
 
 def _large_enough(found: Polygons) -> Polygons:
-    shapely = need_geo("shapely", _WHERE)
+    shapely = need("geo", "shapely", _WHERE)
 
     polygons_P, numbers_P = found
     large_P = shapely.area(polygons_P) >= SMALLEST_REGION
@@ -103,7 +103,7 @@ class _Joiner:
         self, polygons_P: np.ndarray, numbers_P: np.ndarray, top: int, bottom: int, *, last: bool
     ) -> Polygons:
         """Add the polygons of a strip; return the regions that are whole."""
-        shapely = need_geo("shapely", _WHERE)
+        shapely = need("geo", "shapely", _WHERE)
 
         first, self._next = self._next, self._next + len(polygons_P)
         vertices_P = shapely.get_num_coordinates(polygons_P)
@@ -132,7 +132,7 @@ class _Joiner:
 
     def _edge(self, polygons_P: np.ndarray, row: int, first: int) -> np.ndarray:
         """Return (W,) the number of the polygon that has an edge on a line of the grid; −1: none."""
-        shapely = need_geo("shapely", _WHERE)
+        shapely = need("geo", "shapely", _WHERE)
 
         edge_W = np.full(len(self._edge_W), -1, np.int64)
         bounds_P4 = shapely.bounds(polygons_P).reshape(-1, 4)
@@ -170,6 +170,6 @@ class _Joiner:
 
 def _united(pieces: list[Any]) -> Any:
     """Return the union of pieces that share edges, without the corners that only their seams have."""
-    shapely = need_geo("shapely", _WHERE)
+    shapely = need("geo", "shapely", _WHERE)
 
     return pieces[0] if len(pieces) == 1 else shapely.simplify(shapely.union_all(pieces), 0)

@@ -15,10 +15,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -27,30 +27,33 @@ from vitp.core import distributed
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.files import write_json
 from vitp.core.targets import check_folder
-from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes, unique_state
+from vitp.core.tensors import present, weights_sha256
 from vitp.core.version import __version__
+from vitp.inference.annotation_order import may_be_several, uncertainty
+from vitp.inference.annotation_tasks import LookedAt, TaskWriter, check_tool
 from vitp.inference.dicom_seg import check_dicom
-from vitp.inference.inputs import SHOWN_SIDE, InputFile, Unusable, open_ground, shown_size, sources_of
-from vitp.inference.maps import seen_settings
+from vitp.inference.inputs import InputFile, Unusable, shown_size, sources_of
 from vitp.inference.outputs import Named, surest, write_image, write_summary
-from vitp.inference.raster_files import MapOptions, RasterWork, ground_picture
+from vitp.inference.picture_parts import PictureParts, picture_part, save_part
+from vitp.inference.pictures import classified_raster, read_picture
+from vitp.inference.raster_files import MAP_FOLDERS, MapOptions, RasterWork
 from vitp.inference.slides import AREAS_FILE, SeenMpp, write_areas
 from vitp.inference.unfinished import differing, unfinished
 from vitp.inference.volume_work import VolumeWork, write_tables
 from vitp.inference.volumes import trained_plane
-from vitp.io.images import image_size, load_image, load_planes
+from vitp.io.images import load_image
 from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.io.volumes import is_volume, open_volume
 from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel, TestSettings
-from vitp.tasks.predict import classify, predict_images
+from vitp.tasks.predict import predict_images
 
 PREDICTIONS_FILE = "vitp_predictions.json"
 """Which file names stand for which image, and what was left out; tells that a folder is ours to replace."""
 
 _FORMAT = "vitp-predictions-1"
-_LATER = {"mpp": None, "tissue": True, "format": "nifti"}
+_LATER = {"mpp": None, "tissue": True, "format": "nifti", "tool": "", "url": ""}
 """Options of later versions, and what they are where nobody says otherwise."""
 
 Looked = TypeVar("Looked")
@@ -128,7 +131,7 @@ def predict_files(
     with unfinished(out, plan, resume=resume) as folder:
         job = _Job(model, settings, options, folder, digest, say)
         failed = set()
-        for source, reason in chain(_pictures(job, usable), _rasters(job, usable), _volumes(job, usable)):
+        for source, reason in chain(_pictures(job, usable), _large(job, usable)):
             failed.add(source.name)
             left_out.append(Unusable(source.image, reason))
             tell(left_out[-1])
@@ -207,22 +210,26 @@ def _looked_at(
     settings: TestSettings,
 ) -> tuple[list[InputFile], str]:
     check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
-    mpp, plane = _seen_mpp(model, options), trained_plane(model)
+    mpp, plane = seen_mpp(model, options), trained_plane(model)
     channels = model.backbone.in_channels
     sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
     if options.format == "dicom-seg":
         sources = [_with_dicom(source) for source in sources]
+    if options.tool:
+        check_tool(options.tool, model.name)
+        why = "is no picture, which is what annotation tools show"
+        mapped = [source.volume or (source.raster and model.name != "classification") for source in sources]
+        sources = [
+            replace(source, reason=why) if source.reason is None and is_mapped else source
+            for source, is_mapped in zip(sources, mapped, strict=True)
+        ]
     if options.resolution is not None:
         why = "doesn't say where it lies, so a resolution in metres means nothing"
         sources = [
             replace(source, reason=why) if source.reason is None and not source.placed else source
             for source in sources
         ]
-    digest = hashlib.sha256()
-    for name, tensor in unique_state(model).items():
-        digest.update(name.encode())
-        digest.update(tensor_bytes(tensor))
-    return sources, digest.hexdigest()
+    return sources, weights_sha256(model)
 
 
 def _with_dicom(source: InputFile) -> InputFile:
@@ -238,7 +245,8 @@ def _with_dicom(source: InputFile) -> InputFile:
     return source
 
 
-def _seen_mpp(model: TaskModel, options: MapOptions) -> SeenMpp | None:
+def seen_mpp(model: TaskModel, options: MapOptions) -> SeenMpp | None:
+    """Return at how many micrometres a pixel slides are seen; None: as their address says, or at their own."""
     if options.mpp is not None:
         return SeenMpp(options.mpp, "as was asked for")
     trained = model.description.get("mpp")
@@ -293,7 +301,7 @@ def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, 
     failed = []
     # One image at a time: large ones fill memory, and their windows fill batches anyway.
     for source in own:
-        part = _picture_part(job.folder, source)
+        part = picture_part(job.folder, source)
         if part.exists():
             continue
         try:
@@ -302,31 +310,19 @@ def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, 
             failed.append((source.name, f"{error.where}: {error.what}"))
             continue
         write_image(job.folder / "out", job.model.name, named, job.model.classes, shown)
-        # The summary doesn't need class maps, which are large.
-        _save(part, replace(named, prediction=replace(named.prediction, semantic_HW=None)))
+        save_part(part, named)
     reasons = {name: reason for each in distributed.gather(failed) for name, reason in each}
     return [(source, reasons[source.name]) for source in sources if source.name in reasons]
 
 
-def _rasters(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
-    """Predict the rasters, all processes together; yield what turned out to be unusable."""
-    for source in (source for source in sources if job.is_map(source)):
+def _large(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
+    """Predict rasters and volumes, all processes together; yield what turned out to be unusable."""
+    for source in sources:
         part = job.folder / "parts" / source.name
-        if (part / "done").exists():
+        if job.is_picture(source) or (part / "done").exists():
             continue
-        work = RasterWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
-        reason = work.run({"vitp_model_sha256": job.model_sha256})
-        if reason is not None:
-            yield source, reason
-
-
-def _volumes(job: _Job, sources: Sequence[InputFile]) -> Iterator[tuple[InputFile, str]]:
-    """Predict the volumes, all processes together; yield what turned out to be unusable."""
-    for source in (source for source in sources if source.volume):
-        part = job.folder / "parts" / source.name
-        if (part / "done").exists():
-            continue
-        work = VolumeWork(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
+        kind = VolumeWork if source.volume else RasterWork
+        work = kind(job.model, source, job.settings, job.options, part, job.folder / "out", job.say)
         reason = work.run(job.model_sha256)
         if reason is not None:
             yield source, reason
@@ -336,73 +332,30 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
     """Return the prediction of an image, or pair of dates, and the image to draw it over."""
     model, settings = job.model, job.settings
     if source.raster:
-        return _classify(job, source)
-    width, height = image_size(source.image)
-    enough = None
-    if model.name == "classification" and width * height > LARGE_PIXELS:
-        # Elsewhere each pixel has its place in what is written.
-        enough = (settings.resize or model.input_size).enough(max(settings.scales))
-    if model.name != "classification":
-        settings, factor, note = seen_settings(model, settings, (height, width), None)
-        settings = settings.model_copy(update={"scales": tuple(scale * factor for scale in settings.scales)})
-        if note is not None:
-            job.say(f"{source.image} is {note}")
-    later = [torch.from_numpy(load_planes(path)) for path in source.dates[1:]] or None
-    image = torch.from_numpy(load_planes(source.image, enough=enough))
-    (prediction,) = predict_images(model, [image], settings, later)
-    del image, later
-    named = Named(source.name, source.image, (height, width), surest(prediction, settings.score_threshold))
-    shown = None
-    if job.options.pictures or enough is not None or width * height <= LARGE_PIXELS:
-        shown = load_image(source.dates[-1], enough=enough and shown_size)
-    return named, shown
+        prediction, size, shown = classified_raster(model, source.image, settings)
+        return Named(source.name, source.image, size, _doubted(job, prediction)), shown
+    seen = read_picture(model, source.dates, settings)
+    if seen.note is not None:
+        job.say(f"{source.image} is {seen.note}")
+    later = None if seen.later_CHW is None else [seen.later_CHW]
+    (prediction,) = predict_images(
+        model, [seen.planes_CHW], seen.settings, later, certainty=bool(job.options.tool)
+    )
+    size, reduced = seen.size, seen.reduced
+    del seen, later
+    prediction = surest(_doubted(job, prediction), settings.score_threshold)
+    named = Named(source.name, source.image, size, prediction)
+    if not (job.options.pictures or reduced or size[0] * size[1] <= LARGE_PIXELS):
+        return named, None
+    return named, load_image(source.dates[-1], enough=shown_size if reduced else None)
 
 
-def _classify(job: _Job, source: InputFile) -> tuple[Named, Image.Image]:
-    """Return the class of a raster, read at the size that is seen."""
-    channels, missing = job.model.backbone.in_channels, job.settings.missing_bands
-    with open_ground(source.image, channels, missing_bands=missing) as ground:
-        found = classify(job.model, ground, job.settings)
-        return Named(source.name, source.image, ground.size, found), ground_picture(ground, SHOWN_SIDE**2)
-
-
-def _picture_part(folder: Path, source: InputFile) -> Path:
-    # By its digest: safetensors takes no path that isn't UTF-8.
-    name = hashlib.sha256(source.name.encode(errors="surrogateescape")).hexdigest()[:24]
-    return folder / "pictures" / f"{name}.safetensors"
-
-
-def _save(path: Path, named: Named) -> None:
-    path.parent.mkdir(exist_ok=True)
-    values = {field.name: getattr(named.prediction, field.name) for field in fields(named.prediction)}
-    tensors = {name: value.contiguous() for name, value in values.items() if value is not None}
-    temporary = path.with_suffix(".part")
-    save_tensors(temporary, {**tensors, "size": torch.tensor(named.size)})
-    temporary.replace(path)
-
-
-class _Parts(Sequence[Named]):
-    """Predictions of pictures, read when they are asked for: their masks are large."""
-
-    def __init__(self, folder: Path, sources: Sequence[InputFile]) -> None:
-        self._folder, self._sources = folder, sources
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    @overload
-    def __getitem__(self, index: int) -> Named: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Named]: ...
-
-    def __getitem__(self, index: int | slice) -> Named | Sequence[Named]:
-        if isinstance(index, slice):
-            return _Parts(self._folder, self._sources[index])
-        source = self._sources[index]
-        tensors = load_tensors(_picture_part(self._folder, source))
-        height, width = tensors.pop("size").tolist()
-        return Named(source.name, source.image, (height, width), Prediction(**tensors))
+def _doubted(job: _Job, prediction: Prediction) -> Prediction:
+    """Return a prediction with how unsure it is, also of what is too weak to be shown, where tasks are written of it."""
+    if not job.options.tool:
+        return prediction
+    doubt = uncertainty(prediction, multi_label=may_be_several(job.model))
+    return replace(prediction, certainty_HW=None, doubt=torch.tensor(doubt))
 
 
 def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], plan: dict[str, Any]) -> None:
@@ -412,7 +365,9 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
     if distributed.rank() > 0:
         return
     out, model = job.folder / "out", job.model
-    pictures: Sequence[Named] = _Parts(job.folder, [source for source in done if job.is_picture(source)])
+    pictures: Sequence[Named] = PictureParts(
+        job.folder, [source for source in done if job.is_picture(source)]
+    )
     areas = [
         (source.image, job.folder / "parts" / source.name / AREAS_FILE) for source in done if source.slide
     ]
@@ -431,8 +386,34 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
         "unusable": [asdict(one) for one in left_out],
         "plan": _plan_digests(plan),
     }
+    if job.options.tool:
+        _write_tasks(job, pictures, [source for source in done if job.is_picture(source)])
     write_json(out / PREDICTIONS_FILE, description)
     shutil.rmtree(job.folder / "pictures", ignore_errors=True)
+
+
+def _write_tasks(job: _Job, pictures: Sequence[Named], sources: Sequence[InputFile]) -> None:
+    """Write the tasks of an annotation tool."""
+    out, model, folder = job.folder / "out", job.model, MAP_FOLDERS.get(job.model.name)
+    looked = [
+        LookedAt(
+            named,
+            source.dates,
+            float(present(named.prediction.doubt)),
+            out / folder / f"{named.name}.png" if folder else None,
+        )
+        for named, source in zip(pictures, sources, strict=True)
+    ]
+    writer = TaskWriter(
+        job.options.tool,
+        model.name,
+        tuple(model.classes),
+        may_be_several(model),
+        job.options.url,
+        f"vitp {__version__} {job.model_sha256[:12]}",
+    )
+    for line in writer.write(out / job.options.tool, looked):
+        job.say(line)
 
 
 def _nothing_usable(unusable: Sequence[Unusable]) -> DataError:

@@ -1,4 +1,4 @@
-"""One raster in, its map out: class map, probabilities, polygons and picture.
+"""One raster in, its map out: class map, probabilities, polygons and picture; and the frame that volumes share.
 
 Shapes: H × W pixels, R rows, N objects.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from PIL import Image
 
 from vitp.core import distributed
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.core.version import __version__
+from vitp.inference.annotation_tasks import Tool
 from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog
 from vitp.inference.maps import SHARE_SCALE, RasterPrediction, seen_settings
@@ -27,10 +30,9 @@ from vitp.inference.outputs import class_colour, regions, write_picture
 from vitp.inference.polygons import class_polygons
 from vitp.inference.slides import AREAS_FILE, AreaTable, resolution_tags
 from vitp.inference.vectors import VectorFile, VectorKind, vector_path
-from vitp.io.ground import need_geo
+from vitp.inference.volumes import VolumePrediction
 from vitp.io.images import image_size
 from vitp.io.open_pixels import open_pixels
-from vitp.io.rasters import need_rasterio
 from vitp.io.slides import SlidePlace, slide_place
 from vitp.io.tissue import Tissue, find_tissue
 from vitp.metrics.results import Prediction
@@ -39,6 +41,8 @@ from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import ViewObjects
+
+PredictionT = TypeVar("PredictionT", RasterPrediction, VolumePrediction)
 
 CACHE_BYTES = 128 << 20
 """Of GDAL's blocks; by default it would take a share of the machine's memory."""
@@ -64,6 +68,8 @@ class MapOptions:
         mpp: Micrometres of a pixel that the model sees of slides; 0: their own; None: as in training.
         tissue: Whether slides are seen only where they have tissue.
         format: Of volumes: label maps are NIfTI; `dicom-seg` writes a DICOM-SEG beside it.
+        tool: Of pictures: the annotation tool that gets tasks; "": none.
+        url: What the names of images begin with in the tasks of Label Studio.
     """
 
     vector: VectorKind = "gpkg"
@@ -73,14 +79,16 @@ class MapOptions:
     mpp: float | None = None
     tissue: bool = True
     format: Literal["nifti", "dicom-seg"] = "nifti"
+    tool: Tool = ""
+    url: str = ""
 
 
-class RasterWork:
-    """The prediction of one raster, from its windows to its files.
+class LargeWork(ABC, Generic[PredictionT]):
+    """The prediction of one large input, from its parts to its files.
 
     Args:
-        model: Any task's but classification's.
-        source: The raster, and its later date.
+        model: Of a task that fits the input.
+        source: The input.
         settings: How the model is applied.
         options: What is written.
         part: Folder for what is done.
@@ -100,16 +108,14 @@ class RasterWork:
     ) -> None:
         self.model, self.source, self.settings, self.options = model, source, settings, options
         self.part, self.out, self.say = part, out, say
-        self.slide: SlidePlace | None = None
 
-    def run(self, tags: Mapping[str, str]) -> str | None:
-        """Predict the raster, all processes together; return why it can't be used, if that turns out.
+    def run(self, model_sha256: str) -> str | None:
+        """Predict the input, all processes together; return why it can't be used, if that turns out.
 
         Args:
-            tags: Texts about the model for the files.
+            model_sha256: Of the weights, for the files.
         """
-        rasterio = need_rasterio(self.source.image)
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), ExitStack() as files:
+        with ExitStack() as files:
             reason, prediction = None, None
             try:
                 prediction = self._opened(files)
@@ -119,16 +125,36 @@ class RasterWork:
             reasons = [each for each in distributed.gather(reason) if each is not None]
             if not reasons and distributed.rank() == 0:
                 assert prediction is not None
-                self._write(prediction, {**tags, **self._facts(prediction)})
-                (self.part / "done").touch()
+                try:
+                    self._write(prediction, model_sha256)
+                    (self.part / "done").touch()
+                except DataError as error:
+                    reason = f"{error.where}: {error.what}"
+            reasons = reasons or [each for each in distributed.gather(reason) if each is not None]
         if distributed.rank() == 0:
             for file in self.part.glob("*"):
-                if reasons or file.suffix in (".raw", ".npz", ".vrt"):
+                if reasons or file.suffix in (".raw", ".npz", ".vrt") or file.name.startswith("slice-"):
                     file.unlink()
         distributed.barrier()
         return reasons[0] if reasons else None
 
+    @abstractmethod
+    def _opened(self, files: ExitStack) -> PredictionT:
+        """Return the prediction to compute; what stays open until all is written is closed by `files`."""
+
+    @abstractmethod
+    def _write(self, prediction: PredictionT, model_sha256: str) -> None:
+        """Write all files of the input. What an earlier attempt has begun is replaced."""
+
+
+class RasterWork(LargeWork[RasterPrediction]):
+    """The prediction of one raster, or of two dates; of any task but classification."""
+
+    slide: SlidePlace | None = None
+
     def _opened(self, files: ExitStack) -> RasterPrediction:
+        rasterio = need("geo", "rasterio", self.source.image)
+        files.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES))
         channels = self.model.backbone.in_channels
         self.part.mkdir(parents=True, exist_ok=True)
         missing = self.settings.missing_bands
@@ -205,27 +231,19 @@ class RasterWork:
         }
         return {"TIFFTAG_SOFTWARE": f"vitp {__version__}", **texts, **resolution_tags(self.slide)}
 
-    def _write(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> None:
-        """Write all files of the raster. What an earlier attempt has begun is replaced."""
-        ground, name = prediction.dates[0], self.source.name
-        geometry, classes = ground.pixels.geometry, self.model.classes
-        dense = isinstance(self.model, DenseModel)
-        if dense:
-            write_class_cog(
-                self.out / MAP_FOLDERS[self.model.name] / f"{name}.tif",
-                lambda top, bottom: prediction.class_rows(top, bottom)[None],
-                prediction.size,
-                geometry,
-                classes,
-                tags,
-                prediction.is_known,
-            )
+    def _tags(self, prediction: RasterPrediction, model_sha256: str) -> dict[str, str]:
+        return {"vitp_model_sha256": model_sha256, **self._facts(prediction)}
+
+    def _write(self, prediction: RasterPrediction, model_sha256: str) -> None:
+        tags, classes = self._tags(prediction, model_sha256), self.model.classes
+        if isinstance(self.model, DenseModel):
+            self._write_classes(prediction, tags)
         if prediction.shares:
             write_share_cog(
-                self.out / "probabilities" / f"{name}.tif",
+                self.out / "probabilities" / f"{self.source.name}.tif",
                 prediction.share_rows,
                 prediction.size,
-                geometry,
+                prediction.dates[0].pixels.geometry,
                 classes,
                 tags,
                 1 / SHARE_SCALE,
@@ -243,6 +261,20 @@ class RasterWork:
             table.write(self.part / AREAS_FILE)
         if drawn:
             self._write_picture(prediction, boxes)
+
+    def _write_classes(self, prediction: RasterPrediction, tags: Mapping[str, str]) -> Path:
+        """Write the class map and return its file."""
+        path = self.out / MAP_FOLDERS[self.model.name] / f"{self.source.name}.tif"
+        write_class_cog(
+            path,
+            lambda top, bottom: prediction.class_rows(top, bottom)[None],
+            prediction.size,
+            prediction.dates[0].pixels.geometry,
+            self.model.classes,
+            tags,
+            prediction.is_known,
+        )
+        return path
 
     def _write_vectors(self, prediction: RasterPrediction, show: Callable[[ViewObjects], object]) -> None:
         """Write the polygons, and show each part of the objects without their masks."""
@@ -305,7 +337,7 @@ def _object_polygons(
     objects: ViewObjects, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return (N,) polygons in pixels, classes and scores; objects whose mask is empty are left out."""
-    shapely = need_geo("shapely", _WHERE)
+    shapely = need("geo", "shapely", _WHERE)
 
     names = [classes[label] for label in objects.labels_N.tolist()]
     scores_N = objects.scores_N.double().numpy()

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from vitp.core.extras import need
 from vitp.inference.outputs import PIXEL_SUFFIX
-from vitp.io.ground import metres_of_unit, need_geo
+from vitp.io.ground import metres_of_unit
 from vitp.io.open_pixels import Geometry
 from vitp.io.slides import SlidePlace
 
@@ -100,7 +101,7 @@ class VectorFile:
             polygons_P = placed(polygons_P, self._geometry)
             fields["area_m2"] = square_metres(polygons_P, self._geometry.crs)
         if self._slide is not None and (each := self._slide.square_micrometres) is not None:
-            fields["area_um2"] = need_geo("shapely", _WHERE).area(polygons_P) * each
+            fields["area_um2"] = need("geo", "shapely", _WHERE).area(polygons_P) * each
         self._sink.write(polygons_P, fields)
 
     def __enter__(self) -> VectorFile:
@@ -115,7 +116,7 @@ class VectorFile:
 
 def placed(polygons_P: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Return polygons in pixels as polygons on the map."""
-    shapely = need_geo("shapely", _WHERE)
+    shapely = need("geo", "shapely", _WHERE)
 
     on_map: np.ndarray = shapely.transform(polygons_P, geometry.to_map)
     return on_map
@@ -123,13 +124,13 @@ def placed(polygons_P: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 def square_metres(polygons_P: np.ndarray, crs: str) -> np.ndarray:
     """Return (P,) areas of shapely polygons in a reference system: on the plane of a projected one, else geodesic."""
-    shapely = need_geo("shapely", _WHERE)
+    shapely = need("geo", "shapely", _WHERE)
 
     unit = metres_of_unit(crs)
     if unit is not None:
         planar_P: np.ndarray = shapely.area(polygons_P) * unit**2
         return planar_P
-    geod = need_geo("pyproj", crs).CRS(crs).get_geod()
+    geod = need("geo", "pyproj", crs).CRS(crs).get_geod()
     # Of a polygon whose rings turn the wrong way the area would be negative.
     return np.array([abs(geod.geometry_area_perimeter(one)[0]) for one in shapely.normalize(polygons_P)])
 
@@ -149,7 +150,7 @@ class _Sink(ABC):
 
     def write(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
         """Write polygons; the first call may have none."""
-        shapely = need_geo("shapely", _WHERE)
+        shapely = need("geo", "shapely", _WHERE)
 
         if self.shape == "MultiPolygon" and len(polygons_P):
             single_P = shapely.get_type_id(polygons_P) == shapely.GeometryType.POLYGON
@@ -173,8 +174,8 @@ class _Sink(ABC):
 
 class _GeoPackage(_Sink):
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        pyogrio = need_geo("pyogrio", str(self.path))
-        shapely = need_geo("shapely", _WHERE)
+        pyogrio = need("geo", "pyogrio", str(self.path))
+        shapely = need("geo", "shapely", _WHERE)
 
         fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}
         # GeoPackages note when they were changed; equal predictions are to be equal files.
@@ -199,9 +200,9 @@ class _GeoParquet(_Sink):
     _writer: Any = None
 
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        pyarrow = need_geo("pyarrow", str(self.path))
-        parquet = need_geo("pyarrow.parquet", str(self.path))
-        shapely = need_geo("shapely", _WHERE)
+        pyarrow = need("geo", "pyarrow", str(self.path))
+        parquet = need("geo", "pyarrow.parquet", str(self.path))
+        shapely = need("geo", "shapely", _WHERE)
 
         fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}
         columns = {"geometry": pyarrow.array(list(shapely.to_wkb(polygons_P)), pyarrow.binary())}
@@ -210,7 +211,7 @@ class _GeoParquet(_Sink):
             columns[name] = pyarrow.array(list(values), kind)
         table = pyarrow.table(columns)
         if self._writer is None:
-            crs = json.loads(need_geo("pyproj", str(self.path)).CRS(self.crs).to_json())
+            crs = json.loads(need("geo", "pyproj", str(self.path)).CRS(self.crs).to_json())
             column = {"encoding": "WKB", "geometry_types": [self.shape], "crs": crs}
             head = {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": column}}
             self._schema = table.schema.with_metadata({"geo": json.dumps(head)})
@@ -229,8 +230,8 @@ class _GeoJson(_Sink):
     decimals = _DEGREES
 
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        shapely = need_geo("shapely", _WHERE)
-        orient = need_geo("shapely.geometry.polygon", _WHERE).orient
+        shapely = need("geo", "shapely", _WHERE)
+        orient = need("geo", "shapely.geometry.polygon", _WHERE).orient
 
         polygons_P = self.moved(polygons_P)
         with self.path.open("a", encoding="utf-8") as file:
@@ -255,9 +256,9 @@ class _GeoJson(_Sink):
 
     def moved(self, polygons_P: np.ndarray) -> np.ndarray:
         """Return polygons of the map in longitude and latitude."""
-        shapely = need_geo("shapely", _WHERE)
+        shapely = need("geo", "shapely", _WHERE)
 
-        to_degrees = need_geo("pyproj", str(self.path)).Transformer.from_crs(
+        to_degrees = need("geo", "pyproj", str(self.path)).Transformer.from_crs(
             self.crs, "EPSG:4326", always_xy=True
         )
         degrees: np.ndarray = shapely.transform(
@@ -305,7 +306,7 @@ class _QuPathJson(_PixelJson):
 
     def moved(self, polygons_P: np.ndarray) -> np.ndarray:
         """Return polygons of the part in pixels of the finest level."""
-        finest: np.ndarray = need_geo("shapely", _WHERE).transform(polygons_P, self._slide.to_finest)
+        finest: np.ndarray = need("geo", "shapely", _WHERE).transform(polygons_P, self._slide.to_finest)
         return finest
 
     def properties(self, fields: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.core.files import write_json, write_text
 from vitp.inference.volumes import VolumePrediction
 from vitp.io.volumes import Volume
@@ -66,7 +66,7 @@ def write_nifti_shares(path: Path, volume: Volume, shares_IJKC: np.ndarray, scal
 
 
 def _write(path: Path, volume: Volume, values_IJKC: np.ndarray, scale: float) -> None:
-    nibabel = need_medical("nibabel", str(path))
+    nibabel = need("medical", "nibabel", str(path))
     header = _header(nibabel, volume, values_IJKC.shape)
     header["scl_slope"], header["scl_inter"] = scale, 0
     path.parent.mkdir(parents=True, exist_ok=True)

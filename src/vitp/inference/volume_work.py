@@ -5,7 +5,8 @@ Shapes: H × W pixels of a slice, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitp.core import distributed
-from vitp.core.errors import DataError
 from vitp.core.files import write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.inference.dicom_seg import write_dicom_seg
-from vitp.inference.inputs import InputFile
 from vitp.inference.maps import SHARE_SCALE, seen_settings
 from vitp.inference.outputs import Named, write_picture
-from vitp.inference.raster_files import PICTURE_PIXELS, MapOptions, ground_picture
+from vitp.inference.raster_files import PICTURE_PIXELS, LargeWork, ground_picture
 from vitp.inference.volume_files import (
     aggregate_words,
     class_counts,
@@ -36,7 +34,7 @@ from vitp.inference.volumes import VolumePrediction, plane_seen, trained_plane
 from vitp.io.volumes import open_volume
 from vitp.metrics.results import Prediction
 from vitp.records.labels import BACKGROUND, IGNORE
-from vitp.tasks.base import TaskModel, TestSettings
+from vitp.tasks.base import TaskModel
 from vitp.tasks.dense import DenseModel
 
 _TABLE = "table.json"
@@ -44,62 +42,10 @@ _SMALLEST_PICTURE = 320
 """Pixels of its longer side; smaller slices are drawn enlarged."""
 
 
-class VolumeWork:
-    """The prediction of one volume, from its slices to its files.
+class VolumeWork(LargeWork[VolumePrediction]):
+    """The prediction of one volume; of any task but change."""
 
-    Args:
-        model: Of any task but change.
-        source: The volume.
-        settings: How the model is applied.
-        options: What is written.
-        part: Folder for what is done.
-        out: Folder of the output.
-        say: Called with what was understood.
-    """
-
-    def __init__(
-        self,
-        model: TaskModel,
-        source: InputFile,
-        settings: TestSettings,
-        options: MapOptions,
-        part: Path,
-        out: Path,
-        say: Callable[[str], None],
-    ) -> None:
-        self.model, self.source, self.settings, self.options = model, source, settings, options
-        self.part, self.out, self.say = part, out, say
-
-    def run(self, model_sha256: str) -> str | None:
-        """Predict the volume, all processes together; return why it can't be used, if that turns out.
-
-        Args:
-            model_sha256: Of the weights.
-        """
-        prediction: VolumePrediction | None = None
-        reason: str | None = None
-        try:
-            prediction = self._opened()
-            prediction.compute()
-        except DataError as error:
-            reason = f"{error.where}: {error.what}"
-        reasons = [each for each in distributed.gather(reason) if each is not None]
-        if not reasons and distributed.rank() == 0:
-            assert prediction is not None
-            try:
-                write_json(self.part / _TABLE, self._write(prediction, model_sha256))
-                (self.part / "done").touch()
-            except DataError as error:
-                reason = f"{error.where}: {error.what}"
-        reasons = reasons or [each for each in distributed.gather(reason) if each is not None]
-        if distributed.rank() == 0:
-            for file in self.part.glob("*"):
-                if reasons or file.suffix == ".raw" or file.name.startswith("slice-"):
-                    file.unlink()
-        distributed.barrier()
-        return reasons[0] if reasons else None
-
-    def _opened(self) -> VolumePrediction:
+    def _opened(self, files: ExitStack) -> VolumePrediction:
         address = self.source.image
         volume = open_volume(address)
         plane, _ = plane_seen(trained_plane(self.model), address, volume)
@@ -119,11 +65,11 @@ class VolumeWork:
             shares=self.options.probabilities,
         )
 
-    def _write(self, prediction: VolumePrediction, model_sha256: str) -> Any:
-        """Write all files of the volume, and return what tables about all volumes say of it.
+    def _write(self, prediction: VolumePrediction, model_sha256: str) -> None:
+        write_json(self.part / _TABLE, self._written(prediction, model_sha256))
 
-        What an earlier attempt has begun is replaced.
-        """
+    def _written(self, prediction: VolumePrediction, model_sha256: str) -> Any:
+        """Write all files but the table, and return what tables about all volumes say of this one."""
         name, volume, classes = self.source.name, prediction.volume, self.model.classes
         if self.model.name == "classification":
             self.say(aggregate_words(prediction))

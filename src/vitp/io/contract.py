@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.io.acquisition import Acquisition
 from vitp.io.parts import FilePart, Window, check_window
 from vitp.io.value_math import averaged, between, percentile_range
@@ -98,11 +99,7 @@ class Geometry:
 
 def _metres(geometry: Geometry, size: tuple[int, int]) -> tuple[float, float]:
     where = geometry.crs[:60]
-    try:
-        import pyproj
-    except ImportError as error:
-        fix = "install it with `pip install 'vitp[geo]'`"
-        raise DataError("needs pyproj to be measured in metres", where=where, fix=fix) from error
+    pyproj = need("geo", "pyproj", where)
     x, y = size[0] / 2, size[1] / 2
     ends_42 = geometry.to_map(np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]]))
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.io.dicom_header import Header, array_of, header_numbers, uid_name, word
 
 _COPY_AGAIN = "copy it again from its source or remove it"
@@ -151,8 +151,10 @@ def check_fragments(header: Header) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data = need_medical("pydicom", where).dcmread(header.path, specific_tags=["PixelData"], force=True)
-            found = need_medical("pydicom.encaps", where).parse_fragments(data.PixelData)[0]
+            data = need("medical", "pydicom", where).dcmread(
+                header.path, specific_tags=["PixelData"], force=True
+            )
+            found = need("medical", "pydicom.encaps", where).parse_fragments(data.PixelData)[0]
     except Exception as error:
         raise DataError(what, where=where, fix=_COPY_AGAIN) from error
     if found < header.frames:
@@ -245,7 +247,7 @@ def read_frame(header: Header, index: int) -> np.ndarray:
 
 def _decoded(header: Header, index: int) -> np.ndarray:
     """Return the values of an image, of which no more than itself is read where the file allows it."""
-    pixels = need_medical("pydicom.pixels", str(header.path))
+    pixels = need("medical", "pydicom.pixels", str(header.path))
     if not (header.guessed or header.is_deflated):
         try:
             values: np.ndarray = pixels.pixel_array(header.path, index=index)
@@ -253,9 +255,9 @@ def _decoded(header: Header, index: int) -> np.ndarray:
         except Exception:  # some files mix ways of writing, which only reading all of it bears
             if header.path.stat().st_size > _LARGEST_FRAME_BYTES:
                 raise
-    data = need_medical("pydicom", str(header.path)).dcmread(header.path, force=True)
+    data = need("medical", "pydicom", str(header.path)).dcmread(header.path, force=True)
     if header.guessed:
-        data.file_meta.TransferSyntaxUID = need_medical("pydicom.uid", "DICOM").UID(header.syntax)
+        data.file_meta.TransferSyntaxUID = need("medical", "pydicom.uid", "DICOM").UID(header.syntax)
     whole: np.ndarray = pixels.pixel_array(data, index=index)
     return whole
 
@@ -268,7 +270,7 @@ def _decoder(header: Header, where: str) -> Any:
     """
     name = uid_name(header.syntax) or "unknown"
     try:
-        decoder = need_medical("pydicom.pixels", where).get_decoder(header.syntax)
+        decoder = need("medical", "pydicom.pixels", where).get_decoder(header.syntax)
     except (NotImplementedError, ValueError) as error:
         what = f"has pixels of a transfer syntax that isn't decoded ({name})"
         raise DataError(what, where=where, fix="save it uncompressed (dcmdjpeg, gdcmconv --raw)") from error
@@ -283,7 +285,7 @@ def palette_of(header: Header, kind: np.dtype[Any]) -> np.ndarray | None:
     """Return the colours, (256, 3) uint8, that 8-bit values stand for; None: there are none."""
     if kind != np.uint8:
         return None
-    pixels = need_medical("pydicom.pixels", str(header.path))
+    pixels = need("medical", "pydicom.pixels", str(header.path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

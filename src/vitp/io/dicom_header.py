@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.io.acquisition import Acquisition
 from vitp.io.dicom_codes import BODY_PARTS, DICOM_MODALITIES, DICOM_VIEWS
 from vitp.io.volume_kinds import is_dicom_file
@@ -145,7 +145,7 @@ def read_header(path: Path, where: str | None = None) -> Header:
 
 def _read(path: Path, where: str) -> tuple[Any, str | None, int]:
     """Return the elements that count, the name of the pixels that follow (None: none do), and where these begin."""
-    pydicom = need_medical("pydicom", where)
+    pydicom = need("medical", "pydicom", where)
     if not path.is_file():
         raise DataError("is missing", where=where, fix="check the path")
     if not is_dicom_file(path):
@@ -205,7 +205,7 @@ def uid_name(uid: str | None) -> str | None:
     """Return what DICOM calls a UID of its own; None: it is none of these."""
     if not uid:
         return None
-    name = str(need_medical("pydicom.uid", "DICOM").UID(uid).name)
+    name = str(need("medical", "pydicom.uid", "DICOM").UID(uid).name)
     return None if name[:1].isdigit() or name == uid else name
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.io.volume_kinds import is_dicom_file
 
 _NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName")
@@ -62,7 +62,7 @@ def dicom_identity(path: Path) -> DicomIdentity | None:
         path = next((one for one in files if one.name.upper() != "DICOMDIR" and is_dicom_file(one)), path)
     if not path.is_file() or not is_dicom_file(path):
         return None
-    pydicom = need_medical("pydicom", str(path))
+    pydicom = need("medical", "pydicom", str(path))
     try:
         # Its warnings quote values.
         with warnings.catch_warnings():

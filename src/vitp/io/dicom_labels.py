@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.io.volume_grid import Affine, VolumeGrid
 from vitp.records.regions import rasterise
 
@@ -56,7 +56,7 @@ class DicomRole:
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
     """Give pydicom, and turn whatever libraries raise into a `DataError` without their words: they quote the file."""
-    pydicom = need_medical("pydicom", str(path))
+    pydicom = need("medical", "pydicom", str(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -138,7 +138,7 @@ def _outlines(region: Any) -> list[np.ndarray]:
 @lru_cache(maxsize=2)
 def _segments(path: Path) -> tuple[VolumeGrid, dict[int, np.ndarray]]:
     """Return the grid of a segmentation, and the voxels (I, J, K) of each segment."""
-    highdicom = need_medical("highdicom", str(path))
+    highdicom = need("medical", "highdicom", str(path))
     with _reading(path):
         segmentation = highdicom.seg.segread(path)
         if str(segmentation.SegmentationType) == "FRACTIONAL":

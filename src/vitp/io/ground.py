@@ -11,13 +11,13 @@ import math
 import warnings
 from dataclasses import replace
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.io.contract import Geometry
 from vitp.io.open_pixels import open_pixels
 from vitp.io.parts import base_address, part_address, split_address
@@ -31,19 +31,6 @@ RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img", ".
 
 _STEP = 8.0
 """Pixels on each side of the centre over which the size of a pixel is measured."""
-
-
-def need_geo(module: str, where: str) -> Any:
-    """Return a module of the extra `geo`.
-
-    Raises:
-        DataError: It isn't installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        what, fix = f"needs {module} to be read", "install it with `pip install 'vitp[geo]'`"
-        raise DataError(what, where=where, fix=fix) from error
 
 
 def may_be_placed(address: str | Path) -> bool:
@@ -60,8 +47,8 @@ def check_crs(crs: str, where: str) -> str:
     """
     name = f"EPSG:{crs}" if crs.isdigit() else crs
     try:
-        need_geo("pyproj", where).CRS.from_user_input(name)
-    except need_geo("pyproj", where).exceptions.CRSError as error:
+        need("geo", "pyproj", where).CRS.from_user_input(name)
+    except need("geo", "pyproj", where).exceptions.CRSError as error:
         what = f'"{crs[:60]}" is no coordinate reference system'
         raise DataError(what, where=where, fix="write it as EPSG:32633") from error
     return name
@@ -69,7 +56,7 @@ def check_crs(crs: str, where: str) -> str:
 
 @lru_cache(maxsize=256)
 def _between(source: str, target: str) -> Any:
-    pyproj = need_geo("pyproj", source)
+    pyproj = need("geo", "pyproj", source)
     return pyproj.Transformer.from_crs(source, target, always_xy=True)
 
 
@@ -82,12 +69,12 @@ def reproject(points_N2: np.ndarray, source: str, target: str) -> np.ndarray:
 
 def is_geographic(crs: str) -> bool:
     """Return whether coordinates are angles."""
-    return bool(need_geo("pyproj", crs).CRS.from_user_input(crs).is_geographic)
+    return bool(need("geo", "pyproj", crs).CRS.from_user_input(crs).is_geographic)
 
 
 def metres_of_unit(crs: str) -> float | None:
     """Return how many metres a unit of a projected system's axes is on its map; None for angles."""
-    found = need_geo("pyproj", crs).CRS.from_user_input(crs)
+    found = need("geo", "pyproj", crs).CRS.from_user_input(crs)
     if found.is_geographic or found.is_geocentric or not found.axis_info:
         return None
     return float(found.axis_info[0].unit_conversion_factor)
@@ -122,7 +109,7 @@ def ground_matrix(geometry: Geometry, size: tuple[int, int]) -> tuple[float, flo
         East and north of one pixel along x, east and north of one pixel along y; None where the reference system
         says nothing about the earth and has no length, or doesn't reach there.
     """
-    pyproj = need_geo("pyproj", geometry.crs)
+    pyproj = need("geo", "pyproj", geometry.crs)
     middle = np.array([size[0] / 2, size[1] / 2])
     steps = np.array([[-_STEP, 0], [_STEP, 0], [0, -_STEP], [0, _STEP]])
     placed = geometry.to_map(middle + steps)
@@ -143,12 +130,6 @@ def ground_matrix(geometry: Geometry, size: tuple[int, int]) -> tuple[float, flo
         angle = math.radians(azimuth)
         found += [length * math.sin(angle) / (2 * _STEP), length * math.cos(angle) / (2 * _STEP)]
     return found[0], found[1], found[2], found[3]
-
-
-def pixel_metres(ground: tuple[float, float, float, float]) -> float:
-    """Return the side in metres of a square of a pixel's area on the ground."""
-    a, b, c, d = ground
-    return math.sqrt(abs(a * d - b * c))
 
 
 def geometry_of(address: str | Path) -> Geometry | None:
@@ -180,7 +161,7 @@ def file_tags(path: str | Path) -> dict[str, str]:
     if Path(path).suffix.lower() not in (".tif", ".tiff") or raster_driver(str(path)) != "GTiff":
         return {}
     try:
-        rasterio = need_geo("rasterio", str(path))
+        rasterio = need("geo", "rasterio", str(path))
     except DataError:
         return {}
     try:

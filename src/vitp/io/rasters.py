@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.core.remote import check_allowed
 from vitp.io.contract import Pixels
 from vitp.io.parts import FilePart, Window
@@ -51,20 +52,6 @@ _GDAL_FILES = {"https": "/vsicurl/https://", "http": "/vsicurl/http://", "s3": "
 _BY_PARTS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 """Suffix → driver, of files behind a URL that are read by parts. Others are fetched as a whole."""
 _COPY_AGAIN = "copy it again from its source or remove it"
-
-
-def need_rasterio(where: str) -> Any:
-    """Return the module rasterio.
-
-    Raises:
-        DataError: It isn't installed.
-    """
-    try:
-        import rasterio
-    except ImportError as error:
-        what = "needs rasterio to be read, which the extra `geo` brings"
-        raise DataError(what, where=where, fix="install it: `pip install 'vitp[geo]'`") from error
-    return rasterio
 
 
 def raster_driver(address: str) -> str | None:
@@ -125,7 +112,7 @@ def gdal(where: str, remote: bool = False) -> Iterator[Any]:
     Raises:
         DataError: Whatever GDAL raises.
     """
-    rasterio = need_rasterio(where)
+    rasterio = need("geo", "rasterio", where)
     options: dict[str, Any] = {
         "GDAL_CACHEMAX": 256,  # MB of decoded blocks; by default it is a twentieth of the machine's memory
         "GDAL_VRT_ENABLE_PYTHON": "NO",
@@ -163,7 +150,7 @@ def _reason(error: BaseException) -> str:
 
 def _open(address: str, driver: str, part: FilePart, where: str) -> tuple[Any, Any]:
     """Return the open file, and what holds its bytes in memory or None."""
-    rasterio = need_rasterio(where)
+    rasterio = need("geo", "rasterio", where)
     scheme = address.partition("://")[0].lower() if is_remote(address) else ""
     by_parts = scheme in _GDAL_FILES and driver in _BY_PARTS.values()
     if by_parts:

@@ -11,14 +11,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.io.dicom_frames import read_frame
-from vitp.io.dicom_header import Header, header_numbers, word
+from vitp.io.dicom_header import Header, header_numbers
 from vitp.io.slide_levels import SlideBlock, SlideLevel
 from vitp.io.slide_source import (
     COARSEST_MPP,
@@ -30,12 +29,28 @@ from vitp.io.slide_source import (
 )
 from vitp.io.volume_kinds import is_dicom_file, is_dicom_slide
 
-_TAGS = (
-    "Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored PixelRepresentation "
-    "PlanarConfiguration NumberOfFrames ImageType SeriesInstanceUID TotalPixelMatrixRows TotalPixelMatrixColumns "
-    "NumberOfOpticalPaths TotalPixelMatrixFocalPlanes InConcatenationNumber ImagedVolumeWidth ImagedVolumeHeight "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-).split()
+_TAGS = [
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "ImageType",
+    "SeriesInstanceUID",
+    "TotalPixelMatrixRows",
+    "TotalPixelMatrixColumns",
+    "NumberOfOpticalPaths",
+    "TotalPixelMatrixFocalPlanes",
+    "InConcatenationNumber",
+    "ImagedVolumeWidth",
+    "ImagedVolumeHeight",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
 """All that is read of a header."""
 _OTHERS = frozenset(("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER"))
 
@@ -54,7 +69,9 @@ def open_dicom_slide(path: str, where: str) -> SlideSource:
         base = Path(path)
         files = [base] if base.is_file() else sorted(file for file in base.iterdir() if is_dicom_file(file))
         found = [_header(file, where) for file in files if is_dicom_slide(file)]
-        volumes = [one for one in found if not _OTHERS & {str(w).upper() for w in one.data.get("ImageType") or ()}]
+        volumes = [
+            one for one in found if not _OTHERS & {str(w).upper() for w in one.data.get("ImageType") or ()}
+        ]
         if not volumes:
             what = "holds labels or overviews of a slide, and none of its resolutions"
             raise DataError(what, where=where, fix="add the other files of the slide")
@@ -80,7 +97,7 @@ def open_dicom_slide(path: str, where: str) -> SlideSource:
 
 
 def _header(path: Path, where: str) -> Header:
-    pydicom = need_medical("pydicom", where)
+    pydicom = need("medical", "pydicom", where)
     data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
     return Header(path, data, str(data.file_meta.TransferSyntaxUID), "PixelData")
 
@@ -96,11 +113,16 @@ def _level(header: Header, where: str) -> SlideLevel:
     samples, bits = int(header.number("SamplesPerPixel") or 1), int(header.number("BitsAllocated") or 8)
     several = [
         noun
-        for noun, name in (("focal planes", "TotalPixelMatrixFocalPlanes"), ("optical paths", "NumberOfOpticalPaths"))
+        for noun, name in (
+            ("focal planes", "TotalPixelMatrixFocalPlanes"),
+            ("optical paths", "NumberOfOpticalPaths"),
+        )
         if (header.number(name) or 1) > 1
     ]
     if several or header.number("InConcatenationNumber"):
-        what = f"has several {several[0]}" if several else "has a resolution that is spread over several files"
+        what = (
+            f"has several {several[0]}" if several else "has a resolution that is spread over several files"
+        )
         raise DataError(what, where=where, fix="save one of them (or the whole) as a slide of its own")
     if min(*size, *block) < 1 or samples not in (1, 3) or bits not in (8, 16):
         what = f"says that it has {size[0]}×{size[1]} px in tiles of {block[0]}×{block[1]} px"

@@ -91,6 +91,20 @@ def reading_slide(where: str) -> Iterator[None]:
         )
 
 
+def usable_mpp(mpp: tuple[Any, Any]) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """Return micrometres a pixel along x and y, and notes; None: the file tells none that can be right."""
+    try:
+        x, y = (float(value) for value in mpp)
+    except (TypeError, ValueError):
+        return None, ()
+    if not (math.isfinite(x) and math.isfinite(y) and min(x, y) > 0):
+        return None, ()
+    if max(x, y) > COARSEST_MPP:
+        note = f"says {max(x, y):.4g} µm a pixel, which no slide has; its resolution counts as unknown"
+        return None, (note,)
+    return (x, y), ()
+
+
 def unique_bands(names: Sequence[str] | None, count: int) -> list[str]:
     """Return a name for each band: the file's own where it has as many, numbers from 1 elsewhere."""
     own = list(names) if names is not None and len(names) == count else [""] * count

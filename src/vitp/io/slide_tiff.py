@@ -18,12 +18,11 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.core.reading import parse_xml
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideBlock, SlideLevel, placed_level
 from vitp.io.slide_source import (
-    COARSEST_MPP,
     COPY_SLIDE,
     LARGEST_BLOCK_BYTES,
     UNITS_UM,
@@ -33,6 +32,7 @@ from vitp.io.slide_source import (
     reading_slide,
     slide_plane,
     unique_bands,
+    usable_mpp,
 )
 from vitp.io.tiff_tags import TiffError, first_texts, is_tiff
 
@@ -92,7 +92,7 @@ def open_tiff_slide(path: str, kind: str, part: FilePart, where: str) -> SlideSo
     Raises:
         DataError: It can't be read, or holds several images, planes or times.
     """
-    tiffslide = need_medical("tiffslide", where)
+    tiffslide = need("medical", "tiffslide", where)
     # Opened here: a path with "::" in it would be taken for a chain of URLs, and an OME header may name other files.
     with (
         reading_slide(where),
@@ -104,29 +104,16 @@ def open_tiff_slide(path: str, kind: str, part: FilePart, where: str) -> SlideSo
         if kind == "scn":
             return _leica(slide, read, where)
         if kind == "ome":
-            mpp, names, number = _ome(file, part, where)
+            told, names, number = _ome(file, part, where)
         else:
-            mpp, names, number = _own_mpp(slide), None, 0
+            told, names, number = _own_mpp(slide), None, 0
+        mpp, notes = usable_mpp(told)
         source = _of_series(file.series[number], read, part, names, where)
-        return replace(source, kind=_WORDS[kind], **_checked_mpp(mpp))
+        return replace(source, kind=_WORDS[kind], mpp=mpp, notes=notes)
 
 
 def _own_mpp(slide: Any) -> tuple[Any, Any]:
     return slide.properties.get("tiffslide.mpp-x"), slide.properties.get("tiffslide.mpp-y")
-
-
-def _checked_mpp(mpp: tuple[Any, Any]) -> dict[str, Any]:
-    """Return `mpp` and notes of a source, with what can't be right left out."""
-    try:
-        x, y = (float(value) for value in mpp)
-    except (TypeError, ValueError):
-        return {"mpp": None}
-    if not (math.isfinite(x) and math.isfinite(y) and min(x, y) > 0):
-        return {"mpp": None}
-    if max(x, y) > COARSEST_MPP:
-        note = f"says {max(x, y):.4g} µm a pixel, which no slide has; its resolution counts as unknown"
-        return {"mpp": None, "notes": (note,)}
-    return {"mpp": (x, y)}
 
 
 class _Bytes:
@@ -345,5 +332,13 @@ def _leica(slide: Any, read: _Bytes, where: str) -> SlideSource:
         )
         for place, size in enumerate(sizes)
     )
-    found = replace(first, kind=_WORDS["scn"], levels=levels, factors=level_factors(sizes), all_valid=False)
-    return replace(found, **_checked_mpp(_own_mpp(slide)))
+    mpp, notes = usable_mpp(_own_mpp(slide))
+    return replace(
+        first,
+        kind=_WORDS["scn"],
+        levels=levels,
+        factors=level_factors(sizes),
+        mpp=mpp,
+        all_valid=False,
+        notes=notes,
+    )

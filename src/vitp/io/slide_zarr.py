@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.core.reading import parse_json, read_text
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideBlock, SlideLevel
 from vitp.io.slide_source import (
-    COARSEST_MPP,
     COPY_SLIDE,
     LARGEST_BLOCK_BYTES,
     UNITS_UM,
@@ -30,6 +29,7 @@ from vitp.io.slide_source import (
     reading_slide,
     slide_plane,
     unique_bands,
+    usable_mpp,
 )
 
 _HEADS = ("zarr.json", ".zattrs")
@@ -71,7 +71,7 @@ def open_zarr_slide(path: str, part: FilePart, where: str) -> SlideSource:
     Raises:
         DataError: It can't be read, or holds several images, planes or times.
     """
-    zarr = need_medical("zarr", where)
+    zarr = need("medical", "zarr", where)
     with reading_slide(where):
         folder = Path(path)
         attributes = zarr_attributes(folder) or {}
@@ -118,6 +118,7 @@ def _of_image(
     begins = [name[:1].lower() for name in bands]
     if dtype == np.uint8 and channels == 3 and begins in (["r", "g", "b"], ["1", "2", "3"], ["0", "1", "2"]):
         bands = ["red", "green", "blue"]
+    mpp, notes = usable_mpp(_told_mpp(scale, axes))
     return SlideSource(
         kind="an OME-Zarr",
         levels=levels,
@@ -125,8 +126,9 @@ def _of_image(
         planes=tuple((channel, 0) for channel in range(channels)),
         names=tuple(bands),
         dtype=dtype,
-        mpp=_mpp(scale, axes),
+        mpp=mpp,
         all_valid=dtype.kind != "f",
+        notes=notes,
     )
 
 
@@ -203,8 +205,8 @@ class _ZarrLevel:
         return values_hw[None], None
 
 
-def _mpp(scale: Mapping[str, Any], axes: Sequence[str]) -> tuple[float, float] | None:
-    """Return micrometres a pixel of the finest array along x and y; None: they aren't told."""
+def _told_mpp(scale: Mapping[str, Any], axes: Sequence[str]) -> tuple[float, float]:
+    """Return micrometres a pixel of the finest array along x and y; NaN: they aren't told."""
     steps = [1.0] * len(axes)
     told = False
     for transforms in (
@@ -221,6 +223,4 @@ def _mpp(scale: Mapping[str, Any], axes: Sequence[str]) -> tuple[float, float] |
         unit = axis.get("unit") if isinstance(axis, Mapping) else None
         factor = None if unit is None else UNITS_UM.get(str(unit).lower())
         found.append(math.nan if factor is None or not told else steps[place] * factor)
-    x, y = found
-    valid = math.isfinite(x) and math.isfinite(y) and min(x, y) > 0 and max(x, y) <= COARSEST_MPP
-    return (x, y) if valid else None
+    return found[0], found[1]

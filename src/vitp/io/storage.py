@@ -25,6 +25,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.core.files import atomic_path
 from vitp.core.reading import check_file
 from vitp.core.remote import check_allowed
@@ -78,9 +79,7 @@ class RemoteBytes:
         check_allowed(url)
         try:
             # Optional, and slow to import: most runs read local files only.
-            from fsspec.core import url_to_fs
-
-            self._system, self._path = url_to_fs(url)
+            self._system, self._path = need("remote", "fsspec.core", url).url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise DataError(
                 f"no package reads this scheme ({_reason(error)})",

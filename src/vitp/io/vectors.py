@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.core.reading import parse_json
-from vitp.io.ground import LONGITUDE_LATITUDE, check_crs, need_geo
+from vitp.io.ground import LONGITUDE_LATITUDE, check_crs
 
 VECTOR_SUFFIXES = frozenset({".gpkg", ".shp", ".geojson", ".fgb", ".parquet", ".geoparquet"})
 """Suffixes of vector files; GeoJSON may end with .json, too (`is_geojson`)."""
@@ -99,7 +100,7 @@ def read_features(path: Path, layer: str, crs: str | None = None) -> VectorLayer
     Raises:
         DataError: The file can't be read, or is GeoJSON whose coordinates can't be what GeoJSON's must be.
     """
-    shapely = need_geo("shapely", str(path))
+    shapely = need("geo", "shapely", str(path))
     if path.suffix.lower() in _PARQUET:
         found = _read_geoparquet(path, shapely)
         return found if crs is None else replace(found, crs=check_crs(crs, "labels_crs"))
@@ -134,7 +135,7 @@ def _check_degrees(found: VectorLayer, shapely: Any) -> None:
 
 def _pyogrio(path: Path) -> Any:
     """Return pyogrio when its GDAL reads files of this kind."""
-    pyogrio = need_geo("pyogrio", str(path))
+    pyogrio = need("geo", "pyogrio", str(path))
     _check_head(path)
     return pyogrio
 
@@ -153,8 +154,8 @@ def _check_head(path: Path) -> None:
 
 def _read_geoparquet(path: Path, shapely: Any) -> VectorLayer:
     """Read the main geometries of a GeoParquet file; the wheels of pyogrio have no driver for it."""
-    pyarrow = need_geo("pyarrow", str(path))
-    parquet = need_geo("pyarrow.parquet", str(path))
+    pyarrow = need("geo", "pyarrow", str(path))
+    parquet = need("geo", "pyarrow.parquet", str(path))
     try:
         file = parquet.ParquetFile(path)
         about = parse_json((file.schema_arrow.metadata or {})[b"geo"].decode())
@@ -197,7 +198,7 @@ def _crs_of_geoparquet(crs: Any, path: Path) -> str | None:
     """Return the system that PROJ's JSON, or a text, names; None: it is said to be unknown."""
     if not crs:
         return None
-    pyproj = need_geo("pyproj", str(path))
+    pyproj = need("geo", "pyproj", str(path))
     try:
         known = pyproj.CRS.from_user_input(crs)
     except (pyproj.exceptions.CRSError, TypeError) as error:

@@ -6,11 +6,14 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.io.acquisition import Acquisition
+from vitp.io.volume import Volume
 from vitp.io.volume_grid import Affine, VolumeGrid
 
 COPY_IT_AGAIN = "copy it again from its source or remove it"
@@ -19,6 +22,7 @@ MOST_IN_GZIP = 1032
 LARGEST_HELD_BYTES = 512 << 20
 """Of the voxels of a file that are held, so that layers across its order are read at once."""
 MOST_BANDS = 4096
+NOT_PLACED = "doesn't say how it lies in the patient; its slices are shown as stored"
 
 
 @contextlib.contextmanager
@@ -44,6 +48,7 @@ def quiet(where: str, what: str = "can't be read: it is damaged, or cut off") ->
             f"can't be read{reason}: it is damaged, or cut off", where=where, fix=COPY_IT_AGAIN
         ) from error
     except ModuleNotFoundError as error:
+        # Of a package that is there: those that we import ourselves are named by `need`.
         needed = f"needs the package {error.name} to be read"
         raise DataError(needed, where=where, fix=f"install it: `pip install {error.name}`") from error
     except Exception as error:
@@ -79,11 +84,27 @@ def plane_taken(grid: VolumeGrid) -> str | None:
     return plane if straight > math.cos(math.radians(25)) else "oblique"
 
 
+def as_one_file(volume: Volume, notes: Sequence[str], findings: Sequence[str] = ()) -> Volume:
+    """Return an opened volume with what is known of one that is a single file."""
+    volume.notes, volume.findings = tuple(notes), tuple(findings)
+    volume.source = (Path(volume.where),)
+    plane = plane_taken(volume.grid)
+    volume.acquisition = None if plane is None else Acquisition(plane=plane)
+    return volume
+
+
 def no_series(series: str | None, where: str) -> None:
     """Refuse the choice of a series of a file that is one volume."""
     if series is not None:
         what = "is one volume, of which no series can be chosen"
         raise DataError(what, where=where, fix="leave #series= out")
+
+
+def check_held(wanted: int, most: int, where: str) -> None:
+    """Refuse a file that can't hold as many bytes as it says, before anything is decoded."""
+    if wanted > most:
+        what = f"says that it holds {wanted:,} bytes, and can't: it is damaged, or cut off"
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
 
 
 def check_shape(shape: tuple[int, ...], where: str) -> None:

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
-from vitp.io.acquisition import Acquisition
+from vitp.core.extras import need
 from vitp.io.contract import Band
 from vitp.io.volume import Volume
 from vitp.io.volume_checks import (
-    COPY_IT_AGAIN,
     LARGEST_HELD_BYTES,
     MOST_IN_GZIP,
+    NOT_PLACED,
     affine_of,
+    as_one_file,
+    check_held,
     check_shape,
     no_affine,
     no_series,
     places_voxels,
-    plane_taken,
     quiet,
 )
 from vitp.io.volume_grid import VolumeGrid
@@ -69,13 +69,13 @@ class NibabelVolume(Volume):
 
     def _after_fork(self) -> None:
         with quiet(self.where):
-            self._image = need_medical("nibabel", self.where).load(self.where)
+            self._image = need("medical", "nibabel", self.where).load(self.where)
             self._proxy = _unscaled(self._image)
 
 
 def _unscaled(image: Any) -> Any:
     """Return what gives the stored values of an image by parts; of kinds that scale each layer, the scaled ones."""
-    proxy_class = need_medical("nibabel", "volume").arrayproxy.ArrayProxy
+    proxy_class = need("medical", "nibabel", "volume").arrayproxy.ArrayProxy
     proxy = image.dataobj
     if type(proxy) is not proxy_class:
         return proxy
@@ -90,7 +90,7 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
         DataError: As `vitp.io.volumes.open_volume`.
     """
     no_series(series, base)
-    nibabel = need_medical("nibabel", base)
+    nibabel = need("medical", "nibabel", base)
     with quiet(base, "can't be read: it is damaged, or a kind that nibabel doesn't read"):
         image = nibabel.load(base)
         if not isinstance(image, nibabel.spatialimages.SpatialImage) or isinstance(
@@ -123,11 +123,7 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
         notes.append(f"its values come scaled, as nibabel gives those of {type(image).__name__}")
     if len(shape) > 3 and count > 1:
         notes.append(f"its {count} volumes are bands, 1 to {count}")
-    volume.notes, volume.findings = tuple(notes), tuple(findings)
-    volume.source = (Path(base),)
-    plane = plane_taken(grid)
-    volume.acquisition = None if plane is None else Acquisition(plane=plane)
-    return volume
+    return as_one_file(volume, notes, findings)
 
 
 def _check_length(image: Any, proxy: Any, where: str) -> None:
@@ -142,9 +138,7 @@ def _check_length(image: Any, proxy: Any, where: str) -> None:
         size = size * MOST_IN_GZIP + (1 << 16)
     elif path.suffix.lower() not in ("", ".nii", ".img", ".mgh", ".hdr"):
         return
-    if wanted > size:
-        what = f"says that it holds {wanted:,} bytes, and can't: it is damaged, or cut off"
-        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
+    check_held(wanted, size, where)
 
 
 def _own_type(kind: Any, where: str) -> np.dtype[Any]:
@@ -167,7 +161,7 @@ def _scale_of(image: Any) -> tuple[float, float]:
 
 def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeGrid, list[str], list[str]]:
     """Return grid, notes and findings of a file that nibabel reads."""
-    nibabel = need_medical("nibabel", where)
+    nibabel = need("medical", "nibabel", where)
     sizes = (shape[0], shape[1], shape[2] if len(shape) > 2 else 1)
     notes: list[str] = []
     findings: list[str] = []
@@ -185,7 +179,7 @@ def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeG
         if not places_voxels(matrix):
             raise no_affine(where)
     if matrix is None:
-        notes.append("doesn't say how it lies in the patient; its slices are shown as stored")
+        notes.append(NOT_PLACED)
         usable = len(zooms) == 3 and all(math.isfinite(zoom) and zoom > 0 for zoom in zooms)
         spacing = (zooms[0] * factor, zooms[1] * factor, zooms[2] * factor) if usable else None
         return VolumeGrid(sizes, None, spacing), notes, findings

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
-from vitp.io.acquisition import Acquisition
+from vitp.core.extras import need
 from vitp.io.contract import Band
 from vitp.io.volume import Volume
 from vitp.io.volume_checks import (
-    COPY_IT_AGAIN,
     MOST_IN_GZIP,
+    NOT_PLACED,
     affine_of,
+    as_one_file,
+    check_held,
     check_shape,
     no_affine,
     no_series,
     places_voxels,
-    plane_taken,
     quiet,
 )
 from vitp.io.volume_grid import VolumeGrid
@@ -58,7 +58,7 @@ class ItkVolume(Volume):
 
     def _read(self, start: list[int], length: list[int]) -> np.ndarray:
         """Return (I, J, K, …) of a part."""
-        itk = need_medical("SimpleITK", self.where)
+        itk = need("medical", "SimpleITK", self.where)
         reader = itk.ImageFileReader()
         reader.SetFileName(self.where)
         reader.SetExtractIndex(start)
@@ -76,7 +76,7 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
         DataError: As `vitp.io.volumes.open_volume`.
     """
     no_series(series, base)
-    itk = need_medical("SimpleITK", base)
+    itk = need("medical", "SimpleITK", base)
     most = _most_bytes(base)
     reader = itk.ImageFileReader()
     reader.SetFileName(base)
@@ -89,9 +89,8 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
         name = itk.GetPixelIDValueAsString(reader.GetPixelID())
         kind = _itk_type(name, base)
         wanted = math.prod(size) * components * kind.itemsize
-        if most is not None and wanted > most:
-            what = f"says that it holds {wanted:,} bytes, and can't: it is damaged, or cut off"
-            raise DataError(what, where=base, fix=COPY_IT_AGAIN)
+        if most is not None:
+            check_held(wanted, most, base)
         check_shape((*size[:3], 1)[:3] + size[3:] + (components,), base)
         spacing, origin, direction = reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
     grid = _itk_grid(size, spacing, origin, direction, base)
@@ -105,14 +104,8 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
     )
     volume = ItkVolume(base, reader, grid, [Band(name) for name in names], kind)
     volume.is_picture = names[0] == "red"
-    if grid.affine is None:
-        volume.notes = ("doesn't say how it lies in the patient; its slices are shown as stored",)
-    elif count > 1:
-        volume.notes = (f"its {count} values a voxel are bands",)
-    volume.source = (Path(base),)
-    plane = plane_taken(grid)
-    volume.acquisition = None if plane is None else Acquisition(plane=plane)
-    return volume
+    notes = [f"its {count} values a voxel are bands"] if count > 1 else []
+    return as_one_file(volume, [NOT_PLACED] if grid.affine is None else notes)
 
 
 _DATA_FILE = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", re.MULTILINE | re.IGNORECASE)

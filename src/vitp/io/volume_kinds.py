@@ -126,7 +126,11 @@ def is_dicom_slide(path: Path) -> bool:
     try:
         if path.is_dir():
             with os.scandir(path) as entries:
-                files = [Path(entry.path) for entry in itertools.islice(entries, _MOST_LOOKED_AT) if entry.is_file()]
+                files = [
+                    Path(entry.path)
+                    for entry in itertools.islice(entries, _MOST_LOOKED_AT)
+                    if entry.is_file()
+                ]
             return any(is_dicom_slide(file) for file in files)
         if not path.is_file():
             return False

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.io.dicom_labels import contour_labels, segment_labels
 from vitp.io.parts import base_address
 from vitp.io.volume_grid import VolumeGrid
@@ -187,7 +187,7 @@ def header_segments(address: str) -> list[tuple[str, int, int]]:
 
 
 def _header_texts(path: str) -> dict[str, str]:
-    itk: Any = need_medical("SimpleITK", path)
+    itk: Any = need("medical", "SimpleITK", path)
     reader = itk.ImageFileReader()
     reader.SetFileName(path)
     try:

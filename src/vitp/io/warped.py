@@ -13,8 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.io.contract import Geometry
-from vitp.io.ground import corners, geometry_of, may_be_placed, need_geo, reproject
+from vitp.io.ground import corners, geometry_of, may_be_placed, reproject
 from vitp.io.parts import Window
 from vitp.io.rasters import raster_driver
 
@@ -92,7 +93,7 @@ def warped_labels(
         DataError: The raster can't be read, or the two can't be brought together.
     """
     where = str(path)
-    rasterio, vrt = need_geo("rasterio", where), need_geo("rasterio.vrt", where)
+    rasterio, vrt = need("geo", "rasterio", where), need("geo", "rasterio.vrt", where)
     x1, y1, x2, y2 = window or (0, 0, *onto.size)
     a, b, c, d, e, f = onto.transform
     try:
@@ -143,7 +144,7 @@ def label_window(path: str | Path, window: Window) -> np.ndarray | None:
     if Path(path).suffix.lower() not in (".tif", ".tiff"):
         return None
     try:
-        rasterio = need_geo("rasterio", str(path))
+        rasterio = need("geo", "rasterio", str(path))
     except DataError:
         return None
     x1, y1, x2, y2 = window
@@ -200,7 +201,7 @@ def grid_of_image(
     if not (may_be_placed(image) and may_be_placed(labels)):
         return None
     try:
-        shapely = need_geo("shapely", str(labels))
+        shapely = need("geo", "shapely", str(labels))
         own, other = geometry_of(image), geometry_of(labels)
     except DataError:
         return None

@@ -64,7 +64,9 @@ class Prediction:
         labels_N: int64, 0 … C − 1.
         masks_NHW: bool.
         semantic_HW: uint8; of pairs 1 where something changed.
+        certainty_HW: uint8, 255 × the probability of the class in `semantic_HW`, where it is wanted.
         probabilities_C: float32 on 0..1.
+        doubt: One number on 0..1: how unsure the model is of the image as a whole, where that was asked for.
     """
 
     boxes_N4: Tensor | None = None
@@ -73,7 +75,9 @@ class Prediction:
     labels_N: Tensor | None = None
     masks_NHW: Tensor | None = None
     semantic_HW: Tensor | None = None
+    certainty_HW: Tensor | None = None
     probabilities_C: Tensor | None = None
+    doubt: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from vitp.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from vitp.models.plain_vit import PlainViT
 
@@ -48,8 +50,20 @@ class TransformerShape:
 
 
 def vision_shape(tower: PlainViT) -> TransformerShape:
-    """Return the shape of any plain Vision Transformer of timm."""
+    """Return the shape of any plain Vision Transformer of timm.
+
+    Raises:
+        ConfigError: Its blocks are no attention and one MLP after it.
+    """
     block: Any = tower.model.blocks[0]
+    if not all(
+        hasattr(getattr(block, part, None), mark) for part, mark in (("attn", "num_heads"), ("mlp", "fc2"))
+    ):
+        raise ConfigError(
+            f"its blocks ({type(block).__name__}) are no attention with one MLP after it, so vitp can't train it further",
+            where="vision.architecture",
+            fix="choose a ViT with plain blocks, such as vit_base_patch16_224",
+        )
     mlp_width, gated = _mlp(block.mlp)
     heads = int(block.attn.num_heads)
     return TransformerShape(
@@ -57,7 +71,7 @@ def vision_shape(tower: PlainViT) -> TransformerShape:
         width=tower.width,
         mlp_width=mlp_width,
         heads=heads,
-        kv_heads=heads,
+        kv_heads=int(getattr(block.attn, "num_kv_heads", heads)),
         gated_mlp=gated,
         vocabulary=0,
         head_width=int(block.attn.head_dim),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.extras import need
 from vitp.models.arguments import check_language_arguments
 from vitp.models.attention_layouts import PackedAttention
 
@@ -194,25 +194,8 @@ ALL_ATTENTION_FUNCTIONS.register(PACKED, _packed_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED, sdpa_mask)
 
 
-def language_config_of(model_folder: Path) -> LanguageSettings:
-    """Return the configuration of a language model saved by transformers in a local folder."""
-    hf_config = AutoConfig.from_pretrained(model_folder, local_files_only=True)
-    values = hf_config.to_diff_dict()
-    values.pop("vocab_size", None)
-    for noise in ("transformers_version", "architectures", "dtype", "torch_dtype", "model_type"):
-        values.pop(noise, None)
-    return LanguageSettings(model_type=hf_config.model_type, arguments=values)
-
-
 def _add_lora(model: PreTrainedModel, config: LoRASettings) -> None:
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError(
-            "LoRA needs the package peft",
-            where="language.lora",
-            fix='install it with: pip install "vitp[lora]"',
-        ) from error
+    peft = need("lora", "peft", "language.lora", ConfigError)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     lora = peft.LoraConfig(

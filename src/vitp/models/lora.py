@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.core.extras import need
 from vitp.models.vision import VisionTower
 
 
@@ -30,7 +31,8 @@ class VisionLoRASettings(SettingsModel):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of the updates."""
     targets: tuple[str, ...] = ("attn.qkv",)
-    """Linear layers of a block that get an update. timm's `qkv` is one layer: keys are adapted, too."""
+    """Linear layers of a block that get an update. `attn.qkv` also stands for three layers that are kept apart; keys
+    are adapted, too."""
     unfrozen_blocks: int = Field(1, ge=0, le=1024)
     """Blocks that are trained whole, counted from the last."""
     norms: bool = True
@@ -45,14 +47,7 @@ def add_lora(tower: VisionTower, config: VisionLoRASettings) -> None:
     Raises:
         ConfigError: peft is not installed, a target is no linear layer, or there are fewer blocks.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError(
-            "LoRA needs the package peft",
-            where="model.vision_lora",
-            fix='install it with: pip install "vitp[lora]"',
-        ) from error
+    peft = need("lora", "peft", "model.vision_lora", ConfigError)
     adapted = tower.num_layers - config.unfrozen_blocks
     if adapted < 0:
         raise ConfigError(
@@ -60,23 +55,44 @@ def add_lora(tower: VisionTower, config: VisionLoRASettings) -> None:
             where="model.vision_lora.unfrozen_blocks",
             fix=f"use 0 to {tower.num_layers}",
         )
-    names = [f"blocks.{block}.{target}" for block in range(adapted) for target in config.targets]
-    modules = dict(tower.model.named_modules())
-    for name in names:
-        if not isinstance(modules.get(name), nn.Linear):
-            raise ConfigError(
-                f"{name} is no linear layer of the tower",
-                where="model.vision_lora.targets",
-                fix="use attn.qkv, attn.proj, mlp.fc1 or mlp.fc2",
-            )
+    names = [
+        name
+        for block in range(adapted)
+        for target in config.targets
+        for name in _linear_layers(tower, block, target)
+    ]
     for parameter in tower.parameters():
         parameter.requires_grad_(False)
     if names:
         settings = peft.LoraConfig(
             r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names
         )
+        for block in tower.model.blocks[:adapted]:
+            # EVA's attention adds its biases in one call with the bare weight, which would pass the update by.
+            if getattr(block.attn, "q_bias", None) is not None:
+                block.attn.qkv_bias_separate = True
         peft.inject_adapter_in_model(settings, tower.model)
     _unfreeze(tower, adapted, norms=config.norms)
+
+
+def _linear_layers(tower: VisionTower, block: int, target: str) -> list[str]:
+    """Return the names of the linear layers that a target of the settings stands for in one block.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    modules = dict(tower.model.blocks[block].named_modules())
+    parts = [target]
+    if target == "attn.qkv" and modules.get(target) is None:  # kept apart, as in EVA-02's larger models
+        parts = [f"attn.{part}_proj" for part in "qkv"]
+    if not all(isinstance(modules.get(part), nn.Linear) for part in parts):
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        raise ConfigError(
+            f"blocks.{block}.{target} is no linear layer of the tower",
+            where="model.vision_lora.targets",
+            fix=f"use one of {', '.join(linear)}",
+        )
+    return [f"blocks.{block}.{part}" for part in parts]
 
 
 def _unfreeze(tower: VisionTower, first: int, *, norms: bool) -> None:

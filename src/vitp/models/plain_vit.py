@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers.pos_embed_sincos import apply_keep_indices_nlc
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -45,6 +46,23 @@ class TokenGrid:
     def with_tokens(self, tokens_BLD: Tensor) -> TokenGrid:
         """Return the same grid with other tokens."""
         return TokenGrid(tokens_BLD, self.grid, self.rotary)
+
+    def visible(self, keep_BK: Tensor) -> TokenGrid:
+        """Return the prefix and some of the patch tokens, with the rotary positions of these.
+
+        Args:
+            keep_BK: Which patches of each image, int64.
+        """
+        patches_BND = self.patches_BND
+        index_BKD = keep_BK[..., None].expand(-1, -1, patches_BND.shape[-1])
+        kept = [self.tokens_BLD[:, : self.tokens_BLD.shape[1] - patches_BND.shape[1]]]
+        tokens_BLD = torch.cat([*kept, patches_BND.gather(1, index_BKD)], dim=1)
+        if self.rotary is None:
+            return self.with_tokens(tokens_BLD)
+        rotary = apply_keep_indices_nlc(tokens_BLD, self.rotary, keep_BK)
+        # Blocks multiply with queries (B, heads, K, d): mixed positions have their block in front, others one for all.
+        rotary = rotary.transpose(0, 1) if self.rotary.ndim == 4 else rotary[:, None]
+        return TokenGrid(tokens_BLD, self.grid, rotary)
 
     def with_patches(self, patches_BND: Tensor) -> TokenGrid:
         """Return the same grid and prefix with other patch tokens."""
@@ -91,16 +109,19 @@ class PlainViT(Backbone):
         tokens_BLD = tokens.tokens_BLD
         recompute = self.model.grad_checkpointing and torch.is_grad_enabled()
         for number in range(first, last + 1):
-            block, arguments = self.model.blocks[number], {}
-            if tokens.rotary is not None:
-                # Mixed rotary positions differ from block to block.
-                mixed = getattr(self.model, "rope_mixed", False)
-                arguments["rope"] = tokens.rotary[number] if mixed else tokens.rotary
+            block, arguments = self.model.blocks[number], self.rotary_arguments(tokens, number)
             if recompute:
                 tokens_BLD = checkpoint(block, tokens_BLD, use_reentrant=False, **arguments)
             else:
                 tokens_BLD = block(tokens_BLD, **arguments)
         return tokens.with_tokens(tokens_BLD)
+
+    def rotary_arguments(self, tokens: TokenGrid, number: int) -> dict[str, Any]:
+        """Return the rotary positions that a block gets beside its tokens; nothing where it needs none."""
+        if tokens.rotary is None:
+            return {}
+        # Mixed rotary positions differ from block to block.
+        return {"rope": tokens.rotary[number] if getattr(self.model, "rope_mixed", False) else tokens.rotary}
 
     def finish_tokens(self, tokens: TokenGrid) -> TokenGrid:
         """Return the tokens after the final norm (which some architectures don't have)."""

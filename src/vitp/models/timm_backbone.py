@@ -1,7 +1,7 @@
 """Backbones of timm to compare with: hierarchical networks (ResNet, ConvNeXt, Swin) and ViTs of other pretraining.
 
-Heads get them as any other backbone, through `build_pyramid`: "adapter" or "simple" around a plain ViT (DINO,
-DINOv2, DINOv3, CLIP's and MAE's ViTs), "cnn" around a hierarchical one.
+Heads get them as any other backbone, through `build_pyramid`: "adapter" or "simple" around a plain ViT, which is a
+`VisionTower` (DINO, DINOv2, DINOv3, CLIP's and MAE's ViTs), "cnn" around a hierarchical one.
 
 Shapes: B images, H × W pixels, D channels, h × w cells.
 """
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from pydantic import Field
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -22,13 +23,12 @@ from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.backbone import Backbone
-from vitp.models.plain_vit import PlainViT
-from vitp.models.stochastic_depth import share_graphs
 from vitp.models.vision import (
     Deviations,
     Means,
     VisionSettings,
     VisionTower,
+    check_plain,
     input_argument,
     per_channel,
 )
@@ -53,6 +53,10 @@ class TimmSettings(SettingsModel):
     """Deviation of values on 0..1: of red, green and blue, or one a channel; none: what timm says."""
     channels: Channels | None = None
     """Bands that the model sees, and which of their values become 0 and 255; none: RGB pictures."""
+    weights_of: str = Field("", max_length=200)
+    """Published weights that it goes back to; "": none that are known."""
+    licence: str = Field("", max_length=200)
+    """Licence of those weights, as their publisher states it; "": none is stated."""
 
 
 class TimmStages(Backbone):
@@ -103,26 +107,8 @@ class TimmStages(Backbone):
         self.model.set_grad_checkpointing(enabled)
 
 
-class RotaryTower(PlainViT):
-    """A plain ViT with rotary positions, as DINOv3 and EVA-02 are: timm's `Eva`, without its head."""
-
-    def __init__(self, config: TimmSettings, model: Eva) -> None:
-        super().__init__()
-        self.config = config
-        self.model: Any = model
-        self.patch_size = int(model.patch_embed.patch_size[0])
-        self.image_size = (int(model.patch_embed.img_size[0]), int(model.patch_embed.img_size[1]))
-        self.in_channels = config.channels
-        self.mean, self.std = _normalisation(config, model)
-        self.width = int(model.embed_dim)
-        self.num_layers = len(model.blocks)
-        self.channels = (self.width,) * self.num_layers
-        self.strides = (self.patch_size,) * self.num_layers
-        _drop_classifier(model, self.num_layers)
-
-
 def timm_backbone(config: TimmSettings | str, *, drop_path: float = 0.0) -> Backbone:
-    """Return a timm model as a backbone: `VisionTower`, `RotaryTower` or `TimmStages`.
+    """Return a timm model as a backbone: a `VisionTower` where it is a plain ViT, else `TimmStages`.
 
     Args:
         config: The model, or its name.
@@ -132,26 +118,36 @@ def timm_backbone(config: TimmSettings | str, *, drop_path: float = 0.0) -> Back
         ConfigError: timm has no such model, refuses an argument, or it gives no feature maps.
     """
     config = TimmSettings(architecture=config) if isinstance(config, str) else config
-    return _wrap(config, _create(config, drop_path), drop_path)
+    model = _create(config, drop_path)
+    if not isinstance(model, VisionTransformer | Eva):
+        return TimmStages(config, model)
+    return VisionTower(_tower_settings(config, model), drop_path=drop_path)
 
 
-def _wrap(config: TimmSettings, model: nn.Module, drop_path: float) -> VisionTower | RotaryTower | TimmStages:
-    if isinstance(model, VisionTransformer):
-        mean, std = _normalisation(config, model)
-        size = int(model.patch_embed.img_size[0])
-        vision = VisionSettings(
-            architecture=config.architecture,
-            arguments=config.arguments,
-            image_size=size,
-            mean=mean,
-            std=std,
-            channels=config.channels,
-        )
-        return VisionTower(vision, drop_path=drop_path)
-    if isinstance(model, Eva):
-        share_graphs(model)
-        return RotaryTower(config, model)
-    return TimmStages(config, model)
+def plain_settings(config: TimmSettings) -> VisionSettings | None:
+    """Return the same model as a vision tower's settings, without making its weights; None: it is no plain ViT.
+
+    Raises:
+        ConfigError: timm has no such model, or refuses an argument.
+    """
+    with torch.device("meta"):
+        model = _create(config, 0.0)
+    return _tower_settings(config, model) if isinstance(model, VisionTransformer | Eva) else None
+
+
+def _tower_settings(config: TimmSettings, model: Any) -> VisionSettings:
+    check_plain(model, config.architecture)
+    mean, std = _normalisation(config, model)
+    return VisionSettings(
+        architecture=config.architecture,
+        arguments=config.arguments,
+        image_size=int(model.patch_embed.img_size[0]),
+        mean=mean,
+        std=std,
+        channels=config.channels,
+        weights_of=config.weights_of,
+        licence=config.licence,
+    )
 
 
 def _create(config: TimmSettings, drop_path: float) -> nn.Module:

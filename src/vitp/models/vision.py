@@ -1,4 +1,8 @@
-"""The vision tower: any timm Vision Transformer behind the `Backbone` contract.
+"""The vision tower: any plain Vision Transformer of timm behind the `Backbone` contract.
+
+Plain means: one patch embedding, one list of blocks on one grid. timm has two classes of them, `VisionTransformer`
+(learned positions: DeiT, MAE, DINO, DINOv2, CLIP, SigLIP 2, InternViT) and `Eva` (rotary positions, with a learned
+table or without: DINOv3, EVA-02, Perception Encoder).
 
 Shapes: B images, H × W pixels, N patch tokens, h × w grid cells, D width.
 """
@@ -11,8 +15,10 @@ from typing import Annotated, Any, Self
 import timm
 import torch
 from pydantic import Field, model_validator
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitp.core.config import Mean, Positive, SettingsModel
@@ -79,6 +85,10 @@ class VisionSettings(SettingsModel):
     """How the position table follows an image of another size: timm's way, or InternVL's (bicubic)."""
     channels: Channels | None = None
     """Bands that the tower sees, and which of their values become 0 and 255; none: RGB pictures."""
+    weights_of: str = Field("", max_length=200)
+    """Published weights that the tower goes back to; "": none that are known."""
+    licence: str = Field("", max_length=200)
+    """Licence of those weights, as their publisher states it; "": none is stated."""
 
     @model_validator(mode="after")
     def _one_a_channel(self) -> Self:
@@ -95,7 +105,7 @@ class VisionSettings(SettingsModel):
 
 
 class VisionTower(PlainViT):
-    """A timm ViT without its head.
+    """A plain ViT of timm without its head.
 
     Args:
         config: Architecture, size and normalisation.
@@ -106,7 +116,7 @@ class VisionTower(PlainViT):
             checkpoint); None: nothing.
 
     Raises:
-        ConfigError: timm has no such ViT, or its patches don't fit the image size.
+        ConfigError: timm has no such plain ViT, or its patches don't fit the image size.
     """
 
     recompute_contexts: Callable[[], Any] | None = None
@@ -114,7 +124,7 @@ class VisionTower(PlainViT):
     def __init__(self, config: VisionSettings, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        self.model: VisionTransformer = _create_vit(config, drop_path)
+        self.model: Any = _create_vit(config, drop_path)
         share_graphs(self.model)
         if config.positions == "bicubic":
             use_bicubic_positions(self.model)
@@ -143,14 +153,15 @@ class VisionTower(PlainViT):
         """Return the patch tokens of the last layer, (B, N, D), row by row; `[CLS]` and registers dropped."""
         if self.recompute_contexts is not None and torch.is_grad_enabled():
             return self._recomputed(image_BCHW, self.recompute_contexts)
-        tokens_BND = self.model.forward_features(image_BCHW)
+        tokens_BND: Tensor = self.model.forward_features(image_BCHW)
         return tokens_BND[:, self.model.num_prefix_tokens :]
 
     def _recomputed(self, image_BCHW: Tensor, contexts: Callable[[], Any]) -> Tensor:
         tokens = self.embed_tokens(image_BCHW)
         tokens_BND = tokens.tokens_BLD
-        for block in self.model.blocks:
-            tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False, context_fn=contexts)
+        for number, block in enumerate(self.model.blocks):
+            rope = self.rotary_arguments(tokens, number)
+            tokens_BND = checkpoint(block, tokens_BND, use_reentrant=False, context_fn=contexts, **rope)
         return self.finish_tokens(tokens.with_tokens(tokens_BND)).patches_BND
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -160,23 +171,20 @@ class VisionTower(PlainViT):
 
     @torch.no_grad()
     def attention(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
-        """Return softmax attention weights (B, heads, 1 + N, 1 + N) of one layer (rows: queries).
+        """Return softmax attention weights (B, heads, P + N, P + N) of one layer (rows: queries).
 
-        The fused kernel keeps no weights, so the layer's own query and key projections are applied again
-        to its recorded input.
+        The fused kernel keeps no weights: the layer computes attention step by step meanwhile, and its dropout, which
+        is off or a function of its own, sees them.
         """
-        block: Any = self.model.blocks[layer]
-        seen: list[Tensor] = []
-        handle = block.attn.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        module, seen = self.model.blocks[layer].attn, []
+        fused, module.fused_attn = module.fused_attn, False
+        handle = module.attn_drop.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
         try:
             self.model.forward_features(image_BCHW)
         finally:
             handle.remove()
-        attn, x_BND = block.attn, seen[0]
-        batch, tokens, _ = x_BND.shape
-        qkv = attn.qkv(x_BND).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-        query, key = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
-        weights_BhLL: Tensor = ((query * attn.scale) @ key.transpose(-2, -1)).softmax(-1)
+            module.fused_attn = fused
+        weights_BhLL: Tensor = seen[0]
         return weights_BhLL
 
 
@@ -203,7 +211,7 @@ def input_argument(arguments: Mapping[str, Any], channels: Channels | None, *, w
     return {} if channels is None else {"in_chans": count}
 
 
-def _create_vit(config: VisionSettings, drop_path: float) -> VisionTransformer:
+def _create_vit(config: VisionSettings, drop_path: float) -> nn.Module:
     check_architecture(config.architecture, where="vision.architecture")
     check_timm_arguments(config.arguments, where="vision.arguments")
     in_chans = input_argument(config.arguments, config.channels, where="vision")
@@ -223,11 +231,38 @@ def _create_vit(config: VisionSettings, drop_path: float) -> VisionTransformer:
     except Exception as error:  # whatever sizes that don't go together make timm and torch raise
         if "alloc" in str(error):
             raise
+        with torch.device("meta"):  # other kinds of models take other arguments: what kind it is says more
+            check_plain(timm.create_model(config.architecture, pretrained=False), config.architecture)
         raise ConfigError(f"timm refuses an argument ({error})", where="vision.arguments") from error
-    if not isinstance(model, VisionTransformer):
-        raise ConfigError(
-            f"{config.architecture} is a {type(model).__name__}, not a plain Vision Transformer",
-            where="vision.architecture",
-            fix="choose one of `timm.list_models('vit_*')`",
-        )
+    check_plain(model, config.architecture)
     return model
+
+
+def check_plain(model: nn.Module, name: str) -> None:
+    """Do nothing where a model of timm is a plain ViT, which can be a vision tower.
+
+    Raises:
+        ConfigError: It is none; with the reason.
+    """
+    kind, patches = type(model).__name__, getattr(model, "patch_embed", None)
+    if isinstance(model, VisionTransformer | Eva):
+        if isinstance(patches, PatchEmbed):
+            return
+        why = f"a hybrid, whose patches come out of a {type(patches).__name__} instead of one linear layer"
+    elif kind == "NaFlexVit":
+        why = "a NaFlexViT, which takes patches with their places instead of images"
+    elif len({level.get("reduction") for level in getattr(model, "feature_info", ())}) > 1:
+        why = f"a hierarchical {kind}, whose grid changes from stage to stage"
+    else:
+        why = f"a {kind}, whose blocks don't run on one grid of tokens alone"
+    raise ConfigError(
+        f"{name} is no plain Vision Transformer but {why}",
+        where="vision.architecture",
+        fix=_INSTEAD.get(kind)
+        or f'pretrain a ViT of one grid instead; finetuning takes "timm:{name}" where timm gives its feature maps',
+    )
+
+
+_INSTEAD = {
+    "NaFlexVit": "take the same training at a fixed size, such as vit_base_patch16_siglip_224.v2_webli"
+}

@@ -6,6 +6,7 @@ what is random about an image is a function of (seed, position), too.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,8 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.augment import ViewSettings, make_view
 from vitp.data.batches import Batch, Collate
 from vitp.data.fingerprint import labels_digest
-from vitp.data.formats.vitp_labels import read_compiled
+from vitp.data.formats import read_labels
+from vitp.data.formats.vitp_labels import SET_FILE, read_compiled, relative
 from vitp.data.mixture import Mixture, MixtureEntry, Sample
 from vitp.data.seen import PICTURES, PixelImage, SeenBands
 from vitp.records.labels import LabelledImage, LabelledSet
@@ -78,7 +80,7 @@ class ImageRows:
             raise DataError(
                 f"has no training {what}",
                 where=str(self.folder),
-                fix="leave it out or choose another objective",
+                fix="compile its labels (vitp data compile), leave it out or choose another objective",
             )
         return replace(self, labelled=replace(self.labelled, items=items))
 
@@ -92,17 +94,18 @@ class ImageRows:
 
 
 def read_image_rows(folder: str | Path, *, both_dates: bool = False) -> ImageRows:
-    """Return the training images of a compiled folder.
+    """Return the training images of a folder.
 
     Args:
-        folder: Made by `vitp data compile`.
+        folder: Made by `vitp data compile`, or any other one of images; see `read_uncompiled`.
         both_dates: The later image of a pair is an image of its own, with its own objects as its only labels.
 
     Raises:
-        DataError: The folder holds no compiled labels, or no training images.
+        DataError: The folder holds no training images.
     """
     folder = Path(folder)
-    train = read_compiled(folder).split("train")
+    compiled = (folder / SET_FILE).is_file()
+    train = (read_compiled(folder) if compiled else read_uncompiled(folder)).split("train")
     later = [
         LabelledImage(
             id=f"{item.id} (later)",
@@ -116,9 +119,29 @@ def read_image_rows(folder: str | Path, *, both_dates: bool = False) -> ImageRow
         for item in train.items
         if both_dates and item.second_image is not None
     ]
-    digest = files.sha256(folder / "labels" / "train.jsonl")
+    digest = files.sha256(folder / "labels" / "train.jsonl") if compiled else _listing(train, folder)
     rows = ImageRows(replace(train, items=[*train.items, *later]), digest, folder)
     return rows.having(lambda item: True, "images")
+
+
+@functools.lru_cache(maxsize=8)
+def read_uncompiled(folder: Path) -> LabelledSet:
+    """Return the images of a folder that nobody has compiled, once a process; labels that are there aren't read.
+
+    All are for training, but for those that lists or folders of the set name as validation or test images.
+
+    Raises:
+        DataError: It holds no images.
+    """
+    labelled = read_labels("images", folder, val=0.0, test=0.0)
+    hint = "not compiled: nothing but images is read (`vitp data compile` reads labels)"
+    return replace(labelled, understood=(hint, *labelled.understood))
+
+
+def _listing(labelled: LabelledSet, folder: Path) -> str:
+    """Return the hash of the images of a set, wherever its folder lies; what is in them counts elsewhere."""
+    rows = [f"{item.id} {relative(item.image, folder)} {item.width} {item.height}" for item in labelled.items]
+    return hashlib.sha256("\n".join(rows).encode(errors="surrogatepass")).hexdigest()
 
 
 def image_mixture(

@@ -223,11 +223,7 @@ class MaskedImageObjective(ImageObjective):
 
     def encode(self, image_BCHW: Tensor, keep_BK: Tensor) -> Tensor:
         """Return the tower's tokens (B, prefix + K, D) of the visible patches."""
-        grid = self.tower.embed_tokens(image_BCHW)
-        patches_BND = grid.patches_BND
-        index_BKD = keep_BK[..., None].expand(-1, -1, patches_BND.shape[-1])
-        prefix_BLD = grid.tokens_BLD[:, : grid.tokens_BLD.shape[1] - patches_BND.shape[1]]
-        visible = grid.with_tokens(torch.cat([prefix_BLD, patches_BND.gather(1, index_BKD)], dim=1))
+        visible = self.tower.embed_tokens(image_BCHW).visible(keep_BK)
         visible = self.tower.run_blocks(visible, 0, self.tower.num_layers - 1)
         return self.tower.finish_tokens(visible).tokens_BLD
 

@@ -53,6 +53,7 @@ class Memory:
         vision, language: What autograd keeps of the two parts.
         logits: Logits, their logarithms and gradients, all at once.
         gradients: That exist at that moment.
+        average: The moving average of the weights (`train.ema`), where there is one.
     """
 
     weights: int
@@ -62,6 +63,7 @@ class Memory:
     language: int
     logits: int
     gradients: int
+    average: int = 0
 
     @property
     def total(self) -> int:
@@ -159,6 +161,7 @@ def step_memory(
     bf16: bool,
     checkpointing: bool,
     accumulates: bool,
+    ema: bool = False,
 ) -> Memory:
     """Return the memory at the worst moment of a step.
 
@@ -168,6 +171,7 @@ def step_memory(
         bf16: Computed under bf16 autocast.
         checkpointing: Activations are computed a second time.
         accumulates: Gradients of earlier micro-batches are there from the start.
+        ema: There is a moving average of the weights.
     """
     parameters = model.total_parameters
     vision = vision_activations(model, work, bf16=bf16, checkpointing=checkpointing)
@@ -195,4 +199,5 @@ def step_memory(
         language=worst[1],
         logits=worst[2],
         gradients=worst[3],
+        average=everything if ema else 0,
     )

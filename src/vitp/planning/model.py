@@ -90,7 +90,7 @@ def vlm_shape(vlm: VisionLanguageModel) -> ModelShape:
         prefix=int(tower.model.num_prefix_tokens),
         patch_size=tower.patch_size,
         shuffle=vlm.config.shuffle,
-        layer_scale=not isinstance(tower.model.blocks[0].ls1, torch.nn.Identity),
+        layer_scale=any(name.startswith(("ls1.", "gamma_1")) for name in tower.model.blocks[0].state_dict()),
         channels=tower.num_channels,
         parameters={
             name: sum(parameter.numel() for parameter in getattr(vlm, name).parameters())

@@ -40,7 +40,8 @@ class RunShape:
         pack: Several records share a row.
         vrl: Which image tokens are dropped.
         checkpointing: Activations are computed a second time.
-        bf16: Computed under bf16 autocast.
+        bf16: Computed under autocast, in half the bytes.
+        ema: There is a moving average of the weights.
         pads_dropped: The published code: sequences are padded back to their length before tokens were dropped, each
             batch to its longest record, and logits are made for all tokens.
     """
@@ -52,6 +53,7 @@ class RunShape:
     vrl: VRLSettings
     checkpointing: bool
     bf16: bool = True
+    ema: bool = False
     pads_dropped: bool = False
 
 
@@ -76,6 +78,7 @@ def run_shape(config: PretrainConfig, *, pads_dropped: bool = False) -> RunShape
         vrl=objective.vrl,
         checkpointing=config.model.gradient_checkpointing or config.compute.recompute == "full",
         bf16=config.train.precision != "fp32",
+        ema=config.train.ema is not None,
         pads_dropped=pads_dropped,
     )
 
@@ -191,7 +194,12 @@ def plan_pretraining(
         part: sum(batch.flops[part] for batch in batches) / count / 1e12
         for part in ("vision", "projector", "language")
     }
-    settings = {"bf16": run.bf16, "checkpointing": run.checkpointing, "accumulates": run.micro_batches > 1}
+    settings = {
+        "bf16": run.bf16,
+        "checkpointing": run.checkpointing,
+        "accumulates": run.micro_batches > 1,
+        "ema": run.ema,
+    }
     memory = (step_memory(model, batch.work, **settings) for batch in batches)
     return PretrainPlan(
         machine=machine,
@@ -248,6 +256,7 @@ def _worst_memory(
                 bf16=run.bf16,
                 checkpointing=run.checkpointing,
                 accumulates=run.micro_batches > 1,
+                ema=run.ema,
             )
         )
     return max(found, key=lambda one: one.total)

@@ -14,6 +14,7 @@ Settings were chosen on the validation split.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +29,13 @@ from vitp.checkpoints.export import export_backbone
 from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
 from vitp.checkpoints.verify import verify_export
 from vitp.core.errors import ConfigError
-from vitp.core.files import write_json
+from vitp.core.files import atomic_dir, write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.evaluation.probes import run_probes
+from vitp.io.images import load_image
 from vitp.models.vision import VisionTower
 from vitp.recipes.demo_page import DemoResults, write_demo_page, write_results
 from vitp.recipes.micro import (
@@ -53,6 +55,7 @@ from vitp.runs.pretrain import run_pretraining
 
 _T = TypeVar("_T")
 _PROBE_IMAGES = {"train": 400, "val": 120, "test": 210}
+_SAMPLES = 24
 
 
 def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) -> Path:
@@ -86,9 +89,37 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) ->
     results = DemoResults(plan, probes, finetuned, ceiling)
     write_results(out, results)
     page = stage.run(7, "report", lambda: write_demo_page(out, results, towers[0]))
+    if not (out / "samples").exists():
+        _write_samples(labelled, out / "samples")
     minutes = (time.monotonic() - began) / 60
     console.print(f"\n[bold]done in {minutes:.1f} minutes[/]: open [bold]{page}[/]")
+    console.print("its models in a browser, to ask, predict and look inside:")
+    console.print(serve_command(out, plan), style="bold", soft_wrap=True)
     return page
+
+
+def serve_command(out: Path, plan: DemoPlan) -> str:
+    """Return the command that opens a demo's models, the starter and a random backbone with its samples."""
+    seed = plan.seeds[0]
+    models = {
+        "segmenter": str(_finetune_folder(out, VITP, plan.finetune_seeds[0])),
+        "vitp": str(out / f"pretrain-{seed}"),
+        "starter": "starter",
+        "random": "random",
+    }
+    words = [name if name == source else f"{name}={source}" for name, source in models.items()]
+    return shlex.join(["vitp", "serve", *words, "--root", str(out / "samples")])
+
+
+def _write_samples(labelled: LabelledSet, folder: Path) -> None:
+    """Write some test scenes as files: the set itself holds addresses of scenes, which are rendered when they are read."""
+    with atomic_dir(folder) as new:
+        for number, item in enumerate(labelled.split("test").items[:_SAMPLES]):
+            load_image(item.image).save(new / f"port-{number:02d}.png")
+
+
+def _finetune_folder(out: Path, name: str, seed: int) -> Path:
+    return out / "finetune" / f"{name.replace(' ', '-')}-{seed}"
 
 
 class _Stages:
@@ -195,7 +226,7 @@ def _finetune(data: Path, plan: DemoPlan, out: Path) -> dict[str, ProbeTable]:
             for draw in plan.finetune_seeds:
                 run_seed = number * len(plan.finetune_seeds) + draw
                 config = _finetune_config(plan, data, init, run_seed)
-                runs.append((config, out / "finetune" / f"{name.replace(' ', '-')}-{run_seed}"))
+                runs.append((config, _finetune_folder(out, name, run_seed)))
         tables[name] = _finetuned(
             runs, f"{plan.finetune_labels} labelled images, {plan.finetune_steps} steps"
         )

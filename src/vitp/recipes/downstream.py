@@ -127,7 +127,7 @@ NUCLEI = DownstreamPlan(
 """Nuclei under the microscope (2018 Data Science Bowl), outlined one by one and as a mask.
 
 Command: `vitp recipes run nuclei --out runs/nuclei --seeds 3`, with the folder of the images in `VITP_DATA`. Resumable.
-Hardware and time: one CPU core; about 40 minutes with three seeds, as far as it was run. No numbers are published yet.
+Hardware and time: one CPU core, about 36 minutes of it with three seeds. Numbers: `docs/real_images.md`.
 """
 
 

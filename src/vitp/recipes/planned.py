@@ -161,7 +161,8 @@ def _pretraining(
     )
     memory, flops = found.memory, sum(found.forward_tflop.values())
     shares = ", ".join(f"{part} {value / flops:.0%}" for part, value in found.forward_tflop.items())
-    parts = ("weights", "optimizer", "copies", "gradients", "vision", "language", "logits")
+    parts = [*("weights", "optimizer", "copies", "gradients", "vision", "language", "logits")]
+    parts += ["average"] if memory.average else []
     parts_gib = ", ".join(f"{name} {getattr(memory, name) / GIB:.1f}" for name in parts)
     verdict = "fits" if found.fits else "does not fit"
     rows = [
@@ -262,6 +263,10 @@ def _finetuning(
         ("hours", f"{found.hours:.1f} for {found.steps:,} steps of {found.batch}"),
         ("GPU hours, cost", f"{found.hours * found.machine.count:.0f}, ${found.dollars:,.0f}"),
     ]
+    if config.train.ema is not None:
+        rows.append(
+            ("train.ema", f"{4 * found.parameters / GIB:.2f} GiB more for the average of the weights")
+        )
     basis = [
         f"model: the paper's ViT-L, {found.parameters / 1e6:.0f} M parameters in all",
         "FLOPs: counted on the model without weights, at its training size",

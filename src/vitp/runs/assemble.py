@@ -14,6 +14,7 @@ from vitp.core.files import write_json
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.engine.loop import Trainer
+from vitp.engine.trackers import Trackers
 from vitp.objectives.base import BatchSource, Objective
 
 
@@ -28,6 +29,7 @@ class RunParts:
         train: Length, precision and bookkeeping.
         hooks: Called while it trains.
         sets: What `mixture.json` says about the data; None: no such file.
+        trackers: Are told the numbers; None: nobody is.
     """
 
     objective: Objective
@@ -36,6 +38,7 @@ class RunParts:
     train: TrainSettings
     hooks: Sequence[Hook] = ()
     sets: Sequence[dict[str, Any]] | None = None
+    trackers: Trackers | None = None
 
 
 def say(lines: Sequence[str], console: Console | None) -> None:
@@ -65,4 +68,5 @@ def train_parts(
         hooks=parts.hooks,
         console=console,
         resume=resume,
+        trackers=parts.trackers,
     ).train()

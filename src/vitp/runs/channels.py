@@ -9,11 +9,12 @@ from vitp.checkpoints.description import described_channels, own_folder
 from vitp.checkpoints.loading import load_backbone
 from vitp.core.errors import VitpError
 from vitp.data.formats.channels import agreed
-from vitp.data.formats.vitp_labels import channels_from_json, read_channels
+from vitp.data.formats.vitp_labels import SET_FILE, channels_from_json, read_channels
 from vitp.data.sources import read_mixture_table
 from vitp.models.backbone import Backbone
 from vitp.models.inflation import inflation_note, inheritance
 from vitp.models.vision import VisionSettings
+from vitp.objectives.image_rows import read_uncompiled
 from vitp.objectives.settings import Run, RunSettings
 from vitp.records.channels import Channels, matching
 from vitp.records.labels import LabelledSet
@@ -127,7 +128,8 @@ def declared_channels(config: RunSettings) -> Iterator[tuple[str, Channels | Non
     for name in config.data.mixture:
         path = Path(name)
         if path.is_dir() and not config.objective.has_language_model:
-            yield name, read_channels(path)
+            compiled = (path / SET_FILE).is_file()
+            yield name, read_channels(path) if compiled else read_uncompiled(path).channels
             continue
         mixture = path / "mixture.json" if path.is_dir() else path
         if mixture.suffix == ".jsonl":
@@ -137,6 +139,19 @@ def declared_channels(config: RunSettings) -> Iterator[tuple[str, Channels | Non
         else:
             for one, fields in read_mixture_table(mixture).items():
                 yield one, channels_from_json(fields.get("channels"), f"{mixture}, set {one}")
+
+
+def uncompiled_lines(config: RunSettings) -> list[str]:
+    """Return how the folders of a run that nobody has compiled were understood; see `read_uncompiled`."""
+    if config.objective.has_language_model:
+        return []
+    folders = [Path(name) for name in config.data.mixture]
+    bare = [folder for folder in folders if folder.is_dir() and not (folder / SET_FILE).is_file()]
+    return [
+        line
+        for labelled in map(read_uncompiled, bare)
+        for line in (f"{labelled.name}:", *(f"  {told}" for told in labelled.understood))
+    ]
 
 
 def channels_in_words(channels: Channels) -> str:

@@ -12,16 +12,16 @@ RUN/cases.csv        of medical images: each class of each case, in mm and ml
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
 from rich.console import Console
 
 from vitp.core import distributed
-from vitp.core.config import CONFIG_FILE, Count, Positive, SettingsModel, save_config
+from vitp.core.config import CONFIG_FILE, save_config
 from vitp.core.errors import ConfigError, VitpError
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.version import __version__
@@ -29,19 +29,22 @@ from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.empty import limit_empty
 from vitp.data.seen import SeenBands
-from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
+from vitp.engine.trackers import Trackers, check_trackers, tracked
 from vitp.metrics.cases import write_cases
 from vitp.metrics.results import Scores
 from vitp.models.backbone import Backbone
-from vitp.models.compute import BackboneComputeSettings, configure_backbone
+from vitp.models.compute import configure_backbone
 from vitp.records.labels import LabelledImage, LabelledSet
-from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
+from vitp.runs.balance import balanced
 from vitp.runs.channels import frozen_kernel_notes, tower_channels
+from vitp.runs.finetune_settings import FinetuneConfig as FinetuneConfig
+from vitp.runs.finetune_settings import FinetuneDataSettings as FinetuneDataSettings
+from vitp.runs.finetune_settings import FinetuneTrainSettings as FinetuneTrainSettings
 from vitp.runs.folder import as_begun, claimed
 from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
-from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
+from vitp.tasks.build import build_model, open_backbone, task_of
 from vitp.tasks.data import (
     LabelReader,
     classes_of,
@@ -59,133 +62,6 @@ SCORES_FILE = "scores.json"
 CASES_FILE = "cases.csv"
 SEAMLESS = {"overlap": 0.5, "stagger": True}
 """How windows of class maps lie in runs that don't say it; see "Seams" in docs/results.md."""
-
-
-class FinetuneDataSettings(SettingsModel):
-    """What is learned from."""
-
-    root: str
-    """Folder with images and labels (or a domain of generated scenes, with format "scenes")."""
-    format: str = "auto"
-    """Format of the labels; see `vitp data compile`."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the format, as `{"classes": "forest=white"}`."""
-    splits: dict[Literal["val", "test"], Literal["train", "val", "test"]] = Field(default_factory=dict)
-    """Which of the set's splits stand for val and test, where not those of that name: `{test: val}` where
-    only a server has the labels of test, `{val: test}` where a set has no val. Such a test is of images
-    that the curve has shown before, so they can't choose the weights either."""
-    folds: int | None = Field(None, ge=2, le=1000)
-    """Parts of a cross-validation, over the train and val images, by group (a patient's images are in one part); none:
-    the set's own splits. Folds that the set has of its own count where there are as many."""
-    fold: int = Field(0, ge=0, lt=1000)
-    """Which of the `folds` is the test, from 0; the others are trained on."""
-    empty: float = Field(1.0, ge=0, le=1)
-    """Training images without objects at most, as a share of the training images (1: all may stay). Which
-    ones stay follows from `seed`; val and test keep theirs."""
-    labels: Count | Positive | None = None
-    """Training images: a number, a share (0..1), or none for all. Which ones follows from `seed`; they
-    are drawn from those that `empty` left."""
-    global_batch: int = Field(16, ge=1, le=1_000_000)
-    """Images an optimizer step, over all ranks and micro-batches."""
-    sizes: Literal["fit", "fixed"] = "fit"
-    """What sizes that aren't given follow from. `fit`: images, windows and anchors from the images and objects, widths
-    of neck and head from the tower. `fixed`: images become squares of the backbone's size, and heads have
-    their published widths."""
-    resize: InputSize | None = None
-    """What size images get first; none: as `sizes` says."""
-    crop: int | None = Field(None, ge=8, le=65_536)
-    """Side of random square crops while training; takes precedence over `augment.crop`."""
-    max_val_images: int = Field(500, gt=0, le=10_000_000)
-    """Validation images at most, the same ones each time."""
-
-    @property
-    def tested(self) -> str:
-        """What the scores are of."""
-        return self.splits.get("test", "test") if self.folds is None else f"fold {self.fold} of {self.folds}"
-
-
-class FinetuneTrainSettings(TrainSettings):
-    """Length, precision and bookkeeping of a finetuning."""
-
-    steps: int = Field(600, gt=0, le=100_000_000)
-    """Optimizer steps."""
-    epochs: float | None = Field(None, gt=0, le=1_000_000)
-    """Passes over the training images, as publications state a length; takes precedence over `steps`."""
-    num_workers: int = Field(0, ge=0, le=512)
-    """Processes that prepare batches; 0: the training process does."""
-    tensorboard: bool = False
-    """Write TensorBoard curves."""
-    val_every: int | None = Field(100, ge=0, le=100_000_000)
-    """Steps between validations; none: only after the last step; 0: never."""
-    choose: Literal["last", "best"] = "last"
-    """Which weights are kept: those of the `last` step, or the `best` on validation images. Test images
-    never choose."""
-
-    @model_validator(mode="after")
-    def _something_to_choose_by(self) -> FinetuneTrainSettings:
-        if self.batch == "auto":
-            raise ValueError("batch: auto is of pretraining; give train.batch_size")
-        if self.choose == "best" and self.val_every == 0:
-            raise ValueError(
-                'the "best" weights are chosen on validation images, and val_every 0 looks at none'
-            )
-        return self
-
-    def of(self, images: int, global_batch: int) -> FinetuneTrainSettings:
-        """Return the settings with `epochs` over a number of training images turned into steps."""
-        if self.epochs is None:
-            return self
-        steps = max(1, round(self.epochs * images / global_batch))
-        return self.model_copy(update={"steps": steps, "epochs": None})
-
-    def of_engine(self, **changes: Any) -> TrainSettings:
-        """Return what the engine needs of the settings, with some of them changed."""
-        known = self.model_dump(include=set(TrainSettings.model_fields))
-        return TrainSettings.model_validate({**known, **changes})
-
-
-class FinetuneConfig(SettingsModel):
-    """A complete finetuning run.
-
-    The defaults suit small ViTs on small images. The published settings are in `docs/finetuning.md`.
-    """
-
-    task: str
-    """`classification`, `segmentation`, `change`, `detection`, `instance` or `oriented`."""
-    seed: int = Field(0, ge=0, le=2**63 - 1)
-    """Seed of the order of the images, of random weights and of augmentation."""
-    backbone: BackboneSettings = Field(default_factory=BackboneSettings)
-    """Where the backbone comes from."""
-    neck: NeckSettings = Field(default_factory=NeckSettings)
-    """What lies between backbone and head."""
-    head: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the task's head; see the tables of the heads."""
-    data: FinetuneDataSettings
-    """What is learned from."""
-    augment: AugmentSettings = Field(default_factory=AugmentSettings)
-    """How training images change."""
-    optim: OptimSettings = Field(
-        default_factory=lambda: OptimSettings(lr=1e-3, weight_decay=0.05, warmup_ratio=0.1, layer_decay=0.75)
-    )
-    """Optimizer and schedule."""
-    train: FinetuneTrainSettings = Field(default_factory=lambda: FinetuneTrainSettings())
-    """Length, precision and bookkeeping."""
-    test: TestSettings = Field(default_factory=TestSettings)
-    """How the model is applied to test and other images."""
-    compute: BackboneComputeSettings = Field(default_factory=BackboneComputeSettings)
-    """Speed: compilation and memory layout."""
-
-    @classmethod
-    def up_to_date(
-        cls, values: Mapping[str, Any], overrides: Sequence[str]
-    ) -> tuple[dict[str, Any], list[str]]:
-        """Return values and `key=value` words under the keys of today; see `vitp.runs.migrations`."""
-        return migrations.finetuning_values(values), migrations.finetuning_overrides(overrides)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_today(cls, values: Any) -> Any:
-        return migrations.finetuning_values(values) if isinstance(values, Mapping) else values
 
 
 @dataclass(frozen=True)
@@ -306,6 +182,8 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
     config = _without_seams(config, kind)
+    repeats, config, said = balanced(config, kind, splits["train"], classes)
+    notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     configure_backbone(model, model.vision_tower, config.compute)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
@@ -317,6 +195,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         micro_batches=config.train.micro_batches,
         size=model.input_size,
         augmentation=_augmentation(config, kind),
+        repeats=repeats,
     )
     return FinetuneRun(config, model, source, splits, tuple(notes))
 
@@ -402,7 +281,44 @@ def run_finetune(
         VitpError: A wrong configuration, unusable data, a loss that is not finite, a full disk.
     """
     out = Path(out)
+    with _trained(config, out, (), resume, console) as (run, validation, result, trackers):
+        found = _finish(run, validation, result, out)
+        if trackers is not None:
+            trackers.final({run.config.data.tested.replace(" ", "_"): found.scores.values})
+        return found
+
+
+def run_validated(
+    config: FinetuneConfig,
+    out: str | Path,
+    hooks: Sequence[Hook],
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> list[tuple[int, float]]:
+    """Train as `run_finetune` does, but look at no test image; return step and score of the validations.
+
+    Args:
+        config: The run; it validates.
+        out: New folder, or the folder to resume.
+        hooks: Look on beside the validation, after it.
+        resume: Continue from the last checkpoint of the folder.
+        console: Where progress is printed; standard output by default.
+
+    Raises:
+        VitpError: As `run_finetune`.
+    """
+    with _trained(config, Path(out), hooks, resume, console) as (_, validation, _, _):
+        return list(validation.curve)
+
+
+@contextmanager
+def _trained(
+    config: FinetuneConfig, out: Path, hooks: Sequence[Hook], resume: bool, console: Console | None
+) -> Iterator[tuple[FinetuneRun, Validation, TrainResult, Trackers | None]]:
+    """Claim the folder and train; within the block the run is trained, and not judged by the test yet."""
     config = as_begun(config, out)
+    check_trackers(config.log)
     with claimed(out, config, config.train.device, resume=resume) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
         run = build_run(config)
@@ -411,8 +327,9 @@ def run_finetune(
             save_config(config.model_copy(update={"backbone": run.config.backbone}), out / CONFIG_FILE)
         say(run.notes, console)
         validation = run.validation(out)
-        result = train_parts(run.parts([validation]), out, console=console, resume=resume)
-        return _finish(run, validation, result, out)
+        with tracked(out, config.log, run.config.model_dump(mode="json")) as trackers:
+            parts = replace(run.parts([validation, *hooks]), trackers=trackers)
+            yield run, validation, train_parts(parts, out, console=console, resume=resume), trackers
 
 
 def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: Path) -> FinetuneResult:

@@ -23,6 +23,7 @@ LOCK_FILE = "lock"
 HARMLESS = (
     *("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device"),
     *("train.micro_batches", "train.parallel", "train.shard_size", "train.async_save"),
+    *("log.trackers", "log.project", "log.name"),
     *(
         "compute.attention",
         "compute.recompute",
@@ -39,7 +40,7 @@ BEFORE_THEY_WERE = {
     "data.sizes": "fixed",
 }
 """Settings that the oldest runs don't state, since there was one way only → that way."""
-EXTENDING = ("train.steps", "train.epochs", "train.choose")
+EXTENDING = ("train.steps", "train.epochs", "train.choose", "train.patience", "train.min_gain")
 """Settings that a resumed run may change, too: how long it is, and which of its weights are taken in the end.
 
 The engine tells what that does to schedules.
@@ -220,6 +221,32 @@ def _alone(run_dir: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file within the block; it goes when this process does, however it ends.
+
+    Where locks don't exist nobody is kept out.
+
+    Args:
+        path: Made where it is missing.
+        wait: For whoever holds it.
+
+    Raises:
+        BlockingIOError: Another process holds it, and nobody waits.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except PermissionError as error:  # what some systems say instead
+            raise BlockingIOError from error
+        yield
 
 
 def _claim(run_dir: Path, config: SettingsModel, resume: bool) -> None:

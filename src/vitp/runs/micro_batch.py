@@ -146,12 +146,13 @@ class MemoryProbe:
         self.dtype = amp_dtype(config.train.precision, device)
 
     def bytes(self, choice: BatchChoice) -> float:
-        """Return the most that a step needs with AdamW's moments; infinite where memory did not suffice."""
+        """Return the most that a step needs with all that is kept; infinite where memory did not suffice."""
         compute = self.config.compute.model_copy(update={"recompute": choice.recompute})
         configure(self.objective.vlm, compute)
         self.source.micro_batches = choice.micro_batches
         trained = [p for p in self.objective.parameters() if p.requires_grad]
-        moments = sum(2 * p.numel() * p.element_size() for p in trained)
+        kept = 2 + (self.config.train.ema is not None)  # AdamW's moments, and the average of the weights
+        moments = sum(kept * p.numel() * p.element_size() for p in trained)
         try:
             self._forget(trained)
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -7,6 +7,7 @@
 | `vrl`, `align`, `prior` | `objective.vrl`, `objective.align`, `objective.prior` |
 | one section for each objective beside all others | `objective: {name: NAME, ...}` |
 | `train.batch_size` of a finetuning | `data.global_batch` |
+| `train.tensorboard: false` | `log.trackers: []` |
 
 `objective: NAME` alone is no old form but the short one of `objective: {name: NAME}`.
 """
@@ -29,6 +30,9 @@ from vitp.objectives import SETTINGS, Default
 
 _log = logging.getLogger("vitp")
 
+TENSORBOARD = "train.tensorboard"
+"""Key of a switch, then; who is told of a run is a list now."""
+
 FINETUNE_KEYS = {"train.batch_size": "data.global_batch"}
 """Key of a finetuning then → now."""
 
@@ -39,7 +43,7 @@ def pretraining_values(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: A setting has one value under its old key and another one under its new one.
     """
-    found = dict(values)
+    found, told = _with_trackers(values)
     objective = found.pop("objective", {})
     if isinstance(objective, str):
         objective = {"name": objective}
@@ -47,7 +51,7 @@ def pretraining_values(values: Mapping[str, Any]) -> dict[str, Any]:
         return {"objective": objective, **found}
     objective = {"name": Default().name, **objective}
     own = SETTINGS.get(str(objective["name"]))
-    said, unused = [], []
+    said, unused = [*told], []
     for key in sorted(found.keys() & _FORMER.keys()):
         kind, place = _FORMER[key]
         if kind is own:
@@ -87,6 +91,10 @@ def pretraining_overrides(
     own = SETTINGS.get(str(_name_of(found["objective"])))
     said, words = [], []
     for override in others:
+        if (now := _tracker_word(override)) is not None:
+            said.append(f"{TENSORBOARD} is log.trackers now")
+            words.append(now)
+            continue
         first, dot, rest = override.partition("=")[0].strip().partition(".")
         kind, place = _FORMER.get(first, (None, ""))
         if kind is None or kind is not own:
@@ -110,8 +118,7 @@ def finetuning_values(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: A setting has one value under its old key and another one under its new one.
     """
-    found = dict(values)
-    said = []
+    found, said = _with_trackers(values)
     for old, new in FINETUNE_KEYS.items():
         section, name = old.split(".")
         if isinstance(found.get(section), Mapping) and name in found[section]:
@@ -127,11 +134,35 @@ def finetuning_overrides(overrides: Sequence[str]) -> list[str]:
     words, said = [], []
     for override in overrides:
         key, equals, text = override.partition("=")
+        if (now := _tracker_word(override)) is not None:
+            said.append(f"{TENSORBOARD} is log.trackers now")
+            words.append(now)
+            continue
         new = FINETUNE_KEYS.get(key.strip())
         words.append(f"{new}{equals}{text}" if new else override)
         said += [f"{key.strip()} is {new} now"] if new else []
     _say(said)
     return words
+
+
+def _with_trackers(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return values whose switch of TensorBoard is in `log.trackers`, and what is to be said of it."""
+    found, train = dict(values), values.get("train")
+    if not isinstance(train, Mapping) or "tensorboard" not in train:
+        return found, []
+    found["train"] = {name: value for name, value in train.items() if name != "tensorboard"}
+    if train["tensorboard"] is not False:  # what it is by default
+        return found, []
+    _put(found, "log.trackers", [], TENSORBOARD)
+    return found, [f"{TENSORBOARD} is log.trackers now"]
+
+
+def _tracker_word(override: str) -> str | None:
+    """Return the word of today for one that switches TensorBoard, None for others."""
+    key, _, text = override.partition("=")
+    if key.strip() != TENSORBOARD:
+        return None
+    return f"log.trackers={'[]' if _plain(text) is False else '[tensorboard]'}"
 
 
 def _put(values: dict[str, Any], place: str, value: Any, old: str) -> None:

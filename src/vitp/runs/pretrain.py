@@ -13,7 +13,7 @@ RUN/model/           the vision-language model, or the exported backbone where t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.sealed import check
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.vitp_labels import read_compiled
-from vitp.engine.config import OptimSettings, TrainSettings
+from vitp.engine.config import LogSettings, OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
+from vitp.engine.trackers import check_trackers, tracked
 from vitp.evaluation.online import OnlineProbes
 from vitp.models.backbone import Backbone
 from vitp.objectives import AnyObjective, Default
@@ -45,7 +46,7 @@ from vitp.objectives.settings import Phase, RunSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
-from vitp.runs.channels import fill_channels, frozen_kernel_notes
+from vitp.runs.channels import fill_channels, frozen_kernel_notes, uncompiled_lines
 from vitp.runs.folder import claimed
 from vitp.runs.micro_batch import chosen_batch
 
@@ -76,6 +77,8 @@ class PretrainConfig(RunSettings):
     """Length, precision and bookkeeping."""
     probe: ProbeSettings = Field(default_factory=ProbeSettings)
     """Probes while the run goes on."""
+    log: LogSettings = Field(default_factory=LogSettings)
+    """Who is told of the run."""
 
     @classmethod
     def up_to_date(
@@ -93,6 +96,8 @@ class PretrainConfig(RunSettings):
     def _refuse_a_choice_without_language(self) -> PretrainConfig:
         if self.train.batch == "auto" and not self.objective.has_language_model:
             raise ValueError(f"train.batch: the objective {self.objective.name} has no use for auto")
+        if self.train.patience is not None and self.probe.data is None:
+            raise ValueError("train.patience: nothing to judge by; name a compiled folder as probe.data")
         return self
 
     @model_validator(mode="after")
@@ -187,7 +192,12 @@ def sequence_of(model: str | Path) -> SequenceSettings:
 
 
 def run_pretraining(
-    config: PretrainConfig, run_dir: str | Path, *, resume: bool = False, console: Console | None = None
+    config: PretrainConfig,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> TrainResult:
     """Train, and leave a run folder with configuration, metrics, checkpoints, evidence and the model.
 
@@ -199,12 +209,14 @@ def run_pretraining(
         run_dir: New folder, or the folder to resume.
         resume: Continue from the last checkpoint of the folder.
         console: Where progress is printed; standard output by default.
+        hooks: Look on beside the online probes, after them.
 
     Raises:
         VitpError: A wrong configuration, unusable data, a non-finite loss, a full disk.
     """
     run_dir = Path(run_dir)
     config, channels = fill_channels(config)
+    check_trackers(config.log)
     distributed.initialize(distributed.resolve_device(config.train.device))
     config, chosen = chosen_batch(config, run_dir, build_with_language)
     phases = config.objective.phases()
@@ -212,16 +224,29 @@ def run_pretraining(
     with claimed(run_dir, config, config.train.device, resume=resume, phases=names) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
         say(chosen, console)
+        say(uncompiled_lines(config), console)
         say([*channels, *(f"warning: {line}" for line in config.objective.warnings(config))], console)
         started = config
         for phase in phases:
             started = _run_phase(phase, started, run_dir / phase.folder, console)
         run, probe = build(started), config.probe
         say(_frozen_kernel(run), console)
-        hooks: list[Hook] = []
+        probes: list[Hook] = []
         if probe.data is not None:
-            hooks.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
-        return train_parts(run.parts(hooks), run_dir, console=console, resume=resume)
+            probes.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
+        with tracked(run_dir, config.log, config.model_dump(mode="json")) as trackers:
+            parts = replace(run.parts([*probes, *hooks]), trackers=trackers)
+            result = train_parts(parts, run_dir, console=console, resume=resume)
+            if trackers is not None:
+                moved = {name: value for name, value in result.evidence.items() if name != "layers"}
+                trackers.final({"final": {"loss": result.loss, "evidence": moved, **_last(probes)}})
+            return result
+
+
+def _last(hooks: Sequence[Hook]) -> dict[str, Any]:
+    """Return the newest scores of the online probes, where there are any."""
+    rows = [hook.history[-1] for hook in hooks if isinstance(hook, OnlineProbes) and hook.history]
+    return {name: value for row in rows for name, value in row.items() if name != "step"}
 
 
 def _frozen_kernel(run: PretrainRun) -> list[str]:
@@ -242,9 +267,7 @@ def _run_phase(phase: Phase, config: PretrainConfig, folder: Path, console: Cons
     if not _is_done(folder, console):
         settings: PretrainConfig = phase.prepare(config)
         optim = settings.optim.model_copy(update={"lr": phase.lr})
-        train = settings.train.model_copy(
-            update={"steps": phase.steps, "must_train": (), "tensorboard": False}
-        )
+        train = settings.train.model_copy(update={"steps": phase.steps, "must_train": (), "patience": None})
         run = build(settings)
         objective = run.objective if phase.part is None else phase.part(run.objective)
         parts = RunParts(objective, run.source, optim, train)

@@ -6,5 +6,5 @@
     found = model.predict_file("image.png")
 
 `python -m vitp.runtime MODEL.onnx IMAGE…` writes what is found as JSON and PNG. Nothing in this room imports another
-one but the errors of `vitp.core`.
+one but errors and extras of `vitp.core`.
 """

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitp.core.errors import CheckpointError, ConfigError, DataError
+from vitp.core.extras import need
 from vitp.runtime.contract import GraphContract, contract_of
 from vitp.runtime.objects import GraphObjects, merged_objects, objects_of_table
 from vitp.runtime.pixels import read_planes, resized_maps, resized_planes
@@ -210,8 +211,7 @@ def open_graph(path: str | Path, *, threads: int | None = None) -> GraphModel:
 
 
 def _session(file: Path, threads: int | None) -> Any:
-    import onnxruntime
-
+    onnxruntime = need("onnx", "onnxruntime", str(file))
     options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads

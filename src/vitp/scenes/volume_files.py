@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vitp.core.extras import need_medical
+from vitp.core.extras import need
 from vitp.scenes.volumes import TrunkVolume, make_volume
 
 _CLASS_UIDS = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
@@ -29,7 +29,7 @@ def write_nifti(volume: TrunkVolume, image: Path, mask: Path | None = None) -> N
     """
     files = [(image, volume.voxels_IJK)] + ([] if mask is None else [(mask, volume.labels_IJK)])
     for path, array_IJK in files:
-        nibabel = need_medical("nibabel", str(path))
+        nibabel = need("medical", "nibabel", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         content = nibabel.Nifti1Image(array_IJK, volume.affine_44)
         content.header.set_xyzt_units("mm")
@@ -62,7 +62,7 @@ def write_dicom_series(
     Raises:
         DataError: pydicom isn't installed.
     """
-    pydicom = need_medical("pydicom", str(folder))
+    pydicom = need("medical", "pydicom", str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     count = volume.voxels_IJK.shape[2]
     names = np.random.default_rng(count).permutation(count)

@@ -21,6 +21,7 @@ from vitp.core.errors import ConfigError
 from vitp.core.files import atomic_dir
 from vitp.core.reading import parse_json, read_text
 from vitp.data.splits import development_splits, label_count, splits_of, subset
+from vitp.evaluation.probe_table import MAIN_PROBES
 from vitp.evaluation.probes import run_probes
 from vitp.evaluation.robustness import robustness_of_task
 from vitp.models.language import micro_qwen2
@@ -39,13 +40,6 @@ RUN = "run"
 MODEL_OF_RUN = f"{RUN}/model"
 NOT_PRETRAINED = "none"
 """The paradigm of a backbone that is left as it is."""
-
-MAIN_PROBES = (
-    ("patches linear", "patch mIoU"),
-    ("scene linear", "accuracy"),
-    ("presence linear", "mAP"),
-)
-"""One measure of each kind of probe, on 0..1: what a rate is chosen by."""
 
 _TASK_NAMES = {"presence": "classification"}
 """Downstream tasks of a study that `vitp finetune` calls otherwise."""
@@ -124,7 +118,7 @@ def run_config(context: Context, images: int, lr: float | None) -> PretrainConfi
     changes = list(settings.get("changes") or [])
     if places.get("threads"):
         changes.append(f"train.threads={places['threads']}")
-    changes.append("train.tensorboard=false")
+    changes.append("log.trackers=[]")
     return make_config(type(config), config.model_dump(mode="json"), changes, where=context.cell.name)
 
 

@@ -20,7 +20,7 @@ from vitp.models.inflation import with_channels
 from vitp.models.positions import PositionMethod
 from vitp.models.pyramid import Pyramid, pad_to_multiple
 from vitp.models.resample import KernelMethod, resized_tower
-from vitp.models.timm_backbone import RotaryTower, TimmSettings, TimmStages, timm_backbone
+from vitp.models.timm_backbone import TimmSettings, TimmStages, timm_backbone
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.channels import Channels
 from vitp.tasks.base import TaskModel
@@ -166,7 +166,7 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
     """Return as JSON what `empty_backbone` makes the same architecture from."""
     if isinstance(backbone, VisionTower):
         return {"kind": "vision", "config": backbone.config.model_dump(mode="json")}
-    if isinstance(backbone, TimmStages | RotaryTower):
+    if isinstance(backbone, TimmStages):
         known = {"mean": list(backbone.mean), "std": list(backbone.std), "image_size": backbone.image_size[0]}
         return {"kind": "timm", "config": {**backbone.config.model_dump(mode="json"), **known}}
     raise ConfigError(f"a {type(backbone).__name__} can't be written down", where="backbone")

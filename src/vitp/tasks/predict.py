@@ -39,6 +39,7 @@ def predict_images(
     later: Sequence[Tensor] | None = None,
     *,
     origin: tuple[int, int] = (0, 0),
+    certainty: bool = False,
 ) -> list[Prediction]:
     """Return what a model says of each image, in pixels of that image.
 
@@ -48,6 +49,7 @@ def predict_images(
         settings: Resizing, windows, scales, mirroring; None: as in training, the whole image at once.
         later: Second dates of pairs, each of the size of its first.
         origin: x and y in pixels of the images from which windows are counted.
+        certainty: Whether `certainty_HW` of class maps is wanted.
 
     Raises:
         ConfigError: A model of pairs got single images or dates of different sizes.
@@ -65,7 +67,7 @@ def predict_images(
         for image in images
     ]
     if isinstance(model, DenseModel):
-        return _class_maps(model, images, later, views, settings.batch_size)
+        return _class_maps(model, images, later, views, settings.batch_size, certainty=certainty)
     looks = [(index, view) for index, of_image in enumerate(views) for view in of_image]
     found: list[list[tuple[Prediction, View]]] = [[] for _ in images]
     for start in range(0, len(looks), settings.batch_size):
@@ -101,17 +103,21 @@ def _class_maps(
     later: Sequence[Tensor] | None,
     views: Sequence[Sequence[View]],
     batch_size: int,
+    *,
+    certainty: bool,
 ) -> list[Prediction]:
     """Return class maps: images that are seen as a whole share batches, others go view by view."""
     whole: dict[tuple[int, int], list[int]] = {}
-    found: dict[int, Tensor] = {}
+    found: dict[int, Prediction] = {}
     for index, image in enumerate(images):
         if len(views[index]) == 1:
             whole.setdefault(views[index][0].size, []).append(index)
         else:
             second = None if later is None else later[index]
-            found[index] = class_map(
-                model.probabilities, image, second, views[index], batch_size, model.device
+            arguments = (model.probabilities, image, second, views[index], batch_size, model.device)
+            strip = class_map(*arguments, shares=certainty)
+            found[index] = Prediction(
+                semantic_HW=strip.classes_RW, certainty_HW=_certainty(strip.shares_KRW) if certainty else None
             )
     for indices in whole.values():
         for start in range(0, len(indices), batch_size):
@@ -119,16 +125,21 @@ def _class_maps(
             seen = torch.stack([views[index][0].of(images[index]) for index in part])
             second = None if later is None else torch.stack([views[i][0].of(later[i]) for i in part])
             for index, probability_Khw in zip(part, model.probabilities(seen, second), strict=True):
-                found[index] = _classes_at(probability_Khw, images[index].shape[-2:])
-    return [Prediction(semantic_HW=found[index]) for index in range(len(images))]
+                found[index] = _map_at(probability_Khw, images[index].shape[-2:], certainty=certainty)
+    return [found[index] for index in range(len(images))]
 
 
-def _classes_at(probability_Khw: Tensor, size: Sequence[int]) -> Tensor:
+def _map_at(probability_Khw: Tensor, size: Sequence[int], *, certainty: bool) -> Prediction:
     if tuple(probability_Khw.shape[-2:]) != tuple(size):
         probability_Khw = F.interpolate(
             probability_Khw[None], size=tuple(size), mode="bilinear", align_corners=False
         )[0]
-    return probability_Khw.argmax(0).to(torch.uint8).cpu()
+    classes_HW = probability_Khw.argmax(0).to(torch.uint8).cpu()
+    return Prediction(semantic_HW=classes_HW, certainty_HW=_certainty(probability_Khw) if certainty else None)
+
+
+def _certainty(probability_KHW: Tensor | None) -> Tensor:
+    return (present(probability_KHW).amax(0) * 255).round().to(torch.uint8).cpu()
 
 
 def classify(model: TaskModel, ground: Ground, settings: TestSettings) -> Prediction:

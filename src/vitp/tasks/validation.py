@@ -43,6 +43,8 @@ class Validation(Hook):
         curve: (step, headline) on the validation images; NaN where nothing could be counted.
     """
 
+    keeps_best = True
+
     def __init__(
         self,
         images: LabelledSet,
@@ -101,7 +103,8 @@ class Validation(Hook):
         assert isinstance(trainer.objective, TaskModel)
         scores = trainer.objective.evaluate(self.images, self.settings)
         before = self.best
-        self.curve.append((step, scores.score))
+        self.score = (step, scores.score)
+        self.curve.append(self.score)
         # Without any score yet the weights are kept, too: there must be some to choose.
         if before is None or scores.score > before[1]:
             with atomic_path(_weights_of(self.run_dir, step)) as temporary:

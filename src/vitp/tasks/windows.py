@@ -308,8 +308,10 @@ def class_map(
     views: Sequence[View],
     batch_size: int,
     device: torch.device,
-) -> Tensor:
-    """Return (H, W) uint8: the class with the largest weighted sum of probabilities over all views of an image.
+    *,
+    shares: bool = False,
+) -> Strip:
+    """Return all rows of an image: the class with the largest weighted sum of probabilities over all its views.
 
     Args:
         probabilities: The model.
@@ -318,9 +320,14 @@ def class_map(
         views: As `views_of` gives them.
         batch_size: Views at once.
         device: Where the sums are kept.
+        shares: Whether probabilities are wanted.
     """
     dates = [ImageGround(image) for image in (image_CHW, later_CHW) if image is not None]
     height, width = dates[0].size
     units = units_of(views, height, batch_size)
-    strips = class_strips(probabilities, dates, (0, width), units, range(len(units)), batch_size, device)
-    return torch.cat([strip.classes_RW for _, strip in strips])
+    numbers = range(len(units))
+    found = class_strips(probabilities, dates, (0, width), units, numbers, batch_size, device, shares=shares)
+    strips = [strip for _, strip in found]
+    classes_HW = torch.cat([strip.classes_RW for strip in strips])
+    shares_KHW = torch.cat([present(strip.shares_KRW) for strip in strips], dim=1) if shares else None
+    return Strip((0, 0, width, height), classes_HW, shares_KHW)

@@ -118,9 +118,11 @@ def _without_files(labelled: LabelledSet, lost: Mapping[str, DataError], root: P
     """
     errors = {base_address(address): error for address, error in lost.items()}
     files = {base_address(address) for address in _addresses(labelled)}
-    if len(errors) > len(files) / 2 and len(files) >= FEWEST_FOR_SHARE or errors.keys() >= files:
+    if (len(errors) > len(files) / 2 and len(files) >= FEWEST_FOR_SHARE) or errors.keys() >= files:
         first = next(iter(errors.values()))
-        what = f"{len(errors):,} of {len(files):,} files can't be read (the first: {first.where}: {first.what})"
+        what = (
+            f"{len(errors):,} of {len(files):,} files can't be read (the first: {first.where}: {first.what})"
+        )
         raise DataError(what, where=str(root), fix="copy them again from their source")
     kept = []
     counts: Counter[str] = Counter()

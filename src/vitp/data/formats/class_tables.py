@@ -410,7 +410,6 @@ class _Reading:
         names = self.known or sorted(seen, key=int if numbers else str)
         return self.builder.build(scene_classes=names)
 
-
     def _note_silent(self, paths: Sequence[Path]) -> None:
         """Say how many images each table leaves without any known class."""
         tables: dict[str, list[Path]] = defaultdict(list)

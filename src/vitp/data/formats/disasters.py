@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.drawn_masks import Drawn, DrawnMask, DrawnPart, drawing_order, parts_of
 from vitp.data.formats.geo_shapes import object_label
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.pixel_masks import TransitionFiles
 from vitp.data.formats.walk import files_below, images_below, parse_label_json, read_label_text, split_of
-from vitp.io.ground import need_geo
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledSet
 
 _PRE, _POST = "_pre_disaster", "_post_disaster"
@@ -148,7 +148,7 @@ def _content(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 def _parts(feature: dict[str, Any], where: str) -> tuple[DrawnPart, ...]:
     """Return the polygons of a feature in pixels, mended; none where there are none."""
-    shapely = need_geo("shapely", where)
+    shapely = need("geo", "shapely", where)
     try:
         shape = shapely.make_valid(shapely.from_wkt(str(feature.get("wkt"))))
     except shapely.GEOSException:

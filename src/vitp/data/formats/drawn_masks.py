@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.io.ground import need_geo
-from vitp.records.geometry import area, as_flat, as_points
+from vitp.core.extras import need
+from vitp.records.geometry import area, as_flat, as_points, point_inside
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 DrawnPart = tuple[tuple[float, ...], ...]
@@ -58,13 +58,16 @@ class DrawnMask:
             for value, parts in self.shapes
         ]
         if shapes:
-            features, affine = need_geo("rasterio.features", "mask"), need_geo("rasterio", "mask").Affine
+            features, affine = (
+                need("geo", "rasterio.features", "mask"),
+                need("geo", "rasterio", "mask").Affine,
+            )
             features.rasterize(shapes, out=mask_HW, transform=affine.identity())
         return mask_HW > 0 if self.change else mask_HW
 
     def windowed(self, window: tuple[int, int, int, int]) -> DrawnMask:
         """Return the mask of a part, with what lies in it of the outlines."""
-        shapely = need_geo("shapely", "mask")
+        shapely = need("geo", "shapely", "mask")
         x1, y1, x2, y2 = window
         kept: list[Drawn] = []
         for value, parts in self.shapes:
@@ -95,13 +98,13 @@ def _closed(ring: tuple[float, ...]) -> list[list[float]]:
 
 def polygon_of(part: DrawnPart) -> Any:
     """Return a shapely polygon."""
-    shapely = need_geo("shapely", "mask")
+    shapely = need("geo", "shapely", "mask")
     return shapely.Polygon(as_points(part[0]), [as_points(hole) for hole in part[1:]])
 
 
 def parts_of(shape: Any) -> tuple[DrawnPart, ...]:
     """Return the polygons of a shapely geometry; what has no area is left out."""
-    shapely = need_geo("shapely", "mask")
+    shapely = need("geo", "shapely", "mask")
     return tuple(
         tuple(as_flat(shapely.get_coordinates(ring)[:-1]) for ring in (polygon.exterior, *polygon.interiors))
         for polygon in _polygons(shapely, shape)
@@ -204,18 +207,21 @@ def _drawn_mask(item: LabelledImage, names: Sequence[str]) -> DrawnMask | None:
     if item.objects is None:
         return None
     known = [
-        (names.index(label.category) if label.polygons and not label.difficult else IGNORE, _parts(label))
+        (
+            names.index(label.category) if label.polygons and not label.difficult else IGNORE,
+            object_parts(label),
+        )
         for label in item.objects
     ]
     # Last, and on top: of what lies there nothing is known.
-    hidden = [(IGNORE, _parts(label)) for label in item.ignored]
+    hidden = [(IGNORE, object_parts(label)) for label in item.ignored]
     shapes = [shape for shape in drawing_order(known) if shape[0] != IGNORE]
     return DrawnMask(
         (item.width, item.height), (*shapes, *(shape for shape in known if shape[0] == IGNORE), *hidden)
     )
 
 
-def _parts(label: ObjectLabel) -> tuple[DrawnPart, ...]:
+def object_parts(label: ObjectLabel) -> tuple[DrawnPart, ...]:
     """Return the polygons of an object, each with the holes that lie in it; those of its box where it has none."""
     if not label.polygons:
         x1, y1, x2, y2 = label.box
@@ -223,7 +229,10 @@ def _parts(label: ObjectLabel) -> tuple[DrawnPart, ...]:
     holes = [[] for _ in label.polygons]  # type: list[list[tuple[float, ...]]]
     rings = [as_points(ring).astype(np.float32).reshape(-1, 1, 2) for ring in label.polygons]
     for hole in label.holes:
-        x, y = as_points(hole).mean(0).tolist()
-        inside = [cv2.pointPolygonTest(ring, (x, y), True) for ring in rings]
-        holes[int(np.argmax(inside))].append(hole)
+        place = point_inside(as_points(hole))
+        depth = [cv2.pointPolygonTest(ring, place, True) for ring in rings]
+        # A hole may lie in a part that lies in a hole of another one.
+        around = [n for n, inside in enumerate(depth) if inside > 0]
+        owner = min(around, key=lambda n: area(as_points(label.polygons[n])), default=int(np.argmax(depth)))
+        holes[owner].append(hole)
     return tuple((ring, *own) for ring, own in zip(label.polygons, holes, strict=True))

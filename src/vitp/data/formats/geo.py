@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.extras import need
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.crops import LEAST_VISIBLE, visible_part
 from vitp.data.formats.drawn_masks import Drawn, DrawnMask, DrawnPart, drawing_order, parts_of
@@ -22,7 +23,7 @@ from vitp.data.formats.geo_shapes import LabelledArea, PlacedShapes, Widths, obj
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.places import GroundPlace
 from vitp.data.formats.walk import comma_list, images_below, split_in
-from vitp.io.ground import geometry_of, ground_matrix, need_geo
+from vitp.io.ground import geometry_of, ground_matrix
 from vitp.io.vectors import read_features, vector_layers
 from vitp.records.labels import BACKGROUND, IGNORE, NOT_LABELLED, LabelledSet
 
@@ -94,7 +95,7 @@ def read_geo(
         ConfigError: An option doesn't fit.
     """
     for module in ("rasterio", "pyogrio", "shapely", "pyproj"):
-        need_geo(module, str(root))
+        need("geo", module, str(root))
     if semantic not in (True, False, "both"):
         raise ConfigError(f'is "{semantic}"', where="semantic", fix="choose true, false or both")
     widths = Widths(_metres("point_size", point_size), _metres("line_width", line_width))
@@ -309,7 +310,7 @@ def _hidden(label: Any, found: ImageLabels, placed: GroundPlace) -> bool:
     """Return whether an object lies in places that aren't labelled, all but a hundredth of it."""
     if not found.ignored:
         return False
-    shapely = need_geo("shapely", "labels")
+    shapely = need("geo", "shapely", "labels")
     own = shapely.box(*label.box)
     rest = shapely.union_all(
         [

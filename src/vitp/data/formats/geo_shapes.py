@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.data.formats.drawn_masks import DrawnPart
 from vitp.data.formats.places import GroundPlace
 from vitp.data.formats.walk import Note
-from vitp.io.ground import corners, ground_matrix, need_geo, reproject
+from vitp.io.ground import corners, ground_matrix, reproject
 from vitp.io.vectors import VectorLayer
 from vitp.records.geometry import as_flat, as_points, bounds, min_area_quad
 from vitp.records.labels import NOT_LABELLED, ObjectLabel
@@ -62,7 +63,7 @@ class PlacedShapes:
                 fix="name it with -o labels_crs=EPSG:…",
             )
         _check_kinds(features, widths)
-        shapely = need_geo("shapely", str(features.path))
+        shapely = need("geo", "shapely", str(features.path))
         shapes_N = features.shapes_N.copy()
         broken_N = ~shapely.is_valid(shapes_N) & (shapes_N != None)  # noqa: E711  an array of objects
         for number in np.flatnonzero(broken_N).tolist():
@@ -74,13 +75,13 @@ class PlacedShapes:
     @property
     def empty(self) -> np.ndarray:
         """Numbers of the features without a place."""
-        shapely = need_geo("shapely", str(self.features.path))
+        shapely = need("geo", "shapely", str(self.features.path))
         finite_N = np.isfinite(shapely.bounds(self.shapes_N)).all(1)
         return np.flatnonzero(~finite_N)
 
     def on(self, placed: GroundPlace, widths: Widths) -> Iterator[tuple[int, Any]]:
         """Yield number and shape of each feature that meets a raster, in its pixels, as polygons; points as points."""
-        shapely = need_geo("shapely", str(self.features.path))
+        shapely = need("geo", "shapely", str(self.features.path))
         geometry, size = placed
         shapes_N, tree = self._within(geometry.crs)
         outline = shapely.polygons(corners(geometry, size))
@@ -97,7 +98,7 @@ class PlacedShapes:
     def _within(self, crs: str) -> tuple[np.ndarray, Any]:
         """Return the shapes in a reference system, and a tree of them; what it doesn't reach is left out."""
         if crs not in self._known:
-            shapely = need_geo("shapely", crs)
+            shapely = need("geo", "shapely", crs)
             source = str(self.features.crs)
             moved_N = shapely.transform(self.shapes_N, lambda points: reproject(points, source, crs))
             moved_N[~np.isfinite(shapely.bounds(moved_N)).all(1)] = None
@@ -106,7 +107,7 @@ class PlacedShapes:
 
 
 def _check_kinds(features: VectorLayer, widths: Widths) -> None:
-    shapely = need_geo("shapely", str(features.path))
+    shapely = need("geo", "shapely", str(features.path))
     kinds = [_KINDS.get(int(number), "") for number in shapely.get_type_id(features.shapes_N)]
     for kind, width, option in ((_POINTS, widths.point, "point_size"), (_LINES, widths.line, "line_width")):
         if (count := kinds.count(kind)) and width is None:
@@ -141,7 +142,7 @@ def point_boxes(
     shape: Any, ground: tuple[float, float, float, float] | None, metres: float
 ) -> list[tuple[float, ...]]:
     """Return a box of a side in metres around each point in pixels; empty where a shape isn't points."""
-    shapely = need_geo("shapely", "labels")
+    shapely = need("geo", "shapely", "labels")
     if ground is None or _KINDS.get(int(shapely.get_type_id(shape))) != _POINTS:
         return []
     half = np.array([metres / 2 / np.hypot(*ground[:2]), metres / 2 / np.hypot(*ground[2:])])
@@ -168,7 +169,7 @@ class LabelledArea:
 
     def outside(self, placed: GroundPlace) -> tuple[ObjectLabel, ...] | None:
         """Return the places of a raster that are not labelled; None where all of it isn't."""
-        shapely = need_geo("shapely", str(self.shapes.features.path))
+        shapely = need("geo", "shapely", str(self.shapes.features.path))
         width, height = placed[1]
         whole = shapely.box(0, 0, width, height)
         inside = shapely.union_all([shape for _, shape in self.shapes.on(placed, Widths())])

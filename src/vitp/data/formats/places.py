@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.extras import need
 from vitp.data.formats.splits import assign_fractions
 from vitp.io.contract import Geometry
 from vitp.io.ground import (
@@ -28,7 +29,6 @@ from vitp.io.ground import (
     ground_matrix,
     may_be_placed,
     metres_of_unit,
-    need_geo,
     reproject,
 )
 from vitp.records.labels import LabelledImage, PlaceSplit
@@ -56,9 +56,9 @@ def find_places(items: Sequence[LabelledImage], say: Callable[[str], None]) -> l
         return [None] * len(items)
     try:
         for module in _NEEDED:
-            need_geo(module, "")
+            need("geo", module, "")
     except DataError as error:
-        say(f"where images lie on the ground isn't looked at: it {error.what} ({error.fix})")
+        say(f"where images lie on the ground isn't looked at: it {error.what}")
         return [None] * len(items)
     return [_placed(item) for item in items]
 
@@ -72,7 +72,7 @@ def known_geometry(address: str) -> Geometry | None:
     """Return where an image lies; None where that isn't known, can't be read, or the extra `geo` isn't there."""
     try:
         for module in _NEEDED:
-            need_geo(module, address)
+            need("geo", module, address)
         return geometry_of(address)
     except DataError:
         return None
@@ -92,7 +92,7 @@ def on_one_plane(places: Sequence[GroundPlace]) -> np.ndarray:
     Their own plane where all have the same, else one around their centre. Of sets that span more than 1,000 km
     distances come out right in the north and south, and too small nearer to the equator.
     """
-    shapely = need_geo("shapely", "places")
+    shapely = need("geo", "shapely", "places")
     systems = {geometry.crs for geometry, _ in places}
     unit = metres_of_unit(next(iter(systems))) if len(systems) == 1 else None
     rings = [corners(geometry, size) for geometry, size in places]
@@ -113,7 +113,7 @@ def on_one_plane(places: Sequence[GroundPlace]) -> np.ndarray:
 
 def near_pairs(shapes_N: np.ndarray, distance: float) -> np.ndarray:
     """Return the pairs (P, 2) of images that are at most `distance` metres apart, each once."""
-    shapely = need_geo("shapely", "places")
+    shapely = need("geo", "shapely", "places")
     tree = shapely.STRtree(shapes_N)
     # A millimetre: neighbours of one mosaic have rounded corners.
     pairs_2P = tree.query(shapes_N, predicate="dwithin", distance=distance + 1e-3)
@@ -144,7 +144,7 @@ def split_by_place(shapes_N: np.ndarray, groups: Sequence[str], how: PlaceSplit)
         number = isinstance(value, int | float) and 0 <= value < math.inf and (value or name == "buffer")
         if value is not None and not number:
             raise ConfigError(f"is {value}", where=name, fix="give metres, as 500")
-    shapely = need_geo("shapely", "places")
+    shapely = need("geo", "shapely", "places")
     centres_N2 = shapely.get_coordinates(shapely.centroid(shapes_N))
     pairs_P2 = near_pairs(shapes_N, how.buffer)
     clusters_N = _clusters(len(shapes_N), pairs_P2, groups)
@@ -165,7 +165,7 @@ def _dense(
     shapes_N: np.ndarray, centres_N2: np.ndarray, pairs_P2: np.ndarray, how: PlaceSplit, options: str
 ) -> PlacedSplits:
     """Draw blocks of a mosaic; of several sizes the one that comes nearest to the shares that are wanted."""
-    shapely = need_geo("shapely", "places")
+    shapely = need("geo", "shapely", "places")
     side = float(np.sqrt(np.median(shapely.area(shapes_N)))) + how.buffer
     first = max(_SIDES * side, _extent(shapes_N) / math.sqrt(_BLOCKS))
     sizes = [how.block] if how.block else [_round(first * factor) for factor in (1, 1.5, 2, 3, 0.67, 0.45)]
@@ -215,7 +215,7 @@ def _clusters(count: int, pairs_P2: np.ndarray, groups: Sequence[str]) -> np.nda
 
 def _extent(shapes_N: np.ndarray) -> float:
     """Return the side in metres of a square as large as the box around all images."""
-    x1, y1, x2, y2 = need_geo("shapely", "places").total_bounds(shapes_N)
+    x1, y1, x2, y2 = need("geo", "shapely", "places").total_bounds(shapes_N)
     return math.sqrt(max(x2 - x1, 1e-3) * max(y2 - y1, 1e-3))
 
 
@@ -230,7 +230,7 @@ def _round(metres: float) -> float:
 
 def neighbours(shapes_N: np.ndarray, splits: Sequence[str], buffer: float) -> list[tuple[int, int]]:
     """Return the pairs of images of different splits that overlap or are nearer than the buffer."""
-    shapely = need_geo("shapely", "places")
+    shapely = need("geo", "shapely", "places")
     pairs = [(i, j) for i, j in near_pairs(shapes_N, buffer).tolist() if splits[i] != splits[j]]
     if buffer:
         return pairs

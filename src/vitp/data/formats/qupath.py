@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.extras import need
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.drawn_masks import Drawn, DrawnMask, drawing_order, parts_of
 from vitp.data.formats.geo_shapes import object_label, without_holes
@@ -29,7 +30,6 @@ from vitp.data.formats.walk import (
     split_in,
     within,
 )
-from vitp.io.ground import need_geo
 from vitp.records.geometry import as_flat, as_points, bounds
 from vitp.records.labels import BACKGROUND, IGNORE, NOT_LABELLED, LabelledSet, ObjectLabel
 
@@ -122,7 +122,7 @@ def read_qupath(
         DataError: A file can't be read, has two readings, or belongs to no image.
         ConfigError: An option doesn't fit.
     """
-    need_geo("shapely", str(root))
+    need("geo", "shapely", str(root))
     for name, value, choices in (
         ("semantic", semantic, (True, False, "both")),
         ("unclassified", unclassified, ("", "ignore")),
@@ -197,7 +197,7 @@ def _objects(builder: SetBuilder, path: Path) -> list[_Object]:
 
 def _object(builder: SetBuilder, path: Path, number: int, row: Any) -> _Object:
     where = builder.place(path, f"features[{number}]")
-    shapely = need_geo("shapely", str(path))
+    shapely = need("geo", "shapely", str(path))
     if not isinstance(row, dict) or not isinstance(row.get("properties") or {}, dict):
         raise DataError("is no feature", where=f"{path}: features[{number}]", fix="export the file again")
     told = row.get("properties") or {}
@@ -213,7 +213,7 @@ def _object(builder: SetBuilder, path: Path, number: int, row: Any) -> _Object:
     shape = None
     if drawn_as in _AREAS:
         try:
-            shape = need_geo("shapely.geometry", str(path)).shape(geometry)
+            shape = need("geo", "shapely.geometry", str(path)).shape(geometry)
         except (ValueError, TypeError, IndexError, KeyError, AttributeError, shapely.GEOSException):
             drawn_as = f"a broken {drawn_as}"
         if shape is not None and not shape.is_valid:
@@ -261,7 +261,7 @@ def _add(
 ) -> None:
     """Add one image with its labels."""
     builder = reading.builder
-    shapely = need_geo("shapely", str(file))
+    shapely = need("geo", "shapely", str(file))
     found = builder.labels_of(size, builder.place(file))
     area = _area(reading, file, size, objects)
     if area is not None:
@@ -319,7 +319,7 @@ def _area(reading: _Reading, file: Path, size: tuple[int, int], objects: Sequenc
     Raises:
         DataError: Annotations without a classification may be the area, and no option says whether.
     """
-    shapely = need_geo("shapely", str(file))
+    shapely = need("geo", "shapely", str(file))
     if reading.area is not None:
         own = [one.shape for one in objects if (one.name or NO_CLASS) == reading.area and one.shape]
         return shapely.intersection(shapely.union_all(own), shapely.box(0, 0, *size))
@@ -342,7 +342,7 @@ def _area(reading: _Reading, file: Path, size: tuple[int, int], objects: Sequenc
 
 def _outside(area: Any, size: tuple[int, int]) -> list[ObjectLabel]:
     """Return the places of an image that aren't labelled."""
-    shapely = need_geo("shapely", "labels")
+    shapely = need("geo", "shapely", "labels")
     rest = shapely.difference(shapely.box(0, 0, *size), area)
     parts = [part for polygon in shapely.get_parts(rest) for part in without_holes(shapely, polygon)]
     rings = [as_flat(shapely.get_coordinates(part.exterior)[:-1]) for part in parts if part.area > 0.5]

@@ -21,8 +21,8 @@ from vitp.io.images import image_size
 from vitp.io.parts import FilePart, base_address, part_address, split_address
 from vitp.io.slide_masks import SlideScale
 from vitp.io.slides import SLIDE_SUFFIXES, slide_kind, slide_place
-from vitp.io.volume_kinds import is_dicom_slide
 from vitp.io.tissue import find_tissue
+from vitp.io.volume_kinds import is_dicom_slide
 from vitp.records.geometry import as_flat, as_points
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 

@@ -71,7 +71,9 @@ def salt_and_pepper(image_HWC: np.ndarray, share: float, rng: np.random.Generato
     """Return the image with a share of its channels' values dead (0) or saturated (255), as many of each."""
     chance_HWC = rng.random(image_HWC.shape, dtype=np.float32)
     half = share / 2
-    return np.where(chance_HWC < half, 0, np.where(chance_HWC >= 1 - half, 255, image_HWC)).astype(image_HWC.dtype)
+    return np.where(chance_HWC < half, 0, np.where(chance_HWC >= 1 - half, 255, image_HWC)).astype(
+        image_HWC.dtype
+    )
 
 
 def gaussian_deviation(side: int) -> float:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from vitp.core.config import make_config
 from vitp.data.splits import subset
+from vitp.engine.config import LogSettings
 from vitp.metrics.results import Scores
 from vitp.models.language import micro_qwen2
 from vitp.models.vision import VisionSettings
@@ -66,7 +67,13 @@ def small_pretraining(config: PretrainConfig) -> PretrainConfig:
     )
     data = config.data.model_copy(update={"global_batch": _BATCH})
     return config.model_copy(
-        update={"model": model, "data": data, "train": _small(config.train), "optim": _brief(config.optim)}
+        update={
+            "model": model,
+            "data": data,
+            "train": _small(config.train),
+            "optim": _brief(config.optim),
+            "log": LogSettings(trackers=()),
+        }
     )
 
 
@@ -111,6 +118,7 @@ def small_finetune(config: FinetuneConfig) -> FinetuneConfig:
         "data": data.model_dump(),
         "optim": _brief(config.optim).model_dump(),
         "train": train.model_dump(),
+        "log": {"trackers": []},
         "test": test.model_dump(),
     }
     return make_config(FinetuneConfig, values, where="dry run")
@@ -124,7 +132,7 @@ def _small(train: Any) -> Any:
             "num_workers": 0,
             "log_every": 1,
             "save_every": None,
-            "tensorboard": False,
+            "patience": None,
         }
     )
 

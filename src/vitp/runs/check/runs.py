@@ -22,6 +22,7 @@ from vitp.core.config import save_config
 from vitp.core.reading import read_text
 from vitp.core.tensors import load_tensors
 from vitp.engine import checkpoint
+from vitp.engine.config import LogSettings
 from vitp.runs.check.findings import CheckFinding, Difference, compare_curves, compare_tensors
 from vitp.runs.pretrain import PretrainConfig, run_pretraining
 
@@ -49,7 +50,7 @@ def short_run(config: PretrainConfig, *, batch: int, device: str) -> PretrainCon
             "save_every": None,
             "keep_last": 2,
             "log_every": 1,
-            "tensorboard": False,
+            "patience": None,
             "must_train": (),
             "device": device,
             "deterministic": device == "cpu",
@@ -63,6 +64,7 @@ def short_run(config: PretrainConfig, *, batch: int, device: str) -> PretrainCon
             "optim": config.optim.model_copy(update={"warmup_steps": 0, "schedule": "constant"}),
             "probe": config.probe.model_copy(update={"data": None}),
             "train": train,
+            "log": LogSettings(trackers=()),
         }
     )
 

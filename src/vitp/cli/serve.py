@@ -1,0 +1,58 @@
+"""`vitp serve`: models behind a server, with a page to look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitp.cli.panels import USE
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve", rich_help_panel=USE)(serve_command)
+
+
+def serve_command(
+    model: Annotated[
+        list[str],
+        typer.Argument(
+            help="Runs of `vitp finetune` and `vitp pretrain`, exports, or starter; NAME=FOLDER gives another name."
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen to; 0.0.0.0: all of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any that is free.")] = 8000,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder below which clients may name files. By default they may name none."),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="VITP_TOKEN", help="Bearer token that clients must send.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_upload_mb: Annotated[int, typer.Option(min=1, max=65_536, help="Megabytes of a request.")] = 256,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, max=10_000_000_000, help="Pixels of an image that is decoded or predicted.")
+    ] = 100_000_000,
+    queue: Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait.")] = 64,
+    batch: Annotated[
+        int, typer.Option(min=1, max=1024, help="Images of several requests that are computed together.")
+    ] = 8,
+) -> None:
+    """Serve models to programs and to people: predictions, answers, features, and a page to try them on images."""
+    from vitp.cli.output import print_lines
+    from vitp.core.errors import ConfigError
+    from vitp.core.extras import need
+
+    for module in ("fastapi", "uvicorn", "python_multipart"):
+        need("serve", module, "vitp serve", ConfigError)
+    from vitp.serving.gate import ServerLimits
+    from vitp.serving.server import ServerOptions, serve
+
+    limits = ServerLimits(max_upload_mb << 20, max_pixels, queue, batch)
+    options = ServerOptions(host, port, root, token, device, limits)
+    serve(model, options, lambda line: print_lines([line]))

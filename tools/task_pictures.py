@@ -1,0 +1,201 @@
+"""One picture a task for the documentation: what a small model predicts on test images that it has not seen.
+
+`python tools/task_pictures.py OUT [TASK…]` trains each model through the command line, from the packaged starter, on
+the real sets in the folder that VITP_DATA names (by default `../shared/data`) or on generated scenes, and writes
+`docs/pictures/tasks/TASK.jpg`. Seed 0 everywhere; one to three minutes of one CPU core a task.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / "docs" / "pictures" / "tasks"
+REAL = Path(os.environ.get("VITP_DATA", ROOT.parent / "shared" / "data"))
+HEIGHT, GAP, QUALITY = 300, 8, 82
+
+
+@dataclass(frozen=True)
+class Job:
+    """A set, the settings of a finetuning on it, and which of its test images are shown."""
+
+    data: Callable[[Path], Path]
+    settings: tuple[str, ...]
+    steps: int
+    images: Callable[[Path], Sequence[tuple[Path, ...]]]
+    threshold: float = 0.5
+
+
+def blood_cells(_: Path) -> Path:
+    """Boxes of red cells, white cells and platelets under the microscope."""
+    return REAL / "bccd"
+
+
+def nuclei(_: Path) -> Path:
+    """Outlines of nuclei."""
+    return REAL / "dsb2018"
+
+
+def forest(work: Path) -> Path:
+    """Masks of forest in Sentinel-2; every fifth image is for the test."""
+    out = work / "forest"
+    names = sorted(path.name for path in (REAL / "amazon_forest" / "images").iterdir())
+    for split, part in (("train", [name for name in names if name not in names[::5]]), ("test", names[::5])):
+        for kind in ("images", "masks"):
+            (out / split / kind).mkdir(parents=True, exist_ok=True)
+            for name in part:
+                link = out / split / kind / name
+                link.is_symlink() or link.symlink_to(REAL / "amazon_forest" / kind / name)
+    return out
+
+
+def drone(_: Path) -> Path:
+    """Oriented boxes in thermal images from a drone."""
+    return REAL / "hit_uav"
+
+
+def stains(work: Path) -> Path:
+    """The kinds of the nuclei's images as class folders, in their splits."""
+    out = work / "stains"
+    if not out.is_dir():
+        with (REAL / "dsb2018" / "images.csv").open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                folder = out / row["split"] / row["kind"]
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / row["file"]).symlink_to(REAL / "dsb2018" / "images" / row["file"])
+    return out
+
+
+def pairs(work: Path) -> Path:
+    """Generated pairs of dates with masks of what changed."""
+    out = work / "pairs"
+    if not out.is_dir():
+        _vitp("data", "scenes", "port", "--layout", "pairs", "--count", "400", "--size", "96", "--out", out)
+    return out
+
+
+def _test_forest(root: Path) -> list[tuple[Path, ...]]:
+    return [(path,) for path in sorted((root / "test" / "images").iterdir())[:3]]
+
+
+def _test_cells(root: Path) -> list[tuple[Path, ...]]:
+    names = (root / "ImageSets" / "Main" / "test.txt").read_text(encoding="utf-8").split()
+    return [(root / "JPEGImages" / f"{name}.jpg",) for name in names[:2]]
+
+
+def _test_drone(root: Path) -> list[tuple[Path, ...]]:
+    files = sorted((root / "test" / "labelTxt").iterdir(), key=lambda path: (-path.stat().st_size, path.name))
+    return [(root / "test" / "images" / f"{path.stem}.jpg",) for path in files[4:40:20]]
+
+
+def _test_stains(root: Path) -> list[tuple[Path, ...]]:
+    kinds = sorted(path for path in (root / "test").iterdir())
+    return [(path,) for kind in kinds for path in sorted(kind.iterdir())[:2]]
+
+
+def _test_nuclei(root: Path) -> list[tuple[Path, ...]]:
+    rows = json.loads((root / "annotations" / "instances_test.json").read_text(encoding="utf-8"))["images"]
+    wide = [row["file_name"] for row in rows if row["width"] <= 400]
+    return [(root / "images" / name,) for name in (wide[0], wide[12], wide[40])]
+
+
+def _test_pairs(root: Path) -> list[tuple[Path, ...]]:
+    names = sorted(path.name for path in (root / "test" / "A").iterdir())
+    return [(root / "test" / "A" / name, root / "test" / "B" / name) for name in names[:2]]
+
+
+JOBS = {
+    "classification": Job(stains, ("data.global_batch=16",), 100, _test_stains),
+    "segmentation": Job(
+        forest,
+        (
+            "data.format=masks",
+            "data.resize.mode=none",
+            "data.crop=128",
+            "data.global_batch=8",
+            "head.kind=fpn",
+            "test.window=128",
+            "test.overlap=0.5",
+        ),
+        60,
+        _test_forest,
+    ),
+    "change": Job(pairs, ("data.global_batch=8", "head.kind=fpn"), 300, _test_pairs),
+    "detection": Job(blood_cells, ("data.global_batch=4",), 150, _test_cells),
+    "instance": Job(nuclei, ("data.global_batch=4",), 150, _test_nuclei),
+    "oriented": Job(drone, ("data.global_batch=4",), 200, _test_drone),
+}
+
+
+def _vitp(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "vitp", *map(str, words)], check=True)
+
+
+def run(task: str, work: Path) -> None:
+    """Train, predict, and write the picture of a task."""
+    job = JOBS[task]
+    data, model, found = job.data(work), work / f"{task}-run", work / f"{task}-found"
+    settings = [word for setting in (*job.settings, "train.val_every=0") for word in ("-s", setting)]
+    resume = ["--resume"] if model.is_dir() else ["--data", data, "--backbone", "starter", *settings]
+    _vitp("finetune", task, *resume, "--steps", job.steps, "--out", model)
+    chosen = job.images(data)
+    later = ["--later", *(pair[1] for pair in chosen)] if task == "change" else []
+    threshold = ["-s", f"score_threshold={job.threshold}"]
+    _vitp("predict", model, *(pair[0] for pair in chosen), *later, *threshold, "--out", found, "--force")
+    row = _scored_row(found, chosen) if task == "classification" else _drawn_row(found, chosen)
+    target = PICTURES / f"{task}.jpg"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    row.save(target, quality=QUALITY, optimize=True)
+    print(f"{target}: {target.stat().st_size // 1000} kB, {row.size}")
+
+
+def _drawn_row(found: Path, chosen: Sequence[tuple[Path, ...]]) -> Image.Image:
+    """Return the pictures of `vitp predict` side by side, those of two dates after their images."""
+    panels = []
+    for images in chosen:
+        drawn = found / "pictures" / f"{images[0].stem}.png"
+        panels += [*(images if len(images) > 1 else ()), drawn]
+    return _row([Image.open(path).convert("RGB") for path in panels], HEIGHT)
+
+
+def _scored_row(found: Path, chosen: Sequence[tuple[Path, ...]]) -> Image.Image:
+    """Return the images with the class and its probability below each."""
+    with (found / "predictions.csv").open(encoding="utf-8") as file:
+        rows = {Path(row.pop("image")).name: row for row in csv.DictReader(file)}
+    panels = []
+    for (image,) in chosen:
+        row = rows[image.name]
+        name = row.pop("class")
+        picture = Image.open(image).convert("RGB").resize((180, 180))
+        panel = Image.new("RGB", (180, 208), "white")
+        panel.paste(picture, (0, 0))
+        text, font = f"{name} {float(row[name]):.2f}", ImageFont.load_default(size=16)
+        ImageDraw.Draw(panel).text((90, 194), text, fill="black", font=font, anchor="mm")
+        panels.append(panel)
+    return _row(panels, 208)
+
+
+def _row(panels: Sequence[Image.Image], height: int) -> Image.Image:
+    scaled = [panel.resize((round(panel.width * height / panel.height), height)) for panel in panels]
+    row = Image.new("RGB", (sum(panel.width + GAP for panel in scaled) - GAP, height), "white")
+    left = 0
+    for panel in scaled:
+        row.paste(panel, (left, 0))
+        left += panel.width + GAP
+    return row
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for wanted in sys.argv[2:] or JOBS:
+        run(wanted, folder)
