@@ -37,7 +37,7 @@ from vitp.models.backbone import Backbone
 from vitp.models.compute import configure_backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs.assemble import RunParts, say, train_parts
-from vitp.runs.balance import balanced
+from vitp.runs.balance import balanced_classes
 from vitp.runs.channels import frozen_kernel_notes, tower_channels
 from vitp.runs.finetune_settings import FinetuneConfig as FinetuneConfig
 from vitp.runs.finetune_settings import FinetuneDataSettings as FinetuneDataSettings
@@ -182,7 +182,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
     config = _without_seams(config, kind)
-    repeats, config, said = balanced(config, kind, splits["train"], classes)
+    repeats, config, said = balanced_classes(config, kind, splits["train"], classes)
     notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     configure_backbone(model, model.vision_tower, config.compute)
