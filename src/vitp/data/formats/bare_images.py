@@ -54,6 +54,8 @@ def read_images(root: Path, options: ReadOptions = ReadOptions(), *, captions: W
             files.append(path)
         else:
             masks[mask] += 1
+    if not files:
+        raise DataError("holds no image", where=str(root), fix="check the folder; masks alone teach nothing")
     for path in files:
         texts = _caption(path, root, captions) if captions else ()
         builder.add_file(path, split=split_in(Path(within(path, root)))[0], captions=texts)
@@ -63,7 +65,9 @@ def read_images(root: Path, options: ReadOptions = ReadOptions(), *, captions: W
         builder.understand(line)
     if builder.whole_volumes:
         which = "each slice" if not options.every else f"each {options.every}th slice"
-        builder.understand(f"{builder.whole_volumes:,} volumes: {which} is an image (-o every=N takes each Nth)")
+        builder.understand(
+            f"{builder.whole_volumes:,} volumes: {which} is an image (-o every=N takes each Nth)"
+        )
     builder.whole_volumes = 0
     builder.tally.lost.clear()
     labelled = builder.build()
@@ -100,9 +104,12 @@ def _also_there(root: Path, files: list[Path], masks: Counter[str], broken: list
         if any(part.startswith(".") for part in parts):
             if path.is_file():
                 hidden.append("/".join(parts))
-        elif path.is_file() and not any(up.resolve() in known for up in (path, *path.parents)):
-            if not any(role_of(part) in ("mask", "instance") for part in parts[:-1]):
-                others.append("/".join(parts))
+        elif (
+            path.is_file()
+            and not any(up.resolve() in known for up in (path, *path.parents))
+            and not any(role_of(part) in ("mask", "instance") for part in parts[:-1])
+        ):
+            others.append("/".join(parts))
     if hidden:
         yield f"{len(hidden):,} hidden files are left out ({first_of(hidden)})"
     if others:

@@ -181,7 +181,9 @@ class _Reading:
         found = modality_of(sorted(taken)) if "" not in taken else ""
         if found:
             ends = ", ".join(sorted(taken))
-            self.builder.understand(f"modality: {found}, as the names end with {ends} (-o modality=… says otherwise)")
+            self.builder.understand(
+                f"modality: {found}, as the names end with {ends} (-o modality=… says otherwise)"
+            )
         return found
 
     def band_names(self) -> tuple[str, ...]:
