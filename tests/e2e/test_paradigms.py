@@ -65,8 +65,9 @@ def test_wrong_objectives_are_one_line(config: Path, compiled: Path, tmp_path: P
         "--out",
         tmp_path / "a",
     )
-    assert "holds no compiled labels" in refused(
-        "pretrain", config, "--data", tmp_path, "--out", tmp_path / "b"
+    (tmp_path / "empty").mkdir()
+    assert "holds no image" in refused(
+        "pretrain", config, "--data", tmp_path / "empty", "--out", tmp_path / "b"
     )
     # Nothing was trained, so the folder is free for the next try.
     assert not (tmp_path / "b" / "config.yaml").exists()

@@ -188,7 +188,9 @@ def test_norms_behind_the_pooling_are_left_out(tmp_path: Path) -> None:
     for name in ("eva02_tiny_patch14_224", "vit_base_patch16_rope_reg1_gap_256", "vit_tiny_patch16_224"):
         arguments = SMALL | ({"global_pool": "avg"} if name == "vit_tiny_patch16_224" else {})
         torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=2, img_size=56 if "14" in name else 64, **arguments).eval()
+        model = timm.create_model(
+            name, num_classes=2, img_size=56 if "14" in name else 64, **arguments
+        ).eval()
         save_file(model.state_dict(), tmp_path / "model.safetensors")
         published = {"input_size": [3, 56 if "14" in name else 64] * 1, "mean": [0.5] * 3, "std": [0.5] * 3}
         config = {"architecture": name, "model_args": arguments, "pretrained_cfg": published}
@@ -303,10 +305,14 @@ def test_what_goes_back_to_dinov3_says_so(tmp_path: Path, caplog: pytest.LogCapt
     card = (tmp_path / "twice" / "README.md").read_text()
     assert 'license: other\nlicense_name: "dinov3-license"\n' in card
     assert "`hf`, licence: dinov3-license." in card
-    assert "rotary: computed for each size" in card and "table" not in card.split("Positions")[1].split("|")[1]
+    assert (
+        "rotary: computed for each size" in card and "table" not in card.split("Positions")[1].split("|")[1]
+    )
 
 
-def test_licences_are_those_of_the_folder_before_timms(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_licences_are_those_of_the_folder_before_timms(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = timm.create_model("vit_small_patch16_dinov3", num_classes=0, **SMALL)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     config = {"architecture": "vit_small_patch16_dinov3", "model_args": SMALL}

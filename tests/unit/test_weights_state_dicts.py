@@ -17,7 +17,6 @@ from vitp.checkpoints.state_dicts import find_backbone
 from vitp.core.errors import CheckpointError
 from vitp.models.positions import resample_positions
 from vitp.models.vision import VisionTower
-from vitp.models.vision import VisionTower
 
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 1}
 """A head of 64 channels, as all published plain ViTs have."""

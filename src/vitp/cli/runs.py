@@ -55,7 +55,8 @@ def pretrain_command(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", help="Compiled folder, or one of bare images for mae, dino and simclr; for instructions also a mixture file or "
+            "--data",
+            help="Compiled folder, or one of bare images for mae, dino and simclr; for instructions also a mixture file or "
             "JSON Lines. Repeatable.",
         ),
     ] = None,

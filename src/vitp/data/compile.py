@@ -16,6 +16,7 @@ from __future__ import annotations
 import glob
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,13 @@ from vitp.data.formats.vitp_labels import (
 )
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
-from vitp.data.synthesis.constant import ConstantTask, constant_tasks, without_tasks
+from vitp.data.synthesis.constant import (
+    ConstantTask,
+    constant_pretext,
+    constant_tasks,
+    without_tasks,
+)
+from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, Asked, pretext_records
 from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.io.parts import base_address
 from vitp.records.channels import Channels
@@ -65,6 +72,7 @@ class SplitCounts:
         tasks: Questions of each task.
         objects: Objects of each class, difficult ones left out.
         scenes: Images of each scene class.
+        unasked: Images of which there was nothing to ask.
     """
 
     images: int = 0
@@ -74,19 +82,21 @@ class SplitCounts:
     tasks: Counter[str] = field(default_factory=Counter)
     objects: Counter[str] = field(default_factory=Counter)
     scenes: Counter[str] = field(default_factory=Counter)
+    unasked: int = 0
 
-    def count(self, item: LabelledImage, tasks: tuple[str, ...] | None) -> None:
-        """Add one image and the tasks that were asked of it (None: nothing could be asked)."""
+    def count(self, item: LabelledImage, records: Sequence[tuple[str, ...]]) -> None:
+        """Add one image and the tasks that each of its records asks (none: nothing could be asked)."""
         self.images += 1
         self.objects.update(label.category for label in item.objects or () if not label.difficult)
         self.scenes.update(item.tags or () if item.scene is None else (item.scene,))
-        if tasks is None:
-            told = any(getattr(item, name) is not None for name in _LABELS)
-            self.unlabelled += not (told or item.captions or item.change_captions)
-        else:
+        for tasks in records:
             self.records += 1
             self.turns += len(tasks)
             self.tasks.update(tasks)
+        if not records:
+            self.unasked += 1
+            told = any(getattr(item, name) is not None for name in _LABELS)
+            self.unlabelled += not (told or item.captions or item.change_captions)
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,8 @@ def compile_labels(
         options["seed"] = seed
     whole = read_labels(fmt, str(src) if base is None else source, **options)
     synthesis = synthesis or SynthesisConfig()
+    if fmt == "images":
+        synthesis = replace(synthesis, pretext=True)
     cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
     settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
     job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also)
@@ -285,7 +297,7 @@ def _write(
             seed=job.seed,
             splits=splits,
             findings=labelled.findings,
-            unasked=sum(counts.images - counts.records for counts in splits.values()),
+            unasked=sum(counts.unasked for counts in splits.values()),
             content_hash=_content_hash(temporary, labelled.channels),
             constant=constant,
             understood=(*job.also_there, *labelled.understood),
@@ -384,6 +396,7 @@ def _write_lines(
     )
     classes = SetClasses.from_set(training)
     constant = constant_tasks(training.items, classes, config)
+    constant |= constant_pretext(training.items, labelled.channels, config)
     config = without_tasks(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
     volumes = (
@@ -396,9 +409,26 @@ def _write_lines(
             )
             if made is not None:
                 records.add(item.split, to_line(made[0]))
-            counts[item.split].count(item, None if made is None else made[1])
+            own = _of_pixels(item, labelled, roots, seed, config)
+            for one in own:
+                records.add(item.split, to_line(one.record))
+            asked = [] if made is None else [made[1]]
+            counts[item.split].count(item, [*asked, *(one.tasks for one in own)])
             labels.add(item.split, label_line(item, roots))
     return counts, constant
+
+
+def _of_pixels(
+    item: LabelledImage, labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
+) -> list[Asked]:
+    weights = {name: config.weight(name) for name in PRETEXT_TASKS}
+    if not any(weights.values()):
+        return []
+    head = {"source": labelled.name, "licence": labelled.licence}
+    most = config.questions_per_image
+    return pretext_records(
+        item, _named(item, roots), labelled.channels, weights, seed=seed, most=most, **head
+    )
 
 
 def _named(item: LabelledImage, roots: Roots) -> LabelledImage:
@@ -435,6 +465,7 @@ def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) 
                 split: {
                     key: dict(sorted(own.items())) if isinstance(own, Counter) else own
                     for key, own in vars(counts).items()
+                    if key != "unasked"
                 }
                 for split, counts in summary.splits.items()
             },

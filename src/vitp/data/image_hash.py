@@ -17,6 +17,7 @@ from PIL import Image
 
 from vitp.io.images import load_image
 from vitp.io.open_pixels import open_pixels
+from vitp.io.parts import split_view
 from vitp.io.pixels import STRETCH, planes_last
 
 HASH_DISTANCE = 4
@@ -62,7 +63,7 @@ def as_compared(address: str) -> tuple[Image.Image, bytes, tuple[str, ...] | Non
     Raises:
         DataError: It can't be read.
     """
-    with open_pixels(address) as pixels:
+    with open_pixels(split_view(address)[0]) as pixels:
         if not pixels.is_picture:
             values_CHW, valid_HW, names = pixels.read(), pixels.valid(), pixels.names
             return _stretched_mean(values_CHW, valid_HW), pixel_digest(values_CHW), names

@@ -17,6 +17,7 @@ from PIL import Image
 from vitp.core.errors import ConfigError
 from vitp.io.images import MissingBands, is_scene, load_image, load_planes
 from vitp.io.open_pixels import open_pixels
+from vitp.io.parts import split_view
 from vitp.records.channels import PICTURE, UNMOVED, Channels, Moved, matching
 from vitp.records.labels import LabelledSet
 
@@ -176,7 +177,7 @@ def stretch_note(address: str | Path) -> str:
     """Return what is to be said of a lone file that is no picture, and shown as one; "" of pictures."""
     if is_scene(address):
         return ""
-    with open_pixels(str(address)) as pixels:
+    with open_pixels(split_view(address)[0]) as pixels:
         if pixels.is_picture:
             return ""
         if pixels.says_shown:

@@ -151,7 +151,9 @@ def check_fragments(header: Header) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data = need("medical", "pydicom", where).dcmread(header.path, specific_tags=["PixelData"], force=True)
+            data = need("medical", "pydicom", where).dcmread(
+                header.path, specific_tags=["PixelData"], force=True
+            )
             found = need("medical", "pydicom.encaps", where).parse_fragments(data.PixelData)[0]
     except Exception as error:
         raise DataError(what, where=where, fix=_COPY_AGAIN) from error

@@ -217,7 +217,10 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
         notes.append("doesn't name its transfer syntax, which is guessed from its first elements")
     volume.notes = (*notes, *stack.notes)
     volume.unread = tuple(unread)
-    volume.findings = (*(f"{name} can't be read as DICOM; left out" for name in unread[:_MOST_NAMED]), *stack.findings)
+    volume.findings = (
+        *(f"{name} can't be read as DICOM; left out" for name in unread[:_MOST_NAMED]),
+        *stack.findings,
+    )
     volume.off_grid, volume.missing = stack.off_grid, stack.missing
     volume.source = tuple(dict.fromkeys(row[0].header.path for row in stack.frames))
     volume.acquisition = acquisition_of(first, plane_taken(stack.grid))
@@ -243,7 +246,8 @@ def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header],
 def _headers(folder: Path) -> tuple[dict[str, list[Header]], int, list[str]]:
     """Return the headers of each series of a folder, and of its other files what `_series` does."""
     found: dict[str, list[Header]] = {}
-    others, unread = 0, []
+    others = 0
+    unread: list[str] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
             continue
@@ -279,9 +283,7 @@ def _chosen(found: dict[str, list[Header]], wanted: str | None, where: str) -> l
         if len(found) == 1:
             return next(iter(found.values()))
         what = f"holds {len(found)} series: {_listed(found)}"
-        raise DataError(
-            what, where=where, fix="choose one: FOLDER#series=NUMBER (or series-1, …)"
-        )
+        raise DataError(what, where=where, fix="choose one: FOLDER#series=NUMBER (or series-1, …)")
     words = series_words({uid: headers[0] for uid, headers in found.items()})
     numbered = [uid for uid, headers in found.items() if wanted in (words[uid], _number(headers[0]))]
     ending = [uid for uid in found if uid.endswith(wanted)]

@@ -213,8 +213,8 @@ def open_image(address: str | Path) -> Iterator[ImageFile]:
     """
     where = str(address)
     part = split_address(address)[1]
-    if part.bands or part.layer:
-        what = "chooses bands or a layer, which pictures don't have"
+    if part.bands or part.layer or part.hole or part.mirror or part.turn:
+        what = "chooses bands or a layer, or a view, which pictures themselves don't have"
         raise DataError(what, where=where, fix="name the file alone, or read it as a raster")
     with open_stream(address) as stream:
         head = stream.read(_HEAD_BYTES)

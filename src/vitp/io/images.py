@@ -18,7 +18,7 @@ from vitp.io.contract import Pixels
 from vitp.io.image_file import open_image
 from vitp.io.image_kinds import has_rasterio
 from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_pixels, open_seen
-from vitp.io.parts import FilePart, check_window, split_address
+from vitp.io.parts import WHOLE, FilePart, check_window, split_address, split_view
 from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
 from vitp.io.rasters import raster_driver
 from vitp.io.slides import SLIDE_SUFFIXES, slide_kind
@@ -80,6 +80,11 @@ def load_image(
         DataError: The file is missing, isn't an image, has two readings, or is damaged: a truncated file is never
             used.
     """
+    plain, view = split_view(address)
+    if view != WHOLE:
+        image = load_image(plain, enough=_enough_of(view, enough), channels=channels, stretch=stretch)
+        planes_CHW = seen_from(np.asarray(image).transpose(2, 0, 1), view)
+        return Image.fromarray(np.ascontiguousarray(planes_CHW.transpose(1, 2, 0)))
     if channels is not None:
         planes_CHW = load_planes(address, enough=enough, channels=channels)
         return Image.fromarray(np.ascontiguousarray(planes_CHW[list(channels.shown)].transpose(1, 2, 0)))
@@ -197,6 +202,10 @@ def load_planes(
     Raises:
         DataError: As `load_image`; or the file lacks bands.
     """
+    plain, view = split_view(address)
+    if view != WHOLE:
+        options = {"channels": channels, "stretch": stretch, "missing_bands": missing_bands, "moved": moved}
+        return seen_from(load_planes(plain, enough=_enough_of(view, enough), **options), view)  # type: ignore[arg-type]
     if channels is not None:
         with open_seen(address, channels) as pixels:
             return _planes(pixels, channels, enough, missing_bands, moved)
@@ -206,6 +215,38 @@ def load_planes(
         part_HWC = np.asarray(image.crop((0, top, image.width, bottom)))
         array_CHW[:, top:bottom] = part_HWC.transpose(2, 0, 1)
     return array_CHW
+
+
+_BLANK = 128
+"""Value of a hole, in all channels."""
+
+
+def seen_from(planes_CHW: np.ndarray, view: FilePart) -> np.ndarray:
+    """Return (C, H, W) uint8 with its hole blank, mirrored and turned as a view says (`vitp.io.parts`), as a copy."""
+    seen_CHW = planes_CHW.copy()
+    if view.hole is not None:
+        height, width = seen_CHW.shape[1:]
+        x1, y1, x2, y2 = view.hole
+        rows = slice(round(y1 * height / 1000), round(y2 * height / 1000))
+        seen_CHW[:, rows, round(x1 * width / 1000) : round(x2 * width / 1000)] = _BLANK
+    if view.mirror:
+        seen_CHW = seen_CHW[:, :, ::-1]
+    return np.ascontiguousarray(np.rot90(seen_CHW, -(view.turn or 0) // 90, axes=(1, 2)))
+
+
+def _enough_of(
+    view: FilePart, enough: Callable[[int, int], tuple[int, int]] | None
+) -> Callable[[int, int], tuple[int, int]] | None:
+    """Return what suffices of an image where some of a view of it do."""
+    if enough is None or view.turn not in (90, 270):
+        return enough
+    turned = enough
+
+    def swapped(width: int, height: int) -> tuple[int, int]:
+        wide, high = turned(height, width)
+        return high, wide
+
+    return swapped
 
 
 def _planes(
@@ -240,6 +281,10 @@ def image_size(address: str | Path) -> tuple[int, int]:
     Raises:
         DataError: The file is missing or isn't an image, or its head tells that it has no single reading.
     """
+    plain, view = split_view(address)
+    if view != WHOLE:
+        width, height = image_size(plain)
+        return (height, width) if view.turn in (90, 270) else (width, height)
     base, part = split_address(address)
     if is_scene(base):
         size = parse_scene_address(base).size
@@ -260,6 +305,7 @@ def is_turned(path: str | Path) -> bool:
     Raises:
         DataError: As `image_size`.
     """
+    path = split_view(path)[0]
     if not is_picture_file(path):
         return False
     with open_image(path) as file:

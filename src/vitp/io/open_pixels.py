@@ -70,6 +70,9 @@ def open_pixels(address: str | Path) -> Pixels:
 
 def _check_part(part: FilePart, volume: bool, where: str) -> None:
     """Refuse what an address chooses of a volume though it is none, and the other way round."""
+    if (part.hole, part.mirror, part.turn) != (None, None, None):
+        what = "is a mirrored, turned or blanked view, whose own values nothing reads"
+        raise DataError(what, where=where, fix="leave hole=, mirror= and turn= out of the address")
     of_volumes = {"slice": part.slice, "plane": part.plane, "around": part.around, "series": part.series}
     of_others = {"page": part.page, "layer": part.layer, "mpp": part.mpp}
     for name, value in (of_others if volume else of_volumes).items():

@@ -11,6 +11,9 @@
 | `plane=axial` | the plane of the slices: `axial`, `coronal`, `sagittal`, or `stored`: as the file has them |
 | `around=1` | so many slices on either side, too, as further bands (`1@-1`, `1`, `1@+1`) |
 | `mpp=0.5` | a slide at so many micrometres a pixel |
+| `hole=0,0,333,333` | this part of the image, in thousandths of its sides, is blank: the middle grey |
+| `mirror=1` | the image as in a mirror: left and right are exchanged |
+| `turn=90` | the image turned clockwise by 90, 180 or 270 degrees, after all else |
 
 Words in braces, `case_{0000,0001}.nii.gz`, name several volumes on one grid, whose bands are those of one image.
 Names that hold `,`, `&`, `#` or `%` are written with percent signs, as in URLs. A file whose own name looks
@@ -33,7 +36,23 @@ Window = tuple[int, int, int, int]
 PLANES = ("axial", "coronal", "sagittal", "stored")
 """Planes of the slices of a volume."""
 
-_KEYS = ("window", "bands", "page", "layer", "series", "slice", "plane", "around", "mpp")
+_KEYS = (
+    "window",
+    "bands",
+    "page",
+    "layer",
+    "series",
+    "slice",
+    "plane",
+    "around",
+    "mpp",
+    "hole",
+    "mirror",
+    "turn",
+)
+_VIEWS = ("hole", "mirror", "turn")
+"""Those that change what the chosen part looks like; `vitp.io.images` alone reads them."""
+
 _PART = re.compile(rf"(?P<base>.+)#(?P<part>(?:{'|'.join(_KEYS)})=[^#]*)", re.DOTALL)
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _FORM = "write FILE#window=x1,y1,x2,y2&bands=…&page=…&layer=…&series=…&slice=…&plane=…&around=…&mpp=…, each once at most"
@@ -53,6 +72,9 @@ class FilePart:
         plane: One of `PLANES`.
         around: Slices on either side that are further bands.
         mpp: Micrometres a pixel.
+        hole: x1, y1, x2, y2 in thousandths of the sides; blank.
+        mirror: 1: left and right are exchanged.
+        turn: Degrees clockwise, after all else.
     """
 
     window: Window | None = None
@@ -64,6 +86,9 @@ class FilePart:
     plane: str | None = None
     around: int | None = None
     mpp: float | None = None
+    hole: Window | None = None
+    mirror: int | None = None
+    turn: int | None = None
 
     def __str__(self) -> str:
         words = []
@@ -81,6 +106,13 @@ class FilePart:
         words += [f"{key}={value}" for key, value in others if value is not None]
         if self.mpp is not None:
             words.append(f"mpp={self.mpp:g}")
+        if self.hole is not None:
+            words.append("hole=" + ",".join(map(str, self.hole)))
+        words += [
+            f"{key}={value}"
+            for key, value in (("mirror", self.mirror), ("turn", self.turn))
+            if value is not None
+        ]
         return "&".join(words)
 
 
@@ -120,7 +152,34 @@ def split_address(address: str | Path) -> tuple[str, FilePart]:
         plane=found.get("plane"),
         around=_whole(found, "around", 1, text),
         mpp=_micrometres(found, text),
+        hole=_window(found["hole"], text) if "hole" in found else None,
+        mirror=_one_of(found, "mirror", (1,), text),
+        turn=_one_of(found, "turn", (90, 180, 270), text),
     )
+
+
+def split_view(address: str | Path) -> tuple[str, FilePart]:
+    """Return the address of the image that a view is one of, and the view alone (`hole`, `mirror`, `turn`).
+
+    Raises:
+        DataError: As `split_address`.
+    """
+    if not any(f"{key}=" in str(address) for key in _VIEWS):
+        return str(address), WHOLE
+    base, part = split_address(address)
+    view = FilePart(hole=part.hole, mirror=part.mirror, turn=part.turn)
+    rest = replace(part, **dict.fromkeys(_VIEWS))
+    return f"{base}#{rest}" if rest != WHOLE else base, view
+
+
+def _one_of(found: dict[str, str], key: str, known: tuple[int, ...], where: str) -> int | None:
+    if key not in found:
+        return None
+    if found[key] not in map(str, known):
+        raise DataError(
+            f"chooses {key} {found[key]!r}", where=where, fix=f"write {' or '.join(map(str, known))}"
+        )
+    return int(found[key])
 
 
 def _whole(found: dict[str, str], key: str, first: int, where: str) -> int | None:

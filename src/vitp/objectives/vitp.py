@@ -196,7 +196,9 @@ def open_entries(path: Path) -> list[MixtureEntry]:
         path = path / "mixture.json"
         if not path.is_file():
             raise ConfigError(
-                "holds no mixture.json", where=str(path.parent), fix="make it with `vitp data compile`"
+                "holds no mixture.json",
+                where=str(path.parent),
+                fix="make it with `vitp data compile`, of images without labels with --format images",
             )
     if not path.is_file():
         raise ConfigError("no such file", where=str(path), fix="check data.mixture")

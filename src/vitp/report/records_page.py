@@ -19,6 +19,7 @@ from vitp.data.permutation import Permutation
 from vitp.data.sources import Source, open_sources
 from vitp.io.images import is_scene, load_image
 from vitp.io.open_pixels import open_pixels
+from vitp.io.parts import split_view
 from vitp.records.channels import Channels
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord
 from vitp.records.labels import IGNORE, LabelledImage
@@ -201,7 +202,7 @@ def _shown(source: Source) -> str:
             wide = [
                 one
                 for one in first
-                if not is_scene(one) and not stack.enter_context(open_pixels(one)).is_picture
+                if not is_scene(one) and not stack.enter_context(open_pixels(split_view(one)[0])).is_picture
             ]
     except DataError:
         return ""  # the record's card tells

@@ -15,6 +15,7 @@ from vitp.data.synthesis import change_tasks, ground_tasks, image_tasks, object_
 from vitp.data.synthesis.choosing import one_weighted
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import Facts, Limits, Question, place, scale_box, scale_quad
+from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS
 from vitp.data.synthesis.scoring import (
     AnswerScore,
     boxes_f1,
@@ -149,6 +150,11 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "growth_mm": _in_millimetres(volume_tasks.growth_mm, change=True),
     "growth_mm2": _in_millimetres(volume_tasks.growth_mm2, change=True),
     "growth_ml": _in_millimetres(volume_tasks.growth_ml, change=True),
+    # Asked of pixels, in records of their own: see `pretext_tasks.pretext_records`.
+    **{
+        name: QuestionTask(lambda _facts, _rng: None, exact, needs=lambda _item: False)
+        for name in PRETEXT_TASKS
+    },
 }
 
 
@@ -199,6 +205,7 @@ class SynthesisConfig(Limits):
             times before all others have come once.
         grid_always: Each image that has a grid gets the grid question, as its first.
         neighbours: Slices of a volume on either side that are shown with the one that is asked about.
+        pretext: Tasks that need no labels have weight 1, too; otherwise 0.
 
     Raises:
         ConfigError: A task is unknown or a number is out of range.
@@ -208,6 +215,7 @@ class SynthesisConfig(Limits):
     tasks: Mapping[str, float] = field(default_factory=dict)
     grid_always: bool = False
     neighbours: int = 0
+    pretext: bool = False
 
     def __post_init__(self) -> None:
         for name, weight in self.tasks.items():
@@ -238,7 +246,7 @@ class SynthesisConfig(Limits):
 
     def weight(self, task: str) -> float:
         """Return the weight of a task."""
-        return float(self.tasks.get(task, 1.0))
+        return float(self.tasks.get(task, 1.0 if self.pretext or task not in PRETEXT_TASKS else 0.0))
 
 
 _DUPLICATES = 8

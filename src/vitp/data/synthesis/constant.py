@@ -11,8 +11,10 @@ import numpy as np
 from vitp.data.synthesis.build import QUESTION_TASKS, SynthesisConfig, tasks_asked
 from vitp.data.synthesis.classes import SetClasses, evenly_spaced
 from vitp.data.synthesis.facts import Facts
+from vitp.data.synthesis.pretext_tasks import PLAIN_TASKS, look_at
 from vitp.data.synthesis.scoring import normalised
 from vitp.data.synthesis.volume_facts import VolumeIndex
+from vitp.records.channels import Channels
 from vitp.records.labels import LabelledImage
 
 _LOOKED_AT = 128
@@ -62,6 +64,32 @@ def constant_tasks(
                 continue
             if (question := task.ask(facts, rng)) is not None:
                 answers.setdefault(name, Counter())[normalised(question.answer)] += 1
+    return _constant(answers, items)
+
+
+def constant_pretext(
+    items: Sequence[LabelledImage], channels: Channels | None, config: SynthesisConfig
+) -> dict[str, ConstantTask]:
+    """Return the tasks about an image's own pixels whose answer is the same for nearly every image of a set.
+
+    Args:
+        items: Of the training split; some of them are looked at.
+        channels: What is seen of the set's bands.
+        config: What is to be asked.
+    """
+    tasks = {
+        name: ask for name, ask in PLAIN_TASKS.items() if config.weight(name) > 0 and name not in config.tasks
+    }
+    answers: dict[str, Counter[str]] = {}
+    for place, item in evenly_spaced(items, _LOOKED_AT if tasks else 0):
+        look, rng = look_at(item, channels), np.random.default_rng(place)
+        for name, ask in tasks.items():
+            if look is not None and (question := ask(look, rng)) is not None:
+                answers.setdefault(name, Counter())[question.answer] += 1
+    return _constant(answers, items)
+
+
+def _constant(answers: dict[str, Counter[str]], items: Sequence[LabelledImage]) -> dict[str, ConstantTask]:
     found = {}
     for name, counts in answers.items():
         answer, alike = counts.most_common(1)[0]

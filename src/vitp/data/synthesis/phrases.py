@@ -341,4 +341,42 @@ GROWTH_VOLUME = (
     "Give the change of the {one}'s volume in this slice.", "Measure by how much the {one}'s volume in the slice changed.",
     "Estimate the change of volume of the {one} in the slice.", "What is the difference of the {one}'s volumes in this slice?",
 )
+COLOUR = (
+    "Which colour covers most of the picture?", "What is the dominant colour?", "Name the most frequent colour.",
+    "Which colour do most pixels have?", "What colour is most of the image?", "Which colour prevails?",
+)
+BRIGHTER_HALF = (
+    "Which half is brighter, the {first} or the {second} one?", "Is the {first} or the {second} half brighter?",
+    "Where is the picture brighter: {first} or {second} half?", "Name the brighter half: {first} or {second}.",
+    "Does the {first} or the {second} half hold more light?", "The brighter half: {first} or {second}?",
+)
+TEXTURE_HALF = (
+    "Which half has more texture, the {first} or the {second} one?", "Is there more detail in the {first} or the {second} half?",
+    "Where is more structure: {first} or {second} half?", "Name the half with more texture: {first} or {second}.",
+    "Is the {first} or the {second} half rougher?", "The half with more detail: {first} or {second}?",
+)
+TURNED = (
+    "The second picture is the first one, turned clockwise. By how many degrees?", "By how many degrees clockwise was Image-1 turned to give Image-2?",
+    "How far is the second picture turned clockwise against the first, in degrees?", "Give the clockwise rotation from the first to the second picture in degrees.",
+    "Turning the first picture clockwise gives the second. How many degrees?", "What clockwise angle, in degrees, lies between Image-1 and Image-2?",
+)
+MIRRORED = (
+    "Is the second picture the mirror image of the first?", "Is Image-2 a mirrored copy of Image-1?", "Were left and right exchanged in the second picture?",
+    "Does the second picture show the first one as in a mirror?", "Has the second picture been flipped from left to right?", "Is the copy mirrored?",
+)
+MISSING_PATCH = (
+    "One cell of the {n}×{n} grid is blank. Which row and column?", "Which cell of the {n}×{n} grid is missing?",
+    "Divide the picture into {n}×{n} cells: which one is blank?", "Where is the missing patch on the {n}×{n} grid?",
+    "Name row and column of the blank cell of the {n}×{n} grid.", "A patch of the {n}×{n} grid was taken out. Which one?",
+)
+CROP_PLACE = (
+    "The second picture is a part of the first. Where does it lie?", "From which part of the first picture is the second cut?",
+    "In which ninth of Image-1 does Image-2 lie?", "Where in the first picture is the second one found?",
+    "Locate the second picture in the first.", "Which part of Image-1 does Image-2 show?",
+)
+LARGER_CROP = (
+    "Both pictures are parts of one image. Which shows the larger part?", "Which picture shows more of the scene, the first or the second?",
+    "One picture lies within the other. Which is the larger part, first or second?", "Is the first or the second picture cut from a larger area?",
+    "Which of the two crops covers more: first or second?", "First or second: which crop shows the larger part of the image?",
+)
 # fmt: on
