@@ -71,9 +71,9 @@ def test_unreadable_images_are_known_before_the_first_prediction(
     told: list[Unusable] = []
     real = prediction_files.predict_images
 
-    def checked(*arguments: object) -> object:
+    def checked(*arguments: object, **named: object) -> object:
         assert len(told) == 2
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(prediction_files, "predict_images", checked)
     count, unusable = predict_files(
@@ -102,10 +102,10 @@ def test_what_fails_later_is_left_out_and_what_stops_leaves_nothing(
     real = prediction_files.predict_images
     errors = iter([None, DataError("has gone", where="1.png"), None, None, KeyboardInterrupt()])
 
-    def failing(*arguments: object) -> object:
+    def failing(*arguments: object, **named: object) -> object:
         if (error := next(errors)) is not None:
             raise error
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(prediction_files, "predict_images", failing)
     count, unusable = predict_files(model, images, tmp_path / "out", TestSettings())
