@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -195,6 +196,7 @@ def main() -> None:
                 "clients": chosen.clients,
                 "model": "classification, ViT of 6 layers and width 192, 128 px, patches of 16",
                 "images": "256×256 px PNG",
+                "load_average": round(os.getloadavg()[0], 1),
                 "together": together,
                 "one_by_one": alone,
                 "throughput_together_to_one_by_one": round(ratio, 2),

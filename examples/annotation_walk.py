@@ -32,9 +32,14 @@ def vitp(*words: object) -> None:
         raise SystemExit(f"vitp {words[0]} failed")
 
 
+def name_of(task: dict[str, Any]) -> str:
+    """Return the file name of a task's image, which stands behind `?d=`."""
+    return Path(task["data"]["image"].rpartition("?d=")[2]).name
+
+
 def answer(task: dict[str, Any], truth: dict[str, LabelledImage]) -> dict[str, Any]:
     """Return a task as an annotator leaves it who draws every object: a scene without any is submitted empty."""
-    scene = truth[Path(task["data"]["image"]).name]
+    scene = truth[name_of(task)]
     results = []
     for number, label in enumerate(scene.objects or ()):
         x1, y1, x2, y2 = label.box
@@ -86,7 +91,7 @@ class Annotation:
         folder = self.out / f"{name}-export"
         folder.mkdir()
         for task in chosen:
-            image = Path(task["data"]["image"]).name
+            image = name_of(task)
             taken.add(image)
             shutil.copy(next(path for path in left if path.name == image), folder)
         answers = [answer(task, self.truth) for task in chosen]

@@ -26,12 +26,12 @@ from vitp.records.regions import rasterise
 from vitp.records.tool_shapes import (
     NOTHING_HERE,
     TASK_KEY,
-    about_centre,
+    centred_corners,
     decode_brush,
     decode_cvat_mask,
     ellipse_ring,
     encode_brush,
-    turned_box,
+    rectangle_of,
 )
 
 TOOLS = ("label-studio", "cvat", "coco")
@@ -69,7 +69,7 @@ def found_of(task: str, rng: np.random.Generator, size: tuple[int, int]) -> Pred
         quads = []
         for angle in rng.uniform(0, 360, count):
             (x, y), half = rng.uniform(0.3, 0.7, 2) * size, rng.uniform(2, 12, 2)
-            quads.append(about_centre(x - half[0], y - half[1], x + half[0], y + half[1], float(angle)))
+            quads.append(centred_corners(x - half[0], y - half[1], x + half[0], y + half[1], float(angle)))
         return Prediction(None, torch.tensor(quads, dtype=torch.float32), scores, labels)
     if task == "instance":
         masks = torch.from_numpy(np.stack([blob(rng, height, width) for _ in range(count)]))
@@ -540,7 +540,7 @@ def test_shapes_of_cvat(tmp_path: Path) -> None:
     ship, turned, polygon, ellipse, oil = item.objects or ()
     assert ship.box == (20, 20, 80, 60) and ship.quad is None
     assert turned.box == pytest.approx((70, 30, 90, 70))
-    assert turned_box(turned.quad or ())[2:] == pytest.approx((40, 20, 90))
+    assert rectangle_of(turned.quad or ())[2:] == pytest.approx((40, 20, 90))
     assert polygon.box == (10, 10, 20, 30) and area(as_points(ellipse.polygons[0])) == pytest.approx(
         np.pi * 200
     )
@@ -612,7 +612,7 @@ def test_a_turned_box_of_cvats_coco_is_turned(tmp_path: Path, angle: float) -> N
     (label,) = item.objects or ()
     points = as_points(label.quad or ())
     assert points.mean(0) == pytest.approx((80, 50))
-    assert turned_box(label.quad or ())[2:] == pytest.approx((40, 20, angle % 360))
+    assert rectangle_of(label.quad or ())[2:] == pytest.approx((40, 20, angle % 360))
 
 
 def test_masks_of_cvats_coco_are_objects_and_crowds_of_others_are_not(tmp_path: Path) -> None:

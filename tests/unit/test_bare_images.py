@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +17,13 @@ from PIL import Image
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
+from vitp.data.shards import write_shards
 from vitp.data.synthesis.build import SynthesisConfig
 from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, colour_names, gradients
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.open_pixels import open_pixels
 from vitp.objectives.image_rows import read_image_rows, read_uncompiled
-from vitp.records.instructions import Turn
+from vitp.records.instructions import InstructionRecord, Turn
 
 
 def picture(seed: int, size: tuple[int, int] = (120, 90)) -> np.ndarray:
@@ -84,6 +87,21 @@ def test_values_of_views_are_not_read(tmp_path: Path) -> None:
     Image.fromarray(picture(1)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="view"):
         open_pixels(f"{tmp_path}/a.png#turn=90")
+
+
+def test_shards_hold_views_as_they_are_seen(tmp_path: Path) -> None:
+    array = picture(1)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    record = InstructionRecord(
+        "a@turned", (f"{tmp_path}/a.png#turn=90&mirror=1",), (Turn("<image>\nWhat?", "this"),)
+    )
+    (shard,) = write_shards([record], tmp_path / "shards", "views")
+    with tarfile.open(shard) as archive:
+        name = next(name for name in archive.getnames() if name.endswith(".png"))
+        stored = archive.extractfile(name)
+        assert stored is not None
+        found = np.asarray(Image.open(io.BytesIO(stored.read())))
+    assert np.array_equal(found, np.rot90(array[:, ::-1], -1))
 
 
 # --- folders

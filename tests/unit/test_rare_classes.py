@@ -16,7 +16,7 @@ from vitp.core.errors import ConfigError
 from vitp.data.batches import ShuffledImages, repeat_factors
 from vitp.metrics.results import Target
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.runs.balance import balanced
+from vitp.runs.balance import balanced_classes
 from vitp.runs.finetune_settings import FinetuneConfig
 from vitp.tasks.base import TaskBatch
 from vitp.tasks.classification import ClassificationModel, ClassificationSettings
@@ -211,17 +211,17 @@ def config(**values: Any) -> FinetuneConfig:
 
 def test_a_run_balances_what_its_labels_say() -> None:
     chosen = config(data={"root": "x", "repeat_threshold": 0.4})
-    repeats, _, said = balanced(chosen, "objects", labelled(10), ("car", "tram"))
+    repeats, _, said = balanced_classes(chosen, "objects", labelled(10), ("car", "tram"))
     assert repeats == pytest.approx([2.0] + [1.0] * 9) and said == [
         "1 of 10 images come more often, up to 2.0 times an epoch"
     ]
-    assert balanced(config(), "objects", labelled(4), ("car", "tram")) == (None, config(), [])
+    assert balanced_classes(config(), "objects", labelled(4), ("car", "tram")) == (None, config(), [])
     with pytest.raises(ConfigError, match="only masks say"):
-        balanced(chosen, "semantic", labelled(4), ("car", "tram"))
+        balanced_classes(chosen, "semantic", labelled(4), ("car", "tram"))
     weighed = config(task="classification", head={"class_balance": 0.9, "multi_label": True})
-    _, filled, said = balanced(weighed, "presence", labelled(10), ("car", "tram"))
+    _, filled, said = balanced_classes(weighed, "presence", labelled(10), ("car", "tram"))
     assert filled.head["class_weights"] == pytest.approx(balanced_weights([9, 1], 0.9), abs=1e-6)
     assert said == ["weights of the classes: car 0.28, tram 1.72"]
     twice = config(task="classification", head={"class_balance": 0.9, "class_weights": [1, 2]})
     with pytest.raises(ConfigError, match="a second time"):
-        balanced(twice, "presence", labelled(10), ("car", "tram"))
+        balanced_classes(twice, "presence", labelled(10), ("car", "tram"))

@@ -23,6 +23,7 @@ from pyproj import Transformer
 
 from tests.map_models import PLACES, Brighter, BrightestBand, BrightObjects, channels_of, write_raster
 from tests.serving_toys import Served, png, serving
+from vitp.core.errors import DataError
 from vitp.inference.ask import Assistant
 from vitp.inference.prediction_files import predict_files
 from vitp.models.vision import VisionSettings, VisionTower
@@ -30,6 +31,7 @@ from vitp.runtime.contract import GraphContract
 from vitp.runtime.graph_model import GraphModel
 from vitp.serving.gate import ServerLimits
 from vitp.serving.models import ServedModel, named_sources
+from vitp.serving.refusal import refusal_of
 from vitp.serving.worker import Worker
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
@@ -661,3 +663,21 @@ def ran(words: list[str], served: Served, folder: Path) -> Any:
     if not (files or data):
         return served.client.get(route, headers=headers)
     return served.client.post(route, files=files or None, data=data, headers=headers)
+
+
+def test_a_sentence_names_no_file() -> None:
+    names = {"/srv/root/Mustermann.tif": "the image"}
+    for what, where in (
+        ("doesn't overlap /srv/root/Mustermann.tif", "/srv/root/Mustermann.tif"),
+        ("can't be read (Mustermann.tif is cut off)", None),
+        ("image is damaged", "/srv/root/Mustermann.tif#window=0,0,1,1"),
+    ):
+        refusal = refusal_of(DataError(what, where=where, fix="name it with --out"), names)
+        assert refusal.status_code == 422
+        assert (
+            "Mustermann" not in refusal.detail
+            and "/srv" not in refusal.detail
+            and "--out" not in refusal.detail
+        )
+        assert refusal.detail.startswith("the image ") and "image image" not in refusal.detail
+    assert refusal_of(MemoryError(), names).status_code == 503

@@ -33,7 +33,7 @@ from vitp.studies.space import (
     with_values,
 )
 from vitp.studies.tuning import Tuned, TuneOrder, tune, write_best
-from vitp.studies.tuning_page import table_of, write_page
+from vitp.studies.tuning_page import table_of_trials, write_page
 
 FINETUNE: dict[str, Any] = {"task": "classification", "data": {"root": "somewhere"}}
 SPACE: Space = {
@@ -84,7 +84,7 @@ def test_the_same_seed_makes_the_same_trials_however_often_it_is_called(tmp_path
     assert best is not None and load_config(FinetuneConfig, best).optim.lr == whole.best.values["optim.lr"]
     page = write_page(whole, order(tmp_path / "whole", 14)).read_text()
     assert "What mattered" in page and "never looked at" in page and str(tmp_path) not in page
-    head, rows = table_of(whole)
+    head, rows = table_of_trials(whole)
     assert head == ["trial", "state", "score", *SPACE] and rows[0][0] == str(whole.best.number)
 
 

@@ -84,6 +84,12 @@ _Url: TypeAlias = Annotated[
 ]
 
 
+def _url(url: str, tool: str | None) -> str:
+    if url and tool != "label-studio":
+        raise ConfigError("is for Label Studio alone", where="--image-url", fix="add --for label-studio")
+    return url
+
+
 def predict_command(
     run: TaskRun,
     images: Annotated[list[str], typer.Argument(help="Images, rasters, volumes, or folders of them.")],
@@ -122,11 +128,8 @@ def predict_command(
         print_lines([f"can't be used: {one.image}: {one.reason}"])
 
     model, settings = open_model(run, [*(override or []), *([f"tta={tta}"] if tta else [])])
-    if image_url and tool != "label-studio":
-        raise ConfigError("is for Label Studio alone", where="--image-url", fix="add --for label-studio")
-    options = MapOptions(
-        vector, probabilities, pictures, resolution, mpp, not all_tiles, fmt, tool or "", image_url
-    )
+    seen = (resolution, mpp, not all_tiles, fmt)
+    options = MapOptions(vector, probabilities, pictures, *seen, tool or "", _url(image_url, tool))
     if complete:
         check_complete(model, images, out, settings, later=later, options=options)
         print_lines([f"{out} is complete, there is nothing to resume"])

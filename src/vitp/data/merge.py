@@ -2,10 +2,10 @@
 
 1. **Images** are the same where their content is (equal bytes or pixels at all dates), whatever they are called.
 2. **Labels** of the new set replace those of the old one, kind by kind: what the new set says nothing of stays.
-3. **Splits** of the old set stay. A new image gets that of the images it belongs to (same group, same patient, ground that
-   touches); what belongs to nothing is drawn, groups together.
-4. **Classes** are joined by name, the old ones first. Names that differ in case or blanks alone, and classes that only one
-   of the sets knows, have two readings and are refused.
+3. **Splits** of the old set stay. A new image gets that of the images it belongs to (same group, same patient,
+   ground that touches); what belongs to nothing is drawn, groups together.
+4. **Classes** are joined by name, the old ones first. Names that differ in case or blanks alone, and classes that only
+   one of the sets knows, have two readings and are refused.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.core.reading import parse_json, read_text
 from vitp.data.check_patients import MedicalFiles
 from vitp.data.compile import CompileSummary, compile_set
-from vitp.data.formats.pixel_masks import remapped
 from vitp.data.formats.places import find_places, near_pairs, on_one_plane
 from vitp.data.formats.splits import assign_fractions
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.identical import equal_files, find_equals
+from vitp.data.merge_classes import joined_classes, with_classes
 from vitp.data.synthesis.build import SynthesisConfig
 from vitp.io.images import is_scene
 from vitp.io.parts import base_address
@@ -134,8 +134,8 @@ def merge_sets(
         raise ConfigError("is one of the sets that are read", where=str(out), fix="name another folder")
     first, second = read_compiled(old), read_compiled(new)
     sources = _summary_of(old), _summary_of(new)
-    joined = _joined_classes(first, second, complete=options.complete)
-    second = _with_classes(second, joined)
+    joined = joined_classes(first, second, complete=options.complete)
+    second = with_classes(second, joined)
     work = _Work(first, second, options, sources[0].get("options") or {})
     items, merged = work.items()
     licences = dict.fromkeys(filter(None, (first.licence, second.licence)))
@@ -185,74 +185,6 @@ def _provenance(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     return (
         told | {"merged": {key: before[key] for key in ("old", "new")}} if isinstance(before, dict) else told
     )
-
-
-# --- classes
-
-
-_LISTS = {
-    "object_classes": ("objects", "later_objects"),
-    "scene_classes": ("tags",),
-    "semantic_classes": ("semantic",),
-    "change_classes": ("transition",),
-}
-"""Lists of classes, and the labels that are complete lists of what there is of them."""
-
-
-def _joined_classes(old: LabelledSet, new: LabelledSet, *, complete: bool) -> dict[str, Any]:
-    """Return all lists of classes, the old ones first.
-
-    Raises:
-        DataError: Two names are alike, or a class is known to one set alone.
-    """
-    joined: dict[str, Any] = {}
-    for key, kinds in _LISTS.items():
-        first, second = getattr(old, key), getattr(new, key)
-        for name in second:
-            twin = next((o for o in first if o != name and _plain(o) == _plain(name)), None)
-            if twin is not None:
-                raise DataError(
-                    f'the class "{name}" may be the old set\'s "{twin}", or another one',
-                    where=new.name,
-                    fix="write both alike in the labels, or call one of them otherwise, and compile again",
-                )
-        both = all(
-            any(getattr(item, kind) is not None for item in one.items for kind in kinds) for one in (old, new)
-        )
-        lone = [
-            (one.name, [name for name in own if name not in other])
-            for one, own, other in ((old, first, second), (new, second, first))
-        ]
-        if both and not complete and any(names for _, names in lone):
-            told = " and ".join(f"{', '.join(names)} only in {name}" for name, names in lone if names)
-            raise DataError(
-                f"{key.replace('_', ' ')}: {told}; nobody may have looked for them in the other set, or there are none",
-                where=new.name,
-                fix="--complete says that all were looked for in both; or compile with -o classes=… in both",
-            )
-        joined[key] = (*first, *(name for name in second if name not in first))
-    return joined
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_\-]+", "", name).casefold()
-
-
-def _with_classes(new: LabelledSet, joined: dict[str, Any]) -> LabelledSet:
-    """Return a set whose masks count the classes as the joined lists do."""
-    items = list(new.items)
-    for kind, key in (("semantic", "semantic_classes"), ("transition", "change_classes")):
-        numbers = {own: joined[key].index(name) for own, name in enumerate(getattr(new, key))}
-        if all(own == number for own, number in numbers.items()):
-            continue
-        for place, item in enumerate(items):
-            if getattr(item, kind) is not None:
-                changed: dict[str, Any] = {kind: remapped(getattr(item, kind), numbers, item.id)}
-                items[place] = replace(item, **changed)
-    return replace(new, items=items, **joined)
-
-
-# --- images
 
 
 def _dates(item: LabelledImage) -> tuple[str, ...]:

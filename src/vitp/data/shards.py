@@ -26,7 +26,7 @@ from vitp.data.readers.index import CACHE_ABOVE, LARGEST_ROW, Seen, cache_folder
 from vitp.data.readers.records import RowRecords
 from vitp.io.images import is_scene, load_image
 from vitp.io.part_files import part_bytes
-from vitp.io.parts import FilePart, part_address
+from vitp.io.parts import WHOLE, FilePart, part_address, split_view
 from vitp.io.storage import (
     LocalBytes,
     RemoteBytes,
@@ -328,10 +328,14 @@ def _image(address: str, channels: Channels | None) -> tuple[str, bytes]:
             raise DataError(what, where=address, fix=fix)
         if channels.around:
             address = part_address(address, FilePart(around=channels.around))
-    copied = part_bytes(address)
+    is_view = split_view(address)[1] != WHOLE
+    if is_view and channels is not None:
+        what = "is a turned, mirrored or blanked view of bands, which a shard doesn't hold"
+        raise DataError(what, where=address, fix="train on the folder itself, or leave such questions out")
+    copied = None if is_view else part_bytes(address)
     if copied is not None:
         return copied
-    if is_scene(address):
+    if is_scene(address) or is_view:
         buffer = io.BytesIO()
         load_image(address).save(buffer, "PNG")
         return ".png", buffer.getvalue()

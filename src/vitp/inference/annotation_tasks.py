@@ -36,7 +36,7 @@ from vitp.records.tool_shapes import (
     TASK_KEY,
     encode_brush,
     encode_cvat_mask,
-    turned_box,
+    rectangle_of,
     unturned_box,
 )
 
@@ -222,7 +222,7 @@ class TaskWriter:
             if shape.mask_HW is not None:
                 kind, value = "brushlabels", {"format": "rle", "rle": encode_brush(shape.mask_HW)}
             else:
-                x, y, across, down, degrees = turned_box(shape.quad or _corners(shape.box))
+                x, y, across, down, degrees = rectangle_of(shape.quad or _corners(shape.box))
                 kind, value = "rectanglelabels", {"rotation": round(degrees, 8) % 360}
                 value |= {"x": 100 * x / width, "y": 100 * y / height}
                 value |= {"width": 100 * across / width, "height": 100 * down / height}

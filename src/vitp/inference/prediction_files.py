@@ -351,7 +351,7 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
 
 
 def _doubted(job: _Job, prediction: Prediction) -> Prediction:
-    """Return a prediction with how unsure it is, also of what is too weak to be shown, where tasks are written of it."""
+    """Return a prediction with its doubt, also of what is too weak to be shown, where tasks are written."""
     if not job.options.tool:
         return prediction
     doubt = uncertainty(prediction, multi_label=may_be_several(job.model))

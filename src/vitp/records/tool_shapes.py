@@ -1,7 +1,7 @@
 """Shapes as annotation tools write them: Label Studio's turned rectangles and brushes, CVAT's turned boxes and masks.
 
-Both turn clockwise in the image, in degrees: Label Studio about the upper left corner of the box that isn't turned, CVAT
-about its centre.
+Both turn clockwise in the image, in degrees: Label Studio about the upper left corner of the box that isn't turned,
+CVAT about its centre.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LARGEST_MASK = 1 << 28
 """Pixels of a mask that is decoded."""
 
 
-def turned_box(quad: Sequence[float]) -> tuple[float, float, float, float, float]:
+def rectangle_of(quad: Sequence[float]) -> tuple[float, float, float, float, float]:
     """Return x and y of the first corner, width, height and angle (0 to 360) of a rectangle's corners.
 
     The angle is that from the first corner to the second one. Of corners that are no rectangle the smallest one around
@@ -55,8 +55,8 @@ def _sides(points_42: np.ndarray) -> tuple[float, float]:
     return float(np.hypot(*along)), float(np.hypot(*down))
 
 
-def box_corners(x: float, y: float, width: float, height: float, degrees: float) -> tuple[float, ...]:
-    """Return the corners x1, y1, …, x4, y4 of what `turned_box` gives: turned about the first corner."""
+def turned_corners(x: float, y: float, width: float, height: float, degrees: float) -> tuple[float, ...]:
+    """Return the corners x1, y1, …, x4, y4 of what `rectangle_of` gives: turned about the first corner."""
     turn = np.radians(degrees)
     right, down = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
     first = np.array([x, y])
@@ -65,7 +65,7 @@ def box_corners(x: float, y: float, width: float, height: float, degrees: float)
     )
 
 
-def about_centre(x1: float, y1: float, x2: float, y2: float, degrees: float) -> tuple[float, ...]:
+def centred_corners(x1: float, y1: float, x2: float, y2: float, degrees: float) -> tuple[float, ...]:
     """Return the corners of a box that is turned about its centre."""
     centre, half = np.array([x1 + x2, y1 + y2]) / 2, np.array([x2 - x1, y2 - y1]) / 2
     turn = np.radians(degrees)
@@ -73,13 +73,13 @@ def about_centre(x1: float, y1: float, x2: float, y2: float, degrees: float) -> 
         [-half[0] * np.cos(turn) + half[1] * np.sin(turn), -half[0] * np.sin(turn) - half[1] * np.cos(turn)]
     )
     first = centre + offset
-    return box_corners(float(first[0]), float(first[1]), x2 - x1, y2 - y1, degrees)
+    return turned_corners(float(first[0]), float(first[1]), x2 - x1, y2 - y1, degrees)
 
 
 def unturned_box(quad: Sequence[float]) -> tuple[float, float, float, float, float]:
     """Return x1, y1, x2, y2 of the box that becomes a rectangle when it is turned about its centre, and the angle."""
-    x, y, width, height, degrees = turned_box(quad)
-    centre_x, centre_y = as_points(box_corners(x, y, width, height, degrees)).mean(0).tolist()
+    x, y, width, height, degrees = rectangle_of(quad)
+    centre_x, centre_y = as_points(turned_corners(x, y, width, height, degrees)).mean(0).tolist()
     half_x, half_y = width / 2, height / 2
     return centre_x - half_x, centre_y - half_y, centre_x + half_x, centre_y + half_y, degrees
 

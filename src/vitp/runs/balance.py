@@ -12,7 +12,7 @@ from vitp.tasks.base import LabelKind
 from vitp.tasks.losses import balanced_weights
 
 
-def balanced(
+def balanced_classes(
     config: FinetuneConfig, kind: LabelKind, train: LabelledSet, classes: Sequence[str]
 ) -> tuple[list[float] | None, FinetuneConfig, list[str]]:
     """Return how often each image comes, the configuration with the weights of the classes, and what is to be said.

@@ -55,7 +55,7 @@ Model = Annotated[str, Form(description="Name of a model; may be left out where 
 Upload = Annotated[UploadFile | None, File(description="The image itself.")]
 Kept = Annotated[str | None, Form(description="Id of an image that `/images` has returned.")]
 BelowRoot = Annotated[str | None, Form(description="Its place below the server's root.")]
-Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
+LayerField = Annotated[int | None, Form(description="From 0; the last one by default.")]
 
 
 def make_app(service: Service) -> FastAPI:
@@ -288,7 +288,7 @@ def _add_look(app: FastAPI, service: Service) -> None:
         file: Upload = None,
         image: Kept = None,
         path: BelowRoot = None,
-        layer: Layer = None,
+        layer: LayerField = None,
     ) -> dict[str, Any]:
         served = model_named(service.models, model, any_model, "look at images")
         with ExitStack() as stack:
@@ -308,9 +308,9 @@ def _add_look(app: FastAPI, service: Service) -> None:
         file: Upload = None,
         image: Kept = None,
         path: BelowRoot = None,
-        layer: Layer = None,
+        layer: LayerField = None,
         like: Annotated[str, Form(description="A model whose colours are to be resembled.")] = "",
-        like_layer: Layer = None,
+        like_layer: LayerField = None,
     ) -> Response:
         served = model_named(service.models, model, any_model, "look at images")
         other = (model_named(service.models, like, any_model, "look at images"), like_layer) if like else None

@@ -63,7 +63,8 @@ def read_coco(
     """Read COCO annotations.
 
     A crowd (`iscrowd`) is a difficult object: it is neither learned nor counted, and its place is no background. CVAT
-    calls every mask a crowd; its masks are objects. It keeps a box as it was before it was turned, beside the angle. Ids may be numbers or text. A file without any annotation says nothing of its images.
+    calls every mask a crowd; its masks are objects. It keeps a box as it was before it was turned, beside the angle.
+    Ids may be numbers or text. A file without any annotation says nothing of its images.
 
     Args:
         root: A JSON file, or a folder with JSON files in itself, in `annotations/` or in folders of the
@@ -77,7 +78,8 @@ def read_coco(
         images: Folder of the images, relative to that of the set; by default they are looked for.
         semantic: True: masks of classes, drawn from the outlines, instead of objects; "both": beside them; by default
             objects, unless the file says that it is for segmentation.
-        crowds: What `iscrowd` means: "difficult" objects, or plain "objects"; by default difficult, but for CVAT's masks.
+        crowds: What `iscrowd` means: "difficult" objects, or plain "objects"; by default difficult, but for masks of
+            CVAT.
 
     Raises:
         DataError: A file isn't COCO JSON, a row lacks what it must have, or too many labels can't be used.

@@ -19,7 +19,7 @@ from vitp.data.formats.walk import images_below, parse_label_json, read_label_te
 from vitp.records.geometry import Box, area, as_flat, as_points
 from vitp.records.regions import Rings, outline
 from vitp.records.rle import decode
-from vitp.records.tool_shapes import TASK_KEY, about_centre
+from vitp.records.tool_shapes import TASK_KEY, centred_corners
 
 _WHOLE = re.compile(r"[+-]?\d{1,300}(\.0*)?$")
 
@@ -240,7 +240,7 @@ def _attributes(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_cvat_mask(row: dict[str, Any]) -> bool:
-    """Return whether an annotation is a mask that CVAT wrote: it calls masks crowds, and says whether it is occluded."""
+    """Return whether an annotation is a mask of CVAT, which calls masks crowds and says whether they are occluded."""
     return "occluded" in _attributes(row) and isinstance(row.get("segmentation"), dict)
 
 
@@ -255,7 +255,7 @@ def coco_shape(row: dict[str, Any], size: tuple[int, int]) -> tuple[LabelShape |
     box, wrong = _box(row.get("bbox"))
     turn = _attributes(row).get("rotation")
     if box is not None and not row.get("segmentation") and isinstance(turn, int | float) and turn % 360:
-        return LabelShape(quad=about_centre(*box, turn)), ""
+        return LabelShape(quad=centred_corners(*box, turn)), ""
     rings: Rings = ()
     holes: Rings = ()
     broken = ""

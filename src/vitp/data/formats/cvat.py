@@ -1,7 +1,7 @@
 """CVAT for images 1.1: tags, boxes (turned, too), polygons, ellipses and masks. Tracks of videos are refused.
 
-An `image` without shapes may be empty, or nobody came to it: the file doesn't say. The tag "nothing here" does, and then
-such images are unlabelled; else `-o empty=…` must.
+An `image` without shapes may be empty, or nobody came to it: the file doesn't say. The tag "nothing here" does, and
+then such images are unlabelled; else `-o empty=…` must.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vitp.data.formats.walk import comma_list, read_label_xml, split_of
 from vitp.records.geometry import as_flat
 from vitp.records.labels import LabelledSet
 from vitp.records.regions import outline
-from vitp.records.tool_shapes import NOTHING_HERE, TASK_KEY, about_centre, decode_cvat_mask, ellipse_ring
+from vitp.records.tool_shapes import NOTHING_HERE, TASK_KEY, centred_corners, decode_cvat_mask, ellipse_ring
 
 _HEAD = 1 << 12
 _TRUE = ("1", "true", "True")
@@ -194,7 +194,7 @@ def _box(node: ElementTree.Element, size: _Size) -> LabelShape:
     degrees = _number(node, "rotation", "0") % 360
     if degrees == 0:
         return LabelShape(box=(x1, y1, x2, y2))
-    return LabelShape(quad=about_centre(x1, y1, x2, y2, degrees))
+    return LabelShape(quad=centred_corners(x1, y1, x2, y2, degrees))
 
 
 def _polygon(node: ElementTree.Element, size: _Size) -> LabelShape:

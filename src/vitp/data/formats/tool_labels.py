@@ -1,7 +1,7 @@
 """What annotation tools have in common: how they name images, and what becomes of the labels of one.
 
-Of an image a tool says one of three things: nobody was done with it (it was skipped, or nobody came to it), somebody was
-done and found nothing, or somebody was done and drew something. Only the last two are labels.
+Of an image a tool says one of three things: nobody was done with it (it was skipped, or nobody came to it), somebody
+was done and found nothing, or somebody was done and drew something. Only the last two are labels.
 """
 
 from __future__ import annotations
