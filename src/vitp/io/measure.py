@@ -64,18 +64,14 @@ def measure_channels(
     share = _MOST_PIXELS // len(chosen)
     unread: list[DataError] = []
     for address in chosen:
-        with open_pixels(address) as pixels:
-            check = Channels(channels=tuple(Channel(band=name) for name in unique))
-            check.check_bands(pixels.names, where=pixels.where)
-            windows = _windows(pixels, share, draw)
-            try:
-                read = [pixels.read_quantity(window, unique) for window in windows]
-            except DataError as error:
-                unread.append(error)
-                if lost is None or len(unread) == len(chosen):
-                    raise
-                lost(address, error)
-                continue
+        try:
+            read = _read(address, unique, share, draw)
+        except _UnreadError as error:
+            unread.append(error.error)
+            if lost is None or len(unread) == len(chosen):
+                raise error.error from None
+            lost(address, error.error)
+            continue
         for values_CHW, valid_CHW in read:
             for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
                 part.append(values_HW[valid_HW])
@@ -91,6 +87,27 @@ def measure_channels(
             for name in names
         )
     )
+
+
+class _UnreadError(Exception):
+    """Pixels that can't be read, unlike a file that lacks a band."""
+
+    def __init__(self, error: DataError) -> None:
+        self.error = error
+
+
+def _read(
+    address: str, bands: Sequence[str], share: int, draw: random.Random
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return values and which of them count, of the windows of a file."""
+    with open_pixels(address) as pixels:
+        check = Channels(channels=tuple(Channel(band=name) for name in bands))
+        check.check_bands(pixels.names, where=pixels.where)
+        windows = _windows(pixels, share, draw)
+        try:
+            return [pixels.read_quantity(window, bands) for window in windows]
+        except DataError as error:
+            raise _UnreadError(error) from error
 
 
 def _windows(pixels: Pixels, share: int, draw: random.Random) -> list[Window]:

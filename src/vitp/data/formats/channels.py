@@ -325,7 +325,7 @@ def _scaled(
     declared: BandsFile | None,
     lost: dict[str, DataError],
 ) -> tuple[Channels, str]:
-    """Return the channels with their ranges, and in words where those come from; files that can't be read go to `lost`."""
+    """Return the channels with their ranges, and in words where these come from; damaged files go to `lost`."""
     common, transform = (None, "linear") if declared is None else (declared.range, declared.transform)
     plain: list[Channel] = []
     open_: list[int] = []
