@@ -60,21 +60,7 @@ def measure_channels(
     with open_pixels(addresses[0]) as first:
         names = tuple(first.names[number] for number in first.numbers(bands))
     unique = tuple(dict.fromkeys(names))
-    parts: list[list[np.ndarray]] = [[] for _ in unique]
-    share = _MOST_PIXELS // len(chosen)
-    unread: list[DataError] = []
-    for address in chosen:
-        try:
-            read = _read(address, unique, share, draw)
-        except _UnreadError as error:
-            unread.append(error.error)
-            if lost is None or len(unread) == len(chosen):
-                raise error.error from None
-            lost(address, error.error)
-            continue
-        for values_CHW, valid_CHW in read:
-            for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
-                part.append(values_HW[valid_HW])
+    parts = _values(chosen, unique, draw, lost)
     ranges = {
         name: _range(np.concatenate(part), name, transform, percentiles)
         for name, part in zip(unique, parts, strict=True)
@@ -87,6 +73,30 @@ def measure_channels(
             for name in names
         )
     )
+
+
+def _values(
+    chosen: Sequence[str],
+    bands: Sequence[str],
+    draw: random.Random,
+    lost: Callable[[str, DataError], None] | None,
+) -> list[list[np.ndarray]]:
+    """Return the values that count of each band, file by file."""
+    parts: list[list[np.ndarray]] = [[] for _ in bands]
+    unread = 0
+    for address in chosen:
+        try:
+            read = _read(address, bands, _MOST_PIXELS // len(chosen), draw)
+        except _UnreadError as error:
+            unread += 1
+            if lost is None or unread == len(chosen):
+                raise error.error from None
+            lost(address, error.error)
+            continue
+        for values_CHW, valid_CHW in read:
+            for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
+                part.append(values_HW[valid_HW])
+    return parts
 
 
 class _UnreadError(Exception):

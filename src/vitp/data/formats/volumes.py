@@ -187,10 +187,8 @@ class _Reading:
         return found
 
     def band_names(self) -> tuple[str, ...]:
-        """Return what dataset.json calls the channels; none where some are chosen that aren't the first ones.
-
-        The bands of whole cases, as they are predicted, are numbered: of others the number would be another one.
-        """
+        """Return what dataset.json calls the channels; none where others than the first are chosen, as of whole
+        cases, which are predicted, the numbers would be others."""
         names = () if self.head is None else self.head.band_names
         words = self._words()
         first = [f"{place:04d}" for place in range(min(len(words), len(names)))]
