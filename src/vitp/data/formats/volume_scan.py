@@ -13,6 +13,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import SetBuilder
+from vitp.data.formats.mask_classes import MaskClasses
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.slices import VolumeFacts
 from vitp.data.formats.volume_cases import LabelVolume, VolumeCase
@@ -94,6 +95,28 @@ def _counted(labels_HW: np.ndarray) -> Counter[int]:
 
 
 # --- values that are classes
+
+
+def header_classes(cases: Sequence[VolumeCase]) -> MaskClasses | None:
+    """Return the classes that the masks' own headers name, where all agree; None: they name none.
+
+    Raises:
+        DataError: Two masks call a value by different names.
+    """
+    found: dict[int, str] = {}
+    for label in (label for case in cases for label in case.labels):
+        for name, value, _ in header_segments(str(label.path)):
+            if found.setdefault(value, name) != name:
+                raise DataError(
+                    f"calls the value {value} {name}, another mask calls it {found[value]}",
+                    where=str(label.path),
+                    fix="name the values of all with -o classes=NAME=VALUE,…",
+                )
+    if not found:
+        return None
+    names = ("background", *(found[value] for value in sorted(found)))
+    pairs = ((0, 0), *((value, place) for place, value in enumerate(sorted(found), 1)))
+    return MaskClasses(names, pairs, ("names of the segments from the masks' headers",))
 
 
 def scan_values(

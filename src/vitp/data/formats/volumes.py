@@ -26,7 +26,7 @@ from vitp.data.formats.slices import (
     told_volumes,
 )
 from vitp.data.formats.volume_cases import CaseLayout, VolumeCase, find_cases
-from vitp.data.formats.volume_scan import LabelScan, scan_objects, scan_values
+from vitp.data.formats.volume_scan import LabelScan, header_classes, scan_objects, scan_values
 from vitp.data.formats.walk import comma_list
 from vitp.io.volume_labels import header_segments
 from vitp.records.labels import IGNORE, LabelledSet, ObjectLabel
@@ -170,7 +170,7 @@ class _Reading:
         return named
 
     def _modality(self) -> str:
-        """Return what dataset.json, the words of the channels, or those at the end of the names say; "" where none does."""
+        """Return what dataset.json, the channels, or the ends of names say of the modality; "" where none does."""
         if self.head is not None and self.head.channels:
             return modality_of(self.head.channels)
         if words := self._words():
@@ -187,10 +187,8 @@ class _Reading:
         return found
 
     def band_names(self) -> tuple[str, ...]:
-        """Return what dataset.json calls the channels; none where some are chosen that aren't the first ones.
-
-        The bands of whole cases, as they are predicted, are numbered: of others the number would be another one.
-        """
+        """Return what dataset.json calls the channels; none where others than the first are chosen, as of whole
+        cases, which are predicted, the numbers would be others."""
         names = () if self.head is None else self.head.band_names
         words = self._words()
         first = [f"{place:04d}" for place in range(min(len(words), len(names)))]
@@ -306,7 +304,7 @@ class _Reading:
         elif self.head is not None:
             names, pairs, said = self.head.painted()
             named = MaskClasses(names, pairs, (f"{DATASET_FILE}: names of the values", *said))
-        elif (own := self._header_names()) is not None:
+        elif (own := header_classes(self.layout.cases)) is not None:
             named = own
         elif (root / "classes.txt").is_file():
             named = from_file(root / "classes.txt", colour=False, occurring=counts)
@@ -316,24 +314,6 @@ class _Reading:
         for line in (*named.said, says(named, colour=False)):
             builder.understand(line)
         return named
-
-    def _header_names(self) -> MaskClasses | None:
-        """Return the classes that the masks' own headers name, where all agree."""
-        found: dict[int, str] = {}
-        for case in self.layout.cases:
-            for label in case.labels:
-                for name, value, _ in header_segments(str(label.path)):
-                    if found.setdefault(value, name) != name:
-                        raise DataError(
-                            f"calls the value {value} {name}, another mask calls it {found[value]}",
-                            where=str(label.path),
-                            fix="name the values of all with -o classes=NAME=VALUE,…",
-                        )
-        if not found:
-            return None
-        names = ("background", *(found[value] for value in sorted(found)))
-        pairs = ((0, 0), *((value, place) for place, value in enumerate(sorted(found), 1)))
-        return MaskClasses(names, pairs, ("names of the segments from the masks' headers",))
 
     def _refuse_instances(self) -> None:
         """Refuse values that nobody named and that run to another last one each time: they may be objects."""

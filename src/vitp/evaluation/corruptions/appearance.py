@@ -7,8 +7,8 @@ same noise, only stronger, and clouds grow but never move. Labels stay: what is 
 Lengths of things in the scene are published for an image side of 800 px, and grow with the image (`scaled`). What the
 sensor does (noise, blur, compression) happens pixel by pixel, and doesn't.
 
-All are defined for any number of channels, of bytes or of floating numbers on 0–255: light, veils and clouds are the same in each, noise is its own for each, and
-JPEG compresses channels that aren't three one by one.
+All are defined for any number of channels, of bytes or of floating numbers on 0–255: light, veils and clouds are the
+same in each, noise is its own for each, and JPEG compresses channels that aren't three one by one.
 
 Shapes: H × W pixels, C channels.
 """
