@@ -97,9 +97,8 @@ def convert_model(
     checkpoint = read_checkpoint(source, hints=hints, vision_only=alone, revision=revision)
     if dtype is not None:
         if dtype not in _DTYPES:
-            raise ConfigError(
-                f'there is no type "{dtype}"', where="--dtype", fix=f"choose one of {', '.join(_DTYPES)}"
-            )
+            fix = f"choose one of {', '.join(_DTYPES)}"
+            raise ConfigError(f'there is no type "{dtype}"', where="--dtype", fix=fix)
         checkpoint = checkpoint.cast(_DTYPES[dtype])
     warn_of_licence(checkpoint.vision)
     # Towers in timm's layout, and on their own in ours, are exports: always float32.
